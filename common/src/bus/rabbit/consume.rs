@@ -1,0 +1,280 @@
+//! Subscribes to a queue, again after every loss, and settles what it delivers.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use lapin::Acker;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::super::topology::DEAD;
+use super::super::{BusError, DeadInfo, Delivery, QueueDecl, Settle, Settled, Source};
+use super::link::{Backoff, Link, Up};
+use super::publish::Publisher;
+use super::{convert, declare};
+
+/// Answers held by a reply queue's consumer at most.
+const REPLY_PREFETCH: u16 = 256;
+
+enum What {
+    Queue(QueueDecl),
+    Reply(watch::Sender<Option<String>>),
+}
+
+struct Subscription {
+    channel: Channel,
+    consumer: lapin::Consumer,
+    queue: String,
+}
+
+pub(super) struct RabbitSource {
+    link: Arc<Link>,
+    publisher: Arc<Publisher>,
+    what: What,
+    prefetch: u16,
+    subscription: Option<Subscription>,
+    backoff: Backoff,
+}
+
+impl RabbitSource {
+    pub(super) fn queue(
+        link: Arc<Link>,
+        publisher: Arc<Publisher>,
+        queue: QueueDecl,
+        prefetch: u16,
+    ) -> Self {
+        Self {
+            link,
+            publisher,
+            what: What::Queue(queue),
+            // 0 would mean "no limit" on the wire.
+            prefetch: prefetch.max(1),
+            subscription: None,
+            backoff: Backoff::new(),
+        }
+    }
+
+    pub(super) fn reply(
+        link: Arc<Link>,
+        publisher: Arc<Publisher>,
+    ) -> (Self, watch::Receiver<Option<String>>) {
+        let (sender, receiver) = watch::channel(None);
+        let source = Self {
+            link,
+            publisher,
+            what: What::Reply(sender),
+            prefetch: REPLY_PREFETCH,
+            subscription: None,
+            backoff: Backoff::new(),
+        };
+        (source, receiver)
+    }
+
+    /// The first try. Only what cannot pass by waiting is an error.
+    pub(super) async fn subscribe_if_up(&mut self) -> Result<(), BusError> {
+        let Some(up) = self.link.up_now() else {
+            return Ok(());
+        };
+        match self.subscribe(&up).await {
+            Err(error @ BusError::Mismatch { .. }) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "subscribed on the next connection");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn subscribe(&mut self, up: &Up) -> Result<(), BusError> {
+        let (name, operation, channel) = match &self.what {
+            What::Queue(decl) => {
+                self.link.declare_on(up, decl).await?;
+                let operation = format!("consuming queue `{}`", decl.name);
+                let channel = declare::channel(&up.connection, &operation).await?;
+                (decl.name.clone(), operation, channel)
+            }
+            What::Reply(_) => {
+                let operation = "making a queue for answers".to_owned();
+                let channel = declare::channel(&up.connection, &operation).await?;
+                let options = QueueDeclareOptions {
+                    exclusive: true,
+                    auto_delete: true,
+                    ..QueueDeclareOptions::default()
+                };
+                let call =
+                    channel.queue_declare(ShortString::default(), options, FieldTable::default());
+                let queue = declare::bounded(&operation, call).await?;
+                (queue.name().as_str().to_owned(), operation, channel)
+            }
+        };
+        let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
+        declare::bounded(&operation, qos).await?;
+        let call = channel.basic_consume(
+            declare::short(&name, &operation)?,
+            ShortString::default(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = declare::bounded(&operation, call).await?;
+        if let What::Reply(address) = &self.what {
+            address.send_replace(Some(name.clone()));
+        }
+        tracing::debug!(queue = name, epoch = up.epoch, "subscribed");
+        self.subscription = Some(Subscription {
+            channel,
+            consumer,
+            queue: name,
+        });
+        Ok(())
+    }
+
+    fn unsubscribed(&mut self) {
+        self.subscription = None;
+        if let What::Reply(address) = &self.what {
+            address.send_replace(None);
+        }
+    }
+
+    fn delivery(&mut self, raw: lapin::message::Delivery) -> Option<Delivery> {
+        let subscription = self.subscription.as_ref()?;
+        if !raw.acker.usable() {
+            // Left over from a connection that is gone; the broker delivers it again.
+            return None;
+        }
+        self.backoff.reset();
+        let message = convert::to_message(&raw.properties, raw.data);
+        let dead: Option<DeadInfo> =
+            (subscription.queue == DEAD).then(|| convert::dead_info(&raw.properties));
+        let settle = RabbitSettle {
+            acker: raw.acker,
+            properties: raw.properties,
+            body: message.body.clone(),
+            queue: subscription.queue.clone(),
+            publisher: Arc::clone(&self.publisher),
+            _channel: subscription.channel.clone(),
+        };
+        Some(Delivery::new(
+            message,
+            raw.redelivered,
+            dead,
+            Box::new(settle),
+        ))
+    }
+}
+
+#[async_trait]
+impl Source for RabbitSource {
+    async fn next(&mut self) -> Option<Delivery> {
+        let link = Arc::clone(&self.link);
+        loop {
+            let Some(subscription) = &mut self.subscription else {
+                let up = link.up().await?;
+                let subscribed = tokio::select! {
+                    () = link.stopped() => return None,
+                    subscribed = self.subscribe(&up) => subscribed,
+                };
+                if let Err(error) = subscribed {
+                    tracing::debug!(%error, "not subscribed; trying again");
+                    tokio::select! {
+                        () = link.stopped() => return None,
+                        () = tokio::time::sleep(self.backoff.step()) => {}
+                    }
+                }
+                continue;
+            };
+            let item = tokio::select! {
+                biased;
+                () = link.stopped() => return None,
+                item = subscription.consumer.next() => item,
+            };
+            match item {
+                Some(Ok(raw)) => {
+                    if let Some(delivery) = self.delivery(raw) {
+                        return Some(delivery);
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a subscription ended");
+                    self.unsubscribed();
+                }
+                None => self.unsubscribed(),
+            }
+        }
+    }
+}
+
+struct RabbitSettle {
+    acker: Acker,
+    properties: BasicProperties,
+    body: bytes::Bytes,
+    queue: String,
+    publisher: Arc<Publisher>,
+    /// Keeps the channel open until the last delivery on it is settled.
+    _channel: Channel,
+}
+
+const REQUEUE: BasicNackOptions = BasicNackOptions {
+    multiple: false,
+    requeue: true,
+};
+
+fn settled(result: lapin::Result<bool>) -> Settled {
+    match result {
+        Ok(true) => Settled::Done,
+        Ok(false) => Settled::Lost,
+        Err(error) => {
+            tracing::debug!(%error, "a delivery could not be settled; it will come again");
+            Settled::Lost
+        }
+    }
+}
+
+#[async_trait]
+impl Settle for RabbitSettle {
+    async fn ack(self: Box<Self>) -> Settled {
+        settled(self.acker.ack(BasicAckOptions::default()).await)
+    }
+
+    async fn retry(self: Box<Self>) -> Settled {
+        settled(self.acker.nack(REQUEUE).await)
+    }
+
+    async fn dead(self: Box<Self>, reason: &str) -> Settled {
+        let properties = convert::to_dead(&self.properties, &self.queue, reason);
+        match self.publisher.publish_dead(properties, &self.body).await {
+            Ok(()) => {
+                tracing::warn!(
+                    queue = self.queue,
+                    reason,
+                    id = self
+                        .properties
+                        .message_id()
+                        .as_ref()
+                        .map(ShortString::as_str),
+                    "a message is dead"
+                );
+                self.ack().await
+            }
+            Err(error) => {
+                tracing::warn!(queue = self.queue, reason, %error, "a dead message could not be put away; it goes back to its queue");
+                self.retry().await;
+                Settled::Lost
+            }
+        }
+    }
+
+    fn abandon(self: Box<Self>) {
+        // Without a runtime the process is ending, and the connection with it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                self.retry().await;
+            });
+        }
+    }
+}

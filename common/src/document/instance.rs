@@ -1,0 +1,166 @@
+//! The document of a virtual machine, with its disks and ports inline.
+
+use std::net::Ipv4Addr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{NetworkId, Nonce, PortId, SubnetId},
+    names::{ImageSha256, ImageUrl, InstanceName, MacAddress, ProjectName},
+    units::{DiskGb, MemoryMb, Vcpus},
+};
+
+/// How a virtual machine shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceSpec {
+    /// Name given by its owner; the guest gets it as host name by DHCP.
+    pub name: InstanceName,
+    /// The owner.
+    pub project: ProjectName,
+    /// Whether it shall run.
+    pub power: DesiredPower,
+    /// The last reboot that was asked for. A nonce the host has not carried out yet means: reboot once.
+    #[serde(default)]
+    pub reboot: Option<Reboot>,
+    /// How long a guest may take to power itself off before it is switched off, in seconds.
+    pub stop_timeout_seconds: u32,
+    /// Its size.
+    pub flavor: Flavor,
+    /// Its disks; the first one is the boot disk.
+    pub disks: Vec<InstanceDisk>,
+    /// Its virtual NICs, in the order the guest sees them.
+    pub ports: Vec<InstancePort>,
+}
+
+/// Whether an instance shall run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum DesiredPower {
+    /// It shall run.
+    #[default]
+    Running,
+    /// It shall be powered off; its disks are kept.
+    Stopped,
+}
+
+/// A wish to reboot once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Reboot {
+    /// Chosen by the client; the same nonce twice is one reboot.
+    pub nonce: Nonce,
+    /// Whether the guest is asked first.
+    #[serde(rename = "type")]
+    pub kind: RebootKind,
+}
+
+/// How to reboot, in OpenStack's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum RebootKind {
+    /// Ask the guest through ACPI; switch off what does not obey within `stop_timeout_seconds`.
+    #[default]
+    Soft,
+    /// Switch off and on.
+    Hard,
+}
+
+/// The size of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Flavor {
+    /// Virtual CPUs, at least 1.
+    pub vcpus: Vcpus,
+    /// Memory in MiB, at least 1.
+    pub memory_mb: MemoryMb,
+    /// Size of the root disk in GiB, at least 1.
+    pub disk_gb: DiskGb,
+}
+
+/// An image by location and content.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct ImageRef {
+    /// Where to fetch it.
+    pub url: ImageUrl,
+    /// What it must contain.
+    pub sha256: ImageSha256,
+    /// Its format: a stated fact, never probed.
+    pub format: ImageFormat,
+}
+
+/// Formats of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ImageFormat {
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+    /// The bare bytes of the disk.
+    Raw,
+}
+
+impl ImageFormat {
+    /// The name `qemu-img` and libvirt use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+/// One disk of an instance, made with it and deleted with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceDisk {
+    /// Position: 0 is the boot disk, and the guest's first virtio disk.
+    pub index: u8,
+    /// Its size in GiB.
+    pub size_gb: DiskGb,
+    /// How it is stored on the host.
+    pub format: DiskFormat,
+    /// What is on it at first.
+    pub source: DiskSource,
+}
+
+/// How a disk is stored on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum DiskFormat {
+    /// A qcow2 overlay over the cached image.
+    Qcow2,
+}
+
+/// What is on a disk at first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSource {
+    /// The content of an image.
+    Image(ImageRef),
+}
+
+/// One virtual NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstancePort {
+    /// The port.
+    pub id: PortId,
+    /// The network it is plugged into.
+    pub network_id: NetworkId,
+    /// Its Ethernet address.
+    pub mac_address: MacAddress,
+    /// The addresses DHCP gives it.
+    pub fixed_ips: Vec<FixedIp>,
+    /// Largest packet in bytes.
+    pub mtu: u16,
+}
+
+/// An address of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct FixedIp {
+    /// The subnet the address belongs to.
+    pub subnet_id: SubnetId,
+    /// The address.
+    pub ip_address: Ipv4Addr,
+}

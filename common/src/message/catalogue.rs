@@ -1,0 +1,121 @@
+//! All messages in one table: what `docs/messages.md` is generated from, and what the golden fingerprints guard.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use sha2::{Digest, Sha256};
+
+use super::{
+    heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
+    report::{REPORT_TYPE, REPORT_VERSION, Report},
+    request::{
+        HostDisable, HostEnable, HostList, HostShow, InstanceCreate, InstanceDelete, InstanceList,
+        InstanceReboot, InstanceShow, InstanceStart, InstanceStop, Method, NetworkCreate,
+        NetworkDelete, NetworkList, Reply,
+    },
+};
+use crate::document::{DOCUMENT_VERSION, Document, Kind};
+
+/// One message: where it goes, what its `type` and version are, and the JSON Schema of its body.
+#[derive(Debug, Clone)]
+pub struct MessageType {
+    /// The AMQP property `type`.
+    pub name: String,
+    /// The header `x-berth-version`.
+    pub version: u32,
+    /// Where it is sent.
+    pub route: Route,
+    /// The body.
+    pub body: Schema,
+    /// The body of the reply, of requests.
+    pub reply: Option<Schema>,
+}
+
+/// Where a message is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To queue `scheduler`, from clients.
+    Request,
+    /// To queue `compute.<host>`, from the scheduler.
+    Document,
+    /// To topic `report.<host id>`, from agents.
+    Report,
+    /// To topic `heartbeat.<host id>`, from agents.
+    Heartbeat,
+}
+
+impl MessageType {
+    /// SHA-256 over everything a peer can notice of this message, in hex.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let text = serde_json::json!({
+            "name": self.name, "version": self.version, "body": self.body, "reply": self.reply,
+        })
+        .to_string();
+        Sha256::digest(text.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+/// The `type` property of the document of a kind: `document.instance` and so on.
+#[must_use]
+pub fn document_type(kind: Kind) -> String {
+    format!("document.{kind}")
+}
+
+/// Every message there is.
+#[must_use]
+pub fn all() -> Vec<MessageType> {
+    let mut types = vec![
+        request::<InstanceCreate>(),
+        request::<InstanceDelete>(),
+        request::<InstanceStart>(),
+        request::<InstanceStop>(),
+        request::<InstanceReboot>(),
+        request::<InstanceShow>(),
+        request::<InstanceList>(),
+        request::<NetworkCreate>(),
+        request::<NetworkDelete>(),
+        request::<NetworkList>(),
+        request::<HostList>(),
+        request::<HostShow>(),
+        request::<HostEnable>(),
+        request::<HostDisable>(),
+    ];
+    types.push(MessageType {
+        name: "document.<kind>".to_owned(),
+        version: DOCUMENT_VERSION,
+        route: Route::Document,
+        body: schema::<Document>(),
+        reply: None,
+    });
+    types.push(MessageType {
+        name: REPORT_TYPE.to_owned(),
+        version: REPORT_VERSION,
+        route: Route::Report,
+        body: schema::<Report>(),
+        reply: None,
+    });
+    types.push(MessageType {
+        name: HEARTBEAT_TYPE.to_owned(),
+        version: HEARTBEAT_VERSION,
+        route: Route::Heartbeat,
+        body: schema::<Heartbeat>(),
+        reply: None,
+    });
+    types
+}
+
+fn request<M: Method>() -> MessageType {
+    MessageType {
+        name: M::NAME.to_owned(),
+        version: M::VERSION,
+        route: Route::Request,
+        body: schema::<M>(),
+        reply: Some(schema::<Reply<M::Reply>>()),
+    }
+}
+
+fn schema<T: JsonSchema>() -> Schema {
+    SchemaGenerator::new(SchemaSettings::draft2020_12()).into_root_schema_for::<T>()
+}

@@ -1,0 +1,160 @@
+//! Reports: what an agent says of the documents it has.
+//!
+//! Topic `report.<host id>`. A report is a statement of fact, newest wins: `(session, sequence)` orders the
+//! reports of a host, and an older one than already seen is ignored.
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    document::DocumentKey,
+    ids::{HostId, Nonce},
+    names::HostName,
+    units::Generation,
+};
+
+/// The `type` property of a report.
+pub const REPORT_TYPE: &str = "report";
+/// The version of reports (`x-berth-version`).
+pub const REPORT_VERSION: u32 = 1;
+
+/// The state of some of a host's documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// The host.
+    pub host_id: HostId,
+    /// Its name.
+    pub host: HostName,
+    /// How often this agent has started: counts up with each start.
+    pub session: u64,
+    /// Counts up within a session.
+    pub sequence: u64,
+    /// The documents whose state is told, at most 100 in a report.
+    pub resources: Vec<ResourceReport>,
+}
+
+/// The state of one document on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResourceReport {
+    /// The resource.
+    #[serde(flatten)]
+    pub key: DocumentKey,
+    /// The generation this state is about.
+    pub generation: Generation,
+    /// How far the host is.
+    pub status: ConvergeStatus,
+    /// What the agent is busy with, for people.
+    #[serde(default)]
+    pub progress: Option<String>,
+    /// What went wrong, if anything did.
+    #[serde(default)]
+    pub fault: Option<Fault>,
+    /// Of instances: what the hypervisor says.
+    #[serde(default)]
+    pub power_state: Option<PowerState>,
+    /// Of instances: the last reboot that was carried out.
+    #[serde(default)]
+    pub reboot_nonce: Option<Nonce>,
+    /// When the agent looked.
+    pub observed_at: DateTime<Utc>,
+}
+
+/// How far a host is with a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ConvergeStatus {
+    /// At work on it, or waiting to try again.
+    Converging,
+    /// It is as the document says.
+    Converged,
+    /// It cannot be made so; `fault` says why. A new generation is tried anew.
+    Failed,
+    /// A tombstone was carried out: nothing of the resource is left on the host.
+    Gone,
+}
+
+impl ConvergeStatus {
+    /// The name on the wire and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Converging => "converging",
+            Self::Converged => "converged",
+            Self::Failed => "failed",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// Why something failed, for the owner of the resource.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Fault {
+    /// The reason, for programs.
+    pub code: FaultCode,
+    /// The reason, for people.
+    pub message: String,
+}
+
+/// Reasons for failing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum FaultCode {
+    /// No host had room, or none was up and enabled.
+    NoValidHost,
+    /// The image could not be fetched.
+    ImageUnreachable,
+    /// The image's content is not what its sha256 says.
+    ImageChecksum,
+    /// The image is not acceptable: a backing file, an external data file, another format, too large a disk.
+    ImageRefused,
+    /// The host has no space left.
+    DiskFull,
+    /// The network could not be built on the host.
+    Network,
+    /// libvirt or QEMU refused.
+    Hypervisor,
+    /// Something that berth did not make is in the way.
+    ForeignObject,
+    /// This version of the agent cannot act on the document.
+    Unsupported,
+    /// A fault of berth itself; the host's log has the rest.
+    Internal,
+}
+
+/// What the hypervisor says of a guest; Nova's `power_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum PowerState {
+    /// Nothing is known, or there is no domain.
+    #[default]
+    Nostate,
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It is powered off.
+    Shutdown,
+    /// It crashed.
+    Crashed,
+    /// It sleeps.
+    Suspended,
+}
+
+impl PowerState {
+    /// The name on the wire and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nostate => "nostate",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Shutdown => "shutdown",
+            Self::Crashed => "crashed",
+            Self::Suspended => "suspended",
+        }
+    }
+}

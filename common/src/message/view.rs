@@ -1,0 +1,293 @@
+//! What replies show: instances, networks and hosts as they are now.
+
+use std::net::Ipv4Addr;
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    heartbeat::{ForeignDomain, PartHealth},
+    report::{Fault, PowerState},
+};
+use crate::{
+    document::{DesiredPower, FixedIp, Flavor, ImageRef, NetworkType},
+    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
+    names::{Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName},
+    units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
+};
+
+/// An instance as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceView {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: InstanceName,
+    /// Its owner.
+    pub project: ProjectName,
+    /// In which part of its life it is.
+    pub vm_state: VmState,
+    /// What is being done to it, if anything.
+    pub task_state: Option<TaskState>,
+    /// What the hypervisor last said.
+    pub power_state: PowerState,
+    /// What its owner wants.
+    pub desired_power: DesiredPower,
+    /// What berth is busy with, for people ("downloading the image, 40 %").
+    pub progress: Option<String>,
+    /// Why it is in error, if it is.
+    pub fault: Option<Fault>,
+    /// The hypervisor it is on.
+    pub host: Option<HostName>,
+    /// The id of that hypervisor.
+    pub host_id: Option<HostId>,
+    /// Its size.
+    pub flavor: Flavor,
+    /// What its boot disk was made from.
+    pub image: ImageRef,
+    /// Its ports.
+    pub ports: Vec<PortView>,
+    /// The version of what is wanted of it; 0 before it has a host.
+    pub generation: Generation,
+    /// The version its host last confirmed.
+    pub observed_generation: Generation,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When anything of it last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// In which part of its life an instance is; Nova's `vm_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum VmState {
+    /// It has not run yet.
+    Building,
+    /// It runs.
+    Active,
+    /// It is powered off.
+    Stopped,
+    /// Something failed; `fault` says what.
+    Error,
+    /// It is gone.
+    Deleted,
+}
+
+impl VmState {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Building => "building",
+            Self::Active => "active",
+            Self::Stopped => "stopped",
+            Self::Error => "error",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// What is being done to an instance; Nova's `task_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum TaskState {
+    /// It is being built on its host.
+    Spawning,
+    /// It is being powered on.
+    PoweringOn,
+    /// It is being powered off.
+    PoweringOff,
+    /// It is being rebooted.
+    Rebooting,
+    /// It is being deleted.
+    Deleting,
+}
+
+impl TaskState {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Spawning => "spawning",
+            Self::PoweringOn => "powering_on",
+            Self::PoweringOff => "powering_off",
+            Self::Rebooting => "rebooting",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// A port of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortView {
+    /// Its id.
+    pub id: PortId,
+    /// Its network.
+    pub network_id: NetworkId,
+    /// Its network's name; null once the network is deleted.
+    pub network: Option<NetworkName>,
+    /// Its Ethernet address.
+    pub mac_address: MacAddress,
+    /// Its addresses.
+    pub fixed_ips: Vec<FixedIp>,
+}
+
+/// A network with its subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkView {
+    /// Its id.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: NetworkName,
+    /// Its owner.
+    pub project: ProjectName,
+    /// How it is built.
+    pub network_type: NetworkType,
+    /// Largest packet in bytes.
+    pub mtu: u16,
+    /// The subnet's id.
+    pub subnet_id: SubnetId,
+    /// The subnet's addresses.
+    pub cidr: Cidr,
+    /// The router's address in it.
+    pub gateway_ip: Option<Ipv4Addr>,
+    /// The DHCP server's address in it.
+    pub dhcp_ip: Ipv4Addr,
+    /// Name servers handed to guests.
+    pub dns_nameservers: Vec<Ipv4Addr>,
+    /// How many ports it has.
+    pub ports: u64,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A hypervisor as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostView {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: HostName,
+    /// Whether it gets new instances.
+    pub status: HostStatus,
+    /// Why it is disabled, if somebody said.
+    pub disabled_reason: Option<String>,
+    /// Whether its heartbeats arrive.
+    pub state: HostState,
+    /// Seconds since its last heartbeat; null: none since this scheduler started.
+    pub last_heartbeat_seconds: Option<u64>,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// What runs guests there: `kvm` or `qemu`.
+    pub virt_type: String,
+    /// Its processor architecture, in libvirt's words.
+    pub arch: String,
+    /// How its parts are.
+    pub health: Vec<PartHealth>,
+    /// Row `(total)`: what exists.
+    pub total: Resources,
+    /// Kept for the host itself.
+    pub reserved: Resources,
+    /// How much of each is promised for each unit that exists.
+    pub allocation_ratios: AllocationRatios,
+    /// `(total − reserved) × ratio`: the most that is ever claimed.
+    pub capacity: Resources,
+    /// Row `(used_now)`: measured on the host.
+    pub used_now: Resources,
+    /// Row `(used_max)`: claimed by instances, plus what foreign domains take.
+    pub used_max: Resources,
+    /// One row for each project with claims here.
+    pub projects: Vec<ProjectUsage>,
+    /// Domains on the host that berth did not make and never touches.
+    pub foreign_domains: Vec<ForeignDomain>,
+    /// How many instances have a claim here.
+    pub instances: u64,
+}
+
+/// What one project has claimed on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProjectUsage {
+    /// The project.
+    pub project: ProjectName,
+    /// The sum of its claims there.
+    pub claimed: Resources,
+}
+
+/// Whether a host gets new instances; Nova's service `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum HostStatus {
+    /// It does.
+    Enabled,
+    /// It does not.
+    Disabled,
+}
+
+/// Whether a host's heartbeats arrive; Nova's service `state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum HostState {
+    /// They do.
+    Up,
+    /// They do not.
+    Down,
+}
+
+/// An amount of everything that placement counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Resources {
+    /// CPUs.
+    pub vcpus: Vcpus,
+    /// Memory in MiB.
+    pub memory_mb: MemoryMb,
+    /// Disk in GiB.
+    pub disk_gb: DiskGb,
+}
+
+impl Resources {
+    /// Part by part, bounded by 64 bits.
+    #[must_use]
+    pub fn saturating_add(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.saturating_add(other.vcpus),
+            memory_mb: self.memory_mb.saturating_add(other.memory_mb),
+            disk_gb: self.disk_gb.saturating_add(other.disk_gb),
+        }
+    }
+
+    /// Part by part, not below zero.
+    #[must_use]
+    pub fn saturating_sub(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.saturating_sub(other.vcpus),
+            memory_mb: self.memory_mb.saturating_sub(other.memory_mb),
+            disk_gb: self.disk_gb.saturating_sub(other.disk_gb),
+        }
+    }
+}
+
+impl From<Flavor> for Resources {
+    fn from(flavor: Flavor) -> Self {
+        Self {
+            vcpus: flavor.vcpus,
+            memory_mb: flavor.memory_mb,
+            disk_gb: flavor.disk_gb,
+        }
+    }
+}
+
+/// How much of each resource may be claimed for each unit that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AllocationRatios {
+    /// `cpu_allocation_ratio`.
+    pub cpu: AllocationRatio,
+    /// `ram_allocation_ratio`.
+    pub ram: AllocationRatio,
+    /// `disk_allocation_ratio`.
+    pub disk: AllocationRatio,
+}

@@ -1,0 +1,412 @@
+//! Names people give to things, and other short texts with a grammar.
+//!
+//! A name ends up in file names, DHCP leases, XML and terminals. So the grammar admits only what is harmless in
+//! all of them, and a name that does not fit is refused where it enters.
+
+use std::{borrow::Cow, fmt, net::Ipv4Addr, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// A text did not follow the grammar of its type.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {expected}; got {got:?}")]
+pub struct InvalidText {
+    /// What was read.
+    pub what: &'static str,
+    /// What would be right.
+    pub expected: &'static str,
+    /// What was found, cut to a readable length.
+    pub got: String,
+}
+
+fn invalid(what: &'static str, expected: &'static str, got: &str) -> InvalidText {
+    InvalidText {
+        what,
+        expected,
+        got: got.chars().take(80).collect(),
+    }
+}
+
+macro_rules! text_types {
+    ($($(#[$doc:meta])* $name:ident, $what:literal, $expected:literal, pattern $pattern:literal, $valid:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidText;
+            fn try_from(text: String) -> Result<Self, InvalidText> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(&text) { Ok(Self(text)) } else { Err(invalid($what, $expected, &text)) }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidText;
+            fn from_str(text: &str) -> Result<Self, InvalidText> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", self.0)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> Cow<'static, str> {
+                Cow::Borrowed(stringify!($name))
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern })
+            }
+        }
+    )*};
+}
+
+/// One DNS label: letters, digits and inner hyphens, at most 63.
+fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_word(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric())
+}
+
+text_types! {
+    /// Name of an instance; also its host name inside its network, hence one DNS label.
+    InstanceName, "an instance name",
+        "must be 1 to 63 letters, digits and hyphens, with no hyphen at either end (it becomes the guest's host name)",
+        pattern "^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$", is_label;
+    /// Name of a network, unique in its project.
+    NetworkName, "a network name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a project, the owner of resources.
+    ProjectName, "a project name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Host name of a hypervisor: a label for people and the name of its queue; its identity is a `HostId`.
+    HostName, "a host name",
+        "must be a DNS name: labels of letters, digits and hyphens joined by dots, at most 200 characters",
+        pattern "^[A-Za-z0-9-]{1,63}(\\.[A-Za-z0-9-]{1,63})*$",
+        |text| text.len() <= 200 && text.split('.').all(is_label);
+    /// SHA-256 of an image, in lower-case hex: the identity of its content.
+    ImageSha256, "an image's sha256",
+        "must be 64 lower-case hexadecimal digits, as `sha256sum` prints them",
+        pattern "^[0-9a-f]{64}$",
+        |text| text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    /// Where an image is fetched from.
+    ImageUrl, "an image URL",
+        "must be file:///absolute/path, http://… or https://…, of at most 2048 printable characters without spaces",
+        pattern "^(file:///|https?://)[!-~]+$",
+        |text| text.len() <= 2048
+            && text.bytes().all(|byte| byte.is_ascii_graphic())
+            && ["file:///", "http://", "https://"].iter().any(|scheme| {
+                text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())
+            });
+}
+
+impl Default for ProjectName {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+/// A 48-bit Ethernet address of one interface: never multicast, never all zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    const EXPECTED: &'static str = "must be six hexadecimal pairs with colons, of one interface (the first octet is even), like 52:54:00:12:34:56";
+
+    /// The address with these octets.
+    ///
+    /// # Errors
+    /// Multicast addresses (odd first octet) and the zero address are refused.
+    pub fn from_octets(octets: [u8; 6]) -> Result<Self, InvalidText> {
+        if octets[0] & 1 == 1 || octets == [0; 6] {
+            let text = octets.map(|octet| format!("{octet:02x}")).join(":");
+            return Err(invalid("a MAC address", Self::EXPECTED, &text));
+        }
+        Ok(Self(octets))
+    }
+
+    /// A locally administered address derived from a seed, in QEMU's usual range `52:54:00`.
+    #[must_use]
+    pub fn derived(seed: &[u8]) -> Self {
+        let digest = Sha256::digest(seed);
+        Self([0x52, 0x54, 0x00, digest[0], digest[1], digest[2]])
+    }
+
+    /// The six octets.
+    #[must_use]
+    pub const fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = InvalidText;
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
+        let refuse = || invalid("a MAC address", Self::EXPECTED, text);
+        let mut octets = [0_u8; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2)
+                .ok_or_else(refuse)?;
+            if !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(refuse());
+            }
+            *octet = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
+        }
+        if parts.next().is_some() {
+            return Err(refuse());
+        }
+        Self::from_octets(octets)
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = InvalidText;
+    fn try_from(text: String) -> Result<Self, InvalidText> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> String {
+        mac.to_string()
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.map(|octet| format!("{octet:02x}")).join(":"))
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl JsonSchema for MacAddress {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        Cow::Borrowed("MacAddress")
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^([0-9a-f]{2}:){5}[0-9a-f]{2}$", "description": "unicast MAC address" })
+    }
+}
+
+/// An IPv4 subnet by its network address, like `10.0.0.0/24`; a prefix of 8 to 29 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr(ipnet::Ipv4Net);
+
+impl Cidr {
+    /// The network as `ipnet` sees it.
+    #[must_use]
+    pub const fn net(self) -> ipnet::Ipv4Net {
+        self.0
+    }
+
+    /// Whether the address can belong to one machine of this subnet.
+    #[must_use]
+    pub fn is_host_address(self, address: Ipv4Addr) -> bool {
+        self.0.contains(&address) && address != self.0.network() && address != self.0.broadcast()
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = InvalidText;
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
+        const EXPECTED: &str = "must be an IPv4 network address with a prefix of 8 to 29 bits and no host bits set, like 10.0.0.0/24";
+        let refuse = || invalid("a subnet's CIDR", EXPECTED, text);
+        let net: ipnet::Ipv4Net = text.parse().map_err(|_| refuse())?;
+        let usable = !net.network().is_multicast()
+            && !net.network().is_loopback()
+            && !net.network().is_unspecified();
+        if net.trunc() != net || !(8..=29).contains(&net.prefix_len()) || !usable {
+            return Err(refuse());
+        }
+        Ok(Self(net))
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = InvalidText;
+    fn try_from(text: String) -> Result<Self, InvalidText> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> String {
+        cidr.to_string()
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.to_string())
+    }
+}
+
+impl fmt::Debug for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl JsonSchema for Cidr {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        Cow::Borrowed("Cidr")
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9.]+/[0-9]+$", "description": "IPv4 subnet, prefix 8 to 29" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_shell_or_xml_characters_are_refused() {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "a b",
+            "a;reboot",
+            "<b/>",
+            "a&b",
+            "$(id)",
+            "../x",
+            "a\n",
+            "é",
+            &"x".repeat(64),
+        ] {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad:?}");
+        }
+        for good in ["web-1", "A", "0", &"x".repeat(63)] {
+            assert!(good.parse::<InstanceName>().is_ok(), "{good:?}");
+        }
+        let error = serde_json::from_str::<InstanceName>("\"<x>\"")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("an instance name must be 1 to 63 letters"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn only_addresses_of_one_interface_are_mac_addresses() {
+        for bad in [
+            "",
+            "52:54:00:00:00",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "52-54-00-00-00-01",
+            "+2:54:00:00:00:01",
+        ] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
+        }
+        assert_eq!(
+            "52:54:00:AB:cd:01"
+                .parse::<MacAddress>()
+                .unwrap()
+                .to_string(),
+            "52:54:00:ab:cd:01"
+        );
+    }
+
+    #[test]
+    fn cidrs_name_whole_networks() {
+        for bad in [
+            "10.0.0.1/24",
+            "10.0.0.0/30",
+            "10.0.0.0",
+            "0.0.0.0/0",
+            "224.0.0.0/8",
+            "127.0.0.0/8",
+            "fe80::/64",
+        ] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+        let cidr: Cidr = "10.0.0.0/29".parse().unwrap();
+        assert!(cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 6)));
+        assert!(!cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 7)));
+        assert!(!cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 0)));
+    }
+
+    #[test]
+    fn image_urls_are_files_or_http() {
+        for bad in [
+            "",
+            "file://relative",
+            "file:///",
+            "ftp://x/y",
+            "http://",
+            "file:///a b",
+            "rbd:pool",
+        ] {
+            assert!(bad.parse::<ImageUrl>().is_err(), "{bad}");
+        }
+        for good in ["file:///a/b.qcow2", "https://example.org/x"] {
+            assert!(good.parse::<ImageUrl>().is_ok(), "{good}");
+        }
+    }
+}

@@ -1,0 +1,1278 @@
+//! What the bus promises, each law written once and held by both implementations: RabbitMQ and
+//! the one in this process.
+//!
+//! A law knows only the [`Bus`] trait and a [`Harness`] that can do what happens to brokers.
+//! The RabbitMQ tests need a broker of their own; without one they fail, they never skip.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use berth_common::bus::topology::{Consumers, DEAD, QueueKind};
+use berth_common::bus::{
+    Bus, BusError, BusHealth, Consumer, Delivery, Faults, LocalBroker, MAX_MESSAGE_BYTES, Message,
+    PublishError, QueueDecl, RabbitBus, RabbitConfig, RpcClient, RpcError, Settled, Target, Unfit,
+    heartbeat_key, report_key,
+};
+use tokio::sync::RwLock;
+use tokio::time::timeout;
+
+/// How long anything may take before a law is broken. Generous: brokers share busy machines.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long a publish waits in these tests.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What happens to brokers and connections.
+#[async_trait]
+trait Harness: Send + Sync {
+    /// A new connection.
+    async fn bus(&self) -> Arc<dyn Bus>;
+    /// A new connection whose publishes give up soon.
+    async fn hasty_bus(&self) -> Arc<dyn Bus>;
+    /// All connections die, as those of killed processes do.
+    async fn crash_connections(&self);
+    /// Puts a message in a queue as a foreign client can: any size, properties missing.
+    async fn inject(&self, queue: &str, message: Message);
+    async fn stop_broker(&self);
+    async fn start_broker(&self);
+    async fn delete_vhost(&self);
+    async fn create_vhost(&self);
+    /// Cleans up.
+    async fn end(&self);
+}
+
+// Helpers.
+
+fn queue(name: &str) -> QueueDecl {
+    QueueDecl::quorum(name, Consumers::SingleActive)
+}
+
+fn shared_queue(name: &str) -> QueueDecl {
+    QueueDecl::quorum(name, Consumers::Shared)
+}
+
+fn number(n: u32) -> Message {
+    Message::new("test.number", 1, "bus-laws", &n).unwrap()
+}
+
+async fn send(bus: &Arc<dyn Bus>, queue: &str, n: u32) {
+    bus.publish(Target::queue(queue), number(n)).await.unwrap();
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    timeout(LIMIT, consumer.next())
+        .await
+        .unwrap_or_else(|_| panic!("nothing came from {}", consumer.queue()))
+        .expect("the bus was closed")
+}
+
+async fn next_number(consumer: &mut Consumer) -> (u32, Delivery) {
+    let delivery = next(consumer).await;
+    (delivery.message.decode().unwrap(), delivery)
+}
+
+/// Takes and acknowledges until this number comes; redeliveries of earlier ones are fine.
+async fn take_until(consumer: &mut Consumer, wanted: u32) {
+    loop {
+        let (n, delivery) = next_number(consumer).await;
+        delivery.ack().await;
+        if n == wanted {
+            return;
+        }
+    }
+}
+
+async fn wait_health(bus: &Arc<dyn Bus>, what: &str, is: impl Fn(&BusHealth) -> bool) {
+    let mut health = bus.health();
+    let last = health.clone();
+    timeout(LIMIT, health.wait_for(is))
+        .await
+        .unwrap_or_else(|_| panic!("never {what}; last: {}", last.borrow().clone()))
+        .unwrap();
+}
+
+async fn wait_connected(bus: &Arc<dyn Bus>) {
+    wait_health(bus, "connected", BusHealth::is_connected).await;
+}
+
+async fn wait_depth(bus: &Arc<dyn Bus>, queue: &str, wanted: Option<u64>) {
+    let begin = Instant::now();
+    loop {
+        let depth = bus.queue_depth(queue).await.unwrap();
+        if depth == wanted {
+            return;
+        }
+        assert!(
+            begin.elapsed() < LIMIT,
+            "{queue} has {depth:?} messages, never {wanted:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Publishes again and again until a queue takes it: what every sender does.
+async fn send_persistently(bus: &Arc<dyn Bus>, queue: &str, n: u32) {
+    let begin = Instant::now();
+    loop {
+        match bus.publish(Target::queue(queue), number(n)).await {
+            Ok(()) => return,
+            Err(error) => {
+                assert!(error.retryable(), "{error}");
+                assert!(begin.elapsed() < LIMIT, "never sent: {error}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn dead_letters(bus: &Arc<dyn Bus>) -> Consumer {
+    bus.consume(&QueueDecl::dead(), 10).await.unwrap()
+}
+
+// The laws.
+
+async fn messages_arrive_in_order_with_all_properties(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut consumer = bus.consume(&queue("order"), 10).await.unwrap();
+    wait_connected(&bus).await;
+    wait_depth(&bus, "order", Some(0)).await;
+    let mut full = number(0);
+    full.correlation_id = Some("corr".into());
+    full.reply_to = Some("amq.gen-x".into());
+    full.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
+    full.expiration = Some(Duration::from_secs(600));
+    bus.publish(Target::queue("order"), full.clone())
+        .await
+        .unwrap();
+    for n in 1..50 {
+        send(&bus, "order", n).await;
+    }
+    let first = next(&mut consumer).await;
+    assert!(!first.redelivered);
+    // AMQP timestamps are whole seconds.
+    let mut got = first.message.clone();
+    assert_eq!(
+        got.timestamp.unwrap().timestamp(),
+        full.timestamp.unwrap().timestamp()
+    );
+    got.timestamp = full.timestamp;
+    assert_eq!(got, full);
+    first.ack().await;
+    for n in 1..50 {
+        let (got, delivery) = next_number(&mut consumer).await;
+        assert_eq!(got, n);
+        assert_eq!(delivery.ack().await, Settled::Done);
+    }
+}
+
+async fn topics_reach_the_bound_queues_only(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut reports = bus.consume(&QueueDecl::reports(), 10).await.unwrap();
+    let mut heartbeats = bus.consume(&QueueDecl::heartbeats(), 10).await.unwrap();
+    wait_connected(&bus).await;
+    wait_depth(&bus, "scheduler.reports", Some(0)).await;
+    wait_depth(&bus, "scheduler.heartbeats", Some(0)).await;
+    let host = "0190b0c4-0000-7000-8000-000000000001";
+    bus.publish(Target::topic(report_key(host)), number(1))
+        .await
+        .unwrap();
+    bus.publish(Target::topic(heartbeat_key(host)), number(2))
+        .await
+        .unwrap();
+    let (n, delivery) = next_number(&mut reports).await;
+    assert_eq!(n, 1);
+    delivery.ack().await;
+    let (n, delivery) = next_number(&mut heartbeats).await;
+    assert_eq!(n, 2);
+    delivery.ack().await;
+    wait_depth(&bus, "scheduler.reports", Some(0)).await;
+    wait_depth(&bus, "scheduler.heartbeats", Some(0)).await;
+}
+
+async fn a_crash_before_the_ack_redelivers_with_the_flag(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("crash")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&queue("crash"), 1).await.unwrap();
+    send(&bus, "crash", 1).await;
+    let (_, held) = next_number(&mut consumer).await;
+    assert!(!held.redelivered);
+    h.crash_connections().await;
+    let (n, again) = next_number(&mut consumer).await;
+    assert_eq!(n, 1);
+    assert!(again.redelivered);
+    // The old one is nobody's trouble.
+    assert_eq!(held.ack().await, Settled::Lost);
+    assert_eq!(again.ack().await, Settled::Done);
+    wait_depth(&bus, "crash", Some(0)).await;
+}
+
+async fn an_ack_is_final(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("final")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&queue("final"), 1).await.unwrap();
+    send(&bus, "final", 1).await;
+    send(&bus, "final", 2).await;
+    let (n, delivery) = next_number(&mut consumer).await;
+    assert_eq!(n, 1);
+    assert_eq!(delivery.ack().await, Settled::Done);
+    // With a prefetch of one, the second is sent only once the first ack has arrived.
+    let (n, held) = next_number(&mut consumer).await;
+    assert_eq!(n, 2);
+    h.crash_connections().await;
+    let (n, again) = next_number(&mut consumer).await;
+    assert_eq!((n, again.redelivered), (2, true));
+    drop(held);
+    again.ack().await;
+    wait_depth(&bus, "final", Some(0)).await;
+}
+
+async fn what_is_given_back_or_dropped_comes_again(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("again")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&queue("again"), 1).await.unwrap();
+    send(&bus, "again", 1).await;
+    let (_, delivery) = next_number(&mut consumer).await;
+    assert_eq!(delivery.retry().await, Settled::Done);
+    let (_, delivery) = next_number(&mut consumer).await;
+    assert!(delivery.redelivered);
+    drop(delivery);
+    let (_, delivery) = next_number(&mut consumer).await;
+    assert!(delivery.redelivered);
+    delivery.ack().await;
+}
+
+async fn unroutable_is_an_error_at_once(h: &dyn Harness) {
+    let bus = h.bus().await;
+    wait_connected(&bus).await;
+    for to in [Target::queue("nobody"), Target::topic("report.nobody")] {
+        let begin = Instant::now();
+        let error = bus.publish(to.clone(), number(1)).await.unwrap_err();
+        assert_eq!(error, PublishError::Unroutable { target: to });
+        assert!(begin.elapsed() < PUBLISH_TIMEOUT, "{:?}", begin.elapsed());
+    }
+}
+
+async fn every_one_of_many_publishes_gets_its_own_outcome(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("many")).await.unwrap();
+    wait_connected(&bus).await;
+    let sends = (0..600_u32).map(|n| {
+        let bus = Arc::clone(&bus);
+        async move {
+            let to = if n % 3 == 0 { "nobody" } else { "many" };
+            (n, bus.publish(Target::queue(to), number(n)).await)
+        }
+    });
+    for (n, outcome) in futures::future::join_all(sends).await {
+        match outcome {
+            Ok(()) => assert_ne!(n % 3, 0),
+            Err(PublishError::Unroutable { .. }) => assert_eq!(n % 3, 0),
+            Err(error) => panic!("{n}: {error}"),
+        }
+    }
+    let mut consumer = bus.consume(&queue("many"), 100).await.unwrap();
+    let mut got = BTreeSet::new();
+    while got.len() < 400 {
+        let (n, delivery) = next_number(&mut consumer).await;
+        got.insert(n);
+        delivery.ack().await;
+    }
+    assert!(got.iter().all(|n| n % 3 != 0));
+}
+
+async fn poison_is_put_away_with_its_reason_and_the_next_is_served(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("poison")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&queue("poison"), 10).await.unwrap();
+    let mut bad = Message::from_json("test.number", 1, "bus-laws", &b"{\"not json"[..]);
+    bad.correlation_id = Some("kept".into());
+    bad.expiration = Some(Duration::from_secs(600));
+    bus.publish(Target::queue("poison"), bad.clone())
+        .await
+        .unwrap();
+    send(&bus, "poison", 2).await;
+    let delivery = next(&mut consumer).await;
+    let error = delivery.message.decode::<u32>().unwrap_err();
+    assert_eq!(delivery.dead(&error.to_string()).await, Settled::Done);
+    let (n, delivery) = next_number(&mut consumer).await;
+    assert_eq!(n, 2);
+    delivery.ack().await;
+
+    let mut dead = dead_letters(&bus).await;
+    let delivery = next(&mut dead).await;
+    let info = delivery.dead.clone().unwrap();
+    assert_eq!(info.queue, "poison");
+    assert_eq!(info.reason, "the body of `test.number` cannot be read");
+    assert_eq!(delivery.message.body, bad.body);
+    assert_eq!(delivery.message.id, bad.id);
+    assert_eq!(delivery.message.method, bad.method);
+    assert_eq!(delivery.message.correlation_id.as_deref(), Some("kept"));
+    assert_eq!(delivery.message.expiration, None, "it must not expire");
+    delivery.ack().await;
+    wait_depth(&bus, "poison", Some(0)).await;
+}
+
+async fn missing_properties_are_seen_as_missing(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("bare")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut bare = number(1);
+    bare.id = String::new();
+    bare.method = String::new();
+    bare.version = None;
+    bare.app_id = String::new();
+    bare.timestamp = None;
+    h.inject("bare", bare.clone()).await;
+    let mut no_version = number(2);
+    no_version.version = None;
+    h.inject("bare", no_version).await;
+    let mut consumer = bus.consume(&queue("bare"), 10).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.message, bare);
+    assert_eq!(delivery.unfit(), Some(Unfit::NoMethod));
+    delivery.ack().await;
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.unfit(), Some(Unfit::NoVersion));
+    delivery.ack().await;
+}
+
+async fn a_message_that_comes_back_too_often_is_dead(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut decl = queue("limit");
+    decl.delivery_limit = Some(2);
+    bus.declare(&decl).await.unwrap();
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&decl, 1).await.unwrap();
+    send(&bus, "limit", 1).await;
+    send(&bus, "limit", 2).await;
+    for round in 0..3 {
+        let (n, delivery) = next_number(&mut consumer).await;
+        assert_eq!((n, delivery.redelivered), (1, round > 0));
+        delivery.retry().await;
+    }
+    let (n, delivery) = next_number(&mut consumer).await;
+    assert_eq!(n, 2);
+    delivery.ack().await;
+    let mut dead = dead_letters(&bus).await;
+    let (n, delivery) = next_number(&mut dead).await;
+    assert_eq!(n, 1);
+    let info = delivery.dead.clone().unwrap();
+    assert_eq!(info.queue, "limit");
+    assert_eq!(info.reason, "delivery_limit");
+    delivery.ack().await;
+}
+
+async fn an_oversized_message_is_not_sent_and_poison_when_it_arrives(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("large")).await.unwrap();
+    wait_connected(&bus).await;
+    let body = vec![b' '; MAX_MESSAGE_BYTES * 2];
+    let large = Message::from_json("test.number", 1, "bus-laws", body);
+    assert_eq!(
+        bus.publish(Target::queue("large"), large.clone()).await,
+        Err(PublishError::TooLarge {
+            bytes: MAX_MESSAGE_BYTES * 2,
+            limit: MAX_MESSAGE_BYTES
+        })
+    );
+    let exact = Message::from_json("test.number", 1, "bus-laws", vec![b' '; MAX_MESSAGE_BYTES]);
+    bus.publish(Target::queue("large"), exact).await.unwrap();
+    h.inject("large", large.clone()).await;
+    send(&bus, "large", 3).await;
+
+    let mut consumer = bus.consume(&queue("large"), 10).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.unfit(), None);
+    assert_eq!(delivery.message.body.len(), MAX_MESSAGE_BYTES);
+    delivery.ack().await;
+    let delivery = next(&mut consumer).await;
+    let unfit = delivery.unfit().unwrap();
+    assert_eq!(
+        unfit,
+        Unfit::TooLarge {
+            bytes: MAX_MESSAGE_BYTES * 2,
+            limit: MAX_MESSAGE_BYTES
+        }
+    );
+    assert!(delivery.message.body.is_empty(), "held back");
+    assert_eq!(delivery.dead(&unfit.to_string()).await, Settled::Done);
+    let (n, delivery) = next_number(&mut consumer).await;
+    assert_eq!(n, 3);
+    delivery.ack().await;
+
+    let mut dead = dead_letters(&bus).await;
+    let delivery = next(&mut dead).await;
+    assert_eq!(delivery.message.body, large.body, "kept whole");
+    assert_eq!(delivery.dead.clone().unwrap().reason, unfit.to_string());
+    delivery.ack().await;
+}
+
+/// Answers every request with twice its number; `twice` answers each two times.
+async fn serve_doubles(bus: Arc<dyn Bus>, queue: QueueDecl, times: usize) {
+    let mut consumer = bus.consume(&queue, 10).await.unwrap();
+    while let Some(delivery) = consumer.next().await {
+        let n: u32 = delivery.message.decode().unwrap();
+        let reply = Message::reply(&delivery.message, "test.double", 1, "server", &(n * 2));
+        let to = delivery.message.reply_to.clone().unwrap();
+        for _ in 0..times {
+            // The caller may be gone.
+            let _ = bus
+                .publish(Target::queue(to.as_str()), reply.as_ref().unwrap().clone())
+                .await;
+        }
+        delivery.ack().await;
+    }
+}
+
+async fn calls_are_answered_by_correlation(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let client = RpcClient::start(Arc::clone(&bus), "doubles", "bus-laws")
+        .await
+        .unwrap();
+    wait_connected(&bus).await;
+    let error = client
+        .call("test.double", 1, &1, LIMIT)
+        .await
+        .expect_err("nobody has declared the queue");
+    assert!(matches!(error, RpcError::Unroutable { .. }), "{error}");
+
+    bus.declare(&queue("doubles")).await.unwrap();
+    let error = client
+        .call("test.double", 1, &1, Duration::from_millis(300))
+        .await
+        .expect_err("nobody serves");
+    assert!(matches!(error, RpcError::Timeout { .. }), "{error}");
+
+    // The server answers twice, and the late call as well: only the right answers count.
+    let server = h.bus().await;
+    let serving = tokio::spawn(serve_doubles(Arc::clone(&server), queue("doubles"), 2));
+    let calls = (1..40_u32).map(|n| {
+        let client = client.clone();
+        async move {
+            let reply = client.call("test.double", 1, &n, LIMIT).await.unwrap();
+            assert_eq!(reply.decode::<u32>().unwrap(), n * 2);
+        }
+    });
+    futures::future::join_all(calls).await;
+    server.close().await;
+    serving.await.unwrap();
+}
+
+async fn a_call_survives_a_lost_connection(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("doubles")).await.unwrap();
+    wait_connected(&bus).await;
+    let client = RpcClient::start(Arc::clone(&bus), "doubles", "bus-laws")
+        .await
+        .unwrap();
+    let calling = tokio::spawn(async move {
+        let reply = client.call("test.double", 1, &21, LIMIT).await.unwrap();
+        reply.decode::<u32>().unwrap()
+    });
+    // The request waits in its queue; the reply queue dies with the connection.
+    wait_depth(&bus, "doubles", Some(1)).await;
+    h.crash_connections().await;
+    let server = h.bus().await;
+    let serving = tokio::spawn(serve_doubles(Arc::clone(&server), queue("doubles"), 1));
+    assert_eq!(calling.await.unwrap(), 42);
+    server.close().await;
+    serving.await.unwrap();
+}
+
+async fn a_single_active_consumer_hands_over(h: &dyn Harness) {
+    let one = h.bus().await;
+    let two = h.bus().await;
+    one.declare(&queue("single")).await.unwrap();
+    wait_connected(&one).await;
+    wait_connected(&two).await;
+    let mut first = one.consume(&queue("single"), 1).await.unwrap();
+    send(&one, "single", 1).await;
+    let (n, held) = next_number(&mut first).await;
+    assert_eq!(n, 1);
+    let mut second = two.consume(&queue("single"), 1).await.unwrap();
+    send(&one, "single", 2).await;
+    // The first consumer is full, and yet the message is not the second one's.
+    assert_eq!(one.queue_depth("single").await.unwrap(), Some(1));
+    held.ack().await;
+    let (n, held) = next_number(&mut first).await;
+    assert_eq!(n, 2);
+    // The first program ends with work in its hands.
+    one.close().await;
+    assert!(first.next().await.is_none());
+    let (n, delivery) = next_number(&mut second).await;
+    assert_eq!((n, delivery.redelivered), (2, true));
+    assert_eq!(held.ack().await, Settled::Lost);
+    delivery.ack().await;
+}
+
+async fn a_consumer_that_is_dropped_gives_way(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("dropped")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut first = bus.consume(&queue("dropped"), 10).await.unwrap();
+    for n in 1..4 {
+        send(&bus, "dropped", n).await;
+    }
+    let (_, delivery) = next_number(&mut first).await;
+    delivery.ack().await;
+    let mut second = bus.consume(&queue("dropped"), 10).await.unwrap();
+    drop(first);
+    let mut rest = BTreeSet::new();
+    while rest.len() < 2 {
+        let (n, delivery) = next_number(&mut second).await;
+        delivery.ack().await;
+        rest.insert(n);
+    }
+    assert_eq!(rest, BTreeSet::from([2, 3]));
+}
+
+async fn prefetch_bounds_what_a_consumer_holds(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let decl = shared_queue("prefetch");
+    bus.declare(&decl).await.unwrap();
+    wait_connected(&bus).await;
+    let mut first = bus.consume(&decl, 2).await.unwrap();
+    send(&bus, "prefetch", 1).await;
+    send(&bus, "prefetch", 2).await;
+    let (_, one) = next_number(&mut first).await;
+    let (_, two) = next_number(&mut first).await;
+    // The first is full: all that follows goes to the second.
+    let mut second = bus.consume(&decl, 10).await.unwrap();
+    for n in 3..8 {
+        send(&bus, "prefetch", n).await;
+    }
+    for n in 3..8 {
+        let (got, delivery) = next_number(&mut second).await;
+        assert_eq!(got, n);
+        delivery.ack().await;
+    }
+    drop(second);
+    assert_eq!(one.ack().await, Settled::Done);
+    send(&bus, "prefetch", 8).await;
+    let (n, delivery) = next_number(&mut first).await;
+    assert_eq!(n, 8);
+    delivery.ack().await;
+    two.ack().await;
+}
+
+async fn what_waits_too_long_is_gone(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut decl = QueueDecl::heartbeats();
+    decl.message_ttl = Some(Duration::from_millis(100));
+    bus.declare(&decl).await.unwrap();
+    wait_connected(&bus).await;
+    bus.publish(Target::topic(heartbeat_key("a")), number(1))
+        .await
+        .unwrap();
+    wait_depth(&bus, &decl.name, Some(0)).await;
+}
+
+async fn a_full_queue_drops_the_oldest(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut decl = QueueDecl::heartbeats();
+    decl.max_length = Some(2);
+    bus.declare(&decl).await.unwrap();
+    wait_connected(&bus).await;
+    for n in 1..6 {
+        bus.publish(Target::topic(heartbeat_key("a")), number(n))
+            .await
+            .unwrap();
+    }
+    wait_depth(&bus, &decl.name, Some(2)).await;
+    let mut consumer = bus.consume(&decl, 10).await.unwrap();
+    for n in 4..6 {
+        let (got, delivery) = next_number(&mut consumer).await;
+        assert_eq!(got, n);
+        delivery.ack().await;
+    }
+}
+
+async fn a_queue_with_other_arguments_is_a_clear_error(h: &dyn Harness) {
+    let bus = h.bus().await;
+    bus.declare(&queue("other")).await.unwrap();
+    wait_connected(&bus).await;
+    wait_depth(&bus, "other", Some(0)).await;
+    let wrong = QueueDecl {
+        kind: QueueKind::DurableClassic,
+        delivery_limit: None,
+        ..queue("other")
+    };
+    let stranger = h.bus().await;
+    wait_connected(&stranger).await;
+    for error in [
+        stranger.declare(&wrong).await.unwrap_err(),
+        stranger.consume(&wrong, 1).await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, BusError::Mismatch { queue, .. } if queue == "other"));
+        assert!(error.to_string().contains("delete_queue other"), "{error}");
+    }
+    // Nothing else suffers.
+    send(&stranger, "other", 1).await;
+}
+
+async fn a_deleted_queue_is_made_again_by_its_consumer(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let operator = h.bus().await;
+    bus.declare(&queue("deleted")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&queue("deleted"), 1).await.unwrap();
+    send(&bus, "deleted", 1).await;
+    let (_, delivery) = next_number(&mut consumer).await;
+    delivery.ack().await;
+    operator.delete_queue("deleted").await.unwrap();
+    operator.delete_queue("never was there").await.unwrap();
+    let consuming = tokio::spawn(async move {
+        take_until(&mut consumer, 2).await;
+    });
+    send_persistently(&bus, "deleted", 2).await;
+    consuming.await.unwrap();
+    assert_eq!(bus.queue_depth("never was there").await.unwrap(), None);
+}
+
+async fn closing_ends_consumers_and_publishers(h: &dyn Harness) {
+    let bus = h.bus().await;
+    wait_connected(&bus).await;
+    let mut consumer = bus.consume(&queue("closing"), 1).await.unwrap();
+    let waiting = tokio::spawn(async move { consumer.next().await.is_none() });
+    bus.close().await;
+    assert!(timeout(LIMIT, waiting).await.unwrap().unwrap());
+    assert_eq!(
+        bus.publish(Target::queue("closing"), number(1)).await,
+        Err(PublishError::Closed)
+    );
+    assert!(matches!(
+        bus.declare(&queue("closing")).await,
+        Err(BusError::Closed)
+    ));
+    assert_eq!(*bus.health().borrow(), BusHealth::Closed);
+}
+
+async fn a_restarted_broker_is_found_again_with_its_durable_messages(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let hasty = h.hasty_bus().await;
+    bus.declare(&queue("restart")).await.unwrap();
+    bus.declare(&queue("waiting")).await.unwrap();
+    bus.declare(&QueueDecl::heartbeats()).await.unwrap();
+    wait_connected(&bus).await;
+    wait_connected(&hasty).await;
+    let mut consumer = bus.consume(&queue("restart"), 1).await.unwrap();
+    send(&bus, "restart", 1).await;
+    send(&bus, "waiting", 7).await;
+    let (_, held) = next_number(&mut consumer).await;
+
+    h.stop_broker().await;
+    wait_health(&bus, "connecting", |h| !h.is_connected()).await;
+    wait_health(&hasty, "connecting", |h| !h.is_connected()).await;
+    let error = hasty
+        .publish(Target::queue("restart"), number(9))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, PublishError::Disconnected { .. }),
+        "{error}"
+    );
+    h.start_broker().await;
+    wait_connected(&bus).await;
+
+    let (n, again) = next_number(&mut consumer).await;
+    assert_eq!((n, again.redelivered), (1, true));
+    assert_eq!(held.ack().await, Settled::Lost);
+    again.ack().await;
+    send_persistently(&bus, "restart", 2).await;
+    take_until(&mut consumer, 2).await;
+    let mut waiting = bus.consume(&queue("waiting"), 1).await.unwrap();
+    let (n, delivery) = next_number(&mut waiting).await;
+    assert_eq!(n, 7);
+    delivery.ack().await;
+    // The transient queue is back, and bound.
+    bus.publish(Target::topic(heartbeat_key("a")), number(1))
+        .await
+        .unwrap();
+}
+
+async fn a_deleted_vhost_is_furnished_again_when_it_is_back(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let publisher = h.bus().await;
+    bus.declare(&queue("declared")).await.unwrap();
+    let mut consumer = bus.consume(&queue("consumed"), 1).await.unwrap();
+    let mut reports = bus.consume(&QueueDecl::reports(), 1).await.unwrap();
+    wait_connected(&bus).await;
+    wait_connected(&publisher).await;
+    wait_depth(&bus, "consumed", Some(0)).await;
+    send(&publisher, "consumed", 1).await;
+    let (_, held) = next_number(&mut consumer).await;
+
+    h.delete_vhost().await;
+    wait_health(&bus, "connecting", |h| !h.is_connected()).await;
+    h.create_vhost().await;
+    wait_connected(&bus).await;
+
+    // Nobody calls `declare` again.
+    send_persistently(&publisher, "declared", 2).await;
+    send_persistently(&publisher, "consumed", 3).await;
+    let (n, delivery) = next_number(&mut consumer).await;
+    assert_eq!(n, 3, "what was in the old vhost is gone");
+    delivery.ack().await;
+    assert_eq!(held.ack().await, Settled::Lost);
+    let begin = Instant::now();
+    while let Err(error) = publisher
+        .publish(Target::topic(report_key("a")), number(4))
+        .await
+    {
+        assert!(begin.elapsed() < LIMIT, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    take_until(&mut reports, 4).await;
+    wait_depth(&publisher, DEAD, Some(0)).await;
+}
+
+async fn a_broker_that_appears_later_is_used_then(h: &dyn Harness) {
+    h.stop_broker().await;
+    let bus = h.bus().await;
+    let begin = Instant::now();
+    bus.declare(&queue("later")).await.unwrap();
+    let mut consumer = bus.consume(&queue("consumed later"), 1).await.unwrap();
+    let client = RpcClient::start(Arc::clone(&bus), "later", "bus-laws")
+        .await
+        .unwrap();
+    assert!(begin.elapsed() < PUBLISH_TIMEOUT, "starting never waits");
+    wait_health(&bus, "explained", |h| {
+        matches!(
+            h,
+            BusHealth::Connecting {
+                last_error: Some(_),
+                ..
+            }
+        )
+    })
+    .await;
+    let error = client
+        .call("test.double", 1, &1, Duration::from_millis(100))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, RpcError::NotConnected { .. }), "{error}");
+
+    h.start_broker().await;
+    wait_connected(&bus).await;
+    send_persistently(&bus, "consumed later", 1).await;
+    take_until(&mut consumer, 1).await;
+    let serving = tokio::spawn(serve_doubles(Arc::clone(&bus), queue("later"), 1));
+    let reply = client.call("test.double", 1, &4, LIMIT).await.unwrap();
+    assert_eq!(reply.decode::<u32>().unwrap(), 8);
+    bus.close().await;
+    serving.await.unwrap();
+}
+
+/// Instantiates every law for both implementations.
+macro_rules! laws {
+    ($($law:ident)*) => {
+        mod local {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $law() {
+                let harness = super::LocalHarness::new();
+                super::$law(&harness).await;
+            })*
+        }
+        mod rabbit {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $law() {
+                let _together = super::BROKER.read().await;
+                let harness = super::RabbitHarness::start(super::Front::Direct).await;
+                super::$law(&harness).await;
+                super::Harness::end(&harness).await;
+            })*
+        }
+    };
+}
+
+laws! {
+    messages_arrive_in_order_with_all_properties
+    topics_reach_the_bound_queues_only
+    a_crash_before_the_ack_redelivers_with_the_flag
+    an_ack_is_final
+    what_is_given_back_or_dropped_comes_again
+    unroutable_is_an_error_at_once
+    every_one_of_many_publishes_gets_its_own_outcome
+    poison_is_put_away_with_its_reason_and_the_next_is_served
+    missing_properties_are_seen_as_missing
+    a_message_that_comes_back_too_often_is_dead
+    an_oversized_message_is_not_sent_and_poison_when_it_arrives
+    calls_are_answered_by_correlation
+    a_call_survives_a_lost_connection
+    a_single_active_consumer_hands_over
+    a_consumer_that_is_dropped_gives_way
+    prefetch_bounds_what_a_consumer_holds
+    what_waits_too_long_is_gone
+    a_full_queue_drops_the_oldest
+    a_queue_with_other_arguments_is_a_clear_error
+    a_deleted_queue_is_made_again_by_its_consumer
+    closing_ends_consumers_and_publishers
+    a_deleted_vhost_is_furnished_again_when_it_is_back
+}
+
+// Laws whose RabbitMQ side needs more than a vhost.
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_a_restarted_broker_is_found_again_with_its_durable_messages() {
+    let harness = LocalHarness::new();
+    a_restarted_broker_is_found_again_with_its_durable_messages(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_restarted_broker_is_found_again_with_its_durable_messages() {
+    // Alone: it restarts the broker that the others use.
+    let _alone = BROKER.write().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    a_restarted_broker_is_found_again_with_its_durable_messages(&harness).await;
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_a_broker_that_appears_later_is_used_then() {
+    let harness = LocalHarness::new();
+    a_broker_that_appears_later_is_used_then(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_broker_that_appears_later_is_used_then() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Gate).await;
+    a_broker_that_appears_later_is_used_then(&harness).await;
+    harness.end().await;
+}
+
+// What only one of them has.
+
+#[tokio::test]
+async fn local_faults_hit_as_often_as_the_seed_says() {
+    async fn run(seed: u64, faults: Faults) -> Vec<u32> {
+        let broker = LocalBroker::new(seed);
+        let bus: Arc<dyn Bus> = Arc::new(broker.connect());
+        bus.declare(&queue("faults")).await.unwrap();
+        broker.set_faults(faults);
+        for n in 0..200 {
+            send(&bus, "faults", n).await;
+        }
+        broker.set_faults(Faults::NONE);
+        bus.declare(&queue("end")).await.unwrap();
+        let mut consumer = bus.consume(&queue("faults"), 1).await.unwrap();
+        let mut got = Vec::new();
+        // A delayed message still comes; the depth counts it.
+        while bus.queue_depth("faults").await.unwrap() != Some(0) {
+            let (n, delivery) = next_number(&mut consumer).await;
+            delivery.ack().await;
+            got.push(n);
+        }
+        got
+    }
+    let straight: Vec<u32> = (0..200).collect();
+    assert_eq!(run(1, Faults::NONE).await, straight);
+    let check = |faults: Faults, holds: fn(&[u32]) -> bool| async move {
+        let got = run(1, faults).await;
+        assert!(holds(&got), "{faults:?} {got:?}");
+        if faults.delay == 0.0 {
+            assert_eq!(got, run(1, faults).await, "the same seed, the same faults");
+        }
+    };
+    let drop = Faults {
+        drop: 0.2,
+        ..Faults::NONE
+    };
+    check(drop, |got| {
+        (100..200).contains(&got.len()) && got.is_sorted()
+    })
+    .await;
+    let duplicate = Faults {
+        duplicate: 0.2,
+        ..Faults::NONE
+    };
+    check(duplicate, |got| {
+        (201..300).contains(&got.len()) && got.is_sorted()
+    })
+    .await;
+    let reorder = Faults {
+        reorder: 0.2,
+        ..Faults::NONE
+    };
+    check(reorder, |got| got.len() == 200 && !got.is_sorted()).await;
+    let delay = Faults {
+        delay: 0.2,
+        max_delay: Duration::from_millis(200),
+        ..Faults::NONE
+    };
+    check(delay, |got| got.len() == 200 && !got.is_sorted()).await;
+}
+
+#[tokio::test]
+async fn local_a_connection_that_is_cut_off_comes_back() {
+    let broker = LocalBroker::new(1);
+    let cut = Arc::new(
+        broker
+            .connect()
+            .with_publish_timeout(Duration::from_millis(50)),
+    );
+    let bus: Arc<dyn Bus> = cut.clone();
+    let mut consumer = bus.consume(&queue("cut"), 1).await.unwrap();
+    cut.disconnect();
+    let error = bus
+        .publish(Target::queue("cut"), number(1))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, PublishError::Disconnected { .. }),
+        "{error}"
+    );
+    let other: Arc<dyn Bus> = Arc::new(broker.connect());
+    send(&other, "cut", 2).await;
+    cut.reconnect();
+    take_until(&mut consumer, 2).await;
+    drop((consumer, bus, cut, other));
+    let watcher: Arc<dyn Bus> = Arc::new(broker.connect());
+    assert!(broker.queues().iter().all(|q| !q.starts_with("amq.gen")));
+    assert_eq!(watcher.queue_depth("cut").await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_wrong_password_is_a_readable_state_without_the_password() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let url = harness.url().replace("berth:berth@", "berth:hunter2@");
+    assert!(url.contains("hunter2"));
+    let bus: Arc<dyn Bus> =
+        Arc::new(RabbitBus::start(RabbitConfig::new(url, "bus-laws wrong")).unwrap());
+    wait_health(&bus, "refused", |h| {
+        let text = h.to_string();
+        assert!(!text.contains("hunter2"), "{text}");
+        text.contains("ACCESS") || text.contains("access")
+    })
+    .await;
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_an_alarm_blocks_publishes_and_passes() {
+    // Alone: an alarm holds for the whole broker.
+    let _alone = BROKER.write().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let bus = harness.hasty_bus().await;
+    bus.declare(&queue("alarm")).await.unwrap();
+    wait_connected(&bus).await;
+    send(&bus, "alarm", 1).await;
+    rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
+    // The broker tells a connection that it is blocked when it next publishes.
+    let begin = Instant::now();
+    let error = loop {
+        match bus.publish(Target::queue("alarm"), number(2)).await {
+            Err(error) if matches!(error, PublishError::Blocked { .. }) => break error,
+            other => assert!(begin.elapsed() < LIMIT, "never blocked: {other:?}"),
+        }
+    };
+    assert!(error.retryable());
+    assert!(matches!(*bus.health().borrow(), BusHealth::Blocked { .. }));
+    rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+    wait_connected(&bus).await;
+    send(&bus, "alarm", 3).await;
+    harness.end().await;
+}
+
+// The harness in this process.
+
+struct LocalHarness {
+    broker: LocalBroker,
+}
+
+impl LocalHarness {
+    fn new() -> Self {
+        Self {
+            broker: LocalBroker::new(1),
+        }
+    }
+}
+
+#[async_trait]
+impl Harness for LocalHarness {
+    async fn bus(&self) -> Arc<dyn Bus> {
+        Arc::new(self.broker.connect())
+    }
+
+    async fn hasty_bus(&self) -> Arc<dyn Bus> {
+        let bus = self.broker.connect();
+        Arc::new(bus.with_publish_timeout(Duration::from_millis(500)))
+    }
+
+    async fn crash_connections(&self) {
+        self.broker.crash_connections();
+    }
+
+    async fn inject(&self, queue: &str, message: Message) {
+        assert!(self.broker.inject(queue, message), "no queue {queue}");
+    }
+
+    async fn stop_broker(&self) {
+        self.broker.stop();
+    }
+
+    async fn start_broker(&self) {
+        self.broker.start();
+    }
+
+    async fn delete_vhost(&self) {
+        self.broker.delete_vhost();
+    }
+
+    async fn create_vhost(&self) {
+        self.broker.create_vhost();
+    }
+
+    async fn end(&self) {}
+}
+
+// The harness over RabbitMQ.
+
+/// Tests that restart the broker hold it alone.
+static BROKER: RwLock<()> = RwLock::const_new(());
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!(
+            "{name} is not set; run: eval \"$(scripts/test-services.sh env)\" after \
+             scripts/test-services.sh start"
+        )
+    })
+}
+
+async fn rabbitmqctl(args: &[&str]) {
+    let program = variable("BERTH_TEST_RABBITMQCTL");
+    let run = tokio::process::Command::new(&program)
+        .args(args)
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(LIMIT * 2, run)
+        .await
+        .unwrap_or_else(|_| panic!("{program} {args:?} did not end"))
+        .unwrap_or_else(|e| panic!("{program} {args:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// How a test reaches the broker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Front {
+    Direct,
+    /// Through a port of the test's own that can be closed: a broker that is not there.
+    Gate,
+}
+
+struct RabbitHarness {
+    vhost: String,
+    server: String,
+    gate: Option<Gate>,
+}
+
+impl RabbitHarness {
+    async fn start(front: Front) -> Self {
+        let server = variable("BERTH_TEST_AMQP");
+        let server = server.trim_end_matches('/').to_owned();
+        let vhost = format!("bus-laws-{}", uuid::Uuid::now_v7());
+        let gate = match front {
+            Front::Direct => None,
+            Front::Gate => {
+                let (_, address) = server.rsplit_once('@').expect("user:password@host:port");
+                Some(Gate::new(address.to_owned()).await)
+            }
+        };
+        let harness = Self {
+            vhost,
+            server,
+            gate,
+        };
+        harness.create_vhost().await;
+        harness
+    }
+
+    fn url(&self) -> String {
+        match &self.gate {
+            None => format!("{}/{}", self.server, self.vhost),
+            Some(gate) => {
+                let (user, _) = self.server.rsplit_once('@').expect("user:password@");
+                format!("{user}@127.0.0.1:{}/{}", gate.port, self.vhost)
+            }
+        }
+    }
+
+    fn connect(&self, publish_timeout: Duration) -> Arc<dyn Bus> {
+        let mut config = RabbitConfig::new(self.url(), "bus-laws");
+        config.publish_timeout = publish_timeout;
+        Arc::new(RabbitBus::start(config).unwrap())
+    }
+}
+
+#[async_trait]
+impl Harness for RabbitHarness {
+    async fn bus(&self) -> Arc<dyn Bus> {
+        self.connect(PUBLISH_TIMEOUT)
+    }
+
+    async fn hasty_bus(&self) -> Arc<dyn Bus> {
+        self.connect(Duration::from_millis(500))
+    }
+
+    async fn crash_connections(&self) {
+        rabbitmqctl(&["close_all_connections", "--vhost", &self.vhost, "crash"]).await;
+    }
+
+    async fn inject(&self, queue: &str, message: Message) {
+        foreign::publish(&self.url(), queue, message).await;
+    }
+
+    async fn stop_broker(&self) {
+        match &self.gate {
+            None => rabbitmqctl(&["stop_app"]).await,
+            Some(gate) => gate.close().await,
+        }
+    }
+
+    async fn start_broker(&self) {
+        match &self.gate {
+            None => {
+                rabbitmqctl(&["start_app"]).await;
+                rabbitmqctl(&["await_startup"]).await;
+            }
+            Some(gate) => gate.open().await,
+        }
+    }
+
+    async fn delete_vhost(&self) {
+        rabbitmqctl(&["delete_vhost", &self.vhost]).await;
+    }
+
+    async fn create_vhost(&self) {
+        rabbitmqctl(&["add_vhost", &self.vhost]).await;
+        let all = ".*";
+        rabbitmqctl(&["set_permissions", "-p", &self.vhost, "berth", all, all, all]).await;
+    }
+
+    async fn end(&self) {
+        self.delete_vhost().await;
+    }
+}
+
+impl Drop for RabbitHarness {
+    /// A law that broke leaves no vhost behind either.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(program) = std::env::var("BERTH_TEST_RABBITMQCTL")
+        {
+            let _ = std::process::Command::new(program)
+                .args(["delete_vhost", &self.vhost])
+                .output();
+        }
+    }
+}
+
+/// A port that leads to the broker while it is open.
+struct Gate {
+    port: u16,
+    address: String,
+    open: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Gate {
+    async fn new(address: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = tokio::sync::Mutex::new(Some(tokio::spawn(forward(listener, address.clone()))));
+        Self {
+            port,
+            address,
+            open,
+        }
+    }
+
+    async fn close(&self) {
+        if let Some(task) = self.open.lock().await.take() {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
+    async fn open(&self) {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port))
+            .await
+            .unwrap();
+        *self.open.lock().await = Some(tokio::spawn(forward(listener, self.address.clone())));
+    }
+}
+
+async fn forward(listener: tokio::net::TcpListener, address: String) {
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let address = address.clone();
+        streams.spawn(async move {
+            if let Ok(mut server) = tokio::net::TcpStream::connect(address).await {
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            }
+        });
+    }
+}
+
+/// A client that knows nothing of berth.
+mod foreign {
+    use berth_common::bus::Message;
+    use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+    use lapin::types::{AMQPValue, FieldTable};
+    use lapin::{BasicProperties, Connection, ConnectionProperties};
+
+    pub(super) async fn publish(url: &str, queue: &str, message: Message) {
+        let connection = Connection::connect(url, ConnectionProperties::default())
+            .await
+            .unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .unwrap();
+        let mut properties = BasicProperties::default();
+        if !message.id.is_empty() {
+            properties = properties.with_message_id(message.id.as_str().into());
+        }
+        if !message.method.is_empty() {
+            properties = properties.with_type(message.method.as_str().into());
+        }
+        if let Some(version) = message.version {
+            let mut headers = FieldTable::default();
+            let value = AMQPValue::LongInt(i32::try_from(version).unwrap());
+            headers.insert("x-berth-version".into(), value);
+            properties = properties.with_headers(headers);
+        }
+        channel
+            .basic_publish(
+                "".into(),
+                queue.into(),
+                BasicPublishOptions::default(),
+                &message.body,
+                properties,
+            )
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        connection.close(200, "done".into()).await.unwrap();
+    }
+}
