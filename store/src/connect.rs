@@ -1,0 +1,300 @@
+//! Opening a database: the one place with settings of SQLite, PostgreSQL and MariaDB.
+//!
+//! The address may hold a password: it is never printed, and no error carries it.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use sea_orm::{
+    DatabaseConnection, SqlxMySqlConnector, SqlxPostgresConnector, SqlxSqliteConnector,
+    sqlx::{
+        self, Executor as _, Pool as SqlxPool,
+        mysql::{MySql, MySqlConnectOptions, MySqlConnection},
+        pool::PoolOptions,
+        postgres::{PgConnectOptions, PgConnection, Postgres},
+        sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    },
+};
+
+use crate::{
+    error::{StoreError, driver_failed, failed},
+    executor::{self, Pool, Txn},
+    lock::ExclusiveLock,
+    migration,
+};
+
+/// How long a call waits for a free connection, and a new connection for the server.
+const ACQUIRE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a statement waits for a lock that another transaction holds, on each of the three databases.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// What PostgreSQL is told on each new connection.
+const POSTGRES_SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+                                 SET lock_timeout = 5000";
+/// What MariaDB is told on each new connection. Strict mode makes it refuse what it would else cut or bend.
+const MARIADB_SETTINGS: [&str; 3] = [
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')",
+    "SET SESSION innodb_lock_wait_timeout = 5",
+];
+
+/// Where the database is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// `sqlite:///path/file.db`, `postgres://user:password@host/database` or
+    /// `mysql://user:password@host/database` (also `mariadb://`). A SQLite file is made if it is missing.
+    pub url: String,
+    /// The most connections to hold, at least 1.
+    pub max_connections: u32,
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.url.split_once(':').map_or("?", |(scheme, _)| scheme);
+        f.debug_struct("StoreConfig")
+            .field("url", &format_args!("{scheme}:…"))
+            .field("max_connections", &self.max_connections)
+            .finish()
+    }
+}
+
+/// Which database, and how it is reached.
+enum Target {
+    Sqlite(SqliteConnectOptions),
+    Postgres(PgConnectOptions),
+    MariaDb(MySqlConnectOptions),
+}
+
+impl Target {
+    fn parse(url: &str) -> Result<Self, StoreError> {
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        match scheme {
+            "sqlite" => Ok(Self::Sqlite(sqlite_options(url)?)),
+            "postgres" | "postgresql" => parse_options::<PgConnectOptions>(url).map(Self::Postgres),
+            "mysql" | "mariadb" => parse_options::<MySqlConnectOptions>(url).map(Self::MariaDb),
+            _ => Err(config(
+                "the address must start with sqlite:, postgres: or mysql:",
+            )),
+        }
+    }
+}
+
+fn config(what: impl Into<String>) -> StoreError {
+    StoreError::Config { what: what.into() }
+}
+
+fn parse_options<O: FromStr<Err = sqlx::Error>>(url: &str) -> Result<O, StoreError> {
+    O::from_str(url).map_err(|_| {
+        config("the address does not parse; it is scheme://user:password@host:port/database")
+    })
+}
+
+fn sqlite_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
+    if url.contains(":memory:") || url.contains("mode=memory") {
+        return Err(config(
+            "a SQLite database in memory forgets everything; name a file, sqlite:///path/file.db",
+        ));
+    }
+    let options = SqliteConnectOptions::from_str(url)
+        .map_err(|_| config("the address does not parse; it is sqlite:///path/file.db"))?;
+    if options.get_filename().as_os_str().is_empty() || options.get_filename().is_dir() {
+        return Err(config(
+            "the address names no file; it is sqlite:///path/file.db",
+        ));
+    }
+    Ok(options
+        .create_if_missing(true)
+        .foreign_keys(true)
+        // Readers go on while the one writer writes.
+        .journal_mode(SqliteJournalMode::Wal)
+        // A commit is on the disk before it is confirmed: messages are acknowledged on its strength.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(LOCK_LIMIT))
+}
+
+fn pool_options<D: sqlx::Database>(config: &StoreConfig) -> PoolOptions<D> {
+    PoolOptions::new()
+        .max_connections(config.max_connections)
+        .acquire_timeout(ACQUIRE_LIMIT)
+}
+
+/// An open database. Cloning is cheap; clones share the connections.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool,
+    sqlite_file: Option<Arc<Path>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("sqlite_file", &self.sqlite_file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the database and makes one connection, so that a wrong address shows at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Config`] for an address that cannot work, [`StoreError::Unavailable`] if nobody answers
+    /// within five seconds, [`StoreError::Query`] if the server refuses (a wrong password, no such database).
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreError> {
+        if config.max_connections == 0 {
+            return Err(self::config("max_connections must be at least 1"));
+        }
+        let opened = |error: sqlx::Error| driver_failed("the connection", &error);
+        match Target::parse(&config.url)? {
+            Target::Sqlite(options) => {
+                let file = PathBuf::from(options.get_filename());
+                let pool: SqlxPool<Sqlite> = pool_options(config)
+                    .connect_with(options)
+                    .await
+                    .map_err(opened)?;
+                Ok(Self::new(
+                    SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),
+                    Some(file.into()),
+                ))
+            }
+            Target::Postgres(options) => {
+                let options = options.application_name("berth");
+                let pool: SqlxPool<Postgres> = pool_options(config)
+                    .after_connect(|connection: &mut PgConnection, _| {
+                        Box::pin(
+                            async move { connection.execute(POSTGRES_SETTINGS).await.map(drop) },
+                        )
+                    })
+                    .connect_with(options)
+                    .await
+                    .map_err(opened)?;
+                Ok(Self::new(
+                    SqlxPostgresConnector::from_sqlx_postgres_pool(pool),
+                    None,
+                ))
+            }
+            Target::MariaDb(options) => {
+                let pool: SqlxPool<MySql> = pool_options(config)
+                    .after_connect(|connection: &mut MySqlConnection, _| {
+                        Box::pin(async move {
+                            for setting in MARIADB_SETTINGS {
+                                connection.execute(setting).await?;
+                            }
+                            Ok(())
+                        })
+                    })
+                    .connect_with(options)
+                    .await
+                    .map_err(opened)?;
+                Ok(Self::new(
+                    SqlxMySqlConnector::from_sqlx_mysql_pool(pool),
+                    None,
+                ))
+            }
+        }
+    }
+
+    fn new(connection: DatabaseConnection, sqlite_file: Option<Arc<Path>>) -> Self {
+        Self {
+            pool: Pool(connection),
+            sqlite_file,
+        }
+    }
+
+    /// Brings the schema up to this version. Doing it again is harmless; two at once wait for each other.
+    ///
+    /// # Errors
+    /// [`StoreError::NewerSchema`] if a newer berth was here; then nothing is changed.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let transaction = executor::begin(&self.pool.0).await?;
+        migration::run(transaction).await
+    }
+
+    /// Opens a transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if no connection is free, or (SQLite) another writer does not end, in time.
+    pub async fn begin(&self) -> Result<Txn, StoreError> {
+        executor::begin(&self.pool.0).await.map(Txn)
+    }
+
+    /// The connections, for queries outside a transaction.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.pool.0.ping().await.map_err(failed("ping"))
+    }
+
+    /// Claims a SQLite file for this process; PostgreSQL and MariaDB need no such claim.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another scheduler has it, [`StoreError::LockFile`] if the lock file fails.
+    pub async fn try_lock_exclusive(&self) -> Result<ExclusiveLock, StoreError> {
+        match &self.sqlite_file {
+            Some(file) => ExclusiveLock::beside(file),
+            None => Ok(ExclusiveLock::nothing()),
+        }
+    }
+
+    /// Closes all connections and waits until that is done.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`] if the driver fails at it.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.pool.0.close().await.map_err(failed("closing"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_address_is_refused_without_showing_its_password() {
+        for bad in [
+            "",
+            "berth.db",
+            "oracle://berth:hunter2@db/berth",
+            "postgres://berth:hunter2@[bad/berth",
+            "mysql://berth:hunter2@db:port/berth",
+            "sqlite::memory:",
+            "sqlite:///tmp",
+        ] {
+            let error = Target::parse(bad).map(drop).unwrap_err();
+            assert!(matches!(error, StoreError::Config { .. }), "{bad}: {error}");
+            assert!(
+                !format!("{error:?} {error}").contains("hunter2"),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_configuration_does_not_print_its_password() {
+        let config = StoreConfig {
+            url: "postgres://berth:hunter2@db/berth".to_owned(),
+            max_connections: 2,
+        };
+        assert_eq!(
+            format!("{config:?}"),
+            "StoreConfig { url: postgres:…, max_connections: 2 }"
+        );
+    }
+
+    #[test]
+    fn the_lock_limit_is_the_same_on_all_databases() {
+        assert!(POSTGRES_SETTINGS.ends_with(&LOCK_LIMIT.as_millis().to_string()));
+        assert!(MARIADB_SETTINGS[2].ends_with(&LOCK_LIMIT.as_secs().to_string()));
+    }
+}

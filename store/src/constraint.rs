@@ -1,0 +1,195 @@
+//! The rules of uniqueness: their indexes in the schema, and which one an error is about.
+//!
+//! PostgreSQL and MariaDB name the violated index, SQLite lists its columns. Both forms are matched against one
+//! table, which the migration also builds its indexes from.
+
+use crate::error::UniqueWhat;
+
+/// One unique index.
+pub(crate) struct UniqueIndex {
+    /// Its name, unique in the database.
+    pub(crate) name: &'static str,
+    /// Its table.
+    pub(crate) table: &'static str,
+    /// Its columns.
+    pub(crate) columns: &'static [&'static str],
+}
+
+/// A living instance's name in its project.
+pub(crate) const INSTANCE_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_instance_name",
+    table: "instances",
+    columns: &["project", "live_name"],
+};
+/// A living network's name in its project.
+pub(crate) const NETWORK_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_network_name",
+    table: "networks",
+    columns: &["project", "live_name"],
+};
+/// A port's Ethernet address in its network.
+pub(crate) const PORT_MAC: UniqueIndex = UniqueIndex {
+    name: "uq_port_mac",
+    table: "ports",
+    columns: &["network_id", "mac_address"],
+};
+/// An instance's ports have one position each.
+pub(crate) const PORT_POSITION: UniqueIndex = UniqueIndex {
+    name: "uq_port_position",
+    table: "ports",
+    columns: &["instance_id", "position"],
+};
+/// A port's IP address in its subnet.
+pub(crate) const FIXED_IP: UniqueIndex = UniqueIndex {
+    name: "uq_fixed_ip",
+    table: "fixed_ips",
+    columns: &["subnet_id", "ip_address"],
+};
+/// A host's name.
+pub(crate) const HOST_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_host_name",
+    table: "hosts",
+    columns: &["name"],
+};
+/// One subnet for each network.
+pub(crate) const NETWORK_SUBNET: UniqueIndex = UniqueIndex {
+    name: "uq_subnet_network",
+    table: "subnets",
+    columns: &["network_id"],
+};
+
+/// The primary keys, as SQLite lists them.
+const PRIMARY_KEYS: &[(&str, &[&str])] = &[
+    ("hosts", &["id"]),
+    ("networks", &["id"]),
+    ("subnets", &["id"]),
+    ("instances", &["id"]),
+    ("ports", &["id"]),
+    ("fixed_ips", &["port_id", "position"]),
+    ("claims", &["instance_id", "host_id", "role"]),
+    ("documents", &["host_id", "kind", "resource_id"]),
+    ("nonces", &["nonce"]),
+];
+
+fn meaning(name: &str) -> Option<UniqueWhat> {
+    let meanings = [
+        (INSTANCE_NAME.name, UniqueWhat::InstanceName),
+        (NETWORK_NAME.name, UniqueWhat::NetworkName),
+        (PORT_MAC.name, UniqueWhat::MacAddress),
+        (FIXED_IP.name, UniqueWhat::IpAddress),
+        (HOST_NAME.name, UniqueWhat::HostName),
+    ];
+    meanings
+        .into_iter()
+        .find(|(index, _)| *index == name)
+        .map(|(_, what)| what)
+}
+
+/// Which rule an error is about, from the name of the index if the driver tells it, else from the message.
+pub(crate) fn violated(index: Option<&str>, message: &str) -> UniqueWhat {
+    let name = match index.or_else(|| mariadb_key(message)) {
+        Some(name) => name.to_owned(),
+        None => sqlite_index(message),
+    };
+    if name == "PRIMARY" || name.ends_with("_pkey") {
+        return UniqueWhat::Id;
+    }
+    meaning(&name).unwrap_or(UniqueWhat::Other(name))
+}
+
+/// MariaDB: `Duplicate entry 'web' for key 'uq_host_name'` (MySQL puts the table and a dot before the key).
+fn mariadb_key(message: &str) -> Option<&str> {
+    let key = message.strip_suffix('\'')?.rsplit_once(" for key '")?.1;
+    Some(key.rsplit_once('.').map_or(key, |(_, key)| key))
+}
+
+/// SQLite: `UNIQUE constraint failed: instances.project, instances.live_name`.
+fn sqlite_index(message: &str) -> String {
+    let columns = message
+        .rsplit_once(": ")
+        .map_or(message, |(_, columns)| columns);
+    let listed = |table: &str, names: &[&str]| {
+        names
+            .iter()
+            .map(|name| format!("{table}.{name}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+            == columns
+    };
+    let unique = [
+        INSTANCE_NAME,
+        NETWORK_NAME,
+        PORT_MAC,
+        PORT_POSITION,
+        FIXED_IP,
+        HOST_NAME,
+        NETWORK_SUBNET,
+    ];
+    if PRIMARY_KEYS
+        .iter()
+        .any(|(table, names)| listed(table, names))
+    {
+        return "PRIMARY".to_owned();
+    }
+    let index = unique
+        .iter()
+        .find(|index| listed(index.table, index.columns));
+    index.map_or(columns, |index| index.name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_databases_say_the_same_in_their_own_words() {
+        let check = |index: Option<&str>, message: &str, expected: UniqueWhat| {
+            assert_eq!(violated(index, message), expected, "{message}");
+        };
+        check(
+            Some("uq_fixed_ip"),
+            "duplicate key value violates unique constraint \"uq_fixed_ip\"",
+            UniqueWhat::IpAddress,
+        );
+        check(
+            Some("hosts_pkey"),
+            "duplicate key value violates …",
+            UniqueWhat::Id,
+        );
+        check(
+            None,
+            "Duplicate entry 'a-web' for key 'uq_instance_name'",
+            UniqueWhat::InstanceName,
+        );
+        check(
+            None,
+            "Duplicate entry 'a-web' for key 'instances.uq_instance_name'",
+            UniqueWhat::InstanceName,
+        );
+        check(
+            None,
+            "Duplicate entry 'it's for key 'x'' for key 'PRIMARY'",
+            UniqueWhat::Id,
+        );
+        check(
+            None,
+            "UNIQUE constraint failed: instances.project, instances.live_name",
+            UniqueWhat::InstanceName,
+        );
+        check(
+            None,
+            "UNIQUE constraint failed: claims.instance_id, claims.host_id, claims.role",
+            UniqueWhat::Id,
+        );
+        check(
+            None,
+            "UNIQUE constraint failed: ports.instance_id, ports.position",
+            UniqueWhat::Other("uq_port_position".to_owned()),
+        );
+        check(
+            None,
+            "UNIQUE constraint failed: new.rule",
+            UniqueWhat::Other("new.rule".to_owned()),
+        );
+    }
+}

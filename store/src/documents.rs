@@ -1,0 +1,363 @@
+//! Documents: what each host was last told to be, and how far it is with that.
+//!
+//! ```text
+//!  upsert (new generation) ─▶ unconfirmed, due ── mark_published ─▶ unconfirmed, due later ─┐
+//!         ▲                        ▲    ▲                                 │ (its time comes)│
+//!         │                        │    └─────────────────────────────────┘                 │
+//!         │     make_all_due (the agent started anew)                                       │
+//!         └──────────────── confirmed ◀── mark_observed (this generation or later, settled) ┘
+//! ```
+//! A document *lags* while it is unconfirmed. Observation never changes what is desired.
+
+use std::collections::HashSet;
+
+use berth_common::{
+    document::{DocumentKey, Kind},
+    ids::HostId,
+    message::report::ConvergeStatus,
+    units::Generation,
+};
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, Order, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, ExprTrait, OnConflict},
+};
+
+use crate::{
+    codec::{RowReader, int, millis, word},
+    entity::document::{self, Column},
+    error::{StoreError, failed},
+    executor::Executor,
+    ports::IDS_PER_STATEMENT,
+};
+
+/// One document of one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DocumentRow {
+    /// The host.
+    pub host_id: HostId,
+    /// The resource.
+    pub key: DocumentKey,
+    /// The version of what is desired.
+    pub generation: Generation,
+    /// The document's `spec` as JSON; none: a tombstone.
+    pub spec_json: Option<String>,
+    /// The version the host last spoke of.
+    pub observed_generation: Generation,
+    /// How far the host was with that version.
+    pub observed_status: Option<ConvergeStatus>,
+    /// When this generation was made.
+    pub changed_at: DateTime<Utc>,
+    /// When it was last published.
+    pub published_at: Option<DateTime<Utc>>,
+    /// How often this generation was published.
+    pub attempts: u32,
+    /// Not before this time it is published again; none: at once.
+    pub next_publish_at: Option<DateTime<Utc>>,
+}
+
+/// Whether a host that says this of its newest document is done with it.
+const fn is_settled(status: ConvergeStatus) -> bool {
+    match status {
+        ConvergeStatus::Converging => false,
+        ConvergeStatus::Converged | ConvergeStatus::Failed | ConvergeStatus::Gone => true,
+    }
+}
+
+impl DocumentRow {
+    /// Whether the host has yet to settle this generation.
+    fn is_unconfirmed(&self) -> bool {
+        self.observed_generation < self.generation || !self.observed_status.is_some_and(is_settled)
+    }
+}
+
+fn read(model: document::Model) -> Result<DocumentRow, StoreError> {
+    let id = format!("{}/{}/{}", model.host_id, model.kind, model.resource_id);
+    let row = RowReader {
+        table: "documents",
+        id: &id,
+    };
+    let kind = Kind::from_name(&model.kind)
+        .ok_or_else(|| row.corrupt("kind", "it is not a kind of document"))?;
+    Ok(DocumentRow {
+        host_id: row.parsed("host_id", model.host_id.parse())?,
+        key: DocumentKey {
+            kind,
+            id: row.parsed("resource_id", model.resource_id.parse())?,
+        },
+        generation: Generation(row.int("generation", model.generation)?),
+        spec_json: model.spec_json,
+        observed_generation: Generation(row.int("observed_generation", model.observed_generation)?),
+        observed_status: model
+            .observed_status
+            .map(|status| row.word("observed_status", &status))
+            .transpose()?,
+        changed_at: row.time("changed_at", model.changed_at)?,
+        published_at: row.opt_time("published_at", model.published_at)?,
+        attempts: row.int("attempts", model.attempts)?,
+        next_publish_at: row.opt_time("next_publish_at", model.next_publish_at)?,
+    })
+}
+
+/// The condition for one document.
+fn is(host: HostId, key: DocumentKey) -> Condition {
+    Condition::all()
+        .add(Column::HostId.eq(host.to_string()))
+        .add(Column::Kind.eq(key.kind.as_str()))
+        .add(Column::ResourceId.eq(key.id.to_string()))
+}
+
+/// All documents of a host, by kind and id.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_host(db: &impl Executor, host: HostId) -> Result<Vec<DocumentRow>, StoreError> {
+    let models = document::Entity::find()
+        .filter(Column::HostId.eq(host.to_string()))
+        .order_by_asc(Column::Kind)
+        .order_by_asc(Column::ResourceId)
+        .all(&db.handle())
+        .await
+        .map_err(failed("documents::of_host"))?;
+    models.into_iter().map(read).collect()
+}
+
+/// One document.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn get(
+    db: &impl Executor,
+    host: HostId,
+    key: DocumentKey,
+) -> Result<Option<DocumentRow>, StoreError> {
+    let model = document::Entity::find()
+        .filter(is(host, key))
+        .one(&db.handle())
+        .await
+        .map_err(failed("documents::get"))?;
+    model.map(read).transpose()
+}
+
+/// The documents of some resources, on whichever hosts. One query for each 10,000 resources.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_keys(
+    db: &impl Executor,
+    keys: &[DocumentKey],
+) -> Result<Vec<DocumentRow>, StoreError> {
+    let mut documents = Vec::new();
+    for keys in keys.chunks(IDS_PER_STATEMENT) {
+        let ids = keys.iter().map(|key| key.id.to_string());
+        let models = document::Entity::find()
+            .filter(Column::ResourceId.is_in(ids))
+            .all(&db.handle())
+            .await
+            .map_err(failed("documents::of_keys"))?;
+        for model in models {
+            documents.push(read(model)?);
+        }
+    }
+    let wanted: HashSet<&DocumentKey> = keys.iter().collect();
+    documents.retain(|document| wanted.contains(&document.key));
+    Ok(documents)
+}
+
+/// Adds a document, or replaces the one of the same host and resource.
+///
+/// # Errors
+/// [`StoreError::ForeignKey`] if there is no such host.
+pub async fn upsert(db: &impl Executor, document: &DocumentRow) -> Result<(), StoreError> {
+    let row = document::Model {
+        host_id: document.host_id.to_string(),
+        kind: document.key.kind.as_str().to_owned(),
+        resource_id: document.key.id.to_string(),
+        generation: int("documents.generation", document.generation.0)?,
+        spec_json: document.spec_json.clone(),
+        observed_generation: int(
+            "documents.observed_generation",
+            document.observed_generation.0,
+        )?,
+        observed_status: document
+            .observed_status
+            .map(|status| word("documents.observed_status", &status))
+            .transpose()?,
+        unconfirmed: document.is_unconfirmed(),
+        changed_at: millis(document.changed_at),
+        published_at: document.published_at.map(millis),
+        attempts: i64::from(document.attempts),
+        next_publish_at: document.next_publish_at.map(millis),
+    };
+    let replace = OnConflict::columns([Column::HostId, Column::Kind, Column::ResourceId])
+        .update_columns([
+            Column::Generation,
+            Column::SpecJson,
+            Column::ObservedGeneration,
+            Column::ObservedStatus,
+            Column::Unconfirmed,
+            Column::ChangedAt,
+            Column::PublishedAt,
+            Column::Attempts,
+            Column::NextPublishAt,
+        ])
+        .to_owned();
+    document::Entity::insert(row.into_active_model().reset_all())
+        .on_conflict(replace)
+        .exec_without_returning(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("documents::upsert"))
+}
+
+/// At most `limit` documents that lag and whose time to be published has come, the longest due first.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn lagging(
+    db: &impl Executor,
+    now: DateTime<Utc>,
+    limit: u32,
+) -> Result<Vec<DocumentRow>, StoreError> {
+    let due = Condition::any()
+        .add(Column::NextPublishAt.is_null())
+        .add(Column::NextPublishAt.lte(millis(now)));
+    let models = document::Entity::find()
+        .filter(Column::Unconfirmed.eq(true))
+        .filter(due)
+        // Nulls first, said in a way that all databases understand alike.
+        .order_by(Column::NextPublishAt.is_not_null(), Order::Asc)
+        .order_by_asc(Column::NextPublishAt)
+        .order_by_asc(Column::HostId)
+        .order_by_asc(Column::Kind)
+        .order_by_asc(Column::ResourceId)
+        .limit(u64::from(limit))
+        .all(&db.handle())
+        .await
+        .map_err(failed("documents::lagging"))?;
+    models.into_iter().map(read).collect()
+}
+
+/// Notes that a generation was published, and when to do it again. False: there is a newer generation, or no
+/// such document; nothing was changed.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn mark_published(
+    db: &impl Executor,
+    host: HostId,
+    key: DocumentKey,
+    generation: Generation,
+    now: DateTime<Utc>,
+    next: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let updated = document::Entity::update_many()
+        .col_expr(Column::PublishedAt, Expr::value(millis(now)))
+        .col_expr(Column::NextPublishAt, Expr::value(millis(next)))
+        .col_expr(
+            Column::Attempts,
+            ExprTrait::add(Expr::col(Column::Attempts), 1_i64),
+        )
+        .filter(is(host, key))
+        .filter(Column::Generation.eq(int("documents.generation", generation.0)?))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::mark_published"))?;
+    Ok(updated.rows_affected > 0)
+}
+
+/// Notes how far the host is. False: the host spoke of a newer generation before, or there is no such document;
+/// nothing was changed.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn mark_observed(
+    db: &impl Executor,
+    host: HostId,
+    key: DocumentKey,
+    generation: Generation,
+    status: ConvergeStatus,
+) -> Result<bool, StoreError> {
+    let generation = int("documents.observed_generation", generation.0)?;
+    let unconfirmed = if is_settled(status) {
+        Column::Generation.gt(generation)
+    } else {
+        Expr::value(true)
+    };
+    let updated = document::Entity::update_many()
+        .col_expr(Column::ObservedGeneration, Expr::value(generation))
+        .col_expr(
+            Column::ObservedStatus,
+            Expr::value(word("documents.observed_status", &status)?),
+        )
+        .col_expr(Column::Unconfirmed, unconfirmed)
+        .filter(is(host, key))
+        .filter(Column::ObservedGeneration.lte(generation))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::mark_observed"))?;
+    Ok(updated.rows_affected > 0)
+}
+
+/// Makes all documents of a host lag and due at once, also those it had settled: its agent started anew and may
+/// have lost them. What was observed stays until the agent says otherwise. Answers how many.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn make_all_due(db: &impl Executor, host: HostId) -> Result<u64, StoreError> {
+    let updated = document::Entity::update_many()
+        .col_expr(Column::Unconfirmed, Expr::value(true))
+        .col_expr(Column::Attempts, Expr::value(0_i64))
+        .col_expr(Column::NextPublishAt, Expr::value(Option::<i64>::None))
+        .filter(Column::HostId.eq(host.to_string()))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::make_all_due"))?;
+    Ok(updated.rows_affected)
+}
+
+/// Makes all documents that lag due at once, whatever their pauses: what was under way to their hosts may be lost.
+/// Answers how many.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn make_lagging_due(db: &impl Executor) -> Result<u64, StoreError> {
+    let updated = document::Entity::update_many()
+        .col_expr(Column::Attempts, Expr::value(0_i64))
+        .col_expr(Column::NextPublishAt, Expr::value(Option::<i64>::None))
+        .filter(Column::Unconfirmed.eq(true))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::make_lagging_due"))?;
+    Ok(updated.rows_affected)
+}
+
+/// Deletes a document: its tombstone was carried out. False: there was none.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn delete(
+    db: &impl Executor,
+    host: HostId,
+    key: DocumentKey,
+) -> Result<bool, StoreError> {
+    let deleted = document::Entity::delete_many()
+        .filter(is(host, key))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::delete"))?;
+    Ok(deleted.rows_affected > 0)
+}
+
+/// How many documents lag, due or not.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn lag_count(db: &impl Executor) -> Result<u64, StoreError> {
+    document::Entity::find()
+        .filter(Column::Unconfirmed.eq(true))
+        .count(&db.handle())
+        .await
+        .map_err(failed("documents::lag_count"))
+}

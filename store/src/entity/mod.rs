@@ -1,0 +1,16 @@
+//! The tables as SeaORM sees them: bare integers and text. Only the query files use them; nothing here leaves
+//! the crate.
+#![expect(
+    unreachable_pub,
+    reason = "the derives need `pub` items; this module is private"
+)]
+
+pub(crate) mod claim;
+pub(crate) mod document;
+pub(crate) mod fixed_ip;
+pub(crate) mod host;
+pub(crate) mod instance;
+pub(crate) mod network;
+pub(crate) mod nonce;
+pub(crate) mod port;
+pub(crate) mod subnet;

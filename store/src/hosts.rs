@@ -1,0 +1,330 @@
+//! Hosts: what their heartbeats say, and what operators decided about them.
+//!
+//! The two have separate writers: a heartbeat never changes status, reason or ratios.
+
+use berth_common::{
+    ids::HostId,
+    message::{
+        heartbeat::{ForeignDomain, Heartbeat, PartHealth},
+        view::{HostStatus, Resources},
+    },
+    names::HostName,
+    units::AllocationRatio,
+};
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
+    sea_query::Expr,
+};
+
+use crate::{
+    codec::{self, Amounts, RowReader, int, millis, prose, word},
+    entity::host,
+    error::{StoreError, failed},
+    executor::Executor,
+};
+
+const TABLE: &str = "hosts";
+
+/// A hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRow {
+    /// Its id, made by its agent.
+    pub id: HostId,
+    /// Its name, unique.
+    pub name: HostName,
+    /// Whether it gets new instances.
+    pub status: HostStatus,
+    /// Why it is disabled, if somebody said.
+    pub disabled_reason: Option<String>,
+    /// The session of the newest heartbeat.
+    pub session: u64,
+    /// The sequence number of the newest heartbeat.
+    pub sequence: u64,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Its processor architecture.
+    pub arch: String,
+    /// What runs guests there.
+    pub virt_type: String,
+    /// What exists.
+    pub total: Resources,
+    /// What is used, measured.
+    pub used_now: Resources,
+    /// How its parts are.
+    pub health: Vec<PartHealth>,
+    /// Domains that berth did not make.
+    pub foreign_domains: Vec<ForeignDomain>,
+    /// When the newest heartbeat arrived.
+    pub last_heartbeat_at: DateTime<Utc>,
+    /// When the first heartbeat arrived.
+    pub created_at: DateTime<Utc>,
+    /// The host's own CPU ratio; none: the scheduler's.
+    pub cpu_ratio: Option<AllocationRatio>,
+    /// The host's own memory ratio; none: the scheduler's.
+    pub ram_ratio: Option<AllocationRatio>,
+    /// The host's own disk ratio; none: the scheduler's.
+    pub disk_ratio: Option<AllocationRatio>,
+}
+
+/// A host's own allocation ratios; none: the scheduler's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RatioOverrides {
+    /// Of CPUs.
+    pub cpu: Option<AllocationRatio>,
+    /// Of memory.
+    pub ram: Option<AllocationRatio>,
+    /// Of disk.
+    pub disk: Option<AllocationRatio>,
+}
+
+fn read(model: host::Model) -> Result<HostRow, StoreError> {
+    let row = RowReader {
+        table: TABLE,
+        id: &model.id,
+    };
+    let ratio = |column, thousandths: Option<i64>| {
+        let parse = |thousandths| {
+            row.parsed(
+                column,
+                AllocationRatio::from_thousandths(row.int(column, thousandths)?),
+            )
+        };
+        thousandths.map(parse).transpose()
+    };
+    let total = Amounts {
+        vcpus: model.total_vcpus,
+        memory_mb: model.total_memory_mb,
+        disk_gb: model.total_disk_gb,
+    };
+    let used = Amounts {
+        vcpus: model.used_vcpus,
+        memory_mb: model.used_memory_mb,
+        disk_gb: model.used_disk_gb,
+    };
+    Ok(HostRow {
+        id: row.parsed("id", model.id.parse())?,
+        name: row.parsed("name", HostName::try_from(model.name))?,
+        status: row.word("status", &model.status)?,
+        disabled_reason: model.disabled_reason,
+        session: row.int("session", model.session)?,
+        sequence: row.int("sequence", model.sequence)?,
+        agent_version: model.agent_version,
+        arch: model.arch,
+        virt_type: model.virt_type,
+        total: row.amounts("total", &total)?,
+        used_now: row.amounts("used", &used)?,
+        health: row.json("health", &model.health)?,
+        foreign_domains: row.json("foreign_domains", &model.foreign_domains)?,
+        last_heartbeat_at: row.time("last_heartbeat_at", model.last_heartbeat_at)?,
+        created_at: row.time("created_at", model.created_at)?,
+        cpu_ratio: ratio("cpu_ratio", model.cpu_ratio)?,
+        ram_ratio: ratio("ram_ratio", model.ram_ratio)?,
+        disk_ratio: ratio("disk_ratio", model.disk_ratio)?,
+    })
+}
+
+/// The row after a heartbeat; what operators decided is kept.
+fn after(
+    heartbeat: &Heartbeat,
+    now: DateTime<Utc>,
+    before: Option<host::Model>,
+) -> Result<host::Model, StoreError> {
+    let total = codec::amounts("hosts.total", heartbeat.total)?;
+    let used = codec::amounts("hosts.used", heartbeat.used_now)?;
+    let (status, created_at) = match &before {
+        Some(before) => (before.status.clone(), before.created_at),
+        None => (word("hosts.status", &HostStatus::Enabled)?, millis(now)),
+    };
+    Ok(host::Model {
+        id: heartbeat.host_id.to_string(),
+        name: heartbeat.host.to_string(),
+        status,
+        disabled_reason: before
+            .as_ref()
+            .and_then(|before| before.disabled_reason.clone()),
+        session: int("hosts.session", heartbeat.session)?,
+        sequence: int("hosts.sequence", heartbeat.sequence)?,
+        agent_version: prose(&heartbeat.agent_version),
+        arch: prose(&heartbeat.arch),
+        virt_type: prose(&heartbeat.virt_type),
+        total_vcpus: total.vcpus,
+        total_memory_mb: total.memory_mb,
+        total_disk_gb: total.disk_gb,
+        used_vcpus: used.vcpus,
+        used_memory_mb: used.memory_mb,
+        used_disk_gb: used.disk_gb,
+        health: codec::json("hosts.health", &heartbeat.health)?,
+        foreign_domains: codec::json("hosts.foreign_domains", &heartbeat.foreign_domains)?,
+        last_heartbeat_at: millis(now),
+        created_at,
+        cpu_ratio: before.as_ref().and_then(|before| before.cpu_ratio),
+        ram_ratio: before.as_ref().and_then(|before| before.ram_ratio),
+        disk_ratio: before.as_ref().and_then(|before| before.disk_ratio),
+    })
+}
+
+/// All hosts, by name.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn all(db: &impl Executor) -> Result<Vec<HostRow>, StoreError> {
+    let models = host::Entity::find()
+        .all(&db.handle())
+        .await
+        .map_err(failed("hosts::all"))?;
+    let mut hosts = models
+        .into_iter()
+        .map(read)
+        .collect::<Result<Vec<_>, _>>()?;
+    // Sorted here: the collations of the databases order names differently.
+    hosts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(hosts)
+}
+
+/// One host.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn get(db: &impl Executor, id: HostId) -> Result<Option<HostRow>, StoreError> {
+    model(db, id).await?.map(read).transpose()
+}
+
+async fn model(db: &impl Executor, id: HostId) -> Result<Option<host::Model>, StoreError> {
+    host::Entity::find_by_id(id.to_string())
+        .one(&db.handle())
+        .await
+        .map_err(failed("hosts::get"))
+}
+
+/// The host with this name.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn find_by_name(
+    db: &impl Executor,
+    name: &HostName,
+) -> Result<Option<HostRow>, StoreError> {
+    let model = host::Entity::find()
+        .filter(host::Column::Name.eq(name.as_str()))
+        .one(&db.handle())
+        .await
+        .map_err(failed("hosts::find_by_name"))?;
+    model.map(read).transpose()
+}
+
+/// Takes in a heartbeat: a new host is enabled, of a known one the facts are updated. A heartbeat that is not
+/// newer than the stored one, by session and sequence, changes nothing. Answers with the row as it is afterwards.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `HostName` if another host has the name: the two are not the same host.
+pub async fn upsert_heartbeat(
+    db: &impl Executor,
+    heartbeat: &Heartbeat,
+    now: DateTime<Utc>,
+) -> Result<HostRow, StoreError> {
+    let session = int("hosts.session", heartbeat.session)?;
+    let sequence = int("hosts.sequence", heartbeat.sequence)?;
+    let before = model(db, heartbeat.host_id).await?;
+    let known = before.is_some();
+    if let Some(before) = &before
+        && (before.session, before.sequence) >= (session, sequence)
+    {
+        return read(before.clone());
+    }
+    let model = after(heartbeat, now, before)?;
+    if known {
+        let older = Condition::any().add(host::Column::Session.lt(session)).add(
+            Condition::all()
+                .add(host::Column::Session.eq(session))
+                .add(host::Column::Sequence.lt(sequence)),
+        );
+        // Only the facts: an operator may be changing the status at this moment.
+        let mut facts = model.clone().into_active_model().reset_all();
+        for decided in [
+            host::Column::Id,
+            host::Column::Status,
+            host::Column::DisabledReason,
+            host::Column::CreatedAt,
+            host::Column::CpuRatio,
+            host::Column::RamRatio,
+            host::Column::DiskRatio,
+        ] {
+            facts.not_set(decided);
+        }
+        let updated = host::Entity::update_many()
+            .set(facts)
+            .filter(host::Column::Id.eq(&model.id))
+            .filter(older)
+            .exec(&db.handle())
+            .await
+            .map_err(failed("hosts::upsert_heartbeat"))?;
+        if updated.rows_affected == 0
+            && let Some(newer) = self::model(db, heartbeat.host_id).await?
+        {
+            return read(newer);
+        }
+    } else {
+        host::Entity::insert(model.clone().into_active_model().reset_all())
+            .exec_without_returning(&db.handle())
+            .await
+            .map_err(failed("hosts::upsert_heartbeat"))?;
+    }
+    read(model)
+}
+
+/// Sets whether a host gets new instances, and why not.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such host.
+pub async fn set_status(
+    db: &impl Executor,
+    id: HostId,
+    status: HostStatus,
+    reason: Option<&str>,
+) -> Result<(), StoreError> {
+    let updated = host::Entity::update_many()
+        .col_expr(
+            host::Column::Status,
+            Expr::value(word("hosts.status", &status)?),
+        )
+        .col_expr(host::Column::DisabledReason, Expr::value(reason.map(prose)))
+        .filter(host::Column::Id.eq(id.to_string()))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("hosts::set_status"))?;
+    found(updated.rows_affected, id)
+}
+
+/// Sets a host's own allocation ratios.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such host.
+pub async fn set_ratios(
+    db: &impl Executor,
+    id: HostId,
+    ratios: RatioOverrides,
+) -> Result<(), StoreError> {
+    let thousandths = |ratio: Option<AllocationRatio>| {
+        Expr::value(ratio.map(|ratio| i64::from(ratio.thousandths())))
+    };
+    let updated = host::Entity::update_many()
+        .col_expr(host::Column::CpuRatio, thousandths(ratios.cpu))
+        .col_expr(host::Column::RamRatio, thousandths(ratios.ram))
+        .col_expr(host::Column::DiskRatio, thousandths(ratios.disk))
+        .filter(host::Column::Id.eq(id.to_string()))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("hosts::set_ratios"))?;
+    found(updated.rows_affected, id)
+}
+
+fn found(rows: u64, id: HostId) -> Result<(), StoreError> {
+    if rows == 0 {
+        return Err(StoreError::NotFound {
+            table: TABLE,
+            id: id.to_string(),
+        });
+    }
+    Ok(())
+}

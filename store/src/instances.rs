@@ -1,0 +1,490 @@
+//! Instances: what their owners want and, in columns of their own, what their hosts last said.
+//!
+//! A row stays after the instance is deleted, so that a repeated request for the same id is recognised.
+
+use berth_common::{
+    document::{DesiredPower, Flavor, ImageRef, Reboot},
+    ids::{InstanceId, Nonce},
+    message::{
+        report::{ConvergeStatus, Fault, PowerState},
+        view::Resources,
+    },
+    names::{ImageSha256, ImageUrl, InstanceName, ProjectName},
+    units::Generation,
+};
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, UpdateMany, sea_query::Expr,
+};
+
+use crate::{
+    claims,
+    codec::{self, Amounts, RowReader, fault_columns, int, millis, prose, word},
+    entity::instance::{self, Column},
+    error::{StoreError, failed},
+    executor::{Executor, scope},
+    ports,
+};
+
+const TABLE: &str = "instances";
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRow {
+    /// Its id, chosen by the client.
+    pub id: InstanceId,
+    /// The owner.
+    pub project: ProjectName,
+    /// Its name, unique among the project's living instances.
+    pub name: InstanceName,
+    /// Its size.
+    pub flavor: Flavor,
+    /// What its boot disk is made from.
+    pub image: ImageRef,
+    /// How long its guest may take to power itself off.
+    pub stop_timeout_seconds: u32,
+    /// What the request that made it contained, to recognise its repetition.
+    pub fingerprint: String,
+    /// Whether it shall run.
+    pub desired_power: DesiredPower,
+    /// The last reboot that was asked for.
+    pub desired_reboot: Option<Reboot>,
+    /// Whether it shall be gone.
+    pub desired_deleted: bool,
+    /// Why the scheduler found no place for it.
+    pub placement_fault: Option<Fault>,
+    /// What its host last said.
+    pub observed: InstanceObserved,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When anything of it last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was gone.
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+/// What a host last said of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InstanceObserved {
+    /// How far the host is with the document.
+    pub status: Option<ConvergeStatus>,
+    /// The generation that is about.
+    pub generation: Generation,
+    /// What the hypervisor says.
+    pub power_state: PowerState,
+    /// The last reboot that was carried out.
+    pub reboot_nonce: Option<Nonce>,
+    /// What the agent is busy with, for people.
+    pub progress: Option<String>,
+    /// What went wrong.
+    pub fault: Option<Fault>,
+    /// Whether it ever ran.
+    pub was_active: bool,
+    /// When the agent looked.
+    pub at: Option<DateTime<Utc>>,
+}
+
+fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
+    let row = RowReader {
+        table: TABLE,
+        id: &model.id,
+    };
+    let amounts = Amounts {
+        vcpus: model.vcpus,
+        memory_mb: model.memory_mb,
+        disk_gb: model.disk_gb,
+    };
+    let Resources {
+        vcpus,
+        memory_mb,
+        disk_gb,
+    } = row.amounts("flavor", &amounts)?;
+    let desired_reboot = match (model.desired_reboot_nonce, model.desired_reboot_kind) {
+        (None, None) => None,
+        (Some(nonce), Some(kind)) => Some(Reboot {
+            nonce: row.parsed("desired_reboot_nonce", nonce.parse())?,
+            kind: row.word("desired_reboot_kind", &kind)?,
+        }),
+        _ => {
+            return Err(row.corrupt(
+                "desired_reboot",
+                "a nonce and a kind belong together, and one is missing",
+            ));
+        }
+    };
+    let observed = InstanceObserved {
+        status: model
+            .observed_status
+            .map(|status| row.word("observed_status", &status))
+            .transpose()?,
+        generation: Generation(row.int("observed_generation", model.observed_generation)?),
+        power_state: row.word("observed_power_state", &model.observed_power_state)?,
+        reboot_nonce: model
+            .observed_reboot_nonce
+            .map(|nonce| row.parsed("observed_reboot_nonce", nonce.parse()))
+            .transpose()?,
+        progress: model.observed_progress,
+        fault: row.fault(
+            "observed_fault",
+            model.observed_fault_code.as_deref(),
+            model.observed_fault_message,
+        )?,
+        was_active: model.observed_was_active,
+        at: row.opt_time("observed_at", model.observed_at)?,
+    };
+    Ok(InstanceRow {
+        id: row.parsed("id", model.id.parse())?,
+        project: row.parsed("project", ProjectName::try_from(model.project))?,
+        name: row.parsed("name", InstanceName::try_from(model.name))?,
+        flavor: Flavor {
+            vcpus,
+            memory_mb,
+            disk_gb,
+        },
+        image: ImageRef {
+            url: row.parsed("image_url", ImageUrl::try_from(model.image_url))?,
+            sha256: row.parsed("image_sha256", ImageSha256::try_from(model.image_sha256))?,
+            format: row.word("image_format", &model.image_format)?,
+        },
+        stop_timeout_seconds: row.int("stop_timeout_seconds", model.stop_timeout_seconds)?,
+        fingerprint: model.fingerprint,
+        desired_power: row.word("desired_power", &model.desired_power)?,
+        desired_reboot,
+        desired_deleted: model.desired_deleted,
+        placement_fault: row.fault(
+            "placement_fault",
+            model.placement_fault_code.as_deref(),
+            model.placement_fault_message,
+        )?,
+        observed,
+        created_at: row.time("created_at", model.created_at)?,
+        updated_at: row.time("updated_at", model.updated_at)?,
+        deleted_at: row.opt_time("deleted_at", model.deleted_at)?,
+    })
+}
+
+fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
+    let amounts = codec::amounts("instances.flavor", instance.flavor.into())?;
+    let (placement_fault_code, placement_fault_message) = fault_columns(
+        "instances.placement_fault",
+        instance.placement_fault.as_ref(),
+    )?;
+    let observed = write_observed(&instance.observed)?;
+    Ok(instance::Model {
+        id: instance.id.to_string(),
+        project: instance.project.to_string(),
+        name: instance.name.to_string(),
+        live_name: instance
+            .deleted_at
+            .is_none()
+            .then(|| instance.name.to_string()),
+        vcpus: amounts.vcpus,
+        memory_mb: amounts.memory_mb,
+        disk_gb: amounts.disk_gb,
+        image_url: instance.image.url.to_string(),
+        image_sha256: instance.image.sha256.to_string(),
+        image_format: word("instances.image_format", &instance.image.format)?,
+        stop_timeout_seconds: i64::from(instance.stop_timeout_seconds),
+        fingerprint: instance.fingerprint.clone(),
+        desired_power: word("instances.desired_power", &instance.desired_power)?,
+        desired_reboot_nonce: instance
+            .desired_reboot
+            .map(|reboot| reboot.nonce.to_string()),
+        desired_reboot_kind: reboot_kind(instance.desired_reboot)?,
+        desired_deleted: instance.desired_deleted,
+        placement_fault_code,
+        placement_fault_message,
+        observed_status: observed.status,
+        observed_generation: observed.generation,
+        observed_power_state: observed.power_state,
+        observed_reboot_nonce: observed.reboot_nonce,
+        observed_progress: observed.progress,
+        observed_fault_code: observed.fault_code,
+        observed_fault_message: observed.fault_message,
+        observed_was_active: instance.observed.was_active,
+        observed_at: instance.observed.at.map(millis),
+        created_at: millis(instance.created_at),
+        updated_at: millis(instance.updated_at),
+        deleted_at: instance.deleted_at.map(millis),
+    })
+}
+
+fn reboot_kind(reboot: Option<Reboot>) -> Result<Option<String>, StoreError> {
+    reboot
+        .map(|reboot| word("instances.desired_reboot_kind", &reboot.kind))
+        .transpose()
+}
+
+/// The observation's columns that need converting.
+struct ObservedColumns {
+    status: Option<String>,
+    generation: i64,
+    power_state: String,
+    reboot_nonce: Option<String>,
+    progress: Option<String>,
+    fault_code: Option<String>,
+    fault_message: Option<String>,
+}
+
+fn write_observed(observed: &InstanceObserved) -> Result<ObservedColumns, StoreError> {
+    let (fault_code, fault_message) =
+        fault_columns("instances.observed_fault", observed.fault.as_ref())?;
+    Ok(ObservedColumns {
+        status: observed
+            .status
+            .map(|status| word("instances.observed_status", &status))
+            .transpose()?,
+        generation: int("instances.observed_generation", observed.generation.0)?,
+        power_state: word("instances.observed_power_state", &observed.power_state)?,
+        reboot_nonce: observed.reboot_nonce.map(|nonce| nonce.to_string()),
+        progress: observed.progress.as_deref().map(prose),
+        fault_code,
+        fault_message,
+    })
+}
+
+/// The instances that meet a condition, in order of creation.
+pub(crate) async fn load(
+    db: &impl Executor,
+    which: Condition,
+    limit: Option<u64>,
+) -> Result<Vec<InstanceRow>, StoreError> {
+    let models = instance::Entity::find()
+        .filter(which)
+        .order_by_asc(Column::CreatedAt)
+        .order_by_asc(Column::Id)
+        .limit(limit)
+        .all(&db.handle())
+        .await
+        .map_err(failed("instances"))?;
+    models.into_iter().map(read).collect()
+}
+
+/// Adds an instance.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `Id` or `InstanceName`.
+pub async fn insert(db: &impl Executor, instance: &InstanceRow) -> Result<(), StoreError> {
+    instance::Entity::insert(write(instance)?.into_active_model().reset_all())
+        .exec_without_returning(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("instances::insert"))
+}
+
+/// One instance, also a deleted one.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn get(db: &impl Executor, id: InstanceId) -> Result<Option<InstanceRow>, StoreError> {
+    let which = Condition::all().add(Column::Id.eq(id.to_string()));
+    Ok(load(db, which, None).await?.pop())
+}
+
+/// The living instance with this name.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn find_by_name(
+    db: &impl Executor,
+    project: &ProjectName,
+    name: &InstanceName,
+) -> Result<Option<InstanceRow>, StoreError> {
+    let which = Condition::all()
+        .add(Column::Project.eq(project.as_str()))
+        .add(Column::LiveName.eq(name.as_str()));
+    Ok(load(db, which, None).await?.pop())
+}
+
+/// At most `limit` living instances of a project, or of all, in order of creation, after the one given. That one
+/// may have been deleted since, so that paging survives deletions.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no instance `after`.
+pub async fn list(
+    db: &impl Executor,
+    project: Option<&ProjectName>,
+    after: Option<InstanceId>,
+    limit: u32,
+) -> Result<Vec<InstanceRow>, StoreError> {
+    let mut which = Condition::all()
+        .add(Column::DeletedAt.is_null())
+        .add_option(project.map(|project| Column::Project.eq(project.as_str())));
+    if let Some(after) = after {
+        let created_at: Option<i64> = instance::Entity::find_by_id(after.to_string())
+            .select_only()
+            .column(Column::CreatedAt)
+            .into_tuple()
+            .one(&db.handle())
+            .await
+            .map_err(failed("instances::list"))?;
+        let Some(created_at) = created_at else {
+            return Err(StoreError::NotFound {
+                table: TABLE,
+                id: after.to_string(),
+            });
+        };
+        which = which.add(
+            Condition::any().add(Column::CreatedAt.gt(created_at)).add(
+                Condition::all()
+                    .add(Column::CreatedAt.eq(created_at))
+                    .add(Column::Id.gt(after.to_string())),
+            ),
+        );
+    }
+    load(db, which, Some(u64::from(limit))).await
+}
+
+/// Starts an update of one instance.
+fn update(id: InstanceId, now: DateTime<Utc>) -> UpdateMany<instance::Entity> {
+    instance::Entity::update_many()
+        .col_expr(Column::UpdatedAt, Expr::value(millis(now)))
+        .filter(Column::Id.eq(id.to_string()))
+}
+
+async fn apply(
+    db: &impl Executor,
+    id: InstanceId,
+    what: &'static str,
+    update: UpdateMany<instance::Entity>,
+) -> Result<(), StoreError> {
+    let updated = update.exec(&db.handle()).await.map_err(failed(what))?;
+    if updated.rows_affected == 0 {
+        return Err(StoreError::NotFound {
+            table: TABLE,
+            id: id.to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// Sets whether it shall run.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_desired_power(
+    db: &impl Executor,
+    id: InstanceId,
+    power: DesiredPower,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let power = word("instances.desired_power", &power)?;
+    let update = update(id, now).col_expr(Column::DesiredPower, Expr::value(power));
+    apply(db, id, "instances::set_desired_power", update).await
+}
+
+/// Sets the last reboot that was asked for.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_desired_reboot(
+    db: &impl Executor,
+    id: InstanceId,
+    reboot: Option<Reboot>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let update = update(id, now)
+        .col_expr(
+            Column::DesiredRebootNonce,
+            Expr::value(reboot.map(|reboot| reboot.nonce.to_string())),
+        )
+        .col_expr(Column::DesiredRebootKind, Expr::value(reboot_kind(reboot)?));
+    apply(db, id, "instances::set_desired_reboot", update).await
+}
+
+/// Sets that it shall be gone. It lives, and keeps its name, until [`mark_deleted`].
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_desired_deleted(
+    db: &impl Executor,
+    id: InstanceId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let update = update(id, now).col_expr(Column::DesiredDeleted, Expr::value(true));
+    apply(db, id, "instances::set_desired_deleted", update).await
+}
+
+/// Sets or clears why no place was found for it.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_placement_fault(
+    db: &impl Executor,
+    id: InstanceId,
+    fault: Option<&Fault>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let (code, message) = fault_columns("instances.placement_fault", fault)?;
+    let update = update(id, now)
+        .col_expr(Column::PlacementFaultCode, Expr::value(code))
+        .col_expr(Column::PlacementFaultMessage, Expr::value(message));
+    apply(db, id, "instances::set_placement_fault", update).await
+}
+
+/// Sets what its host last said. What is desired is not touched.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_observed(
+    db: &impl Executor,
+    id: InstanceId,
+    observed: &InstanceObserved,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let columns = write_observed(observed)?;
+    let update = update(id, now)
+        .col_expr(Column::ObservedStatus, Expr::value(columns.status))
+        .col_expr(Column::ObservedGeneration, Expr::value(columns.generation))
+        .col_expr(Column::ObservedPowerState, Expr::value(columns.power_state))
+        .col_expr(
+            Column::ObservedRebootNonce,
+            Expr::value(columns.reboot_nonce),
+        )
+        .col_expr(Column::ObservedProgress, Expr::value(columns.progress))
+        .col_expr(Column::ObservedFaultCode, Expr::value(columns.fault_code))
+        .col_expr(
+            Column::ObservedFaultMessage,
+            Expr::value(columns.fault_message),
+        )
+        .col_expr(Column::ObservedWasActive, Expr::value(observed.was_active))
+        .col_expr(Column::ObservedAt, Expr::value(observed.at.map(millis)));
+    apply(db, id, "instances::set_observed", update).await
+}
+
+/// Marks an instance deleted, frees its name, and deletes its ports, addresses and claims, all or nothing. Doing
+/// it again is harmless and keeps the first time.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn mark_deleted(
+    db: &impl Executor,
+    id: InstanceId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let scope = scope(db).await?;
+    let updated = update(id, now)
+        .col_expr(Column::DeletedAt, Expr::value(millis(now)))
+        .col_expr(Column::DesiredDeleted, Expr::value(true))
+        .col_expr(Column::LiveName, Expr::value(Option::<String>::None))
+        .filter(Column::DeletedAt.is_null())
+        .exec(scope.transaction())
+        .await
+        .map_err(failed("instances::mark_deleted"))?;
+    if updated.rows_affected == 0 {
+        let known = instance::Entity::find_by_id(id.to_string())
+            .count(scope.transaction())
+            .await
+            .map_err(failed("instances::mark_deleted"))?;
+        if known == 0 {
+            return Err(StoreError::NotFound {
+                table: TABLE,
+                id: id.to_string(),
+            });
+        }
+    }
+    ports::delete_where_instance(scope.transaction(), id).await?;
+    claims::delete_where_instance(scope.transaction(), id).await?;
+    scope.finish().await
+}

@@ -1,0 +1,258 @@
+//! Ports: the virtual NICs of instances, with their addresses.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use berth_common::{
+    document::FixedIp,
+    ids::{InstanceId, NetworkId, PortId, SubnetId},
+    names::MacAddress,
+};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+};
+
+use crate::{
+    codec::RowReader,
+    entity::{fixed_ip, port},
+    error::{StoreError, failed},
+    executor::{Executor, scope},
+};
+
+/// How many ids one statement names at most; the databases bound the number of parameters at 32,766 (SQLite) and
+/// 65,535.
+pub(crate) const IDS_PER_STATEMENT: usize = 10_000;
+
+/// A virtual NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortRow {
+    /// Its id.
+    pub id: PortId,
+    /// The instance it belongs to.
+    pub instance_id: InstanceId,
+    /// The network it is plugged into.
+    pub network_id: NetworkId,
+    /// The guest's order of NICs, from 0; unique in the instance.
+    pub position: u8,
+    /// Its Ethernet address, unique in the network.
+    pub mac_address: MacAddress,
+    /// Its addresses in order, each unique in its subnet.
+    pub fixed_ips: Vec<FixedIp>,
+}
+
+fn read(model: port::Model, fixed_ips: Vec<FixedIp>) -> Result<PortRow, StoreError> {
+    let row = RowReader {
+        table: "ports",
+        id: &model.id,
+    };
+    Ok(PortRow {
+        id: row.parsed("id", model.id.parse())?,
+        instance_id: row.parsed("instance_id", model.instance_id.parse())?,
+        network_id: row.parsed("network_id", model.network_id.parse())?,
+        position: row.int("position", model.position)?,
+        mac_address: row.parsed("mac_address", model.mac_address.parse())?,
+        fixed_ips,
+    })
+}
+
+fn read_fixed_ip(model: &fixed_ip::Model) -> Result<FixedIp, StoreError> {
+    let id = format!("{}/{}", model.port_id, model.position);
+    let row = RowReader {
+        table: "fixed_ips",
+        id: &id,
+    };
+    Ok(FixedIp {
+        subnet_id: row.parsed("subnet_id", model.subnet_id.parse())?,
+        ip_address: row.parsed("ip_address", model.ip_address.parse())?,
+    })
+}
+
+/// The ports that meet a condition, by instance and position, with their addresses: two queries.
+pub(crate) async fn load(db: &impl Executor, which: Condition) -> Result<Vec<PortRow>, StoreError> {
+    let connection = db.handle();
+    let port_ids = port::Entity::find()
+        .select_only()
+        .column(port::Column::Id)
+        .filter(which.clone())
+        .into_query();
+    let ports = port::Entity::find()
+        .filter(which)
+        .order_by_asc(port::Column::InstanceId)
+        .order_by_asc(port::Column::Position)
+        .all(&connection)
+        .await
+        .map_err(failed("ports"))?;
+    let addresses = fixed_ip::Entity::find()
+        .filter(fixed_ip::Column::PortId.in_subquery(port_ids))
+        .order_by_asc(fixed_ip::Column::PortId)
+        .order_by_asc(fixed_ip::Column::Position)
+        .all(&connection)
+        .await
+        .map_err(failed("ports"))?;
+    let mut by_port: HashMap<&str, Vec<FixedIp>> = HashMap::new();
+    for address in &addresses {
+        by_port
+            .entry(&address.port_id)
+            .or_default()
+            .push(read_fixed_ip(address)?);
+    }
+    ports
+        .into_iter()
+        .map(|model| {
+            let fixed_ips = by_port.remove(model.id.as_str()).unwrap_or_default();
+            read(model, fixed_ips)
+        })
+        .collect()
+}
+
+/// Adds a port and its addresses.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `MacAddress`, `IpAddress` or `Id`; [`StoreError::ForeignKey`] if instance, network
+/// or subnet do not exist.
+pub async fn insert(db: &impl Executor, port: &PortRow) -> Result<(), StoreError> {
+    let row = port::Model {
+        id: port.id.to_string(),
+        instance_id: port.instance_id.to_string(),
+        network_id: port.network_id.to_string(),
+        position: i64::from(port.position),
+        mac_address: port.mac_address.to_string(),
+    };
+    let addresses: Vec<_> = (0_i64..)
+        .zip(&port.fixed_ips)
+        .map(|(position, address)| {
+            let row = fixed_ip::Model {
+                port_id: port.id.to_string(),
+                position,
+                subnet_id: address.subnet_id.to_string(),
+                ip_address: address.ip_address.to_string(),
+            };
+            row.into_active_model().reset_all()
+        })
+        .collect();
+    let scope = scope(db).await?;
+    port::Entity::insert(row.into_active_model().reset_all())
+        .exec_without_returning(scope.transaction())
+        .await
+        .map_err(failed("ports::insert"))?;
+    if !addresses.is_empty() {
+        fixed_ip::Entity::insert_many(addresses)
+            .exec_without_returning(scope.transaction())
+            .await
+            .map_err(failed("ports::insert"))?;
+    }
+    scope.finish().await
+}
+
+/// The ports of an instance, by position.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_instance(db: &impl Executor, id: InstanceId) -> Result<Vec<PortRow>, StoreError> {
+    of_instances(db, &[id]).await
+}
+
+/// The ports of some instances, by instance and position. Two queries for each 10,000 instances.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_instances(
+    db: &impl Executor,
+    ids: &[InstanceId],
+) -> Result<Vec<PortRow>, StoreError> {
+    let mut ports = Vec::new();
+    for ids in ids.chunks(IDS_PER_STATEMENT) {
+        let ids = ids.iter().map(ToString::to_string);
+        ports.append(
+            &mut load(
+                db,
+                Condition::all().add(port::Column::InstanceId.is_in(ids)),
+            )
+            .await?,
+        );
+    }
+    ports.sort_by_key(|port| (port.instance_id, port.position));
+    Ok(ports)
+}
+
+/// The ports in a network.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_network(db: &impl Executor, id: NetworkId) -> Result<Vec<PortRow>, StoreError> {
+    load(
+        db,
+        Condition::all().add(port::Column::NetworkId.eq(id.to_string())),
+    )
+    .await
+}
+
+/// The addresses that ports have in a subnet.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn addresses_in_use(
+    db: &impl Executor,
+    subnet: SubnetId,
+) -> Result<BTreeSet<Ipv4Addr>, StoreError> {
+    let models = fixed_ip::Entity::find()
+        .filter(fixed_ip::Column::SubnetId.eq(subnet.to_string()))
+        .all(&db.handle())
+        .await
+        .map_err(failed("ports::addresses_in_use"))?;
+    models
+        .iter()
+        .map(|model| read_fixed_ip(model).map(|address| address.ip_address))
+        .collect()
+}
+
+/// The Ethernet addresses that ports have in a network.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn macs_in_use(
+    db: &impl Executor,
+    network: NetworkId,
+) -> Result<BTreeSet<MacAddress>, StoreError> {
+    let macs: Vec<(String, String)> = port::Entity::find()
+        .select_only()
+        .columns([port::Column::Id, port::Column::MacAddress])
+        .filter(port::Column::NetworkId.eq(network.to_string()))
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("ports::macs_in_use"))?;
+    macs.into_iter()
+        .map(|(id, mac)| {
+            RowReader {
+                table: "ports",
+                id: &id,
+            }
+            .parsed("mac_address", mac.parse())
+        })
+        .collect()
+}
+
+/// Deletes the ports of an instance with their addresses.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn delete_of_instance(db: &impl Executor, id: InstanceId) -> Result<(), StoreError> {
+    delete_where_instance(&db.handle(), id).await
+}
+
+/// One statement: the addresses go with their ports (`ON DELETE CASCADE`).
+pub(crate) async fn delete_where_instance(
+    connection: &impl ConnectionTrait,
+    id: InstanceId,
+) -> Result<(), StoreError> {
+    port::Entity::delete_many()
+        .filter(port::Column::InstanceId.eq(id.to_string()))
+        .exec(connection)
+        .await
+        .map(drop)
+        .map_err(failed("ports::delete_of_instance"))
+}

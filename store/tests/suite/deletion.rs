@@ -1,0 +1,204 @@
+//! With an instance go its ports, its addresses and its claims: all of them or none.
+
+use std::sync::Arc;
+
+use berth_common::ids::{HostId, InstanceId, NetworkId};
+use berth_store::{Executor, StoreError, claims, claims::ClaimRole, instances, networks, ports};
+
+use crate::{
+    database::{TestDatabase, on_all_databases},
+    sample,
+};
+
+on_all_databases!(
+    deleting_an_instance_deletes_what_it_owns,
+    a_rollback_restores_all_of_it,
+    a_dropped_transaction_restores_all_of_it,
+    deleting_twice_keeps_the_first_time,
+    what_does_not_exist_cannot_be_deleted,
+);
+
+/// How many ports, addresses and claims there are, and whether the instance lives.
+#[derive(Debug, PartialEq, Eq)]
+struct Owned {
+    alive: bool,
+    ports: usize,
+    addresses: usize,
+    claims: usize,
+}
+
+struct Setup {
+    instance: InstanceId,
+    network: NetworkId,
+    host: HostId,
+}
+
+async fn set_up(store: &berth_store::Store) -> Setup {
+    let (host, network, instance) = sample::populate(store).await;
+    let db = store.pool();
+    for (position, last) in [(0, 5), (1, 6)] {
+        let mut port = sample::port(&instance, &network, last);
+        port.position = position;
+        ports::insert(db, &port).await.unwrap();
+    }
+    claims::insert(db, &sample::claim(&instance, host, ClaimRole::Current))
+        .await
+        .unwrap();
+    claims::insert(db, &sample::claim(&instance, host, ClaimRole::Incoming))
+        .await
+        .unwrap();
+    // A neighbour, whose things must stay.
+    let neighbour = sample::add_instance(db, "neighbour").await;
+    ports::insert(db, &sample::port(&neighbour, &network, 7))
+        .await
+        .unwrap();
+    claims::insert(db, &sample::claim(&neighbour, host, ClaimRole::Current))
+        .await
+        .unwrap();
+    Setup {
+        instance: instance.id,
+        network: network.id,
+        host,
+    }
+}
+
+async fn owned(db: &impl Executor, setup: &Setup) -> Owned {
+    let network = networks::get(db, setup.network).await.unwrap().unwrap();
+    Owned {
+        alive: instances::get(db, setup.instance)
+            .await
+            .unwrap()
+            .unwrap()
+            .deleted_at
+            .is_none(),
+        ports: ports::of_network(db, setup.network).await.unwrap().len(),
+        addresses: ports::addresses_in_use(db, network.subnet.id)
+            .await
+            .unwrap()
+            .len(),
+        claims: claims::of_host(db, setup.host).await.unwrap().len(),
+    }
+}
+
+const BEFORE: Owned = Owned {
+    alive: true,
+    ports: 3,
+    addresses: 3,
+    claims: 3,
+};
+const AFTER: Owned = Owned {
+    alive: false,
+    ports: 1,
+    addresses: 1,
+    claims: 1,
+};
+
+async fn deleting_an_instance_deletes_what_it_owns(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let setup = set_up(&store).await;
+    assert_eq!(owned(store.pool(), &setup).await, BEFORE);
+    instances::mark_deleted(store.pool(), setup.instance, sample::time(1))
+        .await
+        .unwrap();
+    assert_eq!(owned(store.pool(), &setup).await, AFTER);
+    let row = instances::get(store.pool(), setup.instance)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (row.deleted_at, row.updated_at),
+        (Some(sample::time(1)), sample::time(1))
+    );
+    assert_eq!(
+        networks::port_count(store.pool(), setup.network)
+            .await
+            .unwrap(),
+        1
+    );
+}
+
+async fn a_rollback_restores_all_of_it(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let setup = set_up(&store).await;
+    let transaction = store.begin().await.unwrap();
+    instances::mark_deleted(&transaction, setup.instance, sample::time(1))
+        .await
+        .unwrap();
+    assert_eq!(owned(&transaction, &setup).await, AFTER);
+    transaction.rollback().await.unwrap();
+    assert_eq!(owned(store.pool(), &setup).await, BEFORE);
+}
+
+async fn a_dropped_transaction_restores_all_of_it(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let setup = set_up(&store).await;
+    let transaction = store.begin().await.unwrap();
+    instances::mark_deleted(&transaction, setup.instance, sample::time(1))
+        .await
+        .unwrap();
+    drop(transaction);
+    assert_eq!(owned(store.pool(), &setup).await, BEFORE);
+    // Nobody holds a lock either.
+    let transaction = store.begin().await.unwrap();
+    instances::mark_deleted(&transaction, setup.instance, sample::time(1))
+        .await
+        .unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(owned(store.pool(), &setup).await, AFTER);
+}
+
+async fn deleting_twice_keeps_the_first_time(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let (_, network, instance) = sample::populate(&store).await;
+    for at in [1, 2] {
+        instances::mark_deleted(db, instance.id, sample::time(at))
+            .await
+            .unwrap();
+        networks::mark_deleted(db, network.id, sample::time(at))
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        instances::get(db, instance.id)
+            .await
+            .unwrap()
+            .unwrap()
+            .deleted_at,
+        Some(sample::time(1))
+    );
+    assert_eq!(
+        networks::get(db, network.id)
+            .await
+            .unwrap()
+            .unwrap()
+            .deleted_at,
+        Some(sample::time(1))
+    );
+}
+
+async fn what_does_not_exist_cannot_be_deleted(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let missing = instances::mark_deleted(store.pool(), InstanceId::new(), sample::time(1)).await;
+    assert!(
+        matches!(
+            missing,
+            Err(StoreError::NotFound {
+                table: "instances",
+                ..
+            })
+        ),
+        "{missing:?}"
+    );
+    let missing = networks::mark_deleted(store.pool(), NetworkId::new(), sample::time(1)).await;
+    assert!(
+        matches!(
+            missing,
+            Err(StoreError::NotFound {
+                table: "networks",
+                ..
+            })
+        ),
+        "{missing:?}"
+    );
+}

@@ -1,0 +1,27 @@
+//! The store's tests: one suite, run on SQLite, PostgreSQL and MariaDB.
+//!
+//! Each test has a database of its own. A server that is not there fails its tests; nothing is skipped.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a panic in a test is a failed assertion; the exception for tests does not reach their helpers"
+)]
+
+mod claims;
+mod corrupt;
+mod database;
+mod deletion;
+mod documents;
+mod heartbeats;
+mod host_rows;
+mod lists;
+mod lock;
+mod migrations;
+mod nonces;
+mod outage;
+mod proxy;
+mod round_trip;
+mod sample;
+mod setters;
+mod unique;

@@ -1,0 +1,95 @@
+//! The database goes away in the middle of things and comes back: every call says so, and nothing half-made stays.
+
+use std::{sync::Arc, time::Duration};
+
+use berth_store::{Store, StoreConfig, StoreError, instances};
+
+use crate::{
+    database::{TestDatabase, on_all_databases},
+    proxy::Proxy,
+    sample,
+};
+
+on_all_databases!(a_writer_waits_for_another_one_only_so_long);
+
+/// SQLite has no server that could go away.
+mod servers {
+    mod postgres {
+        crate::database::run_on!(
+            Postgres,
+            super::super,
+            an_outage_is_worth_a_retry_and_passes
+        );
+    }
+    mod mariadb {
+        crate::database::run_on!(MariaDb, super::super, an_outage_is_worth_a_retry_and_passes);
+    }
+}
+
+/// Longer than any limit inside the store.
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[track_caller]
+fn unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert!(error.retryable());
+}
+
+async fn an_outage_is_worth_a_retry_and_passes(database: Arc<TestDatabase>) {
+    database.store().await;
+    let (scheme, rest) = database.url.split_once("://").unwrap();
+    let (user, place) = rest.split_once('@').unwrap();
+    let (server, name) = place.split_once('/').unwrap();
+    let proxy = Proxy::to(server).await;
+    let url = format!("{scheme}://{user}@{}/{name}", proxy.address);
+    let config = StoreConfig {
+        url,
+        max_connections: 2,
+    };
+    let store = Store::connect(&config).await.unwrap();
+    sample::add_instance(store.pool(), "before").await;
+    let transaction = store.begin().await.unwrap();
+    sample::add_instance(&transaction, "lost").await;
+
+    proxy.cut().await;
+    unavailable(transaction.commit().await);
+    unavailable(store.ping().await);
+    unavailable(instances::insert(store.pool(), &sample::instance("refused")).await);
+    unavailable(store.begin().await);
+    unavailable(Store::connect(&config).await);
+
+    proxy.restore().await;
+    tokio::time::timeout(LIMIT, store.ping())
+        .await
+        .unwrap()
+        .unwrap();
+    sample::add_instance(store.pool(), "after").await;
+    let names: Vec<_> = instances::list(store.pool(), None, None, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.name.to_string())
+        .collect();
+    assert_eq!(names, ["before", "after"]);
+}
+
+async fn a_writer_waits_for_another_one_only_so_long(database: Arc<TestDatabase>) {
+    let (one, two) = (database.store().await, database.store().await);
+    let instance = sample::add_instance(one.pool(), "web").await;
+    let holder = one.begin().await.unwrap();
+    instances::set_desired_deleted(&holder, instance.id, sample::time(1))
+        .await
+        .unwrap();
+    let waiting = instances::set_desired_deleted(two.pool(), instance.id, sample::time(2));
+    unavailable(tokio::time::timeout(LIMIT, waiting).await.unwrap());
+    holder.commit().await.unwrap();
+    instances::set_desired_deleted(two.pool(), instance.id, sample::time(2))
+        .await
+        .unwrap();
+    let row = instances::get(one.pool(), instance.id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(row.updated_at, sample::time(2));
+}

@@ -1,0 +1,184 @@
+//! Rows to test with. Every call makes new ids, so that two samples never collide by accident.
+
+use std::net::Ipv4Addr;
+
+use berth_common::{
+    document::{
+        DesiredPower, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind, NetworkType,
+    },
+    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
+    message::{
+        heartbeat::{Heartbeat, PartHealth},
+        view::Resources,
+    },
+    names::MacAddress,
+    units::{DiskGb, Generation, MemoryMb, Vcpus},
+};
+use berth_store::{
+    Executor, Store,
+    claims::{ClaimRole, ClaimRow},
+    documents::DocumentRow,
+    hosts,
+    instances::{self, InstanceObserved, InstanceRow},
+    networks::{self, NetworkRow, SubnetRow},
+    ports::PortRow,
+};
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// A fixed point in time, plus so many milliseconds.
+pub(crate) fn time(millis: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(1_767_225_600_000).unwrap() + TimeDelta::milliseconds(millis)
+}
+
+pub(crate) fn resources(vcpus: u64, memory_mb: u64, disk_gb: u64) -> Resources {
+    Resources {
+        vcpus: Vcpus::new(vcpus).unwrap(),
+        memory_mb: MemoryMb::new(memory_mb).unwrap(),
+        disk_gb: DiskGb::new(disk_gb).unwrap(),
+    }
+}
+
+pub(crate) fn heartbeat(name: &str) -> Heartbeat {
+    Heartbeat {
+        host_id: HostId::new(),
+        host: name.parse().unwrap(),
+        session: 1,
+        sequence: 1,
+        agent_version: "0.1.0".to_owned(),
+        arch: "x86_64".to_owned(),
+        virt_type: "qemu".to_owned(),
+        total: resources(8, 16_384, 200),
+        used_now: resources(1, 900, 20),
+        health: vec![PartHealth {
+            part: "libvirt".to_owned(),
+            ok: true,
+            reason: None,
+        }],
+        foreign_domains: vec![],
+    }
+}
+
+pub(crate) fn instance(name: &str) -> InstanceRow {
+    InstanceRow {
+        id: InstanceId::new(),
+        project: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+        flavor: Flavor {
+            vcpus: Vcpus::new(2).unwrap(),
+            memory_mb: MemoryMb::new(512).unwrap(),
+            disk_gb: DiskGb::new(5).unwrap(),
+        },
+        image: ImageRef {
+            url: "file:///images/guest.qcow2".parse().unwrap(),
+            sha256: "ab".repeat(32).parse().unwrap(),
+            format: ImageFormat::Qcow2,
+        },
+        stop_timeout_seconds: 60,
+        fingerprint: "f1".to_owned(),
+        desired_power: DesiredPower::Running,
+        desired_reboot: None,
+        desired_deleted: false,
+        placement_fault: None,
+        observed: InstanceObserved::default(),
+        created_at: time(0),
+        updated_at: time(0),
+        deleted_at: None,
+    }
+}
+
+pub(crate) fn network(name: &str) -> NetworkRow {
+    let id = NetworkId::new();
+    NetworkRow {
+        id,
+        project: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+        network_type: NetworkType::Local,
+        mtu: 1500,
+        created_at: time(0),
+        deleted_at: None,
+        fingerprint: "f1".to_owned(),
+        subnet: SubnetRow {
+            id: SubnetId::new(),
+            network_id: id,
+            cidr: "10.0.0.0/24".parse().unwrap(),
+            gateway_ip: None,
+            dhcp_ip: Ipv4Addr::new(10, 0, 0, 2),
+            dns_nameservers: vec![],
+        },
+    }
+}
+
+/// The port of an instance in a network, with the address `10.0.0.<last>` and a MAC made from it.
+pub(crate) fn port(instance: &InstanceRow, network: &NetworkRow, last: u8) -> PortRow {
+    PortRow {
+        id: PortId::new(),
+        instance_id: instance.id,
+        network_id: network.id,
+        position: 0,
+        mac_address: MacAddress::from_octets([0x52, 0x54, 0, 0, 0, last]).unwrap(),
+        fixed_ips: vec![FixedIp {
+            subnet_id: network.subnet.id,
+            ip_address: Ipv4Addr::new(10, 0, 0, last),
+        }],
+    }
+}
+
+pub(crate) fn claim(instance: &InstanceRow, host: HostId, role: ClaimRole) -> ClaimRow {
+    ClaimRow {
+        instance_id: instance.id,
+        host_id: host,
+        role,
+        resources: instance.flavor.into(),
+        project: instance.project.clone(),
+    }
+}
+
+pub(crate) fn document(host: HostId, instance: InstanceId) -> DocumentRow {
+    DocumentRow {
+        host_id: host,
+        key: DocumentKey {
+            kind: Kind::Instance,
+            id: instance.as_uuid(),
+        },
+        generation: Generation::FIRST,
+        spec_json: Some(r#"{"name":"web"}"#.to_owned()),
+        observed_generation: Generation(0),
+        observed_status: None,
+        changed_at: time(0),
+        published_at: None,
+        attempts: 0,
+        next_publish_at: None,
+    }
+}
+
+/// Adds a host and answers its id.
+pub(crate) async fn add_host(db: &impl Executor, name: &str) -> HostId {
+    hosts::upsert_heartbeat(db, &heartbeat(name), time(0))
+        .await
+        .unwrap()
+        .id
+}
+
+/// Adds an instance.
+pub(crate) async fn add_instance(db: &impl Executor, name: &str) -> InstanceRow {
+    let instance = instance(name);
+    instances::insert(db, &instance).await.unwrap();
+    instance
+}
+
+/// Adds a network.
+pub(crate) async fn add_network(db: &impl Executor, name: &str) -> NetworkRow {
+    let network = network(name);
+    networks::insert(db, &network).await.unwrap();
+    network
+}
+
+/// A store with one host, one network and one instance.
+pub(crate) async fn populate(store: &Store) -> (HostId, NetworkRow, InstanceRow) {
+    let db = store.pool();
+    (
+        add_host(db, "hv1").await,
+        add_network(db, "blue").await,
+        add_instance(db, "web").await,
+    )
+}
