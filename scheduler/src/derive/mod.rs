@@ -1,0 +1,125 @@
+//! What a host shall be, as a pure function of its rows; and what differs from what it was last told.
+
+pub mod diff;
+
+use std::collections::BTreeMap;
+
+use berth_common::{
+    document::{
+        DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec, Kind,
+        NetworkPort, NetworkSpec, SubnetSpec,
+    },
+    ids::NetworkId,
+};
+use berth_store::{
+    host_rows::HostRows, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
+};
+use serde::Serialize;
+
+/// The specs of all documents of one host, as the JSON that is published; keyed, so in a fixed order.
+///
+/// An instance that is being deleted has no document (its absence makes the tombstone), but keeps its place in
+/// its networks' documents until the host confirmed that it is gone.
+///
+/// # Errors
+/// When a spec cannot be written as JSON, which no value of these types can cause.
+pub fn derive(rows: &HostRows) -> Result<BTreeMap<DocumentKey, String>, serde_json::Error> {
+    let networks: BTreeMap<NetworkId, &NetworkRow> = rows
+        .networks
+        .iter()
+        .map(|network| (network.id, network))
+        .collect();
+    let mut documents = BTreeMap::new();
+    for (instance, ports) in rows
+        .instances
+        .iter()
+        .filter(|(instance, _)| !instance.desired_deleted)
+    {
+        let key = DocumentKey {
+            kind: Kind::Instance,
+            id: instance.id.as_uuid(),
+        };
+        documents.insert(key, json(&instance_spec(instance, ports, &networks))?);
+    }
+    for network in &rows.networks {
+        let key = DocumentKey {
+            kind: Kind::Network,
+            id: network.id.as_uuid(),
+        };
+        documents.insert(key, json(&network_spec(network, rows))?);
+    }
+    Ok(documents)
+}
+
+fn json(spec: &impl Serialize) -> Result<String, serde_json::Error> {
+    serde_json::to_string(spec)
+}
+
+fn instance_spec(
+    instance: &InstanceRow,
+    ports: &[PortRow],
+    networks: &BTreeMap<NetworkId, &NetworkRow>,
+) -> InstanceSpec {
+    let mut ports: Vec<&PortRow> = ports.iter().collect();
+    ports.sort_by_key(|port| (port.position, port.id));
+    InstanceSpec {
+        name: instance.name.clone(),
+        project: instance.project.clone(),
+        power: instance.desired_power,
+        reboot: instance.desired_reboot,
+        stop_timeout_seconds: instance.stop_timeout_seconds,
+        flavor: instance.flavor,
+        disks: vec![InstanceDisk {
+            index: 0,
+            size_gb: instance.flavor.disk_gb,
+            format: DiskFormat::Qcow2,
+            source: DiskSource::Image(instance.image.clone()),
+        }],
+        ports: ports
+            .into_iter()
+            .map(|port| InstancePort {
+                id: port.id,
+                network_id: port.network_id,
+                mac_address: port.mac_address,
+                fixed_ips: port.fixed_ips.clone(),
+                mtu: networks
+                    .get(&port.network_id)
+                    .map_or(DEFAULT_MTU, |network| network.mtu),
+            })
+            .collect(),
+    }
+}
+
+/// Ethernet's usual MTU in bytes.
+pub const DEFAULT_MTU: u16 = 1500;
+
+fn network_spec(network: &NetworkRow, rows: &HostRows) -> NetworkSpec {
+    let mut ports: Vec<NetworkPort> = rows
+        .instances
+        .iter()
+        .flat_map(|(instance, ports)| ports.iter().map(move |port| (instance, port)))
+        .filter(|(_, port)| port.network_id == network.id)
+        .map(|(instance, port)| NetworkPort {
+            id: port.id,
+            instance_id: instance.id,
+            mac_address: port.mac_address,
+            hostname: instance.name.clone(),
+            fixed_ips: port.fixed_ips.clone(),
+        })
+        .collect();
+    ports.sort_by_key(|port| port.id);
+    NetworkSpec {
+        name: network.name.clone(),
+        project: network.project.clone(),
+        network_type: network.network_type,
+        mtu: network.mtu,
+        subnets: vec![SubnetSpec {
+            id: network.subnet.id,
+            cidr: network.subnet.cidr,
+            gateway_ip: network.subnet.gateway_ip,
+            dhcp_ip: network.subnet.dhcp_ip,
+            dns_nameservers: network.subnet.dns_nameservers.clone(),
+        }],
+        ports,
+    }
+}

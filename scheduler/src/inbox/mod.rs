@@ -1,0 +1,86 @@
+//! Takes messages off the bus: decode, one call, encode. No decisions here.
+//!
+//! A message is acknowledged after its commit. One that nobody could use goes to `berth.dead` with its reason,
+//! and its sender gets a refusal if it asked for an answer; the next message is served all the same.
+
+pub mod heartbeats;
+pub mod reports;
+pub mod requests;
+
+use std::time::Duration;
+
+use berth_common::{
+    bus::{Consumer, Delivery, Message},
+    telemetry::error_chain,
+};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use tokio_util::sync::CancellationToken;
+
+use crate::claim::ClaimError;
+
+/// How long to wait before a message is tried again whose database was out of reach.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The next delivery, or `None` when the service ends.
+async fn next(consumer: &mut Consumer, cancel: &CancellationToken) -> Option<Delivery> {
+    tokio::select! {
+        () = cancel.cancelled() => None,
+        delivery = consumer.next() => delivery,
+    }
+}
+
+/// Reads a body of a version this scheduler speaks; the error is for people.
+fn decode<T: DeserializeOwned>(
+    delivery: &Delivery,
+    method: &str,
+    version: u32,
+) -> Result<T, String> {
+    if let Some(unfit) = delivery.unfit() {
+        return Err(unfit.to_string());
+    }
+    let message = &delivery.message;
+    if message.method != method {
+        return Err(format!(
+            "property `type` must be {method:?}; got {:?}",
+            message.method
+        ));
+    }
+    if message.version != Some(version) {
+        return Err(wrong_version(message, version));
+    }
+    serde_json::from_slice(&message.body).map_err(|error| misfit(method, &error))
+}
+
+fn misfit(method: &str, error: &serde_json::Error) -> String {
+    match error.classify() {
+        Category::Data => format!("the body does not fit {method}: {error}"),
+        Category::Syntax | Category::Eof | Category::Io => format!("the body is not JSON: {error}"),
+    }
+}
+
+fn wrong_version(message: &Message, version: u32) -> String {
+    match message.version {
+        Some(got) => format!(
+            "header `x-berth-version` must be {version} for {:?}; got {got}",
+            message.method
+        ),
+        None => format!(
+            "header `x-berth-version` is missing; it must be {version} for {:?}",
+            message.method
+        ),
+    }
+}
+
+/// Waits a little when trying again can help (the database is out of reach); other failures are final and given
+/// back.
+async fn wait_to_retry(error: ClaimError, cancel: &CancellationToken) -> Result<(), ClaimError> {
+    match &error {
+        ClaimError::Store(cause) if cause.retryable() && !cancel.is_cancelled() => {
+            tracing::warn!(error = %error_chain(&error), "the database is out of reach; trying again");
+            tokio::time::sleep(RETRY_PAUSE).await;
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}

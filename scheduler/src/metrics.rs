@@ -1,0 +1,137 @@
+//! The scheduler's own figures.
+
+use berth_common::{
+    document::Kind,
+    refusal::RefusalCode,
+    telemetry::registry::{Metrics, MetricsError},
+};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+/// Counters and gauges of one scheduler.
+#[derive(Debug, Clone)]
+pub struct SchedulerMetrics {
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    placements: IntCounterVec,
+    documents: IntCounterVec,
+    lagging: IntGauge,
+    reports: IntCounter,
+    heartbeats: IntCounter,
+    host_conflicts: IntCounter,
+    dead: IntCounterVec,
+    hosts: IntGaugeVec,
+}
+
+impl SchedulerMetrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// When a name is taken, which no configuration can cause.
+    pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
+        Ok(Self {
+            requests: metrics.counters(
+                "berth_scheduler_requests_total",
+                "Requests answered, by method and outcome (ok, or the code of the refusal).",
+                &["method", "outcome"],
+            )?,
+            request_seconds: metrics.histograms(
+                "berth_scheduler_request_duration_seconds",
+                "Time from taking a request off its queue to its commit.",
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0],
+                &["method"],
+            )?,
+            placements: metrics.counters(
+                "berth_scheduler_placements_total",
+                "Placement decisions, by outcome (placed, no_valid_host).",
+                &["outcome"],
+            )?,
+            documents: metrics.counters(
+                "berth_scheduler_documents_published_total",
+                "Documents published to hosts, by kind.",
+                &["kind"],
+            )?,
+            lagging: metrics.gauge(
+                "berth_scheduler_documents_lagging",
+                "Documents whose host has not confirmed their generation.",
+            )?,
+            reports: metrics.counter(
+                "berth_scheduler_reports_total",
+                "Reports of hosts that were written down.",
+            )?,
+            heartbeats: metrics
+                .counter("berth_scheduler_heartbeats_total", "Heartbeats of hosts.")?,
+            host_conflicts: metrics.counter(
+                "berth_scheduler_host_conflicts_total",
+                "Heartbeats of hosts whose name another host has.",
+            )?,
+            dead: metrics.counters(
+                "berth_scheduler_dead_messages_total",
+                "Messages that were unusable and went to berth.dead, by queue.",
+                &["queue"],
+            )?,
+            hosts: metrics.gauges(
+                "berth_scheduler_hosts",
+                "Hosts, by state (up, down).",
+                &["state"],
+            )?,
+        })
+    }
+
+    /// A request was answered.
+    pub fn request(&self, method: &str, outcome: Result<(), RefusalCode>, seconds: f64) {
+        let outcome = outcome.err().map_or("ok", RefusalCode::as_str);
+        self.requests.with_label_values(&[method, outcome]).inc();
+        self.request_seconds
+            .with_label_values(&[method])
+            .observe(seconds);
+    }
+
+    /// A host was found for an instance.
+    pub fn placed(&self) {
+        self.placements.with_label_values(&["placed"]).inc();
+    }
+
+    /// No host was found for an instance.
+    pub fn no_valid_host(&self) {
+        self.placements.with_label_values(&["no_valid_host"]).inc();
+    }
+
+    /// A document was published.
+    pub fn published(&self, kind: Kind) {
+        self.documents.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    /// So many documents lag.
+    pub fn lagging(&self, count: u64) {
+        self.lagging.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A report was written down.
+    pub fn report(&self) {
+        self.reports.inc();
+    }
+
+    /// A heartbeat came.
+    pub fn heartbeat(&self) {
+        self.heartbeats.inc();
+    }
+
+    /// A host came whose name another host has.
+    pub fn host_conflict(&self) {
+        self.host_conflicts.inc();
+    }
+
+    /// A message was unusable.
+    pub fn dead(&self, queue: &str) {
+        self.dead.with_label_values(&[queue]).inc();
+    }
+
+    /// So many hosts are up and down.
+    pub fn hosts(&self, up: usize, down: usize) {
+        for (state, count) in [("up", up), ("down", down)] {
+            self.hosts
+                .with_label_values(&[state])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Writes down what hosts observed. Observation never changes what is wanted: it has columns of its own.
+
+use std::collections::BTreeSet;
+
+use berth_common::{
+    document::Kind,
+    ids::{HostId, InstanceId},
+    message::report::{ConvergeStatus, Report, ResourceReport},
+};
+use berth_store::{
+    Txn, documents,
+    documents::DocumentRow,
+    instances::{self, InstanceObserved},
+};
+use chrono::{DateTime, Utc};
+
+use crate::{
+    claim::{ClaimError, refresh},
+    context::Context,
+};
+
+/// Writes one report down, in one transaction.
+///
+/// # Errors
+/// When the database fails; then nothing of the report was written.
+pub async fn report(context: &Context, report: &Report) -> Result<(), ClaimError> {
+    let now = Utc::now();
+    let writing = context.begin().await?;
+    let mut gone = false;
+    for resource in &report.resources {
+        gone |= apply(&writing.txn, report.host_id, resource, now).await?;
+    }
+    if gone {
+        refresh(&writing.txn, report.host_id, &BTreeSet::new(), now).await?;
+    }
+    writing.commit().await?;
+    context.dispatch.notify_one();
+    Ok(())
+}
+
+/// What a report means for the document it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// It is about an older generation: the newer one is on its way.
+    Stale,
+    /// It is about the generation that is wanted.
+    Current,
+    /// The host knows a later generation than this database: it was set back. The wish is renewed above it.
+    Ahead,
+}
+
+fn meaning(document: &DocumentRow, report: &ResourceReport) -> Meaning {
+    match report.generation.cmp(&document.generation) {
+        std::cmp::Ordering::Less => Meaning::Stale,
+        std::cmp::Ordering::Equal => Meaning::Current,
+        std::cmp::Ordering::Greater => Meaning::Ahead,
+    }
+}
+
+/// Writes the state of one resource down; answers whether something is gone from the host.
+async fn apply(
+    txn: &Txn,
+    host: HostId,
+    report: &ResourceReport,
+    now: DateTime<Utc>,
+) -> Result<bool, ClaimError> {
+    let Some(document) = documents::get(txn, host, report.key).await? else {
+        tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
+        return Ok(false);
+    };
+    match meaning(&document, report) {
+        Meaning::Stale => Ok(false),
+        Meaning::Ahead => {
+            let renewed = DocumentRow {
+                generation: report.generation.next(),
+                observed_generation: report.generation,
+                changed_at: now,
+                attempts: 0,
+                next_publish_at: None,
+                ..document
+            };
+            documents::upsert(txn, &renewed).await?;
+            Ok(false)
+        }
+        Meaning::Current => {
+            documents::mark_observed(txn, host, report.key, report.generation, report.status)
+                .await?;
+            let is_tombstone = document.spec_json.is_none();
+            if report.key.kind != Kind::Instance {
+                return Ok(false);
+            }
+            let Ok(id) = InstanceId::try_from(report.key.id) else {
+                return Ok(false);
+            };
+            match (report.status, is_tombstone) {
+                (ConvergeStatus::Gone, true) => {
+                    instances::mark_deleted(txn, id, now).await?;
+                    tracing::info!(instance = %id, %host, "instance is gone");
+                    Ok(true)
+                }
+                _ => observe(txn, id, report, now).await.map(|()| false),
+            }
+        }
+    }
+}
+
+async fn observe(
+    txn: &Txn,
+    id: InstanceId,
+    report: &ResourceReport,
+    now: DateTime<Utc>,
+) -> Result<(), ClaimError> {
+    let Some(row) = instances::get(txn, id).await? else {
+        return Ok(());
+    };
+    let observed = InstanceObserved {
+        status: Some(report.status),
+        generation: report.generation,
+        power_state: report.power_state.unwrap_or(row.observed.power_state),
+        reboot_nonce: report.reboot_nonce.or(row.observed.reboot_nonce),
+        progress: report.progress.clone(),
+        fault: report.fault.clone(),
+        was_active: row.observed.was_active || report.status == ConvergeStatus::Converged,
+        at: Some(report.observed_at),
+    };
+    if report.status == ConvergeStatus::Failed
+        && row.observed.status != Some(ConvergeStatus::Failed)
+    {
+        let reason = report
+            .fault
+            .as_ref()
+            .map_or("", |fault| fault.message.as_str());
+        tracing::warn!(instance = %id, reason, "instance is in error");
+    }
+    instances::set_observed(txn, id, &observed, now).await?;
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! Gathers the rows that [`super::view`] shows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use berth_common::{
+    document::{DocumentKey, Kind},
+    ids::{HostId, InstanceId, NetworkId},
+    message::{
+        request::{HostListReply, InstanceList, InstanceListReply, NetworkList, NetworkListReply},
+        view::{HostView, InstanceView},
+    },
+    names::{HostName, NetworkName},
+};
+use berth_store::{
+    Executor,
+    claims::{self, ClaimRole, ClaimRow},
+    documents::{self, DocumentRow},
+    hosts::{self, HostRow},
+    instances::{self, InstanceRow},
+    networks,
+    ports::{self, PortRow},
+};
+
+use super::view;
+use crate::{claim::ClaimError, context::Context};
+
+/// One instance.
+///
+/// # Errors
+/// When the database fails.
+pub async fn instance(db: &impl Executor, row: &InstanceRow) -> Result<InstanceView, ClaimError> {
+    let mut views = instances(db, std::slice::from_ref(row)).await?;
+    views
+        .pop()
+        .ok_or_else(|| crate::claim::not_found(format!("instance {} is gone", row.id)))
+}
+
+/// Some instances, with a fixed number of queries.
+async fn instances(
+    db: &impl Executor,
+    rows: &[InstanceRow],
+) -> Result<Vec<InstanceView>, ClaimError> {
+    let ids: Vec<InstanceId> = rows.iter().map(|row| row.id).collect();
+    let mut ports_of: BTreeMap<InstanceId, Vec<PortRow>> = BTreeMap::new();
+    for port in ports::of_instances(db, &ids).await? {
+        ports_of.entry(port.instance_id).or_default().push(port);
+    }
+    let wanted: BTreeSet<NetworkId> = ports_of
+        .values()
+        .flatten()
+        .map(|port| port.network_id)
+        .collect();
+    let wanted: Vec<NetworkId> = wanted.into_iter().collect();
+    let networks: BTreeMap<NetworkId, NetworkName> = networks::of_ids(db, &wanted)
+        .await?
+        .into_iter()
+        .map(|network| (network.id, network.name))
+        .collect();
+    let host_of: BTreeMap<InstanceId, HostId> = claims::of_instances(db, &ids)
+        .await?
+        .into_iter()
+        .filter(|claim| claim.role == ClaimRole::Current)
+        .map(|claim| (claim.instance_id, claim.host_id))
+        .collect();
+    let host_names: BTreeMap<HostId, HostName> = hosts::all(db)
+        .await?
+        .into_iter()
+        .map(|host| (host.id, host.name))
+        .collect();
+    let keys: Vec<DocumentKey> = ids
+        .iter()
+        .map(|id| DocumentKey {
+            kind: Kind::Instance,
+            id: id.as_uuid(),
+        })
+        .collect();
+    let documents: Vec<DocumentRow> = documents::of_keys(db, &keys).await?;
+
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let host = host_of
+                .get(&row.id)
+                .and_then(|id| host_names.get(id).map(|name| (*id, name)));
+            let document = documents.iter().find(|document| {
+                document.key.id == row.id.as_uuid()
+                    && host.is_some_and(|(id, _)| id == document.host_id)
+            });
+            let ports = ports_of.get(&row.id).map(Vec::as_slice).unwrap_or_default();
+            view::instance(view::InstanceFacts {
+                row,
+                ports,
+                host,
+                document,
+                networks: &networks,
+            })
+        })
+        .collect())
+}
+
+/// One page of instances.
+///
+/// # Errors
+/// When the database fails.
+pub async fn instance_list(
+    db: &impl Executor,
+    request: &InstanceList,
+) -> Result<InstanceListReply, ClaimError> {
+    let limit = request.limit.clamp(1, 1000);
+    let mut rows = instances::list(db, request.project.as_ref(), request.after, limit + 1).await?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    Ok(InstanceListReply {
+        instances: instances(db, &rows).await?,
+        more,
+    })
+}
+
+/// All networks asked for.
+///
+/// # Errors
+/// When the database fails.
+pub async fn network_list(
+    db: &impl Executor,
+    request: &NetworkList,
+) -> Result<NetworkListReply, ClaimError> {
+    let rows = networks::list(db, request.project.as_ref()).await?;
+    let counts = networks::port_counts(db).await?;
+    let networks = rows
+        .iter()
+        .map(|row| view::network(row, counts.get(&row.id).copied().unwrap_or_default()))
+        .collect();
+    Ok(NetworkListReply { networks })
+}
+
+/// One host.
+///
+/// # Errors
+/// When the database fails.
+pub async fn host(
+    context: &Context,
+    db: &impl Executor,
+    row: &HostRow,
+) -> Result<HostView, ClaimError> {
+    let claims = claims::of_host(db, row.id).await?;
+    Ok(host_view(context, row, &claims.iter().collect::<Vec<_>>()))
+}
+
+/// All hosts, by name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn host_list(context: &Context, db: &impl Executor) -> Result<HostListReply, ClaimError> {
+    let all = claims::all(db).await?;
+    let mut by_host: BTreeMap<HostId, Vec<&ClaimRow>> = BTreeMap::new();
+    for claim in &all {
+        by_host.entry(claim.host_id).or_default().push(claim);
+    }
+    let mut rows = hosts::all(db).await?;
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    let claims_of = |id: HostId| by_host.get(&id).map(Vec::as_slice).unwrap_or_default();
+    Ok(HostListReply {
+        hosts: rows
+            .iter()
+            .map(|row| host_view(context, row, claims_of(row.id)))
+            .collect(),
+    })
+}
+
+fn host_view(context: &Context, row: &HostRow, claims: &[&ClaimRow]) -> HostView {
+    let (age, used_now) = context.liveness(|liveness| {
+        (
+            liveness.age(row.id, Instant::now()),
+            liveness.used_now(row.id),
+        )
+    });
+    let mut view = view::host(
+        row,
+        claims,
+        age,
+        context.config.heartbeat_timeout,
+        &context.config.placement,
+    );
+    // Measured from moment to moment, and written down only now and then.
+    view.used_now = used_now.unwrap_or(view.used_now);
+    view
+}

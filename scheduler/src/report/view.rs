@@ -1,0 +1,236 @@
+//! What an instance, a network or a host looks like from outside: a pure function of rows.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use berth_common::{
+    document::DesiredPower,
+    ids::{HostId, NetworkId},
+    message::{
+        report::{ConvergeStatus, Fault, PowerState},
+        view::{
+            AllocationRatios, HostState, HostView, InstanceView, NetworkView, PortView,
+            ProjectUsage, Resources, TaskState, VmState,
+        },
+    },
+    names::{HostName, NetworkName, ProjectName},
+    units::Generation,
+};
+use berth_store::{
+    claims::ClaimRow, documents::DocumentRow, hosts::HostRow, instances::InstanceRow,
+    networks::NetworkRow, ports::PortRow,
+};
+
+use crate::{config::Placement, place::Candidate};
+
+/// Everything that is known of an instance.
+#[derive(Debug, Clone, Copy)]
+pub struct InstanceFacts<'a> {
+    /// Its row.
+    pub row: &'a InstanceRow,
+    /// Its ports.
+    pub ports: &'a [PortRow],
+    /// The host it has a claim on.
+    pub host: Option<(HostId, &'a HostName)>,
+    /// Its document.
+    pub document: Option<&'a DocumentRow>,
+    /// Names of networks.
+    pub networks: &'a BTreeMap<NetworkId, NetworkName>,
+}
+
+/// An instance from outside.
+#[must_use]
+pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
+    let row = facts.row;
+    let generation = facts
+        .document
+        .map_or(Generation(0), |document| document.generation);
+    let (vm_state, fault) = vm_state(row);
+    InstanceView {
+        id: row.id,
+        name: row.name.clone(),
+        project: row.project.clone(),
+        vm_state,
+        task_state: task_state(row, vm_state, generation),
+        power_state: row.observed.power_state,
+        desired_power: row.desired_power,
+        progress: row.observed.progress.clone(),
+        fault,
+        host: facts.host.map(|(_, name)| name.clone()),
+        host_id: facts.host.map(|(id, _)| id),
+        flavor: row.flavor,
+        image: row.image.clone(),
+        ports: facts
+            .ports
+            .iter()
+            .map(|port| port_view(port, facts.networks))
+            .collect(),
+        generation,
+        observed_generation: row.observed.generation,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    }
+}
+
+fn port_view(port: &PortRow, networks: &BTreeMap<NetworkId, NetworkName>) -> PortView {
+    PortView {
+        id: port.id,
+        network_id: port.network_id,
+        network: networks.get(&port.network_id).cloned(),
+        mac_address: port.mac_address,
+        fixed_ips: port.fixed_ips.clone(),
+    }
+}
+
+/// In which part of its life an instance is, and why it is in error.
+fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
+    if row.deleted_at.is_some() {
+        return (VmState::Deleted, None);
+    }
+    if let Some(fault) = &row.placement_fault {
+        return (VmState::Error, Some(fault.clone()));
+    }
+    let fault = row.observed.fault.clone();
+    match row.observed.status {
+        Some(ConvergeStatus::Failed) => (VmState::Error, fault),
+        _ if !row.observed.was_active => (VmState::Building, fault),
+        _ => match row.observed.power_state {
+            PowerState::Running | PowerState::Paused | PowerState::Suspended => {
+                (VmState::Active, fault)
+            }
+            PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate => {
+                (VmState::Stopped, fault)
+            }
+        },
+    }
+}
+
+/// What is being done to an instance: where its wish and what was seen differ.
+fn task_state(row: &InstanceRow, vm_state: VmState, generation: Generation) -> Option<TaskState> {
+    match vm_state {
+        VmState::Deleted => return None,
+        _ if row.desired_deleted => return Some(TaskState::Deleting),
+        VmState::Building => return Some(TaskState::Spawning),
+        VmState::Error if row.observed.generation >= generation => return None,
+        VmState::Error | VmState::Active | VmState::Stopped => {}
+    }
+    let running = matches!(
+        row.observed.power_state,
+        PowerState::Running | PowerState::Paused | PowerState::Suspended
+    );
+    let settled = row.observed.generation >= generation
+        && row.observed.status == Some(ConvergeStatus::Converged);
+    let rebooted = row.desired_reboot.map(|reboot| reboot.nonce) == row.observed.reboot_nonce;
+    match (row.desired_power, running) {
+        _ if settled => None,
+        (DesiredPower::Running, _) if !rebooted => Some(TaskState::Rebooting),
+        (DesiredPower::Running, false) => Some(TaskState::PoweringOn),
+        (DesiredPower::Stopped, true) => Some(TaskState::PoweringOff),
+        (DesiredPower::Running, true) | (DesiredPower::Stopped, false) => None,
+    }
+}
+
+/// A network from outside.
+#[must_use]
+pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
+    NetworkView {
+        id: row.id,
+        name: row.name.clone(),
+        project: row.project.clone(),
+        network_type: row.network_type,
+        mtu: row.mtu,
+        subnet_id: row.subnet.id,
+        cidr: row.subnet.cidr,
+        gateway_ip: row.subnet.gateway_ip,
+        dhcp_ip: row.subnet.dhcp_ip,
+        dns_nameservers: row.subnet.dns_nameservers.clone(),
+        ports,
+        created_at: row.created_at,
+    }
+}
+
+/// A host as placement sees it.
+#[must_use]
+pub fn candidate(
+    row: &HostRow,
+    claims: &[&ClaimRow],
+    alive: bool,
+    placement: &Placement,
+) -> Candidate {
+    Candidate {
+        id: row.id,
+        name: row.name.clone(),
+        enabled: row.status == berth_common::message::view::HostStatus::Enabled,
+        alive,
+        total: row.total,
+        reserved: placement.reserved,
+        ratios: AllocationRatios {
+            cpu: row.cpu_ratio.unwrap_or(placement.ratios.cpu),
+            ram: row.ram_ratio.unwrap_or(placement.ratios.ram),
+            disk: row.disk_ratio.unwrap_or(placement.ratios.disk),
+        },
+        used: used_max(row, claims),
+    }
+}
+
+/// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
+fn used_max(row: &HostRow, claims: &[&ClaimRow]) -> Resources {
+    let claimed = claims.iter().fold(Resources::default(), |sum, claim| {
+        sum.saturating_add(claim.resources)
+    });
+    row.foreign_domains.iter().fold(claimed, |sum, domain| {
+        sum.saturating_add(Resources {
+            vcpus: domain.vcpus,
+            memory_mb: domain.memory_mb,
+            ..Resources::default()
+        })
+    })
+}
+
+/// A host from outside; `age`: how long ago it was heard of.
+#[must_use]
+pub fn host(
+    row: &HostRow,
+    claims: &[&ClaimRow],
+    age: Option<Duration>,
+    timeout: Duration,
+    placement: &Placement,
+) -> HostView {
+    let alive = age.is_some_and(|age| age <= timeout);
+    let candidate = candidate(row, claims, alive, placement);
+    let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
+    for claim in claims {
+        let sum = projects.entry(&claim.project).or_default();
+        *sum = sum.saturating_add(claim.resources);
+    }
+    HostView {
+        id: row.id,
+        name: row.name.clone(),
+        status: row.status,
+        disabled_reason: row.disabled_reason.clone(),
+        state: if alive {
+            HostState::Up
+        } else {
+            HostState::Down
+        },
+        last_heartbeat_seconds: age.map(|age| age.as_secs()),
+        agent_version: row.agent_version.clone(),
+        virt_type: row.virt_type.clone(),
+        arch: row.arch.clone(),
+        health: row.health.clone(),
+        total: row.total,
+        reserved: candidate.reserved,
+        allocation_ratios: candidate.ratios,
+        capacity: candidate.capacity(),
+        used_now: row.used_now,
+        used_max: candidate.used,
+        projects: projects
+            .into_iter()
+            .map(|(project, claimed)| ProjectUsage {
+                project: project.clone(),
+                claimed,
+            })
+            .collect(),
+        foreign_domains: row.foreign_domains.clone(),
+        instances: u64::try_from(claims.len()).unwrap_or(u64::MAX),
+    }
+}
