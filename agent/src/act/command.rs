@@ -1,0 +1,478 @@
+//! Runs external tools: argv only, an empty environment, bounded output, a deadline, resource limits.
+//!
+//! No shell ever sees a byte of it. A tool that takes too long is killed with its whole process group and reaped,
+//! also when the caller is cancelled. A tool that puts itself into the background (dnsmasq) is done when the
+//! process that was started ends; what it left behind is not touched.
+//!
+//! This file decides nothing about what the tools mean: callers read status and output.
+
+mod limits;
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::Child,
+};
+
+pub use limits::Limits;
+
+/// Where tools are looked for.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long a tool may take unless its caller says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much a tool may print unless its caller says otherwise, in bytes.
+const DEFAULT_STDOUT_LIMIT: usize = 1 << 20;
+/// How much of the end of its error output is kept, in bytes.
+const STDERR_TAIL: usize = 4096;
+/// How long output may still arrive after the process ended: a background child can hold the pipe open for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Which Debian package a tool comes with.
+const PACKAGES: &[(&str, &str)] = &[
+    ("dnsmasq", "dnsmasq-base"),
+    ("lvs", "lvm2"),
+    ("nft", "nftables"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("virsh", "libvirt-clients"),
+    ("virtlogd", "libvirt-daemon"),
+];
+
+/// An external tool could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// There is no such program on the host.
+    #[error("{program} is not installed on this host{}", package_hint(program))]
+    Missing {
+        /// The program.
+        program: String,
+    },
+    /// It could not be started.
+    #[error("could not start `{}`", line(argv))]
+    Start {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Talking to it, or waiting for it, failed.
+    #[error("lost track of `{}`", line(argv))]
+    Wait {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long and was killed.
+    #[error("`{}` was killed after {} s{}", line(argv), after.as_secs_f32(), said(stderr))]
+    TimedOut {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// How long it was given.
+        after: Duration,
+        /// The end of what it printed as errors.
+        stderr: String,
+    },
+    /// It printed more than its caller wants to hold in memory.
+    #[error("`{}` printed more than {limit} bytes and was killed", line(argv))]
+    TooMuchOutput {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// What was allowed.
+        limit: usize,
+    },
+    /// It ended with a status other than 0, or by a signal.
+    #[error("`{}` failed ({status}){}", line(argv), said(stderr))]
+    Failed {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// Its exit code or signal.
+        status: ExitStatus,
+        /// The end of what it printed as errors.
+        stderr: String,
+    },
+}
+
+impl CommandError {
+    /// The end of what the tool printed as errors; empty where it never ran.
+    #[must_use]
+    pub fn stderr(&self) -> &str {
+        match self {
+            Self::TimedOut { stderr, .. } | Self::Failed { stderr, .. } => stderr,
+            Self::Missing { .. }
+            | Self::Start { .. }
+            | Self::Wait { .. }
+            | Self::TooMuchOutput { .. } => "",
+        }
+    }
+}
+
+/// For people: the command as one line.
+fn line(argv: &[String]) -> String {
+    argv.join(" ")
+}
+
+fn said(stderr: &str) -> String {
+    match stderr.trim() {
+        "" => String::new(),
+        text => format!(": {text}"),
+    }
+}
+
+fn package_hint(program: &str) -> String {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    PACKAGES
+        .iter()
+        .find(|(tool, _)| *tool == name)
+        .map_or_else(String::new, |(_, package)| {
+            format!("; Debian has it in the package {package}")
+        })
+}
+
+/// What a tool that succeeded printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// The end of its error output.
+    pub stderr: String,
+}
+
+/// An external tool with its arguments and bounds.
+#[derive(Debug, Clone)]
+pub struct Command {
+    program: OsString,
+    args: Vec<OsString>,
+    directory: PathBuf,
+    timeout: Duration,
+    stdout_limit: usize,
+    limits: Limits,
+    user: Option<(u32, u32)>,
+}
+
+impl Command {
+    /// A tool by name (looked for in the system's own directories) or absolute path.
+    #[must_use]
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            directory: PathBuf::from("/"),
+            timeout: DEFAULT_TIMEOUT,
+            stdout_limit: DEFAULT_STDOUT_LIMIT,
+            limits: Limits::default(),
+            user: None,
+        }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// More arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// The directory it works in; `/` otherwise.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = directory.into();
+        self
+    }
+
+    /// How long it may take; 30 s otherwise.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How many bytes it may print; 1 MiB otherwise.
+    #[must_use]
+    pub fn stdout_limit(mut self, bytes: usize) -> Self {
+        self.stdout_limit = bytes;
+        self
+    }
+
+    /// What it may use.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Runs it as this user and group, without supplementary groups.
+    #[must_use]
+    pub fn user(mut self, uid: u32, gid: u32) -> Self {
+        self.user = Some((uid, gid));
+        self
+    }
+
+    /// Program and arguments as texts, for messages.
+    #[must_use]
+    pub fn argv(&self) -> Vec<String> {
+        std::iter::once(&self.program)
+            .chain(&self.args)
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    /// Runs it to its end. Dropping the future kills it.
+    ///
+    /// # Errors
+    /// [`CommandError`]: it is missing, cannot be started, fails, takes too long or prints too much.
+    pub async fn run(&self) -> Result<Output, CommandError> {
+        let mut child = self.spawn()?;
+        let group = Group::of(&child);
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let wait = |source| CommandError::Wait {
+            argv: self.argv(),
+            source,
+        };
+        let mut errors = Tail::default();
+        let work = self.attend(&mut child, stdout, stderr, &mut errors);
+        let result = match tokio::time::timeout(self.timeout, work).await {
+            Ok(Ended::Exit(status, output)) => Ok((status, output)),
+            Ok(Ended::TooMuch) => Err(CommandError::TooMuchOutput {
+                argv: self.argv(),
+                limit: self.stdout_limit,
+            }),
+            Ok(Ended::Lost(source)) => Err(wait(source)),
+            Err(_) => Err(CommandError::TimedOut {
+                argv: self.argv(),
+                after: self.timeout,
+                stderr: errors.text(),
+            }),
+        };
+        match result {
+            Ok((status, stdout)) => {
+                group.leave_alone();
+                if status.success() {
+                    Ok(Output {
+                        stdout,
+                        stderr: errors.text(),
+                    })
+                } else {
+                    Err(CommandError::Failed {
+                        argv: self.argv(),
+                        status,
+                        stderr: errors.text(),
+                    })
+                }
+            }
+            Err(error) => {
+                drop(group);
+                child.wait().await.map_err(wait)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs it to its end on the calling thread, in that thread's own namespaces. For plain threads only: inside
+    /// a task of the runtime it panics; use [`Self::run`] there.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_blocking(&self) -> Result<Output, CommandError> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| CommandError::Start {
+                argv: self.argv(),
+                source,
+            })?
+            .block_on(self.run())
+    }
+
+    fn spawn(&self) -> Result<Child, CommandError> {
+        let mut command = std::process::Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", PATH)
+            .current_dir(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        {
+            use std::os::unix::process::CommandExt as _;
+            command.process_group(0);
+            if let Some((uid, gid)) = self.user {
+                command.uid(uid).gid(gid);
+            }
+        }
+        self.limits.impose_on(&mut command);
+        let mut command = tokio::process::Command::from(command);
+        command.kill_on_drop(true);
+        command.spawn().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound if self.directory.is_dir() => CommandError::Missing {
+                program: self.program.to_string_lossy().into_owned(),
+            },
+            _ => CommandError::Start {
+                argv: self.argv(),
+                source,
+            },
+        })
+    }
+
+    /// Reads what the child prints until it ended and its pipes are empty.
+    async fn attend(
+        &self,
+        child: &mut Child,
+        stdout: Option<tokio::process::ChildStdout>,
+        stderr: Option<tokio::process::ChildStderr>,
+        errors: &mut Tail,
+    ) -> Ended {
+        let mut output = Bounded {
+            bytes: Vec::new(),
+            limit: self.stdout_limit,
+        };
+        let status = {
+            let pipes =
+                async { tokio::try_join!(drain(stdout, &mut output), drain(stderr, errors)) };
+            tokio::pin!(pipes);
+            let mut pipes_done = false;
+            loop {
+                tokio::select! {
+                    ended = &mut pipes, if !pipes_done => match ended {
+                        Ok(_) => pipes_done = true,
+                        Err(Stop::TooMuch) => return Ended::TooMuch,
+                        Err(Stop::Io(error)) => return Ended::Lost(error),
+                    },
+                    status = child.wait() => match status {
+                        Err(error) => return Ended::Lost(error),
+                        Ok(status) => {
+                            if !pipes_done {
+                                match tokio::time::timeout(DRAIN, &mut pipes).await {
+                                    Ok(Err(Stop::TooMuch)) => return Ended::TooMuch,
+                                    Ok(Err(Stop::Io(error))) => return Ended::Lost(error),
+                                    Ok(Ok(_)) | Err(_) => {}
+                                }
+                            }
+                            break status;
+                        }
+                    },
+                }
+            }
+        };
+        Ended::Exit(status, output.bytes)
+    }
+}
+
+/// How attending a child ended.
+enum Ended {
+    Exit(ExitStatus, Vec<u8>),
+    TooMuch,
+    Lost(io::Error),
+}
+
+/// Why reading a pipe stopped early.
+enum Stop {
+    TooMuch,
+    Io(io::Error),
+}
+
+/// Takes what a pipe brings.
+trait Sink {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Stop>;
+}
+
+/// Everything, up to a limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Sink for Bounded {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        if self.bytes.len().saturating_add(bytes.len()) > self.limit {
+            return Err(Stop::TooMuch);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// The end of it.
+#[derive(Default)]
+struct Tail {
+    bytes: Vec<u8>,
+}
+
+impl Tail {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).trim().to_owned()
+    }
+}
+
+impl Sink for Tail {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        self.bytes.extend_from_slice(bytes);
+        let surplus = self.bytes.len().saturating_sub(STDERR_TAIL);
+        self.bytes.drain(..surplus);
+        Ok(())
+    }
+}
+
+async fn drain(pipe: Option<impl AsyncRead + Unpin>, sink: &mut impl Sink) -> Result<(), Stop> {
+    let Some(mut pipe) = pipe else { return Ok(()) };
+    let mut buffer = [0_u8; 8192];
+    loop {
+        match pipe.read(&mut buffer).await.map_err(Stop::Io)? {
+            0 => return Ok(()),
+            count => sink.take(&buffer[..count])?,
+        }
+    }
+}
+
+/// A process group that is killed when this is dropped, unless it was told to leave it alone. Only the group's
+/// leader is a child; as long as it is not reaped, its id cannot belong to anything else.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(
+            child
+                .id()
+                .and_then(|id| i32::try_from(id).ok())
+                .map(Pid::from_raw),
+        )
+    }
+
+    fn leave_alone(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // It may have ended by itself in the same moment.
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+//! A host that exists only in memory: a small model with state behind the same traits as the real one.
+//!
+//! It does what a host would do, remembers it, and can be told to misbehave: a step fails, the agent dies after a
+//! step, a guest does not listen, an image is out of reach, the disk is full. Whoever drives it can look at what is
+//! left. It decides nothing, and it is no list of canned answers.
+
+mod domains;
+mod faults;
+mod files;
+mod networks;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use berth_common::{
+    document::ImageRef,
+    ids::{InstanceId, NetworkId},
+    names::{ImageSha256, ImageUrl},
+    units::ByteCount,
+};
+use uuid::Uuid;
+
+use super::{ActError, Compute, Net, Progress, Storage};
+use crate::decide::{
+    domain::{DomainObserved, DomainStep},
+    instance::{InstanceFiles, StorageStep},
+    network::{NetStep, NetworkObserved},
+};
+use domains::Domains;
+use faults::Faults;
+use files::Files;
+use networks::Networks;
+
+pub use domains::{Guest, Lives};
+
+/// A host in memory. Clones are the same host.
+#[derive(Debug, Clone, Default)]
+pub struct FakeHost {
+    model: Arc<Mutex<Model>>,
+}
+
+/// Everything the host is.
+#[derive(Debug, Default)]
+struct Model {
+    domains: Domains,
+    files: Files,
+    networks: Networks,
+    faults: Faults,
+}
+
+impl FakeHost {
+    /// A host with nothing on it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A panic while the lock was held is a failed test already.
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the step after `steps` further ones fail, once, with nothing done.
+    pub fn fail_after(&self, steps: u64) {
+        self.model().faults.fail_after(steps);
+    }
+
+    /// Lets the agent die after `steps` further steps: every call fails until [`Self::restart_agent`].
+    pub fn crash_after(&self, steps: u64) {
+        self.model().faults.crash_after(steps);
+    }
+
+    /// Whether the agent is dead.
+    #[must_use]
+    pub fn is_crashed(&self) -> bool {
+        self.model().faults.is_crashed()
+    }
+
+    /// The agent is started again; the host kept running meanwhile.
+    pub fn restart_agent(&self) {
+        self.model().faults.restart();
+    }
+
+    /// How many steps were carried out so far.
+    #[must_use]
+    pub fn steps_done(&self) -> u64 {
+        self.model().faults.steps_done()
+    }
+
+    /// The host loses power and boots: nothing runs, no network is there, all files are.
+    pub fn power_cut(&self) {
+        let mut model = self.model();
+        model.domains.power_cut();
+        model.networks = Networks::default();
+    }
+
+    /// A network's bridge is there, whoever made it.
+    pub fn have_bridge(&self, network: NetworkId) {
+        self.model().networks.apply(&NetStep::CreateBridge { network, mtu: 1500 });
+    }
+
+    /// How the guest of an instance behaves when it is asked to power off. Guests obey at once unless told otherwise.
+    pub fn set_guest(&self, instance: InstanceId, guest: Guest) {
+        self.model().domains.set_guest(instance, guest);
+    }
+
+    /// The guest of an instance powers itself off, if it runs.
+    pub fn guest_powers_off(&self, instance: InstanceId) {
+        self.model().domains.guest_powers_off(instance);
+    }
+
+    /// The guest of an instance crashes, if it runs.
+    pub fn guest_crashes(&self, instance: InstanceId) {
+        self.model().domains.guest_crashes(instance);
+    }
+
+    /// Somebody pauses an instance, if it runs.
+    pub fn pause(&self, instance: InstanceId) {
+        self.model().domains.pause(instance);
+    }
+
+    /// Somebody defines a domain that is not berth's.
+    pub fn add_foreign(&self, domain: DomainObserved) {
+        self.model().domains.add_foreign(domain);
+    }
+
+    /// What became of an instance's guest so far.
+    #[must_use]
+    pub fn lives(&self, instance: InstanceId) -> Lives {
+        self.model().domains.lives(instance)
+    }
+
+    /// The image at this address cannot be fetched until [`Self::image_is_back`].
+    pub fn image_is_unreachable(&self, url: ImageUrl) {
+        self.model().files.unreachable.insert(url);
+    }
+
+    /// The image at this address can be fetched again.
+    pub fn image_is_back(&self, url: &ImageUrl) {
+        self.model().files.unreachable.remove(url);
+    }
+
+    /// No file can be made, from now on or no longer.
+    pub fn set_disk(&self, disk: Disk) {
+        self.model().files.disk = disk;
+    }
+
+    /// A disk vanishes from under an instance.
+    pub fn lose_disk(&self, instance: InstanceId, index: u8) {
+        self.model().files.lose_disk(instance, index);
+    }
+
+    /// Which images are in the cache.
+    #[must_use]
+    pub fn images(&self) -> BTreeSet<ImageSha256> {
+        self.model().files.images.clone()
+    }
+
+    /// All that is left of berth on the host, for people; cached images are meant to stay and do not count.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<String> {
+        let model = self.model();
+        let domains = model
+            .domains
+            .own()
+            .into_iter()
+            .map(|id| format!("domain of instance {id}"));
+        let files = model
+            .files
+            .instances()
+            .into_iter()
+            .map(|id| format!("files of instance {id}"));
+        let networks = model
+            .networks
+            .present()
+            .into_iter()
+            .map(|id| format!("network {id}"));
+        domains.chain(files).chain(networks).collect()
+    }
+
+    /// The domain with this UUID, as it is: nothing passes by looking at it this way.
+    #[must_use]
+    pub fn domain(&self, uuid: Uuid) -> Option<DomainObserved> {
+        self.model().domains.peek(uuid)
+    }
+}
+
+/// How full the fake disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Disk {
+    /// There is room.
+    #[default]
+    Roomy,
+    /// There is none.
+    Full,
+}
+
+#[async_trait]
+impl Compute for FakeHost {
+    async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
+        let mut model = self.model();
+        model.faults.look()?;
+        Ok(model.domains.observe_all())
+    }
+
+    async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
+        let mut model = self.model();
+        model.faults.look()?;
+        Ok(model.domains.observe(instance.as_uuid()))
+    }
+
+    async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        model.faults.step()?;
+        model.domains.apply(step, &model.files, &model.networks)
+    }
+}
+
+#[async_trait]
+impl Storage for FakeHost {
+    async fn observe(&self, instance: InstanceId) -> Result<InstanceFiles, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.observe(instance))
+    }
+
+    async fn has_image(&self, sha256: &ImageSha256) -> Result<bool, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.images.contains(sha256))
+    }
+
+    async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError> {
+        let mut model = self.model();
+        model.faults.step()?;
+        if let StorageStep::FetchImage(image) = step {
+            progress.send_replace(Some(format!("downloading {}", image.url)));
+        }
+        let result = model.files.apply(step);
+        progress.send_replace(None);
+        result
+    }
+
+    async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.space())
+    }
+
+    async fn instances_with_files(&self) -> Result<Vec<InstanceId>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.instances())
+    }
+
+    async fn sweep(&self) -> Result<(), ActError> {
+        self.model().faults.look()
+    }
+
+    async fn fetch_image(&self, image: &ImageRef, progress: &Progress) -> Result<(), ActError> {
+        Storage::apply(self, &StorageStep::FetchImage(image.clone()), progress).await
+    }
+}
+
+#[async_trait]
+impl Net for FakeHost {
+    async fn observe(&self, network: NetworkId) -> Result<NetworkObserved, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.networks.observe(network, &model.domains))
+    }
+
+    async fn apply(&self, step: &NetStep) -> Result<(), ActError> {
+        let mut model = self.model();
+        model.faults.step()?;
+        model.networks.apply(step);
+        Ok(())
+    }
+
+    async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.networks.present())
+    }
+}

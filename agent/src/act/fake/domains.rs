@@ -1,0 +1,302 @@
+//! The domains of a fake host, and the guests in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::{
+    ids::InstanceId,
+    message::report::{FaultCode, PowerState},
+};
+use uuid::Uuid;
+
+use super::{files::Files, networks::Networks};
+use crate::{
+    act::ActError,
+    decide::{
+        domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
+        names,
+    },
+};
+
+/// How a guest takes being asked to power off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Guest {
+    /// It is off at once.
+    #[default]
+    Obeys,
+    /// It is off after having been looked at so many times more.
+    Takes(u32),
+    /// It does not listen.
+    IgnoresAcpi,
+}
+
+/// What became of a guest so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lives {
+    /// How often it was started.
+    pub starts: u32,
+    /// How often it was asked to power off.
+    pub asked: u32,
+    /// How often it was switched off.
+    pub destroys: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Domains {
+    own: BTreeMap<Uuid, OwnDomain>,
+    foreign: BTreeMap<Uuid, DomainObserved>,
+    guests: BTreeMap<InstanceId, Guest>,
+    lives: BTreeMap<InstanceId, Lives>,
+}
+
+#[derive(Debug)]
+struct OwnDomain {
+    /// What was defined last: what the next start uses.
+    config: DomainConfig,
+    /// What it was started with.
+    live: Option<DomainConfig>,
+    state: PowerState,
+    off: OffReason,
+    /// Asked to power off: how often it will be looked at before it is off.
+    going_off: Option<u32>,
+}
+
+impl OwnDomain {
+    fn is_on(&self) -> bool {
+        self.live.is_some()
+    }
+
+    fn switch_off(&mut self, reason: OffReason) {
+        if self.live.take().is_some() {
+            self.state = PowerState::Shutdown;
+            self.off = reason;
+            self.going_off = None;
+        }
+    }
+
+    fn observed(&self) -> DomainObserved {
+        DomainObserved {
+            uuid: self.config.id.as_uuid(),
+            name: names::domain(self.config.id),
+            power_state: self.state,
+            off_reason: (!self.is_on()).then_some(self.off),
+            reason: format!("{:?}", self.state),
+            persistent: true,
+            vcpus: self.config.vcpus,
+            memory_mb: self.config.memory_mb,
+            metadata: Some(self.config.metadata.clone()),
+        }
+    }
+}
+
+impl Domains {
+    pub(super) fn set_guest(&mut self, instance: InstanceId, guest: Guest) {
+        self.guests.insert(instance, guest);
+    }
+
+    pub(super) fn add_foreign(&mut self, domain: DomainObserved) {
+        self.foreign.insert(domain.uuid, domain);
+    }
+
+    pub(super) fn lives(&self, instance: InstanceId) -> Lives {
+        self.lives.get(&instance).copied().unwrap_or_default()
+    }
+
+    pub(super) fn own(&self) -> Vec<InstanceId> {
+        self.own.values().map(|domain| domain.config.id).collect()
+    }
+
+    pub(super) fn taps_in(&self, bridge: &str) -> BTreeSet<String> {
+        let nics = self
+            .own
+            .values()
+            .filter_map(|domain| domain.live.as_ref())
+            .flat_map(|live| &live.nics);
+        nics.filter(|nic| nic.bridge == bridge)
+            .map(|nic| nic.tap.clone())
+            .collect()
+    }
+
+    pub(super) fn power_cut(&mut self) {
+        for domain in self.own.values_mut() {
+            domain.switch_off(OffReason::Unknown);
+            // libvirt keeps no reason over a boot.
+            domain.off = OffReason::Unknown;
+        }
+    }
+
+    pub(super) fn guest_powers_off(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| domain.switch_off(OffReason::Guest));
+    }
+
+    pub(super) fn guest_crashes(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| domain.switch_off(OffReason::Failed));
+    }
+
+    pub(super) fn pause(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| {
+            if domain.is_on() {
+                domain.state = PowerState::Paused;
+            }
+        });
+    }
+
+    fn change(&mut self, instance: InstanceId, change: impl FnOnce(&mut OwnDomain)) {
+        if let Some(domain) = self.own.get_mut(&instance.as_uuid()) {
+            change(domain);
+        }
+    }
+
+    pub(super) fn observe_all(&mut self) -> Vec<DomainObserved> {
+        let uuids: BTreeSet<Uuid> = self
+            .own
+            .keys()
+            .chain(self.foreign.keys())
+            .copied()
+            .collect();
+        uuids
+            .into_iter()
+            .filter_map(|uuid| self.observe(uuid))
+            .collect()
+    }
+
+    /// The domain as it is; a guest on its way off gets nearer to it by being looked at.
+    pub(super) fn observe(&mut self, uuid: Uuid) -> Option<DomainObserved> {
+        if let Some(domain) = self.own.get_mut(&uuid) {
+            match domain.going_off {
+                Some(0) => domain.switch_off(OffReason::Guest),
+                Some(left) => domain.going_off = Some(left - 1),
+                None => {}
+            }
+        }
+        self.peek(uuid)
+    }
+
+    pub(super) fn peek(&self, uuid: Uuid) -> Option<DomainObserved> {
+        self.own
+            .get(&uuid)
+            .map(OwnDomain::observed)
+            .or_else(|| self.foreign.get(&uuid).cloned())
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        step: &DomainStep,
+        files: &Files,
+        networks: &Networks,
+    ) -> Result<(), ActError> {
+        let id = match step {
+            DomainStep::Define(config) => config.id,
+            DomainStep::Start(id)
+            | DomainStep::Resume(id)
+            | DomainStep::Shutdown(id)
+            | DomainStep::Destroy(id)
+            | DomainStep::Undefine(id) => *id,
+        };
+        if self.foreign.contains_key(&id.as_uuid()) {
+            return Err(ActError::refused(
+                FaultCode::ForeignObject,
+                format!("domain {id} is not berth's"),
+            ));
+        }
+        if let DomainStep::Define(config) = step {
+            self.define(config);
+            return Ok(());
+        }
+        let uuid = id.as_uuid();
+        let guest = self.guests.get(&id).copied().unwrap_or_default();
+        let lives = self.lives.entry(id).or_default();
+        let Some(domain) = self.own.get_mut(&uuid) else {
+            return match step {
+                DomainStep::Start(_) | DomainStep::Resume(_) => {
+                    Err(failed(format!("there is no domain {id}")))
+                }
+                _ => Ok(()),
+            };
+        };
+        match step {
+            DomainStep::Define(_) => {}
+            DomainStep::Start(_) if domain.is_on() => {}
+            DomainStep::Start(_) => {
+                can_start(&domain.config, files, networks)?;
+                lives.starts += 1;
+                domain.live = Some(domain.config.clone());
+                domain.state = PowerState::Running;
+            }
+            DomainStep::Resume(_) => {
+                if domain.state == PowerState::Paused {
+                    domain.state = PowerState::Running;
+                }
+            }
+            DomainStep::Shutdown(_) if !domain.is_on() => {}
+            DomainStep::Shutdown(_) => {
+                lives.asked += 1;
+                match guest {
+                    Guest::Obeys => domain.switch_off(OffReason::Guest),
+                    Guest::Takes(looks) => {
+                        domain.going_off = Some(domain.going_off.unwrap_or(looks))
+                    }
+                    Guest::IgnoresAcpi => {}
+                }
+            }
+            DomainStep::Destroy(_) if !domain.is_on() => {}
+            DomainStep::Destroy(_) => {
+                lives.destroys += 1;
+                domain.switch_off(OffReason::Destroyed);
+            }
+            DomainStep::Undefine(_) if domain.is_on() => {
+                return Err(failed(format!("domain {id} is not off")));
+            }
+            DomainStep::Undefine(_) => {
+                self.own.remove(&uuid);
+            }
+        }
+        Ok(())
+    }
+
+    fn define(&mut self, config: &DomainConfig) {
+        let domain = self
+            .own
+            .entry(config.id.as_uuid())
+            .or_insert_with(|| OwnDomain {
+                config: config.clone(),
+                live: None,
+                state: PowerState::Shutdown,
+                off: OffReason::Unknown,
+                going_off: None,
+            });
+        domain.config = config.clone();
+    }
+}
+
+/// What QEMU would miss.
+fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Result<(), ActError> {
+    let disks = files.observe(config.id).disks;
+    let indices = config
+        .disks
+        .iter()
+        .filter_map(|disk| disk.serial.strip_prefix("disk")?.parse::<u8>().ok());
+    if let Some(missing) = indices.into_iter().find(|index| !disks.contains(index)) {
+        return Err(failed(format!(
+            "disk {missing} of {} is missing",
+            config.id
+        )));
+    }
+    let bridges = networks.bridges();
+    match config
+        .nics
+        .iter()
+        .find(|nic| !bridges.contains(&nic.bridge))
+    {
+        Some(nic) => Err(failed(format!("there is no bridge {}", nic.bridge))),
+        None => Ok(()),
+    }
+}
+
+fn failed(what: String) -> ActError {
+    ActError {
+        what,
+        code: FaultCode::Hypervisor,
+        retryable: true,
+        source: None,
+    }
+}

@@ -1,0 +1,118 @@
+//! The files of a fake host.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::{
+    ids::InstanceId,
+    message::report::FaultCode,
+    names::{ImageSha256, ImageUrl},
+    units::{ByteCount, DiskGb},
+};
+
+use super::Disk;
+use crate::{
+    act::ActError,
+    decide::instance::{InstanceFiles, StorageStep},
+};
+
+/// Size of the fake disk in GiB.
+const SIZE_GB: u64 = 1000;
+
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub(super) images: BTreeSet<ImageSha256>,
+    pub(super) unreachable: BTreeSet<ImageUrl>,
+    pub(super) disk: Disk,
+    instances: BTreeMap<InstanceId, BTreeMap<u8, ByteCount>>,
+}
+
+impl Files {
+    pub(super) fn observe(&self, instance: InstanceId) -> InstanceFiles {
+        let disks = self.instances.get(&instance);
+        InstanceFiles {
+            directory: disks.is_some(),
+            disks: disks
+                .into_iter()
+                .flat_map(|disks| disks.keys().copied())
+                .collect(),
+        }
+    }
+
+    pub(super) fn instances(&self) -> Vec<InstanceId> {
+        self.instances.keys().copied().collect()
+    }
+
+    pub(super) fn lose_disk(&mut self, instance: InstanceId, index: u8) {
+        if let Some(disks) = self.instances.get_mut(&instance) {
+            disks.remove(&index);
+        }
+    }
+
+    pub(super) fn space(&self) -> (ByteCount, ByteCount) {
+        let total = ByteCount::from_gb(DiskGb::clamped(SIZE_GB));
+        let used = self
+            .instances
+            .values()
+            .flat_map(BTreeMap::values)
+            .copied()
+            .sum();
+        (
+            total,
+            match self.disk {
+                Disk::Roomy => used,
+                Disk::Full => total,
+            },
+        )
+    }
+
+    pub(super) fn apply(&mut self, step: &StorageStep) -> Result<(), ActError> {
+        match step {
+            StorageStep::FetchImage(image) => {
+                if self.images.contains(&image.sha256) {
+                    return Ok(());
+                }
+                if self.unreachable.contains(&image.url) {
+                    let what = format!("could not fetch {}", image.url);
+                    return Err(ActError::retryable(
+                        FaultCode::ImageUnreachable,
+                        what,
+                        "connection refused",
+                    ));
+                }
+                self.needs_room("the image")?;
+                self.images.insert(image.sha256.clone());
+            }
+            StorageStep::CreateDisk(plan) => {
+                if !self.images.contains(&plan.image.sha256) {
+                    let what = format!("image {} is not in the cache", plan.image.sha256);
+                    return Err(ActError::retryable(
+                        FaultCode::Internal,
+                        what,
+                        "no such file",
+                    ));
+                }
+                self.needs_room("the disk")?;
+                self.instances
+                    .entry(plan.instance)
+                    .or_default()
+                    .entry(plan.index)
+                    .or_insert(plan.size);
+            }
+            StorageStep::RemoveInstance(instance) => {
+                self.instances.remove(instance);
+            }
+        }
+        Ok(())
+    }
+
+    fn needs_room(&self, what: &str) -> Result<(), ActError> {
+        match self.disk {
+            Disk::Roomy => Ok(()),
+            Disk::Full => Err(ActError::retryable(
+                FaultCode::DiskFull,
+                format!("could not write {what}"),
+                "no space left",
+            )),
+        }
+    }
+}

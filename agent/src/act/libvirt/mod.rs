@@ -1,0 +1,171 @@
+//! Domains through libvirt: the only module that calls it.
+//!
+//! libvirt's calls block, and a call can hang for as long as libvirtd or QEMU does. So each runs on one of a few
+//! threads, with a deadline ([`pool`]); each thread has its own connection ([`session`]). No decisions here:
+//! [`steps`] carries out what was decided, and refuses to touch what berth did not make.
+
+mod error;
+mod facts;
+mod observe;
+mod pool;
+mod power;
+mod session;
+mod steps;
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use berth_common::ids::InstanceId;
+use virt::connect::Connect;
+
+pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
+pub use pool::Limits;
+
+use super::{ActError, Compute};
+use crate::decide::domain::{DomainObserved, DomainStep, VirtType};
+use error::{failed, no_answer};
+use pool::{Pool, Ticket};
+use session::Session;
+
+/// The system's libvirtd on this host.
+pub const DEFAULT_URI: &str = "qemu:///system";
+
+/// How libvirt is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How many calls run at once, hang, or wait.
+    pub limits: Limits,
+    /// How long looking at domains may take.
+    pub observe_deadline: Duration,
+    /// How long one step may take. Starting a large guest takes its time, and so does switching off one whose
+    /// disks are slow.
+    pub step_deadline: Duration,
+    /// libvirt's configuration of QEMU.
+    pub qemu_conf: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: Limits {
+                workers: 4,
+                stuck: 8,
+                queued: 1024,
+            },
+            observe_deadline: Duration::from_secs(30),
+            step_deadline: Duration::from_secs(120),
+            qemu_conf: PathBuf::from("/etc/libvirt/qemu.conf"),
+        }
+    }
+}
+
+/// What libvirt and its host are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LibvirtFacts {
+    /// The processor architecture, in libvirt's words.
+    pub arch: String,
+    /// Version of libvirt: 1,000,000 × major + 1,000 × minor + release.
+    pub libvirt_version: u32,
+    /// Version of QEMU, counted the same way.
+    pub hypervisor_version: u32,
+    /// What guests run on.
+    pub virt_type: VirtType,
+    /// Whether libvirt can weigh guests against each other.
+    pub has_cpu_controller: bool,
+}
+
+/// The hypervisor of this host.
+pub struct Libvirt {
+    uri: String,
+    options: Options,
+    pool: Pool<Session>,
+}
+
+impl Libvirt {
+    /// Uses the libvirt at `uri`. Nothing is opened before it is needed, so libvirtd may be absent.
+    #[must_use]
+    pub fn start(uri: &str, options: Options) -> Self {
+        let address = uri.to_owned();
+        let pool = Pool::new("libvirt", options.limits, move || {
+            Session::new(address.clone())
+        });
+        Self {
+            uri: uri.to_owned(),
+            options,
+            pool,
+        }
+    }
+
+    /// How many calls did not come back in time and still hang.
+    #[must_use]
+    pub fn stuck_calls(&self) -> usize {
+        self.pool.stuck()
+    }
+
+    /// What libvirt and this host are.
+    ///
+    /// # Errors
+    /// Retryable while libvirt cannot be asked.
+    pub async fn host_facts(&self, choice: VirtTypeChoice) -> Result<LibvirtFacts, ActError> {
+        let virt_type = facts::virt_type(choice, KvmEvidence::gather());
+        let has_cpu_controller = facts::has_cpu_controller(&self.options.qemu_conf);
+        let ask = move |connection: &Connect, _: &Ticket| {
+            let failed = |error| failed("asking libvirt about its host".to_owned(), error);
+            Ok(LibvirtFacts {
+                arch: connection.get_node_info().map_err(failed)?.model,
+                libvirt_version: connection.get_lib_version().map_err(failed)?,
+                hypervisor_version: connection.get_hyp_version().map_err(failed)?,
+                virt_type,
+                has_cpu_controller,
+            })
+        };
+        self.call(
+            "asking libvirt about its host".to_owned(),
+            self.options.observe_deadline,
+            ask,
+        )
+        .await
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        what: String,
+        limit: Duration,
+        operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
+    ) -> Result<T, ActError> {
+        let words = what.clone();
+        let answer = self.pool.call(limit, move |session, ticket| {
+            session.run(ticket, &words, |connection| operation(connection, ticket))
+        });
+        answer
+            .await
+            .map_err(|error| no_answer(&what, &self.uri, error))?
+    }
+}
+
+#[async_trait]
+impl Compute for Libvirt {
+    async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
+        let what = "listing the domains".to_owned();
+        self.call(what, self.options.observe_deadline, |connection, _| {
+            observe::all(connection)
+        })
+        .await
+    }
+
+    async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
+        let what = format!("looking at instance {instance}");
+        self.call(what, self.options.observe_deadline, move |connection, _| {
+            observe::one(connection, instance)
+        })
+        .await
+    }
+
+    async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
+        let what = steps::describe(step);
+        let step = step.clone();
+        let operation =
+            move |connection: &Connect, ticket: &Ticket| steps::apply(connection, &step, ticket);
+        self.call(what, self.options.step_deadline, operation).await
+    }
+}

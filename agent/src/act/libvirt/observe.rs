@@ -1,0 +1,87 @@
+//! What libvirt says of its domains.
+
+use berth_common::ids::InstanceId;
+use virt::{connect::Connect, domain::Domain, error::Error, sys};
+
+use super::{
+    error::{failed, is_gone},
+    power,
+};
+use crate::{
+    act::ActError,
+    decide::{domain::DomainObserved, domain_xml},
+};
+
+/// All domains, running or only defined. One that vanishes meanwhile is left out.
+pub(super) fn all(connection: &Connect) -> Result<Vec<DomainObserved>, ActError> {
+    let domains = connection
+        .list_all_domains(0)
+        .map_err(|error| failed("listing the domains".to_owned(), error))?;
+    domains
+        .iter()
+        .filter_map(|domain| of(domain).transpose())
+        .collect()
+}
+
+/// The domain with an instance's UUID.
+pub(super) fn one(
+    connection: &Connect,
+    instance: InstanceId,
+) -> Result<Option<DomainObserved>, ActError> {
+    match lookup(connection, instance)? {
+        Some(domain) => of(&domain),
+        None => Ok(None),
+    }
+}
+
+/// libvirt's handle of the domain with an instance's UUID.
+pub(super) fn lookup(
+    connection: &Connect,
+    instance: InstanceId,
+) -> Result<Option<Domain>, ActError> {
+    match Domain::lookup_by_uuid(connection, instance.as_uuid()) {
+        Ok(domain) => Ok(Some(domain)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(failed(
+            format!("looking for the domain of instance {instance}"),
+            error,
+        )),
+    }
+}
+
+/// A domain as it is; `None`: it is gone.
+pub(super) fn of(domain: &Domain) -> Result<Option<DomainObserved>, ActError> {
+    match query(domain) {
+        Ok(observed) => Ok(Some(observed)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(failed(
+            format!(
+                "looking at domain {:?}",
+                domain.get_name().unwrap_or_default()
+            ),
+            error,
+        )),
+    }
+}
+
+fn query(domain: &Domain) -> Result<DomainObserved, Error> {
+    let uuid = domain.get_uuid()?;
+    let (state, reason) = domain.get_state()?;
+    let power = power::read(state, reason);
+    // The definition that is kept: it tells what was written last, and never waits for QEMU.
+    let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
+    Ok(DomainObserved {
+        uuid,
+        name: domain.get_name()?,
+        power_state: power.state,
+        off_reason: power.off,
+        reason: power.text,
+        persistent: domain.is_persistent()?,
+        vcpus: facts.vcpus,
+        memory_mb: facts.memory_mb,
+        // A copy of a domain (`virt-clone`) carries its metadata along, but another UUID: it is nobody's instance.
+        metadata: facts
+            .metadata
+            .filter(|metadata| metadata.instance_id.as_uuid() == uuid),
+    })
+}

@@ -1,0 +1,220 @@
+//! Carries out one step on a domain. Every step looks at the domain first: one that berth did not make is left
+//! alone, and what is done already is not done again.
+
+use berth_common::{
+    ids::InstanceId,
+    message::report::{FaultCode, PowerState},
+};
+use virt::{connect::Connect, domain::Domain, error::Error, sys};
+
+use super::{
+    error::{abandoned, failed, is_gone},
+    observe,
+    pool::Ticket,
+};
+use crate::{
+    act::ActError,
+    decide::{
+        domain::{DomainConfig, DomainObserved, DomainStep},
+        domain_xml, names,
+    },
+};
+
+/// What belongs to a definition and goes with it. Disks are not among it: they are storage's.
+const UNDEFINE_ALL: sys::virDomainUndefineFlagsValues = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
+
+/// A step as words for errors.
+pub(super) fn describe(step: &DomainStep) -> String {
+    match step {
+        DomainStep::Define(config) => format!("defining the domain of instance {}", config.id),
+        DomainStep::Start(id) => format!("starting instance {id}"),
+        DomainStep::Resume(id) => format!("resuming instance {id}"),
+        DomainStep::Shutdown(id) => format!("asking instance {id} to power off"),
+        DomainStep::Destroy(id) => format!("switching off instance {id}"),
+        DomainStep::Undefine(id) => format!("undefining the domain of instance {id}"),
+    }
+}
+
+/// Carries out a step.
+pub(super) fn apply(
+    connection: &Connect,
+    step: &DomainStep,
+    ticket: &Ticket,
+) -> Result<(), ActError> {
+    let job = Job {
+        connection,
+        ticket,
+        what: describe(step),
+    };
+    match step {
+        DomainStep::Define(config) => job.define(config),
+        DomainStep::Start(id) => match job.act(*id, is_off, |domain| domain.create().map(drop))? {
+            Outcome::Done => Ok(()),
+            Outcome::Missing => Err(job.undefined()),
+        },
+        DomainStep::Resume(id) => {
+            match job.act(*id, is_paused, |domain| domain.resume().map(drop))? {
+                Outcome::Done => Ok(()),
+                Outcome::Missing => Err(job.undefined()),
+            }
+        }
+        DomainStep::Shutdown(id) => job.act(*id, is_on, ask_to_power_off).map(drop),
+        DomainStep::Destroy(id) => job.act(*id, is_on, destroy).map(drop),
+        DomainStep::Undefine(id) => job.undefine(*id),
+    }
+}
+
+fn is_off(domain: &DomainObserved) -> bool {
+    domain.power_state == PowerState::Shutdown
+}
+
+fn is_on(domain: &DomainObserved) -> bool {
+    !is_off(domain)
+}
+
+fn is_paused(domain: &DomainObserved) -> bool {
+    domain.power_state == PowerState::Paused
+}
+
+fn ask_to_power_off(domain: &Domain) -> Result<(), Error> {
+    domain
+        .shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        .map(drop)
+}
+
+/// First so that QEMU may still write what it holds of the disks, then by force.
+fn destroy(domain: &Domain) -> Result<(), Error> {
+    match domain.destroy_flags(sys::VIR_DOMAIN_DESTROY_GRACEFUL) {
+        Ok(_) => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
+        Err(_) => domain.destroy_flags(0).map(drop),
+    }
+}
+
+/// Whether there was a domain to act on.
+enum Outcome {
+    Done,
+    Missing,
+}
+
+struct Job<'a> {
+    connection: &'a Connect,
+    ticket: &'a Ticket,
+    what: String,
+}
+
+impl Job<'_> {
+    /// Acts on an instance's domain if that is needed. An error counts only if it is still needed afterwards: the
+    /// guest, or somebody else, may have been faster.
+    fn act(
+        &self,
+        id: InstanceId,
+        needed: fn(&DomainObserved) -> bool,
+        act: impl Fn(&Domain) -> Result<(), Error>,
+    ) -> Result<Outcome, ActError> {
+        let Some((domain, observed)) = self.find(id)? else {
+            return Ok(Outcome::Missing);
+        };
+        if !needed(&observed) {
+            return Ok(Outcome::Done);
+        }
+        self.still_wanted()?;
+        let Err(error) = act(&domain) else {
+            return Ok(Outcome::Done);
+        };
+        match observe::of(&domain) {
+            Ok(Some(observed)) if !needed(&observed) => Ok(Outcome::Done),
+            Ok(None) => Ok(Outcome::Missing),
+            Ok(Some(_)) | Err(_) => Err(failed(self.what.clone(), error)),
+        }
+    }
+
+    fn define(&self, config: &DomainConfig) -> Result<(), ActError> {
+        let xml = domain_xml::write(config).map_err(|error| ActError {
+            what: self.what.clone(),
+            code: FaultCode::Hypervisor,
+            retryable: false,
+            source: Some(Box::new(error)),
+        })?;
+        if self.find(config.id)?.is_none() {
+            self.refuse_taken_name(config)?;
+        }
+        self.still_wanted()?;
+        Domain::define_xml_flags(self.connection, &xml, sys::VIR_DOMAIN_DEFINE_VALIDATE)
+            .map(drop)
+            .map_err(|error| failed(self.what.clone(), error))
+    }
+
+    fn undefine(&self, id: InstanceId) -> Result<(), ActError> {
+        let on = self.find(id)?.is_some_and(|(_, observed)| is_on(&observed));
+        if on {
+            // libvirt would do it, and leave a domain that runs with no definition.
+            return Err(ActError {
+                what: format!("{}: it is not off", self.what),
+                code: FaultCode::Hypervisor,
+                retryable: true,
+                source: None,
+            });
+        }
+        self.act(
+            id,
+            |observed| observed.persistent,
+            |domain| domain.undefine_flags(UNDEFINE_ALL),
+        )
+        .map(drop)
+    }
+
+    /// The domain with the instance's UUID, if it is berth's.
+    fn find(&self, id: InstanceId) -> Result<Option<(Domain, DomainObserved)>, ActError> {
+        let Some(domain) = observe::lookup(self.connection, id)? else {
+            return Ok(None);
+        };
+        let Some(observed) = observe::of(&domain)? else {
+            return Ok(None);
+        };
+        if observed.metadata.is_none() {
+            return Err(self.foreign(&observed.name, "has the instance's UUID"));
+        }
+        Ok(Some((domain, observed)))
+    }
+
+    /// libvirt's names are unique as well, and somebody else may have taken the instance's.
+    fn refuse_taken_name(&self, config: &DomainConfig) -> Result<(), ActError> {
+        let name = names::domain(config.id);
+        match Domain::lookup_by_name(self.connection, &name) {
+            Ok(_) => Err(self.foreign(&name, "has the instance's name and another UUID")),
+            Err(error) if is_gone(&error) => Ok(()),
+            Err(error) => Err(failed(self.what.clone(), error)),
+        }
+    }
+
+    fn foreign(&self, name: &str, why: &str) -> ActError {
+        ActError::refused(
+            FaultCode::ForeignObject,
+            format!(
+                "{}: domain {name:?} {why}, but berth did not make it; it was left alone",
+                self.what
+            ),
+        )
+    }
+
+    fn undefined(&self) -> ActError {
+        ActError {
+            what: format!("{}: there is no such domain", self.what),
+            code: FaultCode::Hypervisor,
+            retryable: true,
+            source: None,
+        }
+    }
+
+    fn still_wanted(&self) -> Result<(), ActError> {
+        if self.ticket.is_abandoned() {
+            Err(abandoned(self.what.clone()))
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! I/O on the host, behind narrow traits: observe, and apply one step of a plan. No decisions here.
+//!
+//! Implementations: [`libvirt`], [`net`], [`storage`]; [`fake`] is a small model of a host with state, for
+//! tests and simulations. Blocking calls run on bounded named threads with deadlines, so that one hung call
+//! stops neither heartbeats nor other instances.
+
+pub mod command;
+pub mod fake;
+pub mod libvirt;
+pub mod net;
+pub mod storage;
+
+use async_trait::async_trait;
+use berth_common::{
+    document::ImageRef,
+    ids::{InstanceId, NetworkId},
+    message::report::FaultCode,
+    names::ImageSha256,
+    units::ByteCount,
+};
+
+use crate::decide::{
+    domain::{DomainObserved, DomainStep},
+    instance::{InstanceFiles, StorageStep},
+    network::{NetStep, NetworkObserved},
+};
+
+/// An action failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct ActError {
+    /// What was tried, with ids and paths.
+    pub what: String,
+    /// What it means for the owner of the resource.
+    pub code: FaultCode,
+    /// Whether trying again can help without a new document (a full disk, an absent libvirtd), or not (a wrong
+    /// checksum).
+    pub retryable: bool,
+    /// The cause.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl ActError {
+    /// A failure that trying again may mend.
+    pub fn retryable(
+        code: FaultCode,
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            what: what.into(),
+            code,
+            retryable: true,
+            source: Some(source.into()),
+        }
+    }
+
+    /// A refusal: the same step will never succeed.
+    pub fn refused(code: FaultCode, what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            code,
+            retryable: false,
+            source: None,
+        }
+    }
+}
+
+/// Where a long step tells how far it is ("downloading the image, 40 %").
+pub type Progress = tokio::sync::watch::Sender<Option<String>>;
+
+/// Domains.
+#[async_trait]
+pub trait Compute: Send + Sync {
+    /// All domains of the host, berth's and foreign ones.
+    async fn observe(&self) -> Result<Vec<DomainObserved>, ActError>;
+    /// The domain with an instance's UUID, whoever made it; `None`: there is none.
+    async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError>;
+    /// Carries out one step. Repeating a step that was done already is not an error.
+    async fn apply(&self, step: &DomainStep) -> Result<(), ActError>;
+}
+
+/// Files: images and disks.
+#[async_trait]
+pub trait Storage: Send + Sync {
+    /// The files of an instance that are complete.
+    async fn observe(&self, instance: InstanceId) -> Result<InstanceFiles, ActError>;
+    /// Whether an image is in the cache, whole and verified.
+    async fn has_image(&self, sha256: &ImageSha256) -> Result<bool, ActError>;
+    /// Carries out one step. Repeating a step that was done already is not an error.
+    async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError>;
+    /// Size and used bytes of the file system that holds the disks.
+    async fn space(&self) -> Result<(ByteCount, ByteCount), ActError>;
+    /// Ids of all instances that have files on this host, whether or not a document names them.
+    async fn instances_with_files(&self) -> Result<Vec<InstanceId>, ActError>;
+    /// Removes leftovers of interrupted work (temporary files that no running step owns). Called once at start.
+    async fn sweep(&self) -> Result<(), ActError>;
+    /// Fetches an image into the cache, verified; concurrent requests for one image share one download.
+    async fn fetch_image(&self, image: &ImageRef, progress: &Progress) -> Result<(), ActError>;
+}
+
+/// The kernel's network, and DHCP.
+#[async_trait]
+pub trait Net: Send + Sync {
+    /// What is there of a network.
+    async fn observe(&self, network: NetworkId) -> Result<NetworkObserved, ActError>;
+    /// Carries out one step. Repeating a step that was done already is not an error.
+    async fn apply(&self, step: &NetStep) -> Result<(), ActError>;
+    /// Ids of all networks of which anything of berth's exists on this host.
+    async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError>;
+}

@@ -1,0 +1,480 @@
+//! Links and addresses through netlink, in the namespace of the calling thread. No names are parsed from text and
+//! nothing is decided: what a link is for, and whose it is, is [`crate::decide::network`]'s.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{
+        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
+    },
+};
+use nix::errno::Errno;
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    new_connection,
+};
+use tokio::task::JoinHandle;
+
+use super::error::NetError;
+use crate::decide::network::{BridgeOptions, Link, LinkObserved, LinkSetting};
+
+/// A netlink connection. Dropping it closes it.
+pub(super) struct Links {
+    handle: Handle,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// A link as the kernel has it now.
+pub(super) struct Found {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) alias: Option<String>,
+    master: Option<u32>,
+    message: LinkMessage,
+}
+
+impl Links {
+    /// Connects to the kernel, for the namespace the calling thread is in.
+    pub(super) fn open() -> Result<Self, NetError> {
+        let (connection, handle, _) =
+            new_connection().map_err(NetError::system("open a netlink socket"))?;
+        Ok(Self {
+            handle,
+            driver: tokio::spawn(connection),
+        })
+    }
+
+    /// The link of this name, if there is one.
+    pub(super) async fn find(&self, name: &str) -> Result<Option<Found>, NetError> {
+        let mut answer = std::pin::pin!(
+            self.handle
+                .link()
+                .get()
+                .match_name(name.to_owned())
+                .execute()
+        );
+        match answer.try_next().await {
+            Ok(message) => Ok(message.map(Found::from)),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(None),
+            Err(error) => Err(NetError::netlink(format!("show link {name}"))(error)),
+        }
+    }
+
+    /// The link with one of our names, which must be there and be ours.
+    pub(super) async fn own(&self, link: Link) -> Result<Found, NetError> {
+        self.own_if_any(link)
+            .await?
+            .ok_or_else(|| NetError::Absent { link: link.name() })
+    }
+
+    /// The link with one of our names; if it is there, it must be ours.
+    pub(super) async fn own_if_any(&self, link: Link) -> Result<Option<Found>, NetError> {
+        match self.find(&link.name()).await? {
+            Some(found) if !found.describe(link)?.is_own(link) => {
+                Err(NetError::Foreign { link: link.name() })
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// What is there under one of our names.
+    pub(super) async fn observe(&self, link: Link) -> Result<Option<LinkObserved>, NetError> {
+        let Some(found) = self.find(&link.name()).await? else {
+            return Ok(None);
+        };
+        let mut observed = found.describe(link)?;
+        if let Some(master) = found.master {
+            observed.master = Some(self.name_of(master).await?);
+        }
+        Ok(Some(observed))
+    }
+
+    /// Names of all links in a bridge.
+    pub(super) async fn members(&self, bridge: &Found) -> Result<BTreeSet<String>, NetError> {
+        let inside = |found: &Found| found.master == Some(bridge.index);
+        Ok(self
+            .all()
+            .await?
+            .into_iter()
+            .filter(inside)
+            .map(|found| found.name)
+            .collect())
+    }
+
+    /// All links.
+    pub(super) async fn all(&self) -> Result<Vec<Found>, NetError> {
+        let answer = self.handle.link().get().execute().map_ok(Found::from);
+        answer
+            .try_collect()
+            .await
+            .map_err(NetError::netlink("list the links"))
+    }
+
+    async fn name_of(&self, index: u32) -> Result<String, NetError> {
+        let mut answer = std::pin::pin!(self.handle.link().get().match_index(index).execute());
+        match answer.try_next().await {
+            Ok(Some(message)) => Ok(Found::from(message).name),
+            Ok(None) => Ok(format!("#{index}")),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(format!("#{index}")),
+            Err(error) => Err(NetError::netlink(format!("show link #{index}"))(error)),
+        }
+    }
+
+    /// Makes a bridge, unless it is there.
+    pub(super) async fn create_bridge(&self, link: Link, mtu: u32) -> Result<(), NetError> {
+        if self.own_if_any(link).await?.is_some() {
+            return Ok(());
+        }
+        let message = with_bridge_options(LinkMessageBuilder::<LinkBridge>::new(&link.name()))
+            .address(link.mac().to_vec())
+            .mtu(mtu)
+            .build();
+        self.add(link, message).await
+    }
+
+    /// Makes a veth pair, its second end in a namespace, unless both are there.
+    pub(super) async fn create_veth(
+        &self,
+        [host, inside]: [Link; 2],
+        namespace: &Path,
+        mtu: u32,
+    ) -> Result<(), NetError> {
+        if self.own_if_any(host).await?.is_some() {
+            return Ok(());
+        }
+        let namespace =
+            File::open(namespace).map_err(NetError::file("open namespace", namespace))?;
+        let peer = LinkMessageBuilder::<LinkUnspec>::default()
+            .name(inside.name())
+            .address(inside.mac().to_vec())
+            .mtu(mtu)
+            .setns_by_fd(namespace.as_raw_fd())
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(host.name())
+            .address(host.mac().to_vec())
+            .mtu(mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.add(host, message).await
+    }
+
+    async fn add(&self, link: Link, message: LinkMessage) -> Result<(), NetError> {
+        let made = self.handle.link().add(message).execute().await;
+        made.map_err(NetError::netlink(format!("make link {link}")))
+    }
+
+    /// Sets how a bridge works.
+    pub(super) async fn set_bridge_options(&self, link: Link) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        let change = || {
+            LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
+                .index(found.index)
+        };
+        // The spanning tree protocol first: while it is on, the kernel takes no forward delay of zero.
+        for change in [with_stp(change()), with_bridge_options(change())] {
+            // Options of a kind are set by a request to make the link that does not ask to create it.
+            let request = self.handle.link().add(change.build()).set_flags(CHANGE);
+            request
+                .execute()
+                .await
+                .map_err(NetError::netlink(format!("set the options of {link}")))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a link its alias.
+    pub(super) async fn mark(&self, link: Link) -> Result<(), NetError> {
+        self.change(link, |change| change.alias(link.alias())).await
+    }
+
+    /// Sets the largest packet.
+    pub(super) async fn set_mtu(&self, link: Link, mtu: u32) -> Result<(), NetError> {
+        self.change(link, |change| change.mtu(mtu)).await
+    }
+
+    /// Switches a link on.
+    pub(super) async fn set_up(&self, link: Link) -> Result<(), NetError> {
+        self.change(link, LinkMessageBuilder::up).await
+    }
+
+    /// Puts a link into a bridge.
+    pub(super) async fn plug(&self, link: Link, bridge: Link) -> Result<(), NetError> {
+        let master = self.own(bridge).await?.index;
+        self.change(link, |change| change.controller(master)).await
+    }
+
+    /// Switches the loopback link on.
+    pub(super) async fn loopback_up(&self) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_name("lo").up().build();
+        let changed = self.handle.link().set(message).execute().await;
+        changed.map_err(NetError::netlink("switch link lo on"))
+    }
+
+    /// Whether the loopback link is switched on.
+    pub(super) async fn is_loopback_up(&self) -> Result<bool, NetError> {
+        Ok(self.find("lo").await?.is_some_and(|found| found.is_up()))
+    }
+
+    async fn change(
+        &self,
+        link: Link,
+        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        let message = change(LinkUnspec::new_with_index(found.index)).build();
+        let changed = self.handle.link().set(message).execute().await;
+        changed.map_err(NetError::netlink(format!("change link {link}")))
+    }
+
+    /// Sets switches of the IP stack for a link.
+    pub(super) async fn settle(
+        &self,
+        link: Link,
+        settings: &BTreeSet<LinkSetting>,
+    ) -> Result<(), NetError> {
+        self.own(link).await?;
+        for setting in settings {
+            let path = setting_path(*setting, &link.name());
+            match std::fs::write(&path, setting.value()) {
+                Ok(()) => {}
+                // The kernel lacks IPv6.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && *setting == LinkSetting::DisableIpv6 => {}
+                Err(error) => return Err(NetError::file("write", path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a link, if it is there and ours. Somebody else's is no error: there is nothing of ours to remove.
+    pub(super) async fn delete(&self, link: Link) -> Result<(), NetError> {
+        let found = match self.own_if_any(link).await {
+            Ok(Some(found)) => found,
+            Ok(None) | Err(NetError::Foreign { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match self.handle.link().del(found.index).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(()),
+            Err(error) => Err(NetError::netlink(format!("remove link {link}"))(error)),
+        }
+    }
+
+    /// The IPv4 addresses of a link.
+    pub(super) async fn addresses(&self, found: &Found) -> Result<BTreeSet<Ipv4Net>, NetError> {
+        let answer = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(found.index)
+            .execute();
+        let messages: Vec<AddressMessage> =
+            answer
+                .try_collect()
+                .await
+                .map_err(NetError::netlink(format!(
+                    "list the addresses of {}",
+                    found.name
+                )))?;
+        Ok(messages.iter().filter_map(ipv4_address).collect())
+    }
+
+    /// Gives a link an address, unless it has it.
+    pub(super) async fn add_address(&self, link: Link, address: Ipv4Net) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        let request = self.handle.address().add(
+            found.index,
+            IpAddr::V4(address.addr()),
+            address.prefix_len(),
+        );
+        match request.execute().await {
+            Ok(()) => Ok(()),
+            Err(error) if is(&error, Errno::EEXIST) => Ok(()),
+            Err(error) => Err(NetError::netlink(format!(
+                "give link {link} the address {address}"
+            ))(error)),
+        }
+    }
+
+    /// Takes an address from a link, if it has it.
+    pub(super) async fn remove_address(
+        &self,
+        link: Link,
+        address: Ipv4Net,
+    ) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        let message = AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(found.index)
+            .address(address.addr(), address.prefix_len())
+            .build();
+        match self.handle.address().del(message).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
+            Err(error) => Err(NetError::netlink(format!(
+                "take the address {address} from link {link}"
+            ))(error)),
+        }
+    }
+}
+
+/// Flags of a request that changes a link by its index: NLM_F_REQUEST and NLM_F_ACK.
+const CHANGE: u16 = 0x1 | 0x4;
+
+fn with_stp(builder: LinkMessageBuilder<LinkBridge>) -> LinkMessageBuilder<LinkBridge> {
+    let wanted = if BridgeOptions::WANTED.stp {
+        BridgeStpState::KernelStp
+    } else {
+        BridgeStpState::Disabled
+    };
+    builder.append_info_data(InfoBridge::StpState(wanted))
+}
+
+fn with_bridge_options(builder: LinkMessageBuilder<LinkBridge>) -> LinkMessageBuilder<LinkBridge> {
+    let wanted = BridgeOptions::WANTED;
+    with_stp(builder)
+        .append_info_data(InfoBridge::ForwardDelay(wanted.forward_delay))
+        .append_info_data(InfoBridge::MulticastSnooping(wanted.multicast_snooping))
+}
+
+impl From<LinkMessage> for Found {
+    fn from(message: LinkMessage) -> Self {
+        let mut found = Self {
+            index: message.header.index,
+            name: String::new(),
+            alias: None,
+            master: None,
+            message,
+        };
+        for attribute in &found.message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => found.name.clone_from(name),
+                LinkAttribute::IfAlias(alias) => found.alias = Some(alias.clone()),
+                LinkAttribute::Controller(index) if *index != 0 => found.master = Some(*index),
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+impl Found {
+    fn is_up(&self) -> bool {
+        self.message.header.flags.contains(LinkFlags::Up)
+    }
+
+    /// What it looks like, without the name of its bridge.
+    fn describe(&self, link: Link) -> Result<LinkObserved, NetError> {
+        let mut observed = LinkObserved {
+            kind: String::new(),
+            alias: self.alias.clone(),
+            mac: None,
+            mtu: 0,
+            up: self.is_up(),
+            master: None,
+            unsettled: unsettled(link)?,
+            bridge: None,
+        };
+        for attribute in &self.message.attributes {
+            match attribute {
+                LinkAttribute::Address(mac) => observed.mac = mac.as_slice().try_into().ok(),
+                LinkAttribute::Mtu(mtu) => observed.mtu = *mtu,
+                LinkAttribute::LinkInfo(infos) => {
+                    for info in infos {
+                        match info {
+                            LinkInfo::Kind(kind) => observed.kind = kind.to_string(),
+                            LinkInfo::Data(InfoData::Bridge(options)) => {
+                                observed.bridge = Some(bridge(options))
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(observed)
+    }
+}
+
+fn bridge(options: &[InfoBridge]) -> BridgeOptions {
+    let mut bridge = BridgeOptions {
+        stp: false,
+        forward_delay: 0,
+        multicast_snooping: false,
+    };
+    for option in options {
+        match option {
+            InfoBridge::StpState(state) => bridge.stp = *state != BridgeStpState::Disabled,
+            InfoBridge::ForwardDelay(delay) => bridge.forward_delay = *delay,
+            InfoBridge::MulticastSnooping(on) => bridge.multicast_snooping = *on,
+            _ => {}
+        }
+    }
+    bridge
+}
+
+fn ipv4_address(message: &AddressMessage) -> Option<Ipv4Net> {
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => {
+                Ipv4Net::new(*address, message.header.prefix_len).ok()
+            }
+            _ => None,
+        })
+}
+
+/// Below `/proc/sys/net` each thread finds the switches of the namespace it is in.
+fn setting_path(setting: LinkSetting, link: &str) -> PathBuf {
+    Path::new("/proc/sys/net").join(setting.path(link))
+}
+
+fn unsettled(link: Link) -> Result<BTreeSet<LinkSetting>, NetError> {
+    let mut unsettled = BTreeSet::new();
+    for setting in link.settings() {
+        let path = setting_path(*setting, &link.name());
+        match std::fs::read_to_string(&path) {
+            Ok(text) if text.trim() == setting.value() => {}
+            Ok(_) => {
+                unsettled.insert(*setting);
+            }
+            // The kernel lacks IPv6, or the link went away meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(NetError::file("read", path)(error)),
+        }
+    }
+    Ok(unsettled)
+}
+
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            message.to_io().raw_os_error() == std::io::Error::from(errno).raw_os_error()
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,342 @@
+//! The kernel's network, and DHCP: looks, and carries out one step at a time. No decisions here.
+//!
+//! - [`KernelNet`] is the implementation of [`Net`];
+//! - `links`: links and addresses, through netlink;
+//! - `netns`: named namespaces;
+//! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
+//! - `worker`: the threads all of it runs on.
+
+mod dnsmasq;
+mod error;
+mod links;
+mod netns;
+mod process;
+mod worker;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use berth_common::ids::NetworkId;
+
+pub use error::NetError;
+
+use self::{dnsmasq::Dnsmasq, links::Links, netns::Name, worker::Workers};
+use super::{ActError, Net};
+use crate::decide::{
+    names,
+    network::{Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role},
+};
+
+/// The network of the kernel the agent runs on.
+#[derive(Debug, Clone)]
+pub struct KernelNet {
+    /// One directory per network is below this.
+    directory: PathBuf,
+    workers: Workers,
+}
+
+impl KernelNet {
+    /// The network of this host; files of DHCP servers are kept below `<state_dir>/networks`. dnsmasq gives up its
+    /// rights only if everybody may pass through `state_dir` (mode 0711 or more).
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        // dnsmasq works in the root directory, and its command line tells whose it is: no relative paths.
+        let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+        Self {
+            directory: state_dir.join("networks"),
+            workers: Workers::new(),
+        }
+    }
+
+    fn dnsmasq(&self, network: NetworkId) -> Dnsmasq {
+        Dnsmasq::new(
+            self.directory.join(network.to_string()),
+            names::namespace(network),
+        )
+    }
+
+    /// What is there outside of the namespace; and whether there is one.
+    async fn observe_host(&self, network: NetworkId) -> Result<(NetworkObserved, Name), NetError> {
+        let dnsmasq = self.dnsmasq(network);
+        self.workers
+            .run("net-observe", async move || {
+                let links = Links::open()?;
+                let bridge = Link::bridge(network);
+                let veth = Link::veth_host(network);
+                let mut members = match links.find(&bridge.name()).await? {
+                    Some(found) => links.members(&found).await?,
+                    None => BTreeSet::new(),
+                };
+                members.remove(&veth.name());
+                let observed = NetworkObserved {
+                    bridge: links.observe(bridge).await?,
+                    veth_host: links.observe(veth).await?,
+                    members,
+                    namespace: NamespaceObserved::Absent,
+                    dhcp: dnsmasq.observe()?,
+                };
+                Ok((observed, netns::look(&names::namespace(network))?))
+            })
+            .await
+    }
+
+    async fn observe_namespace(&self, network: NetworkId) -> Result<NamespaceContent, NetError> {
+        self.in_namespace("netns-observe", network, async move || {
+            let links = Links::open()?;
+            let link = Link::veth_namespace(network);
+            let addresses = match links.find(&link.name()).await? {
+                Some(found) => links.addresses(&found).await?,
+                None => BTreeSet::new(),
+            };
+            Ok(NamespaceContent {
+                loopback_up: links.is_loopback_up().await?,
+                veth: links.observe(link).await?,
+                addresses,
+            })
+        })
+        .await
+    }
+
+    async fn observe_all(&self, network: NetworkId) -> Result<NetworkObserved, NetError> {
+        let (mut observed, name) = self.observe_host(network).await?;
+        observed.namespace = match name {
+            Name::Absent => NamespaceObserved::Absent,
+            Name::Empty => NamespaceObserved::Empty,
+            Name::Present(_) => NamespaceObserved::Present(self.observe_namespace(network).await?),
+        };
+        Ok(observed)
+    }
+
+    async fn in_namespace<T, F>(
+        &self,
+        name: &'static str,
+        network: NetworkId,
+        work: F,
+    ) -> Result<T, NetError>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce() -> Result<T, NetError> + Send + 'static,
+    {
+        self.workers
+            .run_in(name, netns::path(&names::namespace(network)), work)
+            .await
+    }
+
+    /// Does something with a link, in the namespace it is in.
+    async fn at<F>(&self, link: Link, work: F) -> Result<(), NetError>
+    where
+        F: AsyncFnOnce(Links) -> Result<(), NetError> + Send + 'static,
+    {
+        let work = async move || work(Links::open()?).await;
+        match link.role {
+            Role::Bridge | Role::VethHost => self.workers.run("net-apply", work).await,
+            Role::VethNamespace => self.in_namespace("netns-apply", link.network, work).await,
+        }
+    }
+
+    async fn carry_out(&self, step: NetStep) -> Result<(), NetError> {
+        let network = step.network();
+        let workers = &self.workers;
+        let dnsmasq = self.dnsmasq(network);
+        let bridge = Link::bridge(network);
+        let ends = [Link::veth_host(network), Link::veth_namespace(network)];
+        let [host, inside] = ends;
+        match step {
+            NetStep::WriteDhcp { files, .. } => {
+                workers
+                    .plain("dhcp-write", move || dnsmasq.write(&files))
+                    .await
+            }
+            NetStep::StartDhcp(_) => {
+                self.in_namespace("dhcp-start", network, async move || dnsmasq.start().await)
+                    .await
+            }
+            NetStep::ReloadDhcp(_) => workers.plain("dhcp-reload", move || dnsmasq.reload()).await,
+            NetStep::StopDhcp(_) => {
+                workers
+                    .run("dhcp-stop", async move || dnsmasq.stop().await)
+                    .await
+            }
+            NetStep::RemoveFiles(_) => {
+                workers
+                    .plain("dhcp-remove", move || dnsmasq.remove_files())
+                    .await
+            }
+            NetStep::CreateNamespace(_) => {
+                workers
+                    .plain("netns-create", move || {
+                        netns::create(&names::namespace(network))
+                    })
+                    .await
+            }
+            NetStep::DeleteNamespace(_) => {
+                workers
+                    .plain("netns-delete", move || {
+                        netns::delete(&names::namespace(network))
+                    })
+                    .await
+            }
+            NetStep::CreateBridge { mtu, .. } => {
+                self.at(bridge, async move |links| {
+                    links.create_bridge(bridge, mtu).await
+                })
+                .await
+            }
+            NetStep::SetBridgeOptions(_) => {
+                self.at(bridge, async move |links| {
+                    links.set_bridge_options(bridge).await
+                })
+                .await
+            }
+            NetStep::DeleteBridge(_) => {
+                self.at(bridge, async move |links| links.delete(bridge).await)
+                    .await
+            }
+            NetStep::CreateVeth { mtu, .. } => {
+                let namespace = netns::path(&names::namespace(network));
+                self.at(host, async move |links| {
+                    links.create_veth(ends, &namespace, mtu).await
+                })
+                .await
+            }
+            NetStep::Plug(_) => {
+                self.at(host, async move |links| links.plug(host, bridge).await)
+                    .await
+            }
+            NetStep::DeleteVeth(_) => self.delete_veth(network).await,
+            NetStep::Mark(link) => {
+                self.at(link, async move |links| links.mark(link).await)
+                    .await
+            }
+            NetStep::Settle { link, settings } => {
+                self.at(link, async move |links| links.settle(link, &settings).await)
+                    .await
+            }
+            NetStep::SetMtu { link, mtu } => {
+                self.at(link, async move |links| links.set_mtu(link, mtu).await)
+                    .await
+            }
+            NetStep::SetUp(link) => {
+                self.at(link, async move |links| links.set_up(link).await)
+                    .await
+            }
+            NetStep::LoopbackUp(_) => {
+                self.at(inside, async move |links| links.loopback_up().await)
+                    .await
+            }
+            NetStep::AddAddress { address, .. } => {
+                self.at(inside, async move |links| {
+                    links.add_address(inside, address).await
+                })
+                .await
+            }
+            NetStep::RemoveAddress { address, .. } => {
+                self.at(inside, async move |links| {
+                    links.remove_address(inside, address).await
+                })
+                .await
+            }
+        }
+    }
+
+    /// Removes whichever end of the pair is there; the other one goes with it.
+    async fn delete_veth(&self, network: NetworkId) -> Result<(), NetError> {
+        let host = Link::veth_host(network);
+        self.at(host, async move |links| links.delete(host).await)
+            .await?;
+        let name = names::namespace(network);
+        match self
+            .workers
+            .plain("netns-look", move || netns::look(&name))
+            .await?
+        {
+            Name::Present(_) => {
+                let inside = Link::veth_namespace(network);
+                self.at(inside, async move |links| links.delete(inside).await)
+                    .await
+            }
+            Name::Absent | Name::Empty => Ok(()),
+        }
+    }
+
+    async fn present(&self) -> Result<BTreeSet<NetworkId>, NetError> {
+        let directory = self.directory.clone();
+        self.workers
+            .run("net-list", async move || {
+                let links = Links::open()?.all().await?;
+                let mut networks: BTreeSet<NetworkId> = links
+                    .iter()
+                    .filter_map(|found| of_alias(found.alias.as_deref()?))
+                    .collect();
+                networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
+                networks.extend(with_files(&directory)?);
+                Ok(networks)
+            })
+            .await
+    }
+}
+
+/// The network a link with this alias belongs to.
+fn of_alias(alias: &str) -> Option<NetworkId> {
+    let network = alias.rsplit(' ').next()?.parse().ok()?;
+    let links = [
+        Link::bridge(network),
+        Link::veth_host(network),
+        Link::veth_namespace(network),
+    ];
+    links
+        .iter()
+        .any(|link| link.alias() == alias)
+        .then_some(network)
+}
+
+/// The network a namespace of this name belongs to.
+fn of_namespace(name: &str) -> Option<NetworkId> {
+    name.strip_prefix(names::NAME_PREFIX)?.parse().ok()
+}
+
+/// The networks that have a directory.
+fn with_files(directory: &Path) -> Result<Vec<NetworkId>, NetError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(NetError::file("list", directory)(error)),
+    };
+    let mut networks = Vec::new();
+    for entry in entries {
+        let name = entry
+            .map_err(NetError::file("list", directory))?
+            .file_name();
+        networks.extend(
+            name.to_str()
+                .and_then(|name| name.parse::<NetworkId>().ok()),
+        );
+    }
+    Ok(networks)
+}
+
+#[async_trait]
+impl Net for KernelNet {
+    async fn observe(&self, network: NetworkId) -> Result<NetworkObserved, ActError> {
+        let observed = self.observe_all(network).await;
+        observed.map_err(|error| error.into_act(Some(network), "look at what is there of it"))
+    }
+
+    async fn apply(&self, step: &NetStep) -> Result<(), ActError> {
+        tracing::debug!(network = %step.network(), "{step}");
+        let done = self.carry_out(step.clone()).await;
+        done.map_err(|error| error.into_act(Some(step.network()), &step.to_string()))
+    }
+
+    async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {
+        let present = self.present().await;
+        Ok(present
+            .map_err(|error| error.into_act(None, "list the networks"))?
+            .into_iter()
+            .collect())
+    }
+}

@@ -1,0 +1,134 @@
+//! Makes a disk: a qcow2 overlay over a cached image.
+//!
+//! The image's header is inspected here again, as the format this document states, before `qemu-img` sees the file.
+
+use std::{
+    fs::{self, OpenOptions, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use berth_common::document::{DiskFormat, ImageFormat};
+
+use super::{Inner, cache, fault::StorageFault, instances, temporary::Temporary};
+use crate::{
+    act::command::{Command, Limits},
+    decide::instance::DiskPlan,
+};
+
+/// What `qemu-img create` may use: it writes tables, not data. Far above what it needs, far below what hurts.
+const LIMITS: Limits = Limits {
+    address_space: Some(1 << 30),
+    cpu_seconds: Some(30),
+    file_size: Some(256 << 20),
+};
+/// libvirt gives the disk to QEMU's user when the domain starts.
+const DISK_MODE: u32 = 0o600;
+
+/// Makes a disk, unless it is there.
+pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), StorageFault> {
+    let (shared, planned) = (Arc::clone(inner), plan.clone());
+    let Some(making) = inner.files.run(move || prepare(&shared, &planned)).await? else {
+        return Ok(());
+    };
+
+    Command::new(&inner.options.qemu_img)
+        .args([
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            making.image_format.as_str(),
+            "-b",
+        ])
+        .arg(&making.image)
+        .arg(making.temporary.path())
+        .arg(plan.size.get().to_string())
+        .limits(LIMITS)
+        .timeout(inner.options.create_deadline)
+        .run()
+        .await
+        .map_err(|source| StorageFault::Create {
+            index: plan.index,
+            path: plan.path.clone(),
+            source,
+        })?;
+
+    let path = plan.path.clone();
+    inner
+        .files
+        .run(move || finish(making.temporary, path))
+        .await
+}
+
+/// A disk that is being made.
+struct Making {
+    temporary: Temporary,
+    image: PathBuf,
+    image_format: ImageFormat,
+}
+
+/// Everything that can be refused is refused here, before anything exists. `None`: the disk is there.
+fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFault> {
+    let DiskFormat::Qcow2 = plan.format;
+    let expected = inner.paths.disk(plan.instance, plan.index, plan.format);
+    if plan.path != expected {
+        return Err(StorageFault::WrongPlace {
+            index: plan.index,
+            expected,
+            path: plan.path.clone(),
+        });
+    }
+    match fs::symlink_metadata(&plan.path) {
+        Ok(metadata) if metadata.is_file() => return Ok(None),
+        Ok(_) => {
+            return Err(StorageFault::NotOurs {
+                path: plan.path.clone(),
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(StorageFault::io("look at", &plan.path, source)),
+    }
+    let facts =
+        cache::facts(&inner.paths, &plan.image)?.ok_or_else(|| StorageFault::NotCached {
+            sha256: plan.image.sha256.clone(),
+        })?;
+    if plan.size < facts.virtual_size {
+        let (index, size) = (plan.index, plan.size.get());
+        return Err(StorageFault::DiskTooSmall {
+            index,
+            size,
+            needed: facts.virtual_size,
+        });
+    }
+    let image = inner.paths.image(&plan.image.sha256);
+    // The overlay's header keeps this path: it must not depend on anybody's working directory.
+    let image =
+        std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
+    instances::make(&inner.paths, plan.instance, &inner.options)?;
+    let temporary = inner.temporaries.claim(
+        &inner.paths.instance(plan.instance),
+        &format!("disk{}", plan.index),
+    )?;
+    Ok(Some(Making {
+        temporary,
+        image,
+        image_format: plan.image.format,
+    }))
+}
+
+/// Puts the complete disk on the medium, then gives it its name.
+fn finish(temporary: Temporary, path: PathBuf) -> Result<(), StorageFault> {
+    let failed = |source| StorageFault::io("write to disk", temporary.path(), source);
+    let file = OpenOptions::new()
+        .write(true)
+        .open(temporary.path())
+        .map_err(failed)?;
+    file.set_permissions(Permissions::from_mode(DISK_MODE))
+        .map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    temporary.publish(&path)
+}

@@ -1,0 +1,221 @@
+//! Everything that can go wrong with files and images, and what it means for the owner of the instance.
+
+use std::{
+    error::Error,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use berth_common::{message::report::FaultCode, names::ImageSha256, units::ByteCount};
+
+use super::source::SourceFault;
+use crate::{
+    act::{ActError, command::CommandError},
+    decide::image_header::Refusal,
+};
+
+/// What the kernel and `qemu-img` (in its C locale) say when there is no room.
+const NO_ROOM: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
+/// A piece of work on files failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StorageFault {
+    /// The file system refused.
+    #[error("could not {what} {}", path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Something else has the name.
+    #[error("{} is not a directory of berth's: something else has its name; it was left alone", path.display())]
+    NotOurs { path: PathBuf },
+    /// The disk, or a network file system, does not answer.
+    #[error("the file system did not answer within {} s", after.as_secs_f32())]
+    Hung { after: Duration },
+    /// No thread could be had.
+    #[error("no thread for work on files")]
+    Thread {
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It is known beforehand that there is no room.
+    #[error("the image {url} has {needed} bytes, and {} has room for {available}", path.display())]
+    NoRoom {
+        url: String,
+        needed: u64,
+        path: PathBuf,
+        available: u64,
+    },
+    /// The image's bytes could not be had.
+    #[error("could not fetch the image {url}")]
+    Source {
+        url: String,
+        #[source]
+        source: SourceFault,
+    },
+    /// All waiters went away.
+    #[error("fetching the image {url} was given up: nobody waits for it any more")]
+    Cancelled { url: String },
+    /// It took too long.
+    #[error("fetching the image {url} was given up after {} s", after.as_secs())]
+    TooSlow { url: String, after: Duration },
+    /// The file is larger than allowed.
+    #[error("the image {url} is larger than the {limit} bytes this host accepts")]
+    TooLarge { url: String, limit: u64 },
+    /// The bytes are not those that were asked for.
+    #[error("the image {url} has the sha256 {got}, and its document says {expected}")]
+    Checksum {
+        url: String,
+        expected: ImageSha256,
+        got: String,
+    },
+    /// The header is not acceptable.
+    #[error("the image {url} was refused: {refusal}")]
+    Refused { url: String, refusal: Refusal },
+    /// An overlay cannot be smaller than what is below it.
+    #[error(
+        "disk {index} is to have {size} bytes, and the image's own disk has {needed}; choose a flavor with at least \
+         {} GB of disk",
+        needed.get().div_ceil(1 << 30)
+    )]
+    DiskTooSmall {
+        index: u8,
+        size: u64,
+        needed: ByteCount,
+    },
+    /// The plan names a place that is not the disk's.
+    #[error("disk {index} belongs at {}, and the plan says {}", expected.display(), path.display())]
+    WrongPlace {
+        index: u8,
+        expected: PathBuf,
+        path: PathBuf,
+    },
+    /// The image vanished between two steps.
+    #[error("the image {sha256} is not in the cache")]
+    NotCached { sha256: ImageSha256 },
+    /// `qemu-img` failed.
+    #[error("could not make disk {index} at {}", path.display())]
+    Create {
+        index: u8,
+        path: PathBuf,
+        #[source]
+        source: CommandError,
+    },
+}
+
+impl StorageFault {
+    pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub(super) fn thread(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Thread {
+            source: source.into(),
+        }
+    }
+
+    /// What it means for the owner.
+    fn code(&self) -> FaultCode {
+        match self {
+            Self::Io { source, .. } if is_no_room(source) => FaultCode::DiskFull,
+            Self::Create { source, .. }
+                if NO_ROOM.iter().any(|text| source.stderr().contains(text)) =>
+            {
+                FaultCode::DiskFull
+            }
+            Self::NoRoom { .. } => FaultCode::DiskFull,
+            Self::Source { .. } | Self::TooSlow { .. } | Self::Cancelled { .. } => {
+                FaultCode::ImageUnreachable
+            }
+            Self::Checksum { .. } => FaultCode::ImageChecksum,
+            Self::Refused { .. } | Self::TooLarge { .. } | Self::DiskTooSmall { .. } => {
+                FaultCode::ImageRefused
+            }
+            Self::NotOurs { .. } => FaultCode::ForeignObject,
+            Self::Io { .. }
+            | Self::Hung { .. }
+            | Self::Thread { .. }
+            | Self::WrongPlace { .. }
+            | Self::NotCached { .. }
+            | Self::Create { .. } => FaultCode::Internal,
+        }
+    }
+
+    /// Whether the same step may succeed later.
+    fn retryable(&self) -> bool {
+        match self {
+            Self::Source { source, .. } => source.retryable(),
+            Self::Io { .. }
+            | Self::Hung { .. }
+            | Self::Thread { .. }
+            | Self::NoRoom { .. }
+            | Self::Cancelled { .. }
+            | Self::TooSlow { .. }
+            | Self::NotCached { .. }
+            | Self::Create { .. } => true,
+            Self::NotOurs { .. }
+            | Self::TooLarge { .. }
+            | Self::Checksum { .. }
+            | Self::Refused { .. }
+            | Self::DiskTooSmall { .. }
+            | Self::WrongPlace { .. } => false,
+        }
+    }
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+impl From<StorageFault> for ActError {
+    fn from(fault: StorageFault) -> Self {
+        Arc::new(fault).into()
+    }
+}
+
+impl From<Arc<StorageFault>> for ActError {
+    fn from(fault: Arc<StorageFault>) -> Self {
+        Self {
+            what: fault.to_string(),
+            code: fault.code(),
+            retryable: fault.retryable(),
+            source: Cause::of(fault).map(|cause| Box::new(cause).into()),
+        }
+    }
+}
+
+/// The cause of a fault that several waiters share.
+#[derive(Debug)]
+struct Cause(Arc<StorageFault>);
+
+impl Cause {
+    fn of(fault: Arc<StorageFault>) -> Option<Self> {
+        fault.source().is_some().then_some(Self(fault))
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.source() {
+            Some(source) => fmt::Display::fmt(source, f),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source().and_then(Error::source)
+    }
+}

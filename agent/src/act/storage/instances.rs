@@ -1,0 +1,169 @@
+//! The directories of instances: making, reading and removing them.
+//!
+//! An instance's directory belongs to root. QEMU's group may make files in it, and the sticky bit keeps it from
+//! replacing what others made there: a guest that broke out of its QEMU cannot make a root process write elsewhere
+//! by planting a link in place of the console log.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    path::Path,
+};
+
+use berth_common::{document::DiskFormat, ids::InstanceId, units::ByteCount};
+use nix::{sys::statvfs::statvfs, unistd::Group};
+
+use super::{atomic::sync_directory, fault::StorageFault, options::StorageOptions};
+use crate::decide::instance::{InstanceFiles, Paths};
+
+/// Mode of the directories that hold images and instances: QEMU passes through, and sees only what it was told of.
+const ROOT_MODE: u32 = 0o711;
+/// Mode of an instance's directory with QEMU's group: make files, list nothing, replace nothing of others.
+const SHARED_MODE: u32 = 0o1731;
+/// Mode of an instance's directory where QEMU has no group of its own.
+const OWN_MODE: u32 = 0o711;
+
+/// Makes one of the two top directories, if it is not there.
+pub(super) fn make_root(directory: &Path) -> Result<(), StorageFault> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(ROOT_MODE)
+        .create(directory)
+        .map_err(|source| StorageFault::io("make the directory", directory, source))
+}
+
+/// Makes an instance's directory, if it is not there, with the right permissions in any case.
+pub(super) fn make(
+    paths: &Paths,
+    id: InstanceId,
+    options: &StorageOptions,
+) -> Result<(), StorageFault> {
+    make_root(&paths.instances)?;
+    let directory = paths.instance(id);
+    match DirBuilder::new().mode(0o700).create(&directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_directory(&directory)? => {
+        }
+        Err(source) => return Err(StorageFault::io("make the directory", &directory, source)),
+    }
+    let failed = |source| StorageFault::io("set the permissions of", &directory, source);
+    let group = Group::from_name(&options.qemu_group).map_err(|errno| failed(errno.into()))?;
+    if let Some(group) = &group {
+        chown(&directory, Some(0), Some(group.gid.as_raw())).map_err(failed)?;
+    }
+    let mode = if group.is_some() {
+        SHARED_MODE
+    } else {
+        OWN_MODE
+    };
+    fs::set_permissions(&directory, Permissions::from_mode(mode)).map_err(failed)?;
+    sync_directory(&paths.instances)
+        .map_err(|source| StorageFault::io("write to disk", &paths.instances, source))
+}
+
+/// The complete files of an instance.
+pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, StorageFault> {
+    let directory = paths.instance(id);
+    let Some(names) = entries(&directory)? else {
+        return Ok(InstanceFiles::default());
+    };
+    let is_disk = |index: &u8| {
+        let path = paths.disk(id, *index, DiskFormat::Qcow2);
+        let named = path
+            .file_name()
+            .is_some_and(|name| names.iter().any(|entry| name == entry.as_str()));
+        named && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file())
+    };
+    Ok(InstanceFiles {
+        directory: true,
+        disks: (0..=u8::MAX).filter(is_disk).collect(),
+    })
+}
+
+/// Ids of all instances that have a directory.
+pub(super) fn list(paths: &Paths) -> Result<Vec<InstanceId>, StorageFault> {
+    let names = entries(&paths.instances)?.unwrap_or_default();
+    let mut ids: Vec<InstanceId> = names
+        .iter()
+        .filter_map(|name| {
+            name.parse::<InstanceId>()
+                .ok()
+                .filter(|id| id.to_string() == *name)
+        })
+        .filter(|id| {
+            fs::symlink_metadata(paths.instance(*id)).is_ok_and(|metadata| metadata.is_dir())
+        })
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Removes an instance's directory with all that is in it. The standard library walks it by descriptors and never
+/// through a symbolic link, so nothing outside can be reached, whatever QEMU put there.
+pub(super) fn remove(paths: &Paths, id: InstanceId) -> Result<(), StorageFault> {
+    let directory = paths.instance(id);
+    match fs::symlink_metadata(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StorageFault::io("look at", &directory, source)),
+        Ok(metadata) if !metadata.is_dir() => {
+            return Err(StorageFault::NotOurs { path: directory });
+        }
+        Ok(_) => {}
+    }
+    match fs::remove_dir_all(&directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(StorageFault::io("remove", &directory, source)),
+    }
+    sync_directory(&paths.instances)
+        .map_err(|source| StorageFault::io("write to disk", &paths.instances, source))
+}
+
+/// Size of the file system that holds the disks, and what is used of it: as `df` counts, so blocks that only root
+/// may fill count as free.
+pub(super) fn space(paths: &Paths) -> Result<(ByteCount, ByteCount), StorageFault> {
+    make_root(&paths.instances)?;
+    let status = statvfs(&paths.instances).map_err(|errno| {
+        StorageFault::io("ask for the free space of", &paths.instances, errno.into())
+    })?;
+    let bytes = |blocks: u64| ByteCount::clamped(blocks.saturating_mul(status.fragment_size()));
+    Ok((
+        bytes(status.blocks()),
+        bytes(status.blocks().saturating_sub(status.blocks_free())),
+    ))
+}
+
+/// What a process that is not root may still write to a directory's file system, in bytes.
+pub(super) fn available(directory: &Path) -> Result<u64, StorageFault> {
+    let status = statvfs(directory)
+        .map_err(|errno| StorageFault::io("ask for the free space of", directory, errno.into()))?;
+    Ok(status
+        .blocks_available()
+        .saturating_mul(status.fragment_size()))
+}
+
+/// Names in a directory, those that are text; `None`: there is no such directory.
+pub(super) fn entries(directory: &Path) -> Result<Option<Vec<String>>, StorageFault> {
+    let failed = |source| StorageFault::io("list", directory, source);
+    if !is_directory(directory)? {
+        return Ok(None);
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    Ok(Some(names))
+}
+
+/// Whether it is a directory itself, not a link to one. Something else in its place is an error.
+fn is_directory(path: &Path) -> Result<bool, StorageFault> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(true),
+        Ok(_) => Err(StorageFault::NotOurs {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StorageFault::io("look at", path, source)),
+    }
+}

@@ -1,0 +1,168 @@
+//! Files of instances: the image cache and the disks made from it.
+//!
+//! ```text
+//!   <images>/<sha256>              a whole, verified image; never changed
+//!   <images>/.partial-…            a download that runs (or a leftover: sweep)
+//!   <instances>/<id>/disk0.qcow2   an overlay over an image
+//!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
+//! ```
+//!
+//! A file gets its final name only when it is complete and on disk, so a name says everything there is to know
+//! after a crash. No image is opened by any tool before its header was inspected, and every tool is told its format.
+//!
+//! Nothing here decides what an instance should have, and nothing follows a symbolic link out of these two trees.
+
+pub mod atomic;
+mod cache;
+mod disk;
+mod fault;
+mod fetch;
+mod instances;
+mod options;
+mod share;
+mod source;
+mod temporary;
+mod threads;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_common::{document::ImageRef, ids::InstanceId, names::ImageSha256, units::ByteCount};
+
+pub use cache::CachedImage;
+pub use options::StorageOptions;
+
+use self::{fault::StorageFault, share::Downloads, temporary::Temporaries, threads::FileThreads};
+use super::{
+    ActError, Progress, Storage,
+    command::{Command, CommandError},
+};
+use crate::decide::instance::{InstanceFiles, Paths, StorageStep};
+
+/// Images and disks as files in two directories.
+#[derive(Debug, Clone)]
+pub struct DirStorage {
+    inner: Arc<Inner>,
+}
+
+/// What all threads that work on files share.
+#[derive(Debug)]
+struct Inner {
+    paths: Paths,
+    options: StorageOptions,
+    temporaries: Temporaries,
+    files: FileThreads,
+    downloads: Downloads,
+}
+
+impl DirStorage {
+    /// Storage below these paths. Nothing is touched yet.
+    #[must_use]
+    pub fn new(paths: Paths, options: StorageOptions) -> Self {
+        let downloads = Downloads::new(options.parallel_downloads);
+        let files = FileThreads::new("berth-files", options.file_threads, options.file_deadline);
+        Self {
+            inner: Arc::new(Inner {
+                paths,
+                options,
+                temporaries: Temporaries::default(),
+                files,
+                downloads,
+            }),
+        }
+    }
+
+    /// All whole images in the cache, by checksum.
+    ///
+    /// # Errors
+    /// The cache's directory cannot be read.
+    pub async fn cached_images(&self) -> Result<Vec<CachedImage>, ActError> {
+        self.on_files(|inner| cache::list(&inner.paths)).await
+    }
+
+    /// Makes the directories if they are not there, and tries to write into both.
+    ///
+    /// # Errors
+    /// One of them cannot be made or written.
+    pub async fn check_directories(&self) -> Result<(), ActError> {
+        self.on_files(|inner| {
+            for directory in [&inner.paths.images, &inner.paths.instances] {
+                instances::make_root(directory)?;
+                let probe = inner.temporaries.claim(directory, "probe")?;
+                std::fs::write(probe.path(), b"berth can write here\n")
+                    .map_err(|source| StorageFault::io("write into", directory, source))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The version of `qemu-img`, as it states it.
+    ///
+    /// # Errors
+    /// It is missing or does not run.
+    pub async fn check_qemu_img(&self) -> Result<String, CommandError> {
+        let output = Command::new(&self.inner.options.qemu_img)
+            .arg("--version")
+            .run()
+            .await?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    /// Works on files on a bounded thread, with a deadline.
+    async fn on_files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, StorageFault> + Send + 'static,
+    ) -> Result<T, ActError> {
+        let inner = Arc::clone(&self.inner);
+        Ok(self.inner.files.run(move || work(&inner)).await?)
+    }
+}
+
+#[async_trait]
+impl Storage for DirStorage {
+    async fn observe(&self, instance: InstanceId) -> Result<InstanceFiles, ActError> {
+        self.on_files(move |inner| instances::observe(&inner.paths, instance))
+            .await
+    }
+
+    async fn has_image(&self, sha256: &ImageSha256) -> Result<bool, ActError> {
+        let sha256 = sha256.clone();
+        self.on_files(move |inner| cache::has(&inner.paths, &sha256))
+            .await
+    }
+
+    async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError> {
+        match step {
+            StorageStep::FetchImage(image) => self.fetch_image(image, progress).await,
+            StorageStep::CreateDisk(plan) => Ok(disk::create(&self.inner, plan).await?),
+            StorageStep::RemoveInstance(id) => {
+                let id = *id;
+                self.on_files(move |inner| instances::remove(&inner.paths, id))
+                    .await
+            }
+        }
+    }
+
+    async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {
+        self.on_files(|inner| instances::space(&inner.paths)).await
+    }
+
+    async fn instances_with_files(&self) -> Result<Vec<InstanceId>, ActError> {
+        self.on_files(|inner| instances::list(&inner.paths)).await
+    }
+
+    async fn sweep(&self) -> Result<(), ActError> {
+        self.on_files(|inner| temporary::sweep(&inner.paths, &inner.temporaries))
+            .await
+    }
+
+    async fn fetch_image(&self, image: &ImageRef, progress: &Progress) -> Result<(), ActError> {
+        Ok(self
+            .inner
+            .downloads
+            .fetch(&self.inner, image, progress)
+            .await?)
+    }
+}

@@ -1,0 +1,58 @@
+//! What an operator may choose about storage. Every bound has its unit and a reason.
+
+use std::{path::PathBuf, time::Duration};
+
+use berth_common::units::ByteCount;
+
+/// Bounds and places of the storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageOptions {
+    /// The `qemu-img` to run, by name or absolute path.
+    pub qemu_img: PathBuf,
+    /// The group that QEMU runs in. It may make files in an instance's directory (the display's socket), but not
+    /// replace what others made there. A group that does not exist is left out.
+    pub qemu_group: String,
+    /// `file://` images must not come from below these directories: an instance must not read what belongs to
+    /// others. The directories of disks and images themselves are always among them.
+    pub not_below: Vec<PathBuf>,
+    /// Certificate authorities for `https://`, as one PEM file; where it is absent, Mozilla's list is used.
+    pub ca_bundle: PathBuf,
+    /// The largest image file that is fetched.
+    pub max_image: ByteCount,
+    /// How many downloads run at once: more would only share the same link and disk.
+    pub parallel_downloads: usize,
+    /// How long a name lookup, and a connection, may take.
+    pub connect_timeout: Duration,
+    /// How long a server may be silent.
+    pub read_timeout: Duration,
+    /// How long one download may take in all.
+    pub download_deadline: Duration,
+    /// How many redirects are followed.
+    pub max_redirects: u32,
+    /// How many threads work on files at once: enough for a host, and a bound when its disk hangs.
+    pub file_threads: usize,
+    /// How long a small piece of work on files may take before it counts as hung.
+    pub file_deadline: Duration,
+    /// How long making one disk may take.
+    pub create_deadline: Duration,
+}
+
+impl Default for StorageOptions {
+    fn default() -> Self {
+        Self {
+            qemu_img: PathBuf::from("qemu-img"),
+            qemu_group: "libvirt-qemu".to_owned(),
+            not_below: Vec::new(),
+            ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
+            max_image: ByteCount::clamped(1 << 40),
+            parallel_downloads: 4,
+            connect_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(30),
+            download_deadline: Duration::from_secs(3600),
+            max_redirects: 5,
+            file_threads: 16,
+            file_deadline: Duration::from_secs(60),
+            create_deadline: Duration::from_secs(60),
+        }
+    }
+}

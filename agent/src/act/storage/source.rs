@@ -1,0 +1,382 @@
+//! Where an image's bytes come from: a regular file of this host, or a web server. Blocking, with timeouts.
+//!
+//! A URL is a stranger's: only these schemes, no devices or pipes, nothing of berth's own, bounded redirects, and
+//! messages that show no password or token of it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStringExt,
+            fs::{FileTypeExt, OpenOptionsExt},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use berth_common::names::ImageUrl;
+use nix::fcntl::OFlag;
+use ureq::{
+    Agent,
+    tls::{PemItem, RootCerts, TlsConfig},
+};
+
+use super::StorageOptions;
+use crate::decide::instance::Paths;
+
+/// The bytes of an image.
+pub(super) struct Source {
+    pub(super) reader: Box<dyn Read>,
+    /// How many there should be, if that is known.
+    pub(super) length: Option<u64>,
+    /// "downloading" or "copying".
+    pub(super) verb: &'static str,
+}
+
+/// Why an image's bytes could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SourceFault {
+    /// The file cannot be opened.
+    #[error("cannot open the file")]
+    Open(#[source] io::Error),
+    /// It is not a file with content.
+    #[error("it is {0}, and an image must be a regular file")]
+    NotAFile(&'static str),
+    /// It belongs to berth.
+    #[error("it is below {}, where berth keeps its own files", .0.display())]
+    Own(PathBuf),
+    /// The server says no.
+    #[error("the server answered {status}{}", status_hint(*status))]
+    Status { status: u16 },
+    /// The server sends to a place that is not a web server's.
+    #[error("the server redirects to {to:?}, and only http:// and https:// are followed")]
+    Redirect { to: String },
+    /// The server sends round and round.
+    #[error("the server redirects more than {0} times")]
+    TooManyRedirects(u32),
+    /// The server cannot be reached, or the exchange broke off.
+    #[error("{}", explain(.0))]
+    Http(#[source] ureq::Error),
+    /// The bytes stopped coming.
+    #[error("reading stopped after {done} bytes{}", of_total(*.total))]
+    Read {
+        done: u64,
+        total: Option<u64>,
+        #[source]
+        source: io::Error,
+    },
+    /// There are fewer bytes than were announced.
+    #[error("it ended after {done} of {total} bytes")]
+    Short { done: u64, total: u64 },
+}
+
+impl SourceFault {
+    /// Whether the same request may succeed later.
+    pub(super) fn retryable(&self) -> bool {
+        match self {
+            Self::Open(source) => !matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::NotADirectory
+            ),
+            Self::NotAFile(_)
+            | Self::Own(_)
+            | Self::Redirect { .. }
+            | Self::TooManyRedirects(_) => false,
+            // Too many requests, too early, request timeout: the server itself says "later".
+            Self::Status { status } => matches!(status, 408 | 425 | 429 | 500..),
+            Self::Http(error) => !matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)),
+            Self::Read { .. } | Self::Short { .. } => true,
+        }
+    }
+}
+
+fn status_hint(status: u16) -> &'static str {
+    match status {
+        401 | 403 => " (not allowed: the URL must be readable without a login)",
+        404 | 410 => " (not found)",
+        500.. => " (the server has a problem)",
+        _ => "",
+    }
+}
+
+const NO_TLS: &str = "no trusted TLS connection";
+
+fn explain(error: &ureq::Error) -> &'static str {
+    match error {
+        ureq::Error::HostNotFound => "the host name does not resolve",
+        ureq::Error::ConnectionFailed => "the host does not accept connections",
+        ureq::Error::Timeout(_) => "the server takes too long",
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Pem(_) => NO_TLS,
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) => "the URL is not a valid http(s) URL",
+        // rustls wraps what it finds wrong with a certificate or a message as invalid data.
+        ureq::Error::Io(source) if source.kind() == io::ErrorKind::InvalidData => NO_TLS,
+        ureq::Error::Io(_) => "the connection failed",
+        _ => "the exchange with the server failed",
+    }
+}
+
+fn of_total(total: Option<u64>) -> String {
+    total.map_or_else(String::new, |total| format!(" of {total}"))
+}
+
+/// A URL without what is secret in it: no user and password, no query.
+pub(super) fn for_people(url: &ImageUrl) -> String {
+    let text = url.as_str();
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    if scheme == "file" {
+        return text.to_owned();
+    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    match path.split_once(['?', '#']) {
+        Some((path, _)) => format!("{scheme}://{host}{path}?…"),
+        None => format!("{scheme}://{host}{path}"),
+    }
+}
+
+/// Opens a URL.
+pub(super) fn open(
+    url: &ImageUrl,
+    paths: &Paths,
+    options: &StorageOptions,
+) -> Result<Source, SourceFault> {
+    match url.as_str().strip_prefix("file://") {
+        Some(path) => open_file(&decoded(path), paths, options),
+        None => open_http(url, options),
+    }
+}
+
+/// The path of a `file://` URL: `%20` and the like stand for the byte they name.
+fn decoded(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut path = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let escaped = (*byte == b'%')
+            .then(|| text.get(at + 1..at + 3))
+            .flatten()
+            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        path.push(escaped.unwrap_or(*byte));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(path))
+}
+
+fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Source, SourceFault> {
+    // Without O_NONBLOCK, opening a pipe would wait for its writer.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)
+        .map_err(SourceFault::Open)?;
+    let metadata = file.metadata().map_err(SourceFault::Open)?;
+    let kind = metadata.file_type();
+    if !kind.is_file() {
+        return Err(SourceFault::NotAFile(match () {
+            () if kind.is_dir() => "a directory",
+            () if kind.is_block_device() || kind.is_char_device() => "a device",
+            () if kind.is_fifo() => "a pipe",
+            () => "a socket",
+        }));
+    }
+    if metadata.len() == 0 {
+        // Also what /proc and /sys are made of: reading one may have effects, or never end.
+        return Err(SourceFault::NotAFile("empty"));
+    }
+    // Links may lead anywhere, so what counts is the file that was opened.
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map_err(SourceFault::Open)?;
+    let own = options
+        .not_below
+        .iter()
+        .chain([&paths.instances, &paths.images]);
+    for directory in own {
+        if directory
+            .canonicalize()
+            .is_ok_and(|directory| real.starts_with(directory))
+        {
+            return Err(SourceFault::Own(directory.clone()));
+        }
+    }
+    Ok(Source {
+        reader: Box::new(Exactly {
+            file,
+            left: metadata.len(),
+        }),
+        length: Some(metadata.len()),
+        verb: "copying",
+    })
+}
+
+/// A file as long as it was when it was opened: one that grows is not read for ever.
+struct Exactly {
+    file: File,
+    left: u64,
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = (&mut self.file).take(self.left).read(buffer)?;
+        self.left = self
+            .left
+            .saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
+        Ok(count)
+    }
+}
+
+/// Follows redirects itself: where they may lead is a decision of berth's, not of a library.
+fn open_http(url: &ImageUrl, options: &StorageOptions) -> Result<Source, SourceFault> {
+    let agent = agent(options);
+    let mut url = url.clone();
+    for _ in 0..=options.max_redirects {
+        let response = agent.get(url.as_str()).call().map_err(SourceFault::Http)?;
+        let status = response.status().as_u16();
+        let location = response
+            .headers()
+            .get("location")
+            .and_then(|value| value.to_str().ok());
+        match (status, location) {
+            (200, _) => {
+                let body = response.into_body();
+                let length = body.content_length();
+                return Ok(Source {
+                    length,
+                    reader: Box::new(body.into_reader()),
+                    verb: "downloading",
+                });
+            }
+            (301 | 302 | 303 | 307 | 308, Some(location)) => url = redirected(&url, location)?,
+            _ => return Err(SourceFault::Status { status }),
+        }
+    }
+    Err(SourceFault::TooManyRedirects(options.max_redirects))
+}
+
+/// Where a `Location` leads, seen from a URL.
+fn redirected(from: &ImageUrl, location: &str) -> Result<ImageUrl, SourceFault> {
+    let refuse = || SourceFault::Redirect {
+        to: location.chars().take(200).collect(),
+    };
+    let (scheme, rest) = from.as_str().split_once("://").ok_or_else(refuse)?;
+    let location_start = location.split(['/', '?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let text = if location_start.contains(':') {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else if location_start.is_empty() {
+        format!("{scheme}://{authority}{path}{location}")
+    } else {
+        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        format!("{scheme}://{authority}{folder}/{location}")
+    };
+    let is_web = ["http://", "https://"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme));
+    text.parse().ok().filter(|_| is_web).ok_or_else(refuse)
+}
+
+/// A client for one download: connections are not kept, so nothing is shared between tenants' servers.
+fn agent(options: &StorageOptions) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .max_idle_connections(0)
+        .accept_encoding("identity")
+        .user_agent(concat!("berth-agent/", env!("CARGO_PKG_VERSION")))
+        .timeout_resolve(Some(options.connect_timeout))
+        .timeout_connect(Some(options.connect_timeout))
+        .timeout_per_read(Some(options.read_timeout))
+        .timeout_recv_response(Some(options.read_timeout))
+        .timeout_global(Some(options.download_deadline))
+        .tls_config(
+            TlsConfig::builder()
+                .root_certs(authorities(&options.ca_bundle))
+                .build(),
+        );
+    config.build().new_agent()
+}
+
+/// The host's certificate authorities, so that an operator's own are trusted as everywhere else on the host.
+fn authorities(bundle: &Path) -> RootCerts {
+    let Ok(pem) = std::fs::read(bundle) else {
+        return RootCerts::WebPki;
+    };
+    let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        RootCerts::WebPki
+    } else {
+        RootCerts::new_with_certs(&certificates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_show_no_secrets_of_a_url() {
+        let shown = |url: &str| for_people(&url.parse().unwrap());
+        assert_eq!(
+            shown("https://u:p@h.example:8443/a/b"),
+            "https://h.example:8443/a/b"
+        );
+        assert_eq!(
+            shown("https://h.example/a?token=x#y"),
+            "https://h.example/a?…"
+        );
+        assert_eq!(shown("https://h.example?token=x"), "https://h.example?…");
+        assert_eq!(shown("http://h.example/a@b"), "http://h.example/a@b");
+        assert_eq!(shown("file:///a/b?c"), "file:///a/b?c");
+    }
+
+    #[test]
+    fn redirects_lead_to_web_servers_only() {
+        let from = "http://h.example/a/b?c=d".parse().unwrap();
+        for (location, expected) in [
+            ("https://o.example/x", Some("https://o.example/x")),
+            ("//o.example/x", Some("http://o.example/x")),
+            ("/x", Some("http://h.example/x")),
+            ("x", Some("http://h.example/a/x")),
+            ("x/y?http://z", Some("http://h.example/a/x/y?http://z")),
+            ("?x", Some("http://h.example/a/b?x")),
+            ("file:///etc/passwd", None),
+            ("FILE:///etc/passwd", None),
+            ("ftp://o.example/x", None),
+            ("data:,x", None),
+            ("/a b", None),
+        ] {
+            let to = redirected(&from, location).ok();
+            assert_eq!(to.as_ref().map(ImageUrl::as_str), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn escapes_in_file_urls_stand_for_bytes() {
+        for (text, path) in [
+            ("/a%20b", "/a b"),
+            ("/a%2", "/a%2"),
+            ("/%zz%+1", "/%zz%+1"),
+            ("/%c3%a9", "/é"),
+        ] {
+            assert_eq!(decoded(text), Path::new(path), "{text}");
+        }
+    }
+}

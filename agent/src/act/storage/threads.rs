@@ -1,0 +1,62 @@
+//! Blocking work on files, on bounded named threads with a deadline: a disk or an NFS server that hangs takes these
+//! threads, and nothing else.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::sync::{Semaphore, oneshot};
+
+use super::fault::StorageFault;
+
+/// A bound on threads that may block.
+#[derive(Debug)]
+pub(super) struct FileThreads {
+    name: &'static str,
+    places: Arc<Semaphore>,
+    deadline: Duration,
+}
+
+impl FileThreads {
+    pub(super) fn new(name: &'static str, count: usize, deadline: Duration) -> Self {
+        Self {
+            name,
+            places: Arc::new(Semaphore::new(count.max(1))),
+            deadline,
+        }
+    }
+
+    /// Runs the work on a thread of its own and waits for it. Past the deadline the caller is released; the thread
+    /// keeps its place until it ends.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, StorageFault> + Send + 'static,
+    ) -> Result<T, StorageFault> {
+        let answer = async {
+            let place = Arc::clone(&self.places)
+                .acquire_owned()
+                .await
+                .map_err(StorageFault::thread)?;
+            let (sender, receiver) = oneshot::channel();
+            spawn(self.name, move || {
+                let result = work();
+                drop(place);
+                // Nobody waits any more: the caller was cancelled or ran out of patience.
+                let _ = sender.send(result);
+            })
+            .map_err(StorageFault::thread)?;
+            receiver.await.map_err(StorageFault::thread)?
+        };
+        tokio::time::timeout(self.deadline, answer)
+            .await
+            .unwrap_or(Err(StorageFault::Hung {
+                after: self.deadline,
+            }))
+    }
+}
+
+/// A named thread that nobody joins.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map(drop)
+}

@@ -1,0 +1,147 @@
+//! The agent's configuration: `/etc/berth/agent.toml` and the environment.
+//!
+//! It reads and checks texts only; whether the host fits them is [`crate::preflight`]'s question.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use berth_common::{
+    config::{ConfigErrors, Reader, Secret, parse},
+    names::HostName,
+    telemetry::{http, logging::LogConfig},
+};
+
+use crate::act::libvirt::{DEFAULT_URI, VirtTypeChoice};
+
+/// Everything the agent can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `bus.url`: the broker and its vhost.
+    pub bus_url: Secret<String>,
+    /// `host.name`: the name of this host and of its queue; the machine's host name unless it is given.
+    pub host_name: HostName,
+    /// `host.state_dir`: where identity, journal, images and disks are.
+    pub state_dir: PathBuf,
+    /// `host.heartbeat_seconds`: how often the scheduler hears of this host.
+    pub heartbeat_every: Duration,
+    /// `host.resync_seconds`: how often everything on the host is looked at again.
+    pub resync_every: Duration,
+    /// `libvirt.uri`.
+    pub libvirt_uri: String,
+    /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
+    pub virt_type: VirtTypeChoice,
+    /// `limits.concurrent_operations`: how many resources are worked on at once.
+    pub concurrent_operations: usize,
+    /// `telemetry.listen`: where `/metrics` and `/healthz` are served.
+    pub listen: SocketAddr,
+    /// `log`.
+    pub log: LogConfig,
+}
+
+/// Where the configuration is unless the command line says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/berth/agent.toml";
+/// Where the state is unless the configuration says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/berth";
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9782));
+
+impl Config {
+    /// Reads the file and the environment.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        Self::read(Reader::from_file_and_env(path, std::env::vars_os(), "BERTH")?, machine.as_deref())
+    }
+
+    /// Takes the configuration out of a reader; `machine` is the machine's own host name.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn read(mut c: Reader, machine: Option<&str>) -> Result<Self, ConfigErrors> {
+        let bus_url = c.required("bus.url", parse::secret(parse::url(&["amqp", "amqps"])));
+        let host_name = c
+            .maybe("host.name", parse::from_str("a host name such as hv1.example.org"))
+            .or_else(|| machine_name(&mut c, machine));
+        let state_dir = c.optional("host.state_dir", parse::absolute_path, PathBuf::from(DEFAULT_STATE_DIR));
+        let heartbeat_every = c.optional("host.heartbeat_seconds", parse::seconds(1..=60), Duration::from_secs(10));
+        let resync_every = c.optional("host.resync_seconds", parse::seconds(1..=3600), Duration::from_secs(10));
+        let libvirt_uri = c.optional("libvirt.uri", parse::non_empty, DEFAULT_URI.to_owned());
+        let virt_type = c.optional(
+            "libvirt.virt_type",
+            parse::from_str("\"auto\", \"kvm\" or \"qemu\""),
+            VirtTypeChoice::Auto,
+        );
+        let concurrent_operations = c.optional("limits.concurrent_operations", parse::integer(1..=64), 4_usize);
+        let listen = http::read_listen(&mut c, DEFAULT_LISTEN);
+        let log = LogConfig::read(&mut c);
+        c.finish(|| {
+            Some(Self {
+                bus_url: bus_url?,
+                host_name: host_name?,
+                state_dir,
+                heartbeat_every,
+                resync_every,
+                libvirt_uri,
+                virt_type,
+                concurrent_operations,
+                listen,
+                log,
+            })
+        })
+    }
+}
+
+/// The machine's host name, if it can name a queue.
+fn machine_name(c: &mut Reader, machine: Option<&str>) -> Option<HostName> {
+    match machine.map(str::parse::<HostName>) {
+        Some(Ok(name)) => Some(name),
+        Some(Err(error)) => {
+            c.reject("host.name", format!("must be given, because the machine's own name cannot be used: {error}"));
+            None
+        }
+        None => {
+            c.reject("host.name", "must be given, because the machine has no name");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, machine: Option<&str>) -> Result<Config, String> {
+        Config::read(Reader::from_text("agent.toml", text, [], "BERTH"), machine).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn one_line_is_enough() {
+        let config = read("[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n", Some("hv1")).unwrap();
+        assert_eq!(config.host_name.as_str(), "hv1");
+        assert_eq!(config.state_dir, Path::new("/var/lib/berth"));
+        assert_eq!(config.virt_type, VirtTypeChoice::Auto);
+        assert_eq!(config.heartbeat_every, Duration::from_secs(10));
+        assert_eq!(config.listen.port(), 9782);
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "[host]\nname = \"a_b\"\nstate_dir = \"berth\"\nheartbeat_seconds = 61\ncolour = 1\n\
+                    [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n";
+        let errors = read(text, Some("hv1")).unwrap_err();
+        for key in ["bus.url", "host.name", "state_dir", "heartbeat_seconds", "colour", "virt_type", "concurrent_operations"] {
+            assert!(errors.contains(key), "{key} is missing in:\n{errors}");
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_usable_name_must_be_given_one() {
+        let text = "[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n";
+        assert!(read(text, Some("my_laptop")).unwrap_err().contains("host.name"));
+        assert!(read(text, None).unwrap_err().contains("host.name"));
+    }
+}

@@ -1,0 +1,151 @@
+//! Tests of the DHCP files: what they say, and that no document can make them say anything else.
+
+use berth_common::{
+    document::{FixedIp, NetworkType},
+    ids::{InstanceId, PortId},
+    names::{InstanceName, MacAddress},
+};
+use proptest::prelude::*;
+
+use super::*;
+
+fn network() -> NetworkId {
+    "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11".parse().unwrap()
+}
+
+fn subnet(cidr: &str, dhcp_ip: &str) -> SubnetSpec {
+    SubnetSpec {
+        id: SubnetId::new(),
+        cidr: cidr.parse().unwrap(),
+        gateway_ip: None,
+        dhcp_ip: dhcp_ip.parse().unwrap(),
+        dns_nameservers: Vec::new(),
+    }
+}
+
+fn port(subnet: SubnetId, mac: &str, address: &str, name: &str) -> NetworkPort {
+    NetworkPort {
+        id: PortId::new(),
+        instance_id: InstanceId::new(),
+        mac_address: mac.parse().unwrap(),
+        hostname: name.parse().unwrap(),
+        fixed_ips: vec![FixedIp {
+            subnet_id: subnet,
+            ip_address: address.parse().unwrap(),
+        }],
+    }
+}
+
+fn spec(subnets: Vec<SubnetSpec>, ports: Vec<NetworkPort>) -> NetworkSpec {
+    NetworkSpec {
+        name: "net".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        network_type: NetworkType::Local,
+        mtu: 1450,
+        subnets,
+        ports,
+    }
+}
+
+#[test]
+fn a_network_with_everything_becomes_these_files() {
+    let mut first = subnet("10.0.0.0/24", "10.0.0.2");
+    first.gateway_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
+    first.dns_nameservers = vec![Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)];
+    let second = subnet("10.9.0.0/20", "10.9.0.2");
+    let ports = vec![
+        port(second.id, "52:54:00:00:00:02", "10.9.1.7", "db"),
+        port(first.id, "52:54:00:00:00:01", "10.0.0.10", "Web-1"),
+    ];
+    let files = files(network(), &spec(vec![second, first], ports));
+    assert_eq!(
+        files.config,
+        "# Written by berth-agent, which overwrites changes.\n\
+         port=0\n\
+         no-hosts\n\
+         no-resolv\n\
+         interface=btnbe5f0736765f\n\
+         except-interface=lo\n\
+         bind-dynamic\n\
+         leasefile-ro\n\
+         dhcp-authoritative\n\
+         no-ping\n\
+         dhcp-ignore=tag:!known\n\
+         dhcp-ignore-names\n\
+         dhcp-ignore-clid\n\
+         dhcp-lease-max=65536\n\
+         quiet-dhcp\n\
+         dhcp-option-force=option:mtu,1450\n\
+         dhcp-range=set:s0,10.0.0.0,static,255.255.255.0,infinite\n\
+         dhcp-option=tag:s0,option:router,10.0.0.1\n\
+         dhcp-option=tag:s0,option:dns-server,9.9.9.9,1.1.1.1\n\
+         dhcp-range=set:s1,10.9.0.0,static,255.255.240.0,infinite\n\
+         dhcp-option=tag:s1,option:router\n\
+         dhcp-option=tag:s1,option:dns-server\n"
+    );
+    assert_eq!(
+        files.hosts,
+        "52:54:00:00:00:01,10.0.0.10,web-1.,infinite\n\
+         52:54:00:00:00:02,10.9.1.7,db.,infinite\n"
+    );
+}
+
+#[test]
+fn an_address_of_an_unknown_subnet_is_not_handed_out() {
+    let known = subnet("10.0.0.0/24", "10.0.0.2");
+    let stray = port(SubnetId::new(), "52:54:00:00:00:01", "10.0.0.10", "web");
+    assert_eq!(files(network(), &spec(vec![known], vec![stray])).hosts, "");
+}
+
+#[test]
+fn only_additions_can_be_told_to_a_running_server() {
+    assert!(only_adds("", "a\n"));
+    assert!(only_adds("a\n", "a\nb\n"));
+    assert!(only_adds("b\n", "a\nb\n"));
+    assert!(!only_adds("a\n", ""));
+    assert!(!only_adds("a\nb\n", "a\nc\n"));
+}
+
+proptest! {
+    /// Whatever a document says, it yields the lines it should and no others, and each line keeps its form.
+    #[test]
+    fn no_value_can_add_a_line(
+        names in prop::collection::vec("[A-Za-z0-9]([A-Za-z0-9-]{0,20}[A-Za-z0-9])?", 0..8),
+        macs in prop::collection::vec(any::<[u8; 6]>(), 8),
+        hostile in ".*",
+        gateway in any::<Option<u32>>(),
+        servers in prop::collection::vec(any::<u32>(), 0..4),
+        mtu in any::<u16>(),
+    ) {
+        let one = SubnetSpec {
+            gateway_ip: gateway.map(Ipv4Addr::from),
+            dns_nameservers: servers.into_iter().map(Ipv4Addr::from).collect(),
+            ..subnet("10.0.0.0/24", "10.0.0.2")
+        };
+        let mut ports = Vec::new();
+        for (index, (name, octets)) in names.iter().zip(&macs).enumerate() {
+            let [_, rest @ ..] = *octets;
+            let mac = MacAddress::from_octets([0x52, rest[0], rest[1], rest[2], rest[3], u8::try_from(index).unwrap()]);
+            ports.push(port(one.id, &mac.unwrap().to_string(), &format!("10.0.0.{}", index + 10), name));
+        }
+        // Text that comes from outside and gets through the grammar of names is as good as any.
+        if let Ok(name) = hostile.parse::<InstanceName>() {
+            ports.push(port(one.id, "52:54:00:00:00:ff", "10.0.0.200", name.as_str()));
+        }
+        let wanted = ports.len();
+        let files = files(network(), &NetworkSpec { mtu, ..spec(vec![one], ports) });
+        prop_assert_eq!(files.config.lines().count(), 19);
+        let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-=:,.!\n".contains(&byte);
+        prop_assert!(files.config.bytes().skip_while(|byte| *byte != b'\n').all(harmless));
+        prop_assert_eq!(files.hosts.lines().count(), wanted);
+        for line in files.hosts.lines() {
+            let fields: Vec<&str> = line.split(',').collect();
+            prop_assert_eq!(fields.len(), 4);
+            prop_assert!(fields[0].parse::<MacAddress>().is_ok());
+            prop_assert!(fields[1].parse::<Ipv4Addr>().is_ok());
+            let name = fields[2].strip_suffix('.').unwrap_or_default();
+            prop_assert!(name.parse::<InstanceName>().is_ok());
+            prop_assert_eq!(fields[3], "infinite");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Domains as plain data: what is wanted of libvirt, and what libvirt says.
+
+use std::path::PathBuf;
+
+use berth_common::{
+    ids::{InstanceId, Nonce},
+    message::report::PowerState,
+    names::MacAddress,
+    units::{Generation, MemoryMb, Vcpus},
+};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// Everything that goes into a domain's XML. Built from an instance's document by
+/// [`super::instance::domain_config`], written as XML by [`super::domain_xml`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// The instance; also the domain's UUID.
+    pub id: InstanceId,
+    /// The name its owner gave it; libvirt shows it as the title.
+    pub title: String,
+    /// What runs it.
+    pub virt_type: VirtType,
+    /// libvirt's name of the architecture (`x86_64`).
+    pub arch: String,
+    /// Virtual CPUs.
+    pub vcpus: Vcpus,
+    /// Its weight when guests compete for the processor ([`cpu_shares`]); `None` where the host has no cpu
+    /// controller, because libvirt refuses the wish there.
+    pub cpu_shares: Option<u64>,
+    /// Memory in MiB.
+    pub memory_mb: MemoryMb,
+    /// Disks in the guest's order; the first boots.
+    pub disks: Vec<DomainDisk>,
+    /// NICs in the guest's order.
+    pub nics: Vec<DomainNic>,
+    /// Where virtlogd keeps what the guest prints on its serial port.
+    pub console_log: PathBuf,
+    /// What berth keeps in the domain itself, so that it can be adopted without a journal.
+    pub metadata: DomainMetadata,
+}
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VirtType {
+    /// The processor's virtualisation.
+    Kvm,
+    /// QEMU's emulation.
+    Qemu,
+}
+
+impl VirtType {
+    /// libvirt's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// A disk of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainDisk {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format in libvirt's words; a stated fact, never probed.
+    pub format: &'static str,
+    /// The formats of the files below it, nearest first, with their paths; stated, so that libvirt never probes.
+    pub backing: Vec<(PathBuf, &'static str)>,
+    /// The guest's name for it (`vda`).
+    pub target: String,
+    /// What the guest sees as its serial number, at most 20 bytes.
+    pub serial: String,
+}
+
+/// A NIC of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainNic {
+    /// Its Ethernet address.
+    pub mac_address: MacAddress,
+    /// The bridge its tap is put into.
+    pub bridge: String,
+    /// The name of its tap.
+    pub tap: String,
+    /// Largest packet in bytes.
+    pub mtu: u16,
+}
+
+/// What berth keeps in a domain's metadata element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainMetadata {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// The generation of the document that was carried out: written once the domain was started (or left off)
+    /// for it. 0 while that is not done.
+    pub generation: Generation,
+    /// The last reboot that was carried out.
+    pub reboot_nonce: Option<Nonce>,
+    /// [`DomainConfig::digest`] of the definition.
+    pub digest: String,
+}
+
+/// A guest's weight in proportion to its vCPUs: 1024 for each, the kernel's share of one ordinary group, up to
+/// 262,144, the most the kernel takes.
+#[must_use]
+pub fn cpu_shares(vcpus: Vcpus) -> u64 {
+    vcpus.get().saturating_mul(1024).clamp(1024, 262_144)
+}
+
+impl DomainConfig {
+    /// A fingerprint of everything but generation, reboot nonce and the digest itself: equal digests mean that
+    /// nothing would change by defining the domain anew.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut bare = self.clone();
+        bare.metadata.generation = Generation(0);
+        bare.metadata.reboot_nonce = None;
+        bare.metadata.digest.clear();
+        let digest = Sha256::digest(format!("{bare:?}").as_bytes());
+        digest
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+/// What libvirt says of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainObserved {
+    /// libvirt's UUID of it.
+    pub uuid: Uuid,
+    /// libvirt's name of it.
+    pub name: String,
+    /// Its state.
+    pub power_state: PowerState,
+    /// Why it is off, if it is.
+    pub off_reason: Option<OffReason>,
+    /// libvirt's state and reason as text, for people ("shut off: crashed").
+    pub reason: String,
+    /// Whether a definition is kept when it is off.
+    pub persistent: bool,
+    /// Virtual CPUs.
+    pub vcpus: Vcpus,
+    /// Memory in MiB.
+    pub memory_mb: MemoryMb,
+    /// berth's metadata, if it carries any that is valid: without it, the domain is foreign.
+    pub metadata: Option<DomainMetadata>,
+}
+
+/// Why a domain is off, as far as it matters for starting it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OffReason {
+    /// The guest powered itself off, or obeyed a request to.
+    Guest,
+    /// It was switched off from outside.
+    Destroyed,
+    /// QEMU or the guest crashed, or it could not be started.
+    Failed,
+    /// It was migrated to another host, where it may be running: starting it here could ruin its disks.
+    Moved,
+    /// libvirt does not know: it never ran, or the host or libvirt went down.
+    Unknown,
+}
+
+/// One step towards a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DomainStep {
+    /// Define it, or define it anew; a running one keeps running and gets the new definition when it starts next.
+    Define(Box<DomainConfig>),
+    /// Start it.
+    Start(InstanceId),
+    /// Let a paused one go on.
+    Resume(InstanceId),
+    /// Ask the guest to power off, through ACPI.
+    Shutdown(InstanceId),
+    /// Switch it off.
+    Destroy(InstanceId),
+    /// Forget its definition; the domain must be off.
+    Undefine(InstanceId),
+}

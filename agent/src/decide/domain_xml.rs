@@ -1,0 +1,238 @@
+//! A domain's XML, both ways: written from a [`DomainConfig`], and read for the few facts berth needs.
+//!
+//! Nothing here talks to libvirt. What is written leaves as little as possible to libvirt's guesses: every format
+//! of every file below a disk is stated, so that none is ever probed. What libvirt does choose is where QEMU must
+//! be able to write: the sockets of VNC and of the guest agent lie in libvirt's own directory of the domain.
+
+mod element;
+mod read;
+
+use std::path::{Path, PathBuf};
+
+use berth_common::units::{ByteCount, MemoryMb};
+
+use super::{
+    domain::{DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
+    names,
+};
+use element::Element;
+
+pub use read::{DomainFacts, read};
+
+/// The namespace of berth's metadata element. A new meaning of it gets a new number.
+pub const METADATA_NAMESPACE: &str = "urn:berth:domain:1";
+/// The prefix libvirt shows it with.
+const METADATA_PREFIX: &str = "berth";
+/// How often QEMU asks the guest for its memory figures, in seconds.
+const BALLOON_STATS_PERIOD: &str = "10";
+
+/// A domain cannot be told as XML.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DomainXmlError {
+    /// XML is text; this path is not.
+    #[error("the path {} is not UTF-8, so libvirt cannot be told of it", .0.display())]
+    PathNotText(PathBuf),
+    /// XML has no way to write this character.
+    #[error("a domain's XML cannot hold the character {character:?} of {text:?}")]
+    IllegalCharacter {
+        /// The character.
+        character: char,
+        /// Where it stands.
+        text: String,
+    },
+}
+
+/// The XML that defines a domain.
+///
+/// # Errors
+/// [`DomainXmlError`] for paths and texts that XML cannot hold.
+pub fn write(config: &DomainConfig) -> Result<String, DomainXmlError> {
+    let domain = Element::new("domain")
+        .attribute("type", config.virt_type.as_str())
+        .child(Element::new("name").text(names::domain(config.id)))
+        .child(Element::new("uuid").text(config.id.to_string()))
+        .child(Element::new("title").text(one_line(&config.title)))
+        .child(Element::new("metadata").child(metadata(&config.metadata)))
+        .child(
+            Element::new("memory")
+                .attribute("unit", "KiB")
+                .text(kib(config.memory_mb).to_string()),
+        )
+        .child(Element::new("vcpu").text(config.vcpus.get().to_string()))
+        .children(config.cpu_shares.map(|shares| {
+            Element::new("cputune").child(Element::new("shares").text(shares.to_string()))
+        }))
+        .child(
+            Element::new("os")
+                .child(
+                    Element::new("type")
+                        .attribute("arch", &config.arch)
+                        .optional_attribute("machine", machine(&config.arch))
+                        .text("hvm"),
+                )
+                .child(Element::new("boot").attribute("dev", "hd")),
+        )
+        .children(features(&config.arch))
+        .child(cpu(config.virt_type))
+        .child(Element::new("clock").attribute("offset", "utc"))
+        .child(Element::new("on_poweroff").text("destroy"))
+        .child(Element::new("on_reboot").text("restart"))
+        .child(Element::new("on_crash").text("destroy"))
+        .child(devices(config)?);
+    domain.write()
+}
+
+/// berth's own element, as it stands below `<metadata>`.
+fn metadata(metadata: &DomainMetadata) -> Element {
+    let own = |name: &str| Element::new(format!("{METADATA_PREFIX}:{name}"));
+    own("domain")
+        .attribute(format!("xmlns:{METADATA_PREFIX}"), METADATA_NAMESPACE)
+        .child(own("instance").text(metadata.instance_id.to_string()))
+        .child(own("generation").text(metadata.generation.to_string()))
+        .children(
+            metadata
+                .reboot_nonce
+                .map(|nonce| own("reboot").text(nonce.to_string())),
+        )
+        .child(own("digest").text(&metadata.digest))
+}
+
+/// The machine of an architecture; libvirt makes the installed QEMU's newest version of it.
+fn machine(arch: &str) -> Option<&'static str> {
+    match arch {
+        "x86_64" | "i686" => Some("q35"),
+        "aarch64" | "riscv64" => Some("virt"),
+        _ => None,
+    }
+}
+
+/// Without ACPI an x86 guest cannot be asked to power off.
+fn features(arch: &str) -> Option<Element> {
+    matches!(arch, "x86_64" | "i686").then(|| {
+        Element::new("features")
+            .child(Element::new("acpi"))
+            .child(Element::new("apic"))
+    })
+}
+
+/// With KVM a named model as near to the host's as possible; emulation offers all it can do, because current
+/// distributions do not run on QEMU's default model.
+fn cpu(virt_type: VirtType) -> Element {
+    let mode = match virt_type {
+        VirtType::Kvm => "host-model",
+        VirtType::Qemu => "maximum",
+    };
+    Element::new("cpu").attribute("mode", mode)
+}
+
+fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
+    let disks: Vec<_> = config.disks.iter().map(disk).collect::<Result<_, _>>()?;
+    Ok(Element::new("devices")
+        .children(disks)
+        .children(config.nics.iter().map(nic))
+        .child(
+            Element::new("controller")
+                .attribute("type", "usb")
+                .attribute("model", "none"),
+        )
+        .child(
+            Element::new("serial")
+                .attribute("type", "pty")
+                .child(
+                    Element::new("log")
+                        .attribute("file", text(&config.console_log)?)
+                        .attribute("append", "on"),
+                )
+                .child(Element::new("target").attribute("port", "0")),
+        )
+        .child(
+            Element::new("channel").attribute("type", "unix").child(
+                Element::new("target")
+                    .attribute("type", "virtio")
+                    .attribute("name", "org.qemu.guest_agent.0"),
+            ),
+        )
+        .child(
+            Element::new("graphics")
+                .attribute("type", "vnc")
+                .child(Element::new("listen").attribute("type", "socket")),
+        )
+        .child(Element::new("video").child(Element::new("model").attribute("type", "vga")))
+        .child(
+            Element::new("rng").attribute("model", "virtio").child(
+                Element::new("backend")
+                    .attribute("model", "random")
+                    .text("/dev/urandom"),
+            ),
+        )
+        .child(
+            Element::new("memballoon")
+                .attribute("model", "virtio")
+                .child(Element::new("stats").attribute("period", BALLOON_STATS_PERIOD)),
+        ))
+}
+
+fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
+    // An empty element ends the chain: without it libvirt would look into the last file for more.
+    let mut backing = Element::new("backingStore");
+    for (path, format) in disk.backing.iter().rev() {
+        backing = Element::new("backingStore")
+            .attribute("type", "file")
+            .child(Element::new("format").attribute("type", *format))
+            .child(Element::new("source").attribute("file", text(path)?))
+            .child(backing);
+    }
+    Ok(Element::new("disk")
+        .attribute("type", "file")
+        .attribute("device", "disk")
+        .child(
+            Element::new("driver")
+                .attribute("name", "qemu")
+                .attribute("type", disk.format)
+                .attribute("discard", "unmap"),
+        )
+        .child(Element::new("source").attribute("file", text(&disk.path)?))
+        .child(backing)
+        .child(
+            Element::new("target")
+                .attribute("dev", &disk.target)
+                .attribute("bus", "virtio"),
+        )
+        .child(Element::new("serial").text(&disk.serial)))
+}
+
+fn nic(nic: &DomainNic) -> Element {
+    Element::new("interface")
+        .attribute("type", "bridge")
+        .child(Element::new("mac").attribute("address", nic.mac_address.to_string()))
+        .child(Element::new("source").attribute("bridge", &nic.bridge))
+        .child(Element::new("target").attribute("dev", &nic.tap))
+        .child(Element::new("model").attribute("type", "virtio"))
+        .child(Element::new("mtu").attribute("size", nic.mtu.to_string()))
+}
+
+fn text(path: &Path) -> Result<&str, DomainXmlError> {
+    path.to_str()
+        .ok_or_else(|| DomainXmlError::PathNotText(path.to_owned()))
+}
+
+fn kib(memory: MemoryMb) -> u64 {
+    ByteCount::from_mb(memory).get() >> 10
+}
+
+/// A title is for people only: what libvirt or XML would refuse in it becomes a space.
+fn one_line(title: &str) -> String {
+    title
+        .chars()
+        .map(|c| {
+            if element::is_legal(c) && !c.is_control() {
+                c
+            } else {
+                ' '
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Reads the few facts berth needs out of libvirt's XML of a domain.
+//!
+//! The domain may be anybody's: what is unknown, malformed or hostile means "not berth's", never an error and
+//! never a panic.
+
+use std::str::FromStr;
+
+use berth_common::units::{ByteCount, Generation, MemoryMb, Vcpus};
+use quick_xml::{
+    NsReader, XmlVersion,
+    events::{BytesStart, Event},
+    name::{Namespace, ResolveResult},
+};
+
+use super::METADATA_NAMESPACE;
+use crate::decide::domain::DomainMetadata;
+
+/// Deeper XML than this is nobody's domain.
+const MAX_DEPTH: usize = 64;
+/// Longer texts than this are no value of berth's.
+const MAX_TEXT: usize = 256;
+
+/// What berth needs of a domain's XML.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DomainFacts {
+    /// berth's metadata, if there is exactly one element of it and all of it is valid.
+    pub metadata: Option<DomainMetadata>,
+    /// Virtual CPUs, at most.
+    pub vcpus: Vcpus,
+    /// Memory, at most.
+    pub memory_mb: MemoryMb,
+}
+
+/// Reads a domain's XML. Facts that are missing or make no sense are left at their default.
+#[must_use]
+pub fn read(xml: &str) -> DomainFacts {
+    let mut walk = Walk::default();
+    let complete = walk.run(xml).is_some();
+    DomainFacts {
+        metadata: walk
+            .draft
+            .filter(|_| complete && walk.drafts == 1)
+            .and_then(Draft::finish),
+        vcpus: walk.vcpus.unwrap_or_default(),
+        memory_mb: walk.memory_mb.unwrap_or_default(),
+    }
+}
+
+/// What an element on the way down means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Domain,
+    Vcpu,
+    Memory { unit: u64 },
+    Metadata,
+    Berth,
+    Value(Field),
+    Elsewhere,
+}
+
+/// The values of berth's element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Instance,
+    Generation,
+    Reboot,
+    Digest,
+}
+
+/// berth's element while it is read.
+#[derive(Debug, Default)]
+struct Draft {
+    instance: Option<String>,
+    generation: Option<String>,
+    reboot: Option<String>,
+    digest: Option<String>,
+    /// A value came twice, or held more than text.
+    spoilt: bool,
+}
+
+impl Draft {
+    fn slot(&mut self, field: Field) -> &mut Option<String> {
+        match field {
+            Field::Instance => &mut self.instance,
+            Field::Generation => &mut self.generation,
+            Field::Reboot => &mut self.reboot,
+            Field::Digest => &mut self.digest,
+        }
+    }
+
+    fn finish(self) -> Option<DomainMetadata> {
+        if self.spoilt {
+            return None;
+        }
+        Some(DomainMetadata {
+            instance_id: value(&self.instance?)?,
+            generation: Generation(value(&self.generation?)?),
+            reboot_nonce: match self.reboot {
+                Some(nonce) => Some(value(&nonce)?),
+                None => None,
+            },
+            digest: self.digest?,
+        })
+    }
+}
+
+fn value<T: FromStr>(text: &str) -> Option<T> {
+    text.trim().parse().ok()
+}
+
+#[derive(Debug, Default)]
+struct Walk {
+    path: Vec<Place>,
+    text: String,
+    vcpus: Option<Vcpus>,
+    memory_mb: Option<MemoryMb>,
+    draft: Option<Draft>,
+    drafts: usize,
+}
+
+impl Walk {
+    /// Walks the whole text; `None`: it is not well-formed.
+    fn run(&mut self, xml: &str) -> Option<()> {
+        let mut reader = NsReader::from_str(xml);
+        loop {
+            let (namespace, event) = reader.read_resolved_event().ok()?;
+            let ours = namespace == ResolveResult::Bound(Namespace(METADATA_NAMESPACE));
+            let foreign = !ours && namespace != ResolveResult::Unbound;
+            match event {
+                Event::Start(start) => self.enter(&start, ours, foreign)?,
+                Event::Empty(start) => {
+                    self.enter(&start, ours, foreign)?;
+                    self.leave();
+                }
+                Event::End(_) => self.leave(),
+                Event::Text(text) => self.add_text(&text.xml10_content()),
+                Event::CData(text) => self.add_text(&text.xml10_content()),
+                // No value of berth's needs an entity.
+                Event::GeneralRef(_) => self.spoil(),
+                // libvirt never writes one; it could only be there to do harm.
+                Event::DocType(_) => return None,
+                Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
+                Event::Eof => return self.path.is_empty().then_some(()),
+            }
+        }
+    }
+
+    fn enter(&mut self, start: &BytesStart<'_>, ours: bool, foreign: bool) -> Option<()> {
+        if self.path.len() >= MAX_DEPTH {
+            return None;
+        }
+        let name = start.local_name();
+        let name = name.as_ref();
+        let place = match (self.path.last(), name) {
+            (None, "domain") if !foreign && !ours => Place::Domain,
+            (Some(Place::Domain), "vcpu") if !foreign && !ours => Place::Vcpu,
+            (Some(Place::Domain), "memory") if !foreign && !ours => {
+                Place::Memory { unit: unit(start)? }
+            }
+            (Some(Place::Domain), "metadata") if !foreign && !ours => Place::Metadata,
+            (Some(Place::Metadata), "domain") if ours => {
+                self.drafts += 1;
+                self.draft = Some(Draft::default());
+                Place::Berth
+            }
+            (Some(Place::Berth), "instance") if ours => Place::Value(Field::Instance),
+            (Some(Place::Berth), "generation") if ours => Place::Value(Field::Generation),
+            (Some(Place::Berth), "reboot") if ours => Place::Value(Field::Reboot),
+            (Some(Place::Berth), "digest") if ours => Place::Value(Field::Digest),
+            (Some(Place::Value(_)), _) => {
+                self.spoil();
+                Place::Elsewhere
+            }
+            _ => Place::Elsewhere,
+        };
+        self.text.clear();
+        self.path.push(place);
+        Some(())
+    }
+
+    fn leave(&mut self) {
+        let text = std::mem::take(&mut self.text);
+        match self.path.pop() {
+            Some(Place::Vcpu) => self.vcpus = value(&text),
+            Some(Place::Memory { unit }) => {
+                self.memory_mb = value::<u64>(&text)
+                    .and_then(|count| count.checked_mul(unit))
+                    .map(|bytes| ByteCount::clamped(bytes).whole_mb());
+            }
+            Some(Place::Value(field)) => {
+                if let Some(draft) = &mut self.draft
+                    && draft.slot(field).replace(text).is_some()
+                {
+                    draft.spoilt = true;
+                }
+            }
+            Some(Place::Domain | Place::Metadata | Place::Berth | Place::Elsewhere) | None => {}
+        }
+    }
+
+    fn add_text(&mut self, text: &str) {
+        if !matches!(
+            self.path.last(),
+            Some(Place::Vcpu | Place::Memory { .. } | Place::Value(_))
+        ) {
+            return;
+        }
+        if self.text.len() + text.len() > MAX_TEXT {
+            self.spoil();
+        } else {
+            self.text.push_str(text);
+        }
+    }
+
+    fn spoil(&mut self) {
+        if let (Some(Place::Value(_)), Some(draft)) = (self.path.last(), &mut self.draft) {
+            draft.spoilt = true;
+        }
+    }
+}
+
+/// Bytes in one unit of a `<memory>` element; libvirt itself always writes KiB, which is also the default.
+fn unit(start: &BytesStart<'_>) -> Option<u64> {
+    let Some(attribute) = start.try_get_attribute("unit").ok()? else {
+        return Some(1 << 10);
+    };
+    let unit = attribute.normalized_value(XmlVersion::Explicit1_0).ok()?;
+    Some(match unit.as_ref() {
+        "b" | "bytes" => 1,
+        "k" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        _ => return None,
+    })
+}

@@ -1,0 +1,270 @@
+//! The XML is looked at in golden files; reading gives back what was written, and survives anything.
+
+use berth_common::{
+    ids::{InstanceId, NetworkId, Nonce, PortId},
+    names::MacAddress,
+    units::{Generation, Vcpus},
+};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+fn id(n: u128) -> Uuid {
+    Uuid::from_u128(0x0191_e7a0_7c1f_7b5e_9d2a_0000_0000_0000 + n)
+}
+
+fn config(virt_type: VirtType) -> DomainConfig {
+    let instance = InstanceId::try_from(id(1)).unwrap();
+    let mut config = DomainConfig {
+        id: instance,
+        title: "web-1".to_owned(),
+        virt_type,
+        arch: "x86_64".to_owned(),
+        vcpus: Vcpus::clamped(2),
+        cpu_shares: None,
+        memory_mb: MemoryMb::clamped(512),
+        disks: vec![DomainDisk {
+            path: format!("/var/lib/berth/instances/{instance}/disk0.qcow2").into(),
+            format: "qcow2",
+            backing: vec![(
+                format!("/var/lib/berth/images/{:064x}", 0xabc).into(),
+                "qcow2",
+            )],
+            target: "vda".to_owned(),
+            serial: "disk0".to_owned(),
+        }],
+        nics: vec![DomainNic {
+            mac_address: "52:54:00:12:34:56".parse::<MacAddress>().unwrap(),
+            bridge: names::bridge(NetworkId::try_from(id(2)).unwrap()),
+            tap: names::tap(PortId::try_from(id(3)).unwrap()),
+            mtu: 1500,
+        }],
+        console_log: format!("/var/lib/berth/instances/{instance}/console.log").into(),
+        metadata: DomainMetadata {
+            instance_id: instance,
+            generation: Generation(0),
+            reboot_nonce: None,
+            digest: String::new(),
+        },
+    };
+    // A fixed one: the real digest changes with every field that is added.
+    config.metadata.digest = "00112233445566778899aabbccddeeff".to_owned();
+    config
+}
+
+fn check_golden(name: &str, config: &DomainConfig) {
+    insta::with_settings!({ snapshot_path => "../../../tests/golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, write(config).unwrap());
+    });
+}
+
+#[test]
+fn an_emulated_guest_with_one_disk_and_one_nic() {
+    check_golden("domain_qemu", &config(VirtType::Qemu));
+}
+
+#[test]
+fn a_kvm_guest_with_everything() {
+    let mut config = config(VirtType::Kvm);
+    config.cpu_shares = Some(2048);
+    config.metadata.generation = Generation(7);
+    config.metadata.reboot_nonce = Some(Nonce::try_from(id(4)).unwrap());
+    config.disks.push(DomainDisk {
+        path: "/srv/pool/data & more.raw".into(),
+        format: "raw",
+        backing: Vec::new(),
+        target: "vdb".to_owned(),
+        serial: "disk1".to_owned(),
+    });
+    config.nics.push(DomainNic {
+        mtu: 1442,
+        ..config.nics[0].clone()
+    });
+    check_golden("domain_kvm", &config);
+}
+
+#[test]
+fn a_guest_with_no_disk_and_no_nic() {
+    let mut config = config(VirtType::Qemu);
+    config.disks.clear();
+    config.nics.clear();
+    config.arch = "aarch64".to_owned();
+    check_golden("domain_bare", &config);
+}
+
+#[test]
+fn what_xml_cannot_hold_is_refused_or_left_out_of_titles() {
+    let mut odd = config(VirtType::Qemu);
+    odd.title = "a\u{0}b\n</title>&amp;\u{FFFF}".to_owned();
+    let xml = write(&odd).unwrap();
+    assert!(
+        xml.contains("<title>a b &lt;/title&gt;&amp;amp; </title>"),
+        "{xml}"
+    );
+    assert_eq!(read(&xml).metadata, Some(odd.metadata));
+
+    let mut bad = config(VirtType::Qemu);
+    bad.disks[0].path = "/a\u{1}b".into();
+    assert!(matches!(
+        write(&bad),
+        Err(DomainXmlError::IllegalCharacter {
+            character: '\u{1}',
+            ..
+        })
+    ));
+
+    use std::os::unix::ffi::OsStrExt;
+    bad.disks[0].path = std::ffi::OsStr::from_bytes(b"/a\xffb").into();
+    assert!(matches!(write(&bad), Err(DomainXmlError::PathNotText(_))));
+}
+
+#[test]
+fn only_berths_own_element_at_its_place_is_metadata() {
+    let good = write(&config(VirtType::Qemu)).unwrap();
+    let metadata = Some(config(VirtType::Qemu).metadata);
+    let check = |xml: &str, expected: &Option<DomainMetadata>| {
+        assert_eq!(&read(xml).metadata, expected, "{xml}")
+    };
+    check(&good, &metadata);
+    // Beside somebody else's element, and with another prefix, as libvirt may write it.
+    check(
+        &good.replace(
+            "<metadata>",
+            "<metadata><x:y xmlns:x='urn:x'><x:instance>1</x:instance></x:y>",
+        ),
+        &metadata,
+    );
+    let other = good
+        .replace("<berth:", "<b:")
+        .replace("</berth:", "</b:")
+        .replace("xmlns:berth", "xmlns:b");
+    check(&other, &metadata);
+    // Not in its namespace, not at its place, twice, cut off, with more in it than values.
+    check(&good.replace(METADATA_NAMESPACE, "urn:other"), &None);
+    check(
+        &good
+            .replace("<metadata>", "<metadata><o>")
+            .replace("</metadata>", "</o></metadata>"),
+        &None,
+    );
+    check(&good.replace("metadata>", "description>"), &None);
+    let element = &good[good.find("<berth:domain").unwrap()..good.find("</metadata>").unwrap()];
+    check(
+        &good.replace(element, &format!("{element}{element}")),
+        &None,
+    );
+    check(&good[..good.len() / 2], &None);
+    check(
+        &good.replace("<berth:generation>0", "<berth:generation>0<x/>"),
+        &None,
+    );
+    check(
+        &good.replace("<berth:generation>0", "<berth:generation>&lt;0"),
+        &None,
+    );
+    check(
+        &good.replace("<berth:generation>0", "<berth:generation>-1"),
+        &None,
+    );
+    check(
+        &good.replace(
+            "<berth:generation>0",
+            "<berth:generation>1</berth:generation><berth:generation>0",
+        ),
+        &None,
+    );
+    check(
+        &good.replace("<berth:instance>", "<berth:instance>x"),
+        &None,
+    );
+    check(&format!("<!DOCTYPE domain [<!ENTITY a 'b'>]>{good}"), &None);
+    check("", &None);
+    check(&"<a>".repeat(100_000), &None);
+}
+
+#[test]
+fn size_is_read_in_any_unit() {
+    let check = |xml: &str, vcpus, memory_mb| {
+        let facts = read(xml);
+        assert_eq!(
+            (facts.vcpus.get(), facts.memory_mb.get()),
+            (vcpus, memory_mb),
+            "{xml}"
+        );
+    };
+    check(
+        "<domain><memory unit='KiB'>131072</memory><vcpu placement='static' current='1'>4</vcpu></domain>",
+        4,
+        128,
+    );
+    check(
+        "<domain type='xen'><memory>131072</memory><vcpu>1</vcpu></domain>",
+        1,
+        128,
+    );
+    check("<domain><memory unit='GiB'>2</memory></domain>", 0, 2048);
+    check(
+        "<domain><memory unit='TiB'>99999999999999</memory><vcpu>-1</vcpu></domain>",
+        0,
+        0,
+    );
+    check(
+        "<domain><devices><memory unit='KiB'>1024</memory></devices></domain>",
+        0,
+        0,
+    );
+}
+
+prop_compose! {
+    fn any_config()(
+        seed in 1_u128..1 << 60,
+        title in any::<String>(),
+        vcpus in 1_u64..=1 << 20,
+        memory_mb in 1_u64..=1 << 36,
+        generation in any::<u64>(),
+        nonce in proptest::option::of(1_u128..1 << 60),
+        digest in "[0-9a-f]{0,32}",
+        paths in proptest::collection::vec("/[^\\p{C}]{1,40}", 0..4),
+        kvm in any::<bool>(),
+    ) -> DomainConfig {
+        let mut config = config(if kvm { VirtType::Kvm } else { VirtType::Qemu });
+        config.id = InstanceId::try_from(id(seed)).unwrap();
+        config.title = title;
+        config.vcpus = Vcpus::clamped(vcpus);
+        config.memory_mb = MemoryMb::clamped(memory_mb);
+        config.disks[0].backing = paths.into_iter().map(|path| (path.into(), "qcow2")).collect();
+        config.metadata = DomainMetadata {
+            instance_id: config.id,
+            generation: Generation(generation),
+            reboot_nonce: nonce.map(|nonce| Nonce::try_from(id(nonce)).unwrap()),
+            digest,
+        };
+        config
+    }
+}
+
+proptest! {
+    #[test]
+    fn reading_gives_back_what_was_written(config in any_config()) {
+        let facts = read(&write(&config).unwrap());
+        prop_assert_eq!(facts.metadata, Some(config.metadata));
+        prop_assert_eq!(facts.vcpus, config.vcpus);
+        prop_assert_eq!(facts.memory_mb, config.memory_mb);
+    }
+
+    #[test]
+    fn reading_survives_any_text(text in any::<String>()) {
+        let _ = read(&text);
+    }
+
+    #[test]
+    fn reading_survives_damage(config in any_config(), at in any::<prop::sample::Index>(), junk in ".{0,8}") {
+        let mut xml = write(&config).unwrap();
+        let places: Vec<usize> = xml.char_indices().map(|(place, _)| place).collect();
+        let place = places[at.index(places.len())];
+        xml.insert_str(place, &junk);
+        // Whatever is still valid is either what was written or visibly something else; never a panic.
+        let _ = read(&xml);
+    }
+}

@@ -1,0 +1,950 @@
+//! Plans for instances: each in a table, and all of them together against a host in memory.
+//!
+//! The law: from any state a host can be in, following plans leads to what the document says in a bounded number
+//! of passes, whatever step the agent dies after, and whatever goes wrong once.
+
+use berth_common::{
+    document::{Flavor, ImageFormat, InstanceDisk, InstancePort, Reboot},
+    ids::{HostId, PortId},
+    units::{DiskGb, MemoryMb, Vcpus},
+};
+use futures::executor::block_on;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::act::{
+    ActError, Compute, Net, Progress, Storage,
+    fake::{Disk, FakeHost, Guest, Lives},
+};
+
+/// More passes than any plan needs, however often it is interrupted.
+const PASSES: usize = 60;
+/// How much time the engine lets pass between two passes.
+const PASS: Duration = Duration::from_secs(1);
+const STOP_TIMEOUT: u32 = 8;
+
+fn id<T: TryFrom<Uuid>>(n: u128) -> T
+where
+    T::Error: std::fmt::Debug,
+{
+    T::try_from(Uuid::from_u128(
+        0x0191_e7a0_7c1f_7b5e_9d2a_0000_0000_0000 + n,
+    ))
+    .unwrap()
+}
+
+fn instance() -> InstanceId {
+    id(1)
+}
+
+fn network() -> NetworkId {
+    id(2)
+}
+
+fn host() -> HostFacts {
+    HostFacts {
+        virt_type: VirtType::Qemu,
+        arch: "x86_64".to_owned(),
+        has_cpu_controller: false,
+        paths: Paths::below(Path::new("/var/lib/berth")),
+    }
+}
+
+fn image() -> ImageRef {
+    ImageRef {
+        url: "http://images.example/guest.qcow2".parse().unwrap(),
+        sha256: "ab".repeat(32).parse().unwrap(),
+        format: ImageFormat::Qcow2,
+    }
+}
+
+fn spec() -> InstanceSpec {
+    InstanceSpec {
+        name: "web-1".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        power: DesiredPower::Running,
+        reboot: None,
+        stop_timeout_seconds: STOP_TIMEOUT,
+        flavor: Flavor {
+            vcpus: Vcpus::clamped(1),
+            memory_mb: MemoryMb::clamped(128),
+            disk_gb: DiskGb::clamped(1),
+        },
+        disks: vec![InstanceDisk {
+            index: 0,
+            size_gb: DiskGb::clamped(1),
+            format: DiskFormat::Qcow2,
+            source: DiskSource::Image(image()),
+        }],
+        ports: vec![InstancePort {
+            id: id::<PortId>(3),
+            network_id: network(),
+            mac_address: "52:54:00:00:00:01".parse().unwrap(),
+            fixed_ips: Vec::new(),
+            mtu: 1500,
+        }],
+    }
+}
+
+fn desired(generation: u64, spec: Option<InstanceSpec>) -> Desired<InstanceId, InstanceSpec> {
+    Desired {
+        id: instance(),
+        generation: Generation(generation),
+        host_id: id::<HostId>(9),
+        spec,
+    }
+}
+
+fn running(generation: u64) -> Desired<InstanceId, InstanceSpec> {
+    desired(generation, Some(spec()))
+}
+
+fn stopped(generation: u64) -> Desired<InstanceId, InstanceSpec> {
+    desired(
+        generation,
+        Some(InstanceSpec {
+            power: DesiredPower::Stopped,
+            ..spec()
+        }),
+    )
+}
+
+fn rebooting(generation: u64, kind: RebootKind, nonce: u128) -> Desired<InstanceId, InstanceSpec> {
+    let reboot = Some(Reboot {
+        nonce: id::<Nonce>(1000 + nonce),
+        kind,
+    });
+    desired(generation, Some(InstanceSpec { reboot, ..spec() }))
+}
+
+/// A host, and what an agent keeps in memory about it.
+struct Rig {
+    host: FakeHost,
+    now: Duration,
+    asked: Option<(Duration, Duration)>,
+}
+
+impl Rig {
+    /// A host whose network is ready.
+    fn new() -> Self {
+        let rig = Self {
+            host: FakeHost::new(),
+            now: Duration::ZERO,
+            asked: None,
+        };
+        rig.build_network();
+        rig
+    }
+
+    fn build_network(&self) {
+        self.host.have_bridge(network());
+    }
+
+    /// A host on which documents were carried out already.
+    fn after(documents: &[Desired<InstanceId, InstanceSpec>]) -> Self {
+        let mut rig = Self::new();
+        for document in documents {
+            rig.converge(document);
+        }
+        rig
+    }
+
+    fn observe(&self) -> Result<Observed, ActError> {
+        block_on(async {
+            let bridge = Net::observe(&self.host, network()).await?.bridge;
+            Ok(Observed {
+                domain: self.host.observe_one(instance()).await?,
+                files: Storage::observe(&self.host, instance()).await?,
+                images: self.host.images(),
+                networks_ready: bridge.is_some().then(network).into_iter().collect(),
+                asked: self.asked.map(|(first, last)| Asked {
+                    first: self.now - first,
+                    last: self.now - last,
+                }),
+            })
+        })
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), ActError> {
+        match step {
+            Step::Storage(step) => {
+                block_on(Storage::apply(&self.host, step, &Progress::new(None)))?
+            }
+            Step::Domain(step) => block_on(Compute::apply(&self.host, step))?,
+        }
+        match step {
+            Step::Domain(DomainStep::Shutdown(_)) => {
+                let first = self.asked.map_or(self.now, |(first, _)| first);
+                self.asked = Some((first, self.now));
+            }
+            Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => self.asked = None,
+            Step::Domain(_) | Step::Storage(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Observe, plan, apply: once, as the engine does it.
+    fn pass(&mut self, desired: &Desired<InstanceId, InstanceSpec>) -> Result<Plan, ActError> {
+        self.now += PASS;
+        let observed = self.observe()?;
+        if observed
+            .domain
+            .as_ref()
+            .is_none_or(|domain| domain.power_state != PowerState::Running)
+        {
+            self.asked = None;
+        }
+        let plan = plan(desired, &observed, &host());
+        for step in &plan.steps {
+            self.apply(step)?;
+        }
+        Ok(plan)
+    }
+
+    /// Passes until there is nothing to do and nothing to wait for. An agent that dies is started again.
+    fn converge(&mut self, desired: &Desired<InstanceId, InstanceSpec>) -> Then {
+        let mut last = None;
+        for _ in 0..PASSES {
+            let result = self.pass(desired);
+            if self.host.is_crashed() {
+                self.host.restart_agent();
+                self.asked = None;
+            }
+            match result {
+                Ok(plan) if plan.steps.is_empty() && !matches!(plan.then, Then::Wait(_)) => {
+                    return plan.then;
+                }
+                result => last = Some(result),
+            }
+        }
+        panic!("not converged after {PASSES} passes; the last one was {last:#?}");
+    }
+
+    fn lives(&self) -> Lives {
+        self.host.lives(instance())
+    }
+
+    fn power_state(&self) -> PowerState {
+        self.host
+            .domain(instance().as_uuid())
+            .map_or(PowerState::Nostate, |domain| domain.power_state)
+    }
+
+    fn metadata(&self) -> DomainMetadata {
+        self.host
+            .domain(instance().as_uuid())
+            .unwrap()
+            .metadata
+            .unwrap()
+    }
+}
+
+/// Steps without their arguments: a plan at a glance.
+fn outline(plan: &Plan) -> Vec<String> {
+    let step = |step: &Step| match step {
+        Step::Storage(StorageStep::FetchImage(_)) => "fetch".to_owned(),
+        Step::Storage(StorageStep::CreateDisk(disk)) => format!("disk{}", disk.index),
+        Step::Storage(StorageStep::RemoveInstance(_)) => "remove".to_owned(),
+        Step::Domain(DomainStep::Define(config)) => {
+            format!("define@{}", config.metadata.generation)
+        }
+        Step::Domain(DomainStep::Start(_)) => "start".to_owned(),
+        Step::Domain(DomainStep::Resume(_)) => "resume".to_owned(),
+        Step::Domain(DomainStep::Shutdown(_)) => "shutdown".to_owned(),
+        Step::Domain(DomainStep::Destroy(_)) => "destroy".to_owned(),
+        Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
+    };
+    plan.steps.iter().map(step).collect()
+}
+
+/// What a host in a given state is observed as.
+#[derive(Clone)]
+struct Given {
+    observed: Observed,
+}
+
+/// An instance that was carried out at a generation, in a power state.
+fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
+    let mut config = domain_config(instance(), &spec(), &host());
+    config.metadata.generation = Generation(generation);
+    let domain = DomainObserved {
+        uuid: instance().as_uuid(),
+        name: names::domain(instance()),
+        power_state: state,
+        off_reason: off,
+        reason: String::new(),
+        persistent: true,
+        vcpus: config.vcpus,
+        memory_mb: config.memory_mb,
+        metadata: Some(config.metadata),
+    };
+    Given {
+        observed: Observed {
+            domain: Some(domain),
+            files: InstanceFiles {
+                directory: true,
+                disks: [0].into(),
+            },
+            images: [image().sha256].into(),
+            networks_ready: [network()].into(),
+            asked: None,
+        },
+    }
+}
+
+fn nothing() -> Given {
+    Given {
+        observed: Observed {
+            networks_ready: [network()].into(),
+            ..Observed::default()
+        },
+    }
+}
+
+impl Given {
+    fn but(mut self, change: impl FnOnce(&mut Observed)) -> Self {
+        change(&mut self.observed);
+        self
+    }
+
+    fn domain(self, change: impl FnOnce(&mut DomainObserved)) -> Self {
+        self.but(|observed| change(observed.domain.as_mut().unwrap()))
+    }
+
+    fn asked(self, first: u64, last: u64) -> Self {
+        let asked = Asked {
+            first: Duration::from_secs(first),
+            last: Duration::from_secs(last),
+        };
+        self.but(|observed| observed.asked = Some(asked))
+    }
+}
+
+#[track_caller]
+fn check(given: Given, desired: &Desired<InstanceId, InstanceSpec>, steps: &[&str], then: &Then) {
+    let plan = plan(desired, &given.observed, &host());
+    assert_eq!(outline(&plan), steps);
+    assert_eq!(&plan.then, then);
+}
+
+#[track_caller]
+fn check_refused(
+    given: Given,
+    desired: &Desired<InstanceId, InstanceSpec>,
+    code: FaultCode,
+    words: &str,
+) {
+    let plan = plan(desired, &given.observed, &host());
+    assert_eq!(plan.steps, []);
+    let Then::Refused(fault) = plan.then else {
+        panic!("not refused: {:?}", plan.then)
+    };
+    assert_eq!(fault.code, code);
+    assert!(fault.message.contains(words), "{}", fault.message);
+}
+
+use OffReason::{Destroyed, Failed, Moved, Unknown};
+use PowerState::{Crashed, Nostate, Paused, Running, Shutdown, Suspended};
+use Then::{Converged, Gone};
+
+const ASKED: Then = Then::Wait(Wait::GuestPowersOff);
+
+#[test]
+fn from_nothing_everything_is_made_in_order() {
+    check(
+        nothing(),
+        &running(1),
+        &["fetch", "disk0", "define@0", "start", "define@1"],
+        &Converged,
+    );
+    check(
+        nothing(),
+        &stopped(1),
+        &["fetch", "disk0", "define@1"],
+        &Converged,
+    );
+    let cached = nothing().but(|observed| observed.images = [image().sha256].into());
+    check(
+        cached,
+        &running(1),
+        &["disk0", "define@0", "start", "define@1"],
+        &Converged,
+    );
+    check(nothing(), &desired(1, None), &[], &Gone);
+}
+
+#[test]
+fn one_image_for_two_disks_is_fetched_once() {
+    let mut two = spec();
+    two.disks.push(InstanceDisk {
+        index: 1,
+        ..two.disks[0].clone()
+    });
+    check(
+        nothing(),
+        &desired(1, Some(two)),
+        &["fetch", "disk0", "disk1", "define@0", "start", "define@1"],
+        &Converged,
+    );
+}
+
+#[test]
+fn disks_are_made_while_the_network_is_not_ready_and_a_start_waits_for_it() {
+    let wait = Then::Wait(Wait::Network(network()));
+    let unready = |given: Given| given.but(|observed| observed.networks_ready.clear());
+    check(unready(nothing()), &running(1), &["fetch", "disk0"], &wait);
+    check(
+        unready(given(1, Shutdown, Some(Destroyed))),
+        &running(2),
+        &[],
+        &wait,
+    );
+    check(
+        unready(given(1, Running, None)),
+        &running(1),
+        &[],
+        &Converged,
+    );
+    check(
+        unready(nothing()),
+        &stopped(1),
+        &["fetch", "disk0", "define@1"],
+        &Converged,
+    );
+}
+
+#[test]
+fn what_is_as_it_shall_be_is_left_alone() {
+    check(given(1, Running, None), &running(1), &[], &Converged);
+    check(given(1, Suspended, None), &running(1), &[], &Converged);
+    check(
+        given(1, Shutdown, Some(Destroyed)),
+        &stopped(1),
+        &[],
+        &Converged,
+    );
+    check(
+        given(1, Running, None),
+        &running(2),
+        &["define@2"],
+        &Converged,
+    );
+    check(
+        given(1, Shutdown, Some(Destroyed)),
+        &stopped(2),
+        &["define@2"],
+        &Converged,
+    );
+}
+
+#[test]
+fn a_definition_that_differs_or_is_lost_is_written_anew_and_the_guest_runs_on() {
+    let changed =
+        given(1, Running, None).domain(|domain| domain.metadata.as_mut().unwrap().digest.push('x'));
+    check(changed, &running(1), &["define@1"], &Converged);
+    check(
+        given(1, Running, None).domain(|domain| domain.persistent = false),
+        &running(1),
+        &["define@1"],
+        &Converged,
+    );
+}
+
+#[test]
+fn what_is_off_against_the_wish_is_started() {
+    for reason in [Destroyed, Failed, Unknown] {
+        let off = given(1, Shutdown, Some(reason));
+        check(
+            off,
+            &running(1),
+            &["define@0", "start", "define@1"],
+            &Converged,
+        );
+    }
+    check(
+        given(1, Nostate, None),
+        &running(1),
+        &["define@0", "start", "define@1"],
+        &Converged,
+    );
+}
+
+#[test]
+fn a_guest_that_powered_itself_off_stays_off_until_a_new_generation() {
+    check(
+        given(1, Shutdown, Some(OffReason::Guest)),
+        &running(1),
+        &[],
+        &Converged,
+    );
+    check(
+        given(1, Shutdown, Some(OffReason::Guest)),
+        &running(2),
+        &["define@0", "start", "define@2"],
+        &Converged,
+    );
+    // Its start was not marked as done: it may have been this very generation's.
+    check(
+        given(0, Shutdown, Some(OffReason::Guest)),
+        &running(1),
+        &["define@0", "start", "define@1"],
+        &Converged,
+    );
+}
+
+#[test]
+fn a_guest_that_was_migrated_away_is_not_started() {
+    check_refused(
+        given(1, Shutdown, Some(Moved)),
+        &running(2),
+        FaultCode::Hypervisor,
+        "migrated away",
+    );
+    check(
+        given(1, Shutdown, Some(Moved)),
+        &stopped(1),
+        &[],
+        &Converged,
+    );
+    check(
+        given(1, Shutdown, Some(Moved)),
+        &desired(2, None),
+        &["undefine", "remove"],
+        &Gone,
+    );
+}
+
+#[test]
+fn a_paused_guest_goes_on_and_a_crashed_one_starts_anew() {
+    check(given(1, Paused, None), &running(1), &["resume"], &Converged);
+    check(
+        given(1, Paused, None),
+        &running(2),
+        &["define@2", "resume"],
+        &Converged,
+    );
+    check(
+        given(1, Crashed, None),
+        &running(1),
+        &["destroy", "define@0", "start", "define@1"],
+        &Converged,
+    );
+    check(given(1, Crashed, None), &stopped(1), &["destroy"], &ASKED);
+    check(given(1, Paused, None), &stopped(2), &["destroy"], &ASKED);
+}
+
+#[test]
+fn a_guest_is_asked_to_stop_then_asked_again_then_switched_off() {
+    let on = || given(1, Running, None);
+    check(on(), &stopped(2), &["shutdown"], &ASKED);
+    check(on().asked(1, 1), &stopped(2), &[], &ASKED);
+    check(on().asked(7, 5), &stopped(2), &["shutdown"], &ASKED);
+    check(
+        on().asked(u64::from(STOP_TIMEOUT), 1),
+        &stopped(2),
+        &["destroy"],
+        &ASKED,
+    );
+    check(
+        given(1, Shutdown, Some(OffReason::Guest)),
+        &stopped(2),
+        &["define@2"],
+        &Converged,
+    );
+}
+
+#[test]
+fn a_reboot_is_carried_out_once_for_its_nonce() {
+    let on = || given(1, Running, None);
+    let done = |given: Given| {
+        given.domain(|domain| {
+            domain.metadata.as_mut().unwrap().reboot_nonce = Some(id::<Nonce>(1000));
+        })
+    };
+    let soft = rebooting(2, RebootKind::Soft, 0);
+    let hard = rebooting(2, RebootKind::Hard, 0);
+    check(on(), &soft, &["shutdown"], &ASKED);
+    check(
+        given(1, Shutdown, Some(OffReason::Guest)),
+        &soft,
+        &["define@0", "start", "define@2"],
+        &Converged,
+    );
+    check(
+        on(),
+        &hard,
+        &["destroy", "define@0", "start", "define@2"],
+        &Converged,
+    );
+    for reboot in [&soft, &hard] {
+        check(done(on()), reboot, &["define@2"], &Converged);
+        check(done(given(2, Running, None)), reboot, &[], &Converged);
+        check(
+            done(given(2, Shutdown, Some(OffReason::Guest))),
+            reboot,
+            &[],
+            &Converged,
+        );
+    }
+}
+
+#[test]
+fn a_reboot_of_a_stopped_instance_is_noted_and_does_not_start_it() {
+    let mut off = rebooting(2, RebootKind::Hard, 0);
+    off.spec.as_mut().unwrap().power = DesiredPower::Stopped;
+    check(
+        given(1, Shutdown, Some(Destroyed)),
+        &off,
+        &["define@2"],
+        &Converged,
+    );
+}
+
+#[test]
+fn a_foreign_domain_is_never_touched() {
+    for state in [Running, Paused, Shutdown, Crashed, Suspended, Nostate] {
+        let foreign = || given(1, state, None).domain(|domain| domain.metadata = None);
+        for document in [
+            running(2),
+            stopped(2),
+            desired(2, None),
+            rebooting(2, RebootKind::Hard, 0),
+        ] {
+            check_refused(
+                foreign(),
+                &document,
+                FaultCode::ForeignObject,
+                "berth did not make it",
+            );
+        }
+    }
+    let copied = given(1, Running, None)
+        .domain(|domain| domain.metadata.as_mut().unwrap().instance_id = id::<InstanceId>(77));
+    check_refused(
+        copied,
+        &desired(2, None),
+        FaultCode::ForeignObject,
+        "berth did not make it",
+    );
+}
+
+#[test]
+fn a_disk_that_vanished_is_not_made_anew() {
+    for state in [Running, Shutdown] {
+        let lost = given(1, state, None).but(|observed| observed.files.disks.clear());
+        check_refused(
+            lost,
+            &running(2),
+            FaultCode::Hypervisor,
+            "disk 0 is missing on the host",
+        );
+    }
+}
+
+#[test]
+fn a_tombstone_removes_everything_from_every_state() {
+    let gone = |given: Given, steps: &[&str]| check(given, &desired(9, None), steps, &Gone);
+    for state in [Running, Paused, Crashed, Suspended, Nostate] {
+        gone(given(1, state, None), &["destroy", "undefine", "remove"]);
+    }
+    gone(given(1, Shutdown, Some(Unknown)), &["undefine", "remove"]);
+    gone(
+        given(1, Running, None).domain(|domain| domain.persistent = false),
+        &["destroy", "remove"],
+    );
+    gone(
+        given(1, Running, None).but(|observed| observed.domain = None),
+        &["remove"],
+    );
+    gone(
+        given(1, Shutdown, None).but(|observed| observed.files = InstanceFiles::default()),
+        &["undefine"],
+    );
+}
+
+#[test]
+fn the_weight_of_a_guest_is_in_proportion_to_its_vcpus_where_the_host_can_weigh() {
+    let mut facts = host();
+    assert_eq!(domain_config(instance(), &spec(), &facts).cpu_shares, None);
+    facts.has_cpu_controller = true;
+    assert_eq!(
+        domain_config(instance(), &spec(), &facts).cpu_shares,
+        Some(1024)
+    );
+    assert_eq!(cpu_shares(Vcpus::clamped(4)), 4096);
+    assert_eq!(cpu_shares(Vcpus::MAX), 262_144);
+}
+
+#[test]
+fn disks_are_named_as_the_kernel_names_them() {
+    for (index, name) in [
+        (0, "vda"),
+        (25, "vdz"),
+        (26, "vdaa"),
+        (51, "vdaz"),
+        (52, "vdba"),
+        (255, "vdiv"),
+    ] {
+        assert_eq!(disk_target(index), name);
+    }
+}
+
+/// The documents whose plans are interrupted, each with those carried out before it.
+fn histories() -> Vec<Vec<Desired<InstanceId, InstanceSpec>>> {
+    vec![
+        vec![running(1)],
+        vec![stopped(1)],
+        vec![running(1), stopped(2)],
+        vec![running(1), stopped(2), running(3)],
+        vec![running(1), rebooting(2, RebootKind::Soft, 0)],
+        vec![running(1), rebooting(2, RebootKind::Hard, 0)],
+        vec![
+            running(1),
+            rebooting(2, RebootKind::Soft, 0),
+            rebooting(3, RebootKind::Soft, 1),
+        ],
+        vec![running(1), desired(2, None)],
+        vec![running(1), stopped(2), desired(3, None)],
+    ]
+}
+
+/// Is the host as the document says?
+fn assert_as_desired(rig: &Rig, desired: &Desired<InstanceId, InstanceSpec>, then: &Then) {
+    let Some(spec) = &desired.spec else {
+        assert_eq!(then, &Gone);
+        assert_eq!(rig.host.leftovers(), [format!("network {}", network())]);
+        return;
+    };
+    assert_eq!(then, &Converged);
+    assert_eq!(
+        rig.power_state(),
+        match spec.power {
+            DesiredPower::Running => Running,
+            DesiredPower::Stopped => Shutdown,
+        }
+    );
+    let metadata = rig.metadata();
+    assert_eq!(metadata.generation, desired.generation);
+    assert_eq!(
+        metadata.reboot_nonce,
+        spec.reboot.map(|reboot| reboot.nonce)
+    );
+}
+
+#[test]
+fn dying_or_failing_at_any_step_leads_to_the_same_end() {
+    for history in histories() {
+        let (last, before) = history.split_last().unwrap();
+        for guest in [Guest::Obeys, Guest::Takes(3), Guest::IgnoresAcpi] {
+            let prepared = || {
+                let rig = Rig::after(before);
+                rig.host.set_guest(instance(), guest);
+                rig
+            };
+            let mut undisturbed = prepared();
+            let begun = undisturbed.host.steps_done();
+            let then = undisturbed.converge(last);
+            assert_as_desired(&undisturbed, last, &then);
+            let steps = undisturbed.host.steps_done() - begun;
+            let starts = undisturbed.lives().starts;
+            for at in 0..=steps {
+                for disturb in [FakeHost::crash_after, FakeHost::fail_after] {
+                    let mut rig = prepared();
+                    disturb(&rig.host, at);
+                    let then = rig.converge(last);
+                    assert_as_desired(&rig, last, &then);
+                    // Neither lost nor done twice.
+                    assert_eq!(rig.lives().starts, starts, "after {at} steps of {last:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stubborn_guest_is_switched_off_in_time_and_an_obedient_one_never() {
+    let stop = |guest| {
+        let mut rig = Rig::after(&[running(1)]);
+        rig.host.set_guest(instance(), guest);
+        let begun = rig.now;
+        rig.converge(&stopped(2));
+        (rig.lives(), rig.now - begun)
+    };
+    let (lives, took) = stop(Guest::IgnoresAcpi);
+    assert_eq!((lives.destroys, lives.asked), (1, 2));
+    assert!(
+        took <= Duration::from_secs(u64::from(STOP_TIMEOUT) + 5),
+        "{took:?}"
+    );
+    let (lives, _) = stop(Guest::Takes(4));
+    assert_eq!((lives.destroys, lives.asked), (0, 1));
+}
+
+#[test]
+fn an_unreachable_image_and_a_full_disk_leave_nothing_and_are_overcome() {
+    let mut rig = Rig::new();
+    rig.host.image_is_unreachable(image().url);
+    assert_eq!(
+        rig.pass(&running(1)).unwrap_err().code,
+        FaultCode::ImageUnreachable
+    );
+    rig.host.image_is_back(&image().url);
+    rig.host.set_disk(Disk::Full);
+    assert_eq!(rig.pass(&running(1)).unwrap_err().code, FaultCode::DiskFull);
+    assert_eq!(rig.host.leftovers(), [format!("network {}", network())]);
+    rig.host.set_disk(Disk::Roomy);
+    assert_eq!(rig.converge(&running(1)), Converged);
+}
+
+#[test]
+fn a_host_that_lost_power_starts_its_guests_again() {
+    let mut rig = Rig::after(&[running(1)]);
+    rig.host.power_cut();
+    assert_eq!(
+        rig.pass(&running(1)).unwrap().then,
+        Then::Wait(Wait::Network(network()))
+    );
+    rig.build_network();
+    assert_eq!(rig.converge(&running(1)), Converged);
+    assert_eq!((rig.power_state(), rig.lives().starts), (Running, 2));
+}
+
+#[test]
+fn a_lost_disk_is_told_and_the_instance_can_still_be_deleted() {
+    let mut rig = Rig::after(&[running(1)]);
+    rig.host.lose_disk(instance(), 0);
+    assert!(matches!(rig.converge(&running(2)), Then::Refused(_)));
+    let then = rig.converge(&desired(3, None));
+    assert_as_desired(&rig, &desired(3, None), &then);
+}
+
+#[test]
+fn a_foreign_domain_with_the_instances_uuid_survives_all_documents() {
+    let mut rig = Rig::new();
+    let mut foreign = given(0, Running, None).observed.domain.unwrap();
+    foreign.metadata = None;
+    rig.host.add_foreign(foreign.clone());
+    for document in [running(1), stopped(2), desired(3, None)] {
+        assert!(matches!(rig.converge(&document), Then::Refused(_)));
+    }
+    assert_eq!(rig.host.domain(instance().as_uuid()), Some(foreign));
+}
+
+/// What may happen on a host, beside its agent.
+#[derive(Debug, Clone)]
+enum Event {
+    Document(Wish),
+    Pass,
+    CrashAfter(u64),
+    FailAfter(u64),
+    GuestPowersOff,
+    GuestCrashes,
+    Pause,
+    PowerCut,
+    Guest(u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Wish {
+    Run,
+    Stop,
+    Soft,
+    Hard,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let wish = prop_oneof![
+        Just(Wish::Run),
+        Just(Wish::Stop),
+        Just(Wish::Soft),
+        Just(Wish::Hard)
+    ];
+    prop_oneof![
+        3 => wish.prop_map(Event::Document),
+        6 => Just(Event::Pass),
+        2 => (0_u64..6).prop_map(Event::CrashAfter),
+        1 => (0_u64..6).prop_map(Event::FailAfter),
+        1 => Just(Event::GuestPowersOff),
+        1 => Just(Event::GuestCrashes),
+        1 => Just(Event::Pause),
+        1 => Just(Event::PowerCut),
+        1 => (0_u32..6).prop_map(Event::Guest),
+    ]
+}
+
+/// Documents as a scheduler makes them: a new generation each, and a reboot's nonce stays in all that follow.
+#[derive(Default)]
+struct Documents {
+    generation: u64,
+    power: DesiredPower,
+    reboot: Option<Reboot>,
+}
+
+impl Documents {
+    fn next(&mut self, wish: Wish) -> Desired<InstanceId, InstanceSpec> {
+        self.generation += 1;
+        let nonce = id::<Nonce>(1000 + u128::from(self.generation));
+        match wish {
+            Wish::Run => self.power = DesiredPower::Running,
+            Wish::Stop => self.power = DesiredPower::Stopped,
+            Wish::Soft => {
+                self.reboot = Some(Reboot {
+                    nonce,
+                    kind: RebootKind::Soft,
+                })
+            }
+            Wish::Hard => {
+                self.reboot = Some(Reboot {
+                    nonce,
+                    kind: RebootKind::Hard,
+                })
+            }
+        }
+        let spec = InstanceSpec {
+            power: self.power,
+            reboot: self.reboot,
+            ..spec()
+        };
+        desired(self.generation, Some(spec))
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happened_the_last_document_is_carried_out(events in proptest::collection::vec(event(), 0..40)) {
+        let mut rig = Rig::new();
+        let mut documents = Documents::default();
+        let mut current = documents.next(Wish::Run);
+        for event in events {
+            match event {
+                Event::Document(wish) => current = documents.next(wish),
+                Event::Pass => drop(rig.pass(&current)),
+                Event::CrashAfter(steps) => rig.host.crash_after(steps),
+                Event::FailAfter(steps) => rig.host.fail_after(steps),
+                Event::GuestPowersOff => rig.host.guest_powers_off(instance()),
+                Event::GuestCrashes => rig.host.guest_crashes(instance()),
+                Event::Pause => rig.host.pause(instance()),
+                Event::PowerCut => {
+                    rig.host.power_cut();
+                    rig.host.restart_agent();
+                    rig.build_network();
+                }
+                Event::Guest(0) => rig.host.set_guest(instance(), Guest::IgnoresAcpi),
+                Event::Guest(looks) => rig.host.set_guest(instance(), Guest::Takes(looks)),
+            }
+            if rig.host.is_crashed() {
+                rig.host.restart_agent();
+                rig.asked = None;
+            }
+        }
+        // A new generation overrules whatever the guest did by itself.
+        current.generation = current.generation.next();
+        let then = rig.converge(&current);
+        assert_as_desired(&rig, &current, &then);
+
+        let tombstone = desired(current.generation.0 + 1, None);
+        let then = rig.converge(&tombstone);
+        assert_as_desired(&rig, &tombstone, &then);
+    }
+}

@@ -1,0 +1,10 @@
+//! Decisions, as pure functions: no I/O, no clock, no async. What they return is plain data that leaves nothing
+//! to choose at execution.
+
+pub mod dhcp;
+pub mod domain;
+pub mod domain_xml;
+pub mod image_header;
+pub mod instance;
+pub mod names;
+pub mod network;

@@ -1,0 +1,130 @@
+//! The names of everything the agent makes on a host: deterministic functions of ids, with one prefix.
+//!
+//! Link names are `bt`, a letter for the role, and 12 hex digits of the SHA-256 of the id: 15 bytes, the most
+//! the kernel takes. A hash can collide, so each link also carries its full id as `ifalias`
+//! ([`link_alias`]); a link whose alias is another's is a collision and is refused, never reused.
+
+use berth_common::ids::{InstanceId, NetworkId, PortId};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// Every link, namespace and domain of berth starts with this.
+pub const LINK_PREFIX: &str = "bt";
+/// Every namespace and domain of berth starts with this.
+pub const NAME_PREFIX: &str = "berth-";
+
+/// What a link is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LinkRole {
+    /// The bridge of a network.
+    Bridge,
+    /// The end in the bridge of the veth pair to the network's namespace.
+    VethHost,
+    /// The end in the namespace.
+    VethNamespace,
+    /// The tap of a port.
+    Tap,
+}
+
+impl LinkRole {
+    const fn letter(self) -> char {
+        match self {
+            Self::Bridge => 'b',
+            Self::VethHost => 'v',
+            Self::VethNamespace => 'n',
+            Self::Tap => 't',
+        }
+    }
+
+    const fn noun(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::VethHost => "veth",
+            Self::VethNamespace => "dhcp",
+            Self::Tap => "port",
+        }
+    }
+}
+
+/// The bridge of a network.
+#[must_use]
+pub fn bridge(network: NetworkId) -> String {
+    link(LinkRole::Bridge, network.as_uuid())
+}
+
+/// The end of the veth pair that is in the network's bridge.
+#[must_use]
+pub fn veth_host(network: NetworkId) -> String {
+    link(LinkRole::VethHost, network.as_uuid())
+}
+
+/// The end of the veth pair that is in the network's namespace.
+#[must_use]
+pub fn veth_namespace(network: NetworkId) -> String {
+    link(LinkRole::VethNamespace, network.as_uuid())
+}
+
+/// The tap of a port.
+#[must_use]
+pub fn tap(port: PortId) -> String {
+    link(LinkRole::Tap, port.as_uuid())
+}
+
+/// The alias that tells whose a link is: `berth bridge <id>`.
+#[must_use]
+pub fn link_alias(role: LinkRole, id: Uuid) -> String {
+    format!("berth {} {id}", role.noun())
+}
+
+/// The namespace that holds a network's DHCP: `berth-<id>`.
+#[must_use]
+pub fn namespace(network: NetworkId) -> String {
+    format!("{NAME_PREFIX}{network}")
+}
+
+/// The libvirt name of an instance's domain: `berth-<id>`.
+#[must_use]
+pub fn domain(instance: InstanceId) -> String {
+    format!("{NAME_PREFIX}{instance}")
+}
+
+fn link(role: LinkRole, id: Uuid) -> String {
+    let digest = Sha256::digest(id.as_bytes());
+    let hex: String = digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{LINK_PREFIX}{}{hex}", role.letter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_names_fit_the_kernel_and_differ_by_role() {
+        let id = NetworkId::new();
+        let names = [bridge(id), veth_host(id), veth_namespace(id)];
+        assert!(
+            names
+                .iter()
+                .all(|name| name.len() == 15 && name.starts_with(LINK_PREFIX)),
+            "{names:?}"
+        );
+        assert_eq!(
+            names
+                .iter()
+                .collect::<std::collections::BTreeSet<_>>()
+                .len(),
+            3
+        );
+        assert_eq!(bridge(id), bridge(id));
+    }
+
+    #[test]
+    fn ids_made_at_the_same_time_get_different_names() {
+        let names: std::collections::BTreeSet<_> = (0..1000).map(|_| tap(PortId::new())).collect();
+        assert_eq!(names.len(), 1000);
+    }
+}

@@ -1,0 +1,364 @@
+//! The plan for one network on this host: its document × what is there → ordered steps.
+//!
+//! ```text
+//!            host                                 namespace berth-<id>
+//!   tap ─┐
+//!   tap ─┼─ bridge ── veth (host end) ═══════════ veth (namespace end): dhcp_ip, dnsmasq
+//!   tap ─┘
+//! ```
+//!
+//! What is missing is made, what is wrong is mended in place; taps in the bridge are never touched. A link that
+//! has a name of ours but is not ours is refused and left alone. A tombstone takes everything down, but not
+//! before all instances have left the bridge.
+
+mod imagine;
+mod link;
+mod observed;
+mod step;
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use berth_common::{
+    document::{Desired, NetworkSpec, NetworkType, SubnetSpec},
+    ids::NetworkId,
+    message::report::{Fault, FaultCode},
+};
+use ipnet::Ipv4Net;
+
+pub use imagine::imagine;
+pub use link::{Link, LinkSetting, Role};
+pub use observed::{
+    BridgeOptions, DhcpObserved, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
+    NetworkObserved, Owner,
+};
+pub use step::{NetPlan, NetStep, NetThen, NetWait, OnError};
+
+use super::dhcp::{self, DhcpFiles};
+
+/// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
+const MTU_MIN: u16 = 576;
+
+/// The plan for a network.
+#[must_use]
+pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> NetPlan {
+    match &desired.spec {
+        None => remove(desired.id, observed),
+        Some(spec) => match foreign(desired.id, observed).or_else(|| impossible(spec)) {
+            Some(fault) => NetPlan {
+                steps: Vec::new(),
+                then: NetThen::Refused(fault),
+                on_error: OnError::Stop,
+            },
+            None => converge(desired.id, spec, observed),
+        },
+    }
+}
+
+/// Whether instances can start: everything is as the document says, down to the last port known to DHCP.
+#[must_use]
+pub fn ready(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> bool {
+    let plan = plan(desired, observed);
+    plan.steps.is_empty() && plan.then == NetThen::Converged
+}
+
+/// A link that has a name of ours but is not ours.
+fn foreign(network: NetworkId, observed: &NetworkObserved) -> Option<Fault> {
+    let links = [
+        Link::bridge(network),
+        Link::veth_host(network),
+        Link::veth_namespace(network),
+    ];
+    links.into_iter().find_map(|link| {
+        let found = observed.link(link).filter(|found| !found.is_own(link))?;
+        Some(Fault {
+            code: FaultCode::ForeignObject,
+            message: format!(
+                "link {link} on the host ({}, alias {:?}) is not this network's; it was left alone",
+                if found.kind.is_empty() {
+                    "hardware"
+                } else {
+                    &found.kind
+                },
+                found.alias.as_deref().unwrap_or_default(),
+            ),
+        })
+    })
+}
+
+/// A document that no host can carry out.
+fn impossible(spec: &NetworkSpec) -> Option<Fault> {
+    let NetworkType::Local = spec.network_type;
+    let fault = |message: String| {
+        Some(Fault {
+            code: FaultCode::Network,
+            message,
+        })
+    };
+    if spec.mtu < MTU_MIN {
+        return fault(format!(
+            "an MTU of {} is too small: at least {MTU_MIN} is needed",
+            spec.mtu
+        ));
+    }
+    if let Some(subnet) = spec
+        .subnets
+        .iter()
+        .find(|subnet| !subnet.cidr.is_host_address(subnet.dhcp_ip))
+    {
+        return fault(format!(
+            "the DHCP server's address {} is not one of subnet {}",
+            subnet.dhcp_ip, subnet.cidr
+        ));
+    }
+    let mut taken: BTreeSet<Ipv4Addr> = spec.subnets.iter().map(|subnet| subnet.dhcp_ip).collect();
+    for port in &spec.ports {
+        for fixed in &port.fixed_ips {
+            let Some(subnet) = spec
+                .subnets
+                .iter()
+                .find(|subnet| subnet.id == fixed.subnet_id)
+            else {
+                return fault(format!(
+                    "port {} has an address of subnet {}, which is unknown",
+                    port.id, fixed.subnet_id
+                ));
+            };
+            if !subnet.cidr.is_host_address(fixed.ip_address) {
+                return fault(format!(
+                    "address {} of port {} is not one of subnet {}",
+                    fixed.ip_address, port.id, subnet.cidr
+                ));
+            }
+            if !taken.insert(fixed.ip_address) {
+                return fault(format!(
+                    "address {} of port {} is in use twice",
+                    fixed.ip_address, port.id
+                ));
+            }
+        }
+    }
+    None
+}
+
+/// Plans a step at a time, from what the steps before lead to.
+struct Planner {
+    network: NetworkId,
+    now: NetworkObserved,
+    steps: Vec<NetStep>,
+}
+
+impl Planner {
+    fn new(network: NetworkId, observed: &NetworkObserved) -> Self {
+        Self {
+            network,
+            now: observed.clone(),
+            steps: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, step: NetStep) {
+        imagine(&mut self.now, &step);
+        self.steps.push(step);
+    }
+
+    /// Makes or mends the bridge.
+    fn bridge(&mut self, mtu: u32) {
+        if self.now.bridge.is_none() {
+            self.step(NetStep::CreateBridge {
+                network: self.network,
+                mtu,
+            });
+        }
+        self.mend(Link::bridge(self.network), mtu);
+    }
+
+    /// Makes or mends the namespace, and the veth pair from the bridge into it.
+    fn namespace(&mut self, mtu: u32, addresses: &BTreeSet<Ipv4Net>) {
+        let network = self.network;
+        if self.now.content().is_none() {
+            self.step(NetStep::CreateNamespace(network));
+        }
+        if self
+            .now
+            .content()
+            .is_some_and(|content| !content.loopback_up)
+        {
+            self.step(NetStep::LoopbackUp(network));
+        }
+        let ends = [Link::veth_host(network), Link::veth_namespace(network)];
+        match ends.map(|end| self.now.link(end).is_some()) {
+            [true, true] => {}
+            [false, false] => self.step(NetStep::CreateVeth { network, mtu }),
+            [true, false] | [false, true] => {
+                self.step(NetStep::DeleteVeth(network));
+                self.step(NetStep::CreateVeth { network, mtu });
+            }
+        }
+        self.addresses(addresses);
+        ends.into_iter().for_each(|end| self.mend(end, mtu));
+    }
+
+    fn addresses(&mut self, wanted: &BTreeSet<Ipv4Net>) {
+        let network = self.network;
+        let found = self
+            .now
+            .content()
+            .map(|content| content.addresses.clone())
+            .unwrap_or_default();
+        for address in found.difference(wanted) {
+            self.step(NetStep::RemoveAddress {
+                network,
+                address: *address,
+            });
+        }
+        for address in wanted.difference(&found) {
+            self.step(NetStep::AddAddress {
+                network,
+                address: *address,
+            });
+        }
+    }
+
+    /// Makes a link that is there as it shall be; switches it on last.
+    fn mend(&mut self, link: Link, mtu: u32) {
+        let Some(found) = self.now.link(link).cloned() else {
+            return;
+        };
+        if found.owner(link) == Owner::Unmarked {
+            self.step(NetStep::Mark(link));
+        }
+        if link.role == Role::Bridge && found.bridge != Some(BridgeOptions::WANTED) {
+            self.step(NetStep::SetBridgeOptions(self.network));
+        }
+        if !found.unsettled.is_empty() {
+            self.step(NetStep::Settle {
+                link,
+                settings: found.unsettled,
+            });
+        }
+        if found.mtu != mtu {
+            self.step(NetStep::SetMtu { link, mtu });
+        }
+        if link.role == Role::VethHost && found.master != Some(Link::bridge(self.network).name()) {
+            self.step(NetStep::Plug(self.network));
+        }
+        if !found.up {
+            self.step(NetStep::SetUp(link));
+        }
+    }
+
+    /// Writes what DHCP reads, and stops a server that has to start afresh.
+    fn prepare_dhcp(&mut self, wanted: &DhcpFiles) {
+        let network = self.network;
+        if self.now.dhcp.files.as_ref() != Some(wanted) {
+            self.step(NetStep::WriteDhcp {
+                network,
+                files: wanted.clone(),
+            });
+        }
+        let Some(process) = &self.now.dhcp.process else {
+            return;
+        };
+        let link_stays = [Link::veth_host(network), Link::veth_namespace(network)]
+            .into_iter()
+            .all(|end| self.now.link(end).is_some());
+        let can_go_on = process.loaded.as_ref().is_some_and(|loaded| {
+            loaded.config == wanted.config && dhcp::only_adds(&loaded.hosts, &wanted.hosts)
+        });
+        if !(can_go_on && process.in_namespace && link_stays) {
+            self.step(NetStep::StopDhcp(network));
+        }
+    }
+
+    /// Starts DHCP, or tells a running server of its new hosts.
+    fn run_dhcp(&mut self, wanted: &DhcpFiles) {
+        match &self.now.dhcp.process {
+            None => self.step(NetStep::StartDhcp(self.network)),
+            Some(process) if process.loaded.as_ref() == Some(wanted) => {}
+            Some(_) => self.step(NetStep::ReloadDhcp(self.network)),
+        }
+    }
+
+    /// Takes down DHCP with its namespace, and what is ours of the veth pair.
+    fn drop_namespace(&mut self) {
+        let network = self.network;
+        if self.now.dhcp.process.is_some() {
+            self.step(NetStep::StopDhcp(network));
+        }
+        let ends = [Link::veth_host(network), Link::veth_namespace(network)];
+        if ends
+            .into_iter()
+            .any(|end| self.now.link(end).is_some_and(|found| found.is_own(end)))
+        {
+            self.step(NetStep::DeleteVeth(network));
+        }
+        if self.now.namespace != NamespaceObserved::Absent {
+            self.step(NetStep::DeleteNamespace(network));
+        }
+    }
+
+    fn remove_files(&mut self) {
+        if self.now.dhcp.directory || self.now.dhcp.files.is_some() {
+            self.step(NetStep::RemoveFiles(self.network));
+        }
+    }
+}
+
+fn converge(network: NetworkId, spec: &NetworkSpec, observed: &NetworkObserved) -> NetPlan {
+    let mtu = u32::from(spec.mtu);
+    let mut planner = Planner::new(network, observed);
+    if spec.subnets.is_empty() {
+        planner.drop_namespace();
+        planner.remove_files();
+        planner.bridge(mtu);
+    } else {
+        let wanted = dhcp::files(network, spec);
+        planner.prepare_dhcp(&wanted);
+        planner.bridge(mtu);
+        planner.namespace(mtu, &addresses(&spec.subnets));
+        planner.run_dhcp(&wanted);
+    }
+    NetPlan {
+        steps: planner.steps,
+        then: NetThen::Converged,
+        on_error: OnError::Stop,
+    }
+}
+
+fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
+    let bridge = Link::bridge(network);
+    let own_bridge = observed
+        .bridge
+        .as_ref()
+        .is_some_and(|found| found.is_own(bridge));
+    if own_bridge && !observed.members.is_empty() {
+        let wait = NetWait::Members(observed.members.clone());
+        return NetPlan {
+            steps: Vec::new(),
+            then: NetThen::Wait(wait),
+            on_error: OnError::Stop,
+        };
+    }
+    let mut planner = Planner::new(network, observed);
+    planner.drop_namespace();
+    if own_bridge {
+        planner.step(NetStep::DeleteBridge(network));
+    }
+    planner.remove_files();
+    NetPlan {
+        steps: planner.steps,
+        then: NetThen::Gone,
+        on_error: OnError::CarryOn,
+    }
+}
+
+/// The addresses of the DHCP server.
+fn addresses(subnets: &[SubnetSpec]) -> BTreeSet<Ipv4Net> {
+    subnets
+        .iter()
+        .filter_map(|subnet| Ipv4Net::new(subnet.dhcp_ip, subnet.cidr.net().prefix_len()).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! What a step leads to, as far as a plan can know: a model of the host's network in data.
+//!
+//! The planner goes on from it after each step, so that what comes after making a link is the same as what mends
+//! one; hosts that exist only in tests are made of it too.
+
+use berth_common::ids::NetworkId;
+
+use super::{
+    link::Link,
+    observed::{
+        BridgeOptions, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
+        NetworkObserved,
+    },
+    step::NetStep,
+};
+
+/// Changes what was observed to what will be observed once the step is done. A step on something that is not
+/// there changes nothing.
+pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
+    match step {
+        NetStep::WriteDhcp { files, .. } => {
+            observed.dhcp.directory = true;
+            observed.dhcp.files = Some(files.clone());
+        }
+        NetStep::CreateBridge { network, mtu } => {
+            observed
+                .bridge
+                .get_or_insert_with(|| fresh(Link::bridge(*network), *mtu));
+        }
+        NetStep::CreateNamespace(_) => {
+            if observed.content().is_none() {
+                observed.namespace = NamespaceObserved::Present(NamespaceContent::default());
+                if let Some(process) = &mut observed.dhcp.process {
+                    process.in_namespace = false;
+                }
+            }
+        }
+        NetStep::CreateVeth { network, mtu } => create_veth(observed, *network, *mtu),
+        NetStep::Mark(link) => change(observed, *link, |found| found.alias = Some(link.alias())),
+        NetStep::SetBridgeOptions(network) => {
+            change(observed, Link::bridge(*network), |found| {
+                found.bridge = Some(BridgeOptions::WANTED)
+            });
+        }
+        NetStep::Settle { link, settings } => {
+            change(observed, *link, |found| {
+                found
+                    .unsettled
+                    .retain(|setting| !settings.contains(setting))
+            });
+        }
+        NetStep::SetMtu { link, mtu } => change(observed, *link, |found| found.mtu = *mtu),
+        NetStep::Plug(network) => {
+            if observed.bridge.is_some() {
+                let bridge = Link::bridge(*network).name();
+                change(observed, Link::veth_host(*network), |found| {
+                    found.master = Some(bridge)
+                });
+            }
+        }
+        NetStep::AddAddress { address, .. } => {
+            if let Some(content) = content(observed).filter(|content| content.veth.is_some()) {
+                content.addresses.insert(*address);
+            }
+        }
+        NetStep::RemoveAddress { address, .. } => {
+            if let Some(content) = content(observed) {
+                content.addresses.remove(address);
+            }
+        }
+        NetStep::SetUp(link) => change(observed, *link, |found| found.up = true),
+        NetStep::LoopbackUp(_) => {
+            if let Some(content) = content(observed) {
+                content.loopback_up = true;
+            }
+        }
+        NetStep::StartDhcp(_) => {
+            if observed.content().is_some() && observed.dhcp.files.is_some() {
+                observed.dhcp.process = Some(DhcpProcess {
+                    loaded: observed.dhcp.files.clone(),
+                    in_namespace: true,
+                });
+            }
+        }
+        NetStep::ReloadDhcp(_) => {
+            if let Some(process) = &mut observed.dhcp.process {
+                process.loaded.clone_from(&observed.dhcp.files);
+            }
+        }
+        NetStep::StopDhcp(_) => observed.dhcp.process = None,
+        NetStep::DeleteVeth(network) => delete_veth(observed, *network),
+        NetStep::DeleteNamespace(network) => {
+            delete_veth(observed, *network);
+            observed.namespace = NamespaceObserved::Absent;
+            if let Some(process) = &mut observed.dhcp.process {
+                process.in_namespace = false;
+            }
+        }
+        NetStep::DeleteBridge(_) => {
+            observed.bridge = None;
+            observed.members.clear();
+            if let Some(veth) = &mut observed.veth_host {
+                veth.master = None;
+            }
+        }
+        NetStep::RemoveFiles(_) => {
+            observed.dhcp.directory = false;
+            observed.dhcp.files = None;
+            if let Some(process) = &mut observed.dhcp.process {
+                process.loaded = None;
+            }
+        }
+    }
+}
+
+/// A link of ours as the kernel makes it.
+fn fresh(link: Link, mtu: u32) -> LinkObserved {
+    LinkObserved {
+        kind: link.kind().to_owned(),
+        alias: None,
+        mac: Some(link.mac()),
+        mtu,
+        up: false,
+        master: None,
+        unsettled: link.settings().iter().copied().collect(),
+        bridge: (link.role == super::Role::Bridge).then_some(BridgeOptions::WANTED),
+    }
+}
+
+fn create_veth(observed: &mut NetworkObserved, network: NetworkId, mtu: u32) {
+    let Some(content) = content(observed) else {
+        return;
+    };
+    content.addresses.clear();
+    content.veth = Some(fresh(Link::veth_namespace(network), mtu));
+    observed.veth_host = Some(fresh(Link::veth_host(network), mtu));
+}
+
+/// Removes what is ours of the pair.
+fn delete_veth(observed: &mut NetworkObserved, network: NetworkId) {
+    observed
+        .veth_host
+        .take_if(|found| found.is_own(Link::veth_host(network)));
+    if let Some(content) = content(observed) {
+        content.veth = None;
+        content.addresses.clear();
+    }
+}
+
+fn content(observed: &mut NetworkObserved) -> Option<&mut NamespaceContent> {
+    match &mut observed.namespace {
+        NamespaceObserved::Present(content) => Some(content),
+        NamespaceObserved::Absent | NamespaceObserved::Empty => None,
+    }
+}
+
+fn change(observed: &mut NetworkObserved, link: Link, change: impl FnOnce(&mut LinkObserved)) {
+    let found = match link.role {
+        super::Role::Bridge => observed.bridge.as_mut(),
+        super::Role::VethHost => observed.veth_host.as_mut(),
+        super::Role::VethNamespace => content(observed).and_then(|content| content.veth.as_mut()),
+    };
+    if let Some(found) = found {
+        change(found);
+    }
+}

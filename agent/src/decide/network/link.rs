@@ -1,0 +1,153 @@
+//! The three links berth makes for a network, and all that follows from which one it is: name, alias, address,
+//! kind and settings.
+
+use std::fmt;
+
+use berth_common::ids::NetworkId;
+use sha2::{Digest, Sha256};
+
+use crate::decide::names;
+
+/// A link that berth makes for a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Link {
+    /// Its network.
+    pub network: NetworkId,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// What a link of a network is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The bridge.
+    Bridge,
+    /// The end in the bridge of the veth pair to the namespace.
+    VethHost,
+    /// The end in the namespace.
+    VethNamespace,
+}
+
+impl Role {
+    const fn registered(self) -> names::LinkRole {
+        match self {
+            Self::Bridge => names::LinkRole::Bridge,
+            Self::VethHost => names::LinkRole::VethHost,
+            Self::VethNamespace => names::LinkRole::VethNamespace,
+        }
+    }
+}
+
+/// A switch of the host's own IP stack for one link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LinkSetting {
+    /// No IPv6: no link-local address, no router advertisements of guests believed.
+    DisableIpv6,
+    /// Nothing that comes in here is forwarded.
+    NoForwarding,
+    /// What comes in here with a source that is not routed here is dropped: a guest cannot talk to the host.
+    StrictReversePath,
+    /// The host's addresses are not told to guests.
+    NoArpReplies,
+}
+
+impl LinkSetting {
+    /// Its place below `/proc/sys/net` for a link of this name.
+    #[must_use]
+    pub fn path(self, link: &str) -> String {
+        match self {
+            Self::DisableIpv6 => format!("ipv6/conf/{link}/disable_ipv6"),
+            Self::NoForwarding => format!("ipv4/conf/{link}/forwarding"),
+            Self::StrictReversePath => format!("ipv4/conf/{link}/rp_filter"),
+            Self::NoArpReplies => format!("ipv4/conf/{link}/arp_ignore"),
+        }
+    }
+
+    /// What it shall be.
+    #[must_use]
+    pub const fn value(self) -> &'static str {
+        match self {
+            Self::DisableIpv6 | Self::StrictReversePath => "1",
+            Self::NoForwarding => "0",
+            Self::NoArpReplies => "8",
+        }
+    }
+}
+
+impl Link {
+    /// A network's bridge.
+    #[must_use]
+    pub const fn bridge(network: NetworkId) -> Self {
+        Self {
+            network,
+            role: Role::Bridge,
+        }
+    }
+
+    /// The end in the bridge of a network's veth pair.
+    #[must_use]
+    pub const fn veth_host(network: NetworkId) -> Self {
+        Self {
+            network,
+            role: Role::VethHost,
+        }
+    }
+
+    /// The end in the namespace of a network's veth pair.
+    #[must_use]
+    pub const fn veth_namespace(network: NetworkId) -> Self {
+        Self {
+            network,
+            role: Role::VethNamespace,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> String {
+        match self.role {
+            Role::Bridge => names::bridge(self.network),
+            Role::VethHost => names::veth_host(self.network),
+            Role::VethNamespace => names::veth_namespace(self.network),
+        }
+    }
+
+    /// The alias that tells whose it is.
+    #[must_use]
+    pub fn alias(self) -> String {
+        names::link_alias(self.role.registered(), self.network.as_uuid())
+    }
+
+    /// Its Ethernet address, locally administered and outside of what guests get. It is set in the same call that
+    /// makes the link, so it tells whose a link is before it has an alias.
+    #[must_use]
+    pub fn mac(self) -> [u8; 6] {
+        let digest = Sha256::digest(self.alias().as_bytes());
+        [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
+    }
+
+    /// The kernel's name of its kind.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self.role {
+            Role::Bridge => "bridge",
+            Role::VethHost | Role::VethNamespace => "veth",
+        }
+    }
+
+    /// The settings it shall have. A kernel without IPv6 lacks its switch, which is as good.
+    #[must_use]
+    pub const fn settings(self) -> &'static [LinkSetting] {
+        use LinkSetting::{DisableIpv6, NoArpReplies, NoForwarding, StrictReversePath};
+        match self.role {
+            Role::Bridge => &[DisableIpv6, NoForwarding, StrictReversePath, NoArpReplies],
+            Role::VethHost | Role::VethNamespace => &[DisableIpv6, NoForwarding],
+        }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}

@@ -1,0 +1,225 @@
+//! The steps a plan for a network is made of.
+
+use std::{collections::BTreeSet, fmt};
+
+use berth_common::{ids::NetworkId, message::report::Fault};
+use ipnet::Ipv4Net;
+
+use super::{
+    super::dhcp::DhcpFiles,
+    link::{Link, LinkSetting},
+};
+
+/// One step towards a network. Each may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetStep {
+    /// Write what the DHCP server reads.
+    WriteDhcp {
+        /// The network.
+        network: NetworkId,
+        /// What it reads.
+        files: DhcpFiles,
+    },
+    /// Make the bridge, switched off and without alias.
+    CreateBridge {
+        /// The network.
+        network: NetworkId,
+        /// Largest packet in bytes.
+        mtu: u32,
+    },
+    /// Make the namespace.
+    CreateNamespace(NetworkId),
+    /// Make the veth pair with its second end in the namespace, both switched off and without alias.
+    CreateVeth {
+        /// The network.
+        network: NetworkId,
+        /// Largest packet in bytes.
+        mtu: u32,
+    },
+    /// Give a link the alias that tells whose it is.
+    Mark(Link),
+    /// Set how the bridge works ([`super::BridgeOptions::WANTED`]).
+    SetBridgeOptions(NetworkId),
+    /// Set switches of the IP stack.
+    Settle {
+        /// The link.
+        link: Link,
+        /// The switches.
+        settings: BTreeSet<LinkSetting>,
+    },
+    /// Set the largest packet.
+    SetMtu {
+        /// The link.
+        link: Link,
+        /// In bytes.
+        mtu: u32,
+    },
+    /// Put the veth pair's end into the bridge.
+    Plug(NetworkId),
+    /// Give the link in the namespace an address.
+    AddAddress {
+        /// The network.
+        network: NetworkId,
+        /// The address with its prefix.
+        address: Ipv4Net,
+    },
+    /// Take an address from the link in the namespace.
+    RemoveAddress {
+        /// The network.
+        network: NetworkId,
+        /// The address with its prefix.
+        address: Ipv4Net,
+    },
+    /// Switch a link on.
+    SetUp(Link),
+    /// Switch the namespace's loopback link on.
+    LoopbackUp(NetworkId),
+    /// Start the DHCP server.
+    StartDhcp(NetworkId),
+    /// Make it read its hosts again.
+    ReloadDhcp(NetworkId),
+    /// Stop it.
+    StopDhcp(NetworkId),
+    /// Remove the veth pair.
+    DeleteVeth(NetworkId),
+    /// Remove the namespace.
+    DeleteNamespace(NetworkId),
+    /// Remove the bridge.
+    DeleteBridge(NetworkId),
+    /// Remove the network's files.
+    RemoveFiles(NetworkId),
+}
+
+impl NetStep {
+    /// The network it is for.
+    #[must_use]
+    pub const fn network(&self) -> NetworkId {
+        match self {
+            Self::WriteDhcp { network, .. }
+            | Self::CreateBridge { network, .. }
+            | Self::CreateVeth { network, .. }
+            | Self::AddAddress { network, .. }
+            | Self::RemoveAddress { network, .. }
+            | Self::CreateNamespace(network)
+            | Self::SetBridgeOptions(network)
+            | Self::Plug(network)
+            | Self::LoopbackUp(network)
+            | Self::StartDhcp(network)
+            | Self::ReloadDhcp(network)
+            | Self::StopDhcp(network)
+            | Self::DeleteVeth(network)
+            | Self::DeleteNamespace(network)
+            | Self::DeleteBridge(network)
+            | Self::RemoveFiles(network) => *network,
+            Self::Mark(link) | Self::SetUp(link) => link.network,
+            Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
+        }
+    }
+}
+
+/// What the step does, as the end of "could not …".
+impl fmt::Display for NetStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteDhcp { .. } => f.write_str("write the files of its DHCP server"),
+            Self::CreateBridge { network, .. } => {
+                write!(f, "make bridge {}", Link::bridge(*network))
+            }
+            Self::CreateNamespace(_) => f.write_str("make its namespace"),
+            Self::CreateVeth { network, .. } => {
+                write!(f, "make veth pair {}", Link::veth_host(*network))
+            }
+            Self::Mark(link) => write!(f, "give link {link} its alias"),
+            Self::SetBridgeOptions(network) => {
+                write!(f, "set the options of bridge {}", Link::bridge(*network))
+            }
+            Self::Settle { link, .. } => write!(f, "set the IP switches of link {link}"),
+            Self::SetMtu { link, mtu } => write!(f, "set the MTU of link {link} to {mtu}"),
+            Self::Plug(network) => {
+                write!(
+                    f,
+                    "put link {} into bridge {}",
+                    Link::veth_host(*network),
+                    Link::bridge(*network)
+                )
+            }
+            Self::AddAddress { network, address } => {
+                write!(
+                    f,
+                    "give link {} the address {address}",
+                    Link::veth_namespace(*network)
+                )
+            }
+            Self::RemoveAddress { network, address } => {
+                write!(
+                    f,
+                    "take the address {address} from link {}",
+                    Link::veth_namespace(*network)
+                )
+            }
+            Self::SetUp(link) => write!(f, "switch link {link} on"),
+            Self::LoopbackUp(_) => f.write_str("switch the loopback link of its namespace on"),
+            Self::StartDhcp(_) => f.write_str("start its DHCP server"),
+            Self::ReloadDhcp(_) => f.write_str("make its DHCP server read its hosts again"),
+            Self::StopDhcp(_) => f.write_str("stop its DHCP server"),
+            Self::DeleteVeth(network) => {
+                write!(f, "remove veth pair {}", Link::veth_host(*network))
+            }
+            Self::DeleteNamespace(_) => f.write_str("remove its namespace"),
+            Self::DeleteBridge(network) => write!(f, "remove bridge {}", Link::bridge(*network)),
+            Self::RemoveFiles(_) => f.write_str("remove its files"),
+        }
+    }
+}
+
+/// What to do, and where that leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetPlan {
+    /// The steps, in order.
+    pub steps: Vec<NetStep>,
+    /// What is true once they are done.
+    pub then: NetThen,
+    /// What a failed step means for those after it.
+    pub on_error: OnError,
+}
+
+/// What a failed step means for those after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// They need it: leave them.
+    Stop,
+    /// They can be done without it: do them, and tell all errors.
+    CarryOn,
+}
+
+/// What is true once a plan's steps are done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetThen {
+    /// The network is as its document says.
+    Converged,
+    /// Nothing of it is left.
+    Gone,
+    /// Something else must happen first.
+    Wait(NetWait),
+    /// It cannot be made so.
+    Refused(Fault),
+}
+
+/// What a network waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetWait {
+    /// Links of others are still in its bridge.
+    Members(BTreeSet<String>),
+}
+
+impl fmt::Display for NetWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Members(members) = self;
+        let names: Vec<&str> = members.iter().map(String::as_str).collect();
+        write!(
+            f,
+            "waiting until these links have left its bridge: {}",
+            names.join(", ")
+        )
+    }
+}

@@ -1,0 +1,425 @@
+//! Tests of the planner: against a model of the host, from any state it can be in.
+
+use berth_common::{
+    document::{FixedIp, NetworkPort},
+    ids::{HostId, InstanceId, PortId, SubnetId},
+    units::Generation,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+fn network() -> NetworkId {
+    "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11".parse().unwrap()
+}
+
+fn spec(ports: u8) -> NetworkSpec {
+    let subnet: SubnetId = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12".parse().unwrap();
+    let port = |n: u8| NetworkPort {
+        id: PortId::new(),
+        instance_id: InstanceId::new(),
+        mac_address: format!("52:54:00:00:00:{n:02x}").parse().unwrap(),
+        hostname: format!("vm{n}").parse().unwrap(),
+        fixed_ips: vec![FixedIp {
+            subnet_id: subnet,
+            ip_address: Ipv4Addr::new(10, 0, 0, 10 + n),
+        }],
+    };
+    NetworkSpec {
+        name: "net".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        network_type: NetworkType::Local,
+        mtu: 1450,
+        subnets: vec![SubnetSpec {
+            id: subnet,
+            cidr: "10.0.0.0/24".parse().unwrap(),
+            gateway_ip: None,
+            dhcp_ip: Ipv4Addr::new(10, 0, 0, 2),
+            dns_nameservers: Vec::new(),
+        }],
+        ports: (0..ports).map(port).collect(),
+    }
+}
+
+fn desired(spec: Option<NetworkSpec>) -> Desired<NetworkId, NetworkSpec> {
+    Desired {
+        id: network(),
+        generation: Generation(1),
+        host_id: HostId::new(),
+        spec,
+    }
+}
+
+fn carried_out(observed: &NetworkObserved, steps: &[NetStep]) -> NetworkObserved {
+    let mut after = observed.clone();
+    steps.iter().for_each(|step| imagine(&mut after, step));
+    after
+}
+
+fn built(spec: &NetworkSpec) -> NetworkObserved {
+    let nothing = NetworkObserved::default();
+    carried_out(
+        &nothing,
+        &plan(&desired(Some(spec.clone())), &nothing).steps,
+    )
+}
+
+fn names_of(steps: &[NetStep]) -> Vec<String> {
+    steps.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_network_is_built_in_this_order() {
+    let plan = plan(&desired(Some(spec(1))), &NetworkObserved::default());
+    let [bridge, host, inside] =
+        [Link::bridge, Link::veth_host, Link::veth_namespace].map(|link| link(network()).name());
+    assert_eq!(
+        names_of(&plan.steps),
+        [
+            "write the files of its DHCP server".to_owned(),
+            format!("make bridge {bridge}"),
+            format!("give link {bridge} its alias"),
+            format!("set the IP switches of link {bridge}"),
+            format!("switch link {bridge} on"),
+            "make its namespace".to_owned(),
+            "switch the loopback link of its namespace on".to_owned(),
+            format!("make veth pair {host}"),
+            format!("give link {inside} the address 10.0.0.2/24"),
+            format!("give link {host} its alias"),
+            format!("set the IP switches of link {host}"),
+            format!("put link {host} into bridge {bridge}"),
+            format!("switch link {host} on"),
+            format!("give link {inside} its alias"),
+            format!("set the IP switches of link {inside}"),
+            format!("switch link {inside} on"),
+            "start its DHCP server".to_owned(),
+        ]
+    );
+    assert_eq!(plan.then, NetThen::Converged);
+}
+
+#[test]
+fn a_network_is_taken_down_in_this_order() {
+    let plan = plan(&desired(None), &built(&spec(1)));
+    let [bridge, host] = [Link::bridge, Link::veth_host].map(|link| link(network()).name());
+    assert_eq!(
+        names_of(&plan.steps),
+        [
+            "stop its DHCP server".to_owned(),
+            format!("remove veth pair {host}"),
+            "remove its namespace".to_owned(),
+            format!("remove bridge {bridge}"),
+            "remove its files".to_owned(),
+        ]
+    );
+    assert_eq!(
+        (plan.then, plan.on_error),
+        (NetThen::Gone, OnError::CarryOn)
+    );
+}
+
+#[test]
+fn a_tombstone_waits_for_the_taps() {
+    let mut observed = built(&spec(1));
+    observed.members.insert("btt000000000001".to_owned());
+    let plan = plan(&desired(None), &observed);
+    assert_eq!(plan.steps, []);
+    assert_eq!(plan.then, NetThen::Wait(NetWait::Members(observed.members)));
+}
+
+#[test]
+fn wrong_things_are_mended_in_place() {
+    let wanted = desired(Some(spec(1)));
+    let check = |spoil: &dyn Fn(&mut NetworkObserved), expected: &[NetStep]| {
+        let mut observed = built(&spec(1));
+        observed.members.insert("btt000000000001".to_owned());
+        assert!(ready(&wanted, &observed));
+        spoil(&mut observed);
+        assert!(!ready(&wanted, &observed));
+        assert_eq!(plan(&wanted, &observed).steps, expected);
+    };
+    let bridge = Link::bridge(network());
+    check(
+        &|now| now.bridge.as_mut().unwrap().mtu = 1500,
+        &[NetStep::SetMtu {
+            link: bridge,
+            mtu: 1450,
+        }],
+    );
+    check(
+        &|now| now.bridge.as_mut().unwrap().up = false,
+        &[NetStep::SetUp(bridge)],
+    );
+    check(
+        &|now| now.bridge.as_mut().unwrap().bridge.as_mut().unwrap().stp = true,
+        &[NetStep::SetBridgeOptions(network())],
+    );
+    check(
+        &|now| now.veth_host.as_mut().unwrap().master = None,
+        &[NetStep::Plug(network())],
+    );
+    check(
+        &|now| now.veth_host.as_mut().unwrap().master = Some("br0".to_owned()),
+        &[NetStep::Plug(network())],
+    );
+    check(
+        &|now| now.dhcp.process = None,
+        &[NetStep::StartDhcp(network())],
+    );
+    check(
+        &|now| now.dhcp.process.as_mut().unwrap().loaded = None,
+        &[NetStep::StopDhcp(network()), NetStep::StartDhcp(network())],
+    );
+    let stray: Ipv4Net = "10.0.0.99/24".parse().unwrap();
+    check(
+        &|now| {
+            if let NamespaceObserved::Present(content) = &mut now.namespace {
+                content.addresses = BTreeSet::from([stray]);
+            }
+        },
+        &[
+            NetStep::RemoveAddress {
+                network: network(),
+                address: stray,
+            },
+            NetStep::AddAddress {
+                network: network(),
+                address: "10.0.0.2/24".parse().unwrap(),
+            },
+        ],
+    );
+}
+
+#[test]
+fn new_ports_are_told_and_gone_ones_start_dhcp_afresh() {
+    let one = built(&spec(1));
+    let more = plan(&desired(Some(spec(2))), &one);
+    assert!(
+        matches!(
+            more.steps[..],
+            [NetStep::WriteDhcp { .. }, NetStep::ReloadDhcp(_)]
+        ),
+        "{more:?}"
+    );
+    let fewer = plan(&desired(Some(spec(0))), &one);
+    assert!(
+        matches!(
+            fewer.steps[..],
+            [
+                NetStep::WriteDhcp { .. },
+                NetStep::StopDhcp(_),
+                NetStep::StartDhcp(_)
+            ]
+        ),
+        "{fewer:?}"
+    );
+}
+
+#[test]
+fn a_link_of_somebody_else_is_refused_and_left_alone() {
+    let whole = built(&spec(1));
+    let check = |spoil: &dyn Fn(&mut LinkObserved), owner: Owner| {
+        let mut observed = whole.clone();
+        spoil(observed.bridge.as_mut().unwrap());
+        assert_eq!(
+            observed
+                .bridge
+                .as_ref()
+                .unwrap()
+                .owner(Link::bridge(network())),
+            owner
+        );
+        let build = plan(&desired(Some(spec(1))), &observed);
+        let remove = plan(&desired(None), &observed).steps;
+        if owner == Owner::Foreign {
+            assert!(
+                matches!(
+                    build.then,
+                    NetThen::Refused(Fault {
+                        code: FaultCode::ForeignObject,
+                        ..
+                    })
+                ),
+                "{build:?}"
+            );
+            assert_eq!(build.steps, []);
+            assert!(!remove.contains(&NetStep::DeleteBridge(network())));
+        } else {
+            assert_eq!(build.then, NetThen::Converged);
+            assert!(remove.contains(&NetStep::DeleteBridge(network())));
+        }
+    };
+    check(&|_| {}, Owner::Berth);
+    check(&|link| link.alias = None, Owner::Unmarked);
+    check(
+        &|link| link.alias = Some("berth bridge of another".to_owned()),
+        Owner::Foreign,
+    );
+    check(
+        &|link| (link.alias, link.mac) = (None, Some([2, 0, 0, 0, 0, 1])),
+        Owner::Foreign,
+    );
+    check(&|link| link.kind = "dummy".to_owned(), Owner::Foreign);
+}
+
+#[test]
+fn impossible_documents_are_refused() {
+    let check = |spoil: &dyn Fn(&mut NetworkSpec), expected: &str| {
+        let mut spec = spec(2);
+        spoil(&mut spec);
+        match plan(&desired(Some(spec)), &NetworkObserved::default()) {
+            NetPlan {
+                steps,
+                then: NetThen::Refused(fault),
+                ..
+            } => {
+                assert_eq!(steps, []);
+                assert!(fault.message.contains(expected), "{}", fault.message);
+            }
+            plan => panic!("{plan:?}"),
+        }
+    };
+    check(&|spec| spec.mtu = 500, "at least 576");
+    check(
+        &|spec| spec.subnets[0].dhcp_ip = Ipv4Addr::new(10, 0, 1, 2),
+        "not one of subnet 10.0.0.0/24",
+    );
+    check(
+        &|spec| spec.ports[0].fixed_ips[0].subnet_id = SubnetId::new(),
+        "which is unknown",
+    );
+    check(
+        &|spec| spec.ports[0].fixed_ips[0].ip_address = Ipv4Addr::new(10, 0, 1, 9),
+        "not one of subnet",
+    );
+    check(
+        &|spec| spec.ports[0].fixed_ips[0].ip_address = Ipv4Addr::new(10, 0, 0, 2),
+        "in use twice",
+    );
+    check(
+        &|spec| spec.ports[0].fixed_ips[0].ip_address = spec.ports[1].fixed_ips[0].ip_address,
+        "in use twice",
+    );
+}
+
+prop_compose! {
+    /// Any of our own links in any condition, or none.
+    fn any_link(link: Link)(
+        there in any::<bool>(),
+        marked in any::<bool>(),
+        mtu in prop::sample::select(vec![1450_u32, 1500]),
+        up in any::<bool>(),
+        master in prop::sample::select(vec![None, Some("br0".to_owned()), Some(Link::bridge(network()).name())]),
+        settled in any::<bool>(),
+        stp in any::<bool>(),
+    ) -> Option<LinkObserved> {
+        there.then(|| LinkObserved {
+            kind: link.kind().to_owned(),
+            alias: marked.then(|| link.alias()),
+            mac: Some(link.mac()),
+            mtu,
+            up,
+            master: (link.role == Role::VethHost).then_some(master).flatten(),
+            unsettled: if settled { BTreeSet::new() } else { link.settings().iter().copied().collect() },
+            bridge: (link.role == Role::Bridge).then_some(BridgeOptions { stp, ..BridgeOptions::WANTED }),
+        })
+    }
+}
+
+prop_compose! {
+    /// Any state of a host in which nothing is somebody else's.
+    fn any_observed()(
+        bridge in any_link(Link::bridge(network())),
+        veth_host in any_link(Link::veth_host(network())),
+        inside in any_link(Link::veth_namespace(network())),
+        namespace in 0..4_u8,
+        addresses in prop::sample::subsequence(vec!["10.0.0.2/24", "10.0.0.3/24"], 0..=2),
+        files in prop::option::of(0..3_u8),
+        process in prop::option::of((prop::option::of(0..3_u8), any::<bool>())),
+        directory in any::<bool>(),
+    ) -> NetworkObserved {
+        let files_of = |ports| dhcp::files(network(), &spec(ports));
+        let addresses = if inside.is_some() { addresses } else { Vec::new() };
+        let content = NamespaceContent {
+            loopback_up: namespace == 3,
+            veth: inside,
+            addresses: addresses.into_iter().map(|address| address.parse().unwrap()).collect(),
+        };
+        NetworkObserved {
+            bridge,
+            veth_host,
+            members: BTreeSet::new(),
+            namespace: match namespace {
+                0 => NamespaceObserved::Absent,
+                1 => NamespaceObserved::Empty,
+                _ => NamespaceObserved::Present(content),
+            },
+            dhcp: DhcpObserved {
+                directory: directory || files.is_some(),
+                files: files.map(files_of),
+                process: process.map(|(loaded, inside)| DhcpProcess {
+                    loaded: loaded.map(files_of),
+                    in_namespace: inside && namespace > 1,
+                }),
+            },
+        }
+    }
+}
+
+fn any_desired() -> impl Strategy<Value = Desired<NetworkId, NetworkSpec>> {
+    prop_oneof![
+        Just(desired(None)),
+        (0..3_u8).prop_map(|ports| desired(Some(spec(ports)))),
+        Just(desired(Some(NetworkSpec {
+            subnets: Vec::new(),
+            ..spec(0)
+        }))),
+    ]
+}
+
+proptest! {
+    /// Once a plan is carried out there is nothing left to do, and the host is as the document says.
+    #[test]
+    fn a_carried_out_plan_leaves_nothing_to_do(observed in any_observed(), desired in any_desired()) {
+        let first = plan(&desired, &observed);
+        let after = carried_out(&observed, &first.steps);
+        let second = plan(&desired, &after);
+        prop_assert_eq!(&second.steps, &Vec::new());
+        prop_assert_eq!(&second.then, &first.then);
+        match &desired.spec {
+            None => prop_assert_eq!(after, NetworkObserved::default()),
+            Some(spec) => {
+                prop_assert!(ready(&desired, &after));
+                prop_assert_eq!(after, built(spec));
+            }
+        }
+    }
+
+    /// Broken off after any step, from any state, even towards another document: the next plan gets there.
+    #[test]
+    fn a_plan_broken_off_anywhere_is_made_good_by_the_next(
+        observed in any_observed(),
+        before in any_desired(),
+        desired in any_desired(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let steps = plan(&before, &observed).steps;
+        let broken_off = carried_out(&observed, &steps[..cut.index(steps.len() + 1)]);
+        let after = carried_out(&broken_off, &plan(&desired, &broken_off).steps);
+        let expected = desired.spec.as_ref().map_or_else(NetworkObserved::default, built);
+        prop_assert_eq!(after, expected);
+    }
+
+    /// A step that was carried out already does no harm.
+    #[test]
+    fn every_step_can_be_repeated(observed in any_observed(), desired in any_desired()) {
+        let mut once = observed.clone();
+        let mut twice = observed.clone();
+        for step in plan(&desired, &observed).steps {
+            imagine(&mut once, &step);
+            imagine(&mut twice, &step);
+            imagine(&mut twice, &step);
+        }
+        prop_assert_eq!(once, twice);
+    }
+}

@@ -1,0 +1,189 @@
+//! A pass over one instance: look, plan, do, and look again, until there is nothing left to do.
+
+use std::collections::BTreeSet;
+
+use berth_common::{
+    document::{Desired, DesiredPower, DiskSource, InstanceSpec},
+    ids::InstanceId,
+    message::report::{Fault, FaultCode},
+};
+use tokio::time::Instant;
+
+use super::{
+    outcome::{AskedAt, Memory, Outcome, PassEnd, Waiting},
+    tools::{BrokenOff, Worker},
+};
+use crate::{
+    act::ActError,
+    decide::{
+        domain::{DomainObserved, DomainStep, OffReason},
+        instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
+    },
+};
+
+/// How often a pass plans anew before it counts as going round in circles. Two are usual: do, and see that it is done.
+const ROUNDS: usize = 6;
+
+type Wish = Desired<InstanceId, InstanceSpec>;
+
+/// Carries out an instance's document as far as it goes now.
+pub(super) async fn pass(mut worker: Worker, wish: &Wish, memory: Memory) -> PassEnd {
+    let mut end = PassEnd { outcome: Outcome::Superseded, domain: None, memory };
+    end.outcome = match rounds(&mut worker, wish, &mut end).await {
+        Ok(outcome) => outcome,
+        Err(BrokenOff) => Outcome::Superseded,
+    };
+    end
+}
+
+async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<Outcome, BrokenOff> {
+    let mut left = String::new();
+    for _ in 0..ROUNDS {
+        worker.take_slot().await?;
+        let facts = worker.tools.facts.borrow().clone();
+        let Some(facts) = facts else {
+            return Ok(Outcome::Unseen(Fault {
+                code: FaultCode::Hypervisor,
+                message: "libvirt has not answered since the agent started".to_owned(),
+            }));
+        };
+        let observed = match look(worker, wish, end.memory).await {
+            Ok(observed) => observed,
+            Err(error) => return Ok(Outcome::of_look(&error)),
+        };
+        end.domain = Some(observed.domain.clone());
+        let observed = excuse_late_obedience(wish, observed, end.memory);
+        let plan = instance::plan(wish, &observed, &facts);
+        if plan.then != Then::Wait(Wait::GuestPowersOff) {
+            end.memory.asked = None;
+        }
+        if plan.steps.is_empty() {
+            return Ok(outcome(plan.then));
+        }
+        left = plan.steps.iter().map(|step| name(step)).collect::<Vec<_>>().join(", ");
+        for step in &plan.steps {
+            if worker.cancel.is_cancelled() {
+                return Err(BrokenOff);
+            }
+            if let Err(error) = apply(worker, step).await? {
+                return Ok(Outcome::of_step(&error));
+            }
+            remember(&mut end.memory, step);
+        }
+    }
+    Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+fn outcome(then: Then) -> Outcome {
+    match then {
+        Then::Converged => Outcome::Converged,
+        Then::Gone => Outcome::Gone,
+        Then::Wait(Wait::Network(id)) => Outcome::Waiting(Waiting::Network(id)),
+        Then::Wait(Wait::GuestPowersOff) => Outcome::Waiting(Waiting::Guest),
+        Then::Refused(fault) => Outcome::Refused(fault),
+    }
+}
+
+/// What is there of the instance and of what it needs.
+async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, ActError> {
+    let host = &worker.tools.host;
+    let domain = host.compute.observe_one(wish.id).await?;
+    let files = host.storage.observe(wish.id).await?;
+    let mut images = BTreeSet::new();
+    let mut networks_ready = BTreeSet::new();
+    if let Some(spec) = &wish.spec {
+        for disk in spec.disks.iter().filter(|disk| !files.disks.contains(&disk.index)) {
+            let DiskSource::Image(image) = &disk.source;
+            if host.storage.has_image(&image.sha256).await? {
+                images.insert(image.sha256.clone());
+            }
+        }
+        let networks: BTreeSet<_> = spec.ports.iter().map(|port| port.network_id).collect();
+        let ready = |network| {
+            let mut ports = spec.ports.iter().filter(|port| port.network_id == network);
+            ports.all(|port| worker.tools.networks.is_ready(network, port.id))
+        };
+        networks_ready = networks.into_iter().filter(|network| ready(*network)).collect();
+    }
+    let asked = memory.asked.map(|asked| Asked { first: asked.first.elapsed(), last: asked.last.elapsed() });
+    Ok(Observed { domain, files, images, networks_ready, asked })
+}
+
+/// A guest that was asked to power off for an earlier wish and obeys only now, when it shall run, did not decide by
+/// itself: it is not left off.
+fn excuse_late_obedience(wish: &Wish, mut observed: Observed, memory: Memory) -> Observed {
+    let shall_run = wish.spec.as_ref().filter(|spec| spec.power == DesiredPower::Running);
+    let (Some(spec), Some(asked), Some(domain)) = (shall_run, memory.asked_before, &mut observed.domain) else {
+        return observed;
+    };
+    let patience = std::time::Duration::from_secs(spec.stop_timeout_seconds.into());
+    if domain.off_reason == Some(OffReason::Guest) && asked.elapsed() <= patience {
+        *domain = DomainObserved { off_reason: Some(OffReason::Destroyed), ..domain.clone() };
+    }
+    observed
+}
+
+/// What later passes must know of a step.
+fn remember(memory: &mut Memory, step: &Step) {
+    let now = Instant::now();
+    match step {
+        Step::Domain(DomainStep::Shutdown(_)) => {
+            let first = memory.asked.map_or(now, |asked| asked.first);
+            memory.asked = Some(AskedAt { first, last: now });
+            memory.asked_before = Some(now);
+        }
+        Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => *memory = Memory::default(),
+        Step::Domain(DomainStep::Define(_) | DomainStep::Resume(_) | DomainStep::Undefine(_)) | Step::Storage(_) => {}
+    }
+}
+
+/// Carries out one step. The outer error: the pass was broken off.
+async fn apply(worker: &mut Worker, step: &Step) -> Result<Result<(), ActError>, BrokenOff> {
+    let host = worker.tools.host.clone();
+    let (name, text) = (name(step), text(step));
+    match step {
+        // A download takes minutes and has bounds of its own: it keeps nobody from work, and ends with its wish.
+        Step::Storage(fetch @ StorageStep::FetchImage(_)) => {
+            worker.leave_slot();
+            let result = tokio::select! {
+                biased;
+                () = worker.cancel.cancelled() => return Err(BrokenOff),
+                result = worker.step(name, &text, async |progress| host.storage.apply(fetch, &progress).await) => result,
+            };
+            worker.take_slot().await?;
+            Ok(result)
+        }
+        Step::Storage(step) => {
+            Ok(worker.step(name, &text, async |progress| host.storage.apply(step, &progress).await).await)
+        }
+        Step::Domain(step) => Ok(worker.step(name, &text, async |_| host.compute.apply(step).await).await),
+    }
+}
+
+fn name(step: &Step) -> &'static str {
+    match step {
+        Step::Storage(StorageStep::FetchImage(_)) => "fetch_image",
+        Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
+        Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
+        Step::Domain(DomainStep::Define(_)) => "define",
+        Step::Domain(DomainStep::Start(_)) => "start",
+        Step::Domain(DomainStep::Resume(_)) => "resume",
+        Step::Domain(DomainStep::Shutdown(_)) => "shutdown",
+        Step::Domain(DomainStep::Destroy(_)) => "destroy",
+        Step::Domain(DomainStep::Undefine(_)) => "undefine",
+    }
+}
+
+fn text(step: &Step) -> String {
+    match step {
+        Step::Storage(StorageStep::FetchImage(_)) => "fetching the image".to_owned(),
+        Step::Storage(StorageStep::CreateDisk(disk)) => format!("making disk {}", disk.index),
+        Step::Storage(StorageStep::RemoveInstance(_)) => "removing its files".to_owned(),
+        Step::Domain(DomainStep::Define(_)) => "defining the domain".to_owned(),
+        Step::Domain(DomainStep::Start(_)) => "starting".to_owned(),
+        Step::Domain(DomainStep::Resume(_)) => "resuming".to_owned(),
+        Step::Domain(DomainStep::Shutdown(_)) => "asking the guest to power off".to_owned(),
+        Step::Domain(DomainStep::Destroy(_)) => "switching off".to_owned(),
+        Step::Domain(DomainStep::Undefine(_)) => "removing the domain".to_owned(),
+    }
+}

@@ -1,0 +1,449 @@
+//! The engine: one loop that keeps every resource as its document says.
+//!
+//! ```text
+//!   inbox ──changed──▶ ┌────────┐ ──due, one at a time per resource──▶ pass: look, plan, do, look again
+//!   survey ──seen────▶ │ engine │ ◀──────────── outcome ────────────────┘
+//!   timers ──────────▶ └────────┘ ──▶ reports
+//! ```
+//!
+//! It takes no orders, only hints where to look: documents are in the journal, and what is there is on the host. It
+//! never fails; what goes wrong with a resource becomes that resource's state. A crash at any instant is no more
+//! than the next start.
+//!
+//! - [`resource`]: what is kept of a resource, and when it is looked at next (pure);
+//! - [`instance`], [`network`]: one pass over a resource;
+//! - [`survey`]: the regular look at the whole host.
+
+mod backoff;
+mod instance;
+mod network;
+mod outcome;
+mod resource;
+mod survey;
+mod tools;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant as WallInstant},
+};
+
+use berth_common::{
+    document::{Document, DocumentKey, Kind},
+    ids::NetworkId,
+    message::report::{ConvergeStatus, Fault, FaultCode},
+    telemetry::{error_chain, health::Component},
+    units::Generation,
+};
+use chrono::Utc;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{Id, JoinError, JoinSet},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use self::{
+    outcome::{Outcome, PassEnd},
+    resource::{Moment, Resource},
+    survey::Survey,
+    tools::{ReadyNetworks, Tools, Worker},
+};
+use crate::{
+    decide::{domain::DomainObserved, instance::HostFacts},
+    inbox::journal::Journal,
+    metrics::AgentMetrics,
+    report::{glance::Glances, reports::Reports},
+};
+
+pub use tools::Host;
+
+/// Hints that wait for the engine. More make their senders wait: the inbox then takes no more documents.
+const EVENTS: usize = 1024;
+/// How often the engine shows that it is alive.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// How long the first passes wait for libvirt's first answer.
+const LIBVIRT_MOMENT: Duration = Duration::from_secs(2);
+/// How long running steps may take when the agent ends.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Everything the engine works with.
+pub struct Parts {
+    /// The host.
+    pub host: Host,
+    /// What the host can do, once libvirt has said so.
+    pub facts: watch::Receiver<Option<HostFacts>>,
+    /// The documents.
+    pub journal: Arc<Journal>,
+    /// Where the state of resources is told.
+    pub reports: Reports,
+    /// Where the look at the host is left for others.
+    pub glances: Glances,
+    /// Figures.
+    pub metrics: AgentMetrics,
+    /// Whether the engine does its work.
+    pub health: Component,
+    /// Whether libvirt answers.
+    pub libvirt: Component,
+    /// How often the host is looked at.
+    pub resync_every: Duration,
+    /// How many resources are worked on at once.
+    pub concurrent_operations: usize,
+}
+
+/// A hint for the engine.
+#[derive(Debug)]
+enum Event {
+    /// The journal has a newer document.
+    Changed(DocumentKey),
+    /// Somebody does not know how far this resource is.
+    Asked(DocumentKey),
+    /// The journal has forgotten a tombstone.
+    Forgotten(DocumentKey),
+    /// All domains of the host; `Err`: they could not be looked at.
+    Seen(Result<Arc<Vec<DomainObserved>>, ()>),
+}
+
+/// How others give the engine hints.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    events: mpsc::Sender<Event>,
+}
+
+impl EngineHandle {
+    /// The journal has a newer document of this resource.
+    pub async fn changed(&self, key: DocumentKey) {
+        // An engine that has ended needs no hints: the next one reads the journal.
+        let _ = self.events.send(Event::Changed(key)).await;
+    }
+
+    /// Somebody does not know how far this resource is: tell it again.
+    pub async fn asked(&self, key: DocumentKey) {
+        // As above.
+        let _ = self.events.send(Event::Asked(key)).await;
+    }
+}
+
+/// The loop over all resources.
+pub struct Engine {
+    tools: Arc<Tools>,
+    glances: Glances,
+    health: Component,
+    libvirt: Component,
+    resync_every: Duration,
+    sender: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    resources: BTreeMap<DocumentKey, Resource>,
+    passes: JoinSet<(PassEnd, Duration)>,
+    running: HashMap<Id, (DocumentKey, Arc<Document>)>,
+    libvirt_was_away: bool,
+}
+
+impl Engine {
+    /// An engine over these parts, and the handle to it.
+    #[must_use]
+    pub fn new(parts: Parts) -> (Self, EngineHandle) {
+        let (sender, events) = mpsc::channel(EVENTS);
+        let tools = Tools {
+            host: parts.host,
+            facts: parts.facts,
+            journal: parts.journal,
+            reports: parts.reports,
+            metrics: parts.metrics,
+            slots: Arc::new(Semaphore::new(parts.concurrent_operations.max(1))),
+            networks: ReadyNetworks::default(),
+        };
+        let handle = EngineHandle { events: sender.clone() };
+        let engine = Self {
+            tools: Arc::new(tools),
+            glances: parts.glances,
+            health: parts.health,
+            libvirt: parts.libvirt,
+            resync_every: parts.resync_every,
+            sender,
+            events,
+            resources: BTreeMap::new(),
+            passes: JoinSet::new(),
+            running: HashMap::new(),
+            libvirt_was_away: false,
+        };
+        (engine, handle)
+    }
+
+    /// Works until cancelled; then lets running steps finish, for a while.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        if let Err(error) = self.tools.host.storage.sweep().await {
+            tracing::warn!(error = %error_chain(&error), "leftovers of interrupted work could not be removed");
+        }
+        self.load();
+        let survey = Survey {
+            tools: Arc::clone(&self.tools),
+            glances: self.glances.clone(),
+            events: self.sender.clone(),
+            libvirt: self.libvirt.clone(),
+            every: self.resync_every,
+            unclaimed: survey::Unclaimed::default(),
+        };
+        let survey = tokio::spawn(survey.run());
+        self.health.ok();
+        let mut facts = self.tools.facts.clone();
+        let mut facts_known = true;
+        // A libvirt that is there answers at once; whoever is looked at before it did would seem to fail.
+        let answered = async { facts.wait_for(Option::is_some).await.is_ok() };
+        if tokio::time::timeout(LIBVIRT_MOMENT, answered).await.is_err() {
+            tracing::debug!("libvirt has not answered yet");
+        }
+        let mut alive = tokio::time::interval(ALIVE_EVERY);
+        loop {
+            self.start_due();
+            let due = self.next_due();
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                Some(event) = self.events.recv() => self.handle(event),
+                Some(ended) = self.passes.join_next_with_id() => self.ended(ended),
+                () = until(due) => {}
+                changed = facts.changed(), if facts_known => match changed {
+                    Ok(()) => self.wake_failing(),
+                    Err(_) => facts_known = false,
+                },
+                _ = alive.tick() => self.show_alive(),
+            }
+        }
+        survey.abort();
+        self.finish().await;
+    }
+
+    /// Takes over the journal.
+    fn load(&mut self) {
+        let moment = Moment::now();
+        for entry in self.tools.journal.all() {
+            self.resources.insert(entry.document.key(), Resource::of_journal(&entry, moment));
+        }
+        self.tools.metrics.journal(self.resources.len());
+        tracing::info!(documents = self.resources.len(), "the engine starts");
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Changed(key) => self.changed(key),
+            Event::Asked(key) => {
+                if let Some(told) = self.resources.get(&key).and_then(|resource| resource.told.clone()) {
+                    self.tools.reports.repeat(told);
+                }
+            }
+            Event::Forgotten(key) => {
+                if self.tools.journal.get(key).is_none() {
+                    self.resources.remove(&key);
+                }
+            }
+            Event::Seen(Ok(domains)) => self.seen(&domains),
+            Event::Seen(Err(())) => self.libvirt_was_away = true,
+        }
+    }
+
+    /// Takes a newer document from the journal.
+    fn changed(&mut self, key: DocumentKey) {
+        let Some(entry) = self.tools.journal.get(key) else { return };
+        let moment = Moment::now();
+        match self.resources.get_mut(&key) {
+            None => {
+                self.resources.insert(key, Resource::fresh(entry.document, moment));
+            }
+            Some(resource) if resource.document.generation() < entry.document.generation() => {
+                resource.replace(entry.document, moment);
+            }
+            Some(_) => return,
+        }
+        self.tell(key);
+        self.tools.metrics.journal(self.tools.journal.len());
+    }
+
+    /// Compares the host with what passes left: what somebody else changed is looked at closely.
+    fn seen(&mut self, domains: &[DomainObserved]) {
+        let now = Instant::now();
+        let found: HashMap<_, _> = domains.iter().map(|domain| (domain.uuid, domain)).collect();
+        for (key, resource) in self.resources.iter_mut().filter(|(key, _)| key.kind == Kind::Instance) {
+            if resource.has_drifted(found.get(&key.id).copied()) {
+                tracing::info!(resource = %key, "the domain is no longer as it was left");
+                resource.wake(now);
+            }
+        }
+        if std::mem::take(&mut self.libvirt_was_away) {
+            self.wake_failing();
+        }
+    }
+
+    /// Whatever fails is tried again at once: a part of the host has come back.
+    fn wake_failing(&mut self) {
+        let now = Instant::now();
+        for resource in self.resources.values_mut().filter(|resource| resource.is_failing()) {
+            resource.wake(now);
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let idle = self.resources.values().filter(|resource| resource.running.is_none());
+        idle.filter_map(|resource| resource.due).min()
+    }
+
+    /// Starts the passes that are due.
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        for (key, resource) in &mut self.resources {
+            if resource.running.is_some() || resource.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            let cancel = resource.begin();
+            let document = Arc::clone(&resource.document);
+            let generation = document.generation();
+            let worker = Worker::new(Arc::clone(&self.tools), *key, generation, cancel);
+            let span = tracing::info_span!("pass", resource = %key, generation = generation.0);
+            let memory = resource.memory;
+            let work = {
+                let document = Arc::clone(&document);
+                async move {
+                    let started = WallInstant::now();
+                    let end = pass(worker, &document, memory).await;
+                    (end, started.elapsed())
+                }
+            };
+            let task = self.passes.spawn(work.instrument(span));
+            self.running.insert(task.id(), (*key, document));
+        }
+    }
+
+    /// Notes how a pass ended, and wakes who waited for it.
+    fn ended(&mut self, ended: Result<(Id, (PassEnd, Duration)), JoinError>) {
+        let (id, end, took) = match ended {
+            Ok((id, (end, took))) => (id, end, took),
+            Err(error) => (error.id(), PassEnd::of(panicked(&error)), Duration::ZERO),
+        };
+        let Some((key, document)) = self.running.remove(&id) else { return };
+        self.count(key, document.generation(), &end.outcome, took);
+        let ready = end.outcome == Outcome::Converged && key.kind == Kind::Network;
+        if let Some(resource) = self.resources.get_mut(&key) {
+            resource.end(&document, end, self.resync_every, Moment::now());
+        }
+        self.tell(key);
+        if ready {
+            self.wake_waiting(key);
+        }
+    }
+
+    /// The instances that wait for a network go on.
+    fn wake_waiting(&mut self, network: DocumentKey) {
+        let now = Instant::now();
+        let Ok(id) = NetworkId::try_from(network.id) else { return };
+        for resource in self.resources.values_mut().filter(|resource| resource.waits_for == Some(id)) {
+            resource.wake(now);
+        }
+    }
+
+    fn tell(&self, key: DocumentKey) {
+        if let Some(told) = self.resources.get(&key).and_then(|resource| resource.told.clone()) {
+            self.tools.reports.tell(told);
+        }
+    }
+
+    fn count(&self, key: DocumentKey, generation: Generation, outcome: &Outcome, took: Duration) {
+        self.tools.metrics.pass(key.kind, outcome.word(), took.as_secs_f64());
+        let told = self.resources.get(&key).and_then(|resource| resource.told.as_ref());
+        match outcome.fault() {
+            Some(fault) => {
+                self.tools.metrics.pass_error(key.kind, fault.code);
+                tracing::warn!(
+                    resource = %key, generation = generation.0, outcome = outcome.word(), error = fault.message,
+                    "a pass did not get through"
+                );
+            }
+            None if told.is_none_or(|told| told.status == ConvergeStatus::Converging) => {
+                tracing::info!(resource = %key, generation = generation.0, outcome = outcome.word(), "a pass ended");
+            }
+            None => tracing::debug!(resource = %key, outcome = outcome.word(), "a pass ended"),
+        }
+    }
+
+    fn show_alive(&self) {
+        self.glances.update(|glance| glance.engine_alive = Some(Instant::now()));
+        let mut counts = BTreeMap::new();
+        for (key, resource) in &self.resources {
+            let status = resource.told.as_ref().map_or("unknown", |told| told.status.as_str());
+            *counts.entry((key.kind, status)).or_default() += 1;
+        }
+        self.tools.metrics.documents(&counts);
+    }
+
+    /// Lets running steps finish; passes are broken off before their next step.
+    async fn finish(&mut self) {
+        for resource in self.resources.values() {
+            if let Some(running) = &resource.running {
+                running.cancel();
+            }
+        }
+        let drain = async {
+            while let Some(ended) = self.passes.join_next_with_id().await {
+                self.ended(ended);
+            }
+        };
+        if tokio::time::timeout(GRACE, drain).await.is_err() {
+            tracing::warn!(passes = self.passes.len(), "steps that still run are left; the next start finishes them");
+            self.passes.abort_all();
+        }
+        tracing::info!("the engine ends; guests and networks stay as they are");
+    }
+}
+
+/// Carries out one document as far as it goes now.
+async fn pass(worker: Worker, document: &Document, memory: outcome::Memory) -> PassEnd {
+    let tools = Arc::clone(&worker.tools);
+    let (key, generation) = (worker.key, worker.generation);
+    let end = match document {
+        Document::Instance(wish) => instance::pass(worker, wish, memory).await,
+        Document::Network(wish) => network::pass(worker, wish).await,
+        Document::Router(wish) => PassEnd::of(unsupported("routers", wish.spec.is_none())),
+        Document::Volume(wish) => PassEnd::of(unsupported("volumes", wish.spec.is_none())),
+    };
+    if end.outcome == Outcome::Gone {
+        note_gone(&tools, key, generation).await;
+    }
+    end
+}
+
+/// What this version of the agent cannot act on: there is none of it here, so its end is easy.
+fn unsupported(what: &str, tombstone: bool) -> Outcome {
+    if tombstone {
+        return Outcome::Gone;
+    }
+    Outcome::Refused(Fault {
+        code: FaultCode::Unsupported,
+        message: format!("this version of berth-agent ({}) cannot make {what}", env!("CARGO_PKG_VERSION")),
+    })
+}
+
+/// Notes in the journal that a tombstone was carried out.
+async fn note_gone(tools: &Tools, key: DocumentKey, generation: Generation) {
+    let journal = Arc::clone(&tools.journal);
+    let noted = tokio::task::spawn_blocking(move || journal.mark_gone(key, generation, Utc::now())).await;
+    match noted {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "the end of a resource was not noted"),
+        Err(error) => tracing::error!(%error, "noting the end of a resource failed"),
+    }
+}
+
+fn panicked(error: &JoinError) -> Outcome {
+    tracing::error!(%error, "a pass panicked: this is a defect in berth");
+    Outcome::Failed(Fault {
+        code: FaultCode::Internal,
+        message: "berth-agent failed while working on this; the host's log has the rest".to_owned(),
+    })
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        // Something else will happen first.
+        None => sleep(ALIVE_EVERY).await,
+    }
+}

@@ -1,0 +1,120 @@
+//! A pass over one network: look, plan, do, and look again, until there is nothing left to do.
+
+use berth_common::{
+    document::{Desired, NetworkSpec},
+    ids::NetworkId,
+    message::report::Fault,
+};
+
+use super::{
+    outcome::{Outcome, PassEnd, Waiting},
+    tools::{BrokenOff, Worker},
+};
+use crate::{
+    act::ActError,
+    decide::network::{self, NetPlan, NetStep, NetThen, NetWait, OnError},
+};
+
+/// How often a pass plans anew before it counts as going round in circles.
+const ROUNDS: usize = 6;
+
+type Wish = Desired<NetworkId, NetworkSpec>;
+
+/// Carries out a network's document as far as it goes now.
+pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
+    let outcome = rounds(&mut worker, wish).await.unwrap_or(Outcome::Superseded);
+    match (&outcome, &wish.spec) {
+        (Outcome::Converged, Some(spec)) => {
+            worker.tools.networks.set(wish.id, Some(spec.ports.iter().map(|port| port.id).collect()));
+        }
+        // Nothing was found to be wrong.
+        (Outcome::Superseded | Outcome::Unseen(_), _) => {}
+        _ => worker.tools.networks.set(wish.id, None),
+    }
+    PassEnd::of(outcome)
+}
+
+async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> {
+    let mut left = String::new();
+    for _ in 0..ROUNDS {
+        worker.take_slot().await?;
+        let observed = match worker.tools.host.net.observe(wish.id).await {
+            Ok(observed) => observed,
+            Err(error) => return Ok(Outcome::of_look(&error)),
+        };
+        let plan = network::plan(wish, &observed);
+        if plan.steps.is_empty() {
+            return Ok(match plan.then {
+                NetThen::Converged => Outcome::Converged,
+                NetThen::Gone => Outcome::Gone,
+                NetThen::Wait(NetWait::Members(names)) => Outcome::Waiting(Waiting::Members(names)),
+                NetThen::Refused(fault) => Outcome::Refused(fault),
+            });
+        }
+        left = plan.steps.iter().map(name).collect::<Vec<_>>().join(", ");
+        let errors = carry_out(worker, &plan).await?;
+        if let Some(outcome) = failed(&errors) {
+            return Ok(outcome);
+        }
+    }
+    Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+/// Carries out the steps as far as the plan's rule for errors goes; answers all errors.
+async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, BrokenOff> {
+    let net = &worker.tools.host.net;
+    let mut errors = Vec::new();
+    for step in &plan.steps {
+        if worker.cancel.is_cancelled() {
+            return Err(BrokenOff);
+        }
+        if let Err(error) = worker.step(name(step), text(plan), async |_| net.apply(step).await).await {
+            errors.push(error);
+            if plan.on_error == OnError::Stop {
+                break;
+            }
+        }
+    }
+    Ok(errors)
+}
+
+/// What failed steps come to: it is tried again if that may help with any of them.
+fn failed(errors: &[ActError]) -> Option<Outcome> {
+    let first = errors.first()?;
+    let deciding = errors.iter().find(|error| error.retryable).unwrap_or(first);
+    let texts: Vec<String> = errors.iter().map(|error| berth_common::telemetry::error_chain(error)).collect();
+    let fault = Fault { code: deciding.code, message: texts.join("; ") };
+    Some(if deciding.retryable { Outcome::Failed(fault) } else { Outcome::Refused(fault) })
+}
+
+fn text(plan: &NetPlan) -> &'static str {
+    match plan.then {
+        NetThen::Gone => "taking the network down",
+        NetThen::Converged | NetThen::Wait(_) | NetThen::Refused(_) => "building the network",
+    }
+}
+
+fn name(step: &NetStep) -> &'static str {
+    match step {
+        NetStep::WriteDhcp { .. } => "write_dhcp",
+        NetStep::CreateBridge { .. } => "create_bridge",
+        NetStep::CreateNamespace(_) => "create_namespace",
+        NetStep::CreateVeth { .. } => "create_veth",
+        NetStep::Mark(_) => "mark_link",
+        NetStep::SetBridgeOptions(_) => "set_bridge_options",
+        NetStep::Settle { .. } => "settle_link",
+        NetStep::SetMtu { .. } => "set_mtu",
+        NetStep::Plug(_) => "plug",
+        NetStep::AddAddress { .. } => "add_address",
+        NetStep::RemoveAddress { .. } => "remove_address",
+        NetStep::SetUp(_) => "set_up",
+        NetStep::LoopbackUp(_) => "loopback_up",
+        NetStep::StartDhcp(_) => "start_dhcp",
+        NetStep::ReloadDhcp(_) => "reload_dhcp",
+        NetStep::StopDhcp(_) => "stop_dhcp",
+        NetStep::DeleteVeth(_) => "delete_veth",
+        NetStep::DeleteNamespace(_) => "delete_namespace",
+        NetStep::DeleteBridge(_) => "delete_bridge",
+        NetStep::RemoveFiles(_) => "remove_dhcp_files",
+    }
+}

@@ -1,0 +1,138 @@
+//! What a pass over a resource comes to, as plain data.
+
+use std::collections::BTreeSet;
+
+use berth_common::{
+    ids::NetworkId,
+    message::report::{Fault, FaultCode},
+    telemetry::error_chain,
+};
+use tokio::time::Instant;
+
+use crate::{act::ActError, decide::domain::DomainObserved};
+
+/// What a pass came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The resource is as its document says.
+    Converged,
+    /// Nothing of it is left.
+    Gone,
+    /// Something else must happen first.
+    Waiting(Waiting),
+    /// It cannot be made so.
+    Refused(Fault),
+    /// A step failed; trying again may help.
+    Failed(Fault),
+    /// The resource could not be looked at, so nothing is known and nothing was done.
+    Unseen(Fault),
+    /// It was broken off between two steps: a newer document came, or the agent ends.
+    Superseded,
+}
+
+/// What a resource waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// An instance, until a network is ready.
+    Network(NetworkId),
+    /// An instance, until its guest powers off.
+    Guest,
+    /// A network, until these links have left its bridge.
+    Members(BTreeSet<String>),
+}
+
+impl Waiting {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Network(id) => format!("waiting for network {id} to be built on this host"),
+            Self::Guest => "waiting for the guest to power off".to_owned(),
+            Self::Members(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                format!("waiting until these links have left its bridge: {}", names.join(", "))
+            }
+        }
+    }
+}
+
+impl Outcome {
+    /// The word for it in figures and logs.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Converged => "converged",
+            Self::Gone => "gone",
+            Self::Waiting(_) => "waiting",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) | Self::Unseen(_) => "failed",
+            Self::Superseded => "superseded",
+        }
+    }
+
+    /// What went wrong, if anything did.
+    pub(super) const fn fault(&self) -> Option<&Fault> {
+        match self {
+            Self::Refused(fault) | Self::Failed(fault) | Self::Unseen(fault) => Some(fault),
+            Self::Converged | Self::Gone | Self::Waiting(_) | Self::Superseded => None,
+        }
+    }
+
+    /// A step went wrong.
+    pub(super) fn of_step(error: &ActError) -> Self {
+        let fault = fault(error);
+        if error.retryable { Self::Failed(fault) } else { Self::Refused(fault) }
+    }
+
+    /// Looking went wrong.
+    pub(super) fn of_look(error: &ActError) -> Self {
+        let fault = fault(error);
+        if error.retryable { Self::Unseen(fault) } else { Self::Refused(fault) }
+    }
+
+    /// The plan of every round was carried out, and there is still something to do.
+    pub(super) fn unsettled(rounds: usize, steps: &str) -> Self {
+        Self::Failed(Fault {
+            code: FaultCode::Internal,
+            message: format!("it does not settle: after {rounds} rounds there is still to do: {steps}"),
+        })
+    }
+}
+
+fn fault(error: &ActError) -> Fault {
+    Fault { code: error.code, message: error_chain(error) }
+}
+
+/// When a guest was asked to power off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AskedAt {
+    /// The first time.
+    pub(super) first: Instant,
+    /// The last time.
+    pub(super) last: Instant,
+}
+
+/// What the next pass over an instance needs to know of those before, and the host does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Memory {
+    /// When the guest was asked to power off, for the wish that is being carried out.
+    pub(super) asked: Option<AskedAt>,
+    /// When it was asked last, for whatever wish: a guest that obeys late did not decide by itself.
+    pub(super) asked_before: Option<Instant>,
+}
+
+/// The end of a pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PassEnd {
+    /// What it came to.
+    pub(super) outcome: Outcome,
+    /// Of instances: the domain as it was seen last; `None`: it was not seen.
+    pub(super) domain: Option<Option<DomainObserved>>,
+    /// Of instances: what to remember.
+    pub(super) memory: Memory,
+}
+
+impl PassEnd {
+    /// The end of a pass that knows of no domain.
+    pub(super) fn of(outcome: Outcome) -> Self {
+        Self { outcome, domain: None, memory: Memory::default() }
+    }
+}

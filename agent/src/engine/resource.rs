@@ -1,0 +1,374 @@
+//! One resource as the engine keeps it: its document, what was told about it, and when it is looked at next.
+//!
+//! ```text
+//!              ┌──────────────── a newer document, or a change on the host ───────────────┐
+//!              ▼                                                                          │
+//!   due ──▶ running ──▶ converged ── (looked at again after a while) ──────────────────────┤
+//!              ├──▶ waiting ── (a moment, or what it waits for) ───────────────────────────┤
+//!              ├──▶ failing ── (1 s, 2 s, 4 s … 60 s; told as failed from the sixth on) ───┤
+//!              ├──▶ refused ── (only a newer document, or a start of the agent) ───────────┘
+//!              └──▶ gone
+//! ```
+//!
+//! Pure: time and chance are arguments, and nothing is done here.
+
+use std::{sync::Arc, time::Duration};
+
+use berth_common::{
+    document::{Document, Kind},
+    ids::NetworkId,
+    message::report::{ConvergeStatus, Fault, FaultCode, PowerState, ResourceReport},
+};
+use chrono::{DateTime, Utc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    backoff::{self, FAILED_AFTER},
+    outcome::{Memory, Outcome, PassEnd, Waiting},
+};
+use crate::{decide::domain::DomainObserved, inbox::journal::Entry};
+
+/// How often a converged instance is looked at with its files and networks; its domain is watched all the time.
+const THOROUGH: Duration = Duration::from_secs(300);
+/// How often a guest that was asked to power off is looked at.
+const POLL_GUEST: Duration = Duration::from_secs(1);
+/// How often a network that waits for its last instances is looked at.
+const POLL_MEMBERS: Duration = Duration::from_secs(1);
+/// An instance is woken when its network is ready. This is for the case that nobody wakes it.
+const POLL_NETWORK: Duration = Duration::from_secs(30);
+/// How often it is tried whether something foreign has gone out of the way.
+const POLL_FOREIGN: Duration = Duration::from_secs(300);
+
+/// One resource.
+#[derive(Debug)]
+pub(super) struct Resource {
+    /// How it shall be.
+    pub(super) document: Arc<Document>,
+    /// What was told about it last; `None`: nothing since the agent started.
+    pub(super) told: Option<ResourceReport>,
+    /// When the next pass is due; `None`: only when something changes.
+    pub(super) due: Option<Instant>,
+    /// The pass that runs.
+    pub(super) running: Option<CancellationToken>,
+    /// The network an instance waits for.
+    pub(super) waits_for: Option<NetworkId>,
+    /// What the next pass has to know.
+    pub(super) memory: Memory,
+    /// The domain as the last pass left it; `None`: it was not seen.
+    seen: Option<Option<DomainObserved>>,
+    /// Passes that failed in a row.
+    failures: u32,
+    /// Whether the document came while this agent runs and was not carried out yet.
+    fresh: bool,
+}
+
+/// Time, and chance.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    pub(super) at: DateTime<Utc>,
+    pub(super) chance: u8,
+}
+
+impl Moment {
+    /// Now.
+    pub(super) fn now() -> Self {
+        Self { now: Instant::now(), at: Utc::now(), chance: backoff::chance() }
+    }
+}
+
+impl Resource {
+    /// A resource of a journal that was just opened. Nothing is told of it before it was looked at.
+    pub(super) fn of_journal(entry: &Entry, moment: Moment) -> Self {
+        let mut resource = Self::new(Arc::clone(&entry.document), moment);
+        if let Some(at) = entry.gone_at {
+            resource.due = None;
+            resource.told = Some(ResourceReport { observed_at: at, ..resource.report(ConvergeStatus::Gone, moment) });
+        }
+        resource
+    }
+
+    /// A resource that was not known before.
+    pub(super) fn fresh(document: Arc<Document>, moment: Moment) -> Self {
+        let mut resource = Self::new(document, moment);
+        resource.fresh = true;
+        resource.told = Some(resource.report(ConvergeStatus::Converging, moment));
+        resource
+    }
+
+    fn new(document: Arc<Document>, moment: Moment) -> Self {
+        Self {
+            document,
+            told: None,
+            due: Some(moment.now),
+            running: None,
+            waits_for: None,
+            memory: Memory::default(),
+            seen: None,
+            failures: 0,
+            fresh: false,
+        }
+    }
+
+    /// A newer document came. A pass over the old one is broken off between two steps.
+    pub(super) fn replace(&mut self, document: Arc<Document>, moment: Moment) {
+        self.document = document;
+        self.fresh = true;
+        self.failures = 0;
+        self.waits_for = None;
+        self.memory.asked = None;
+        self.due = Some(moment.now);
+        self.told = Some(self.report(ConvergeStatus::Converging, moment));
+        if let Some(running) = &self.running {
+            running.cancel();
+        }
+    }
+
+    /// Something about it changed: look at it now.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if self.told.as_ref().is_none_or(|told| told.status != ConvergeStatus::Gone) {
+            self.due = Some(now);
+        }
+    }
+
+    /// Whether passes over it fail.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// Whether its domain is no longer as the last pass left it.
+    pub(super) fn has_drifted(&self, found: Option<&DomainObserved>) -> bool {
+        let converged = self.told.as_ref().is_some_and(|told| told.status == ConvergeStatus::Converged);
+        let Some(seen) = self.seen.as_ref().filter(|_| converged && self.running.is_none()) else { return false };
+        match (seen, found) {
+            (None, None) => false,
+            (Some(seen), Some(found)) => !alike(seen, found),
+            (Some(_), None) | (None, Some(_)) => true,
+        }
+    }
+
+    /// The pass has begun.
+    pub(super) fn begin(&mut self) -> CancellationToken {
+        let token = CancellationToken::new();
+        self.running = Some(token.clone());
+        self.due = None;
+        token
+    }
+
+    /// The pass has ended. `document` is the one it was about.
+    pub(super) fn end(&mut self, document: &Arc<Document>, end: PassEnd, resync: Duration, moment: Moment) {
+        self.running = None;
+        if !Arc::ptr_eq(document, &self.document) {
+            // What was done for the old document is found by looking; what was asked of the guest is not.
+            self.memory.asked_before = end.memory.asked_before;
+            self.due = Some(moment.now);
+            return;
+        }
+        self.memory = end.memory;
+        if let Some(domain) = end.domain {
+            self.seen = Some(domain);
+        }
+        self.waits_for = None;
+        let pause = self.settle(&end.outcome, resync, moment);
+        // A wake-up during the pass stays.
+        if self.due.is_none() {
+            self.due = pause.map(|pause| moment.now + pause);
+        }
+    }
+
+    /// Notes what a pass came to; answers after what pause to look again.
+    fn settle(&mut self, outcome: &Outcome, resync: Duration, moment: Moment) -> Option<Duration> {
+        match outcome {
+            Outcome::Converged => {
+                self.failures = 0;
+                self.fresh = false;
+                self.told = Some(self.report(ConvergeStatus::Converged, moment));
+                match self.document.key().kind {
+                    Kind::Instance => Some(backoff::spread(THOROUGH, moment.chance)),
+                    Kind::Network => Some(backoff::spread(resync, moment.chance)),
+                    Kind::Router | Kind::Volume => None,
+                }
+            }
+            Outcome::Gone => {
+                self.failures = 0;
+                self.fresh = false;
+                self.told = Some(self.report(ConvergeStatus::Gone, moment));
+                None
+            }
+            Outcome::Waiting(waiting) => {
+                self.failures = 0;
+                let report = self.report(ConvergeStatus::Converging, moment);
+                self.told = Some(ResourceReport { progress: Some(waiting.text()), ..report });
+                Some(match waiting {
+                    Waiting::Network(id) => {
+                        self.waits_for = Some(*id);
+                        POLL_NETWORK
+                    }
+                    Waiting::Guest => POLL_GUEST,
+                    Waiting::Members(_) => POLL_MEMBERS,
+                })
+            }
+            Outcome::Refused(fault) => {
+                self.failures = 0;
+                self.tell_fault(ConvergeStatus::Failed, fault, moment);
+                (fault.code == FaultCode::ForeignObject).then_some(POLL_FOREIGN)
+            }
+            Outcome::Failed(fault) => Some(self.fail(fault, self.failures >= FAILED_AFTER, moment)),
+            Outcome::Unseen(fault) => {
+                let was_well = self.told.as_ref().is_some_and(|told| told.status == ConvergeStatus::Converged);
+                if was_well {
+                    // That nobody can look does not make it worse; the host's health tells of it.
+                    self.failures = self.failures.saturating_add(1);
+                    return Some(backoff::after(self.failures, moment.chance));
+                }
+                Some(self.fail(fault, self.fresh && self.failures >= FAILED_AFTER, moment))
+            }
+            Outcome::Superseded => Some(Duration::ZERO),
+        }
+    }
+
+    fn fail(&mut self, fault: &Fault, for_good: bool, moment: Moment) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let status = if for_good { ConvergeStatus::Failed } else { ConvergeStatus::Converging };
+        self.tell_fault(status, fault, moment);
+        backoff::after(self.failures, moment.chance)
+    }
+
+    fn tell_fault(&mut self, status: ConvergeStatus, fault: &Fault, moment: Moment) {
+        self.told = Some(ResourceReport { fault: Some(fault.clone()), ..self.report(status, moment) });
+    }
+
+    /// The report of this moment.
+    fn report(&self, status: ConvergeStatus, moment: Moment) -> ResourceReport {
+        let key = self.document.key();
+        let before = self.told.as_ref();
+        let (power_state, reboot_nonce) = match (&self.seen, key.kind) {
+            (_, Kind::Network | Kind::Router | Kind::Volume) => (None, None),
+            (None, Kind::Instance) => {
+                (before.and_then(|told| told.power_state), before.and_then(|told| told.reboot_nonce))
+            }
+            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None),
+            (Some(Some(domain)), Kind::Instance) => {
+                (Some(domain.power_state), domain.metadata.as_ref().and_then(|metadata| metadata.reboot_nonce))
+            }
+        };
+        ResourceReport {
+            key,
+            generation: self.document.generation(),
+            status,
+            progress: None,
+            fault: None,
+            power_state,
+            reboot_nonce,
+            observed_at: moment.at,
+        }
+    }
+}
+
+/// Whether a domain is the same in all that a pass decides by.
+fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
+    a.power_state == b.power_state
+        && a.off_reason == b.off_reason
+        && a.persistent == b.persistent
+        && a.metadata == b.metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::{
+        document::Desired,
+        ids::{HostId, NetworkId},
+        units::Generation,
+    };
+
+    use super::*;
+
+    fn document(id: NetworkId, generation: u64) -> Arc<Document> {
+        Arc::new(Document::Network(Desired {
+            id,
+            generation: Generation(generation),
+            host_id: HostId::new(),
+            spec: None,
+        }))
+    }
+
+    fn moment() -> Moment {
+        Moment { chance: 0, ..Moment::now() }
+    }
+
+    fn fault(code: FaultCode) -> Fault {
+        Fault { code, message: "no".to_owned() }
+    }
+
+    /// Runs passes that come to these outcomes; tells status and pause after each.
+    fn run(resource: &mut Resource, outcomes: &[Outcome]) -> Vec<(Option<ConvergeStatus>, Option<u64>)> {
+        let now = moment();
+        let resync = Duration::from_secs(10);
+        let run = |outcome: &Outcome| {
+            resource.begin();
+            let document = Arc::clone(&resource.document);
+            resource.end(&document, PassEnd::of(outcome.clone()), resync, now);
+            let status = resource.told.as_ref().map(|told| told.status);
+            (status, resource.due.map(|due| due.duration_since(now.now).as_secs()))
+        };
+        outcomes.iter().map(run).collect()
+    }
+
+    #[test]
+    fn failures_are_work_in_progress_for_a_while_and_then_told_as_such() {
+        use ConvergeStatus::{Converging, Failed};
+        let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
+        let outcomes = vec![Outcome::Failed(fault(FaultCode::Network)); 8];
+        let expected = [
+            (Some(Converging), Some(1)),
+            (Some(Converging), Some(2)),
+            (Some(Converging), Some(4)),
+            (Some(Converging), Some(8)),
+            (Some(Converging), Some(16)),
+            (Some(Failed), Some(32)),
+            (Some(Failed), Some(60)),
+            (Some(Failed), Some(60)),
+        ];
+        assert_eq!(run(&mut resource, &outcomes), expected);
+        assert_eq!(run(&mut resource, &[Outcome::Converged])[0], (Some(ConvergeStatus::Converged), Some(10)));
+        assert!(!resource.is_failing());
+    }
+
+    #[test]
+    fn a_refusal_is_final_until_a_newer_document_except_for_what_is_in_the_way() {
+        let failed = Some(ConvergeStatus::Failed);
+        let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
+        assert_eq!(run(&mut resource, &[Outcome::Refused(fault(FaultCode::ImageChecksum))]), [(failed, None)]);
+        assert_eq!(run(&mut resource, &[Outcome::Refused(fault(FaultCode::ForeignObject))]), [(failed, Some(300))]);
+        resource.replace(document(NetworkId::new(), 2), moment());
+        assert_eq!(resource.told.as_ref().map(|told| told.status), Some(ConvergeStatus::Converging));
+        assert!(resource.due.is_some());
+    }
+
+    #[test]
+    fn a_resource_that_cannot_be_seen_is_no_worse_than_it_was() {
+        let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
+        let unseen = Outcome::Unseen(fault(FaultCode::Hypervisor));
+        run(&mut resource, &[Outcome::Converged]);
+        let after = run(&mut resource, &vec![unseen.clone(); 9]);
+        assert!(after.iter().all(|(status, _)| *status == Some(ConvergeStatus::Converged)), "{after:?}");
+        let mut waiting = Resource::fresh(document(NetworkId::new(), 1), moment());
+        let after = run(&mut waiting, &vec![unseen; 6]);
+        assert_eq!(after[5].0, Some(ConvergeStatus::Failed), "a wish that cannot be carried out is told");
+    }
+
+    #[test]
+    fn what_was_done_for_an_old_document_says_nothing_about_the_new_one() {
+        let id = NetworkId::new();
+        let mut resource = Resource::fresh(document(id, 1), moment());
+        let token = resource.begin();
+        let old = Arc::clone(&resource.document);
+        resource.replace(document(id, 2), moment());
+        assert!(token.is_cancelled());
+        resource.end(&old, PassEnd::of(Outcome::Converged), Duration::from_secs(10), moment());
+        let told = resource.told.clone().unwrap();
+        assert_eq!((told.status, told.generation), (ConvergeStatus::Converging, Generation(2)));
+        assert!(resource.due.is_some());
+    }
+}

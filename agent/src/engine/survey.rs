@@ -1,0 +1,168 @@
+//! The regular look at the whole host: one call for all domains, the space on the disk, and what has berth's mark but
+//! no document.
+//!
+//! It runs beside the passes, so that a libvirt that hangs holds up nothing but this. It changes nothing on the host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use berth_common::{
+    document::{DocumentKey, Kind},
+    telemetry::{error_chain, health::Component},
+};
+use chrono::Utc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{Event, tools::Tools};
+use crate::{decide::domain::DomainObserved, report::glance::Glances};
+
+/// How often files and networks without a document are looked for, and old tombstones are forgotten.
+const RARELY: Duration = Duration::from_secs(300);
+/// How soon a failed look is repeated.
+const SOON: Duration = Duration::from_secs(2);
+
+/// What the survey needs.
+pub(super) struct Survey {
+    pub(super) tools: Arc<Tools>,
+    pub(super) glances: Glances,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) libvirt: Component,
+    pub(super) every: Duration,
+    pub(super) unclaimed: Unclaimed,
+}
+
+/// What has berth's mark but no document, as it was found last.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Unclaimed {
+    domains: BTreeSet<DocumentKey>,
+    files: BTreeSet<DocumentKey>,
+    networks: BTreeSet<DocumentKey>,
+}
+
+impl Survey {
+    /// Looks again and again. Ends when the engine does.
+    pub(super) async fn run(mut self) {
+        let mut ticks = tokio::time::interval(self.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rarely_at = Instant::now();
+        loop {
+            ticks.tick().await;
+            self.look_at_space().await;
+            let seen = self.look_at_domains().await;
+            if seen.is_err() && self.every > SOON {
+                ticks.reset_after(SOON);
+            }
+            if self.events.send(Event::Seen(seen)).await.is_err() {
+                return;
+            }
+            if Instant::now() >= rarely_at {
+                rarely_at = Instant::now() + RARELY;
+                self.look_for_unclaimed().await;
+                self.prune().await;
+            }
+        }
+    }
+
+    async fn look_at_space(&self) {
+        match self.tools.host.storage.space().await {
+            Ok(space) => self.glances.update(|glance| {
+                glance.space = Some(space);
+                glance.storage_error = None;
+            }),
+            Err(error) => self.glances.update(|glance| glance.storage_error = Some(error_chain(&error))),
+        }
+    }
+
+    async fn look_at_domains(&mut self) -> Result<Arc<Vec<DomainObserved>>, ()> {
+        match self.tools.host.compute.observe().await {
+            Ok(domains) => {
+                let domains = Arc::new(domains);
+                self.glances.update(|glance| {
+                    glance.domains = Some((Instant::now(), Arc::clone(&domains)));
+                    glance.libvirt_error = None;
+                });
+                self.libvirt.ok();
+                self.tools.metrics.domains(&count(&domains));
+                self.claim_domains(&domains);
+                Ok(domains)
+            }
+            Err(error) => {
+                let reason = error_chain(&error);
+                self.libvirt.degraded(reason.clone());
+                self.glances.update(|glance| glance.libvirt_error = Some(reason));
+                Err(())
+            }
+        }
+    }
+
+    fn claim_domains(&mut self, domains: &[DomainObserved]) {
+        let ours = domains.iter().filter_map(|domain| domain.metadata.as_ref());
+        let keys = ours.map(|metadata| DocumentKey { kind: Kind::Instance, id: metadata.instance_id.as_uuid() });
+        let found = self.without_document(keys);
+        self.tools.metrics.unclaimed("domain", found.len());
+        tell("domain", &self.unclaimed.domains, &found);
+        self.unclaimed.domains = found;
+    }
+
+    async fn look_for_unclaimed(&mut self) {
+        if let Ok(ids) = self.tools.host.storage.instances_with_files().await {
+            let keys = ids.iter().map(|id| DocumentKey { kind: Kind::Instance, id: id.as_uuid() });
+            let found = self.without_document(keys);
+            self.tools.metrics.unclaimed("files", found.len());
+            tell("directory of an instance", &self.unclaimed.files, &found);
+            self.unclaimed.files = found;
+        }
+        if let Ok(ids) = self.tools.host.net.networks_present().await {
+            let keys = ids.iter().map(|id| DocumentKey { kind: Kind::Network, id: id.as_uuid() });
+            let found = self.without_document(keys);
+            self.tools.metrics.unclaimed("network", found.len());
+            tell("network", &self.unclaimed.networks, &found);
+            self.unclaimed.networks = found;
+        }
+    }
+
+    fn without_document(&self, keys: impl Iterator<Item = DocumentKey>) -> BTreeSet<DocumentKey> {
+        keys.filter(|key| self.tools.journal.get(*key).is_none()).collect()
+    }
+
+    async fn prune(&self) {
+        let journal = Arc::clone(&self.tools.journal);
+        match tokio::task::spawn_blocking(move || journal.prune(Utc::now())).await {
+            Ok(Ok(keys)) => {
+                for key in keys {
+                    // The engine is gone: so is what it should forget.
+                    let _ = self.events.send(Event::Forgotten(key)).await;
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "old tombstones stay in the journal"),
+            Err(error) => tracing::error!(%error, "forgetting old tombstones failed"),
+        }
+        self.tools.metrics.journal(self.tools.journal.len());
+    }
+}
+
+/// Says once what is new among the unclaimed.
+fn tell(what: &str, before: &BTreeSet<DocumentKey>, found: &BTreeSet<DocumentKey>) {
+    for key in found.difference(before) {
+        tracing::warn!(
+            resource = %key,
+            "there is a {what} with berth's mark but without a document; it is left alone until the scheduler sends one"
+        );
+    }
+}
+
+/// Domains by owner and power state.
+fn count(domains: &[DomainObserved]) -> BTreeMap<(&'static str, &'static str), usize> {
+    let mut counts = BTreeMap::new();
+    for domain in domains {
+        let owner = if domain.metadata.is_some() { "berth" } else { "foreign" };
+        *counts.entry((owner, domain.power_state.as_str())).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,23 @@
+//! The agent: makes one hypervisor match the documents it was sent.
+//!
+//! Data flows `inbox → decide → act → report`, and the folders say so:
+//!
+//! - [`inbox`] takes documents off `compute.<host>`, journals them on disk and only then acknowledges them.
+//! - [`decide`] is pure: desired × observed → an ordered plan that is plain data.
+//! - [`act`] is I/O behind narrow traits: libvirt, the kernel's network, files and images.
+//! - [`report`] tells the scheduler what was observed, and sends heartbeats.
+//! - [`engine`] runs the loop over all of it.
+//!
+//! The agent knows no database. Nothing that carries a guest's traffic is its child: it may be stopped,
+//! killed or upgraded at any instant.
+
+pub mod act;
+pub mod config;
+pub mod decide;
+pub mod engine;
+pub mod inbox;
+pub mod metrics;
+pub mod preflight;
+pub mod report;
+pub mod service;
+pub mod state;

@@ -1,0 +1,203 @@
+//! The agent's own figures. No label takes its value from a message: a series must not grow with what strangers
+//! send.
+
+use std::collections::BTreeMap;
+
+use berth_common::{
+    document::Kind,
+    message::report::FaultCode,
+    telemetry::registry::{Metrics, MetricsError},
+    units::ByteCount,
+};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+/// Counters and gauges of one agent.
+#[derive(Debug, Clone)]
+pub struct AgentMetrics {
+    documents: IntGaugeVec,
+    received: IntCounterVec,
+    dead: IntCounter,
+    journal: IntGauge,
+    passes: IntCounterVec,
+    pass_errors: IntCounterVec,
+    pass_seconds: HistogramVec,
+    steps: IntCounterVec,
+    reports: IntCounterVec,
+    heartbeats: IntCounterVec,
+    unclaimed: IntGaugeVec,
+    domains: IntGaugeVec,
+    stuck: IntGauge,
+    images: IntGauge,
+    image_bytes: IntGauge,
+}
+
+impl AgentMetrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// When a name is taken, which no configuration can cause.
+    pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
+        Ok(Self {
+            documents: metrics.gauges(
+                "berth_agent_documents",
+                "Documents of this host, by kind and status (unknown until it was looked at).",
+                &["kind", "status"],
+            )?,
+            received: metrics.counters(
+                "berth_agent_documents_received_total",
+                "Documents that arrived, by outcome (new, same, older).",
+                &["outcome"],
+            )?,
+            dead: metrics.counter(
+                "berth_agent_dead_messages_total",
+                "Messages that were unusable and went to berth.dead.",
+            )?,
+            journal: metrics.gauge("berth_agent_journal_documents", "Documents in the journal, tombstones included.")?,
+            passes: metrics.counters(
+                "berth_agent_passes_total",
+                "Passes over a resource, by kind and outcome (converged, gone, waiting, refused, failed, superseded).",
+                &["kind", "outcome"],
+            )?,
+            pass_errors: metrics.counters(
+                "berth_agent_pass_errors_total",
+                "Passes that failed or were refused, by kind and code of the fault.",
+                &["kind", "code"],
+            )?,
+            pass_seconds: metrics.histograms(
+                "berth_agent_pass_duration_seconds",
+                "How long a pass over a resource took, by kind.",
+                &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0],
+                &["kind"],
+            )?,
+            steps: metrics.counters(
+                "berth_agent_steps_total",
+                "Steps that changed something on the host, by step and outcome (ok, error).",
+                &["step", "outcome"],
+            )?,
+            reports: metrics.counters(
+                "berth_agent_reports_total",
+                "Reports sent to the scheduler, by outcome (ok, error).",
+                &["outcome"],
+            )?,
+            heartbeats: metrics.counters(
+                "berth_agent_heartbeats_total",
+                "Heartbeats sent to the scheduler, by outcome (ok, error).",
+                &["outcome"],
+            )?,
+            unclaimed: metrics.gauges(
+                "berth_agent_unclaimed_resources",
+                "What is on this host with berth's mark but without a document, by kind; it is never touched.",
+                &["kind"],
+            )?,
+            domains: metrics.gauges(
+                "berth_agent_domains",
+                "Domains of this host, by owner (berth, foreign) and power state.",
+                &["owner", "state"],
+            )?,
+            stuck: metrics.gauge("berth_agent_libvirt_stuck_calls", "Calls to libvirt that hang.")?,
+            images: metrics.gauge("berth_agent_images_cached", "Images in the cache.")?,
+            image_bytes: metrics.gauge("berth_agent_images_cached_bytes", "Size of the images in the cache.")?,
+        })
+    }
+
+    /// So many documents, by kind and status.
+    pub fn documents(&self, counts: &BTreeMap<(Kind, &'static str), usize>) {
+        self.documents.reset();
+        for ((kind, status), count) in counts {
+            self.documents.with_label_values(&[kind.as_str(), status]).set(whole(*count));
+        }
+    }
+
+    /// A document arrived.
+    pub fn received(&self, outcome: &str) {
+        self.received.with_label_values(&[outcome]).inc();
+    }
+
+    /// A message was unusable.
+    pub fn dead(&self) {
+        self.dead.inc();
+    }
+
+    /// The journal has so many documents.
+    pub fn journal(&self, count: usize) {
+        self.journal.set(whole(count));
+    }
+
+    /// A pass ended.
+    pub fn pass(&self, kind: Kind, outcome: &str, seconds: f64) {
+        self.passes.with_label_values(&[kind.as_str(), outcome]).inc();
+        self.pass_seconds.with_label_values(&[kind.as_str()]).observe(seconds);
+    }
+
+    /// A pass ended with a fault.
+    pub fn pass_error(&self, kind: Kind, code: FaultCode) {
+        self.pass_errors.with_label_values(&[kind.as_str(), code_name(code)]).inc();
+    }
+
+    /// A step was carried out, or failed.
+    pub fn step(&self, step: &str, done: Result<(), ()>) {
+        self.steps.with_label_values(&[step, outcome(done)]).inc();
+    }
+
+    /// A report was sent, or not.
+    pub fn report(&self, done: Result<(), ()>) {
+        self.reports.with_label_values(&[outcome(done)]).inc();
+    }
+
+    /// A heartbeat was sent, or not.
+    pub fn heartbeat(&self, done: Result<(), ()>) {
+        self.heartbeats.with_label_values(&[outcome(done)]).inc();
+    }
+
+    /// So much of a kind is there without a document.
+    pub fn unclaimed(&self, kind: &str, count: usize) {
+        self.unclaimed.with_label_values(&[kind]).set(whole(count));
+    }
+
+    /// These domains are there, by owner and state.
+    pub fn domains(&self, counts: &BTreeMap<(&'static str, &'static str), usize>) {
+        self.domains.reset();
+        for ((owner, state), count) in counts {
+            self.domains.with_label_values(&[owner, state]).set(whole(*count));
+        }
+    }
+
+    /// So many calls to libvirt hang.
+    pub fn stuck(&self, count: usize) {
+        self.stuck.set(whole(count));
+    }
+
+    /// The image cache.
+    pub fn images(&self, count: usize, size: ByteCount) {
+        self.images.set(whole(count));
+        self.image_bytes.set(i64::try_from(size.get()).unwrap_or(i64::MAX));
+    }
+}
+
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn outcome(done: Result<(), ()>) -> &'static str {
+    match done {
+        Ok(()) => "ok",
+        Err(()) => "error",
+    }
+}
+
+/// The name of a code on the wire.
+const fn code_name(code: FaultCode) -> &'static str {
+    match code {
+        FaultCode::NoValidHost => "no_valid_host",
+        FaultCode::ImageUnreachable => "image_unreachable",
+        FaultCode::ImageChecksum => "image_checksum",
+        FaultCode::ImageRefused => "image_refused",
+        FaultCode::DiskFull => "disk_full",
+        FaultCode::Network => "network",
+        FaultCode::Hypervisor => "hypervisor",
+        FaultCode::ForeignObject => "foreign_object",
+        FaultCode::Unsupported => "unsupported",
+        FaultCode::Internal => "internal",
+    }
+}

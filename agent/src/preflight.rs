@@ -1,0 +1,326 @@
+//! Checks at start whether this machine can be a hypervisor: all findings at once, each with what to do about it.
+//!
+//! It leaves nothing behind: the kernel is tried in a network namespace that vanishes with its thread. An absent
+//! libvirt is a finding, but not a reason to stop: the agent waits for it.
+
+use std::{
+    env, fmt, fs,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::statvfs::statvfs,
+};
+use rtnetlink::{LinkBridge, LinkVeth, new_connection};
+
+use crate::{
+    act::libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
+    config::Config,
+    report::heartbeat::Machine,
+};
+
+/// Programs the agent runs, and Debian's packages of them.
+const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "qemu-utils"), ("dnsmasq", "dnsmasq-base")];
+/// Where libvirt listens for `qemu:///system`: the one daemon, or the one for QEMU.
+const LIBVIRT_SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
+/// Below this, the next image does not fit.
+const LITTLE_SPACE: u64 = 2 << 30;
+/// Bits of `CapEff` in `/proc/self/status` (capabilities(7)).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing.
+    Note,
+    /// The agent starts, but something will not work.
+    Warning,
+    /// The agent cannot do its work.
+    Fatal,
+}
+
+/// One fact about this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found.
+    pub what: String,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+/// All findings, the worst first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Findings(Vec<Finding>);
+
+/// This machine cannot be a hypervisor.
+#[derive(Debug, thiserror::Error)]
+#[error("this machine is not ready to be a hypervisor:\n{0}")]
+pub struct NotReady(pub Findings);
+
+impl Findings {
+    fn add(&mut self, severity: Severity, what: impl Into<String>, fix: Option<&str>) {
+        self.0.push(Finding { severity, what: what.into(), fix: fix.map(str::to_owned) });
+    }
+
+    /// All of them, the worst first.
+    #[must_use]
+    pub fn all(&self) -> &[Finding] {
+        &self.0
+    }
+
+    /// Logs all of them.
+    ///
+    /// # Errors
+    /// [`NotReady`] with all of them if one is fatal.
+    pub fn judge(self) -> Result<(), NotReady> {
+        for finding in &self.0 {
+            let fix = finding.fix.as_deref().unwrap_or_default();
+            match finding.severity {
+                Severity::Note => tracing::info!("preflight: {}", finding.what),
+                Severity::Warning => tracing::warn!(fix, "preflight: {}", finding.what),
+                Severity::Fatal => tracing::error!(fix, "preflight: {}", finding.what),
+            }
+        }
+        if self.0.iter().any(|finding| finding.severity == Severity::Fatal) { Err(NotReady(self)) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, finding) in self.0.iter().enumerate() {
+            let word = match finding.severity {
+                Severity::Note => "note   ",
+                Severity::Warning => "warning",
+                Severity::Fatal => "FATAL  ",
+            };
+            if position > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "  {word} {}", finding.what)?;
+            if let Some(fix) = &finding.fix {
+                write!(f, "\n          → {fix}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at this machine. Blocks for a moment.
+#[must_use]
+pub fn check(config: &Config) -> Findings {
+    let mut findings = Findings::default();
+    check_rights(&mut findings);
+    check_programs(&mut findings);
+    check_tun(&mut findings);
+    check_kernel(&mut findings);
+    check_space(&mut findings, &config.state_dir);
+    check_libvirt(&mut findings, &config.libvirt_uri);
+    check_virtualisation(&mut findings, config.virt_type, KvmEvidence::gather());
+    let machine = Machine::measure();
+    findings.add(
+        Severity::Note,
+        format!("{} processors, {} MB of memory (MemTotal of /proc/meminfo)", machine.cpus, machine.memory_total.whole_mb().get()),
+        None,
+    );
+    findings.0.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+fn check_rights(findings: &mut Findings) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let missing: Vec<&str> = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")]
+        .into_iter()
+        .filter(|(bit, _)| !has_capability(&status, *bit))
+        .map(|(_, name)| name)
+        .collect();
+    if !missing.is_empty() {
+        let what = format!("the agent lacks {}, so it can make neither links nor namespaces", missing.join(" and "));
+        findings.add(Severity::Fatal, what, Some("run it as root, as the systemd unit does"));
+    } else if !nix::unistd::geteuid().is_root() {
+        let what = "the agent does not run as root: disks belong to root, and libvirt must be told to let this user in";
+        findings.add(Severity::Warning, what, Some("run it as root, as the systemd unit does"));
+    }
+}
+
+/// Whether `/proc/self/status` shows an effective capability.
+fn has_capability(status: &str, bit: u32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|mask| mask >> bit & 1 == 1)
+}
+
+fn check_programs(findings: &mut Findings) {
+    let path = env::var_os("PATH").unwrap_or_default();
+    for (program, package) in PROGRAMS {
+        if find(program, env::split_paths(&path)).is_none() {
+            let fix = format!("install it (on Debian: apt-get install {package})");
+            findings.add(Severity::Fatal, format!("there is no `{program}` in PATH"), Some(&fix));
+        }
+    }
+}
+
+fn find(program: &str, mut directories: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    directories.find_map(|directory| Some(directory.join(program)).filter(|path| path.is_file()))
+}
+
+fn check_tun(findings: &mut Findings) {
+    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        findings.add(
+            Severity::Fatal,
+            format!("/dev/net/tun does not open ({error}), so guests get no network"),
+            Some("load the module `tun`; in a container, pass the device in"),
+        );
+    }
+}
+
+fn check_kernel(findings: &mut Findings) {
+    let tried = std::thread::Builder::new().name("preflight".to_owned()).spawn(try_links);
+    let result = tried
+        .map_err(|error| format!("no thread: {error}"))
+        .and_then(|thread| thread.join().unwrap_or_else(|_| Err("the check panicked".to_owned())));
+    if let Err(reason) = result {
+        findings.add(
+            Severity::Fatal,
+            format!("the kernel does not make what networks need: {reason}"),
+            Some("use a kernel with network namespaces, bridges and veth pairs, and root rights"),
+        );
+    }
+}
+
+/// Makes a bridge and a veth pair in a network namespace of this thread's own; all of it goes with the thread.
+fn try_links() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| format!("a network namespace: {errno}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("a runtime: {error}"))?;
+    runtime.block_on(async {
+        let (connection, handle, _) = new_connection().map_err(|error| format!("a netlink socket: {error}"))?;
+        let driver = tokio::spawn(connection);
+        let links = handle.link();
+        let bridge = links.add(LinkBridge::new("bt-try").build()).execute().await;
+        let veth = links.add(LinkVeth::new("bt-try0", "bt-try1").build()).execute().await;
+        driver.abort();
+        bridge.map_err(|error| format!("a bridge: {error}"))?;
+        veth.map_err(|error| format!("a veth pair: {error}"))
+    })
+}
+
+fn check_space(findings: &mut Findings, state_dir: &Path) {
+    match statvfs(state_dir) {
+        Ok(status) => {
+            let free = status.blocks_available().saturating_mul(status.fragment_size());
+            let what = format!("{} MB are free in {}", free >> 20, state_dir.display());
+            if free < LITTLE_SPACE {
+                let fix = "make room, or set host.state_dir to a larger file system";
+                findings.add(Severity::Warning, format!("only {what}"), Some(fix));
+            } else {
+                findings.add(Severity::Note, what, None);
+            }
+        }
+        Err(errno) => findings.add(
+            Severity::Fatal,
+            format!("{} cannot be used: {errno}", state_dir.display()),
+            Some("make it, or set host.state_dir"),
+        ),
+    }
+}
+
+fn check_libvirt(findings: &mut Findings, uri: &str) {
+    if uri != DEFAULT_URI {
+        return;
+    }
+    let answers = LIBVIRT_SOCKETS.iter().any(|path| match UnixStream::connect(path) {
+        Ok(stream) => {
+            // It was only to see whether somebody is there.
+            let _ = stream.shutdown(Shutdown::Both);
+            true
+        }
+        Err(_) => false,
+    });
+    if !answers {
+        findings.add(
+            Severity::Warning,
+            format!("libvirt does not run: nobody listens at {}", LIBVIRT_SOCKETS.join(" or ")),
+            Some("systemctl start libvirtd; until then the agent waits, and running guests are left alone"),
+        );
+    }
+}
+
+fn check_virtualisation(findings: &mut Findings, choice: VirtTypeChoice, evidence: KvmEvidence) {
+    let lack = match (evidence.device_opens, evidence.processor_has_it) {
+        (true, true) => None,
+        (false, true) => Some("/dev/kvm does not open"),
+        (true, false) => Some("the processor shows neither vmx nor svm, although /dev/kvm opens"),
+        (false, false) => Some("the processor shows neither vmx nor svm, and /dev/kvm does not open"),
+    };
+    match (choice, lack) {
+        (VirtTypeChoice::Auto | VirtTypeChoice::Kvm, None) => {
+            findings.add(Severity::Note, "guests run on KVM", None);
+        }
+        (VirtTypeChoice::Auto, Some(lack)) => findings.add(
+            Severity::Warning,
+            format!("guests are emulated by QEMU, which is slow: {lack}"),
+            Some("switch virtualisation on in the firmware (or for this virtual machine), and load kvm_intel or kvm_amd"),
+        ),
+        (VirtTypeChoice::Kvm, Some(lack)) => findings.add(
+            Severity::Warning,
+            format!("libvirt.virt_type is \"kvm\", but {lack}: guests may hang for ever"),
+            Some("set libvirt.virt_type = \"auto\" unless you know better"),
+        ),
+        (VirtTypeChoice::Qemu, _) => {
+            findings.add(Severity::Note, "guests are emulated by QEMU, as libvirt.virt_type says", None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn virtualisation(choice: VirtTypeChoice, device_opens: bool, processor_has_it: bool) -> Finding {
+        let mut findings = Findings::default();
+        check_virtualisation(&mut findings, choice, KvmEvidence { device_opens, processor_has_it });
+        findings.0.remove(0)
+    }
+
+    #[test]
+    fn emulation_is_said_with_its_reason() {
+        assert_eq!(virtualisation(VirtTypeChoice::Auto, true, true).severity, Severity::Note);
+        let finding = virtualisation(VirtTypeChoice::Auto, true, false);
+        assert!(finding.what.contains("neither vmx nor svm, although"), "{finding:?}");
+        assert_eq!(virtualisation(VirtTypeChoice::Kvm, false, true).severity, Severity::Warning);
+        assert_eq!(virtualisation(VirtTypeChoice::Qemu, false, false).severity, Severity::Note);
+    }
+
+    #[test]
+    fn capabilities_are_read_from_the_effective_set() {
+        let status = "CapPrm:\t0000000000000000\nCapEff:\t0000000000201000\n";
+        assert!(has_capability(status, CAP_NET_ADMIN) && has_capability(status, CAP_SYS_ADMIN));
+        assert!(!has_capability("CapPrm:\t000001ffffffffff\nCapEff:\t0\n", CAP_NET_ADMIN));
+        assert!(!has_capability("", CAP_NET_ADMIN));
+    }
+
+    #[test]
+    fn one_fatal_finding_is_enough_and_all_are_told() {
+        let mut findings = Findings::default();
+        findings.add(Severity::Note, "a", None);
+        findings.add(Severity::Fatal, "b", Some("c"));
+        let text = findings.judge().unwrap_err().to_string();
+        assert!(text.contains("note    a") && text.contains("FATAL   b\n          → c"), "{text}");
+    }
+
+    #[test]
+    fn programs_are_found_where_they_are() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("qemu-img"), b"").unwrap();
+        let directories = || [PathBuf::from("/nowhere"), directory.path().to_owned()].into_iter();
+        assert!(find("qemu-img", directories()).is_some());
+        assert!(find("dnsmasq", directories()).is_none());
+    }
+}

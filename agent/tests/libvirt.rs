@@ -1,0 +1,465 @@
+//! Domains on a real libvirtd with a real guest under emulation.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic is a failed assertion")]
+
+mod support;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use berth_agent::{
+    act::{
+        ActError, Compute,
+        libvirt::{Libvirt, Limits, Options, VirtTypeChoice},
+    },
+    decide::{
+        domain::{
+            DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep,
+            OffReason, VirtType,
+        },
+        names,
+    },
+};
+use berth_common::{
+    ids::{InstanceId, NetworkId, Nonce, PortId},
+    message::report::{FaultCode, PowerState},
+    names::MacAddress,
+    units::{Generation, MemoryMb, Vcpus},
+};
+use support::{Hypervisor, LIMIT, guest_image, wait_for};
+
+/// What the guest prints when it has booted.
+const BOOTED: &str = "berth-guest: press Enter for a shell";
+/// What it prints when it is asked to power off.
+const ASKED: &str = "berth-guest: power button pressed";
+
+/// An instance with the test guest on a disk, below a path and with a title that XML has to escape.
+fn instance(hypervisor: &Hypervisor) -> DomainConfig {
+    let id = InstanceId::new();
+    let network = NetworkId::new();
+    let port = PortId::new();
+    hypervisor.add_bridge(&names::bridge(network));
+    let folder = hypervisor.path().join(format!("a b&c'<d>\"{id}"));
+    std::fs::create_dir(&folder).unwrap();
+    let image = folder.join("image.qcow2");
+    std::fs::copy(guest_image(), &image).unwrap();
+    let disk = folder.join("disk0.qcow2");
+    overlay(&image, &disk);
+    let mut config = DomainConfig {
+        id,
+        title: "it's <odd> & \"legal\" — ünïcode".to_owned(),
+        virt_type: VirtType::Qemu,
+        arch: "x86_64".to_owned(),
+        vcpus: Vcpus::clamped(1),
+        cpu_shares: None,
+        memory_mb: MemoryMb::clamped(128),
+        disks: vec![DomainDisk {
+            path: disk,
+            format: "qcow2",
+            backing: vec![(image, "qcow2")],
+            target: "vda".to_owned(),
+            serial: "disk0".to_owned(),
+        }],
+        nics: vec![DomainNic {
+            mac_address: MacAddress::derived(port.as_uuid().as_bytes()),
+            bridge: names::bridge(network),
+            tap: names::tap(port),
+            mtu: 1400,
+        }],
+        console_log: folder.join("console.log"),
+        metadata: DomainMetadata {
+            instance_id: id,
+            generation: Generation(3),
+            reboot_nonce: Some(Nonce::new()),
+            digest: String::new(),
+        },
+    };
+    config.metadata.digest = config.digest();
+    config
+}
+
+fn overlay(image: &Path, disk: &Path) {
+    let status = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .args([image, disk])
+        .arg("1G")
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+fn console(config: &DomainConfig) -> String {
+    String::from_utf8_lossy(&std::fs::read(&config.console_log).unwrap_or_default()).into_owned()
+}
+
+fn wait_for_console(config: &DomainConfig, text: &str, times: usize) {
+    wait_for(&format!("{times} × {text:?} on the console"), || {
+        let seen = console(config);
+        if seen.matches(text).count() >= times {
+            Ok(())
+        } else {
+            Err(seen)
+        }
+    });
+}
+
+async fn observed(libvirt: &Libvirt, id: InstanceId) -> DomainObserved {
+    libvirt
+        .observe_one(id)
+        .await
+        .unwrap()
+        .expect("there is a domain")
+}
+
+async fn wait_for_state(libvirt: &Libvirt, id: InstanceId, state: PowerState) -> DomainObserved {
+    let look = async {
+        loop {
+            let domain = observed(libvirt, id).await;
+            if domain.power_state == state {
+                return domain;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let last = tokio::time::timeout(LIMIT, look).await;
+    last.unwrap_or_else(|_| panic!("instance {id} is not {state:?} in time"))
+}
+
+/// A step may always be repeated.
+async fn twice(libvirt: &Libvirt, step: DomainStep) {
+    libvirt.apply(&step).await.unwrap();
+    libvirt
+        .apply(&step)
+        .await
+        .unwrap_or_else(|error| panic!("the second time: {}", chain(&error)));
+}
+
+fn chain(error: &ActError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_domain_lives_its_life_step_by_step() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    assert_eq!(libvirt.observe_one(id).await.unwrap(), None);
+    let error = libvirt.apply(&DomainStep::Start(id)).await.unwrap_err();
+    assert!(
+        error.retryable && error.to_string().contains("no such domain"),
+        "{}",
+        chain(&error)
+    );
+    for gone in [
+        DomainStep::Shutdown(id),
+        DomainStep::Destroy(id),
+        DomainStep::Undefine(id),
+    ] {
+        libvirt.apply(&gone).await.unwrap();
+    }
+
+    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.name, names::domain(id));
+    assert_eq!(
+        (domain.power_state, domain.off_reason),
+        (PowerState::Shutdown, Some(OffReason::Unknown))
+    );
+    assert!(domain.persistent);
+    assert_eq!(
+        (domain.vcpus, domain.memory_mb),
+        (config.vcpus, config.memory_mb)
+    );
+    assert_eq!(domain.metadata.as_ref(), Some(&config.metadata));
+    assert_eq!(libvirt.observe().await.unwrap(), [domain]);
+    assert_eq!(
+        hypervisor
+            .virsh(&["desc", "--title", &names::domain(id)])
+            .trim(),
+        config.title
+    );
+
+    twice(&libvirt, DomainStep::Start(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(
+        (domain.power_state, domain.off_reason),
+        (PowerState::Running, None),
+        "{}",
+        domain.reason
+    );
+    let links = hypervisor.run(&["ip", "-o", "link", "show", "master", &config.nics[0].bridge]);
+    assert!(
+        links.contains(&config.nics[0].tap) && links.contains("mtu 1400"),
+        "{links}"
+    );
+    wait_for_console(&config, BOOTED, 1);
+    let display = hypervisor.virsh(&["domdisplay", &names::domain(id)]);
+    assert!(display.contains("vnc+unix:///"), "{display}");
+
+    // A new definition of a running domain changes what is kept, not what runs.
+    let mut newer = config.clone();
+    newer.metadata.generation = Generation(4);
+    libvirt
+        .apply(&DomainStep::Define(Box::new(newer.clone())))
+        .await
+        .unwrap();
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.metadata, Some(newer.metadata));
+    assert_eq!(domain.power_state, PowerState::Running);
+    let error = libvirt.apply(&DomainStep::Undefine(id)).await.unwrap_err();
+    assert!(
+        error.to_string().contains("it is not off"),
+        "{}",
+        chain(&error)
+    );
+
+    hypervisor.virsh(&["suspend", &names::domain(id)]);
+    assert_eq!(observed(&libvirt, id).await.power_state, PowerState::Paused);
+    twice(&libvirt, DomainStep::Resume(id)).await;
+    assert_eq!(
+        observed(&libvirt, id).await.power_state,
+        PowerState::Running
+    );
+
+    libvirt.apply(&DomainStep::Shutdown(id)).await.unwrap();
+    let domain = wait_for_state(&libvirt, id, PowerState::Shutdown).await;
+    assert_eq!(
+        domain.off_reason,
+        Some(OffReason::Guest),
+        "{}",
+        domain.reason
+    );
+    assert!(console(&config).contains(ASKED));
+
+    // The second boot is added to the same log.
+    libvirt.apply(&DomainStep::Start(id)).await.unwrap();
+    wait_for_console(&config, BOOTED, 2);
+    twice(&libvirt, DomainStep::Destroy(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(
+        domain.off_reason,
+        Some(OffReason::Destroyed),
+        "{}",
+        domain.reason
+    );
+    twice(&libvirt, DomainStep::Undefine(id)).await;
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+    assert_eq!(hypervisor.qemu_pids(), "");
+}
+
+#[tokio::test]
+async fn a_foreign_domain_is_listed_and_never_touched() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    let define = |name: &str, uuid: &str, metadata: &str| {
+        let path = hypervisor.path().join("foreign.xml");
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><metadata>{metadata}</metadata>\
+             <memory unit='MiB'>64</memory><vcpu>2</vcpu><os><type>hvm</type></os></domain>"
+        );
+        std::fs::write(&path, xml).unwrap();
+        hypervisor.virsh(&["define", path.to_str().unwrap()]);
+    };
+    let all_steps = [
+        DomainStep::Define(Box::new(config.clone())),
+        DomainStep::Start(id),
+        DomainStep::Resume(id),
+        DomainStep::Shutdown(id),
+        DomainStep::Destroy(id),
+        DomainStep::Undefine(id),
+    ];
+
+    // It has the instance's UUID; once also with a copy of another instance's metadata.
+    let copied = format!(
+        "<b:domain xmlns:b='urn:berth:domain:1'><b:instance>{}</b:instance><b:generation>1</b:generation>\
+         <b:digest>0</b:digest></b:domain>",
+        InstanceId::new()
+    );
+    for metadata in ["", &copied] {
+        define("somebodys-own", &id.to_string(), metadata);
+        hypervisor.virsh(&["start", "--paused", "somebodys-own"]);
+        let before = hypervisor.virsh(&["dumpxml", "somebodys-own"]);
+        let listed = libvirt.observe().await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(
+            (listed[0].name.as_str(), &listed[0].metadata),
+            ("somebodys-own", &None)
+        );
+        assert_eq!((listed[0].vcpus.get(), listed[0].memory_mb.get()), (2, 64));
+        assert_eq!(listed[0].power_state, PowerState::Paused);
+        for step in &all_steps {
+            let error = libvirt.apply(step).await.unwrap_err();
+            assert_eq!(
+                (error.code, error.retryable),
+                (FaultCode::ForeignObject, false),
+                "{step:?}: {}",
+                chain(&error)
+            );
+        }
+        assert_eq!(hypervisor.virsh(&["dumpxml", "somebodys-own"]), before);
+        hypervisor.virsh(&["destroy", "somebodys-own"]);
+        hypervisor.virsh(&["undefine", "somebodys-own"]);
+    }
+
+    // It has the instance's name.
+    define(&names::domain(id), &InstanceId::new().to_string(), "");
+    let error = libvirt.apply(&all_steps[0]).await.unwrap_err();
+    assert_eq!(
+        (error.code, error.retryable),
+        (FaultCode::ForeignObject, false),
+        "{}",
+        chain(&error)
+    );
+    assert_eq!(libvirt.observe_one(id).await.unwrap(), None);
+    assert_eq!(libvirt.observe().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn guests_run_on_while_libvirtd_is_gone_and_calls_recover() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    libvirt
+        .apply(&DomainStep::Define(Box::new(config.clone())))
+        .await
+        .unwrap();
+    libvirt.apply(&DomainStep::Start(id)).await.unwrap();
+    wait_for_console(&config, BOOTED, 1);
+    let before = observed(&libvirt, id).await;
+    let qemu = hypervisor.qemu_pids();
+    assert!(!qemu.trim().is_empty());
+
+    hypervisor.kill_libvirtd();
+    let error = libvirt.observe().await.unwrap_err();
+    assert!(error.retryable, "{}", chain(&error));
+    assert!(
+        chain(&error).contains("cannot reach libvirt at qemu+unix"),
+        "{}",
+        chain(&error)
+    );
+    assert_eq!(hypervisor.qemu_pids(), qemu);
+
+    hypervisor.start_libvirtd();
+    let recovered = async {
+        loop {
+            match libvirt.observe_one(id).await {
+                Ok(found) => return found,
+                Err(error) => assert!(error.retryable, "{}", chain(&error)),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let after = tokio::time::timeout(LIMIT, recovered)
+        .await
+        .expect("libvirt is reached again")
+        .unwrap();
+    assert_eq!(
+        (after.power_state, &after.metadata),
+        (PowerState::Running, &before.metadata)
+    );
+    assert_eq!(hypervisor.qemu_pids(), qemu);
+    assert_eq!(console(&config).matches(BOOTED).count(), 1);
+
+    // Killed once more, with nobody looking in between: the next call finds out by itself.
+    hypervisor.kill_libvirtd();
+    hypervisor.start_libvirtd();
+    wait_for("libvirtd to listen", || {
+        let listening =
+            std::os::unix::net::UnixStream::connect(hypervisor.path().join("socket/libvirt-sock"));
+        listening.map(drop).map_err(|error| error.to_string())
+    });
+    assert_eq!(observed(&libvirt, id).await.metadata, before.metadata);
+
+    libvirt.apply(&DomainStep::Destroy(id)).await.unwrap();
+    libvirt.apply(&DomainStep::Undefine(id)).await.unwrap();
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
+    let hypervisor = Hypervisor::start();
+    let options = Options {
+        limits: Limits {
+            workers: 1,
+            stuck: 2,
+            queued: 8,
+        },
+        observe_deadline: Duration::from_secs(2),
+        ..Options::default()
+    };
+    let libvirt = Libvirt::start(&hypervisor.uri(), options);
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+
+    hypervisor.signal_libvirtd("STOP");
+    for stuck in 1..=2 {
+        let error = libvirt.observe().await.unwrap_err();
+        assert!(
+            error.retryable && chain(&error).contains("no answer within 2 s"),
+            "{}",
+            chain(&error)
+        );
+        assert_eq!(libvirt.stuck_calls(), stuck);
+    }
+    let error = libvirt.observe().await.unwrap_err();
+    assert!(
+        chain(&error).contains("2 earlier calls still hang"),
+        "{}",
+        chain(&error)
+    );
+
+    hypervisor.signal_libvirtd("CONT");
+    wait_for("the calls that hung to return", || {
+        match libvirt.stuck_calls() {
+            0 => Ok(()),
+            stuck => Err(format!("{stuck} hang")),
+        }
+    });
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_absent_libvirtd_is_told_by_its_address_and_may_come_later() {
+    let libvirt = Libvirt::start(
+        "qemu+unix:///system?socket=/nonexistent/libvirt-sock",
+        Options::default(),
+    );
+    let error = libvirt.observe().await.unwrap_err();
+    assert_eq!((error.code, error.retryable), (FaultCode::Hypervisor, true));
+    let text = chain(&error);
+    for words in [
+        "/nonexistent/libvirt-sock",
+        "systemctl start libvirtd",
+        "No such file",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(
+        libvirt
+            .host_facts(VirtTypeChoice::Auto)
+            .await
+            .unwrap_err()
+            .retryable
+    );
+}
+
+#[tokio::test]
+async fn the_host_is_told_as_libvirt_sees_it() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let facts = libvirt.host_facts(VirtTypeChoice::Qemu).await.unwrap();
+    assert_eq!(facts.arch, std::env::consts::ARCH);
+    assert_eq!(facts.virt_type, VirtType::Qemu);
+    assert!(
+        facts.libvirt_version >= 7_001_000 && facts.hypervisor_version > 0,
+        "{facts:?}"
+    );
+}

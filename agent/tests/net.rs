@@ -1,0 +1,960 @@
+//! Networks on the real kernel, with real DHCP clients.
+//!
+//! Each test runs in network, mount and process namespaces of its own, with a private `/run`: it starts itself
+//! again inside of them. So names cannot collide, and nothing can be left on the machine. Needs root, `unshare`,
+//! `ip`, `busybox` and `dnsmasq`; where one is missing, it fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a panic in a test's helper is a failed assertion"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::Ipv4Addr,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use berth_agent::{
+    act::{ActError, Net, net::KernelNet},
+    decide::{
+        names,
+        network::{
+            NamespaceObserved, NetPlan, NetThen, NetWait, NetworkObserved, OnError, plan, ready,
+        },
+    },
+};
+use berth_common::{
+    document::{Desired, FixedIp, NetworkPort, NetworkSpec, NetworkType, SubnetSpec},
+    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
+    message::report::FaultCode,
+    units::Generation,
+};
+use serde_json::Value;
+
+/// Set for the copy of the test that runs in its own namespaces.
+const INSIDE: &str = "BERTH_NET_TEST_INSIDE";
+/// How long one test may take, in seconds.
+const TEST_LIMIT: &str = "120";
+/// Below this the tests keep their files.
+const STATE_DIR: &str = "/run/state";
+
+/// Runs a test in namespaces of its own. The shell there is process 1 and collects orphans, as an init does.
+fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
+    if std::env::var(INSIDE).as_deref() == Ok(test) {
+        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+        fs::create_dir(STATE_DIR).unwrap();
+        fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
+        fs::write("/run/script", CLIENT_SCRIPT).unwrap();
+        fs::set_permissions("/run/script", fs::Permissions::from_mode(0o755)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut host = Host::new();
+            body(&mut host).await;
+            host.end().await;
+        });
+        return;
+    }
+    let me = std::env::current_exe().unwrap();
+    let status = Command::new("timeout")
+        .args(["-k", "5", TEST_LIMIT])
+        .args([
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
+        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
+        .arg(me)
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(INSIDE, test)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test}: {status}");
+}
+
+/// What the DHCP client runs: sets the address and prints what it was told.
+const CLIENT_SCRIPT: &str = r#"#!/bin/sh
+case "$1" in
+bound|renew)
+    ip address replace "$ip/$mask" dev "$interface"
+    echo "lease ip=$ip mask=$mask router=$router dns=$(echo "$dns" | tr " " ,) mtu=$mtu hostname=$hostname server=$serverid" ;;
+esac
+"#;
+
+fn try_run(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = try_run(program, args);
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ip(args: &str) -> String {
+    run("ip", &args.split(' ').collect::<Vec<_>>())
+}
+
+/// What `ip -j` says, as its one entry.
+fn ip_json(args: &str) -> Value {
+    let all: Value = serde_json::from_str(&ip(&format!("-j -d {args}"))).unwrap();
+    all[0].clone()
+}
+
+/// Waits until a condition holds, and tells the last state it saw if it never does.
+fn wait_for<T: std::fmt::Debug>(what: &str, limit: Duration, mut look: impl FnMut() -> (bool, T)) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let (done, state) = look();
+        if done {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {limit:?} for {what}; last seen: {state:?}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+/// A hypervisor with one network.
+struct Host {
+    net: KernelNet,
+    id: NetworkId,
+    subnet: SubnetId,
+    guests: Vec<Guest>,
+}
+
+/// A machine with one NIC in the network's bridge.
+#[derive(Clone)]
+struct Guest {
+    namespace: String,
+    tap: String,
+}
+
+impl Guest {
+    /// Asks for an address, as often as told, and returns what it was told.
+    fn dhcp(&self, tries: u8, more: &[&str]) -> Option<BTreeMap<String, String>> {
+        let tries = tries.to_string();
+        let mut args = vec![
+            "netns",
+            "exec",
+            &self.namespace,
+            "busybox",
+            "udhcpc",
+            "-i",
+            "eth0",
+            "-n",
+            "-q",
+            "-f",
+        ];
+        args.extend(["-t", &tries, "-T", "1", "-s", "/run/script"]);
+        args.extend(["-O", "mtu", "-O", "hostname", "-O", "router", "-O", "dns"]);
+        args.extend(more);
+        let output = try_run("ip", &args);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("lease "));
+        assert_eq!(
+            output.status.success(),
+            line.is_some(),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let pairs = line?.split(' ').filter_map(|pair| pair.split_once('='));
+        Some(
+            pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        )
+    }
+
+    fn address(&self) -> Option<String> {
+        self.dhcp(5, &[]).map(|lease| lease["ip"].clone())
+    }
+
+    fn ping(&self, address: &str) -> bool {
+        try_run(
+            "ip",
+            &[
+                "netns",
+                "exec",
+                &self.namespace,
+                "busybox",
+                "ping",
+                "-c",
+                "1",
+                "-w",
+                "5",
+                address,
+            ],
+        )
+        .status
+        .success()
+    }
+}
+
+impl Host {
+    fn new() -> Self {
+        let net = KernelNet::new(Path::new(STATE_DIR));
+        Self {
+            net,
+            id: NetworkId::new(),
+            subnet: SubnetId::new(),
+            guests: Vec::new(),
+        }
+    }
+
+    fn port(&self, n: u8, name: &str) -> NetworkPort {
+        NetworkPort {
+            id: PortId::new(),
+            instance_id: InstanceId::new(),
+            mac_address: mac(n).parse().unwrap(),
+            hostname: name.parse().unwrap(),
+            fixed_ips: vec![FixedIp {
+                subnet_id: self.subnet,
+                ip_address: Ipv4Addr::new(10, 0, 0, n),
+            }],
+        }
+    }
+
+    fn spec(&self, ports: Vec<NetworkPort>) -> NetworkSpec {
+        NetworkSpec {
+            name: "net".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            network_type: NetworkType::Local,
+            mtu: 1450,
+            subnets: vec![SubnetSpec {
+                id: self.subnet,
+                cidr: "10.0.0.0/24".parse().unwrap(),
+                gateway_ip: None,
+                dhcp_ip: Ipv4Addr::new(10, 0, 0, 2),
+                dns_nameservers: Vec::new(),
+            }],
+            ports,
+        }
+    }
+
+    fn desired(&self, spec: Option<NetworkSpec>) -> Desired<NetworkId, NetworkSpec> {
+        Desired {
+            id: self.id,
+            generation: Generation(1),
+            host_id: HostId::new(),
+            spec,
+        }
+    }
+
+    /// Plans and applies until nothing is left to do.
+    async fn converge(&self, spec: Option<&NetworkSpec>) -> NetThen {
+        let desired = self.desired(spec.cloned());
+        for _ in 0..4 {
+            let observed = self.observe().await;
+            let plan = plan(&desired, &observed);
+            if plan.steps.is_empty() {
+                assert_eq!(ready(&desired, &observed), plan.then == NetThen::Converged);
+                return plan.then;
+            }
+            apply_plan(&self.net, &plan).await.unwrap();
+        }
+        panic!(
+            "not converged: {:#?}",
+            plan(&desired, &self.observe().await)
+        );
+    }
+
+    async fn observe(&self) -> NetworkObserved {
+        self.net.observe(self.id).await.unwrap()
+    }
+
+    fn plug(&mut self, n: u8) -> Guest {
+        let guest = Guest {
+            namespace: format!("guest{n}"),
+            tap: format!("tap{n}"),
+        };
+        let Guest { namespace, tap } = &guest;
+        ip(&format!("netns add {namespace}"));
+        ip(&format!(
+            "link add {tap} type veth peer name eth0 address {} netns {namespace}",
+            mac(n)
+        ));
+        ip(&format!(
+            "link set {tap} master {} up",
+            names::bridge(self.id)
+        ));
+        ip(&format!("-n {namespace} link set eth0 up"));
+        self.guests.push(guest.clone());
+        guest
+    }
+
+    fn unplug_all(&mut self) {
+        for guest in self.guests.drain(..) {
+            ip(&format!("link del {}", guest.tap));
+            ip(&format!("netns del {}", guest.namespace));
+        }
+    }
+
+    /// The agent is gone and starts again.
+    fn restart_agent(&mut self) {
+        self.net = KernelNet::new(Path::new(STATE_DIR));
+    }
+
+    fn directory(&self) -> PathBuf {
+        Path::new(STATE_DIR)
+            .join("networks")
+            .join(self.id.to_string())
+    }
+
+    fn pid(&self) -> i32 {
+        fs::read_to_string(self.directory().join("dnsmasq.pid"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    /// Takes everything down, and makes sure that nothing is left.
+    async fn end(&mut self) {
+        self.unplug_all();
+        assert_eq!(self.converge(None).await, NetThen::Gone);
+        self.assert_nothing_left().await;
+    }
+
+    async fn assert_nothing_left(&self) {
+        assert_eq!(self.observe().await, NetworkObserved::default());
+        assert_eq!(self.net.networks_present().await.unwrap(), []);
+        assert_eq!(dnsmasqs(), BTreeSet::new());
+        assert_eq!(ip("netns list"), "");
+        let links: Value = serde_json::from_str(&ip("-j link show")).unwrap();
+        let own = |link: &&Value| {
+            link["ifname"]
+                .as_str()
+                .is_some_and(|name| name.starts_with(names::LINK_PREFIX))
+        };
+        assert_eq!(
+            links
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(own)
+                .collect::<Vec<_>>(),
+            Vec::<&Value>::new()
+        );
+        let left: Vec<_> = fs::read_dir(STATE_DIR)
+            .unwrap()
+            .flat_map(|entry| fs::read_dir(entry.unwrap().path()))
+            .collect();
+        assert!(left.into_iter().all(|mut entries| entries.next().is_none()));
+    }
+}
+
+/// Carries out the steps of a plan, as far as its rule for errors goes.
+async fn apply_plan(net: &dyn Net, plan: &NetPlan) -> Result<(), Vec<ActError>> {
+    let mut errors = Vec::new();
+    for step in &plan.steps {
+        if let Err(error) = net.apply(step).await {
+            errors.push(error);
+            if plan.on_error == OnError::Stop {
+                break;
+            }
+        }
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
+}
+
+fn mac(n: u8) -> String {
+    format!("52:54:00:00:00:{n:02x}")
+}
+
+/// All dnsmasq processes of the test's own process namespace that have not ended, zombies included.
+fn dnsmasqs() -> BTreeSet<i32> {
+    let pids = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "dnsmasq")
+    })
+    .collect()
+}
+
+fn kill(pid: i32, signal: &str) {
+    run("kill", &[signal, &pid.to_string()]);
+}
+
+#[test]
+fn guests_get_exactly_their_addresses() {
+    isolated("guests_get_exactly_their_addresses", async |host| {
+        // Names that dnsmasq could take for a keyword or a lease time.
+        let mut spec = host.spec(vec![
+            host.port(10, "Web-1"),
+            host.port(11, "ignore"),
+            host.port(12, "5h"),
+        ]);
+        spec.subnets[0].gateway_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
+        spec.subnets[0].dns_nameservers =
+            vec![Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)];
+        assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+        let [web, ignore, hours, stranger] = [10, 11, 12, 13].map(|n| host.plug(n));
+
+        let lease = web.dhcp(5, &[]).unwrap();
+        let expected = [
+            ("dns", "9.9.9.9,1.1.1.1"),
+            ("hostname", "web-1"),
+            ("ip", "10.0.0.10"),
+            ("mask", "24"),
+            ("mtu", "1450"),
+            ("router", "10.0.0.1"),
+            ("server", "10.0.0.2"),
+        ];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(lease, BTreeMap::from(expected));
+        let lease = ignore.dhcp(5, &[]).unwrap();
+        assert_eq!([&lease["ip"], &lease["hostname"]], ["10.0.0.11", "ignore"]);
+        let lease = hours.dhcp(5, &[]).unwrap();
+        assert_eq!([&lease["ip"], &lease["hostname"]], ["10.0.0.12", "5h"]);
+        // A guest cannot choose: neither an address nor another name.
+        let lease = web
+            .dhcp(5, &["-r", "10.0.0.77", "-x", "hostname:evil"])
+            .unwrap();
+        assert_eq!([&lease["ip"], &lease["hostname"]], ["10.0.0.10", "web-1"]);
+
+        assert!(web.ping("10.0.0.2"), "the DHCP server answers ping");
+        assert!(web.ping("10.0.0.11"), "guests reach one another");
+        assert_eq!(
+            stranger.dhcp(2, &[]),
+            None,
+            "an unknown guest gets no answer"
+        );
+        assert_eq!(stranger.dhcp(2, &["-r", "10.0.0.10"]), None);
+
+        // Without a gateway and name servers, guests are not told any.
+        let spec = host.spec(spec.ports.clone());
+        assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+        let lease = web.dhcp(5, &[]).unwrap();
+        assert_eq!(
+            [&lease["ip"], &lease["router"], &lease["dns"]],
+            ["10.0.0.10", "", ""]
+        );
+    });
+}
+
+#[test]
+fn the_kernel_has_what_was_planned() {
+    isolated("the_kernel_has_what_was_planned", async |host| {
+        let spec = host.spec(vec![host.port(10, "web")]);
+        assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+
+        let bridge = ip_json(&format!("address show dev {}", names::bridge(host.id)));
+        assert_eq!(bridge["ifalias"], format!("berth bridge {}", host.id));
+        assert_eq!(bridge["mtu"], 1450);
+        assert!(
+            bridge["flags"].as_array().unwrap().contains(&"UP".into()),
+            "{bridge}"
+        );
+        let data = &bridge["linkinfo"]["info_data"];
+        assert_eq!(
+            [
+                &data["stp_state"],
+                &data["forward_delay"],
+                &data["mcast_snooping"]
+            ],
+            [0, 0, 0],
+            "{data}"
+        );
+        assert_eq!(
+            bridge["addr_info"],
+            Value::Array(Vec::new()),
+            "the host has no address in the network"
+        );
+
+        let veth = ip_json(&format!("address show dev {}", names::veth_host(host.id)));
+        assert_eq!(veth["ifalias"], format!("berth veth {}", host.id));
+        assert_eq!(veth["master"], names::bridge(host.id));
+        assert_eq!(veth["mtu"], 1450);
+        assert_eq!(veth["addr_info"], Value::Array(Vec::new()));
+
+        let namespace = names::namespace(host.id);
+        let inside = ip_json(&format!(
+            "-n {namespace} address show dev {}",
+            names::veth_namespace(host.id)
+        ));
+        assert_eq!(inside["ifalias"], format!("berth dhcp {}", host.id));
+        let addresses = inside["addr_info"].as_array().unwrap();
+        assert_eq!(addresses.len(), 1, "{addresses:?}");
+        assert_eq!(
+            [&addresses[0]["local"], &addresses[0]["prefixlen"]],
+            [&Value::from("10.0.0.2"), &Value::from(24)]
+        );
+
+        // The namespace is one for `ip netns`, too, and dnsmasq is in it, without root's rights.
+        assert_eq!(
+            ip(&format!("netns pids {namespace}")).trim(),
+            host.pid().to_string()
+        );
+        assert_ne!(
+            fs::metadata(format!("/proc/{}", host.pid())).unwrap().uid(),
+            0
+        );
+        let zero = "CapEff:\t0000000000000000";
+        let status = fs::read_to_string(format!("/proc/{}/status", host.pid())).unwrap();
+        assert!(
+            !status.contains(zero),
+            "it keeps the few rights it needs to answer guests without address"
+        );
+        assert_eq!(host.net.networks_present().await.unwrap(), [host.id]);
+    });
+}
+
+#[test]
+fn the_host_does_not_talk_to_guests() {
+    isolated("the_host_does_not_talk_to_guests", async |host| {
+        ip("link set lo up");
+        ip("address add 192.0.2.1/32 dev lo");
+        let spec = host.spec(vec![host.port(10, "web")]);
+        host.converge(Some(&spec)).await;
+        let guest = host.plug(10);
+        assert_eq!(guest.address().unwrap(), "10.0.0.10");
+        let Guest { namespace, .. } = &guest;
+        ip(&format!("-n {namespace} route add 192.0.2.1 dev eth0"));
+        let ping = || {
+            let command = [
+                "netns",
+                "exec",
+                namespace,
+                "busybox",
+                "ping",
+                "-c",
+                "1",
+                "-W",
+                "1",
+                "192.0.2.1",
+            ];
+            assert!(
+                !try_run("ip", &command).status.success(),
+                "the host answers a guest"
+            );
+        };
+        let neighbour =
+            || ip_json(&format!("-n {namespace} neigh show 192.0.2.1"))["lladdr"].clone();
+        ping();
+        assert_eq!(
+            neighbour(),
+            Value::Null,
+            "the host does not tell its addresses"
+        );
+
+        // Nor does it take what is sent to its Ethernet address.
+        let bridge = names::bridge(host.id);
+        let mac = ip_json(&format!("link show dev {bridge}"))["address"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        ip(&format!(
+            "-n {namespace} neigh replace 192.0.2.1 lladdr {mac} dev eth0"
+        ));
+        let received = pings_received();
+        ping();
+        assert_eq!(pings_received(), received);
+        // The same, without the switch that keeps it out: so it is the switch.
+        fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/rp_filter"), "0").unwrap();
+        ping();
+        assert_eq!(pings_received(), received + 1);
+    });
+}
+
+/// How many echo requests the host's own IP stack took in.
+fn pings_received() -> u64 {
+    let counters = fs::read_to_string("/proc/net/snmp").unwrap();
+    let mut icmp = counters
+        .lines()
+        .filter_map(|line| line.strip_prefix("Icmp: "));
+    let (names, values) = (icmp.next().unwrap(), icmp.next().unwrap());
+    let (_, value) = names
+        .split(' ')
+        .zip(values.split(' '))
+        .find(|(name, _)| *name == "InEchos")
+        .unwrap();
+    value.parse().unwrap()
+}
+
+#[test]
+fn a_new_port_is_told_and_a_reused_address_goes_to_its_new_port() {
+    isolated(
+        "a_new_port_is_told_and_a_reused_address_goes_to_its_new_port",
+        async |host| {
+            let first = host.port(10, "first");
+            host.converge(Some(&host.spec(vec![first.clone()]))).await;
+            let pid = host.pid();
+            let [one, two] = [10, 11].map(|n| host.plug(n));
+            assert_eq!(one.address().unwrap(), "10.0.0.10");
+            assert_eq!(two.dhcp(1, &[]), None);
+
+            let second = host.port(11, "second");
+            host.converge(Some(&host.spec(vec![first, second.clone()])))
+                .await;
+            assert_eq!(two.address().unwrap(), "10.0.0.11");
+            assert_eq!(host.pid(), pid, "dnsmasq goes on when a port is added");
+            assert_eq!(one.address().unwrap(), "10.0.0.10");
+
+            // The first port is deleted, and its address given to the second.
+            let moved = NetworkPort {
+                fixed_ips: host.port(10, "x").fixed_ips,
+                ..second
+            };
+            host.converge(Some(&host.spec(vec![moved]))).await;
+            assert_eq!(two.address().unwrap(), "10.0.0.10");
+            assert_eq!(one.dhcp(1, &[]), None);
+            assert_eq!(dnsmasqs().len(), 1);
+        },
+    );
+}
+
+#[test]
+fn what_others_broke_is_mended_without_touching_the_taps() {
+    isolated(
+        "what_others_broke_is_mended_without_touching_the_taps",
+        async |host| {
+            let spec = host.spec(vec![host.port(10, "web")]);
+            host.converge(Some(&spec)).await;
+            let guest = host.plug(10);
+            let [bridge, veth, inside] =
+                [names::bridge, names::veth_host, names::veth_namespace].map(|name| name(host.id));
+            let namespace = names::namespace(host.id);
+            let whole = host.observe().await;
+            let before = ip_json(&format!("link show dev {}", guest.tap));
+            let broken = [
+                format!("link set {bridge} mtu 1400"),
+                format!("link set {bridge} down"),
+                format!(
+                    "link set {bridge} type bridge stp_state 1 forward_delay 1500 mcast_snooping 1"
+                ),
+                format!("link set {veth} mtu 1300"),
+                format!("link set {veth} nomaster"),
+                format!("link set {veth} down"),
+                format!("-n {namespace} address del 10.0.0.2/24 dev {inside}"),
+                format!("-n {namespace} address add 10.0.0.99/24 dev {inside}"),
+                format!("-n {namespace} link set lo down"),
+                format!("-n {namespace} link set {inside} down"),
+                // These take dnsmasq's link, or even its namespace's name, away from it.
+                format!("link del {veth}"),
+                format!("netns del {namespace}"),
+            ];
+            for command in broken {
+                ip(&command);
+                assert_ne!(host.observe().await, whole, "{command}");
+                assert_eq!(
+                    host.converge(Some(&spec)).await,
+                    NetThen::Converged,
+                    "{command}"
+                );
+                assert_eq!(host.observe().await, whole, "{command}");
+                assert_eq!(dnsmasqs(), BTreeSet::from([host.pid()]), "{command}");
+            }
+            fs::write(
+                format!("/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6"),
+                "0",
+            )
+            .unwrap();
+            assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+            assert_eq!(host.observe().await, whole);
+            let after = ip_json(&format!("link show dev {}", guest.tap));
+            for key in ["ifindex", "mtu", "master", "flags"] {
+                assert_eq!(before[key], after[key], "{key}");
+            }
+            assert_eq!(guest.address().unwrap(), "10.0.0.10");
+            assert!(guest.ping("10.0.0.2"));
+
+            // Another MTU by document.
+            let spec = NetworkSpec { mtu: 1400, ..spec };
+            assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+            assert_eq!(guest.dhcp(5, &[]).unwrap()["mtu"], "1400");
+        },
+    );
+}
+
+#[test]
+fn a_restarted_agent_adopts_dnsmasq() {
+    isolated("a_restarted_agent_adopts_dnsmasq", async |host| {
+        let spec = host.spec(vec![host.port(10, "web")]);
+        host.converge(Some(&spec)).await;
+        let pid = host.pid();
+        let guest = host.plug(10);
+        assert_eq!(guest.address().unwrap(), "10.0.0.10");
+
+        host.restart_agent();
+        assert!(ready(
+            &host.desired(Some(spec.clone())),
+            &host.observe().await
+        ));
+        assert_eq!(dnsmasqs(), BTreeSet::from([pid]));
+
+        // Even without its pid file.
+        fs::remove_file(host.directory().join("dnsmasq.pid")).unwrap();
+        host.restart_agent();
+        assert!(ready(
+            &host.desired(Some(spec.clone())),
+            &host.observe().await
+        ));
+
+        // Without a record of what it has read it starts afresh: it may have read something else.
+        fs::remove_file(host.directory().join("loaded.json")).unwrap();
+        host.converge(Some(&spec)).await;
+        assert_eq!(dnsmasqs(), BTreeSet::from([host.pid()]));
+        assert_ne!(host.pid(), pid);
+    });
+}
+
+#[test]
+fn a_killed_dnsmasq_is_replaced_and_confirms_what_guests_have() {
+    isolated(
+        "a_killed_dnsmasq_is_replaced_and_confirms_what_guests_have",
+        async |host| {
+            let spec = host.spec(vec![host.port(10, "web")]);
+            host.converge(Some(&spec)).await;
+            let guest = host.plug(10);
+            assert_eq!(guest.address().unwrap(), "10.0.0.10");
+            let pid = host.pid();
+            kill(pid, "-KILL");
+            wait_for("the end of dnsmasq", Duration::from_secs(5), || {
+                let left = dnsmasqs();
+                (left.is_empty(), left)
+            });
+            assert!(!ready(
+                &host.desired(Some(spec.clone())),
+                &host.observe().await
+            ));
+            assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+            assert_ne!(host.pid(), pid);
+            assert_eq!(
+                guest.dhcp(5, &["-r", "10.0.0.10"]).unwrap()["ip"],
+                "10.0.0.10"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_stale_pid_file_harms_nobody() {
+    isolated("a_stale_pid_file_harms_nobody", async |host| {
+        let spec = host.spec(vec![host.port(10, "web")]);
+        host.converge(Some(&spec)).await;
+        let pid = host.pid();
+        kill(pid, "-KILL");
+        // The same command line, but in another namespace and not the process that was recorded: it might be
+        // another agent's.
+        let mark = format!(
+            "--conf-file={}",
+            host.directory().join("dnsmasq.conf").display()
+        );
+        let mut other = Command::new("sh")
+            .args(["-c", "read line", "sh", &mark])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        fs::write(
+            host.directory().join("dnsmasq.pid"),
+            format!("{}\n", other.id()),
+        )
+        .unwrap();
+        let record = host.directory().join("loaded.json");
+        let mut recorded: Value =
+            serde_json::from_str(&fs::read_to_string(&record).unwrap()).unwrap();
+        recorded["pid"] = other.id().into();
+        fs::write(&record, recorded.to_string()).unwrap();
+
+        assert_eq!(host.observe().await.dhcp.process, None);
+        assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+        assert_eq!(host.converge(None).await, NetThen::Gone);
+        assert_eq!(other.try_wait().unwrap(), None, "the other process lives");
+        drop(other.stdin.take());
+        assert!(other.wait().is_ok());
+    });
+}
+
+#[test]
+fn a_tombstone_waits_for_the_guests_and_then_leaves_nothing() {
+    isolated(
+        "a_tombstone_waits_for_the_guests_and_then_leaves_nothing",
+        async |host| {
+            let spec = host.spec(vec![host.port(10, "web")]);
+            host.converge(Some(&spec)).await;
+            let guest = host.plug(10);
+            let members = BTreeSet::from([guest.tap.clone()]);
+            assert_eq!(
+                host.converge(None).await,
+                NetThen::Wait(NetWait::Members(members))
+            );
+            assert_eq!(
+                guest.address().unwrap(),
+                "10.0.0.10",
+                "everything works until the last guest is gone"
+            );
+            host.unplug_all();
+            assert_eq!(host.converge(None).await, NetThen::Gone);
+            host.assert_nothing_left().await;
+            assert_eq!(host.converge(None).await, NetThen::Gone);
+        },
+    );
+}
+
+#[test]
+fn an_agent_killed_after_any_step_gets_there_afterwards() {
+    isolated(
+        "an_agent_killed_after_any_step_gets_there_afterwards",
+        async |host| {
+            let spec = host.spec(vec![host.port(10, "web")]);
+            let build = host.desired(Some(spec.clone()));
+            let steps = plan(&build, &host.observe().await).steps;
+            for cut in 0..=steps.len() {
+                for step in &steps[..cut] {
+                    host.net.apply(step).await.unwrap();
+                    // Repeating it is no error and changes nothing.
+                    let once = host.observe().await;
+                    host.net.apply(step).await.unwrap();
+                    assert_eq!(host.observe().await, once, "{step}");
+                }
+                host.restart_agent();
+                assert_eq!(
+                    host.converge(Some(&spec)).await,
+                    NetThen::Converged,
+                    "after {cut} steps of building"
+                );
+                assert_eq!(dnsmasqs().len(), 1);
+
+                let down = plan(&host.desired(None), &host.observe().await).steps;
+                for step in &down[..cut.min(down.len())] {
+                    host.net.apply(step).await.unwrap();
+                    host.net.apply(step).await.unwrap();
+                }
+                host.restart_agent();
+                assert_eq!(
+                    host.converge(None).await,
+                    NetThen::Gone,
+                    "after {cut} steps of taking down"
+                );
+                host.assert_nothing_left().await;
+                // Broken off while it was built, and then deleted.
+                for step in &steps[..cut] {
+                    host.net.apply(step).await.unwrap();
+                }
+                host.restart_agent();
+                assert_eq!(
+                    host.converge(None).await,
+                    NetThen::Gone,
+                    "deleted after {cut} steps of building"
+                );
+                host.assert_nothing_left().await;
+            }
+        },
+    );
+}
+
+#[test]
+fn half_done_steps_are_finished() {
+    isolated("half_done_steps_are_finished", async |host| {
+        let spec = host.spec(vec![host.port(10, "web")]);
+        // A namespace's name without a namespace, and files that are half written.
+        fs::create_dir("/run/netns").unwrap();
+        fs::write(format!("/run/netns/{}", names::namespace(host.id)), "").unwrap();
+        fs::create_dir_all(host.directory()).unwrap();
+        fs::write(host.directory().join("dnsmasq.conf"), "port=").unwrap();
+        fs::write(host.directory().join("loaded.json"), "{").unwrap();
+        fs::write(host.directory().join("hosts.new"), b"\xff").unwrap();
+        let observed = host.observe().await;
+        assert_eq!(observed.namespace, NamespaceObserved::Empty);
+        assert_eq!(host.net.networks_present().await.unwrap(), [host.id]);
+        assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
+        host.converge(None).await;
+        host.assert_nothing_left().await;
+
+        fs::write(format!("/run/netns/{}", names::namespace(host.id)), "").unwrap();
+        assert_eq!(host.converge(None).await, NetThen::Gone);
+    });
+}
+
+#[test]
+fn a_link_of_somebody_else_is_refused_and_left_alone() {
+    isolated(
+        "a_link_of_somebody_else_is_refused_and_left_alone",
+        async |host| {
+            let bridge = names::bridge(host.id);
+            let spec = host.spec(vec![host.port(10, "web")]);
+            ip(&format!("link add {bridge} type bridge"));
+            let before = ip(&format!("-j -d address show dev {bridge}"));
+            for alias in ["", "berth bridge of another"] {
+                if !alias.is_empty() {
+                    run("ip", &["link", "set", &bridge, "alias", alias]);
+                }
+                let before = ip(&format!("-j -d address show dev {bridge}"));
+                match host.converge(Some(&spec)).await {
+                    NetThen::Refused(fault) => {
+                        assert_eq!(fault.code, FaultCode::ForeignObject);
+                        assert!(fault.message.contains(&bridge), "{}", fault.message);
+                    }
+                    then => panic!("{then:?}"),
+                }
+                assert_eq!(host.converge(None).await, NetThen::Gone);
+                assert_eq!(ip(&format!("-j -d address show dev {bridge}")), before);
+            }
+            // Nor does a plan made before it came touch it.
+            let desired = host.desired(Some(spec.clone()));
+            let steps = plan(&desired, &NetworkObserved::default());
+            let errors = apply_plan(&host.net, &steps).await.unwrap_err();
+            assert_eq!(
+                (errors.len(), errors[0].code, errors[0].retryable),
+                (1, FaultCode::ForeignObject, false)
+            );
+            ip(&format!("link set {bridge} alias "));
+            assert_eq!(ip(&format!("-j -d address show dev {bridge}")), before);
+            ip(&format!("link del {bridge}"));
+        },
+    );
+}
+
+#[test]
+fn a_missing_dnsmasq_is_told_with_its_package() {
+    isolated("a_missing_dnsmasq_is_told_with_its_package", async |host| {
+        for directory in ["/run/upper", "/run/work"] {
+            fs::create_dir(directory).unwrap();
+        }
+        let layers = "lowerdir=/usr/sbin,upperdir=/run/upper,workdir=/run/work";
+        run(
+            "mount",
+            &["-t", "overlay", "overlay", "-o", layers, "/usr/sbin"],
+        );
+        fs::remove_file("/usr/sbin/dnsmasq").unwrap();
+        let desired = host.desired(Some(host.spec(vec![host.port(10, "web")])));
+        let errors = apply_plan(&host.net, &plan(&desired, &host.observe().await))
+            .await
+            .unwrap_err();
+        let cause = std::error::Error::source(&errors[0]).unwrap().to_string();
+        assert!(
+            cause.contains("dnsmasq is not installed") && cause.contains("dnsmasq-base"),
+            "{cause}"
+        );
+        assert!(errors[0].retryable);
+        // Once it is there, the next pass gets there.
+        run("umount", &["/usr/sbin"]);
+        assert_eq!(
+            host.converge(desired.spec.as_ref()).await,
+            NetThen::Converged
+        );
+    });
+}

@@ -1,0 +1,1453 @@
+//! The image cache and the disks made from it, on real files, with the real `qemu-img` and a web server of the
+//! test's own that misbehaves on demand. Needs root (for a small file system of its own) and `qemu-utils`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a panic in a test is a failed assertion"
+)]
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    fs,
+    future::Future,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use berth_agent::{
+    act::{
+        ActError, Storage,
+        storage::{DirStorage, StorageOptions},
+    },
+    decide::instance::{DiskPlan, InstanceFiles, Paths, StorageStep},
+};
+use berth_common::{
+    document::{DiskFormat, ImageFormat, ImageRef},
+    ids::InstanceId,
+    message::report::FaultCode,
+    names::ImageSha256,
+    units::ByteCount,
+};
+use nix::mount::{MsFlags, mount};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const MIB: u64 = 1 << 20;
+
+// ---------------------------------------------------------------------------------------------------- the harness
+
+/// A host's storage below a directory of its own, with a log of every call of `qemu-img`.
+struct Host {
+    root: PathBuf,
+    paths: Paths,
+    storage: DirStorage,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    fn with(change: impl FnOnce(&mut StorageOptions)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let host = Self::at(&directory_path(&directory), change);
+        Self {
+            _directory: Some(directory),
+            ..host
+        }
+    }
+
+    fn at(root: &Path, change: impl FnOnce(&mut StorageOptions)) -> Self {
+        fs::create_dir_all(root).unwrap();
+        let wrapper = root.join("qemu-img");
+        let log = root.join("qemu-img.log");
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >> {}\nexec /usr/bin/qemu-img \"$@\"\n",
+            log.display()
+        );
+        fs::write(&wrapper, script).unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut options = StorageOptions {
+            qemu_img: wrapper,
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(5),
+            max_redirects: 3,
+            ..StorageOptions::default()
+        };
+        change(&mut options);
+        let paths = Paths::below(&root.join("state"));
+        let storage = DirStorage::new(paths.clone(), options);
+        Self {
+            root: root.to_owned(),
+            paths,
+            storage,
+            _directory: None,
+        }
+    }
+
+    async fn fetch(&self, image: &ImageRef) -> Result<(), ActError> {
+        self.storage
+            .apply(
+                &StorageStep::FetchImage(image.clone()),
+                &watch::channel(None).0,
+            )
+            .await
+    }
+
+    async fn create(&self, plan: &DiskPlan) -> Result<(), ActError> {
+        self.storage
+            .apply(
+                &StorageStep::CreateDisk(plan.clone()),
+                &watch::channel(None).0,
+            )
+            .await
+    }
+
+    async fn remove(&self, id: InstanceId) -> Result<(), ActError> {
+        self.storage
+            .apply(&StorageStep::RemoveInstance(id), &watch::channel(None).0)
+            .await
+    }
+
+    fn plan(&self, instance: InstanceId, image: &ImageRef, size: u64) -> DiskPlan {
+        DiskPlan {
+            instance,
+            index: 0,
+            path: self.paths.disk(instance, 0, DiskFormat::Qcow2),
+            size: ByteCount::clamped(size),
+            format: DiskFormat::Qcow2,
+            image: image.clone(),
+        }
+    }
+
+    /// How `qemu-img` was called so far.
+    fn calls(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.root.join("qemu-img.log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    fn image_files(&self) -> Vec<String> {
+        names(&self.paths.images)
+    }
+
+    /// A file of the test's own.
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.root.join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+fn directory_path(directory: &tempfile::TempDir) -> PathBuf {
+    directory.path().canonicalize().unwrap()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+fn sum(bytes: &[u8]) -> ImageSha256 {
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    hex.parse().unwrap()
+}
+
+fn image(url: &str, bytes: &[u8], format: ImageFormat) -> ImageRef {
+    ImageRef {
+        url: url.parse().unwrap(),
+        sha256: sum(bytes),
+        format,
+    }
+}
+
+/// Bytes of a raw image that do not repeat and start like nothing known.
+fn noise(count: u64) -> Vec<u8> {
+    let mut state = 0x1234_5678_9abc_def1_u64;
+    let mut bytes = Vec::new();
+    while u64::try_from(bytes.len()).unwrap() < count {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+/// A qcow2 image made by the real `qemu-img`.
+fn qcow2(host: &Host, args: &[&str]) -> Vec<u8> {
+    let path = host.root.join("made.qcow2");
+    let status = Command::new("qemu-img")
+        .current_dir(&host.root)
+        .args(["create", "-q", "-f", "qcow2"])
+        .args(args)
+        .arg(&path)
+        .arg("64M")
+        .status()
+        .expect("qemu-img is installed");
+    assert!(status.success());
+    fs::read(path).unwrap()
+}
+
+/// The error with its causes, as one text.
+fn chain(error: &ActError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[track_caller]
+fn fails(result: Result<(), ActError>, code: FaultCode, retryable: bool, parts: &[&str]) {
+    let error = result.expect_err("must fail");
+    let text = chain(&error);
+    assert_eq!((error.code, error.retryable), (code, retryable), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "{text:?} does not say {part:?}");
+    }
+}
+
+async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LIMIT, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Something servers wait at until the test lets them go on.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self) {
+        let open = self.0.0.lock().unwrap();
+        let (_open, timeout) = self
+            .0
+            .1
+            .wait_timeout_while(open, LIMIT, |open| !*open)
+            .unwrap();
+        assert!(!timeout.timed_out(), "the gate stayed shut");
+    }
+}
+
+/// A web server on loopback; every request is answered by the test's function, which gets path and connection.
+struct Server {
+    address: SocketAddr,
+    hits: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Server {
+    fn new(
+        answer: impl Fn(&str, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (hits, stop) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (counter, stopped, answer) = (Arc::clone(&hits), Arc::clone(&stop), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (mut stream, answer, counter) =
+                    (stream.unwrap(), Arc::clone(&answer), Arc::clone(&counter));
+                std::thread::spawn(move || {
+                    let mut lines = BufReader::new(stream.try_clone().unwrap())
+                        .lines()
+                        .map_while(Result::ok);
+                    let Some(request) = lines.next() else { return };
+                    let Some(path) = request.split(' ').nth(1).map(str::to_owned) else {
+                        return;
+                    };
+                    let _headers = lines.take_while(|line| !line.is_empty()).count();
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    // The client may hang up at any time: that is what some tests are about.
+                    let _ = answer(&path, &mut stream);
+                });
+            }
+        });
+        Self {
+            address,
+            hits,
+            stop,
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    fn hits(&self) -> usize {
+        self.hits.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn head(stream: &mut TcpStream, status: &str, headers: &str) -> std::io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n"
+    )
+}
+
+fn whole(stream: &mut TcpStream, body: &[u8]) -> std::io::Result<()> {
+    head(
+        stream,
+        "200 OK",
+        &format!("Content-Length: {}\r\n", body.len()),
+    )?;
+    stream.write_all(body)
+}
+
+/// Runs the work in a mount namespace of its own with a small file system, on a thread that ends with it.
+fn on_a_small_file_system<F: Future<Output = ()>>(
+    size: &str,
+    work: impl FnOnce(PathBuf) -> F + Send + 'static,
+) {
+    let mount_point = tempfile::tempdir().unwrap();
+    let path = directory_path(&mount_point);
+    let size = format!("size={size}");
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("tests run as root");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(
+            Some("berth-test"),
+            &path,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .unwrap();
+        // All threads of the storage are started from this one, and so share its namespace.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(work(path));
+    });
+    thread.join().unwrap();
+}
+
+/// Fills the file system except for so many bytes; returns the file to remove.
+fn fill_up(directory: &Path, leave: u64) -> PathBuf {
+    let status = nix::sys::statvfs::statvfs(directory).unwrap();
+    let available = status.blocks_available() * status.fragment_size();
+    let path = directory.join("filler");
+    fs::write(&path, vec![1; usize::try_from(available - leave).unwrap()]).unwrap();
+    path
+}
+
+// ------------------------------------------------------------------------------------------------- the good way
+
+#[tokio::test]
+async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
+    let host = Host::new();
+    let bytes = qcow2(&host, &[]);
+    let image = image(
+        &format!("file://{}", host.file("a b.img", &bytes).display()).replace(' ', "%20"),
+        &bytes,
+        ImageFormat::Qcow2,
+    );
+    let id = InstanceId::new();
+    let plan = host.plan(id, &image, 3 << 30);
+
+    assert!(!host.storage.has_image(&image.sha256).await.unwrap());
+    assert_eq!(
+        host.storage.observe(id).await.unwrap(),
+        InstanceFiles::default()
+    );
+    assert_eq!(host.storage.cached_images().await.unwrap(), []);
+    for _ in 0..2 {
+        host.fetch(&image).await.unwrap();
+        host.create(&plan).await.unwrap();
+    }
+    assert!(host.storage.has_image(&image.sha256).await.unwrap());
+    let cached = host.storage.cached_images().await.unwrap();
+    assert_eq!(
+        cached.iter().map(|image| &image.sha256).collect::<Vec<_>>(),
+        [&image.sha256]
+    );
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
+    let metadata = fs::metadata(host.paths.image(&image.sha256)).unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o444, 0));
+
+    let calls = host.calls();
+    assert_eq!(calls.len(), 1, "a disk is made once: {calls:?}");
+    let cached_path = host.paths.image(&image.sha256);
+    assert!(
+        calls[0].starts_with(&format!(
+            "create -q -f qcow2 -F qcow2 -b {} /",
+            cached_path.display()
+        )),
+        "{calls:?}"
+    );
+    let info = Command::new("qemu-img")
+        .args(["info", "--output=json"])
+        .arg(&plan.path)
+        .output()
+        .unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+    assert_eq!(info["format"], "qcow2");
+    assert_eq!(info["virtual-size"], 3_u64 << 30);
+    assert_eq!(info["backing-filename"], cached_path.to_str().unwrap());
+    assert_eq!(info["backing-filename-format"], "qcow2");
+
+    let files = InstanceFiles {
+        directory: true,
+        disks: BTreeSet::from([0]),
+    };
+    assert_eq!(host.storage.observe(id).await.unwrap(), files);
+    assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
+    assert_eq!(host.storage.instances_with_files().await.unwrap(), [id]);
+
+    for _ in 0..2 {
+        host.remove(id).await.unwrap();
+        assert_eq!(
+            host.storage.observe(id).await.unwrap(),
+            InstanceFiles::default()
+        );
+    }
+    assert!(
+        host.storage
+            .instances_with_files()
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        host.storage.has_image(&image.sha256).await.unwrap(),
+        "the image stays"
+    );
+}
+
+#[tokio::test]
+async fn an_instance_directory_lets_qemu_in_but_not_at_what_others_made() {
+    let host = Host::new();
+    let bytes = noise(MIB);
+    let image = image(
+        &format!("file://{}", host.file("raw", &bytes).display()),
+        &bytes,
+        ImageFormat::Raw,
+    );
+    let id = InstanceId::new();
+    host.fetch(&image).await.unwrap();
+    host.create(&host.plan(id, &image, 1 << 30)).await.unwrap();
+    let directory = fs::metadata(host.paths.instance(id)).unwrap();
+    let group = nix::unistd::Group::from_name("libvirt-qemu").unwrap();
+    let expected = if group.is_some() { 0o1731 } else { 0o711 };
+    assert_eq!((directory.mode() & 0o7777, directory.uid()), (expected, 0));
+    if let Some(group) = group {
+        assert_eq!(directory.gid(), group.gid.as_raw());
+    }
+    assert_eq!(
+        fs::metadata(&host.paths.instances).unwrap().mode() & 0o777,
+        0o711
+    );
+    assert_eq!(
+        fs::metadata(host.paths.disk(id, 0, DiskFormat::Qcow2))
+            .unwrap()
+            .mode()
+            & 0o777,
+        0o600
+    );
+}
+
+#[tokio::test]
+async fn a_download_tells_how_far_it_is() {
+    let host = Host::new();
+    let bytes = noise(4 * MIB);
+    let (gate, body) = (Gate::default(), bytes.clone());
+    let shut = gate.clone();
+    let server = Server::new(move |_, stream| {
+        head(
+            stream,
+            "200 OK",
+            &format!("Content-Length: {}\r\n", body.len()),
+        )?;
+        let (first, second) = body.split_at(body.len() / 2);
+        stream.write_all(first)?;
+        shut.wait();
+        stream.write_all(second)
+    });
+    let image = image(&server.url("/disk.img"), &bytes, ImageFormat::Raw);
+    let (progress, mut told) = watch::channel(None);
+    let storage = host.storage.clone();
+    let wanted = image.clone();
+    let fetching = tokio::spawn(async move { storage.fetch_image(&wanted, &progress).await });
+    let text = told
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    assert!(
+        text.starts_with("downloading the image, ") && text.ends_with(" %"),
+        "{text}"
+    );
+    wait_for("the partial file", || !host.image_files().is_empty()).await;
+    assert!(
+        !host.storage.has_image(&image.sha256).await.unwrap(),
+        "half an image is none"
+    );
+    host.storage.sweep().await.unwrap();
+    assert_eq!(
+        host.image_files().len(),
+        1,
+        "a running download is nobody's leftover"
+    );
+    gate.open();
+    fetching.await.unwrap().unwrap();
+    assert!(host.storage.has_image(&image.sha256).await.unwrap());
+    assert_eq!(fs::read(host.paths.image(&image.sha256)).unwrap(), bytes);
+    assert_eq!(told.borrow().clone(), None, "nothing is under way any more");
+}
+
+#[tokio::test]
+async fn zeros_take_no_space() {
+    let host = Host::new();
+    let mut bytes = vec![0; 16 << 20];
+    bytes[..4].copy_from_slice(b"boot");
+    let body = bytes.clone();
+    let server = Server::new(move |_, stream| whole(stream, &body));
+    let image = image(&server.url("/"), &bytes, ImageFormat::Raw);
+    host.fetch(&image).await.unwrap();
+    let metadata = fs::metadata(host.paths.image(&image.sha256)).unwrap();
+    assert_eq!(metadata.len(), 16 << 20);
+    assert!(
+        metadata.blocks() * 512 < MIB,
+        "{} blocks",
+        metadata.blocks()
+    );
+    assert_eq!(
+        sum(&fs::read(host.paths.image(&image.sha256)).unwrap()),
+        image.sha256
+    );
+}
+
+#[tokio::test]
+async fn waiters_of_one_image_share_one_download_and_its_outcome() {
+    let host = Host::new();
+    let bytes = noise(MIB);
+    let (gate, body) = (Gate::default(), bytes.clone());
+    let shut = gate.clone();
+    let server = Server::new(move |path, stream| {
+        shut.wait();
+        if path == "/good" {
+            whole(stream, &body)
+        } else {
+            head(stream, "404 Not Found", "Content-Length: 0\r\n")
+        }
+    });
+    let good = image(&server.url("/good"), &bytes, ImageFormat::Raw);
+    let bad = image(&server.url("/bad"), b"something else", ImageFormat::Raw);
+    let start = |image: &ImageRef| {
+        let (storage, image) = (host.storage.clone(), image.clone());
+        tokio::spawn(async move { storage.fetch_image(&image, &watch::channel(None).0).await })
+    };
+    let goods: Vec<_> = (0..8).map(|_| start(&good)).collect();
+    let bads: Vec<_> = (0..8).map(|_| start(&bad)).collect();
+    // The first one may go away: the others still get their image.
+    wait_for("both requests", || server.hits() == 2).await;
+    goods[0].abort();
+    gate.open();
+    for (index, waiter) in goods.into_iter().enumerate() {
+        match waiter.await {
+            Err(aborted) => assert!(index == 0 && aborted.is_cancelled()),
+            Ok(result) => result.unwrap(),
+        }
+    }
+    for waiter in bads {
+        fails(
+            waiter.await.unwrap(),
+            FaultCode::ImageUnreachable,
+            false,
+            &["/bad", "404 (not found)"],
+        );
+    }
+    assert_eq!(server.hits(), 2, "one download for each image");
+    fails(
+        host.fetch(&bad).await,
+        FaultCode::ImageUnreachable,
+        false,
+        &["404"],
+    );
+    assert_eq!(
+        server.hits(),
+        3,
+        "an old failure is not the answer to a new request"
+    );
+    host.fetch(&good).await.unwrap();
+    assert_eq!(server.hits(), 3, "a cached image is not fetched");
+    assert_eq!(host.image_files(), [good.sha256.as_str()]);
+}
+
+#[tokio::test]
+async fn one_content_from_two_places_is_fetched_once() {
+    let host = Host::new();
+    let bytes = noise(MIB);
+    let (gate, body) = (Gate::default(), bytes.clone());
+    let shut = gate.clone();
+    let server = Server::new(move |_, stream| {
+        shut.wait();
+        whole(stream, &body)
+    });
+    let images = ["/a", "/b"].map(|path| image(&server.url(path), &bytes, ImageFormat::Raw));
+    let both = futures::future::join(host.fetch(&images[0]), host.fetch(&images[1]));
+    let (results, ()) = futures::future::join(both, async {
+        wait_for("a request", || server.hits() > 0).await;
+        gate.open();
+    })
+    .await;
+    results.0.unwrap();
+    results.1.unwrap();
+    assert_eq!(server.hits(), 1);
+}
+
+#[tokio::test]
+async fn who_has_to_wait_for_other_downloads_is_told() {
+    let host = Host::with(|options| options.parallel_downloads = 1);
+    let gate = Gate::default();
+    let shut = gate.clone();
+    let server = Server::new(move |path, stream| {
+        shut.wait();
+        whole(stream, path.as_bytes())
+    });
+    let first = image(&server.url("/first"), b"/first", ImageFormat::Raw);
+    let second = image(&server.url("/second"), b"/second", ImageFormat::Raw);
+    let (storage, wanted) = (host.storage.clone(), first.clone());
+    let one =
+        tokio::spawn(async move { storage.fetch_image(&wanted, &watch::channel(None).0).await });
+    wait_for("the first request", || server.hits() == 1).await;
+    let (progress, mut told) = watch::channel(None);
+    let (storage, wanted) = (host.storage.clone(), second.clone());
+    let two = tokio::spawn(async move { storage.fetch_image(&wanted, &progress).await });
+    let text = told.wait_for(Option::is_some).await.unwrap().clone();
+    assert_eq!(
+        (text.as_deref(), server.hits()),
+        (Some("waiting for other downloads"), 1)
+    );
+    gate.open();
+    one.await.unwrap().unwrap();
+    two.await.unwrap().unwrap();
+    assert_eq!(host.image_files().len(), 2);
+}
+
+#[tokio::test]
+async fn a_download_nobody_waits_for_stops_and_leaves_nothing() {
+    let host = Host::new();
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&ended);
+    let server = Server::new(move |_, stream| {
+        head(stream, "200 OK", "")?;
+        let result = (|| loop {
+            stream.write_all(&[7; 65536])?
+        })();
+        flag.store(true, Ordering::SeqCst);
+        result
+    });
+    let endless = image(&server.url("/endless"), b"never", ImageFormat::Raw);
+    let storage = host.storage.clone();
+    let waiter =
+        tokio::spawn(async move { storage.fetch_image(&endless, &watch::channel(None).0).await });
+    wait_for("a partial file", || !host.image_files().is_empty()).await;
+    waiter.abort();
+    assert!(waiter.await.unwrap_err().is_cancelled());
+    wait_for("the end of the download", || {
+        ended.load(Ordering::SeqCst) && host.image_files().is_empty()
+    })
+    .await;
+}
+
+// ------------------------------------------------------------------------------------------------ servers and files
+
+#[tokio::test]
+async fn servers_that_fail_are_told_apart() {
+    let host = Host::with(|options| {
+        options.read_timeout = Duration::from_millis(500);
+        options.connect_timeout = Duration::from_millis(2000);
+        options.max_image = ByteCount::clamped(4 * MIB);
+    });
+    let bytes = noise(MIB);
+    let body = bytes.clone();
+    let silent = Gate::default();
+    let held = silent.clone();
+    let server = Server::new(move |path, stream| match path {
+        "/missing" => head(stream, "404 Not Found", "Content-Length: 0\r\n"),
+        "/private" => head(stream, "403 Forbidden", "Content-Length: 0\r\n"),
+        "/down" => head(stream, "503 Service Unavailable", "Content-Length: 0\r\n"),
+        "/to-file" => head(
+            stream,
+            "302 Found",
+            "Location: file:///etc/passwd\r\nContent-Length: 0\r\n",
+        ),
+        "/to-ftp" => head(
+            stream,
+            "302 Found",
+            "Location: ftp://127.0.0.1/x\r\nContent-Length: 0\r\n",
+        ),
+        "/circle" => head(
+            stream,
+            "302 Found",
+            "Location: /circle\r\nContent-Length: 0\r\n",
+        ),
+        "/moved" => head(
+            stream,
+            "301 Moved Permanently",
+            "Location: /good\r\nContent-Length: 0\r\n",
+        ),
+        "/good" => whole(stream, &body),
+        "/cut" => {
+            head(
+                stream,
+                "200 OK",
+                &format!("Content-Length: {}\r\n", body.len()),
+            )?;
+            stream.write_all(&body[..1000])
+        }
+        "/longer" => {
+            head(stream, "200 OK", "Content-Length: 1000\r\n")?;
+            stream.write_all(&body)
+        }
+        "/huge" => head(stream, "200 OK", "Content-Length: 99999999999999\r\n"),
+        "/endless" => {
+            head(stream, "200 OK", "")?;
+            loop {
+                stream.write_all(&[7; 65536])?;
+            }
+        }
+        "/stalls" => {
+            head(
+                stream,
+                "200 OK",
+                &format!("Content-Length: {}\r\n", body.len()),
+            )?;
+            stream.write_all(&body[..1000])?;
+            held.wait();
+            Ok(())
+        }
+        "/silent" => {
+            held.wait();
+            Ok(())
+        }
+        _ => stream.write_all(b"this is not HTTP\r\n\r\n"),
+    });
+    let refused_port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let closed = format!("http://{refused_port}/x");
+    // A server that speaks HTTP where TLS is expected.
+    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tls = format!("https://{}/x", plain.local_addr().unwrap());
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = plain.accept().unwrap();
+        head(&mut stream, "400 Bad Request", "").unwrap();
+        // Until the client hangs up; how it does that is its own affair.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let unreachable = FaultCode::ImageUnreachable;
+    for (url, code, retryable, parts) in [
+        (
+            server.url("/missing"),
+            unreachable,
+            false,
+            &["/missing", "404 (not found)"][..],
+        ),
+        (
+            server.url("/private"),
+            unreachable,
+            false,
+            &["403 (not allowed"],
+        ),
+        (server.url("/down"), unreachable, true, &["503"]),
+        (
+            server.url("/to-file"),
+            unreachable,
+            false,
+            &["only http:// and https:// are followed"],
+        ),
+        (
+            server.url("/to-ftp"),
+            unreachable,
+            false,
+            &["only http:// and https:// are followed"],
+        ),
+        (
+            server.url("/circle"),
+            unreachable,
+            false,
+            &["redirects more than 3 times"],
+        ),
+        (
+            server.url("/cut"),
+            unreachable,
+            true,
+            &["reading stopped after 1000 bytes of 1048576"],
+        ),
+        (
+            server.url("/longer"),
+            FaultCode::ImageChecksum,
+            false,
+            &["has the sha256"],
+        ),
+        (
+            server.url("/huge"),
+            FaultCode::ImageRefused,
+            false,
+            &["larger than the 4194304 bytes"],
+        ),
+        (
+            server.url("/endless"),
+            FaultCode::ImageRefused,
+            false,
+            &["larger than the 4194304 bytes"],
+        ),
+        (
+            server.url("/stalls"),
+            unreachable,
+            true,
+            &["reading stopped after 1000 bytes"],
+        ),
+        (
+            server.url("/silent"),
+            unreachable,
+            true,
+            &["takes too long"],
+        ),
+        (
+            server.url("/garbage?token=secret"),
+            unreachable,
+            true,
+            &["/garbage?…", "the exchange with the server failed"],
+        ),
+        (closed, unreachable, true, &["Connection refused"]),
+        (
+            "http://no-such-host.invalid/x".to_owned(),
+            unreachable,
+            true,
+            &["no-such-host.invalid"],
+        ),
+        (tls, unreachable, true, &["no trusted TLS connection"]),
+    ] {
+        let result = host.fetch(&image(&url, &bytes, ImageFormat::Raw)).await;
+        let text = chain(result.as_ref().expect_err(&url));
+        assert!(!text.contains("secret"), "{text}");
+        fails(result, code, retryable, parts);
+        assert_eq!(host.image_files(), [""; 0], "{url}");
+    }
+    answering.join().unwrap();
+    silent.open();
+    host.fetch(&image(&server.url("/moved"), &bytes, ImageFormat::Raw))
+        .await
+        .unwrap();
+    assert_eq!(host.image_files().len(), 1, "the next request is served");
+}
+
+/// A web server with TLS: `openssl` serves one directory until this is dropped.
+struct TlsServer {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl TlsServer {
+    /// Makes a certificate authority (`ca.pem`) and a server certificate for 127.0.0.1 there, and serves it.
+    fn new(directory: &Path) -> Self {
+        let openssl = |line: &str| {
+            let output = Command::new("openssl")
+                .args(line.split(' '))
+                .current_dir(directory)
+                .output();
+            let output = output.expect("openssl is installed");
+            assert!(
+                output.status.success(),
+                "{line}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        };
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+        openssl(&format!(
+            "req -x509 {key} -subj /CN=ca -keyout ca.key -out ca.pem"
+        ));
+        openssl(&format!(
+            "req -x509 {key} -subj /CN=leaf -CA ca.pem -CAkey ca.key -keyout leaf.key -out leaf.pem \
+             -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
+        ));
+        let mut process = Command::new("openssl")
+            .args([
+                "s_server",
+                "-WWW",
+                "-accept",
+                "127.0.0.1:0",
+                "-cert",
+                "leaf.pem",
+                "-key",
+                "leaf.key",
+            ])
+            .current_dir(directory)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
+        let port = lines
+            .filter_map(|line| line.strip_prefix("ACCEPT 127.0.0.1:")?.parse().ok())
+            .next();
+        Self {
+            process,
+            port: port.expect("openssl s_server says where it listens"),
+        }
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn https_trusts_the_authorities_of_the_host_and_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TlsServer::new(directory.path());
+    let bytes = noise(MIB);
+    fs::write(directory.path().join("image"), &bytes).unwrap();
+    let image = image(
+        &format!("https://127.0.0.1:{}/image", server.port),
+        &bytes,
+        ImageFormat::Raw,
+    );
+    fails(
+        Host::new().fetch(&image).await,
+        FaultCode::ImageUnreachable,
+        true,
+        &["no trusted TLS connection"],
+    );
+    let host = Host::with(|options| options.ca_bundle = directory.path().join("ca.pem"));
+    host.fetch(&image).await.unwrap();
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
+}
+
+#[tokio::test]
+async fn other_bytes_than_promised_are_refused_with_both_sums() {
+    let host = Host::new();
+    let file = host.file("image", b"what is there");
+    let wanted = image(
+        &format!("file://{}", file.display()),
+        b"what was promised",
+        ImageFormat::Raw,
+    );
+    let (got, expected) = (sum(b"what is there"), wanted.sha256.clone());
+    fails(
+        host.fetch(&wanted).await,
+        FaultCode::ImageChecksum,
+        false,
+        &[got.as_str(), expected.as_str()],
+    );
+    assert_eq!(host.image_files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn only_regular_files_outside_of_berths_own_are_images() {
+    let host = Host::with(|options| options.read_timeout = Duration::from_secs(1));
+    let bytes = noise(MIB);
+    let good = image(
+        &format!("file://{}", host.file("good", &bytes).display()),
+        &bytes,
+        ImageFormat::Raw,
+    );
+    host.fetch(&good).await.unwrap();
+    let root = &host.root;
+    host.file("empty", b"");
+    nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    symlink(host.paths.image(&good.sha256), root.join("link")).unwrap();
+    for (path, code, part) in [
+        (
+            root.join("absent"),
+            FaultCode::ImageUnreachable,
+            "cannot open the file: No such file or directory",
+        ),
+        (
+            root.join("empty"),
+            FaultCode::ImageUnreachable,
+            "it is empty",
+        ),
+        (
+            root.join("pipe"),
+            FaultCode::ImageUnreachable,
+            "it is a pipe, and an image must be a regular file",
+        ),
+        (
+            root.to_owned(),
+            FaultCode::ImageUnreachable,
+            "it is a directory",
+        ),
+        (
+            PathBuf::from("/dev/zero"),
+            FaultCode::ImageUnreachable,
+            "it is a device",
+        ),
+        (
+            PathBuf::from("/proc/self/mounts"),
+            FaultCode::ImageUnreachable,
+            "it is empty",
+        ),
+        (
+            host.paths.image(&good.sha256),
+            FaultCode::ImageUnreachable,
+            "where berth keeps its own files",
+        ),
+        (
+            root.join("link"),
+            FaultCode::ImageUnreachable,
+            "where berth keeps its own files",
+        ),
+    ] {
+        let wanted = image(
+            &format!("file://{}", path.display()),
+            b"other",
+            ImageFormat::Raw,
+        );
+        fails(host.fetch(&wanted).await, code, false, &[part]);
+    }
+    let host = Host::with(|options| options.not_below = vec![root.clone()]);
+    fails(
+        host.fetch(&good).await,
+        FaultCode::ImageUnreachable,
+        false,
+        &["berth keeps its own files"],
+    );
+}
+
+// ------------------------------------------------------------------------------------------------ hostile images
+
+#[tokio::test]
+async fn hostile_images_are_refused_before_qemu_img_sees_them() {
+    let host = Host::new();
+    host.file("base", &noise(64 * MIB));
+    let mut corrupt = qcow2(&host, &[]);
+    corrupt[79] = 2;
+    for (bytes, format, part) in [
+        (
+            qcow2(&host, &["-F", "raw", "-b", "base"]),
+            ImageFormat::Qcow2,
+            "names a backing file (\"base\")",
+        ),
+        (
+            qcow2(&host, &["-o", "data_file=data"]),
+            ImageFormat::Qcow2,
+            "external data file (\"data\")",
+        ),
+        (
+            qcow2(&host, &[]),
+            ImageFormat::Raw,
+            "declared raw, but it is a qcow2 image",
+        ),
+        (
+            qcow2(&host, &[])[..300].to_vec(),
+            ImageFormat::Qcow2,
+            "cut off",
+        ),
+        (corrupt, ImageFormat::Qcow2, "corrupt"),
+        (
+            noise(MIB),
+            ImageFormat::Qcow2,
+            "does not start with qcow2's magic number",
+        ),
+    ] {
+        let path = host.file("hostile", &bytes);
+        let hostile = image(&format!("file://{}", path.display()), &bytes, format);
+        fails(
+            host.fetch(&hostile).await,
+            FaultCode::ImageRefused,
+            false,
+            &[part, "/hostile was refused"],
+        );
+        assert_eq!(host.image_files(), [""; 0]);
+        let id = InstanceId::new();
+        fails(
+            host.create(&host.plan(id, &hostile, 1 << 30)).await,
+            FaultCode::Internal,
+            true,
+            &["not in the cache"],
+        );
+        assert_eq!(
+            host.storage.observe(id).await.unwrap(),
+            InstanceFiles::default()
+        );
+    }
+    assert_eq!(host.calls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_cached_image_is_inspected_again_for_every_stated_format() {
+    let host = Host::new();
+    let bytes = noise(MIB);
+    let raw = image(
+        &format!("file://{}", host.file("raw", &bytes).display()),
+        &bytes,
+        ImageFormat::Raw,
+    );
+    host.fetch(&raw).await.unwrap();
+    let lie = ImageRef {
+        format: ImageFormat::Qcow2,
+        ..raw.clone()
+    };
+    let id = InstanceId::new();
+    fails(
+        host.fetch(&lie).await,
+        FaultCode::ImageRefused,
+        false,
+        &["declared qcow2"],
+    );
+    fails(
+        host.create(&host.plan(id, &lie, 1 << 30)).await,
+        FaultCode::ImageRefused,
+        false,
+        &["declared qcow2"],
+    );
+    assert_eq!(host.calls(), [""; 0]);
+    assert!(!host.paths.instance(id).exists());
+    assert!(
+        host.storage.has_image(&raw.sha256).await.unwrap(),
+        "the image is still good for others"
+    );
+    host.create(&host.plan(id, &raw, 1 << 30)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_smaller_than_its_image_is_refused_with_the_numbers() {
+    let host = Host::new();
+    let bytes = qcow2(&host, &[]);
+    let image = image(
+        &format!("file://{}", host.file("image", &bytes).display()),
+        &bytes,
+        ImageFormat::Qcow2,
+    );
+    host.fetch(&image).await.unwrap();
+    let id = InstanceId::new();
+    let plan = host.plan(id, &image, 32 * MIB);
+    let parts = ["33554432 bytes", "67108864 B", "at least 1 GB"];
+    fails(
+        host.create(&plan).await,
+        FaultCode::ImageRefused,
+        false,
+        &parts,
+    );
+    let elsewhere = DiskPlan {
+        path: host.root.join("disk"),
+        ..host.plan(id, &image, 1 << 30)
+    };
+    fails(
+        host.create(&elsewhere).await,
+        FaultCode::Internal,
+        false,
+        &["the plan says"],
+    );
+    assert!(!host.paths.instance(id).exists());
+    assert_eq!(host.calls(), [""; 0]);
+}
+
+// ---------------------------------------------------------------------------------------------- trouble on the host
+
+#[test]
+fn a_full_disk_during_a_download_is_survived() {
+    on_a_small_file_system("16m", |root| async move {
+        let host = Host::at(&root, |_| ());
+        let bytes = noise(4 * MIB);
+        let body = bytes.clone();
+        let server = Server::new(move |path, stream| {
+            if path == "/stated" {
+                return whole(stream, &body);
+            }
+            // No length: only writing shows that there is no room.
+            head(stream, "200 OK", "")?;
+            stream.write_all(&body)
+        });
+        let stated = image(&server.url("/stated"), &bytes, ImageFormat::Raw);
+        let unstated = image(&server.url("/unstated"), &bytes, ImageFormat::Raw);
+        let filler = fill_up(&root, 2 * MIB);
+        fails(
+            host.fetch(&stated).await,
+            FaultCode::DiskFull,
+            true,
+            &["has 4194304 bytes", "has room for 20"],
+        );
+        fails(
+            host.fetch(&unstated).await,
+            FaultCode::DiskFull,
+            true,
+            &["No space left on device"],
+        );
+        assert_eq!(host.image_files(), [""; 0]);
+        fs::remove_file(filler).unwrap();
+        host.fetch(&unstated).await.unwrap();
+        assert_eq!(host.image_files(), [stated.sha256.as_str()]);
+    });
+}
+
+#[test]
+fn a_full_disk_while_a_disk_is_made_is_survived() {
+    on_a_small_file_system("16m", |root| async move {
+        let host = Host::at(&root, |_| ());
+        let bytes = qcow2(&host, &[]);
+        let image = image(
+            &format!("file://{}", host.file("image", &bytes).display()),
+            &bytes,
+            ImageFormat::Qcow2,
+        );
+        host.fetch(&image).await.unwrap();
+        let id = InstanceId::new();
+        let plan = host.plan(id, &image, 1 << 30);
+        // Room for the directory and the log of calls, not for the disk's first tables.
+        let filler = fill_up(&root, 40_960);
+        fails(
+            host.create(&plan).await,
+            FaultCode::DiskFull,
+            true,
+            &["could not make disk 0", "No space left on device"],
+        );
+        assert_eq!(names(&host.paths.instance(id)), [""; 0]);
+        assert_eq!(
+            host.storage.observe(id).await.unwrap().disks,
+            BTreeSet::new()
+        );
+        fs::remove_file(filler).unwrap();
+        host.create(&plan).await.unwrap();
+        assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
+        let (size, used) = host.storage.space().await.unwrap();
+        assert_eq!(size.get(), 16 * MIB);
+        assert!((MIB / 4..4 * MIB).contains(&used.get()), "{used}");
+    });
+}
+
+#[tokio::test]
+async fn a_qemu_img_that_hangs_or_is_missing_leaves_nothing() {
+    let host = Host::with(|options| options.create_deadline = Duration::from_millis(300));
+    let bytes = noise(MIB);
+    let image = image(
+        &format!("file://{}", host.file("raw", &bytes).display()),
+        &bytes,
+        ImageFormat::Raw,
+    );
+    host.fetch(&image).await.unwrap();
+    let id = InstanceId::new();
+    let plan = host.plan(id, &image, 1 << 30);
+    // The last argument but one is the file that is to be made.
+    host.file(
+        "qemu-img",
+        b"#!/bin/sh\nfor file; do last=$before; before=$file; done\necho half > $last\nsleep 600\n",
+    );
+    fails(
+        host.create(&plan).await,
+        FaultCode::Internal,
+        true,
+        &["was killed after 0.3 s"],
+    );
+    assert_eq!(names(&host.paths.instance(id)), [""; 0]);
+    fs::remove_file(host.root.join("qemu-img")).unwrap();
+    fails(
+        host.create(&plan).await,
+        FaultCode::Internal,
+        true,
+        &["qemu-img is not installed", "package qemu-utils"],
+    );
+    assert!(
+        host.storage
+            .check_qemu_img()
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("package qemu-utils")
+    );
+    let version = Host::new().storage.check_qemu_img().await.unwrap();
+    assert!(version.starts_with("qemu-img version "), "{version}");
+}
+
+#[tokio::test]
+async fn directories_are_made_and_tried() {
+    let host = Host::new();
+    host.storage.check_directories().await.unwrap();
+    assert_eq!(
+        (names(&host.paths.images), names(&host.paths.instances)),
+        (vec![], vec![])
+    );
+    let host = Host::new();
+    host.file("state", b"in the way");
+    let error = host.storage.check_directories().await.unwrap_err();
+    assert!(
+        chain(&error).contains("could not make the directory"),
+        "{}",
+        chain(&error)
+    );
+}
+
+#[tokio::test]
+async fn removal_follows_no_link() {
+    let host = Host::new();
+    host.storage.check_directories().await.unwrap();
+    let precious = host.root.join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), b"keep me").unwrap();
+
+    let linked = InstanceId::new();
+    symlink(&precious, host.paths.instance(linked)).unwrap();
+    fails(
+        host.remove(linked).await,
+        FaultCode::ForeignObject,
+        false,
+        &["something else has its name"],
+    );
+    assert!(
+        host.storage
+            .instances_with_files()
+            .await
+            .unwrap()
+            .is_empty()
+    );
+
+    let id = InstanceId::new();
+    fs::create_dir(host.paths.instance(id)).unwrap();
+    symlink(&precious, host.paths.instance(id).join("console.log")).unwrap();
+    symlink(
+        precious.join("file"),
+        host.paths.instance(id).join("disk0.qcow2"),
+    )
+    .unwrap();
+    assert_eq!(
+        host.storage.observe(id).await.unwrap(),
+        InstanceFiles {
+            directory: true,
+            disks: BTreeSet::new()
+        }
+    );
+    host.remove(id).await.unwrap();
+    assert!(!host.paths.instance(id).exists());
+    assert_eq!(fs::read(precious.join("file")).unwrap(), b"keep me");
+}
+
+// ------------------------------------------------------------------------------------------------ a killed agent
+
+/// Not a test of its own: the process that [`a_killed_agent_leaves_only_what_sweep_removes`] kills. It fetches the
+/// image its environment names.
+#[tokio::test]
+#[ignore = "the victim of another test, which runs it with its environment"]
+async fn victim() {
+    let (Ok(root), Ok(image)) = (
+        std::env::var("BERTH_TEST_ROOT"),
+        std::env::var("BERTH_TEST_IMAGE"),
+    ) else {
+        return;
+    };
+    let host = Host::at(Path::new(&root), |_| ());
+    let image: ImageRef = serde_json::from_str(&image).unwrap();
+    host.fetch(&image).await.unwrap();
+    panic!("the download ended before it was interrupted");
+}
+
+#[tokio::test]
+async fn a_killed_agent_leaves_only_what_sweep_removes() {
+    let host = Host::new();
+    let bytes = noise(4 * MIB);
+    let (gate, body) = (Gate::default(), bytes.clone());
+    let shut = gate.clone();
+    let server = Server::new(move |_, stream| {
+        head(
+            stream,
+            "200 OK",
+            &format!("Content-Length: {}\r\n", body.len()),
+        )?;
+        stream.write_all(&body[..body.len() / 2])?;
+        shut.wait();
+        stream.write_all(&body[body.len() / 2..])
+    });
+    let image = image(&server.url("/image"), &bytes, ImageFormat::Raw);
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "victim", "--ignored"])
+        .env("BERTH_TEST_ROOT", &host.root)
+        .env("BERTH_TEST_IMAGE", serde_json::to_string(&image).unwrap())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let partial_bytes = || {
+        let files = host.image_files();
+        files.first().map_or(0, |name| {
+            fs::metadata(host.paths.images.join(name)).map_or(0, |file| file.len())
+        })
+    };
+    wait_for("half of the image", || partial_bytes() >= MIB).await;
+    victim.kill().unwrap();
+    assert!(!victim.wait().unwrap().success());
+    gate.open();
+
+    let left = host.image_files();
+    assert!(
+        matches!(&left[..], [name] if name.starts_with(&format!(".partial-{}", image.sha256))),
+        "{left:?}"
+    );
+    assert!(!host.storage.has_image(&image.sha256).await.unwrap());
+    assert_eq!(host.storage.cached_images().await.unwrap(), []);
+    // A disk that was being made, too; and what looks like neither stays.
+    let id = InstanceId::new();
+    fs::create_dir_all(host.paths.instance(id)).unwrap();
+    for name in [".tmp-disk0-1", "disk1.qcow2", "console.log"] {
+        fs::write(host.paths.instance(id).join(name), b"x").unwrap();
+    }
+    assert_eq!(
+        host.storage.observe(id).await.unwrap().disks,
+        BTreeSet::from([1])
+    );
+    for _ in 0..2 {
+        host.storage.sweep().await.unwrap();
+        assert_eq!(host.image_files(), [""; 0]);
+        assert_eq!(
+            names(&host.paths.instance(id)),
+            ["console.log", "disk1.qcow2"]
+        );
+    }
+    host.fetch(&image).await.unwrap();
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
+}
