@@ -1,0 +1,328 @@
+//! Everything that can go wrong, with its exit code and its two forms: for people and for programs.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use berth_common::{config::ConfigErrors, message::report::Fault, refusal::Refusal};
+use serde::Serialize;
+
+use crate::{console::ConsoleError, instance_file::FileMistakes, terminal::visible_lines};
+
+/// Why a command did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CtlError {
+    /// The scheduler said no.
+    #[error("{} ({}){}", .0.message, .0.code.as_str(), if .0.retryable { "; the same may succeed later" } else { "" })]
+    Refused(Refusal),
+    /// What was waited for failed.
+    #[error("instance {instance} is in error ({}): {}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref()))]
+    Failed {
+        /// Its name and id.
+        instance: String,
+        /// What its view says.
+        fault: Option<Fault>,
+    },
+    /// Somebody wanted something else meanwhile.
+    #[error("instance {instance}: {reason}")]
+    Overtaken {
+        /// Its name and id.
+        instance: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The limit of `--wait` was reached.
+    #[error(
+        "instance {instance} is not {goal} after {} s; {last}. Nothing is lost: berth goes on with it. Look again with \
+         `berthctl instance show {id}`", waited.as_secs()
+    )]
+    NotYet {
+        /// Its name and id.
+        instance: String,
+        /// Its id.
+        id: String,
+        /// What was waited for.
+        goal: &'static str,
+        /// The limit.
+        waited: Duration,
+        /// What was seen last.
+        last: String,
+    },
+    /// Ctrl-C before the scheduler answered.
+    #[error("interrupted; {method} was not answered yet and may still be carried out{hint}")]
+    InterruptedUnanswered {
+        /// The method.
+        method: &'static str,
+        /// How to go on, starting with "; " or empty.
+        hint: String,
+    },
+    /// Ctrl-C while waiting for what was accepted.
+    #[error(
+        "interrupted; the request on instance {0} was accepted and goes on, only the waiting ended"
+    )]
+    Interrupted(String),
+    /// The command asks for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The configuration file has mistakes.
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    /// The instance file has mistakes.
+    #[error("{0}")]
+    InstanceFile(#[from] FileMistakes),
+    /// The instance file cannot be read.
+    #[error("the instance file {} {}", path.display(), unreadable(source))]
+    ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// There is no connection to the broker.
+    #[error(
+        "cannot reach the message broker at {address}: {reason}. Check that RabbitMQ runs there (`rabbitmqctl status`), \
+         that a firewall lets this machine in, and that user, password and vhost of the address are right"
+    )]
+    Unreachable {
+        /// Its address, without the password.
+        address: String,
+        /// What the connection says.
+        reason: String,
+    },
+    /// The broker has no queue of requests.
+    #[error(
+        "the message broker at {address} has no queue `scheduler`: no scheduler has ever started on this vhost. Start \
+         berth-scheduler (`systemctl status berth-scheduler`), or check the vhost of the address"
+    )]
+    NoScheduler {
+        /// The broker's address, without the password.
+        address: String,
+    },
+    /// The request may have arrived, but nobody answered.
+    #[error(
+        "{reason}. The request may still be carried out{hint}. Check that the scheduler runs (`systemctl status \
+             berth-scheduler`)"
+    )]
+    Unanswered {
+        /// What happened.
+        reason: String,
+        /// How to go on, starting with "; " or empty.
+        hint: String,
+    },
+    /// The request cannot be sent at all.
+    #[error("the request cannot be sent: {0}")]
+    Unsendable(String),
+    /// The answer makes no sense.
+    #[error(
+        "the scheduler's answer to {method} cannot be understood: {reason}; are berthctl and scheduler of neighbouring versions?"
+    )]
+    Nonsense {
+        /// The method.
+        method: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The console cannot be shown.
+    #[error("{0}")]
+    Console(#[from] ConsoleError),
+    /// The result cannot be printed.
+    #[error("the result cannot be written: {0}")]
+    Output(#[source] io::Error),
+    /// The runtime cannot start.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
+}
+
+fn fault_code(fault: Option<&Fault>) -> String {
+    fault
+        .and_then(|fault| serde_json::to_value(fault.code).ok())
+        .and_then(|code| code.as_str().map(str::to_owned))
+        .unwrap_or_else(|| "no fault given".to_owned())
+}
+
+fn fault_text(fault: Option<&Fault>) -> &str {
+    fault.map_or(
+        "the scheduler gave no reason; its log may have one",
+        |fault| fault.message.as_str(),
+    )
+}
+
+fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "does not exist; docs/instance.sample.toml is a sample to start from".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => "may not be read by this user".to_owned(),
+        io::ErrorKind::InvalidData => "is not UTF-8 text".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    }
+}
+
+/// An error for programs.
+#[derive(Debug, Serialize)]
+struct JsonError<'e> {
+    error: JsonBody<'e>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonBody<'e> {
+    code: &'e str,
+    message: String,
+    retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<&'e Fault>,
+}
+
+impl CtlError {
+    /// What the process ends with; `--help` lists them.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_)
+            | Self::Failed { .. }
+            | Self::Overtaken { .. }
+            | Self::Console(_)
+            | Self::Nonsense { .. }
+            | Self::Output(_)
+            | Self::Start(_) => 1,
+            Self::Usage(_)
+            | Self::Config(_)
+            | Self::InstanceFile(_)
+            | Self::ReadFile { .. }
+            | Self::Unsendable(_) => 2,
+            Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::Unanswered { .. } => 3,
+            Self::NotYet { .. } => 4,
+            Self::InterruptedUnanswered { .. } | Self::Interrupted(_) => 130,
+        }
+    }
+
+    /// The reason, for programs: the refusal's own code, or one of berthctl's.
+    fn code(&self) -> &str {
+        match self {
+            Self::Refused(refusal) => refusal.code.as_str(),
+            Self::Failed { .. } => "instance_in_error",
+            Self::Overtaken { .. } => "overtaken",
+            Self::NotYet { .. } => "not_yet",
+            Self::InterruptedUnanswered { .. } | Self::Interrupted(_) => "interrupted",
+            Self::Usage(_) | Self::Unsendable(_) => "usage",
+            Self::Config(_) => "configuration",
+            Self::InstanceFile(_) | Self::ReadFile { .. } => "instance_file",
+            Self::Unreachable { .. } => "broker_unreachable",
+            Self::NoScheduler { .. } => "no_scheduler",
+            Self::Unanswered { .. } => "unanswered",
+            Self::Nonsense { .. } => "answer_not_understood",
+            Self::Console(_) => "console",
+            Self::Output(_) | Self::Start(_) => "system",
+        }
+    }
+
+    /// Whether the same command may succeed later.
+    fn retryable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.retryable,
+            Self::NotYet { .. }
+            | Self::InterruptedUnanswered { .. }
+            | Self::Interrupted(_)
+            | Self::Unreachable { .. }
+            | Self::NoScheduler { .. }
+            | Self::Unanswered { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Says what repeating the command would do, where a request got no answer.
+    pub(crate) fn advise(mut self, advice: &str) -> Self {
+        if let Self::Unanswered { hint, .. } | Self::InterruptedUnanswered { hint, .. } = &mut self
+        {
+            *hint = format!("; {advice}");
+        }
+        self
+    }
+
+    /// For people, on a terminal.
+    pub(crate) fn text(&self) -> String {
+        format!("berthctl: {}\n", visible_lines(&self.to_string()))
+    }
+
+    /// For programs: one line.
+    pub(crate) fn json(&self) -> String {
+        let fault = match self {
+            Self::Failed { fault, .. } => fault.as_ref(),
+            _ => None,
+        };
+        let message = match self {
+            // Code and retryable have fields of their own.
+            Self::Refused(refusal) => refusal.message.clone(),
+            _ => self.to_string(),
+        };
+        let body = JsonBody {
+            code: self.code(),
+            message,
+            retryable: self.retryable(),
+            fault,
+        };
+        json_line(&JsonError { error: body })
+    }
+}
+
+/// The JSON form of a command line that clap refused.
+pub(crate) fn usage_json(message: &str) -> String {
+    let body = JsonBody {
+        code: "usage",
+        message: message.trim_end().to_owned(),
+        retryable: false,
+        fault: None,
+    };
+    json_line(&JsonError { error: body })
+}
+
+fn json_line(error: &JsonError<'_>) -> String {
+    // Strings and booleans always have a JSON form.
+    serde_json::to_string(error)
+        .map(|json| json + "\n")
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_common::{message::report::FaultCode, refusal::RefusalCode};
+
+    #[test]
+    fn a_refusal_shows_message_and_code() {
+        let error = CtlError::Refused(Refusal::new(
+            RefusalCode::NotFound,
+            "there is no instance \"x\"",
+        ));
+        assert_eq!(
+            error.text(),
+            "berthctl: there is no instance \"x\" (not_found)\n"
+        );
+        assert_eq!(
+            error.json(),
+            "{\"error\":{\"code\":\"not_found\",\"message\":\"there is no instance \\\"x\\\"\",\
+             \"retryable\":false}}\n"
+        );
+        assert_eq!(error.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_fault_is_told_in_full_and_cannot_drive_the_terminal() {
+        let fault = Fault {
+            code: FaultCode::ImageChecksum,
+            message: "expected a, got \x1b[31mb".to_owned(),
+        };
+        let error = CtlError::Failed {
+            instance: "web-1 (id)".to_owned(),
+            fault: Some(fault),
+        };
+        assert_eq!(
+            error.text(),
+            "berthctl: instance web-1 (id) is in error (image_checksum): expected a, got ^[[31mb\n"
+        );
+        assert!(
+            error
+                .json()
+                .contains("\"fault\":{\"code\":\"image_checksum\""),
+            "{}",
+            error.json()
+        );
+    }
+}

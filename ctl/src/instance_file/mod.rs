@@ -1,0 +1,288 @@
+//! The instance file: TOML that describes an instance to create, documented by `docs/instance.sample.toml`.
+//!
+//! Pure: a text becomes a request, or a list of **all** its mistakes with file, line, key and what would be
+//! right. It reads no file and sends nothing.
+
+mod reader;
+
+use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::Path};
+
+use berth_common::{
+    config::{Mistake, closest},
+    document::{DesiredPower, Flavor, ImageFormat, ImageRef},
+    ids::InstanceId,
+    message::request::{InstanceCreate, NetworkAttachment, default_stop_timeout_seconds},
+    names::{InstanceName, InvalidText, MacAddress, NetworkName, ProjectName},
+    units::{DiskGb, MemoryMb, Vcpus},
+};
+use reader::{Field, Reader, Section};
+use toml::de::DeTable;
+
+/// Ports of an instance at most.
+const MAX_NETWORKS: usize = 8;
+/// How long a guest may take to power off, in seconds: at most an hour.
+const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
+/// Every key, for suggestions across sections.
+const ALL_KEYS: [&str; 14] = [
+    "name",
+    "project",
+    "vcpus",
+    "memory_mb",
+    "disk_gb",
+    "power",
+    "stop_timeout_seconds",
+    "image.url",
+    "image.sha256",
+    "image.format",
+    "networks.network",
+    "networks.ip_address",
+    "networks.mac_address",
+    "networks",
+];
+
+/// What the command line says over the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Overrides {
+    /// The new instance's id.
+    pub(crate) id: InstanceId,
+    /// `--name`.
+    pub(crate) name: Option<InstanceName>,
+    /// `--project`.
+    pub(crate) project: Option<ProjectName>,
+}
+
+/// All mistakes of one instance file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) struct FileMistakes(pub(crate) Vec<Mistake>);
+
+impl fmt::Display for FileMistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => write!(f, "1 mistake in the instance file:")?,
+            n => write!(f, "{n} mistakes in the instance file:")?,
+        }
+        for (index, mistake) in self.0.iter().enumerate() {
+            write!(f, "\n  {}. {mistake}", index + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the text of an instance file; `file` is its name, for the mistakes.
+pub(crate) fn parse(
+    file: &Path,
+    text: &str,
+    overrides: Overrides,
+) -> Result<InstanceCreate, FileMistakes> {
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    let mut reader = Reader::new(file, text, &syntax);
+    let mut root = Section::root(table.get_ref());
+
+    let name = name(&mut reader, &mut root, overrides.name);
+    let project = reader
+        .text(&mut root, "project", word::<ProjectName>)
+        .value();
+    let flavor = flavor(&mut reader, &mut root);
+    let image = image(&mut reader, &mut root);
+    let networks = networks(&mut reader, &mut root);
+    let power = reader.text(&mut root, "power", |text| {
+        one_of(
+            text,
+            &[
+                ("running", DesiredPower::Running),
+                ("stopped", DesiredPower::Stopped),
+            ],
+        )
+    });
+    let stop_timeout = reader.integer(
+        &mut root,
+        "stop_timeout_seconds",
+        &(1..=MAX_STOP_TIMEOUT_SECONDS),
+        " seconds",
+    );
+    reader.end(&root, &ALL_KEYS);
+
+    let mistakes = reader.finish();
+    match (name, flavor, image) {
+        (Some(name), Some(flavor), Some(image)) if mistakes.is_empty() => Ok(InstanceCreate {
+            id: overrides.id,
+            name,
+            project: overrides.project.or(project).unwrap_or_default(),
+            flavor,
+            image,
+            networks,
+            power: power.value().unwrap_or_default(),
+            stop_timeout_seconds: stop_timeout
+                .value()
+                .unwrap_or_else(default_stop_timeout_seconds),
+        }),
+        _ => Err(FileMistakes(mistakes)),
+    }
+}
+
+fn name<'t>(
+    reader: &mut Reader<'t>,
+    root: &mut Section<'t>,
+    given: Option<InstanceName>,
+) -> Option<InstanceName> {
+    let in_file = reader.text(root, "name", word::<InstanceName>);
+    if in_file == Field::Absent && given.is_none() {
+        reader.missing(
+            root,
+            "name",
+            "set it at the top of the file, like name = \"web-1\", or give --name",
+        );
+    }
+    given.or(in_file.value())
+}
+
+fn flavor<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<Flavor> {
+    let mut size = |name: &'static str, most: u64, unit: &str, example: &str| {
+        let size = reader.integer(root, name, &(1..=most), unit);
+        if size == Field::Absent {
+            let range = format!("must be an integer from 1 to {most}{unit}");
+            reader.missing(
+                root,
+                name,
+                &format!("{range}; set it at the top of the file, like {name} = {example}"),
+            );
+        }
+        size.value()
+    };
+    let vcpus = size("vcpus", Vcpus::MAX.get(), "", "1");
+    let memory_mb = size("memory_mb", MemoryMb::MAX.get(), " (MiB)", "512");
+    let disk_gb = size("disk_gb", DiskGb::MAX.get(), " (GiB)", "10");
+    Some(Flavor {
+        vcpus: Vcpus::new(vcpus?).ok()?,
+        memory_mb: MemoryMb::new(memory_mb?).ok()?,
+        disk_gb: DiskGb::new(disk_gb?).ok()?,
+    })
+}
+
+fn image<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<ImageRef> {
+    const URL: &str = "must be an absolute path on the hypervisor, file:///absolute/path, http://… or https://…, of at \
+                       most 2048 printable characters without spaces";
+    const FORMAT: [(&str, ImageFormat); 2] =
+        [("qcow2", ImageFormat::Qcow2), ("raw", ImageFormat::Raw)];
+    if !root.has("image") {
+        reader.missing(
+            root,
+            "image",
+            "write a section [image] with url, sha256 and format",
+        );
+    }
+    let mut section = reader.section(root, "image")?;
+
+    let url = reader.text(&mut section, "url", |text| {
+        let url = if text.starts_with('/') {
+            format!("file://{text}")
+        } else {
+            text.to_owned()
+        };
+        url.parse().map_err(|_: InvalidText| URL.to_owned())
+    });
+    if url == Field::Absent {
+        reader.missing(&section, "url", URL);
+    }
+    let sha256 = reader.text(&mut section, "sha256", |text| {
+        text.parse()
+            .map_err(|error: InvalidText| format!("{}: {SHA256_CURE}", error.expected))
+    });
+    if sha256 == Field::Absent {
+        reader.missing(
+            &section,
+            "sha256",
+            &format!("berth checks every image against it: {SHA256_CURE}"),
+        );
+    }
+    let format = reader.text(&mut section, "format", |text| one_of(text, &FORMAT));
+    if format == Field::Absent {
+        let right = "must be \"qcow2\" or \"raw\" (`qemu-img info FILE` tells which); berth never guesses it";
+        reader.missing(&section, "format", right);
+    }
+    reader.end(&section, &ALL_KEYS);
+    Some(ImageRef {
+        url: url.value()?,
+        sha256: sha256.value()?,
+        format: format.value()?,
+    })
+}
+
+const SHA256_CURE: &str = "run `sha256sum FILE` on a copy you trust and write its first word here";
+
+fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkAttachment> {
+    let mut sections = reader.sections(root, "networks");
+    if sections.len() > MAX_NETWORKS {
+        let what = format!(
+            "must be at most {MAX_NETWORKS} networks; found {}",
+            sections.len()
+        );
+        reader.reject(root, "networks", what);
+    }
+    let mut macs = BTreeSet::new();
+    let mut addresses = BTreeSet::new();
+    let mut attachments = Vec::new();
+    for section in &mut sections {
+        let network = reader.text(section, "network", word::<NetworkName>);
+        if network == Field::Absent {
+            reader.missing(
+                section,
+                "network",
+                "must be the name or the id of a network",
+            );
+        }
+        let ip_address = reader.text(section, "ip_address", |text| {
+            text.parse::<Ipv4Addr>()
+                .map_err(|_| "must be an IPv4 address, like \"10.0.0.10\"".to_owned())
+        });
+        let mac_address = reader.text(section, "mac_address", word::<MacAddress>);
+        reader.end(section, &ALL_KEYS);
+
+        let network = network.value().map(String::from);
+        let (ip_address, mac_address) = (ip_address.value(), mac_address.value());
+        if let Some(mac) = mac_address
+            && !macs.insert(mac)
+        {
+            reader.reject(
+                section,
+                "mac_address",
+                format!("must be of one network only; found {mac} again"),
+            );
+        }
+        if let (Some(network), Some(address)) = (&network, ip_address)
+            && !addresses.insert((network.clone(), address))
+        {
+            let what = format!("must be of one port of the network only; found {address} again");
+            reader.reject(section, "ip_address", what);
+        }
+        attachments.extend(network.map(|network| NetworkAttachment {
+            network,
+            ip_address,
+            mac_address,
+        }));
+    }
+    attachments
+}
+
+/// A text with a grammar of its own; the refusal says what the grammar is.
+fn word<T: std::str::FromStr<Err = InvalidText>>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|error: InvalidText| error.expected.to_owned())
+}
+
+fn one_of<T: Clone>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+        return Ok(value.clone());
+    }
+    let all: Vec<String> = words
+        .iter()
+        .map(|(word, _)| format!("\"{word}\""))
+        .collect();
+    let hint = closest(text, words.iter().map(|(word, _)| *word))
+        .map(|near| format!(" (did you mean \"{near}\"?)"))
+        .unwrap_or_default();
+    Err(format!("must be {}{hint}", all.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests;

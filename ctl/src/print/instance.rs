@@ -1,0 +1,207 @@
+//! Instances as tables.
+
+use berth_common::message::view::{InstanceView, PortView};
+
+use super::{
+    joined, or_none,
+    table::{Column, Width, fields, rows},
+};
+use crate::wait::{label, summary};
+
+/// Instances, one in a row.
+pub(crate) fn list(instances: &[InstanceView], width: Width) -> String {
+    let columns = [
+        Column::Text("ID"),
+        Column::Text("Name"),
+        Column::Text("State"),
+        Column::Text("Task"),
+        Column::Text("Power"),
+        Column::Text("Networks"),
+        Column::Text("Host"),
+        Column::Number("vCPU"),
+        Column::Number("RAM MB"),
+        Column::Number("Disk GB"),
+    ];
+    let row = |view: &InstanceView| {
+        vec![
+            view.id.to_string(),
+            view.name.to_string(),
+            view.vm_state.as_str().to_owned(),
+            or_none(view.task_state.map(|task| task.as_str())),
+            view.power_state.as_str().to_owned(),
+            networks(&view.ports),
+            or_none(view.host.as_ref()),
+            view.flavor.vcpus.get().to_string(),
+            view.flavor.memory_mb.get().to_string(),
+            view.flavor.disk_gb.get().to_string(),
+        ]
+    };
+    rows(&columns, instances.iter().map(row), width)
+}
+
+/// Everything about one instance, its fault in full.
+pub(crate) fn show(view: &InstanceView, width: Width) -> String {
+    let fault = view.fault.as_ref();
+    let code = fault.and_then(|fault| serde_json::to_value(fault.code).ok());
+    let mut properties = vec![
+        ("ID", view.id.to_string()),
+        ("Name", view.name.to_string()),
+        ("Project", view.project.to_string()),
+        ("State", view.vm_state.as_str().to_owned()),
+        ("Task", or_none(view.task_state.map(|task| task.as_str()))),
+        ("Progress", or_none(view.progress.as_ref())),
+        ("Power", view.power_state.as_str().to_owned()),
+        ("Wanted power", wanted_power(view).to_owned()),
+        (
+            "Fault",
+            or_none(code.as_ref().and_then(serde_json::Value::as_str)),
+        ),
+        ("Fault message", or_none(fault.map(|fault| &fault.message))),
+        ("Host", or_none(view.host.as_ref())),
+        ("Host ID", or_none(view.host_id)),
+        ("vCPU", view.flavor.vcpus.get().to_string()),
+        ("RAM MB", view.flavor.memory_mb.get().to_string()),
+        ("Disk GB", view.flavor.disk_gb.get().to_string()),
+        ("Image", view.image.url.to_string()),
+        ("Image sha256", view.image.sha256.to_string()),
+        ("Image format", view.image.format.as_str().to_owned()),
+    ];
+    properties.extend(view.ports.iter().map(|port| ("Port", describe(port))));
+    properties.extend([
+        (
+            "Generation",
+            format!(
+                "{}, confirmed by the host: {}",
+                view.generation, view.observed_generation
+            ),
+        ),
+        ("Created", view.created_at.to_rfc3339()),
+        ("Updated", view.updated_at.to_rfc3339()),
+    ]);
+    fields(properties, width)
+}
+
+/// What became of a request, in a line.
+pub(crate) fn outcome(view: &InstanceView) -> String {
+    format!("instance {}: {}\n", label(view), summary(view))
+}
+
+const fn wanted_power(view: &InstanceView) -> &'static str {
+    use berth_common::document::DesiredPower;
+    match view.desired_power {
+        DesiredPower::Running => "running",
+        DesiredPower::Stopped => "stopped",
+    }
+}
+
+/// `net0=10.0.0.5, net1=10.1.0.7`.
+fn networks(ports: &[PortView]) -> String {
+    joined(
+        ports
+            .iter()
+            .map(|port| format!("{}={}", network(port), addresses(port))),
+        ", ",
+    )
+}
+
+/// The network's name, or its id once it is deleted.
+fn network(port: &PortView) -> String {
+    port.network
+        .as_ref()
+        .map_or_else(|| port.network_id.to_string(), ToString::to_string)
+}
+
+fn addresses(port: &PortView) -> String {
+    joined(port.fixed_ips.iter().map(|fixed| fixed.ip_address), "+")
+}
+
+fn describe(port: &PortView) -> String {
+    format!(
+        "{}={}, MAC {}, id {}",
+        network(port),
+        addresses(port),
+        port.mac_address,
+        port.id
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::message::{
+        report::{Fault, FaultCode},
+        view::VmState,
+    };
+
+    use super::*;
+    use crate::testing::instance;
+
+    #[test]
+    fn instances_are_listed_with_their_addresses() {
+        let bare = InstanceView {
+            ports: Vec::new(),
+            host: None,
+            vm_state: VmState::Building,
+            ..instance()
+        };
+        insta::assert_snapshot!(list(&[instance(), bare], Width::Unlimited), @r#"
+        +--------------------------------------+-------+----------+------+---------+---------------+------+------+--------+---------+
+        | ID                                   | Name  | State    | Task | Power   | Networks      | Host | vCPU | RAM MB | Disk GB |
+        +--------------------------------------+-------+----------+------+---------+---------------+------+------+--------+---------+
+        | 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 | web-1 | active   | -    | running | net0=10.0.0.5 | hv1  |    1 |    256 |       2 |
+        | 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 | web-1 | building | -    | running | -             | -    |    1 |    256 |       2 |
+        +--------------------------------------+-------+----------+------+---------+---------------+------+------+--------+---------+
+        "#);
+    }
+
+    #[test]
+    fn an_instance_is_shown_whole() {
+        insta::assert_snapshot!(show(&instance(), Width::Unlimited), @r#"
+        +---------------+-------------------------------------------------------------------------------+
+        | Field         | Value                                                                         |
+        +---------------+-------------------------------------------------------------------------------+
+        | ID            | 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11                                          |
+        | Name          | web-1                                                                         |
+        | Project       | lab                                                                           |
+        | State         | active                                                                        |
+        | Task          | -                                                                             |
+        | Progress      | -                                                                             |
+        | Power         | running                                                                       |
+        | Wanted power  | running                                                                       |
+        | Fault         | -                                                                             |
+        | Fault message | -                                                                             |
+        | Host          | hv1                                                                           |
+        | Host ID       | 0191e7a0-0000-7000-8000-000000000001                                          |
+        | vCPU          | 1                                                                             |
+        | RAM MB        | 256                                                                           |
+        | Disk GB       | 2                                                                             |
+        | Image         | file:///srv/guest.qcow2                                                       |
+        | Image sha256  | aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa              |
+        | Image format  | qcow2                                                                         |
+        | Port          | net0=10.0.0.5, MAC 52:54:00:12:34:56, id 0191e7a0-0000-7000-8000-000000000002 |
+        | Generation    | 1, confirmed by the host: 1                                                   |
+        | Created       | 2026-01-02T03:04:05+00:00                                                     |
+        | Updated       | 2026-01-02T03:04:15+00:00                                                     |
+        +---------------+-------------------------------------------------------------------------------+
+        "#);
+    }
+
+    #[test]
+    fn a_fault_is_shown_in_full() {
+        let message = "x".repeat(500);
+        let fault = Fault {
+            code: FaultCode::NoValidHost,
+            message: message.clone(),
+        };
+        let text = show(
+            &InstanceView {
+                fault: Some(fault),
+                ..instance()
+            },
+            Width::Unlimited,
+        );
+        assert!(
+            text.contains("no_valid_host") && text.contains(&message),
+            "{text}"
+        );
+    }
+}

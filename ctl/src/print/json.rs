@@ -1,0 +1,30 @@
+//! Results for programs: the JSON of the answer, unchanged, over several lines.
+
+use serde::Serialize;
+
+/// The JSON of a value, ending with a line break.
+pub(crate) fn text<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(value).map(|json| json + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::message::{request::HostListReply, view::InstanceView};
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn json_is_the_answer_as_it_came() {
+        let view = testing::instance();
+        assert_eq!(
+            serde_json::from_str::<InstanceView>(&text(&view).unwrap()).unwrap(),
+            view
+        );
+        let list = HostListReply {
+            hosts: vec![testing::host()],
+        };
+        let json: serde_json::Value = serde_json::from_str(&text(&list).unwrap()).unwrap();
+        assert_eq!(json["hosts"][0]["total"]["memory_mb"], 24_000);
+    }
+}

@@ -1,0 +1,29 @@
+//! Turns views into text. Pure: nothing here writes, asks or waits.
+//!
+//! - [`table`]: how tables look; every cell is made harmless for terminals there.
+//! - [`json`]: the scheduler's answer as it is, for programs.
+//! - [`host`], [`instance`], [`network`]: which columns a resource has.
+
+pub(crate) mod host;
+pub(crate) mod instance;
+pub(crate) mod json;
+pub(crate) mod network;
+pub(crate) mod table;
+
+/// What stands where there is nothing.
+const NONE: &str = "-";
+
+/// A value that may be missing.
+fn or_none<T: std::fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(|| NONE.to_owned(), |value| value.to_string())
+}
+
+/// Values with a separator, or the sign for nothing.
+fn joined<T: std::fmt::Display>(values: impl IntoIterator<Item = T>, separator: &str) -> String {
+    let values: Vec<String> = values.into_iter().map(|value| value.to_string()).collect();
+    if values.is_empty() {
+        NONE.to_owned()
+    } else {
+        values.join(separator)
+    }
+}

@@ -1,0 +1,87 @@
+//! One instance, one host and one network as the scheduler would show them, for tests.
+
+use berth_common::message::view::{HostView, InstanceView, NetworkView};
+use serde_json::{Value, json};
+
+fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// An instance that runs.
+pub(crate) fn instance() -> InstanceView {
+    read(json!({
+        "id": "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11",
+        "name": "web-1",
+        "project": "lab",
+        "vm_state": "active",
+        "task_state": null,
+        "power_state": "running",
+        "desired_power": "running",
+        "progress": null,
+        "fault": null,
+        "host": "hv1",
+        "host_id": "0191e7a0-0000-7000-8000-000000000001",
+        "flavor": { "vcpus": 1, "memory_mb": 256, "disk_gb": 2 },
+        "image": { "url": "file:///srv/guest.qcow2", "sha256": "a".repeat(64), "format": "qcow2" },
+        "ports": [{
+            "id": "0191e7a0-0000-7000-8000-000000000002",
+            "network_id": "0191e7a0-0000-7000-8000-000000000003",
+            "network": "net0",
+            "mac_address": "52:54:00:12:34:56",
+            "fixed_ips": [{ "subnet_id": "0191e7a0-0000-7000-8000-000000000004", "ip_address": "10.0.0.5" }],
+        }],
+        "generation": 1,
+        "observed_generation": 1,
+        "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:04:15Z",
+    }))
+}
+
+/// A host that is well, with one foreign domain.
+pub(crate) fn host() -> HostView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000001",
+        "name": "hv1",
+        "status": "enabled",
+        "disabled_reason": null,
+        "state": "up",
+        "last_heartbeat_seconds": 3,
+        "agent_version": "0.1.0",
+        "virt_type": "qemu",
+        "arch": "x86_64",
+        "health": [{ "part": "agent", "ok": true }, { "part": "libvirt", "ok": false, "reason": "no answer" }],
+        "total": { "vcpus": 2, "memory_mb": 24000, "disk_gb": 100 },
+        "reserved": { "vcpus": 0, "memory_mb": 512, "disk_gb": 0 },
+        "allocation_ratios": { "cpu": "4.0", "ram": "1.5", "disk": "1.0" },
+        "capacity": { "vcpus": 8, "memory_mb": 35232, "disk_gb": 100 },
+        "used_now": { "vcpus": 2, "memory_mb": 1200, "disk_gb": 11 },
+        "used_max": { "vcpus": 2, "memory_mb": 384, "disk_gb": 2 },
+        "projects": [{ "project": "lab", "claimed": { "vcpus": 1, "memory_mb": 256, "disk_gb": 2 } }],
+        "foreign_domains": [{
+            "uuid": "3f6f5f0c-0000-4000-8000-000000000005",
+            "name": "by-hand",
+            "power_state": "running",
+            "vcpus": 1,
+            "memory_mb": 128,
+        }],
+        "instances": 1,
+    }))
+}
+
+/// A network with one port.
+pub(crate) fn network() -> NetworkView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000003",
+        "name": "net0",
+        "project": "lab",
+        "network_type": "local",
+        "mtu": 1500,
+        "subnet_id": "0191e7a0-0000-7000-8000-000000000004",
+        "cidr": "10.0.0.0/24",
+        "gateway_ip": null,
+        "dhcp_ip": "10.0.0.2",
+        "dns_nameservers": ["10.0.0.53", "10.0.1.53"],
+        "ports": 1,
+        "created_at": "2026-01-02T03:04:05Z",
+    }))
+}

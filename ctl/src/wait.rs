@@ -1,0 +1,325 @@
+//! Waiting for an instance: [`judge`] decides (pure), [`until`] asks again and again, within a limit.
+//!
+//! Waiting changes nothing: what was accepted goes on, whether somebody waits for it or not.
+
+use std::time::Duration;
+
+use berth_common::{
+    document::DesiredPower,
+    ids::InstanceId,
+    message::{
+        report::Fault,
+        request::{InstanceShow, Method},
+        view::{InstanceView, VmState},
+    },
+    refusal::RefusalCode,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{client::Caller, error::CtlError, progress::Progress};
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// A new instance is as it shall be.
+    Built(DesiredPower),
+    /// It runs.
+    Running,
+    /// It is powered off.
+    Stopped,
+    /// It runs again.
+    Rebooted,
+    /// It is gone.
+    Deleted,
+}
+
+impl Goal {
+    /// The state that is waited for, in a word.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Built(DesiredPower::Running) | Self::Running => "active",
+            Self::Built(DesiredPower::Stopped) | Self::Stopped => "stopped",
+            Self::Rebooted => "rebooted",
+            Self::Deleted => "deleted",
+        }
+    }
+
+    /// The power the instance has to be wanted in, for the goal ever to be reached.
+    const fn power(self) -> Option<DesiredPower> {
+        match self {
+            Self::Built(power) => Some(power),
+            Self::Running | Self::Rebooted => Some(DesiredPower::Running),
+            Self::Stopped => Some(DesiredPower::Stopped),
+            Self::Deleted => None,
+        }
+    }
+}
+
+/// What a look at the instance means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Not there yet.
+    Waiting,
+    /// There.
+    Reached,
+    /// It will not get there by itself.
+    Failed(Option<Fault>),
+    /// Somebody wants something else by now.
+    Overtaken(String),
+}
+
+/// Decides what a look at the instance means for the goal.
+pub(crate) fn judge(view: &InstanceView, goal: Goal) -> Verdict {
+    let idle = view.task_state.is_none();
+    let confirmed = view.observed_generation >= view.generation;
+    match (view.vm_state, goal.power()) {
+        (VmState::Deleted, None) => Verdict::Reached,
+        (VmState::Deleted, Some(_)) => Verdict::Overtaken("it was deleted meanwhile".to_owned()),
+        // While a task is under way, an error is one of before it.
+        (VmState::Error, _) if idle => Verdict::Failed(view.fault.clone()),
+        (_, None) => Verdict::Waiting,
+        (_, Some(power)) if power != view.desired_power => {
+            let wanted = match view.desired_power {
+                DesiredPower::Running => "running",
+                DesiredPower::Stopped => "stopped",
+            };
+            Verdict::Overtaken(format!("somebody asked for it to be {wanted} meanwhile"))
+        }
+        (VmState::Active, Some(DesiredPower::Running)) if idle && confirmed => Verdict::Reached,
+        (VmState::Stopped, Some(DesiredPower::Stopped)) if idle && confirmed => Verdict::Reached,
+        (VmState::Active | VmState::Stopped | VmState::Building | VmState::Error, Some(_)) => {
+            Verdict::Waiting
+        }
+    }
+}
+
+/// An instance's state in a line: `building, spawning on hv1: downloading the image, 40 %`.
+pub(crate) fn summary(view: &InstanceView) -> String {
+    let mut text = view.vm_state.as_str().to_owned();
+    if let Some(task) = view.task_state {
+        text = format!("{text}, {}", task.as_str());
+    }
+    if let Some(host) = &view.host {
+        text = format!("{text} on {host}");
+    }
+    if let Some(progress) = &view.progress {
+        text = format!("{text}: {progress}");
+    }
+    text
+}
+
+/// `web-1 (0191…)`, for messages.
+pub(crate) fn label(view: &InstanceView) -> String {
+    format!("{} ({})", view.name, view.id)
+}
+
+/// How often to ask: every `first`, growing by half each time, at most every `last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// The first pause.
+    pub(crate) first: Duration,
+    /// The longest pause.
+    pub(crate) last: Duration,
+}
+
+impl Pace {
+    /// For people: quick at first, and kind to the scheduler when it takes long.
+    pub(crate) const USUAL: Self = Self {
+        first: Duration::from_millis(250),
+        last: Duration::from_secs(2),
+    };
+
+    /// The pause after `pause`.
+    fn next(self, pause: Duration) -> Duration {
+        (pause + pause / 2).min(self.last)
+    }
+}
+
+/// The limits of one wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// How often to ask.
+    pub(crate) pace: Pace,
+    /// How long one answer may take.
+    pub(crate) answer: Duration,
+    /// How long all of it may take.
+    pub(crate) whole: Duration,
+    /// When it ends.
+    pub(crate) deadline: Instant,
+}
+
+impl Limits {
+    /// Limits that begin now.
+    pub(crate) fn from_now(pace: Pace, answer: Duration, whole: Duration) -> Self {
+        Self {
+            pace,
+            answer,
+            whole,
+            deadline: Instant::now() + whole,
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The time for the next answer; a moment even at the very end, so that the last look is not cut off.
+    fn for_answer(&self) -> Duration {
+        self.answer.min(self.left()).max(Duration::from_secs(1))
+    }
+}
+
+/// Sends a request until somebody answers it. Only for requests that are idempotent on an id of ours: the same
+/// request again is made only once.
+pub(crate) async fn send<M: Method + Sync>(
+    caller: &impl Caller,
+    request: &M,
+    limits: Limits,
+    progress: &mut dyn Progress,
+) -> Result<M::Reply, CtlError> {
+    let mut pause = limits.pace.first;
+    let mut asked = 0_u32;
+    loop {
+        asked += 1;
+        let error = match caller.call(request, limits.for_answer()).await {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        let repeat = match &error {
+            CtlError::Unanswered { .. } => true,
+            // What was there once may come back; what never was there is told at once.
+            CtlError::Unreachable { .. } | CtlError::NoScheduler { .. } => asked > 1,
+            _ => false,
+        };
+        if !repeat {
+            return Err(error);
+        }
+        if limits.left() <= pause {
+            return Err(given_up(error, asked, limits.whole));
+        }
+        progress.note(&format!(
+            "{}; sending the same request again, with the same id: it is carried out only once",
+            reason(&error)
+        ));
+        sleep(pause).await;
+        pause = limits.pace.next(pause);
+    }
+}
+
+/// The last error of a request that was sent again and again.
+fn given_up(error: CtlError, asked: u32, whole: Duration) -> CtlError {
+    match error {
+        CtlError::Unanswered { reason, hint } => {
+            let reason = format!("asked {asked} times within {} s: {reason}", whole.as_secs());
+            CtlError::Unanswered { reason, hint }
+        }
+        other => other,
+    }
+}
+
+/// Looks at an instance until the goal is reached, failed or overtaken, or the limit is.
+pub(crate) async fn until(
+    caller: &impl Caller,
+    accepted: InstanceView,
+    goal: Goal,
+    limits: Limits,
+    progress: &mut dyn Progress,
+) -> Result<InstanceView, CtlError> {
+    let id = accepted.id;
+    let mut view = accepted;
+    let mut pause = limits.pace.first;
+    let mut silent: Option<String> = None;
+    loop {
+        progress.show(&format!("{}: {}", view.name, summary(&view)));
+        let instance = label(&view);
+        match judge(&view, goal) {
+            Verdict::Reached => return Ok(view),
+            Verdict::Failed(fault) => return Err(CtlError::Failed { instance, fault }),
+            Verdict::Overtaken(reason) => return Err(CtlError::Overtaken { instance, reason }),
+            Verdict::Waiting => {}
+        }
+        if limits.left().is_zero() {
+            return Err(not_yet(&view, goal, limits.whole, silent));
+        }
+        sleep(pause.min(limits.left())).await;
+        pause = limits.pace.next(pause);
+        match look(caller, id, &view, limits).await {
+            Ok(now) => {
+                view = now;
+                silent = None;
+            }
+            Err(CtlError::Refused(refusal))
+                if refusal.code == RefusalCode::NotFound && goal == Goal::Deleted =>
+            {
+                return Ok(InstanceView {
+                    vm_state: VmState::Deleted,
+                    task_state: None,
+                    ..view
+                });
+            }
+            Err(error) if passing(&error) => {
+                let why = reason(&error);
+                if silent.as_ref() != Some(&why) {
+                    progress.note(&format!("{}: {why}; asking again", view.name));
+                }
+                silent = Some(why);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn look(
+    caller: &impl Caller,
+    id: InstanceId,
+    last: &InstanceView,
+    limits: Limits,
+) -> Result<InstanceView, CtlError> {
+    let request = InstanceShow {
+        instance: id.to_string(),
+        project: last.project.clone(),
+    };
+    caller.call(&request, limits.for_answer()).await
+}
+
+/// Whether asking again may help.
+fn passing(error: &CtlError) -> bool {
+    match error {
+        CtlError::Unanswered { .. }
+        | CtlError::Unreachable { .. }
+        | CtlError::NoScheduler { .. } => true,
+        CtlError::Refused(refusal) => refusal.retryable,
+        _ => false,
+    }
+}
+
+/// What happened, without the advice for somebody who does not wait.
+fn reason(error: &CtlError) -> String {
+    match error {
+        CtlError::Unanswered { reason, .. } | CtlError::Unreachable { reason, .. } => {
+            reason.clone()
+        }
+        CtlError::NoScheduler { .. } => "the broker has no queue `scheduler` just now".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn not_yet(view: &InstanceView, goal: Goal, waited: Duration, silent: Option<String>) -> CtlError {
+    let mut last = format!("last seen {}", summary(view));
+    if let Some(fault) = &view.fault {
+        last = format!("{last}; its last fault: {}", fault.message);
+    }
+    if let Some(silent) = silent {
+        last = format!("{last}; since then: {silent}");
+    }
+    CtlError::NotYet {
+        instance: label(view),
+        id: view.id.to_string(),
+        goal: goal.word(),
+        waited,
+        last,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,325 @@
+//! What waiting promises: the decision on single looks, and whole waits against a scripted scheduler.
+
+use std::{cell::RefCell, collections::VecDeque};
+
+use berth_common::{
+    message::{report::FaultCode, view::TaskState},
+    refusal::Refusal,
+    units::Generation,
+};
+
+use super::*;
+use crate::testing::instance;
+
+fn building() -> InstanceView {
+    InstanceView {
+        vm_state: VmState::Building,
+        task_state: Some(TaskState::Spawning),
+        observed_generation: Generation(0),
+        progress: Some("downloading the image, 40 %".to_owned()),
+        ..instance()
+    }
+}
+
+fn broken() -> InstanceView {
+    let fault = Fault {
+        code: FaultCode::DiskFull,
+        message: "no space left".to_owned(),
+    };
+    InstanceView {
+        vm_state: VmState::Error,
+        task_state: None,
+        fault: Some(fault),
+        ..instance()
+    }
+}
+
+#[test]
+fn one_look_decides() {
+    let active = instance();
+    let stopping = InstanceView {
+        task_state: Some(TaskState::PoweringOff),
+        desired_power: DesiredPower::Stopped,
+        generation: Generation(2),
+        ..instance()
+    };
+    let stopped = InstanceView {
+        vm_state: VmState::Stopped,
+        desired_power: DesiredPower::Stopped,
+        ..instance()
+    };
+    let deleted = InstanceView {
+        vm_state: VmState::Deleted,
+        ..instance()
+    };
+    let restarted = InstanceView {
+        task_state: Some(TaskState::PoweringOn),
+        ..broken()
+    };
+    let unconfirmed = InstanceView {
+        generation: Generation(2),
+        ..instance()
+    };
+    let running = Goal::Built(DesiredPower::Running);
+    let check = |view: &InstanceView, goal, expected| {
+        assert_eq!(judge(view, goal), expected, "{view:?} {goal:?}")
+    };
+
+    check(&building(), running, Verdict::Waiting);
+    check(&active, running, Verdict::Reached);
+    check(&active, Goal::Running, Verdict::Reached);
+    check(&unconfirmed, Goal::Rebooted, Verdict::Waiting);
+    check(&active, Goal::Rebooted, Verdict::Reached);
+    check(&active, Goal::Deleted, Verdict::Waiting);
+    check(&stopping, Goal::Stopped, Verdict::Waiting);
+    check(&stopped, Goal::Stopped, Verdict::Reached);
+    check(
+        &stopped,
+        Goal::Built(DesiredPower::Stopped),
+        Verdict::Reached,
+    );
+    check(&deleted, Goal::Deleted, Verdict::Reached);
+    check(&broken(), running, Verdict::Failed(broken().fault));
+    check(&broken(), Goal::Deleted, Verdict::Failed(broken().fault));
+    check(&restarted, Goal::Running, Verdict::Waiting);
+    assert!(matches!(judge(&deleted, running), Verdict::Overtaken(_)));
+    assert!(matches!(
+        judge(&stopped, Goal::Running),
+        Verdict::Overtaken(_)
+    ));
+}
+
+#[test]
+fn a_state_is_told_in_a_line() {
+    assert_eq!(
+        summary(&building()),
+        "building, spawning on hv1: downloading the image, 40 %"
+    );
+    assert_eq!(summary(&instance()), "active on hv1");
+}
+
+/// Answers in order; the last one for ever.
+struct Script {
+    answers: RefCell<VecDeque<Answer>>,
+    asked: RefCell<Vec<String>>,
+}
+
+#[derive(Clone)]
+enum Answer {
+    View(Box<InstanceView>),
+    Refusal(RefusalCode),
+    Silence,
+    NoQueue,
+}
+
+impl Script {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+        Self {
+            answers: RefCell::new(answers.into_iter().collect()),
+            asked: RefCell::default(),
+        }
+    }
+}
+
+fn view(view: InstanceView) -> Answer {
+    Answer::View(Box::new(view))
+}
+
+impl Caller for Script {
+    async fn call<M: Method + Sync>(&self, request: &M, _: Duration) -> Result<M::Reply, CtlError> {
+        let request = serde_json::to_value(request).unwrap();
+        self.asked.borrow_mut().push(format!(
+            "{} {}",
+            M::NAME,
+            request["instance"].as_str().unwrap()
+        ));
+        let mut answers = self.answers.borrow_mut();
+        let answer = if answers.len() > 1 {
+            answers.pop_front()
+        } else {
+            answers.front().cloned()
+        };
+        match answer.unwrap() {
+            Answer::View(view) => {
+                Ok(serde_json::from_value(serde_json::to_value(view).unwrap()).unwrap())
+            }
+            Answer::Refusal(code) => Err(CtlError::Refused(Refusal::new(code, "refused"))),
+            Answer::Silence => Err(CtlError::Unanswered {
+                reason: "no answer".to_owned(),
+                hint: String::new(),
+            }),
+            Answer::NoQueue => Err(CtlError::NoScheduler {
+                address: "amqp://mq".to_owned(),
+            }),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Seen(Vec<String>);
+
+impl Progress for Seen {
+    fn show(&mut self, text: &str) {
+        if self.0.last().map(String::as_str) != Some(text) {
+            self.0.push(text.to_owned());
+        }
+    }
+    fn note(&mut self, text: &str) {
+        self.0.push(text.to_owned());
+    }
+}
+
+fn limits(whole: Duration) -> Limits {
+    let pace = Pace {
+        first: Duration::from_millis(1),
+        last: Duration::from_millis(2),
+    };
+    Limits::from_now(pace, Duration::from_secs(1), whole)
+}
+
+const LONG: Duration = Duration::from_secs(30);
+
+async fn wait(
+    script: &Script,
+    goal: Goal,
+    whole: Duration,
+) -> (Result<InstanceView, CtlError>, Vec<String>) {
+    let mut seen = Seen::default();
+    let outcome = until(script, building(), goal, limits(whole), &mut seen).await;
+    (outcome, seen.0)
+}
+
+const BUILT: Goal = Goal::Built(DesiredPower::Running);
+
+#[tokio::test]
+async fn a_wait_survives_silence_and_ends_when_the_instance_is_there() {
+    let script = Script::new([
+        view(building()),
+        Answer::Silence,
+        Answer::Silence,
+        Answer::NoQueue,
+        view(instance()),
+    ]);
+    let (outcome, seen) = wait(&script, BUILT, LONG).await;
+    assert_eq!(outcome.unwrap(), instance());
+    assert_eq!(
+        seen,
+        [
+            "web-1: building, spawning on hv1: downloading the image, 40 %",
+            "web-1: no answer; asking again",
+            "web-1: building, spawning on hv1: downloading the image, 40 %",
+            "web-1: the broker has no queue `scheduler` just now; asking again",
+            "web-1: building, spawning on hv1: downloading the image, 40 %",
+            "web-1: active on hv1",
+        ]
+    );
+    assert!(
+        script
+            .asked
+            .borrow()
+            .iter()
+            .all(|asked| *asked == format!("instance.show {}", instance().id))
+    );
+}
+
+#[tokio::test]
+async fn a_fault_ends_the_wait_with_its_text() {
+    let (outcome, _) = wait(
+        &Script::new([view(building()), view(broken())]),
+        BUILT,
+        LONG,
+    )
+    .await;
+    let error = outcome.unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(
+        error
+            .to_string()
+            .ends_with("is in error (disk_full): no space left"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_limit_ends_the_wait_with_the_last_state_and_a_comfort() {
+    let (outcome, _) = wait(
+        &Script::new([Answer::Silence]),
+        BUILT,
+        Duration::from_millis(20),
+    )
+    .await;
+    let error = outcome.unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    let text = error.to_string();
+    assert!(
+        text.contains("is not active after 0 s; last seen building, spawning on hv1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("since then: no answer. Nothing is lost"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_instance_that_is_not_found_is_deleted_but_never_active() {
+    let script = Script::new([Answer::Refusal(RefusalCode::NotFound)]);
+    let (outcome, _) = wait(&script, Goal::Deleted, LONG).await;
+    assert_eq!(outcome.unwrap().vm_state, VmState::Deleted);
+    let (outcome, _) = wait(&script, BUILT, LONG).await;
+    assert!(matches!(outcome, Err(CtlError::Refused(_))));
+}
+
+fn show() -> InstanceShow {
+    InstanceShow {
+        instance: "x".to_owned(),
+        project: Default::default(),
+    }
+}
+
+#[tokio::test]
+async fn an_unanswered_request_is_sent_again_as_it_was() {
+    let script = Script::new([Answer::Silence, Answer::NoQueue, view(building())]);
+    let mut seen = Seen::default();
+    assert_eq!(
+        send(&script, &show(), limits(LONG), &mut seen)
+            .await
+            .unwrap(),
+        building()
+    );
+    assert_eq!(*script.asked.borrow(), ["instance.show x"; 3]);
+    assert_eq!(seen.0.len(), 2);
+    assert!(
+        seen.0[0].contains("sending the same request again, with the same id"),
+        "{seen:?}",
+        seen = seen.0
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_and_a_scheduler_that_never_was_end_it_at_once() {
+    for (answer, code) in [
+        (Answer::Refusal(RefusalCode::NoValidHost), 1),
+        (Answer::NoQueue, 3),
+    ] {
+        let script = Script::new([answer]);
+        let error = send(&script, &show(), limits(LONG), &mut Seen::default())
+            .await
+            .unwrap_err();
+        assert_eq!(error.exit_code(), code);
+        assert_eq!(script.asked.borrow().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn silence_to_the_end_is_told_as_such() {
+    let script = Script::new([Answer::Silence]);
+    let outcome = send(
+        &script,
+        &show(),
+        limits(Duration::from_millis(10)),
+        &mut Seen::default(),
+    )
+    .await;
+    assert!(matches!(outcome, Err(CtlError::Unanswered { .. })));
+}
