@@ -1,0 +1,296 @@
+//! Asking the cloud for things, and waiting for them.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use berth_common::{
+    bus::RpcError,
+    document::{DesiredPower, Flavor, ImageRef},
+    ids::{InstanceId, NetworkId},
+    message::{
+        request::{
+            HostList, InstanceCreate, InstanceDelete, InstanceList, InstanceShow, Method,
+            NetworkAttachment, NetworkCreate, NetworkList, Reply,
+        },
+        view::{HostView, InstanceView, NetworkView, VmState},
+    },
+    refusal::Refusal,
+    units::{DiskGb, MemoryMb, Vcpus},
+};
+
+use super::TestCloud;
+use crate::{
+    image,
+    wait::{Seen, wait_for},
+};
+
+/// How long an answer may take.
+pub const CALL_LIMIT: Duration = Duration::from_secs(15);
+
+/// What of a new instance differs between tests.
+#[derive(Debug, Clone)]
+pub struct InstanceOptions {
+    /// Its networks.
+    pub networks: Vec<NetworkId>,
+    /// Whether it runs.
+    pub power: DesiredPower,
+    /// Its image; the guest unless said otherwise.
+    pub image: Option<ImageRef>,
+    /// Its memory in MiB.
+    pub memory_mb: u64,
+}
+
+impl Default for InstanceOptions {
+    fn default() -> Self {
+        Self {
+            networks: Vec::new(),
+            power: DesiredPower::Running,
+            image: None,
+            memory_mb: 96,
+        }
+    }
+}
+
+impl TestCloud {
+    /// Sends a request; the answer may be a refusal.
+    ///
+    /// # Errors
+    /// No answer within the limit.
+    pub async fn try_call<M: Method>(
+        &self,
+        request: &M,
+        limit: Duration,
+    ) -> Result<Result<M::Reply, Refusal>, RpcError> {
+        let message = self.rpc.call(M::NAME, M::VERSION, request, limit).await?;
+        match message.decode::<Reply<M::Reply>>() {
+            Ok(reply) => Ok(reply.into()),
+            // The test cannot go on with an answer that is none; the text says it in its place.
+            Err(error) => Ok(Err(Refusal::new(
+                berth_common::refusal::RefusalCode::Internal,
+                format!("the answer to {} cannot be read: {error:?}", M::NAME),
+            ))),
+        }
+    }
+
+    /// Sends a request that must be granted.
+    ///
+    /// # Errors
+    /// A refusal, or no answer.
+    pub async fn call<M: Method>(&self, request: &M) -> anyhow::Result<M::Reply> {
+        let answer = self.try_call(request, CALL_LIMIT).await?;
+        answer.map_err(|refusal| {
+            anyhow::anyhow!("{} was refused ({:?}): {refusal}", M::NAME, refusal.code)
+        })
+    }
+
+    /// Sends a request that must be refused.
+    ///
+    /// # Errors
+    /// It is granted, or there is no answer.
+    pub async fn refused<M: Method>(&self, request: &M) -> anyhow::Result<Refusal> {
+        match self.try_call(request, CALL_LIMIT).await? {
+            Ok(_) => bail!("{} was granted, and should have been refused", M::NAME),
+            Err(refusal) => Ok(refusal),
+        }
+    }
+
+    /// Makes a network named `name`, `10.77.<number>.0/24`.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn create_network(&self, name: &str, number: u8) -> anyhow::Result<NetworkView> {
+        let request = NetworkCreate {
+            id: NetworkId::new(),
+            name: name.parse()?,
+            project: Default::default(),
+            network_type: Default::default(),
+            cidr: format!("10.77.{number}.0/24").parse()?,
+            gateway_ip: None,
+            dns_nameservers: Vec::new(),
+            mtu: None,
+        };
+        self.call(&request).await
+    }
+
+    /// The request for an instance of the smallest size that boots the guest.
+    ///
+    /// # Errors
+    /// The name or the guest image is unusable.
+    pub fn instance_request(
+        &self,
+        name: &str,
+        options: &InstanceOptions,
+    ) -> anyhow::Result<InstanceCreate> {
+        let image = match &options.image {
+            Some(image) => image.clone(),
+            None => image::of_file(&self.services.guest_image)?,
+        };
+        let attach = |network: &NetworkId| NetworkAttachment {
+            network: network.to_string(),
+            ip_address: None,
+            mac_address: None,
+        };
+        Ok(InstanceCreate {
+            id: InstanceId::new(),
+            name: name.parse()?,
+            project: Default::default(),
+            flavor: Flavor {
+                vcpus: Vcpus::new(1)?,
+                memory_mb: MemoryMb::new(options.memory_mb)?,
+                disk_gb: DiskGb::new(1)?,
+            },
+            image,
+            networks: options.networks.iter().map(attach).collect(),
+            power: options.power,
+            stop_timeout_seconds: 30,
+        })
+    }
+
+    /// Asks for an instance, which must be granted.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn create_instance(
+        &self,
+        name: &str,
+        options: &InstanceOptions,
+    ) -> anyhow::Result<InstanceView> {
+        self.call(&self.instance_request(name, options)?).await
+    }
+
+    /// The instance as it is now.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn show(&self, id: InstanceId) -> anyhow::Result<InstanceView> {
+        self.call(&InstanceShow {
+            instance: id.to_string(),
+            project: Default::default(),
+        })
+        .await
+    }
+
+    /// Asks for the end of an instance.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn delete(&self, id: InstanceId) -> anyhow::Result<InstanceView> {
+        self.call(&InstanceDelete {
+            instance: id.to_string(),
+            project: Default::default(),
+        })
+        .await
+    }
+
+    /// Waits until an instance is in a state, with nothing being done to it any more.
+    ///
+    /// # Errors
+    /// It is in error instead, or not there in time.
+    pub async fn wait_state(
+        &self,
+        id: InstanceId,
+        state: VmState,
+        limit: Duration,
+    ) -> anyhow::Result<InstanceView> {
+        wait_for(
+            &format!("instance {id} to be {}", state.as_str()),
+            limit,
+            async || {
+                let view = self.show(id).await?;
+                let seen = format!(
+                    "{}, task {:?}, power {:?}, progress {:?}, fault {:?}, generation {}/{}",
+                    view.vm_state.as_str(),
+                    view.task_state,
+                    view.power_state,
+                    view.progress,
+                    view.fault,
+                    view.observed_generation,
+                    view.generation
+                );
+                Ok(if view.vm_state == state && view.task_state.is_none() {
+                    Seen::Done(view)
+                } else if view.vm_state == VmState::Error && state != VmState::Deleted {
+                    Seen::Never(seen)
+                } else {
+                    Seen::NotYet(seen)
+                })
+            },
+        )
+        .await
+    }
+
+    /// Waits until an instance runs.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub async fn wait_active(&self, id: InstanceId) -> anyhow::Result<InstanceView> {
+        self.wait_state(id, VmState::Active, super::CONVERGE_LIMIT)
+            .await
+    }
+
+    /// Waits until an instance is gone.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub async fn wait_deleted(&self, id: InstanceId) -> anyhow::Result<()> {
+        self.wait_state(id, VmState::Deleted, super::CONVERGE_LIMIT)
+            .await
+            .map(drop)
+    }
+
+    /// Deletes an instance and waits until it is gone.
+    ///
+    /// # Errors
+    /// It is refused, or not gone in time.
+    pub async fn delete_and_wait(&self, id: InstanceId) -> anyhow::Result<()> {
+        self.delete(id).await?;
+        self.wait_deleted(id).await
+    }
+
+    /// All hypervisors.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn hosts(&self) -> anyhow::Result<Vec<HostView>> {
+        Ok(self.call(&HostList::default()).await?.hosts)
+    }
+
+    /// One hypervisor by its name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn host(&self, name: &str) -> anyhow::Result<HostView> {
+        let found = self
+            .hosts()
+            .await?
+            .into_iter()
+            .find(|host| host.name.as_str() == name);
+        found.with_context(|| format!("no host {name}"))
+    }
+
+    /// All instances that are not deleted.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn instances(&self) -> anyhow::Result<Vec<InstanceView>> {
+        let page = self
+            .call(&InstanceList {
+                limit: 1000,
+                ..InstanceList::default()
+            })
+            .await?;
+        Ok(page
+            .instances
+            .into_iter()
+            .filter(|view| view.vm_state != VmState::Deleted)
+            .collect())
+    }
+
+    /// All networks.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn networks(&self) -> anyhow::Result<Vec<NetworkView>> {
+        Ok(self.call(&NetworkList::default()).await?.networks)
+    }
+}

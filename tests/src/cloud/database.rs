@@ -1,0 +1,136 @@
+//! The scheduler's database: a file, or a database of its own on a server.
+
+use anyhow::Context;
+
+use crate::{lab::Site, run, services::Services};
+
+/// Which kind of database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// A file in the site's folder.
+    Sqlite,
+    /// A database on the PostgreSQL of the tests.
+    Postgres,
+    /// A database on the MariaDB of the tests.
+    MariaDb,
+}
+
+/// A database that goes with its cloud.
+#[derive(Debug)]
+pub(super) struct Database {
+    url: String,
+    drop: Vec<String>,
+}
+
+impl Database {
+    /// Makes it; one left over from a test that was killed goes first.
+    pub(super) async fn create(
+        services: &Services,
+        store: Store,
+        site: &Site,
+    ) -> anyhow::Result<Self> {
+        let name = format!("berth_test_cloud_{}", site.number());
+        match store {
+            Store::Sqlite => Ok(Self {
+                url: format!("sqlite://{}", site.dir().join("scheduler.db").display()),
+                drop: Vec::new(),
+            }),
+            Store::Postgres => {
+                let client = |sql: String| {
+                    let server = format!("{}postgres", services.postgres);
+                    [
+                        "psql",
+                        "-X",
+                        "-q",
+                        "-v",
+                        "ON_ERROR_STOP=1",
+                        "-d",
+                        &server,
+                        "-c",
+                        &sql,
+                    ]
+                    .map(str::to_owned)
+                    .to_vec()
+                };
+                let drop = client(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+                execute(&drop).await?;
+                execute(&client(format!("CREATE DATABASE {name}"))).await?;
+                Ok(Self {
+                    url: format!("{}{name}", services.postgres),
+                    drop,
+                })
+            }
+            Store::MariaDb => {
+                let login = MariaDbLogin::parse(&services.mariadb)?;
+                let drop = login.client(&format!("DROP DATABASE IF EXISTS {name}"));
+                execute(&drop).await?;
+                execute(&login.client(&format!("CREATE DATABASE {name}"))).await?;
+                Ok(Self {
+                    url: format!("{}{name}", services.mariadb),
+                    drop,
+                })
+            }
+        }
+    }
+
+    /// Its address, as the scheduler's configuration takes it.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if !self.drop.is_empty() {
+            let argv: Vec<&str> = self.drop.iter().map(String::as_str).collect();
+            // A leftover is dropped by the next test that gets this name.
+            let _ = run::text_blocking(&argv);
+        }
+    }
+}
+
+async fn execute(argv: &[String]) -> anyhow::Result<()> {
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    run::text(&argv).await.map(drop)
+}
+
+/// MariaDB's own client takes no URL.
+struct MariaDbLogin {
+    user: String,
+    password: String,
+    host: String,
+    port: String,
+}
+
+impl MariaDbLogin {
+    fn parse(url: &str) -> anyhow::Result<Self> {
+        let parts = || {
+            let (login, server) = url
+                .strip_prefix("mysql://")?
+                .trim_end_matches('/')
+                .split_once('@')?;
+            let (user, password) = login.split_once(':')?;
+            let (host, port) = server.split_once(':')?;
+            Some(Self {
+                user: user.into(),
+                password: password.into(),
+                host: host.into(),
+                port: port.into(),
+            })
+        };
+        parts().context("BERTH_TEST_MARIADB must be mysql://user:password@host:port/")
+    }
+
+    fn client(&self, sql: &str) -> Vec<String> {
+        let argv = [
+            "mariadb".to_owned(),
+            "--no-defaults".to_owned(),
+            format!("--host={}", self.host),
+            format!("--port={}", self.port),
+            format!("--user={}", self.user),
+            format!("--password={}", self.password),
+            format!("--execute={sql}"),
+        ];
+        argv.to_vec()
+    }
+}

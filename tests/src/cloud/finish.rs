@@ -1,0 +1,167 @@
+//! The end of a cloud: everything is deleted, and nothing may be left of it, anywhere.
+
+use std::time::Duration;
+
+use berth_common::{bus::Bus, message::request::NetworkDelete};
+
+use super::TestCloud;
+use crate::wait::{Seen, wait_for};
+
+/// How long anything may take to converge, on a machine that emulates several.
+pub const CONVERGE_LIMIT: Duration = Duration::from_secs(90);
+const QUIET_LIMIT: Duration = Duration::from_secs(20);
+
+impl TestCloud {
+    /// Deletes all instances and networks, checks that hypervisors and queues are empty, and ends all services in
+    /// order.
+    ///
+    /// # Errors
+    /// Something is left, in words.
+    pub async fn finish(&mut self) -> anyhow::Result<()> {
+        self.everything_runs().await?;
+        for instance in self.instances().await? {
+            self.delete(instance.id).await?;
+        }
+        wait_for("all instances to be gone", CONVERGE_LIMIT, async || {
+            let left: Vec<_> = self
+                .instances()
+                .await?
+                .into_iter()
+                .map(|view| {
+                    (
+                        view.name,
+                        view.vm_state,
+                        view.task_state,
+                        view.progress,
+                        view.fault,
+                    )
+                })
+                .collect();
+            Ok(Seen::when(left.is_empty(), left))
+        })
+        .await?;
+        for network in self.networks().await? {
+            self.call(&NetworkDelete {
+                network: network.id.to_string(),
+                project: network.project,
+            })
+            .await?;
+        }
+        for hypervisor in &self.hypervisors {
+            wait_for(
+                &format!("nothing to be left on {}", hypervisor.name()),
+                CONVERGE_LIMIT,
+                async || {
+                    let remains = hypervisor.remains().await?;
+                    Ok(Seen::when(remains.is_empty(), remains))
+                },
+            )
+            .await?;
+        }
+        self.claims_are_gone().await?;
+        self.queues_are_empty().await?;
+        self.stop_in_order().await
+    }
+
+    /// A test may end with killed services: the end of everything else is theirs to bring about.
+    async fn everything_runs(&mut self) -> anyhow::Result<()> {
+        self.wire.plug().await?;
+        if !self.scheduler.is_started() {
+            self.scheduler.start()?;
+        }
+        for hypervisor in &mut self.hypervisors {
+            if !hypervisor.has_agent() {
+                hypervisor.spawn_agent().await?;
+            }
+        }
+        self.wait_all_up().await
+    }
+
+    async fn claims_are_gone(&self) -> anyhow::Result<()> {
+        for host in self.hosts().await? {
+            anyhow::ensure!(
+                host.instances == 0 && host.projects.is_empty(),
+                "{} still has {} claims: {:?}",
+                host.name,
+                host.instances,
+                host.projects
+            );
+        }
+        Ok(())
+    }
+
+    async fn queues_are_empty(&self) -> anyhow::Result<()> {
+        let computes = self
+            .hypervisors
+            .iter()
+            .map(|hypervisor| format!("compute.{}", hypervisor.name()));
+        let queues: Vec<String> = ["scheduler", "scheduler.reports"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(computes)
+            .collect();
+        wait_for("all queues to be empty", QUIET_LIMIT, async || {
+            let mut depths = Vec::new();
+            for queue in &queues {
+                let depth = self.bus.queue_depth(queue).await?.unwrap_or_default();
+                depths.push((queue.as_str(), depth));
+            }
+            let dead = self
+                .bus
+                .queue_depth("berth.dead")
+                .await?
+                .unwrap_or_default();
+            depths.push(("berth.dead", dead));
+            let empty = depths
+                .iter()
+                .all(|(queue, depth)| *queue == "berth.dead" || *depth == 0);
+            Ok(Seen::when(empty && dead == self.expected_dead, depths))
+        })
+        .await?;
+        let known: Vec<String> = queues
+            .into_iter()
+            .chain(["scheduler.heartbeats", "berth.dead"].map(str::to_owned))
+            .collect();
+        let strange: Vec<String> = self
+            .vhost
+            .queues()
+            .await?
+            .into_iter()
+            // Reply queues of clients that are still connected.
+            .filter(|name| !known.contains(name) && !name.starts_with("amq.gen-"))
+            .collect();
+        anyhow::ensure!(strange.is_empty(), "queues that nobody knows: {strange:?}");
+        Ok(())
+    }
+
+    async fn stop_in_order(&mut self) -> anyhow::Result<()> {
+        for hypervisor in &mut self.hypervisors {
+            hypervisor.terminate_agent().await?;
+        }
+        self.scheduler.terminate().await
+    }
+
+    /// Switches everything off and removes it, and says what could not be removed or should not be there.
+    pub(super) fn tear_down(&mut self) -> Vec<String> {
+        self.closed = true;
+        let mut wrong = Vec::new();
+        if self.scheduler.is_started() {
+            wrong.extend(
+                self.scheduler
+                    .kill()
+                    .err()
+                    .map(|error| format!("{error:#}")),
+            );
+        }
+        for hypervisor in &mut self.hypervisors {
+            wrong.extend(
+                hypervisor
+                    .power_cut()
+                    .err()
+                    .map(|error| format!("{error:#}")),
+            );
+        }
+        wrong.extend(self.site.close());
+        wrong
+    }
+}

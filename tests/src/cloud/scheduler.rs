@@ -1,0 +1,163 @@
+//! The scheduler's process.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::builder::toml;
+use crate::{
+    binaries, http,
+    lab::{Service, Site},
+    wait::{Seen, wait_for},
+};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// One scheduler and its configuration.
+#[derive(Debug)]
+pub struct Scheduler {
+    dir: PathBuf,
+    mark: String,
+    listen: SocketAddr,
+    keys: BTreeMap<String, Value>,
+    service: Option<Service>,
+}
+
+impl Scheduler {
+    pub(super) fn new(
+        site: &Site,
+        bus_url: &str,
+        store_url: &str,
+        extra: BTreeMap<String, Value>,
+    ) -> Self {
+        // Every site has its own address of the loopback network, so the port is free.
+        let listen = SocketAddr::from(([127, 99, site.number(), 1], 9781));
+        let mut keys: BTreeMap<String, Value> = [
+            ("bus.url", Value::from(bus_url)),
+            ("store.url", store_url.into()),
+            ("hosts.heartbeat_timeout_seconds", 10.into()),
+            ("dispatch.republish_seconds", 2.into()),
+            ("telemetry.listen", listen.to_string().into()),
+            ("log.filter", "info,berth_scheduler=debug".into()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        keys.extend(extra);
+        Self {
+            dir: site.dir().to_owned(),
+            mark: site.number().to_string(),
+            listen,
+            keys,
+            service: None,
+        }
+    }
+
+    /// Its log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("scheduler.log")
+    }
+
+    /// Changes a key of its configuration, for the next start.
+    pub fn configure(&mut self, key: &str, value: impl Into<Value>) {
+        self.keys.insert(key.to_owned(), value.into());
+    }
+
+    /// Starts it. It may take a moment until it serves.
+    ///
+    /// # Errors
+    /// It cannot be started, or runs already.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        ensure!(self.service.is_none(), "the scheduler runs already");
+        let config = self.dir.join("scheduler.toml");
+        std::fs::write(&config, toml(&self.keys))?;
+        let program = binaries::path("berth-scheduler")?.display().to_string();
+        let argv = [program.as_str(), "--config", &config.display().to_string()];
+        self.service = Some(Service::start(
+            "the scheduler",
+            &argv,
+            &self.log(),
+            &self.mark,
+        )?);
+        Ok(())
+    }
+
+    /// Whether it was started and not stopped since; it may have died by itself.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.service.is_some()
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// It does not run, or does not end.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.service.take().context("no scheduler runs")?.kill()
+    }
+
+    /// SIGTERM; it must end in order.
+    ///
+    /// # Errors
+    /// It does not run, or does not end with success.
+    pub async fn terminate(&mut self) -> anyhow::Result<()> {
+        self.service
+            .take()
+            .context("no scheduler runs")?
+            .terminate()
+            .await
+    }
+
+    /// SIGTERM, and started again; waits until it is well.
+    ///
+    /// # Errors
+    /// It does not end or start.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.terminate().await?;
+        self.start()?;
+        self.wait_healthy().await
+    }
+
+    /// Waits until `/healthz` says ok.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub async fn wait_healthy(&self) -> anyhow::Result<()> {
+        wait_for("the scheduler to be well", START_LIMIT, async || {
+            let (status, body) = self.healthz().await?;
+            Ok(Seen::when(status == 200, body))
+        })
+        .await
+    }
+
+    /// Status and body of `/healthz`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn healthz(&self) -> anyhow::Result<(u16, String)> {
+        http::get(self.listen, "/healthz").await
+    }
+
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        Ok(http::get(self.listen, "/metrics").await?.1)
+    }
+
+    /// The value of a metric without labels.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let text = self.metrics().await?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value
+            .with_context(|| format!("no metric {name}"))?
+            .parse()?)
+    }
+}

@@ -1,0 +1,82 @@
+//! Images for instances: the guest, copies of it with another checksum, and hostile ones.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use berth_common::document::{ImageFormat, ImageRef};
+use sha2::{Digest, Sha256};
+
+use crate::run;
+
+/// The image in a file, addressed by `file://`.
+///
+/// # Errors
+/// It cannot be read, or its path cannot be told as a URL.
+pub fn of_file(path: &Path) -> anyhow::Result<ImageRef> {
+    Ok(ImageRef {
+        url: format!("file://{}", path.display()).parse()?,
+        sha256: sha256(path)?.parse()?,
+        format: ImageFormat::Qcow2,
+    })
+}
+
+/// The checksum of a file, as `sha256sum` prints it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn sha256(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// A copy of the guest that boots the same and has another checksum, so that no host has it in its cache.
+///
+/// # Errors
+/// It cannot be written.
+pub fn fresh_copy(guest: &Path, folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let path = folder.join(format!("{name}.qcow2"));
+    let mut bytes = std::fs::read(guest)?;
+    // A whole cluster beyond the end that no table refers to.
+    bytes.resize(bytes.len().next_multiple_of(65_536), 0);
+    let mut tail = name.as_bytes().to_vec();
+    tail.resize(65_536, 0);
+    bytes.extend(tail);
+    std::fs::write(&path, bytes)?;
+    Ok(path)
+}
+
+/// A qcow2 whose header names another file of the host as its backing file.
+///
+/// # Errors
+/// `qemu-img` fails.
+pub async fn with_backing_file(folder: &Path, backing: &Path) -> anyhow::Result<PathBuf> {
+    let path = folder.join("backing.qcow2");
+    let (backing, target) = (backing.display().to_string(), path.display().to_string());
+    run::text(&[
+        "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", &backing, "-F", "raw", &target,
+        "32M",
+    ])
+    .await?;
+    Ok(path)
+}
+
+/// A qcow2 whose content lies in an external data file.
+///
+/// # Errors
+/// `qemu-img` fails.
+pub async fn with_data_file(folder: &Path) -> anyhow::Result<PathBuf> {
+    let path = folder.join("data.qcow2");
+    let option = format!(
+        "data_file={},data_file_raw=on",
+        folder.join("data.raw").display()
+    );
+    let target = path.display().to_string();
+    run::text(&[
+        "qemu-img", "create", "-q", "-f", "qcow2", "-o", &option, &target, "32M",
+    ])
+    .await?;
+    Ok(path)
+}

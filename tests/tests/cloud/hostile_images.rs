@@ -1,0 +1,156 @@
+//! Images that are not what they say, cannot be had, or would read other files of the host: the instance is in
+//! error with a reason, nothing of it is left on the host, and the next instance is built.
+
+use std::path::Path;
+
+use berth_common::{
+    document::{DesiredPower, ImageFormat, ImageRef},
+    message::{report::FaultCode, view::VmState},
+};
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
+    image,
+    wait::{Seen, wait_for},
+    with_cloud,
+};
+
+#[test]
+fn an_unusable_image_is_a_fault_with_a_reason_and_leaves_nothing_half_made() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let folder = cloud.site.dir().to_owned();
+        let guest = image::of_file(&cloud.services.guest_image)?;
+        let secret = folder.join("secret");
+        std::fs::write(&secret, "the host's own secret\n".repeat(100))?;
+
+        let wrong_sum = ImageRef {
+            sha256: "ab".repeat(32).parse()?,
+            ..guest.clone()
+        };
+        check(
+            cloud,
+            "wrong-sum",
+            wrong_sum,
+            FaultCode::ImageChecksum,
+            &["abababab", guest.sha256.as_str()],
+        )
+        .await?;
+
+        // Port 9 of this cloud's own bridge: nobody listens there.
+        let nobody = format!("http://{}:9/guest.qcow2", cloud.site.address(1));
+        let unreachable = ImageRef {
+            url: nobody.parse()?,
+            ..fresh(&folder, &guest, "unreachable")?
+        };
+        check(
+            cloud,
+            "unreachable",
+            unreachable,
+            FaultCode::ImageUnreachable,
+            &[nobody.as_str()],
+        )
+        .await?;
+
+        let absent = format!("file://{}", folder.join("absent.qcow2").display());
+        let absent_image = ImageRef {
+            url: absent.parse()?,
+            ..fresh(&folder, &guest, "absent")?
+        };
+        check(
+            cloud,
+            "absent",
+            absent_image,
+            FaultCode::ImageUnreachable,
+            &["absent.qcow2"],
+        )
+        .await?;
+
+        let backing = image::of_file(&image::with_backing_file(&folder, &secret).await?)?;
+        check(
+            cloud,
+            "backing",
+            backing,
+            FaultCode::ImageRefused,
+            &["backing file"],
+        )
+        .await?;
+
+        let data = image::of_file(&image::with_data_file(&folder).await?)?;
+        check(cloud, "data", data, FaultCode::ImageRefused, &["data file"]).await?;
+
+        let text = ImageRef {
+            format: ImageFormat::Qcow2,
+            ..image::of_file(&secret)?
+        };
+        check(cloud, "text", text, FaultCode::ImageRefused, &["qcow2"]).await?;
+
+        let options = InstanceOptions {
+            power: DesiredPower::Stopped,
+            ..InstanceOptions::default()
+        };
+        let good = cloud.create_instance("good", &options).await?;
+        cloud
+            .wait_state(good.id, VmState::Stopped, CONVERGE_LIMIT)
+            .await?;
+        Ok(())
+    });
+}
+
+/// An image of its own checksum, which no host has.
+fn fresh(folder: &Path, guest: &ImageRef, name: &str) -> anyhow::Result<ImageRef> {
+    let path = folder.join(format!("{name}.txt"));
+    std::fs::write(&path, name)?;
+    Ok(ImageRef {
+        sha256: image::sha256(&path)?.parse()?,
+        ..guest.clone()
+    })
+}
+
+async fn check(
+    cloud: &TestCloud,
+    name: &str,
+    image: ImageRef,
+    code: FaultCode,
+    says: &[&str],
+) -> anyhow::Result<()> {
+    let options = InstanceOptions {
+        image: Some(image),
+        ..InstanceOptions::default()
+    };
+    let instance = cloud.create_instance(name, &options).await?;
+    let fault = wait_for(
+        &format!("{name} to be in error"),
+        CONVERGE_LIMIT,
+        async || {
+            let view = cloud.show(instance.id).await?;
+            let seen = format!(
+                "{:?}, progress {:?}, fault {:?}",
+                view.vm_state, view.progress, view.fault
+            );
+            Ok(match view.fault {
+                Some(fault) if view.vm_state == VmState::Error => Seen::Done(fault),
+                _ if view.vm_state == VmState::Active => Seen::Never(seen),
+                _ => Seen::NotYet(seen),
+            })
+        },
+    )
+    .await?;
+    assert_eq!(fault.code, code, "{name}: {}", fault.message);
+    for part in says {
+        assert!(
+            fault.message.contains(part),
+            "{name}: no {part:?} in {:?}",
+            fault.message
+        );
+    }
+    assert!(
+        cloud.hv1().domains().await?.is_empty(),
+        "{name}: a domain was made"
+    );
+    cloud.delete_and_wait(instance.id).await?;
+    let remains = cloud.hv1().remains().await?;
+    assert!(remains.is_empty(), "{name}: {remains:?}");
+    let images = std::fs::read_dir(cloud.hv1().state_dir().join("images"))?.count();
+    assert_eq!(images, 0, "{name}: the cache has kept something");
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! The machines that the other tests stand on.
+
+use std::time::Duration;
+
+use berth_tests::{
+    lab::{Hypervisor, Libvirtd, Site},
+    wait::{Seen, wait_for},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hypervisor_keeps_its_domains_over_a_power_cut_and_leaves_nothing_behind()
+-> anyhow::Result<()> {
+    let mut site = Site::open()?;
+    let mut hypervisor = Hypervisor::create(&site, 1, Libvirtd::Running).await?;
+    let xml = "<domain type='qemu'><name>d1</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>";
+    let file = site.dir().join("d1.xml");
+    std::fs::write(&file, xml)?;
+    hypervisor
+        .text(&["virsh", "-q", "define", &file.display().to_string()])
+        .await?;
+    hypervisor.text(&["virsh", "-q", "start", "d1"]).await?;
+    assert_eq!(hypervisor.pids_of("qemu-system-x86_64")?.len(), 1);
+
+    hypervisor.restart_libvirtd().await?;
+    assert_eq!(
+        hypervisor.text(&["virsh", "domstate", "d1"]).await?.trim(),
+        "running"
+    );
+
+    hypervisor.power_cut()?;
+    hypervisor.boot().await?;
+    hypervisor.start_libvirtd().await?;
+    assert_eq!(
+        hypervisor.text(&["virsh", "domstate", "d1"]).await?.trim(),
+        "shut off"
+    );
+    assert_eq!(hypervisor.text(&["hostname"]).await?.trim(), "hv1");
+
+    hypervisor.power_cut()?;
+    let wrong = site.close();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wait_that_fails_says_what_it_saw_last() {
+    let result = wait_for("the moon", Duration::from_millis(10), async || {
+        Ok(Seen::when(false, "clouds"))
+    })
+    .await;
+    let text = result
+        .map_err(|error| error.to_string())
+        .err()
+        .unwrap_or_default();
+    assert!(
+        text.contains("for the moon; last seen: \"clouds\""),
+        "{text}"
+    );
+}

@@ -1,0 +1,122 @@
+//! libvirt absent at the start, killed, restarted: the agent says so and carries on; guests do not notice.
+
+use std::time::Duration;
+
+use berth_common::document::DesiredPower;
+use berth_common::message::view::VmState;
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
+    lab::Libvirtd,
+    wait::{Seen, wait_for},
+    with_cloud,
+};
+
+const NOTICE_LIMIT: Duration = Duration::from_secs(40);
+
+#[test]
+fn an_agent_without_libvirt_says_so_waits_and_leaves_running_guests_alone() {
+    let builder = TestCloud::builder().libvirtd(Libvirtd::Absent);
+    with_cloud(builder, async |cloud| {
+        libvirt_is_missed(cloud).await?;
+        // What is asked for meanwhile waits for libvirt.
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            ..InstanceOptions::default()
+        };
+        let waiting = cloud.create_instance("waiting", &options).await?;
+        cloud.hv1().start_libvirtd().await?;
+        libvirt_is_back(cloud).await?;
+        let instance = cloud.wait_active(waiting.id).await?;
+        let before = cloud.guest_answers(&instance).await?;
+        let qemu = cloud.hv1().pids_of("qemu-system-x86_64")?;
+
+        cloud.hv1().kill_libvirtd().await?;
+        libvirt_is_missed(cloud).await?;
+        assert_eq!(
+            cloud.show(instance.id).await?.vm_state,
+            VmState::Active,
+            "what is not seen is not gone"
+        );
+        cloud.hv1().start_libvirtd().await?;
+        libvirt_is_back(cloud).await?;
+        cloud.wait_active(instance.id).await?;
+        assert_eq!(
+            cloud.hv1().pids_of("qemu-system-x86_64")?,
+            qemu,
+            "another QEMU than before"
+        );
+        assert_eq!(
+            cloud.guest_answers(&instance).await?.boot_id,
+            before.boot_id
+        );
+
+        // And new work is done as ever.
+        let options = InstanceOptions {
+            power: DesiredPower::Stopped,
+            ..InstanceOptions::default()
+        };
+        let next = cloud.create_instance("next", &options).await?;
+        cloud
+            .wait_state(next.id, VmState::Stopped, CONVERGE_LIMIT)
+            .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn instances_run_again_after_a_power_cut() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            ..InstanceOptions::default()
+        };
+        let instance = cloud
+            .wait_active(cloud.create_instance("phoenix", &options).await?.id)
+            .await?;
+        let before = cloud.guest_answers(&instance).await?;
+        cloud.hv1_mut().power_cut()?;
+        cloud.hv1_mut().boot().await?;
+        cloud.hv1().start_libvirtd().await?;
+        cloud.hv1_mut().spawn_agent().await?;
+        let after = wait_for("the guest to run again", CONVERGE_LIMIT, async || {
+            let status = cloud.guest_answers(&instance).await?;
+            Ok(Seen::when(status.boot_id != before.boot_id, status))
+        });
+        after.await?;
+        cloud.wait_active(instance.id).await?;
+        Ok(())
+    });
+}
+
+/// Waits until the agent's own health and its heartbeat both name libvirt.
+async fn libvirt_is_missed(cloud: &TestCloud) -> anyhow::Result<()> {
+    wait_for("the agent to miss libvirt", NOTICE_LIMIT, async || {
+        let (status, body) = TestCloud::agent_healthz(cloud.hv1()).await?;
+        let host = cloud.host("hv1").await?;
+        let part = host.health.iter().find(|part| part.part == "libvirt");
+        let told = part.is_some_and(|part| !part.ok && part.reason.is_some());
+        Ok(Seen::when(
+            status == 503 && body.contains("libvirt") && told,
+            (body, host.health),
+        ))
+    })
+    .await
+}
+
+async fn libvirt_is_back(cloud: &TestCloud) -> anyhow::Result<()> {
+    wait_for(
+        "the agent to have libvirt again",
+        NOTICE_LIMIT,
+        async || {
+            let (status, body) = TestCloud::agent_healthz(cloud.hv1()).await?;
+            let host = cloud.host("hv1").await?;
+            let well = host.health.iter().any(|part| part.part == "libvirt")
+                && host.health.iter().all(|part| part.ok);
+            Ok(Seen::when(status == 200 && well, (body, host.health)))
+        },
+    )
+    .await
+}

@@ -1,0 +1,186 @@
+//! What is shipped beside the programs: sample configurations, units, and the map in ARCHITECTURE.md.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use berth_tests::{binaries, run};
+
+#[tokio::test]
+async fn every_sample_configuration_is_taken_by_its_program() -> anyhow::Result<()> {
+    for (sample, program) in [
+        ("scheduler.toml", "berth-scheduler"),
+        ("agent.toml", "berth-agent"),
+    ] {
+        let path = systemd().join(sample);
+        ensure!(path.is_file(), "{} is not there", path.display());
+        let program = binaries::path(program)?.display().to_string();
+        run::text(&[
+            &program,
+            "--check-config",
+            "--config",
+            &path.display().to_string(),
+        ])
+        .await?;
+    }
+    // No sample without a program that was tried on it.
+    let samples: Vec<PathBuf> = with_extension(&systemd(), "toml")?;
+    ensure!(
+        samples.len() == 2 + usize::from(systemd().join("berthctl.toml").is_file()),
+        "samples: {samples:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_refused_with_all_its_mistakes() -> anyhow::Result<()> {
+    let file = std::env::temp_dir().join(format!("berth-wrong-{}.toml", std::process::id()));
+    std::fs::write(
+        &file,
+        "[bus]\nurl = \"http://x\"\n[telemetry]\nlisten = \"nowhere\"\n[colour]\nred = 1\n",
+    )?;
+    for program in ["berth-scheduler", "berth-agent"] {
+        let program = binaries::path(program)?.display().to_string();
+        let output = run::output(&[
+            &program,
+            "--check-config",
+            "--config",
+            &file.display().to_string(),
+        ])
+        .await?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{program} takes it");
+        for part in ["bus.url", "telemetry.listen", "colour"] {
+            ensure!(
+                text.contains(part),
+                "{program} does not complain about {part}:\n{text}"
+            );
+        }
+    }
+    Ok(std::fs::remove_file(&file)?)
+}
+
+#[tokio::test]
+async fn every_unit_passes_systemd_analyze() -> anyhow::Result<()> {
+    let units = with_extension(&systemd(), "service")?;
+    ensure!(units.len() >= 2, "units: {units:?}");
+    // The units name installed programs: a root of links to those of this build has them.
+    let root = std::env::temp_dir().join(format!("berth-units-{}", std::process::id()));
+    std::fs::create_dir_all(root.join("units"))?;
+    for unit in &units {
+        let text = std::fs::read_to_string(unit)?;
+        let folder = binaries::path("berth-agent")?
+            .parent()
+            .context("no folder")?
+            .display()
+            .to_string();
+        let text = text
+            .replace("/usr/bin/berth", &format!("{folder}/berth"))
+            .replace("/usr/sbin/berth", &format!("{folder}/berth"));
+        std::fs::write(
+            root.join("units")
+                .join(unit.file_name().context("no name")?),
+            text,
+        )?;
+    }
+    for unit in &units {
+        let copy = root
+            .join("units")
+            .join(unit.file_name().context("no name")?)
+            .display()
+            .to_string();
+        let argv = ["systemd-analyze", "verify", "--man=no", &copy];
+        let output = run::output(&argv).await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let name = unit
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let about: Vec<&str> = said.lines().filter(|line| line.contains(&name)).collect();
+        ensure!(about.is_empty(), "systemd-analyze says of {name}:\n{said}");
+        run::checked(&argv, &output)?;
+    }
+    Ok(std::fs::remove_dir_all(&root)?)
+}
+
+#[test]
+fn every_path_that_the_architecture_names_exists() -> anyhow::Result<()> {
+    let root = binaries::repository();
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md"))
+        .context("ARCHITECTURE.md is not there")?;
+    let paths = paths_in(&text);
+    ensure!(paths.len() >= 10, "only these look like paths: {paths:?}");
+    let absent: Vec<&String> = paths
+        .iter()
+        .filter(|path| !root.join(path).exists())
+        .collect();
+    ensure!(
+        absent.is_empty(),
+        "ARCHITECTURE.md names what is not there: {absent:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_documents_that_users_look_for_are_there() -> anyhow::Result<()> {
+    let root = binaries::repository();
+    let wanted = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SPECIFICATION.md",
+        "LICENSE",
+        "Makefile",
+        "docs/messages.md",
+        "docs/instance.sample.toml",
+        "docs/adr",
+    ];
+    let absent: Vec<&str> = wanted
+        .into_iter()
+        .filter(|path| !root.join(path).exists())
+        .collect();
+    ensure!(absent.is_empty(), "missing: {absent:?}");
+    Ok(())
+}
+
+/// What stands in backquotes and looks like a path of this repository: a folder (`common/`) or a file in one.
+fn paths_in(text: &str) -> Vec<String> {
+    let tops = [
+        "agent",
+        "common",
+        "ctl",
+        "docs",
+        "scheduler",
+        "scripts",
+        "store",
+        "systemd",
+        "tests",
+    ];
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|quoted| {
+            tops.iter()
+                .any(|top| quoted.starts_with(&format!("{top}/")))
+        })
+        .filter(|quoted| !quoted.contains(['*', '<', ' ', '{']))
+        .map(|path| path.trim_end_matches('/').to_owned())
+        .collect()
+}
+
+fn systemd() -> PathBuf {
+    binaries::repository().join("systemd")
+}
+
+fn with_extension(folder: &Path, extension: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
