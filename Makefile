@@ -1,0 +1,40 @@
+# berth: build, try, test. `make demo` and `make test` install what is missing on a Debian 12 machine, as root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: help packages build guest demo demo-down test check docs clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+packages: ## Install what building, running and testing needs
+	@scripts/install-packages.sh all
+
+build: ## Build every binary
+	@scripts/install-packages.sh build
+	cargo build --workspace --locked
+
+guest: ## Build the test guest
+	@scripts/install-packages.sh run guest
+	@scripts/guest-image.sh
+
+demo: ## From nothing to a VM that answers, on this machine
+	@scripts/demo/up.sh
+
+demo-down: ## Remove every trace of the demo
+	@scripts/demo/down.sh
+
+test: ## Every test
+	@scripts/test.sh
+
+check: ## Formatting and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+docs: ## Write docs/messages.md anew from the types
+	BERTH_WRITE_DOCS=1 cargo test -p berth-common --test messages
+
+clean: ## Remove build products and caches
+	cargo clean
+	rm -rf .cache
