@@ -53,8 +53,13 @@ impl Config {
     /// # Errors
     /// All mistakes at once.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-        Self::read(Reader::from_file_and_env(path, std::env::vars_os(), "BERTH")?, machine.as_deref())
+        let machine = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok());
+        Self::read(
+            Reader::from_file_and_env(path, std::env::vars_os(), "BERTH")?,
+            machine.as_deref(),
+        )
     }
 
     /// Takes the configuration out of a reader; `machine` is the machine's own host name.
@@ -64,18 +69,37 @@ impl Config {
     pub fn read(mut c: Reader, machine: Option<&str>) -> Result<Self, ConfigErrors> {
         let bus_url = c.required("bus.url", parse::secret(parse::url(&["amqp", "amqps"])));
         let host_name = c
-            .maybe("host.name", parse::from_str("a host name such as hv1.example.org"))
+            .maybe(
+                "host.name",
+                parse::from_str("a host name such as hv1.example.org"),
+            )
             .or_else(|| machine_name(&mut c, machine));
-        let state_dir = c.optional("host.state_dir", parse::absolute_path, PathBuf::from(DEFAULT_STATE_DIR));
-        let heartbeat_every = c.optional("host.heartbeat_seconds", parse::seconds(1..=60), Duration::from_secs(10));
-        let resync_every = c.optional("host.resync_seconds", parse::seconds(1..=3600), Duration::from_secs(10));
+        let state_dir = c.optional(
+            "host.state_dir",
+            parse::absolute_path,
+            PathBuf::from(DEFAULT_STATE_DIR),
+        );
+        let heartbeat_every = c.optional(
+            "host.heartbeat_seconds",
+            parse::seconds(1..=60),
+            Duration::from_secs(10),
+        );
+        let resync_every = c.optional(
+            "host.resync_seconds",
+            parse::seconds(1..=3600),
+            Duration::from_secs(10),
+        );
         let libvirt_uri = c.optional("libvirt.uri", parse::non_empty, DEFAULT_URI.to_owned());
         let virt_type = c.optional(
             "libvirt.virt_type",
             parse::from_str("\"auto\", \"kvm\" or \"qemu\""),
             VirtTypeChoice::Auto,
         );
-        let concurrent_operations = c.optional("limits.concurrent_operations", parse::integer(1..=64), 4_usize);
+        let concurrent_operations = c.optional(
+            "limits.concurrent_operations",
+            parse::integer(1..=64),
+            4_usize,
+        );
         let listen = http::read_listen(&mut c, DEFAULT_LISTEN);
         let log = LogConfig::read(&mut c);
         c.finish(|| {
@@ -100,11 +124,17 @@ fn machine_name(c: &mut Reader, machine: Option<&str>) -> Option<HostName> {
     match machine.map(str::parse::<HostName>) {
         Some(Ok(name)) => Some(name),
         Some(Err(error)) => {
-            c.reject("host.name", format!("must be given, because the machine's own name cannot be used: {error}"));
+            c.reject(
+                "host.name",
+                format!("must be given, because the machine's own name cannot be used: {error}"),
+            );
             None
         }
         None => {
-            c.reject("host.name", "must be given, because the machine has no name");
+            c.reject(
+                "host.name",
+                "must be given, because the machine has no name",
+            );
             None
         }
     }
@@ -115,12 +145,17 @@ mod tests {
     use super::*;
 
     fn read(text: &str, machine: Option<&str>) -> Result<Config, String> {
-        Config::read(Reader::from_text("agent.toml", text, [], "BERTH"), machine).map_err(|error| error.to_string())
+        Config::read(Reader::from_text("agent.toml", text, [], "BERTH"), machine)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
     fn one_line_is_enough() {
-        let config = read("[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n", Some("hv1")).unwrap();
+        let config = read(
+            "[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n",
+            Some("hv1"),
+        )
+        .unwrap();
         assert_eq!(config.host_name.as_str(), "hv1");
         assert_eq!(config.state_dir, Path::new("/var/lib/berth"));
         assert_eq!(config.virt_type, VirtTypeChoice::Auto);
@@ -133,7 +168,15 @@ mod tests {
         let text = "[host]\nname = \"a_b\"\nstate_dir = \"berth\"\nheartbeat_seconds = 61\ncolour = 1\n\
                     [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n";
         let errors = read(text, Some("hv1")).unwrap_err();
-        for key in ["bus.url", "host.name", "state_dir", "heartbeat_seconds", "colour", "virt_type", "concurrent_operations"] {
+        for key in [
+            "bus.url",
+            "host.name",
+            "state_dir",
+            "heartbeat_seconds",
+            "colour",
+            "virt_type",
+            "concurrent_operations",
+        ] {
             assert!(errors.contains(key), "{key} is missing in:\n{errors}");
         }
     }
@@ -141,7 +184,11 @@ mod tests {
     #[test]
     fn a_machine_without_a_usable_name_must_be_given_one() {
         let text = "[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n";
-        assert!(read(text, Some("my_laptop")).unwrap_err().contains("host.name"));
+        assert!(
+            read(text, Some("my_laptop"))
+                .unwrap_err()
+                .contains("host.name")
+        );
         assert!(read(text, None).unwrap_err().contains("host.name"));
     }
 }

@@ -45,7 +45,10 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a program whose log may not have started")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of a program whose log may not have started"
+)]
 fn report(error: &(dyn std::error::Error + 'static)) {
     eprintln!("berth-agent: {}", error_chain(error));
 }
@@ -84,7 +87,11 @@ fn start(args: &Args) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "this is what the operator asked for")]
 fn show_preflight(config: &Config) -> anyhow::Result<()> {
     let findings = preflight::check(config);
-    if findings.all().iter().any(|finding| finding.severity == Severity::Fatal) {
+    if findings
+        .all()
+        .iter()
+        .any(|finding| finding.severity == Severity::Fatal)
+    {
         return Err(NotReady(findings).into());
     }
     println!("this machine is ready to be a hypervisor:\n{findings}");

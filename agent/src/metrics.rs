@@ -104,7 +104,9 @@ impl AgentMetrics {
     pub fn documents(&self, counts: &BTreeMap<(Kind, &'static str), usize>) {
         self.documents.reset();
         for ((kind, status), count) in counts {
-            self.documents.with_label_values(&[kind.as_str(), status]).set(whole(*count));
+            self.documents
+                .with_label_values(&[kind.as_str(), status])
+                .set(whole(*count));
         }
     }
 
@@ -125,13 +127,19 @@ impl AgentMetrics {
 
     /// A pass ended.
     pub fn pass(&self, kind: Kind, outcome: &str, seconds: f64) {
-        self.passes.with_label_values(&[kind.as_str(), outcome]).inc();
-        self.pass_seconds.with_label_values(&[kind.as_str()]).observe(seconds);
+        self.passes
+            .with_label_values(&[kind.as_str(), outcome])
+            .inc();
+        self.pass_seconds
+            .with_label_values(&[kind.as_str()])
+            .observe(seconds);
     }
 
     /// A pass ended with a fault.
     pub fn pass_error(&self, kind: Kind, code: FaultCode) {
-        self.pass_errors.with_label_values(&[kind.as_str(), code_name(code)]).inc();
+        self.pass_errors
+            .with_label_values(&[kind.as_str(), code_name(code)])
+            .inc();
     }
 
     /// A step was carried out, or failed.
@@ -158,7 +166,9 @@ impl AgentMetrics {
     pub fn domains(&self, counts: &BTreeMap<(&'static str, &'static str), usize>) {
         self.domains.reset();
         for ((owner, state), count) in counts {
-            self.domains.with_label_values(&[owner, state]).set(whole(*count));
+            self.domains
+                .with_label_values(&[owner, state])
+                .set(whole(*count));
         }
     }
 
@@ -170,10 +180,10 @@ impl AgentMetrics {
     /// The image cache.
     pub fn images(&self, count: usize, size: ByteCount) {
         self.images.set(whole(count));
-        self.image_bytes.set(i64::try_from(size.get()).unwrap_or(i64::MAX));
+        self.image_bytes
+            .set(i64::try_from(size.get()).unwrap_or(i64::MAX));
     }
 }
-
 
 fn whole(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)

@@ -6,7 +6,7 @@
 use std::{
     env, fmt, fs,
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +26,8 @@ use crate::{
 const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "qemu-utils"), ("dnsmasq", "dnsmasq-base")];
 /// Where libvirt listens for `qemu:///system`: the one daemon, or the one for QEMU.
 const LIBVIRT_SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
+/// The kernel's door to the processor's virtualisation.
+const KVM: &str = "/dev/kvm";
 /// Below this, the next image does not fit.
 const LITTLE_SPACE: u64 = 2 << 30;
 /// Bits of `CapEff` in `/proc/self/status` (capabilities(7)).
@@ -65,7 +67,11 @@ pub struct NotReady(pub Findings);
 
 impl Findings {
     fn add(&mut self, severity: Severity, what: impl Into<String>, fix: Option<&str>) {
-        self.0.push(Finding { severity, what: what.into(), fix: fix.map(str::to_owned) });
+        self.0.push(Finding {
+            severity,
+            what: what.into(),
+            fix: fix.map(str::to_owned),
+        });
     }
 
     /// All of them, the worst first.
@@ -87,7 +93,15 @@ impl Findings {
                 Severity::Fatal => tracing::error!(fix, "preflight: {}", finding.what),
             }
         }
-        if self.0.iter().any(|finding| finding.severity == Severity::Fatal) { Err(NotReady(self)) } else { Ok(()) }
+        if self
+            .0
+            .iter()
+            .any(|finding| finding.severity == Severity::Fatal)
+        {
+            Err(NotReady(self))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -122,36 +136,81 @@ pub fn check(config: &Config) -> Findings {
     check_space(&mut findings, &config.state_dir);
     check_libvirt(&mut findings, &config.libvirt_uri);
     check_virtualisation(&mut findings, config.virt_type, KvmEvidence::gather());
+    check_kvm_rights(&mut findings);
     let machine = Machine::measure();
     findings.add(
         Severity::Note,
-        format!("{} processors, {} MB of memory (MemTotal of /proc/meminfo)", machine.cpus, machine.memory_total.whole_mb().get()),
+        format!(
+            "{} processors, {} MB of memory (MemTotal of /proc/meminfo)",
+            machine.cpus,
+            machine.memory_total.whole_mb().get()
+        ),
         None,
     );
-    findings.0.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
+        .0
+        .sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+/// libvirt asks QEMU for its abilities once and keeps the answer, unless root sees a KVM that QEMU's user does not:
+/// then it asks again at every call.
+fn check_kvm_rights(findings: &mut Findings) {
+    if let Ok(node) = fs::metadata(KVM)
+        && !is_open_to_a_group(&node)
+    {
+        let what = format!(
+            "{KVM} is open to root alone: libvirt then asks QEMU for its abilities anew at every call, which takes \
+             seconds each time"
+        );
+        let fix = "do what udev does on a usual machine: chgrp kvm /dev/kvm; chmod 660 /dev/kvm";
+        findings.add(Severity::Warning, what, Some(fix));
+    }
+}
+
+/// Whether anybody but root may use a device.
+fn is_open_to_a_group(node: &fs::Metadata) -> bool {
+    const GROUP: u32 = 0o060;
+    const OTHERS: u32 = 0o006;
+    let mode = node.mode();
+    mode & OTHERS == OTHERS || (mode & GROUP == GROUP && node.gid() != 0)
 }
 
 fn check_rights(findings: &mut Findings) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let missing: Vec<&str> = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")]
-        .into_iter()
-        .filter(|(bit, _)| !has_capability(&status, *bit))
-        .map(|(_, name)| name)
-        .collect();
+    let missing: Vec<&str> = [
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+        (CAP_SYS_ADMIN, "CAP_SYS_ADMIN"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| !has_capability(&status, *bit))
+    .map(|(_, name)| name)
+    .collect();
     if !missing.is_empty() {
-        let what = format!("the agent lacks {}, so it can make neither links nor namespaces", missing.join(" and "));
-        findings.add(Severity::Fatal, what, Some("run it as root, as the systemd unit does"));
+        let what = format!(
+            "the agent lacks {}, so it can make neither links nor namespaces",
+            missing.join(" and ")
+        );
+        findings.add(
+            Severity::Fatal,
+            what,
+            Some("run it as root, as the systemd unit does"),
+        );
     } else if !nix::unistd::geteuid().is_root() {
         let what = "the agent does not run as root: disks belong to root, and libvirt must be told to let this user in";
-        findings.add(Severity::Warning, what, Some("run it as root, as the systemd unit does"));
+        findings.add(
+            Severity::Warning,
+            what,
+            Some("run it as root, as the systemd unit does"),
+        );
     }
 }
 
 /// Whether `/proc/self/status` shows an effective capability.
 fn has_capability(status: &str, bit: u32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|mask| mask >> bit & 1 == 1)
+    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|mask| mask >> bit & 1 == 1)
 }
 
 fn check_programs(findings: &mut Findings) {
@@ -159,7 +218,11 @@ fn check_programs(findings: &mut Findings) {
     for (program, package) in PROGRAMS {
         if find(program, env::split_paths(&path)).is_none() {
             let fix = format!("install it (on Debian: apt-get install {package})");
-            findings.add(Severity::Fatal, format!("there is no `{program}` in PATH"), Some(&fix));
+            findings.add(
+                Severity::Fatal,
+                format!("there is no `{program}` in PATH"),
+                Some(&fix),
+            );
         }
     }
 }
@@ -169,7 +232,11 @@ fn find(program: &str, mut directories: impl Iterator<Item = PathBuf>) -> Option
 }
 
 fn check_tun(findings: &mut Findings) {
-    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+    if let Err(error) = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+    {
         findings.add(
             Severity::Fatal,
             format!("/dev/net/tun does not open ({error}), so guests get no network"),
@@ -179,10 +246,16 @@ fn check_tun(findings: &mut Findings) {
 }
 
 fn check_kernel(findings: &mut Findings) {
-    let tried = std::thread::Builder::new().name("preflight".to_owned()).spawn(try_links);
+    let tried = std::thread::Builder::new()
+        .name("preflight".to_owned())
+        .spawn(try_links);
     let result = tried
         .map_err(|error| format!("no thread: {error}"))
-        .and_then(|thread| thread.join().unwrap_or_else(|_| Err("the check panicked".to_owned())));
+        .and_then(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err("the check panicked".to_owned()))
+        });
     if let Err(reason) = result {
         findings.add(
             Severity::Fatal,
@@ -200,11 +273,15 @@ fn try_links() -> Result<(), String> {
         .build()
         .map_err(|error| format!("a runtime: {error}"))?;
     runtime.block_on(async {
-        let (connection, handle, _) = new_connection().map_err(|error| format!("a netlink socket: {error}"))?;
+        let (connection, handle, _) =
+            new_connection().map_err(|error| format!("a netlink socket: {error}"))?;
         let driver = tokio::spawn(connection);
         let links = handle.link();
         let bridge = links.add(LinkBridge::new("bt-try").build()).execute().await;
-        let veth = links.add(LinkVeth::new("bt-try0", "bt-try1").build()).execute().await;
+        let veth = links
+            .add(LinkVeth::new("bt-try0", "bt-try1").build())
+            .execute()
+            .await;
         driver.abort();
         bridge.map_err(|error| format!("a bridge: {error}"))?;
         veth.map_err(|error| format!("a veth pair: {error}"))
@@ -214,7 +291,9 @@ fn try_links() -> Result<(), String> {
 fn check_space(findings: &mut Findings, state_dir: &Path) {
     match statvfs(state_dir) {
         Ok(status) => {
-            let free = status.blocks_available().saturating_mul(status.fragment_size());
+            let free = status
+                .blocks_available()
+                .saturating_mul(status.fragment_size());
             let what = format!("{} MB are free in {}", free >> 20, state_dir.display());
             if free < LITTLE_SPACE {
                 let fix = "make room, or set host.state_dir to a larger file system";
@@ -235,14 +314,16 @@ fn check_libvirt(findings: &mut Findings, uri: &str) {
     if uri != DEFAULT_URI {
         return;
     }
-    let answers = LIBVIRT_SOCKETS.iter().any(|path| match UnixStream::connect(path) {
-        Ok(stream) => {
-            // It was only to see whether somebody is there.
-            let _ = stream.shutdown(Shutdown::Both);
-            true
-        }
-        Err(_) => false,
-    });
+    let answers = LIBVIRT_SOCKETS
+        .iter()
+        .any(|path| match UnixStream::connect(path) {
+            Ok(stream) => {
+                // It was only to see whether somebody is there.
+                let _ = stream.shutdown(Shutdown::Both);
+                true
+            }
+            Err(_) => false,
+        });
     if !answers {
         findings.add(
             Severity::Warning,
@@ -257,7 +338,9 @@ fn check_virtualisation(findings: &mut Findings, choice: VirtTypeChoice, evidenc
         (true, true) => None,
         (false, true) => Some("/dev/kvm does not open"),
         (true, false) => Some("the processor shows neither vmx nor svm, although /dev/kvm opens"),
-        (false, false) => Some("the processor shows neither vmx nor svm, and /dev/kvm does not open"),
+        (false, false) => {
+            Some("the processor shows neither vmx nor svm, and /dev/kvm does not open")
+        }
     };
     match (choice, lack) {
         (VirtTypeChoice::Auto | VirtTypeChoice::Kvm, None) => {
@@ -283,26 +366,52 @@ fn check_virtualisation(findings: &mut Findings, choice: VirtTypeChoice, evidenc
 mod tests {
     use super::*;
 
-    fn virtualisation(choice: VirtTypeChoice, device_opens: bool, processor_has_it: bool) -> Finding {
+    fn virtualisation(
+        choice: VirtTypeChoice,
+        device_opens: bool,
+        processor_has_it: bool,
+    ) -> Finding {
         let mut findings = Findings::default();
-        check_virtualisation(&mut findings, choice, KvmEvidence { device_opens, processor_has_it });
+        check_virtualisation(
+            &mut findings,
+            choice,
+            KvmEvidence {
+                device_opens,
+                processor_has_it,
+            },
+        );
         findings.0.remove(0)
     }
 
     #[test]
     fn emulation_is_said_with_its_reason() {
-        assert_eq!(virtualisation(VirtTypeChoice::Auto, true, true).severity, Severity::Note);
+        assert_eq!(
+            virtualisation(VirtTypeChoice::Auto, true, true).severity,
+            Severity::Note
+        );
         let finding = virtualisation(VirtTypeChoice::Auto, true, false);
-        assert!(finding.what.contains("neither vmx nor svm, although"), "{finding:?}");
-        assert_eq!(virtualisation(VirtTypeChoice::Kvm, false, true).severity, Severity::Warning);
-        assert_eq!(virtualisation(VirtTypeChoice::Qemu, false, false).severity, Severity::Note);
+        assert!(
+            finding.what.contains("neither vmx nor svm, although"),
+            "{finding:?}"
+        );
+        assert_eq!(
+            virtualisation(VirtTypeChoice::Kvm, false, true).severity,
+            Severity::Warning
+        );
+        assert_eq!(
+            virtualisation(VirtTypeChoice::Qemu, false, false).severity,
+            Severity::Note
+        );
     }
 
     #[test]
     fn capabilities_are_read_from_the_effective_set() {
         let status = "CapPrm:\t0000000000000000\nCapEff:\t0000000000201000\n";
         assert!(has_capability(status, CAP_NET_ADMIN) && has_capability(status, CAP_SYS_ADMIN));
-        assert!(!has_capability("CapPrm:\t000001ffffffffff\nCapEff:\t0\n", CAP_NET_ADMIN));
+        assert!(!has_capability(
+            "CapPrm:\t000001ffffffffff\nCapEff:\t0\n",
+            CAP_NET_ADMIN
+        ));
         assert!(!has_capability("", CAP_NET_ADMIN));
     }
 
@@ -312,7 +421,10 @@ mod tests {
         findings.add(Severity::Note, "a", None);
         findings.add(Severity::Fatal, "b", Some("c"));
         let text = findings.judge().unwrap_err().to_string();
-        assert!(text.contains("note    a") && text.contains("FATAL   b\n          → c"), "{text}");
+        assert!(
+            text.contains("note    a") && text.contains("FATAL   b\n          → c"),
+            "{text}"
+        );
     }
 
     #[test]

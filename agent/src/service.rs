@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     act::{
+        Compute, Storage,
         libvirt::{Libvirt, Options, VirtTypeChoice},
         net::KernelNet,
         storage::{DirStorage, StorageOptions},
@@ -52,7 +53,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let state_dir = config.state_dir.clone();
     let state = tokio::task::spawn_blocking(move || StateDir::open(&state_dir)).await??;
     let checked = config.clone();
-    tokio::task::spawn_blocking(move || preflight::check(&checked)).await?.judge()?;
+    tokio::task::spawn_blocking(move || preflight::check(&checked))
+        .await?
+        .judge()?;
 
     let metrics = Metrics::new("agent", env!("CARGO_PKG_VERSION"))?;
     let agent_metrics = AgentMetrics::new(&metrics)?;
@@ -63,11 +66,19 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         host = %config.host_name, host_id = %state.host_id(), session = state.session(), listen = %config.listen,
         version = env!("CARGO_PKG_VERSION"), "agent starts"
     );
-    let server = tokio::spawn(http::serve(listener, metrics, health.clone(), cancel.clone()));
+    let server = tokio::spawn(http::serve(
+        listener,
+        metrics,
+        health.clone(),
+        cancel.clone(),
+    ));
 
     let agent = Agent::assemble(&config, &state, &health, &agent_metrics)?;
     let heartbeat = agent.pulse.start(
-        RabbitConfig::new(config.bus_url.expose().clone(), format!("{} {} heartbeat", app::AGENT, config.host_name)),
+        RabbitConfig::new(
+            config.bus_url.expose().clone(),
+            format!("{} {} heartbeat", app::AGENT, config.host_name),
+        ),
         health.component("heartbeat"),
         cancel.clone(),
     )?;
@@ -75,19 +86,34 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     // Reports go on until the engine has said its last.
     let reporting = CancellationToken::new();
     let reports = tokio::spawn(agent.reports.send(
-        Arc::clone(&agent.bus) as Arc<dyn Bus>,
+        Arc::clone(&agent.bus),
         agent.sender,
         agent_metrics.clone(),
         reporting.clone(),
     ));
     let mut tasks = JoinSet::new();
-    tasks.spawn(watch_bus(agent.bus.health(), health.component("bus"), cancel.clone()));
-    tasks.spawn(until_cancelled(
-        ask_libvirt(Arc::clone(&agent.libvirt), config.virt_type, agent.facts, agent.paths),
+    tasks.spawn(watch_bus(
+        agent.bus.health(),
+        health.component("bus"),
         cancel.clone(),
     ));
-    tasks.spawn(until_cancelled(gather(agent.libvirt, agent.storage, agent_metrics), cancel.clone()));
-    tasks.spawn(until_cancelled(feed_watchdog(agent.glances), cancel.clone()));
+    tasks.spawn(until_cancelled(
+        ask_libvirt(
+            Arc::clone(&agent.libvirt),
+            config.virt_type,
+            agent.facts,
+            agent.paths,
+        ),
+        cancel.clone(),
+    ));
+    tasks.spawn(until_cancelled(
+        gather(agent.libvirt, agent.storage, agent_metrics),
+        cancel.clone(),
+    ));
+    tasks.spawn(until_cancelled(
+        feed_watchdog(agent.glances),
+        cancel.clone(),
+    ));
     tasks.spawn(agent.inbox.run(cancel.clone()));
     tasks.spawn(agent.engine.run(cancel.clone()));
     notify(NotifyState::Ready);
@@ -99,7 +125,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             cancel.cancel();
         } else if !cancel.is_cancelled() {
             // The bus was closed, or the engine ended: neither happens while there is work.
-            outcome = outcome.and(Err(anyhow::anyhow!("a task of the agent ended before its time")));
+            outcome = outcome.and(Err(anyhow::anyhow!(
+                "a task of the agent ended before its time"
+            )));
             cancel.cancel();
         }
     }
@@ -107,7 +135,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     reporting.cancel();
     reports.await?;
     agent.bus.close().await;
-    if tokio::task::spawn_blocking(move || heartbeat.join()).await?.is_err() {
+    if tokio::task::spawn_blocking(move || heartbeat.join())
+        .await?
+        .is_err()
+    {
         outcome = outcome.and(Err(anyhow::anyhow!("the heartbeat panicked")));
     }
     server.await??;
@@ -118,7 +149,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
 
 /// The parts of an agent, connected and not yet running.
 struct Agent {
-    bus: Arc<RabbitBus>,
+    bus: Arc<dyn Bus>,
     libvirt: Arc<Libvirt>,
     storage: Arc<DirStorage>,
     paths: Paths,
@@ -144,15 +175,20 @@ impl Agent {
         let journal = Arc::new(journal);
         let paths = Paths::below(state.root());
         let libvirt = Arc::new(Libvirt::start(&config.libvirt_uri, Options::default()));
-        let storage_options = StorageOptions { not_below: vec![state.root().to_owned()], ..StorageOptions::default() };
+        let storage_options = StorageOptions {
+            not_below: vec![state.root().to_owned()],
+            ..StorageOptions::default()
+        };
         let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));
+        let (compute, files): (Arc<dyn Compute>, Arc<dyn Storage>) =
+            (libvirt.clone(), storage.clone());
         let (facts, facts_known) = watch::channel(None);
         let glances = Glances::default();
         let reports = Reports::default();
         let (engine, handle) = Engine::new(Parts {
             host: Host {
-                compute: Arc::clone(&libvirt) as _,
-                storage: Arc::clone(&storage) as _,
+                compute,
+                storage: files,
                 net: Arc::new(KernelNet::new(state.root())),
             },
             facts: facts_known.clone(),
@@ -166,9 +202,12 @@ impl Agent {
             concurrent_operations: config.concurrent_operations,
         });
         let connection = format!("{} {}", app::AGENT, config.host_name);
-        let bus = Arc::new(RabbitBus::start(RabbitConfig::new(config.bus_url.expose().clone(), connection))?);
+        let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(RabbitConfig::new(
+            config.bus_url.expose().clone(),
+            connection,
+        ))?);
         let inbox = Inbox {
-            bus: Arc::clone(&bus) as Arc<dyn Bus>,
+            bus: Arc::clone(&bus),
             host_id: state.host_id(),
             host: config.host_name.clone(),
             journal,
@@ -186,9 +225,24 @@ impl Agent {
             facts: facts_known,
             metrics: metrics.clone(),
         };
-        let sender =
-            Sender { host_id: state.host_id(), host: config.host_name.clone(), session: state.session() };
-        Ok(Self { bus, libvirt, storage, paths, facts, glances, pulse, reports, sender, inbox, engine })
+        let sender = Sender {
+            host_id: state.host_id(),
+            host: config.host_name.clone(),
+            session: state.session(),
+        };
+        Ok(Self {
+            bus,
+            libvirt,
+            storage,
+            paths,
+            facts,
+            glances,
+            pulse,
+            reports,
+            sender,
+            inbox,
+            engine,
+        })
     }
 }
 
@@ -222,8 +276,12 @@ async fn ask_libvirt(
         match libvirt.host_facts(choice).await {
             Ok(known) => {
                 tracing::info!(
-                    arch = known.arch, virt_type = known.virt_type.as_str(), libvirt = known.libvirt_version,
-                    qemu = known.hypervisor_version, cpu_weights = known.has_cpu_controller, "libvirt answers"
+                    arch = known.arch,
+                    virt_type = known.virt_type.as_str(),
+                    libvirt = known.libvirt_version,
+                    qemu = known.hypervisor_version,
+                    cpu_weights = known.has_cpu_controller,
+                    "libvirt answers"
                 );
                 facts.send_replace(Some(HostFacts {
                     virt_type: known.virt_type,
@@ -249,7 +307,9 @@ async fn gather(libvirt: Arc<Libvirt>, storage: Arc<DirStorage>, metrics: AgentM
         metrics.stuck(libvirt.stuck_calls());
         match storage.cached_images().await {
             Ok(images) => metrics.images(images.len(), images.iter().map(|image| image.size).sum()),
-            Err(error) => tracing::warn!(error = %error_chain(&error), "the image cache cannot be listed"),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "the image cache cannot be listed")
+            }
         }
         sleep(GATHER).await;
     }
@@ -257,9 +317,14 @@ async fn gather(libvirt: Arc<Libvirt>, storage: Arc<DirStorage>, metrics: AgentM
 
 /// Tells systemd that the agent lives, as long as the engine does.
 async fn feed_watchdog(glances: Glances) {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     loop {
-        let alive = glances.newest().engine_alive.is_none_or(|at| at.elapsed() < STALE_AFTER);
+        let alive = glances
+            .newest()
+            .engine_alive
+            .is_none_or(|at| at.elapsed() < STALE_AFTER);
         if alive {
             notify(NotifyState::Watchdog);
         }

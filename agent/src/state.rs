@@ -96,11 +96,21 @@ impl StateDir {
         make_directory(root, PASSAGE)?;
         let lock = lock(root)?;
         let host_id = host_id(root)?;
-        for (name, mode) in [("journal", PRIVATE), ("instances", PASSAGE), ("images", PASSAGE), ("networks", PASSAGE)] {
+        for (name, mode) in [
+            ("journal", PRIVATE),
+            ("instances", PASSAGE),
+            ("images", PASSAGE),
+            ("networks", PASSAGE),
+        ] {
             make_directory(&root.join(name), mode)?;
         }
         let session = next_session(root)?;
-        Ok(Self { root: root.to_owned(), host_id, session, _lock: lock })
+        Ok(Self {
+            root: root.to_owned(),
+            host_id,
+            session,
+            _lock: lock,
+        })
     }
 
     /// The directory.
@@ -136,15 +146,24 @@ impl StateDir {
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
-    move |source| StateError::Io { operation, path, source }
+    move |source| StateError::Io {
+        operation,
+        path,
+        source,
+    }
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), StateError> {
     let existed = path.is_dir();
-    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("make the directory", path))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(failed("make the directory", path))?;
     if !existed {
         // The umask of whoever started the agent does not count.
-        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("set the permissions of", path))?;
+        fs::set_permissions(path, Permissions::from_mode(mode))
+            .map_err(failed("set the permissions of", path))?;
     }
     Ok(())
 }
@@ -160,7 +179,11 @@ fn lock(root: &Path) -> Result<Flock<File>, StateError> {
         .map_err(failed("open the lock", &path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => StateError::Locked(root.to_owned()),
-        other => StateError::Io { operation: "lock", path, source: other.into() },
+        other => StateError::Io {
+            operation: "lock",
+            path,
+            source: other.into(),
+        },
     })
 }
 
@@ -174,7 +197,11 @@ fn read(path: &Path) -> Result<Option<String>, StateError> {
 }
 
 fn damaged(path: &Path, found: &str, expected: &'static str) -> StateError {
-    StateError::Damaged { path: path.to_owned(), found: found.chars().take(60).collect(), expected }
+    StateError::Damaged {
+        path: path.to_owned(),
+        found: found.chars().take(60).collect(),
+        expected,
+    }
 }
 
 fn host_id(root: &Path) -> Result<HostId, StateError> {
@@ -195,7 +222,9 @@ fn next_session(root: &Path) -> Result<u64, StateError> {
     let path = root.join("session");
     let before = match read(&path)? {
         None => 0,
-        Some(text) => text.parse::<u64>().map_err(|_| damaged(&path, &text, "a number of starts"))?,
+        Some(text) => text
+            .parse::<u64>()
+            .map_err(|_| damaged(&path, &text, "a number of starts"))?,
     };
     let session = before.saturating_add(1);
     write_atomically(&path, format!("{session}\n").as_bytes()).map_err(failed("write", &path))?;
@@ -216,8 +245,14 @@ mod tests {
         let second = StateDir::open(&root).unwrap();
         assert_eq!(second.host_id(), id);
         assert_eq!((session, second.session()), (1, 2));
-        assert_eq!(fs::metadata(second.journal()).unwrap().permissions().mode() & 0o777, PRIVATE);
-        assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, PASSAGE);
+        assert_eq!(
+            fs::metadata(second.journal()).unwrap().permissions().mode() & 0o777,
+            PRIVATE
+        );
+        assert_eq!(
+            fs::metadata(&root).unwrap().permissions().mode() & 0o777,
+            PASSAGE
+        );
     }
 
     #[test]

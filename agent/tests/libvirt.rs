@@ -1,6 +1,10 @@
 //! Domains on a real libvirtd with a real guest under emulation.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "in a test, a panic is a failed assertion")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "in a test, a panic is a failed assertion"
+)]
 
 mod support;
 

@@ -3,11 +3,15 @@
 //! `make docs` writes both anew. A fingerprint of a known version is never overwritten: whoever changes what a
 //! peer can notice of a message gives it a new version first (`Method::VERSION` and its neighbours).
 
+#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use berth_common::{
     bus::{
-        message::{HEADER_QUEUE, HEADER_REASON, HEADER_TRACEPARENT, HEADER_VERSION, MAX_MESSAGE_BYTES},
+        message::{
+            HEADER_QUEUE, HEADER_REASON, HEADER_TRACEPARENT, HEADER_VERSION, MAX_MESSAGE_BYTES,
+        },
         topology::{DELIVERY_LIMIT, EXCHANGE},
     },
     message::catalogue::{self, MessageType, Route},
@@ -60,7 +64,10 @@ fn a_message_does_not_change_without_a_new_version() {
             .collect();
         std::fs::write(&file, text).unwrap();
     } else {
-        assert!(missing.is_empty(), "no fingerprint of {missing:?}: run `make docs`");
+        assert!(
+            missing.is_empty(),
+            "no fingerprint of {missing:?}: run `make docs`"
+        );
     }
 }
 
@@ -72,7 +79,10 @@ fn the_documentation_is_what_the_types_say() {
         std::fs::write(&file, text).unwrap();
     } else {
         let found = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(found == text, "docs/messages.md is out of date: run `make docs`");
+        assert!(
+            found == text,
+            "docs/messages.md is out of date: run `make docs`"
+        );
     }
 }
 
@@ -94,7 +104,10 @@ fn render() -> String {
         ("Heartbeats", Route::Heartbeat),
     ] {
         writeln!(out, "\n## {title}\n").unwrap();
-        for message in catalogue::all().iter().filter(|message| message.route == route) {
+        for message in catalogue::all()
+            .iter()
+            .filter(|message| message.route == route)
+        {
             render_message(&mut out, &mut shapes, message);
         }
     }
@@ -132,16 +145,27 @@ fn render_message(out: &mut String, shapes: &mut BTreeMap<String, Value>, messag
         let ok = reply
             .get("oneOf")
             .and_then(Value::as_array)
-            .and_then(|variants| variants.iter().find_map(|variant| variant.pointer("/properties/ok")))
+            .and_then(|variants| {
+                variants
+                    .iter()
+                    .find_map(|variant| variant.pointer("/properties/ok"))
+            })
             .map_or_else(|| "?".to_owned(), type_of);
-        writeln!(out, "Reply: `{{\"ok\": …}}` with {ok}, or `{{\"error\": …}}` with [Refusal](#refusal).\n").unwrap();
+        writeln!(
+            out,
+            "Reply: `{{\"ok\": …}}` with {ok}, or `{{\"error\": …}}` with [Refusal](#refusal).\n"
+        )
+        .unwrap();
     }
 }
 
 /// Moves a schema's definitions into the common list, and answers the schema itself.
 fn collect(shapes: &mut BTreeMap<String, Value>, schema: &Value) -> Value {
     let mut schema = schema.clone();
-    if let Some(Value::Object(definitions)) = schema.as_object_mut().and_then(|object| object.remove("$defs")) {
+    if let Some(Value::Object(definitions)) = schema
+        .as_object_mut()
+        .and_then(|object| object.remove("$defs"))
+    {
         shapes.extend(definitions);
     }
     schema
@@ -154,13 +178,24 @@ fn render_shape(out: &mut String, schema: &Value) {
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
         render_fields(out, properties, schema);
     }
-    let variants = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Value::as_array);
+    let variants = schema
+        .get("oneOf")
+        .or_else(|| schema.get("anyOf"))
+        .and_then(Value::as_array);
     for variant in variants.into_iter().flatten() {
-        let text = variant.get("description").and_then(Value::as_str).unwrap_or_default();
-        match (variant.get("const"), variant.get("properties").and_then(Value::as_object)) {
+        let text = variant
+            .get("description")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        match (
+            variant.get("const"),
+            variant.get("properties").and_then(Value::as_object),
+        ) {
             (Some(word), _) => writeln!(out, "- `{word}`: {}", one_line(text)).unwrap(),
             (None, Some(properties)) => {
-                let tag = properties.values().find_map(|property| property.get("const"));
+                let tag = properties
+                    .values()
+                    .find_map(|property| property.get("const"));
                 let title = tag.map_or_else(|| type_of(variant), |tag| format!("`{tag}`"));
                 writeln!(out, "One of its forms, {title}: {}\n", one_line(text)).unwrap();
                 render_fields(out, properties, variant);
@@ -169,7 +204,16 @@ fn render_shape(out: &mut String, schema: &Value) {
         }
     }
     if let Some(words) = schema.get("enum").and_then(Value::as_array) {
-        writeln!(out, "One of {}.", words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")).unwrap();
+        writeln!(
+            out,
+            "One of {}.",
+            words
+                .iter()
+                .map(|word| format!("`{word}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
+        .unwrap();
     }
     out.push('\n');
 }
@@ -179,18 +223,36 @@ fn render_fields(out: &mut String, properties: &Map<String, Value>, schema: &Val
         out.push_str("No fields: the body is `{}`.\n");
         return;
     }
-    let required: Vec<&str> =
-        schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     out.push_str("| field | type | must be there | what |\n|---|---|---|---|\n");
     for (name, property) in properties {
-        let text = property.get("description").and_then(Value::as_str).unwrap_or_default();
-        let must = if required.contains(&name.as_str()) { "yes" } else { "no" };
+        let text = property
+            .get("description")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let must = if required.contains(&name.as_str()) {
+            "yes"
+        } else {
+            "no"
+        };
         let default = property
             .get("default")
             .filter(|default| !default.is_null())
             .map(|default| format!(" Default: `{default}`."))
             .unwrap_or_default();
-        writeln!(out, "| `{name}` | {} | {must} | {}{default} |", type_of(property), one_line(text)).unwrap();
+        writeln!(
+            out,
+            "| `{name}` | {} | {must} | {}{default} |",
+            type_of(property),
+            one_line(text)
+        )
+        .unwrap();
     }
     out.push('\n');
 }
@@ -203,18 +265,37 @@ fn type_of(schema: &Value) -> String {
     if let Some(word) = schema.get("const") {
         return format!("`{word}`");
     }
-    if let Some(variants) = schema.get("anyOf").or_else(|| schema.get("oneOf")).and_then(Value::as_array) {
-        return variants.iter().map(type_of).collect::<Vec<_>>().join(" or ");
+    if let Some(variants) = schema
+        .get("anyOf")
+        .or_else(|| schema.get("oneOf"))
+        .and_then(Value::as_array)
+    {
+        return variants
+            .iter()
+            .map(type_of)
+            .collect::<Vec<_>>()
+            .join(" or ");
     }
     if let Some(words) = schema.get("enum").and_then(Value::as_array) {
-        return words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ");
+        return words
+            .iter()
+            .map(|word| format!("`{word}`"))
+            .collect::<Vec<_>>()
+            .join(" or ");
     }
     let name = match schema.get("type") {
         Some(Value::String(name)) => name.clone(),
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" or "),
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(" or "),
         _ => "any".to_owned(),
     };
-    let detail = schema.get("format").or_else(|| schema.get("pattern")).and_then(Value::as_str);
+    let detail = schema
+        .get("format")
+        .or_else(|| schema.get("pattern"))
+        .and_then(Value::as_str);
     let range = match (schema.get("minimum"), schema.get("maximum")) {
         (Some(min), Some(max)) => format!(", {min} to {max}"),
         (Some(min), None) => format!(", from {min}"),
@@ -228,5 +309,8 @@ fn type_of(schema: &Value) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace('|', "\\|")
 }

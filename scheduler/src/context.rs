@@ -9,7 +9,9 @@ use berth_common::{bus::Bus, ids::HostId};
 use berth_store::{Store, StoreError, Txn};
 use tokio::sync::{MutexGuard, Notify};
 
-use crate::{config::Config, liveness::Liveness, metrics::SchedulerMetrics};
+use crate::{
+    config::Config, liveness::Liveness, metrics::SchedulerMetrics, report::order::ReportOrder,
+};
 
 /// Shared by all tasks of one scheduler.
 pub struct Context {
@@ -25,6 +27,7 @@ pub struct Context {
     pub dispatch: Notify,
     writer: tokio::sync::Mutex<()>,
     liveness: Mutex<Liveness>,
+    order: Mutex<ReportOrder>,
 }
 
 /// A transaction, and the right to be the only one: one logical writer claims serially, so there is nothing to
@@ -56,6 +59,7 @@ impl Context {
             dispatch: Notify::new(),
             writer: tokio::sync::Mutex::new(()),
             liveness: Mutex::default(),
+            order: Mutex::default(),
         }
     }
 
@@ -74,6 +78,11 @@ impl Context {
     /// Looks at or changes who is alive. Never held over an await.
     pub fn liveness<T>(&self, look: impl FnOnce(&mut Liveness) -> T) -> T {
         look(&mut self.liveness.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks at or changes which reports are the newest. Never held over an await.
+    pub fn order<T>(&self, look: impl FnOnce(&mut ReportOrder) -> T) -> T {
+        look(&mut self.order.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether a host's heartbeats arrive.

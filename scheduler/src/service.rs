@@ -98,7 +98,10 @@ pub fn spawn_flow(
     context: &Arc<Context>,
     cancel: &CancellationToken,
 ) {
-    tasks.spawn(unfailing(dispatch::run(Arc::clone(context), cancel.clone())));
+    tasks.spawn(unfailing(dispatch::run(
+        Arc::clone(context),
+        cancel.clone(),
+    )));
     tasks.spawn(inbox::requests::run(Arc::clone(context), cancel.clone()));
     tasks.spawn(inbox::reports::run(Arc::clone(context), cancel.clone()));
     tasks.spawn(inbox::heartbeats::run(Arc::clone(context), cancel.clone()));
@@ -189,7 +192,9 @@ async fn watch_bus(
         let now = health.borrow_and_update().clone();
         match &now {
             BusHealth::Connected => component.ok(),
-            BusHealth::Connecting { last_error: None, .. } => component.starting("connecting"),
+            BusHealth::Connecting {
+                last_error: None, ..
+            } => component.starting("connecting"),
             other => component.degraded(other.to_string()),
         }
         tokio::select! {

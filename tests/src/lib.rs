@@ -6,7 +6,8 @@
 //! - [`wait`] waits for conditions, and says what it saw last when one does not come.
 //!
 //! It tests from outside: it knows berth's messages, files and names, and calls no code of the services. What it
-//! needs and does not find (a service, a binary, the guest) is a failure that says what to do, never a skip.
+//! needs and does not find (a service, a binary, the guest) is a failure that says what to do, never a skip. With
+//! `BERTH_TEST_KEEP` in the environment the files of a site stay, for a look at the logs.
 
 pub mod binaries;
 pub mod broker;

@@ -99,7 +99,9 @@ impl FakeHost {
 
     /// A network's bridge is there, whoever made it.
     pub fn have_bridge(&self, network: NetworkId) {
-        self.model().networks.apply(&NetStep::CreateBridge { network, mtu: 1500 });
+        self.model()
+            .networks
+            .apply(&NetStep::CreateBridge { network, mtu: 1500 });
     }
 
     /// How the guest of an instance behaves when it is asked to power off. Guests obey at once unless told otherwise.

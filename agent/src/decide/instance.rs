@@ -20,7 +20,7 @@ use std::{
 };
 
 use berth_common::{
-    document::{DesiredPower, Desired, DiskFormat, DiskSource, ImageRef, InstanceSpec, RebootKind},
+    document::{Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, InstanceSpec, RebootKind},
     ids::{InstanceId, NetworkId, Nonce},
     message::report::{Fault, FaultCode, PowerState},
     names::ImageSha256,
@@ -29,8 +29,8 @@ use berth_common::{
 
 use super::{
     domain::{
-        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, OffReason, VirtType,
-        cpu_shares,
+        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, OffReason,
+        VirtType, cpu_shares,
     },
     names,
 };
@@ -134,7 +134,10 @@ impl Paths {
     /// The paths below an agent's state directory.
     #[must_use]
     pub fn below(state_dir: &Path) -> Self {
-        Self { instances: state_dir.join("instances"), images: state_dir.join("images") }
+        Self {
+            instances: state_dir.join("instances"),
+            images: state_dir.join("images"),
+        }
     }
 
     /// The directory of an instance.
@@ -196,7 +199,11 @@ pub enum Wait {
 
 /// The plan for an instance.
 #[must_use]
-pub fn plan(desired: &Desired<InstanceId, InstanceSpec>, observed: &Observed, host: &HostFacts) -> Plan {
+pub fn plan(
+    desired: &Desired<InstanceId, InstanceSpec>,
+    observed: &Observed,
+    host: &HostFacts,
+) -> Plan {
     match &desired.spec {
         None => remove(desired.id, observed),
         Some(spec) => match foreign(desired.id, observed.domain.as_ref()) {
@@ -211,7 +218,10 @@ pub fn plan(desired: &Desired<InstanceId, InstanceSpec>, observed: &Observed, ho
 
 /// Whether berth made a domain for this instance.
 fn is_ours(id: InstanceId, domain: &DomainObserved) -> bool {
-    domain.metadata.as_ref().is_some_and(|metadata| metadata.instance_id == id)
+    domain
+        .metadata
+        .as_ref()
+        .is_some_and(|metadata| metadata.instance_id == id)
 }
 
 /// A domain with the instance's UUID that berth did not make.
@@ -229,7 +239,11 @@ fn foreign(id: InstanceId, domain: Option<&DomainObserved>) -> Option<Fault> {
 /// Removes what is berth's, and only that: a foreign domain with the instance's UUID stays.
 fn remove(id: InstanceId, observed: &Observed) -> Plan {
     let mut steps = Vec::new();
-    if let Some(domain) = observed.domain.as_ref().filter(|domain| is_ours(id, domain)) {
+    if let Some(domain) = observed
+        .domain
+        .as_ref()
+        .filter(|domain| is_ours(id, domain))
+    {
         // Whatever is not known to be off is switched off: an active domain would outlive its definition.
         if domain.power_state != PowerState::Shutdown {
             steps.push(Step::Domain(DomainStep::Destroy(id)));
@@ -241,7 +255,10 @@ fn remove(id: InstanceId, observed: &Observed) -> Plan {
     if observed.files.directory {
         steps.push(Step::Storage(StorageStep::RemoveInstance(id)));
     }
-    Plan { steps, then: Then::Gone }
+    Plan {
+        steps,
+        then: Then::Gone,
+    }
 }
 
 fn converge(
@@ -253,12 +270,27 @@ fn converge(
 ) -> Plan {
     let mut steps = match missing_disks(id, spec, observed, host) {
         Ok(steps) => steps,
-        Err(fault) => return Plan { steps: Vec::new(), then: Then::Refused(fault) },
+        Err(fault) => {
+            return Plan {
+                steps: Vec::new(),
+                then: Then::Refused(fault),
+            };
+        }
     };
-    let running = observed.domain.as_ref().is_some_and(|domain| !is_off(domain));
-    let unready = spec.ports.iter().map(|port| port.network_id).find(|id| !observed.networks_ready.contains(id));
+    let running = observed
+        .domain
+        .as_ref()
+        .is_some_and(|domain| !is_off(domain));
+    let unready = spec
+        .ports
+        .iter()
+        .map(|port| port.network_id)
+        .find(|id| !observed.networks_ready.contains(id));
     if let (false, DesiredPower::Running, Some(network)) = (running, spec.power, unready) {
-        return Plan { steps, then: Then::Wait(Wait::Network(network)) };
+        return Plan {
+            steps,
+            then: Then::Wait(Wait::Network(network)),
+        };
     }
     let config = domain_config(id, spec, host);
     let (domain_steps, then) = domain_plan(&config, generation, spec, observed);
@@ -276,12 +308,20 @@ fn missing_disks(
 ) -> Result<Vec<Step>, Fault> {
     let mut steps = Vec::new();
     let mut fetched = BTreeSet::new();
-    for disk in spec.disks.iter().filter(|disk| !observed.files.disks.contains(&disk.index)) {
+    for disk in spec
+        .disks
+        .iter()
+        .filter(|disk| !observed.files.disks.contains(&disk.index))
+    {
         let path = host.paths.disk(id, disk.index, disk.format);
         if observed.domain.is_some() {
             return Err(Fault {
                 code: FaultCode::Hypervisor,
-                message: format!("disk {} is missing on the host ({})", disk.index, path.display()),
+                message: format!(
+                    "disk {} is missing on the host ({})",
+                    disk.index,
+                    path.display()
+                ),
             });
         }
         let DiskSource::Image(image) = &disk.source;
@@ -309,14 +349,25 @@ fn domain_plan(
 ) -> (Vec<DomainStep>, Then) {
     let wanted_nonce = spec.reboot.map(|reboot| reboot.nonce);
     let carried_out = |done: Generation| define(config, done, wanted_nonce);
-    let start = || vec![carried_out(Generation(0)), DomainStep::Start(config.id), carried_out(generation)];
+    let start = || {
+        vec![
+            carried_out(Generation(0)),
+            DomainStep::Start(config.id),
+            carried_out(generation),
+        ]
+    };
     let settled = |domain: &DomainObserved| {
-        let done = domain.persistent && domain.metadata.as_ref().is_some_and(|metadata| {
-            metadata.generation == generation
-                && metadata.reboot_nonce == wanted_nonce
-                && metadata.digest == config.metadata.digest
-        });
-        let steps = if done { Vec::new() } else { vec![carried_out(generation)] };
+        let done = domain.persistent
+            && domain.metadata.as_ref().is_some_and(|metadata| {
+                metadata.generation == generation
+                    && metadata.reboot_nonce == wanted_nonce
+                    && metadata.digest == config.metadata.digest
+            });
+        let steps = if done {
+            Vec::new()
+        } else {
+            vec![carried_out(generation)]
+        };
         (steps, Then::Converged)
     };
     let Some(domain) = &observed.domain else {
@@ -333,7 +384,8 @@ fn domain_plan(
         if spec.power == DesiredPower::Running && domain.off_reason == Some(OffReason::Moved) {
             return (Vec::new(), Then::Refused(moved(domain)));
         }
-        let left_off_by_guest = domain.off_reason == Some(OffReason::Guest) && carried_out_before && rebooted;
+        let left_off_by_guest =
+            domain.off_reason == Some(OffReason::Guest) && carried_out_before && rebooted;
         return match spec.power {
             DesiredPower::Running if !left_off_by_guest => (start(), Then::Converged),
             DesiredPower::Running | DesiredPower::Stopped => settled(domain),
@@ -400,11 +452,17 @@ fn is_off(domain: &DomainObserved) -> bool {
     match domain.power_state {
         PowerState::Shutdown | PowerState::Nostate => true,
         // A crashed guest that libvirt still lists as such is kept in memory, for whoever wants to look at it.
-        PowerState::Running | PowerState::Paused | PowerState::Suspended | PowerState::Crashed => false,
+        PowerState::Running | PowerState::Paused | PowerState::Suspended | PowerState::Crashed => {
+            false
+        }
     }
 }
 
-fn define(config: &DomainConfig, generation: Generation, reboot_nonce: Option<Nonce>) -> DomainStep {
+fn define(
+    config: &DomainConfig,
+    generation: Generation,
+    reboot_nonce: Option<Nonce>,
+) -> DomainStep {
     let mut config = config.clone();
     config.metadata.generation = generation;
     config.metadata.reboot_nonce = reboot_nonce;
@@ -437,7 +495,9 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         virt_type: host.virt_type,
         arch: host.arch.clone(),
         vcpus: spec.flavor.vcpus,
-        cpu_shares: host.has_cpu_controller.then(|| cpu_shares(spec.flavor.vcpus)),
+        cpu_shares: host
+            .has_cpu_controller
+            .then(|| cpu_shares(spec.flavor.vcpus)),
         memory_mb: spec.flavor.memory_mb,
         disks: disks.collect(),
         nics: nics.collect(),

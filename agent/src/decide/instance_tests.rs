@@ -605,12 +605,9 @@ fn a_reboot_of_a_stopped_instance_is_noted_and_does_not_start_it() {
 fn a_foreign_domain_is_never_touched() {
     for state in [Running, Paused, Shutdown, Crashed, Suspended, Nostate] {
         let foreign = || given(1, state, None).domain(|domain| domain.metadata = None);
-        for document in [
-            running(2),
-            stopped(2),
-            desired(2, None),
-            rebooting(2, RebootKind::Hard, 0),
-        ] {
+        // A tombstone removes what is berth's, and leaves the domain alone.
+        check(foreign(), &desired(2, None), &["remove"], &Gone);
+        for document in [running(2), stopped(2), rebooting(2, RebootKind::Hard, 0)] {
             check_refused(
                 foreign(),
                 &document,
@@ -621,12 +618,7 @@ fn a_foreign_domain_is_never_touched() {
     }
     let copied = given(1, Running, None)
         .domain(|domain| domain.metadata.as_mut().unwrap().instance_id = id::<InstanceId>(77));
-    check_refused(
-        copied,
-        &desired(2, None),
-        FaultCode::ForeignObject,
-        "berth did not make it",
-    );
+    check(copied, &desired(2, None), &["remove"], &Gone);
 }
 
 #[test]
@@ -825,9 +817,10 @@ fn a_foreign_domain_with_the_instances_uuid_survives_all_documents() {
     let mut foreign = given(0, Running, None).observed.domain.unwrap();
     foreign.metadata = None;
     rig.host.add_foreign(foreign.clone());
-    for document in [running(1), stopped(2), desired(3, None)] {
+    for document in [running(1), stopped(2)] {
         assert!(matches!(rig.converge(&document), Then::Refused(_)));
     }
+    assert_eq!(rig.converge(&desired(3, None)), Then::Gone);
     assert_eq!(rig.host.domain(instance().as_uuid()), Some(foreign));
 }
 

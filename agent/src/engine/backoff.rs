@@ -33,9 +33,14 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_minute_and_spread_by_a_quarter() {
-        let seconds: Vec<u64> = (1..=9).map(|failures| after(failures, 0).as_secs()).collect();
+        let seconds: Vec<u64> = (1..=9)
+            .map(|failures| after(failures, 0).as_secs())
+            .collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(after(u32::MAX, 0), LONGEST);
-        assert!(after(1, 255) >= Duration::from_millis(750) && after(1, 255) < Duration::from_millis(752));
+        assert!(
+            after(1, 255) >= Duration::from_millis(750)
+                && after(1, 255) < Duration::from_millis(752)
+        );
     }
 }

@@ -28,7 +28,11 @@ type Wish = Desired<InstanceId, InstanceSpec>;
 
 /// Carries out an instance's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish, memory: Memory) -> PassEnd {
-    let mut end = PassEnd { outcome: Outcome::Superseded, domain: None, memory };
+    let mut end = PassEnd {
+        outcome: Outcome::Superseded,
+        domain: None,
+        memory,
+    };
     end.outcome = match rounds(&mut worker, wish, &mut end).await {
         Ok(outcome) => outcome,
         Err(BrokenOff) => Outcome::Superseded,
@@ -60,7 +64,12 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
         if plan.steps.is_empty() {
             return Ok(outcome(plan.then));
         }
-        left = plan.steps.iter().map(|step| name(step)).collect::<Vec<_>>().join(", ");
+        left = plan
+            .steps
+            .iter()
+            .map(|step| name(step))
+            .collect::<Vec<_>>()
+            .join(", ");
         for step in &plan.steps {
             if worker.cancel.is_cancelled() {
                 return Err(BrokenOff);
@@ -92,7 +101,11 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     let mut images = BTreeSet::new();
     let mut networks_ready = BTreeSet::new();
     if let Some(spec) = &wish.spec {
-        for disk in spec.disks.iter().filter(|disk| !files.disks.contains(&disk.index)) {
+        for disk in spec
+            .disks
+            .iter()
+            .filter(|disk| !files.disks.contains(&disk.index))
+        {
             let DiskSource::Image(image) = &disk.source;
             if host.storage.has_image(&image.sha256).await? {
                 images.insert(image.sha256.clone());
@@ -103,22 +116,42 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
             let mut ports = spec.ports.iter().filter(|port| port.network_id == network);
             ports.all(|port| worker.tools.networks.is_ready(network, port.id))
         };
-        networks_ready = networks.into_iter().filter(|network| ready(*network)).collect();
+        networks_ready = networks
+            .into_iter()
+            .filter(|network| ready(*network))
+            .collect();
     }
-    let asked = memory.asked.map(|asked| Asked { first: asked.first.elapsed(), last: asked.last.elapsed() });
-    Ok(Observed { domain, files, images, networks_ready, asked })
+    let asked = memory.asked.map(|asked| Asked {
+        first: asked.first.elapsed(),
+        last: asked.last.elapsed(),
+    });
+    Ok(Observed {
+        domain,
+        files,
+        images,
+        networks_ready,
+        asked,
+    })
 }
 
 /// A guest that was asked to power off for an earlier wish and obeys only now, when it shall run, did not decide by
 /// itself: it is not left off.
 fn excuse_late_obedience(wish: &Wish, mut observed: Observed, memory: Memory) -> Observed {
-    let shall_run = wish.spec.as_ref().filter(|spec| spec.power == DesiredPower::Running);
-    let (Some(spec), Some(asked), Some(domain)) = (shall_run, memory.asked_before, &mut observed.domain) else {
+    let shall_run = wish
+        .spec
+        .as_ref()
+        .filter(|spec| spec.power == DesiredPower::Running);
+    let (Some(spec), Some(asked), Some(domain)) =
+        (shall_run, memory.asked_before, &mut observed.domain)
+    else {
         return observed;
     };
     let patience = std::time::Duration::from_secs(spec.stop_timeout_seconds.into());
     if domain.off_reason == Some(OffReason::Guest) && asked.elapsed() <= patience {
-        *domain = DomainObserved { off_reason: Some(OffReason::Destroyed), ..domain.clone() };
+        *domain = DomainObserved {
+            off_reason: Some(OffReason::Destroyed),
+            ..domain.clone()
+        };
     }
     observed
 }
@@ -133,7 +166,8 @@ fn remember(memory: &mut Memory, step: &Step) {
             memory.asked_before = Some(now);
         }
         Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => *memory = Memory::default(),
-        Step::Domain(DomainStep::Define(_) | DomainStep::Resume(_) | DomainStep::Undefine(_)) | Step::Storage(_) => {}
+        Step::Domain(DomainStep::Define(_) | DomainStep::Resume(_) | DomainStep::Undefine(_))
+        | Step::Storage(_) => {}
     }
 }
 
@@ -153,10 +187,14 @@ async fn apply(worker: &mut Worker, step: &Step) -> Result<Result<(), ActError>,
             worker.take_slot().await?;
             Ok(result)
         }
-        Step::Storage(step) => {
-            Ok(worker.step(name, &text, async |progress| host.storage.apply(step, &progress).await).await)
-        }
-        Step::Domain(step) => Ok(worker.step(name, &text, async |_| host.compute.apply(step).await).await),
+        Step::Storage(step) => Ok(worker
+            .step(name, &text, async |progress| {
+                host.storage.apply(step, &progress).await
+            })
+            .await),
+        Step::Domain(step) => Ok(worker
+            .step(name, &text, async |_| host.compute.apply(step).await)
+            .await),
     }
 }
 

@@ -154,7 +154,9 @@ impl Engine {
             slots: Arc::new(Semaphore::new(parts.concurrent_operations.max(1))),
             networks: ReadyNetworks::default(),
         };
-        let handle = EngineHandle { events: sender.clone() };
+        let handle = EngineHandle {
+            events: sender.clone(),
+        };
         let engine = Self {
             tools: Arc::new(tools),
             glances: parts.glances,
@@ -191,7 +193,10 @@ impl Engine {
         let mut facts_known = true;
         // A libvirt that is there answers at once; whoever is looked at before it did would seem to fail.
         let answered = async { facts.wait_for(Option::is_some).await.is_ok() };
-        if tokio::time::timeout(LIBVIRT_MOMENT, answered).await.is_err() {
+        if tokio::time::timeout(LIBVIRT_MOMENT, answered)
+            .await
+            .is_err()
+        {
             tracing::debug!("libvirt has not answered yet");
         }
         let mut alive = tokio::time::interval(ALIVE_EVERY);
@@ -218,7 +223,8 @@ impl Engine {
     fn load(&mut self) {
         let moment = Moment::now();
         for entry in self.tools.journal.all() {
-            self.resources.insert(entry.document.key(), Resource::of_journal(&entry, moment));
+            self.resources
+                .insert(entry.document.key(), Resource::of_journal(&entry, moment));
         }
         self.tools.metrics.journal(self.resources.len());
         tracing::info!(documents = self.resources.len(), "the engine starts");
@@ -228,7 +234,11 @@ impl Engine {
         match event {
             Event::Changed(key) => self.changed(key),
             Event::Asked(key) => {
-                if let Some(told) = self.resources.get(&key).and_then(|resource| resource.told.clone()) {
+                if let Some(told) = self
+                    .resources
+                    .get(&key)
+                    .and_then(|resource| resource.told.clone())
+                {
                     self.tools.reports.repeat(told);
                 }
             }
@@ -244,11 +254,14 @@ impl Engine {
 
     /// Takes a newer document from the journal.
     fn changed(&mut self, key: DocumentKey) {
-        let Some(entry) = self.tools.journal.get(key) else { return };
+        let Some(entry) = self.tools.journal.get(key) else {
+            return;
+        };
         let moment = Moment::now();
         match self.resources.get_mut(&key) {
             None => {
-                self.resources.insert(key, Resource::fresh(entry.document, moment));
+                self.resources
+                    .insert(key, Resource::fresh(entry.document, moment));
             }
             Some(resource) if resource.document.generation() < entry.document.generation() => {
                 resource.replace(entry.document, moment);
@@ -263,7 +276,11 @@ impl Engine {
     fn seen(&mut self, domains: &[DomainObserved]) {
         let now = Instant::now();
         let found: HashMap<_, _> = domains.iter().map(|domain| (domain.uuid, domain)).collect();
-        for (key, resource) in self.resources.iter_mut().filter(|(key, _)| key.kind == Kind::Instance) {
+        for (key, resource) in self
+            .resources
+            .iter_mut()
+            .filter(|(key, _)| key.kind == Kind::Instance)
+        {
             if resource.has_drifted(found.get(&key.id).copied()) {
                 tracing::info!(resource = %key, "the domain is no longer as it was left");
                 resource.wake(now);
@@ -277,13 +294,20 @@ impl Engine {
     /// Whatever fails is tried again at once: a part of the host has come back.
     fn wake_failing(&mut self) {
         let now = Instant::now();
-        for resource in self.resources.values_mut().filter(|resource| resource.is_failing()) {
+        for resource in self
+            .resources
+            .values_mut()
+            .filter(|resource| resource.is_failing())
+        {
             resource.wake(now);
         }
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let idle = self.resources.values().filter(|resource| resource.running.is_none());
+        let idle = self
+            .resources
+            .values()
+            .filter(|resource| resource.running.is_none());
         idle.filter_map(|resource| resource.due).min()
     }
 
@@ -319,7 +343,9 @@ impl Engine {
             Ok((id, (end, took))) => (id, end, took),
             Err(error) => (error.id(), PassEnd::of(panicked(&error)), Duration::ZERO),
         };
-        let Some((key, document)) = self.running.remove(&id) else { return };
+        let Some((key, document)) = self.running.remove(&id) else {
+            return;
+        };
         self.count(key, document.generation(), &end.outcome, took);
         let ready = end.outcome == Outcome::Converged && key.kind == Kind::Network;
         if let Some(resource) = self.resources.get_mut(&key) {
@@ -334,21 +360,36 @@ impl Engine {
     /// The instances that wait for a network go on.
     fn wake_waiting(&mut self, network: DocumentKey) {
         let now = Instant::now();
-        let Ok(id) = NetworkId::try_from(network.id) else { return };
-        for resource in self.resources.values_mut().filter(|resource| resource.waits_for == Some(id)) {
+        let Ok(id) = NetworkId::try_from(network.id) else {
+            return;
+        };
+        for resource in self
+            .resources
+            .values_mut()
+            .filter(|resource| resource.waits_for == Some(id))
+        {
             resource.wake(now);
         }
     }
 
     fn tell(&self, key: DocumentKey) {
-        if let Some(told) = self.resources.get(&key).and_then(|resource| resource.told.clone()) {
+        if let Some(told) = self
+            .resources
+            .get(&key)
+            .and_then(|resource| resource.told.clone())
+        {
             self.tools.reports.tell(told);
         }
     }
 
     fn count(&self, key: DocumentKey, generation: Generation, outcome: &Outcome, took: Duration) {
-        self.tools.metrics.pass(key.kind, outcome.word(), took.as_secs_f64());
-        let told = self.resources.get(&key).and_then(|resource| resource.told.as_ref());
+        self.tools
+            .metrics
+            .pass(key.kind, outcome.word(), took.as_secs_f64());
+        let told = self
+            .resources
+            .get(&key)
+            .and_then(|resource| resource.told.as_ref());
         match outcome.fault() {
             Some(fault) => {
                 self.tools.metrics.pass_error(key.kind, fault.code);
@@ -365,10 +406,14 @@ impl Engine {
     }
 
     fn show_alive(&self) {
-        self.glances.update(|glance| glance.engine_alive = Some(Instant::now()));
+        self.glances
+            .update(|glance| glance.engine_alive = Some(Instant::now()));
         let mut counts = BTreeMap::new();
         for (key, resource) in &self.resources {
-            let status = resource.told.as_ref().map_or("unknown", |told| told.status.as_str());
+            let status = resource
+                .told
+                .as_ref()
+                .map_or("unknown", |told| told.status.as_str());
             *counts.entry((key.kind, status)).or_default() += 1;
         }
         self.tools.metrics.documents(&counts);
@@ -387,7 +432,10 @@ impl Engine {
             }
         };
         if tokio::time::timeout(GRACE, drain).await.is_err() {
-            tracing::warn!(passes = self.passes.len(), "steps that still run are left; the next start finishes them");
+            tracing::warn!(
+                passes = self.passes.len(),
+                "steps that still run are left; the next start finishes them"
+            );
             self.passes.abort_all();
         }
         tracing::info!("the engine ends; guests and networks stay as they are");
@@ -417,17 +465,23 @@ fn unsupported(what: &str, tombstone: bool) -> Outcome {
     }
     Outcome::Refused(Fault {
         code: FaultCode::Unsupported,
-        message: format!("this version of berth-agent ({}) cannot make {what}", env!("CARGO_PKG_VERSION")),
+        message: format!(
+            "this version of berth-agent ({}) cannot make {what}",
+            env!("CARGO_PKG_VERSION")
+        ),
     })
 }
 
 /// Notes in the journal that a tombstone was carried out.
 async fn note_gone(tools: &Tools, key: DocumentKey, generation: Generation) {
     let journal = Arc::clone(&tools.journal);
-    let noted = tokio::task::spawn_blocking(move || journal.mark_gone(key, generation, Utc::now())).await;
+    let noted =
+        tokio::task::spawn_blocking(move || journal.mark_gone(key, generation, Utc::now())).await;
     match noted {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "the end of a resource was not noted"),
+        Ok(Err(error)) => {
+            tracing::warn!(error = %error_chain(&error), "the end of a resource was not noted")
+        }
         Err(error) => tracing::error!(%error, "noting the end of a resource failed"),
     }
 }

@@ -22,10 +22,15 @@ type Wish = Desired<NetworkId, NetworkSpec>;
 
 /// Carries out a network's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
-    let outcome = rounds(&mut worker, wish).await.unwrap_or(Outcome::Superseded);
+    let outcome = rounds(&mut worker, wish)
+        .await
+        .unwrap_or(Outcome::Superseded);
     match (&outcome, &wish.spec) {
         (Outcome::Converged, Some(spec)) => {
-            worker.tools.networks.set(wish.id, Some(spec.ports.iter().map(|port| port.id).collect()));
+            worker.tools.networks.set(
+                wish.id,
+                Some(spec.ports.iter().map(|port| port.id).collect()),
+            );
         }
         // Nothing was found to be wrong.
         (Outcome::Superseded | Outcome::Unseen(_), _) => {}
@@ -68,7 +73,10 @@ async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, Bro
         if worker.cancel.is_cancelled() {
             return Err(BrokenOff);
         }
-        if let Err(error) = worker.step(name(step), text(plan), async |_| net.apply(step).await).await {
+        if let Err(error) = worker
+            .step(name(step), text(plan), async |_| net.apply(step).await)
+            .await
+        {
             errors.push(error);
             if plan.on_error == OnError::Stop {
                 break;
@@ -82,9 +90,19 @@ async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, Bro
 fn failed(errors: &[ActError]) -> Option<Outcome> {
     let first = errors.first()?;
     let deciding = errors.iter().find(|error| error.retryable).unwrap_or(first);
-    let texts: Vec<String> = errors.iter().map(|error| berth_common::telemetry::error_chain(error)).collect();
-    let fault = Fault { code: deciding.code, message: texts.join("; ") };
-    Some(if deciding.retryable { Outcome::Failed(fault) } else { Outcome::Refused(fault) })
+    let texts: Vec<String> = errors
+        .iter()
+        .map(|error| berth_common::telemetry::error_chain(error))
+        .collect();
+    let fault = Fault {
+        code: deciding.code,
+        message: texts.join("; "),
+    };
+    Some(if deciding.retryable {
+        Outcome::Failed(fault)
+    } else {
+        Outcome::Refused(fault)
+    })
 }
 
 fn text(plan: &NetPlan) -> &'static str {

@@ -49,7 +49,10 @@ impl Waiting {
             Self::Guest => "waiting for the guest to power off".to_owned(),
             Self::Members(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                format!("waiting until these links have left its bridge: {}", names.join(", "))
+                format!(
+                    "waiting until these links have left its bridge: {}",
+                    names.join(", ")
+                )
             }
         }
     }
@@ -79,26 +82,39 @@ impl Outcome {
     /// A step went wrong.
     pub(super) fn of_step(error: &ActError) -> Self {
         let fault = fault(error);
-        if error.retryable { Self::Failed(fault) } else { Self::Refused(fault) }
+        if error.retryable {
+            Self::Failed(fault)
+        } else {
+            Self::Refused(fault)
+        }
     }
 
     /// Looking went wrong.
     pub(super) fn of_look(error: &ActError) -> Self {
         let fault = fault(error);
-        if error.retryable { Self::Unseen(fault) } else { Self::Refused(fault) }
+        if error.retryable {
+            Self::Unseen(fault)
+        } else {
+            Self::Refused(fault)
+        }
     }
 
     /// The plan of every round was carried out, and there is still something to do.
     pub(super) fn unsettled(rounds: usize, steps: &str) -> Self {
         Self::Failed(Fault {
             code: FaultCode::Internal,
-            message: format!("it does not settle: after {rounds} rounds there is still to do: {steps}"),
+            message: format!(
+                "it does not settle: after {rounds} rounds there is still to do: {steps}"
+            ),
         })
     }
 }
 
 fn fault(error: &ActError) -> Fault {
-    Fault { code: error.code, message: error_chain(error) }
+    Fault {
+        code: error.code,
+        message: error_chain(error),
+    }
 }
 
 /// When a guest was asked to power off.
@@ -133,6 +149,10 @@ pub(super) struct PassEnd {
 impl PassEnd {
     /// The end of a pass that knows of no domain.
     pub(super) fn of(outcome: Outcome) -> Self {
-        Self { outcome, domain: None, memory: Memory::default() }
+        Self {
+            outcome,
+            domain: None,
+            memory: Memory::default(),
+        }
     }
 }

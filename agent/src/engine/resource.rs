@@ -74,7 +74,11 @@ pub(super) struct Moment {
 impl Moment {
     /// Now.
     pub(super) fn now() -> Self {
-        Self { now: Instant::now(), at: Utc::now(), chance: backoff::chance() }
+        Self {
+            now: Instant::now(),
+            at: Utc::now(),
+            chance: backoff::chance(),
+        }
     }
 }
 
@@ -84,7 +88,10 @@ impl Resource {
         let mut resource = Self::new(Arc::clone(&entry.document), moment);
         if let Some(at) = entry.gone_at {
             resource.due = None;
-            resource.told = Some(ResourceReport { observed_at: at, ..resource.report(ConvergeStatus::Gone, moment) });
+            resource.told = Some(ResourceReport {
+                observed_at: at,
+                ..resource.report(ConvergeStatus::Gone, moment)
+            });
         }
         resource
     }
@@ -127,7 +134,11 @@ impl Resource {
 
     /// Something about it changed: look at it now.
     pub(super) fn wake(&mut self, now: Instant) {
-        if self.told.as_ref().is_none_or(|told| told.status != ConvergeStatus::Gone) {
+        if self
+            .told
+            .as_ref()
+            .is_none_or(|told| told.status != ConvergeStatus::Gone)
+        {
             self.due = Some(now);
         }
     }
@@ -139,8 +150,17 @@ impl Resource {
 
     /// Whether its domain is no longer as the last pass left it.
     pub(super) fn has_drifted(&self, found: Option<&DomainObserved>) -> bool {
-        let converged = self.told.as_ref().is_some_and(|told| told.status == ConvergeStatus::Converged);
-        let Some(seen) = self.seen.as_ref().filter(|_| converged && self.running.is_none()) else { return false };
+        let converged = self
+            .told
+            .as_ref()
+            .is_some_and(|told| told.status == ConvergeStatus::Converged);
+        let Some(seen) = self
+            .seen
+            .as_ref()
+            .filter(|_| converged && self.running.is_none())
+        else {
+            return false;
+        };
         match (seen, found) {
             (None, None) => false,
             (Some(seen), Some(found)) => !alike(seen, found),
@@ -157,7 +177,13 @@ impl Resource {
     }
 
     /// The pass has ended. `document` is the one it was about.
-    pub(super) fn end(&mut self, document: &Arc<Document>, end: PassEnd, resync: Duration, moment: Moment) {
+    pub(super) fn end(
+        &mut self,
+        document: &Arc<Document>,
+        end: PassEnd,
+        resync: Duration,
+        moment: Moment,
+    ) {
         self.running = None;
         if !Arc::ptr_eq(document, &self.document) {
             // What was done for the old document is found by looking; what was asked of the guest is not.
@@ -199,7 +225,10 @@ impl Resource {
             Outcome::Waiting(waiting) => {
                 self.failures = 0;
                 let report = self.report(ConvergeStatus::Converging, moment);
-                self.told = Some(ResourceReport { progress: Some(waiting.text()), ..report });
+                self.told = Some(ResourceReport {
+                    progress: Some(waiting.text()),
+                    ..report
+                });
                 Some(match waiting {
                     Waiting::Network(id) => {
                         self.waits_for = Some(*id);
@@ -216,7 +245,10 @@ impl Resource {
             }
             Outcome::Failed(fault) => Some(self.fail(fault, self.failures >= FAILED_AFTER, moment)),
             Outcome::Unseen(fault) => {
-                let was_well = self.told.as_ref().is_some_and(|told| told.status == ConvergeStatus::Converged);
+                let was_well = self
+                    .told
+                    .as_ref()
+                    .is_some_and(|told| told.status == ConvergeStatus::Converged);
                 if was_well {
                     // That nobody can look does not make it worse; the host's health tells of it.
                     self.failures = self.failures.saturating_add(1);
@@ -230,13 +262,20 @@ impl Resource {
 
     fn fail(&mut self, fault: &Fault, for_good: bool, moment: Moment) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let status = if for_good { ConvergeStatus::Failed } else { ConvergeStatus::Converging };
+        let status = if for_good {
+            ConvergeStatus::Failed
+        } else {
+            ConvergeStatus::Converging
+        };
         self.tell_fault(status, fault, moment);
         backoff::after(self.failures, moment.chance)
     }
 
     fn tell_fault(&mut self, status: ConvergeStatus, fault: &Fault, moment: Moment) {
-        self.told = Some(ResourceReport { fault: Some(fault.clone()), ..self.report(status, moment) });
+        self.told = Some(ResourceReport {
+            fault: Some(fault.clone()),
+            ..self.report(status, moment)
+        });
     }
 
     /// The report of this moment.
@@ -245,13 +284,18 @@ impl Resource {
         let before = self.told.as_ref();
         let (power_state, reboot_nonce) = match (&self.seen, key.kind) {
             (_, Kind::Network | Kind::Router | Kind::Volume) => (None, None),
-            (None, Kind::Instance) => {
-                (before.and_then(|told| told.power_state), before.and_then(|told| told.reboot_nonce))
-            }
+            (None, Kind::Instance) => (
+                before.and_then(|told| told.power_state),
+                before.and_then(|told| told.reboot_nonce),
+            ),
             (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None),
-            (Some(Some(domain)), Kind::Instance) => {
-                (Some(domain.power_state), domain.metadata.as_ref().and_then(|metadata| metadata.reboot_nonce))
-            }
+            (Some(Some(domain)), Kind::Instance) => (
+                Some(domain.power_state),
+                domain
+                    .metadata
+                    .as_ref()
+                    .and_then(|metadata| metadata.reboot_nonce),
+            ),
         };
         ResourceReport {
             key,
@@ -294,15 +338,24 @@ mod tests {
     }
 
     fn moment() -> Moment {
-        Moment { chance: 0, ..Moment::now() }
+        Moment {
+            chance: 0,
+            ..Moment::now()
+        }
     }
 
     fn fault(code: FaultCode) -> Fault {
-        Fault { code, message: "no".to_owned() }
+        Fault {
+            code,
+            message: "no".to_owned(),
+        }
     }
 
     /// Runs passes that come to these outcomes; tells status and pause after each.
-    fn run(resource: &mut Resource, outcomes: &[Outcome]) -> Vec<(Option<ConvergeStatus>, Option<u64>)> {
+    fn run(
+        resource: &mut Resource,
+        outcomes: &[Outcome],
+    ) -> Vec<(Option<ConvergeStatus>, Option<u64>)> {
         let now = moment();
         let resync = Duration::from_secs(10);
         let run = |outcome: &Outcome| {
@@ -310,7 +363,12 @@ mod tests {
             let document = Arc::clone(&resource.document);
             resource.end(&document, PassEnd::of(outcome.clone()), resync, now);
             let status = resource.told.as_ref().map(|told| told.status);
-            (status, resource.due.map(|due| due.duration_since(now.now).as_secs()))
+            (
+                status,
+                resource
+                    .due
+                    .map(|due| due.duration_since(now.now).as_secs()),
+            )
         };
         outcomes.iter().map(run).collect()
     }
@@ -331,7 +389,10 @@ mod tests {
             (Some(Failed), Some(60)),
         ];
         assert_eq!(run(&mut resource, &outcomes), expected);
-        assert_eq!(run(&mut resource, &[Outcome::Converged])[0], (Some(ConvergeStatus::Converged), Some(10)));
+        assert_eq!(
+            run(&mut resource, &[Outcome::Converged])[0],
+            (Some(ConvergeStatus::Converged), Some(10))
+        );
         assert!(!resource.is_failing());
     }
 
@@ -339,10 +400,25 @@ mod tests {
     fn a_refusal_is_final_until_a_newer_document_except_for_what_is_in_the_way() {
         let failed = Some(ConvergeStatus::Failed);
         let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
-        assert_eq!(run(&mut resource, &[Outcome::Refused(fault(FaultCode::ImageChecksum))]), [(failed, None)]);
-        assert_eq!(run(&mut resource, &[Outcome::Refused(fault(FaultCode::ForeignObject))]), [(failed, Some(300))]);
+        assert_eq!(
+            run(
+                &mut resource,
+                &[Outcome::Refused(fault(FaultCode::ImageChecksum))]
+            ),
+            [(failed, None)]
+        );
+        assert_eq!(
+            run(
+                &mut resource,
+                &[Outcome::Refused(fault(FaultCode::ForeignObject))]
+            ),
+            [(failed, Some(300))]
+        );
         resource.replace(document(NetworkId::new(), 2), moment());
-        assert_eq!(resource.told.as_ref().map(|told| told.status), Some(ConvergeStatus::Converging));
+        assert_eq!(
+            resource.told.as_ref().map(|told| told.status),
+            Some(ConvergeStatus::Converging)
+        );
         assert!(resource.due.is_some());
     }
 
@@ -352,10 +428,19 @@ mod tests {
         let unseen = Outcome::Unseen(fault(FaultCode::Hypervisor));
         run(&mut resource, &[Outcome::Converged]);
         let after = run(&mut resource, &vec![unseen.clone(); 9]);
-        assert!(after.iter().all(|(status, _)| *status == Some(ConvergeStatus::Converged)), "{after:?}");
+        assert!(
+            after
+                .iter()
+                .all(|(status, _)| *status == Some(ConvergeStatus::Converged)),
+            "{after:?}"
+        );
         let mut waiting = Resource::fresh(document(NetworkId::new(), 1), moment());
         let after = run(&mut waiting, &vec![unseen; 6]);
-        assert_eq!(after[5].0, Some(ConvergeStatus::Failed), "a wish that cannot be carried out is told");
+        assert_eq!(
+            after[5].0,
+            Some(ConvergeStatus::Failed),
+            "a wish that cannot be carried out is told"
+        );
     }
 
     #[test]
@@ -366,9 +451,17 @@ mod tests {
         let old = Arc::clone(&resource.document);
         resource.replace(document(id, 2), moment());
         assert!(token.is_cancelled());
-        resource.end(&old, PassEnd::of(Outcome::Converged), Duration::from_secs(10), moment());
+        resource.end(
+            &old,
+            PassEnd::of(Outcome::Converged),
+            Duration::from_secs(10),
+            moment(),
+        );
         let told = resource.told.clone().unwrap();
-        assert_eq!((told.status, told.generation), (ConvergeStatus::Converging, Generation(2)));
+        assert_eq!(
+            (told.status, told.generation),
+            (ConvergeStatus::Converging, Generation(2))
+        );
         assert!(resource.due.is_some());
     }
 }

@@ -75,7 +75,9 @@ impl Survey {
                 glance.space = Some(space);
                 glance.storage_error = None;
             }),
-            Err(error) => self.glances.update(|glance| glance.storage_error = Some(error_chain(&error))),
+            Err(error) => self
+                .glances
+                .update(|glance| glance.storage_error = Some(error_chain(&error))),
         }
     }
 
@@ -95,7 +97,8 @@ impl Survey {
             Err(error) => {
                 let reason = error_chain(&error);
                 self.libvirt.degraded(reason.clone());
-                self.glances.update(|glance| glance.libvirt_error = Some(reason));
+                self.glances
+                    .update(|glance| glance.libvirt_error = Some(reason));
                 Err(())
             }
         }
@@ -103,7 +106,10 @@ impl Survey {
 
     fn claim_domains(&mut self, domains: &[DomainObserved]) {
         let ours = domains.iter().filter_map(|domain| domain.metadata.as_ref());
-        let keys = ours.map(|metadata| DocumentKey { kind: Kind::Instance, id: metadata.instance_id.as_uuid() });
+        let keys = ours.map(|metadata| DocumentKey {
+            kind: Kind::Instance,
+            id: metadata.instance_id.as_uuid(),
+        });
         let found = self.without_document(keys);
         self.tools.metrics.unclaimed("domain", found.len());
         tell("domain", &self.unclaimed.domains, &found);
@@ -112,14 +118,20 @@ impl Survey {
 
     async fn look_for_unclaimed(&mut self) {
         if let Ok(ids) = self.tools.host.storage.instances_with_files().await {
-            let keys = ids.iter().map(|id| DocumentKey { kind: Kind::Instance, id: id.as_uuid() });
+            let keys = ids.iter().map(|id| DocumentKey {
+                kind: Kind::Instance,
+                id: id.as_uuid(),
+            });
             let found = self.without_document(keys);
             self.tools.metrics.unclaimed("files", found.len());
             tell("directory of an instance", &self.unclaimed.files, &found);
             self.unclaimed.files = found;
         }
         if let Ok(ids) = self.tools.host.net.networks_present().await {
-            let keys = ids.iter().map(|id| DocumentKey { kind: Kind::Network, id: id.as_uuid() });
+            let keys = ids.iter().map(|id| DocumentKey {
+                kind: Kind::Network,
+                id: id.as_uuid(),
+            });
             let found = self.without_document(keys);
             self.tools.metrics.unclaimed("network", found.len());
             tell("network", &self.unclaimed.networks, &found);
@@ -128,7 +140,8 @@ impl Survey {
     }
 
     fn without_document(&self, keys: impl Iterator<Item = DocumentKey>) -> BTreeSet<DocumentKey> {
-        keys.filter(|key| self.tools.journal.get(*key).is_none()).collect()
+        keys.filter(|key| self.tools.journal.get(*key).is_none())
+            .collect()
     }
 
     async fn prune(&self) {
@@ -140,7 +153,9 @@ impl Survey {
                     let _ = self.events.send(Event::Forgotten(key)).await;
                 }
             }
-            Ok(Err(error)) => tracing::warn!(error = %error_chain(&error), "old tombstones stay in the journal"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error_chain(&error), "old tombstones stay in the journal")
+            }
             Err(error) => tracing::error!(%error, "forgetting old tombstones failed"),
         }
         self.tools.metrics.journal(self.tools.journal.len());
@@ -161,8 +176,14 @@ fn tell(what: &str, before: &BTreeSet<DocumentKey>, found: &BTreeSet<DocumentKey
 fn count(domains: &[DomainObserved]) -> BTreeMap<(&'static str, &'static str), usize> {
     let mut counts = BTreeMap::new();
     for domain in domains {
-        let owner = if domain.metadata.is_some() { "berth" } else { "foreign" };
-        *counts.entry((owner, domain.power_state.as_str())).or_default() += 1;
+        let owner = if domain.metadata.is_some() {
+            "berth"
+        } else {
+            "foreign"
+        };
+        *counts
+            .entry((owner, domain.power_state.as_str()))
+            .or_default() += 1;
     }
     counts
 }

@@ -63,7 +63,9 @@ impl ReadyNetworks {
     /// Whether a network is ready for a port: a guest that started before DHCP knew it would not get its address.
     pub(super) fn is_ready(&self, network: NetworkId, port: PortId) -> bool {
         let networks = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        networks.get(&network).is_some_and(|ports| ports.contains(&port))
+        networks
+            .get(&network)
+            .is_some_and(|ports| ports.contains(&port))
     }
 }
 
@@ -87,7 +89,13 @@ impl Worker {
         generation: Generation,
         cancel: CancellationToken,
     ) -> Self {
-        Self { tools, key, generation, cancel, slot: None }
+        Self {
+            tools,
+            key,
+            generation,
+            cancel,
+            slot: None,
+        }
     }
 
     /// Waits for a slot, unless the pass has one.
@@ -100,7 +108,11 @@ impl Worker {
             };
             self.slot = Some(slot.ok_or(BrokenOff)?);
         }
-        if self.cancel.is_cancelled() { Err(BrokenOff) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(BrokenOff)
+        } else {
+            Ok(())
+        }
     }
 
     /// Lets somebody else work meanwhile.
@@ -110,11 +122,18 @@ impl Worker {
 
     /// Tells what is being done.
     pub(super) fn tell(&self, text: &str) {
-        self.tools.reports.progress(self.key, self.generation, text.to_owned());
+        self.tools
+            .reports
+            .progress(self.key, self.generation, text.to_owned());
     }
 
     /// Does a step, counts it, and tells how far it is while it runs. `text` says what it is.
-    pub(super) async fn step<F>(&self, name: &str, text: &str, work: impl FnOnce(Progress) -> F) -> Result<(), ActError>
+    pub(super) async fn step<F>(
+        &self,
+        name: &str,
+        text: &str,
+        work: impl FnOnce(Progress) -> F,
+    ) -> Result<(), ActError>
     where
         F: Future<Output = Result<(), ActError>>,
     {
@@ -135,7 +154,9 @@ impl Worker {
                 },
             }
         };
-        self.tools.metrics.step(name, result.as_ref().map(|()| ()).map_err(|_| ()));
+        self.tools
+            .metrics
+            .step(name, if result.is_ok() { Ok(()) } else { Err(()) });
         tracing::debug!(step = name, ok = result.is_ok(), "step");
         result
     }

@@ -88,12 +88,20 @@ impl Journal {
     /// # Errors
     /// The directory cannot be read.
     pub fn open(directory: &Path, host: HostId) -> Result<(Self, Vec<PathBuf>), JournalError> {
-        let failed = |source| JournalError { operation: "read the journal in", path: directory.to_owned(), source };
+        let failed = |source| JournalError {
+            operation: "read the journal in",
+            path: directory.to_owned(),
+            source,
+        };
         let mut entries = BTreeMap::new();
         let mut corrupt = Vec::new();
         for item in fs::read_dir(directory).map_err(failed)? {
             let path = item.map_err(failed)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if !fs::symlink_metadata(&path).map_err(failed)?.is_file() {
                 continue;
             }
@@ -109,7 +117,13 @@ impl Journal {
                 Err(reason) => corrupt.push(set_aside(directory, &path, &name, &reason)?),
             }
         }
-        Ok((Self { directory: directory.to_owned(), entries: Mutex::new(entries) }, corrupt))
+        Ok((
+            Self {
+                directory: directory.to_owned(),
+                entries: Mutex::new(entries),
+            },
+            corrupt,
+        ))
     }
 
     /// Writes a document down, unless the journal has it or a later one. When this returns `Ok`, what is in the
@@ -128,7 +142,10 @@ impl Journal {
                 std::cmp::Ordering::Greater => {}
             }
         }
-        let entry = Entry { document: Arc::new(document), gone_at: None };
+        let entry = Entry {
+            document: Arc::new(document),
+            gone_at: None,
+        };
         self.write(key, &entry)?;
         entries.insert(key, entry);
         Ok(Taken::New)
@@ -138,13 +155,26 @@ impl Journal {
     ///
     /// # Errors
     /// It could not be written; the tombstone is then carried out again after the next start, which is harmless.
-    pub fn mark_gone(&self, key: DocumentKey, generation: Generation, at: DateTime<Utc>) -> Result<(), JournalError> {
+    pub fn mark_gone(
+        &self,
+        key: DocumentKey,
+        generation: Generation,
+        at: DateTime<Utc>,
+    ) -> Result<(), JournalError> {
         let mut entries = self.entries();
-        let Some(entry) = entries.get(&key) else { return Ok(()) };
-        if entry.document.generation() != generation || !entry.document.is_tombstone() || entry.gone_at.is_some() {
+        let Some(entry) = entries.get(&key) else {
+            return Ok(());
+        };
+        if entry.document.generation() != generation
+            || !entry.document.is_tombstone()
+            || entry.gone_at.is_some()
+        {
             return Ok(());
         }
-        let entry = Entry { gone_at: Some(at), ..entry.clone() };
+        let entry = Entry {
+            gone_at: Some(at),
+            ..entry.clone()
+        };
         self.write(key, &entry)?;
         entries.insert(key, entry);
         Ok(())
@@ -157,10 +187,18 @@ impl Journal {
     pub fn prune(&self, now: DateTime<Utc>) -> Result<Vec<DocumentKey>, JournalError> {
         let mut entries = self.entries();
         let is_old = |entry: &Entry| entry.gone_at.is_some_and(|at| now - at > KEEP_TOMBSTONES);
-        let old: Vec<DocumentKey> = entries.iter().filter(|(_, entry)| is_old(entry)).map(|(key, _)| *key).collect();
+        let old: Vec<DocumentKey> = entries
+            .iter()
+            .filter(|(_, entry)| is_old(entry))
+            .map(|(key, _)| *key)
+            .collect();
         for key in &old {
             let path = self.path(*key);
-            remove_durably(&path).map_err(|source| JournalError { operation: "remove", path, source })?;
+            remove_durably(&path).map_err(|source| JournalError {
+                operation: "remove",
+                path,
+                source,
+            })?;
             entries.remove(key);
         }
         Ok(old)
@@ -201,11 +239,18 @@ impl Journal {
 
     fn write(&self, key: DocumentKey, entry: &Entry) -> Result<(), JournalError> {
         let path = self.path(key);
-        let record = Record { document: Arc::clone(&entry.document), gone_at: entry.gone_at };
+        let record = Record {
+            document: Arc::clone(&entry.document),
+            gone_at: entry.gone_at,
+        };
         serde_json::to_vec(&record)
             .map_err(io::Error::other)
             .and_then(|bytes| write_atomically(&path, &bytes))
-            .map_err(|source| JournalError { operation: "write", path, source })
+            .map_err(|source| JournalError {
+                operation: "write",
+                path,
+                source,
+            })
     }
 }
 
@@ -228,17 +273,29 @@ fn read(path: &Path, name: &str, host: HostId) -> Result<Entry, String> {
     if record.document.host_id() != host {
         return Err(format!("it is for host {}", record.document.host_id()));
     }
-    Ok(Entry { document: record.document, gone_at: record.gone_at })
+    Ok(Entry {
+        document: record.document,
+        gone_at: record.gone_at,
+    })
 }
 
 /// Moves an unreadable file out of the way.
-fn set_aside(directory: &Path, path: &Path, name: &str, reason: &str) -> Result<PathBuf, JournalError> {
+fn set_aside(
+    directory: &Path,
+    path: &Path,
+    name: &str,
+    reason: &str,
+) -> Result<PathBuf, JournalError> {
     let aside = directory.join(CORRUPT);
     let target = aside.join(format!("{}-{name}", Utc::now().timestamp_millis()));
     fs::create_dir_all(&aside)
         .and_then(|()| fs::rename(path, &target))
         .and_then(|()| sync_directory(directory))
-        .map_err(|source| JournalError { operation: "move aside", path: path.to_owned(), source })?;
+        .map_err(|source| JournalError {
+            operation: "move aside",
+            path: path.to_owned(),
+            source,
+        })?;
     tracing::error!(
         file = %path.display(), moved_to = %target.display(), reason,
         "a file of the journal is corrupt; it was moved aside, and the scheduler will send its document again"
@@ -256,12 +313,19 @@ mod tests {
     use super::*;
 
     fn tombstone(id: NetworkId, host: HostId, generation: u64) -> Document {
-        Document::Network(Desired { id, generation: Generation(generation), host_id: host, spec: None })
+        Document::Network(Desired {
+            id,
+            generation: Generation(generation),
+            host_id: host,
+            spec: None,
+        })
     }
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -271,7 +335,12 @@ mod tests {
         let (journal, _) = Journal::open(directory.path(), host).unwrap();
         assert_eq!(journal.put(tombstone(id, host, 2)).unwrap(), Taken::New);
         assert_eq!(journal.put(tombstone(id, host, 2)).unwrap(), Taken::Same);
-        assert_eq!(journal.put(tombstone(id, host, 1)).unwrap(), Taken::Older { journalled: Generation(2) });
+        assert_eq!(
+            journal.put(tombstone(id, host, 1)).unwrap(),
+            Taken::Older {
+                journalled: Generation(2)
+            }
+        );
         assert_eq!(journal.put(tombstone(id, host, 3)).unwrap(), Taken::New);
         let (again, corrupt) = Journal::open(directory.path(), host).unwrap();
         assert_eq!(again.all(), journal.all());
@@ -283,16 +352,31 @@ mod tests {
     fn a_tombstone_is_kept_for_a_week_after_it_was_carried_out() {
         let directory = tempfile::tempdir().unwrap();
         let (id, host, now) = (NetworkId::new(), HostId::new(), Utc::now());
-        let key = DocumentKey { kind: Kind::Network, id: id.as_uuid() };
+        let key = DocumentKey {
+            kind: Kind::Network,
+            id: id.as_uuid(),
+        };
         let (journal, _) = Journal::open(directory.path(), host).unwrap();
         journal.put(tombstone(id, host, 2)).unwrap();
-        assert!(journal.prune(now + TimeDelta::days(99)).unwrap().is_empty(), "it was not carried out");
+        assert!(
+            journal.prune(now + TimeDelta::days(99)).unwrap().is_empty(),
+            "it was not carried out"
+        );
         journal.mark_gone(key, Generation(1), now).unwrap();
-        assert_eq!(journal.get(key).unwrap().gone_at, None, "another generation");
+        assert_eq!(
+            journal.get(key).unwrap().gone_at,
+            None,
+            "another generation"
+        );
         journal.mark_gone(key, Generation(2), now).unwrap();
         let (journal, _) = Journal::open(directory.path(), host).unwrap();
         assert!(journal.prune(now + TimeDelta::days(6)).unwrap().is_empty());
-        assert_eq!(journal.put(tombstone(id, host, 1)).unwrap(), Taken::Older { journalled: Generation(2) });
+        assert_eq!(
+            journal.put(tombstone(id, host, 1)).unwrap(),
+            Taken::Older {
+                journalled: Generation(2)
+            }
+        );
         assert_eq!(journal.prune(now + TimeDelta::days(8)).unwrap(), [key]);
         assert!(names(directory.path()).is_empty());
     }
@@ -304,10 +388,20 @@ mod tests {
         let (journal, _) = Journal::open(directory.path(), host).unwrap();
         journal.put(tombstone(id, host, 1)).unwrap();
         let other = NetworkId::new();
-        fs::write(directory.path().join(format!("network-{other}.json")), b"{\"document\": {\"ki").unwrap();
+        fs::write(
+            directory.path().join(format!("network-{other}.json")),
+            b"{\"document\": {\"ki",
+        )
+        .unwrap();
         fs::write(directory.path().join("instance-x.json"), b"\0\0\0\0").unwrap();
         let mine = fs::read(directory.path().join(format!("network-{id}.json"))).unwrap();
-        fs::write(directory.path().join(format!("network-{}.json", NetworkId::new())), mine).unwrap();
+        fs::write(
+            directory
+                .path()
+                .join(format!("network-{}.json", NetworkId::new())),
+            mine,
+        )
+        .unwrap();
         fs::write(directory.path().join(".new-1-network"), b"half").unwrap();
         let (journal, corrupt) = Journal::open(directory.path(), host).unwrap();
         assert_eq!((journal.len(), corrupt.len()), (1, 3), "{corrupt:?}");

@@ -53,7 +53,9 @@ pub struct Inbox {
 impl Inbox {
     /// Takes documents until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
-        let Some(mut consumer) = self.subscribe(&cancel).await else { return };
+        let Some(mut consumer) = self.subscribe(&cancel).await else {
+            return;
+        };
         loop {
             let delivery = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -69,7 +71,11 @@ impl Inbox {
     /// Waits for the queue, however long an operator takes to mend one that is not as it should be.
     async fn subscribe(&self, cancel: &CancellationToken) -> Option<Consumer> {
         loop {
-            match self.bus.consume(&QueueDecl::compute(self.host.as_str()), PREFETCH).await {
+            match self
+                .bus
+                .consume(&QueueDecl::compute(self.host.as_str()), PREFETCH)
+                .await
+            {
                 Ok(consumer) => return Some(consumer),
                 Err(BusError::Closed) => return None,
                 Err(error) => {
@@ -98,7 +104,9 @@ impl Inbox {
         };
         let (key, generation) = (document.key(), document.generation());
         // Dropped without an answer, it goes back to its queue: the agent ends.
-        let Some(taken) = self.write_down(document, cancel).await else { return };
+        let Some(taken) = self.write_down(document, cancel).await else {
+            return;
+        };
         delivery.ack().await;
         match taken {
             Taken::New => {
@@ -136,9 +144,14 @@ impl Inbox {
                 Ok(Err(error)) => error_chain(&error),
                 Err(error) => error.to_string(),
             };
-            tracing::error!(reason, pause_seconds = pause.as_secs(), "a document could not be journalled; trying again");
+            tracing::error!(
+                reason,
+                pause_seconds = pause.as_secs(),
+                "a document could not be journalled; trying again"
+            );
             self.health.degraded(reason.clone());
-            self.glances.update(|glance| glance.journal_error = Some(reason));
+            self.glances
+                .update(|glance| glance.journal_error = Some(reason));
             tokio::select! {
                 () = cancel.cancelled() => return None,
                 () = sleep(pause) => {}
@@ -156,17 +169,25 @@ fn decode(delivery: &Delivery, host: HostId) -> Result<Document, String> {
     let message = &delivery.message;
     if message.version != Some(DOCUMENT_VERSION) {
         let got = message.version.unwrap_or_default();
-        return Err(format!("header `x-berth-version` must be {DOCUMENT_VERSION} for documents; got {got}"));
+        return Err(format!(
+            "header `x-berth-version` must be {DOCUMENT_VERSION} for documents; got {got}"
+        ));
     }
     if !message.method.starts_with("document.") {
         let got: String = message.method.chars().take(80).collect();
-        return Err(format!("property `type` must be `document.<kind>`; got {got:?}"));
+        return Err(format!(
+            "property `type` must be `document.<kind>`; got {got:?}"
+        ));
     }
-    let document: Document =
-        message.decode().map_err(|error| format!("the body is no document: {}", error_chain(&error)))?;
+    let document: Document = message
+        .decode()
+        .map_err(|error| format!("the body is no document: {}", error_chain(&error)))?;
     let kind = document.key().kind;
     if message.method != document_type(kind) {
-        return Err(format!("property `type` is {:?}, but the body is about a resource of kind {kind}", message.method));
+        return Err(format!(
+            "property `type` is {:?}, but the body is about a resource of kind {kind}",
+            message.method
+        ));
     }
     if document.host_id() != host {
         return Err(format!(

@@ -40,7 +40,10 @@ impl Glances {
     /// The newest look.
     #[must_use]
     pub fn newest(&self) -> Glance {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.newest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes the newest look.

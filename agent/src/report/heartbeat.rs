@@ -28,10 +28,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::glance::{Glance, Glances, STALE_AFTER};
-use crate::{
-    decide::instance::HostFacts,
-    metrics::AgentMetrics,
-};
+use crate::{decide::instance::HostFacts, metrics::AgentMetrics};
 
 /// How long the first heartbeat waits until the host was looked at.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
@@ -71,17 +68,30 @@ impl Machine {
     /// Looks at this machine.
     #[must_use]
     pub fn measure() -> Self {
-        let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().and_then(|count| u64::try_from(count).ok());
-        Self { cpus: cpus.unwrap_or(1), ..Self::of_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default()) }
+        let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN)
+            .ok()
+            .flatten()
+            .and_then(|count| u64::try_from(count).ok());
+        Self {
+            cpus: cpus.unwrap_or(1),
+            ..Self::of_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
+        }
     }
 
     fn of_meminfo(text: &str) -> Self {
         let kib = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default()
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+                .unwrap_or_default()
         };
         let bytes = |key| ByteCount::clamped(kib(key).saturating_mul(1024));
-        Self { cpus: 0, memory_total: bytes("MemTotal"), memory_available: bytes("MemAvailable") }
+        Self {
+            cpus: 0,
+            memory_total: bytes("MemTotal"),
+            memory_available: bytes("MemAvailable"),
+        }
     }
 }
 
@@ -98,29 +108,40 @@ impl Pulse {
     ) -> Result<JoinHandle<()>, StartError> {
         bus.check().map_err(StartError::Bus)?;
         let (started, outcome) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            match runtime {
-                Ok(runtime) => {
-                    // Nobody is left to be told when the receiver is gone.
-                    let _ = started.send(Ok(()));
-                    runtime.block_on(self.connect_and_beat(bus, component, cancel));
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                match runtime {
+                    Ok(runtime) => {
+                        // Nobody is left to be told when the receiver is gone.
+                        let _ = started.send(Ok(()));
+                        runtime.block_on(self.connect_and_beat(bus, component, cancel));
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
                 }
-                Err(error) => {
-                    let _ = started.send(Err(error));
-                }
-            }
-        });
+            });
         let thread = thread.map_err(StartError::Thread)?;
         match outcome.recv() {
             Ok(Ok(())) => Ok(thread),
             Ok(Err(error)) => Err(StartError::Thread(error)),
-            Err(_) => Err(StartError::Thread(std::io::Error::other("the thread ended at once"))),
+            Err(_) => Err(StartError::Thread(std::io::Error::other(
+                "the thread ended at once",
+            ))),
         }
     }
 
-    async fn connect_and_beat(self, config: RabbitConfig, component: Component, cancel: CancellationToken) {
-        let bus = match RabbitBus::start(config) {
+    async fn connect_and_beat(
+        self,
+        config: RabbitConfig,
+        component: Component,
+        cancel: CancellationToken,
+    ) {
+        let bus: Arc<dyn Bus> = match RabbitBus::start(config) {
             Ok(bus) => Arc::new(bus),
             Err(error) => {
                 component.degraded(error_chain(&error));
@@ -129,7 +150,7 @@ impl Pulse {
         };
         let health = bus.health();
         let watching = watch_bus(health, component, cancel.clone());
-        tokio::join!(watching, self.beat(Arc::clone(&bus) as Arc<dyn Bus>, cancel));
+        tokio::join!(watching, self.beat(Arc::clone(&bus), cancel));
         bus.close().await;
     }
 
@@ -166,7 +187,10 @@ impl Pulse {
                 Err(reason) => {
                     self.metrics.heartbeat(Err(()));
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(reason, "heartbeats do not reach the scheduler; trying again until they do");
+                        tracing::warn!(
+                            reason,
+                            "heartbeats do not reach the scheduler; trying again until they do"
+                        );
                     }
                 }
             }
@@ -184,7 +208,9 @@ impl Pulse {
         let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, app::AGENT, heartbeat)
             .map_err(|error| error_chain(&error))?;
         let target = Target::topic(heartbeat_key(self.host_id));
-        bus.publish(target, message).await.map_err(|error| error_chain(&error))
+        bus.publish(target, message)
+            .await
+            .map_err(|error| error_chain(&error))
     }
 
     /// The heartbeat of this moment.
@@ -212,10 +238,17 @@ impl Pulse {
             },
             used_now: Resources {
                 vcpus: running_vcpus(&glance),
-                memory_mb: machine.memory_total.saturating_sub(machine.memory_available).whole_mb(),
+                memory_mb: machine
+                    .memory_total
+                    .saturating_sub(machine.memory_available)
+                    .whole_mb(),
                 disk_gb: round_up(disk_used),
             },
-            health: vec![agent_health(&glance, now), libvirt_health(&glance, now), storage_health(&glance)],
+            health: vec![
+                agent_health(&glance, now),
+                libvirt_health(&glance, now),
+                storage_health(&glance),
+            ],
             foreign_domains: foreign_domains(&glance),
         }
     }
@@ -233,7 +266,11 @@ pub enum StartError {
 }
 
 /// Shows a connection's health as a component's until cancelled.
-pub async fn watch_bus(mut health: watch::Receiver<BusHealth>, component: Component, cancel: CancellationToken) {
+pub async fn watch_bus(
+    mut health: watch::Receiver<BusHealth>,
+    component: Component,
+    cancel: CancellationToken,
+) {
     loop {
         let now = health.borrow_and_update().clone();
         match &now {
@@ -249,24 +286,36 @@ pub async fn watch_bus(mut health: watch::Receiver<BusHealth>, component: Compon
 
 /// A part of a GiB is taken as well.
 fn round_up(used: ByteCount) -> DiskGb {
-    used.saturating_add(ByteCount::clamped((1 << 30) - 1)).whole_gb()
+    used.saturating_add(ByteCount::clamped((1 << 30) - 1))
+        .whole_gb()
 }
 
 /// The vCPUs of all domains that run, whoever made them.
 fn running_vcpus(glance: &Glance) -> Vcpus {
-    let Some((_, domains)) = &glance.domains else { return Vcpus::ZERO };
-    domains.iter().filter(|domain| is_running(domain.power_state)).map(|domain| domain.vcpus).sum()
+    let Some((_, domains)) = &glance.domains else {
+        return Vcpus::ZERO;
+    };
+    domains
+        .iter()
+        .filter(|domain| is_running(domain.power_state))
+        .map(|domain| domain.vcpus)
+        .sum()
 }
 
 fn is_running(state: PowerState) -> bool {
     match state {
         PowerState::Running | PowerState::Paused => true,
-        PowerState::Nostate | PowerState::Shutdown | PowerState::Crashed | PowerState::Suspended => false,
+        PowerState::Nostate
+        | PowerState::Shutdown
+        | PowerState::Crashed
+        | PowerState::Suspended => false,
     }
 }
 
 fn foreign_domains(glance: &Glance) -> Vec<ForeignDomain> {
-    let Some((_, domains)) = &glance.domains else { return Vec::new() };
+    let Some((_, domains)) = &glance.domains else {
+        return Vec::new();
+    };
     let foreign = domains.iter().filter(|domain| domain.metadata.is_none());
     foreign
         .map(|domain| ForeignDomain {
@@ -280,12 +329,20 @@ fn foreign_domains(glance: &Glance) -> Vec<ForeignDomain> {
 }
 
 fn part(name: &str, reason: Option<String>) -> PartHealth {
-    PartHealth { part: name.to_owned(), ok: reason.is_none(), reason }
+    PartHealth {
+        part: name.to_owned(),
+        ok: reason.is_none(),
+        reason,
+    }
 }
 
 fn agent_health(glance: &Glance, now: Instant) -> PartHealth {
-    let silent = glance.engine_alive.map(|at| now.duration_since(at)).filter(|age| *age > STALE_AFTER);
-    let engine = silent.map(|age| format!("the engine has not been heard of for {} s", age.as_secs()));
+    let silent = glance
+        .engine_alive
+        .map(|at| now.duration_since(at))
+        .filter(|age| *age > STALE_AFTER);
+    let engine =
+        silent.map(|age| format!("the engine has not been heard of for {} s", age.as_secs()));
     part("agent", engine.or_else(|| glance.journal_error.clone()))
 }
 
@@ -341,9 +398,14 @@ mod tests {
 
     #[test]
     fn meminfo_is_read() {
-        let machine = Machine::of_meminfo("MemTotal:       24000000 kB\nMemFree: 5 kB\nMemAvailable:   20000000 kB\n");
+        let machine = Machine::of_meminfo(
+            "MemTotal:       24000000 kB\nMemFree: 5 kB\nMemAvailable:   20000000 kB\n",
+        );
         assert_eq!(machine.memory_total.whole_mb(), MemoryMb::clamped(23_437));
-        assert_eq!(machine.memory_available.whole_mb(), MemoryMb::clamped(19_531));
+        assert_eq!(
+            machine.memory_available.whole_mb(),
+            MemoryMb::clamped(19_531)
+        );
         assert!(Machine::measure().cpus >= 1);
         assert!(Machine::measure().memory_total > Machine::measure().memory_available);
     }
@@ -351,7 +413,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn running_domains_count_whoever_made_them_and_old_looks_are_told() {
         let pulse = pulse();
-        let domains = vec![domain("theirs", PowerState::Running, 2), domain("off", PowerState::Shutdown, 4)];
+        let domains = vec![
+            domain("theirs", PowerState::Running, 2),
+            domain("off", PowerState::Shutdown, 4),
+        ];
         let seen = Instant::now();
         pulse.glances.update(|glance| {
             glance.domains = Some((seen, Arc::new(domains)));
@@ -359,13 +424,27 @@ mod tests {
         });
         let heartbeat = pulse.heartbeat(1, Machine::measure(), seen + Duration::from_secs(5));
         assert_eq!(heartbeat.used_now.vcpus, Vcpus::clamped(2));
-        assert_eq!((heartbeat.total.disk_gb.get(), heartbeat.used_now.disk_gb.get()), (100, 1));
+        assert_eq!(
+            (
+                heartbeat.total.disk_gb.get(),
+                heartbeat.used_now.disk_gb.get()
+            ),
+            (100, 1)
+        );
         assert_eq!(heartbeat.foreign_domains.len(), 2);
         let health = |heartbeat: &Heartbeat, name: &str| {
-            heartbeat.health.iter().find(|part| part.part == name).unwrap().clone()
+            heartbeat
+                .health
+                .iter()
+                .find(|part| part.part == name)
+                .unwrap()
+                .clone()
         };
         assert!(health(&heartbeat, "libvirt").ok);
         let late = pulse.heartbeat(2, Machine::measure(), seen + Duration::from_secs(31));
-        assert_eq!(health(&late, "libvirt").reason.as_deref(), Some("has not answered for 31 s"));
+        assert_eq!(
+            health(&late, "libvirt").reason.as_deref(),
+            Some("has not answered for 31 s")
+        );
     }
 }

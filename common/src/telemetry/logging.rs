@@ -14,8 +14,9 @@ use tracing_subscriber::{Registry, fmt};
 
 use crate::config::{Input, Reader, closest, parse};
 
-/// The filter when none is configured.
-const DEFAULT_FILTER: &str = "info";
+/// The filter when none is configured. The AMQP library warns of every returned message with its
+/// whole content; the bus reports these itself.
+const DEFAULT_FILTER: &str = "info,lapin=error";
 
 /// Where journald takes structured entries.
 const JOURNALD_SOCKET: &str = "/run/systemd/journal/socket";

@@ -242,7 +242,10 @@ async fn serve<M: Method>(
     let request = match serde_json::from_slice::<M>(&message.body) {
         Ok(request) => request,
         Err(error) => {
-            return Outcome::Poison(Refusal::new(RefusalCode::Malformed, misfit(M::NAME, &error)));
+            return Outcome::Poison(Refusal::new(
+                RefusalCode::Malformed,
+                misfit(M::NAME, &error),
+            ));
         }
     };
     let answer = match call(request).await {

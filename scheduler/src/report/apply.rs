@@ -14,6 +14,7 @@ use berth_store::{
 };
 use chrono::{DateTime, Utc};
 
+use super::order::Stamp;
 use crate::{
     claim::{ClaimError, refresh},
     context::Context,
@@ -25,15 +26,32 @@ use crate::{
 /// When the database fails; then nothing of the report was written.
 pub async fn report(context: &Context, report: &Report) -> Result<(), ClaimError> {
     let now = Utc::now();
+    let stamp = Stamp {
+        session: report.session,
+        sequence: report.sequence,
+    };
+    let newest: Vec<&ResourceReport> = context.order(|order| {
+        let fresh =
+            |resource: &&ResourceReport| !order.is_late(report.host_id, resource.key, stamp);
+        report.resources.iter().filter(fresh).collect()
+    });
     let writing = context.begin().await?;
     let mut gone = false;
-    for resource in &report.resources {
+    for resource in &newest {
         gone |= apply(&writing.txn, report.host_id, resource, now).await?;
     }
     if gone {
         refresh(&writing.txn, report.host_id, &BTreeSet::new(), now).await?;
     }
     writing.commit().await?;
+    context.order(|order| {
+        for resource in newest {
+            match resource.status {
+                ConvergeStatus::Gone => order.forget(report.host_id, resource.key),
+                _ => order.written(report.host_id, resource.key, stamp),
+            }
+        }
+    });
     context.dispatch.notify_one();
     Ok(())
 }

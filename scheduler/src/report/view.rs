@@ -53,7 +53,11 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         task_state: task_state(row, vm_state, generation),
         power_state: row.observed.power_state,
         desired_power: row.desired_power,
-        progress: row.observed.progress.clone(),
+        progress: row
+            .observed
+            .progress
+            .clone()
+            .filter(|_| vm_state != VmState::Deleted),
         fault,
         host: facts.host.map(|(_, name)| name.clone()),
         host_id: facts.host.map(|(id, _)| id),

@@ -20,7 +20,6 @@ const LAST: u8 = 250;
 pub struct Site {
     number: u8,
     dir: PathBuf,
-    links_before: Vec<String>,
     closed: bool,
 }
 
@@ -33,7 +32,6 @@ impl Site {
         let _one = NUMBERING
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let links_before = berth_objects()?;
         for number in 1..=LAST {
             let bridge = bridge(number);
             if run::text_blocking(&["ip", "link", "add", &bridge, "type", "bridge"]).is_err() {
@@ -46,7 +44,6 @@ impl Site {
             let site = Self {
                 number,
                 dir: PathBuf::from(format!("/tmp/berth-lab-{number}")),
-                links_before,
                 closed: false,
             };
             site.furnish()?;
@@ -134,6 +131,26 @@ impl Site {
         wrong
     }
 
+    /// Whether this site's services ever spoke of an id.
+    fn logs_mention(&self, id: &str) -> anyhow::Result<bool> {
+        if id.is_empty() {
+            return Ok(false);
+        }
+        for folder in std::iter::once(self.dir.clone())
+            .chain((1..=9).map(|index| self.dir.join(format!("hv{index}"))))
+        {
+            for entry in std::fs::read_dir(folder).into_iter().flatten() {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == "log")
+                    && String::from_utf8_lossy(&std::fs::read(&path)?).contains(id)
+                {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     fn leftovers(&self) -> anyhow::Result<Vec<String>> {
         let mut wrong = Vec::new();
         for name in links()? {
@@ -141,11 +158,10 @@ impl Site {
                 wrong.push(format!("link {name} is left on this machine"));
             }
         }
-        for object in berth_objects()?
-            .iter()
-            .filter(|object| !self.links_before.contains(object))
-        {
-            wrong.push(format!("{object} was made outside of the hypervisors"));
+        for (object, owner) in berth_objects()? {
+            if self.logs_mention(&owner)? {
+                wrong.push(format!("{object} was made outside of the hypervisors"));
+            }
         }
         let prefix = format!("{}/", self.dir.display());
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
@@ -165,6 +181,14 @@ impl Drop for Site {
             self.close();
         }
     }
+}
+
+/// The id at the end of a text such as `berth bridge <id>`.
+fn last_word(text: &str) -> String {
+    text.split_whitespace()
+        .last()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn bridge(number: u8) -> String {
@@ -187,19 +211,21 @@ fn links() -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Links and namespaces of berth in the machine's own network namespace: the tests must make none there.
-fn berth_objects() -> anyhow::Result<Vec<String>> {
-    let mut objects: Vec<String> = links()?
-        .into_iter()
-        .filter(|name| name.starts_with("bt"))
-        .map(|name| format!("link {name}"))
-        .collect();
-    if let Ok(entries) = std::fs::read_dir("/run/netns") {
-        for entry in entries {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("berth-") {
-                objects.push(format!("namespace {name}"));
-            }
+/// Links and namespaces of berth in the machine's own network namespace, each with the id it was made for. A berth
+/// that is none of ours may run here; the tests must make none there.
+fn berth_objects() -> anyhow::Result<Vec<(String, String)>> {
+    let mut objects = Vec::new();
+    for name in links()?.into_iter().filter(|name| name.starts_with("bt")) {
+        let alias = std::fs::read_to_string(format!("/sys/class/net/{name}/ifalias"));
+        objects.push((
+            format!("link {name}"),
+            last_word(&alias.unwrap_or_default()),
+        ));
+    }
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten() {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(id) = name.strip_prefix("berth-") {
+            objects.push((format!("namespace {name}"), id.to_owned()));
         }
     }
     Ok(objects)

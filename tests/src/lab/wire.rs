@@ -1,10 +1,11 @@
-//! A connection that can be cut: everything of a cloud reaches the broker through it.
+//! A connection that can be cut, or go silent: everything of a cloud reaches the broker through it.
 
 use std::net::SocketAddr;
 
 use anyhow::Context;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::{JoinHandle, JoinSet},
 };
 
@@ -14,6 +15,7 @@ pub struct Wire {
     listen: SocketAddr,
     upstream: SocketAddr,
     running: Option<JoinHandle<()>>,
+    silent: watch::Sender<bool>,
 }
 
 impl Wire {
@@ -24,6 +26,7 @@ impl Wire {
             listen,
             upstream,
             running: None,
+            silent: watch::Sender::new(false),
         }
     }
 
@@ -36,9 +39,20 @@ impl Wire {
             let listener = TcpListener::bind(self.listen)
                 .await
                 .with_context(|| format!("cannot listen on {}", self.listen))?;
-            self.running = Some(tokio::spawn(forward(listener, self.upstream)));
+            self.silent.send_replace(false);
+            self.running = Some(tokio::spawn(forward(
+                listener,
+                self.upstream,
+                self.silent.subscribe(),
+            )));
         }
         Ok(())
+    }
+
+    /// Nothing comes through any more, and nobody is told: connections stay open, as when a router on the way dies.
+    /// [`Self::cut`] and [`Self::plug`] end it.
+    pub fn silence(&self) {
+        self.silent.send_replace(true);
     }
 
     /// Cuts all connections and refuses new ones.
@@ -59,25 +73,33 @@ impl Drop for Wire {
     }
 }
 
-async fn forward(listener: TcpListener, upstream: SocketAddr) {
+async fn forward(listener: TcpListener, upstream: SocketAddr, silent: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((near, _)) = accepted else { continue };
-                connections.spawn(connect(near, upstream));
+                connections.spawn(connect(near, upstream, silent.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
-async fn connect(mut near: TcpStream, upstream: SocketAddr) {
+async fn connect(mut near: TcpStream, upstream: SocketAddr, mut silent: watch::Receiver<bool>) {
     let Ok(mut far) = TcpStream::connect(upstream).await else {
         return;
     };
     let _ = near.set_nodelay(true);
     let _ = far.set_nodelay(true);
-    // However it ends, both ends are closed.
-    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+    let went_silent = tokio::select! {
+        biased;
+        changed = silent.wait_for(|silent| *silent) => changed.is_ok(),
+        // However it ends, both ends are closed.
+        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => false,
+    };
+    if went_silent {
+        // Both ends stay open for as long as this task lives.
+        std::future::pending::<()>().await;
+    }
 }

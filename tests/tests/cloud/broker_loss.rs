@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use berth_common::{
     document::DesiredPower,
+    ids::{InstanceId, NetworkId},
     message::{
         request::{InstanceCreate, Method},
         view::VmState,
@@ -15,59 +16,28 @@ use berth_tests::{
     wait::{Seen, moment, wait_for},
     with_cloud,
 };
+use tokio::task::JoinSet;
 
-/// Requests under way when the vhost goes.
-const REQUESTS: usize = 8;
+/// Between two requests while the vhost goes.
+const PACE: Duration = Duration::from_millis(30);
+/// How long their senders wait for answers.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long everything accepted may take once the broker is back.
 const RECOVERY: Duration = Duration::from_secs(30);
 const NOTICE_LIMIT: Duration = Duration::from_secs(40);
 
 #[test]
 fn deleting_the_vhost_under_way_loses_nothing_that_was_accepted_and_duplicates_nothing() {
-    with_cloud(TestCloud::builder(), async |cloud| {
+    // Many small instances: the number of processors shall not be what limits them.
+    let builder = TestCloud::builder().scheduler_config("placement.cpu_allocation_ratio", "64.0");
+    with_cloud(builder, async |cloud| {
         let network = cloud.create_network("front", 1).await?;
-        let options = InstanceOptions {
-            networks: vec![network.id],
-            power: DesiredPower::Stopped,
-            ..InstanceOptions::default()
-        };
-        let mut requests = Vec::new();
-        for number in 0..REQUESTS {
-            let mut request = cloud.instance_request(&format!("r{number}"), &options)?;
-            if number == 0 {
-                request.power = DesiredPower::Running;
-            }
-            requests.push(request);
-        }
-        let first_half = requests.iter().take(REQUESTS / 2);
-        for request in first_half {
-            cloud.call(request).await?;
-        }
-        // The second half is asked for while the vhost goes; nobody minds the answers.
-        let asked: Vec<_> = requests
-            .iter()
-            .skip(REQUESTS / 2)
-            .cloned()
-            .map(|request| {
-                let rpc = cloud.rpc.clone();
-                tokio::spawn(async move {
-                    let limit = Duration::from_secs(2);
-                    rpc.call(
-                        InstanceCreate::NAME,
-                        InstanceCreate::VERSION,
-                        &request,
-                        limit,
-                    )
-                    .await
-                    .is_ok()
-                })
-            })
-            .collect();
-        cloud.vhost.delete().await?;
-        for asked in asked {
-            // Answered or not: an answer may have gone with the vhost.
-            asked.await?;
-        }
+        let (requests, unanswered) = ask_while_the_vhost_goes(cloud, network.id).await?;
+        assert!(
+            unanswered > 0,
+            "all {} requests were answered: nothing was under way",
+            requests.len()
+        );
         cloud.vhost.add().await?;
         let back = Instant::now();
 
@@ -98,11 +68,68 @@ fn deleting_the_vhost_under_way_loses_nothing_that_was_accepted_and_duplicates_n
         }
         let taken = back.elapsed();
         assert!(taken <= RECOVERY, "{taken:?} after the broker was back");
-        assert_eq!(cloud.instances().await?.len(), REQUESTS);
-        assert_eq!(cloud.hv1().domains().await?.len(), REQUESTS);
-        assert_eq!(cloud.host("hv1").await?.instances, u64::try_from(REQUESTS)?);
+        assert_eq!(cloud.instances().await?.len(), requests.len());
+        assert_eq!(cloud.hv1().domains().await?.len(), requests.len());
+        assert_eq!(
+            cloud.host("hv1").await?.instances,
+            u64::try_from(requests.len())?
+        );
         Ok(())
     });
+}
+
+/// Asks for instances, one every [`PACE`], from before the vhost goes until after; answers what was asked for, and
+/// how many got no answer. Every tenth instance runs.
+async fn ask_while_the_vhost_goes(
+    cloud: &TestCloud,
+    network: NetworkId,
+) -> anyhow::Result<(Vec<InstanceCreate>, usize)> {
+    let options = InstanceOptions {
+        networks: vec![network],
+        power: DesiredPower::Stopped,
+        ..InstanceOptions::default()
+    };
+    let template = cloud.instance_request("template", &options)?;
+    let mut requests = Vec::new();
+    let mut answers = JoinSet::new();
+    let mut ask = || -> anyhow::Result<()> {
+        let number = requests.len();
+        let mut request = InstanceCreate {
+            id: InstanceId::new(),
+            name: format!("r{number}").parse()?,
+            ..template.clone()
+        };
+        if number % 10 == 0 {
+            request.power = DesiredPower::Running;
+        }
+        requests.push(request.clone());
+        let rpc = cloud.rpc.clone();
+        answers.spawn(async move {
+            rpc.call(
+                InstanceCreate::NAME,
+                InstanceCreate::VERSION,
+                &request,
+                PATIENCE,
+            )
+            .await
+            .is_ok()
+        });
+        Ok(())
+    };
+    let mut deleted = std::pin::pin!(cloud.vhost.delete());
+    loop {
+        ask()?;
+        tokio::select! {
+            result = &mut deleted => break result?,
+            () = moment(PACE) => {}
+        }
+    }
+    ask()?;
+    let mut unanswered = 0;
+    while let Some(answered) = answers.join_next().await {
+        unanswered += usize::from(!answered?);
+    }
+    Ok((requests, unanswered))
 }
 
 #[test]
@@ -125,17 +152,22 @@ fn services_started_without_a_broker_say_so_wait_and_carry_on() {
         cloud.guest_answers(&instance).await?;
         let qemu = cloud.hv1().pids_of("qemu-system-x86_64")?;
 
-        // Gone for a while, with the guest running.
-        cloud.wire.cut().await;
-        both_complain(cloud).await?;
-        moment(Duration::from_secs(5)).await;
-        assert_eq!(cloud.hv1().pids_of("qemu-system-x86_64")?, qemu);
-        cloud.guest_answers(&instance).await?;
-        cloud.wire.plug().await?;
-        cloud.wait_all_up().await?;
-        cloud.wait_agent_healthy(cloud.hv1()).await?;
-        cloud.wait_active(instance.id).await?;
-        assert_eq!(cloud.hv1().pids_of("qemu-system-x86_64")?, qemu);
+        // Gone, with the guest running: first cut off, then silent, which only missing heartbeats tell.
+        for silent in [false, true] {
+            if silent {
+                cloud.wire.silence();
+            } else {
+                cloud.wire.cut().await;
+            }
+            both_complain(cloud).await?;
+            cloud.guest_answers(&instance).await?;
+            cloud.wire.cut().await;
+            cloud.wire.plug().await?;
+            cloud.wait_all_up().await?;
+            cloud.wait_agent_healthy(cloud.hv1()).await?;
+            cloud.wait_active(instance.id).await?;
+            assert_eq!(cloud.hv1().pids_of("qemu-system-x86_64")?, qemu);
+        }
         Ok(())
     });
 }

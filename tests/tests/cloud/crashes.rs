@@ -22,7 +22,7 @@ use berth_tests::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 /// Moments in each of creating and deleting.
-const MOMENTS: u32 = 12;
+const MOMENTS: u32 = 20;
 /// The seed of the moments.
 const SEED: u64 = 20_260_101;
 

@@ -1,18 +1,22 @@
 //! Messages that nobody can use: a typed, readable refusal to the sender, the message in `berth.dead` with its
 //! reason, and the next request served.
 
+use std::time::Duration;
+
 use berth_common::{
-    ids::{InstanceId, NetworkId},
-    message::request::HostList,
+    bus::{Bus, Message, Target},
+    document::DesiredPower,
+    ids::{HostId, InstanceId, NetworkId},
+    message::{request::HostList, view::VmState},
 };
 use berth_tests::{
     TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
     raw::{RawClient, RawMessage},
     wait::{Seen, wait_for},
     with_cloud,
 };
 use serde_json::json;
-use std::time::Duration;
 
 /// A message that is refused as unusable.
 struct Case {
@@ -68,7 +72,7 @@ fn cases() -> Vec<Case> {
             1,
             "{\"half\": ",
             "malformed",
-            "does not fit host.list",
+            "the body is not JSON",
         ),
         case(
             "no JSON at all",
@@ -76,7 +80,7 @@ fn cases() -> Vec<Case> {
             1,
             [0xff, 0x00, 0x9f],
             "malformed",
-            "does not fit host.list",
+            "the body is not JSON",
         ),
         case(
             "an empty body",
@@ -84,7 +88,7 @@ fn cases() -> Vec<Case> {
             1,
             "",
             "malformed",
-            "does not fit instance.show",
+            "the body is not JSON",
         ),
         case(
             "an unknown method",
@@ -292,14 +296,27 @@ fn unusable_messages_are_refused_kept_with_their_reason_and_stop_nobody() {
 #[test]
 fn an_unusable_document_ends_in_the_dead_queue_and_the_next_one_is_carried_out() {
     with_cloud(TestCloud::builder(), async |cloud| {
-        use berth_common::bus::{Bus, Message, Target};
         let client = RawClient::connect(&cloud.broker_url()).await?;
-        for body in [
-            "{\"kind\":\"instance\"",
-            "{\"kind\":\"instance\",\"id\":\"x\"}",
-            "[]",
-        ] {
-            let message = Message::from_json("document.instance", 1, "stranger", body);
+        let bystander = cloud.create_instance("bystander", &stopped()).await?;
+        cloud
+            .wait_state(bystander.id, VmState::Stopped, CONVERGE_LIMIT)
+            .await?;
+        // A tombstone would be the end of the bystander, if it were for this host.
+        let of_another_host = json!({"kind": "instance", "id": bystander.id, "generation": 99, "host_id": HostId::new(), "spec": null});
+        let without_spec = json!({"kind": "instance", "id": bystander.id, "generation": 99, "host_id": bystander.host_id});
+        let cases = [
+            (
+                "{\"kind\":\"instance\"".to_owned(),
+                1,
+                "the body is no document",
+            ),
+            ("[]".to_owned(), 1, "the body is no document"),
+            (without_spec.to_string(), 1, "spec"),
+            (of_another_host.to_string(), 1, "the document is for host"),
+            (of_another_host.to_string(), 7, "x-berth-version"),
+        ];
+        for (body, version, says) in cases {
+            let message = Message::from_json("document.instance", version, "stranger", body);
             cloud
                 .bus
                 .publish(Target::queue("compute.hv1"), message)
@@ -316,20 +333,28 @@ fn an_unusable_document_ends_in_the_dead_queue_and_the_next_one_is_carried_out()
             )
             .await?;
             assert_eq!(dead.queue, "compute.hv1");
-            assert!(!dead.reason.is_empty());
+            assert!(
+                dead.reason.contains(says),
+                "no {says:?} in {:?}",
+                dead.reason
+            );
         }
-        let options = berth_tests::cloud::InstanceOptions {
-            power: berth_common::document::DesiredPower::Stopped,
-            ..Default::default()
-        };
-        let instance = cloud.create_instance("next", &options).await?;
+        let next = cloud.create_instance("next", &stopped()).await?;
         cloud
-            .wait_state(
-                instance.id,
-                berth_common::message::view::VmState::Stopped,
-                berth_tests::cloud::CONVERGE_LIMIT,
-            )
+            .wait_state(next.id, VmState::Stopped, CONVERGE_LIMIT)
             .await?;
+        assert_eq!(
+            cloud.hv1().domains().await?.len(),
+            2,
+            "the bystander is still there"
+        );
         Ok(())
     });
+}
+
+fn stopped() -> InstanceOptions {
+    InstanceOptions {
+        power: DesiredPower::Stopped,
+        ..InstanceOptions::default()
+    }
 }

@@ -42,6 +42,58 @@ async fn a_hypervisor_keeps_its_domains_over_a_power_cut_and_leaves_nothing_behi
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_berth_would_leave_on_a_hypervisor_is_found() -> anyhow::Result<()> {
+    let mut site = Site::open()?;
+    let hypervisor = Hypervisor::create(&site, 1, Libvirtd::Running).await?;
+    assert!(hypervisor.remains().await?.is_empty());
+    hypervisor
+        .text(&["ip", "link", "add", "btb0", "type", "bridge"])
+        .await?;
+    hypervisor
+        .text(&["ip", "netns", "add", "berth-left"])
+        .await?;
+    std::fs::create_dir_all(hypervisor.state_dir().join("instances/left"))?;
+    let xml = "<domain type='qemu'><name>berth-left</name><memory>4096</memory><os><type>hvm</type></os></domain>";
+    let file = site.dir().join("left.xml");
+    std::fs::write(&file, xml)?;
+    hypervisor
+        .text(&["virsh", "-q", "define", &file.display().to_string()])
+        .await?;
+    let dnsmasq = [
+        "sh",
+        "-c",
+        "dnsmasq --keep-in-foreground --port=0 --conf-file=/dev/null >/dev/null 2>&1 &",
+    ];
+    hypervisor.text(&dnsmasq).await?;
+    let expected = [
+        "domain berth-left",
+        "link btb0",
+        "namespace berth-left",
+        "instances/: left",
+        "process dnsmasq",
+    ];
+    wait_for(
+        "all leftovers to be found",
+        Duration::from_secs(10),
+        async || {
+            let remains = hypervisor.remains().await?;
+            let found = expected
+                .iter()
+                .all(|part| remains.iter().any(|line| line.contains(part)));
+            Ok(Seen::when(
+                found && remains.len() == expected.len(),
+                remains,
+            ))
+        },
+    )
+    .await?;
+    drop(hypervisor);
+    let wrong = site.close();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_wait_that_fails_says_what_it_saw_last() {
     let result = wait_for("the moon", Duration::from_millis(10), async || {
