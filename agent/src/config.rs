@@ -33,7 +33,8 @@ pub struct Config {
     pub libvirt_uri: String,
     /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
     pub virt_type: VirtTypeChoice,
-    /// `limits.concurrent_operations`: how many resources are worked on at once.
+    /// `limits.concurrent_operations`: how many instances are worked on at once, and how many
+    /// networks.
     pub concurrent_operations: usize,
     /// `telemetry.listen`: where `/metrics` and `/healthz` are served.
     pub listen: SocketAddr,

@@ -17,7 +17,10 @@ use nix::{
 use rtnetlink::{LinkBridge, LinkVeth, new_connection};
 
 use crate::{
-    act::libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
+    act::{
+        command::PATH,
+        libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
+    },
     config::Config,
     report::heartbeat::Machine,
 };
@@ -214,13 +217,12 @@ fn has_capability(status: &str, bit: u32) -> bool {
 }
 
 fn check_programs(findings: &mut Findings) {
-    let path = env::var_os("PATH").unwrap_or_default();
     for (program, package) in PROGRAMS {
-        if find(program, env::split_paths(&path)).is_none() {
+        if find(program, env::split_paths(PATH)).is_none() {
             let fix = format!("install it (on Debian: apt-get install {package})");
             findings.add(
                 Severity::Fatal,
-                format!("there is no `{program}` in PATH"),
+                format!("there is no `{program}` in {PATH}"),
                 Some(&fix),
             );
         }

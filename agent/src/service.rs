@@ -1,7 +1,11 @@
 //! The running agent: connects everything and ends it in order. Guests, bridges and DHCP servers are nobody's
 //! children here: they neither start nor end with it.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use berth_common::{
@@ -15,7 +19,11 @@ use berth_common::{
     },
 };
 use sd_notify::NotifyState;
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -43,6 +51,8 @@ use crate::{
 const ASK_LIBVIRT: Duration = Duration::from_secs(2);
 /// How often figures are gathered that nobody else sets.
 const GATHER: Duration = Duration::from_secs(30);
+/// How often it is tried to mend what a full disk prevented.
+const MEND: Duration = Duration::from_secs(60);
 
 /// Runs an agent until cancelled.
 ///
@@ -74,7 +84,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     ));
 
     let agent = Agent::assemble(&config, &state, &health, &agent_metrics)?;
-    let heartbeat = agent.pulse.start(
+    let heart = agent.pulse.start(
         RabbitConfig::new(
             config.bus_url.expose().clone(),
             format!("{} {} heartbeat", app::AGENT, config.host_name),
@@ -85,13 +95,23 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
 
     // Reports go on until the engine has said its last.
     let reporting = CancellationToken::new();
-    let reports = tokio::spawn(agent.reports.send(
+    let mut last = JoinSet::new();
+    last.spawn(agent.reports.send(
         Arc::clone(&agent.bus),
         agent.sender,
         agent_metrics.clone(),
         reporting.clone(),
     ));
     let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        // It sends nothing: it is dropped with its thread.
+        let _ = heart.stopped.await;
+    });
+    let state = Arc::new(Mutex::new(state));
+    tasks.spawn(until_cancelled(
+        keep_state(Arc::clone(&state), health.component("state")),
+        cancel.clone(),
+    ));
     tasks.spawn(watch_bus(
         agent.bus.health(),
         health.component("bus"),
@@ -119,23 +139,26 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     notify(NotifyState::Ready);
 
     let mut outcome = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended.context("a task of the agent panicked") {
-            outcome = outcome.and(Err(error));
-            cancel.cancel();
-        } else if !cancel.is_cancelled() {
-            // The bus was closed, or the engine ended: neither happens while there is work.
-            outcome = outcome.and(Err(anyhow::anyhow!(
-                "a task of the agent ended before its time"
-            )));
+    loop {
+        let ended = tokio::select! {
+            ended = tasks.join_next() => match ended {
+                Some(ended) => ended,
+                None => break,
+            },
+            Some(ended) = last.join_next() => ended,
+        };
+        outcome = outcome.and(judge_end(ended, cancel.is_cancelled()));
+        if outcome.is_err() {
             cancel.cancel();
         }
     }
     notify(NotifyState::Stopping);
     reporting.cancel();
-    reports.await?;
+    while let Some(ended) = last.join_next().await {
+        outcome = outcome.and(judge_end(ended, true));
+    }
     agent.bus.close().await;
-    if tokio::task::spawn_blocking(move || heartbeat.join())
+    if tokio::task::spawn_blocking(move || heart.thread.join())
         .await?
         .is_err()
     {
@@ -145,6 +168,14 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     tracing::info!("agent ends; guests, networks and their DHCP servers stay");
     drop(state);
     outcome
+}
+
+/// What the end of a task means for the agent. The bus was closed, the engine or the reports ended, the heartbeat
+/// stopped: none of it happens while there is work.
+fn judge_end(ended: Result<(), JoinError>, expected: bool) -> anyhow::Result<()> {
+    ended.context("a task of the agent panicked")?;
+    anyhow::ensure!(expected, "a task of the agent ended before its time");
+    Ok(())
 }
 
 /// The parts of an agent, connected and not yet running.
@@ -170,7 +201,8 @@ impl Agent {
         metrics: &AgentMetrics,
     ) -> anyhow::Result<Self> {
         let journal_health = health.component("journal");
-        let (journal, corrupt) = Journal::open(&state.journal(), state.host_id())?;
+        let (journal, corrupt) =
+            Journal::open(&state.journal(), state.host_id(), state.ballast().clone())?;
         note_corrupt(&journal_health, corrupt.len());
         let journal = Arc::new(journal);
         let paths = Paths::below(state.root());
@@ -301,6 +333,26 @@ async fn ask_libvirt(
     }
 }
 
+/// Mends the state directory again and again after the disk was full, and tells how it is.
+async fn keep_state(state: Arc<Mutex<StateDir>>, health: Component) {
+    loop {
+        let state = Arc::clone(&state);
+        let mended = tokio::task::spawn_blocking(move || {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.mend().map_err(|error| error_chain(error))
+        });
+        match mended.await {
+            Ok(Ok(())) => health.ok(),
+            Ok(Err(reason)) => health.degraded(format!(
+                "{reason}; until this start is counted, a restart of the agent would look like this one to the \
+                 scheduler; trying again"
+            )),
+            Err(error) => health.degraded(error.to_string()),
+        }
+        sleep(MEND).await;
+    }
+}
+
 /// Sets the figures that nobody else sets.
 async fn gather(libvirt: Arc<Libvirt>, storage: Arc<DirStorage>, metrics: AgentMetrics) {
     loop {
@@ -321,19 +373,43 @@ async fn feed_watchdog(glances: Glances) {
         return;
     };
     loop {
-        let alive = glances
-            .newest()
-            .engine_alive
-            .is_none_or(|at| at.elapsed() < STALE_AFTER);
-        if alive {
+        if is_alive(glances.newest().engine_alive, Instant::now()) {
             notify(NotifyState::Watchdog);
         }
         sleep(limit / 3).await;
     }
 }
 
+/// Whether the engine was heard of lately. It is heard of first when it is made.
+fn is_alive(engine: Option<Instant>, now: Instant) -> bool {
+    engine.is_some_and(|at| now.duration_since(at) < STALE_AFTER)
+}
+
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_is_silent_or_never_spoke_is_not_alive() {
+        let now = Instant::now();
+        assert!(is_alive(Some(now), now));
+        assert!(!is_alive(Some(now), now + STALE_AFTER));
+        assert!(!is_alive(None, now));
+    }
+
+    #[tokio::test]
+    async fn a_task_may_end_only_when_the_agent_does() {
+        let ended = async |fails: bool| {
+            tokio::spawn(async move { assert!(!fails, "a defect, on purpose") }).await
+        };
+        assert!(judge_end(ended(false).await, true).is_ok());
+        assert!(judge_end(ended(false).await, false).is_err());
+        assert!(judge_end(ended(true).await, true).is_err());
     }
 }

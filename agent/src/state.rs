@@ -4,14 +4,19 @@
 //!   <state>/host_id      this host's UUID, made once and never again
 //!   <state>/session      how often an agent has started here
 //!   <state>/lock         held while an agent runs
+//!   <state>/ballast      space that is kept for a full disk        (ballast)
 //!   <state>/journal/     the documents this host was sent   (crate::inbox::journal)
 //!   <state>/instances/   disks and consoles of instances    (crate::act::storage)
 //!   <state>/images/      the image cache                    (crate::act::storage)
 //!   <state>/networks/    files of DHCP servers              (crate::act::net)
 //! ```
 //!
+//! A disk that is full, or cannot be written, is no reason not to start: the agent is who empties it.
+//!
 //! A host is its UUID. So a damaged or missing identity is an error that an operator decides about; nothing here
 //! ever makes up a new one where there was one before.
+
+pub mod ballast;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -26,7 +31,8 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use crate::act::storage::atomic::write_atomically;
+use self::ballast::Ballast;
+use crate::act::storage::atomic::{TEMPORARY_PREFIX, write_atomically};
 
 /// QEMU and dnsmasq pass through to what they were told of, and list nothing.
 const PASSAGE: u32 = 0o711;
@@ -84,18 +90,23 @@ pub struct StateDir {
     root: PathBuf,
     host_id: HostId,
     session: u64,
+    session_error: Option<StateError>,
+    ballast: Ballast,
     _lock: Flock<File>,
 }
 
 impl StateDir {
-    /// Opens a state directory, makes what is missing, and counts this start.
+    /// Opens a state directory, makes what is missing, and counts this start. A count that cannot be written is
+    /// kept in memory: see [`Self::session_error`].
     ///
     /// # Errors
     /// [`StateError`]; the text says what to do.
     pub fn open(root: &Path) -> Result<Self, StateError> {
         make_directory(root, PASSAGE)?;
         let lock = lock(root)?;
-        let host_id = host_id(root)?;
+        remove_leftovers(root);
+        let ballast = Ballast::of(root);
+        let host_id = host_id(root, &ballast)?;
         for (name, mode) in [
             ("journal", PRIVATE),
             ("instances", PASSAGE),
@@ -104,13 +115,48 @@ impl StateDir {
         ] {
             make_directory(&root.join(name), mode)?;
         }
-        let session = next_session(root)?;
+        let session = last_session(root)?.saturating_add(1);
+        let session_error = write_session(root, session, &ballast).err();
+        if let Err(error) = ballast.keep() {
+            tracing::warn!(%error, "no space could be kept for a full disk");
+        }
         Ok(Self {
             root: root.to_owned(),
             host_id,
             session,
+            session_error,
+            ballast,
             _lock: lock,
         })
+    }
+
+    /// Mends what a full disk prevented, if there is room again: the count of starts, and the ballast.
+    ///
+    /// # Errors
+    /// The count of starts cannot be written. Whoever starts next would count as the same start, and the scheduler
+    /// would take its first reports for old ones.
+    pub fn mend(&mut self) -> Result<(), &StateError> {
+        if self.session_error.is_some() {
+            self.session_error = write_session(&self.root, self.session, &self.ballast).err();
+        }
+        if self.session_error.is_none()
+            && let Err(error) = self.ballast.keep()
+        {
+            tracing::debug!(%error, "no space could be kept for a full disk");
+        }
+        self.session_error.as_ref().map_or(Ok(()), Err)
+    }
+
+    /// Why this start could not be counted on disk, if so.
+    #[must_use]
+    pub const fn session_error(&self) -> Option<&StateError> {
+        self.session_error.as_ref()
+    }
+
+    /// The space that is kept for a full disk.
+    #[must_use]
+    pub const fn ballast(&self) -> &Ballast {
+        &self.ballast
     }
 
     /// The directory.
@@ -204,7 +250,27 @@ fn damaged(path: &Path, found: &str, expected: &'static str) -> StateError {
     }
 }
 
-fn host_id(root: &Path) -> Result<HostId, StateError> {
+/// Removes what a killed agent was writing here. It does no harm, so failing does neither.
+fn remove_leftovers(root: &Path) {
+    let remove = || -> io::Result<()> {
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            let is_ours = entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(TEMPORARY_PREFIX);
+            if is_ours && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = remove() {
+        tracing::warn!(%error, directory = %root.display(), "leftovers of interrupted writes could not be removed");
+    }
+}
+
+fn host_id(root: &Path, ballast: &Ballast) -> Result<HostId, StateError> {
     let path = root.join("host_id");
     if let Some(text) = read(&path)? {
         return text.parse().map_err(|_| damaged(&path, &text, "a UUID"));
@@ -213,22 +279,29 @@ fn host_id(root: &Path) -> Result<HostId, StateError> {
         return Err(StateError::IdentityLost(path));
     }
     let id = HostId::new();
-    write_atomically(&path, format!("{id}\n").as_bytes()).map_err(failed("write", &path))?;
+    ballast
+        .spend(|| write_atomically(&path, format!("{id}\n").as_bytes()))
+        .map_err(failed("write", &path))?;
     tracing::info!(host_id = %id, path = %path.display(), "this host got its identity");
     Ok(id)
 }
 
-fn next_session(root: &Path) -> Result<u64, StateError> {
+/// How often agents have started here, as it was written last.
+fn last_session(root: &Path) -> Result<u64, StateError> {
     let path = root.join("session");
-    let before = match read(&path)? {
-        None => 0,
+    match read(&path)? {
+        None => Ok(0),
         Some(text) => text
             .parse::<u64>()
-            .map_err(|_| damaged(&path, &text, "a number of starts"))?,
-    };
-    let session = before.saturating_add(1);
-    write_atomically(&path, format!("{session}\n").as_bytes()).map_err(failed("write", &path))?;
-    Ok(session)
+            .map_err(|_| damaged(&path, &text, "a number of starts")),
+    }
+}
+
+fn write_session(root: &Path, session: u64, ballast: &Ballast) -> Result<(), StateError> {
+    let path = root.join("session");
+    ballast
+        .spend(|| write_atomically(&path, format!("{session}\n").as_bytes()))
+        .map_err(failed("write", &path))
 }
 
 #[cfg(test)]
@@ -275,6 +348,17 @@ mod tests {
         let error = StateDir::open(directory.path()).unwrap_err();
         assert!(matches!(error, StateError::IdentityLost(_)), "{error}");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_agent_was_writing_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at(".new-0f-session"), b"4").unwrap();
+        fs::write(at(".kept"), b"").unwrap();
+        let _state = StateDir::open(directory.path()).unwrap();
+        assert!(!at(".new-0f-session").exists());
+        assert!(at(".kept").exists());
     }
 
     #[test]

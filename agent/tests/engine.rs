@@ -20,12 +20,12 @@ use std::{
 use async_trait::async_trait;
 use berth_agent::{
     act::{
-        ActError, Compute,
+        ActError, Compute, Storage,
         fake::{FakeHost, Guest},
     },
     decide::{
         domain::{DomainObserved, DomainStep, VirtType},
-        instance::{HostFacts, Paths},
+        instance::{DiskPlan, HostFacts, Paths, StorageStep, domain_config},
     },
     engine::{Engine, Host, Parts},
     inbox::{Inbox, journal::Journal},
@@ -50,7 +50,7 @@ use berth_common::{
     },
     names::{HostName, ImageUrl, MacAddress},
     telemetry::{health::Health, registry::Metrics},
-    units::{DiskGb, Generation, MemoryMb, Vcpus},
+    units::{ByteCount, DiskGb, Generation, MemoryMb, Vcpus},
 };
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
@@ -66,7 +66,11 @@ struct FlakyLibvirt {
     host: FakeHost,
     away: Arc<AtomicBool>,
     defective: Arc<AtomicBool>,
+    wedged: Arc<AtomicBool>,
 }
+
+/// How long a call to a libvirt that hangs is waited for.
+const HANG: Duration = Duration::from_secs(30);
 
 impl FlakyLibvirt {
     fn ask(&self) -> Result<(), ActError> {
@@ -89,6 +93,14 @@ impl Compute for FlakyLibvirt {
     }
 
     async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
+        if self.wedged.load(Ordering::SeqCst) {
+            sleep(HANG).await;
+            return Err(ActError::retryable(
+                FaultCode::Hypervisor,
+                "libvirt hangs",
+                "no answer",
+            ));
+        }
         self.ask()?;
         self.host.observe_one(instance).await
     }
@@ -100,6 +112,16 @@ impl Compute for FlakyLibvirt {
         );
         self.ask()?;
         Compute::apply(&self.host, step).await
+    }
+}
+
+/// What the host can do.
+fn facts() -> HostFacts {
+    HostFacts {
+        virt_type: VirtType::Qemu,
+        arch: "x86_64".to_owned(),
+        has_cpu_controller: false,
+        paths: Paths::below(Path::new("/var/lib/berth")),
     }
 }
 
@@ -145,6 +167,7 @@ impl Lab {
                 host: host.clone(),
                 away: Arc::default(),
                 defective: Arc::default(),
+                wedged: Arc::default(),
             },
             broker,
             scheduler,
@@ -160,19 +183,14 @@ impl Lab {
 
     fn start(&mut self) {
         let state = StateDir::open(self.state.path()).unwrap();
-        let (journal, _) = Journal::open(&state.journal(), state.host_id()).unwrap();
+        let (journal, _) =
+            Journal::open(&state.journal(), state.host_id(), state.ballast().clone()).unwrap();
         let journal = Arc::new(journal);
         let metrics = AgentMetrics::new(&Metrics::new("test", "1").unwrap()).unwrap();
         let health = Health::new();
-        let facts = HostFacts {
-            virt_type: VirtType::Qemu,
-            arch: "x86_64".to_owned(),
-            has_cpu_controller: false,
-            paths: Paths::below(Path::new("/var/lib/berth")),
-        };
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect());
         let (reports, glances) = (Reports::default(), Glances::default());
-        let (facts_sender, facts) = watch::channel(Some(facts));
+        let (facts_sender, facts) = watch::channel(Some(facts()));
         let (engine, handle) = Engine::new(Parts {
             host: Host {
                 compute: Arc::new(self.libvirt.clone()),
@@ -783,6 +801,174 @@ async fn a_guest_that_obeys_an_old_wish_late_is_started_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_survives_the_agent_that_asked_the_guest_to_power_off() {
+    let mut lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
+    lab.send(&wish.instance(2, stopped)).await;
+    lab.wait_until("the question", || lab.host.lives(wish.instance).asked > 0)
+        .await;
+    lab.restart().await;
+    let start = wish.instance(3, |_| {});
+    lab.send(&start).await;
+    let report = lab.wait_status(&start, ConvergeStatus::Converged).await;
+    assert_eq!(report.power_state, Some(PowerState::Running));
+    lab.host.guest_powers_off(wish.instance);
+    lab.wait_until("a second start", || {
+        lab.host.lives(wish.instance).starts == 2
+    })
+    .await;
+    // Once it was watched for its whole stop timeout, being off is the guest's own decision again.
+    lab.wait_status(&start, ConvergeStatus::Converged).await;
+    sleep(Duration::from_secs(60)).await;
+    lab.host.guest_powers_off(wish.instance);
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_obey_an_old_wish_is_settled_after_its_timeout() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
+    lab.send(&wish.instance(2, stopped)).await;
+    lab.wait_until("the question", || lab.host.lives(wish.instance).asked > 0)
+        .await;
+    let start = wish.instance(3, |_| {});
+    lab.send(&start).await;
+    lab.wait_status(&start, ConvergeStatus::Converged).await;
+    sleep(Duration::from_secs(32)).await;
+    let domain = lab.host.domain(wish.instance.as_uuid()).unwrap();
+    assert_eq!(domain.metadata.unwrap().generation, Generation(3));
+    assert_eq!(lab.host.lives(wish.instance).starts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_document_of_the_same_generation_is_carried_out() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let stop = wish.instance(2, stopped);
+    lab.send(&stop).await;
+    lab.wait_status(&stop, ConvergeStatus::Converged).await;
+    // The scheduler's database was put back, and it counts on from there.
+    lab.send(&wish.instance(2, |_| {})).await;
+    lab.wait(stop.key(), "running", |report| {
+        report.status == ConvergeStatus::Converged
+            && report.power_state == Some(PowerState::Running)
+    })
+    .await;
+    // From now on it is as carried out as any.
+    lab.host.guest_powers_off(wish.instance);
+    sleep(Duration::from_secs(700)).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_reappears_of_something_deleted_is_removed_again() {
+    let mut lab = Lab::new().await;
+    let (wish, network, instance) = running(&lab).await;
+    let domain = DomainStep::Define(Box::new(domain_config(
+        wish.instance,
+        &wish.spec(),
+        &facts(),
+    )));
+    for tombstone in [instance.tombstone(), network.tombstone()] {
+        lab.send(&tombstone).await;
+        lab.wait_status(&tombstone, ConvergeStatus::Gone).await;
+    }
+    // With this agent, and with the next one, which knows of the end by its journal only.
+    for restart in [false, true] {
+        if restart {
+            lab.restart().await;
+        }
+        Compute::apply(&lab.host, &domain).await.unwrap();
+        lab.host.have_bridge(wish.network);
+        assert_eq!(lab.host.leftovers().len(), 2);
+        lab.wait_until("nothing is left", || lab.host.leftovers().is_empty())
+            .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_reappear_are_removed_again() {
+    let lab = Lab::new().await;
+    let (wish, _, instance) = running(&lab).await;
+    lab.send(&instance.tombstone()).await;
+    lab.wait_status(&instance.tombstone(), ConvergeStatus::Gone)
+        .await;
+    let DiskSource::Image(image) = wish.spec().disks.remove(0).source;
+    let disk = StorageStep::CreateDisk(DiskPlan {
+        instance: wish.instance,
+        index: 0,
+        path: "/somewhere".into(),
+        size: ByteCount::from_gb(DiskGb::new(1).unwrap()),
+        format: DiskFormat::Qcow2,
+        image,
+    });
+    Storage::apply(&lab.host, &disk, &watch::channel(None).0)
+        .await
+        .unwrap();
+    let files = format!("files of instance {}", wish.instance);
+    assert!(lab.host.leftovers().contains(&files));
+    lab.wait_until("no files", || !lab.host.leftovers().contains(&files))
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_libvirt_that_hangs_does_not_keep_networks_from_being_built() {
+    let lab = Lab::new().await;
+    lab.libvirt.wedged.store(true, Ordering::SeqCst);
+    for _ in 0..8 {
+        lab.send(&Wish::new(&lab).instance(1, |_| {})).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    let network = Wish::new(&lab).network(1, &[]);
+    lab.send(&network).await;
+    let sent = tokio::time::Instant::now();
+    lab.wait_status(&network, ConvergeStatus::Converged).await;
+    assert!(sent.elapsed() < HANG / 2, "{:?}", sent.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_was_cleaned_up_is_fetched_for_the_next_start() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let stop = wish.instance(2, stopped);
+    lab.send(&stop).await;
+    lab.wait_status(&stop, ConvergeStatus::Converged).await;
+    lab.host.lose_images();
+    let start = wish.instance(3, |_| {});
+    lab.send(&start).await;
+    lab.wait_status(&start, ConvergeStatus::Converged).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_to_a_refused_instance_is_noticed() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let stop = wish.instance(2, stopped);
+    lab.send(&stop).await;
+    lab.wait_status(&stop, ConvergeStatus::Converged).await;
+    lab.host.lose_disk(wish.instance, 0);
+    let start = wish.instance(3, |_| {});
+    lab.send(&start).await;
+    lab.wait_status(&start, ConvergeStatus::Failed).await;
+    // Without its domain there is nothing to lose any more: the disk is made anew.
+    Compute::apply(&lab.host, &DomainStep::Undefine(wish.instance))
+        .await
+        .unwrap();
+    let changed = tokio::time::Instant::now();
+    lab.wait_status(&start, ConvergeStatus::Converged).await;
+    assert!(
+        changed.elapsed() < Duration::from_secs(30),
+        "it did not wait for its turn: {:?}",
+        changed.elapsed()
+    );
+    assert_eq!(lab.host.lives(wish.instance).starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broker_that_is_gone_for_a_minute_is_no_event() {
     let lab = Lab::new().await;
     let wish = Wish::new(&lab);
@@ -941,6 +1127,39 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
     assert_eq!(report.fault.unwrap().code, FaultCode::ForeignObject);
     assert_eq!(lab.host.domain(wish.instance.as_uuid()), Some(theirs));
     assert_eq!(lab.host.steps_done(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn disks_stay_while_a_domain_without_berths_mark_may_use_them() {
+    let mut lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let mut theirs = lab.host.domain(wish.instance.as_uuid()).unwrap();
+    lab.kill().await;
+    // The mark is lost: what was berth's domain is nobody's now, and runs on.
+    for step in [
+        DomainStep::Destroy(wish.instance),
+        DomainStep::Undefine(wish.instance),
+    ] {
+        Compute::apply(&lab.host, &step).await.unwrap();
+    }
+    theirs.metadata = None;
+    lab.host.add_foreign(theirs.clone());
+    lab.start();
+    let tombstone = wish.instance(1, |_| {}).tombstone();
+    lab.send(&tombstone).await;
+    let report = lab.wait_status(&tombstone, ConvergeStatus::Failed).await;
+    let fault = report.fault.unwrap();
+    assert_eq!(fault.code, FaultCode::ForeignObject);
+    assert!(fault.message.contains(&theirs.name), "{fault:?}");
+    let files = format!("files of instance {}", wish.instance);
+    sleep(Duration::from_secs(700)).await;
+    assert!(lab.host.leftovers().contains(&files));
+
+    theirs.power_state = PowerState::Shutdown;
+    lab.host.add_foreign(theirs.clone());
+    lab.wait_status(&tombstone, ConvergeStatus::Gone).await;
+    assert!(!lab.host.leftovers().contains(&files));
+    assert_eq!(lab.host.domain(wish.instance.as_uuid()), Some(theirs));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,13 @@
 
 mod support;
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use berth_agent::{
     act::{
@@ -43,9 +49,9 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
     let port = PortId::new();
     hypervisor.add_bridge(&names::bridge(network));
     let folder = hypervisor.path().join(format!("a b&c'<d>\"{id}"));
-    std::fs::create_dir(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
     let image = folder.join("image.qcow2");
-    std::fs::copy(guest_image(), &image).unwrap();
+    fs::copy(guest_image(), &image).unwrap();
     let disk = folder.join("disk0.qcow2");
     overlay(&image, &disk);
     let mut config = DomainConfig {
@@ -92,7 +98,7 @@ fn overlay(image: &Path, disk: &Path) {
 }
 
 fn console(config: &DomainConfig) -> String {
-    String::from_utf8_lossy(&std::fs::read(&config.console_log).unwrap_or_default()).into_owned()
+    String::from_utf8_lossy(&fs::read(&config.console_log).unwrap_or_default()).into_owned()
 }
 
 fn wait_for_console(config: &DomainConfig, text: &str, times: usize) {
@@ -258,6 +264,36 @@ async fn a_domain_lives_its_life_step_by_step() {
 }
 
 #[tokio::test]
+async fn the_image_below_a_disk_stays_roots_and_read_only() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    let (disk, image) = (&config.disks[0].path, &config.disks[0].backing[0].0);
+    fs::set_permissions(image, fs::Permissions::from_mode(0o444)).unwrap();
+    let owner = |path: &Path| {
+        let metadata = fs::metadata(path).unwrap();
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
+    };
+    let before = fs::read(image).unwrap();
+    assert_eq!(owner(image), (0, 0, 0o444));
+
+    libvirt
+        .apply(&DomainStep::Define(Box::new(config.clone())))
+        .await
+        .unwrap();
+    libvirt.apply(&DomainStep::Start(id)).await.unwrap();
+    wait_for_console(&config, BOOTED, 1);
+    assert_ne!(owner(disk).0, 0, "QEMU does not run as root");
+    assert_eq!(owner(image), (0, 0, 0o444));
+
+    libvirt.apply(&DomainStep::Destroy(id)).await.unwrap();
+    assert_eq!(owner(image), (0, 0, 0o444));
+    assert_eq!(fs::read(image).unwrap(), before);
+    libvirt.apply(&DomainStep::Undefine(id)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_foreign_domain_is_listed_and_never_touched() {
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
@@ -269,7 +305,7 @@ async fn a_foreign_domain_is_listed_and_never_touched() {
             "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><metadata>{metadata}</metadata>\
              <memory unit='MiB'>64</memory><vcpu>2</vcpu><os><type>hvm</type></os></domain>"
         );
-        std::fs::write(&path, xml).unwrap();
+        fs::write(&path, xml).unwrap();
         hypervisor.virsh(&["define", path.to_str().unwrap()]);
     };
     let all_steps = [

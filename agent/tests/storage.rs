@@ -27,7 +27,7 @@ use std::{
 use berth_agent::{
     act::{
         ActError, Storage,
-        storage::{DirStorage, StorageOptions},
+        storage::{DirStorage, KeepFree, StorageOptions},
     },
     decide::instance::{DiskPlan, InstanceFiles, Paths, StorageStep},
 };
@@ -84,6 +84,11 @@ impl Host {
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(5),
             max_redirects: 3,
+            // Some tests run on small file systems.
+            keep_free: KeepFree {
+                bytes: ByteCount::clamped(0),
+                percent: 0,
+            },
             ..StorageOptions::default()
         };
         change(&mut options);
@@ -974,9 +979,9 @@ async fn https_trusts_the_authorities_of_the_host_and_no_others() {
 #[tokio::test]
 async fn other_bytes_than_promised_are_refused_with_both_sums() {
     let host = Host::new();
-    let file = host.file("image", b"what is there");
+    let server = Server::new(|_, stream| whole(stream, b"what is there"));
     let wanted = image(
-        &format!("file://{}", file.display()),
+        &server.url("/image"),
         b"what was promised",
         ImageFormat::Raw,
     );
@@ -988,6 +993,77 @@ async fn other_bytes_than_promised_are_refused_with_both_sums() {
         &[got.as_str(), expected.as_str()],
     );
     assert_eq!(host.image_files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn the_sum_of_a_file_of_the_host_is_not_told() {
+    let host = Host::new();
+    let file = host.file("image", b"what is there");
+    let wanted = image(
+        &format!("file://{}", file.display()),
+        b"what was promised",
+        ImageFormat::Raw,
+    );
+    let error = host.fetch(&wanted).await.unwrap_err();
+    let text = chain(&error);
+    assert!(text.contains(wanted.sha256.as_str()), "{text}");
+    assert!(!text.contains(sum(b"what is there").as_str()), "{text}");
+    fails(
+        Err(error),
+        FaultCode::ImageChecksum,
+        false,
+        &["does not have the sha256"],
+    );
+    assert_eq!(host.image_files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_file_that_not_everybody_may_read_is_no_image() {
+    let host = Host::new();
+    let bytes = noise(MIB);
+    let file = host.file("secret", &bytes);
+    let link = host.root.join("link");
+    symlink(&file, &link).unwrap();
+    // Who asks knows its sum already, and still does not get it.
+    for (path, mode) in [
+        (&file, 0o600),
+        (&file, 0o640),
+        (&file, 0o100),
+        (&link, 0o660),
+    ] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        fails(
+            host.fetch(&image(
+                &format!("file://{}", path.display()),
+                &bytes,
+                ImageFormat::Raw,
+            ))
+            .await,
+            FaultCode::ImageUnreachable,
+            false,
+            &["not everybody on this host may read it", "chmod o+r"],
+        );
+    }
+    // Nor does it learn whether it is empty.
+    fs::write(&file, b"").unwrap();
+    let wanted = image(&format!("file://{}", file.display()), b"", ImageFormat::Raw);
+    fails(
+        host.fetch(&wanted).await,
+        FaultCode::ImageUnreachable,
+        false,
+        &["chmod o+r"],
+    );
+    assert_eq!(host.image_files(), [""; 0]);
+
+    fs::write(&file, &bytes).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o604)).unwrap();
+    let wanted = image(
+        &format!("file://{}", link.display()),
+        &bytes,
+        ImageFormat::Raw,
+    );
+    host.fetch(&wanted).await.unwrap();
+    assert_eq!(host.image_files(), [wanted.sha256.as_str()]);
 }
 
 #[tokio::test]
@@ -1216,16 +1292,115 @@ fn a_full_disk_during_a_download_is_survived() {
             true,
             &["has 4194304 bytes", "has room for 20"],
         );
+        // Nothing of a refused download stays promised.
+        fails(
+            host.fetch(&stated).await,
+            FaultCode::DiskFull,
+            true,
+            &["has room for 20", " 0 are promised"],
+        );
         fails(
             host.fetch(&unstated).await,
             FaultCode::DiskFull,
             true,
-            &["No space left on device"],
+            &["was stopped", "is full"],
         );
         assert_eq!(host.image_files(), [""; 0]);
         fs::remove_file(filler).unwrap();
         host.fetch(&unstated).await.unwrap();
         assert_eq!(host.image_files(), [stated.sha256.as_str()]);
+    });
+}
+
+fn free(directory: &Path) -> u64 {
+    let status = nix::sys::statvfs::statvfs(directory).unwrap();
+    status.blocks_available() * status.fragment_size()
+}
+
+#[test]
+fn an_endless_download_leaves_guests_room_to_grow() {
+    on_a_small_file_system("16m", |root| async move {
+        for (keep_free, kept) in [((4 * MIB, 1), 4 * MIB), ((MIB, 50), 8 * MIB)] {
+            let host = Host::at(&root, |options| {
+                options.keep_free = KeepFree {
+                    bytes: ByteCount::clamped(keep_free.0),
+                    percent: keep_free.1,
+                };
+            });
+            let lowest = Arc::new(Mutex::new(u64::MAX));
+            let (seen, watched) = (Arc::clone(&lowest), root.clone());
+            let server = Server::new(move |_, stream| {
+                head(stream, "200 OK", "")?;
+                let piece = noise(MIB / 8);
+                loop {
+                    stream.write_all(&piece)?;
+                    let mut lowest = seen.lock().unwrap();
+                    *lowest = free(&watched).min(*lowest);
+                }
+            });
+            let endless = image(&server.url("/"), b"never", ImageFormat::Raw);
+            fails(
+                host.fetch(&endless).await,
+                FaultCode::DiskFull,
+                true,
+                &["was stopped", &format!("{kept} bytes that are kept free")],
+            );
+            let lowest = *lowest.lock().unwrap();
+            assert!(lowest >= kept, "{lowest} bytes were free, not {kept}");
+            assert_eq!(host.image_files(), [""; 0]);
+        }
+    });
+}
+
+#[test]
+fn downloads_that_run_count_before_their_bytes_arrive() {
+    on_a_small_file_system("16m", |root| async move {
+        let host = Host::at(&root, |_| ());
+        let bytes = noise(10 * MIB);
+        let (gate, body) = (Gate::default(), bytes.clone());
+        let opened = gate.clone();
+        let server = Server::new(move |path, stream| match path {
+            "/slow" => {
+                head(
+                    stream,
+                    "200 OK",
+                    &format!("Content-Length: {}\r\n", body.len()),
+                )?;
+                opened.wait();
+                stream.write_all(&body)
+            }
+            "/other" => whole(stream, &body[1..]),
+            _ => {
+                head(stream, "200 OK", "")?;
+                stream.write_all(&body[2..])
+            }
+        });
+        let slow = image(&server.url("/slow"), &bytes, ImageFormat::Raw);
+        let other = image(&server.url("/other"), &bytes[1..], ImageFormat::Raw);
+        let unstated = image(&server.url("/unstated"), &bytes[2..], ImageFormat::Raw);
+        let (storage, wanted) = (host.storage.clone(), slow.clone());
+        let running =
+            tokio::spawn(
+                async move { storage.fetch_image(&wanted, &watch::channel(None).0).await },
+            );
+        // Its partial file is made once its room is promised.
+        wait_for("the slow download", || !host.image_files().is_empty()).await;
+        let promised = format!("{} are promised to other downloads", 10 * MIB);
+        fails(
+            host.fetch(&other).await,
+            FaultCode::DiskFull,
+            true,
+            &[&promised],
+        );
+        fails(
+            host.fetch(&unstated).await,
+            FaultCode::DiskFull,
+            true,
+            &["was stopped"],
+        );
+        gate.open();
+        running.await.unwrap().unwrap();
+        assert_eq!(host.image_files(), [slow.sha256.as_str()]);
     });
 }
 
@@ -1295,40 +1470,12 @@ async fn a_qemu_img_that_hangs_or_is_missing_leaves_nothing() {
         true,
         &["qemu-img is not installed", "package qemu-utils"],
     );
-    assert!(
-        host.storage
-            .check_qemu_img()
-            .await
-            .unwrap_err()
-            .to_string()
-            .contains("package qemu-utils")
-    );
-    let version = Host::new().storage.check_qemu_img().await.unwrap();
-    assert!(version.starts_with("qemu-img version "), "{version}");
-}
-
-#[tokio::test]
-async fn directories_are_made_and_tried() {
-    let host = Host::new();
-    host.storage.check_directories().await.unwrap();
-    assert_eq!(
-        (names(&host.paths.images), names(&host.paths.instances)),
-        (vec![], vec![])
-    );
-    let host = Host::new();
-    host.file("state", b"in the way");
-    let error = host.storage.check_directories().await.unwrap_err();
-    assert!(
-        chain(&error).contains("could not make the directory"),
-        "{}",
-        chain(&error)
-    );
 }
 
 #[tokio::test]
 async fn removal_follows_no_link() {
     let host = Host::new();
-    host.storage.check_directories().await.unwrap();
+    fs::create_dir_all(&host.paths.instances).unwrap();
     let precious = host.root.join("precious");
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("file"), b"keep me").unwrap();

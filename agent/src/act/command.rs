@@ -28,7 +28,7 @@ use tokio::{
 pub use limits::Limits;
 
 /// Where tools are looked for.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long a tool may take unless its caller says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much a tool may print unless its caller says otherwise, in bytes.
@@ -39,15 +39,7 @@ const STDERR_TAIL: usize = 4096;
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// Which Debian package a tool comes with.
-const PACKAGES: &[(&str, &str)] = &[
-    ("dnsmasq", "dnsmasq-base"),
-    ("lvs", "lvm2"),
-    ("nft", "nftables"),
-    ("qemu-img", "qemu-utils"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("virsh", "libvirt-clients"),
-    ("virtlogd", "libvirt-daemon"),
-];
+const PACKAGES: &[(&str, &str)] = &[("dnsmasq", "dnsmasq-base"), ("qemu-img", "qemu-utils")];
 
 /// An external tool could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +152,6 @@ pub struct Command {
     timeout: Duration,
     stdout_limit: usize,
     limits: Limits,
-    user: Option<(u32, u32)>,
 }
 
 impl Command {
@@ -174,7 +165,6 @@ impl Command {
             timeout: DEFAULT_TIMEOUT,
             stdout_limit: DEFAULT_STDOUT_LIMIT,
             limits: Limits::default(),
-            user: None,
         }
     }
 
@@ -218,13 +208,6 @@ impl Command {
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
-        self
-    }
-
-    /// Runs it as this user and group, without supplementary groups.
-    #[must_use]
-    pub fn user(mut self, uid: u32, gid: u32) -> Self {
-        self.user = Some((uid, gid));
         self
     }
 
@@ -288,22 +271,6 @@ impl Command {
         }
     }
 
-    /// Runs it to its end on the calling thread, in that thread's own namespaces. For plain threads only: inside
-    /// a task of the runtime it panics; use [`Self::run`] there.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn run_blocking(&self) -> Result<Output, CommandError> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|source| CommandError::Start {
-                argv: self.argv(),
-                source,
-            })?
-            .block_on(self.run())
-    }
-
     fn spawn(&self) -> Result<Child, CommandError> {
         let mut command = std::process::Command::new(&self.program);
         command
@@ -318,9 +285,6 @@ impl Command {
         {
             use std::os::unix::process::CommandExt as _;
             command.process_group(0);
-            if let Some((uid, gid)) = self.user {
-                command.uid(uid).gid(gid);
-            }
         }
         self.limits.impose_on(&mut command);
         let mut command = tokio::process::Command::from(command);

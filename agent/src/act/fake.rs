@@ -155,6 +155,11 @@ impl FakeHost {
         self.model().files.lose_disk(instance, index);
     }
 
+    /// All images vanish from the cache.
+    pub fn lose_images(&self) {
+        self.model().files.images.clear();
+    }
+
     /// Which images are in the cache.
     #[must_use]
     pub fn images(&self) -> BTreeSet<ImageSha256> {

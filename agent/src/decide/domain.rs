@@ -94,7 +94,7 @@ pub struct DomainMetadata {
     /// The instance.
     pub instance_id: InstanceId,
     /// The generation of the document that was carried out: written once the domain was started (or left off)
-    /// for it. 0 while that is not done.
+    /// for it. 0 while that is not done, and from before its guest is asked to power off.
     pub generation: Generation,
     /// The last reboot that was carried out.
     pub reboot_nonce: Option<Nonce>,

@@ -179,7 +179,11 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
         backing = Element::new("backingStore")
             .attribute("type", "file")
             .child(Element::new("format").attribute("type", *format))
-            .child(Element::new("source").attribute("file", text(path)?))
+            .child(
+                Element::new("source")
+                    .attribute("file", text(path)?)
+                    .child(keep_owner()),
+            )
             .child(backing);
     }
     Ok(Element::new("disk")
@@ -199,6 +203,14 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
                 .attribute("bus", "virtio"),
         )
         .child(Element::new("serial").text(&disk.serial)))
+}
+
+/// The file stays whose it is. libvirt would give it to QEMU's user, who could then write an image that the disks
+/// of others lean on; everybody may read it, and that is all QEMU needs.
+fn keep_owner() -> Element {
+    Element::new("seclabel")
+        .attribute("model", "dac")
+        .attribute("relabel", "no")
 }
 
 fn nic(nic: &DomainNic) -> Element {

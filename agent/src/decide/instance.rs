@@ -12,6 +12,10 @@
 //! the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
 //! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
 //! never repeated. A guest that powers itself off stays off until a new generation asks for it.
+//!
+//! The generation is set to 0 *before* a guest is asked to power off. Who wants it to run after all cannot take the
+//! question back: a guest that is marked so and still obeys is started again, by whatever agent sees it. The mark
+//! goes when the guest was watched for its whole stop timeout and did not.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +24,10 @@ use std::{
 };
 
 use berth_common::{
-    document::{Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, InstanceSpec, RebootKind},
+    document::{
+        Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec,
+        RebootKind,
+    },
     ids::{InstanceId, NetworkId, Nonce},
     message::report::{Fault, FaultCode, PowerState},
     names::ImageSha256,
@@ -95,8 +102,11 @@ pub struct Observed {
     pub images: BTreeSet<ImageSha256>,
     /// Which networks are ready on this host.
     pub networks_ready: BTreeSet<NetworkId>,
-    /// How long ago the guest was asked to power off: first and last time. `None`: not asked.
+    /// How long ago the guest was asked to power off for this wish: first and last time. `None`: not asked.
     pub asked: Option<Asked>,
+    /// How long ago it was asked last, for whatever wish, or found marked as asked. `None`: neither, as far as this
+    /// agent knows.
+    pub asked_before: Option<Duration>,
 }
 
 /// How long ago a guest was asked to power off.
@@ -180,6 +190,8 @@ pub struct Plan {
 pub enum Then {
     /// The instance is as its document says.
     Converged,
+    /// The same, but the guest may still obey an old request to power off: look again after this long.
+    Watch(Duration),
     /// Nothing of it is left.
     Gone,
     /// Something else must happen first.
@@ -207,10 +219,7 @@ pub fn plan(
     match &desired.spec {
         None => remove(desired.id, observed),
         Some(spec) => match foreign(desired.id, observed.domain.as_ref()) {
-            Some(fault) => Plan {
-                steps: Vec::new(),
-                then: Then::Refused(fault),
-            },
+            Some(fault) => refused(fault),
             None => converge(desired.id, desired.generation, spec, observed, host),
         },
     }
@@ -236,21 +245,26 @@ fn foreign(id: InstanceId, domain: Option<&DomainObserved>) -> Option<Fault> {
     })
 }
 
-/// Removes what is berth's, and only that: a foreign domain with the instance's UUID stays.
+/// Removes what is berth's, and only that: a foreign domain with the instance's UUID stays. So do the disks while it
+/// is on: it may be the instance's own, with its mark lost.
 fn remove(id: InstanceId, observed: &Observed) -> Plan {
     let mut steps = Vec::new();
-    if let Some(domain) = observed
-        .domain
-        .as_ref()
-        .filter(|domain| is_ours(id, domain))
-    {
-        // Whatever is not known to be off is switched off: an active domain would outlive its definition.
-        if domain.power_state != PowerState::Shutdown {
-            steps.push(Step::Domain(DomainStep::Destroy(id)));
+    match &observed.domain {
+        // Whatever is not known to be off counts as on: an active domain would outlive its definition, and its disks.
+        Some(domain) if is_ours(id, domain) => {
+            if domain.power_state != PowerState::Shutdown {
+                steps.push(Step::Domain(DomainStep::Destroy(id)));
+            }
+            if domain.persistent {
+                steps.push(Step::Domain(DomainStep::Undefine(id)));
+            }
         }
-        if domain.persistent {
-            steps.push(Step::Domain(DomainStep::Undefine(id)));
+        Some(domain)
+            if domain.power_state != PowerState::Shutdown && !observed.files.disks.is_empty() =>
+        {
+            return refused(may_use_our_disks(domain));
         }
+        Some(_) | None => {}
     }
     if observed.files.directory {
         steps.push(Step::Storage(StorageStep::RemoveInstance(id)));
@@ -261,6 +275,24 @@ fn remove(id: InstanceId, observed: &Observed) -> Plan {
     }
 }
 
+fn refused(fault: Fault) -> Plan {
+    Plan {
+        steps: Vec::new(),
+        then: Then::Refused(fault),
+    }
+}
+
+fn may_use_our_disks(domain: &DomainObserved) -> Fault {
+    Fault {
+        code: FaultCode::ForeignObject,
+        message: format!(
+            "domain {:?} on the host has this instance's UUID and is not off, but does not carry berth's mark; the \
+             instance's disks stay while it may use them: switch it off, and they are removed",
+            domain.name
+        ),
+    }
+}
+
 fn converge(
     id: InstanceId,
     generation: Generation,
@@ -268,16 +300,28 @@ fn converge(
     observed: &Observed,
     host: &HostFacts,
 ) -> Plan {
-    let mut steps = match missing_disks(id, spec, observed, host) {
-        Ok(steps) => steps,
-        Err(fault) => {
-            return Plan {
-                steps: Vec::new(),
-                then: Then::Refused(fault),
-            };
-        }
+    let disks = match missing_disks(id, spec, observed, host) {
+        Ok(disks) => disks,
+        Err(fault) => return refused(fault),
     };
-    let running = observed
+    let config = domain_config(id, spec, host);
+    let (domain_steps, then) = domain_plan(&config, generation, spec, observed);
+    let starts = domain_steps
+        .iter()
+        .any(|step| matches!(step, DomainStep::Start(_)));
+
+    // A disk is no more than what differs from its image: without that, there is nothing to make or to start.
+    let mut images: Vec<&ImageRef> = disks.iter().map(|disk| &disk.image).collect();
+    if starts {
+        images.extend(spec.disks.iter().map(|disk| image_of(&disk.source)));
+    }
+    let mut steps = missing_images(images, observed);
+    steps.extend(
+        disks
+            .into_iter()
+            .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
+    );
+    let is_on = observed
         .domain
         .as_ref()
         .is_some_and(|domain| !is_off(domain));
@@ -286,33 +330,29 @@ fn converge(
         .iter()
         .map(|port| port.network_id)
         .find(|id| !observed.networks_ready.contains(id));
-    if let (false, DesiredPower::Running, Some(network)) = (running, spec.power, unready) {
+    if let (true, false, Some(network)) = (starts, is_on, unready) {
         return Plan {
             steps,
             then: Then::Wait(Wait::Network(network)),
         };
     }
-    let config = domain_config(id, spec, host);
-    let (domain_steps, then) = domain_plan(&config, generation, spec, observed);
     steps.extend(domain_steps.into_iter().map(Step::Domain));
     Plan { steps, then }
 }
 
-/// The steps that make the disks that are not there. A disk that vanished from under a domain is never made anew:
-/// that would look like success and be a loss of data.
+/// The disks that are not there. One that vanished from under a domain is never made anew: that would look like
+/// success and be a loss of data.
 fn missing_disks(
     id: InstanceId,
     spec: &InstanceSpec,
     observed: &Observed,
     host: &HostFacts,
-) -> Result<Vec<Step>, Fault> {
-    let mut steps = Vec::new();
-    let mut fetched = BTreeSet::new();
-    for disk in spec
+) -> Result<Vec<DiskPlan>, Fault> {
+    let missing = spec
         .disks
         .iter()
-        .filter(|disk| !observed.files.disks.contains(&disk.index))
-    {
+        .filter(|disk| !observed.files.disks.contains(&disk.index));
+    let plan = |disk: &InstanceDisk| {
         let path = host.paths.disk(id, disk.index, disk.format);
         if observed.domain.is_some() {
             return Err(Fault {
@@ -324,20 +364,31 @@ fn missing_disks(
                 ),
             });
         }
-        let DiskSource::Image(image) = &disk.source;
-        if !observed.images.contains(&image.sha256) && fetched.insert(image.sha256.clone()) {
-            steps.push(Step::Storage(StorageStep::FetchImage(image.clone())));
-        }
-        steps.push(Step::Storage(StorageStep::CreateDisk(DiskPlan {
+        Ok(DiskPlan {
             instance: id,
             index: disk.index,
             path,
             size: ByteCount::from_gb(disk.size_gb),
             format: disk.format,
-            image: image.clone(),
-        })));
-    }
-    Ok(steps)
+            image: image_of(&disk.source).clone(),
+        })
+    };
+    missing.map(plan).collect()
+}
+
+/// Fetches those of the images that are not in the cache, each once.
+fn missing_images(images: Vec<&ImageRef>, observed: &Observed) -> Vec<Step> {
+    let mut fetched = BTreeSet::new();
+    images
+        .into_iter()
+        .filter(|image| !observed.images.contains(&image.sha256) && fetched.insert(&image.sha256))
+        .map(|image| Step::Storage(StorageStep::FetchImage(image.clone())))
+        .collect()
+}
+
+fn image_of(source: &DiskSource) -> &ImageRef {
+    let DiskSource::Image(image) = source;
+    image
 }
 
 /// What the domain needs, once disks and networks are there.
@@ -356,20 +407,20 @@ fn domain_plan(
             carried_out(generation),
         ]
     };
-    let settled = |domain: &DomainObserved| {
+    let written = |domain: &DomainObserved, generation: Generation| {
         let done = domain.persistent
             && domain.metadata.as_ref().is_some_and(|metadata| {
                 metadata.generation == generation
                     && metadata.reboot_nonce == wanted_nonce
                     && metadata.digest == config.metadata.digest
             });
-        let steps = if done {
+        if done {
             Vec::new()
         } else {
             vec![carried_out(generation)]
-        };
-        (steps, Then::Converged)
+        }
     };
+    let settled = |domain: &DomainObserved| (written(domain, generation), Then::Converged);
     let Some(domain) = &observed.domain else {
         return match spec.power {
             DesiredPower::Running => (start(), Then::Converged),
@@ -392,9 +443,9 @@ fn domain_plan(
         };
     }
     match (spec.power, spec.reboot) {
-        (DesiredPower::Stopped, _) => power_off(config.id, domain, spec, observed.asked),
+        (DesiredPower::Stopped, _) => power_off(config, domain, spec, observed.asked),
         (DesiredPower::Running, Some(reboot)) if !rebooted => match reboot.kind {
-            RebootKind::Soft => power_off(config.id, domain, spec, observed.asked),
+            RebootKind::Soft => power_off(config, domain, spec, observed.asked),
             RebootKind::Hard => {
                 let mut steps = vec![DomainStep::Destroy(config.id)];
                 steps.extend(start());
@@ -407,7 +458,10 @@ fn domain_plan(
             (steps, Then::Converged)
         }
         (DesiredPower::Running, _) => {
-            let (mut steps, then) = settled(domain);
+            let (mut steps, then) = match may_obey_for(domain, spec, observed.asked_before) {
+                Some(left) => (written(domain, Generation(0)), Then::Watch(left)),
+                None => settled(domain),
+            };
             if domain.power_state == PowerState::Paused {
                 steps.push(DomainStep::Resume(config.id));
             }
@@ -426,23 +480,60 @@ fn moved(domain: &DomainObserved) -> Fault {
     }
 }
 
+/// How much longer a guest that is on may still obey a request to power off that another agent, or another wish, made.
+/// A start that was not noted looks the same and is treated the same.
+fn may_obey_for(
+    domain: &DomainObserved,
+    spec: &InstanceSpec,
+    asked_before: Option<Duration>,
+) -> Option<Duration> {
+    if !is_marked(domain) {
+        return None;
+    }
+    stop_timeout(spec)
+        .checked_sub(asked_before.unwrap_or_default())
+        .filter(|left| !left.is_zero())
+}
+
+/// Whether its guest may have been asked to power off.
+fn is_marked(domain: &DomainObserved) -> bool {
+    domain
+        .metadata
+        .as_ref()
+        .is_some_and(|metadata| metadata.generation == Generation(0))
+}
+
+fn stop_timeout(spec: &InstanceSpec) -> Duration {
+    Duration::from_secs(spec.stop_timeout_seconds.into())
+}
+
 /// Ask the guest, ask again, and switch it off when it takes too long or cannot hear.
 fn power_off(
-    id: InstanceId,
+    config: &DomainConfig,
     domain: &DomainObserved,
     spec: &InstanceSpec,
     asked: Option<Asked>,
 ) -> (Vec<DomainStep>, Then) {
     let wait = Then::Wait(Wait::GuestPowersOff);
     if domain.power_state != PowerState::Running {
-        return (vec![DomainStep::Destroy(id)], wait);
+        return (vec![DomainStep::Destroy(config.id)], wait);
     }
+    let ask = || {
+        let reboots = domain
+            .metadata
+            .as_ref()
+            .and_then(|metadata| metadata.reboot_nonce);
+        let mark = (!is_marked(domain)).then(|| define(config, Generation(0), reboots));
+        mark.into_iter()
+            .chain([DomainStep::Shutdown(config.id)])
+            .collect()
+    };
     match asked {
-        None => (vec![DomainStep::Shutdown(id)], wait),
-        Some(asked) if asked.first >= Duration::from_secs(spec.stop_timeout_seconds.into()) => {
-            (vec![DomainStep::Destroy(id)], wait)
+        None => (ask(), wait),
+        Some(asked) if asked.first >= stop_timeout(spec) => {
+            (vec![DomainStep::Destroy(config.id)], wait)
         }
-        Some(asked) if asked.last >= ASK_AGAIN_AFTER => (vec![DomainStep::Shutdown(id)], wait),
+        Some(asked) if asked.last >= ASK_AGAIN_AFTER => (ask(), wait),
         Some(_) => (Vec::new(), wait),
     }
 }
@@ -473,7 +564,7 @@ fn define(
 #[must_use]
 pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> DomainConfig {
     let disks = spec.disks.iter().map(|disk| {
-        let DiskSource::Image(image) = &disk.source;
+        let image = image_of(&disk.source);
         let DiskFormat::Qcow2 = disk.format;
         DomainDisk {
             path: host.paths.disk(id, disk.index, disk.format),

@@ -4,7 +4,7 @@
 //! of passes, whatever step the agent dies after, and whatever goes wrong once.
 
 use berth_common::{
-    document::{Flavor, ImageFormat, InstanceDisk, InstancePort, Reboot},
+    document::{Flavor, ImageFormat, InstancePort, Reboot},
     ids::{HostId, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
 };
@@ -123,6 +123,7 @@ struct Rig {
     host: FakeHost,
     now: Duration,
     asked: Option<(Duration, Duration)>,
+    asked_before: Option<Duration>,
 }
 
 impl Rig {
@@ -132,6 +133,7 @@ impl Rig {
             host: FakeHost::new(),
             now: Duration::ZERO,
             asked: None,
+            asked_before: None,
         };
         rig.build_network();
         rig
@@ -162,6 +164,7 @@ impl Rig {
                     first: self.now - first,
                     last: self.now - last,
                 }),
+                asked_before: self.asked_before.map(|at| self.now - at),
             })
         })
     }
@@ -177,11 +180,23 @@ impl Rig {
             Step::Domain(DomainStep::Shutdown(_)) => {
                 let first = self.asked.map_or(self.now, |(first, _)| first);
                 self.asked = Some((first, self.now));
+                self.asked_before = Some(self.now);
             }
-            Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => self.asked = None,
+            Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => self.forget(),
             Step::Domain(_) | Step::Storage(_) => {}
         }
         Ok(())
+    }
+
+    /// What an agent keeps in memory is lost.
+    fn forget(&mut self) {
+        (self.asked, self.asked_before) = (None, None);
+    }
+
+    /// `kill -9`, and the next agent.
+    fn restart_agent(&mut self) {
+        self.host.restart_agent();
+        self.forget();
     }
 
     /// Observe, plan, apply: once, as the engine does it.
@@ -196,6 +211,9 @@ impl Rig {
             self.asked = None;
         }
         let plan = plan(desired, &observed, &host());
+        if matches!(plan.then, Then::Watch(_)) {
+            self.asked_before.get_or_insert(self.now);
+        }
         for step in &plan.steps {
             self.apply(step)?;
         }
@@ -208,11 +226,13 @@ impl Rig {
         for _ in 0..PASSES {
             let result = self.pass(desired);
             if self.host.is_crashed() {
-                self.host.restart_agent();
-                self.asked = None;
+                self.restart_agent();
             }
             match result {
-                Ok(plan) if plan.steps.is_empty() && !matches!(plan.then, Then::Wait(_)) => {
+                Ok(plan)
+                    if plan.steps.is_empty()
+                        && !matches!(plan.then, Then::Wait(_) | Then::Watch(_)) =>
+                {
                     return plan.then;
                 }
                 result => last = Some(result),
@@ -289,6 +309,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
             images: [image().sha256].into(),
             networks_ready: [network()].into(),
             asked: None,
+            asked_before: None,
         },
     }
 }
@@ -386,6 +407,33 @@ fn one_image_for_two_disks_is_fetched_once() {
         &desired(1, Some(two)),
         &["fetch", "disk0", "disk1", "define@0", "start", "define@1"],
         &Converged,
+    );
+}
+
+#[test]
+fn an_image_that_was_cleaned_up_is_fetched_before_a_start_and_only_then() {
+    let lost = |given: Given| given.but(|observed| observed.images.clear());
+    let off = || lost(given(1, Shutdown, Some(Destroyed)));
+    check(
+        off(),
+        &running(2),
+        &["fetch", "define@0", "start", "define@2"],
+        &Converged,
+    );
+    check(off(), &stopped(1), &[], &Converged);
+    check(lost(given(1, Running, None)), &running(1), &[], &Converged);
+    check(
+        lost(given(1, Running, None)),
+        &rebooting(2, RebootKind::Hard, 0),
+        &["fetch", "destroy", "define@0", "start", "define@2"],
+        &Converged,
+    );
+    let waiting = off().but(|observed| observed.networks_ready.clear());
+    check(
+        waiting,
+        &running(2),
+        &["fetch"],
+        &Then::Wait(Wait::Network(network())),
     );
 }
 
@@ -536,7 +584,13 @@ fn a_paused_guest_goes_on_and_a_crashed_one_starts_anew() {
 
 #[test]
 fn a_guest_is_asked_to_stop_then_asked_again_then_switched_off() {
-    let on = || given(1, Running, None);
+    check(
+        given(1, Running, None),
+        &stopped(2),
+        &["define@0", "shutdown"],
+        &ASKED,
+    );
+    let on = || given(0, Running, None);
     check(on(), &stopped(2), &["shutdown"], &ASKED);
     check(on().asked(1, 1), &stopped(2), &[], &ASKED);
     check(on().asked(7, 5), &stopped(2), &["shutdown"], &ASKED);
@@ -564,7 +618,7 @@ fn a_reboot_is_carried_out_once_for_its_nonce() {
     };
     let soft = rebooting(2, RebootKind::Soft, 0);
     let hard = rebooting(2, RebootKind::Hard, 0);
-    check(on(), &soft, &["shutdown"], &ASKED);
+    check(on(), &soft, &["define@0", "shutdown"], &ASKED);
     check(
         given(1, Shutdown, Some(OffReason::Guest)),
         &soft,
@@ -590,6 +644,63 @@ fn a_reboot_is_carried_out_once_for_its_nonce() {
 }
 
 #[test]
+fn asking_for_a_reboot_does_not_count_as_having_done_it() {
+    let before = given(1, Running, None).domain(|domain| {
+        domain.metadata.as_mut().unwrap().reboot_nonce = Some(id::<Nonce>(1000));
+    });
+    let again = rebooting(2, RebootKind::Soft, 1);
+    let plan = plan(&again, &before.observed, &host());
+    let Some(Step::Domain(DomainStep::Define(mark))) = plan.steps.first() else {
+        panic!("no mark: {plan:?}")
+    };
+    assert_eq!(mark.metadata.reboot_nonce, Some(id::<Nonce>(1000)));
+}
+
+#[test]
+fn a_guest_that_may_still_obey_an_old_request_is_watched_before_its_start_counts_as_done() {
+    let marked = |seconds: Option<u64>| {
+        given(0, Running, None)
+            .but(|observed| observed.asked_before = seconds.map(Duration::from_secs))
+    };
+    let timeout = u64::from(STOP_TIMEOUT);
+    let watch = |seconds| Then::Watch(Duration::from_secs(seconds));
+    check(marked(None), &running(3), &[], &watch(timeout));
+    check(marked(Some(5)), &running(3), &[], &watch(timeout - 5));
+    check(
+        marked(Some(timeout)),
+        &running(3),
+        &["define@3"],
+        &Converged,
+    );
+    // What is to be written meanwhile keeps the mark.
+    let changed = marked(None).domain(|domain| domain.metadata.as_mut().unwrap().digest.push('x'));
+    check(changed, &running(3), &["define@0"], &watch(timeout));
+}
+
+#[test]
+fn a_start_outlives_the_agent_that_asked_the_guest_to_power_off() {
+    let slow = || {
+        let mut rig = Rig::after(&[running(1)]);
+        rig.host.set_guest(instance(), Guest::Takes(4));
+        rig.pass(&stopped(2)).unwrap();
+        assert_eq!(rig.lives().asked, 1);
+        rig
+    };
+    // Killed at once, and again after each look at the guest.
+    for kills in 0..5 {
+        let mut rig = slow();
+        rig.restart_agent();
+        for _ in 0..kills {
+            rig.pass(&running(3)).unwrap();
+            rig.restart_agent();
+        }
+        let then = rig.converge(&running(3));
+        assert_as_desired(&rig, &running(3), &then);
+        assert_eq!(rig.lives().starts, 2, "after {kills} more kills");
+    }
+}
+
+#[test]
 fn a_reboot_of_a_stopped_instance_is_noted_and_does_not_start_it() {
     let mut off = rebooting(2, RebootKind::Hard, 0);
     off.spec.as_mut().unwrap().power = DesiredPower::Stopped;
@@ -605,8 +716,21 @@ fn a_reboot_of_a_stopped_instance_is_noted_and_does_not_start_it() {
 fn a_foreign_domain_is_never_touched() {
     for state in [Running, Paused, Shutdown, Crashed, Suspended, Nostate] {
         let foreign = || given(1, state, None).domain(|domain| domain.metadata = None);
-        // A tombstone removes what is berth's, and leaves the domain alone.
-        check(foreign(), &desired(2, None), &["remove"], &Gone);
+        // A tombstone removes what is berth's, and leaves the domain alone, and what that may use.
+        if state == Shutdown {
+            check(foreign(), &desired(2, None), &["remove"], &Gone);
+        } else {
+            check_refused(
+                foreign(),
+                &desired(2, None),
+                FaultCode::ForeignObject,
+                "disks stay while it may use them",
+            );
+        }
+        let without_disks = foreign().but(|observed| observed.files.disks.clear());
+        check(without_disks, &desired(2, None), &["remove"], &Gone);
+        let without_files = foreign().but(|observed| observed.files = InstanceFiles::default());
+        check(without_files, &desired(2, None), &[], &Gone);
         for document in [running(2), stopped(2), rebooting(2, RebootKind::Hard, 0)] {
             check_refused(
                 foreign(),
@@ -618,7 +742,12 @@ fn a_foreign_domain_is_never_touched() {
     }
     let copied = given(1, Running, None)
         .domain(|domain| domain.metadata.as_mut().unwrap().instance_id = id::<InstanceId>(77));
-    check(copied, &desired(2, None), &["remove"], &Gone);
+    check_refused(
+        copied,
+        &desired(2, None),
+        FaultCode::ForeignObject,
+        "does not carry berth's mark",
+    );
 }
 
 #[test]
@@ -920,15 +1049,14 @@ proptest! {
                 Event::Pause => rig.host.pause(instance()),
                 Event::PowerCut => {
                     rig.host.power_cut();
-                    rig.host.restart_agent();
+                    rig.restart_agent();
                     rig.build_network();
                 }
                 Event::Guest(0) => rig.host.set_guest(instance(), Guest::IgnoresAcpi),
                 Event::Guest(looks) => rig.host.set_guest(instance(), Guest::Takes(looks)),
             }
             if rig.host.is_crashed() {
-                rig.host.restart_agent();
-                rig.asked = None;
+                rig.restart_agent();
             }
         }
         // A new generation overrules whatever the guest did by itself.

@@ -7,9 +7,10 @@
 //!   tap ─┘
 //! ```
 //!
-//! What is missing is made, what is wrong is mended in place; taps in the bridge are never touched. A link that
-//! has a name of ours but is not ours is refused and left alone. A tombstone takes everything down, but not
-//! before all instances have left the bridge.
+//! What is missing is made, what is wrong is mended in place; taps in the bridge are never touched, and a tap of
+//! one of the network's ports that fell out of it (its bridge was deleted and made anew) is put back. A link that
+//! has a name of ours but is not ours is refused and left alone. A tombstone takes everything down, but not before
+//! all instances have left the bridge.
 
 mod imagine;
 mod link;
@@ -19,7 +20,7 @@ mod step;
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use berth_common::{
-    document::{Desired, NetworkSpec, NetworkType, SubnetSpec},
+    document::{Desired, NetworkPort, NetworkSpec, NetworkType, SubnetSpec},
     ids::NetworkId,
     message::report::{Fault, FaultCode},
 };
@@ -31,7 +32,7 @@ pub use observed::{
     BridgeOptions, DhcpObserved, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
     NetworkObserved, Owner,
 };
-pub use step::{NetPlan, NetStep, NetThen, NetWait, OnError};
+pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 
 use super::dhcp::{self, DhcpFiles};
 
@@ -52,13 +53,6 @@ pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserve
             None => converge(desired.id, spec, observed),
         },
     }
-}
-
-/// Whether instances can start: everything is as the document says, down to the last port known to DHCP.
-#[must_use]
-pub fn ready(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> bool {
-    let plan = plan(desired, observed);
-    plan.steps.is_empty() && plan.then == NetThen::Converged
 }
 
 /// A link that has a name of ours but is not ours.
@@ -172,6 +166,19 @@ impl Planner {
         self.mend(Link::bridge(self.network), mtu);
     }
 
+    /// Puts the taps of running guests back into the bridge. A port without a tap has no running guest here.
+    fn taps(&mut self, ports: &[NetworkPort]) {
+        for port in ports {
+            let tap = BridgePort::Tap {
+                network: self.network,
+                port: port.id,
+            };
+            if self.now.stray_taps.contains(&tap.link_name()) {
+                self.step(NetStep::Plug(tap));
+            }
+        }
+    }
+
     /// Makes or mends the namespace, and the veth pair from the bridge into it.
     fn namespace(&mut self, mtu: u32, addresses: &BTreeSet<Ipv4Net>) {
         let network = self.network;
@@ -240,7 +247,7 @@ impl Planner {
             self.step(NetStep::SetMtu { link, mtu });
         }
         if link.role == Role::VethHost && found.master != Some(Link::bridge(self.network).name()) {
-            self.step(NetStep::Plug(self.network));
+            self.step(NetStep::Plug(BridgePort::Veth(self.network)));
         }
         if !found.up {
             self.step(NetStep::SetUp(link));
@@ -311,10 +318,12 @@ fn converge(network: NetworkId, spec: &NetworkSpec, observed: &NetworkObserved) 
         planner.drop_namespace();
         planner.remove_files();
         planner.bridge(mtu);
+        planner.taps(&spec.ports);
     } else {
         let wanted = dhcp::files(network, spec);
         planner.prepare_dhcp(&wanted);
         planner.bridge(mtu);
+        planner.taps(&spec.ports);
         planner.namespace(mtu, &addresses(&spec.subnets));
         planner.run_dhcp(&wanted);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use berth_common::{
-    document::{Desired, DesiredPower, DiskSource, InstanceSpec},
+    document::{Desired, DiskSource, InstanceSpec},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainObserved, DomainStep, OffReason},
+        domain::{DomainStep, OffReason},
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
     },
 };
@@ -29,9 +29,8 @@ type Wish = Desired<InstanceId, InstanceSpec>;
 /// Carries out an instance's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish, memory: Memory) -> PassEnd {
     let mut end = PassEnd {
-        outcome: Outcome::Superseded,
-        domain: None,
         memory,
+        ..PassEnd::of(Outcome::Superseded)
     };
     end.outcome = match rounds(&mut worker, wish, &mut end).await {
         Ok(outcome) => outcome,
@@ -56,13 +55,16 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             Err(error) => return Ok(Outcome::of_look(&error)),
         };
         end.domain = Some(observed.domain.clone());
-        let observed = excuse_late_obedience(wish, observed, end.memory);
+        let observed = overrule_guest(observed, end.memory);
         let plan = instance::plan(wish, &observed, &facts);
         if plan.then != Then::Wait(Wait::GuestPowersOff) {
             end.memory.asked = None;
         }
+        if matches!(plan.then, Then::Watch(_)) {
+            end.memory.asked_before.get_or_insert_with(Instant::now);
+        }
         if plan.steps.is_empty() {
-            return Ok(outcome(plan.then));
+            return Ok(outcome(plan.then, end));
         }
         left = plan
             .steps
@@ -74,7 +76,17 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             if worker.cancel.is_cancelled() {
                 return Err(BrokenOff);
             }
+            if let Step::Domain(DomainStep::Shutdown(_)) = step {
+                // Even if this fails, the guest may have heard it.
+                end.memory.asked_before = Some(Instant::now());
+            }
             if let Err(error) = apply(worker, step).await? {
+                // Steps before it may have changed the domain. A refused one is watched for changes from now on.
+                if !error.retryable
+                    && let Ok(domain) = worker.tools.host.compute.observe_one(wish.id).await
+                {
+                    end.domain = Some(domain);
+                }
                 return Ok(Outcome::of_step(&error));
             }
             remember(&mut end.memory, step);
@@ -83,9 +95,13 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
     Ok(Outcome::unsettled(ROUNDS, &left))
 }
 
-fn outcome(then: Then) -> Outcome {
+fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
     match then {
         Then::Converged => Outcome::Converged,
+        Then::Watch(left) => {
+            end.again = Some(left);
+            Outcome::Converged
+        }
         Then::Gone => Outcome::Gone,
         Then::Wait(Wait::Network(id)) => Outcome::Waiting(Waiting::Network(id)),
         Then::Wait(Wait::GuestPowersOff) => Outcome::Waiting(Waiting::Guest),
@@ -101,11 +117,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     let mut images = BTreeSet::new();
     let mut networks_ready = BTreeSet::new();
     if let Some(spec) = &wish.spec {
-        for disk in spec
-            .disks
-            .iter()
-            .filter(|disk| !files.disks.contains(&disk.index))
-        {
+        for disk in &spec.disks {
             let DiskSource::Image(image) = &disk.source;
             if host.storage.has_image(&image.sha256).await? {
                 images.insert(image.sha256.clone());
@@ -131,27 +143,17 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         images,
         networks_ready,
         asked,
+        asked_before: memory.asked_before.map(|asked| asked.elapsed()),
     })
 }
 
-/// A guest that was asked to power off for an earlier wish and obeys only now, when it shall run, did not decide by
-/// itself: it is not left off.
-fn excuse_late_obedience(wish: &Wish, mut observed: Observed, memory: Memory) -> Observed {
-    let shall_run = wish
-        .spec
-        .as_ref()
-        .filter(|spec| spec.power == DesiredPower::Running);
-    let (Some(spec), Some(asked), Some(domain)) =
-        (shall_run, memory.asked_before, &mut observed.domain)
-    else {
-        return observed;
-    };
-    let patience = std::time::Duration::from_secs(spec.stop_timeout_seconds.into());
-    if domain.off_reason == Some(OffReason::Guest) && asked.elapsed() <= patience {
-        *domain = DomainObserved {
-            off_reason: Some(OffReason::Destroyed),
-            ..domain.clone()
-        };
+/// A guest's own decision to be off holds until a document comes that was not carried out. Of one with the generation
+/// of another, the domain's metadata cannot tell that.
+fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
+    if let Some(domain) = observed.domain.as_mut().filter(|_| memory.overruled)
+        && domain.off_reason == Some(OffReason::Guest)
+    {
+        domain.off_reason = Some(OffReason::Destroyed);
     }
     observed
 }
@@ -163,7 +165,6 @@ fn remember(memory: &mut Memory, step: &Step) {
         Step::Domain(DomainStep::Shutdown(_)) => {
             let first = memory.asked.map_or(now, |asked| asked.first);
             memory.asked = Some(AskedAt { first, last: now });
-            memory.asked_before = Some(now);
         }
         Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => *memory = Memory::default(),
         Step::Domain(DomainStep::Define(_) | DomainStep::Resume(_) | DomainStep::Undefine(_))

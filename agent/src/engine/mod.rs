@@ -37,7 +37,7 @@ use berth_common::{
 };
 use chrono::Utc;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::{Id, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
@@ -48,7 +48,7 @@ use self::{
     outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{ReadyNetworks, Tools, Worker},
+    tools::{ReadyNetworks, Slots, Tools, Worker},
 };
 use crate::{
     decide::{domain::DomainObserved, instance::HostFacts},
@@ -88,19 +88,21 @@ pub struct Parts {
     pub libvirt: Component,
     /// How often the host is looked at.
     pub resync_every: Duration,
-    /// How many resources are worked on at once.
+    /// How many networks are worked on at once, and how many other resources.
     pub concurrent_operations: usize,
 }
 
 /// A hint for the engine.
 #[derive(Debug)]
 enum Event {
-    /// The journal has a newer document.
+    /// The journal has another document.
     Changed(DocumentKey),
     /// Somebody does not know how far this resource is.
     Asked(DocumentKey),
     /// The journal has forgotten a tombstone.
     Forgotten(DocumentKey),
+    /// There is something of a resource whose tombstone was carried out.
+    Reappeared(DocumentKey),
     /// All domains of the host; `Err`: they could not be looked at.
     Seen(Result<Arc<Vec<DomainObserved>>, ()>),
 }
@@ -112,7 +114,7 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// The journal has a newer document of this resource.
+    /// The journal has another document of this resource.
     pub async fn changed(&self, key: DocumentKey) {
         // An engine that has ended needs no hints: the next one reads the journal.
         let _ = self.events.send(Event::Changed(key)).await;
@@ -151,12 +153,16 @@ impl Engine {
             journal: parts.journal,
             reports: parts.reports,
             metrics: parts.metrics,
-            slots: Arc::new(Semaphore::new(parts.concurrent_operations.max(1))),
+            slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
         };
         let handle = EngineHandle {
             events: sender.clone(),
         };
+        // An engine that never gets to its work counts as dead after a moment, like one that stopped.
+        parts
+            .glances
+            .update(|glance| glance.engine_alive = Some(Instant::now()));
         let engine = Self {
             tools: Arc::new(tools),
             glances: parts.glances,
@@ -247,12 +253,18 @@ impl Engine {
                     self.resources.remove(&key);
                 }
             }
+            Event::Reappeared(key) => {
+                if let Some(resource) = self.resources.get_mut(&key).filter(|it| it.is_gone()) {
+                    tracing::warn!(resource = %key, "it was deleted, and something of it is here again");
+                    resource.wake(Instant::now());
+                }
+            }
             Event::Seen(Ok(domains)) => self.seen(&domains),
             Event::Seen(Err(())) => self.libvirt_was_away = true,
         }
     }
 
-    /// Takes a newer document from the journal.
+    /// Takes another document from the journal.
     fn changed(&mut self, key: DocumentKey) {
         let Some(entry) = self.tools.journal.get(key) else {
             return;
@@ -263,7 +275,7 @@ impl Engine {
                 self.resources
                     .insert(key, Resource::fresh(entry.document, moment));
             }
-            Some(resource) if resource.document.generation() < entry.document.generation() => {
+            Some(resource) if resource.document != entry.document => {
                 resource.replace(entry.document, moment);
             }
             Some(_) => return,

@@ -1,6 +1,6 @@
 //! What a pass over a resource comes to, as plain data.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use berth_common::{
     ids::NetworkId,
@@ -131,8 +131,10 @@ pub(super) struct AskedAt {
 pub(super) struct Memory {
     /// When the guest was asked to power off, for the wish that is being carried out.
     pub(super) asked: Option<AskedAt>,
-    /// When it was asked last, for whatever wish: a guest that obeys late did not decide by itself.
+    /// When it was asked last, for whatever wish, or first found marked as asked: it may still obey.
     pub(super) asked_before: Option<Instant>,
+    /// The document replaced another one of the same generation, and was not carried out yet.
+    pub(super) overruled: bool,
 }
 
 /// The end of a pass.
@@ -144,6 +146,8 @@ pub(super) struct PassEnd {
     pub(super) domain: Option<Option<DomainObserved>>,
     /// Of instances: what to remember.
     pub(super) memory: Memory,
+    /// Look again after this long, if not earlier for another reason.
+    pub(super) again: Option<Duration>,
 }
 
 impl PassEnd {
@@ -153,6 +157,7 @@ impl PassEnd {
             outcome,
             domain: None,
             memory: Memory::default(),
+            again: None,
         }
     }
 }

@@ -6,8 +6,8 @@
 //!   due ──▶ running ──▶ converged ── (looked at again after a while) ──────────────────────┤
 //!              ├──▶ waiting ── (a moment, or what it waits for) ───────────────────────────┤
 //!              ├──▶ failing ── (1 s, 2 s, 4 s … 60 s; told as failed from the sixth on) ───┤
-//!              ├──▶ refused ── (only a newer document, or a start of the agent) ───────────┘
-//!              └──▶ gone
+//!              ├──▶ refused ── (after five minutes; never for what only a document mends) ─┤
+//!              └──▶ gone ── (only if something of it appears again) ────────────────────────┘
 //! ```
 //!
 //! Pure: time and chance are arguments, and nothing is done here.
@@ -37,8 +37,8 @@ const POLL_GUEST: Duration = Duration::from_secs(1);
 const POLL_MEMBERS: Duration = Duration::from_secs(1);
 /// An instance is woken when its network is ready. This is for the case that nobody wakes it.
 const POLL_NETWORK: Duration = Duration::from_secs(30);
-/// How often it is tried whether something foreign has gone out of the way.
-const POLL_FOREIGN: Duration = Duration::from_secs(300);
+/// How often it is tried whether what was refused is possible by now: something foreign has gone, a disk is back.
+const POLL_REFUSED: Duration = Duration::from_secs(300);
 
 /// One resource.
 #[derive(Debug)]
@@ -118,8 +118,9 @@ impl Resource {
         }
     }
 
-    /// A newer document came. A pass over the old one is broken off between two steps.
+    /// Another document came. A pass over the old one is broken off between two steps.
     pub(super) fn replace(&mut self, document: Arc<Document>, moment: Moment) {
+        self.memory.overruled = document.generation() == self.document.generation();
         self.document = document;
         self.fresh = true;
         self.failures = 0;
@@ -133,14 +134,17 @@ impl Resource {
     }
 
     /// Something about it changed: look at it now.
-    pub(super) fn wake(&mut self, now: Instant) {
-        if self
-            .told
-            .as_ref()
-            .is_none_or(|told| told.status != ConvergeStatus::Gone)
-        {
-            self.due = Some(now);
-        }
+    pub(super) const fn wake(&mut self, now: Instant) {
+        self.due = Some(now);
+    }
+
+    /// Whether its tombstone was carried out, and nobody works on it.
+    pub(super) fn is_gone(&self) -> bool {
+        self.running.is_none() && self.status() == Some(ConvergeStatus::Gone)
+    }
+
+    fn status(&self) -> Option<ConvergeStatus> {
+        self.told.as_ref().map(|told| told.status)
     }
 
     /// Whether passes over it fail.
@@ -148,16 +152,22 @@ impl Resource {
         self.failures > 0
     }
 
-    /// Whether its domain is no longer as the last pass left it.
+    /// Whether its domain is no longer as the last pass left it. Of what is failing or waits, the next pass is near.
     pub(super) fn has_drifted(&self, found: Option<&DomainObserved>) -> bool {
-        let converged = self
-            .told
-            .as_ref()
-            .is_some_and(|told| told.status == ConvergeStatus::Converged);
+        let is_settled = match self.status() {
+            // Of what is gone nothing of ours may appear; what is not ours may be whatever it likes.
+            Some(ConvergeStatus::Gone) => {
+                return self.is_gone() && found.is_some_and(|domain| domain.metadata.is_some());
+            }
+            Some(ConvergeStatus::Converged) => true,
+            // Refused.
+            Some(ConvergeStatus::Failed) => !self.is_failing(),
+            Some(ConvergeStatus::Converging) | None => false,
+        };
         let Some(seen) = self
             .seen
             .as_ref()
-            .filter(|_| converged && self.running.is_none())
+            .filter(|_| is_settled && self.running.is_none())
         else {
             return false;
         };
@@ -197,6 +207,7 @@ impl Resource {
         }
         self.waits_for = None;
         let pause = self.settle(&end.outcome, resync, moment);
+        let pause = pause.into_iter().chain(end.again).min();
         // A wake-up during the pass stays.
         if self.due.is_none() {
             self.due = pause.map(|pause| moment.now + pause);
@@ -209,6 +220,7 @@ impl Resource {
             Outcome::Converged => {
                 self.failures = 0;
                 self.fresh = false;
+                self.memory.overruled = false;
                 self.told = Some(self.report(ConvergeStatus::Converged, moment));
                 match self.document.key().kind {
                     Kind::Instance => Some(backoff::spread(THOROUGH, moment.chance)),
@@ -241,7 +253,7 @@ impl Resource {
             Outcome::Refused(fault) => {
                 self.failures = 0;
                 self.tell_fault(ConvergeStatus::Failed, fault, moment);
-                (fault.code == FaultCode::ForeignObject).then_some(POLL_FOREIGN)
+                may_mend_itself(fault.code).then(|| backoff::spread(POLL_REFUSED, moment.chance))
             }
             Outcome::Failed(fault) => Some(self.fail(fault, self.failures >= FAILED_AFTER, moment)),
             Outcome::Unseen(fault) => {
@@ -307,6 +319,21 @@ impl Resource {
             reboot_nonce,
             observed_at: moment.at,
         }
+    }
+}
+
+/// Whether what is refused for this reason may become possible without another document. An image does not change,
+/// and neither does this agent.
+const fn may_mend_itself(code: FaultCode) -> bool {
+    match code {
+        FaultCode::ImageChecksum | FaultCode::ImageRefused | FaultCode::Unsupported => false,
+        FaultCode::NoValidHost
+        | FaultCode::ImageUnreachable
+        | FaultCode::DiskFull
+        | FaultCode::Network
+        | FaultCode::Hypervisor
+        | FaultCode::ForeignObject
+        | FaultCode::Internal => true,
     }
 }
 
@@ -397,29 +424,40 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_final_until_a_newer_document_except_for_what_is_in_the_way() {
+    fn a_refusal_is_looked_at_again_unless_only_a_newer_document_can_mend_it() {
         let failed = Some(ConvergeStatus::Failed);
         let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
-        assert_eq!(
-            run(
-                &mut resource,
-                &[Outcome::Refused(fault(FaultCode::ImageChecksum))]
-            ),
-            [(failed, None)]
-        );
-        assert_eq!(
-            run(
-                &mut resource,
-                &[Outcome::Refused(fault(FaultCode::ForeignObject))]
-            ),
-            [(failed, Some(300))]
-        );
+        for (code, again) in [
+            (FaultCode::ImageChecksum, None),
+            (FaultCode::ImageRefused, None),
+            (FaultCode::Unsupported, None),
+            (FaultCode::ForeignObject, Some(300)),
+            (FaultCode::Hypervisor, Some(300)),
+            (FaultCode::Network, Some(300)),
+        ] {
+            let after = run(&mut resource, &[Outcome::Refused(fault(code))]);
+            assert_eq!(after, [(failed, again)], "{code:?}");
+        }
         resource.replace(document(NetworkId::new(), 2), moment());
         assert_eq!(
             resource.told.as_ref().map(|told| told.status),
             Some(ConvergeStatus::Converging)
         );
         assert!(resource.due.is_some());
+    }
+
+    #[test]
+    fn a_pass_that_wants_to_look_again_soon_does() {
+        let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
+        let now = moment();
+        resource.begin();
+        let document = Arc::clone(&resource.document);
+        let end = PassEnd {
+            again: Some(Duration::from_secs(3)),
+            ..PassEnd::of(Outcome::Converged)
+        };
+        resource.end(&document, end, Duration::from_secs(10), now);
+        assert_eq!(resource.due, Some(now.now + Duration::from_secs(3)));
     }
 
     #[test]

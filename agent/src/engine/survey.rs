@@ -1,5 +1,5 @@
 //! The regular look at the whole host: one call for all domains, the space on the disk, and what has berth's mark but
-//! no document.
+//! no document, or only a tombstone that was carried out.
 //!
 //! It runs beside the passes, so that a libvirt that hangs holds up nothing but this. It changes nothing on the host.
 
@@ -118,24 +118,43 @@ impl Survey {
 
     async fn look_for_unclaimed(&mut self) {
         if let Ok(ids) = self.tools.host.storage.instances_with_files().await {
-            let keys = ids.iter().map(|id| DocumentKey {
-                kind: Kind::Instance,
-                id: id.as_uuid(),
-            });
-            let found = self.without_document(keys);
+            let keys: Vec<_> = ids
+                .iter()
+                .map(|id| DocumentKey {
+                    kind: Kind::Instance,
+                    id: id.as_uuid(),
+                })
+                .collect();
+            self.tell_reappeared(&keys).await;
+            let found = self.without_document(keys.into_iter());
             self.tools.metrics.unclaimed("files", found.len());
             tell("directory of an instance", &self.unclaimed.files, &found);
             self.unclaimed.files = found;
         }
         if let Ok(ids) = self.tools.host.net.networks_present().await {
-            let keys = ids.iter().map(|id| DocumentKey {
-                kind: Kind::Network,
-                id: id.as_uuid(),
-            });
-            let found = self.without_document(keys);
+            let keys: Vec<_> = ids
+                .iter()
+                .map(|id| DocumentKey {
+                    kind: Kind::Network,
+                    id: id.as_uuid(),
+                })
+                .collect();
+            self.tell_reappeared(&keys).await;
+            let found = self.without_document(keys.into_iter());
             self.tools.metrics.unclaimed("network", found.len());
             tell("network", &self.unclaimed.networks, &found);
             self.unclaimed.networks = found;
+        }
+    }
+
+    /// Tells the engine what is here although its tombstone was carried out. (Domains it sees itself.)
+    async fn tell_reappeared(&self, keys: &[DocumentKey]) {
+        for key in keys {
+            let entry = self.tools.journal.get(*key);
+            if entry.is_some_and(|entry| entry.gone_at.is_some()) {
+                // The engine is gone: the next one looks again.
+                let _ = self.events.send(Event::Reappeared(*key)).await;
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use berth_common::{
-    document::DocumentKey,
+    document::{DocumentKey, Kind},
     ids::{NetworkId, PortId},
     units::Generation,
 };
@@ -40,8 +40,32 @@ pub(super) struct Tools {
     pub(super) journal: Arc<Journal>,
     pub(super) reports: Reports,
     pub(super) metrics: AgentMetrics,
-    pub(super) slots: Arc<Semaphore>,
+    pub(super) slots: Slots,
     pub(super) networks: ReadyNetworks,
+}
+
+/// How many work at once. Networks have slots of their own: they do not need libvirt, and a libvirt that hangs must
+/// not keep them.
+pub(super) struct Slots {
+    networks: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Slots {
+    /// So many of each.
+    pub(super) fn new(count: usize) -> Self {
+        Self {
+            networks: Arc::new(Semaphore::new(count)),
+            others: Arc::new(Semaphore::new(count)),
+        }
+    }
+
+    fn of(&self, kind: Kind) -> Arc<Semaphore> {
+        Arc::clone(match kind {
+            Kind::Network => &self.networks,
+            Kind::Instance | Kind::Router | Kind::Volume => &self.others,
+        })
+    }
 }
 
 /// The networks that are ready on this host, each with the ports it is ready for.
@@ -104,7 +128,7 @@ impl Worker {
             let slot = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => None,
-                slot = Arc::clone(&self.tools.slots).acquire_owned() => slot.ok(),
+                slot = self.tools.slots.of(self.key.kind).acquire_owned() => slot.ok(),
             };
             self.slot = Some(slot.ok_or(BrokenOff)?);
         }

@@ -6,8 +6,10 @@
 //! ```
 //!
 //! A file is replaced as a whole or not at all. A tombstone that was carried out is kept for a while, so that an
-//! older document that comes late cannot bring the resource back. Reading and writing block; call it from
-//! threads that may.
+//! older document that comes late cannot bring the resource back. When the disk is full, the ballast is given up: the
+//! next document may be the tombstone that frees the disk.
+//!
+//! Changing the journal and opening it block on the disk; call that from threads that may. Looking into it never does.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +26,10 @@ use berth_common::{
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::act::storage::atomic::{remove_durably, sync_directory, write_atomically};
+use crate::{
+    act::storage::atomic::{remove_durably, sync_directory, write_atomically},
+    state::ballast::Ballast,
+};
 
 /// How long a tombstone that was carried out is kept. No message waits that long anywhere.
 pub const KEEP_TOMBSTONES: TimeDelta = TimeDelta::days(7);
@@ -65,7 +70,7 @@ struct Record {
 pub enum Taken {
     /// It is on disk now.
     New,
-    /// The journal has this generation already.
+    /// The journal has this very document already.
     Same,
     /// The journal has a later generation.
     Older {
@@ -78,6 +83,10 @@ pub enum Taken {
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
+    ballast: Ballast,
+    /// Held from the decision to change something until it is on disk and in memory.
+    writing: Mutex<()>,
+    /// Held for a moment only, never while the disk works.
     entries: Mutex<BTreeMap<DocumentKey, Entry>>,
 }
 
@@ -87,7 +96,11 @@ impl Journal {
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn open(directory: &Path, host: HostId) -> Result<(Self, Vec<PathBuf>), JournalError> {
+    pub fn open(
+        directory: &Path,
+        host: HostId,
+        ballast: Ballast,
+    ) -> Result<(Self, Vec<PathBuf>), JournalError> {
         let failed = |source| JournalError {
             operation: "read the journal in",
             path: directory.to_owned(),
@@ -114,12 +127,17 @@ impl Journal {
                 Ok(entry) => {
                     entries.insert(entry.document.key(), entry);
                 }
-                Err(reason) => corrupt.push(set_aside(directory, &path, &name, &reason)?),
+                Err(reason) => {
+                    let aside = set_aside(directory, &path, &name, &reason, &ballast)?;
+                    corrupt.push(aside);
+                }
             }
         }
         Ok((
             Self {
                 directory: directory.to_owned(),
+                ballast,
+                writing: Mutex::new(()),
                 entries: Mutex::new(entries),
             },
             corrupt,
@@ -127,19 +145,21 @@ impl Journal {
     }
 
     /// Writes a document down, unless the journal has it or a later one. When this returns `Ok`, what is in the
-    /// journal survives a power cut.
+    /// journal survives a power cut. One of the same generation that says something else is as good as a later one: a
+    /// scheduler that lost its last moments counts on from where it remembers.
     ///
     /// # Errors
     /// It could not be written; then the journal is as before.
     pub fn put(&self, document: Document) -> Result<Taken, JournalError> {
         let key = document.key();
-        let mut entries = self.entries();
-        if let Some(entry) = entries.get(&key) {
+        let _writing = self.writing();
+        if let Some(entry) = self.get(key) {
             let journalled = entry.document.generation();
-            match document.generation().cmp(&journalled) {
-                std::cmp::Ordering::Less => return Ok(Taken::Older { journalled }),
-                std::cmp::Ordering::Equal => return Ok(Taken::Same),
-                std::cmp::Ordering::Greater => {}
+            if document.generation() < journalled {
+                return Ok(Taken::Older { journalled });
+            }
+            if document == *entry.document {
+                return Ok(Taken::Same);
             }
         }
         let entry = Entry {
@@ -147,7 +167,7 @@ impl Journal {
             gone_at: None,
         };
         self.write(key, &entry)?;
-        entries.insert(key, entry);
+        self.entries().insert(key, entry);
         Ok(Taken::New)
     }
 
@@ -161,8 +181,8 @@ impl Journal {
         generation: Generation,
         at: DateTime<Utc>,
     ) -> Result<(), JournalError> {
-        let mut entries = self.entries();
-        let Some(entry) = entries.get(&key) else {
+        let _writing = self.writing();
+        let Some(entry) = self.get(key) else {
             return Ok(());
         };
         if entry.document.generation() != generation
@@ -173,10 +193,10 @@ impl Journal {
         }
         let entry = Entry {
             gone_at: Some(at),
-            ..entry.clone()
+            ..entry
         };
         self.write(key, &entry)?;
-        entries.insert(key, entry);
+        self.entries().insert(key, entry);
         Ok(())
     }
 
@@ -185,9 +205,10 @@ impl Journal {
     /// # Errors
     /// A file could not be removed.
     pub fn prune(&self, now: DateTime<Utc>) -> Result<Vec<DocumentKey>, JournalError> {
-        let mut entries = self.entries();
+        let _writing = self.writing();
         let is_old = |entry: &Entry| entry.gone_at.is_some_and(|at| now - at > KEEP_TOMBSTONES);
-        let old: Vec<DocumentKey> = entries
+        let old: Vec<DocumentKey> = self
+            .entries()
             .iter()
             .filter(|(_, entry)| is_old(entry))
             .map(|(key, _)| *key)
@@ -199,7 +220,7 @@ impl Journal {
                 path,
                 source,
             })?;
-            entries.remove(key);
+            self.entries().remove(key);
         }
         Ok(old)
     }
@@ -228,6 +249,11 @@ impl Journal {
         self.entries().is_empty()
     }
 
+    /// What it guards is on disk and in `entries`, both always whole, so a poisoned one is as good as any.
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nothing that runs under this lock can panic half-way, so a poisoned one is as good as any.
     fn entries(&self) -> MutexGuard<'_, BTreeMap<DocumentKey, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -245,7 +271,7 @@ impl Journal {
         };
         serde_json::to_vec(&record)
             .map_err(io::Error::other)
-            .and_then(|bytes| write_atomically(&path, &bytes))
+            .and_then(|bytes| self.ballast.spend(|| write_atomically(&path, &bytes)))
             .map_err(|source| JournalError {
                 operation: "write",
                 path,
@@ -285,11 +311,12 @@ fn set_aside(
     path: &Path,
     name: &str,
     reason: &str,
+    ballast: &Ballast,
 ) -> Result<PathBuf, JournalError> {
     let aside = directory.join(CORRUPT);
     let target = aside.join(format!("{}-{name}", Utc::now().timestamp_millis()));
-    fs::create_dir_all(&aside)
-        .and_then(|()| fs::rename(path, &target))
+    ballast
+        .spend(|| fs::create_dir_all(&aside).and_then(|()| fs::rename(path, &target)))
         .and_then(|()| sync_directory(directory))
         .map_err(|source| JournalError {
             operation: "move aside",
@@ -306,7 +333,7 @@ fn set_aside(
 #[cfg(test)]
 mod tests {
     use berth_common::{
-        document::{Desired, Kind},
+        document::{Desired, Kind, NetworkSpec, NetworkType},
         ids::NetworkId,
     };
 
@@ -321,6 +348,26 @@ mod tests {
         })
     }
 
+    fn network(id: NetworkId, host: HostId, generation: u64) -> Document {
+        Document::Network(Desired {
+            id,
+            generation: Generation(generation),
+            host_id: host,
+            spec: Some(NetworkSpec {
+                name: "net".parse().unwrap(),
+                project: "default".parse().unwrap(),
+                network_type: NetworkType::Local,
+                mtu: 1500,
+                subnets: Vec::new(),
+                ports: Vec::new(),
+            }),
+        })
+    }
+
+    fn open(directory: &Path, host: HostId) -> Result<(Journal, Vec<PathBuf>), JournalError> {
+        Journal::open(directory, host, Ballast::of(directory))
+    }
+
     fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
         entries
@@ -332,7 +379,7 @@ mod tests {
     fn only_later_generations_replace_what_is_there() {
         let directory = tempfile::tempdir().unwrap();
         let (id, host) = (NetworkId::new(), HostId::new());
-        let (journal, _) = Journal::open(directory.path(), host).unwrap();
+        let (journal, _) = open(directory.path(), host).unwrap();
         assert_eq!(journal.put(tombstone(id, host, 2)).unwrap(), Taken::New);
         assert_eq!(journal.put(tombstone(id, host, 2)).unwrap(), Taken::Same);
         assert_eq!(
@@ -342,10 +389,53 @@ mod tests {
             }
         );
         assert_eq!(journal.put(tombstone(id, host, 3)).unwrap(), Taken::New);
-        let (again, corrupt) = Journal::open(directory.path(), host).unwrap();
+        let (again, corrupt) = open(directory.path(), host).unwrap();
         assert_eq!(again.all(), journal.all());
         assert!(corrupt.is_empty());
         assert_eq!(names(directory.path()), [format!("network-{id}.json")]);
+    }
+
+    #[test]
+    fn another_document_of_the_same_generation_replaces_what_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let (id, host) = (NetworkId::new(), HostId::new());
+        let (journal, _) = open(directory.path(), host).unwrap();
+        let gone = tombstone(id, host, 2);
+        let key = gone.key();
+        journal.put(gone.clone()).unwrap();
+        journal.mark_gone(key, Generation(2), Utc::now()).unwrap();
+        let other = network(id, host, 2);
+        assert_eq!(journal.put(other.clone()).unwrap(), Taken::New);
+        assert_eq!(journal.put(other.clone()).unwrap(), Taken::Same);
+        // The pass over the tombstone ends only now.
+        journal.mark_gone(key, Generation(2), Utc::now()).unwrap();
+        let (again, _) = open(directory.path(), host).unwrap();
+        let entry = again.get(key).unwrap();
+        assert_eq!((*entry.document).clone(), other);
+        assert_eq!(entry.gone_at, None);
+    }
+
+    #[test]
+    fn looking_into_the_journal_does_not_wait_for_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let (id, host) = (NetworkId::new(), HostId::new());
+        let (journal, _) = open(directory.path(), host).unwrap();
+        let document = tombstone(id, host, 1);
+        let key = document.key();
+        journal.put(document).unwrap();
+        let journal = &journal;
+        std::thread::scope(|scope| {
+            let at_work = journal.writing();
+            let (done, looked) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                let found = journal.get(key).is_some();
+                done.send((found, journal.len(), journal.all().len()))
+                    .unwrap();
+            });
+            let seen = looked.recv_timeout(std::time::Duration::from_secs(10));
+            drop(at_work);
+            assert_eq!(seen, Ok((true, 1, 1)));
+        });
     }
 
     #[test]
@@ -356,7 +446,7 @@ mod tests {
             kind: Kind::Network,
             id: id.as_uuid(),
         };
-        let (journal, _) = Journal::open(directory.path(), host).unwrap();
+        let (journal, _) = open(directory.path(), host).unwrap();
         journal.put(tombstone(id, host, 2)).unwrap();
         assert!(
             journal.prune(now + TimeDelta::days(99)).unwrap().is_empty(),
@@ -369,7 +459,7 @@ mod tests {
             "another generation"
         );
         journal.mark_gone(key, Generation(2), now).unwrap();
-        let (journal, _) = Journal::open(directory.path(), host).unwrap();
+        let (journal, _) = open(directory.path(), host).unwrap();
         assert!(journal.prune(now + TimeDelta::days(6)).unwrap().is_empty());
         assert_eq!(
             journal.put(tombstone(id, host, 1)).unwrap(),
@@ -385,7 +475,7 @@ mod tests {
     fn what_makes_no_sense_is_moved_aside_and_the_rest_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let (id, host) = (NetworkId::new(), HostId::new());
-        let (journal, _) = Journal::open(directory.path(), host).unwrap();
+        let (journal, _) = open(directory.path(), host).unwrap();
         journal.put(tombstone(id, host, 1)).unwrap();
         let other = NetworkId::new();
         fs::write(
@@ -403,10 +493,10 @@ mod tests {
         )
         .unwrap();
         fs::write(directory.path().join(".new-1-network"), b"half").unwrap();
-        let (journal, corrupt) = Journal::open(directory.path(), host).unwrap();
+        let (journal, corrupt) = open(directory.path(), host).unwrap();
         assert_eq!((journal.len(), corrupt.len()), (1, 3), "{corrupt:?}");
         assert_eq!(names(&directory.path().join(CORRUPT)).len(), 3);
-        let (_, corrupt) = Journal::open(directory.path(), host).unwrap();
+        let (_, corrupt) = open(directory.path(), host).unwrap();
         assert!(corrupt.is_empty());
     }
 
@@ -414,9 +504,9 @@ mod tests {
     fn the_journal_of_another_host_is_not_ours() {
         let directory = tempfile::tempdir().unwrap();
         let host = HostId::new();
-        let (journal, _) = Journal::open(directory.path(), host).unwrap();
+        let (journal, _) = open(directory.path(), host).unwrap();
         journal.put(tombstone(NetworkId::new(), host, 1)).unwrap();
-        let (journal, corrupt) = Journal::open(directory.path(), HostId::new()).unwrap();
+        let (journal, corrupt) = open(directory.path(), HostId::new()).unwrap();
         assert!(journal.is_empty());
         assert_eq!(corrupt.len(), 1);
     }

@@ -24,7 +24,10 @@ use berth_common::{
     units::{ByteCount, DiskGb, Vcpus},
 };
 use nix::unistd::{SysconfVar, sysconf};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::glance::{Glance, Glances, STALE_AFTER};
@@ -50,6 +53,15 @@ pub struct Pulse {
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// Figures.
     pub metrics: AgentMetrics,
+}
+
+/// The thread that sends heartbeats.
+#[derive(Debug)]
+pub struct Heart {
+    /// To wait for its end.
+    pub thread: JoinHandle<()>,
+    /// Comes to an end, with whatever result, when the thread does: also when it panics.
+    pub stopped: oneshot::Receiver<()>,
 }
 
 /// Processors and memory of this machine, as measured just now.
@@ -105,12 +117,14 @@ impl Pulse {
         bus: RabbitConfig,
         component: Component,
         cancel: CancellationToken,
-    ) -> Result<JoinHandle<()>, StartError> {
+    ) -> Result<Heart, StartError> {
         bus.check().map_err(StartError::Bus)?;
         let (started, outcome) = mpsc::channel();
+        let (alive, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("heartbeat".to_owned())
             .spawn(move || {
+                let _alive = alive;
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build();
@@ -127,7 +141,7 @@ impl Pulse {
             });
         let thread = thread.map_err(StartError::Thread)?;
         match outcome.recv() {
-            Ok(Ok(())) => Ok(thread),
+            Ok(Ok(())) => Ok(Heart { thread, stopped }),
             Ok(Err(error)) => Err(StartError::Thread(error)),
             Err(_) => Err(StartError::Thread(std::io::Error::other(
                 "the thread ended at once",

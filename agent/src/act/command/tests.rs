@@ -165,26 +165,3 @@ async fn limits_bind() {
             <= 4096
     );
 }
-
-#[test]
-fn a_plain_thread_can_run_tools_in_its_own_namespace() {
-    let own = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).expect("tests run as root");
-        nix::unistd::sethostname("berth-command-test").unwrap();
-        Command::new("hostname").run_blocking().unwrap().stdout
-    })
-    .join()
-    .unwrap();
-    assert_eq!(own, b"berth-command-test\n");
-    assert_ne!(Command::new("hostname").run_blocking().unwrap().stdout, own);
-}
-
-#[tokio::test]
-async fn a_tool_can_run_as_somebody_else() {
-    let output = Command::new("id").user(65534, 65534).run().await.unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        text.starts_with("uid=65534(nobody) gid=65534(nogroup) groups=65534(nogroup)"),
-        "{text}"
-    );
-}

@@ -1,6 +1,9 @@
 //! The domains of a fake host, and the guests in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use berth_common::{
     ids::InstanceId,
@@ -280,6 +283,11 @@ fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Resul
             "disk {missing} of {} is missing",
             config.id
         )));
+    }
+    let backing = config.disks.iter().flat_map(|disk| &disk.backing);
+    let is_there = |path: &Path| files.images.iter().any(|it| path.ends_with(it.as_str()));
+    if let Some((path, _)) = backing.into_iter().find(|(path, _)| !is_there(path)) {
+        return Err(failed(format!("there is no {}", path.display())));
     }
     let bridges = networks.bridges();
     match config

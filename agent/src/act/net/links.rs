@@ -28,7 +28,10 @@ use rtnetlink::{
 use tokio::task::JoinHandle;
 
 use super::error::NetError;
-use crate::decide::network::{BridgeOptions, Link, LinkObserved, LinkSetting};
+use crate::decide::{
+    names::LINK_PREFIX,
+    network::{BridgeOptions, Link, LinkObserved, LinkSetting},
+};
 
 /// A netlink connection. Dropping it closes it.
 pub(super) struct Links {
@@ -49,6 +52,15 @@ pub(super) struct Found {
     pub(super) alias: Option<String>,
     master: Option<u32>,
     message: LinkMessage,
+}
+
+/// The links of the host as one bridge sees them, by name.
+#[derive(Debug, Default)]
+pub(super) struct Around {
+    /// Those in it.
+    pub(super) members: BTreeSet<String>,
+    /// Taps that are switched on and not in it.
+    pub(super) stray_taps: BTreeSet<String>,
 }
 
 impl Links {
@@ -107,16 +119,23 @@ impl Links {
         Ok(Some(observed))
     }
 
-    /// Names of all links in a bridge.
-    pub(super) async fn members(&self, bridge: &Found) -> Result<BTreeSet<String>, NetError> {
-        let inside = |found: &Found| found.master == Some(bridge.index);
-        Ok(self
-            .all()
-            .await?
-            .into_iter()
-            .filter(inside)
-            .map(|found| found.name)
-            .collect())
+    /// The links in the bridge of this name, and the taps that are not. One answer of the kernel tells both, so a
+    /// link is in exactly one of them.
+    pub(super) async fn around(&self, bridge: &str) -> Result<Around, NetError> {
+        let all = self.all().await?;
+        let bridge = all
+            .iter()
+            .find(|found| found.name == bridge)
+            .map(|found| found.index);
+        let mut around = Around::default();
+        for found in all {
+            if bridge.is_some() && found.master == bridge {
+                around.members.insert(found.name);
+            } else if found.is_tap() && found.is_up() && found.name.starts_with(LINK_PREFIX) {
+                around.stray_taps.insert(found.name);
+            }
+        }
+        Ok(around)
     }
 
     /// All links.
@@ -220,6 +239,27 @@ impl Links {
     pub(super) async fn plug(&self, link: Link, bridge: Link) -> Result<(), NetError> {
         let master = self.own(bridge).await?.index;
         self.change(link, |change| change.controller(master)).await
+    }
+
+    /// Puts a guest's tap into a bridge. A tap that is gone is no error: its guest ended meanwhile.
+    pub(super) async fn plug_tap(&self, tap: &str, bridge: Link) -> Result<(), NetError> {
+        let master = self.own(bridge).await?.index;
+        let Some(found) = self.find(tap).await? else {
+            return Ok(());
+        };
+        if !found.is_tap() {
+            return Err(NetError::Foreign {
+                link: tap.to_owned(),
+            });
+        }
+        let message = LinkUnspec::new_with_index(found.index)
+            .controller(master)
+            .build();
+        match self.handle.link().set(message).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(()),
+            Err(error) => Err(NetError::netlink(format!("change link {tap}"))(error)),
+        }
     }
 
     /// Switches the loopback link on.
@@ -380,6 +420,24 @@ impl From<LinkMessage> for Found {
 impl Found {
     fn is_up(&self) -> bool {
         self.message.header.flags.contains(LinkFlags::Up)
+    }
+
+    fn kind(&self) -> Option<&InfoKind> {
+        self.message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind),
+                    _ => None,
+                }),
+                _ => None,
+            })
+    }
+
+    /// Whether it is a tap, as QEMU uses them.
+    fn is_tap(&self) -> bool {
+        self.kind() == Some(&InfoKind::Tun)
     }
 
     /// What it looks like, without the name of its bridge.

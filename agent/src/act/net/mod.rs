@@ -28,7 +28,9 @@ use self::{dnsmasq::Dnsmasq, links::Links, netns::Name, worker::Workers};
 use super::{ActError, Net};
 use crate::decide::{
     names,
-    network::{Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role},
+    network::{
+        BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
+    },
 };
 
 /// The network of the kernel the agent runs on.
@@ -67,15 +69,14 @@ impl KernelNet {
                 let links = Links::open()?;
                 let bridge = Link::bridge(network);
                 let veth = Link::veth_host(network);
-                let mut members = match links.find(&bridge.name()).await? {
-                    Some(found) => links.members(&found).await?,
-                    None => BTreeSet::new(),
-                };
+                let around = links.around(&bridge.name()).await?;
+                let mut members = around.members;
                 members.remove(&veth.name());
                 let observed = NetworkObserved {
                     bridge: links.observe(bridge).await?,
                     veth_host: links.observe(veth).await?,
                     members,
+                    stray_taps: around.stray_taps,
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
                 };
@@ -203,9 +204,15 @@ impl KernelNet {
                 })
                 .await
             }
-            NetStep::Plug(_) => {
+            NetStep::Plug(BridgePort::Veth(_)) => {
                 self.at(host, async move |links| links.plug(host, bridge).await)
                     .await
+            }
+            NetStep::Plug(tap @ BridgePort::Tap { .. }) => {
+                self.at(bridge, async move |links| {
+                    links.plug_tap(&tap.link_name(), bridge).await
+                })
+                .await
             }
             NetStep::DeleteVeth(_) => self.delete_veth(network).await,
             NetStep::Mark(link) => {

@@ -43,12 +43,29 @@ pub(super) enum StorageFault {
         source: Box<dyn Error + Send + Sync>,
     },
     /// It is known beforehand that there is no room.
-    #[error("the image {url} has {needed} bytes, and {} has room for {available}", path.display())]
+    #[error(
+        "the image {url} has {needed} bytes, and {} has room for {available}: {kept} bytes are kept free for the disks \
+         of guests, {promised} are promised to other downloads",
+        path.display()
+    )]
     NoRoom {
         url: String,
         needed: u64,
         path: PathBuf,
         available: u64,
+        kept: u64,
+        promised: u64,
+    },
+    /// Free space is about to fall below what has to stay free.
+    #[error(
+        "fetching the image {url} was stopped: {} is full but for {kept} bytes that are kept free for the disks of \
+         guests, and what is promised to other downloads",
+        path.display()
+    )]
+    Full {
+        url: String,
+        path: PathBuf,
+        kept: u64,
     },
     /// The image's bytes could not be had.
     #[error("could not fetch the image {url}")]
@@ -67,11 +84,12 @@ pub(super) enum StorageFault {
     #[error("the image {url} is larger than the {limit} bytes this host accepts")]
     TooLarge { url: String, limit: u64 },
     /// The bytes are not those that were asked for.
-    #[error("the image {url} has the sha256 {got}, and its document says {expected}")]
+    #[error("the image {url} {}", other_bytes(expected, got.as_deref()))]
     Checksum {
         url: String,
         expected: ImageSha256,
-        got: String,
+        /// Not told of this host's own files: it would name any file's content to whoever asks.
+        got: Option<String>,
     },
     /// The header is not acceptable.
     #[error("the image {url} was refused: {refusal}")]
@@ -131,7 +149,7 @@ impl StorageFault {
             {
                 FaultCode::DiskFull
             }
-            Self::NoRoom { .. } => FaultCode::DiskFull,
+            Self::NoRoom { .. } | Self::Full { .. } => FaultCode::DiskFull,
             Self::Source { .. } | Self::TooSlow { .. } | Self::Cancelled { .. } => {
                 FaultCode::ImageUnreachable
             }
@@ -157,6 +175,7 @@ impl StorageFault {
             | Self::Hung { .. }
             | Self::Thread { .. }
             | Self::NoRoom { .. }
+            | Self::Full { .. }
             | Self::Cancelled { .. }
             | Self::TooSlow { .. }
             | Self::NotCached { .. }
@@ -168,6 +187,13 @@ impl StorageFault {
             | Self::DiskTooSmall { .. }
             | Self::WrongPlace { .. } => false,
         }
+    }
+}
+
+fn other_bytes(expected: &ImageSha256, got: Option<&str>) -> String {
+    match got {
+        Some(got) => format!("has the sha256 {got}, and its document says {expected}"),
+        None => format!("does not have the sha256 {expected} that its document says"),
     }
 }
 

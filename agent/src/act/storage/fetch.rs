@@ -18,6 +18,7 @@ use super::{
     Inner, cache,
     fault::StorageFault,
     instances,
+    room::Share,
     source::{self, Source, SourceFault, for_people},
     temporary::PARTIAL,
 };
@@ -86,15 +87,8 @@ pub(super) fn fetch(
     if source.length.is_some_and(|length| length > limit) {
         return Err(StorageFault::TooLarge { url, limit });
     }
-    let available = instances::available(images)?;
-    if let Some(needed) = source.length.filter(|length| *length > available) {
-        return Err(StorageFault::NoRoom {
-            url,
-            needed,
-            path: images.clone(),
-            available,
-        });
-    }
+    let share = inner.room.reserve(images, &url, source.length)?;
+    let tell_sum = source.is_public;
 
     let partial = inner
         .temporaries
@@ -114,12 +108,12 @@ pub(super) fn fetch(
         cancelled,
         stage,
     }
-    .run(source, &mut file)?;
+    .run(source, share, &mut file)?;
     if got != image.sha256.as_str() {
         return Err(StorageFault::Checksum {
             url,
             expected: image.sha256.clone(),
-            got,
+            got: tell_sum.then_some(got),
         });
     }
     stage.send_replace(Stage::Checking);
@@ -143,7 +137,12 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     /// Streams all bytes into the file; returns their sha256 in hex.
-    fn run(&self, mut source: Source, file: &mut File) -> Result<String, StorageFault> {
+    fn run(
+        &self,
+        mut source: Source,
+        mut share: Share<'_>,
+        file: &mut File,
+    ) -> Result<String, StorageFault> {
         let mut hash = Sha256::new();
         let mut piece = vec![0; PIECE];
         let mut done = 0_u64;
@@ -164,13 +163,15 @@ impl Copy<'_> {
             }
             let (count, ended) = self.fill(&mut source, &mut piece, done)?;
             let bytes = &piece[..count];
-            done = done.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            done = done.saturating_add(count);
             if done > self.limit {
                 return Err(StorageFault::TooLarge {
                     url: self.url.to_owned(),
                     limit: self.limit,
                 });
             }
+            share.take(count)?;
             hash.update(bytes);
             self.write(file, bytes)
                 .map_err(|source| StorageFault::io("write", self.path, source))?;

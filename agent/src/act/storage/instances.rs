@@ -134,15 +134,6 @@ pub(super) fn space(paths: &Paths) -> Result<(ByteCount, ByteCount), StorageFaul
     ))
 }
 
-/// What a process that is not root may still write to a directory's file system, in bytes.
-pub(super) fn available(directory: &Path) -> Result<u64, StorageFault> {
-    let status = statvfs(directory)
-        .map_err(|errno| StorageFault::io("ask for the free space of", directory, errno.into()))?;
-    Ok(status
-        .blocks_available()
-        .saturating_mul(status.fragment_size()))
-}
-
 /// Names in a directory, those that are text; `None`: there is no such directory.
 pub(super) fn entries(directory: &Path) -> Result<Option<Vec<String>>, StorageFault> {
     let failed = |source| StorageFault::io("list", directory, source);

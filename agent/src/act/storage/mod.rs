@@ -19,6 +19,7 @@ mod fault;
 mod fetch;
 mod instances;
 mod options;
+mod room;
 mod share;
 mod source;
 mod temporary;
@@ -31,12 +32,12 @@ use berth_common::{document::ImageRef, ids::InstanceId, names::ImageSha256, unit
 
 pub use cache::CachedImage;
 pub use options::StorageOptions;
+pub use room::KeepFree;
 
-use self::{fault::StorageFault, share::Downloads, temporary::Temporaries, threads::FileThreads};
-use super::{
-    ActError, Progress, Storage,
-    command::{Command, CommandError},
+use self::{
+    fault::StorageFault, room::Room, share::Downloads, temporary::Temporaries, threads::FileThreads,
 };
+use super::{ActError, Progress, Storage};
 use crate::decide::instance::{InstanceFiles, Paths, StorageStep};
 
 /// Images and disks as files in two directories.
@@ -53,6 +54,7 @@ struct Inner {
     temporaries: Temporaries,
     files: FileThreads,
     downloads: Downloads,
+    room: Room,
 }
 
 impl DirStorage {
@@ -60,6 +62,7 @@ impl DirStorage {
     #[must_use]
     pub fn new(paths: Paths, options: StorageOptions) -> Self {
         let downloads = Downloads::new(options.parallel_downloads);
+        let room = Room::new(options.keep_free);
         let files = FileThreads::new("berth-files", options.file_threads, options.file_deadline);
         Self {
             inner: Arc::new(Inner {
@@ -68,6 +71,7 @@ impl DirStorage {
                 temporaries: Temporaries::default(),
                 files,
                 downloads,
+                room,
             }),
         }
     }
@@ -78,36 +82,6 @@ impl DirStorage {
     /// The cache's directory cannot be read.
     pub async fn cached_images(&self) -> Result<Vec<CachedImage>, ActError> {
         self.on_files(|inner| cache::list(&inner.paths)).await
-    }
-
-    /// Makes the directories if they are not there, and tries to write into both.
-    ///
-    /// # Errors
-    /// One of them cannot be made or written.
-    pub async fn check_directories(&self) -> Result<(), ActError> {
-        self.on_files(|inner| {
-            for directory in [&inner.paths.images, &inner.paths.instances] {
-                instances::make_root(directory)?;
-                let probe = inner.temporaries.claim(directory, "probe")?;
-                std::fs::write(probe.path(), b"berth can write here\n")
-                    .map_err(|source| StorageFault::io("write into", directory, source))?;
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    /// The version of `qemu-img`, as it states it.
-    ///
-    /// # Errors
-    /// It is missing or does not run.
-    pub async fn check_qemu_img(&self) -> Result<String, CommandError> {
-        let output = Command::new(&self.inner.options.qemu_img)
-            .arg("--version")
-            .run()
-            .await?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     }
 
     /// Works on files on a bounded thread, with a deadline.

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use berth_common::units::ByteCount;
 
+use super::KeepFree;
+
 /// Bounds and places of the storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorageOptions {
@@ -13,12 +15,15 @@ pub struct StorageOptions {
     /// replace what others made there. A group that does not exist is left out.
     pub qemu_group: String,
     /// `file://` images must not come from below these directories: an instance must not read what belongs to
-    /// others. The directories of disks and images themselves are always among them.
+    /// others. The directories of disks and images themselves are always among them. Elsewhere only files that
+    /// everybody may read are images.
     pub not_below: Vec<PathBuf>,
     /// Certificate authorities for `https://`, as one PEM file; where it is absent, Mozilla's list is used.
     pub ca_bundle: PathBuf,
     /// The largest image file that is fetched.
     pub max_image: ByteCount,
+    /// What downloads leave free for the disks of guests.
+    pub keep_free: KeepFree,
     /// How many downloads run at once: more would only share the same link and disk.
     pub parallel_downloads: usize,
     /// How long a name lookup, and a connection, may take.
@@ -45,6 +50,7 @@ impl Default for StorageOptions {
             not_below: Vec::new(),
             ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
             max_image: ByteCount::clamped(1 << 40),
+            keep_free: KeepFree::default(),
             parallel_downloads: 4,
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(30),

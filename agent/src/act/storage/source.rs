@@ -1,7 +1,7 @@
 //! Where an image's bytes come from: a regular file of this host, or a web server. Blocking, with timeouts.
 //!
-//! A URL is a stranger's: only these schemes, no devices or pipes, nothing of berth's own, bounded redirects, and
-//! messages that show no password or token of it.
+//! A URL is a stranger's: only these schemes, no devices or pipes, nothing of berth's own, nothing that some user of
+//! this host may not read, bounded redirects, and messages that show no password or token of it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -10,7 +10,7 @@ use std::{
         fd::AsRawFd,
         unix::{
             ffi::OsStringExt,
-            fs::{FileTypeExt, OpenOptionsExt},
+            fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
         },
     },
     path::{Path, PathBuf},
@@ -26,11 +26,16 @@ use ureq::{
 use super::StorageOptions;
 use crate::decide::instance::Paths;
 
+/// The permission of everybody to read a file.
+const READ_BY_ALL: u32 = 0o004;
+
 /// The bytes of an image.
 pub(super) struct Source {
     pub(super) reader: Box<dyn Read>,
     /// How many there should be, if that is known.
     pub(super) length: Option<u64>,
+    /// Whether a fault may tell what the bytes are: whoever asks could have fetched them as well.
+    pub(super) is_public: bool,
     /// "downloading" or "copying".
     pub(super) verb: &'static str,
 }
@@ -47,6 +52,11 @@ pub(super) enum SourceFault {
     /// It belongs to berth.
     #[error("it is below {}, where berth keeps its own files", .0.display())]
     Own(PathBuf),
+    /// Not everybody may read it, so who asks for it may have no right to.
+    #[error(
+        "not everybody on this host may read it, and an image must be readable by all (chmod o+r)"
+    )]
+    Private,
     /// The server says no.
     #[error("the server answered {status}{}", status_hint(*status))]
     Status { status: u16 },
@@ -84,6 +94,7 @@ impl SourceFault {
             ),
             Self::NotAFile(_)
             | Self::Own(_)
+            | Self::Private
             | Self::Redirect { .. }
             | Self::TooManyRedirects(_) => false,
             // Too many requests, too early, request timeout: the server itself says "later".
@@ -170,14 +181,14 @@ fn decoded(text: &str) -> PathBuf {
 }
 
 fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Source, SourceFault> {
-    // Without O_NONBLOCK, opening a pipe would wait for its writer.
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = OpenOptions::new()
+    // Only looked at: a pipe would wait for its writer, and some devices act when they are opened (a watchdog
+    // restarts the host).
+    let looked_at = OpenOptions::new()
         .read(true)
-        .custom_flags(flags.bits())
+        .custom_flags(OFlag::O_PATH.bits())
         .open(path)
         .map_err(SourceFault::Open)?;
-    let metadata = file.metadata().map_err(SourceFault::Open)?;
+    let metadata = looked_at.metadata().map_err(SourceFault::Open)?;
     let kind = metadata.file_type();
     if !kind.is_file() {
         return Err(SourceFault::NotAFile(match () {
@@ -187,13 +198,9 @@ fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Sou
             () => "a socket",
         }));
     }
-    if metadata.len() == 0 {
-        // Also what /proc and /sys are made of: reading one may have effects, or never end.
-        return Err(SourceFault::NotAFile("empty"));
-    }
-    // Links may lead anywhere, so what counts is the file that was opened.
-    let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        .map_err(SourceFault::Open)?;
+    // Links may lead anywhere, so what counts is the file they lead to.
+    let itself = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
+    let real = std::fs::read_link(&itself).map_err(SourceFault::Open)?;
     let own = options
         .not_below
         .iter()
@@ -206,12 +213,22 @@ fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Sou
             return Err(SourceFault::Own(directory.clone()));
         }
     }
+    // berth reads as root, for people who are not.
+    if metadata.mode() & READ_BY_ALL == 0 {
+        return Err(SourceFault::Private);
+    }
+    if metadata.len() == 0 {
+        // Also what /proc and /sys are made of: reading one may have effects, or never end.
+        return Err(SourceFault::NotAFile("empty"));
+    }
+    let file = File::open(&itself).map_err(SourceFault::Open)?;
     Ok(Source {
         reader: Box::new(Exactly {
             file,
             left: metadata.len(),
         }),
         length: Some(metadata.len()),
+        is_public: false,
         verb: "copying",
     })
 }
@@ -249,6 +266,7 @@ fn open_http(url: &ImageUrl, options: &StorageOptions) -> Result<Source, SourceF
                 let length = body.content_length();
                 return Ok(Source {
                     length,
+                    is_public: true,
                     reader: Box::new(body.into_reader()),
                     verb: "downloading",
                 });

@@ -11,7 +11,7 @@ use super::{
         BridgeOptions, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
         NetworkObserved,
     },
-    step::NetStep,
+    step::{BridgePort, NetStep},
 };
 
 /// Changes what was observed to what will be observed once the step is done. A step on something that is not
@@ -50,12 +50,9 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
             });
         }
         NetStep::SetMtu { link, mtu } => change(observed, *link, |found| found.mtu = *mtu),
-        NetStep::Plug(network) => {
+        NetStep::Plug(port) => {
             if observed.bridge.is_some() {
-                let bridge = Link::bridge(*network).name();
-                change(observed, Link::veth_host(*network), |found| {
-                    found.master = Some(bridge)
-                });
+                plug(observed, *port);
             }
         }
         NetStep::AddAddress { address, .. } => {
@@ -134,6 +131,21 @@ fn create_veth(observed: &mut NetworkObserved, network: NetworkId, mtu: u32) {
     content.addresses.clear();
     content.veth = Some(fresh(Link::veth_namespace(network), mtu));
     observed.veth_host = Some(fresh(Link::veth_host(network), mtu));
+}
+
+fn plug(observed: &mut NetworkObserved, port: BridgePort) {
+    match port {
+        BridgePort::Veth(network) => {
+            let bridge = Link::bridge(network).name();
+            change(observed, Link::veth_host(network), |found| {
+                found.master = Some(bridge)
+            });
+        }
+        BridgePort::Tap { .. } => {
+            let tap = observed.stray_taps.take(&port.link_name());
+            observed.members.extend(tap);
+        }
+    }
 }
 
 /// Removes what is ours of the pair.

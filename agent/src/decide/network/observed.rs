@@ -18,6 +18,9 @@ pub struct NetworkObserved {
     pub veth_host: Option<LinkObserved>,
     /// Names of all other links in the bridge: taps of instances, and whatever somebody else put there.
     pub members: BTreeSet<String>,
+    /// Names of taps of any network that are switched on and not in its bridge. One that is switched off does not
+    /// count: libvirt puts a new tap into its bridge first, and fails if somebody else was quicker.
+    pub stray_taps: BTreeSet<String>,
     /// Its namespace.
     pub namespace: NamespaceObserved,
     /// Its DHCP server.

@@ -2,13 +2,49 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use berth_common::{ids::NetworkId, message::report::Fault};
+use berth_common::{
+    ids::{NetworkId, PortId},
+    message::report::Fault,
+};
 use ipnet::Ipv4Net;
 
 use super::{
-    super::dhcp::DhcpFiles,
+    super::{dhcp::DhcpFiles, names},
     link::{Link, LinkSetting},
 };
+
+/// A link that belongs into a network's bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BridgePort {
+    /// The end of the veth pair to the network's namespace.
+    Veth(NetworkId),
+    /// The tap of a running guest. libvirt made it; it is only put back where it belongs.
+    Tap {
+        /// The network.
+        network: NetworkId,
+        /// The port it is the tap of.
+        port: PortId,
+    },
+}
+
+impl BridgePort {
+    /// The network whose bridge it belongs into.
+    #[must_use]
+    pub const fn network(self) -> NetworkId {
+        match self {
+            Self::Veth(network) | Self::Tap { network, .. } => network,
+        }
+    }
+
+    /// The name of the link.
+    #[must_use]
+    pub fn link_name(self) -> String {
+        match self {
+            Self::Veth(network) => names::veth_host(network),
+            Self::Tap { port, .. } => names::tap(port),
+        }
+    }
+}
 
 /// One step towards a network. Each may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +90,8 @@ pub enum NetStep {
         /// In bytes.
         mtu: u32,
     },
-    /// Put the veth pair's end into the bridge.
-    Plug(NetworkId),
+    /// Put a link into the bridge.
+    Plug(BridgePort),
     /// Give the link in the namespace an address.
     AddAddress {
         /// The network.
@@ -102,7 +138,6 @@ impl NetStep {
             | Self::RemoveAddress { network, .. }
             | Self::CreateNamespace(network)
             | Self::SetBridgeOptions(network)
-            | Self::Plug(network)
             | Self::LoopbackUp(network)
             | Self::StartDhcp(network)
             | Self::ReloadDhcp(network)
@@ -111,6 +146,7 @@ impl NetStep {
             | Self::DeleteNamespace(network)
             | Self::DeleteBridge(network)
             | Self::RemoveFiles(network) => *network,
+            Self::Plug(port) => port.network(),
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
         }
@@ -135,12 +171,12 @@ impl fmt::Display for NetStep {
             }
             Self::Settle { link, .. } => write!(f, "set the IP switches of link {link}"),
             Self::SetMtu { link, mtu } => write!(f, "set the MTU of link {link} to {mtu}"),
-            Self::Plug(network) => {
+            Self::Plug(port) => {
                 write!(
                     f,
                     "put link {} into bridge {}",
-                    Link::veth_host(*network),
-                    Link::bridge(*network)
+                    port.link_name(),
+                    Link::bridge(port.network())
                 )
             }
             Self::AddAddress { network, address } => {

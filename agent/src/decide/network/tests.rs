@@ -50,6 +50,11 @@ fn desired(spec: Option<NetworkSpec>) -> Desired<NetworkId, NetworkSpec> {
     }
 }
 
+fn is_ready(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> bool {
+    let plan = plan(desired, observed);
+    plan.steps.is_empty() && plan.then == NetThen::Converged
+}
+
 fn carried_out(observed: &NetworkObserved, steps: &[NetStep]) -> NetworkObserved {
     let mut after = observed.clone();
     steps.iter().for_each(|step| imagine(&mut after, step));
@@ -133,9 +138,9 @@ fn wrong_things_are_mended_in_place() {
     let check = |spoil: &dyn Fn(&mut NetworkObserved), expected: &[NetStep]| {
         let mut observed = built(&spec(1));
         observed.members.insert("btt000000000001".to_owned());
-        assert!(ready(&wanted, &observed));
+        assert!(is_ready(&wanted, &observed));
         spoil(&mut observed);
-        assert!(!ready(&wanted, &observed));
+        assert!(!is_ready(&wanted, &observed));
         assert_eq!(plan(&wanted, &observed).steps, expected);
     };
     let bridge = Link::bridge(network());
@@ -156,11 +161,11 @@ fn wrong_things_are_mended_in_place() {
     );
     check(
         &|now| now.veth_host.as_mut().unwrap().master = None,
-        &[NetStep::Plug(network())],
+        &[NetStep::Plug(BridgePort::Veth(network()))],
     );
     check(
         &|now| now.veth_host.as_mut().unwrap().master = Some("br0".to_owned()),
-        &[NetStep::Plug(network())],
+        &[NetStep::Plug(BridgePort::Veth(network()))],
     );
     check(
         &|now| now.dhcp.process = None,
@@ -188,6 +193,56 @@ fn wrong_things_are_mended_in_place() {
             },
         ],
     );
+}
+
+#[test]
+fn taps_of_the_networks_ports_go_back_into_a_bridge_that_was_made_anew() {
+    let spec = spec(2);
+    let wanted = desired(Some(spec.clone()));
+    let [running, off] = [0, 1].map(|n| spec.ports[n].id);
+    let of_another_network = super::super::names::tap(PortId::new());
+    let tap = BridgePort::Tap {
+        network: network(),
+        port: running,
+    };
+    let whole = NetworkObserved {
+        members: BTreeSet::from([tap.link_name()]),
+        stray_taps: BTreeSet::from([of_another_network.clone()]),
+        ..built(&spec)
+    };
+    assert!(
+        is_ready(&wanted, &whole),
+        "no tap of port {off} is no drift"
+    );
+
+    let mut observed = whole.clone();
+    (observed.bridge, observed.members) = (None, BTreeSet::new());
+    observed.veth_host.as_mut().unwrap().master = None;
+    observed.stray_taps.insert(tap.link_name());
+    let steps = plan(&wanted, &observed).steps;
+    let at = |wanted: &NetStep| steps.iter().position(|step| step == wanted);
+    let (on, plugged) = (
+        at(&NetStep::SetUp(Link::bridge(network()))),
+        at(&NetStep::Plug(tap)),
+    );
+    assert!(on.is_some() && on < plugged, "{steps:?}");
+    assert_eq!(carried_out(&observed, &steps), whole);
+
+    // It is the same for a network without addresses.
+    let bare = NetworkSpec {
+        subnets: Vec::new(),
+        ports: spec
+            .ports
+            .iter()
+            .map(|port| NetworkPort {
+                fixed_ips: Vec::new(),
+                ..port.clone()
+            })
+            .collect(),
+        ..spec
+    };
+    let steps = plan(&desired(Some(bare)), &observed).steps;
+    assert!(steps.contains(&NetStep::Plug(tap)), "{steps:?}");
 }
 
 #[test]
@@ -349,6 +404,7 @@ prop_compose! {
             bridge,
             veth_host,
             members: BTreeSet::new(),
+            stray_taps: BTreeSet::new(),
             namespace: match namespace {
                 0 => NamespaceObserved::Absent,
                 1 => NamespaceObserved::Empty,
@@ -389,7 +445,7 @@ proptest! {
         match &desired.spec {
             None => prop_assert_eq!(after, NetworkObserved::default()),
             Some(spec) => {
-                prop_assert!(ready(&desired, &after));
+                prop_assert!(is_ready(&desired, &after));
                 prop_assert_eq!(after, built(spec));
             }
         }

@@ -1,0 +1,186 @@
+//! Room for downloads: what they may take of the file system of the images, and what is always left free there.
+//!
+//! Guests' disks grow on the same file system, and a guest whose disk cannot grow stops. So downloads end before
+//! the last bytes are taken, and a download of known length starts only if all of it fits beside those that run.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use berth_common::units::ByteCount;
+use nix::sys::statvfs::statvfs;
+
+use super::fault::StorageFault;
+
+/// What downloads leave free on a file system: the larger of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepFree {
+    /// At least so much.
+    pub bytes: ByteCount,
+    /// At least so many hundredths of the file system.
+    pub percent: u8,
+}
+
+/// In bytes: lets guests' disks grow while somebody reacts.
+const KEEP_BYTES: u64 = 1 << 30;
+/// What file systems keep back for root by custom, because they get slow when they are fuller.
+const KEEP_PERCENT: u8 = 5;
+
+impl Default for KeepFree {
+    fn default() -> Self {
+        Self {
+            bytes: ByteCount::clamped(KEEP_BYTES),
+            percent: KEEP_PERCENT,
+        }
+    }
+}
+
+impl KeepFree {
+    /// In bytes, on a file system of this size.
+    fn of(self, size: u64) -> u64 {
+        let part = u128::from(size) * u128::from(self.percent) / 100;
+        self.bytes
+            .get()
+            .max(u64::try_from(part).unwrap_or(u64::MAX))
+    }
+}
+
+/// The room there is for downloads, and how much of it is promised to those that run.
+#[derive(Debug)]
+pub(super) struct Room {
+    keep_free: KeepFree,
+    /// Bytes that running downloads of known length still have to write.
+    promised: AtomicU64,
+}
+
+impl Room {
+    pub(super) fn new(keep_free: KeepFree) -> Self {
+        Self {
+            keep_free,
+            promised: AtomicU64::new(0),
+        }
+    }
+
+    /// Room for one download into a directory. It is refused if it is known that it will not fit.
+    pub(super) fn reserve<'a>(
+        &'a self,
+        directory: &'a Path,
+        url: &'a str,
+        length: Option<u64>,
+    ) -> Result<Share<'a>, StorageFault> {
+        let needed = length.unwrap_or(0);
+        // Promised before it is compared: of two that start at once, the second sees the first.
+        let promised = self.promised.fetch_add(needed, Ordering::SeqCst);
+        let share = Share {
+            room: self,
+            directory,
+            url,
+            known: length.is_some(),
+            left: needed,
+        };
+        let (free, kept) = share.look()?;
+        let available = free.saturating_sub(kept).saturating_sub(promised);
+        if needed > available {
+            return Err(StorageFault::NoRoom {
+                url: url.to_owned(),
+                needed,
+                path: directory.to_owned(),
+                available,
+                kept,
+                promised,
+            });
+        }
+        Ok(share)
+    }
+}
+
+/// What one download may take; what it did not take is given back with it.
+#[derive(Debug)]
+pub(super) struct Share<'a> {
+    room: &'a Room,
+    directory: &'a Path,
+    url: &'a str,
+    known: bool,
+    left: u64,
+}
+
+impl Share<'_> {
+    /// Asked before so many bytes are written. A download whose length nobody knows also leaves alone what is
+    /// promised to others.
+    pub(super) fn take(&mut self, count: u64) -> Result<(), StorageFault> {
+        let (free, kept) = self.look()?;
+        let others = if self.known {
+            0
+        } else {
+            self.room.promised.load(Ordering::SeqCst)
+        };
+        if free < kept.saturating_add(others).saturating_add(count) {
+            return Err(StorageFault::Full {
+                url: self.url.to_owned(),
+                path: self.directory.to_owned(),
+                kept,
+            });
+        }
+        let taken = count.min(self.left);
+        self.left -= taken;
+        self.room.promised.fetch_sub(taken, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Free bytes for a process that is not root, and how many of them have to stay free.
+    fn look(&self) -> Result<(u64, u64), StorageFault> {
+        let status = statvfs(self.directory).map_err(|errno| {
+            StorageFault::io("ask for the free space of", self.directory, errno.into())
+        })?;
+        let bytes = |blocks: u64| blocks.saturating_mul(status.fragment_size());
+        Ok((
+            bytes(status.blocks_available()),
+            self.room.keep_free.of(bytes(status.blocks())),
+        ))
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.room.promised.fetch_sub(self.left, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_larger_bound_counts() {
+        let keep = KeepFree::default();
+        assert_eq!(keep.of(10 << 30), 1 << 30);
+        assert_eq!(keep.of(100 << 30), 5 << 30);
+        assert_eq!(keep.of(u64::MAX), u64::MAX / 20);
+    }
+
+    #[test]
+    fn what_a_download_did_not_take_is_given_back() {
+        let nothing_kept = KeepFree {
+            bytes: ByteCount::clamped(0),
+            percent: 0,
+        };
+        let (room, directory) = (Room::new(nothing_kept), tempfile::tempdir().unwrap());
+        let promised = || room.promised.load(Ordering::SeqCst);
+        let mut share = room.reserve(directory.path(), "u", Some(10)).unwrap();
+        share.take(4).unwrap();
+        assert_eq!(promised(), 6);
+        share.take(100).unwrap();
+        assert_eq!(promised(), 0, "a server may send more than it said");
+        let other = room.reserve(directory.path(), "u", Some(7)).unwrap();
+        let unknown = room.reserve(directory.path(), "u", None).unwrap();
+        drop((share, unknown));
+        assert_eq!(promised(), 7);
+        drop(other);
+        assert!(
+            room.reserve(directory.path(), "u", Some(u64::MAX / 2))
+                .is_err()
+        );
+        assert_eq!(promised(), 0);
+    }
+}
