@@ -17,7 +17,7 @@ use berth_common::{
     telemetry::{error_chain, trace::TraceContext},
 };
 
-use crate::error::CtlError;
+use crate::error::{CtlError, Fate};
 
 /// Whoever answers requests: the scheduler over the broker, or a script in tests.
 pub(crate) trait Caller {
@@ -112,7 +112,7 @@ impl Caller for Client {
             .rpc
             .call_message(message, limit)
             .await
-            .map_err(|error| rpc_error(&error, &self.address))?;
+            .map_err(|error| rpc_error(&error, M::NAME, &self.address))?;
         let reply: Reply<M::Reply> = answer.decode().map_err(|error| CtlError::Nonsense {
             method: M::NAME,
             reason: error_chain(&error),
@@ -121,7 +121,8 @@ impl Caller for Client {
     }
 }
 
-fn is_question(method: &str) -> bool {
+/// Whether a method only asks, and changes nothing.
+pub(crate) fn is_question(method: &str) -> bool {
     method.ends_with(".show") || method.ends_with(".list")
 }
 
@@ -135,9 +136,19 @@ fn bus_error(error: &BusError, address: &str) -> CtlError {
     }
 }
 
-fn rpc_error(error: &RpcError, address: &str) -> CtlError {
+fn rpc_error(error: &RpcError, method: &str, address: &str) -> CtlError {
     let address = address.to_owned();
     let reason = error_chain(error);
+    let unanswered = |reason| CtlError::Unanswered {
+        reason,
+        fate: if is_question(method) {
+            Fate::Question
+        } else {
+            Fate::Open {
+                hint: String::new(),
+            }
+        },
+    };
     match error {
         RpcError::Encode(_) => CtlError::Unsendable(reason),
         RpcError::Unroutable { .. } => CtlError::NoScheduler { address },
@@ -154,17 +165,10 @@ fn rpc_error(error: &RpcError, address: &str) -> CtlError {
             }
         },
         RpcError::NotConnected { .. } | RpcError::Closed { .. } => unanswered(reason),
-        RpcError::Timeout { method, waited } => unanswered(format!(
+        RpcError::Timeout { waited, .. } => unanswered(format!(
             "no answer to {method} within {} s",
             waited.as_secs()
         )),
-    }
-}
-
-fn unanswered(reason: String) -> CtlError {
-    CtlError::Unanswered {
-        reason,
-        hint: String::new(),
     }
 }
 
@@ -175,11 +179,11 @@ mod tests {
     #[test]
     fn every_failure_has_its_exit_code() {
         let check = |error: RpcError, code: u8, text: &str| {
-            let error = rpc_error(&error, "amqp://berth@mq:5672/berth");
+            let error = rpc_error(&error, "instance.start", "amqp://berth@mq:5672/berth");
             assert_eq!(error.exit_code(), code, "{error}");
             assert!(error.to_string().contains(text), "{error}");
         };
-        let method = || "instance.show".to_owned();
+        let method = || "instance.start".to_owned();
         check(
             RpcError::Unroutable {
                 queue: "scheduler".to_owned(),
@@ -193,7 +197,7 @@ mod tests {
                 waited: Duration::from_secs(5),
             },
             3,
-            "no answer to instance.show within 5 s. The request may still be carried out",
+            "no answer to instance.start within 5 s. The request may still be carried out",
         );
         let source = PublishError::TooLarge { bytes: 2, limit: 1 };
         check(

@@ -1,8 +1,10 @@
 //! Everything that can go wrong, with its exit code and its two forms: for people and for programs.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
-use berth_common::{config::ConfigErrors, message::report::Fault, refusal::Refusal};
+use berth_common::{
+    config::ConfigErrors, ids::InstanceId, message::report::Fault, refusal::Refusal,
+};
 use serde::Serialize;
 
 use crate::{console::ConsoleError, instance_file::FileMistakes, terminal::visible_lines};
@@ -13,6 +15,14 @@ pub(crate) enum CtlError {
     /// The scheduler said no.
     #[error("{} ({}){}", .0.message, .0.code.as_str(), if .0.retryable { "; the same may succeed later" } else { "" })]
     Refused(Refusal),
+    /// No host has room for a new instance.
+    #[error("{} ({}). {}", .refusal.message, .refusal.code.as_str(), kept(.id))]
+    NoHost {
+        /// What the scheduler said, with the numbers.
+        refusal: Refusal,
+        /// The instance.
+        id: InstanceId,
+    },
     /// What was waited for failed.
     #[error("instance {instance} is in error ({}): {}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref()))]
     Failed {
@@ -54,6 +64,9 @@ pub(crate) enum CtlError {
         /// How to go on, starting with "; " or empty.
         hint: String,
     },
+    /// Ctrl-C before anything was asked for.
+    #[error("interrupted; nothing was asked for yet")]
+    InterruptedEarly,
     /// Ctrl-C while waiting for what was accepted.
     #[error(
         "interrupted; the request on instance {0} was accepted and goes on, only the waiting ended"
@@ -97,15 +110,12 @@ pub(crate) enum CtlError {
         address: String,
     },
     /// The request may have arrived, but nobody answered.
-    #[error(
-        "{reason}. The request may still be carried out{hint}. Check that the scheduler runs (`systemctl status \
-             berth-scheduler`)"
-    )]
+    #[error("{reason}.{fate} Check that the scheduler runs (`systemctl status berth-scheduler`)")]
     Unanswered {
         /// What happened.
         reason: String,
-        /// How to go on, starting with "; " or empty.
-        hint: String,
+        /// What may become of the request.
+        fate: Fate,
     },
     /// The request cannot be sent at all.
     #[error("the request cannot be sent: {0}")]
@@ -129,6 +139,38 @@ pub(crate) enum CtlError {
     /// The runtime cannot start.
     #[error("cannot start: {0}")]
     Start(#[source] io::Error),
+}
+
+/// What may become of a request that nobody answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It was a question: nothing.
+    Question,
+    /// It was the question that comes before a change.
+    NothingAsked,
+    /// It may still be carried out.
+    Open {
+        /// How to go on, starting with "; " or empty.
+        hint: String,
+    },
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Question => Ok(()),
+            Self::NothingAsked => f.write_str(" Nothing was changed."),
+            Self::Open { hint } => write!(f, " The request may still be carried out{hint}."),
+        }
+    }
+}
+
+/// How to go on with an instance that has no host.
+fn kept(id: &InstanceId) -> String {
+    format!(
+        "The instance is kept, in error: repeat the command with --id {id} to try again, or remove it with `berthctl \
+         instance delete {id}`"
+    )
 }
 
 fn fault_code(fault: Option<&Fault>) -> String {
@@ -176,6 +218,7 @@ impl CtlError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_)
+            | Self::NoHost { .. }
             | Self::Failed { .. }
             | Self::Overtaken { .. }
             | Self::Console(_)
@@ -189,18 +232,22 @@ impl CtlError {
             | Self::Unsendable(_) => 2,
             Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::Unanswered { .. } => 3,
             Self::NotYet { .. } => 4,
-            Self::InterruptedUnanswered { .. } | Self::Interrupted(_) => 130,
+            Self::InterruptedUnanswered { .. } | Self::InterruptedEarly | Self::Interrupted(_) => {
+                130
+            }
         }
     }
 
     /// The reason, for programs: the refusal's own code, or one of berthctl's.
     fn code(&self) -> &str {
         match self {
-            Self::Refused(refusal) => refusal.code.as_str(),
+            Self::Refused(refusal) | Self::NoHost { refusal, .. } => refusal.code.as_str(),
             Self::Failed { .. } => "instance_in_error",
             Self::Overtaken { .. } => "overtaken",
             Self::NotYet { .. } => "not_yet",
-            Self::InterruptedUnanswered { .. } | Self::Interrupted(_) => "interrupted",
+            Self::InterruptedUnanswered { .. } | Self::InterruptedEarly | Self::Interrupted(_) => {
+                "interrupted"
+            }
             Self::Usage(_) | Self::Unsendable(_) => "usage",
             Self::Config(_) => "configuration",
             Self::InstanceFile(_) | Self::ReadFile { .. } => "instance_file",
@@ -216,9 +263,10 @@ impl CtlError {
     /// Whether the same command may succeed later.
     fn retryable(&self) -> bool {
         match self {
-            Self::Refused(refusal) => refusal.retryable,
+            Self::Refused(refusal) | Self::NoHost { refusal, .. } => refusal.retryable,
             Self::NotYet { .. }
             | Self::InterruptedUnanswered { .. }
+            | Self::InterruptedEarly
             | Self::Interrupted(_)
             | Self::Unreachable { .. }
             | Self::NoScheduler { .. }
@@ -229,9 +277,21 @@ impl CtlError {
 
     /// Says what repeating the command would do, where a request got no answer.
     pub(crate) fn advise(mut self, advice: &str) -> Self {
-        if let Self::Unanswered { hint, .. } | Self::InterruptedUnanswered { hint, .. } = &mut self
+        if let Self::Unanswered {
+            fate: Fate::Open { hint },
+            ..
+        }
+        | Self::InterruptedUnanswered { hint, .. } = &mut self
         {
             *hint = format!("; {advice}");
+        }
+        self
+    }
+
+    /// Says that a change was not even asked for, where the question before it got no answer.
+    pub(crate) fn before_asking(mut self) -> Self {
+        if let Self::Unanswered { fate, .. } = &mut self {
+            *fate = Fate::NothingAsked;
         }
         self
     }
@@ -250,6 +310,7 @@ impl CtlError {
         let message = match self {
             // Code and retryable have fields of their own.
             Self::Refused(refusal) => refusal.message.clone(),
+            Self::NoHost { refusal, id } => format!("{}. {}", refusal.message, kept(id)),
             _ => self.to_string(),
         };
         let body = JsonBody {
@@ -301,6 +362,51 @@ mod tests {
              \"retryable\":false}}\n"
         );
         assert_eq!(error.exit_code(), 1);
+    }
+
+    #[test]
+    fn no_host_is_told_with_the_numbers_and_the_id_to_go_on_with() {
+        let id = crate::testing::instance().id;
+        let error = CtlError::NoHost {
+            refusal: Refusal::new(RefusalCode::NoValidHost, "needs 8 vCPU, 2 free"),
+            id,
+        };
+        let hint = format!(
+            "The instance is kept, in error: repeat the command with --id {id} to try again, or remove it with \
+             `berthctl instance delete {id}`"
+        );
+        assert_eq!(
+            error.text(),
+            format!("berthctl: needs 8 vCPU, 2 free (no_valid_host). {hint}\n")
+        );
+        assert_eq!(
+            error.json(),
+            format!(
+                "{{\"error\":{{\"code\":\"no_valid_host\",\"message\":\"needs 8 vCPU, 2 free. {hint}\",\
+                 \"retryable\":true}}}}\n"
+            )
+        );
+        assert_eq!(error.exit_code(), 1);
+    }
+
+    #[test]
+    fn advice_is_given_only_where_the_request_may_have_been_carried_out() {
+        let check = |fate: Fate, expected: &str| {
+            let reason = "no answer".to_owned();
+            let error = CtlError::Unanswered { reason, fate }.advise("do this");
+            let text = error.to_string();
+            assert!(
+                text.starts_with(&format!("no answer.{expected} Check")),
+                "{text}"
+            );
+        };
+        let hint = String::new();
+        check(Fate::Question, "");
+        check(Fate::NothingAsked, " Nothing was changed.");
+        check(
+            Fate::Open { hint },
+            " The request may still be carried out; do this.",
+        );
     }
 
     #[test]

@@ -1,7 +1,75 @@
-//! One instance, one host and one network as the scheduler would show them, for tests.
+//! One instance, one host and one network as the scheduler would show them, and a scheduler by script, for tests.
 
-use berth_common::message::view::{HostView, InstanceView, NetworkView};
+use std::{cell::RefCell, collections::VecDeque, time::Duration};
+
+use berth_common::{
+    message::{
+        request::Method,
+        view::{HostView, InstanceView, NetworkView},
+    },
+    refusal::{Refusal, RefusalCode},
+};
 use serde_json::{Value, json};
+
+use crate::{
+    client::{Caller, is_question},
+    error::{CtlError, Fate},
+};
+
+/// What a scheduler by script does with one request.
+#[derive(Debug, Clone)]
+pub(crate) enum Play {
+    /// It answers.
+    Reply(Value),
+    /// It refuses.
+    Refuse(RefusalCode),
+    /// It says nothing.
+    Silence,
+}
+
+/// Plays a script to its end, and remembers what was asked: `method subject`.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    script: RefCell<VecDeque<Play>>,
+    pub(crate) asked: RefCell<Vec<String>>,
+}
+
+impl Scheduler {
+    pub(crate) fn new(script: impl IntoIterator<Item = Play>) -> Self {
+        Self {
+            script: RefCell::new(script.into_iter().collect()),
+            asked: RefCell::default(),
+        }
+    }
+}
+
+impl Caller for Scheduler {
+    async fn call<M: Method + Sync>(&self, request: &M, _: Duration) -> Result<M::Reply, CtlError> {
+        let request = serde_json::to_value(request).unwrap();
+        let subject = ["instance", "network", "id"]
+            .iter()
+            .find_map(|key| request[*key].as_str())
+            .unwrap_or("-");
+        self.asked
+            .borrow_mut()
+            .push(format!("{} {subject}", M::NAME));
+        let play = self.script.borrow_mut().pop_front();
+        match play.expect("nothing more was to be asked") {
+            Play::Reply(reply) => Ok(serde_json::from_value(reply).unwrap()),
+            Play::Refuse(code) => Err(CtlError::Refused(Refusal::new(code, "refused"))),
+            Play::Silence => Err(CtlError::Unanswered {
+                reason: "no answer".to_owned(),
+                fate: if is_question(M::NAME) {
+                    Fate::Question
+                } else {
+                    Fate::Open {
+                        hint: String::new(),
+                    }
+                },
+            }),
+        }
+    }
+}
 
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()

@@ -9,14 +9,18 @@ use berth_common::{
     ids::InstanceId,
     message::{
         report::Fault,
-        request::{InstanceShow, Method},
+        request::{InstanceCreate, InstanceDelete, InstanceReboot, InstanceShow, Method},
         view::{InstanceView, VmState},
     },
     refusal::RefusalCode,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{client::Caller, error::CtlError, progress::Progress};
+use crate::{
+    client::{Caller, is_question},
+    error::{CtlError, Fate},
+    progress::Progress,
+};
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,8 +173,8 @@ impl Limits {
     }
 }
 
-/// Sends a request until somebody answers it. Only for requests that are idempotent on an id of ours: the same
-/// request again is made only once.
+/// Sends a request until somebody answers it. Only for requests that name what they mean by its id: sent again,
+/// a name could mean another instance by then.
 pub(crate) async fn send<M: Method + Sync>(
     caller: &impl Caller,
     request: &M,
@@ -179,6 +183,7 @@ pub(crate) async fn send<M: Method + Sync>(
 ) -> Result<M::Reply, CtlError> {
     let mut pause = limits.pace.first;
     let mut asked = 0_u32;
+    let mut unanswered: Option<Fate> = None;
     loop {
         asked += 1;
         let error = match caller.call(request, limits.for_answer()).await {
@@ -186,7 +191,10 @@ pub(crate) async fn send<M: Method + Sync>(
             Err(error) => error,
         };
         let repeat = match &error {
-            CtlError::Unanswered { .. } => true,
+            CtlError::Unanswered { fate, .. } => {
+                unanswered = Some(fate.clone());
+                true
+            }
             // What was there once may come back; what never was there is told at once.
             CtlError::Unreachable { .. } | CtlError::NoScheduler { .. } => asked > 1,
             _ => false,
@@ -195,25 +203,53 @@ pub(crate) async fn send<M: Method + Sync>(
             return Err(error);
         }
         if limits.left() <= pause {
-            return Err(given_up(error, asked, limits.whole));
+            return Err(given_up(error, unanswered, asked, limits.whole));
         }
-        progress.note(&format!(
-            "{}; sending the same request again, with the same id: it is carried out only once",
-            reason(&error)
-        ));
+        progress.note(&format!("{}; {}", reason(&error), again(M::NAME)));
         sleep(pause).await;
         pause = limits.pace.next(pause);
     }
 }
 
-/// The last error of a request that was sent again and again.
-fn given_up(error: CtlError, asked: u32, whole: Duration) -> CtlError {
-    match error {
-        CtlError::Unanswered { reason, hint } => {
-            let reason = format!("asked {asked} times within {} s: {reason}", whole.as_secs());
-            CtlError::Unanswered { reason, hint }
+/// What sending a request again does.
+fn again(method: &str) -> &'static str {
+    match method {
+        InstanceCreate::NAME => {
+            "sending the same request again, with the same id: it is carried out only once"
         }
-        other => other,
+        InstanceReboot::NAME => {
+            "sending the same request again, with the same nonce: it is carried out only once"
+        }
+        InstanceDelete::NAME => {
+            "sending the same request again, with the instance's id: no other can be meant"
+        }
+        method if is_question(method) => "asking again",
+        _ => "sending the same request again: it only says how the instance shall be",
+    }
+}
+
+/// The end of a request that was sent again and again. What one of them may have caused is not forgotten because
+/// the last could not even be sent.
+fn given_up(error: CtlError, unanswered: Option<Fate>, asked: u32, whole: Duration) -> CtlError {
+    match unanswered {
+        Some(fate) => CtlError::Unanswered {
+            reason: format!(
+                "asked {asked} times within {} s: {}",
+                whole.as_secs(),
+                reason(&error)
+            ),
+            fate,
+        },
+        None => error,
+    }
+}
+
+/// An instance that is not found any more, as it was seen last.
+pub(crate) fn gone(last: InstanceView) -> InstanceView {
+    InstanceView {
+        vm_state: VmState::Deleted,
+        task_state: None,
+        ..last
     }
 }
 
@@ -251,11 +287,7 @@ pub(crate) async fn until(
             Err(CtlError::Refused(refusal))
                 if refusal.code == RefusalCode::NotFound && goal == Goal::Deleted =>
             {
-                return Ok(InstanceView {
-                    vm_state: VmState::Deleted,
-                    task_state: None,
-                    ..view
-                });
+                return Ok(gone(view));
             }
             Err(error) if passing(&error) => {
                 let why = reason(&error);

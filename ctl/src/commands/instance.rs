@@ -13,9 +13,10 @@ use berth_common::{
         view::InstanceView,
     },
     names::ProjectName,
+    refusal::RefusalCode,
 };
 
-use super::{Context, repeat_with_id};
+use super::{Context, asking::Asking, repeat_with_id};
 use crate::{
     cli::{Instance, InstanceCreateArgs, Output, Wait},
     client::Caller,
@@ -24,8 +25,7 @@ use crate::{
     instance_file::{self, Overrides},
     output,
     print::instance,
-    progress,
-    wait::{Goal, Limits, Pace, label, send, until},
+    wait::{Goal, gone, label},
 };
 
 /// A command whose file is read.
@@ -95,27 +95,29 @@ pub(super) async fn run<C: Caller>(
             context.print(&view, instance::show)
         }
         Prepared::Other(Instance::Start { name, wait }) => {
-            change(
-                context,
-                InstanceStart {
-                    instance: name,
-                    project,
-                },
-                Goal::Running,
-                wait,
-            )
+            let goal = Goal::Running;
+            let meant = Change {
+                name,
+                project,
+                goal,
+            };
+            change(context, meant, wait, |instance, project| InstanceStart {
+                instance,
+                project,
+            })
             .await
         }
         Prepared::Other(Instance::Stop { name, wait }) => {
-            change(
-                context,
-                InstanceStop {
-                    instance: name,
-                    project,
-                },
-                Goal::Stopped,
-                wait,
-            )
+            let goal = Goal::Stopped;
+            let meant = Change {
+                name,
+                project,
+                goal,
+            };
+            change(context, meant, wait, |instance, project| InstanceStop {
+                instance,
+                project,
+            })
             .await
         }
         Prepared::Other(Instance::Reboot { name, hard, wait }) => {
@@ -124,24 +126,31 @@ pub(super) async fn run<C: Caller>(
             } else {
                 RebootKind::Soft
             };
-            let request = InstanceReboot {
-                instance: name,
+            let goal = Goal::Rebooted;
+            let meant = Change {
+                name,
+                project,
+                goal,
+            };
+            change(context, meant, wait, |instance, project| InstanceReboot {
+                instance,
                 project,
                 kind,
                 nonce: Nonce::new(),
-            };
-            change(context, request, Goal::Rebooted, wait).await
+            })
+            .await
         }
         Prepared::Other(Instance::Delete { name, wait }) => {
-            change(
-                context,
-                InstanceDelete {
-                    instance: name,
-                    project,
-                },
-                Goal::Deleted,
-                wait,
-            )
+            let goal = Goal::Deleted;
+            let meant = Change {
+                name,
+                project,
+                goal,
+            };
+            change(context, meant, wait, |instance, project| InstanceDelete {
+                instance,
+                project,
+            })
             .await
         }
         Prepared::Other(Instance::Console {
@@ -157,72 +166,83 @@ async fn create<C: Caller>(
     request: InstanceCreate,
     wait: Wait,
 ) -> Result<(), CtlError> {
-    let goal = Goal::Built(request.power);
-    let again = repeat_with_id(&request.id);
-    let view = ask_and_wait(context, request, goal, wait)
-        .await
-        .map_err(|error| error.advise(&again))?;
+    let view = created(&mut Asking::new(context, wait), &request).await?;
     context.print(&view, instance::show)
+}
+
+async fn created<C: Caller>(
+    asking: &mut Asking<'_, C>,
+    request: &InstanceCreate,
+) -> Result<InstanceView, CtlError> {
+    let accepted = asking.send(request).await.map_err(|error| match error {
+        CtlError::Refused(refusal) if refusal.code == RefusalCode::NoValidHost => {
+            CtlError::NoHost {
+                refusal,
+                id: request.id,
+            }
+        }
+        error => error.advise(&repeat_with_id(&request.id)),
+    })?;
+    asking.until(accepted, Goal::Built(request.power)).await
+}
+
+/// A change to the instance that somebody named.
+struct Change {
+    name: String,
+    project: ProjectName,
+    goal: Goal,
 }
 
 async fn change<C: Caller, M>(
     context: &Context<C>,
-    request: M,
-    goal: Goal,
+    change: Change,
     wait: Wait,
+    request: impl FnOnce(String, ProjectName) -> M,
 ) -> Result<(), CtlError>
 where
     M: Method<Reply = InstanceView> + Sync,
 {
-    let view = ask_and_wait(context, request, goal, wait)
-        .await
-        .map_err(|error| error.advise(advice(goal)))?;
+    let view = changed(&mut Asking::new(context, wait), change, request).await?;
     context.print(&view, |view, _| instance::outcome(view))
 }
 
-/// What repeating a change does: all but a reboot only say how the instance shall be.
-fn advice(goal: Goal) -> &'static str {
-    match goal {
-        Goal::Rebooted => "repeating the command may reboot it once more",
-        Goal::Built(_) | Goal::Running | Goal::Stopped | Goal::Deleted => {
-            "repeating the command is harmless"
-        }
-    }
-}
-
-/// Sends a request, and waits for what it asks for if that is wanted.
-async fn ask_and_wait<C: Caller, M>(
-    context: &Context<C>,
-    request: M,
-    goal: Goal,
-    wait: Wait,
+/// Finds out which instance is meant, and from then on speaks of its id only: by the time a request is sent again,
+/// its name may belong to another one.
+async fn changed<C: Caller, M>(
+    asking: &mut Asking<'_, C>,
+    change: Change,
+    request: impl FnOnce(String, ProjectName) -> M,
 ) -> Result<InstanceView, CtlError>
 where
     M: Method<Reply = InstanceView> + Sync,
 {
-    if !wait.wait {
-        return context.ask(&request).await;
-    }
-    let limits = Limits::from_now(Pace::USUAL, context.timeout, wait.wait_timeout);
-    let mut progress = progress::for_output(context.output);
-    progress.show(&format!("{}: waiting for the scheduler", M::NAME));
-    let accepted = tokio::select! {
-        sent = send(&context.caller, &request, limits, &mut *progress) => sent?,
-        () = interrupt() => {
-            return Err(CtlError::InterruptedUnanswered { method: M::NAME, hint: String::new() });
-        }
+    let show = InstanceShow {
+        instance: change.name,
+        project: change.project,
     };
-    let instance = label(&accepted);
-    tokio::select! {
-        reached = until(&context.caller, accepted, goal, limits, &mut *progress) => reached,
-        () = interrupt() => Err(CtlError::Interrupted(instance)),
+    let found = asking.send(&show).await.map_err(CtlError::before_asking)?;
+    let request = request(found.id.to_string(), found.project.clone());
+    match asking.send(&request).await {
+        Ok(accepted) => asking.until(accepted, change.goal).await,
+        Err(CtlError::Refused(refusal))
+            if refusal.code == RefusalCode::NotFound && change.goal == Goal::Deleted =>
+        {
+            Ok(gone(found))
+        }
+        Err(error) => Err(error.advise(&advice(change.goal, found.id))),
     }
 }
 
-/// Ends with the first Ctrl-C. Where that cannot be noticed, the system's own way stays: the process ends.
-async fn interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+/// What repeating a change does: all but a reboot only say how the instance shall be.
+fn advice(goal: Goal, id: InstanceId) -> String {
+    match goal {
+        Goal::Rebooted => "repeating the command may reboot it once more".to_owned(),
+        Goal::Deleted => {
+            format!("repeating it as `berthctl instance delete {id}` is harmless")
+        }
+        Goal::Built(_) | Goal::Running | Goal::Stopped => {
+            format!("repeating the command with the id {id} is harmless")
+        }
     }
 }
 
@@ -291,3 +311,6 @@ async fn show_console<C: Caller>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! One function for each command: request → answer → text. What the text looks like is [`crate::print`]'s
 //! business, what the words of the command line are is [`crate::cli`]'s.
 
+mod asking;
 mod host;
 mod instance;
 mod network;

@@ -146,7 +146,7 @@ impl Caller for Script {
             Answer::Refusal(code) => Err(CtlError::Refused(Refusal::new(code, "refused"))),
             Answer::Silence => Err(CtlError::Unanswered {
                 reason: "no answer".to_owned(),
-                hint: String::new(),
+                fate: Fate::Question,
             }),
             Answer::NoQueue => Err(CtlError::NoScheduler {
                 address: "amqp://mq".to_owned(),
@@ -290,10 +290,39 @@ async fn an_unanswered_request_is_sent_again_as_it_was() {
     assert_eq!(*script.asked.borrow(), ["instance.show x"; 3]);
     assert_eq!(seen.0.len(), 2);
     assert!(
-        seen.0[0].contains("sending the same request again, with the same id"),
+        seen.0[0].ends_with("; asking again"),
         "{seen:?}",
         seen = seen.0
     );
+}
+
+#[test]
+fn what_sending_again_does_is_told_as_it_is() {
+    let check =
+        |method: &str, expected: &str| assert!(again(method).contains(expected), "{method}");
+    check(
+        "instance.create",
+        "the same id: it is carried out only once",
+    );
+    check(
+        "instance.reboot",
+        "the same nonce: it is carried out only once",
+    );
+    check("instance.delete", "no other can be meant");
+    check("instance.start", "only says how the instance shall be");
+    check("instance.stop", "only says how the instance shall be");
+    check("instance.show", "asking again");
+}
+
+#[tokio::test]
+async fn what_may_have_been_carried_out_is_told_although_the_last_could_not_be_sent() {
+    let script = Script::new([Answer::Silence, Answer::NoQueue]);
+    let limits = limits(Duration::from_millis(10));
+    let error = send(&script, &show(), limits, &mut Seen::default())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CtlError::Unanswered { .. }), "{error}");
+    assert!(error.to_string().contains("has no queue"), "{error}");
 }
 
 #[tokio::test]
