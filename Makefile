@@ -1,7 +1,9 @@
 # berth: build, try, test. `make demo` and `make test` install what is missing on a Debian 12 machine, as root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+# As in scripts/environment.sh: root may have neither HOME nor sbin.
+export HOME := $(or $(HOME),/root)
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help packages build guest demo demo-down test check docs clean
 

@@ -4,7 +4,8 @@
 #   scripts/install-packages.sh GROUP...
 #
 #   build   compile berth: C compiler, libvirt headers, git, and Rust as new as Cargo.toml demands
-#   run     be a hypervisor with a broker: QEMU, libvirt, RabbitMQ, dnsmasq, nftables
+#   run     be a hypervisor with a broker: QEMU, libvirt, RabbitMQ, dnsmasq, nftables; and what the demo looks
+#           at them with: curl, jq, ping
 #   guest   build the test guest (scripts/guest-image.sh)
 #   test    what the test tiers use on top: PostgreSQL, MariaDB, a Python AMQP client, ssh, jq
 #   all     all of these
@@ -14,11 +15,13 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/environment.sh
+source "$root/scripts/environment.sh"
 export DEBIAN_FRONTEND=noninteractive
 
 build_packages=(ca-certificates curl gcc git libc6-dev libvirt-dev make pkg-config)
 run_packages=(
-	curl dnsmasq-base iproute2 iputils-ping libvirt-clients libvirt-daemon-driver-qemu libvirt-daemon-system
+	curl dnsmasq-base iproute2 iputils-ping jq libvirt-clients libvirt-daemon-driver-qemu libvirt-daemon-system
 	nftables procps qemu-system-x86 qemu-utils rabbitmq-server util-linux
 )
 guest_packages=(busybox-static dropbear-bin fdisk mtools qemu-utils syslinux syslinux-common)
@@ -132,7 +135,6 @@ install_rust() {
 	local needed found component installer
 	needed=$(sed -n 's/^rust-version *= *"\(.*\)"$/\1/p' "$root/Cargo.toml")
 	[[ -n $needed ]] || die "Cargo.toml names no rust-version"
-	export PATH="$PATH:$HOME/.cargo/bin"
 	if ! command -v cargo >/dev/null; then
 		say "installing Rust with rustup"
 		installer=$(mktemp)
