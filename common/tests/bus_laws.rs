@@ -10,8 +10,8 @@
     reason = "a test says what is wrong by panicking"
 )]
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -598,6 +598,50 @@ async fn a_full_queue_drops_the_oldest(h: &dyn Harness) {
     }
 }
 
+async fn a_full_queue_with_dead_letters_refuses_the_newest(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut decl = queue("full");
+    decl.max_length = Some(5);
+    bus.declare(&decl).await.unwrap();
+    wait_connected(&bus).await;
+    let mut taken = 0;
+    let refused = loop {
+        match bus.publish(Target::queue("full"), number(taken)).await {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+        assert!(taken < 100, "no end");
+    };
+    let to = Target::queue("full");
+    assert_eq!(refused, PublishError::Refused { target: to });
+    assert!(refused.retryable());
+    assert!(taken >= 5, "{taken}");
+    wait_depth(&bus, "full", Some(u64::from(taken))).await;
+    let mut consumer = bus.consume(&decl, 10).await.unwrap();
+    for n in 0..taken {
+        let (got, delivery) = next_number(&mut consumer).await;
+        assert_eq!(got, n);
+        delivery.ack().await;
+    }
+    send_persistently(&bus, "full", 1000).await;
+    take_until(&mut consumer, 1000).await;
+    assert_eq!(bus.queue_depth(DEAD).await.unwrap(), Some(0));
+}
+
+async fn every_connection_counts(h: &dyn Harness) {
+    let bus = h.bus().await;
+    let mut epoch = bus.epoch();
+    wait_connected(&bus).await;
+    assert_eq!(*epoch.borrow_and_update(), 1);
+    for expected in 2..4 {
+        h.crash_connections().await;
+        let counted = epoch.wait_for(|now| *now >= expected);
+        let counted = *timeout(LIMIT, counted).await.unwrap().unwrap();
+        assert_eq!(counted, expected);
+        wait_connected(&bus).await;
+    }
+}
+
 async fn a_queue_with_other_arguments_is_a_clear_error(h: &dyn Harness) {
     let bus = h.bus().await;
     bus.declare(&queue("other")).await.unwrap();
@@ -815,6 +859,8 @@ laws! {
     prefetch_bounds_what_a_consumer_holds
     what_waits_too_long_is_gone
     a_full_queue_drops_the_oldest
+    a_full_queue_with_dead_letters_refuses_the_newest
+    every_connection_counts
     a_queue_with_other_arguments_is_a_clear_error
     a_deleted_queue_is_made_again_by_its_consumer
     closing_ends_consumers_and_publishers
@@ -983,6 +1029,117 @@ async fn rabbit_an_alarm_blocks_publishes_and_passes() {
     rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     wait_connected(&bus).await;
     send(&bus, "alarm", 3).await;
+    harness.end().await;
+}
+
+/// Takes and acknowledges for ever, a little slowly; counts how often each number was done.
+async fn work_slowly(mut consumer: Consumer, done: Arc<Mutex<BTreeMap<u32, u32>>>) {
+    while let Some(delivery) = consumer.next().await {
+        let n: u32 = delivery.message.decode().unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if delivery.ack().await == Settled::Done {
+            *done.lock().unwrap().entry(n).or_default() += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_message_that_cannot_be_read_dies_alone() {
+    // Alone: it measures time.
+    let _alone = BROKER.write().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let url = harness.url();
+    let sender = harness.bus().await;
+    for name in ["bad", "good"] {
+        sender.declare(&queue(name)).await.unwrap();
+    }
+    wait_connected(&sender).await;
+    // In the middle of others, with more before it than one round takes.
+    for n in 0..30 {
+        send(&sender, "bad", n).await;
+    }
+    foreign::publish_unreadable(&url, "bad", foreign::Unreadable::Id).await;
+    for n in 30..40 {
+        send(&sender, "bad", n).await;
+    }
+    foreign::publish_unreadable(&url, "bad", foreign::Unreadable::HeaderKey).await;
+    for n in 40..50 {
+        send(&sender, "bad", n).await;
+    }
+    for n in 50..60 {
+        send(&sender, "good", n).await;
+    }
+
+    let begin = Instant::now();
+    let bus = harness.bus().await;
+    let done = Arc::new(Mutex::new(BTreeMap::new()));
+    let mut workers = Vec::new();
+    for name in ["bad", "good"] {
+        let consumer = bus.consume(&queue(name), 64).await.unwrap();
+        workers.push(tokio::spawn(work_slowly(consumer, Arc::clone(&done))));
+    }
+    // Messages come to the other queue all the time.
+    let mut last = 60;
+    while sender.queue_depth(DEAD).await.unwrap() != Some(2) || done.lock().unwrap().len() < last {
+        if begin.elapsed() > LIMIT {
+            let bad = sender.queue_depth("bad").await.unwrap();
+            let good = sender.queue_depth("good").await.unwrap();
+            let dead = sender.queue_depth(DEAD).await.unwrap();
+            let (epoch, health) = (*bus.epoch().borrow(), bus.health().borrow().clone());
+            let done = done.lock().unwrap().len();
+            panic!(
+                "bad {bad:?} good {good:?} dead {dead:?} done {done} of {last} epoch {epoch} {health}"
+            );
+        }
+        if sender.queue_depth(DEAD).await.unwrap() != Some(2) {
+            send(&sender, "good", u32::try_from(last).unwrap()).await;
+            last += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let elapsed = begin.elapsed();
+    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+    wait_depth(&sender, "bad", Some(0)).await;
+    wait_depth(&sender, "good", Some(0)).await;
+    assert_eq!(sender.queue_depth(DEAD).await.unwrap(), Some(2));
+    let all: Vec<u32> = (0..u32::try_from(last).unwrap()).collect();
+    let counts = done.lock().unwrap().clone();
+    assert_eq!(counts.keys().copied().collect::<Vec<_>>(), all);
+    // Two messages, each with its limit of returns, and hardly any more.
+    let connections = *bus.epoch().borrow();
+    assert!((42..60).contains(&connections), "{connections}");
+    bus.close().await;
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_heartbeat_that_cannot_be_read_is_purged() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let bus = harness.bus().await;
+    let decl = QueueDecl::heartbeats();
+    bus.declare(&decl).await.unwrap();
+    wait_connected(&bus).await;
+    foreign::publish_unreadable(&harness.url(), &decl.name, foreign::Unreadable::Id).await;
+    let begin = Instant::now();
+    let mut consumer = bus.consume(&decl, 64).await.unwrap();
+    loop {
+        // Sent again and again, as heartbeats are; one may be purged.
+        let beat = bus.publish(Target::topic(heartbeat_key("a")), number(1));
+        let sent = beat.await;
+        if let Ok(Some(delivery)) = timeout(Duration::from_secs(1), consumer.next()).await
+            && delivery.ack().await == Settled::Done
+        {
+            break;
+        }
+        assert!(begin.elapsed() < LIMIT, "{sent:?}");
+    }
+    let elapsed = begin.elapsed();
+    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
+    wait_depth(&bus, &decl.name, Some(0)).await;
     harness.end().await;
 }
 
@@ -1238,6 +1395,84 @@ mod foreign {
     use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
     use lapin::types::{AMQPValue, FieldTable};
     use lapin::{BasicProperties, Connection, ConnectionProperties};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// Where a message has text that is not UTF-8.
+    #[derive(Clone, Copy)]
+    pub(super) enum Unreadable {
+        Id,
+        HeaderKey,
+    }
+
+    /// What stands for the text on the way to [`spoil`].
+    const MARK: &str = "not-utf-8!";
+
+    /// Publishes what no AMQP library in Rust can write: the text is exchanged on the wire.
+    pub(super) async fn publish_unreadable(url: &str, queue: &str, place: Unreadable) {
+        let (user, rest) = url.rsplit_once('@').unwrap();
+        let (address, vhost) = rest.split_once('/').unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let spoiling = tokio::spawn(spoil(listener, address.to_owned()));
+        let url = format!("{user}@127.0.0.1:{port}/{vhost}");
+        let connection = Connection::connect(&url, ConnectionProperties::default())
+            .await
+            .unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .unwrap();
+        let properties = match place {
+            Unreadable::Id => BasicProperties::default().with_message_id(MARK.into()),
+            Unreadable::HeaderKey => {
+                let mut headers = FieldTable::default();
+                headers.insert(MARK.into(), AMQPValue::LongInt(1));
+                BasicProperties::default().with_headers(headers)
+            }
+        };
+        let options = BasicPublishOptions::default();
+        channel
+            .basic_publish("".into(), queue.into(), options, b"1", properties)
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        connection.close(200, "done".into()).await.unwrap();
+        assert_eq!(spoiling.await.unwrap(), 1, "spoiled once");
+    }
+
+    /// Passes one connection on, with other bytes for the mark; says how often it came.
+    async fn spoil(listener: TcpListener, address: String) -> usize {
+        let (client, _) = listener.accept().await.unwrap();
+        let server = TcpStream::connect(address).await.unwrap();
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let back = tokio::spawn(async move {
+            let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+        });
+        let mut spoiled = 0;
+        let mut buffer = vec![0; 65536];
+        loop {
+            let n = from_client.read(&mut buffer).await.unwrap_or(0);
+            if n == 0 {
+                break;
+            }
+            let chunk = &mut buffer[..n];
+            for at in 0..n.saturating_sub(MARK.len() - 1) {
+                let text = &mut chunk[at..at + MARK.len()];
+                if text == MARK.as_bytes() {
+                    text.fill(0xff);
+                    spoiled += 1;
+                }
+            }
+            to_server.write_all(chunk).await.unwrap();
+        }
+        drop(to_server);
+        back.await.unwrap();
+        spoiled
+    }
 
     pub(super) async fn publish(url: &str, queue: &str, message: Message) {
         let connection = Connection::connect(url, ConnectionProperties::default())

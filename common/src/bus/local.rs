@@ -23,7 +23,7 @@ use super::{
     Bus, BusError, BusHealth, Consumer, Delivery, MAX_MESSAGE_BYTES, Message, PublishError,
     QueueDecl, ReplyQueue, Settle, Settled, Source, Target,
 };
-use broker::{ConnectionId, ConsumerId, Shared, Tag, Take};
+use broker::{ConnectionId, ConsumerId, Published, Shared, Tag, Take};
 
 /// How long a publish waits for a connection.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -218,12 +218,12 @@ impl Bus for LocalBus {
             }
             Err(_) => return Err(PublishError::Closed),
         }
-        let routed = self.shared.state().publish(&to, message, Instant::now());
+        let published = self.shared.state().publish(&to, message, Instant::now());
         self.shared.changed();
-        if routed {
-            Ok(())
-        } else {
-            Err(PublishError::Unroutable { target: to })
+        match published {
+            Published::Taken => Ok(()),
+            Published::Unroutable => Err(PublishError::Unroutable { target: to }),
+            Published::Full => Err(PublishError::Refused { target: to }),
         }
     }
 
@@ -278,6 +278,10 @@ impl Bus for LocalBus {
 
     fn health(&self) -> watch::Receiver<BusHealth> {
         self.shared.state().health(self.id)
+    }
+
+    fn epoch(&self) -> watch::Receiver<u64> {
+        self.shared.state().epoch(self.id)
     }
 
     async fn close(&self) {

@@ -15,6 +15,8 @@
 //!   arrive **more than once**: receivers are idempotent.
 //! - A delivery is redelivered until it is settled. Acknowledge after the journal or the commit,
 //!   never before. A delivery dropped unsettled goes back to its queue at once.
+//! - A message that no library can read (text that is not UTF-8 in a property) costs the
+//!   connection at each delivery until it is dead; other messages are not counted up with it.
 //! - A message that came back too often, or that a consumer declares dead, ends in
 //!   [`topology::DEAD`] with the reason.
 //! - Consumers and publishers outlive any loss of the connection, the broker or its vhost.
@@ -124,6 +126,11 @@ pub trait Bus: Send + Sync + 'static {
     /// How the connection is, now and as it changes.
     fn health(&self) -> watch::Receiver<BusHealth>;
 
+    /// Counts the connections: 0 before the first, one more with each that is made. A loss and
+    /// return that was too quick to be seen in [`Bus::health`] is seen here. A connection counts
+    /// before the health says that it is there.
+    fn epoch(&self) -> watch::Receiver<u64>;
+
     /// Ends the connection. Consumers yield `None`, publishes fail with
     /// [`PublishError::Closed`]. Unsettled deliveries go back to their queues.
     async fn close(&self);
@@ -230,7 +237,7 @@ pub enum PublishError {
         /// What the broker says.
         reason: String,
     },
-    /// The broker refused the message (a full queue, an internal error).
+    /// The broker refused the message (a full queue that keeps its oldest, an internal error).
     #[error("the broker refused a message to {target}")]
     Refused {
         /// Where it should have gone.

@@ -12,11 +12,13 @@
 //! - [`declare`] turns the topology into broker calls,
 //! - [`publish`] sends and waits for confirms,
 //! - [`consume`] subscribes and settles,
+//! - [`care`] keeps a message that cannot be read from harming others,
 //! - [`convert`] maps messages to AMQP properties and back (pure).
 //!
 //! The library's own recovery is not used: it does not know a deleted vhost from a lost
 //! connection, and publishers and consumers want different things while there is none.
 
+mod care;
 mod consume;
 mod convert;
 mod declare;
@@ -212,6 +214,10 @@ impl Bus for RabbitBus {
 
     fn health(&self) -> watch::Receiver<BusHealth> {
         self.link.health()
+    }
+
+    fn epoch(&self) -> watch::Receiver<u64> {
+        self.link.epoch()
     }
 
     async fn close(&self) {

@@ -22,6 +22,8 @@ pub const DELIVERY_LIMIT: u32 = 20;
 pub const HEARTBEAT_TTL: Duration = Duration::from_secs(60);
 /// Heartbeats kept at most: ten per host of a cell of 10,000 hosts.
 pub const HEARTBEAT_MAX_LENGTH: u32 = 100_000;
+/// Documents kept at most for one host; a host that is away gets them again when it is back.
+pub const COMPUTE_MAX_LENGTH: u32 = 10_000;
 /// Bytes of poison messages kept at most; the oldest go first (256 MiB).
 pub const DEAD_MAX_BYTES: u32 = 256 * 1024 * 1024;
 
@@ -65,6 +67,15 @@ pub enum DeadLetter {
     Drop,
 }
 
+/// What a full queue does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Overflow {
+    /// The oldest message makes room.
+    DropOldest,
+    /// The sender of the newest gets [`super::PublishError::Refused`].
+    RefuseNewest,
+}
+
 /// A queue as berth wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct QueueDecl {
@@ -80,9 +91,9 @@ pub struct QueueDecl {
     pub dead_letter: DeadLetter,
     /// How long a message waits before it is dropped.
     pub message_ttl: Option<Duration>,
-    /// Messages kept at most; the oldest is dropped first.
+    /// Messages kept at most; see [`QueueDecl::overflow`]. RabbitMQ may keep a few more.
     pub max_length: Option<u32>,
-    /// Bytes kept at most; the oldest message is dropped first.
+    /// Bytes kept at most; see [`QueueDecl::overflow`]. RabbitMQ may keep a few more.
     pub max_length_bytes: Option<u32>,
     /// The pattern that binds the queue to the topic exchange [`EXCHANGE`].
     pub topic: Option<String>,
@@ -111,10 +122,25 @@ impl QueueDecl {
         Self::quorum(SCHEDULER, Consumers::SingleActive)
     }
 
-    /// `compute.<host>`: desired documents for one host, named by its hostname.
+    /// What it does when it is full. Brokers send what a full queue drops to the dead letters
+    /// like everything else it gives up on. A queue that has some refuses instead, so that
+    /// a silent consumer does not fill [`DEAD`].
+    #[must_use]
+    pub fn overflow(&self) -> Overflow {
+        match self.dead_letter {
+            DeadLetter::ToDeadQueue => Overflow::RefuseNewest,
+            DeadLetter::Drop => Overflow::DropOldest,
+        }
+    }
+
+    /// `compute.<host>`: desired documents for one host, named by its hostname. Bounded: they
+    /// are published again and again while a host does not answer.
     #[must_use]
     pub fn compute(host: &str) -> Self {
-        Self::quorum(compute_queue(host), Consumers::SingleActive)
+        Self {
+            max_length: Some(COMPUTE_MAX_LENGTH),
+            ..Self::quorum(compute_queue(host), Consumers::SingleActive)
+        }
     }
 
     /// `scheduler.reports`: observed documents, whichever host they come from.
@@ -218,6 +244,15 @@ mod tests {
         ] {
             assert_eq!(topic_matches(pattern, key), expected, "{pattern} {key}");
         }
+    }
+
+    #[test]
+    fn what_a_full_queue_does_never_fills_the_dead_letters() {
+        let compute = QueueDecl::compute("hv1");
+        assert_eq!(compute.max_length, Some(COMPUTE_MAX_LENGTH));
+        assert_eq!(compute.overflow(), Overflow::RefuseNewest);
+        assert_eq!(QueueDecl::heartbeats().overflow(), Overflow::DropOldest);
+        assert_eq!(QueueDecl::dead().overflow(), Overflow::DropOldest);
     }
 
     #[test]

@@ -39,6 +39,15 @@ pub(super) enum Take {
     Closed,
 }
 
+/// What became of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Published {
+    Taken,
+    Unroutable,
+    /// A queue is full and keeps its oldest.
+    Full,
+}
+
 struct Unsettled {
     stored: Stored,
     queue: String,
@@ -57,6 +66,7 @@ struct Connection {
     declared: BTreeMap<String, QueueDecl>,
     consumers: Vec<ConsumerId>,
     health: watch::Sender<BusHealth>,
+    epoch: watch::Sender<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,9 +138,10 @@ impl State {
                 declared: BTreeMap::new(),
                 consumers: Vec::new(),
                 health: watch::Sender::new(BusHealth::Closed),
+                epoch: watch::Sender::new(0),
             },
         );
-        self.refresh(id);
+        self.resume(id);
         id
     }
 
@@ -153,6 +164,13 @@ impl State {
         match self.connections.get(&id) {
             Some(connection) => connection.health.subscribe(),
             None => watch::Sender::new(BusHealth::Closed).subscribe(),
+        }
+    }
+
+    pub(super) fn epoch(&self, id: ConnectionId) -> watch::Receiver<u64> {
+        match self.connections.get(&id) {
+            Some(connection) => connection.epoch.subscribe(),
+            None => watch::Sender::new(0).subscribe(),
         }
     }
 
@@ -201,7 +219,7 @@ impl State {
         }
     }
 
-    /// What a connection does when it is back.
+    /// What a connection does when it is made.
     fn resume(&mut self, id: ConnectionId) {
         if self.live(id) {
             let declared: Vec<QueueDecl> = self
@@ -213,6 +231,9 @@ impl State {
                 if let Err(error) = self.ensure(&decl) {
                     tracing::error!(%error, "a queue could not be declared");
                 }
+            }
+            if let Some(connection) = self.connections.get(&id) {
+                connection.epoch.send_modify(|epoch| *epoch += 1);
             }
         }
         self.refresh(id);
@@ -273,7 +294,9 @@ impl State {
     }
 
     pub(super) fn start(&mut self) {
-        self.power = Power::On;
+        if std::mem::replace(&mut self.power, Power::On) == Power::On {
+            return;
+        }
         for id in self.ids() {
             self.resume(id);
         }
@@ -558,12 +581,20 @@ impl State {
         probability > 0.0 && self.rng.random_bool(probability.clamp(0.0, 1.0))
     }
 
-    /// Stores a message in every queue that takes it, as the faults will have it. Tells whether
-    /// any queue does.
-    pub(super) fn publish(&mut self, to: &Target, message: Message, now: Instant) -> bool {
+    /// Stores a message in every queue that takes it, as the faults will have it.
+    pub(super) fn publish(&mut self, to: &Target, message: Message, now: Instant) -> Published {
         let queues = self.route(to);
         let faults = self.faults;
+        let mut outcome = if queues.is_empty() {
+            Published::Unroutable
+        } else {
+            Published::Taken
+        };
         for name in &queues {
+            if self.queues.get(name).is_some_and(Queue::refuses) {
+                outcome = Published::Full;
+                continue;
+            }
             if self.happens(faults.drop) {
                 continue;
             }
@@ -586,6 +617,6 @@ impl State {
                 self.store(name, message.clone(), None, visible_at, from_back);
             }
         }
-        !queues.is_empty()
+        outcome
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::super::topology::Consumers;
+use super::super::topology::{Consumers, Overflow};
 use super::super::{DeadInfo, Message, QueueDecl};
 use super::broker::{ConnectionId, ConsumerId};
 
@@ -48,6 +48,16 @@ impl Queue {
         self.ready.len()
     }
 
+    /// Whether it is full and keeps its oldest.
+    pub(super) fn refuses(&self) -> bool {
+        let reached = |limit: Option<u32>, now: usize| {
+            limit.is_some_and(|limit| u64::try_from(now).is_ok_and(|now| now >= u64::from(limit)))
+        };
+        self.decl.overflow() == Overflow::RefuseNewest
+            && (reached(self.decl.max_length, self.ready.len())
+                || reached(self.decl.max_length_bytes, self.bytes))
+    }
+
     /// Takes a message in at an index from the back (0 is last), dropping the oldest ones that
     /// no longer fit.
     pub(super) fn push(&mut self, stored: Stored, from_back: usize) {
@@ -57,8 +67,9 @@ impl Queue {
         let fits = |limit: Option<u32>, now: usize| {
             limit.is_none_or(|limit| u64::try_from(now).is_ok_and(|now| now <= u64::from(limit)))
         };
-        while !fits(self.decl.max_length, self.ready.len())
-            || !fits(self.decl.max_length_bytes, self.bytes)
+        while self.decl.overflow() == Overflow::DropOldest
+            && (!fits(self.decl.max_length, self.ready.len())
+                || !fits(self.decl.max_length_bytes, self.bytes))
         {
             if self.remove(0).is_none() {
                 break;

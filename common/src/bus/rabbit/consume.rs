@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use lapin::Acker;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    QueueDeclareOptions, QueuePurgeOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use super::super::topology::DEAD;
 use super::super::{BusError, DeadInfo, Delivery, QueueDecl, Settle, Settled, Source};
+use super::care::{Care, Held};
 use super::link::{Backoff, Link, Up};
 use super::publish::Publisher;
 use super::{convert, declare};
@@ -31,6 +33,8 @@ struct Subscription {
     channel: Channel,
     consumer: lapin::Consumer,
     queue: String,
+    /// Taking one message at a time.
+    careful: bool,
 }
 
 pub(super) struct RabbitSource {
@@ -40,6 +44,7 @@ pub(super) struct RabbitSource {
     prefetch: u16,
     subscription: Option<Subscription>,
     backoff: Backoff,
+    care: Care,
 }
 
 impl RabbitSource {
@@ -57,6 +62,7 @@ impl RabbitSource {
             prefetch: prefetch.max(1),
             subscription: None,
             backoff: Backoff::new(),
+            care: Care::new(),
         }
     }
 
@@ -72,6 +78,7 @@ impl RabbitSource {
             prefetch: REPLY_PREFETCH,
             subscription: None,
             backoff: Backoff::new(),
+            care: Care::new(),
         };
         (source, receiver)
     }
@@ -92,11 +99,50 @@ impl RabbitSource {
     }
 
     async fn subscribe(&mut self, up: &Up) -> Result<(), BusError> {
+        self.wait_for_turn(up).await;
+        // It may have ended meanwhile.
+        if !up.connection.status().connected() {
+            self.care.pass();
+            return Ok(());
+        }
+        let subscribed = self.subscribe_now(up).await;
+        if subscribed.is_err() {
+            self.care.end();
+        }
+        subscribed
+    }
+
+    /// After a message that could not be read, consumers start one after another. Not those of
+    /// answers: their queues, with all that is in them, went with the connection.
+    async fn wait_for_turn(&mut self, up: &Up) {
+        if matches!(self.what, What::Reply(_)) {
+            return;
+        }
+        self.care.open(up, self.prefetch);
+        if self.care.active() {
+            self.care.wait(self.link.turns()).await;
+        }
+    }
+
+    async fn subscribe_now(&mut self, up: &Up) -> Result<(), BusError> {
         let (name, operation, channel) = match &self.what {
             What::Queue(decl) => {
                 self.link.declare_on(up, decl).await?;
                 let operation = format!("consuming queue `{}`", decl.name);
                 let channel = declare::channel(&up.connection, &operation).await?;
+                if self.care.suspect() && decl.message_ttl.is_some() {
+                    // Nothing counts the returns of what is worthless in a minute anyway.
+                    let purge = channel.queue_purge(
+                        declare::short(&decl.name, &operation)?,
+                        QueuePurgeOptions::default(),
+                    );
+                    let purged = declare::bounded(&operation, purge).await?;
+                    tracing::warn!(
+                        queue = decl.name,
+                        purged,
+                        "purged: it holds a message that cannot be read"
+                    );
+                }
                 (decl.name.clone(), operation, channel)
             }
             What::Reply(_) => {
@@ -113,7 +159,9 @@ impl RabbitSource {
                 (queue.name().as_str().to_owned(), operation, channel)
             }
         };
-        let qos = channel.basic_qos(self.prefetch, BasicQosOptions::default());
+        let careful = self.care.active();
+        let prefetch = if careful { 1 } else { self.prefetch };
+        let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
         declare::bounded(&operation, qos).await?;
         let call = channel.basic_consume(
             declare::short(&name, &operation)?,
@@ -130,12 +178,14 @@ impl RabbitSource {
             channel,
             consumer,
             queue: name,
+            careful,
         });
         Ok(())
     }
 
     fn unsubscribed(&mut self) {
         self.subscription = None;
+        self.care.end();
         if let What::Reply(address) = &self.what {
             address.send_replace(None);
         }
@@ -157,6 +207,7 @@ impl RabbitSource {
             body: message.body.clone(),
             queue: subscription.queue.clone(),
             publisher: Arc::clone(&self.publisher),
+            held: self.care.hold(),
             _channel: subscription.channel.clone(),
         };
         Some(Delivery::new(
@@ -188,10 +239,29 @@ impl Source for RabbitSource {
                 }
                 continue;
             };
+            if subscription.careful && !self.care.active() {
+                // Ends when what was already sent is taken, and is then made anew.
+                subscription.careful = false;
+                self.care.pass();
+                let tag = subscription.consumer.tag();
+                let cancel = subscription
+                    .channel
+                    .basic_cancel(tag, BasicCancelOptions::default());
+                if let Err(error) = declare::bounded("taking more messages at a time", cancel).await
+                {
+                    tracing::debug!(%error, "a subscription ended");
+                    self.unsubscribed();
+                }
+                continue;
+            }
             let item = tokio::select! {
                 biased;
                 () = link.stopped() => return None,
                 item = subscription.consumer.next() => item,
+                () = self.care.quiet() => {
+                    self.care.rest();
+                    continue;
+                }
             };
             match item {
                 Some(Ok(raw)) => {
@@ -215,6 +285,7 @@ struct RabbitSettle {
     body: bytes::Bytes,
     queue: String,
     publisher: Arc<Publisher>,
+    held: Held,
     /// Keeps the channel open until the last delivery on it is settled.
     _channel: Channel,
 }
@@ -238,11 +309,20 @@ fn settled(result: lapin::Result<bool>) -> Settled {
 #[async_trait]
 impl Settle for RabbitSettle {
     async fn ack(self: Box<Self>) -> Settled {
-        settled(self.acker.ack(BasicAckOptions::default()).await)
+        let settled = settled(self.acker.ack(BasicAckOptions::default()).await);
+        match settled {
+            Settled::Done => self.held.done(),
+            Settled::Lost => self.held.lost(),
+        }
+        settled
     }
 
     async fn retry(self: Box<Self>) -> Settled {
-        settled(self.acker.nack(REQUEUE).await)
+        let settled = settled(self.acker.nack(REQUEUE).await);
+        if settled == Settled::Lost {
+            self.held.lost();
+        }
+        settled
     }
 
     async fn dead(self: Box<Self>, reason: &str) -> Settled {

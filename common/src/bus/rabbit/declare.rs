@@ -9,7 +9,9 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
 use super::super::BusError;
-use super::super::topology::{Consumers, DEAD, DeadLetter, EXCHANGE, QueueDecl, QueueKind};
+use super::super::topology::{
+    Consumers, DEAD, DeadLetter, EXCHANGE, Overflow, QueueDecl, QueueKind,
+};
 
 /// How long one call may take. Quorum queues elect a leader when they are declared.
 const CALL: Duration = Duration::from_secs(15);
@@ -147,7 +149,10 @@ fn arguments(decl: &QueueDecl) -> FieldTable {
         DeadLetter::Drop => {}
     }
     if decl.max_length.is_some() || decl.max_length_bytes.is_some() {
-        text("x-overflow", "drop-head");
+        match decl.overflow() {
+            Overflow::DropOldest => text("x-overflow", "drop-head"),
+            Overflow::RefuseNewest => text("x-overflow", "reject-publish"),
+        }
     }
     let mut number = |key: &str, value: Option<i64>| {
         if let Some(value) = value {

@@ -8,15 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use lapin::types::LongString;
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, Event};
+use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
 use rand::RngExt;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::super::topology::DELIVERY_LIMIT;
 use super::super::{BusError, BusHealth, QueueDecl};
 use super::{RabbitConfig, declare};
 
@@ -28,6 +29,9 @@ const BACKOFF_LIMIT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a polite goodbye to the broker may take.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// Connections in a row that may end by something unreadable before the tries get slower: each
+/// such message needs as many as its queue's delivery limit.
+const UNREADABLE_LIMIT: u32 = 10 * DELIVERY_LIMIT;
 
 /// Waits that double up to a limit, each at random between half and the whole, so that a
 /// thousand agents do not come back in the same instant.
@@ -62,6 +66,24 @@ pub(super) struct Up {
     pub(super) epoch: u64,
     /// Set while the broker takes no messages.
     pub(super) blocked: Option<(DateTime<Utc>, String)>,
+    /// The last connection ended by something that could not be read.
+    pub(super) careful: bool,
+}
+
+/// How a connection ended.
+struct Loss {
+    why: String,
+    /// By something that could not be read; it will be delivered again.
+    unreadable: bool,
+}
+
+impl Loss {
+    fn because(why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            unreadable: false,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +102,9 @@ pub(super) struct Link {
     uri: AMQPUri,
     phase: watch::Sender<Phase>,
     health: watch::Sender<BusHealth>,
+    epoch: watch::Sender<u64>,
+    /// Whose turn it is to take messages after an unreadable one.
+    turns: Arc<Semaphore>,
     declared: Mutex<BTreeMap<String, QueueDecl>>,
     /// Queues that could not be declared, with the reason.
     trouble: Mutex<BTreeMap<String, String>>,
@@ -100,6 +125,8 @@ impl Link {
                 since,
                 last_error: None,
             }),
+            epoch: watch::Sender::new(0),
+            turns: Arc::new(Semaphore::new(1)),
             declared: Mutex::default(),
             trouble: Mutex::default(),
             stop: CancellationToken::new(),
@@ -137,6 +164,14 @@ impl Link {
 
     pub(super) fn health(&self) -> watch::Receiver<BusHealth> {
         self.health.subscribe()
+    }
+
+    pub(super) fn epoch(&self) -> watch::Receiver<u64> {
+        self.epoch.subscribe()
+    }
+
+    pub(super) fn turns(&self) -> &Arc<Semaphore> {
+        &self.turns
     }
 
     /// The phase of the moment, as a copy: nobody may hold the lock inside while asking for
@@ -303,41 +338,39 @@ impl Link {
     }
 
     /// Watches a connection until it ends; says why.
-    async fn watch(&self, connection: &Arc<Connection>, epoch: u64) -> String {
-        let mut events = connection.events_listener();
+    async fn watch(&self, up: &Up, mut events: impl Stream<Item = Event> + Unpin) -> Loss {
+        let connection = &up.connection;
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
-                () = self.stopped() => return "closed".to_owned(),
+                () = self.stopped() => return Loss::because("closed"),
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => {
                         tracing::warn!(reason, "the broker takes no messages");
                         self.set_phase(Phase::Up(Up {
-                            connection: Arc::clone(connection),
-                            epoch,
                             blocked: Some((Utc::now(), reason)),
+                            ..up.clone()
                         }));
                     }
                     Some(Event::ConnectionUnblocked) => {
                         tracing::info!("the broker takes messages again");
-                        self.set_phase(Phase::Up(Up {
-                            connection: Arc::clone(connection),
-                            epoch,
-                            blocked: None,
-                        }));
+                        self.set_phase(Phase::Up(up.clone()));
                     }
                     Some(Event::Error(error)) => {
                         // Errors of one channel come here as well.
                         if !connection.status().connected() {
-                            return error.to_string();
+                            return Loss {
+                                why: error.to_string(),
+                                unreadable: matches!(error.kind(), ErrorKind::ParsingError(_)),
+                            };
                         }
                     }
                     Some(_) => {}
-                    None => return "the connection ended".to_owned(),
+                    None => return Loss::because("the connection ended"),
                 },
                 _ = look.tick() => {
                     if !connection.status().connected() {
-                        return "the connection ended".to_owned();
+                        return Loss::because("the connection ended");
                     }
                 }
             }
@@ -348,7 +381,8 @@ impl Link {
 /// The task of a link.
 async fn keep(link: Arc<Link>) {
     let mut backoff = Backoff::new();
-    let mut epoch = 0_u64;
+    let mut careful = false;
+    let mut unreadable = 0_u32;
     let mut since = Utc::now();
     let mut logged: Option<String> = None;
     while !link.stop.is_cancelled() {
@@ -358,36 +392,57 @@ async fn keep(link: Arc<Link>) {
         };
         match outcome {
             Ok(connection) => {
-                epoch += 1;
-                let connection = Arc::new(connection);
+                link.epoch.send_modify(|epoch| *epoch += 1);
+                // Listening starts before anybody consumes, so that no end is missed.
+                let events = connection.events_listener();
+                let up = Up {
+                    connection: Arc::new(connection),
+                    epoch: *link.epoch.borrow(),
+                    blocked: None,
+                    careful,
+                };
                 tracing::info!(
                     broker = link.config.display_url(),
                     "connected to the broker"
                 );
-                link.set_phase(Phase::Up(Up {
-                    connection: Arc::clone(&connection),
-                    epoch,
-                    blocked: None,
-                }));
+                link.set_phase(Phase::Up(up.clone()));
                 let up_at = Instant::now();
-                let why = link.watch(&connection, epoch).await;
+                let loss = link.watch(&up, events).await;
                 if link.stop.is_cancelled() {
-                    goodbye(&connection).await;
+                    goodbye(&up.connection).await;
                     break;
                 }
                 since = Utc::now();
-                tracing::warn!(
-                    broker = link.config.display_url(),
-                    why,
-                    "lost the broker; trying again until it is back"
-                );
+                careful = loss.unreadable;
+                let lasted = up_at.elapsed() > BACKOFF_LIMIT;
+                unreadable = match (loss.unreadable, lasted) {
+                    (true, true) => 1,
+                    (true, false) => unreadable.saturating_add(1),
+                    (false, _) => 0,
+                };
+                let why = loss.why;
+                match unreadable {
+                    0 => tracing::warn!(
+                        broker = link.config.display_url(),
+                        why,
+                        "lost the broker; trying again until it is back"
+                    ),
+                    1 => tracing::error!(
+                        broker = link.config.display_url(),
+                        why,
+                        "a message of the broker cannot be read, which ends the connection; \
+                         messages are taken one at a time until the broker has put it away"
+                    ),
+                    again => tracing::debug!(again, why, "a message cannot be read"),
+                }
                 link.set_phase(Phase::Down {
                     since,
                     last_error: Some(why.clone()),
                 });
                 logged = Some(why);
                 // A broker that takes us and throws us out again is not asked in a tight loop.
-                if up_at.elapsed() > BACKOFF_LIMIT {
+                // An unreadable message goes sooner when it is delivered sooner.
+                if lasted || (1..=UNREADABLE_LIMIT).contains(&unreadable) {
                     backoff.reset();
                 }
             }
