@@ -78,8 +78,8 @@ impl SchedulerMetrics {
     }
 
     /// A request was answered.
-    pub fn request(&self, method: &str, outcome: Result<(), RefusalCode>, seconds: f64) {
-        let outcome = outcome.err().map_or("ok", RefusalCode::as_str);
+    pub fn request(&self, method: &str, refused: Option<RefusalCode>, seconds: f64) {
+        let outcome = refused.map_or("ok", RefusalCode::as_str);
         self.requests.with_label_values(&[method, outcome]).inc();
         self.request_seconds
             .with_label_values(&[method])

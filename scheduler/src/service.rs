@@ -17,15 +17,26 @@ use berth_common::{
         registry::Metrics,
     },
 };
-use berth_store::{Store, StoreConfig, hosts};
-use chrono::Utc;
+use berth_store::{ExclusiveLock, Store, StoreConfig, StoreError, documents, hosts, nonces};
+use chrono::{TimeDelta, Utc};
+use futures::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, context::Context, dispatch, inbox, metrics::SchedulerMetrics};
+use crate::{
+    config::Config, context::Context, dispatch, inbox, liveness, metrics::SchedulerMetrics,
+    report::order::ReportOrder,
+};
 
 /// How often the database is asked whether it is there, and the gauges are set.
 const CHECK: Duration = Duration::from_secs(2);
+/// How often what nobody can ask for any more is forgotten.
+const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// How long the document of something that is gone is kept: twice as long as an agent keeps its tombstone, so that
+/// its generation never starts anew while a host could know a later one.
+const KEEP_TOMBSTONES: TimeDelta = TimeDelta::days(14);
+/// How long a reboot's nonce is remembered: no client repeats a request after that.
+const KEEP_NONCES: TimeDelta = TimeDelta::days(30);
 
 /// Runs a scheduler until cancelled.
 ///
@@ -57,24 +68,31 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     )));
 
-    let Some(store) = open_store(&config, &health, &cancel).await? else {
+    // Waiting for a database is part of a scheduler's work, not of its start.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    let Some((store, lock)) = open_store(&config, &health, &cancel).await? else {
         return Ok(());
     };
-    let _lock = store
-        .try_lock_exclusive()
-        .await
-        .context("this database belongs to another scheduler")?;
     let context = Arc::new(Context::new(config, store, bus, scheduler_metrics));
-    seed_liveness(&context).await?;
-
-    tasks.spawn(unfailing(watch_store(
+    if !seed_liveness(&context, &cancel).await? {
+        return Ok(());
+    }
+    tasks.spawn(watch_store(
         Arc::clone(&context),
+        lock,
         health.component("store"),
+        cancel.clone(),
+    ));
+    tasks.spawn(unfailing(watch_listening(
+        Arc::clone(&context),
+        cancel.clone(),
+    )));
+    tasks.spawn(unfailing(housekeeping(
+        Arc::clone(&context),
         cancel.clone(),
     )));
     tasks.spawn(unfailing(declare_host_queues(Arc::clone(&context))));
     spawn_flow(&mut tasks, &context, &cancel);
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
 
     let mut outcome = Ok(());
     while let Some(ended) = tasks.join_next().await {
@@ -94,7 +112,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
 
 /// The flow itself: what takes messages in, and what publishes documents.
 pub fn spawn_flow(
-    tasks: &mut JoinSet<Result<(), BusError>>,
+    tasks: &mut JoinSet<Result<(), TaskError>>,
     context: &Arc<Context>,
     cancel: &CancellationToken,
 ) {
@@ -102,65 +120,145 @@ pub fn spawn_flow(
         Arc::clone(context),
         cancel.clone(),
     )));
-    tasks.spawn(inbox::requests::run(Arc::clone(context), cancel.clone()));
-    tasks.spawn(inbox::reports::run(Arc::clone(context), cancel.clone()));
-    tasks.spawn(inbox::heartbeats::run(Arc::clone(context), cancel.clone()));
+    let consumers = [
+        inbox::requests::run(Arc::clone(context), cancel.clone()).boxed(),
+        inbox::reports::run(Arc::clone(context), cancel.clone()).boxed(),
+        inbox::heartbeats::run(Arc::clone(context), cancel.clone()).boxed(),
+    ];
+    for consumer in consumers {
+        tasks.spawn(async { consumer.await.map_err(TaskError::Bus) });
+    }
+}
+
+/// Why a scheduler cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// A queue cannot be consumed.
+    #[error("a queue cannot be consumed")]
+    Bus(#[source] BusError),
+    /// Another scheduler may have become the one that writes.
+    #[error("the claim on the database is lost; another scheduler may have taken it")]
+    Claim(#[source] StoreError),
 }
 
 /// A task that has no way to fail, among those that have.
-async fn unfailing(task: impl Future<Output = ()>) -> Result<(), BusError> {
+async fn unfailing(task: impl Future<Output = ()>) -> Result<(), TaskError> {
     task.await;
     Ok(())
 }
 
-/// Connects to the database and brings its schema up to date, however long that takes; `None` when cancelled.
+/// Connects to the database, brings its schema up to date and claims it for this scheduler, however long that takes;
+/// `None` when cancelled.
 async fn open_store(
     config: &Config,
     health: &Health,
     cancel: &CancellationToken,
-) -> anyhow::Result<Option<Store>> {
+) -> anyhow::Result<Option<(Store, ExclusiveLock)>> {
     let component = health.component("store");
     let store_config = StoreConfig {
         url: config.store_url.expose().clone(),
         max_connections: config.store_max_connections,
     };
+    let is_file = store_config.url.starts_with("sqlite");
+    let mut told = false;
     loop {
         let opened = async {
             let store = Store::connect(&store_config).await?;
+            let lock = store.try_lock_exclusive().await?;
             store.migrate().await?;
-            Ok::<_, berth_store::StoreError>(store)
+            Ok::<_, StoreError>((store, lock))
         };
-        match opened.await {
-            Ok(store) => {
+        let error = match opened.await {
+            Ok(opened) => {
                 component.ok();
-                return Ok(Some(store));
+                return Ok(Some(opened));
             }
-            Err(error) if error.retryable() => {
-                let reason = error_chain(&error);
-                tracing::warn!(store = %config.store_url.redacted_url(), reason, "the database is out of reach; waiting");
-                component.degraded(reason);
-                tokio::select! {
-                    () = cancel.cancelled() => return Ok(None),
-                    () = tokio::time::sleep(CHECK) => {}
-                }
-            }
-            Err(error) => return Err(error).context("the database cannot be used"),
+            Err(error) => error,
+        };
+        let others = matches!(error, StoreError::Locked { .. });
+        if !error.retryable() && (is_file || !others) {
+            return Err(error).context("the database cannot be used");
+        }
+        let reason = error_chain(&error);
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(store = %config.store_url.redacted_url(), reason, "waiting for the database");
+        }
+        component.degraded(reason);
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(None),
+            () = tokio::time::sleep(CHECK) => {}
         }
     }
 }
 
-/// Hosts that were heard of shortly before this start count as alive until they prove otherwise.
-async fn seed_liveness(context: &Context) -> anyhow::Result<()> {
+/// Hosts that were alive when a scheduler last listened count as alive until they prove otherwise. False when
+/// cancelled.
+async fn seed_liveness(context: &Context, cancel: &CancellationToken) -> anyhow::Result<bool> {
+    let rows = loop {
+        match hosts::all(context.store.pool()).await {
+            Ok(rows) => break rows,
+            Err(error) if error.retryable() => {
+                tracing::warn!(error = %error_chain(&error), "the hosts could not be read; trying again");
+            }
+            Err(error) => return Err(error).context("the hosts cannot be read"),
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(false),
+            () = tokio::time::sleep(CHECK) => {}
+        }
+    };
     let now = Instant::now();
-    for host in hosts::all(context.store.pool()).await? {
-        let ago = (Utc::now() - host.last_heartbeat_at)
-            .to_std()
-            .unwrap_or_default();
-        if let Some(at) = now.checked_sub(ago) {
-            context.liveness(|liveness| liveness.heard(host.id, at));
+    let last: Vec<_> = rows
+        .iter()
+        .map(|host| (host.id, host.last_heartbeat_at))
+        .collect();
+    let alive = liveness::alive_at_the_end(&last, context.config.heartbeat_timeout);
+    context.liveness(|liveness| {
+        for host in alive {
+            liveness.heard(host, now);
+        }
+    });
+    Ok(true)
+}
+
+/// Tells the liveness of hosts when nobody can be heard.
+async fn watch_listening(context: Arc<Context>, cancel: CancellationToken) {
+    let mut health = context.bus.health();
+    loop {
+        let hears = health.borrow_and_update().is_connected();
+        context.liveness(|liveness| {
+            if hears {
+                liveness.hears_again(Instant::now());
+            } else {
+                liveness.goes_deaf(Instant::now());
+            }
+        });
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = health.changed() => if changed.is_err() { return },
         }
     }
-    Ok(())
+}
+
+/// Forgets what nobody can ask for any more.
+async fn housekeeping(context: Arc<Context>, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(HOUSEKEEPING) => {}
+        }
+        context.order(ReportOrder::clear);
+        let now = Utc::now();
+        let swept = async {
+            let writing = context.begin().await?;
+            documents::delete_settled_tombstones(&writing.txn, now - KEEP_TOMBSTONES).await?;
+            nonces::forget_before(&writing.txn, now - KEEP_NONCES).await?;
+            writing.commit().await
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(error = %error_chain(&error), "housekeeping failed; trying again later");
+        }
+    }
 }
 
 /// Declares the queue of every known host, so that a document has somewhere to go while its agent is away.
@@ -204,17 +302,30 @@ async fn watch_bus(
     }
 }
 
-async fn watch_store(context: Arc<Context>, component: Component, cancel: CancellationToken) {
+/// Watches the database and this scheduler's claim on it, and sets the gauges.
+async fn watch_store(
+    context: Arc<Context>,
+    mut lock: ExclusiveLock,
+    component: Component,
+    cancel: CancellationToken,
+) -> Result<(), TaskError> {
     loop {
         match context.store.ping().await {
             Ok(()) => component.ok(),
             Err(error) => component.degraded(error_chain(&error)),
         }
+        match lock.check().await {
+            Ok(()) => {}
+            Err(error) if error.retryable() => {
+                tracing::debug!(error = %error_chain(&error), "the claim on the database cannot be checked now");
+            }
+            Err(error) => return Err(TaskError::Claim(error)),
+        }
         let (up, down) = context
             .liveness(|liveness| liveness.count(context.config.heartbeat_timeout, Instant::now()));
         context.metrics.hosts(up, down);
         tokio::select! {
-            () = cancel.cancelled() => return,
+            () = cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep(CHECK) => {}
         }
     }

@@ -40,7 +40,7 @@ struct Cloud {
     directory: tempfile::TempDir,
     rpc: RpcClient,
     cancel: CancellationToken,
-    tasks: JoinSet<Result<(), berth_common::bus::BusError>>,
+    tasks: JoinSet<Result<(), service::TaskError>>,
 }
 
 impl Cloud {
@@ -109,10 +109,7 @@ impl Cloud {
 async fn run_scheduler(
     broker: &LocalBroker,
     directory: &tempfile::TempDir,
-) -> (
-    CancellationToken,
-    JoinSet<Result<(), berth_common::bus::BusError>>,
-) {
+) -> (CancellationToken, JoinSet<Result<(), service::TaskError>>) {
     let url = format!("sqlite://{}/berth.db", directory.path().display());
     let text = format!(
         "[bus]\nurl = \"amqp://nobody@localhost/\"\n[store]\nurl = \"{url}\"\n[dispatch]\nrepublish_seconds = 1\n"
@@ -539,6 +536,7 @@ async fn documents_are_published_until_they_are_confirmed_whatever_happens_to_th
     let again = host.next().await;
     assert_eq!(again, first, "what is not confirmed comes again");
     cloud.crash_scheduler().await;
+    host.heartbeat().await;
     assert_eq!(host.next().await, first);
     cloud.broker.delete_vhost();
     cloud.broker.create_vhost();
@@ -796,4 +794,101 @@ async fn bad_requests_are_refused_in_words_and_change_nothing() {
         .await
         .unwrap();
     assert_eq!(listed.instances.len(), 1, "nothing half-made is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_request_that_is_repeated_is_placed_once_there_is_room() {
+    let cloud = Cloud::start().await;
+    cloud.call(network("blue", "10.0.0.0/24")).await.unwrap();
+    let request = instance("web-1", 512, json!([{ "network": "blue" }]));
+    let refusal = cloud.call(request.clone()).await.unwrap_err();
+    assert!(refusal.retryable, "{refusal}");
+    let _host = Host::join(&cloud, "hv1").await;
+    let view = cloud.call(request.clone()).await.unwrap();
+    assert_eq!(view.vm_state, VmState::Building);
+    assert_eq!((view.fault, view.ports.len()), (None, 1));
+    assert_eq!(
+        cloud.call(request).await.unwrap().host.unwrap().as_str(),
+        "hv1"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nonce_is_one_reboot_of_one_instance() {
+    let cloud = Cloud::start().await;
+    let _host = Host::join(&cloud, "hv1").await;
+    let nonce = Nonce::new();
+    for name in ["web-1", "web-2"] {
+        cloud.call(instance(name, 64, json!([]))).await.unwrap();
+        let reboot = InstanceReboot {
+            instance: name.to_owned(),
+            project: Default::default(),
+            kind: Default::default(),
+            nonce,
+        };
+        let view = cloud.call(reboot).await.unwrap();
+        assert_eq!(view.generation, Generation(2), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_that_cannot_be_is_ignored() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let request = instance("web-1", 64, json!([]));
+    cloud.call(request.clone()).await.unwrap();
+    let first = host.next().await;
+    let (key, absurd) = (first.key(), Generation(i64::MAX.unsigned_abs() - 1));
+    host.report(key, absurd, ConvergeStatus::Converged, PowerState::Running)
+        .await;
+    host.report(
+        key,
+        first.generation(),
+        ConvergeStatus::Converged,
+        PowerState::Running,
+    )
+    .await;
+    cloud
+        .wait_for_instance(request.id, "active", |view| {
+            view.vm_state == VmState::Active
+        })
+        .await;
+    let deleted = cloud.call(delete(request.id)).await.unwrap();
+    assert_eq!(deleted.generation, Generation(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_host_is_told_everything_under_its_new_name() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.call(instance("web-1", 64, json!([]))).await.unwrap();
+    let first = host.next().await;
+    host.name = "hv2";
+    host.queue = host
+        .bus
+        .consume(&QueueDecl::compute("hv2"), 16)
+        .await
+        .unwrap();
+    host.heartbeat().await;
+    assert_eq!(host.next().await, first);
+    let shown = cloud
+        .call(HostShow {
+            host: "hv2".to_owned(),
+        })
+        .await
+        .unwrap();
+    assert_eq!(shown.id, host.id);
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while cloud
+        .broker
+        .queues()
+        .iter()
+        .any(|name| name == "compute.hv1")
+    {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the queue of the old name is left"
+        );
+        tokio::task::yield_now().await;
+    }
 }

@@ -2,18 +2,12 @@
 //!
 //! The address may hold a password: it is never printed, and no error carries it.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use sea_orm::{
     DatabaseConnection, SqlxMySqlConnector, SqlxPostgresConnector, SqlxSqliteConnector,
     sqlx::{
-        self, Executor as _, Pool as SqlxPool,
+        self, Connection as _, Executor as _, Pool as SqlxPool,
         mysql::{MySql, MySqlConnectOptions, MySqlConnection},
         pool::PoolOptions,
         postgres::{PgConnectOptions, PgConnection, Postgres},
@@ -22,9 +16,9 @@ use sea_orm::{
 };
 
 use crate::{
-    error::{StoreError, driver_failed, failed},
+    error::{Cause, StoreError, driver_failed, failed},
     executor::{self, Pool, Txn},
-    lock::ExclusiveLock,
+    lock::{self, ExclusiveLock},
     migration,
 };
 
@@ -33,8 +27,17 @@ const ACQUIRE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a statement waits for a lock that another transaction holds, on each of the three databases.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// What PostgreSQL is told on each new connection.
+/// How long a connection that is given back may take to say that it still works.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a migration may take, with the wait for another process that is migrating.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(300);
+
+/// What PostgreSQL is told on each new connection. It probes a silent one after 30 seconds and ends it within
+/// another 30, so that the locks of a client that vanished do not stay for hours.
 const POSTGRES_SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+                                 SET tcp_keepalives_idle = 30; \
+                                 SET tcp_keepalives_interval = 10; \
+                                 SET tcp_keepalives_count = 3; \
                                  SET lock_timeout = 5000";
 /// What MariaDB is told on each new connection. Strict mode makes it refuse what it would else cut or bend.
 const MARIADB_SETTINGS: [&str; 3] = [
@@ -68,6 +71,17 @@ enum Target {
     Sqlite(SqliteConnectOptions),
     Postgres(PgConnectOptions),
     MariaDb(MySqlConnectOptions),
+}
+
+/// Without the address, which may hold a password.
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(options) => write!(f, "sqlite {}", options.get_filename().display()),
+            Self::Postgres(_) => f.write_str("postgres"),
+            Self::MariaDb(_) => f.write_str("mariadb"),
+        }
+    }
 }
 
 impl Target {
@@ -117,23 +131,93 @@ fn sqlite_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
         .busy_timeout(LOCK_LIMIT))
 }
 
-fn pool_options<D: sqlx::Database>(config: &StoreConfig) -> PoolOptions<D> {
-    PoolOptions::new()
-        .max_connections(config.max_connections)
+/// What a pool of connections is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Queries,
+    /// Its one connection stays open: the lock belongs to it.
+    Lock,
+}
+
+fn pool_options<D: sqlx::Database>(max_connections: u32, purpose: Purpose) -> PoolOptions<D> {
+    let options = PoolOptions::new()
+        .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_LIMIT)
+        // A call that was given up leaves its connection in the middle of an exchange. Only a connection that
+        // answers in time goes back into the pool; any other is closed, and with it ends its transaction.
+        .after_release(|connection: &mut D::Connection, _| {
+            Box::pin(async move {
+                match tokio::time::timeout(RELEASE_LIMIT, connection.ping()).await {
+                    Ok(outcome) => outcome.map(|()| true),
+                    Err(_) => Err(sqlx::Error::PoolTimedOut),
+                }
+            })
+        });
+    match purpose {
+        Purpose::Queries => options,
+        Purpose::Lock => options.idle_timeout(None).max_lifetime(None),
+    }
+}
+
+impl Target {
+    /// Opens a pool, and one connection in it.
+    async fn open(
+        &self,
+        max_connections: u32,
+        purpose: Purpose,
+    ) -> Result<DatabaseConnection, StoreError> {
+        let opened = |error: sqlx::Error| driver_failed("the connection", &error);
+        match self {
+            Self::Sqlite(options) => {
+                let pool: SqlxPool<Sqlite> = pool_options(max_connections, purpose)
+                    .connect_with(options.clone())
+                    .await
+                    .map_err(opened)?;
+                Ok(SqlxSqliteConnector::from_sqlx_sqlite_pool(pool))
+            }
+            Self::Postgres(options) => {
+                let pool: SqlxPool<Postgres> = pool_options(max_connections, purpose)
+                    .after_connect(|connection: &mut PgConnection, _| {
+                        Box::pin(
+                            async move { connection.execute(POSTGRES_SETTINGS).await.map(drop) },
+                        )
+                    })
+                    .connect_with(options.clone().application_name("berth"))
+                    .await
+                    .map_err(opened)?;
+                Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+            }
+            Self::MariaDb(options) => {
+                let more = (purpose == Purpose::Lock).then_some(lock::MARIADB_SETTINGS);
+                let pool: SqlxPool<MySql> = pool_options(max_connections, purpose)
+                    .after_connect(move |connection: &mut MySqlConnection, _| {
+                        Box::pin(async move {
+                            for setting in MARIADB_SETTINGS.into_iter().chain(more) {
+                                connection.execute(setting).await?;
+                            }
+                            Ok(())
+                        })
+                    })
+                    .connect_with(options.clone())
+                    .await
+                    .map_err(opened)?;
+                Ok(SqlxMySqlConnector::from_sqlx_mysql_pool(pool))
+            }
+        }
+    }
 }
 
 /// An open database. Cloning is cheap; clones share the connections.
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
-    sqlite_file: Option<Arc<Path>>,
+    target: Arc<Target>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
-            .field("sqlite_file", &self.sqlite_file)
+            .field("target", &self.target)
             .finish_non_exhaustive()
     }
 }
@@ -148,61 +232,14 @@ impl Store {
         if config.max_connections == 0 {
             return Err(self::config("max_connections must be at least 1"));
         }
-        let opened = |error: sqlx::Error| driver_failed("the connection", &error);
-        match Target::parse(&config.url)? {
-            Target::Sqlite(options) => {
-                let file = PathBuf::from(options.get_filename());
-                let pool: SqlxPool<Sqlite> = pool_options(config)
-                    .connect_with(options)
-                    .await
-                    .map_err(opened)?;
-                Ok(Self::new(
-                    SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),
-                    Some(file.into()),
-                ))
-            }
-            Target::Postgres(options) => {
-                let options = options.application_name("berth");
-                let pool: SqlxPool<Postgres> = pool_options(config)
-                    .after_connect(|connection: &mut PgConnection, _| {
-                        Box::pin(
-                            async move { connection.execute(POSTGRES_SETTINGS).await.map(drop) },
-                        )
-                    })
-                    .connect_with(options)
-                    .await
-                    .map_err(opened)?;
-                Ok(Self::new(
-                    SqlxPostgresConnector::from_sqlx_postgres_pool(pool),
-                    None,
-                ))
-            }
-            Target::MariaDb(options) => {
-                let pool: SqlxPool<MySql> = pool_options(config)
-                    .after_connect(|connection: &mut MySqlConnection, _| {
-                        Box::pin(async move {
-                            for setting in MARIADB_SETTINGS {
-                                connection.execute(setting).await?;
-                            }
-                            Ok(())
-                        })
-                    })
-                    .connect_with(options)
-                    .await
-                    .map_err(opened)?;
-                Ok(Self::new(
-                    SqlxMySqlConnector::from_sqlx_mysql_pool(pool),
-                    None,
-                ))
-            }
-        }
-    }
-
-    fn new(connection: DatabaseConnection, sqlite_file: Option<Arc<Path>>) -> Self {
-        Self {
+        let target = Arc::new(Target::parse(&config.url)?);
+        let connection = target
+            .open(config.max_connections, Purpose::Queries)
+            .await?;
+        Ok(Self {
             pool: Pool(connection),
-            sqlite_file,
-        }
+            target,
+        })
     }
 
     /// Brings the schema up to this version. Doing it again is harmless; two at once wait for each other.
@@ -210,8 +247,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::NewerSchema`] if a newer berth was here; then nothing is changed.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        let transaction = executor::begin(&self.pool.0).await?;
-        migration::run(transaction).await
+        let migration = async {
+            let transaction = executor::begin(&self.pool.0).await?;
+            migration::run(transaction).await
+        };
+        tokio::time::timeout(MIGRATION_LIMIT, migration)
+            .await
+            .unwrap_or_else(|_| {
+                Err(StoreError::Unavailable {
+                    source: Cause::new("the migration of the schema did not end in time"),
+                })
+            })
     }
 
     /// Opens a transaction.
@@ -219,7 +265,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] if no connection is free, or (SQLite) another writer does not end, in time.
     pub async fn begin(&self) -> Result<Txn, StoreError> {
-        executor::begin(&self.pool.0).await.map(Txn)
+        self.pool.begin().await
     }
 
     /// The connections, for queries outside a transaction.
@@ -233,26 +279,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] if it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.pool.0.ping().await.map_err(failed("ping"))
+        executor::answered(self.pool.0.ping())
+            .await
+            .map_err(failed("ping"))
     }
 
-    /// Claims a SQLite file for this process; PostgreSQL and MariaDB need no such claim.
+    /// Claims the database for this process: a file's lock for SQLite, a session's lock for PostgreSQL and MariaDB.
     ///
     /// # Errors
     /// [`StoreError::Locked`] if another scheduler has it, [`StoreError::LockFile`] if the lock file fails.
     pub async fn try_lock_exclusive(&self) -> Result<ExclusiveLock, StoreError> {
-        match &self.sqlite_file {
-            Some(file) => ExclusiveLock::beside(file),
-            None => Ok(ExclusiveLock::nothing()),
+        if let Target::Sqlite(options) = &*self.target {
+            return ExclusiveLock::beside(options.get_filename());
         }
-    }
-
-    /// Closes all connections and waits until that is done.
-    ///
-    /// # Errors
-    /// [`StoreError::Query`] if the driver fails at it.
-    pub async fn close(self) -> Result<(), StoreError> {
-        self.pool.0.close().await.map_err(failed("closing"))
+        let connection = self.target.open(1, Purpose::Lock).await?;
+        ExclusiveLock::in_session(Pool(connection)).await
     }
 }
 

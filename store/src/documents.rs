@@ -19,8 +19,8 @@ use berth_common::{
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, Order, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel, Order,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, UpdateMany,
     sea_query::{Expr, ExprTrait, OnConflict},
 };
 
@@ -51,7 +51,7 @@ pub struct DocumentRow {
     pub changed_at: DateTime<Utc>,
     /// When it was last published.
     pub published_at: Option<DateTime<Utc>>,
-    /// How often this generation was published.
+    /// How often publishing this generation was tried.
     pub attempts: u32,
     /// Not before this time it is published again; none: at once.
     pub next_publish_at: Option<DateTime<Utc>>,
@@ -252,19 +252,48 @@ pub async fn mark_published(
     now: DateTime<Utc>,
     next: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
-    let updated = document::Entity::update_many()
+    let updated = attempted(host, key, generation, next)?
         .col_expr(Column::PublishedAt, Expr::value(millis(now)))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::mark_published"))?;
+    Ok(updated.rows_affected > 0)
+}
+
+/// Notes that publishing a generation failed, and when to try again. False: there is a newer generation, or no
+/// such document; nothing was changed.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn mark_failed_publish(
+    db: &impl Executor,
+    host: HostId,
+    key: DocumentKey,
+    generation: Generation,
+    next: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let updated = attempted(host, key, generation, next)?
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::mark_failed_publish"))?;
+    Ok(updated.rows_affected > 0)
+}
+
+/// Counts an attempt to publish a generation and sets the time of the next one.
+fn attempted(
+    host: HostId,
+    key: DocumentKey,
+    generation: Generation,
+    next: DateTime<Utc>,
+) -> Result<UpdateMany<document::Entity>, StoreError> {
+    Ok(document::Entity::update_many()
         .col_expr(Column::NextPublishAt, Expr::value(millis(next)))
         .col_expr(
             Column::Attempts,
             ExprTrait::add(Expr::col(Column::Attempts), 1_i64),
         )
         .filter(is(host, key))
-        .filter(Column::Generation.eq(int("documents.generation", generation.0)?))
-        .exec(&db.handle())
-        .await
-        .map_err(failed("documents::mark_published"))?;
-    Ok(updated.rows_affected > 0)
+        .filter(Column::Generation.eq(int("documents.generation", generation.0)?)))
 }
 
 /// Notes how far the host is. False: the host spoke of a newer generation before, or there is no such document;
@@ -348,6 +377,40 @@ pub async fn delete(
         .await
         .map_err(failed("documents::delete"))?;
     Ok(deleted.rows_affected > 0)
+}
+
+/// Deletes the tombstones that were carried out and are older than a time: the host said of the newest
+/// generation that the resource is gone. Answers how many.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn delete_settled_tombstones(
+    db: &impl Executor,
+    before: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let gone = word("documents.observed_status", &ConvergeStatus::Gone)?;
+    let deleted = document::Entity::delete_many()
+        .filter(Column::SpecJson.is_null())
+        .filter(Column::Unconfirmed.eq(false))
+        .filter(Column::ObservedStatus.eq(gone))
+        .filter(Column::ChangedAt.lt(millis(before)))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::delete_settled_tombstones"))?;
+    Ok(deleted.rows_affected)
+}
+
+/// Deletes the documents of a host, for the deletion of the host.
+pub(crate) async fn delete_of_host(
+    connection: &impl ConnectionTrait,
+    host: HostId,
+) -> Result<(), StoreError> {
+    document::Entity::delete_many()
+        .filter(Column::HostId.eq(host.to_string()))
+        .exec(connection)
+        .await
+        .map(drop)
+        .map_err(failed("documents::delete_of_host"))
 }
 
 /// How many documents lag, due or not.

@@ -111,11 +111,21 @@ pub enum StoreError {
         /// The row's primary key.
         id: String,
     },
-    /// Another process uses this SQLite database.
-    #[error("another scheduler is running on this database: {} is locked", path.display())]
+    /// The row cannot be deleted: others refer to it. Nothing was changed.
+    #[error("row {id} of table {table} is still referred to by {by}")]
+    InUse {
+        /// The table.
+        table: &'static str,
+        /// The row's primary key.
+        id: String,
+        /// The table of the rows that refer to it.
+        by: &'static str,
+    },
+    /// Another process is the scheduler of this database.
+    #[error("another scheduler is running on this database: {what}")]
     Locked {
-        /// The lock file.
-        path: PathBuf,
+        /// What is locked and, if the database tells, by whom.
+        what: String,
     },
     /// The lock file cannot be opened or locked.
     #[error("cannot lock {}", path.display())]
@@ -153,6 +163,7 @@ impl StoreError {
             | Self::Corrupt { .. }
             | Self::Unstorable { .. }
             | Self::NotFound { .. }
+            | Self::InUse { .. }
             | Self::Locked { .. }
             | Self::LockFile { .. }
             | Self::Config { .. }

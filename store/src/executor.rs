@@ -1,13 +1,55 @@
 //! What queries run on: the pool, or a transaction. Sealed, so that the database library stays inside.
 //!
-//! A transaction that is dropped without [`Txn::commit`] is rolled back.
+//! Every statement, and every begin and commit, has a time limit, so that a connection whose other end has
+//! vanished without a word stops nobody. A transaction that is dropped without [`Txn::commit`] is rolled back.
 
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseExecutor, DatabaseTransaction, DbBackend,
-    SqliteTransactionMode, TransactionOptions, TransactionTrait,
+use std::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    QueryResult, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
+    TransactionTrait, sqlx,
+};
+use sea_orm_migration::async_trait;
+
 use crate::error::{StoreError, failed};
+
+/// How long one statement, begin, commit or ping may take. Longer than the wait for a connection and the wait
+/// for another transaction's lock, each of which has a limit of its own and a better error.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Bounds one exchange with the database.
+///
+/// An exchange that is given up leaves its connection in the middle of something. The pool finds that out before
+/// it uses the connection again, and closes it (see `connect.rs`).
+pub(crate) async fn answered<T>(
+    exchange: impl Future<Output = Result<T, DbErr>>,
+) -> Result<T, DbErr> {
+    tokio::time::timeout(ANSWER_LIMIT, exchange)
+        .await
+        .unwrap_or_else(|_| Err(no_answer()))
+}
+
+fn no_answer() -> DbErr {
+    let text = format!("no answer within {} s", ANSWER_LIMIT.as_secs());
+    let error = std::io::Error::new(std::io::ErrorKind::TimedOut, text);
+    DbErr::Conn(RuntimeErr::SqlxError(sqlx::Error::Io(error).into()))
+}
+
+/// Whether an error says that an exchange was given up.
+fn is_no_answer(error: &DbErr) -> bool {
+    let (DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return false;
+    };
+    matches!(&**error, sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut)
+}
 
 /// The pool or a transaction; every query function takes either.
 pub trait Executor: sealed::Handle {}
@@ -23,7 +65,11 @@ pub struct Pool(pub(crate) DatabaseConnection);
 /// writers could spoil is held by unique indexes. READ COMMITTED is the one level with the same meaning on both:
 /// no gap locks on MariaDB, no serialization failures on PostgreSQL.
 #[derive(Debug)]
-pub struct Txn(pub(crate) DatabaseTransaction);
+pub struct Txn {
+    transaction: DatabaseTransaction,
+    /// A statement was given up, so nobody knows what the transaction holds: it cannot be committed any more.
+    undecided: AtomicBool,
+}
 
 impl Executor for Pool {}
 impl Executor for Txn {}
@@ -37,21 +83,35 @@ impl Txn {
     pub async fn commit(self) -> Result<(), StoreError> {
         // PostgreSQL answers the commit of a transaction in which a statement failed with success, and rolls it
         // back. One more statement makes it say so.
-        if self.0.get_database_backend() == DbBackend::Postgres {
-            self.0
-                .execute_unprepared("SELECT 1")
+        if self.transaction.get_database_backend() == DbBackend::Postgres {
+            self.exchange(self.transaction.execute_unprepared("SELECT 1"))
                 .await
                 .map_err(failed("commit"))?;
         }
-        self.0.commit().await.map_err(failed("commit"))
+        self.end().await
     }
 
-    /// Undoes all of it, and waits until that is done.
-    ///
-    /// # Errors
-    /// The connection is broken; the database undoes it all the same.
-    pub async fn rollback(self) -> Result<(), StoreError> {
-        self.0.rollback().await.map_err(failed("rollback"))
+    async fn end(self) -> Result<(), StoreError> {
+        if self.undecided.load(Ordering::Relaxed) {
+            return Err(failed("commit")(no_answer()));
+        }
+        answered(self.transaction.commit())
+            .await
+            .map_err(failed("commit"))
+    }
+
+    async fn exchange<T>(
+        &self,
+        exchange: impl Future<Output = Result<T, DbErr>>,
+    ) -> Result<T, DbErr> {
+        if self.undecided.load(Ordering::Relaxed) {
+            return Err(no_answer());
+        }
+        let outcome = answered(exchange).await;
+        if outcome.as_ref().is_err_and(is_no_answer) {
+            self.undecided.store(true, Ordering::Relaxed);
+        }
+        outcome
     }
 }
 
@@ -63,31 +123,40 @@ pub(crate) async fn begin(
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
     };
-    connection
-        .begin_with_options(options)
+    answered(connection.begin_with_options(options))
         .await
         .map_err(failed("begin"))
 }
 
+impl Pool {
+    /// Opens a transaction.
+    pub(crate) async fn begin(&self) -> Result<Txn, StoreError> {
+        Ok(Txn {
+            transaction: begin(&self.0).await?,
+            undecided: AtomicBool::new(false),
+        })
+    }
+}
+
 /// Several statements as one: in the caller's transaction, or in one of their own.
 pub(crate) enum Scope<'a> {
-    Joined(&'a DatabaseTransaction),
-    Own(DatabaseTransaction),
+    Joined(&'a Txn),
+    Own(Txn),
 }
 
 impl Scope<'_> {
-    pub(crate) fn transaction(&self) -> &DatabaseTransaction {
-        match self {
+    pub(crate) fn handle(&self) -> Bounded<'_> {
+        Bounded::Txn(match self {
             Self::Joined(transaction) => transaction,
             Self::Own(transaction) => transaction,
-        }
+        })
     }
 
     /// Ends it; the caller's transaction stays open.
     pub(crate) async fn finish(self) -> Result<(), StoreError> {
         match self {
             Self::Joined(_) => Ok(()),
-            Self::Own(transaction) => transaction.commit().await.map_err(failed("commit")),
+            Self::Own(transaction) => transaction.end().await,
         }
     }
 }
@@ -95,34 +164,78 @@ impl Scope<'_> {
 /// Opens a [`Scope`] on whatever the caller gave.
 pub(crate) async fn scope(db: &impl Executor) -> Result<Scope<'_>, StoreError> {
     match db.handle() {
-        DatabaseExecutor::Connection(connection) => Ok(Scope::Own(begin(connection).await?)),
-        DatabaseExecutor::Transaction(transaction) => Ok(Scope::Joined(transaction)),
-        DatabaseExecutor::OwnedTransaction(transaction) => Ok(Scope::Own(transaction)),
+        Bounded::Pool(pool) => Ok(Scope::Own(pool.begin().await?)),
+        Bounded::Txn(transaction) => Ok(Scope::Joined(transaction)),
+    }
+}
+
+/// An executor as the database library wants it: each statement with its time limit.
+#[derive(Debug, Clone, Copy)]
+pub enum Bounded<'a> {
+    /// Each statement on any connection.
+    Pool(&'a Pool),
+    /// All on one.
+    Txn(&'a Txn),
+}
+
+#[async_trait::async_trait]
+impl ConnectionTrait for Bounded<'_> {
+    fn get_database_backend(&self) -> DbBackend {
+        match self {
+            Self::Pool(pool) => pool.0.get_database_backend(),
+            Self::Txn(txn) => txn.transaction.get_database_backend(),
+        }
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match self {
+            Self::Pool(pool) => answered(pool.0.execute_raw(statement)).await,
+            Self::Txn(txn) => txn.exchange(txn.transaction.execute_raw(statement)).await,
+        }
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        match self {
+            Self::Pool(pool) => answered(pool.0.execute_unprepared(sql)).await,
+            Self::Txn(txn) => txn.exchange(txn.transaction.execute_unprepared(sql)).await,
+        }
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        match self {
+            Self::Pool(pool) => answered(pool.0.query_one_raw(statement)).await,
+            Self::Txn(txn) => txn.exchange(txn.transaction.query_one_raw(statement)).await,
+        }
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match self {
+            Self::Pool(pool) => answered(pool.0.query_all_raw(statement)).await,
+            Self::Txn(txn) => txn.exchange(txn.transaction.query_all_raw(statement)).await,
+        }
     }
 }
 
 pub(crate) mod sealed {
     //! What makes [`Executor`](super::Executor) ours alone.
 
-    use sea_orm::DatabaseExecutor;
-
-    use super::{Pool, Txn};
+    use super::{Bounded, Pool, Txn};
 
     /// Gives the database library's view of an executor.
     pub trait Handle: Send + Sync {
         #[doc(hidden)]
-        fn handle(&self) -> DatabaseExecutor<'_>;
+        fn handle(&self) -> Bounded<'_>;
     }
 
     impl Handle for Pool {
-        fn handle(&self) -> DatabaseExecutor<'_> {
-            DatabaseExecutor::Connection(&self.0)
+        fn handle(&self) -> Bounded<'_> {
+            Bounded::Pool(self)
         }
     }
 
     impl Handle for Txn {
-        fn handle(&self) -> DatabaseExecutor<'_> {
-            DatabaseExecutor::Transaction(&self.0)
+        fn handle(&self) -> Bounded<'_> {
+            Bounded::Txn(self)
         }
     }
 }

@@ -13,15 +13,16 @@ use berth_common::{
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
-    sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait,
+    QueryFilter, sea_query::Expr,
 };
 
 use crate::{
     codec::{self, Amounts, RowReader, int, millis, prose, word},
-    entity::host,
+    documents,
+    entity::{claim, host},
     error::{StoreError, failed},
-    executor::Executor,
+    executor::{Executor, scope},
 };
 
 const TABLE: &str = "hosts";
@@ -65,17 +66,6 @@ pub struct HostRow {
     pub ram_ratio: Option<AllocationRatio>,
     /// The host's own disk ratio; none: the scheduler's.
     pub disk_ratio: Option<AllocationRatio>,
-}
-
-/// A host's own allocation ratios; none: the scheduler's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RatioOverrides {
-    /// Of CPUs.
-    pub cpu: Option<AllocationRatio>,
-    /// Of memory.
-    pub ram: Option<AllocationRatio>,
-    /// Of disk.
-    pub disk: Option<AllocationRatio>,
 }
 
 fn read(model: host::Model) -> Result<HostRow, StoreError> {
@@ -296,27 +286,37 @@ pub async fn set_status(
     found(updated.rows_affected, id)
 }
 
-/// Sets a host's own allocation ratios.
+/// Deletes a host and its documents, all or nothing.
 ///
 /// # Errors
-/// [`StoreError::NotFound`] if there is no such host.
-pub async fn set_ratios(
-    db: &impl Executor,
-    id: HostId,
-    ratios: RatioOverrides,
-) -> Result<(), StoreError> {
-    let thousandths = |ratio: Option<AllocationRatio>| {
-        Expr::value(ratio.map(|ratio| i64::from(ratio.thousandths())))
+/// [`StoreError::InUse`] while an instance has a claim on it, [`StoreError::NotFound`] if there is no such host.
+pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
+    let in_use = || StoreError::InUse {
+        table: TABLE,
+        id: id.to_string(),
+        by: "claims",
     };
-    let updated = host::Entity::update_many()
-        .col_expr(host::Column::CpuRatio, thousandths(ratios.cpu))
-        .col_expr(host::Column::RamRatio, thousandths(ratios.ram))
-        .col_expr(host::Column::DiskRatio, thousandths(ratios.disk))
-        .filter(host::Column::Id.eq(id.to_string()))
-        .exec(&db.handle())
+    let scope = scope(db).await?;
+    let claims = claim::Entity::find()
+        .filter(claim::Column::HostId.eq(id.to_string()))
+        .count(&scope.handle())
         .await
-        .map_err(failed("hosts::set_ratios"))?;
-    found(updated.rows_affected, id)
+        .map_err(failed("hosts::delete"))?;
+    if claims > 0 {
+        return Err(in_use());
+    }
+    documents::delete_of_host(&scope.handle(), id).await?;
+    let deleted = host::Entity::delete_by_id(id.to_string())
+        .exec(&scope.handle())
+        .await
+        .map_err(failed("hosts::delete"))
+        .map_err(|error| match error {
+            // A claim, or a document, that came since.
+            StoreError::ForeignKey { .. } => in_use(),
+            other => other,
+        })?;
+    found(deleted.rows_affected, id)?;
+    scope.finish().await
 }
 
 fn found(rows: u64, id: HostId) -> Result<(), StoreError> {

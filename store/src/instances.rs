@@ -469,12 +469,12 @@ pub async fn mark_deleted(
         .col_expr(Column::DesiredDeleted, Expr::value(true))
         .col_expr(Column::LiveName, Expr::value(Option::<String>::None))
         .filter(Column::DeletedAt.is_null())
-        .exec(scope.transaction())
+        .exec(&scope.handle())
         .await
         .map_err(failed("instances::mark_deleted"))?;
     if updated.rows_affected == 0 {
         let known = instance::Entity::find_by_id(id.to_string())
-            .count(scope.transaction())
+            .count(&scope.handle())
             .await
             .map_err(failed("instances::mark_deleted"))?;
         if known == 0 {
@@ -484,7 +484,7 @@ pub async fn mark_deleted(
             });
         }
     }
-    ports::delete_where_instance(scope.transaction(), id).await?;
-    claims::delete_where_instance(scope.transaction(), id).await?;
+    ports::delete_where_instance(&scope.handle(), id).await?;
+    claims::delete_where_instance(&scope.handle(), id).await?;
     scope.finish().await
 }

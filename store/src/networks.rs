@@ -147,11 +147,11 @@ pub async fn insert(db: &impl Executor, network: &NetworkRow) -> Result<(), Stor
     };
     let scope = scope(db).await?;
     network::Entity::insert(row.into_active_model().reset_all())
-        .exec_without_returning(scope.transaction())
+        .exec_without_returning(&scope.handle())
         .await
         .map_err(failed("networks::insert"))?;
     subnet::Entity::insert(subnet.into_active_model().reset_all())
-        .exec_without_returning(scope.transaction())
+        .exec_without_returning(&scope.handle())
         .await
         .map_err(failed("networks::insert"))?;
     scope.finish().await

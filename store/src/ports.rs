@@ -135,12 +135,12 @@ pub async fn insert(db: &impl Executor, port: &PortRow) -> Result<(), StoreError
         .collect();
     let scope = scope(db).await?;
     port::Entity::insert(row.into_active_model().reset_all())
-        .exec_without_returning(scope.transaction())
+        .exec_without_returning(&scope.handle())
         .await
         .map_err(failed("ports::insert"))?;
     if !addresses.is_empty() {
         fixed_ip::Entity::insert_many(addresses)
-            .exec_without_returning(scope.transaction())
+            .exec_without_returning(&scope.handle())
             .await
             .map_err(failed("ports::insert"))?;
     }

@@ -38,6 +38,8 @@ const MAX_NETWORKS: usize = 8;
 
 /// Creates an instance: row, ports and claim in one transaction.
 ///
+/// One for which there was no host is placed again when its request is repeated.
+///
 /// # Errors
 /// A refusal, or a failure of the database; then nothing was changed, except that an instance for which there is
 /// no host is kept, in error with the reason.
@@ -51,50 +53,46 @@ pub async fn create(
     let writing = context.begin().await?;
     let txn = &writing.txn;
 
-    if let Some(existing) = instances::get(txn, request.id).await? {
-        return repeated(txn, &existing, &fingerprint).await;
-    }
-    if instances::find_by_name(txn, &request.project, &request.name)
+    let existing = instances::get(txn, request.id).await?;
+    if let Some(row) = &existing {
+        if row.fingerprint != fingerprint {
+            return Err(conflict(format!(
+                "instance {} exists already and was asked for with another content; use a new id for a new instance",
+                row.id
+            )));
+        }
+        if row.placement_fault.is_none() || row.deleted_at.is_some() {
+            return show::instance(txn, row).await;
+        }
+    } else if instances::find_by_name(txn, &request.project, &request.name)
         .await?
         .is_some()
     {
         return Err(name_taken(request));
     }
+
     let networks = resolve_networks(txn, request).await?;
-    let mut row = new_row(request, fingerprint, now);
     let new_ports = plan_ports(txn, request, &networks).await?;
-    let decision = place::place(
-        place::Request {
-            flavor: request.flavor,
-        },
-        &candidates(context, txn).await?,
-    );
-    if let Err(no_host) = &decision {
-        row.placement_fault = Some(Fault {
-            code: FaultCode::NoValidHost,
-            message: no_host.to_string(),
-        });
+    let wanted = place::Request {
+        flavor: request.flavor,
+    };
+    let decision = place::place(wanted, &candidates(context, txn).await?);
+    let fault = decision.as_ref().err().map(|no_host| Fault {
+        code: FaultCode::NoValidHost,
+        message: no_host.to_string(),
+    });
+    if existing.is_some() {
+        instances::set_placement_fault(txn, request.id, fault.as_ref(), now).await?;
+    } else {
+        let row = new_row(request, fingerprint, fault, now);
+        instances::insert(txn, &row)
+            .await
+            .map_err(|error| taken(error, request))?;
     }
-    instances::insert(txn, &row)
-        .await
-        .map_err(|error| taken(error, request))?;
     if let Ok(decision) = &decision {
-        for port in &new_ports {
-            ports::insert(txn, port)
-                .await
-                .map_err(|error| taken(error, request))?;
-        }
-        let claim = ClaimRow {
-            instance_id: request.id,
-            host_id: decision.host_id,
-            role: ClaimRole::Current,
-            resources: Resources::from(request.flavor),
-            project: request.project.clone(),
-        };
-        claims::insert(txn, &claim).await?;
-        refresh(txn, decision.host_id, &BTreeSet::new(), now).await?;
+        claim(txn, request, &new_ports, decision.host_id, now).await?;
     }
-    let shown = show::instance(txn, &row).await?;
+    let shown = show::instance(txn, &get(txn, request.id).await?).await?;
     writing.commit().await?;
     context.dispatch.notify_one();
     match decision {
@@ -109,6 +107,36 @@ pub async fn create(
             Err(Refusal::new(RefusalCode::NoValidHost, no_host.to_string()).into())
         }
     }
+}
+
+/// Gives an instance its ports and its room on a host.
+async fn claim(
+    txn: &Txn,
+    request: &InstanceCreate,
+    ports: &[PortRow],
+    host_id: HostId,
+    now: DateTime<Utc>,
+) -> Result<(), ClaimError> {
+    for port in ports {
+        ports::insert(txn, port)
+            .await
+            .map_err(|error| taken(error, request))?;
+    }
+    let claim = ClaimRow {
+        instance_id: request.id,
+        host_id,
+        role: ClaimRole::Current,
+        resources: Resources::from(request.flavor),
+        project: request.project.clone(),
+    };
+    claims::insert(txn, &claim).await?;
+    refresh(txn, host_id, &BTreeSet::new(), now).await
+}
+
+/// An instance that must be there: it was just written.
+async fn get(txn: &Txn, id: InstanceId) -> Result<InstanceRow, ClaimError> {
+    let row = instances::get(txn, id).await?;
+    row.ok_or_else(|| not_found(format!("instance {id} is gone")))
 }
 
 /// Everything that can be said of a request without looking at any row; all mistakes at once.
@@ -143,26 +171,6 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
     }
 }
 
-/// The answer to an id that is known already.
-async fn repeated(
-    txn: &Txn,
-    existing: &InstanceRow,
-    fingerprint: &str,
-) -> Result<InstanceView, ClaimError> {
-    if existing.fingerprint != fingerprint {
-        return Err(conflict(format!(
-            "instance {} exists already and was asked for with another content; use a new id for a new instance",
-            existing.id
-        )));
-    }
-    match &existing.placement_fault {
-        Some(fault) if existing.deleted_at.is_none() => {
-            Err(Refusal::new(RefusalCode::NoValidHost, fault.message.clone()).into())
-        }
-        _ => Ok(show::instance(txn, existing).await?),
-    }
-}
-
 fn name_taken(request: &InstanceCreate) -> ClaimError {
     conflict(format!(
         "project {} already has an instance named {}",
@@ -189,7 +197,12 @@ fn taken(error: StoreError, request: &InstanceCreate) -> ClaimError {
     }
 }
 
-fn new_row(request: &InstanceCreate, fingerprint: String, now: DateTime<Utc>) -> InstanceRow {
+fn new_row(
+    request: &InstanceCreate,
+    fingerprint: String,
+    placement_fault: Option<Fault>,
+    now: DateTime<Utc>,
+) -> InstanceRow {
     InstanceRow {
         id: request.id,
         name: request.name.clone(),
@@ -201,7 +214,7 @@ fn new_row(request: &InstanceCreate, fingerprint: String, now: DateTime<Utc>) ->
         desired_power: request.power,
         desired_reboot: None,
         desired_deleted: false,
-        placement_fault: None,
+        placement_fault,
         observed: InstanceObserved::default(),
         created_at: now,
         updated_at: now,
@@ -358,7 +371,7 @@ pub async fn change(
         }
         _ if row.placement_fault.is_some() => {
             return Err(conflict(format!(
-                "instance {} has no host; delete it and create it anew",
+                "instance {} has no host; repeat the request that created it, or delete it",
                 row.name
             )));
         }
@@ -379,10 +392,7 @@ pub async fn change(
     if let Some(host) = host {
         refresh(txn, host, &again, now).await?;
     }
-    let row = instances::get(txn, row.id)
-        .await?
-        .ok_or_else(|| not_found(format!("instance {instance} is gone")))?;
-    let shown = show::instance(txn, &row).await?;
+    let shown = show::instance(txn, &get(txn, row.id).await?).await?;
     writing.commit().await?;
     context.dispatch.notify_one();
     Ok(shown)
@@ -430,7 +440,7 @@ async fn reboot_once(
             row.name
         )));
     }
-    if nonces::remember(txn, reboot.nonce, InstanceReboot::NAME, now).await? {
+    if nonces::remember(txn, row.id, reboot.nonce, InstanceReboot::NAME, now).await? {
         instances::set_desired_reboot(txn, row.id, Some(reboot), now).await?;
     }
     Ok(())

@@ -47,7 +47,8 @@ impl ClaimError {
             Self::Refused(refusal) => refusal.clone(),
             Self::Store(error) if error.retryable() => Refusal::new(
                 RefusalCode::Unavailable,
-                "the scheduler's database is out of reach just now; nothing was changed",
+                "the scheduler's database is out of reach just now; whether anything was changed is not known: send the same \
+                 request again",
             ),
             Self::Store(StoreError::NotFound { id, .. }) => {
                 Refusal::new(RefusalCode::NotFound, format!("there is no {id}"))
@@ -96,27 +97,30 @@ pub async fn refresh(
     now: DateTime<Utc>,
 ) -> Result<(), ClaimError> {
     let wanted = derive::derive(&host_rows::of_host(txn, host).await?)?;
-    let told: BTreeMap<DocumentKey, diff::Told> = documents::of_host(txn, host)
+    let rows: BTreeMap<DocumentKey, DocumentRow> = documents::of_host(txn, host)
         .await?
         .into_iter()
-        .map(|row| {
-            (
-                row.key,
-                diff::Told {
-                    generation: row.generation,
-                    spec_json: row.spec_json,
-                },
-            )
+        .map(|row| (row.key, row))
+        .collect();
+    let told = rows
+        .iter()
+        .map(|(key, row)| {
+            let told = diff::Told {
+                generation: row.generation,
+                spec_json: row.spec_json.clone(),
+            };
+            (*key, told)
         })
         .collect();
     for change in diff::diff(&wanted, &told, again) {
+        let before = rows.get(&change.key);
         let row = DocumentRow {
             host_id: host,
             key: change.key,
             generation: change.generation,
             spec_json: change.spec_json,
-            observed_generation: Generation(change.generation.0.saturating_sub(1)),
-            observed_status: None,
+            observed_generation: before.map_or(Generation(0), |row| row.observed_generation),
+            observed_status: before.and_then(|row| row.observed_status),
             changed_at: now,
             published_at: None,
             attempts: 0,

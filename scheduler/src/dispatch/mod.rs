@@ -6,7 +6,7 @@
 
 pub mod backoff;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use berth_common::{
     bus::{Message, PublishError, QueueDecl, Target, compute_queue},
@@ -66,37 +66,37 @@ pub enum DispatchError {
 /// Publishes until cancelled.
 pub async fn run(context: Arc<Context>, cancel: CancellationToken) {
     let mut health = context.bus.health();
-    let mut connected = false;
+    let epoch = context.bus.epoch();
+    let mut renewed = None;
     loop {
-        // Whatever was under way when the connection broke may be lost (with the whole vhost, even).
-        let now_connected = health.borrow_and_update().is_connected();
-        let result = if now_connected && !connected {
-            renew(&context).await
-        } else {
-            Ok(())
-        };
-        connected = now_connected && result.is_ok();
-        let result = match result {
-            Ok(()) if connected => round(&context).await,
-            Ok(()) => Ok(0),
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(0) => {
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    () = context.dispatch.notified() => {}
-                    _ = health.changed() => {}
-                    () = tokio::time::sleep(TICK) => {}
-                }
+        health.mark_unchanged();
+        let connection = *epoch.borrow();
+        let connected = health.borrow().is_connected();
+        let result = async {
+            if !connected {
+                return Ok(0);
             }
-            Ok(_) => {}
+            // Whatever was under way when the connection broke may be lost (with the whole vhost, even).
+            if renewed != Some(connection) {
+                renew(&context).await?;
+                renewed = Some(connection);
+            }
+            round(&context).await
+        };
+        let pause = match result.await {
+            Ok(0) => true,
+            Ok(_) => false,
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "dispatch failed; trying again");
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    () = tokio::time::sleep(TICK) => {}
-                }
+                true
+            }
+        };
+        if pause {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = context.dispatch.notified() => {}
+                _ = health.changed() => {}
+                () = tokio::time::sleep(TICK) => {}
             }
         }
         if cancel.is_cancelled() {
@@ -113,7 +113,18 @@ async fn renew(context: &Context) -> Result<(), DispatchError> {
     Ok(())
 }
 
-/// One round: publishes what is due, and answers how many that were.
+/// What became of a document in a round.
+enum Sent {
+    /// The broker has it.
+    Published,
+    /// Its host is not heard of: it is told everything again when it is back, so its queue need not fill.
+    HostIsSilent,
+    /// The broker did not take it.
+    Failed(DispatchError),
+}
+
+/// One round: publishes what is due, and answers how many that were. A document that could not be published waits
+/// for its next turn like any other, so that one host's trouble never keeps others waiting.
 async fn round(context: &Context) -> Result<usize, DispatchError> {
     let due = documents::lagging(context.store.pool(), Utc::now(), BATCH).await?;
     context
@@ -122,52 +133,55 @@ async fn round(context: &Context) -> Result<usize, DispatchError> {
     if due.is_empty() {
         return Ok(0);
     }
-    let names = hosts::all(context.store.pool()).await?;
-    let name_of = |id: HostId| {
-        names
-            .iter()
-            .find(|host| host.id == id)
-            .map(|host| &host.name)
-    };
-    let results: Vec<(DocumentRow, Result<(), DispatchError>)> = stream::iter(due)
+    let names: BTreeMap<HostId, HostName> = hosts::all(context.store.pool())
+        .await?
+        .into_iter()
+        .map(|host| (host.id, host.name))
+        .collect();
+    let results: Vec<(DocumentRow, Sent)> = stream::iter(due)
         .map(|row| async {
-            let published = match name_of(row.host_id) {
-                Some(host) => publish(context, &row, host).await,
-                None => Ok(()),
+            let sent = match names.get(&row.host_id) {
+                Some(host) if context.is_alive(row.host_id) => publish(context, &row, host)
+                    .await
+                    .map_or_else(Sent::Failed, |()| Sent::Published),
+                _ => Sent::HostIsSilent,
             };
-            (row, published)
+            (row, sent)
         })
         .buffer_unordered(IN_FLIGHT)
         .collect()
         .await;
-    let mut count = 0;
-    let mut failed = None;
+    let count = results.len();
     let writing = context.begin().await?;
-    for (row, result) in results {
-        match result {
-            Ok(()) => {
-                let now = Utc::now();
-                let next = now + backoff::pause(context.config.republish_after, row.attempts);
-                documents::mark_published(
-                    &writing.txn,
-                    row.host_id,
-                    row.key,
-                    row.generation,
-                    now,
-                    next,
-                )
-                .await?;
+    let mut failures: BTreeMap<HostId, String> = BTreeMap::new();
+    for (row, sent) in results {
+        let now = Utc::now();
+        let next = now + backoff::pause(context.config.republish_after, row.attempts);
+        let (txn, host) = (&writing.txn, row.host_id);
+        match sent {
+            Sent::Published => {
                 context.metrics.published(row.key.kind);
-                count += 1;
+                documents::mark_published(txn, host, row.key, row.generation, now, next).await?;
             }
-            Err(error) => failed = Some(error),
+            Sent::HostIsSilent => {
+                documents::mark_failed_publish(txn, host, row.key, row.generation, next).await?;
+            }
+            Sent::Failed(error) => {
+                failures.insert(host, error_chain(&error));
+                documents::mark_failed_publish(txn, host, row.key, row.generation, next).await?;
+            }
         }
     }
     writing.commit().await?;
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(count),
+    for (host, error) in failures {
+        let host = names.get(&host).map_or("?", HostName::as_str);
+        tracing::warn!(
+            host,
+            error,
+            "documents could not be published; trying again later"
+        );
     }
+    Ok(count)
 }
 
 async fn publish(

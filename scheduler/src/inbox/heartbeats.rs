@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use berth_common::{
-    bus::{BusError, QueueDecl},
+    bus::{BusError, QueueDecl, compute_queue},
     message::heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     telemetry::error_chain,
 };
@@ -48,43 +48,74 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
 
 /// Notes one heartbeat; writes its facts when they changed.
 async fn note(context: &Context, heartbeat: &Heartbeat) -> Result<(), ClaimError> {
-    if context.liveness(|liveness| liveness.needs_writing(heartbeat, Instant::now())) {
-        match write(context, heartbeat).await {
-            Err(ClaimError::Store(StoreError::Unique {
-                constraint: UniqueWhat::HostName,
-                ..
-            })) => {
-                context.metrics.host_conflict();
+    let now = Instant::now();
+    let host = heartbeat.host_id;
+    let (age, needs_writing) = context.liveness(|liveness| {
+        (
+            liveness.note(heartbeat, now),
+            liveness.needs_writing(heartbeat, now),
+        )
+    });
+    let is_back = age.is_none_or(|age| age > context.config.heartbeat_timeout);
+    if !needs_writing && !is_back {
+        return Ok(());
+    }
+    match write(context, heartbeat, is_back).await {
+        Err(ClaimError::Store(StoreError::Unique {
+            constraint: UniqueWhat::HostName,
+            ..
+        })) => {
+            context.metrics.host_conflict();
+            if context.liveness(|liveness| liveness.conflicts(host)) {
                 tracing::error!(
-                    host = %heartbeat.host, host_id = %heartbeat.host_id,
+                    host = %heartbeat.host, host_id = %host,
                     "another host has this name; this one gets nothing until it is renamed"
                 );
-                return Ok(());
             }
-            other => other?,
+            Ok(())
         }
-        context.liveness(|liveness| liveness.written(heartbeat, Instant::now()));
+        other => {
+            other?;
+            context.liveness(|liveness| liveness.written(heartbeat, now));
+            Ok(())
+        }
     }
-    context.liveness(|liveness| liveness.note(heartbeat, Instant::now()));
-    Ok(())
 }
 
-async fn write(context: &Context, heartbeat: &Heartbeat) -> Result<(), ClaimError> {
+/// Writes the facts of a host. One whose agent started anew, or that was silent for long, or has another name now, is
+/// told everything again: it may have lost it.
+async fn write(context: &Context, heartbeat: &Heartbeat, is_back: bool) -> Result<(), ClaimError> {
     let writing = context.begin().await?;
     let before = hosts::get(&writing.txn, heartbeat.host_id).await?;
     hosts::upsert_heartbeat(&writing.txn, heartbeat, Utc::now()).await?;
-    // The agent of a new session may have lost its journal: everything is told again.
     let new_session = before
         .as_ref()
         .is_some_and(|row| row.session < heartbeat.session);
-    if new_session {
+    let old_name = before
+        .as_ref()
+        .map(|row| &row.name)
+        .filter(|name| **name != heartbeat.host);
+    let told_again = before.is_some() && (new_session || is_back || old_name.is_some());
+    if told_again {
         documents::make_all_due(&writing.txn, heartbeat.host_id).await?;
     }
     writing.commit().await?;
+
+    let (host, host_id) = (&heartbeat.host, heartbeat.host_id);
     if before.is_none() {
-        tracing::info!(host = %heartbeat.host, host_id = %heartbeat.host_id, "a new host");
+        tracing::info!(%host, %host_id, "a new host");
     } else if new_session {
-        tracing::info!(host = %heartbeat.host, session = heartbeat.session, "the agent of a host has started anew");
+        tracing::info!(%host, session = heartbeat.session, "the agent of a host has started anew");
+    } else if is_back {
+        tracing::info!(%host, "a host is heard of again");
+    }
+    if let Some(old) = old_name {
+        tracing::warn!(%host, %old, %host_id, "a host has a new name; what waits under its old one is told anew");
+        if let Err(error) = context.bus.delete_queue(&compute_queue(old.as_str())).await {
+            tracing::warn!(%old, error = %error_chain(&error), "the queue of a host's old name is left");
+        }
+    }
+    if told_again {
         context.dispatch.notify_one();
     }
     Ok(())

@@ -52,10 +52,20 @@ fn decode<T: DeserializeOwned>(
     serde_json::from_slice(&message.body).map_err(|error| misfit(method, &error))
 }
 
+/// The most of a sender's own text that is given back to it or logged, in bytes.
+const MAX_ECHO: usize = 500;
+
+/// The beginning of a text, at most so many bytes.
+fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
 fn misfit(method: &str, error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = cut(&text, MAX_ECHO);
     match error.classify() {
-        Category::Data => format!("the body does not fit {method}: {error}"),
-        Category::Syntax | Category::Eof | Category::Io => format!("the body is not JSON: {error}"),
+        Category::Data => format!("the body does not fit {method}: {text}"),
+        Category::Syntax | Category::Eof | Category::Io => format!("the body is not JSON: {text}"),
     }
 }
 
@@ -72,15 +82,27 @@ fn wrong_version(message: &Message, version: u32) -> String {
     }
 }
 
-/// Waits a little when trying again can help (the database is out of reach); other failures are final and given
-/// back.
-async fn wait_to_retry(error: ClaimError, cancel: &CancellationToken) -> Result<(), ClaimError> {
+/// What to do after a failure.
+enum Next {
+    /// Try again.
+    Again,
+    /// End; the delivery goes back to its queue.
+    End,
+    /// Nothing will help.
+    GiveUp(ClaimError),
+}
+
+/// Waits a little when trying again can help: the database is out of reach.
+async fn after_failure(error: ClaimError, cancel: &CancellationToken) -> Next {
     match &error {
-        ClaimError::Store(cause) if cause.retryable() && !cancel.is_cancelled() => {
+        ClaimError::Store(cause) if cause.retryable() => {
+            if cancel.is_cancelled() {
+                return Next::End;
+            }
             tracing::warn!(error = %error_chain(&error), "the database is out of reach; trying again");
             tokio::time::sleep(RETRY_PAUSE).await;
-            Ok(())
+            Next::Again
         }
-        _ => Err(error),
+        _ => Next::GiveUp(error),
     }
 }

@@ -9,7 +9,7 @@ use berth_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{decode, next, wait_to_retry};
+use super::{Next, after_failure, decode, next};
 use crate::{context::Context, report::apply};
 
 /// Reports taken off the queue and not yet written down.
@@ -34,11 +34,11 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
         let applied = loop {
             match apply::report(&context, &report).await {
                 Ok(()) => break Ok(()),
-                Err(error) => {
-                    if let Err(error) = wait_to_retry(error, &cancel).await {
-                        break Err(error);
-                    }
-                }
+                Err(error) => match after_failure(error, &cancel).await {
+                    Next::Again => {}
+                    Next::End => return Ok(()),
+                    Next::GiveUp(error) => break Err(error),
+                },
             }
         };
         match applied {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use berth_common::{
-    bus::{BusError, Delivery, Message, QueueDecl, Target, Unfit},
+    bus::{BusError, Message, QueueDecl, Target, Unfit},
     message::{
         app,
         request::{
@@ -17,9 +17,10 @@ use berth_common::{
     telemetry::error_chain,
 };
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{misfit, next, wrong_version};
+use super::{RETRY_PAUSE, cut, misfit, next, wrong_version};
 use crate::{
     claim::{
         self, ClaimError,
@@ -29,8 +30,13 @@ use crate::{
     report::show,
 };
 
-/// Requests taken off the queue and not yet answered.
-const PREFETCH: u16 = 64;
+/// Requests taken off the queue ahead of their turn. They are served one after another, so that few are enough,
+/// and a broker lets each be large.
+const PREFETCH: u16 = 8;
+/// Answers under way at once; while the broker takes none, no more requests are served.
+const ANSWERS: usize = 256;
+/// The longest method that is repeated in an answer, in bytes; AMQP allows 255 with what is appended.
+const MAX_METHOD: usize = 200;
 
 /// What became of a request.
 enum Outcome {
@@ -38,6 +44,8 @@ enum Outcome {
     Answered(Result<Value, Refusal>),
     /// Nobody could use it: it is refused and goes to `berth.dead`.
     Poison(Refusal),
+    /// The database is out of reach and nobody waits for an answer: it is served later.
+    Later,
 }
 
 /// Serves requests until cancelled.
@@ -45,58 +53,65 @@ enum Outcome {
 /// # Errors
 /// When the queue exists with other arguments.
 pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(), BusError> {
+    let answers = Arc::new(Semaphore::new(ANSWERS));
     let mut consumer = context
         .bus
         .consume(&QueueDecl::scheduler(), PREFETCH)
         .await?;
     while let Some(delivery) = next(&mut consumer, &cancel).await {
         let started = Instant::now();
-        let outcome = handle(&context, &delivery.message, delivery.unfit()).await;
-        let (method, code) = match &outcome {
-            Outcome::Answered(Ok(_)) => (delivery.message.method.as_str(), Ok(())),
-            Outcome::Answered(Err(refusal)) => {
-                (delivery.message.method.as_str(), Err(refusal.code))
+        let outcome = loop {
+            match handle(&context, &delivery.message, delivery.unfit()).await {
+                Outcome::Later if cancel.is_cancelled() => return Ok(()),
+                Outcome::Later => tokio::time::sleep(RETRY_PAUSE).await,
+                outcome => break outcome,
             }
-            // Not the sender's text: a label must not grow with what strangers send.
-            Outcome::Poison(refusal) => ("unusable", Err(refusal.code)),
         };
-        context
-            .metrics
-            .request(method, code, started.elapsed().as_secs_f64());
-        tokio::spawn(settle(Arc::clone(&context), delivery, outcome));
+        let seconds = started.elapsed().as_secs_f64();
+        let request = delivery.message.clone();
+        // Settled in the order of the requests and before the answer: a lost connection must not bring an older
+        // request back after a newer one.
+        let answer = match outcome {
+            Outcome::Answered(result) => {
+                let code = result.as_ref().err().map(|refusal| refusal.code);
+                context.metrics.request(&request.method, code, seconds);
+                delivery.ack().await;
+                result
+            }
+            Outcome::Poison(refusal) => {
+                // Not the sender's text: a label must not grow with what strangers send.
+                context
+                    .metrics
+                    .request("unusable", Some(refusal.code), seconds);
+                tracing::warn!(
+                    method = %request.method.escape_debug(), sender = %request.app_id.escape_debug(), reason = %refusal,
+                    "unusable request"
+                );
+                context.metrics.dead("scheduler");
+                delivery.dead(&refusal.message).await;
+                Err(refusal)
+            }
+            // Not reached: the loop above stays with it.
+            Outcome::Later => continue,
+        };
+        let Ok(permit) = Arc::clone(&answers).acquire_owned().await else {
+            return Ok(());
+        };
+        let context = Arc::clone(&context);
+        tokio::spawn(async move {
+            send_answer(&context, &request, answer).await;
+            drop(permit);
+        });
     }
     Ok(())
 }
 
-/// Answers the sender, then settles the delivery.
-async fn settle(context: Arc<Context>, delivery: Delivery, outcome: Outcome) {
-    match outcome {
-        Outcome::Answered(result) => {
-            answer(&context, &delivery.message, result).await;
-            delivery.ack().await;
-        }
-        Outcome::Poison(refusal) => {
-            tracing::warn!(
-                method = %delivery.message.method.escape_debug(), sender = %delivery.message.app_id.escape_debug(), reason = %refusal,
-                "unusable request"
-            );
-            let reason = refusal.message.clone();
-            answer(&context, &delivery.message, Err(refusal)).await;
-            context.metrics.dead("scheduler");
-            delivery.dead(&reason).await;
-        }
-    }
-}
-
 /// Sends the answer where the sender wants it. Progress never depends on anybody waiting for it.
-async fn answer(context: &Context, request: &Message, result: Result<Value, Refusal>) {
+async fn send_answer(context: &Context, request: &Message, result: Result<Value, Refusal>) {
     let Some(reply_to) = &request.reply_to else {
         return;
     };
-    let method = format!(
-        "{}.reply",
-        request.method.chars().take(100).collect::<String>()
-    );
+    let method = format!("{}.reply", cut(&request.method, MAX_METHOD));
     let message = match Message::reply(request, method, 1, app::SCHEDULER, &Reply::from(result)) {
         Ok(message) => message,
         Err(error) => {
@@ -219,7 +234,7 @@ async fn handle(context: &Context, message: &Message, unfit: Option<Unfit>) -> O
             .await
         }
         unknown => {
-            let shown: String = unknown.chars().take(80).collect();
+            let shown = cut(unknown, 80);
             let text = format!(
                 "there is no method {shown:?} (AMQP property `type`); docs/messages.md lists all"
             );
@@ -250,6 +265,10 @@ async fn serve<M: Method>(
     };
     let answer = match call(request).await {
         Ok(reply) => serde_json::to_value(reply).map_err(|error| ClaimError::from(error).refusal()),
+        Err(ClaimError::Store(error)) if error.retryable() && message.reply_to.is_none() => {
+            tracing::warn!(method = M::NAME, error = %error_chain(&error), "the database is out of reach; the request waits");
+            return Outcome::Later;
+        }
         Err(error) => Err(error.refusal()),
     };
     Outcome::Answered(answer)

@@ -36,20 +36,22 @@ pub async fn report(context: &Context, report: &Report) -> Result<(), ClaimError
         report.resources.iter().filter(fresh).collect()
     });
     let writing = context.begin().await?;
+    let mut known = Vec::new();
     let mut gone = false;
-    for resource in &newest {
-        gone |= apply(&writing.txn, report.host_id, resource, now).await?;
+    for resource in newest {
+        let applied = apply(&writing.txn, report.host_id, resource, now).await?;
+        gone |= applied == Applied::Gone;
+        if applied != Applied::Unknown {
+            known.push(resource.key);
+        }
     }
     if gone {
         refresh(&writing.txn, report.host_id, &BTreeSet::new(), now).await?;
     }
     writing.commit().await?;
     context.order(|order| {
-        for resource in newest {
-            match resource.status {
-                ConvergeStatus::Gone => order.forget(report.host_id, resource.key),
-                _ => order.written(report.host_id, resource.key, stamp),
-            }
+        for key in known {
+            order.written(report.host_id, key, stamp);
         }
     });
     context.dispatch.notify_one();
@@ -65,29 +67,55 @@ enum Meaning {
     Current,
     /// The host knows a later generation than this database: it was set back. The wish is renewed above it.
     Ahead,
+    /// No database was ever set back that far.
+    Absurd,
 }
+
+/// How far a host may be ahead: a generation is a change of one resource, made by somebody.
+const MAX_AHEAD: u64 = 1_000_000;
 
 fn meaning(document: &DocumentRow, report: &ResourceReport) -> Meaning {
     match report.generation.cmp(&document.generation) {
         std::cmp::Ordering::Less => Meaning::Stale,
         std::cmp::Ordering::Equal => Meaning::Current,
+        std::cmp::Ordering::Greater if report.generation.0 - document.generation.0 > MAX_AHEAD => {
+            Meaning::Absurd
+        }
         std::cmp::Ordering::Greater => Meaning::Ahead,
     }
 }
 
-/// Writes the state of one resource down; answers whether something is gone from the host.
+/// What became of a report about one resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    /// This host was never told of it.
+    Unknown,
+    /// It is written down, or nothing was to be written.
+    Done,
+    /// It is written down, and an instance is gone from the host with it.
+    Gone,
+}
+
+/// Writes the state of one resource down.
 async fn apply(
     txn: &Txn,
     host: HostId,
     report: &ResourceReport,
     now: DateTime<Utc>,
-) -> Result<bool, ClaimError> {
+) -> Result<Applied, ClaimError> {
     let Some(document) = documents::get(txn, host, report.key).await? else {
         tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
-        return Ok(false);
+        return Ok(Applied::Unknown);
     };
     match meaning(&document, report) {
-        Meaning::Stale => Ok(false),
+        Meaning::Stale => Ok(Applied::Done),
+        Meaning::Absurd => {
+            tracing::error!(
+                %host, resource = %report.key, told = %document.generation, reported = %report.generation,
+                "a host reports a generation that cannot be; its report is ignored"
+            );
+            Ok(Applied::Done)
+        }
         Meaning::Ahead => {
             let renewed = DocumentRow {
                 generation: report.generation.next(),
@@ -98,25 +126,25 @@ async fn apply(
                 ..document
             };
             documents::upsert(txn, &renewed).await?;
-            Ok(false)
+            Ok(Applied::Done)
         }
         Meaning::Current => {
             documents::mark_observed(txn, host, report.key, report.generation, report.status)
                 .await?;
-            let is_tombstone = document.spec_json.is_none();
-            if report.key.kind != Kind::Instance {
-                return Ok(false);
-            }
-            let Ok(id) = InstanceId::try_from(report.key.id) else {
-                return Ok(false);
-            };
-            match (report.status, is_tombstone) {
-                (ConvergeStatus::Gone, true) => {
+            let id = InstanceId::try_from(report.key.id)
+                .ok()
+                .filter(|_| report.key.kind == Kind::Instance);
+            match (id, report.status, document.spec_json) {
+                (None, _, _) => Ok(Applied::Done),
+                (Some(id), ConvergeStatus::Gone, None) => {
                     instances::mark_deleted(txn, id, now).await?;
                     tracing::info!(instance = %id, %host, "instance is gone");
-                    Ok(true)
+                    Ok(Applied::Gone)
                 }
-                _ => observe(txn, id, report, now).await.map(|()| false),
+                (Some(id), _, _) => {
+                    observe(txn, id, report, now).await?;
+                    Ok(Applied::Done)
+                }
             }
         }
     }

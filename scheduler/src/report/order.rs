@@ -37,9 +37,10 @@ impl ReportOrder {
         *newest = stamp.max(*newest);
     }
 
-    /// Nothing more will be said of a resource.
-    pub fn forget(&mut self, host: HostId, key: DocumentKey) {
-        self.newest.remove(&(host, key));
+    /// Forgets everything: now and then, so that what is long gone takes no memory. A report that is late by more
+    /// than the time between is not to be had on a bus that loses nothing for so long.
+    pub fn clear(&mut self) {
+        self.newest = HashMap::new();
     }
 }
 
@@ -69,7 +70,7 @@ mod tests {
         );
         assert!(!order.is_late(host, key(1), stamp(3, 1)));
         assert!(!order.is_late(host, key(2), stamp(1, 1)));
-        order.forget(host, key(1));
+        order.clear();
         assert!(!order.is_late(host, key(1), stamp(1, 1)));
     }
 }

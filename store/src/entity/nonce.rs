@@ -7,6 +7,8 @@ use sea_orm::entity::prelude::*;
 #[sea_orm(table_name = "nonces")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
+    pub instance_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
     pub nonce: String,
     pub method: String,
     /// Of the call that wrote the row: tells its writer from everybody else.

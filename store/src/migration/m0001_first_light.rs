@@ -67,6 +67,7 @@ impl MigrationTrait for Migration {
                 "ix_document_due",
                 &["unconfirmed", "next_publish_at"],
             ),
+            ("documents", "ix_document_resource", &["resource_id"]),
             ("nonces", "ix_nonce_created", &["created_at"]),
         ] {
             if !manager.has_index(table, name).await? {
@@ -329,10 +330,11 @@ fn documents(backend: DbBackend) -> TableCreateStatement {
 
 fn nonces() -> TableCreateStatement {
     new_table("nonces")
+        .col(text("instance_id", ID))
         .col(text("nonce", ID))
         .col(text("method", WORD))
         .col(text("token", ID))
         .col(int("created_at"))
-        .primary_key(&mut key(&["nonce"]))
+        .primary_key(&mut key(&["instance_id", "nonce"]))
         .take()
 }

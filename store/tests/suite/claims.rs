@@ -115,7 +115,7 @@ async fn apply(
                         "{claimed:?}"
                     );
                     // The transaction ends here, whatever was to follow.
-                    transaction.rollback().await.unwrap();
+                    drop(transaction);
                     return model.clone();
                 }
                 claimed.unwrap();

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use berth_common::ids::{HostId, InstanceId, NetworkId};
-use berth_store::{Executor, StoreError, claims, claims::ClaimRole, instances, networks, ports};
+use berth_store::{
+    Executor, StoreError, claims, claims::ClaimRole, documents, hosts, instances, networks, ports,
+};
 
 use crate::{
     database::{TestDatabase, on_all_databases},
@@ -16,6 +18,7 @@ on_all_databases!(
     a_dropped_transaction_restores_all_of_it,
     deleting_twice_keeps_the_first_time,
     what_does_not_exist_cannot_be_deleted,
+    a_host_goes_with_its_documents_once_nothing_is_on_it,
 );
 
 /// How many ports, addresses and claims there are, and whether the instance lives.
@@ -125,7 +128,7 @@ async fn a_rollback_restores_all_of_it(database: Arc<TestDatabase>) {
         .await
         .unwrap();
     assert_eq!(owned(&transaction, &setup).await, AFTER);
-    transaction.rollback().await.unwrap();
+    drop(transaction);
     assert_eq!(owned(store.pool(), &setup).await, BEFORE);
 }
 
@@ -200,5 +203,44 @@ async fn what_does_not_exist_cannot_be_deleted(database: Arc<TestDatabase>) {
             })
         ),
         "{missing:?}"
+    );
+}
+
+async fn a_host_goes_with_its_documents_once_nothing_is_on_it(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let (host, _, instance) = sample::populate(&store).await;
+    let neighbour = sample::add_host(db, "neighbour").await;
+    for on in [host, neighbour] {
+        documents::upsert(db, &sample::document(on, instance.id))
+            .await
+            .unwrap();
+    }
+    claims::insert(db, &sample::claim(&instance, host, ClaimRole::Current))
+        .await
+        .unwrap();
+
+    let refused = hosts::delete(db, host).await;
+    assert!(
+        matches!(&refused, Err(StoreError::InUse { table: "hosts", by: "claims", id }) if *id == host.to_string()),
+        "{refused:?}"
+    );
+    assert_eq!(documents::of_host(db, host).await.unwrap().len(), 1);
+
+    claims::delete_of_instance(db, instance.id).await.unwrap();
+    // As part of a transaction it is undone with it.
+    let transaction = store.begin().await.unwrap();
+    hosts::delete(&transaction, host).await.unwrap();
+    drop(transaction);
+    assert!(hosts::get(db, host).await.unwrap().is_some());
+
+    hosts::delete(db, host).await.unwrap();
+    assert_eq!(hosts::get(db, host).await.unwrap(), None);
+    assert_eq!(documents::of_host(db, host).await.unwrap(), []);
+    assert_eq!(documents::of_host(db, neighbour).await.unwrap().len(), 1);
+    let again = hosts::delete(db, host).await;
+    assert!(
+        matches!(again, Err(StoreError::NotFound { table: "hosts", .. })),
+        "{again:?}"
     );
 }

@@ -24,6 +24,8 @@ on_all_databases!(
     the_longest_due_comes_first,
     a_new_session_makes_all_documents_due,
     a_document_written_as_settled_does_not_lag,
+    a_failed_publish_is_tried_again_later,
+    only_tombstones_that_were_carried_out_are_swept,
 );
 
 async fn due(db: &impl Executor, at: i64) -> Vec<DocumentKey> {
@@ -247,4 +249,65 @@ async fn a_document_written_as_settled_does_not_lag(database: Arc<TestDatabase>)
         "{stray:?}"
     );
     assert_eq!(documents::of_host(db, host).await.unwrap().len(), 1);
+}
+
+async fn a_failed_publish_is_tried_again_later(database: Arc<TestDatabase>) {
+    let (store, host, document) = set_up(&database).await;
+    let db = store.pool();
+    let key = document.key;
+    for (attempt, next) in [(1, 10), (2, 30)] {
+        assert!(
+            documents::mark_failed_publish(db, host, key, Generation(1), time(next))
+                .await
+                .unwrap()
+        );
+        let row = documents::get(db, host, key).await.unwrap().unwrap();
+        assert_eq!(
+            (row.attempts, row.published_at, row.next_publish_at),
+            (attempt, None, Some(time(next)))
+        );
+        assert_eq!(due(db, next - 1).await, []);
+        assert_eq!(due(db, next).await, [key]);
+    }
+    assert!(
+        !documents::mark_failed_publish(db, host, key, Generation(2), time(99))
+            .await
+            .unwrap()
+    );
+    assert_eq!(due(db, 30).await, [key]);
+}
+
+async fn only_tombstones_that_were_carried_out_are_swept(database: Arc<TestDatabase>) {
+    let (store, host, living) = set_up(&database).await;
+    let db = store.pool();
+    let mut kept = vec![living.key];
+    let mut swept = vec![];
+    for (spec, observed, status, changed, goes) in [
+        (None, 1, Some(ConvergeStatus::Gone), 9, true),
+        (None, 1, Some(ConvergeStatus::Gone), 10, false),
+        (None, 0, Some(ConvergeStatus::Gone), 0, false),
+        (None, 1, Some(ConvergeStatus::Failed), 0, false),
+        (None, 1, Some(ConvergeStatus::Converging), 0, false),
+        (None, 0, None, 0, false),
+        (Some("{}"), 1, Some(ConvergeStatus::Gone), 0, false),
+    ] {
+        let mut document = sample::document(host, InstanceId::new());
+        document.spec_json = spec.map(str::to_owned);
+        document.observed_generation = Generation(observed);
+        document.observed_status = status;
+        document.changed_at = time(changed);
+        documents::upsert(db, &document).await.unwrap();
+        if goes { &mut swept } else { &mut kept }.push(document.key);
+    }
+    assert_eq!(
+        documents::delete_settled_tombstones(db, time(10))
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(documents::of_keys(db, &swept).await.unwrap(), []);
+    assert_eq!(
+        documents::of_keys(db, &kept).await.unwrap().len(),
+        kept.len()
+    );
 }

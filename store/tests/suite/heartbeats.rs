@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use berth_common::{message::view::HostStatus, units::AllocationRatio};
-use berth_store::{
-    StoreError,
-    hosts::{self, RatioOverrides},
-};
+use berth_store::{StoreError, hosts};
 
 use crate::{
     database::{TestDatabase, on_all_databases},
@@ -72,11 +69,7 @@ async fn heartbeats_keep_what_operators_decided(database: Arc<TestDatabase>) {
     hosts::set_status(db, host.id, HostStatus::Disabled, Some("new disk"))
         .await
         .unwrap();
-    let ratios = RatioOverrides {
-        ram: Some(AllocationRatio::ONE),
-        ..RatioOverrides::default()
-    };
-    hosts::set_ratios(db, host.id, ratios).await.unwrap();
+    database.execute("UPDATE hosts SET ram_ratio = 1000").await;
     heartbeat.sequence += 1;
     heartbeat.total = sample::resources(16, 1, 1);
     let host = hosts::upsert_heartbeat(db, &heartbeat, time(1))

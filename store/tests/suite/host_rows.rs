@@ -89,7 +89,7 @@ async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<
         .unwrap();
     let read = host_rows::of_host(&transaction, host).await.unwrap();
     assert_eq!(read.instances[0].0.desired_power, DesiredPower::Stopped);
-    transaction.rollback().await.unwrap();
+    drop(transaction);
 
     let elsewhere = host_rows::of_host(db, other).await.unwrap();
     assert_eq!(

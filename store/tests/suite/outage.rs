@@ -18,11 +18,17 @@ mod servers {
         crate::database::run_on!(
             Postgres,
             super::super,
-            an_outage_is_worth_a_retry_and_passes
+            an_outage_is_worth_a_retry_and_passes,
+            a_server_that_falls_silent_stops_nobody
         );
     }
     mod mariadb {
-        crate::database::run_on!(MariaDb, super::super, an_outage_is_worth_a_retry_and_passes);
+        crate::database::run_on!(
+            MariaDb,
+            super::super,
+            an_outage_is_worth_a_retry_and_passes,
+            a_server_that_falls_silent_stops_nobody
+        );
     }
 }
 
@@ -36,13 +42,76 @@ fn unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) {
     assert!(error.retryable());
 }
 
+/// The names of the instances that are there.
+async fn names(store: &Store) -> Vec<String> {
+    instances::list(store.pool(), None, None, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.name.to_string())
+        .collect()
+}
+
+/// Nothing is told to either side: no packet arrives any more, and the connections stay open.
+async fn a_server_that_falls_silent_stops_nobody(database: Arc<TestDatabase>) {
+    database.store().await;
+    let (proxy, url) = Proxy::before(&database).await;
+    let config = StoreConfig {
+        url,
+        max_connections: 4,
+    };
+    let store = Store::connect(&config).await.unwrap();
+    sample::add_instance(store.pool(), "before").await;
+    // One for each way in which a call can hang.
+    let (writing, committing) = (store.begin().await.unwrap(), store.begin().await.unwrap());
+    sample::add_instance(&writing, "lost1").await;
+    sample::add_instance(&committing, "lost2").await;
+    let (lost3, lost4) = (sample::instance("lost3"), sample::instance("lost4"));
+
+    proxy.fall_silent().await;
+    tokio::time::timeout(LIMIT, async {
+        let (pinged, inserted, begun, connected, written, committed) = tokio::join!(
+            store.ping(),
+            instances::insert(store.pool(), &lost3),
+            store.begin(),
+            Store::connect(&config),
+            instances::insert(&writing, &lost4),
+            committing.commit(),
+        );
+        unavailable(pinged);
+        unavailable(inserted);
+        unavailable(begun);
+        unavailable(connected);
+        unavailable(written);
+        unavailable(committed);
+    })
+    .await
+    .unwrap();
+
+    // The way is open for new connections; the old ones never say anything again.
+    proxy.heal().await;
+    // Nobody knows what this transaction holds.
+    unavailable(writing.commit().await);
+    tokio::time::timeout(LIMIT, async {
+        // Each of the four places in the pool is free again, and holds a connection that works.
+        loop {
+            let (a, b, c, d) =
+                tokio::join!(store.begin(), store.begin(), store.begin(), store.begin());
+            if [a, b, c, d].iter().all(Result::is_ok) {
+                break;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(names(&store).await, ["before"]);
+    sample::add_instance(store.pool(), "after").await;
+    assert_eq!(names(&store).await, ["before", "after"]);
+}
+
 async fn an_outage_is_worth_a_retry_and_passes(database: Arc<TestDatabase>) {
     database.store().await;
-    let (scheme, rest) = database.url.split_once("://").unwrap();
-    let (user, place) = rest.split_once('@').unwrap();
-    let (server, name) = place.split_once('/').unwrap();
-    let proxy = Proxy::to(server).await;
-    let url = format!("{scheme}://{user}@{}/{name}", proxy.address);
+    let (proxy, url) = Proxy::before(&database).await;
     let config = StoreConfig {
         url,
         max_connections: 2,
@@ -65,13 +134,7 @@ async fn an_outage_is_worth_a_retry_and_passes(database: Arc<TestDatabase>) {
         .unwrap()
         .unwrap();
     sample::add_instance(store.pool(), "after").await;
-    let names: Vec<_> = instances::list(store.pool(), None, None, 10)
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|row| row.name.to_string())
-        .collect();
-    assert_eq!(names, ["before", "after"]);
+    assert_eq!(names(&store).await, ["before", "after"]);
 }
 
 async fn a_writer_waits_for_another_one_only_so_long(database: Arc<TestDatabase>) {

@@ -14,11 +14,8 @@ use berth_common::{
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
 use berth_store::{
-    StoreError, claims,
-    claims::ClaimRole,
-    documents,
-    hosts::{self, RatioOverrides},
-    instances, networks, ports, whole_millis,
+    StoreError, claims, claims::ClaimRole, documents, hosts, instances, networks, ports,
+    whole_millis,
 };
 use chrono::{DateTime, Utc};
 
@@ -98,19 +95,20 @@ async fn hosts_at_their_extremes(database: Arc<TestDatabase>) {
         Some(&answered)
     );
 
-    let ratios = RatioOverrides {
-        cpu: Some(AllocationRatio::from_thousandths(1).unwrap()),
-        ram: Some(AllocationRatio::from_thousandths(1_000_000).unwrap()),
-        disk: None,
-    };
-    hosts::set_ratios(db, answered.id, ratios).await.unwrap();
+    database
+        .execute("UPDATE hosts SET cpu_ratio = 1, ram_ratio = 1000000")
+        .await;
     hosts::set_status(db, answered.id, HostStatus::Disabled, Some(&long_text()))
         .await
         .unwrap();
     let read = hosts::get(db, answered.id).await.unwrap().unwrap();
     assert_eq!(
         (read.cpu_ratio, read.ram_ratio, read.disk_ratio),
-        (ratios.cpu, ratios.ram, ratios.disk)
+        (
+            Some(AllocationRatio::from_thousandths(1).unwrap()),
+            Some(AllocationRatio::from_thousandths(1_000_000).unwrap()),
+            None
+        )
     );
     assert_eq!(
         (read.status, read.disabled_reason),
