@@ -7,6 +7,7 @@ mod first_light;
 mod foreign;
 mod garbage;
 mod hostile_images;
+mod house_rules;
 mod lab;
 mod libvirt_loss;
 mod operator;
