@@ -9,13 +9,13 @@
 //!   was among them.
 //!
 //! When it happens again, a consumer that had a message in its hands cannot have been sent the
-//! bad one. The one whose turn it was, with empty hands, is the suspect and goes first, until
+//! bad one. The one that started last, with empty hands, is the suspect and goes first, until
 //! the broker puts the message away for its returns. The others wait and collect none.
 //!
 //! It keeps the books; subscribing is done elsewhere.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::link::Up;
 
 /// The longest wait for a turn: a consumer that nobody polls does not hold up the others.
-const TURN_LIMIT: Duration = Duration::from_secs(2);
+const TURN_LIMIT: Duration = Duration::from_secs(1);
 /// A queue that sends nothing for so long has nothing bad at its head.
 const QUIET: Duration = Duration::from_millis(250);
 
@@ -35,7 +35,7 @@ enum Suspicion {
     Cleared,
     /// Perhaps: it had none.
     Possible,
-    /// And it was its turn.
+    /// And it was the last to start.
     Likely,
 }
 
@@ -47,6 +47,26 @@ impl Suspicion {
             Self::Possible => 30,
             Self::Cleared => 100,
         })
+    }
+}
+
+/// Whose turn it is, shared by all consumers of a connection.
+#[derive(Debug)]
+pub(super) struct Turns {
+    turn: Arc<Semaphore>,
+    /// The consumer that started last.
+    latest: AtomicU64,
+    /// The number of the next consumer; 0 is nobody.
+    next: AtomicU64,
+}
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self {
+            turn: Arc::new(Semaphore::new(1)),
+            latest: AtomicU64::new(0),
+            next: AtomicU64::new(1),
+        }
     }
 }
 
@@ -100,6 +120,8 @@ impl Drop for Held {
 /// The books of one consumer.
 #[derive(Debug)]
 pub(super) struct Care {
+    turns: Arc<Turns>,
+    number: u64,
     progress: Arc<Progress>,
     turn: Option<OwnedSemaphorePermit>,
     /// As the last connection left it.
@@ -114,9 +136,11 @@ pub(super) struct Care {
 }
 
 impl Care {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(turns: Arc<Turns>) -> Self {
         let now = Instant::now();
         Self {
+            number: turns.next.fetch_add(1, Ordering::AcqRel),
+            turns,
             progress: Arc::default(),
             turn: None,
             next: Suspicion::Cleared,
@@ -156,16 +180,17 @@ impl Care {
     }
 
     /// Waits for the turn, within limits. Cancel safe.
-    pub(super) async fn wait(&mut self, turns: &Arc<Semaphore>) {
+    pub(super) async fn wait(&mut self) {
         if self.turn.is_none() {
             sleep_until(self.since + self.now.head_start()).await;
-            let turn = Arc::clone(turns).acquire_owned();
+            let turn = Arc::clone(&self.turns.turn).acquire_owned();
             self.turn = match timeout_at(self.since + TURN_LIMIT, turn).await {
                 Ok(Ok(turn)) => Some(turn),
                 // Never closed; and late is better than not at all.
                 Ok(Err(_)) | Err(_) => None,
             };
         }
+        self.turns.latest.store(self.number, Ordering::Release);
         self.last = Instant::now();
     }
 
@@ -204,10 +229,11 @@ impl Care {
 
     /// The subscription ended.
     pub(super) fn end(&mut self) {
-        let turn = self.turn.take().is_some();
+        self.turn = None;
+        let latest = self.turns.latest.load(Ordering::Acquire) == self.number;
         let caught = self.progress.caught.load(Ordering::Acquire)
             || self.progress.held.load(Ordering::Acquire) > 0;
-        self.next = match (self.active() && !caught, turn) {
+        self.next = match (self.active() && !caught, latest) {
             (false, _) => Suspicion::Cleared,
             (true, false) => Suspicion::Possible,
             (true, true) => Suspicion::Likely,
@@ -219,15 +245,15 @@ impl Care {
 mod tests {
     use super::*;
 
-    fn books(left: u32) -> Care {
-        let mut care = Care::new();
+    fn books(turns: &Arc<Turns>, left: u32) -> Care {
+        let mut care = Care::new(Arc::clone(turns));
         care.progress = Progress::new(left);
         care
     }
 
     #[test]
     fn care_ends_when_enough_is_done_and_not_when_it_is_given_back() {
-        let mut care = books(2);
+        let mut care = books(&Arc::new(Turns::new()), 2);
         care.hold().done();
         drop(care.hold());
         assert!(care.active());
@@ -239,53 +265,44 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_goes_on_while_a_message_is_worked_on_and_passes_when_it_is_quiet() {
-        let turns = Arc::new(Semaphore::new(1));
-        let mut first = books(3);
-        let mut second = books(3);
-        first.wait(&turns).await;
+        let turns = Arc::new(Turns::new());
+        let mut first = books(&turns, 3);
+        let mut second = books(&turns, 3);
+        first.wait().await;
         let held = first.hold();
         first.quiet().await;
         first.rest();
-        assert_eq!(turns.available_permits(), 0);
+        assert!(first.turn.is_some());
         drop(held);
         first.quiet().await;
         first.rest();
-        second.wait(&turns).await;
+        assert!(first.turn.is_none());
+        second.wait().await;
         assert!(second.turn.is_some());
-        assert_eq!(turns.available_permits(), 0);
     }
 
     #[tokio::test]
-    async fn the_suspect_is_the_one_with_a_turn_and_empty_hands() {
-        let turns = Arc::new(Semaphore::new(1));
-        let mut care = books(3);
+    async fn the_suspect_is_the_last_to_start_with_empty_hands() {
+        let turns = Arc::new(Turns::new());
+        let mut care = books(&turns, 3);
+        let mut other = books(&turns, 3);
+        // The turn is not given up; after a while the other one starts all the same.
+        care.wait().await;
+        other.wait().await;
+        assert!(other.turn.is_none());
         care.end();
+        other.end();
         assert_eq!(care.next, Suspicion::Possible);
-        care.wait(&turns).await;
-        care.end();
-        assert_eq!(care.next, Suspicion::Likely);
-        assert_eq!(turns.available_permits(), 1);
+        assert_eq!(other.next, Suspicion::Likely);
         let held = care.hold();
-        care.wait(&turns).await;
         care.end();
         assert_eq!(care.next, Suspicion::Cleared);
         held.lost();
         drop(held);
-        care.wait(&turns).await;
         care.end();
         assert_eq!(care.next, Suspicion::Cleared);
-        let mut normal = books(0);
+        let mut normal = books(&turns, 0);
         normal.end();
         assert_eq!(normal.next, Suspicion::Cleared);
-    }
-
-    #[tokio::test]
-    async fn a_turn_that_never_ends_does_not_hold_up_the_others() {
-        let turns = Arc::new(Semaphore::new(1));
-        let mut first = books(3);
-        let mut second = books(3);
-        first.wait(&turns).await;
-        second.wait(&turns).await;
-        assert!(second.turn.is_none());
     }
 }

@@ -54,6 +54,7 @@ impl RabbitSource {
         queue: QueueDecl,
         prefetch: u16,
     ) -> Self {
+        let care = Care::new(link.turns());
         Self {
             link,
             publisher,
@@ -62,7 +63,7 @@ impl RabbitSource {
             prefetch: prefetch.max(1),
             subscription: None,
             backoff: Backoff::new(),
-            care: Care::new(),
+            care,
         }
     }
 
@@ -71,6 +72,7 @@ impl RabbitSource {
         publisher: Arc<Publisher>,
     ) -> (Self, watch::Receiver<Option<String>>) {
         let (sender, receiver) = watch::channel(None);
+        let care = Care::new(link.turns());
         let source = Self {
             link,
             publisher,
@@ -78,7 +80,7 @@ impl RabbitSource {
             prefetch: REPLY_PREFETCH,
             subscription: None,
             backoff: Backoff::new(),
-            care: Care::new(),
+            care,
         };
         (source, receiver)
     }
@@ -105,8 +107,12 @@ impl RabbitSource {
             self.care.pass();
             return Ok(());
         }
-        let subscribed = self.subscribe_now(up).await;
-        if subscribed.is_err() {
+        let link = Arc::clone(&self.link);
+        let subscribed = tokio::select! {
+            subscribed = self.subscribe_now(up) => subscribed,
+            () = link.gone(up.epoch) => Ok(()),
+        };
+        if self.subscription.is_none() {
             self.care.end();
         }
         subscribed
@@ -120,7 +126,7 @@ impl RabbitSource {
         }
         self.care.open(up, self.prefetch);
         if self.care.active() {
-            self.care.wait(self.link.turns()).await;
+            self.care.wait().await;
         }
     }
 

@@ -13,12 +13,13 @@ use lapin::types::LongString;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
 use rand::RngExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::super::topology::DELIVERY_LIMIT;
 use super::super::{BusError, BusHealth, QueueDecl};
+use super::care::Turns;
 use super::{RabbitConfig, declare};
 
 /// The first wait after a failure.
@@ -104,7 +105,7 @@ pub(super) struct Link {
     health: watch::Sender<BusHealth>,
     epoch: watch::Sender<u64>,
     /// Whose turn it is to take messages after an unreadable one.
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     declared: Mutex<BTreeMap<String, QueueDecl>>,
     /// Queues that could not be declared, with the reason.
     trouble: Mutex<BTreeMap<String, String>>,
@@ -126,7 +127,7 @@ impl Link {
                 last_error: None,
             }),
             epoch: watch::Sender::new(0),
-            turns: Arc::new(Semaphore::new(1)),
+            turns: Arc::new(Turns::new()),
             declared: Mutex::default(),
             trouble: Mutex::default(),
             stop: CancellationToken::new(),
@@ -170,8 +171,8 @@ impl Link {
         self.epoch.subscribe()
     }
 
-    pub(super) fn turns(&self) -> &Arc<Semaphore> {
-        &self.turns
+    pub(super) fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
     }
 
     /// The phase of the moment, as a copy: nobody may hold the lock inside while asking for
@@ -222,6 +223,15 @@ impl Link {
                 changed = phase.changed() => changed.ok()?,
             }
         }
+    }
+
+    /// Waits for the end of a connection. A call that is under way then may never be answered.
+    pub(super) async fn gone(&self, epoch: u64) {
+        let mut phase = self.phase.subscribe();
+        // An error means that the link itself is gone.
+        let _ = phase
+            .wait_for(|now| !matches!(now, Phase::Up(up) if up.epoch == epoch))
+            .await;
     }
 
     /// The connection, within a limit.

@@ -47,6 +47,8 @@ enum Miss {
     NoExchange,
     /// The channel or the connection went away.
     Lost(lapin::Error),
+    /// The connection is gone, and nothing was heard of the publish.
+    Gone,
 }
 
 impl Publisher {
@@ -141,7 +143,11 @@ impl Publisher {
         loop {
             let up = self.unblocked().await?;
             let one = self.once(&up, to, exchange, key.clone(), properties.clone(), body);
-            match one.await {
+            let outcome = tokio::select! {
+                outcome = one => outcome,
+                () = self.link.gone(up.epoch) => Err(Miss::Gone),
+            };
+            match outcome {
                 Ok(()) => return Ok(()),
                 Err(Miss::Failed(error)) => return Err(error),
                 Err(Miss::NoExchange) => {
@@ -155,6 +161,7 @@ impl Publisher {
                     *last = Some(error.to_string());
                     tokio::time::sleep(backoff.step()).await;
                 }
+                Err(Miss::Gone) => *last = Some(self.link.last_error()),
             }
         }
     }
