@@ -1,7 +1,7 @@
 //! Images that are not what they say, cannot be had, or would read other files of the host: the instance is in
 //! error with a reason, nothing of it is left on the host, and the next instance is built.
 
-use std::path::Path;
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path};
 
 use berth_common::{
     document::{DesiredPower, ImageFormat, ImageRef},
@@ -27,12 +27,26 @@ fn an_unusable_image_is_a_fault_with_a_reason_and_leaves_nothing_half_made() {
             sha256: "ab".repeat(32).parse()?,
             ..guest.clone()
         };
-        check(
+        let told = check(
             cloud,
             "wrong-sum",
             wrong_sum,
             FaultCode::ImageChecksum,
-            &["abababab", guest.sha256.as_str()],
+            &["abababab", "does not have the sha256"],
+        )
+        .await?;
+        // Whoever learns the sum of a file of the host could ask for that file as an image.
+        assert!(!told.contains(guest.sha256.as_str()), "{told}");
+
+        let private = folder.join("private");
+        std::fs::write(&private, "only root may read this")?;
+        std::fs::set_permissions(&private, Permissions::from_mode(0o600))?;
+        check(
+            cloud,
+            "private",
+            image::of_file(&private)?,
+            FaultCode::ImageUnreachable,
+            &["chmod o+r"],
         )
         .await?;
 
@@ -112,7 +126,7 @@ async fn check(
     image: ImageRef,
     code: FaultCode,
     says: &[&str],
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let options = InstanceOptions {
         image: Some(image),
         ..InstanceOptions::default()
@@ -152,5 +166,5 @@ async fn check(
     assert!(remains.is_empty(), "{name}: {remains:?}");
     let images = std::fs::read_dir(cloud.hv1().state_dir().join("images"))?.count();
     assert_eq!(images, 0, "{name}: the cache has kept something");
-    Ok(())
+    Ok(fault.message)
 }
