@@ -18,8 +18,12 @@ use berth_tests::{
 };
 use tokio::task::JoinSet;
 
-/// Between two requests while the vhost goes.
-const PACE: Duration = Duration::from_millis(30);
+/// Between two requests while the vhost goes: fast while its deletion starts, then slow, so that requests are under way
+/// whenever it happens, and a machine on which it takes long gets no more of them than it can carry.
+const PACES: [(usize, Duration); 2] = [
+    (20, Duration::from_millis(40)),
+    (20, Duration::from_millis(250)),
+];
 /// How long their senders wait for answers.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long everything accepted may take once the broker is back.
@@ -78,8 +82,8 @@ fn deleting_the_vhost_under_way_loses_nothing_that_was_accepted_and_duplicates_n
     });
 }
 
-/// Asks for instances, one every [`PACE`], from before the vhost goes until after; answers what was asked for, and
-/// how many got no answer. Every tenth instance runs.
+/// Asks for instances, in [`PACES`], from before the vhost goes until after; answers what was asked for, and how many
+/// got no answer. Every tenth instance runs.
 async fn ask_while_the_vhost_goes(
     cloud: &TestCloud,
     network: NetworkId,
@@ -117,13 +121,20 @@ async fn ask_while_the_vhost_goes(
         Ok(())
     };
     let mut deleted = std::pin::pin!(cloud.vhost.delete());
+    let mut paces = PACES
+        .iter()
+        .flat_map(|(count, pace)| std::iter::repeat_n(*pace, *count));
     loop {
+        let Some(pace) = paces.next() else {
+            break (&mut deleted).await?;
+        };
         ask()?;
         tokio::select! {
             result = &mut deleted => break result?,
-            () = moment(PACE) => {}
+            () = moment(pace) => {}
         }
     }
+    // The last one finds no vhost.
     ask()?;
     let mut unanswered = 0;
     while let Some(answered) = answers.join_next().await {
