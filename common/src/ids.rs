@@ -109,6 +109,12 @@ typed_ids! {
     VolumeId = "volume id";
     /// A router.
     RouterId = "router id";
+    /// A host aggregate. Chosen by the client that asks for it.
+    AggregateId = "aggregate id";
+    /// A server group. Chosen by the client that asks for it.
+    ServerGroupId = "server group id";
+    /// A placement decision that was written down.
+    DecisionId = "decision id";
     /// A one-shot wish of a client (a reboot, say): the same nonce twice is one wish.
     Nonce = "nonce";
 }

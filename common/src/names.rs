@@ -125,6 +125,40 @@ text_types! {
     ProjectName, "a project name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
         pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a host aggregate, unique.
+    AggregateName, "an aggregate name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of an availability zone: what an aggregate says of its hosts, as in Nova.
+    ZoneName, "an availability zone",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a server group, unique in its project.
+    ServerGroupName, "a server group name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a physical network: what a hypervisor's NIC is plugged into, as in Neutron.
+    PhysicalNetworkName, "a physical network name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// A countable resource that only some hosts have, as Placement names its custom resource classes: `HUGEPAGES_2048K`,
+    /// `PCI_GPU`.
+    ResourceClass, "a resource class",
+        "must be 1 to 63 upper-case letters, digits and '_', starting with a letter",
+        pattern "^[A-Z][A-Z0-9_]{0,62}$",
+        |text| (1..=63).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_uppercase());
+    /// Name of a property that an aggregate gives its hosts.
+    PropertyKey, "the name of a property",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Value of a property that an aggregate gives its hosts.
+    PropertyValue, "the value of a property",
+        "must be 1 to 255 printable ASCII characters",
+        pattern "^[ -~]{1,255}$",
+        |text| (1..=255).contains(&text.len())
+            && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     /// Host name of a hypervisor: a label for people and the name of its queue; its identity is a `HostId`.
     HostName, "a host name",
         "must be a DNS name: labels of letters, digits and hyphens joined by dots, at most 200 characters",
@@ -149,6 +183,14 @@ text_types! {
 impl Default for ProjectName {
     fn default() -> Self {
         Self("default".to_owned())
+    }
+}
+
+impl ZoneName {
+    /// The zone of hosts that no aggregate puts into another one: `nova`, as in Nova.
+    #[must_use]
+    pub fn nova() -> Self {
+        Self("nova".to_owned())
     }
 }
 

@@ -208,6 +208,8 @@ impl Host {
             used_now: Resources::default(),
             health: Vec::new(),
             foreign_domains: Vec::new(),
+            physical_networks: Vec::new(),
+            resources: Vec::new(),
         };
         let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, "test", &heartbeat).unwrap();
         self.bus

@@ -264,6 +264,8 @@ impl Pulse {
                 storage_health(&glance),
             ],
             foreign_domains: foreign_domains(&glance),
+            physical_networks: Vec::new(),
+            resources: Vec::new(),
         }
     }
 }

@@ -7,9 +7,12 @@ use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     report::{REPORT_TYPE, REPORT_VERSION, Report},
     request::{
-        HostDisable, HostEnable, HostList, HostShow, InstanceCreate, InstanceDelete, InstanceList,
-        InstanceReboot, InstanceShow, InstanceStart, InstanceStop, Method, NetworkCreate,
-        NetworkDelete, NetworkList, Reply,
+        AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
+        AggregateSet, HostDelete, HostDisable, HostDrain, HostEnable, HostList, HostSet, HostShow,
+        InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceList, InstanceReboot,
+        InstanceShow, InstanceStart, InstanceStop, Method, NetworkCreate, NetworkDelete,
+        NetworkList, PlacementCapacity, PlacementExplain, PlacementPlace, Reply, ServerGroupCreate,
+        ServerGroupDelete, ServerGroupList,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -68,6 +71,7 @@ pub fn document_type(kind: Kind) -> String {
 pub fn all() -> Vec<MessageType> {
     let mut types = vec![
         request::<InstanceCreate>(),
+        request::<InstanceCreateMany>(),
         request::<InstanceDelete>(),
         request::<InstanceStart>(),
         request::<InstanceStop>(),
@@ -81,6 +85,21 @@ pub fn all() -> Vec<MessageType> {
         request::<HostShow>(),
         request::<HostEnable>(),
         request::<HostDisable>(),
+        request::<HostDrain>(),
+        request::<HostSet>(),
+        request::<HostDelete>(),
+        request::<AggregateCreate>(),
+        request::<AggregateSet>(),
+        request::<AggregateDelete>(),
+        request::<AggregateList>(),
+        request::<AggregateAddHost>(),
+        request::<AggregateRemoveHost>(),
+        request::<ServerGroupCreate>(),
+        request::<ServerGroupDelete>(),
+        request::<ServerGroupList>(),
+        request::<PlacementExplain>(),
+        request::<PlacementPlace>(),
+        request::<PlacementCapacity>(),
     ];
     types.push(MessageType {
         name: "document.<kind>".to_owned(),

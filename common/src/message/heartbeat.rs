@@ -9,14 +9,14 @@ use uuid::Uuid;
 use super::{report::PowerState, view::Resources};
 use crate::{
     ids::HostId,
-    names::HostName,
+    names::{HostName, PhysicalNetworkName, ResourceClass},
     units::{MemoryMb, Vcpus},
 };
 
 /// The `type` property of a heartbeat.
 pub const HEARTBEAT_TYPE: &str = "heartbeat";
 /// The version of heartbeats (`x-berth-version`).
-pub const HEARTBEAT_VERSION: u32 = 1;
+pub const HEARTBEAT_VERSION: u32 = 2;
 
 /// What a host is, has and uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,21 @@ pub struct Heartbeat {
     pub health: Vec<PartHealth>,
     /// Domains that berth did not make.
     pub foreign_domains: Vec<ForeignDomain>,
+    /// The physical networks its NICs are plugged into.
+    #[serde(default)]
+    pub physical_networks: Vec<PhysicalNetworkName>,
+    /// Countable resources besides CPUs, memory and disk: huge pages, PCI devices.
+    #[serde(default)]
+    pub resources: Vec<ResourceInventory>,
+}
+
+/// How much of a countable resource a host has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResourceInventory {
+    /// The resource.
+    pub class: ResourceClass,
+    /// How many there are for instances.
+    pub total: u64,
 }
 
 /// The state of one part of a host (`agent`, `libvirt`).

@@ -2,6 +2,7 @@
 //!
 //! - [`request`]: what clients ask of the scheduler, one method each, and the replies.
 //! - [`view`]: what replies show of instances, networks and hosts.
+//! - [`placement`]: hints, aggregates, server groups, decisions.
 //! - [`report`]: what agents say of documents.
 //! - [`heartbeat`]: what agents say of their host.
 //! - [`catalogue`]: all of them in one table, from which `docs/messages.md` is generated and fingerprinted.
@@ -11,6 +12,7 @@
 
 pub mod catalogue;
 pub mod heartbeat;
+pub mod placement;
 pub mod report;
 pub mod request;
 pub mod view;
@@ -23,4 +25,11 @@ pub mod app {
     pub const AGENT: &str = "berth-agent";
     /// The command line.
     pub const CTL: &str = "berthctl";
+}
+
+/// Whether a reader of messages up to version `newest` understands one of version `version`: older versions lack only
+/// fields that have defaults.
+#[must_use]
+pub const fn understands(newest: u32, version: u32) -> bool {
+    1 <= version && version <= newest
 }

@@ -124,6 +124,25 @@ pub enum FaultCode {
     Internal,
 }
 
+impl FaultCode {
+    /// Whether another host may do better: the host is to blame, not the request.
+    #[must_use]
+    pub const fn is_hosts(self) -> bool {
+        match self {
+            Self::DiskFull
+            | Self::Network
+            | Self::Hypervisor
+            | Self::ForeignObject
+            | Self::Unsupported
+            | Self::Internal => true,
+            Self::NoValidHost
+            | Self::ImageUnreachable
+            | Self::ImageChecksum
+            | Self::ImageRefused => false,
+        }
+    }
+}
+
 /// What the hypervisor says of a guest; Nova's `power_state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

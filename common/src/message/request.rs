@@ -4,17 +4,27 @@
 //! idempotent on what the client chooses (an instance's id, a network's id, a reboot's nonce): whoever got no
 //! answer sends the same again.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::view::{HostView, InstanceView, NetworkView};
+use super::{
+    placement::{
+        AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
+        ServerGroupView,
+    },
+    view::{HostView, InstanceView, NetworkView},
+};
 use crate::{
     document::{DesiredPower, Flavor, ImageRef, NetworkType, RebootKind},
-    ids::{InstanceId, NetworkId, Nonce},
-    names::{Cidr, InstanceName, MacAddress, NetworkName, ProjectName},
+    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId},
+    names::{
+        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName,
+        PropertyKey, PropertyValue, ServerGroupName, ZoneName,
+    },
     refusal::Refusal,
+    units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
 };
 
 /// A request type, bound to its method name, version and reply.
@@ -28,16 +38,18 @@ pub trait Method: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
 }
 
 macro_rules! methods {
-    ($($request:ty => $name:literal, $reply:ty;)*) => {$(
+    ($($request:ty => $name:literal $(version $version:literal)?, $reply:ty;)*) => {$(
         impl Method for $request {
             const NAME: &'static str = $name;
+            $(const VERSION: u32 = $version;)?
             type Reply = $reply;
         }
     )*};
 }
 
 methods! {
-    InstanceCreate => "instance.create", InstanceView;
+    InstanceCreate => "instance.create" version 2, InstanceView;
+    InstanceCreateMany => "instance.create_many", InstanceCreateManyReply;
     InstanceDelete => "instance.delete", InstanceView;
     InstanceStart => "instance.start", InstanceView;
     InstanceStop => "instance.stop", InstanceView;
@@ -47,10 +59,25 @@ methods! {
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
-    HostList => "host.list", HostListReply;
-    HostShow => "host.show", HostView;
-    HostEnable => "host.enable", HostView;
-    HostDisable => "host.disable", HostView;
+    HostList => "host.list" version 2, HostListReply;
+    HostShow => "host.show" version 2, HostView;
+    HostEnable => "host.enable" version 2, HostView;
+    HostDisable => "host.disable" version 2, HostView;
+    HostDrain => "host.drain", HostView;
+    HostSet => "host.set", HostView;
+    HostDelete => "host.delete", HostDeleteReply;
+    AggregateCreate => "aggregate.create", AggregateView;
+    AggregateSet => "aggregate.set", AggregateView;
+    AggregateDelete => "aggregate.delete", AggregateView;
+    AggregateList => "aggregate.list", AggregateListReply;
+    AggregateAddHost => "aggregate.add_host", AggregateView;
+    AggregateRemoveHost => "aggregate.remove_host", AggregateView;
+    ServerGroupCreate => "server_group.create", ServerGroupView;
+    ServerGroupDelete => "server_group.delete", ServerGroupView;
+    ServerGroupList => "server_group.list", ServerGroupListReply;
+    PlacementExplain => "placement.explain", PlacementExplainReply;
+    PlacementPlace => "placement.place", DecisionView;
+    PlacementCapacity => "placement.capacity", CapacityView;
 }
 
 /// The body of every reply: exactly one of the two fields.
@@ -105,6 +132,48 @@ pub struct InstanceCreate {
     /// How long its guest may take to power itself off before it is switched off: 1 to 3600 seconds.
     #[serde(default = "default_stop_timeout_seconds")]
     pub stop_timeout_seconds: u32,
+    /// Where it may be placed, and where not.
+    #[serde(default, skip_serializing_if = "SchedulerHints::is_empty")]
+    pub hints: SchedulerHints,
+}
+
+/// Create several instances with one decision after the other, in the order given. Repeating the request is harmless,
+/// as for each of its instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceCreateMany {
+    /// The instances; 1 to 256.
+    pub instances: Vec<InstanceCreate>,
+    /// What happens to the others when one cannot be created.
+    #[serde(default)]
+    pub mode: CreateMode,
+}
+
+/// What happens to the others when one of several instances cannot be created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum CreateMode {
+    /// None is created; the refusal is that of the first that cannot be.
+    #[default]
+    AllOrNothing,
+    /// Each is created or refused by itself.
+    BestEffort,
+}
+
+/// What became of each instance, in the order of the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceCreateManyReply {
+    /// One answer for each.
+    pub results: Vec<InstanceCreateResult>,
+}
+
+/// What became of one instance of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceCreateResult {
+    /// The instance.
+    pub id: InstanceId,
+    /// The instance as it is now, or why it was refused.
+    pub outcome: Reply<InstanceView>,
 }
 
 /// Nova's `shutdown_timeout`: 60 seconds.
@@ -279,4 +348,331 @@ pub struct HostDisable {
     /// Why, for other operators.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// Give a hypervisor no new instances, and mark that those it has shall leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostDrain {
+    /// Name or id of the hypervisor.
+    pub host: String,
+    /// Why, for other operators.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Change a hypervisor's own ratios and reserves. What is not named stays; null takes the aggregate's or the default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct HostSet {
+    /// Name or id of the hypervisor.
+    pub host: String,
+    /// `cpu_allocation_ratio`.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<AllocationRatio>")]
+    pub cpu_allocation_ratio: Change<AllocationRatio>,
+    /// `ram_allocation_ratio`.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<AllocationRatio>")]
+    pub ram_allocation_ratio: Change<AllocationRatio>,
+    /// `disk_allocation_ratio`.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<AllocationRatio>")]
+    pub disk_allocation_ratio: Change<AllocationRatio>,
+    /// CPUs kept for the host itself.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<Vcpus>")]
+    pub reserved_host_cpus: Change<Vcpus>,
+    /// Memory in MiB kept for the host itself.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<MemoryMb>")]
+    pub reserved_host_memory_mb: Change<MemoryMb>,
+    /// Disk in GiB kept for the host itself.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<DiskGb>")]
+    pub reserved_host_disk_gb: Change<DiskGb>,
+}
+
+/// Forget a hypervisor that is gone for good: it must be down and have no instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostDelete {
+    /// Name or id of the hypervisor.
+    pub host: String,
+}
+
+/// The hypervisor that was forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostDeleteReply {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: HostName,
+}
+
+/// Create a host aggregate: hosts with properties, ratios or an availability zone in common. Idempotent on its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateCreate {
+    /// Chosen by the client.
+    pub id: AggregateId,
+    /// Its name, unique.
+    pub name: AggregateName,
+    /// The availability zone its hosts are in; null: it says nothing of zones.
+    #[serde(default)]
+    pub availability_zone: Option<ZoneName>,
+    /// `cpu_allocation_ratio` of its hosts that have none of their own; of several aggregates the lowest counts.
+    #[serde(default)]
+    pub cpu_allocation_ratio: Option<AllocationRatio>,
+    /// `ram_allocation_ratio`, likewise.
+    #[serde(default)]
+    pub ram_allocation_ratio: Option<AllocationRatio>,
+    /// `disk_allocation_ratio`, likewise.
+    #[serde(default)]
+    pub disk_allocation_ratio: Option<AllocationRatio>,
+    /// Properties of its hosts that instances can ask for; at most 64.
+    #[serde(default)]
+    pub properties: BTreeMap<PropertyKey, PropertyValue>,
+}
+
+/// Change a host aggregate. What is not named stays; null clears.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateSet {
+    /// Name or id of the aggregate.
+    pub aggregate: String,
+    /// The availability zone its hosts are in.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<ZoneName>")]
+    pub availability_zone: Change<ZoneName>,
+    /// `cpu_allocation_ratio`.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<AllocationRatio>")]
+    pub cpu_allocation_ratio: Change<AllocationRatio>,
+    /// `ram_allocation_ratio`.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<AllocationRatio>")]
+    pub ram_allocation_ratio: Change<AllocationRatio>,
+    /// `disk_allocation_ratio`.
+    #[serde(default, with = "change", skip_serializing_if = "Change::is_kept")]
+    #[schemars(with = "Option<AllocationRatio>")]
+    pub disk_allocation_ratio: Change<AllocationRatio>,
+    /// Properties to set, or with null to remove.
+    #[serde(default)]
+    pub properties: BTreeMap<PropertyKey, Option<PropertyValue>>,
+}
+
+/// Delete a host aggregate; its hosts stay. Deleting one that is not there is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateDelete {
+    /// Name or id of the aggregate.
+    pub aggregate: String,
+}
+
+/// List all host aggregates, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateList {}
+
+/// All host aggregates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateListReply {
+    /// The aggregates.
+    pub aggregates: Vec<AggregateView>,
+}
+
+/// Put a hypervisor into an aggregate. A host is in at most one availability zone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateAddHost {
+    /// Name or id of the aggregate.
+    pub aggregate: String,
+    /// Name or id of the hypervisor.
+    pub host: String,
+}
+
+/// Take a hypervisor out of an aggregate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AggregateRemoveHost {
+    /// Name or id of the aggregate.
+    pub aggregate: String,
+    /// Name or id of the hypervisor.
+    pub host: String,
+}
+
+/// Create a server group: instances that shall be together, or apart. Idempotent on its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServerGroupCreate {
+    /// Chosen by the client.
+    pub id: ServerGroupId,
+    /// Its name, unique in the project.
+    pub name: ServerGroupName,
+    /// The owner.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// How its instances stand to one another.
+    pub policy: ServerGroupPolicy,
+    /// Of `anti_affinity`: how many of its instances one host may have, at least 1; null: 1.
+    #[serde(default)]
+    pub max_server_per_host: Option<u32>,
+}
+
+/// Delete a server group that has no living instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServerGroupDelete {
+    /// Id, or name within the project, of the server group.
+    pub server_group: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+}
+
+/// List server groups, by project and name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ServerGroupList {
+    /// Only this project's; null: all.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
+}
+
+/// All server groups asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServerGroupListReply {
+    /// The server groups.
+    pub server_groups: Vec<ServerGroupView>,
+}
+
+/// Tell why an instance is where it is, or why it is nowhere: for operators, with the names of hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementExplain {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+}
+
+/// The decisions about an instance, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementExplainReply {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// The decisions that are still kept.
+    pub decisions: Vec<DecisionView>,
+}
+
+/// Where would such an instance be placed now? Nothing is changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementPlace {
+    /// The project that names in the hints are looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its size.
+    pub flavor: Flavor,
+    /// Where it may be placed, and where not.
+    #[serde(default)]
+    pub hints: SchedulerHints,
+}
+
+/// How many such instances would fit now, and what runs out first? Nothing is changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementCapacity {
+    /// The project that names in the hints are looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Their size.
+    pub flavor: Flavor,
+    /// Where they may be placed, and where not.
+    #[serde(default)]
+    pub hints: SchedulerHints,
+    /// Count no further than this; 1 to 100000.
+    #[serde(default = "default_most")]
+    pub most: u32,
+}
+
+/// How far capacity is counted unless asked otherwise.
+#[must_use]
+pub fn default_most() -> u32 {
+    10_000
+}
+
+/// A change to a field: not named, cleared, or set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Change<T> {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// It has no value any more.
+    Clear,
+    /// It has this value.
+    Set(T),
+}
+
+impl<T> Change<T> {
+    /// Whether it stays as it is.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+
+    /// The field after the change.
+    #[must_use]
+    pub fn apply(self, before: Option<T>) -> Option<T> {
+        match self {
+            Self::Keep => before,
+            Self::Clear => None,
+            Self::Set(value) => Some(value),
+        }
+    }
+}
+
+/// [`Change`] on the wire: absent, null, or a value.
+mod change {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Change;
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        change: &Change<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match change {
+            Change::Keep | Change::Clear => serializer.serialize_none(),
+            Change::Set(value) => serializer.serialize_some(value),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Change<T>, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Change::Clear, Change::Set))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_not_named_stays_and_null_clears_it() {
+        let check = |json: &str, expected: Change<AllocationRatio>| {
+            let request: HostSet = serde_json::from_str(json).unwrap();
+            assert_eq!(request.cpu_allocation_ratio, expected);
+            let again = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<HostSet>(&again).unwrap(), request);
+        };
+        check(r#"{"host":"hv1"}"#, Change::Keep);
+        check(
+            r#"{"host":"hv1","cpu_allocation_ratio":null}"#,
+            Change::Clear,
+        );
+        check(
+            r#"{"host":"hv1","cpu_allocation_ratio":"2.5"}"#,
+            Change::Set("2.5".parse().unwrap()),
+        );
+        for wrong in ["0", "-1", "\"NaN\"", "1e400", "true"] {
+            let json = format!(r#"{{"host":"hv1","cpu_allocation_ratio":{wrong}}}"#);
+            assert!(serde_json::from_str::<HostSet>(&json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn an_instance_without_hints_is_written_as_before_there_were_any() {
+        let request = r#"{"id":"0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11","name":"web-1","project":"default","flavor":{"vcpus":1,"memory_mb":64,"disk_gb":1},"image":{"url":"file:///x","sha256":"0000000000000000000000000000000000000000000000000000000000000000","format":"raw"},"networks":[],"power":"running","stop_timeout_seconds":60}"#;
+        let parsed: InstanceCreate = serde_json::from_str(request).unwrap();
+        assert_eq!(serde_json::to_string(&parsed).unwrap(), request);
+    }
 }

@@ -13,7 +13,10 @@ use super::{
 use crate::{
     document::{DesiredPower, FixedIp, Flavor, ImageRef, NetworkType},
     ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
-    names::{Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName},
+    names::{
+        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
+        ProjectName, ResourceClass, ZoneName,
+    },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
 
@@ -177,6 +180,12 @@ pub struct HostView {
     pub disabled_reason: Option<String>,
     /// Whether its heartbeats arrive.
     pub state: HostState,
+    /// Its availability zone.
+    #[serde(default = "ZoneName::nova")]
+    pub availability_zone: ZoneName,
+    /// The aggregates it is in, by name.
+    #[serde(default)]
+    pub aggregates: Vec<AggregateName>,
     /// Seconds since its last heartbeat; null: none since this scheduler started.
     pub last_heartbeat_seconds: Option<u64>,
     /// Version of its agent.
@@ -205,6 +214,23 @@ pub struct HostView {
     pub foreign_domains: Vec<ForeignDomain>,
     /// How many instances have a claim here.
     pub instances: u64,
+    /// The physical networks its NICs are plugged into.
+    #[serde(default)]
+    pub physical_networks: Vec<PhysicalNetworkName>,
+    /// Countable resources besides CPUs, memory and disk.
+    #[serde(default)]
+    pub resources: Vec<ResourceUsage>,
+}
+
+/// How much of a countable resource a host has, and how much of it is claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResourceUsage {
+    /// The resource.
+    pub class: ResourceClass,
+    /// How many there are for instances.
+    pub total: u64,
+    /// How many are claimed.
+    pub used: u64,
 }
 
 /// What one project has claimed on a host.
@@ -225,6 +251,8 @@ pub enum HostStatus {
     Enabled,
     /// It does not.
     Disabled,
+    /// It does not, and those it has shall leave.
+    Draining,
 }
 
 /// Whether a host's heartbeats arrive; Nova's service `state`.

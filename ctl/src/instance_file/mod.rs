@@ -115,6 +115,7 @@ pub(crate) fn parse(
             stop_timeout_seconds: stop_timeout
                 .value()
                 .unwrap_or_else(default_stop_timeout_seconds),
+            hints: Default::default(),
         }),
         _ => Err(FileMistakes(mistakes)),
     }

@@ -106,7 +106,7 @@ fn details(host: &HostView, width: Width) -> String {
         ("Reserved for the host", amounts(host.reserved)),
         ("Capacity", amounts(host.capacity)),
     ];
-    if host.status == HostStatus::Disabled {
+    if host.status != HostStatus::Enabled {
         properties.insert(
             2,
             ("Disabled because", or_none(host.disabled_reason.as_ref())),
@@ -173,6 +173,7 @@ const fn status(status: HostStatus) -> &'static str {
     match status {
         HostStatus::Enabled => "enabled",
         HostStatus::Disabled => "disabled",
+        HostStatus::Draining => "draining",
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use berth_common::{
     bus::{Consumer, Delivery, Message},
+    message::understands,
     telemetry::error_chain,
 };
 use serde::de::DeserializeOwned;
@@ -46,7 +47,7 @@ fn decode<T: DeserializeOwned>(
             message.method
         ));
     }
-    if message.version != Some(version) {
+    if !message.version.is_some_and(|got| understands(version, got)) {
         return Err(wrong_version(message, version));
     }
     serde_json::from_slice(&message.body).map_err(|error| misfit(method, &error))
@@ -72,13 +73,23 @@ fn misfit(method: &str, error: &serde_json::Error) -> String {
 fn wrong_version(message: &Message, version: u32) -> String {
     match message.version {
         Some(got) => format!(
-            "header `x-berth-version` must be {version} for {:?}; got {got}",
+            "header `x-berth-version` must be {} for {:?}; got {got}",
+            versions(version),
             message.method
         ),
         None => format!(
-            "header `x-berth-version` is missing; it must be {version} for {:?}",
+            "header `x-berth-version` is missing; it must be {} for {:?}",
+            versions(version),
             message.method
         ),
+    }
+}
+
+/// The versions that are understood, in words.
+fn versions(newest: u32) -> String {
+    match newest {
+        1 => "1".to_owned(),
+        _ => format!("1 to {newest}"),
     }
 }
 

@@ -11,6 +11,7 @@ use berth_common::{
             InstanceList, InstanceReboot, InstanceShow, InstanceStart, InstanceStop, Method,
             NetworkCreate, NetworkDelete, NetworkList, Reply,
         },
+        understands,
         view::HostStatus,
     },
     refusal::{Refusal, RefusalCode},
@@ -248,7 +249,10 @@ async fn serve<M: Method>(
     message: &Message,
     call: impl AsyncFnOnce(M) -> Result<M::Reply, ClaimError>,
 ) -> Outcome {
-    if message.version != Some(M::VERSION) {
+    if !message
+        .version
+        .is_some_and(|got| understands(M::VERSION, got))
+    {
         return Outcome::Poison(Refusal::new(
             RefusalCode::UnsupportedVersion,
             wrong_version(message, M::VERSION),

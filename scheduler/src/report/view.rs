@@ -12,7 +12,7 @@ use berth_common::{
             ProjectUsage, Resources, TaskState, VmState,
         },
     },
-    names::{HostName, NetworkName, ProjectName},
+    names::{HostName, NetworkName, ProjectName, ZoneName},
     units::Generation,
 };
 use berth_store::{
@@ -235,6 +235,10 @@ pub fn host(
             })
             .collect(),
         foreign_domains: row.foreign_domains.clone(),
+        availability_zone: ZoneName::nova(),
+        aggregates: Vec::new(),
+        physical_networks: Vec::new(),
+        resources: Vec::new(),
         instances: u64::try_from(claims.len()).unwrap_or(u64::MAX),
     }
 }

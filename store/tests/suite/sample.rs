@@ -55,6 +55,8 @@ pub(crate) fn heartbeat(name: &str) -> Heartbeat {
             reason: None,
         }],
         foreign_domains: vec![],
+        physical_networks: vec![],
+        resources: vec![],
     }
 }
 

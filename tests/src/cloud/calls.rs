@@ -143,6 +143,7 @@ impl TestCloud {
             networks: options.networks.iter().map(attach).collect(),
             power: options.power,
             stop_timeout_seconds: 30,
+            hints: Default::default(),
         })
     }
 
