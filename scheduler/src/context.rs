@@ -1,17 +1,40 @@
-//! What every part of the running scheduler shares.
+//! What every part of the running scheduler shares, and the right to write.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use berth_common::{bus::Bus, ids::HostId};
-use berth_store::{Store, StoreError, Txn};
-use tokio::sync::{MutexGuard, Notify};
+use berth_common::{
+    bus::{Bus, compute_queue},
+    document::{DocumentKey, Kind},
+    ids::{HostId, InstanceId, NetworkId},
+    names::HostName,
+    telemetry::error_chain,
+};
+use berth_store::{
+    Store, StoreError, Txn,
+    decisions::{self, DecisionRow},
+    leadership::Epoch,
+};
+use chrono::{DateTime, Utc};
+use tokio::sync::MutexGuard;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config, liveness::Liveness, metrics::SchedulerMetrics, report::order::ReportOrder,
+    claim::{self, ClaimError, cloud::Cloud, load},
+    config::Config,
+    dispatch::{Dispatch, Fresh, Publication},
+    liveness::Liveness,
+    metrics::SchedulerMetrics,
+    place::Millis,
+    report::order::ReportOrder,
 };
+
+/// How old the knowledge of who is alive may be when something is placed.
+const LIVENESS_AGE: Duration = Duration::from_millis(250);
 
 /// Shared by all tasks of one scheduler.
 pub struct Context {
@@ -23,56 +46,267 @@ pub struct Context {
     pub bus: Arc<dyn Bus>,
     /// Counters and gauges.
     pub metrics: SchedulerMetrics,
-    /// Wakes [`crate::dispatch`] when there is something to publish.
-    pub dispatch: Notify,
-    writer: tokio::sync::Mutex<()>,
+    /// Which leader this is; a later one takes away its right to write.
+    pub epoch: Epoch,
+    /// What is to be published.
+    pub dispatch: Dispatch,
+    /// Cancelled when another scheduler took over.
+    pub fenced: CancellationToken,
+    started: Instant,
+    cloud: tokio::sync::Mutex<Cloud>,
     liveness: Mutex<Liveness>,
     order: Mutex<ReportOrder>,
 }
 
 /// A transaction, and the right to be the only one: one logical writer claims serially, so there is nothing to
-/// race with.
+/// race with. Dropped without [`Writing::commit`], nothing of it happened.
 pub struct Writing<'a> {
-    /// The transaction.
-    pub txn: Txn,
-    _turn: MutexGuard<'a, ()>,
+    context: &'a Context,
+    txn: Txn,
+    /// All hosts, and all that lies on them; what changes here goes the way of the transaction.
+    pub cloud: Image<'a>,
+    /// What the documents of which hosts follow from.
+    touched: BTreeMap<HostId, Touched>,
+    /// Documents that are written already, to be published after the commit.
+    fresh: Vec<Publication>,
+    decisions: Vec<DecisionRow>,
+    forgotten: Vec<(HostId, HostName)>,
+    /// When it began.
+    pub now: DateTime<Utc>,
+}
+
+/// What of a host has changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// These documents may follow from other rows now.
+    pub keys: BTreeSet<DocumentKey>,
+    /// These get a new generation even if nothing differs.
+    pub again: BTreeSet<DocumentKey>,
+}
+
+/// The memory of the writer, as long as it is its turn.
+pub struct Image<'a>(MutexGuard<'a, Cloud>);
+
+impl Deref for Image<'_> {
+    type Target = Cloud;
+
+    fn deref(&self) -> &Cloud {
+        &self.0
+    }
+}
+
+impl DerefMut for Image<'_> {
+    fn deref_mut(&mut self) -> &mut Cloud {
+        &mut self.0
+    }
+}
+
+impl Drop for Image<'_> {
+    /// What was not settled did not happen.
+    fn drop(&mut self) {
+        self.0.undo_all();
+    }
 }
 
 impl Writing<'_> {
-    /// Makes everything that was written permanent.
+    /// The transaction.
+    #[must_use]
+    pub const fn txn(&self) -> &Txn {
+        &self.txn
+    }
+
+    /// The configuration and everything else that is shared.
+    #[must_use]
+    pub const fn context(&self) -> &Context {
+        self.context
+    }
+
+    /// The document of an instance on a host may follow from other rows now.
+    pub fn touch_instance(&mut self, host: HostId, instance: InstanceId) {
+        let key = DocumentKey {
+            kind: Kind::Instance,
+            id: instance.as_uuid(),
+        };
+        self.touched.entry(host).or_default().keys.insert(key);
+    }
+
+    /// The document of a network on a host may follow from other rows now.
+    pub fn touch_network(&mut self, host: HostId, network: NetworkId) {
+        let key = DocumentKey {
+            kind: Kind::Network,
+            id: network.as_uuid(),
+        };
+        self.touched.entry(host).or_default().keys.insert(key);
+    }
+
+    /// The document of an instance gets a new generation even if nothing differs.
+    pub fn again(&mut self, host: HostId, instance: InstanceId) {
+        self.touch_instance(host, instance);
+        let touched = self.touched.entry(host).or_default();
+        touched.again.insert(DocumentKey {
+            kind: Kind::Instance,
+            id: instance.as_uuid(),
+        });
+    }
+
+    /// Writes a decision down with the rest.
+    pub fn decided(&mut self, decision: DecisionRow) {
+        self.decisions.push(decision);
+    }
+
+    /// A host is gone for good: its queue goes after the commit.
+    pub fn forget_host(&mut self, id: HostId, name: HostName) {
+        self.forgotten.push((id, name));
+    }
+
+    /// Does something of which either all happens or nothing; what was done before stays either way.
+    ///
+    /// # Errors
+    /// What it fails with, or a failure of the database.
+    pub async fn attempt<T>(
+        &mut self,
+        what: impl AsyncFnOnce(&mut Self) -> Result<T, ClaimError>,
+    ) -> Result<T, ClaimError> {
+        let mark = self.cloud.mark();
+        let touched = self.touched.clone();
+        let (fresh, decisions) = (self.fresh.len(), self.decisions.len());
+        let forgotten = self.forgotten.len();
+        let inner = self.txn.savepoint().await?;
+        let outer = std::mem::replace(&mut self.txn, inner);
+        let result = what(self).await;
+        let inner = std::mem::replace(&mut self.txn, outer);
+        match result {
+            Ok(value) => {
+                inner.commit().await?;
+                Ok(value)
+            }
+            Err(error) => {
+                drop(inner);
+                self.cloud.undo_to(mark);
+                self.touched = touched;
+                self.fresh.truncate(fresh);
+                self.decisions.truncate(decisions);
+                self.forgotten.truncate(forgotten);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the documents that follow from the rows as they are now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn derive(&mut self) -> Result<(), ClaimError> {
+        let touched = std::mem::take(&mut self.touched);
+        let fresh = claim::documents::refresh(self, &touched).await?;
+        self.fresh.extend(fresh);
+        Ok(())
+    }
+
+    /// Writes the documents that follow, and makes everything permanent; then publishes them.
     ///
     /// # Errors
     /// When the database does not confirm; then nothing may be assumed, and whoever asked asks again.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        self.txn.commit().await
+    pub async fn commit(mut self) -> Result<(), ClaimError> {
+        self.derive().await?;
+        decisions::insert_many(&self.txn, &self.decisions).await?;
+        match self.txn.commit().await {
+            Ok(()) => self.cloud.settle(),
+            Err(error) => {
+                // It may have been committed all the same.
+                self.cloud.undo_all();
+                self.cloud.doubt();
+                return Err(error.into());
+            }
+        }
+        drop(self.cloud);
+        for (id, name) in self.forgotten {
+            self.context.liveness(|liveness| liveness.forget(id));
+            if let Err(error) = self.context.bus.delete_queue(&compute_queue(name.as_str())).await {
+                tracing::warn!(host = %name, error = %error_chain(&error), "the queue of a forgotten host is left");
+            }
+        }
+        self.context.dispatch.send(self.fresh).await;
+        Ok(())
     }
 }
 
 impl Context {
-    /// The shared state of a scheduler that just started.
-    pub fn new(config: Config, store: Store, bus: Arc<dyn Bus>, metrics: SchedulerMetrics) -> Self {
-        Self {
+    /// The shared state of a scheduler that just took over: reads its memory from the rows.
+    ///
+    /// # Errors
+    /// When the database is out of reach, or holds what cannot be read.
+    pub async fn take_over(
+        config: Config,
+        store: Store,
+        bus: Arc<dyn Bus>,
+        metrics: SchedulerMetrics,
+        epoch: Epoch,
+    ) -> Result<(Self, Fresh), StoreError> {
+        let cloud = load::cloud(store.pool(), &config.placement).await?;
+        let (dispatch, fresh) = Dispatch::new();
+        let context = Self {
             config,
             store,
             bus,
             metrics,
-            dispatch: Notify::new(),
-            writer: tokio::sync::Mutex::new(()),
+            epoch,
+            dispatch,
+            fenced: CancellationToken::new(),
+            started: Instant::now(),
+            cloud: tokio::sync::Mutex::new(cloud),
             liveness: Mutex::default(),
             order: Mutex::default(),
-        }
+        };
+        Ok((context, fresh))
     }
 
     /// Waits for the turn to write, and opens a transaction.
     ///
     /// # Errors
-    /// When the database is out of reach.
+    /// When the database is out of reach; [`StoreError::Fenced`] when another scheduler took over.
     pub async fn begin(&self) -> Result<Writing<'_>, StoreError> {
-        let turn = self.writer.lock().await;
+        let cloud = self.image().await?;
+        let txn = self.store.begin_as(self.epoch).await;
+        if matches!(txn, Err(StoreError::Fenced { .. })) {
+            self.fenced.cancel();
+        }
         Ok(Writing {
-            txn: self.store.begin().await?,
-            _turn: turn,
+            context: self,
+            txn: txn?,
+            cloud,
+            touched: BTreeMap::new(),
+            fresh: Vec::new(),
+            decisions: Vec::new(),
+            forgotten: Vec::new(),
+            now: Utc::now(),
         })
+    }
+
+    /// Waits for the turn, to look and to try things out: nothing of it stays.
+    ///
+    /// # Errors
+    /// When the image must be read anew and the database is out of reach.
+    pub async fn image(&self) -> Result<Image<'_>, StoreError> {
+        let mut cloud = self.cloud.lock().await;
+        if cloud.is_doubtful() {
+            *cloud = load::cloud(self.store.pool(), &self.config.placement).await?;
+        }
+        let now = Instant::now();
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < LIVENESS_AGE;
+        if !cloud.liveness_at().is_some_and(is_fresh) {
+            let timeout = self.config.patience.timeout;
+            self.liveness(|liveness| {
+                cloud.look_at_liveness(now, |host| liveness.is_alive(host, timeout, now));
+            });
+        }
+        Ok(Image(cloud))
+    }
+
+    /// Now, on the clock of failures.
+    #[must_use]
+    pub fn millis(&self) -> Millis {
+        Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Looks at or changes who is alive. Never held over an await.
@@ -87,7 +321,7 @@ impl Context {
 
     /// Whether a host's heartbeats arrive.
     pub fn is_alive(&self, host: HostId) -> bool {
-        let age = self.liveness(|liveness| liveness.age(host, Instant::now()));
-        age.is_some_and(|age| age <= self.config.heartbeat_timeout)
+        let timeout = self.config.patience.timeout;
+        self.liveness(|liveness| liveness.is_alive(host, timeout, Instant::now()))
     }
 }

@@ -1,8 +1,17 @@
 //! Which hosts' heartbeats arrive: receiver-side, on the monotonic clock, in memory.
 //!
+//! ```text
+//!            heard                      silent for long
+//!   (new) ─────────▶ up ───────────────────┬───────────▶ down
+//!                    ▲                     │ many at once  ▲
+//!                    │ heard               ▼               │ the others are back
+//!                    └──────────────── suspected ──────────┘
+//! ```
+//!
 //! Silence counts only while this scheduler listens. While it has no broker nobody can be heard, so that time
 //! makes nobody old; and after its start, hosts that were alive when it last listened get the usual time to be
-//! heard again.
+//! heard again. When a large share of the hosts falls silent at once, the likelier fault is between them and this
+//! scheduler: it suspects itself, and declares none of them down.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +20,10 @@ use std::{
 
 use berth_common::{
     ids::HostId,
-    message::{heartbeat::Heartbeat, view::Resources},
+    message::{
+        heartbeat::Heartbeat,
+        view::{HostState, Resources},
+    },
 };
 use chrono::{DateTime, Utc};
 
@@ -23,6 +35,44 @@ pub struct Liveness {
     written: HashMap<HostId, (Instant, Heartbeat)>,
     conflicts: HashSet<HostId>,
     deaf_since: Option<Instant>,
+    /// Silent, and it is their fault.
+    down: HashSet<HostId>,
+    /// Silent, and it may be ours.
+    suspected: HashSet<HostId>,
+}
+
+/// How soon the database should know of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// It knows.
+    None,
+    /// It knows all but how lately it was said.
+    Soon,
+    /// There are facts it does not know.
+    AtOnce,
+}
+
+/// When silence means something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// A host not heard of for so long is silent.
+    pub timeout: Duration,
+    /// When more than this share of the hosts is silent at once, in percent, the scheduler suspects itself. 100: never.
+    pub suspect_self_percent: u8,
+}
+
+/// With fewer silent hosts than this there is nothing to suspect: two of three may well have lost power.
+const MIN_SUSPECTED: usize = 3;
+
+/// How many hosts are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Heard of.
+    pub up: usize,
+    /// Silent.
+    pub down: usize,
+    /// Silent, all at once.
+    pub suspected: usize,
 }
 
 /// How long unchanged facts stay unwritten, and how long a change of measured usage alone may.
@@ -72,23 +122,65 @@ impl Liveness {
             .map(|at| now.saturating_duration_since(*at))
     }
 
-    /// How many of the hosts that were ever heard of are up and down.
+    /// Whether a host may be given something to do: it was heard of lately.
     #[must_use]
-    pub fn count(&self, timeout: Duration, now: Instant) -> (usize, usize) {
-        let is_up = |host: &&HostId| self.age(**host, now).is_some_and(|age| age <= timeout);
-        let up = self.heard.keys().filter(is_up).count();
-        (up, self.heard.len() - up)
+    pub fn is_alive(&self, host: HostId, timeout: Duration, now: Instant) -> bool {
+        self.age(host, now).is_some_and(|age| age <= timeout)
     }
 
-    /// Whether a heartbeat says anything that the database should know now: other facts than it has, or the same
-    /// after a while.
+    /// Decides who is down, from who was silent until now.
+    pub fn judge(&mut self, patience: Patience, now: Instant) -> Count {
+        let silent: HashSet<HostId> = self
+            .heard
+            .keys()
+            .copied()
+            .filter(|host| !self.is_alive(*host, patience.timeout, now))
+            .collect();
+        self.down.retain(|host| silent.contains(host));
+        let fresh: HashSet<HostId> = silent.difference(&self.down).copied().collect();
+        let up = self.heard.len() - silent.len();
+        if fresh.len() >= MIN_SUSPECTED && is_more(fresh.len(), up + fresh.len(), patience) {
+            self.suspected = fresh;
+        } else {
+            self.suspected.clear();
+            self.down = silent;
+        }
+        Count {
+            up,
+            down: self.down.len(),
+            suspected: self.suspected.len(),
+        }
+    }
+
+    /// The state of a host as it was last judged. A host that was never heard of is down.
     #[must_use]
-    pub fn needs_writing(&self, heartbeat: &Heartbeat, now: Instant) -> bool {
-        self.written
-            .get(&heartbeat.host_id)
-            .is_none_or(|(at, written)| {
-                now.saturating_duration_since(*at) >= WRITE_AFTER || !same_facts(written, heartbeat)
-            })
+    pub fn state(&self, host: HostId) -> HostState {
+        if self.heard.contains_key(&host) && !self.down.contains(&host) {
+            HostState::Up
+        } else {
+            HostState::Down
+        }
+    }
+
+    /// Forgets a host.
+    pub fn forget(&mut self, host: HostId) {
+        self.heard.remove(&host);
+        self.used_now.remove(&host);
+        self.written.remove(&host);
+        self.conflicts.remove(&host);
+        self.down.remove(&host);
+        self.suspected.remove(&host);
+    }
+
+    /// How soon the database should know of a heartbeat.
+    #[must_use]
+    pub fn urgency(&self, heartbeat: &Heartbeat, now: Instant) -> Urgency {
+        match self.written.get(&heartbeat.host_id) {
+            Some((_, written)) if !same_facts(written, heartbeat) => Urgency::AtOnce,
+            Some((at, _)) if now.saturating_duration_since(*at) < WRITE_AFTER => Urgency::None,
+            Some(_) => Urgency::Soon,
+            None => Urgency::AtOnce,
+        }
     }
 
     /// Remembers that these facts are in the database.
@@ -103,6 +195,11 @@ impl Liveness {
         self.heard.remove(&host);
         self.conflicts.insert(host)
     }
+}
+
+/// Whether so many of all are more than the share that makes a scheduler suspect itself.
+fn is_more(silent: usize, all: usize, patience: Patience) -> bool {
+    silent.saturating_mul(100) > all.saturating_mul(usize::from(patience.suspect_self_percent))
 }
 
 /// Equal in everything but the sequence number and what is measured from moment to moment.
@@ -148,10 +245,79 @@ mod tests {
         liveness.goes_deaf(start + 5 * SECOND);
         liveness.goes_deaf(start + 8 * SECOND);
         assert_eq!(liveness.age(host, start + 100 * SECOND), Some(5 * SECOND));
-        assert_eq!(liveness.count(10 * SECOND, start + 100 * SECOND), (1, 0));
+        assert!(liveness.is_alive(host, 10 * SECOND, start + 100 * SECOND));
         liveness.hears_again(start + 105 * SECOND);
         assert_eq!(liveness.age(host, start + 107 * SECOND), Some(7 * SECOND));
-        assert_eq!(liveness.count(6 * SECOND, start + 107 * SECOND), (0, 1));
+        assert!(!liveness.is_alive(host, 6 * SECOND, start + 107 * SECOND));
+    }
+
+    const PATIENCE: Patience = Patience {
+        timeout: Duration::from_secs(10),
+        suspect_self_percent: 50,
+    };
+
+    fn counts(up: usize, down: usize, suspected: usize) -> Count {
+        Count {
+            up,
+            down,
+            suspected,
+        }
+    }
+
+    #[test]
+    fn one_host_after_another_goes_down_but_most_at_once_are_the_schedulers_own_fault() {
+        let start = Instant::now();
+        let hosts: Vec<HostId> = (0..10).map(|_| HostId::new()).collect();
+        let mut liveness = Liveness::default();
+        let mut hear = |liveness: &mut Liveness, which: std::ops::Range<usize>, seconds: u32| {
+            for host in &hosts[which] {
+                liveness.heard(*host, start + seconds * SECOND);
+            }
+        };
+        hear(&mut liveness, 0..10, 0);
+        hear(&mut liveness, 1..10, 20);
+        assert_eq!(
+            liveness.judge(PATIENCE, start + 21 * SECOND),
+            counts(9, 1, 0)
+        );
+        assert_eq!(liveness.state(hosts[0]), HostState::Down);
+
+        // Five of the nine that were up: more than half.
+        hear(&mut liveness, 1..5, 40);
+        assert_eq!(
+            liveness.judge(PATIENCE, start + 41 * SECOND),
+            counts(4, 1, 5)
+        );
+        assert_eq!(liveness.state(hosts[9]), HostState::Up);
+        assert!(!liveness.is_alive(hosts[9], PATIENCE.timeout, start + 41 * SECOND));
+        assert_eq!(liveness.state(hosts[0]), HostState::Down);
+
+        // One more is heard of: the others are no majority any more, and it is their own fault.
+        hear(&mut liveness, 1..6, 60);
+        assert_eq!(
+            liveness.judge(PATIENCE, start + 61 * SECOND),
+            counts(5, 5, 0)
+        );
+        assert_eq!(liveness.state(hosts[9]), HostState::Down);
+        hear(&mut liveness, 0..10, 62);
+        assert_eq!(
+            liveness.judge(PATIENCE, start + 63 * SECOND),
+            counts(10, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_small_cloud_never_suspects_itself() {
+        let start = Instant::now();
+        let hosts = [HostId::new(), HostId::new()];
+        let mut liveness = Liveness::default();
+        for host in hosts {
+            liveness.heard(host, start);
+        }
+        assert_eq!(
+            liveness.judge(PATIENCE, start + 60 * SECOND),
+            counts(0, 2, 0)
+        );
     }
 
     #[test]

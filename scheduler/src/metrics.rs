@@ -5,7 +5,9 @@ use berth_common::{
     refusal::RefusalCode,
     telemetry::registry::{Metrics, MetricsError},
 };
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use crate::liveness::Count;
 
 /// Counters and gauges of one scheduler.
 #[derive(Debug, Clone)]
@@ -20,6 +22,10 @@ pub struct SchedulerMetrics {
     host_conflicts: IntCounter,
     dead: IntCounterVec,
     hosts: IntGaugeVec,
+    batches: Histogram,
+    relocations: IntCounter,
+    leader: IntGauge,
+    epoch: IntGauge,
 }
 
 impl SchedulerMetrics {
@@ -71,8 +77,25 @@ impl SchedulerMetrics {
             )?,
             hosts: metrics.gauges(
                 "berth_scheduler_hosts",
-                "Hosts, by state (up, down).",
+                "Hosts, by state (up, down, suspected: silent with so many others that the scheduler suspects itself).",
                 &["state"],
+            )?,
+            batches: metrics.histogram(
+                "berth_scheduler_batch_requests",
+                "Requests that were served together.",
+                &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0],
+            )?,
+            relocations: metrics.counter(
+                "berth_scheduler_relocations_total",
+                "Instances that moved on because a host could not build them.",
+            )?,
+            leader: metrics.gauge(
+                "berth_scheduler_leader",
+                "Whether this scheduler is the one that decides (1) or stands by (0).",
+            )?,
+            epoch: metrics.gauge(
+                "berth_scheduler_epoch",
+                "Which leader this scheduler is or was, counted from 1; 0: none yet.",
             )?,
         })
     }
@@ -126,12 +149,34 @@ impl SchedulerMetrics {
         self.dead.with_label_values(&[queue]).inc();
     }
 
-    /// So many hosts are up and down.
-    pub fn hosts(&self, up: usize, down: usize) {
-        for (state, count) in [("up", up), ("down", down)] {
+    /// So many hosts are up, down and suspected.
+    pub fn hosts(&self, count: Count) {
+        let Count {
+            up,
+            down,
+            suspected,
+        } = count;
+        for (state, count) in [("up", up), ("down", down), ("suspected", suspected)] {
             self.hosts
                 .with_label_values(&[state])
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// So many requests were served together.
+    #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a batch is small")]
+    pub fn batch(&self, requests: usize) {
+        self.batches.observe(requests as f64);
+    }
+
+    /// An instance moved on because a host could not build it.
+    pub fn relocated(&self) {
+        self.relocations.inc();
+    }
+
+    /// This scheduler leads, as the leader with this number.
+    pub fn leads(&self, epoch: u64) {
+        self.leader.set(1);
+        self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
     }
 }

@@ -1,29 +1,30 @@
-//! Changes to rows: one transaction per request, then the documents that follow from it.
+//! Changes to rows, many requests in one transaction, and the documents that follow from them.
 //!
-//! Every function here checks everything before it writes anything, and answers with a [`Refusal`] that says what
-//! is wrong and what would be right. [`refresh`] ends each change: it derives the documents of the hosts concerned
-//! in the same transaction, so that rows and documents can never disagree.
+//! Every function here takes the right to write ([`crate::context::Writing`]), checks everything before it writes
+//! anything, and answers with a [`Refusal`] that says what is wrong and what would be right. What it changes it also
+//! changes in the writer's memory ([`cloud`]), and it tells which documents may follow from other rows now;
+//! [`documents`] derives them in the same transaction, so that rows and documents can never disagree.
 
 pub mod address;
+pub mod aggregates;
+pub mod cloud;
+pub mod documents;
+pub mod facts;
+pub mod hints;
 pub mod hosts;
 pub mod instances;
+pub mod load;
 pub mod networks;
-
-use std::collections::{BTreeMap, BTreeSet};
+pub mod ports;
+pub mod server_groups;
 
 use berth_common::{
-    document::DocumentKey,
-    ids::HostId,
     refusal::{Refusal, RefusalCode},
     telemetry::error_chain,
-    units::Generation,
 };
-use berth_store::{StoreError, Txn, documents, documents::DocumentRow, host_rows};
-use chrono::{DateTime, Utc};
+use berth_store::StoreError;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-
-use crate::derive::{self, diff};
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -83,50 +84,4 @@ fn fingerprint(request: &impl Serialize) -> Result<String, serde_json::Error> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect())
-}
-
-/// Writes the documents of a host that follow from its rows now. Documents in `again` get a new generation even
-/// if nothing differs.
-///
-/// # Errors
-/// When the database fails.
-pub async fn refresh(
-    txn: &Txn,
-    host: HostId,
-    again: &BTreeSet<DocumentKey>,
-    now: DateTime<Utc>,
-) -> Result<(), ClaimError> {
-    let wanted = derive::derive(&host_rows::of_host(txn, host).await?)?;
-    let rows: BTreeMap<DocumentKey, DocumentRow> = documents::of_host(txn, host)
-        .await?
-        .into_iter()
-        .map(|row| (row.key, row))
-        .collect();
-    let told = rows
-        .iter()
-        .map(|(key, row)| {
-            let told = diff::Told {
-                generation: row.generation,
-                spec_json: row.spec_json.clone(),
-            };
-            (*key, told)
-        })
-        .collect();
-    for change in diff::diff(&wanted, &told, again) {
-        let before = rows.get(&change.key);
-        let row = DocumentRow {
-            host_id: host,
-            key: change.key,
-            generation: change.generation,
-            spec_json: change.spec_json,
-            observed_generation: before.map_or(Generation(0), |row| row.observed_generation),
-            observed_status: before.and_then(|row| row.observed_status),
-            changed_at: now,
-            published_at: None,
-            attempts: 0,
-            next_publish_at: None,
-        };
-        documents::upsert(txn, &row).await?;
-    }
-    Ok(())
 }

@@ -11,14 +11,14 @@ use berth_common::{
     names::{Cidr, NetworkName, ProjectName},
 };
 use berth_store::{
-    StoreError, Txn, UniqueWhat,
+    Executor, StoreError, UniqueWhat,
     networks::{self, NetworkRow, SubnetRow},
 };
 use chrono::Utc;
 use uuid::Uuid;
 
 use super::{ClaimError, conflict, fingerprint, invalid, not_found};
-use crate::{context::Context, derive::DEFAULT_MTU, report::view};
+use crate::{context::Writing, derive::DEFAULT_MTU, report::view};
 
 /// What a DHCP reply can carry without being cut.
 const MAX_NAMESERVERS: usize = 3;
@@ -26,12 +26,14 @@ const MAX_NAMESERVERS: usize = 3;
 /// Creates a network with its subnet.
 ///
 /// # Errors
-/// A refusal, or a failure of the database; then nothing was changed.
-pub async fn create(context: &Context, request: &NetworkCreate) -> Result<NetworkView, ClaimError> {
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn create(
+    writing: &Writing<'_>,
+    request: &NetworkCreate,
+) -> Result<NetworkView, ClaimError> {
     validate(request)?;
     let fingerprint = fingerprint(request)?;
-    let writing = context.begin().await?;
-    let txn = &writing.txn;
+    let txn = writing.txn();
     if let Some(existing) = networks::get(txn, request.id).await? {
         if existing.fingerprint != fingerprint {
             return Err(conflict(format!(
@@ -55,7 +57,6 @@ pub async fn create(context: &Context, request: &NetworkCreate) -> Result<Networ
             )),
             error => error.into(),
         })?;
-    writing.commit().await?;
     Ok(view::network(&row, 0))
 }
 
@@ -140,10 +141,12 @@ fn dhcp_address(cidr: Cidr, gateway: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
 /// Deletes a network that no port uses.
 ///
 /// # Errors
-/// A refusal, or a failure of the database; then nothing was changed.
-pub async fn delete(context: &Context, request: &NetworkDelete) -> Result<NetworkView, ClaimError> {
-    let writing = context.begin().await?;
-    let txn = &writing.txn;
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn delete(
+    writing: &Writing<'_>,
+    request: &NetworkDelete,
+) -> Result<NetworkView, ClaimError> {
+    let txn = writing.txn();
     let row = resolve_any(txn, &request.project, &request.network).await?;
     let ports = networks::port_count(txn, row.id).await?;
     if ports > 0 {
@@ -153,9 +156,8 @@ pub async fn delete(context: &Context, request: &NetworkDelete) -> Result<Networ
         )));
     }
     if row.deleted_at.is_none() {
-        networks::mark_deleted(txn, row.id, Utc::now()).await?;
+        networks::mark_deleted(txn, row.id, writing.now).await?;
     }
-    writing.commit().await?;
     Ok(view::network(&row, 0))
 }
 
@@ -164,11 +166,11 @@ pub async fn delete(context: &Context, request: &NetworkDelete) -> Result<Networ
 /// # Errors
 /// A refusal when there is none, or a failure of the database.
 pub async fn resolve(
-    txn: &Txn,
+    db: &impl Executor,
     project: &ProjectName,
     network: &str,
 ) -> Result<NetworkRow, ClaimError> {
-    let row = resolve_any(txn, project, network).await?;
+    let row = resolve_any(db, project, network).await?;
     if row.deleted_at.is_some() || row.project != *project {
         return Err(unknown(project, network));
     }
@@ -176,17 +178,17 @@ pub async fn resolve(
 }
 
 async fn resolve_any(
-    txn: &Txn,
+    db: &impl Executor,
     project: &ProjectName,
     network: &str,
 ) -> Result<NetworkRow, ClaimError> {
     if let Ok(id) = network.parse::<NetworkId>()
-        && let Some(row) = networks::get(txn, id).await?
+        && let Some(row) = networks::get(db, id).await?
     {
         return Ok(row);
     }
     if let Ok(name) = network.parse::<NetworkName>()
-        && let Some(row) = networks::find_by_name(txn, project, &name).await?
+        && let Some(row) = networks::find_by_name(db, project, &name).await?
     {
         return Ok(row);
     }

@@ -1,8 +1,9 @@
 //! Publishes what hosts have not confirmed, until they confirm it.
 //!
-//! A document lags while its host has not confirmed its generation. Every lagging document is published when it
-//! is due: at once when it changed, then again with growing pauses. Publishing the same document twice is
-//! harmless, so nothing here needs to be exact, and a crash anywhere only means one more copy.
+//! A document lags while its host has not confirmed its generation. What was just committed is published at once, from
+//! memory ([`Fresh`]); every lagging document is published again when it is due, from the database, with growing
+//! pauses. Publishing the same document twice is harmless, so nothing here needs to be exact, and a crash anywhere
+//! only means one more copy, later.
 
 pub mod backoff;
 
@@ -24,16 +25,118 @@ use berth_store::{
 use chrono::Utc;
 use futures::{StreamExt, stream};
 use serde_json::{json, value::RawValue};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Context;
+use crate::{claim::ClaimError, context::Context};
 
 /// Documents taken up in one round.
 const BATCH: u32 = 256;
-/// Publishes under way at once.
+/// Publishes of a round under way at once.
 const IN_FLIGHT: usize = 64;
+/// Publishes of fresh documents under way at once.
+const FRESH_IN_FLIGHT: usize = 512;
 /// How often is looked for documents that became due by time alone.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Batches of fresh documents that wait to be published; whoever commits more waits.
+const FRESH_BATCHES: usize = 64;
+
+/// A document that was just committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// Its host.
+    pub host: HostName,
+    /// The document.
+    pub row: DocumentRow,
+}
+
+/// Where committed documents are handed in, and the dispatcher woken.
+#[derive(Debug)]
+pub struct Dispatch {
+    wake: Notify,
+    fresh: mpsc::Sender<Vec<Publication>>,
+}
+
+/// Where the dispatcher takes them out.
+#[derive(Debug)]
+pub struct Fresh(mpsc::Receiver<Vec<Publication>>);
+
+impl Dispatch {
+    /// Both ends.
+    #[must_use]
+    pub fn new() -> (Self, Fresh) {
+        let (sender, receiver) = mpsc::channel(FRESH_BATCHES);
+        let dispatch = Self {
+            wake: Notify::new(),
+            fresh: sender,
+        };
+        (dispatch, Fresh(receiver))
+    }
+
+    /// Hands in what was committed. Waits while too much waits to be published.
+    pub async fn send(&self, fresh: Vec<Publication>) {
+        if !fresh.is_empty() && self.fresh.send(fresh).await.is_err() {
+            // The service ends; what is not published is due again in a while.
+            tracing::debug!("fresh documents are published by the next scheduler");
+        }
+    }
+
+    /// There may be something due in the database.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+/// Publishes what was just committed, until cancelled.
+pub async fn run_fresh(context: Arc<Context>, mut fresh: Fresh, cancel: CancellationToken) {
+    let documents = stream::poll_fn(|task| fresh.0.poll_recv(task)).flat_map(stream::iter);
+    let published = documents
+        .map(|publication| {
+            let context = &context;
+            async move {
+                let sent = publish(context, &publication.row, &publication.host).await;
+                (publication, sent)
+            }
+        })
+        .buffer_unordered(FRESH_IN_FLIGHT)
+        .ready_chunks(FRESH_IN_FLIGHT);
+    let mut published = std::pin::pin!(published);
+    loop {
+        let next = tokio::select! {
+            () = cancel.cancelled() => return,
+            next = published.next() => next,
+        };
+        let Some(results) = next else { return };
+        let mut failed = Vec::new();
+        for (publication, sent) in results {
+            match sent {
+                Ok(()) => context.metrics.published(publication.row.key.kind),
+                Err(error) => {
+                    tracing::debug!(host = %publication.host, error = %error_chain(&error), "a document is published later");
+                    failed.push((publication.row.host_id, publication.row.key));
+                }
+            }
+        }
+        if !failed.is_empty()
+            && let Err(error) = make_due(&context, &failed).await
+        {
+            tracing::warn!(error = %error_chain(&error), "unpublished documents are due only after their pause");
+        }
+    }
+}
+
+/// What was written as published was not.
+async fn make_due(
+    context: &Context,
+    documents: &[(HostId, DocumentKey)],
+) -> Result<(), ClaimError> {
+    let writing = context.begin().await?;
+    documents::make_due(writing.txn(), documents).await?;
+    writing.commit().await?;
+    context.dispatch.wake();
+    Ok(())
+}
 
 /// Why a round was cut short.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +144,9 @@ pub enum DispatchError {
     /// The database failed.
     #[error("the database failed")]
     Store(#[from] StoreError),
+    /// What was done could not be written down.
+    #[error("what was published could not be written down")]
+    Write(#[from] ClaimError),
     /// A stored document is not JSON.
     #[error("the stored document of {key} is not JSON")]
     Corrupt {
@@ -94,7 +200,7 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) {
         if pause {
             tokio::select! {
                 () = cancel.cancelled() => return,
-                () = context.dispatch.notified() => {}
+                () = context.dispatch.wake.notified() => {}
                 _ = health.changed() => {}
                 () = tokio::time::sleep(TICK) => {}
             }
@@ -108,7 +214,7 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) {
 /// Makes everything that lags due at once.
 async fn renew(context: &Context) -> Result<(), DispatchError> {
     let writing = context.begin().await?;
-    documents::make_lagging_due(&writing.txn).await?;
+    documents::make_lagging_due(writing.txn()).await?;
     writing.commit().await?;
     Ok(())
 }
@@ -157,7 +263,7 @@ async fn round(context: &Context) -> Result<usize, DispatchError> {
     for (row, sent) in results {
         let now = Utc::now();
         let next = now + backoff::pause(context.config.republish_after, row.attempts);
-        let (txn, host) = (&writing.txn, row.host_id);
+        let (txn, host) = (writing.txn(), row.host_id);
         match sent {
             Sent::Published => {
                 context.metrics.published(row.key.kind);

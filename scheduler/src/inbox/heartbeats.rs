@@ -1,21 +1,35 @@
 //! Queue `scheduler.heartbeats`: what hosts are, have and use.
+//!
+//! Who is alive is noted at once, in memory. The database is told at once of what is new (a host, a session, a fact),
+//! and now and then that nothing is: those wait for one another and share a transaction.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use berth_common::{
     bus::{BusError, QueueDecl, compute_queue},
+    ids::HostId,
     message::heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
+    names::HostName,
     telemetry::error_chain,
 };
 use berth_store::{StoreError, UniqueWhat, documents, hosts};
-use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use super::{decode, next};
-use crate::{claim::ClaimError, context::Context};
+use super::{decode, gather, next};
+use crate::{
+    claim::{self, ClaimError},
+    context::{Context, Writing},
+    liveness::Urgency,
+};
 
 /// Heartbeats taken off the queue and not yet noted.
 const PREFETCH: u16 = 256;
+/// How long unchanged facts wait for others to share their transaction.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// Notes heartbeats until cancelled.
 ///
@@ -26,97 +40,163 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
         .bus
         .consume(&QueueDecl::heartbeats(), PREFETCH)
         .await?;
+    let mut waiting: HashMap<HostId, News> = HashMap::new();
+    let mut flushed = Instant::now();
     while let Some(delivery) = next(&mut consumer, &cancel).await {
-        let heartbeat: Heartbeat = match decode(&delivery, HEARTBEAT_TYPE, HEARTBEAT_VERSION) {
-            Ok(heartbeat) => heartbeat,
-            Err(reason) => {
-                tracing::warn!(reason, "unusable heartbeat");
-                context.metrics.dead("scheduler.heartbeats");
-                delivery.dead(&reason).await;
-                continue;
+        let mut urgent = false;
+        for delivery in gather(delivery, &mut consumer, PREFETCH) {
+            match decode::<Heartbeat>(&delivery, HEARTBEAT_TYPE, HEARTBEAT_VERSION) {
+                Ok(heartbeat) => {
+                    context.metrics.heartbeat();
+                    urgent |= note(&context, heartbeat, &mut waiting);
+                    delivery.ack().await;
+                }
+                Err(reason) => {
+                    tracing::warn!(reason, "unusable heartbeat");
+                    context.metrics.dead("scheduler.heartbeats");
+                    delivery.dead(&reason).await;
+                }
             }
-        };
-        context.metrics.heartbeat();
-        // Not tried again: the next heartbeat says it all anew.
-        if let Err(error) = note(&context, &heartbeat).await {
-            tracing::error!(host = %heartbeat.host, error = %error_chain(&error), "a heartbeat could not be written down");
         }
-        delivery.ack().await;
+        if urgent || (!waiting.is_empty() && flushed.elapsed() >= FLUSH_EVERY) {
+            flushed = Instant::now();
+            let news: Vec<News> = waiting.drain().map(|(_, news)| news).collect();
+            write_all(&context, news).await;
+        }
     }
     Ok(())
 }
 
-/// Notes one heartbeat; writes its facts when they changed.
-async fn note(context: &Context, heartbeat: &Heartbeat) -> Result<(), ClaimError> {
+/// A heartbeat that the database should know of.
+#[derive(Debug)]
+struct News {
+    heartbeat: Heartbeat,
+    /// The host was silent for long, or was never heard of by this scheduler.
+    is_back: bool,
+}
+
+/// Notes one heartbeat in memory; answers whether the database should know at once.
+fn note(context: &Context, heartbeat: Heartbeat, waiting: &mut HashMap<HostId, News>) -> bool {
     let now = Instant::now();
     let host = heartbeat.host_id;
-    let (age, needs_writing) = context.liveness(|liveness| {
+    let (age, urgency) = context.liveness(|liveness| {
         (
-            liveness.note(heartbeat, now),
-            liveness.needs_writing(heartbeat, now),
+            liveness.note(&heartbeat, now),
+            liveness.urgency(&heartbeat, now),
         )
     });
-    let is_back = age.is_none_or(|age| age > context.config.heartbeat_timeout);
-    if !needs_writing && !is_back {
-        return Ok(());
+    let is_back = age.is_none_or(|age| age > context.config.patience.timeout);
+    if !is_back && urgency == Urgency::None {
+        return false;
     }
-    match write(context, heartbeat, is_back).await {
-        Err(ClaimError::Store(StoreError::Unique {
-            constraint: UniqueWhat::HostName,
-            ..
-        })) => {
-            context.metrics.host_conflict();
-            if context.liveness(|liveness| liveness.conflicts(host)) {
-                tracing::error!(
-                    host = %heartbeat.host, host_id = %host,
-                    "another host has this name; this one gets nothing until it is renamed"
-                );
+    let before = waiting.remove(&host);
+    let is_back = is_back || before.is_some_and(|news| news.is_back);
+    waiting.insert(host, News { heartbeat, is_back });
+    is_back || urgency == Urgency::AtOnce
+}
+
+/// Writes what is new down, together if that can be. What cannot be written is told anew by the next heartbeats.
+async fn write_all(context: &Context, news: Vec<News>) {
+    if write(context, &news).await.is_ok() {
+        return;
+    }
+    for one in news {
+        let host = &one.heartbeat.host;
+        match write(context, std::slice::from_ref(&one)).await {
+            Ok(()) => {}
+            Err(ClaimError::Store(StoreError::Unique {
+                constraint: UniqueWhat::HostName,
+                ..
+            })) => {
+                context.metrics.host_conflict();
+                let id = one.heartbeat.host_id;
+                if context.liveness(|liveness| liveness.conflicts(id)) {
+                    tracing::error!(
+                        %host, host_id = %id,
+                        "another host has this name; this one gets nothing until it is renamed"
+                    );
+                }
             }
-            Ok(())
-        }
-        other => {
-            other?;
-            context.liveness(|liveness| liveness.written(heartbeat, now));
-            Ok(())
+            Err(error) => {
+                tracing::error!(%host, error = %error_chain(&error), "a heartbeat could not be written down");
+            }
         }
     }
+}
+
+/// Writes the facts of hosts in one transaction.
+async fn write(context: &Context, news: &[News]) -> Result<(), ClaimError> {
+    let mut writing = context.begin().await?;
+    let mut changes = Vec::new();
+    for one in news {
+        changes.push(host(&mut writing, one).await?);
+    }
+    writing.commit().await?;
+    let now = Instant::now();
+    let mut told_again = false;
+    for (one, change) in news.iter().zip(changes) {
+        context.liveness(|liveness| liveness.written(&one.heartbeat, now));
+        told_again |= change.told_again;
+        change.tell(context, one).await;
+    }
+    if told_again {
+        context.dispatch.wake();
+    }
+    Ok(())
+}
+
+/// What a heartbeat changed.
+#[derive(Debug)]
+struct Change {
+    is_new: bool,
+    new_session: bool,
+    old_name: Option<HostName>,
+    told_again: bool,
 }
 
 /// Writes the facts of a host. One whose agent started anew, or that was silent for long, or has another name now, is
 /// told everything again: it may have lost it.
-async fn write(context: &Context, heartbeat: &Heartbeat, is_back: bool) -> Result<(), ClaimError> {
-    let writing = context.begin().await?;
-    let before = hosts::get(&writing.txn, heartbeat.host_id).await?;
-    hosts::upsert_heartbeat(&writing.txn, heartbeat, Utc::now()).await?;
+async fn host(writing: &mut Writing<'_>, news: &News) -> Result<Change, ClaimError> {
+    let heartbeat = &news.heartbeat;
+    let before = hosts::get(writing.txn(), heartbeat.host_id).await?;
+    let row = hosts::upsert_heartbeat(writing.txn(), heartbeat, writing.now).await?;
+    claim::hosts::remember(writing, &row);
     let new_session = before
         .as_ref()
         .is_some_and(|row| row.session < heartbeat.session);
+    let is_new = before.is_none();
     let old_name = before
-        .as_ref()
-        .map(|row| &row.name)
-        .filter(|name| **name != heartbeat.host);
-    let told_again = before.is_some() && (new_session || is_back || old_name.is_some());
+        .map(|row| row.name)
+        .filter(|name| *name != heartbeat.host);
+    let told_again = !is_new && (new_session || news.is_back || old_name.is_some());
     if told_again {
-        documents::make_all_due(&writing.txn, heartbeat.host_id).await?;
+        documents::make_all_due(writing.txn(), heartbeat.host_id).await?;
     }
-    writing.commit().await?;
+    Ok(Change {
+        is_new,
+        new_session,
+        old_name,
+        told_again,
+    })
+}
 
-    let (host, host_id) = (&heartbeat.host, heartbeat.host_id);
-    if before.is_none() {
-        tracing::info!(%host, %host_id, "a new host");
-    } else if new_session {
-        tracing::info!(%host, session = heartbeat.session, "the agent of a host has started anew");
-    } else if is_back {
-        tracing::info!(%host, "a host is heard of again");
-    }
-    if let Some(old) = old_name {
-        tracing::warn!(%host, %old, %host_id, "a host has a new name; what waits under its old one is told anew");
-        if let Err(error) = context.bus.delete_queue(&compute_queue(old.as_str())).await {
-            tracing::warn!(%old, error = %error_chain(&error), "the queue of a host's old name is left");
+impl Change {
+    /// Logs it, and removes the queue of an old name.
+    async fn tell(self, context: &Context, news: &News) {
+        let Heartbeat { host, host_id, .. } = &news.heartbeat;
+        if self.is_new {
+            tracing::info!(%host, %host_id, "a new host");
+        } else if self.new_session {
+            let session = news.heartbeat.session;
+            tracing::info!(%host, session, "the agent of a host has started anew");
+        } else if news.is_back {
+            tracing::info!(%host, "a host is heard of again");
+        }
+        if let Some(old) = self.old_name {
+            tracing::warn!(%host, %old, %host_id, "a host has a new name; what waits under its old one is told anew");
+            if let Err(error) = context.bus.delete_queue(&compute_queue(old.as_str())).await {
+                tracing::warn!(%old, error = %error_chain(&error), "the queue of a host's old name is left");
+            }
         }
     }
-    if told_again {
-        context.dispatch.notify_one();
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! and its sender gets a refusal if it asked for an answer; the next message is served all the same.
 
 pub mod heartbeats;
+mod methods;
 pub mod reports;
 pub mod requests;
 
@@ -14,6 +15,8 @@ use berth_common::{
     message::understands,
     telemetry::error_chain,
 };
+use berth_store::StoreError;
+use futures::FutureExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +32,18 @@ async fn next(consumer: &mut Consumer, cancel: &CancellationToken) -> Option<Del
         () = cancel.cancelled() => None,
         delivery = consumer.next() => delivery,
     }
+}
+
+/// A delivery, and what is there already behind it: at most so many in all.
+fn gather(one: Delivery, consumer: &mut Consumer, most: u16) -> Vec<Delivery> {
+    let mut batch = vec![one];
+    while batch.len() < usize::from(most) {
+        match consumer.next().now_or_never() {
+            Some(Some(delivery)) => batch.push(delivery),
+            Some(None) | None => break,
+        }
+    }
+    batch
 }
 
 /// Reads a body of a version this scheduler speaks; the error is for people.
@@ -106,6 +121,8 @@ enum Next {
 /// Waits a little when trying again can help: the database is out of reach.
 async fn after_failure(error: ClaimError, cancel: &CancellationToken) -> Next {
     match &error {
+        // Another scheduler took over: it gets the message.
+        ClaimError::Store(StoreError::Fenced { .. }) => Next::End,
         ClaimError::Store(cause) if cause.retryable() => {
             if cancel.is_cancelled() {
                 return Next::End;

@@ -1,18 +1,21 @@
-//! Queue `scheduler`: requests of clients.
+//! Queue `scheduler`: requests of clients, as many at once as wait.
+//!
+//! ```text
+//!  gather ▶ serve, in their order: creates that follow one another together,   ▶ commit ▶ acknowledge ▶ answer
+//!           every other change with a savepoint of its own, reads after a commit
+//! ```
+//!
+//! While one batch is committed the next one gathers, so the batches are as large as the load is. When a transaction
+//! fails, each of its requests is served again by itself: one request's trouble stays its own.
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use berth_common::{
-    bus::{BusError, Message, QueueDecl, Target, Unfit},
+    bus::{BusError, Consumer, Delivery, Message, Target, Unfit},
     message::{
         app,
-        request::{
-            HostDisable, HostEnable, HostList, HostShow, InstanceCreate, InstanceDelete,
-            InstanceList, InstanceReboot, InstanceShow, InstanceStart, InstanceStop, Method,
-            NetworkCreate, NetworkDelete, NetworkList, Reply,
-        },
+        request::{InstanceCreate, Method, Reply},
         understands,
-        view::HostStatus,
     },
     refusal::{Refusal, RefusalCode},
     telemetry::error_chain,
@@ -21,90 +24,131 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{RETRY_PAUSE, cut, misfit, next, wrong_version};
+use super::{RETRY_PAUSE, cut, gather, methods, misfit, next, wrong_version};
 use crate::{
     claim::{
-        self, ClaimError,
-        instances::{Change, change},
+        ClaimError,
+        instances::create::{create, taken},
     },
-    context::Context,
-    report::show,
+    context::{Context, Writing},
+    leader::PROBE,
 };
 
-/// Requests taken off the queue ahead of their turn. They are served one after another, so that few are enough,
-/// and a broker lets each be large.
-const PREFETCH: u16 = 8;
+/// Requests taken off the queue ahead of their turn, and the most in one batch. A request is a few KiB; the broker lets
+/// each be 1 MiB, so that hostile ones take 256 MiB until they are refused.
+pub const PREFETCH: u16 = 256;
 /// Answers under way at once; while the broker takes none, no more requests are served.
-const ANSWERS: usize = 256;
+const ANSWERS: usize = 1024;
 /// The longest method that is repeated in an answer, in bytes; AMQP allows 255 with what is appended.
 const MAX_METHOD: usize = 200;
 
 /// What became of a request.
-enum Outcome {
+#[derive(Debug)]
+pub(super) enum Outcome {
     /// It was granted or refused.
     Answered(Result<Value, Refusal>),
     /// Nobody could use it: it is refused and goes to `berth.dead`.
     Poison(Refusal),
-    /// The database is out of reach and nobody waits for an answer: it is served later.
-    Later,
+    /// A scheduler's word to itself.
+    Nothing,
 }
 
-/// Serves requests until cancelled.
+/// Why a batch, or a request, could not be served.
+#[derive(Debug)]
+enum Trouble {
+    /// The database failed; nothing of it is there, or nobody knows.
+    Failed(ClaimError),
+    /// Another scheduler took over: the requests are its to serve.
+    Fenced,
+}
+
+impl From<ClaimError> for Trouble {
+    fn from(error: ClaimError) -> Self {
+        match error {
+            ClaimError::Store(berth_store::StoreError::Fenced { .. }) => Self::Fenced,
+            error => Self::Failed(error),
+        }
+    }
+}
+
+/// Serves requests until cancelled. `first`: what was taken off the queue already.
 ///
 /// # Errors
 /// When the queue exists with other arguments.
-pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(), BusError> {
+pub async fn run(
+    context: Arc<Context>,
+    mut consumer: Consumer,
+    first: Option<Delivery>,
+    cancel: CancellationToken,
+) -> Result<(), BusError> {
     let answers = Arc::new(Semaphore::new(ANSWERS));
-    let mut consumer = context
-        .bus
-        .consume(&QueueDecl::scheduler(), PREFETCH)
-        .await?;
-    while let Some(delivery) = next(&mut consumer, &cancel).await {
+    let mut first = first;
+    loop {
+        let one = match first.take() {
+            Some(delivery) => Some(delivery),
+            None => next(&mut consumer, &cancel).await,
+        };
+        let Some(one) = one else { return Ok(()) };
         let started = Instant::now();
-        let outcome = loop {
-            match handle(&context, &delivery.message, delivery.unfit()).await {
-                Outcome::Later if cancel.is_cancelled() => return Ok(()),
-                Outcome::Later => tokio::time::sleep(RETRY_PAUSE).await,
-                outcome => break outcome,
-            }
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        let request = delivery.message.clone();
-        // Settled in the order of the requests and before the answer: a lost connection must not bring an older
-        // request back after a newer one.
-        let answer = match outcome {
-            Outcome::Answered(result) => {
-                let code = result.as_ref().err().map(|refusal| refusal.code);
-                context.metrics.request(&request.method, code, seconds);
-                delivery.ack().await;
-                result
-            }
-            Outcome::Poison(refusal) => {
-                // Not the sender's text: a label must not grow with what strangers send.
-                context
-                    .metrics
-                    .request("unusable", Some(refusal.code), seconds);
-                tracing::warn!(
-                    method = %request.method.escape_debug(), sender = %request.app_id.escape_debug(), reason = %refusal,
-                    "unusable request"
-                );
-                context.metrics.dead("scheduler");
-                delivery.dead(&refusal.message).await;
-                Err(refusal)
-            }
-            // Not reached: the loop above stays with it.
-            Outcome::Later => continue,
-        };
-        let Ok(permit) = Arc::clone(&answers).acquire_owned().await else {
+        let batch = gather(one, &mut consumer, PREFETCH);
+        let Some(outcomes) = serve(&context, &batch, &cancel).await else {
+            // Unsettled deliveries go back to the queue, to whoever serves it next.
             return Ok(());
         };
-        let context = Arc::clone(&context);
-        tokio::spawn(async move {
-            send_answer(&context, &request, answer).await;
-            drop(permit);
-        });
+        context.metrics.batch(batch.len());
+        let seconds = started.elapsed().as_secs_f64();
+        for (delivery, outcome) in batch.into_iter().zip(outcomes) {
+            settle(&context, &answers, delivery, outcome, seconds).await;
+        }
     }
-    Ok(())
+}
+
+/// Settles a delivery and sends its answer. In this order: a lost connection must not bring an older request back after
+/// a newer one was answered.
+async fn settle(
+    context: &Arc<Context>,
+    answers: &Arc<Semaphore>,
+    delivery: Delivery,
+    outcome: Outcome,
+    seconds: f64,
+) {
+    let request = delivery.message.clone();
+    let answer = match outcome {
+        Outcome::Nothing => {
+            delivery.ack().await;
+            return;
+        }
+        Outcome::Answered(result) => {
+            let code = result.as_ref().err().map(|refusal| refusal.code);
+            context.metrics.request(&request.method, code, seconds);
+            delivery.ack().await;
+            result
+        }
+        Outcome::Poison(refusal) => {
+            // Not the sender's text: a label must not grow with what strangers send.
+            context
+                .metrics
+                .request("unusable", Some(refusal.code), seconds);
+            tracing::warn!(
+                method = %request.method.escape_debug(), sender = %request.app_id.escape_debug(), reason = %refusal,
+                "unusable request"
+            );
+            context.metrics.dead("scheduler");
+            delivery.dead(&refusal.message).await;
+            Err(refusal)
+        }
+    };
+    if request.reply_to.is_none() {
+        return;
+    }
+    let Ok(permit) = Arc::clone(answers).acquire_owned().await else {
+        return;
+    };
+    let context = Arc::clone(context);
+    tokio::spawn(async move {
+        send_answer(&context, &request, answer).await;
+        drop(permit);
+    });
 }
 
 /// Sends the answer where the sender wants it. Progress never depends on anybody waiting for it.
@@ -129,151 +173,190 @@ async fn send_answer(context: &Context, request: &Message, result: Result<Value,
     }
 }
 
-async fn handle(context: &Context, message: &Message, unfit: Option<Unfit>) -> Outcome {
-    if let Some(unfit) = unfit {
-        let code = match unfit {
-            Unfit::TooLarge { .. } => RefusalCode::TooLarge,
-            _ => RefusalCode::Malformed,
+/// Serves a batch in its order. `None`: this scheduler ends, and the batch is not served.
+async fn serve(
+    context: &Context,
+    batch: &[Delivery],
+    cancel: &CancellationToken,
+) -> Option<Vec<Outcome>> {
+    let mut outcomes = Vec::with_capacity(batch.len());
+    while outcomes.len() < batch.len() {
+        let rest = outcomes.len()..batch.len();
+        let served = match &batch.get(outcomes.len()) {
+            Some(delivery) if methods::only_reads(&delivery.message.method) => {
+                read(context, delivery).await.map(|outcome| vec![outcome])
+            }
+            _ => write(context, batch, changes(batch, rest)).await,
         };
-        return Outcome::Poison(Refusal::new(code, unfit.to_string()));
+        match served {
+            Ok(more) => outcomes.extend(more),
+            Err(Trouble::Fenced) => return None,
+            Err(Trouble::Failed(error)) => {
+                // At least the first of it, alone: then the others get their turn again.
+                let alone = outcomes.len()..outcomes.len() + 1;
+                tracing::debug!(error = %error_chain(&error), "requests are served one by one");
+                outcomes.push(by_itself(context, batch, alone, cancel).await?);
+            }
+        }
     }
-    let store = &context.store;
-    match message.method.as_str() {
-        InstanceCreate::NAME => {
-            serve(message, async |request: InstanceCreate| {
-                claim::instances::create(context, &request).await
-            })
-            .await
+    Some(outcomes)
+}
+
+/// The requests from the first of a range on that change something, as far as they follow one another.
+fn changes(batch: &[Delivery], range: Range<usize>) -> Range<usize> {
+    let end = range
+        .clone()
+        .find(|index| {
+            batch
+                .get(*index)
+                .is_some_and(|delivery| methods::only_reads(&delivery.message.method))
+        })
+        .unwrap_or(range.end);
+    range.start..end
+}
+
+/// Serves one request, again and again while the database is out of reach and its sender waits for no answer. `None`:
+/// this scheduler ends.
+async fn by_itself(
+    context: &Context,
+    batch: &[Delivery],
+    one: Range<usize>,
+    cancel: &CancellationToken,
+) -> Option<Outcome> {
+    let delivery = batch.get(one.start)?;
+    loop {
+        let served = if methods::only_reads(&delivery.message.method) {
+            read(context, delivery).await
+        } else {
+            let mut outcomes = write(context, batch, one.clone()).await;
+            match outcomes.as_mut().map(Vec::pop) {
+                Ok(Some(outcome)) => Ok(outcome),
+                Ok(None) => return None,
+                Err(_) => outcomes.map(|_| Outcome::Nothing),
+            }
+        };
+        let error = match served {
+            Ok(outcome) => return Some(outcome),
+            Err(Trouble::Fenced) => return None,
+            Err(Trouble::Failed(error)) => error,
+        };
+        let waits = matches!(&error, ClaimError::Store(cause) if cause.retryable())
+            && delivery.message.reply_to.is_none();
+        if !waits {
+            return Some(Outcome::Answered(Err(error.refusal())));
         }
-        InstanceDelete::NAME => {
-            serve(message, async |request: InstanceDelete| {
-                change(context, &request.project, &request.instance, Change::Delete).await
-            })
-            .await
+        if cancel.is_cancelled() {
+            return None;
         }
-        InstanceStart::NAME => {
-            serve(message, async |request: InstanceStart| {
-                change(context, &request.project, &request.instance, Change::Start).await
-            })
-            .await
-        }
-        InstanceStop::NAME => {
-            serve(message, async |request: InstanceStop| {
-                change(context, &request.project, &request.instance, Change::Stop).await
-            })
-            .await
-        }
-        InstanceReboot::NAME => {
-            serve(message, async |request: InstanceReboot| {
-                change(
-                    context,
-                    &request.project,
-                    &request.instance,
-                    Change::from(&request),
-                )
-                .await
-            })
-            .await
-        }
-        InstanceShow::NAME => {
-            serve(message, async |request: InstanceShow| {
-                let row =
-                    claim::instances::resolve(store.pool(), &request.project, &request.instance)
-                        .await?;
-                show::instance(store.pool(), &row).await
-            })
-            .await
-        }
-        InstanceList::NAME => {
-            serve(message, async |request: InstanceList| {
-                show::instance_list(store.pool(), &request).await
-            })
-            .await
-        }
-        NetworkCreate::NAME => {
-            serve(message, async |request: NetworkCreate| {
-                claim::networks::create(context, &request).await
-            })
-            .await
-        }
-        NetworkDelete::NAME => {
-            serve(message, async |request: NetworkDelete| {
-                claim::networks::delete(context, &request).await
-            })
-            .await
-        }
-        NetworkList::NAME => {
-            serve(message, async |request: NetworkList| {
-                show::network_list(store.pool(), &request).await
-            })
-            .await
-        }
-        HostList::NAME => {
-            serve(message, async |_: HostList| {
-                show::host_list(context, store.pool()).await
-            })
-            .await
-        }
-        HostShow::NAME => {
-            serve(message, async |request: HostShow| {
-                let row = claim::hosts::resolve(store.pool(), &request.host).await?;
-                show::host(context, store.pool(), &row).await
-            })
-            .await
-        }
-        HostEnable::NAME => {
-            serve(message, async |request: HostEnable| {
-                claim::hosts::set_status(context, &request.host, HostStatus::Enabled, None).await
-            })
-            .await
-        }
-        HostDisable::NAME => {
-            serve(message, async |request: HostDisable| {
-                let reason = request.reason.as_deref();
-                claim::hosts::set_status(context, &request.host, HostStatus::Disabled, reason).await
-            })
-            .await
-        }
-        unknown => {
-            let shown = cut(unknown, 80);
-            let text = format!(
-                "there is no method {shown:?} (AMQP property `type`); docs/messages.md lists all"
-            );
-            Outcome::Poison(Refusal::new(RefusalCode::UnknownMethod, text))
-        }
+        tracing::warn!(method = delivery.message.method, error = %error_chain(&error), "the database is out of reach; the request waits");
+        tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 
-/// Decode, one call, encode.
-async fn serve<M: Method>(
-    message: &Message,
-    call: impl AsyncFnOnce(M) -> Result<M::Reply, ClaimError>,
-) -> Outcome {
+async fn read(context: &Context, delivery: &Delivery) -> Result<Outcome, Trouble> {
+    if let Some(outcome) = unusable(delivery) {
+        return Ok(outcome);
+    }
+    Ok(methods::read(context, &delivery.message).await?)
+}
+
+/// Serves requests that change something, all in one transaction.
+async fn write(
+    context: &Context,
+    batch: &[Delivery],
+    range: Range<usize>,
+) -> Result<Vec<Outcome>, Trouble> {
+    let single = range.len() == 1;
+    let deliveries = batch.get(range).unwrap_or_default();
+    let mut writing = context.begin().await.map_err(ClaimError::from)?;
+    let mut outcomes = Vec::with_capacity(deliveries.len());
+    while let Some(rest) = deliveries.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
+        let creates = creates(rest);
+        if creates.is_empty() {
+            let Some(delivery) = rest.first() else { break };
+            outcomes.push(one_change(&mut writing, delivery).await?);
+        } else {
+            let answers = create(&mut writing, &creates).await;
+            let answers = match (answers, creates.first()) {
+                // Whose it is, only a single one can tell.
+                (Err(error), Some(request)) if single => Err(taken(error, request)),
+                (answers, _) => answers,
+            };
+            match answers {
+                Ok(answers) => outcomes.extend(answers.into_iter().map(encode)),
+                Err(ClaimError::Refused(refusal)) => {
+                    // The transaction may be spoilt; nothing else is in it.
+                    return Ok(vec![Outcome::Answered(Err(refusal))]);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    writing.commit().await?;
+    Ok(outcomes)
+}
+
+/// The creates that a range begins with.
+fn creates(deliveries: &[Delivery]) -> Vec<InstanceCreate> {
+    deliveries
+        .iter()
+        .map_while(|delivery| {
+            let message = &delivery.message;
+            let is_create = message.method == InstanceCreate::NAME && unusable(delivery).is_none();
+            is_create.then(|| parse(message).ok()).flatten()
+        })
+        .collect()
+}
+
+async fn one_change(
+    writing: &mut Writing<'_>,
+    delivery: &Delivery,
+) -> Result<Outcome, ClaimError> {
+    if let Some(outcome) = unusable(delivery) {
+        return Ok(outcome);
+    }
+    if delivery.message.method == PROBE {
+        return Ok(Outcome::Nothing);
+    }
+    // Those that can be read are served many at once.
+    if delivery.message.method == InstanceCreate::NAME
+        && let Err(refusal) = parse::<InstanceCreate>(&delivery.message)
+    {
+        return Ok(Outcome::Poison(refusal));
+    }
+    methods::change(writing, &delivery.message).await
+}
+
+fn unusable(delivery: &Delivery) -> Option<Outcome> {
+    let unfit = delivery.unfit()?;
+    let code = match unfit {
+        Unfit::TooLarge { .. } => RefusalCode::TooLarge,
+        _ => RefusalCode::Malformed,
+    };
+    Some(Outcome::Poison(Refusal::new(code, unfit.to_string())))
+}
+
+/// Reads a request of a version this scheduler speaks.
+///
+/// # Errors
+/// What is wrong with it, for its sender.
+pub(super) fn parse<M: Method>(message: &Message) -> Result<M, Refusal> {
     if !message
         .version
         .is_some_and(|got| understands(M::VERSION, got))
     {
-        return Outcome::Poison(Refusal::new(
+        return Err(Refusal::new(
             RefusalCode::UnsupportedVersion,
             wrong_version(message, M::VERSION),
         ));
     }
-    let request = match serde_json::from_slice::<M>(&message.body) {
-        Ok(request) => request,
-        Err(error) => {
-            return Outcome::Poison(Refusal::new(
-                RefusalCode::Malformed,
-                misfit(M::NAME, &error),
-            ));
-        }
-    };
-    let answer = match call(request).await {
-        Ok(reply) => serde_json::to_value(reply).map_err(|error| ClaimError::from(error).refusal()),
-        Err(ClaimError::Store(error)) if error.retryable() && message.reply_to.is_none() => {
-            tracing::warn!(method = M::NAME, error = %error_chain(&error), "the database is out of reach; the request waits");
-            return Outcome::Later;
-        }
-        Err(error) => Err(error.refusal()),
-    };
-    Outcome::Answered(answer)
+    serde_json::from_slice::<M>(&message.body)
+        .map_err(|error| Refusal::new(RefusalCode::Malformed, misfit(M::NAME, &error)))
+}
+
+/// An answer as it is sent.
+pub(super) fn encode<T: serde::Serialize>(answer: Result<T, Refusal>) -> Outcome {
+    Outcome::Answered(answer.and_then(|reply| {
+        serde_json::to_value(reply).map_err(|error| ClaimError::from(error).refusal())
+    }))
 }

@@ -1,61 +1,119 @@
 //! Writes down what hosts observed. Observation never changes what is wanted: it has columns of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap};
 
 use berth_common::{
-    document::Kind,
+    document::{DocumentKey, Kind},
     ids::{HostId, InstanceId},
-    message::report::{ConvergeStatus, Report, ResourceReport},
+    message::report::{ConvergeStatus, Fault, Report, ResourceReport},
+    units::Generation,
 };
 use berth_store::{
-    Txn, documents,
-    documents::DocumentRow,
-    instances::{self, InstanceObserved},
+    documents::{self, DocumentRow, Observation},
+    instances::{self, InstanceObserved, InstanceRow},
 };
-use chrono::{DateTime, Utc};
 
 use super::order::Stamp;
 use crate::{
-    claim::{ClaimError, refresh},
-    context::Context,
+    claim::{
+        ClaimError,
+        instances::{
+            networks_of,
+            relocate::{Relocation, relocate},
+        },
+    },
+    context::{Context, Writing},
 };
 
-/// Writes one report down, in one transaction.
+/// Writes reports down, in one transaction.
 ///
 /// # Errors
-/// When the database fails; then nothing of the report was written.
-pub async fn report(context: &Context, report: &Report) -> Result<(), ClaimError> {
-    let now = Utc::now();
-    let stamp = Stamp {
+/// When the database fails; then nothing of them was written.
+pub async fn reports(context: &Context, reports: &[Report]) -> Result<(), ClaimError> {
+    let mut writing = context.begin().await?;
+    let mut order = Vec::new();
+    let newest = newest(context, reports);
+    let keys: Vec<(HostId, DocumentKey)> = newest
+        .iter()
+        .map(|(report, resource)| (report.host_id, resource.key))
+        .collect();
+    let ids: Vec<InstanceId> = newest
+        .iter()
+        .filter_map(|(_, resource)| instance_id(resource))
+        .collect();
+    let mut known = Known::read(&writing, &keys, &ids).await?;
+    for (report, resource) in newest {
+        if apply(&mut writing, &mut known, report.host_id, resource).await? == Applied::Done {
+            order.push((report.host_id, resource.key, stamp(report)));
+        }
+    }
+    documents::mark_observed_many(writing.txn(), &known.observations).await?;
+    writing.commit().await?;
+    context.order(|remembered| {
+        for (host, key, stamp) in order {
+            remembered.written(host, key, stamp);
+        }
+    });
+    context.dispatch.wake();
+    Ok(())
+}
+
+/// What is told of each resource last: older words, in these reports or before them, are left out.
+fn newest<'a>(context: &Context, reports: &'a [Report]) -> Vec<(&'a Report, &'a ResourceReport)> {
+    let mut newest: BTreeMap<(HostId, DocumentKey), (&Report, &ResourceReport)> = BTreeMap::new();
+    context.order(|order| {
+        for report in reports {
+            for resource in &report.resources {
+                let key = (report.host_id, resource.key);
+                let later = newest
+                    .get(&key)
+                    .is_none_or(|(other, _)| stamp(other) <= stamp(report));
+                if later && !order.is_late(report.host_id, resource.key, stamp(report)) {
+                    newest.insert(key, (report, resource));
+                }
+            }
+        }
+    });
+    newest.into_values().collect()
+}
+
+const fn stamp(report: &Report) -> Stamp {
+    Stamp {
         session: report.session,
         sequence: report.sequence,
-    };
-    let newest: Vec<&ResourceReport> = context.order(|order| {
-        let fresh =
-            |resource: &&ResourceReport| !order.is_late(report.host_id, resource.key, stamp);
-        report.resources.iter().filter(fresh).collect()
-    });
-    let writing = context.begin().await?;
-    let mut known = Vec::new();
-    let mut gone = false;
-    for resource in newest {
-        let applied = apply(&writing.txn, report.host_id, resource, now).await?;
-        gone |= applied == Applied::Gone;
-        if applied != Applied::Unknown {
-            known.push(resource.key);
-        }
     }
-    if gone {
-        refresh(&writing.txn, report.host_id, &BTreeSet::new(), now).await?;
+}
+
+fn instance_id(report: &ResourceReport) -> Option<InstanceId> {
+    InstanceId::try_from(report.key.id)
+        .ok()
+        .filter(|_| report.key.kind == Kind::Instance)
+}
+
+/// The rows that reports are about, and what will be written of documents.
+struct Known {
+    documents: HashMap<(HostId, DocumentKey), DocumentRow>,
+    instances: HashMap<InstanceId, InstanceRow>,
+    observations: Vec<Observation>,
+}
+
+impl Known {
+    async fn read(
+        writing: &Writing<'_>,
+        keys: &[(HostId, DocumentKey)],
+        ids: &[InstanceId],
+    ) -> Result<Self, ClaimError> {
+        let documents = documents::of_host_resources(writing.txn(), keys).await?;
+        let instances = instances::of_ids(writing.txn(), ids).await?;
+        Ok(Self {
+            documents: documents
+                .into_iter()
+                .map(|row| ((row.host_id, row.key), row))
+                .collect(),
+            instances: instances.into_iter().map(|row| (row.id, row)).collect(),
+            observations: Vec::new(),
+        })
     }
-    writing.commit().await?;
-    context.order(|order| {
-        for key in known {
-            order.written(report.host_id, key, stamp);
-        }
-    });
-    context.dispatch.notify_one();
-    Ok(())
 }
 
 /// What a report means for the document it is about.
@@ -92,73 +150,73 @@ enum Applied {
     Unknown,
     /// It is written down, or nothing was to be written.
     Done,
-    /// It is written down, and an instance is gone from the host with it.
-    Gone,
 }
 
 /// Writes the state of one resource down.
 async fn apply(
-    txn: &Txn,
+    writing: &mut Writing<'_>,
+    known: &mut Known,
     host: HostId,
     report: &ResourceReport,
-    now: DateTime<Utc>,
 ) -> Result<Applied, ClaimError> {
-    let Some(document) = documents::get(txn, host, report.key).await? else {
+    let Some(document) = known.documents.remove(&(host, report.key)) else {
         tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
         return Ok(Applied::Unknown);
     };
     match meaning(&document, report) {
-        Meaning::Stale => Ok(Applied::Done),
+        Meaning::Stale => {}
         Meaning::Absurd => {
             tracing::error!(
                 %host, resource = %report.key, told = %document.generation, reported = %report.generation,
                 "a host reports a generation that cannot be; its report is ignored"
             );
-            Ok(Applied::Done)
         }
         Meaning::Ahead => {
             let renewed = DocumentRow {
                 generation: report.generation.next(),
                 observed_generation: report.generation,
-                changed_at: now,
+                changed_at: writing.now,
                 attempts: 0,
                 next_publish_at: None,
                 ..document
             };
-            documents::upsert(txn, &renewed).await?;
-            Ok(Applied::Done)
+            documents::upsert(writing.txn(), &renewed).await?;
         }
         Meaning::Current => {
-            documents::mark_observed(txn, host, report.key, report.generation, report.status)
-                .await?;
-            let id = InstanceId::try_from(report.key.id)
-                .ok()
-                .filter(|_| report.key.kind == Kind::Instance);
-            match (id, report.status, document.spec_json) {
-                (None, _, _) => Ok(Applied::Done),
-                (Some(id), ConvergeStatus::Gone, None) => {
-                    instances::mark_deleted(txn, id, now).await?;
-                    tracing::info!(instance = %id, %host, "instance is gone");
-                    Ok(Applied::Gone)
-                }
-                (Some(id), _, _) => {
-                    observe(txn, id, report, now).await?;
-                    Ok(Applied::Done)
-                }
+            known.observations.push(Observation {
+                host_id: host,
+                key: report.key,
+                generation: report.generation,
+                status: report.status,
+            });
+            let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
+            if let Some(row) = row {
+                observe(writing, host, &row, report, document.spec_json.is_none()).await?;
             }
         }
     }
+    Ok(Applied::Done)
 }
 
+/// Writes down what a host says of an instance. A host speaks for an instance while the instance lies there; of one
+/// that has moved on it can only say that it is gone from there.
 async fn observe(
-    txn: &Txn,
-    id: InstanceId,
+    writing: &mut Writing<'_>,
+    host: HostId,
+    row: &InstanceRow,
     report: &ResourceReport,
-    now: DateTime<Utc>,
+    tombstone: bool,
 ) -> Result<(), ClaimError> {
-    let Some(row) = instances::get(txn, id).await? else {
+    let lies_here = writing
+        .cloud
+        .placed(row.id)
+        .is_some_and(|placed| placed.host == host);
+    if tombstone && report.status == ConvergeStatus::Gone {
+        return gone(writing, host, row, lies_here).await;
+    }
+    if !lies_here {
         return Ok(());
-    };
+    }
     let observed = InstanceObserved {
         status: Some(report.status),
         generation: report.generation,
@@ -169,15 +227,66 @@ async fn observe(
         was_active: row.observed.was_active || report.status == ConvergeStatus::Converged,
         at: Some(report.observed_at),
     };
-    if report.status == ConvergeStatus::Failed
-        && row.observed.status != Some(ConvergeStatus::Failed)
-    {
-        let reason = report
-            .fault
-            .as_ref()
-            .map_or("", |fault| fault.message.as_str());
-        tracing::warn!(instance = %id, reason, "instance is in error");
+    let observed = match &report.fault {
+        Some(fault) if report.status == ConvergeStatus::Failed => {
+            match failed(writing, host, row, report.generation, fault).await? {
+                Some(fault) => InstanceObserved {
+                    fault: Some(fault),
+                    ..observed
+                },
+                None => return Ok(()),
+            }
+        }
+        _ => observed,
+    };
+    if report.status != ConvergeStatus::Converging {
+        writing.cloud.built(row.id);
     }
-    instances::set_observed(txn, id, &observed, now).await?;
+    instances::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
     Ok(())
+}
+
+/// Nothing of an instance is left on a host.
+async fn gone(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    row: &InstanceRow,
+    lies_here: bool,
+) -> Result<(), ClaimError> {
+    let networks = networks_of(writing.txn(), row.id).await?;
+    if row.desired_deleted && (lies_here || writing.cloud.placed(row.id).is_none()) {
+        instances::mark_deleted(writing.txn(), row.id, writing.now).await?;
+        writing.cloud.unplace(row.id);
+        tracing::info!(instance = %row.id, %host, "instance is gone");
+    }
+    for network in networks {
+        writing.touch_network(host, network);
+    }
+    Ok(())
+}
+
+/// A host cannot do what an instance's document says. One that was never built may move on: then there is no fault.
+async fn failed(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    row: &InstanceRow,
+    generation: Generation,
+    fault: &Fault,
+) -> Result<Option<Fault>, ClaimError> {
+    let told_before = row.observed.status == Some(ConvergeStatus::Failed)
+        && row.observed.generation == generation;
+    if told_before {
+        return Ok(row.observed.fault.clone());
+    }
+    let mut fault = fault.clone();
+    if fault.code.is_hosts() && !row.observed.was_active && !row.desired_deleted {
+        match relocate(writing, row, host, &fault).await? {
+            Relocation::Moved { .. } => return Ok(None),
+            Relocation::Stays { why } => {
+                fault.message = format!("{}; no other host was tried: {why}", fault.message);
+            }
+        }
+    }
+    tracing::warn!(instance = %row.id, reason = fault.message, "instance is in error");
+    Ok(Some(fault))
 }

@@ -1,6 +1,9 @@
-//! What hosts observed: written down ([`apply`], the newest of each resource by [`order`]), and shown ([`view`], pure; [`show`] gathers its rows).
+//! What hosts observed: written down ([`apply`], the newest of each resource by [`order`]); and what is shown of rows
+//! ([`view`], pure; [`show`] gathers its rows) and of decisions ([`decision`], pure; [`explain`]).
 
 pub mod apply;
+pub mod decision;
+pub mod explain;
 pub mod order;
 pub mod show;
 pub mod view;

@@ -1,0 +1,275 @@
+//! Host aggregates: hosts with properties, ratios or an availability zone in common.
+//!
+//! A change takes effect with the next decision, and moves nothing that is placed already.
+
+use std::collections::BTreeMap;
+
+use berth_common::{
+    ids::{AggregateId, HostId},
+    message::{
+        placement::AggregateView,
+        request::{
+            AggregateAddHost, AggregateCreate, AggregateDelete, AggregateListReply,
+            AggregateRemoveHost, AggregateSet,
+        },
+    },
+    names::{AggregateName, HostName, ZoneName},
+};
+use berth_store::{
+    Executor, StoreError, UniqueWhat,
+    aggregates::{self, AggregateRow},
+    hosts as host_rows,
+};
+
+use super::{ClaimError, conflict, facts, fingerprint, hosts, invalid, not_found};
+use crate::context::Writing;
+
+/// The most properties of an aggregate.
+const MAX_PROPERTIES: usize = 64;
+
+/// Creates an aggregate without hosts.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn create(
+    writing: &mut Writing<'_>,
+    request: &AggregateCreate,
+) -> Result<AggregateView, ClaimError> {
+    few_properties(request.properties.len())?;
+    let fingerprint = fingerprint(request)?;
+    let txn = writing.txn();
+    if let Some(existing) = aggregates::get(txn, request.id).await? {
+        if existing.fingerprint != fingerprint {
+            return Err(conflict(format!(
+                "aggregate {} exists already and was asked for with another content; use a new id for a new aggregate",
+                existing.id
+            )));
+        }
+        return view(txn, &existing).await;
+    }
+    let row = AggregateRow {
+        id: request.id,
+        name: request.name.clone(),
+        availability_zone: request.availability_zone.clone(),
+        cpu_ratio: request.cpu_allocation_ratio,
+        ram_ratio: request.ram_allocation_ratio,
+        disk_ratio: request.disk_allocation_ratio,
+        properties: request.properties.clone(),
+        hosts: Vec::new(),
+        fingerprint,
+        created_at: writing.now,
+    };
+    aggregates::insert(txn, &row)
+        .await
+        .map_err(|error| name_taken(error, &request.name))?;
+    changed(writing, row.id, &[]).await
+}
+
+/// Changes an aggregate.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn set(
+    writing: &mut Writing<'_>,
+    request: &AggregateSet,
+) -> Result<AggregateView, ClaimError> {
+    let mut row = resolve(writing.txn(), &request.aggregate).await?;
+    row.availability_zone = request.availability_zone.clone().apply(row.availability_zone);
+    row.cpu_ratio = request.cpu_allocation_ratio.apply(row.cpu_ratio);
+    row.ram_ratio = request.ram_allocation_ratio.apply(row.ram_ratio);
+    row.disk_ratio = request.disk_allocation_ratio.apply(row.disk_ratio);
+    for (key, value) in &request.properties {
+        match value {
+            Some(value) => {
+                row.properties.insert(key.clone(), value.clone());
+            }
+            None => {
+                row.properties.remove(key);
+            }
+        }
+    }
+    few_properties(row.properties.len())?;
+    if let Some(zone) = &row.availability_zone {
+        for host in &row.hosts {
+            one_zone(writing, &row, zone, *host)?;
+        }
+    }
+    aggregates::update(writing.txn(), &row).await?;
+    changed(writing, row.id, &row.hosts).await
+}
+
+/// Deletes an aggregate; its hosts stay.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn delete(
+    writing: &mut Writing<'_>,
+    request: &AggregateDelete,
+) -> Result<AggregateView, ClaimError> {
+    let row = resolve(writing.txn(), &request.aggregate).await?;
+    let shown = view(writing.txn(), &row).await?;
+    aggregates::delete(writing.txn(), row.id).await?;
+    remember(writing, &row.hosts).await?;
+    Ok(shown)
+}
+
+/// Puts a host into an aggregate.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn add_host(
+    writing: &mut Writing<'_>,
+    request: &AggregateAddHost,
+) -> Result<AggregateView, ClaimError> {
+    let row = resolve(writing.txn(), &request.aggregate).await?;
+    let host = hosts::resolve(writing.txn(), &request.host).await?.id;
+    if let Some(zone) = &row.availability_zone {
+        one_zone(writing, &row, zone, host)?;
+    }
+    aggregates::add_host(writing.txn(), row.id, host).await?;
+    changed(writing, row.id, &[host]).await
+}
+
+/// Takes a host out of an aggregate.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn remove_host(
+    writing: &mut Writing<'_>,
+    request: &AggregateRemoveHost,
+) -> Result<AggregateView, ClaimError> {
+    let row = resolve(writing.txn(), &request.aggregate).await?;
+    let host = hosts::resolve(writing.txn(), &request.host).await?.id;
+    aggregates::remove_host(writing.txn(), row.id, host).await?;
+    changed(writing, row.id, &[host]).await
+}
+
+/// All aggregates, by name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn list(db: &impl Executor) -> Result<AggregateListReply, ClaimError> {
+    let names = host_names(db).await?;
+    let mut rows = aggregates::all(db).await?;
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(AggregateListReply {
+        aggregates: rows.iter().map(|row| view_of(row, &names)).collect(),
+    })
+}
+
+/// A host is in one availability zone: instances that were asked for in one must not find themselves in another.
+fn one_zone(
+    writing: &Writing<'_>,
+    row: &AggregateRow,
+    zone: &ZoneName,
+    host: HostId,
+) -> Result<(), ClaimError> {
+    let others = facts::aggregates_of(host, writing.cloud.aggregates());
+    let other = others
+        .filter(|other| other.id != row.id)
+        .find(|other| other.availability_zone.as_ref().is_some_and(|of| of != zone));
+    let Some(other) = other else { return Ok(()) };
+    let name = writing
+        .cloud
+        .table()
+        .host(host)
+        .map_or_else(|| host.to_string(), |host| host.facts().name.to_string());
+    let of = other
+        .availability_zone
+        .as_ref()
+        .map_or("?", ZoneName::as_str);
+    Err(conflict(format!(
+        "host {name} is in availability zone {of} through aggregate {}; a host is in one zone only: take it out of that \
+         aggregate first",
+        other.name
+    )))
+}
+
+fn few_properties(count: usize) -> Result<(), ClaimError> {
+    if count > MAX_PROPERTIES {
+        return Err(invalid(format!(
+            "an aggregate has at most {MAX_PROPERTIES} properties; got {count}"
+        )));
+    }
+    Ok(())
+}
+
+fn name_taken(error: StoreError, name: &AggregateName) -> ClaimError {
+    match error {
+        StoreError::Unique {
+            constraint: UniqueWhat::AggregateName,
+            ..
+        } => conflict(format!("there is already an aggregate named {name}")),
+        error => error.into(),
+    }
+}
+
+/// Rows changed: placement knows, and the aggregate is shown.
+async fn changed(
+    writing: &mut Writing<'_>,
+    id: AggregateId,
+    hosts: &[HostId],
+) -> Result<AggregateView, ClaimError> {
+    remember(writing, hosts).await?;
+    let row = resolve(writing.txn(), &id.to_string()).await?;
+    view(writing.txn(), &row).await
+}
+
+/// Placement knows the aggregates as their rows say, and what follows for these hosts.
+async fn remember(writing: &mut Writing<'_>, hosts: &[HostId]) -> Result<(), ClaimError> {
+    let rows = aggregates::all(writing.txn()).await?;
+    writing.cloud.set_aggregates(rows);
+    for host in hosts {
+        if let Some(row) = host_rows::get(writing.txn(), *host).await? {
+            super::hosts::remember(writing, &row);
+        }
+    }
+    Ok(())
+}
+
+async fn view(db: &impl Executor, row: &AggregateRow) -> Result<AggregateView, ClaimError> {
+    Ok(view_of(row, &host_names(db).await?))
+}
+
+async fn host_names(db: &impl Executor) -> Result<BTreeMap<HostId, HostName>, ClaimError> {
+    let rows = host_rows::all(db).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+}
+
+fn view_of(row: &AggregateRow, names: &BTreeMap<HostId, HostName>) -> AggregateView {
+    let mut hosts: Vec<HostName> = row
+        .hosts
+        .iter()
+        .filter_map(|host| names.get(host).cloned())
+        .collect();
+    hosts.sort();
+    AggregateView {
+        id: row.id,
+        name: row.name.clone(),
+        availability_zone: row.availability_zone.clone(),
+        cpu_allocation_ratio: row.cpu_ratio,
+        ram_allocation_ratio: row.ram_ratio,
+        disk_allocation_ratio: row.disk_ratio,
+        properties: row.properties.clone(),
+        hosts,
+        created_at: row.created_at,
+    }
+}
+
+/// The aggregate a request names, by id or by name.
+async fn resolve(db: &impl Executor, aggregate: &str) -> Result<AggregateRow, ClaimError> {
+    if let Ok(id) = aggregate.parse::<AggregateId>()
+        && let Some(row) = aggregates::get(db, id).await?
+    {
+        return Ok(row);
+    }
+    if let Ok(name) = aggregate.parse::<AggregateName>()
+        && let Some(row) = aggregates::find_by_name(db, &name).await?
+    {
+        return Ok(row);
+    }
+    let shown: String = aggregate.chars().take(80).collect();
+    Err(not_found(format!(
+        "there is no aggregate {shown:?}, neither by id nor by name; `berthctl aggregate list` shows all"
+    )))
+}

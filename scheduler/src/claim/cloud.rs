@@ -1,0 +1,330 @@
+//! The memory of the one writer: all hosts as placement sees them, and who lies where.
+//!
+//! It is an image of rows and holds nothing that rows do not say: it is read from them when this scheduler takes over,
+//! and changes only under the right to write. Every change is noted until the transaction it belongs to is committed,
+//! and undone when it is not. It knows no database and no bus.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Instant,
+};
+
+use berth_common::{
+    ids::{HostId, InstanceId, ServerGroupId},
+    message::view::HostState,
+};
+
+use berth_store::aggregates::AggregateRow;
+
+use crate::place::{
+    self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Scratch,
+    Settings,
+};
+
+/// Where an instance lies, and what it takes there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The host.
+    pub host: HostId,
+    /// What it takes.
+    pub demand: Demand,
+    /// Its server group.
+    pub group: Option<ServerGroupId>,
+    /// Whether its host has yet to say that it was built.
+    pub building: bool,
+}
+
+/// A point to go back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(usize);
+
+/// How to take a change back.
+#[derive(Debug)]
+enum Undo {
+    /// It was not placed.
+    Unplace(InstanceId),
+    /// It lay there.
+    Replace(InstanceId, Placed),
+    /// The host had these facts; none: it was not there.
+    Host(HostId, Option<Box<HostFacts>>),
+    /// These were the aggregates.
+    Aggregates(Vec<AggregateRow>),
+}
+
+/// All hosts, and all that lies on them.
+#[derive(Debug, Default)]
+pub struct Cloud {
+    table: HostTable,
+    placed: HashMap<InstanceId, Placed>,
+    groups: HashMap<ServerGroupId, BTreeMap<HostId, u64>>,
+    builds: HashMap<HostId, u64>,
+    aggregates: Vec<AggregateRow>,
+    scratch: Scratch,
+    undo: Vec<Undo>,
+    liveness_at: Option<Instant>,
+    doubtful: bool,
+}
+
+impl Cloud {
+    /// No hosts yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            table: HostTable::new(settings),
+            ..Self::default()
+        }
+    }
+
+    /// The hosts, to ask.
+    #[must_use]
+    pub const fn table(&self) -> &HostTable {
+        &self.table
+    }
+
+    /// Where such an instance would be placed.
+    pub fn decide(&mut self, request: &Request) -> Decision {
+        place::place(request, &self.table, &mut self.scratch)
+    }
+
+    /// How many such instances would fit, counted up to `most`.
+    pub fn capacity(&mut self, request: &Request, most: u64) -> CapacityAnswer {
+        place::capacity(request, &self.table, most, &mut self.scratch)
+    }
+
+    /// All host aggregates.
+    #[must_use]
+    pub fn aggregates(&self) -> &[AggregateRow] {
+        &self.aggregates
+    }
+
+    /// The aggregates are these now. The facts of their hosts are set apart.
+    pub fn set_aggregates(&mut self, aggregates: Vec<AggregateRow>) {
+        let before = std::mem::replace(&mut self.aggregates, aggregates);
+        self.undo.push(Undo::Aggregates(before));
+    }
+
+    /// Where an instance lies.
+    #[must_use]
+    pub fn placed(&self, instance: InstanceId) -> Option<&Placed> {
+        self.placed.get(&instance)
+    }
+
+    /// How many members of a server group lie on which host.
+    #[must_use]
+    pub fn members(&self, group: ServerGroupId) -> BTreeMap<HostId, u64> {
+        self.groups.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// What is known of a host now: a new one, or other facts.
+    pub fn set_host(&mut self, facts: HostFacts) {
+        let id = facts.id;
+        let before = self.table.host(id).map(|host| host.facts().clone());
+        if before.as_ref() == Some(&facts) {
+            return;
+        }
+        self.undo.push(Undo::Host(id, before.map(Box::new)));
+        self.table.upsert(facts);
+    }
+
+    /// A host is gone for good; nothing lies on it.
+    pub fn remove_host(&mut self, id: HostId) {
+        if let Ok(host) = self.table.remove(id) {
+            self.builds.remove(&id);
+            let facts = Box::new(host.facts().clone());
+            self.undo.push(Undo::Host(id, Some(facts)));
+        }
+    }
+
+    /// An instance lies there now; it lay nowhere.
+    pub fn place(&mut self, instance: InstanceId, placed: Placed) {
+        self.undo.push(Undo::Unplace(instance));
+        self.put(instance, placed);
+    }
+
+    /// An instance lies nowhere any more.
+    pub fn unplace(&mut self, instance: InstanceId) {
+        if let Some(placed) = self.take(instance) {
+            self.undo.push(Undo::Replace(instance, placed));
+        }
+    }
+
+    /// The host of an instance said that it was built, or that it cannot be.
+    pub fn built(&mut self, instance: InstanceId) {
+        let Some(placed) = self.placed.get(&instance) else {
+            return;
+        };
+        if !placed.building {
+            return;
+        }
+        let after = Placed {
+            building: false,
+            ..placed.clone()
+        };
+        self.unplace(instance);
+        self.place(instance, after);
+    }
+
+    /// A host could not build something. Not a row, so it stays whatever becomes of the transaction: it did happen.
+    pub fn failed(&mut self, host: HostId, now: Millis) {
+        if let Err(error) = self.table.record_failure(host, now) {
+            tracing::debug!(%host, %error, "a failed build is not noted");
+        }
+    }
+
+    /// Takes over whose heartbeats arrive.
+    pub fn look_at_liveness(&mut self, now: Instant, alive: impl Fn(HostId) -> bool) {
+        self.liveness_at = Some(now);
+        let changed: Vec<(HostId, HostState)> = self
+            .table
+            .hosts()
+            .filter_map(|host| {
+                let facts = host.facts();
+                let state = if alive(facts.id) {
+                    HostState::Up
+                } else {
+                    HostState::Down
+                };
+                (facts.liveness != state).then_some((facts.id, state))
+            })
+            .collect();
+        for (host, state) in changed {
+            if let Err(error) = self.table.set_liveness(host, state) {
+                tracing::debug!(%host, %error, "a host is gone");
+            }
+        }
+    }
+
+    /// When liveness was last taken over.
+    #[must_use]
+    pub const fn liveness_at(&self) -> Option<Instant> {
+        self.liveness_at
+    }
+
+    /// Here and now.
+    #[must_use]
+    pub const fn mark(&self) -> Mark {
+        Mark(self.undo.len())
+    }
+
+    /// Takes back everything since a mark.
+    pub fn undo_to(&mut self, mark: Mark) {
+        while self.undo.len() > mark.0 {
+            match self.undo.pop() {
+                None => {}
+                Some(Undo::Unplace(instance)) => {
+                    self.take(instance);
+                }
+                Some(Undo::Replace(instance, placed)) => self.put(instance, placed),
+                Some(Undo::Host(_, Some(facts))) => self.table.upsert(*facts),
+                Some(Undo::Aggregates(before)) => self.aggregates = before,
+                Some(Undo::Host(id, None)) => {
+                    if let Err(error) = self.table.remove(id) {
+                        tracing::debug!(%error, "a host that was not there is gone already");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes back everything that was not committed.
+    pub fn undo_all(&mut self) {
+        self.undo_to(Mark(0));
+    }
+
+    /// What happened so far is permanent.
+    pub fn settle(&mut self) {
+        self.undo.clear();
+    }
+
+    /// Nobody knows whether the last transaction was committed: this image must be read anew.
+    pub const fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// Whether it must be read anew.
+    #[must_use]
+    pub const fn is_doubtful(&self) -> bool {
+        self.doubtful
+    }
+
+    fn put(&mut self, instance: InstanceId, placed: Placed) {
+        if let Err(error) = self.table.claim(placed.host, &placed.demand) {
+            // Rows hold a claim on a host that has a row; the image of it is there too.
+            tracing::error!(%instance, host = %placed.host, %error, "a claim is not counted");
+        }
+        if let Some(group) = placed.group {
+            let members = self.groups.entry(group).or_default();
+            let count = members.entry(placed.host).or_default();
+            *count = count.saturating_add(1);
+        }
+        if placed.building {
+            self.count_builds(placed.host, |builds| builds.saturating_add(1));
+        }
+        self.placed.insert(instance, placed);
+    }
+
+    fn take(&mut self, instance: InstanceId) -> Option<Placed> {
+        let placed = self.placed.remove(&instance)?;
+        if let Err(error) = self.table.release(placed.host, &placed.demand) {
+            tracing::error!(%instance, host = %placed.host, %error, "a claim is not given back");
+        }
+        if let Some(group) = placed.group
+            && let Some(members) = self.groups.get_mut(&group)
+        {
+            if let Some(count) = members.get_mut(&placed.host) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    members.remove(&placed.host);
+                }
+            }
+            if members.is_empty() {
+                self.groups.remove(&group);
+            }
+        }
+        if placed.building {
+            self.count_builds(placed.host, |builds| builds.saturating_sub(1));
+        }
+        Some(placed)
+    }
+
+    fn count_builds(&mut self, host: HostId, change: impl FnOnce(u64) -> u64) {
+        let builds = self.builds.entry(host).or_default();
+        *builds = change(*builds);
+        let builds = *builds;
+        if builds == 0 {
+            self.builds.remove(&host);
+        }
+        if let Err(error) = self.table.set_builds_in_flight(host, builds) {
+            tracing::debug!(%host, %error, "builds are not counted");
+        }
+    }
+
+    /// Which of these hosts some instances lie on.
+    #[must_use]
+    pub fn hosts_of(&self, instances: &[InstanceId]) -> BTreeSet<HostId> {
+        instances
+            .iter()
+            .filter_map(|instance| self.placed(*instance))
+            .map(|placed| placed.host)
+            .collect()
+    }
+
+    /// The instances that lie on a host.
+    #[must_use]
+    pub fn instances_on(&self, host: HostId) -> Vec<InstanceId> {
+        let on_host = self.placed.iter().filter(|(_, placed)| placed.host == host);
+        on_host.map(|(instance, _)| *instance).collect()
+    }
+
+    /// How many instances have a place.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.placed.len()
+    }
+
+    /// Whether no instance has a place.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.placed.is_empty()
+    }
+}

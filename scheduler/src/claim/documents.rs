@@ -1,0 +1,128 @@
+//! The documents that follow from changed rows, written in the same transaction, so that rows and documents can never
+//! disagree.
+//!
+//! A document is written as if it were published already: that happens right after the commit, and it is due again
+//! only when its host does not confirm it. When publishing fails, or the scheduler dies before, it is made due anew.
+
+use std::collections::BTreeMap;
+
+use berth_common::{
+    document::DocumentKey, ids::HostId, names::HostName, units::Generation,
+};
+use berth_store::{
+    documents::{self, DocumentRow},
+    host_rows::{self, Scope},
+};
+use chrono::{DateTime, Utc};
+
+use super::ClaimError;
+use crate::{
+    context::{Touched, Writing},
+    derive::{self, diff},
+    dispatch::{Publication, backoff},
+};
+
+/// Writes the documents of the hosts concerned, and answers what is to be published.
+///
+/// # Errors
+/// When the database fails.
+pub async fn refresh(
+    writing: &Writing<'_>,
+    touched: &BTreeMap<HostId, Touched>,
+) -> Result<Vec<Publication>, ClaimError> {
+    if touched.is_empty() {
+        return Ok(Vec::new());
+    }
+    let scopes: Vec<(HostId, Scope)> = touched
+        .iter()
+        .map(|(host, touched)| (*host, Scope::of(&touched.keys)))
+        .collect();
+    let keys: Vec<(HostId, DocumentKey)> = touched
+        .iter()
+        .flat_map(|(host, touched)| touched.keys.iter().map(|key| (*host, *key)))
+        .collect();
+    let rows = host_rows::of_parts(writing.txn(), &scopes).await?;
+    let mut told: BTreeMap<HostId, BTreeMap<DocumentKey, DocumentRow>> = BTreeMap::new();
+    for row in documents::of_host_resources(writing.txn(), &keys).await? {
+        told.entry(row.host_id).or_default().insert(row.key, row);
+    }
+
+    let (mut fresh, mut publications) = (Vec::new(), Vec::new());
+    for (host, touched) in touched {
+        let mut wanted = match rows.get(host) {
+            Some(rows) => derive::derive(rows)?,
+            None => BTreeMap::new(),
+        };
+        // What is beside the scope was not read whole.
+        wanted.retain(|key, _| touched.keys.contains(key));
+        let before = told.remove(host).unwrap_or_default();
+        let name = listening(writing, *host);
+        for change in diff::diff(&wanted, &as_told(&before), &touched.again) {
+            let row = document(*host, change, &before, writing.now);
+            match &name {
+                Some(name) => {
+                    let row = as_published(writing, row);
+                    publications.push(Publication {
+                        host: name.clone(),
+                        row: row.clone(),
+                    });
+                    fresh.push(row);
+                }
+                None => fresh.push(row),
+            }
+        }
+    }
+    documents::upsert_many(writing.txn(), &fresh).await?;
+    Ok(publications)
+}
+
+fn as_told(rows: &BTreeMap<DocumentKey, DocumentRow>) -> BTreeMap<DocumentKey, diff::Told> {
+    rows.iter()
+        .map(|(key, row)| {
+            let told = diff::Told {
+                generation: row.generation,
+                spec_json: row.spec_json.clone(),
+            };
+            (*key, told)
+        })
+        .collect()
+}
+
+/// A new word for a host, not published yet.
+fn document(
+    host_id: HostId,
+    change: diff::Change,
+    before: &BTreeMap<DocumentKey, DocumentRow>,
+    now: DateTime<Utc>,
+) -> DocumentRow {
+    let before = before.get(&change.key);
+    DocumentRow {
+        host_id,
+        key: change.key,
+        generation: change.generation,
+        spec_json: change.spec_json,
+        observed_generation: before.map_or(Generation(0), |row| row.observed_generation),
+        observed_status: before.and_then(|row| row.observed_status),
+        changed_at: now,
+        published_at: None,
+        attempts: 0,
+        next_publish_at: None,
+    }
+}
+
+/// The name of a host that is there to take documents; those of others are published when they are back.
+fn listening(writing: &Writing<'_>, host: HostId) -> Option<HostName> {
+    let known = writing.cloud.table().host(host)?;
+    let alive = writing.context().is_alive(host);
+    alive.then(|| known.facts().name.clone())
+}
+
+fn as_published(writing: &Writing<'_>, row: DocumentRow) -> DocumentRow {
+    let pause = backoff::pause(writing.context().config.republish_after, 0);
+    DocumentRow {
+        published_at: Some(writing.now),
+        attempts: 1,
+        next_publish_at: Some(writing.now + pause),
+        ..row
+    }
+}

@@ -1,0 +1,448 @@
+//! Creating instances: as many as wait, with one transaction and a fixed number of statements.
+//!
+//! ```text
+//!  each request:  validate ▶ known already? ▶ ports, hints ▶ place ─┬▶ host: row, ports, claim
+//!                                                                  └▶ none: row with the reason
+//!  all together:  rows are written at once; the documents follow at the commit
+//! ```
+//!
+//! Placement sees each instance as soon as it is placed, so a batch fills hosts exactly as single requests would.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use berth_common::{
+    document::DocumentKey,
+    ids::{DecisionId, HostId, InstanceId, NetworkId, ServerGroupId},
+    message::{
+        report::{Fault, FaultCode},
+        request::InstanceCreate,
+        view::{InstanceView, Resources},
+    },
+    names::{HostName, InstanceName, NetworkName, ProjectName},
+    refusal::{Refusal, RefusalCode},
+    units::{Generation, MemoryMb, Vcpus},
+};
+use berth_store::{
+    StoreError, UniqueWhat,
+    claims::{self, ClaimRole, ClaimRow},
+    decisions::DecisionRow,
+    documents::DocumentRow,
+    instances::{self, InstanceObserved, InstanceRow, Placement},
+    ports::{self, PortRow},
+};
+
+use crate::{
+    claim::{
+        ClaimError,
+        cloud::Placed,
+        conflict, fingerprint,
+        hints::{self, Asker, Lookups, Resolved},
+        invalid,
+        ports::{Addresses, Planned},
+    },
+    context::Writing,
+    place::Demand,
+    report::{decision, show, view},
+};
+
+/// The most NICs an instance may have: what QEMU's first PCI bus takes with room to spare.
+const MAX_NETWORKS: usize = 8;
+
+/// A request is the first attempt to place its instance, also when it is repeated.
+const FIRST_ATTEMPT: u32 = 1;
+
+/// What became of one request.
+pub type Answer = Result<InstanceView, Refusal>;
+
+/// Creates instances, one after the other, each granted or refused by itself. An instance for which there is no host is
+/// kept, in error with the reason, and placed again when its request is repeated.
+///
+/// # Errors
+/// When the database fails; then nothing of it may be kept.
+pub async fn create(
+    writing: &mut Writing<'_>,
+    requests: &[InstanceCreate],
+) -> Result<Vec<Answer>, ClaimError> {
+    let mut batch = Batch::read(writing, requests).await?;
+    let mut answers = Vec::with_capacity(requests.len());
+    for request in requests {
+        let mark = writing.cloud.mark();
+        match batch.one(writing, request).await {
+            Ok(answer) => answers.push(answer),
+            Err(ClaimError::Refused(refusal)) => {
+                writing.cloud.undo_to(mark);
+                answers.push(Err(refusal));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    batch.write(writing).await?;
+    Ok(answers)
+}
+
+/// What a violated uniqueness means for the sender. Everything was looked up before, under the right to write, so only
+/// a writer that should not be could have come between.
+#[must_use]
+pub fn taken(error: ClaimError, request: &InstanceCreate) -> ClaimError {
+    match error {
+        ClaimError::Store(StoreError::Unique {
+            constraint: UniqueWhat::InstanceName,
+            ..
+        }) => name_taken(request),
+        ClaimError::Store(StoreError::Unique {
+            constraint: UniqueWhat::IpAddress,
+            ..
+        }) => conflict("an address of this instance was taken meanwhile"),
+        ClaimError::Store(StoreError::Unique {
+            constraint: UniqueWhat::MacAddress,
+            ..
+        }) => conflict("a MAC address of this instance was taken meanwhile"),
+        error => error,
+    }
+}
+
+fn name_taken(request: &InstanceCreate) -> ClaimError {
+    conflict(format!(
+        "project {} already has an instance named {}",
+        request.project, request.name
+    ))
+}
+
+/// What a batch knows, and what it will write.
+struct Batch {
+    /// The rows that some of its ids have, also those it is going to write.
+    known: HashMap<InstanceId, InstanceRow>,
+    /// The names of living instances that some of its requests have.
+    names: HashSet<(ProjectName, InstanceName)>,
+    addresses: Addresses,
+    lookups: Lookups,
+    /// Rows to write.
+    rows: Vec<InstanceRow>,
+    ports: Vec<PortRow>,
+    claims: Vec<ClaimRow>,
+    /// Rows that are there and were placed again: why they have no place, if they have none.
+    again: Vec<(InstanceId, Option<Fault>)>,
+}
+
+impl Batch {
+    async fn read(
+        writing: &Writing<'_>,
+        requests: &[InstanceCreate],
+    ) -> Result<Self, ClaimError> {
+        let ids: Vec<InstanceId> = requests.iter().map(|request| request.id).collect();
+        let names: Vec<(ProjectName, InstanceName)> = requests
+            .iter()
+            .map(|request| (request.project.clone(), request.name.clone()))
+            .collect();
+        let known = instances::of_ids(writing.txn(), &ids).await?;
+        let living = instances::living_by_names(writing.txn(), &names).await?;
+        Ok(Self {
+            known: known.into_iter().map(|row| (row.id, row)).collect(),
+            names: living
+                .into_iter()
+                .map(|row| (row.project, row.name))
+                .collect(),
+            addresses: Addresses::default(),
+            lookups: Lookups::default(),
+            rows: Vec::new(),
+            ports: Vec::new(),
+            claims: Vec::new(),
+            again: Vec::new(),
+        })
+    }
+
+    /// Decides one request. A refusal that leaves nothing behind is an error, one that is kept an answer.
+    async fn one(
+        &mut self,
+        writing: &mut Writing<'_>,
+        request: &InstanceCreate,
+    ) -> Result<Answer, ClaimError> {
+        validate(request)?;
+        let fingerprint = fingerprint(request)?;
+        let before = self.known.get(&request.id).cloned();
+        if let Some(row) = &before {
+            if row.fingerprint != fingerprint {
+                return Err(conflict(format!(
+                    "instance {} exists already and was asked for with another content; use a new id for a new \
+                     instance",
+                    row.id
+                )));
+            }
+            if row.placement_fault.is_none() || row.deleted_at.is_some() {
+                return self.as_it_is(writing, row).await.map(Ok);
+            }
+        } else if self
+            .names
+            .contains(&(request.project.clone(), request.name.clone()))
+        {
+            return Err(name_taken(request));
+        }
+
+        let planned = self.addresses.plan(writing.txn(), request).await?;
+        let placed = self.place(writing, request, before.as_ref(), fingerprint, &planned);
+        let placed = placed.await;
+        let is_on_host = matches!(&placed, Ok(Ok(_)));
+        if !is_on_host {
+            self.addresses.give_back(&planned.ports);
+        }
+        placed
+    }
+
+    /// An instance that was asked for before; in this very batch, perhaps.
+    async fn as_it_is(
+        &mut self,
+        writing: &mut Writing<'_>,
+        row: &InstanceRow,
+    ) -> Result<InstanceView, ClaimError> {
+        let host = writing.cloud.placed(row.id).map(|placed| placed.host);
+        let ports: Vec<PortRow> = self
+            .ports
+            .iter()
+            .filter(|port| port.instance_id == row.id)
+            .cloned()
+            .collect();
+        if self.rows.iter().any(|fresh| fresh.id == row.id) {
+            let names = self.addresses.names();
+            return Ok(first_view(writing, row, host, &ports, &names));
+        }
+        show::instance(writing.txn(), row).await
+    }
+
+    async fn place(
+        &mut self,
+        writing: &mut Writing<'_>,
+        request: &InstanceCreate,
+        before: Option<&InstanceRow>,
+        fingerprint: String,
+        planned: &Planned,
+    ) -> Result<Answer, ClaimError> {
+        let asker = Asker {
+            project: &request.project,
+            seed: seed(request.id),
+            now: writing.context().millis(),
+        };
+        let Resolved {
+            request: wanted,
+            group,
+        } = self
+            .lookups
+            .resolve(
+                writing.txn(),
+                &writing.cloud,
+                asker,
+                request.flavor,
+                &request.hints,
+            )
+            .await?;
+        let decided = writing.cloud.decide(&wanted);
+        writing.decided(DecisionRow {
+            id: DecisionId::new(),
+            instance_id: request.id,
+            decided_at: writing.now,
+            decision: decision::view(&decided, FIRST_ATTEMPT, writing.now),
+        });
+        let fault = decided.chosen.is_none().then(|| Fault {
+            code: FaultCode::NoValidHost,
+            message: decision::public_text(&decided),
+        });
+        let row = before.map_or_else(
+            || new_row(request, fingerprint, group, fault.clone(), writing.now),
+            |before| InstanceRow {
+                placement_fault: fault.clone(),
+                updated_at: writing.now,
+                ..before.clone()
+            },
+        );
+        if before.is_none() {
+            self.rows.push(row.clone());
+            self.names
+                .insert((request.project.clone(), request.name.clone()));
+        } else {
+            self.again.push((request.id, fault.clone()));
+        }
+        self.known.insert(request.id, row.clone());
+        let metrics = &writing.context().metrics;
+        match (decided.chosen, fault) {
+            (Some(chosen), _) => {
+                metrics.placed();
+                let demand = wanted.demand();
+                let view = self.claim(writing, &row, chosen.host_id, demand, planned);
+                tracing::info!(instance = %row.id, name = %row.name, host = %chosen.host, "instance accepted");
+                Ok(Ok(view))
+            }
+            (None, fault) => {
+                metrics.no_valid_host();
+                tracing::warn!(instance = %row.id, name = %row.name, reason = %decided, "instance refused");
+                let message = fault.map_or_else(String::new, |fault| fault.message);
+                Ok(Err(Refusal::new(RefusalCode::NoValidHost, message)))
+            }
+        }
+    }
+
+    /// Gives an instance its ports and its room on a host.
+    fn claim(
+        &mut self,
+        writing: &mut Writing<'_>,
+        row: &InstanceRow,
+        host: HostId,
+        demand: Demand,
+        planned: &Planned,
+    ) -> InstanceView {
+        self.ports.extend(planned.ports.iter().cloned());
+        self.claims.push(claim_row(row, host));
+        writing.cloud.place(
+            row.id,
+            Placed {
+                host,
+                demand,
+                group: row.server_group_id,
+                building: true,
+            },
+        );
+        writing.touch_instance(host, row.id);
+        for network in &planned.networks {
+            writing.touch_network(host, network.id);
+        }
+        let names = self.addresses.names();
+        first_view(writing, row, Some(host), &planned.ports, &names)
+    }
+
+    async fn write(self, writing: &Writing<'_>) -> Result<(), ClaimError> {
+        let txn = writing.txn();
+        instances::insert_many(txn, &self.rows).await?;
+        for (id, fault) in &self.again {
+            let placement = Placement {
+                attempt: FIRST_ATTEMPT,
+                failed_hosts: &[],
+                fault: fault.as_ref(),
+            };
+            instances::set_placement(txn, *id, placement, writing.now).await?;
+        }
+        ports::insert_many(txn, &self.ports).await?;
+        claims::insert_many(txn, &self.claims).await?;
+        Ok(())
+    }
+}
+
+/// What an instance takes of a host, as a row.
+#[must_use]
+pub fn claim_row(row: &InstanceRow, host_id: HostId) -> ClaimRow {
+    ClaimRow {
+        instance_id: row.id,
+        host_id,
+        role: ClaimRole::Current,
+        resources: Resources::from(row.flavor),
+        project: row.project.clone(),
+        extra: row.hints.resources.clone(),
+    }
+}
+
+/// An instance that its host was not told of yet: its document will be the first.
+fn first_view(
+    writing: &Writing<'_>,
+    row: &InstanceRow,
+    host: Option<HostId>,
+    ports: &[PortRow],
+    networks: &BTreeMap<NetworkId, NetworkName>,
+) -> InstanceView {
+    let named: Option<(HostId, HostName)> = host
+        .and_then(|host| writing.cloud.table().host(host))
+        .map(|host| (host.facts().id, host.facts().name.clone()));
+    let document = host.map(|host_id| DocumentRow {
+        host_id,
+        key: DocumentKey {
+            kind: berth_common::document::Kind::Instance,
+            id: row.id.as_uuid(),
+        },
+        generation: Generation::FIRST,
+        spec_json: None,
+        observed_generation: Generation(0),
+        observed_status: None,
+        changed_at: writing.now,
+        published_at: None,
+        attempts: 0,
+        next_publish_at: None,
+    });
+    view::instance(view::InstanceFacts {
+        row,
+        ports,
+        host: named.as_ref().map(|(id, name)| (*id, name)),
+        document: document.as_ref(),
+        networks,
+    })
+}
+
+/// Decides between hosts that are equally good: the random part of the id.
+#[must_use]
+pub fn seed(instance: InstanceId) -> u64 {
+    instance.as_uuid().as_u64_pair().1
+}
+
+/// Everything that can be said of a request without looking at any row; all mistakes at once.
+fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
+    let mut mistakes = flavor_mistakes(request.flavor);
+    if !(1..=3600).contains(&request.stop_timeout_seconds) {
+        mistakes.push(format!(
+            "stop_timeout_seconds must be from 1 to 3600; got {}",
+            request.stop_timeout_seconds
+        ));
+    }
+    if request.networks.len() > MAX_NETWORKS {
+        mistakes.push(format!(
+            "networks must be at most {MAX_NETWORKS}; got {}",
+            request.networks.len()
+        ));
+    }
+    mistakes.extend(hints::mistakes(&request.hints, Some(request.id)));
+    if mistakes.is_empty() {
+        Ok(())
+    } else {
+        Err(invalid(mistakes.join("; ")))
+    }
+}
+
+/// What is wrong with a size.
+#[must_use]
+pub fn flavor_mistakes(flavor: berth_common::document::Flavor) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    if flavor.vcpus == Vcpus::ZERO {
+        mistakes.push("flavor.vcpus must be at least 1".to_owned());
+    }
+    if flavor.memory_mb == MemoryMb::ZERO {
+        mistakes.push("flavor.memory_mb must be at least 1".to_owned());
+    }
+    if flavor.disk_gb.get() == 0 {
+        mistakes.push("flavor.disk_gb must be at least 1".to_owned());
+    }
+    mistakes
+}
+
+fn new_row(
+    request: &InstanceCreate,
+    fingerprint: String,
+    server_group_id: Option<ServerGroupId>,
+    placement_fault: Option<Fault>,
+    now: chrono::DateTime<chrono::Utc>,
+) -> InstanceRow {
+    InstanceRow {
+        id: request.id,
+        name: request.name.clone(),
+        project: request.project.clone(),
+        flavor: request.flavor,
+        image: request.image.clone(),
+        stop_timeout_seconds: request.stop_timeout_seconds,
+        fingerprint,
+        desired_power: request.power,
+        desired_reboot: None,
+        desired_deleted: false,
+        hints: request.hints.clone(),
+        server_group_id,
+        attempt: FIRST_ATTEMPT,
+        failed_hosts: Vec::new(),
+        placement_fault,
+        observed: InstanceObserved::default(),
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    }
+}

@@ -1,0 +1,97 @@
+//! A decision as it is shown and kept: pure.
+
+use berth_common::message::placement::{
+    CapacityView, DecisionView, FilterResult, NearMiss, ScorePart, ScoredHost,
+};
+use chrono::{DateTime, Utc};
+
+use crate::place::{self, CapacityAnswer, Decision};
+
+/// A decision from outside, with the names of hosts.
+#[must_use]
+pub fn view(decision: &Decision, attempt: u32, decided_at: DateTime<Utc>) -> DecisionView {
+    DecisionView {
+        decided_at,
+        attempt,
+        hosts: count(decision.hosts),
+        filters: decision
+            .filters
+            .iter()
+            .filter(|removed| removed.hosts > 0)
+            .map(|removed| FilterResult {
+                filter: removed.filter.as_str().to_owned(),
+                removed: count(removed.hosts),
+            })
+            .collect(),
+        chosen: decision.chosen.as_ref().map(scored),
+        runner_up: decision.runner_up.as_ref().map(scored),
+        nearest_misses: decision.nearest.iter().map(near_miss).collect(),
+        summary: decision.operator_text(),
+        public_summary: public_text(decision),
+    }
+}
+
+/// A decision in words that name no host: for the owner of the instance. The numbers of the nearest miss are told, not
+/// whose they are.
+#[must_use]
+pub fn public_text(decision: &Decision) -> String {
+    decision.tenant_text()
+}
+
+/// How many more fit, from outside.
+#[must_use]
+pub fn capacity(answer: &CapacityAnswer, decided_at: DateTime<Utc>) -> CapacityView {
+    let next = answer
+        .then
+        .as_ref()
+        .filter(|_| !answer.more)
+        .map(|then| view(then, 1, decided_at));
+    let limit = match (&answer.then, answer.more) {
+        (_, true) => "counted no further".to_owned(),
+        (None, false) => "nothing runs out".to_owned(),
+        (Some(then), false) => match (answer.runs_out, then.nearest.first()) {
+            (Some(filter), Some(near)) => format!(
+                "next limit: {filter}, nearest on {}: {}",
+                near.host, near.rejection
+            ),
+            (Some(filter), None) => format!("next limit: {filter}"),
+            (None, _) => "there is no host".to_owned(),
+        },
+    };
+    CapacityView {
+        fits: answer.fits,
+        counted_out: answer.more,
+        next,
+        summary: format!("{} more fit; {limit}", answer.fits),
+    }
+}
+
+fn scored(host: &place::ScoredHost) -> ScoredHost {
+    let parts = host.parts.named();
+    ScoredHost {
+        host_id: host.host_id,
+        host: host.host.clone(),
+        score: host.score,
+        parts: parts
+            .into_iter()
+            .map(|(weigher, score)| ScorePart {
+                weigher: weigher.to_owned(),
+                score,
+            })
+            .collect(),
+    }
+}
+
+fn near_miss(near: &place::NearMiss) -> NearMiss {
+    NearMiss {
+        host_id: near.host_id,
+        host: near.host.clone(),
+        filter: near.filter.as_str().to_owned(),
+        reason: near.rejection.to_string(),
+        missing: near.rejection.missing(),
+    }
+}
+
+fn count(hosts: usize) -> u64 {
+    u64::try_from(hosts).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,106 @@
+//! Why an instance is where it is, where one would go, and how many more would fit.
+
+use berth_common::message::{
+    placement::{CapacityView, DecisionView},
+    request::{PlacementCapacity, PlacementExplain, PlacementExplainReply, PlacementPlace},
+};
+use berth_store::{Executor, decisions};
+use chrono::Utc;
+
+use super::decision;
+use crate::{
+    claim::{
+        ClaimError,
+        hints::{self, Asker, Lookups, Resolved},
+        instances::{create::flavor_mistakes, resolve},
+        invalid,
+    },
+    context::{Context, Image},
+};
+
+/// The most decisions about one instance that are told.
+const MOST_DECISIONS: u32 = 20;
+/// The furthest that capacity is counted.
+const MOST_COUNTED: u32 = 100_000;
+
+/// The decisions about an instance that are still kept, the newest first.
+///
+/// # Errors
+/// A refusal when there is no such instance, or a failure of the database.
+pub async fn explain(
+    db: &impl Executor,
+    request: &PlacementExplain,
+) -> Result<PlacementExplainReply, ClaimError> {
+    let instance = resolve(db, &request.project, &request.instance).await?;
+    let rows = decisions::of_instance(db, instance.id, MOST_DECISIONS).await?;
+    Ok(PlacementExplainReply {
+        instance_id: instance.id,
+        decisions: rows.into_iter().map(|row| row.decision).collect(),
+    })
+}
+
+/// Where such an instance would be placed now.
+///
+/// # Errors
+/// A refusal of what the hints name, or a failure of the database.
+pub async fn place(context: &Context, request: &PlacementPlace) -> Result<DecisionView, ClaimError> {
+    let mut image = context.image().await?;
+    let wanted = Wanted {
+        project: &request.project,
+        flavor: request.flavor,
+        hints: &request.hints,
+    };
+    let Resolved { request, .. } = wanted.resolve(context, &image).await?;
+    let decided = image.decide(&request);
+    Ok(decision::view(&decided, 1, Utc::now()))
+}
+
+/// How many such instances would fit now.
+///
+/// # Errors
+/// A refusal of what the hints name, or a failure of the database.
+pub async fn capacity(
+    context: &Context,
+    request: &PlacementCapacity,
+) -> Result<CapacityView, ClaimError> {
+    if !(1..=MOST_COUNTED).contains(&request.most) {
+        return Err(invalid(format!(
+            "most must be from 1 to {MOST_COUNTED}; got {}",
+            request.most
+        )));
+    }
+    let mut image = context.image().await?;
+    let wanted = Wanted {
+        project: &request.project,
+        flavor: request.flavor,
+        hints: &request.hints,
+    };
+    let resolved = wanted.resolve(context, &image).await?;
+    let answer = image.capacity(&resolved.request, u64::from(request.most));
+    Ok(decision::capacity(&answer, Utc::now()))
+}
+
+/// What is asked about.
+struct Wanted<'a> {
+    project: &'a berth_common::names::ProjectName,
+    flavor: berth_common::document::Flavor,
+    hints: &'a berth_common::message::placement::SchedulerHints,
+}
+
+impl Wanted<'_> {
+    async fn resolve(&self, context: &Context, image: &Image<'_>) -> Result<Resolved, ClaimError> {
+        let mut mistakes = flavor_mistakes(self.flavor);
+        mistakes.extend(hints::mistakes(self.hints, None));
+        if !mistakes.is_empty() {
+            return Err(invalid(mistakes.join("; ")));
+        }
+        let asker = Asker {
+            project: self.project,
+            seed: 0,
+            now: context.millis(),
+        };
+        Lookups::default()
+            .resolve(context.store.pool(), image, asker, self.flavor, self.hints)
+            .await
+    }
+}
