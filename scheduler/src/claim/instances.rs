@@ -128,6 +128,7 @@ async fn claim(
         role: ClaimRole::Current,
         resources: Resources::from(request.flavor),
         project: request.project.clone(),
+        extra: request.hints.resources.clone(),
     };
     claims::insert(txn, &claim).await?;
     refresh(txn, host_id, &BTreeSet::new(), now).await
@@ -219,6 +220,10 @@ fn new_row(
         created_at: now,
         updated_at: now,
         deleted_at: None,
+        hints: request.hints.clone(),
+        server_group_id: None,
+        attempt: 1,
+        failed_hosts: Vec::new(),
     }
 }
 
