@@ -70,19 +70,18 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
 
     // Waiting for a database is part of a scheduler's work, not of its start.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
-    let Some((store, lock)) = open_store(&config, &health, &cancel).await? else {
+    let Some((store, _lock)) = open_store(&config, &health, &cancel).await? else {
         return Ok(());
     };
     let context = Arc::new(Context::new(config, store, bus, scheduler_metrics));
     if !seed_liveness(&context, &cancel).await? {
         return Ok(());
     }
-    tasks.spawn(watch_store(
+    tasks.spawn(unfailing(watch_store(
         Arc::clone(&context),
-        lock,
         health.component("store"),
         cancel.clone(),
-    ));
+    )));
     tasks.spawn(unfailing(watch_listening(
         Arc::clone(&context),
         cancel.clone(),
@@ -136,9 +135,6 @@ pub enum TaskError {
     /// A queue cannot be consumed.
     #[error("a queue cannot be consumed")]
     Bus(#[source] BusError),
-    /// Another scheduler may have become the one that writes.
-    #[error("the claim on the database is lost; another scheduler may have taken it")]
-    Claim(#[source] StoreError),
 }
 
 /// A task that has no way to fail, among those that have.
@@ -153,18 +149,17 @@ async fn open_store(
     config: &Config,
     health: &Health,
     cancel: &CancellationToken,
-) -> anyhow::Result<Option<(Store, ExclusiveLock)>> {
+) -> anyhow::Result<Option<(Store, Option<ExclusiveLock>)>> {
     let component = health.component("store");
     let store_config = StoreConfig {
         url: config.store_url.expose().clone(),
         max_connections: config.store_max_connections,
     };
-    let is_file = store_config.url.starts_with("sqlite");
     let mut told = false;
     loop {
         let opened = async {
             let store = Store::connect(&store_config).await?;
-            let lock = store.try_lock_exclusive().await?;
+            let lock = store.try_lock_exclusive()?;
             store.migrate().await?;
             Ok::<_, StoreError>((store, lock))
         };
@@ -175,8 +170,7 @@ async fn open_store(
             }
             Err(error) => error,
         };
-        let others = matches!(error, StoreError::Locked { .. });
-        if !error.retryable() && (is_file || !others) {
+        if !error.retryable() {
             return Err(error).context("the database cannot be used");
         }
         let reason = error_chain(&error);
@@ -302,30 +296,18 @@ async fn watch_bus(
     }
 }
 
-/// Watches the database and this scheduler's claim on it, and sets the gauges.
-async fn watch_store(
-    context: Arc<Context>,
-    mut lock: ExclusiveLock,
-    component: Component,
-    cancel: CancellationToken,
-) -> Result<(), TaskError> {
+/// Watches the database, and sets the gauges.
+async fn watch_store(context: Arc<Context>, component: Component, cancel: CancellationToken) {
     loop {
         match context.store.ping().await {
             Ok(()) => component.ok(),
             Err(error) => component.degraded(error_chain(&error)),
         }
-        match lock.check().await {
-            Ok(()) => {}
-            Err(error) if error.retryable() => {
-                tracing::debug!(error = %error_chain(&error), "the claim on the database cannot be checked now");
-            }
-            Err(error) => return Err(TaskError::Claim(error)),
-        }
         let (up, down) = context
             .liveness(|liveness| liveness.count(context.config.heartbeat_timeout, Instant::now()));
         context.metrics.hosts(up, down);
         tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
+            () = cancel.cancelled() => return,
             () = tokio::time::sleep(CHECK) => {}
         }
     }

@@ -1,21 +1,23 @@
 //! Claims: what instances take of hosts. Usage is the sum of these rows, never a counter.
 
+use std::collections::BTreeMap;
+
 use berth_common::{
-    ids::{HostId, InstanceId},
+    ids::{HostId, InstanceId, ServerGroupId},
     message::view::Resources,
-    names::ProjectName,
+    names::{ProjectName, ResourceClass},
 };
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult,
+    IntoActiveModel, JoinType, QueryFilter, QueryOrder, QuerySelect, RelationDef,
 };
 
 use crate::{
+    bulk,
     codec::{self, Amounts, RowReader},
-    entity::claim,
+    entity::{claim, instance},
     error::{StoreError, failed},
-    executor::Executor,
-    ports::IDS_PER_STATEMENT,
+    executor::{Executor, scope},
 };
 
 /// Why an instance takes something of a host.
@@ -58,6 +60,40 @@ pub struct ClaimRow {
     pub resources: Resources,
     /// The instance's owner.
     pub project: ProjectName,
+    /// Countable resources besides, each at least 1.
+    pub extra: BTreeMap<ResourceClass, u64>,
+}
+
+/// A claim with what decides about the neighbours of its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupedClaim {
+    /// The claim.
+    pub claim: ClaimRow,
+    /// The server group of its instance.
+    pub server_group_id: Option<ServerGroupId>,
+}
+
+/// The primary key of a claim: where a page ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClaimKey {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// The host.
+    pub host_id: HostId,
+    /// Why.
+    pub role: ClaimRole,
+}
+
+impl ClaimRow {
+    /// Its primary key.
+    #[must_use]
+    pub const fn key(&self) -> ClaimKey {
+        ClaimKey {
+            instance_id: self.instance_id,
+            host_id: self.host_id,
+            role: self.role,
+        }
+    }
 }
 
 fn read(model: claim::Model) -> Result<ClaimRow, StoreError> {
@@ -77,6 +113,7 @@ fn read(model: claim::Model) -> Result<ClaimRow, StoreError> {
         role: row.parsed("role", ClaimRole::from_name(&model.role))?,
         resources: row.amounts("resources", &amounts)?,
         project: row.parsed("project", ProjectName::try_from(model.project))?,
+        extra: row.opt_json("extra", model.extra.as_deref())?,
     })
 }
 
@@ -92,13 +129,9 @@ async fn load(db: &impl Executor, which: Condition) -> Result<Vec<ClaimRow>, Sto
     models.into_iter().map(read).collect()
 }
 
-/// Adds a claim.
-///
-/// # Errors
-/// [`StoreError::Unique`] with `Id` if it is there; [`StoreError::ForeignKey`] if instance or host do not exist.
-pub async fn insert(db: &impl Executor, claim: &ClaimRow) -> Result<(), StoreError> {
+fn write(claim: &ClaimRow) -> Result<claim::Model, StoreError> {
     let amounts = codec::amounts("claims.resources", claim.resources)?;
-    let row = claim::Model {
+    Ok(claim::Model {
         instance_id: claim.instance_id.to_string(),
         host_id: claim.host_id.to_string(),
         role: claim.role.as_str().to_owned(),
@@ -106,12 +139,31 @@ pub async fn insert(db: &impl Executor, claim: &ClaimRow) -> Result<(), StoreErr
         memory_mb: amounts.memory_mb,
         disk_gb: amounts.disk_gb,
         project: claim.project.to_string(),
-    };
-    claim::Entity::insert(row.into_active_model().reset_all())
+        extra: codec::opt_json("claims.extra", &claim.extra)?,
+    })
+}
+
+/// Adds a claim.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `Id` if it is there; [`StoreError::ForeignKey`] if instance or host do not exist.
+pub async fn insert(db: &impl Executor, claim: &ClaimRow) -> Result<(), StoreError> {
+    claim::Entity::insert(write(claim)?.into_active_model().reset_all())
         .exec_without_returning(&db.handle())
         .await
         .map(drop)
         .map_err(failed("claims::insert"))
+}
+
+/// Adds claims, all or nothing.
+///
+/// # Errors
+/// As [`insert`], without saying which.
+pub async fn insert_many(db: &impl Executor, claims: &[ClaimRow]) -> Result<(), StoreError> {
+    let models = claims.iter().map(write).collect::<Result<_, _>>()?;
+    let scope = scope(db).await?;
+    bulk::insert(&scope.handle(), "claims::insert_many", models, None).await?;
+    scope.finish().await
 }
 
 /// The claims of an instance.
@@ -135,8 +187,7 @@ pub async fn of_instances(
     ids: &[InstanceId],
 ) -> Result<Vec<ClaimRow>, StoreError> {
     let mut claims = Vec::new();
-    for ids in ids.chunks(IDS_PER_STATEMENT) {
-        let ids = ids.iter().map(ToString::to_string);
+    for ids in bulk::id_lists(ids) {
         let which = Condition::all().add(claim::Column::InstanceId.is_in(ids));
         claims.append(&mut load(db, which).await?);
     }
@@ -161,6 +212,76 @@ pub async fn of_host(db: &impl Executor, id: HostId) -> Result<Vec<ClaimRow>, St
 /// See [`StoreError`].
 pub async fn all(db: &impl Executor) -> Result<Vec<ClaimRow>, StoreError> {
     load(db, Condition::all()).await
+}
+
+/// All claims with the server groups of their instances, page by page in the order of the primary key: at most `limit`
+/// after the one given. One query, which reads nothing but the page.
+///
+/// Pages are no snapshot. Whoever writes alone, as the leader does, or reads all pages in one transaction of the
+/// leader, sees all claims as they are.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn page_with_groups(
+    db: &impl Executor,
+    after: Option<ClaimKey>,
+    limit: u32,
+) -> Result<Vec<GroupedClaim>, StoreError> {
+    let instance: RelationDef = claim::Entity::belongs_to(instance::Entity)
+        .from(claim::Column::InstanceId)
+        .to(instance::Column::Id)
+        .into();
+    let rows = claim::Entity::find()
+        .join(JoinType::InnerJoin, instance)
+        .column(instance::Column::ServerGroupId)
+        .filter(Condition::all().add_option(after.map(is_after)))
+        .order_by_asc(claim::Column::InstanceId)
+        .order_by_asc(claim::Column::HostId)
+        .order_by_asc(claim::Column::Role)
+        .limit(u64::from(limit))
+        .into_model::<Grouped>()
+        .all(&db.handle())
+        .await
+        .map_err(failed("claims::page_with_groups"))?;
+    rows.into_iter().map(read_grouped).collect()
+}
+
+/// A claim and a column of its instance, as stored.
+#[derive(Debug, FromQueryResult)]
+struct Grouped {
+    #[sea_orm(nested)]
+    claim: claim::Model,
+    server_group_id: Option<String>,
+}
+
+fn read_grouped(grouped: Grouped) -> Result<GroupedClaim, StoreError> {
+    let row = RowReader {
+        table: "instances",
+        id: &grouped.claim.instance_id,
+    };
+    let server_group_id = grouped
+        .server_group_id
+        .map(|id| row.parsed("server_group_id", id.parse()))
+        .transpose()?;
+    Ok(GroupedClaim {
+        claim: read(grouped.claim)?,
+        server_group_id,
+    })
+}
+
+/// The condition for what follows a claim. The first part alone is what the index is searched by.
+fn is_after(key: ClaimKey) -> Condition {
+    let (instance, host) = (key.instance_id.to_string(), key.host_id.to_string());
+    let later_role = Condition::all()
+        .add(claim::Column::HostId.eq(&host))
+        .add(claim::Column::Role.gt(key.role.as_str()));
+    let later_claim = Condition::any()
+        .add(claim::Column::InstanceId.gt(&instance))
+        .add(claim::Column::HostId.gt(&host))
+        .add(later_role);
+    Condition::all()
+        .add(claim::Column::InstanceId.gte(&instance))
+        .add(later_claim)
 }
 
 /// Deletes the claims of an instance.

@@ -7,7 +7,7 @@ use std::fmt::Display;
 
 use berth_common::{
     message::{report::Fault, view::Resources},
-    units::{DiskGb, MemoryMb, OutOfRange, Vcpus},
+    units::{AllocationRatio, DiskGb, MemoryMb, OutOfRange, Vcpus},
 };
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::{
@@ -57,6 +57,22 @@ pub(crate) fn json<T: Serialize>(column: &'static str, value: &T) -> Result<Stri
         column,
         what: error.to_string(),
     })
+}
+
+/// What is mostly empty, as JSON; none when it is.
+pub(crate) fn opt_json<T: Serialize + Default + PartialEq>(
+    column: &'static str,
+    value: &T,
+) -> Result<Option<String>, StoreError> {
+    if *value == T::default() {
+        return Ok(None);
+    }
+    json(column, value).map(Some)
+}
+
+/// A ratio in thousandths.
+pub(crate) fn ratio(ratio: Option<AllocationRatio>) -> Option<i64> {
+    ratio.map(|ratio| i64::from(ratio.thousandths()))
 }
 
 /// Text for people. PostgreSQL cannot hold the NUL character, so it is shown as U+FFFD on all databases.
@@ -171,6 +187,41 @@ impl RowReader<'_> {
         json: &str,
     ) -> Result<T, StoreError> {
         self.parsed(column, serde_json::from_str(json))
+    }
+
+    /// What is mostly empty: none when the column is null.
+    pub(crate) fn opt_json<T: DeserializeOwned + Default>(
+        &self,
+        column: &str,
+        json: Option<&str>,
+    ) -> Result<T, StoreError> {
+        json.map_or_else(|| Ok(T::default()), |json| self.json(column, json))
+    }
+
+    /// A ratio in thousandths.
+    pub(crate) fn ratio(
+        &self,
+        column: &str,
+        thousandths: Option<i64>,
+    ) -> Result<Option<AllocationRatio>, StoreError> {
+        thousandths
+            .map(|thousandths| {
+                let thousandths = self.int(column, thousandths)?;
+                self.parsed(column, AllocationRatio::from_thousandths(thousandths))
+            })
+            .transpose()
+    }
+
+    /// One amount, if there is any, in the range of its unit.
+    pub(crate) fn opt_amount<T>(
+        &self,
+        column: &str,
+        amount: Option<i64>,
+        unit: fn(u64) -> Result<T, OutOfRange>,
+    ) -> Result<Option<T>, StoreError> {
+        amount
+            .map(|amount| self.parsed(column, unit(self.int(column, amount)?)))
+            .transpose()
     }
 
     pub(crate) fn amounts(

@@ -17,8 +17,9 @@ use sea_orm::{
 
 use crate::{
     error::{Cause, StoreError, driver_failed, failed},
-    executor::{self, Pool, Txn},
-    lock::{self, ExclusiveLock},
+    executor::{self, Pool, Txn, sealed::Handle as _},
+    leadership::{self, Epoch},
+    lock::ExclusiveLock,
     migration,
 };
 
@@ -26,6 +27,8 @@ use crate::{
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a statement waits for a lock that another transaction holds, on each of the three databases.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
+/// How many prepared statements a connection keeps. Statements for many rows come in nine sizes.
+const STATEMENTS_KEPT: usize = 256;
 
 /// How long a connection that is given back may take to say that it still works.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
@@ -33,17 +36,21 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 const MIGRATION_LIMIT: Duration = Duration::from_secs(300);
 
 /// What PostgreSQL is told on each new connection. It probes a silent one after 30 seconds and ends it within
-/// another 30, so that the locks of a client that vanished do not stay for hours.
+/// another 30, so that the locks of a client that vanished do not stay for hours. It ends a transaction in which
+/// nothing happens for 3 seconds: one in which a scheduler is frozen keeps its successor waiting for less than a
+/// statement waits for a lock.
 const POSTGRES_SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
                                  SET tcp_keepalives_idle = 30; \
                                  SET tcp_keepalives_interval = 10; \
                                  SET tcp_keepalives_count = 3; \
+                                 SET idle_in_transaction_session_timeout = 3000; \
                                  SET lock_timeout = 5000";
-/// What MariaDB is told on each new connection. Strict mode makes it refuse what it would else cut or bend.
-const MARIADB_SETTINGS: [&str; 3] = [
+/// What MariaDB is told on each new connection, with the same limits. Strict mode makes it refuse what it would else cut or bend.
+const MARIADB_SETTINGS: [&str; 4] = [
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')",
     "SET SESSION innodb_lock_wait_timeout = 5",
+    "SET SESSION idle_transaction_timeout = 3",
 ];
 
 /// Where the database is.
@@ -131,16 +138,8 @@ fn sqlite_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
         .busy_timeout(LOCK_LIMIT))
 }
 
-/// What a pool of connections is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Queries,
-    /// Its one connection stays open: the lock belongs to it.
-    Lock,
-}
-
-fn pool_options<D: sqlx::Database>(max_connections: u32, purpose: Purpose) -> PoolOptions<D> {
-    let options = PoolOptions::new()
+fn pool_options<D: sqlx::Database>(max_connections: u32) -> PoolOptions<D> {
+    PoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_LIMIT)
         // A call that was given up leaves its connection in the middle of an exchange. Only a connection that
@@ -152,53 +151,50 @@ fn pool_options<D: sqlx::Database>(max_connections: u32, purpose: Purpose) -> Po
                     Err(_) => Err(sqlx::Error::PoolTimedOut),
                 }
             })
-        });
-    match purpose {
-        Purpose::Queries => options,
-        Purpose::Lock => options.idle_timeout(None).max_lifetime(None),
-    }
+        })
 }
 
 impl Target {
     /// Opens a pool, and one connection in it.
-    async fn open(
-        &self,
-        max_connections: u32,
-        purpose: Purpose,
-    ) -> Result<DatabaseConnection, StoreError> {
+    async fn open(&self, max_connections: u32) -> Result<DatabaseConnection, StoreError> {
         let opened = |error: sqlx::Error| driver_failed("the connection", &error);
         match self {
             Self::Sqlite(options) => {
-                let pool: SqlxPool<Sqlite> = pool_options(max_connections, purpose)
-                    .connect_with(options.clone())
+                let options = options.clone().statement_cache_capacity(STATEMENTS_KEPT);
+                let pool: SqlxPool<Sqlite> = pool_options(max_connections)
+                    .connect_with(options)
                     .await
                     .map_err(opened)?;
                 Ok(SqlxSqliteConnector::from_sqlx_sqlite_pool(pool))
             }
             Self::Postgres(options) => {
-                let pool: SqlxPool<Postgres> = pool_options(max_connections, purpose)
+                let options = options
+                    .clone()
+                    .application_name("berth")
+                    .statement_cache_capacity(STATEMENTS_KEPT);
+                let pool: SqlxPool<Postgres> = pool_options(max_connections)
                     .after_connect(|connection: &mut PgConnection, _| {
                         Box::pin(
                             async move { connection.execute(POSTGRES_SETTINGS).await.map(drop) },
                         )
                     })
-                    .connect_with(options.clone().application_name("berth"))
+                    .connect_with(options)
                     .await
                     .map_err(opened)?;
                 Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
             }
             Self::MariaDb(options) => {
-                let more = (purpose == Purpose::Lock).then_some(lock::MARIADB_SETTINGS);
-                let pool: SqlxPool<MySql> = pool_options(max_connections, purpose)
-                    .after_connect(move |connection: &mut MySqlConnection, _| {
+                let options = options.clone().statement_cache_capacity(STATEMENTS_KEPT);
+                let pool: SqlxPool<MySql> = pool_options(max_connections)
+                    .after_connect(|connection: &mut MySqlConnection, _| {
                         Box::pin(async move {
-                            for setting in MARIADB_SETTINGS.into_iter().chain(more) {
+                            for setting in MARIADB_SETTINGS {
                                 connection.execute(setting).await?;
                             }
                             Ok(())
                         })
                     })
-                    .connect_with(options.clone())
+                    .connect_with(options)
                     .await
                     .map_err(opened)?;
                 Ok(SqlxMySqlConnector::from_sqlx_mysql_pool(pool))
@@ -233,9 +229,7 @@ impl Store {
             return Err(self::config("max_connections must be at least 1"));
         }
         let target = Arc::new(Target::parse(&config.url)?);
-        let connection = target
-            .open(config.max_connections, Purpose::Queries)
-            .await?;
+        let connection = target.open(config.max_connections).await?;
         Ok(Self {
             pool: Pool(connection),
             target,
@@ -260,7 +254,21 @@ impl Store {
             })
     }
 
-    /// Opens a transaction.
+    /// Opens a transaction of the leader. Nobody can take the lead before its end, and after somebody did, none of an
+    /// earlier epoch can be opened or committed.
+    ///
+    /// It excludes every other one, so it must be short: PostgreSQL and MariaDB end it, and its connection, when it
+    /// does nothing for three seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if another scheduler took the lead since; else as for [`Store::begin`].
+    pub async fn begin_as(&self, epoch: Epoch) -> Result<Txn, StoreError> {
+        let txn = self.begin().await?;
+        leadership::fence(&txn.handle(), epoch).await?;
+        Ok(txn)
+    }
+
+    /// Opens a transaction, whoever leads.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if no connection is free, or (SQLite) another writer does not end, in time.
@@ -284,16 +292,16 @@ impl Store {
             .map_err(failed("ping"))
     }
 
-    /// Claims the database for this process: a file's lock for SQLite, a session's lock for PostgreSQL and MariaDB.
+    /// Claims a SQLite file for this process. None on PostgreSQL and MariaDB: several schedulers may wait beside one
+    /// another there, and [`crate::leadership`] tells which one leads.
     ///
     /// # Errors
     /// [`StoreError::Locked`] if another scheduler has it, [`StoreError::LockFile`] if the lock file fails.
-    pub async fn try_lock_exclusive(&self) -> Result<ExclusiveLock, StoreError> {
-        if let Target::Sqlite(options) = &*self.target {
-            return ExclusiveLock::beside(options.get_filename());
+    pub fn try_lock_exclusive(&self) -> Result<Option<ExclusiveLock>, StoreError> {
+        match &*self.target {
+            Target::Sqlite(options) => ExclusiveLock::beside(options.get_filename()).map(Some),
+            Target::Postgres(_) | Target::MariaDb(_) => Ok(None),
         }
-        let connection = self.target.open(1, Purpose::Lock).await?;
-        ExclusiveLock::in_session(Pool(connection)).await
     }
 }
 
@@ -334,7 +342,14 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_limit_is_the_same_on_all_databases() {
+    fn the_limits_are_the_same_on_all_databases() {
+        const IDLE_LIMIT: Duration = Duration::from_secs(3);
+        let idle = IDLE_LIMIT.as_millis();
+        assert!(POSTGRES_SETTINGS.contains(&format!(
+            "SET idle_in_transaction_session_timeout = {idle};"
+        )));
+        assert!(MARIADB_SETTINGS[3].ends_with(&IDLE_LIMIT.as_secs().to_string()));
+        assert!(IDLE_LIMIT < LOCK_LIMIT);
         assert!(POSTGRES_SETTINGS.ends_with(&LOCK_LIMIT.as_millis().to_string()));
         assert!(MARIADB_SETTINGS[2].ends_with(&LOCK_LIMIT.as_secs().to_string()));
     }

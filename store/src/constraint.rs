@@ -57,6 +57,18 @@ pub(crate) const NETWORK_SUBNET: UniqueIndex = UniqueIndex {
     table: "subnets",
     columns: &["network_id"],
 };
+/// An aggregate's name.
+pub(crate) const AGGREGATE_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_aggregate_name",
+    table: "aggregates",
+    columns: &["name"],
+};
+/// A server group's name in its project.
+pub(crate) const SERVER_GROUP_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_server_group_name",
+    table: "server_groups",
+    columns: &["project", "name"],
+};
 
 /// The primary keys, as SQLite lists them.
 const PRIMARY_KEYS: &[(&str, &[&str])] = &[
@@ -68,7 +80,12 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("fixed_ips", &["port_id", "position"]),
     ("claims", &["instance_id", "host_id", "role"]),
     ("documents", &["host_id", "kind", "resource_id"]),
-    ("nonces", &["nonce"]),
+    ("nonces", &["instance_id", "nonce"]),
+    ("aggregates", &["id"]),
+    ("aggregate_hosts", &["aggregate_id", "host_id"]),
+    ("server_groups", &["id"]),
+    ("decisions", &["id"]),
+    ("leadership", &["id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -78,6 +95,8 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (PORT_MAC.name, UniqueWhat::MacAddress),
         (FIXED_IP.name, UniqueWhat::IpAddress),
         (HOST_NAME.name, UniqueWhat::HostName),
+        (AGGREGATE_NAME.name, UniqueWhat::AggregateName),
+        (SERVER_GROUP_NAME.name, UniqueWhat::ServerGroupName),
     ];
     meanings
         .into_iter()
@@ -124,6 +143,8 @@ fn sqlite_index(message: &str) -> String {
         FIXED_IP,
         HOST_NAME,
         NETWORK_SUBNET,
+        AGGREGATE_NAME,
+        SERVER_GROUP_NAME,
     ];
     if PRIMARY_KEYS
         .iter()

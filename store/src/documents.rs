@@ -9,7 +9,7 @@
 //! ```
 //! A document *lags* while it is unconfirmed. Observation never changes what is desired.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use berth_common::{
     document::{DocumentKey, Kind},
@@ -19,17 +19,17 @@ use berth_common::{
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel, Order,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, UpdateMany,
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, Order, PaginatorTrait,
+    QueryFilter, QueryOrder, QuerySelect, UpdateMany,
     sea_query::{Expr, ExprTrait, OnConflict},
 };
 
 use crate::{
+    bulk,
     codec::{RowReader, int, millis, word},
     entity::document::{self, Column},
     error::{StoreError, failed},
-    executor::Executor,
-    ports::IDS_PER_STATEMENT,
+    executor::{Executor, scope},
 };
 
 /// One document of one host.
@@ -140,7 +140,7 @@ pub async fn get(
     model.map(read).transpose()
 }
 
-/// The documents of some resources, on whichever hosts. One query for each 10,000 resources.
+/// The documents of some resources, on whichever hosts. One query for each 8192 resources.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -149,8 +149,7 @@ pub async fn of_keys(
     keys: &[DocumentKey],
 ) -> Result<Vec<DocumentRow>, StoreError> {
     let mut documents = Vec::new();
-    for keys in keys.chunks(IDS_PER_STATEMENT) {
-        let ids = keys.iter().map(|key| key.id.to_string());
+    for ids in bulk::id_lists(keys.iter().map(|key| key.id)) {
         let models = document::Entity::find()
             .filter(Column::ResourceId.is_in(ids))
             .all(&db.handle())
@@ -165,12 +164,51 @@ pub async fn of_keys(
     Ok(documents)
 }
 
-/// Adds a document, or replaces the one of the same host and resource.
+/// Some documents, by host, kind and id. One query for each 256.
 ///
 /// # Errors
-/// [`StoreError::ForeignKey`] if there is no such host.
-pub async fn upsert(db: &impl Executor, document: &DocumentRow) -> Result<(), StoreError> {
-    let row = document::Model {
+/// See [`StoreError`].
+pub async fn of_host_resources(
+    db: &impl Executor,
+    resources: &[(HostId, DocumentKey)],
+) -> Result<Vec<DocumentRow>, StoreError> {
+    let connection = db.handle();
+    let mut documents = Vec::with_capacity(resources.len());
+    for which in are(connection.get_database_backend(), resources) {
+        let models = document::Entity::find()
+            .filter(which)
+            .all(&connection)
+            .await
+            .map_err(failed("documents::of_host_resources"))?;
+        for model in models {
+            documents.push(read(model)?);
+        }
+    }
+    documents.sort_by_key(|row| (row.host_id, row.key));
+    documents.dedup_by_key(|row| (row.host_id, row.key));
+    Ok(documents)
+}
+
+/// The conditions for some documents, one for each statement.
+fn are(
+    backend: DbBackend,
+    resources: &[(HostId, DocumentKey)],
+) -> impl Iterator<Item = Expr> + use<> {
+    let rows = resources
+        .iter()
+        .map(|(host, key)| {
+            [
+                host.to_string(),
+                key.kind.as_str().to_owned(),
+                key.id.to_string(),
+            ]
+        })
+        .collect();
+    bulk::row_lists(backend, ["host_id", "kind", "resource_id"], rows)
+}
+
+fn write(document: &DocumentRow) -> Result<document::Model, StoreError> {
+    Ok(document::Model {
         host_id: document.host_id.to_string(),
         kind: document.key.kind.as_str().to_owned(),
         resource_id: document.key.id.to_string(),
@@ -189,7 +227,37 @@ pub async fn upsert(db: &impl Executor, document: &DocumentRow) -> Result<(), St
         published_at: document.published_at.map(millis),
         attempts: i64::from(document.attempts),
         next_publish_at: document.next_publish_at.map(millis),
-    };
+    })
+}
+
+/// Adds a document, or replaces the one of the same host and resource.
+///
+/// What is published right after the commit is written with the time, the attempt and the pause of that; when it
+/// cannot be published, [`make_due`] takes it back.
+///
+/// # Errors
+/// [`StoreError::ForeignKey`] if there is no such host.
+pub async fn upsert(db: &impl Executor, document: &DocumentRow) -> Result<(), StoreError> {
+    upsert_many(db, std::slice::from_ref(document)).await
+}
+
+/// Adds documents, or replaces those of the same hosts and resources, all or nothing. Of two for the same host and
+/// resource the later one counts.
+///
+/// # Errors
+/// As [`upsert`].
+pub async fn upsert_many(db: &impl Executor, documents: &[DocumentRow]) -> Result<(), StoreError> {
+    let mut last = HashMap::new();
+    for document in documents {
+        last.insert((document.host_id, document.key), document);
+    }
+    // In one order, whoever writes.
+    let mut last: Vec<_> = last.into_iter().collect();
+    last.sort_by_key(|(id, _)| *id);
+    let models = last
+        .into_iter()
+        .map(|(_, document)| write(document))
+        .collect::<Result<_, _>>()?;
     let replace = OnConflict::columns([Column::HostId, Column::Kind, Column::ResourceId])
         .update_columns([
             Column::Generation,
@@ -203,12 +271,15 @@ pub async fn upsert(db: &impl Executor, document: &DocumentRow) -> Result<(), St
             Column::NextPublishAt,
         ])
         .to_owned();
-    document::Entity::insert(row.into_active_model().reset_all())
-        .on_conflict(replace)
-        .exec_without_returning(&db.handle())
-        .await
-        .map(drop)
-        .map_err(failed("documents::upsert"))
+    let scope = scope(db).await?;
+    bulk::insert(
+        &scope.handle(),
+        "documents::upsert_many",
+        models,
+        Some(&replace),
+    )
+    .await?;
+    scope.finish().await
 }
 
 /// At most `limit` documents that lag and whose time to be published has come, the longest due first.
@@ -308,25 +379,119 @@ pub async fn mark_observed(
     generation: Generation,
     status: ConvergeStatus,
 ) -> Result<bool, StoreError> {
+    let updated = observed(generation, status)?
+        .filter(is(host, key))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::mark_observed"))?;
+    Ok(updated.rows_affected > 0)
+}
+
+/// Sets how far hosts are, of documents of which they said nothing newer before.
+fn observed(
+    generation: Generation,
+    status: ConvergeStatus,
+) -> Result<UpdateMany<document::Entity>, StoreError> {
     let generation = int("documents.observed_generation", generation.0)?;
     let unconfirmed = if is_settled(status) {
         Column::Generation.gt(generation)
     } else {
         Expr::value(true)
     };
-    let updated = document::Entity::update_many()
+    Ok(document::Entity::update_many()
         .col_expr(Column::ObservedGeneration, Expr::value(generation))
         .col_expr(
             Column::ObservedStatus,
             Expr::value(word("documents.observed_status", &status)?),
         )
         .col_expr(Column::Unconfirmed, unconfirmed)
-        .filter(is(host, key))
-        .filter(Column::ObservedGeneration.lte(generation))
-        .exec(&db.handle())
-        .await
-        .map_err(failed("documents::mark_observed"))?;
-    Ok(updated.rows_affected > 0)
+        .filter(Column::ObservedGeneration.lte(generation)))
+}
+
+/// What a host said of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation {
+    /// The host.
+    pub host_id: HostId,
+    /// The resource.
+    pub key: DocumentKey,
+    /// The version it speaks of.
+    pub generation: Generation,
+    /// How far it is with that version.
+    pub status: ConvergeStatus,
+}
+
+/// Notes how far hosts are, all or nothing: [`mark_observed`] for one after the other. A statement for each
+/// generation and status among them, and for each 256 of these.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn mark_observed_many(
+    db: &impl Executor,
+    observations: &[Observation],
+) -> Result<(), StoreError> {
+    // Of one document the last of the newest generation is what stays: an older one after it changes nothing.
+    let mut newest: HashMap<_, Observation> = HashMap::new();
+    for observation in observations {
+        let id = (observation.host_id, observation.key);
+        let known = newest.entry(id).or_insert(*observation);
+        if observation.generation >= known.generation {
+            *known = *observation;
+        }
+    }
+    let mut alike: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (id, observation) in newest {
+        let status = word("documents.observed_status", &observation.status)?;
+        let same = alike.entry((observation.generation, status));
+        same.or_insert_with(Vec::new).push((id, observation.status));
+    }
+    let scope = scope(db).await?;
+    let connection = scope.handle();
+    for ((generation, _), mut documents) in alike {
+        documents.sort_by_key(|(id, _)| *id);
+        let Some((_, status)) = documents.first().copied() else {
+            continue;
+        };
+        let ids: Vec<_> = documents.into_iter().map(|(id, _)| id).collect();
+        for which in are(connection.get_database_backend(), &ids) {
+            observed(generation, status)?
+                .filter(which)
+                .exec(&connection)
+                .await
+                .map_err(failed("documents::mark_observed_many"))?;
+        }
+    }
+    scope.finish().await
+}
+
+/// Makes documents due at once, as if they had never been published: publishing them failed. Answers how many
+/// there are.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn make_due(
+    db: &impl Executor,
+    resources: &[(HostId, DocumentKey)],
+) -> Result<u64, StoreError> {
+    let mut ids = resources.to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    let scope = scope(db).await?;
+    let connection = scope.handle();
+    let mut count = 0;
+    for which in are(connection.get_database_backend(), &ids) {
+        let updated = document::Entity::update_many()
+            .col_expr(Column::Attempts, Expr::value(0_i64))
+            .col_expr(Column::PublishedAt, Expr::value(Option::<i64>::None))
+            .col_expr(Column::NextPublishAt, Expr::value(Option::<i64>::None))
+            .filter(which)
+            .exec(&connection)
+            .await
+            .map_err(failed("documents::make_due"))?;
+        count += updated.rows_affected;
+    }
+    scope.finish().await?;
+    Ok(count)
 }
 
 /// Makes all documents of a host lag and due at once, also those it had settled: its agent started anew and may

@@ -7,7 +7,7 @@ use std::{fmt, io, path::PathBuf};
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, sqlx};
 
-use crate::constraint;
+use crate::{constraint, leadership::Epoch};
 
 /// The driver's own words, the end of the chain of causes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,10 @@ pub enum UniqueWhat {
     IpAddress,
     /// The name of a host.
     HostName,
+    /// The name of an aggregate.
+    AggregateName,
+    /// The name of a server group in its project.
+    ServerGroupName,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -47,6 +51,8 @@ impl fmt::Display for UniqueWhat {
             Self::MacAddress => "the MAC address",
             Self::IpAddress => "the IP address",
             Self::HostName => "the host name",
+            Self::AggregateName => "the aggregate name",
+            Self::ServerGroupName => "the server group name",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })
@@ -121,10 +127,20 @@ pub enum StoreError {
         /// The table of the rows that refer to it.
         by: &'static str,
     },
+    /// Another scheduler took over; this one must write no more. Nothing was changed.
+    #[error(
+        "another scheduler took over: this one leads in epoch {ours}, the database is in epoch {newest}"
+    )]
+    Fenced {
+        /// The epoch of whoever wanted to write.
+        ours: Epoch,
+        /// The epoch that the database is in.
+        newest: Epoch,
+    },
     /// Another process is the scheduler of this database.
     #[error("another scheduler is running on this database: {what}")]
     Locked {
-        /// What is locked and, if the database tells, by whom.
+        /// What is locked, and what would be right.
         what: String,
     },
     /// The lock file cannot be opened or locked.
@@ -164,6 +180,7 @@ impl StoreError {
             | Self::Unstorable { .. }
             | Self::NotFound { .. }
             | Self::InUse { .. }
+            | Self::Fenced { .. }
             | Self::Locked { .. }
             | Self::LockFile { .. }
             | Self::Config { .. }
@@ -187,6 +204,20 @@ pub(crate) fn failed(what: &'static str) -> impl FnOnce(DbErr) -> StoreError {
             what,
             source: Cause::new(other.to_string()),
         },
+    }
+}
+
+/// Whether the connection, or the transaction it happened in, is gone with an error. MariaDB undoes the whole
+/// transaction of a deadlock's victim and would let the next statement commit by itself; so does SQLite when the disk
+/// is full.
+pub(crate) fn ends_transaction(error: &DbErr) -> bool {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => {
+            driver_failed("a statement", error).retryable()
+        }
+        other => matches!(other, DbErr::ConnectionAcquire(_)),
     }
 }
 

@@ -5,7 +5,12 @@
 
 use std::{
     future::Future,
-    sync::atomic::{AtomicBool, Ordering},
+    marker::PhantomData,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +21,7 @@ use sea_orm::{
 };
 use sea_orm_migration::async_trait;
 
-use crate::error::{StoreError, failed};
+use crate::error::{StoreError, ends_transaction, failed};
 
 /// How long one statement, begin, commit or ping may take. Longer than the wait for a connection and the wait
 /// for another transaction's lock, each of which has a limit of its own and a better error.
@@ -40,15 +45,10 @@ fn no_answer() -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(sqlx::Error::Io(error).into()))
 }
 
-/// Whether an error says that an exchange was given up.
-fn is_no_answer(error: &DbErr) -> bool {
-    let (DbErr::Conn(RuntimeErr::SqlxError(error))
-    | DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
-    else {
-        return false;
-    };
-    matches!(&**error, sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut)
+/// What every further statement of a transaction is told that is over.
+fn is_over() -> DbErr {
+    let error = std::io::Error::other("an earlier failure ended the transaction");
+    DbErr::Conn(RuntimeErr::SqlxError(sqlx::Error::Io(error).into()))
 }
 
 /// The pool or a transaction; every query function takes either.
@@ -64,15 +64,28 @@ pub struct Pool(pub(crate) DatabaseConnection);
 /// itself from its start (`BEGIN IMMEDIATE`). berth has one logical writer, which needs no more, and what two
 /// writers could spoil is held by unique indexes. READ COMMITTED is the one level with the same meaning on both:
 /// no gap locks on MariaDB, no serialization failures on PostgreSQL.
+///
+/// A statement that fails with [`StoreError::Unavailable`] ends it, whatever the database says later: nobody knows
+/// what it holds. After any other error, drop it, or the [`Savepoint`] that the statement was in.
 #[derive(Debug)]
 pub struct Txn {
     transaction: DatabaseTransaction,
-    /// A statement was given up, so nobody knows what the transaction holds: it cannot be committed any more.
-    undecided: AtomicBool,
+    /// It cannot be committed any more. Shared with its savepoints.
+    over: Arc<AtomicBool>,
+}
+
+/// A part of a transaction that can be undone by itself. Dropping it undoes what was done in it; the transaction
+/// goes on. It is used like the transaction, which nobody else can use meanwhile.
+#[derive(Debug)]
+#[must_use = "what is done beside a savepoint is not undone with it"]
+pub struct Savepoint<'a> {
+    inner: Txn,
+    outer: PhantomData<&'a mut Txn>,
 }
 
 impl Executor for Pool {}
 impl Executor for Txn {}
+impl Executor for Savepoint<'_> {}
 
 impl Txn {
     /// Makes all of it permanent.
@@ -91,27 +104,73 @@ impl Txn {
         self.end().await
     }
 
-    async fn end(self) -> Result<(), StoreError> {
-        if self.undecided.load(Ordering::Relaxed) {
-            return Err(failed("commit")(no_answer()));
-        }
-        answered(self.transaction.commit())
+    /// Marks a point to return to.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, StoreError> {
+        let transaction = self
+            .exchange(self.transaction.begin())
             .await
-            .map_err(failed("commit"))
+            .map_err(failed("savepoint"))?;
+        Ok(Savepoint {
+            inner: Self {
+                transaction,
+                over: Arc::clone(&self.over),
+            },
+            outer: PhantomData,
+        })
+    }
+
+    async fn end(self) -> Result<(), StoreError> {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(failed("commit")(is_over()));
+        }
+        let Self { transaction, over } = self;
+        let ended = answered(transaction.commit()).await;
+        if ended.is_err() {
+            over.store(true, Ordering::Relaxed);
+        }
+        ended.map_err(failed("commit"))
     }
 
     async fn exchange<T>(
         &self,
         exchange: impl Future<Output = Result<T, DbErr>>,
     ) -> Result<T, DbErr> {
-        if self.undecided.load(Ordering::Relaxed) {
-            return Err(no_answer());
+        if self.over.load(Ordering::Relaxed) {
+            return Err(is_over());
         }
         let outcome = answered(exchange).await;
-        if outcome.as_ref().is_err_and(is_no_answer) {
-            self.undecided.store(true, Ordering::Relaxed);
+        if outcome.as_ref().is_err_and(ends_transaction) {
+            self.over.store(true, Ordering::Relaxed);
         }
         outcome
+    }
+}
+
+impl Savepoint<'_> {
+    /// Keeps what was done in it, as part of the transaction.
+    ///
+    /// # Errors
+    /// See [`StoreError`]. Then drop the transaction: nobody knows what it holds.
+    pub async fn release(self) -> Result<(), StoreError> {
+        self.inner.end().await
+    }
+
+    /// Marks a point within it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, StoreError> {
+        self.inner.savepoint().await
+    }
+}
+
+impl Deref for Savepoint<'_> {
+    type Target = Txn;
+    fn deref(&self) -> &Txn {
+        &self.inner
     }
 }
 
@@ -133,7 +192,7 @@ impl Pool {
     pub(crate) async fn begin(&self) -> Result<Txn, StoreError> {
         Ok(Txn {
             transaction: begin(&self.0).await?,
-            undecided: AtomicBool::new(false),
+            over: Arc::default(),
         })
     }
 }
@@ -219,7 +278,7 @@ impl ConnectionTrait for Bounded<'_> {
 pub(crate) mod sealed {
     //! What makes [`Executor`](super::Executor) ours alone.
 
-    use super::{Bounded, Pool, Txn};
+    use super::{Bounded, Pool, Savepoint, Txn};
 
     /// Gives the database library's view of an executor.
     pub trait Handle: Send + Sync {
@@ -236,6 +295,12 @@ pub(crate) mod sealed {
     impl Handle for Txn {
         fn handle(&self) -> Bounded<'_> {
             Bounded::Txn(self)
+        }
+    }
+
+    impl Handle for Savepoint<'_> {
+        fn handle(&self) -> Bounded<'_> {
+            Bounded::Txn(&self.inner)
         }
     }
 }

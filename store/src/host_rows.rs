@@ -1,15 +1,17 @@
-//! All rows that one host's documents are derived from, in four queries however many there are.
+//! All rows that hosts' documents are derived from, or those of a few documents, in a few queries however many there
+//! are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use berth_common::ids::HostId;
+use berth_common::ids::{HostId, InstanceId, NetworkId};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
     sea_query::SelectStatement,
 };
 
 use crate::{
-    claims::ClaimRole,
+    bulk,
+    claims::{self, ClaimRole},
     entity::{claim, instance, network, port},
     error::StoreError,
     executor::Executor,
@@ -83,4 +85,177 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
         instances,
         networks,
     })
+}
+
+/// Some documents of a host: those of these instances, and those of these networks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostPart {
+    /// The instances.
+    pub instances: BTreeSet<InstanceId>,
+    /// The networks.
+    pub networks: BTreeSet<NetworkId>,
+}
+
+/// Reads what some documents of a host are derived from. See [`of_parts`].
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_host_part(
+    db: &impl Executor,
+    host: HostId,
+    part: &HostPart,
+) -> Result<HostRows, StoreError> {
+    let parts = BTreeMap::from([(host, part.clone())]);
+    let mut rows = of_parts(db, &parts).await?;
+    Ok(rows.remove(&host).unwrap_or_default())
+}
+
+/// Reads what some documents of some hosts are derived from: seven queries, and more only beyond thousands of ids.
+/// Every host that is asked for is in the answer.
+///
+/// The documents of the instances and networks asked for come out as from all rows of the host, [`of_host`]; what
+/// is asked for and not there has none. Others that come out are incomplete and must be left out: a network's
+/// document lists all ports on the host, so their instances are read too, with no other ports; and an instance's
+/// document tells of its networks.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_parts(
+    db: &impl Executor,
+    parts: &BTreeMap<HostId, HostPart>,
+) -> Result<BTreeMap<HostId, HostRows>, StoreError> {
+    let asked: BTreeSet<InstanceId> = parts
+        .values()
+        .flat_map(|part| &part.instances)
+        .copied()
+        .collect();
+    let mut found = Found::default();
+    for (instance, host) in current_hosts(db, &asked).await? {
+        if parts
+            .get(&host)
+            .is_some_and(|part| part.instances.contains(&instance))
+        {
+            found.host_of.insert(instance, host);
+        }
+    }
+    let on_host: Vec<InstanceId> = found.host_of.keys().copied().collect();
+    found.ports = ports::of_instances(db, &on_host).await?;
+    found.add_neighbours(parts, neighbours(db, parts).await?);
+    found.read(db, parts).await
+}
+
+/// What was found so far of the parts of some hosts.
+#[derive(Default)]
+struct Found {
+    host_of: HashMap<InstanceId, HostId>,
+    ports: Vec<PortRow>,
+}
+
+impl Found {
+    /// Adds the ports of other instances in the networks asked for.
+    fn add_neighbours(
+        &mut self,
+        parts: &BTreeMap<HostId, HostPart>,
+        neighbours: Vec<(HostId, PortRow)>,
+    ) {
+        let known: HashSet<_> = self.ports.iter().map(|port| port.id).collect();
+        for (host, port) in neighbours {
+            let wanted = parts
+                .get(&host)
+                .is_some_and(|part| part.networks.contains(&port.network_id));
+            if wanted && !known.contains(&port.id) {
+                self.host_of.insert(port.instance_id, host);
+                self.ports.push(port);
+            }
+        }
+    }
+
+    /// Reads the instances and networks, and sorts everything by host.
+    async fn read(
+        self,
+        db: &impl Executor,
+        parts: &BTreeMap<HostId, HostPart>,
+    ) -> Result<BTreeMap<HostId, HostRows>, StoreError> {
+        let ids: Vec<InstanceId> = self.host_of.keys().copied().collect();
+        let mut instances = instances::of_ids(db, &ids).await?;
+        instances.retain(|instance| instance.deleted_at.is_none());
+
+        let mut networks_of: BTreeMap<HostId, BTreeSet<NetworkId>> = BTreeMap::new();
+        let mut ports_of: HashMap<InstanceId, Vec<PortRow>> = HashMap::new();
+        for port in self.ports {
+            if let Some(host) = self.host_of.get(&port.instance_id) {
+                networks_of
+                    .entry(*host)
+                    .or_default()
+                    .insert(port.network_id);
+            }
+            ports_of.entry(port.instance_id).or_default().push(port);
+        }
+        let ids: BTreeSet<NetworkId> = networks_of.values().flatten().copied().collect();
+        let ids: Vec<NetworkId> = ids.into_iter().collect();
+        let mut networks = networks::of_ids(db, &ids).await?;
+        networks.sort_by_key(|network| (network.created_at, network.id));
+
+        let mut rows: BTreeMap<HostId, HostRows> = parts
+            .keys()
+            .map(|host| (*host, HostRows::default()))
+            .collect();
+        for instance in instances {
+            let Some(host) = self.host_of.get(&instance.id) else {
+                continue;
+            };
+            let mut ports = ports_of.remove(&instance.id).unwrap_or_default();
+            ports.sort_by_key(|port| port.position);
+            let of_host = rows.entry(*host).or_default();
+            of_host.instances.push((instance, ports));
+        }
+        for (host, ids) in networks_of {
+            let on_host = networks.iter().filter(|network| ids.contains(&network.id));
+            rows.entry(host)
+                .or_default()
+                .networks
+                .extend(on_host.cloned());
+        }
+        Ok(rows)
+    }
+}
+
+/// The hosts on which some instances have their current claims.
+async fn current_hosts(
+    db: &impl Executor,
+    ids: &BTreeSet<InstanceId>,
+) -> Result<Vec<(InstanceId, HostId)>, StoreError> {
+    let ids: Vec<InstanceId> = ids.iter().copied().collect();
+    let claims = claims::of_instances(db, &ids).await?;
+    Ok(claims
+        .into_iter()
+        .filter(|claim| claim.role == ClaimRole::Current)
+        .map(|claim| (claim.instance_id, claim.host_id))
+        .collect())
+}
+
+/// The ports in the networks asked for, of all instances on the hosts asked for; and, since each is looked for on each,
+/// some more.
+async fn neighbours(
+    db: &impl Executor,
+    parts: &BTreeMap<HostId, HostPart>,
+) -> Result<Vec<(HostId, PortRow)>, StoreError> {
+    let networks: BTreeSet<NetworkId> = parts
+        .values()
+        .flat_map(|part| &part.networks)
+        .copied()
+        .collect();
+    let hosts: Vec<HostId> = parts
+        .iter()
+        .filter(|(_, part)| !part.networks.is_empty())
+        .map(|(host, _)| *host)
+        .collect();
+    let mut found = Vec::new();
+    for hosts in bulk::id_lists(&hosts) {
+        for networks in bulk::id_lists(&networks) {
+            let mut ports = ports::on_hosts(db, hosts.clone(), networks).await?;
+            found.append(&mut ports);
+        }
+    }
+    Ok(found)
 }

@@ -1,15 +1,15 @@
 //! Hosts: what their heartbeats say, and what operators decided about them.
 //!
-//! The two have separate writers: a heartbeat never changes status, reason or ratios.
+//! The two have separate writers: a heartbeat never changes status, reason, ratios or reserves.
 
 use berth_common::{
     ids::HostId,
     message::{
-        heartbeat::{ForeignDomain, Heartbeat, PartHealth},
+        heartbeat::{ForeignDomain, Heartbeat, PartHealth, ResourceInventory},
         view::{HostStatus, Resources},
     },
-    names::HostName,
-    units::AllocationRatio,
+    names::{HostName, PhysicalNetworkName},
+    units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -18,6 +18,7 @@ use sea_orm::{
 };
 
 use crate::{
+    aggregates,
     codec::{self, Amounts, RowReader, int, millis, prose, word},
     documents,
     entity::{claim, host},
@@ -60,27 +61,61 @@ pub struct HostRow {
     pub last_heartbeat_at: DateTime<Utc>,
     /// When the first heartbeat arrived.
     pub created_at: DateTime<Utc>,
-    /// The host's own CPU ratio; none: the scheduler's.
+    /// The physical networks its NICs are plugged into.
+    pub physical_networks: Vec<PhysicalNetworkName>,
+    /// Countable resources besides CPUs, memory and disk.
+    pub resources: Vec<ResourceInventory>,
+    /// The host's own CPU ratio; none: its aggregates', or the scheduler's.
     pub cpu_ratio: Option<AllocationRatio>,
-    /// The host's own memory ratio; none: the scheduler's.
+    /// The host's own memory ratio; none: its aggregates', or the scheduler's.
     pub ram_ratio: Option<AllocationRatio>,
-    /// The host's own disk ratio; none: the scheduler's.
+    /// The host's own disk ratio; none: its aggregates', or the scheduler's.
     pub disk_ratio: Option<AllocationRatio>,
+    /// What is kept for the host itself.
+    pub reserved: ReservedOverrides,
+}
+
+/// What operators decided to keep for a host itself; none: what the scheduler keeps on every host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReservedOverrides {
+    /// CPUs.
+    pub vcpus: Option<Vcpus>,
+    /// Memory.
+    pub memory_mb: Option<MemoryMb>,
+    /// Disk.
+    pub disk_gb: Option<DiskGb>,
+}
+
+/// All that operators decided about the capacity of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HostOverrides {
+    /// The CPU ratio.
+    pub cpu_ratio: Option<AllocationRatio>,
+    /// The memory ratio.
+    pub ram_ratio: Option<AllocationRatio>,
+    /// The disk ratio.
+    pub disk_ratio: Option<AllocationRatio>,
+    /// What is kept for the host itself.
+    pub reserved: ReservedOverrides,
+}
+
+impl HostRow {
+    /// What operators decided about its capacity, to change a part of it.
+    #[must_use]
+    pub const fn overrides(&self) -> HostOverrides {
+        HostOverrides {
+            cpu_ratio: self.cpu_ratio,
+            ram_ratio: self.ram_ratio,
+            disk_ratio: self.disk_ratio,
+            reserved: self.reserved,
+        }
+    }
 }
 
 fn read(model: host::Model) -> Result<HostRow, StoreError> {
     let row = RowReader {
         table: TABLE,
         id: &model.id,
-    };
-    let ratio = |column, thousandths: Option<i64>| {
-        let parse = |thousandths| {
-            row.parsed(
-                column,
-                AllocationRatio::from_thousandths(row.int(column, thousandths)?),
-            )
-        };
-        thousandths.map(parse).transpose()
     };
     let total = Amounts {
         vcpus: model.total_vcpus,
@@ -108,9 +143,20 @@ fn read(model: host::Model) -> Result<HostRow, StoreError> {
         foreign_domains: row.json("foreign_domains", &model.foreign_domains)?,
         last_heartbeat_at: row.time("last_heartbeat_at", model.last_heartbeat_at)?,
         created_at: row.time("created_at", model.created_at)?,
-        cpu_ratio: ratio("cpu_ratio", model.cpu_ratio)?,
-        ram_ratio: ratio("ram_ratio", model.ram_ratio)?,
-        disk_ratio: ratio("disk_ratio", model.disk_ratio)?,
+        physical_networks: row.json("physical_networks", &model.physical_networks)?,
+        resources: row.json("resources", &model.resources)?,
+        cpu_ratio: row.ratio("cpu_ratio", model.cpu_ratio)?,
+        ram_ratio: row.ratio("ram_ratio", model.ram_ratio)?,
+        disk_ratio: row.ratio("disk_ratio", model.disk_ratio)?,
+        reserved: ReservedOverrides {
+            vcpus: row.opt_amount("reserved_vcpus", model.reserved_vcpus, Vcpus::new)?,
+            memory_mb: row.opt_amount(
+                "reserved_memory_mb",
+                model.reserved_memory_mb,
+                MemoryMb::new,
+            )?,
+            disk_gb: row.opt_amount("reserved_disk_gb", model.reserved_disk_gb, DiskGb::new)?,
+        },
     })
 }
 
@@ -151,6 +197,11 @@ fn after(
         cpu_ratio: before.as_ref().and_then(|before| before.cpu_ratio),
         ram_ratio: before.as_ref().and_then(|before| before.ram_ratio),
         disk_ratio: before.as_ref().and_then(|before| before.disk_ratio),
+        reserved_vcpus: before.as_ref().and_then(|before| before.reserved_vcpus),
+        reserved_memory_mb: before.as_ref().and_then(|before| before.reserved_memory_mb),
+        reserved_disk_gb: before.as_ref().and_then(|before| before.reserved_disk_gb),
+        physical_networks: codec::json("hosts.physical_networks", &heartbeat.physical_networks)?,
+        resources: codec::json("hosts.resources", &heartbeat.resources)?,
     })
 }
 
@@ -239,6 +290,9 @@ pub async fn upsert_heartbeat(
             host::Column::CpuRatio,
             host::Column::RamRatio,
             host::Column::DiskRatio,
+            host::Column::ReservedVcpus,
+            host::Column::ReservedMemoryMb,
+            host::Column::ReservedDiskGb,
         ] {
             facts.not_set(decided);
         }
@@ -286,7 +340,58 @@ pub async fn set_status(
     found(updated.rows_affected, id)
 }
 
-/// Deletes a host and its documents, all or nothing.
+/// Sets what operators decided about a host's capacity, all of it. Nothing else is touched.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such host.
+pub async fn set_overrides(
+    db: &impl Executor,
+    id: HostId,
+    overrides: &HostOverrides,
+) -> Result<(), StoreError> {
+    let kept = overrides.reserved;
+    // Checked as one, so that nothing is written that could not be read back.
+    let reserved = codec::amounts(
+        "hosts.reserved",
+        Resources {
+            vcpus: kept.vcpus.unwrap_or_default(),
+            memory_mb: kept.memory_mb.unwrap_or_default(),
+            disk_gb: kept.disk_gb.unwrap_or_default(),
+        },
+    )?;
+    let updated = host::Entity::update_many()
+        .col_expr(
+            host::Column::CpuRatio,
+            Expr::value(codec::ratio(overrides.cpu_ratio)),
+        )
+        .col_expr(
+            host::Column::RamRatio,
+            Expr::value(codec::ratio(overrides.ram_ratio)),
+        )
+        .col_expr(
+            host::Column::DiskRatio,
+            Expr::value(codec::ratio(overrides.disk_ratio)),
+        )
+        .col_expr(
+            host::Column::ReservedVcpus,
+            Expr::value(kept.vcpus.map(|_| reserved.vcpus)),
+        )
+        .col_expr(
+            host::Column::ReservedMemoryMb,
+            Expr::value(kept.memory_mb.map(|_| reserved.memory_mb)),
+        )
+        .col_expr(
+            host::Column::ReservedDiskGb,
+            Expr::value(kept.disk_gb.map(|_| reserved.disk_gb)),
+        )
+        .filter(host::Column::Id.eq(id.to_string()))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("hosts::set_overrides"))?;
+    found(updated.rows_affected, id)
+}
+
+/// Deletes a host, its documents and its places in aggregates, all or nothing.
 ///
 /// # Errors
 /// [`StoreError::InUse`] while an instance has a claim on it, [`StoreError::NotFound`] if there is no such host.
@@ -306,12 +411,13 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
         return Err(in_use());
     }
     documents::delete_of_host(&scope.handle(), id).await?;
+    aggregates::remove_host_from_all(&scope.handle(), id).await?;
     let deleted = host::Entity::delete_by_id(id.to_string())
         .exec(&scope.handle())
         .await
         .map_err(failed("hosts::delete"))
         .map_err(|error| match error {
-            // A claim, or a document, that came since.
+            // A claim, a document, or a place in an aggregate that came since.
             StoreError::ForeignKey { .. } => in_use(),
             other => other,
         })?;

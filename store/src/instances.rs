@@ -4,8 +4,9 @@
 
 use berth_common::{
     document::{DesiredPower, Flavor, ImageRef, Reboot},
-    ids::{InstanceId, Nonce},
+    ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
+        placement::SchedulerHints,
         report::{ConvergeStatus, Fault, PowerState},
         view::Resources,
     },
@@ -14,12 +15,12 @@ use berth_common::{
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, UpdateMany, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, UpdateMany, sea_query::Expr,
 };
 
 use crate::{
-    claims,
+    bulk, claims,
     codec::{self, Amounts, RowReader, fault_columns, int, millis, prose, word},
     entity::instance::{self, Column},
     error::{StoreError, failed},
@@ -62,6 +63,25 @@ pub struct InstanceRow {
     pub updated_at: DateTime<Utc>,
     /// When it was gone.
     pub deleted_at: Option<DateTime<Utc>>,
+    /// Where it may be placed, and where not.
+    pub hints: SchedulerHints,
+    /// The server group it is in.
+    pub server_group_id: Option<ServerGroupId>,
+    /// The how-manieth attempt to place it, from 1.
+    pub attempt: u32,
+    /// The hosts that could not build it, in the order of trying.
+    pub failed_hosts: Vec<HostId>,
+}
+
+/// How far the placement of an instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement<'a> {
+    /// The how-manieth attempt, from 1.
+    pub attempt: u32,
+    /// The hosts that could not build it.
+    pub failed_hosts: &'a [HostId],
+    /// Why no place was found.
+    pub fault: Option<&'a Fault>,
 }
 
 /// What a host last said of an instance.
@@ -161,6 +181,13 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
         created_at: row.time("created_at", model.created_at)?,
         updated_at: row.time("updated_at", model.updated_at)?,
         deleted_at: row.opt_time("deleted_at", model.deleted_at)?,
+        hints: row.opt_json("hints", model.hints.as_deref())?,
+        server_group_id: model
+            .server_group_id
+            .map(|id| row.parsed("server_group_id", id.parse()))
+            .transpose()?,
+        attempt: row.int("attempt", model.attempt)?,
+        failed_hosts: row.json("failed_hosts", &model.failed_hosts)?,
     })
 }
 
@@ -207,6 +234,10 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         created_at: millis(instance.created_at),
         updated_at: millis(instance.updated_at),
         deleted_at: instance.deleted_at.map(millis),
+        hints: codec::opt_json("instances.hints", &instance.hints)?,
+        server_group_id: instance.server_group_id.map(|id| id.to_string()),
+        attempt: i64::from(instance.attempt),
+        failed_hosts: codec::json("instances.failed_hosts", &instance.failed_hosts)?,
     })
 }
 
@@ -273,6 +304,17 @@ pub async fn insert(db: &impl Executor, instance: &InstanceRow) -> Result<(), St
         .map_err(failed("instances::insert"))
 }
 
+/// Adds instances, all or nothing.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `Id` or `InstanceName`, without saying whose.
+pub async fn insert_many(db: &impl Executor, instances: &[InstanceRow]) -> Result<(), StoreError> {
+    let models = instances.iter().map(write).collect::<Result<_, _>>()?;
+    let scope = scope(db).await?;
+    bulk::insert(&scope.handle(), "instances::insert_many", models, None).await?;
+    scope.finish().await
+}
+
 /// One instance, also a deleted one.
 ///
 /// # Errors
@@ -280,6 +322,51 @@ pub async fn insert(db: &impl Executor, instance: &InstanceRow) -> Result<(), St
 pub async fn get(db: &impl Executor, id: InstanceId) -> Result<Option<InstanceRow>, StoreError> {
     let which = Condition::all().add(Column::Id.eq(id.to_string()));
     Ok(load(db, which, None).await?.pop())
+}
+
+/// Some instances, also deleted ones, in order of creation.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_ids(
+    db: &impl Executor,
+    ids: &[InstanceId],
+) -> Result<Vec<InstanceRow>, StoreError> {
+    let mut instances = Vec::with_capacity(ids.len());
+    for ids in bulk::id_lists(ids) {
+        let which = Condition::all().add(Column::Id.is_in(ids));
+        instances.append(&mut load(db, which, None).await?);
+    }
+    in_order(&mut instances);
+    Ok(instances)
+}
+
+/// The living instances with these names, in order of creation.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn living_by_names(
+    db: &impl Executor,
+    names: &[(ProjectName, InstanceName)],
+) -> Result<Vec<InstanceRow>, StoreError> {
+    let connection = db.handle();
+    let rows = names
+        .iter()
+        .map(|(project, name)| [project.to_string(), name.to_string()])
+        .collect();
+    let backend = connection.get_database_backend();
+    let mut instances = Vec::new();
+    for which in bulk::row_lists(backend, ["project", "live_name"], rows) {
+        instances.append(&mut load(db, Condition::all().add(which), None).await?);
+    }
+    in_order(&mut instances);
+    Ok(instances)
+}
+
+/// By creation, and each once: what several statements found may overlap.
+fn in_order(instances: &mut Vec<InstanceRow>) {
+    instances.sort_by_key(|row| (row.created_at, row.id));
+    instances.dedup_by_key(|row| row.id);
 }
 
 /// The living instance with this name.
@@ -421,6 +508,26 @@ pub async fn set_placement_fault(
         .col_expr(Column::PlacementFaultCode, Expr::value(code))
         .col_expr(Column::PlacementFaultMessage, Expr::value(message));
     apply(db, id, "instances::set_placement_fault", update).await
+}
+
+/// Sets how far its placement is: the attempt, the hosts that failed, and why no place was found.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_placement(
+    db: &impl Executor,
+    id: InstanceId,
+    placement: &Placement<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let (code, message) = fault_columns("instances.placement_fault", placement.fault)?;
+    let failed_hosts = codec::json("instances.failed_hosts", &placement.failed_hosts)?;
+    let update = update(id, now)
+        .col_expr(Column::Attempt, Expr::value(i64::from(placement.attempt)))
+        .col_expr(Column::FailedHosts, Expr::value(failed_hosts))
+        .col_expr(Column::PlacementFaultCode, Expr::value(code))
+        .col_expr(Column::PlacementFaultMessage, Expr::value(message));
+    apply(db, id, "instances::set_placement", update).await
 }
 
 /// Sets what its host last said. What is desired is not touched.

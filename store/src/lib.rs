@@ -2,9 +2,10 @@
 //!
 //! The story: a [`Store`] is a pool of connections to SQLite, PostgreSQL or MariaDB. One set of migrations and
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
-//! `lock.rs` (the lock of the one scheduler) and `migration/dialect.rs` (two column and table options). Each
-//! resource has one file with its row struct and its queries: [`hosts`], [`networks`], [`instances`], [`ports`],
-//! [`claims`], [`documents`], [`nonces`]; and [`host_rows`] reads all that one host's documents are derived from.
+//! `lock.rs` (SQLite's lock of the one scheduler) and `migration/dialect.rs` (two column and table options). Each
+//! resource has one file with its row struct and its queries: [`hosts`], [`aggregates`], [`networks`], [`instances`],
+//! [`server_groups`], [`ports`], [`claims`], [`documents`], [`decisions`], [`nonces`]; [`host_rows`] reads all that
+//! one host's documents are derived from, and [`leadership`] tells which of several schedulers writes.
 //!
 //! Rows are plain structs of the shared ids, names and units. Every value is checked when it is written and
 //! parsed when it is read: a stored value that does not parse is [`StoreError::Corrupt`] with its table and row,
@@ -12,9 +13,9 @@
 //! unique indexes, and a violation is [`StoreError::Unique`] with what is taken.
 //!
 //! Query functions take any [`Executor`]: the pool, or a transaction. Functions of several statements are atomic
-//! either way: they join the given transaction or open one. The number of queries per call is constant. After an
-//! error inside a transaction, drop it: PostgreSQL would refuse every further statement, and so the others are
-//! treated alike. Every exchange with the database has a time limit; one that is given up is
+//! either way: they join the given transaction or open one. The number of queries per call is constant, or constant
+//! for each few hundred rows. After an error inside a transaction, drop it, or the [`Savepoint`] it happened in:
+//! PostgreSQL would refuse every further statement, and so the others are treated alike. Every exchange with the database has a time limit; one that is given up is
 //! [`StoreError::Unavailable`], and its connection is not used again.
 //!
 //! Representation, the same everywhere: ids and addresses as text (every database shows, compares and orders them
@@ -24,6 +25,7 @@
 //!
 //! It decides nothing: no placement, no clock, no defaults of policy.
 
+mod bulk;
 mod codec;
 mod connect;
 mod constraint;
@@ -33,17 +35,22 @@ mod executor;
 mod lock;
 mod migration;
 
+pub mod aggregates;
 pub mod claims;
+pub mod decisions;
 pub mod documents;
 pub mod host_rows;
 pub mod hosts;
 pub mod instances;
+pub mod leadership;
 pub mod networks;
 pub mod nonces;
 pub mod ports;
+pub mod server_groups;
 
 pub use codec::whole_millis;
 pub use connect::{Store, StoreConfig};
 pub use error::{Cause, StoreError, UniqueWhat};
-pub use executor::{Executor, Pool, Txn};
+pub use executor::{Executor, Pool, Savepoint, Txn};
+pub use leadership::Epoch;
 pub use lock::ExclusiveLock;

@@ -14,11 +14,11 @@ use sea_orm::{
 };
 
 use crate::{
+    bulk,
     codec::{self, RowReader, millis, word},
     entity::{network, port, subnet},
     error::{StoreError, failed},
     executor::{Executor, scope},
-    ports::IDS_PER_STATEMENT,
 };
 
 const TABLE: &str = "networks";
@@ -172,8 +172,7 @@ pub async fn get(db: &impl Executor, id: NetworkId) -> Result<Option<NetworkRow>
 /// See [`StoreError`].
 pub async fn of_ids(db: &impl Executor, ids: &[NetworkId]) -> Result<Vec<NetworkRow>, StoreError> {
     let mut networks = Vec::new();
-    for ids in ids.chunks(IDS_PER_STATEMENT) {
-        let ids = ids.iter().map(ToString::to_string);
+    for ids in bulk::id_lists(ids) {
         let which = Condition::all().add(network::Column::Id.is_in(ids));
         networks.append(&mut load(db, which).await?);
     }

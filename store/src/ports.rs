@@ -7,24 +7,22 @@ use std::{
 
 use berth_common::{
     document::FixedIp,
-    ids::{InstanceId, NetworkId, PortId, SubnetId},
+    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
     names::MacAddress,
 };
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, JoinType, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait, RelationDef,
 };
 
 use crate::{
+    bulk,
+    claims::ClaimRole,
     codec::RowReader,
-    entity::{fixed_ip, port},
+    entity::{claim, fixed_ip, port},
     error::{StoreError, failed},
     executor::{Executor, scope},
 };
-
-/// How many ids one statement names at most; the databases bound the number of parameters at 32,766 (SQLite) and
-/// 65,535.
-pub(crate) const IDS_PER_STATEMENT: usize = 10_000;
 
 /// A virtual NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,42 +106,107 @@ pub(crate) async fn load(db: &impl Executor, which: Condition) -> Result<Vec<Por
         .collect()
 }
 
+fn write(port: &PortRow) -> port::Model {
+    port::Model {
+        id: port.id.to_string(),
+        instance_id: port.instance_id.to_string(),
+        network_id: port.network_id.to_string(),
+        position: i64::from(port.position),
+        mac_address: port.mac_address.to_string(),
+    }
+}
+
+fn write_fixed_ips(port: &PortRow) -> impl Iterator<Item = fixed_ip::Model> {
+    (0_i64..)
+        .zip(&port.fixed_ips)
+        .map(|(position, address)| fixed_ip::Model {
+            port_id: port.id.to_string(),
+            position,
+            subnet_id: address.subnet_id.to_string(),
+            ip_address: address.ip_address.to_string(),
+        })
+}
+
+/// The ports in some networks of the instances that have their current claim on some hosts, each with its host: two
+/// queries, and more only beyond thousands of ports.
+pub(crate) async fn on_hosts(
+    db: &impl Executor,
+    hosts: Vec<String>,
+    networks: Vec<String>,
+) -> Result<Vec<(HostId, PortRow)>, StoreError> {
+    const WHAT: &str = "ports::on_hosts";
+    let connection = db.handle();
+    let claim: RelationDef = port::Entity::belongs_to(claim::Entity)
+        .from(port::Column::InstanceId)
+        .to(claim::Column::InstanceId)
+        .into();
+    let found = port::Entity::find()
+        .join(JoinType::InnerJoin, claim)
+        .column(claim::Column::HostId)
+        .filter(claim::Column::HostId.is_in(hosts))
+        .filter(claim::Column::Role.eq(ClaimRole::Current.as_str()))
+        .filter(port::Column::NetworkId.is_in(networks))
+        .into_model::<OnHost>()
+        .all(&connection)
+        .await
+        .map_err(failed(WHAT))?;
+    let mut addresses: HashMap<String, Vec<(i64, FixedIp)>> = HashMap::new();
+    for ids in bulk::id_lists(found.iter().map(|found| &found.port.id)) {
+        let models = fixed_ip::Entity::find()
+            .filter(fixed_ip::Column::PortId.is_in(ids))
+            .all(&connection)
+            .await
+            .map_err(failed(WHAT))?;
+        for model in models {
+            let address = read_fixed_ip(&model)?;
+            let of_port = addresses.entry(model.port_id).or_default();
+            of_port.push((model.position, address));
+        }
+    }
+    found
+        .into_iter()
+        .map(|OnHost { port, host_id }| {
+            let row = RowReader {
+                table: "claims",
+                id: &port.instance_id,
+            };
+            let host = row.parsed("host_id", host_id.parse())?;
+            let mut fixed_ips = addresses.remove(&port.id).unwrap_or_default();
+            fixed_ips.sort_by_key(|(position, _)| *position);
+            let fixed_ips = fixed_ips.into_iter().map(|(_, address)| address).collect();
+            Ok((host, read(port, fixed_ips)?))
+        })
+        .collect()
+}
+
+/// A port and a column of its instance's claim, as stored.
+#[derive(Debug, FromQueryResult)]
+struct OnHost {
+    #[sea_orm(nested)]
+    port: port::Model,
+    host_id: String,
+}
+
 /// Adds a port and its addresses.
 ///
 /// # Errors
 /// [`StoreError::Unique`] with `MacAddress`, `IpAddress` or `Id`; [`StoreError::ForeignKey`] if instance, network
 /// or subnet do not exist.
 pub async fn insert(db: &impl Executor, port: &PortRow) -> Result<(), StoreError> {
-    let row = port::Model {
-        id: port.id.to_string(),
-        instance_id: port.instance_id.to_string(),
-        network_id: port.network_id.to_string(),
-        position: i64::from(port.position),
-        mac_address: port.mac_address.to_string(),
-    };
-    let addresses: Vec<_> = (0_i64..)
-        .zip(&port.fixed_ips)
-        .map(|(position, address)| {
-            let row = fixed_ip::Model {
-                port_id: port.id.to_string(),
-                position,
-                subnet_id: address.subnet_id.to_string(),
-                ip_address: address.ip_address.to_string(),
-            };
-            row.into_active_model().reset_all()
-        })
-        .collect();
+    insert_many(db, std::slice::from_ref(port)).await
+}
+
+/// Adds ports and their addresses, all or nothing.
+///
+/// # Errors
+/// As [`insert`], without saying which.
+pub async fn insert_many(db: &impl Executor, ports: &[PortRow]) -> Result<(), StoreError> {
+    const WHAT: &str = "ports::insert_many";
+    let models = ports.iter().map(write).collect();
+    let addresses = ports.iter().flat_map(write_fixed_ips).collect();
     let scope = scope(db).await?;
-    port::Entity::insert(row.into_active_model().reset_all())
-        .exec_without_returning(&scope.handle())
-        .await
-        .map_err(failed("ports::insert"))?;
-    if !addresses.is_empty() {
-        fixed_ip::Entity::insert_many(addresses)
-            .exec_without_returning(&scope.handle())
-            .await
-            .map_err(failed("ports::insert"))?;
-    }
+    bulk::insert(&scope.handle(), WHAT, models, None).await?;
+    bulk::insert(&scope.handle(), WHAT, addresses, None).await?;
     scope.finish().await
 }
 
@@ -155,7 +218,7 @@ pub async fn of_instance(db: &impl Executor, id: InstanceId) -> Result<Vec<PortR
     of_instances(db, &[id]).await
 }
 
-/// The ports of some instances, by instance and position. Two queries for each 10,000 instances.
+/// The ports of some instances, by instance and position. Two queries for each 8192 instances.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -164,8 +227,7 @@ pub async fn of_instances(
     ids: &[InstanceId],
 ) -> Result<Vec<PortRow>, StoreError> {
     let mut ports = Vec::new();
-    for ids in ids.chunks(IDS_PER_STATEMENT) {
-        let ids = ids.iter().map(ToString::to_string);
+    for ids in bulk::id_lists(ids) {
         ports.append(
             &mut load(
                 db,

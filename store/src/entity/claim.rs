@@ -17,6 +17,8 @@ pub struct Model {
     pub disk_gb: i64,
     /// The instance's, kept here as well so that usage by project needs no join; it never changes.
     pub project: String,
+    /// JSON: `{ResourceClass: number}`; null: nothing besides.
+    pub extra: Option<String>,
 }
 
 /// None that queries need.

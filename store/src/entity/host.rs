@@ -32,6 +32,14 @@ pub struct Model {
     pub cpu_ratio: Option<i64>,
     pub ram_ratio: Option<i64>,
     pub disk_ratio: Option<i64>,
+    /// Kept for the host itself; null: as much as the scheduler's own.
+    pub reserved_vcpus: Option<i64>,
+    pub reserved_memory_mb: Option<i64>,
+    pub reserved_disk_gb: Option<i64>,
+    /// JSON: `[PhysicalNetworkName]`.
+    pub physical_networks: String,
+    /// JSON: `[ResourceInventory]`.
+    pub resources: String,
 }
 
 /// None that queries need.

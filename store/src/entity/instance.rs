@@ -38,6 +38,13 @@ pub struct Model {
     pub created_at: i64,
     pub updated_at: i64,
     pub deleted_at: Option<i64>,
+    /// JSON: `SchedulerHints`; null: none.
+    pub hints: Option<String>,
+    pub server_group_id: Option<String>,
+    /// The how-manieth attempt to place it, from 1.
+    pub attempt: i64,
+    /// JSON: `[HostId]`.
+    pub failed_hosts: String,
 }
 
 /// None that queries need.

@@ -5,12 +5,17 @@
     reason = "the derives need `pub` items; this module is private"
 )]
 
+pub(crate) mod aggregate;
+pub(crate) mod aggregate_host;
 pub(crate) mod claim;
+pub(crate) mod decision;
 pub(crate) mod document;
 pub(crate) mod fixed_ip;
 pub(crate) mod host;
 pub(crate) mod instance;
+pub(crate) mod leadership;
 pub(crate) mod network;
 pub(crate) mod nonce;
 pub(crate) mod port;
+pub(crate) mod server_group;
 pub(crate) mod subnet;

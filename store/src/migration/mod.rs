@@ -4,8 +4,10 @@
 //! so that services that start together wait for each other. On SQLite and PostgreSQL it is one transaction; on
 //! MariaDB every change of the schema commits by itself, so each step of a migration must bear being repeated.
 
+mod columns;
 mod dialect;
 mod m0001_first_light;
+mod m0002_placement;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -21,7 +23,10 @@ struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_first_light::Migration)]
+        vec![
+            Box::new(m0001_first_light::Migration),
+            Box::new(m0002_placement::Migration),
+        ]
     }
 
     fn migration_table_name() -> DynIden {
