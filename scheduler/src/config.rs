@@ -12,6 +12,12 @@ use berth_common::{
     telemetry::{http, logging::LogConfig},
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
 };
+use chrono::TimeDelta;
+
+use crate::{
+    liveness::Patience,
+    place::{Multiplier, Settings, Weights},
+};
 
 /// Everything the scheduler can be told.
 #[derive(Debug, Clone)]
@@ -24,8 +30,16 @@ pub struct Config {
     pub store_max_connections: u32,
     /// `placement`: defaults for every host.
     pub placement: Placement,
-    /// `hosts.heartbeat_timeout_seconds`: a host not heard of for so long is down.
-    pub heartbeat_timeout: Duration,
+    /// `placement.max_attempts`: how many hosts are tried before an instance is in error.
+    pub max_attempts: u32,
+    /// `placement.keep_decisions_days`: how long it can be explained why an instance is where it is.
+    pub keep_decisions: TimeDelta,
+    /// `hosts.heartbeat_timeout_seconds`: a host not heard of for so long is down; `hosts.suspect_self_percent`: unless
+    /// more than this share of them falls silent at once.
+    pub patience: Patience,
+    /// `bus.heartbeat_seconds`: how often the connection to the broker shows that it lives. A scheduler that says
+    /// nothing for two of them loses its turn to one that stands by.
+    pub bus_heartbeat: Duration,
     /// `dispatch.republish_seconds`: how long the first confirmation of a document may take before it is
     /// published again; doubled each time, up to ten times as long.
     pub republish_after: Duration,
@@ -42,6 +56,8 @@ pub struct Placement {
     pub ratios: AllocationRatios,
     /// `reserved_host_cpus`, `reserved_host_memory_mb`, `reserved_host_disk_gb`.
     pub reserved: Resources,
+    /// The multipliers of the weighers, and how failed builds count.
+    pub settings: Settings,
 }
 
 /// Where the configuration is unless the command line says otherwise.
@@ -115,10 +131,29 @@ impl Config {
                 0_u64,
             )),
         };
-        let heartbeat_timeout = c.optional(
-            "hosts.heartbeat_timeout_seconds",
-            parse::seconds(2..=3600),
-            Duration::from_secs(30),
+        let settings = settings(&mut c);
+        let max_attempts = c.optional("placement.max_attempts", parse::integer(1..=16), 3_u32);
+        let keep_days = c.optional(
+            "placement.keep_decisions_days",
+            parse::integer(1..=3650),
+            7_i64,
+        );
+        let patience = Patience {
+            timeout: c.optional(
+                "hosts.heartbeat_timeout_seconds",
+                parse::seconds(2..=3600),
+                Duration::from_secs(30),
+            ),
+            suspect_self_percent: c.optional(
+                "hosts.suspect_self_percent",
+                parse::integer(10..=100),
+                50_u8,
+            ),
+        };
+        let bus_heartbeat = c.optional(
+            "bus.heartbeat_seconds",
+            parse::seconds(1..=60),
+            Duration::from_secs(2),
         );
         let republish_after = c.optional(
             "dispatch.republish_seconds",
@@ -132,12 +167,43 @@ impl Config {
                 bus_url: bus_url?,
                 store_url: store_url?,
                 store_max_connections,
-                placement: Placement { ratios, reserved },
-                heartbeat_timeout,
+                placement: Placement {
+                    ratios,
+                    reserved,
+                    settings,
+                },
+                max_attempts,
+                keep_decisions: TimeDelta::days(keep_days),
+                patience,
+                bus_heartbeat,
                 republish_after,
                 listen,
                 log,
             })
         })
+    }
+}
+
+/// The multipliers of the weighers.
+fn settings(c: &mut Reader) -> Settings {
+    let default = Weights::default();
+    let mut multiplier = |name: &str, default: Multiplier| {
+        c.optional(
+            &format!("placement.{name}_weight_multiplier"),
+            parse::from_str("a decimal such as -1.5, at most three places"),
+            default,
+        )
+    };
+    Settings {
+        weights: Weights {
+            ram: multiplier("ram", default.ram),
+            cpu: multiplier("cpu", default.cpu),
+            disk: multiplier("disk", default.disk),
+            io_ops: multiplier("io_ops", default.io_ops),
+            soft_affinity: multiplier("soft_affinity", default.soft_affinity),
+            soft_anti_affinity: multiplier("soft_anti_affinity", default.soft_anti_affinity),
+            build_failures: multiplier("build_failure", default.build_failures),
+        },
+        ..Settings::default()
     }
 }

@@ -38,11 +38,11 @@ const KEEP_TOMBSTONES: TimeDelta = TimeDelta::days(14);
 /// How long a reboot's nonce is remembered: no client repeats a request after that.
 const KEEP_NONCES: TimeDelta = TimeDelta::days(30);
 
-/// Runs a scheduler until cancelled.
+/// Runs a scheduler until cancelled: stands by until it is its turn, then leads.
 ///
 /// # Errors
 /// What waiting cannot mend: a bad address, a schema that is newer than this program, another scheduler on the
-/// same SQLite file. An absent broker or database is waited for.
+/// same SQLite file, another scheduler that took over. An absent broker or database is waited for.
 pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new("scheduler", env!("CARGO_PKG_VERSION"))?;
     let scheduler_metrics = SchedulerMetrics::new(&metrics)?;
@@ -57,10 +57,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     ));
 
-    let bus = Arc::new(RabbitBus::start(RabbitConfig::new(
-        config.bus_url.expose(),
-        app::SCHEDULER,
-    ))?);
+    let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(RabbitConfig {
+        heartbeat: config.bus_heartbeat,
+        ..RabbitConfig::new(config.bus_url.expose(), app::SCHEDULER)
+    })?);
     let mut tasks = JoinSet::new();
     tasks.spawn(unfailing(watch_bus(
         bus.health(),
@@ -68,20 +68,48 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     )));
 
-    // Waiting for a database is part of a scheduler's work, not of its start.
+    // Waiting for a database, and for its turn, is part of a scheduler's work, not of its start.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
-    let Some((store, _lock)) = open_store(&config, &health, &cancel).await? else {
+    let outcome = stand_by_and_lead(config, &bus, &health, scheduler_metrics, tasks, &cancel).await;
+    cancel.cancel();
+    bus.close().await;
+    server.await??;
+    tracing::info!("scheduler ends");
+    outcome
+}
+
+async fn stand_by_and_lead(
+    config: Config,
+    bus: &Arc<dyn Bus>,
+    health: &Health,
+    metrics: SchedulerMetrics,
+    mut tasks: JoinSet<Result<(), TaskError>>,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    let Some((store, _lock)) = open_store(&config, health, cancel).await? else {
         return Ok(());
     };
-    let context = Arc::new(Context::new(config, store, bus, scheduler_metrics));
-    if !seed_liveness(&context, &cancel).await? {
-        return Ok(());
-    }
     tasks.spawn(unfailing(watch_store(
-        Arc::clone(&context),
+        store.clone(),
         health.component("store"),
         cancel.clone(),
     )));
+    let mut requests = bus
+        .consume(&QueueDecl::scheduler(), inbox::requests::PREFETCH)
+        .await?;
+    tracing::info!("standing by");
+    let Some(first) = leader::wait(bus.as_ref(), &mut requests, cancel).await else {
+        return Ok(());
+    };
+    let Some((context, fresh)) = take_over(config, store, bus, metrics, cancel).await? else {
+        return Ok(());
+    };
+    let context = Arc::new(context);
+    tasks.spawn(watch_hosts(
+        Arc::clone(&context),
+        health.component("hosts"),
+        cancel.clone(),
+    ));
     tasks.spawn(unfailing(watch_listening(
         Arc::clone(&context),
         cancel.clone(),
@@ -91,7 +119,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     )));
     tasks.spawn(unfailing(declare_host_queues(Arc::clone(&context))));
-    spawn_flow(&mut tasks, &context, &cancel);
+    let flow = Flow {
+        requests,
+        first: Some(first),
+        fresh,
+    };
+    flow.spawn(&mut tasks, &context, cancel);
 
     let mut outcome = Ok(());
     while let Some(ended) = tasks.join_next().await {
@@ -103,29 +136,100 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             cancel.cancel();
         }
     }
-    context.bus.close().await;
-    server.await??;
-    tracing::info!("scheduler ends");
     outcome
 }
 
-/// The flow itself: what takes messages in, and what publishes documents.
-pub fn spawn_flow(
-    tasks: &mut JoinSet<Result<(), TaskError>>,
-    context: &Arc<Context>,
+/// Becomes the leader, with the rows as they are then in memory, however long the database is out of reach; `None` when
+/// cancelled.
+async fn take_over(
+    config: Config,
+    store: Store,
+    bus: &Arc<dyn Bus>,
+    metrics: SchedulerMetrics,
     cancel: &CancellationToken,
-) {
-    tasks.spawn(unfailing(dispatch::run(
-        Arc::clone(context),
-        cancel.clone(),
-    )));
-    let consumers = [
-        inbox::requests::run(Arc::clone(context), cancel.clone()).boxed(),
-        inbox::reports::run(Arc::clone(context), cancel.clone()).boxed(),
-        inbox::heartbeats::run(Arc::clone(context), cancel.clone()).boxed(),
-    ];
-    for consumer in consumers {
-        tasks.spawn(async { consumer.await.map_err(TaskError::Bus) });
+) -> anyhow::Result<Option<(Context, Fresh)>> {
+    let holder = format!(
+        "{} process {}",
+        nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        std::process::id()
+    );
+    loop {
+        let taken = async {
+            let epoch = leadership::take(store.pool(), &holder, Utc::now()).await?;
+            let (context, fresh) = Context::take_over(
+                config.clone(),
+                store.clone(),
+                Arc::clone(bus),
+                metrics.clone(),
+                epoch,
+            )
+            .await?;
+            seed_liveness(&context).await?;
+            Ok::<_, StoreError>((context, fresh))
+        };
+        let error = match taken.await {
+            Ok((context, fresh)) => {
+                let epoch = context.epoch.get();
+                context.metrics.leads(epoch);
+                tracing::info!(epoch, "this scheduler leads");
+                return Ok(Some((context, fresh)));
+            }
+            Err(error) => error,
+        };
+        if !error.retryable() {
+            return Err(error).context("the database cannot be used");
+        }
+        tracing::warn!(error = %error_chain(&error), "the lead cannot be taken yet; trying again");
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(None),
+            () = tokio::time::sleep(CHECK) => {}
+        }
+    }
+}
+
+/// What takes messages in, and what publishes documents.
+pub struct Flow {
+    /// The requests.
+    pub requests: Consumer,
+    /// What was taken off their queue already.
+    pub first: Option<Delivery>,
+    /// What is committed and to be published.
+    pub fresh: Fresh,
+}
+
+impl Flow {
+    /// Runs all of it.
+    pub fn spawn(
+        self,
+        tasks: &mut JoinSet<Result<(), TaskError>>,
+        context: &Arc<Context>,
+        cancel: &CancellationToken,
+    ) {
+        tasks.spawn(unfailing(dispatch::run(
+            Arc::clone(context),
+            cancel.clone(),
+        )));
+        tasks.spawn(unfailing(dispatch::run_fresh(
+            Arc::clone(context),
+            self.fresh,
+            cancel.clone(),
+        )));
+        let consumers = [
+            inbox::requests::run(
+                Arc::clone(context),
+                self.requests,
+                self.first,
+                cancel.clone(),
+            )
+            .boxed(),
+            inbox::reports::run(Arc::clone(context), cancel.clone()).boxed(),
+            inbox::heartbeats::run(Arc::clone(context), cancel.clone()).boxed(),
+        ];
+        for consumer in consumers {
+            tasks.spawn(async { consumer.await.map_err(TaskError::Bus) });
+        }
     }
 }
 
@@ -135,6 +239,14 @@ pub enum TaskError {
     /// A queue cannot be consumed.
     #[error("a queue cannot be consumed")]
     Bus(#[source] BusError),
+    /// Another scheduler leads.
+    #[error(
+        "another scheduler took over from this one, which was leader number {ours}; started anew, it stands by"
+    )]
+    Fenced {
+        /// Which leader this one was.
+        ours: u64,
+    },
 }
 
 /// A task that has no way to fail, among those that have.
@@ -185,34 +297,21 @@ async fn open_store(
     }
 }
 
-/// Hosts that were alive when a scheduler last listened count as alive until they prove otherwise. False when
-/// cancelled.
-async fn seed_liveness(context: &Context, cancel: &CancellationToken) -> anyhow::Result<bool> {
-    let rows = loop {
-        match hosts::all(context.store.pool()).await {
-            Ok(rows) => break rows,
-            Err(error) if error.retryable() => {
-                tracing::warn!(error = %error_chain(&error), "the hosts could not be read; trying again");
-            }
-            Err(error) => return Err(error).context("the hosts cannot be read"),
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return Ok(false),
-            () = tokio::time::sleep(CHECK) => {}
-        }
-    };
+/// Hosts that were alive when a scheduler last listened count as alive until they prove otherwise.
+async fn seed_liveness(context: &Context) -> Result<(), StoreError> {
+    let rows = hosts::all(context.store.pool()).await?;
     let now = Instant::now();
     let last: Vec<_> = rows
         .iter()
         .map(|host| (host.id, host.last_heartbeat_at))
         .collect();
-    let alive = liveness::alive_at_the_end(&last, context.config.heartbeat_timeout);
+    let alive = liveness::alive_at_the_end(&last, context.config.patience.timeout);
     context.liveness(|liveness| {
         for host in alive {
             liveness.heard(host, now);
         }
     });
-    Ok(true)
+    Ok(())
 }
 
 /// Tells the liveness of hosts when nobody can be heard.
@@ -242,11 +341,12 @@ async fn housekeeping(context: Arc<Context>, cancel: CancellationToken) {
             () = tokio::time::sleep(HOUSEKEEPING) => {}
         }
         context.order(ReportOrder::clear);
-        let now = Utc::now();
         let swept = async {
             let writing = context.begin().await?;
-            documents::delete_settled_tombstones(&writing.txn, now - KEEP_TOMBSTONES).await?;
-            nonces::forget_before(&writing.txn, now - KEEP_NONCES).await?;
+            let (txn, now) = (writing.txn(), writing.now);
+            documents::delete_settled_tombstones(txn, now - KEEP_TOMBSTONES).await?;
+            nonces::forget_before(txn, now - KEEP_NONCES).await?;
+            decisions::delete_before(txn, now - context.config.keep_decisions).await?;
             writing.commit().await
         };
         if let Err(error) = swept.await {
@@ -296,18 +396,50 @@ async fn watch_bus(
     }
 }
 
-/// Watches the database, and sets the gauges.
-async fn watch_store(context: Arc<Context>, component: Component, cancel: CancellationToken) {
+/// Watches the database.
+async fn watch_store(store: Store, component: Component, cancel: CancellationToken) {
     loop {
-        match context.store.ping().await {
+        match store.ping().await {
             Ok(()) => component.ok(),
             Err(error) => component.degraded(error_chain(&error)),
         }
-        let (up, down) = context
-            .liveness(|liveness| liveness.count(context.config.heartbeat_timeout, Instant::now()));
-        context.metrics.hosts(up, down);
         tokio::select! {
             () = cancel.cancelled() => return,
+            () = tokio::time::sleep(CHECK) => {}
+        }
+    }
+}
+
+/// Judges which hosts are down, and whether this scheduler still leads.
+async fn watch_hosts(
+    context: Arc<Context>,
+    component: Component,
+    cancel: CancellationToken,
+) -> Result<(), TaskError> {
+    let patience = context.config.patience;
+    loop {
+        let count = context.liveness(|liveness| liveness.judge(patience, Instant::now()));
+        context.metrics.hosts(count);
+        if count.suspected > 0 {
+            component.degraded(format!(
+                "{} of {} hosts fell silent at once: the fault may be this scheduler's or the broker's; none of them is \
+                 declared down, and none gets new instances",
+                count.suspected,
+                count.suspected.saturating_add(count.up)
+            ));
+        } else {
+            component.ok();
+        }
+        match leadership::current(context.store.pool()).await {
+            Ok(Some(leader)) if leader.epoch > context.epoch => context.fenced.cancel(),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(error = %error_chain(&error), "who leads cannot be asked now");
+            }
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = context.fenced.cancelled() => return Err(TaskError::Fenced { ours: context.epoch.get() }),
             () = tokio::time::sleep(CHECK) => {}
         }
     }

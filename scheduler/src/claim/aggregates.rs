@@ -17,7 +17,7 @@ use berth_common::{
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat,
-    aggregates::{self, AggregateRow},
+    aggregates::{self, Aggregate, AggregateRow},
     hosts as host_rows,
 };
 
@@ -39,10 +39,10 @@ pub async fn create(
     let fingerprint = fingerprint(request)?;
     let txn = writing.txn();
     if let Some(existing) = aggregates::get(txn, request.id).await? {
-        if existing.fingerprint != fingerprint {
+        if existing.row.fingerprint != fingerprint {
             return Err(conflict(format!(
                 "aggregate {} exists already and was asked for with another content; use a new id for a new aggregate",
-                existing.id
+                existing.row.id
             )));
         }
         return view(txn, &existing).await;
@@ -55,14 +55,13 @@ pub async fn create(
         ram_ratio: request.ram_allocation_ratio,
         disk_ratio: request.disk_allocation_ratio,
         properties: request.properties.clone(),
-        hosts: Vec::new(),
         fingerprint,
         created_at: writing.now,
     };
     aggregates::insert(txn, &row)
         .await
         .map_err(|error| name_taken(error, &request.name))?;
-    changed(writing, row.id, &[]).await
+    changed(writing, row.id, []).await
 }
 
 /// Changes an aggregate.
@@ -73,7 +72,7 @@ pub async fn set(
     writing: &mut Writing<'_>,
     request: &AggregateSet,
 ) -> Result<AggregateView, ClaimError> {
-    let mut row = resolve(writing.txn(), &request.aggregate).await?;
+    let Aggregate { mut row, hosts } = resolve(writing.txn(), &request.aggregate).await?;
     row.availability_zone = request.availability_zone.clone().apply(row.availability_zone);
     row.cpu_ratio = request.cpu_allocation_ratio.apply(row.cpu_ratio);
     row.ram_ratio = request.ram_allocation_ratio.apply(row.ram_ratio);
@@ -90,12 +89,12 @@ pub async fn set(
     }
     few_properties(row.properties.len())?;
     if let Some(zone) = &row.availability_zone {
-        for host in &row.hosts {
+        for host in &hosts {
             one_zone(writing, &row, zone, *host)?;
         }
     }
     aggregates::update(writing.txn(), &row).await?;
-    changed(writing, row.id, &row.hosts).await
+    changed(writing, row.id, hosts).await
 }
 
 /// Deletes an aggregate; its hosts stay.
@@ -106,10 +105,10 @@ pub async fn delete(
     writing: &mut Writing<'_>,
     request: &AggregateDelete,
 ) -> Result<AggregateView, ClaimError> {
-    let row = resolve(writing.txn(), &request.aggregate).await?;
-    let shown = view(writing.txn(), &row).await?;
-    aggregates::delete(writing.txn(), row.id).await?;
-    remember(writing, &row.hosts).await?;
+    let aggregate = resolve(writing.txn(), &request.aggregate).await?;
+    let shown = view(writing.txn(), &aggregate).await?;
+    aggregates::delete(writing.txn(), aggregate.row.id).await?;
+    remember(writing, aggregate.hosts).await?;
     Ok(shown)
 }
 
@@ -121,13 +120,13 @@ pub async fn add_host(
     writing: &mut Writing<'_>,
     request: &AggregateAddHost,
 ) -> Result<AggregateView, ClaimError> {
-    let row = resolve(writing.txn(), &request.aggregate).await?;
+    let row = resolve(writing.txn(), &request.aggregate).await?.row;
     let host = hosts::resolve(writing.txn(), &request.host).await?.id;
     if let Some(zone) = &row.availability_zone {
         one_zone(writing, &row, zone, host)?;
     }
     aggregates::add_host(writing.txn(), row.id, host).await?;
-    changed(writing, row.id, &[host]).await
+    changed(writing, row.id, [host]).await
 }
 
 /// Takes a host out of an aggregate.
@@ -138,10 +137,10 @@ pub async fn remove_host(
     writing: &mut Writing<'_>,
     request: &AggregateRemoveHost,
 ) -> Result<AggregateView, ClaimError> {
-    let row = resolve(writing.txn(), &request.aggregate).await?;
+    let row = resolve(writing.txn(), &request.aggregate).await?.row;
     let host = hosts::resolve(writing.txn(), &request.host).await?.id;
     aggregates::remove_host(writing.txn(), row.id, host).await?;
-    changed(writing, row.id, &[host]).await
+    changed(writing, row.id, [host]).await
 }
 
 /// All aggregates, by name.
@@ -151,7 +150,7 @@ pub async fn remove_host(
 pub async fn list(db: &impl Executor) -> Result<AggregateListReply, ClaimError> {
     let names = host_names(db).await?;
     let mut rows = aggregates::all(db).await?;
-    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows.sort_by(|a, b| a.row.name.cmp(&b.row.name));
     Ok(AggregateListReply {
         aggregates: rows.iter().map(|row| view_of(row, &names)).collect(),
     })
@@ -208,7 +207,7 @@ fn name_taken(error: StoreError, name: &AggregateName) -> ClaimError {
 async fn changed(
     writing: &mut Writing<'_>,
     id: AggregateId,
-    hosts: &[HostId],
+    hosts: impl IntoIterator<Item = HostId>,
 ) -> Result<AggregateView, ClaimError> {
     remember(writing, hosts).await?;
     let row = resolve(writing.txn(), &id.to_string()).await?;
@@ -216,18 +215,21 @@ async fn changed(
 }
 
 /// Placement knows the aggregates as their rows say, and what follows for these hosts.
-async fn remember(writing: &mut Writing<'_>, hosts: &[HostId]) -> Result<(), ClaimError> {
+async fn remember(
+    writing: &mut Writing<'_>,
+    hosts: impl IntoIterator<Item = HostId>,
+) -> Result<(), ClaimError> {
     let rows = aggregates::all(writing.txn()).await?;
     writing.cloud.set_aggregates(rows);
     for host in hosts {
-        if let Some(row) = host_rows::get(writing.txn(), *host).await? {
+        if let Some(row) = host_rows::get(writing.txn(), host).await? {
             super::hosts::remember(writing, &row);
         }
     }
     Ok(())
 }
 
-async fn view(db: &impl Executor, row: &AggregateRow) -> Result<AggregateView, ClaimError> {
+async fn view(db: &impl Executor, row: &Aggregate) -> Result<AggregateView, ClaimError> {
     Ok(view_of(row, &host_names(db).await?))
 }
 
@@ -236,8 +238,9 @@ async fn host_names(db: &impl Executor) -> Result<BTreeMap<HostId, HostName>, Cl
     Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
 }
 
-fn view_of(row: &AggregateRow, names: &BTreeMap<HostId, HostName>) -> AggregateView {
-    let mut hosts: Vec<HostName> = row
+fn view_of(aggregate: &Aggregate, names: &BTreeMap<HostId, HostName>) -> AggregateView {
+    let row = &aggregate.row;
+    let mut hosts: Vec<HostName> = aggregate
         .hosts
         .iter()
         .filter_map(|host| names.get(host).cloned())
@@ -257,7 +260,7 @@ fn view_of(row: &AggregateRow, names: &BTreeMap<HostId, HostName>) -> AggregateV
 }
 
 /// The aggregate a request names, by id or by name.
-async fn resolve(db: &impl Executor, aggregate: &str) -> Result<AggregateRow, ClaimError> {
+async fn resolve(db: &impl Executor, aggregate: &str) -> Result<Aggregate, ClaimError> {
     if let Ok(id) = aggregate.parse::<AggregateId>()
         && let Some(row) = aggregates::get(db, id).await?
     {

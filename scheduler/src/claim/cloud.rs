@@ -14,7 +14,7 @@ use berth_common::{
     message::view::HostState,
 };
 
-use berth_store::aggregates::AggregateRow;
+use berth_store::aggregates::Aggregate;
 
 use crate::place::{
     self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Scratch,
@@ -48,7 +48,7 @@ enum Undo {
     /// The host had these facts; none: it was not there.
     Host(HostId, Option<Box<HostFacts>>),
     /// These were the aggregates.
-    Aggregates(Vec<AggregateRow>),
+    Aggregates(Vec<Aggregate>),
 }
 
 /// All hosts, and all that lies on them.
@@ -58,7 +58,7 @@ pub struct Cloud {
     placed: HashMap<InstanceId, Placed>,
     groups: HashMap<ServerGroupId, BTreeMap<HostId, u64>>,
     builds: HashMap<HostId, u64>,
-    aggregates: Vec<AggregateRow>,
+    aggregates: Vec<Aggregate>,
     scratch: Scratch,
     undo: Vec<Undo>,
     liveness_at: Option<Instant>,
@@ -93,12 +93,12 @@ impl Cloud {
 
     /// All host aggregates.
     #[must_use]
-    pub fn aggregates(&self) -> &[AggregateRow] {
+    pub fn aggregates(&self) -> &[Aggregate] {
         &self.aggregates
     }
 
     /// The aggregates are these now. The facts of their hosts are set apart.
-    pub fn set_aggregates(&mut self, aggregates: Vec<AggregateRow>) {
+    pub fn set_aggregates(&mut self, aggregates: Vec<Aggregate>) {
         let before = std::mem::replace(&mut self.aggregates, aggregates);
         self.undo.push(Undo::Aggregates(before));
     }

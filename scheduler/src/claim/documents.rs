@@ -4,14 +4,17 @@
 //! A document is written as if it were published already: that happens right after the commit, and it is due again
 //! only when its host does not confirm it. When publishing fails, or the scheduler dies before, it is made due anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
-    document::DocumentKey, ids::HostId, names::HostName, units::Generation,
+    document::{DocumentKey, Kind},
+    ids::{HostId, InstanceId, NetworkId},
+    names::HostName,
+    units::Generation,
 };
 use berth_store::{
     documents::{self, DocumentRow},
-    host_rows::{self, Scope},
+    host_rows::{self, HostPart},
 };
 use chrono::{DateTime, Utc};
 
@@ -33,15 +36,15 @@ pub async fn refresh(
     if touched.is_empty() {
         return Ok(Vec::new());
     }
-    let scopes: Vec<(HostId, Scope)> = touched
+    let parts: BTreeMap<HostId, HostPart> = touched
         .iter()
-        .map(|(host, touched)| (*host, Scope::of(&touched.keys)))
+        .map(|(host, touched)| (*host, part(&touched.keys)))
         .collect();
     let keys: Vec<(HostId, DocumentKey)> = touched
         .iter()
         .flat_map(|(host, touched)| touched.keys.iter().map(|key| (*host, *key)))
         .collect();
-    let rows = host_rows::of_parts(writing.txn(), &scopes).await?;
+    let rows = host_rows::of_parts(writing.txn(), &parts).await?;
     let mut told: BTreeMap<HostId, BTreeMap<DocumentKey, DocumentRow>> = BTreeMap::new();
     for row in documents::of_host_resources(writing.txn(), &keys).await? {
         told.entry(row.host_id).or_default().insert(row.key, row);
@@ -74,6 +77,19 @@ pub async fn refresh(
     }
     documents::upsert_many(writing.txn(), &fresh).await?;
     Ok(publications)
+}
+
+/// What must be read for these documents.
+fn part(keys: &BTreeSet<DocumentKey>) -> HostPart {
+    let mut part = HostPart::default();
+    for key in keys {
+        match key.kind {
+            Kind::Instance => part.instances.extend(InstanceId::try_from(key.id)),
+            Kind::Network => part.networks.extend(NetworkId::try_from(key.id)),
+            Kind::Router | Kind::Volume => {}
+        }
+    }
+    part
 }
 
 fn as_told(rows: &BTreeMap<DocumentKey, DocumentRow>) -> BTreeMap<DocumentKey, diff::Told> {

@@ -8,7 +8,10 @@ use berth_common::{
     names::ZoneName,
     units::AllocationRatio,
 };
-use berth_store::{aggregates::AggregateRow, hosts::HostRow};
+use berth_store::{
+    aggregates::{Aggregate, AggregateRow},
+    hosts::HostRow,
+};
 
 use crate::{
     config::Placement,
@@ -19,7 +22,7 @@ use crate::{
 #[must_use]
 pub fn of_host(
     row: &HostRow,
-    aggregates: &[AggregateRow],
+    aggregates: &[Aggregate],
     state: HostState,
     placement: &Placement,
 ) -> HostFacts {
@@ -67,16 +70,17 @@ pub fn of_host(
 /// The aggregates a host is in.
 pub fn aggregates_of(
     host: HostId,
-    aggregates: &[AggregateRow],
+    aggregates: &[Aggregate],
 ) -> impl Iterator<Item = &AggregateRow> {
     aggregates
         .iter()
         .filter(move |aggregate| aggregate.hosts.contains(&host))
+        .map(|aggregate| &aggregate.row)
 }
 
 /// The availability zone of a host: that of its aggregates, which never name two, or `nova`.
 #[must_use]
-pub fn zone(host: HostId, aggregates: &[AggregateRow]) -> ZoneName {
+pub fn zone(host: HostId, aggregates: &[Aggregate]) -> ZoneName {
     aggregates_of(host, aggregates)
         .find_map(|aggregate| aggregate.availability_zone.clone())
         .unwrap_or_else(ZoneName::nova)
@@ -86,7 +90,7 @@ pub fn zone(host: HostId, aggregates: &[AggregateRow]) -> ZoneName {
 #[must_use]
 pub fn ratios(
     row: &HostRow,
-    aggregates: &[AggregateRow],
+    aggregates: &[Aggregate],
     placement: &Placement,
 ) -> AllocationRatios {
     let choose = |own: Option<AllocationRatio>,

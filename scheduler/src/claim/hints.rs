@@ -228,7 +228,7 @@ fn known_zone(cloud: &Cloud, zone: &ZoneName) -> Result<String, ClaimError> {
     let named = cloud
         .aggregates()
         .iter()
-        .filter_map(|aggregate| aggregate.availability_zone.as_ref());
+        .filter_map(|aggregate| aggregate.row.availability_zone.as_ref());
     let mut known: BTreeSet<&ZoneName> = named.collect();
     let nova = ZoneName::nova();
     known.insert(&nova);

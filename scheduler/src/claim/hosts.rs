@@ -10,7 +10,7 @@ use berth_common::{
 };
 use berth_store::{
     Executor,
-    hosts::{self, HostRow, Overrides, ReservedOverrides},
+    hosts::{self, HostOverrides, HostRow, ReservedOverrides},
     instances,
 };
 
@@ -48,7 +48,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &HostSet) -> Result<HostVie
         ));
     }
     let row = resolve(writing.txn(), &request.host).await?;
-    let overrides = Overrides {
+    let overrides = HostOverrides {
         cpu_ratio: request.cpu_allocation_ratio.apply(row.cpu_ratio),
         ram_ratio: request.ram_allocation_ratio.apply(row.ram_ratio),
         disk_ratio: request.disk_allocation_ratio.apply(row.disk_ratio),

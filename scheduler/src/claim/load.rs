@@ -1,9 +1,11 @@
 //! Reads the writer's memory from the rows, when a scheduler takes over or doubts what it remembers.
 
-use berth_common::message::view::HostState;
+use std::collections::HashSet;
+
+use berth_common::{ids::ServerGroupId, message::view::HostState};
 use berth_store::{
     Pool, StoreError, aggregates,
-    claims::{self, ClaimRole},
+    claims::{self, ClaimRole, ClaimRow, GroupedClaim},
     hosts, instances,
 };
 
@@ -15,6 +17,9 @@ use crate::{
     config::Placement,
     place::{Demand, ResourceClass},
 };
+
+/// Claims read at once.
+const PAGE: u32 = 4096;
 
 /// All hosts, and all that lies on them. Who is alive is not in the rows: nobody is, until it is looked at.
 ///
@@ -32,26 +37,41 @@ pub async fn cloud(pool: &Pool, placement: &Placement) -> Result<Cloud, StoreErr
         ));
     }
     cloud.set_aggregates(aggregates);
-    let building = instances::building(pool).await?;
-    claims::for_each(pool, |claim, group| {
-        if claim.role == ClaimRole::Current {
-            let placed = Placed {
-                host: claim.host_id,
-                demand: Demand {
-                    resources: claim.resources,
-                    countables: claim
-                        .extra
-                        .into_iter()
-                        .map(|(class, amount)| (ResourceClass(class.to_string()), amount))
-                        .collect(),
-                },
-                group,
-                building: building.contains(&claim.instance_id),
-            };
-            cloud.place(claim.instance_id, placed);
+    let building: HashSet<_> = instances::building(pool).await?.into_iter().collect();
+    let mut after = None;
+    loop {
+        let page = claims::page_with_groups(pool, after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.claim.key());
+        for GroupedClaim {
+            claim,
+            server_group_id,
+        } in page
+        {
+            if claim.role == ClaimRole::Current {
+                let placed = placed(&claim, server_group_id, building.contains(&claim.instance_id));
+                cloud.place(claim.instance_id, placed);
+            }
         }
-    })
-    .await?;
+        // Nothing to take back, and the notes of a hundred thousand would take memory.
+        cloud.settle();
+    }
     cloud.settle();
     Ok(cloud)
+}
+
+fn placed(claim: &ClaimRow, group: Option<ServerGroupId>, building: bool) -> Placed {
+    Placed {
+        host: claim.host_id,
+        demand: Demand {
+            resources: claim.resources,
+            countables: claim
+                .extra
+                .iter()
+                .map(|(class, amount)| (ResourceClass(class.to_string()), *amount))
+                .collect(),
+        },
+        group,
+        building,
+    }
 }

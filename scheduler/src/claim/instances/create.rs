@@ -238,7 +238,6 @@ impl Batch {
         writing.decided(DecisionRow {
             id: DecisionId::new(),
             instance_id: request.id,
-            decided_at: writing.now,
             decision: decision::view(&decided, FIRST_ATTEMPT, writing.now),
         });
         let fault = decided.chosen.is_none().then(|| Fault {

@@ -81,7 +81,6 @@ pub async fn relocate(
     writing.decided(DecisionRow {
         id: DecisionId::new(),
         instance_id: row.id,
-        decided_at: writing.now,
         decision: decision::view(&decided, attempt, writing.now),
     });
     let Some(chosen) = decided.chosen.clone() else {
