@@ -29,7 +29,7 @@ use uuid::Uuid;
 use super::{ClaimError, address, conflict, fingerprint, invalid, not_found, refresh};
 use crate::{
     context::Context,
-    place::{self, Candidate},
+    place::{self, Demand, HostTable, Scratch},
     report::{show, view},
 };
 
@@ -73,13 +73,15 @@ pub async fn create(
 
     let networks = resolve_networks(txn, request).await?;
     let new_ports = plan_ports(txn, request, &networks).await?;
-    let wanted = place::Request {
-        flavor: request.flavor,
-    };
-    let decision = place::place(wanted, &candidates(context, txn).await?);
-    let fault = decision.as_ref().err().map(|no_host| Fault {
+    let hosts = host_table(context, txn).await?;
+    let decision = place::place(
+        &place::Request::from(request.flavor),
+        &hosts,
+        &mut Scratch::default(),
+    );
+    let fault = decision.chosen.is_none().then(|| Fault {
         code: FaultCode::NoValidHost,
-        message: no_host.to_string(),
+        message: decision.operator_text(),
     });
     if existing.is_some() {
         instances::set_placement_fault(txn, request.id, fault.as_ref(), now).await?;
@@ -89,22 +91,23 @@ pub async fn create(
             .await
             .map_err(|error| taken(error, request))?;
     }
-    if let Ok(decision) = &decision {
-        claim(txn, request, &new_ports, decision.host_id, now).await?;
+    if let Some(chosen) = &decision.chosen {
+        claim(txn, request, &new_ports, chosen.host_id, now).await?;
     }
     let shown = show::instance(txn, &get(txn, request.id).await?).await?;
     writing.commit().await?;
     context.dispatch.notify_one();
-    match decision {
-        Ok(decision) => {
+    match &decision.chosen {
+        Some(chosen) => {
             context.metrics.placed();
-            tracing::info!(instance = %request.id, name = %request.name, host = %decision.host, "instance accepted");
+            tracing::info!(instance = %request.id, name = %request.name, host = %chosen.host, "instance accepted");
             Ok(shown)
         }
-        Err(no_host) => {
+        None => {
             context.metrics.no_valid_host();
-            tracing::warn!(instance = %request.id, name = %request.name, reason = %no_host, "instance refused");
-            Err(Refusal::new(RefusalCode::NoValidHost, no_host.to_string()).into())
+            let reason = decision.operator_text();
+            tracing::warn!(instance = %request.id, name = %request.name, %reason, "instance refused");
+            Err(Refusal::new(RefusalCode::NoValidHost, reason).into())
         }
     }
 }
@@ -304,25 +307,26 @@ fn port_id(instance: InstanceId, position: u8) -> Result<PortId, ClaimError> {
 }
 
 /// All hosts as placement sees them.
-async fn candidates(context: &Context, txn: &Txn) -> Result<Vec<Candidate>, ClaimError> {
-    let all_claims = claims::all(txn).await?;
-    let mut by_host: BTreeMap<HostId, Vec<&ClaimRow>> = BTreeMap::new();
-    for claim in &all_claims {
-        by_host.entry(claim.host_id).or_default().push(claim);
+async fn host_table(context: &Context, txn: &Txn) -> Result<HostTable, ClaimError> {
+    let mut table = HostTable::default();
+    for row in &hosts::all(txn).await? {
+        table.upsert(view::placement_facts(
+            row,
+            context.is_alive(row.id),
+            &context.config.placement,
+        ));
     }
-    let rows = hosts::all(txn).await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let claims = by_host.get(&row.id).map(Vec::as_slice).unwrap_or_default();
-            view::candidate(
-                row,
-                claims,
-                context.is_alive(row.id),
-                &context.config.placement,
-            )
-        })
-        .collect())
+    for claim in claims::all(txn).await? {
+        let demand = Demand {
+            resources: claim.resources,
+            ..Demand::default()
+        };
+        // A claim refers to its host, so the host is there.
+        if let Err(error) = table.claim(claim.host_id, &demand) {
+            tracing::warn!(instance = %claim.instance_id, %error, "claim without a host");
+        }
+    }
+    Ok(table)
 }
 
 /// A change to an existing instance.
