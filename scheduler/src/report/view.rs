@@ -8,7 +8,7 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, Fault, PowerState},
         view::{
-            AllocationRatios, HostState, HostView, InstanceView, NetworkView, PortView,
+            AllocationRatios, HostState, HostStatus, HostView, InstanceView, NetworkView, PortView,
             ProjectUsage, Resources, TaskState, VmState,
         },
     },
@@ -20,7 +20,10 @@ use berth_store::{
     networks::NetworkRow, ports::PortRow,
 };
 
-use crate::{config::Placement, place::Candidate};
+use crate::{
+    config::Placement,
+    place::{Admission, HostFacts},
+};
 
 /// Everything that is known of an instance.
 #[derive(Debug, Clone, Copy)]
@@ -152,41 +155,49 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
-/// A host as placement sees it.
+/// What placement needs to know of a host.
 #[must_use]
-pub fn candidate(
-    row: &HostRow,
-    claims: &[&ClaimRow],
-    alive: bool,
-    placement: &Placement,
-) -> Candidate {
-    Candidate {
-        id: row.id,
-        name: row.name.clone(),
-        enabled: row.status == berth_common::message::view::HostStatus::Enabled,
-        alive,
-        total: row.total,
+pub fn placement_facts(row: &HostRow, alive: bool, placement: &Placement) -> HostFacts {
+    HostFacts {
+        admission: match row.status {
+            HostStatus::Enabled => Admission::Enabled,
+            HostStatus::Disabled => Admission::Disabled,
+        },
+        liveness: if alive {
+            HostState::Up
+        } else {
+            HostState::Down
+        },
         reserved: placement.reserved,
         ratios: AllocationRatios {
             cpu: row.cpu_ratio.unwrap_or(placement.ratios.cpu),
             ram: row.ram_ratio.unwrap_or(placement.ratios.ram),
             disk: row.disk_ratio.unwrap_or(placement.ratios.disk),
         },
-        used: used_max(row, claims),
+        foreign: foreign(row),
+        architecture: row.arch.clone(),
+        virt_types: [row.virt_type.clone()].into(),
+        ..HostFacts::new(row.id, row.name.clone(), row.total)
     }
+}
+
+/// What domains take that berth did not make.
+fn foreign(row: &HostRow) -> Resources {
+    row.foreign_domains
+        .iter()
+        .fold(Resources::default(), |sum, domain| {
+            sum.saturating_add(Resources {
+                vcpus: domain.vcpus,
+                memory_mb: domain.memory_mb,
+                ..Resources::default()
+            })
+        })
 }
 
 /// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
 fn used_max(row: &HostRow, claims: &[&ClaimRow]) -> Resources {
-    let claimed = claims.iter().fold(Resources::default(), |sum, claim| {
+    claims.iter().fold(foreign(row), |sum, claim| {
         sum.saturating_add(claim.resources)
-    });
-    row.foreign_domains.iter().fold(claimed, |sum, domain| {
-        sum.saturating_add(Resources {
-            vcpus: domain.vcpus,
-            memory_mb: domain.memory_mb,
-            ..Resources::default()
-        })
     })
 }
 
@@ -200,7 +211,7 @@ pub fn host(
     placement: &Placement,
 ) -> HostView {
     let alive = age.is_some_and(|age| age <= timeout);
-    let candidate = candidate(row, claims, alive, placement);
+    let facts = placement_facts(row, alive, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
     for claim in claims {
         let sum = projects.entry(&claim.project).or_default();
@@ -211,22 +222,18 @@ pub fn host(
         name: row.name.clone(),
         status: row.status,
         disabled_reason: row.disabled_reason.clone(),
-        state: if alive {
-            HostState::Up
-        } else {
-            HostState::Down
-        },
+        state: facts.liveness,
         last_heartbeat_seconds: age.map(|age| age.as_secs()),
         agent_version: row.agent_version.clone(),
         virt_type: row.virt_type.clone(),
         arch: row.arch.clone(),
         health: row.health.clone(),
         total: row.total,
-        reserved: candidate.reserved,
-        allocation_ratios: candidate.ratios,
-        capacity: candidate.capacity(),
+        reserved: facts.reserved,
+        allocation_ratios: facts.ratios,
+        capacity: facts.capacity(),
         used_now: row.used_now,
-        used_max: candidate.used,
+        used_max: used_max(row, claims),
         projects: projects
             .into_iter()
             .map(|(project, claimed)| ProjectUsage {

@@ -1,0 +1,190 @@
+//! What was decided and why, as plain data: stored as it is, and told later in words ([`super::words`]).
+
+use berth_common::{ids::HostId, message::view::Resources, names::HostName};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    filter::{self, FilterName, Question},
+    host_set::HostIndex,
+    rejection::Rejection,
+    request::Request,
+    survey::Survey,
+    table::HostTable,
+    weigh::{self, ScoreParts},
+};
+
+/// The answer to a request: a host or none, and in both cases why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// What was asked for.
+    pub asked: Asked,
+    /// How many hosts were looked at.
+    pub hosts: usize,
+    /// The filters that were asked, in order, and how many hosts each removed.
+    pub filters: Vec<Removed>,
+    /// The host that was chosen; none: no valid host was found.
+    pub chosen: Option<ScoredHost>,
+    /// The second best.
+    pub runner_up: Option<ScoredHost>,
+    /// The next best hosts, best first, for when the chosen one fails.
+    pub alternates: Vec<Alternate>,
+    /// The hosts that came nearest to fitting, nearest first: those rejected by the latest filter, and of these
+    /// those that lack least.
+    pub nearest: Vec<NearMiss>,
+}
+
+/// What was asked for, as far as a decision tells it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// vCPUs, memory, disk.
+    pub resources: Resources,
+    /// Everything else, each in a few words for operators.
+    pub constraints: Vec<String>,
+}
+
+/// How many hosts a filter removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The filter.
+    pub filter: FilterName,
+    /// How many.
+    pub hosts: usize,
+}
+
+/// A host with its score.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoredHost {
+    /// Its id.
+    pub host_id: HostId,
+    /// Its name.
+    pub host: HostName,
+    /// Its score, in thousandths of a point.
+    pub score: i64,
+    /// What each weigher gave.
+    pub parts: ScoreParts,
+}
+
+/// A host to try when the chosen one fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alternate {
+    /// Its id.
+    pub host_id: HostId,
+    /// Its name.
+    pub host: HostName,
+    /// Its score, in thousandths of a point.
+    pub score: i64,
+}
+
+/// A host that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NearMiss {
+    /// Its id.
+    pub host_id: HostId,
+    /// Its name.
+    pub host: HostName,
+    /// The filter that rejected it.
+    pub filter: FilterName,
+    /// Why.
+    pub rejection: Rejection,
+}
+
+impl Decision {
+    /// Puts names and numbers to a survey; `imagined` as the survey was made with.
+    pub(super) fn of(
+        survey: &Survey,
+        request: &Request,
+        table: &HostTable,
+        imagined: impl Fn(HostIndex) -> u64,
+    ) -> Self {
+        let settings = table.settings();
+        let scored = |slot: &HostIndex| {
+            let host = table.at(*slot);
+            let parts = weigh::parts(request, host, settings);
+            ScoredHost {
+                host_id: host.facts().id,
+                host: host.facts().name.clone(),
+                score: parts.total(),
+                parts,
+            }
+        };
+        let alternate = |slot: &HostIndex| {
+            let host = table.at(*slot);
+            Alternate {
+                host_id: host.facts().id,
+                host: host.facts().name.clone(),
+                score: weigh::parts(request, host, settings).total(),
+            }
+        };
+        let near_miss = |slot: &HostIndex| {
+            let host = table.at(*slot);
+            let question = Question {
+                request,
+                host,
+                settings,
+                imagined: imagined(*slot),
+            };
+            let (filter, rejection) = filter::check(&question).err()?;
+            Some(NearMiss {
+                host_id: host.facts().id,
+                host: host.facts().name.clone(),
+                filter,
+                rejection,
+            })
+        };
+        let asked = survey
+            .removed()
+            .filter(|(filter, hosts)| *hosts > 0 || filter.is_asked_by(request));
+        Self {
+            asked: Asked {
+                resources: request.resources,
+                constraints: request.constraints(),
+            },
+            hosts: table.len(),
+            filters: asked
+                .map(|(filter, hosts)| Removed { filter, hosts })
+                .collect(),
+            chosen: survey.best.values().next().map(scored),
+            runner_up: survey.best.values().nth(1).map(scored),
+            alternates: survey
+                .best
+                .values()
+                .skip(1)
+                .take(settings.alternates)
+                .map(alternate)
+                .collect(),
+            nearest: survey.nearest.values().filter_map(near_miss).collect(),
+        }
+    }
+
+    /// The chosen host's id.
+    #[must_use]
+    pub fn host_id(&self) -> Option<HostId> {
+        self.chosen.as_ref().map(|chosen| chosen.host_id)
+    }
+}
+
+impl FilterName {
+    /// Whether a request gives this filter anything to ask.
+    pub(super) fn is_asked_by(self, request: &Request) -> bool {
+        match self {
+            Self::Enabled
+            | Self::Alive
+            | Self::Cpu
+            | Self::Ram
+            | Self::Disk
+            | Self::FailedRecently => true,
+            Self::CountableResources => !request.countables.is_empty(),
+            Self::AvailabilityZone => request.zone.is_some(),
+            Self::AggregateProperties => !request.properties.is_empty(),
+            Self::ImageProperties => {
+                request.image.architecture.is_some() || request.image.virt_type.is_some()
+            }
+            Self::RequestedHost => request.requested_host.is_some(),
+            Self::DifferentHost => !request.different_hosts.is_empty(),
+            Self::SameHost => !request.same_hosts.is_empty(),
+            Self::ServerGroup => request.group.is_some(),
+            Self::VolumeLocality => request.volume_hosts.is_some(),
+            Self::PhysicalNetwork => !request.physical_networks.is_empty(),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What is asked for: one instance, as plain data.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use berth_common::{document::Flavor, ids::HostId, message::view::Resources};
+use serde::{Deserialize, Serialize};
+
+use super::failures::Millis;
+
+/// A resource that some hosts have so many of: `HUGEPAGES_2048K`, `PCI_<pool>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ResourceClass(pub String);
+
+impl From<&str> for ResourceClass {
+    fn from(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
+impl fmt::Display for ResourceClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What an instance takes of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Demand {
+    /// vCPUs, memory, disk.
+    pub resources: Resources,
+    /// Countable resources.
+    pub countables: BTreeMap<ResourceClass, u64>,
+}
+
+/// How the members of a server group shall lie to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupPolicy {
+    /// All on one host.
+    Affinity,
+    /// On different hosts; at most `max_per_host` on one.
+    AntiAffinity,
+    /// On one host where that is possible.
+    SoftAffinity,
+    /// On different hosts where that is possible.
+    SoftAntiAffinity,
+}
+
+impl GroupPolicy {
+    /// The name in OpenStack.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Affinity => "affinity",
+            Self::AntiAffinity => "anti-affinity",
+            Self::SoftAffinity => "soft-affinity",
+            Self::SoftAntiAffinity => "soft-anti-affinity",
+        }
+    }
+}
+
+/// The server group an instance belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerGroup {
+    /// How its members shall lie to each other.
+    pub policy: GroupPolicy,
+    /// The most members on one host, under any policy. None: one under anti-affinity, else any number.
+    pub max_per_host: Option<u64>,
+    /// How many members lie on which host.
+    pub members: BTreeMap<HostId, u64>,
+}
+
+impl ServerGroup {
+    /// The most members that may lie on one host.
+    #[must_use]
+    pub const fn limit(&self) -> Option<u64> {
+        match (self.max_per_host, self.policy) {
+            (Some(limit), _) => Some(limit),
+            (None, GroupPolicy::AntiAffinity) => Some(1),
+            (None, _) => None,
+        }
+    }
+
+    /// How many members lie on a host.
+    #[must_use]
+    pub fn on(&self, host: HostId) -> u64 {
+        self.members.get(&host).copied().unwrap_or(0)
+    }
+
+    /// Whether any member lies anywhere.
+    #[must_use]
+    pub fn has_members(&self) -> bool {
+        self.members.values().any(|count| *count > 0)
+    }
+
+    /// After one more member.
+    pub fn add(&mut self, host: HostId, count: u64) {
+        let members = self.members.entry(host).or_default();
+        *members = members.saturating_add(count);
+    }
+}
+
+/// What an image needs of a host; what it does not say, every host has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageNeeds {
+    /// `hw_architecture`, in libvirt's words.
+    pub architecture: Option<String>,
+    /// `hypervisor_type`: `kvm` or `qemu`.
+    pub virt_type: Option<String>,
+}
+
+/// A request for one instance: everything placement may know of it.
+///
+/// What is empty or `None` is not asked, and costs nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// vCPUs, memory, disk.
+    pub resources: Resources,
+    /// Countable resources besides.
+    pub countables: BTreeMap<ResourceClass, u64>,
+    /// The availability zone.
+    pub zone: Option<String>,
+    /// Properties, key and value, that the host must have through its aggregates; all of them.
+    pub properties: BTreeMap<String, String>,
+    /// What the image needs.
+    pub image: ImageNeeds,
+    /// Physical networks that the host must reach; all of them.
+    pub physical_networks: BTreeSet<String>,
+    /// The one host that will do.
+    pub requested_host: Option<HostId>,
+    /// Hosts of the instances it must be kept away from.
+    pub different_hosts: BTreeSet<HostId>,
+    /// Hosts of the instances it must lie beside: one of them. An empty set asks nothing: that none of the named
+    /// instances has a host is for the caller to refuse.
+    pub same_hosts: BTreeSet<HostId>,
+    /// Its server group.
+    pub group: Option<ServerGroup>,
+    /// Hosts that reach its volume. None: it has no volume, or every host reaches it.
+    pub volume_hosts: Option<BTreeSet<HostId>>,
+    /// Hosts on which this very request has failed already.
+    pub excluded_hosts: BTreeSet<HostId>,
+    /// Decides between hosts that are equally good.
+    pub seed: u64,
+    /// When it is asked.
+    pub now: Millis,
+}
+
+impl Request {
+    /// A request for so much, and nothing else.
+    #[must_use]
+    pub const fn of(resources: Resources) -> Self {
+        Self {
+            resources,
+            countables: BTreeMap::new(),
+            zone: None,
+            properties: BTreeMap::new(),
+            image: ImageNeeds {
+                architecture: None,
+                virt_type: None,
+            },
+            physical_networks: BTreeSet::new(),
+            requested_host: None,
+            different_hosts: BTreeSet::new(),
+            same_hosts: BTreeSet::new(),
+            group: None,
+            volume_hosts: None,
+            excluded_hosts: BTreeSet::new(),
+            seed: 0,
+            now: Millis(0),
+        }
+    }
+
+    /// What the instance will take of its host.
+    #[must_use]
+    pub fn demand(&self) -> Demand {
+        Demand {
+            resources: self.resources,
+            countables: self.countables.clone(),
+        }
+    }
+
+    /// The request once so many of its like were placed on a host: its group has grown.
+    pub fn count_placed(&mut self, host: HostId, count: u64) {
+        if let Some(group) = &mut self.group {
+            group.add(host, count);
+        }
+    }
+}
+
+impl From<Flavor> for Request {
+    fn from(flavor: Flavor) -> Self {
+        Self::of(Resources::from(flavor))
+    }
+}

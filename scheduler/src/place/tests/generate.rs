@@ -1,0 +1,261 @@
+//! Small random clouds and requests, with every kind of constraint, from small vocabularies so that they often meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::{message::view::HostState, units::AllocationRatio};
+use proptest::{collection::vec, option::weighted, prelude::*};
+
+use super::{super::*, *};
+
+/// A host with everything that is known of it.
+#[derive(Debug, Clone)]
+pub(super) struct Model {
+    pub(super) facts: HostFacts,
+    pub(super) claimed: Demand,
+    pub(super) builds: u64,
+    pub(super) failures: FailureHistory,
+}
+
+/// A cloud, and a request to it.
+#[derive(Debug, Clone)]
+pub(super) struct Cloud {
+    pub(super) hosts: Vec<Model>,
+    pub(super) request: Request,
+    pub(super) settings: Settings,
+}
+
+impl Cloud {
+    pub(super) fn table(&self) -> HostTable {
+        let mut table = HostTable::new(self.settings);
+        for model in &self.hosts {
+            let id = model.facts.id;
+            table.upsert(model.facts.clone());
+            table.claim(id, &model.claimed).unwrap();
+            table.set_builds_in_flight(id, model.builds).unwrap();
+            table.set_failures(id, model.failures).unwrap();
+        }
+        table
+    }
+}
+
+pub(super) const CLASSES: [&str; 2] = ["HUGEPAGES_2048K", "PCI_gpu"];
+
+fn countables(most: u64) -> impl Strategy<Value = BTreeMap<ResourceClass, u64>> {
+    vec((0..CLASSES.len(), 0..=most), 0..3).prop_map(|pairs| {
+        let pairs = pairs.into_iter();
+        pairs
+            .map(|(class, amount)| (CLASSES[class].into(), amount))
+            .collect()
+    })
+}
+
+fn word(stem: &'static str, words: u8) -> impl Strategy<Value = String> {
+    (0..words).prop_map(move |word| format!("{stem}{word}"))
+}
+
+fn words(stem: &'static str, words: u8) -> impl Strategy<Value = BTreeSet<String>> {
+    vec(word(stem, words), 0..4).prop_map(BTreeSet::from_iter)
+}
+
+fn ratio() -> impl Strategy<Value = AllocationRatio> {
+    (250_u32..4_500).prop_map(|ratio| AllocationRatio::from_thousandths(ratio).unwrap())
+}
+
+fn amounts(vcpus: u64, memory_mb: u64, disk_gb: u64) -> impl Strategy<Value = Resources> {
+    (0..vcpus, 0..memory_mb, 0..disk_gb)
+        .prop_map(|(vcpus, memory_mb, disk_gb)| resources(vcpus, memory_mb, disk_gb))
+}
+
+pub(super) fn any_facts() -> impl Strategy<Value = HostFacts> {
+    let standing = (0_u8..12, 0_u8..12);
+    let sizes = (
+        amounts(9, 9_000, 50),
+        amounts(2, 600, 3),
+        amounts(2, 600, 1),
+    );
+    let ratios = (ratio(), ratio(), ratio());
+    let place = (
+        weighted(0.8, word("z", 2)),
+        words("v", 3),
+        word("arch", 2),
+        words("virt", 2),
+        words("net", 2),
+    );
+    (standing, sizes, ratios, place, countables(6)).prop_map(
+        |(standing, (total, reserved, foreign), ratios, place, countables)| {
+            let mut facts = host(1, total);
+            facts.admission = match standing.0 {
+                0 => Admission::Disabled,
+                1 => Admission::Draining,
+                _ => Admission::Enabled,
+            };
+            facts.liveness = if standing.1 == 0 {
+                HostState::Down
+            } else {
+                HostState::Up
+            };
+            facts.reserved = reserved;
+            facts.foreign = foreign;
+            (facts.ratios.cpu, facts.ratios.ram, facts.ratios.disk) = ratios;
+            let (zone, values, architecture, virt_types, physical_networks) = place;
+            facts.zone = zone;
+            facts.properties = values
+                .into_iter()
+                .map(|value| ("k".to_owned(), value))
+                .collect();
+            facts.architecture = architecture;
+            facts.virt_types = virt_types;
+            facts.physical_networks = physical_networks;
+            facts.countables = countables
+                .into_iter()
+                .map(|(class, total)| (class, Inventory { total, reserved: 1 }))
+                .collect();
+            facts
+        },
+    )
+}
+
+fn any_model() -> impl Strategy<Value = Model> {
+    let claimed = (amounts(9, 7_000, 30), countables(3));
+    let failures = (weighted(0.2, (0_u64..9_000, 0_u64..3_000)), 0_u64..3);
+    (any_facts(), claimed, failures).prop_map(
+        |(facts, (resources, countables), (failures, builds))| Model {
+            facts,
+            claimed: Demand {
+                resources,
+                countables,
+            },
+            builds,
+            failures: failures.map_or_else(FailureHistory::default, |(count, at)| FailureHistory {
+                count: FailureCount(count),
+                at: Millis(at),
+            }),
+        },
+    )
+}
+
+/// Ids in an order that has nothing to do with that of the hosts; number 99 is nobody's.
+pub(super) fn id_of(number: usize) -> HostId {
+    host_id(u128::from(
+        (u64::try_from(number).unwrap() + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+    ))
+}
+
+fn some_hosts(hosts: usize) -> impl Strategy<Value = BTreeSet<HostId>> {
+    let number = prop_oneof![9 => 0..hosts.max(1), 1 => Just(99)];
+    vec(number, 0..4).prop_map(|numbers| numbers.into_iter().map(id_of).collect())
+}
+
+fn any_group(hosts: usize) -> impl Strategy<Value = ServerGroup> {
+    let policy = prop_oneof![
+        Just(GroupPolicy::Affinity),
+        Just(GroupPolicy::AntiAffinity),
+        Just(GroupPolicy::SoftAffinity),
+        Just(GroupPolicy::SoftAntiAffinity),
+    ];
+    let members = vec((0..hosts.max(1), 0_u64..3), 0..4);
+    (policy, weighted(0.4, 0_u64..4), members).prop_map(|(policy, max_per_host, members)| {
+        ServerGroup {
+            policy,
+            max_per_host,
+            members: members
+                .into_iter()
+                .map(|(number, count)| (id_of(number), count))
+                .collect(),
+        }
+    })
+}
+
+pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
+    let size = (amounts(5, 3_000, 15), weighted(0.25, countables(2)));
+    let place = (
+        weighted(0.25, word("z", 3)),
+        weighted(0.2, words("v", 3)),
+        weighted(0.2, word("arch", 2)),
+        weighted(0.2, word("virt", 2)),
+        weighted(0.2, words("net", 2)),
+    );
+    let hosts = (
+        weighted(0.1, 0..hosts.max(1)),
+        weighted(0.2, some_hosts(hosts)),
+        weighted(0.2, some_hosts(hosts)),
+        weighted(0.4, any_group(hosts)),
+        weighted(0.2, some_hosts(hosts)),
+        weighted(0.2, some_hosts(hosts)),
+    );
+    (size, place, hosts, any::<u64>(), 0_u64..4_000).prop_map(|(size, place, hosts, seed, now)| {
+        let (zone, values, architecture, virt_type, networks) = place;
+        let (requested, different, same, group, volume_hosts, excluded) = hosts;
+        let values: Vec<_> = values.unwrap_or_default().into_iter().collect();
+        Request {
+            countables: size.1.unwrap_or_default(),
+            zone,
+            // One key has one value in a request.
+            properties: values
+                .first()
+                .map(|value| ("k".to_owned(), value.clone()))
+                .into_iter()
+                .collect(),
+            image: ImageNeeds {
+                architecture,
+                virt_type,
+            },
+            physical_networks: networks.unwrap_or_default(),
+            requested_host: requested.map(id_of),
+            different_hosts: different.unwrap_or_default(),
+            same_hosts: same.unwrap_or_default(),
+            group,
+            volume_hosts,
+            excluded_hosts: excluded.unwrap_or_default(),
+            seed,
+            now: Millis(now),
+            ..Request::of(size.0)
+        }
+    })
+}
+
+pub(super) fn any_settings() -> impl Strategy<Value = Settings> {
+    let multiplier = || prop_oneof![Just(0_i64), -3_000_i64..3_000, -1_i64..2];
+    let multipliers = (
+        multiplier(),
+        multiplier(),
+        multiplier(),
+        multiplier(),
+        multiplier(),
+        multiplier(),
+        multiplier(),
+    );
+    let weights = prop_oneof![
+        Just(Weights::default()),
+        multipliers.prop_map(|(ram, cpu, disk, io_ops, soft, anti, failures)| Weights {
+            ram: Multiplier::thousandths(ram),
+            cpu: Multiplier::thousandths(cpu),
+            disk: Multiplier::thousandths(disk),
+            io_ops: Multiplier::thousandths(io_ops),
+            soft_affinity: Multiplier::thousandths(soft * 1000),
+            soft_anti_affinity: Multiplier::thousandths(anti * 1000),
+            build_failures: Multiplier::thousandths(failures * 1000),
+        })
+    ];
+    (weights, 0_usize..5, 0_u64..2_000).prop_map(|(weights, alternates, half_life)| Settings {
+        weights,
+        alternates,
+        failure_half_life: Millis(half_life),
+        ..Settings::default()
+    })
+}
+
+/// A cloud of so many hosts.
+pub(super) fn any_cloud(hosts: std::ops::Range<usize>) -> impl Strategy<Value = Cloud> {
+    vec(any_model(), hosts).prop_flat_map(|mut hosts| {
+        for (number, model) in hosts.iter_mut().enumerate() {
+            model.facts.id = id_of(number);
+            model.facts.name = format!("hv{number}").parse().unwrap();
+        }
+        (any_request(hosts.len()), any_settings()).prop_map(move |(request, settings)| Cloud {
+            hosts: hosts.clone(),
+            request,
+            settings,
+        })
+    })
+}

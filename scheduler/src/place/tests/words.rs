@@ -1,0 +1,240 @@
+//! What operators and tenants read.
+
+use berth_common::message::view::HostState;
+
+use super::*;
+
+#[test]
+fn overcommit_is_of_the_sum_and_exact_to_the_last_unit() {
+    // Capacity: 2 × 4.0 = 8 vCPU, (2048 − 512) × 1.5 = 2304 MB.
+    let with_used = |used| table([(host(1, resources(2, 2_048, 100)), used)]);
+    assert!(chosen(&request(1, 256, 1), &with_used(resources(7, 2_048, 0))).is_some());
+    assert!(chosen(&request(1, 257, 1), &with_used(resources(7, 2_048, 0))).is_none());
+    assert!(chosen(&request(1, 1, 1), &with_used(resources(8, 0, 0))).is_none());
+    // Three vCPUs would fit the sum, but not the physical host.
+    let refused = decide(&request(3, 256, 1), &with_used(Resources::default()));
+    assert_eq!(
+        refused.operator_text(),
+        "No valid host was found for 3 vCPU, 256 MB of memory, 1 GB of disk: 1 host; cpu removed 1; nearest miss \
+         hv1: needs 3 vCPU, the whole host has 2 (one instance is never overcommitted)"
+    );
+}
+
+/// hv1 is disabled, hv2 is down, hv3 and hv4 are nearly full.
+fn hosts_that_refuse() -> HostTable {
+    let total = resources(8, 8_192, 100);
+    let mut disabled = host(1, total);
+    disabled.admission = Admission::Disabled;
+    let mut down = host(2, total);
+    down.liveness = HostState::Down;
+    table([
+        (disabled, Resources::default()),
+        (down, Resources::default()),
+        (host(3, resources(8, 4_096, 100)), resources(0, 4_000, 0)),
+        (host(4, resources(8, 4_096, 100)), resources(0, 4_500, 0)),
+    ])
+}
+
+#[test]
+fn a_refusal_names_each_filter_and_the_nearest_miss_in_numbers() {
+    let refused = decide(&request(1, 2_048, 10), &hosts_that_refuse());
+    assert_eq!(
+        refused.operator_text(),
+        "No valid host was found for 1 vCPU, 2048 MB of memory, 10 GB of disk: 4 hosts; enabled removed 1; alive \
+         removed 1; ram removed 2; nearest miss hv3: needs 2048 MB of memory, 1376 free of 5376, 672 missing"
+    );
+    assert_eq!(
+        refused.tenant_text(),
+        "No valid host was found for 1 vCPU, 2048 MB of memory, 10 GB of disk: not enough memory is free on any \
+         host that fits otherwise"
+    );
+    let nobody = decide(&request(1, 1, 1), &HostTable::default());
+    assert!(
+        nobody
+            .operator_text()
+            .ends_with("no host has ever sent a heartbeat")
+    );
+    assert!(
+        nobody
+            .tenant_text()
+            .ends_with("no host is available at present")
+    );
+}
+
+#[test]
+fn an_explained_refusal_reads_well() {
+    let wanted = Request {
+        zone: Some("west".to_owned()),
+        countables: [("PCI_gpu".into(), 1)].into(),
+        ..request(1, 1_024, 10)
+    };
+    assert_eq!(
+        decide(&wanted, &hosts_that_refuse()).explain(),
+        "\
+request       1 vCPU, 1024 MB of memory, 10 GB of disk
+              1 PCI_gpu
+              availability zone west
+hosts         4
+              enabled               removed 1, 3 left
+              alive                 removed 1, 2 left
+              cpu                   removed 0, 2 left
+              ram                   removed 1, 1 left
+              disk                  removed 0, 1 left
+              countable_resources   removed 1, 0 left
+              availability_zone     removed 0, 0 left
+              failed_recently       removed 0, 0 left
+chosen        none: no valid host was found
+nearest miss  hv3 (countable_resources): needs 1 PCI_gpu, 0 free of 0, 1 missing
+nearest miss  hv4 (ram): needs 1024 MB of memory, 876 free of 5376, 148 missing
+nearest miss  hv2 (alive): its heartbeats do not arrive"
+    );
+}
+
+#[test]
+fn an_explained_choice_reads_well() {
+    let mut table = hosts_that_refuse();
+    table.set_builds_in_flight(host_id(3), 2).unwrap();
+    let chosen = decide(&request(1, 512, 10), &table);
+    assert_eq!(
+        chosen.explain(),
+        "\
+request       1 vCPU, 512 MB of memory, 10 GB of disk
+hosts         4
+              enabled               removed 1, 3 left
+              alive                 removed 1, 2 left
+              cpu                   removed 0, 2 left
+              ram                   removed 0, 2 left
+              disk                  removed 0, 2 left
+              failed_recently       removed 0, 2 left
+chosen        hv4, score 908.100 (ram 876.000, cpu 32.000, disk 0.100)
+runner-up     hv3, score 896.100 (ram 1376.000, cpu 32.000, disk 0.100, io_ops -512.000)
+alternates    hv3
+nearest miss  hv2 (alive): its heartbeats do not arrive
+nearest miss  hv1 (enabled): it is disabled"
+    );
+    assert_eq!(
+        chosen.operator_text(),
+        "hv4 was chosen for 1 vCPU, 512 MB of memory, 10 GB of disk: 4 hosts; enabled removed 1; alive removed 1; \
+         score 908.100; runner-up hv3 with 896.100"
+    );
+}
+
+#[test]
+fn every_constraint_refuses_in_words() {
+    let mut facts = host(1, resources(8, 8_192, 100));
+    facts.zone = Some("west".to_owned());
+    facts.properties = [("ssd".to_owned(), "false".to_owned())].into();
+    facts.architecture = "x86_64".to_owned();
+    facts.virt_types = ["qemu".to_owned()].into();
+    let table = table([(facts, Resources::default())]);
+    let plain = || request(1, 512, 10);
+    let group = |policy, members: &[u128]| ServerGroup {
+        policy,
+        max_per_host: None,
+        members: members.iter().map(|host| (host_id(*host), 1)).collect(),
+    };
+    let check = |wanted: Request, filter, words: &str| {
+        let refused = decide(&wanted, &table);
+        let near = &refused.nearest[0];
+        assert_eq!(
+            (near.filter, near.rejection.to_string().as_str()),
+            (filter, words)
+        );
+    };
+    let zone = Some("east".to_owned());
+    check(
+        Request { zone, ..plain() },
+        FilterName::AvailabilityZone,
+        "needs availability zone east, it is in west",
+    );
+    let properties = [("ssd".to_owned(), "true".to_owned())].into();
+    check(
+        Request {
+            properties,
+            ..plain()
+        },
+        FilterName::AggregateProperties,
+        "needs property ssd = true, its aggregates have false",
+    );
+    let mut arm = plain();
+    arm.image.architecture = Some("aarch64".to_owned());
+    check(
+        arm,
+        FilterName::ImageProperties,
+        "the image needs architecture aarch64, it has x86_64",
+    );
+    let mut kvm = plain();
+    kvm.image.virt_type = Some("kvm".to_owned());
+    check(
+        kvm,
+        FilterName::ImageProperties,
+        "the image needs hypervisor type kvm, it has qemu",
+    );
+    let physical_networks = ["physnet1".to_owned()].into();
+    check(
+        Request {
+            physical_networks,
+            ..plain()
+        },
+        FilterName::PhysicalNetwork,
+        "needs physical network physnet1, it is connected to none",
+    );
+    check(
+        Request {
+            requested_host: Some(host_id(2)),
+            ..plain()
+        },
+        FilterName::RequestedHost,
+        "host 00000000-0000-0000-0000-000000000002 was asked for",
+    );
+    check(
+        Request {
+            different_hosts: [host_id(1)].into(),
+            ..plain()
+        },
+        FilterName::DifferentHost,
+        "it holds an instance that this one must be kept away from",
+    );
+    check(
+        Request {
+            same_hosts: [host_id(2)].into(),
+            ..plain()
+        },
+        FilterName::SameHost,
+        "it holds none of the instances that this one must lie beside",
+    );
+    let anti = Some(group(GroupPolicy::AntiAffinity, &[1]));
+    check(
+        Request {
+            group: anti,
+            ..plain()
+        },
+        FilterName::ServerGroup,
+        "it holds 1 of the server group, at most 1 may lie on one host",
+    );
+    let together = Some(group(GroupPolicy::Affinity, &[2]));
+    check(
+        Request {
+            group: together,
+            ..plain()
+        },
+        FilterName::ServerGroup,
+        "the members of the server group are elsewhere",
+    );
+    check(
+        Request {
+            volume_hosts: Some([host_id(2)].into()),
+            ..plain()
+        },
+        FilterName::VolumeLocality,
+        "it does not reach the volume",
+    );
+    check(
+        Request {
+            excluded_hosts: [host_id(1)].into(),
+            ..plain()
+        },
+        FilterName::FailedRecently,
+        "this request has failed there already",
+    );
+}

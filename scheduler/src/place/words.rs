@@ -1,0 +1,233 @@
+//! A decision in words: for operators, who may know every host, and for tenants, who may know none.
+
+use std::fmt::{self, Write as _};
+
+use super::{
+    amounts::Words,
+    decision::{Decision, ScoredHost},
+    filter::FilterName,
+    request::Request,
+};
+
+impl Request {
+    /// What is asked besides vCPUs, memory and disk, each in a few words.
+    pub(super) fn constraints(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        for (class, amount) in &self.countables {
+            words.push(format!("{amount} {class}"));
+        }
+        if let Some(zone) = &self.zone {
+            words.push(format!("availability zone {zone}"));
+        }
+        for (key, value) in &self.properties {
+            words.push(format!("property {key} = {value}"));
+        }
+        if let Some(architecture) = &self.image.architecture {
+            words.push(format!("architecture {architecture}"));
+        }
+        if let Some(virt_type) = &self.image.virt_type {
+            words.push(format!("hypervisor type {virt_type}"));
+        }
+        if let Some(host) = self.requested_host {
+            words.push(format!("host {host}"));
+        }
+        let hosts = |count| match count {
+            1 => "1 host".to_owned(),
+            count => format!("{count} hosts"),
+        };
+        if !self.different_hosts.is_empty() {
+            words.push(format!("away from {}", hosts(self.different_hosts.len())));
+        }
+        if !self.same_hosts.is_empty() {
+            words.push(format!("on one of {}", hosts(self.same_hosts.len())));
+        }
+        if let Some(group) = &self.group {
+            let mut text = format!("server group with {}", group.policy.as_str());
+            if let Some(limit) = group.max_per_host {
+                // Writing to a string does not fail.
+                let _ = write!(text, ", at most {limit} on a host");
+            }
+            words.push(text);
+        }
+        if let Some(reaching) = &self.volume_hosts {
+            words.push(format!("a volume that {} can reach", hosts(reaching.len())));
+        }
+        for network in &self.physical_networks {
+            words.push(format!("physical network {network}"));
+        }
+        if !self.excluded_hosts.is_empty() {
+            words.push(format!("not again on {}", hosts(self.excluded_hosts.len())));
+        }
+        words
+    }
+}
+
+/// Thousandths as a decimal.
+struct Points(i64);
+
+impl fmt::Display for Points {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let thousandths = self.0.unsigned_abs();
+        write!(f, "{sign}{}.{:03}", thousandths / 1000, thousandths % 1000)
+    }
+}
+
+impl ScoredHost {
+    /// `hv1, score 7168.000 (ram 7160.000, cpu 8.000)`: the parts that are not zero.
+    fn in_words(&self) -> String {
+        let parts = [
+            ("ram", self.parts.ram),
+            ("cpu", self.parts.cpu),
+            ("disk", self.parts.disk),
+            ("io_ops", self.parts.io_ops),
+            ("soft_group", self.parts.soft_group),
+            ("build_failures", self.parts.build_failures),
+        ];
+        let parts: Vec<_> = parts
+            .into_iter()
+            .filter(|(_, part)| *part != 0)
+            .map(|(name, part)| format!("{name} {}", Points(part)))
+            .collect();
+        let parts = if parts.is_empty() {
+            "nothing".to_owned()
+        } else {
+            parts.join(", ")
+        };
+        format!("{}, score {} ({parts})", self.host, Points(self.score))
+    }
+}
+
+impl FilterName {
+    /// Why nothing was found when the nearest host failed this filter, naming no host and no number of hosts.
+    const fn for_tenants(self) -> &'static str {
+        match self {
+            Self::Enabled => "no host takes new instances at present",
+            Self::Alive => "no host that takes new instances is available at present",
+            Self::Cpu => "not enough vCPUs are free on any host that fits otherwise",
+            Self::Ram => "not enough memory is free on any host that fits otherwise",
+            Self::Disk => "not enough disk is free on any host that fits otherwise",
+            Self::CountableResources => {
+                "no host that fits otherwise has enough of the further resources that are asked for"
+            }
+            Self::AvailabilityZone => "no host that fits otherwise is in the availability zone",
+            Self::AggregateProperties => {
+                "no host that fits otherwise has the properties that the flavor asks for"
+            }
+            Self::ImageProperties => "no host that fits otherwise can run the image",
+            Self::RequestedHost => "the requested host does not fit",
+            Self::DifferentHost => {
+                "every host that fits otherwise holds an instance that this one shall be kept away from"
+            }
+            Self::SameHost => {
+                "no host of the instances that this one shall lie beside fits otherwise"
+            }
+            Self::ServerGroup => {
+                "the policy of the server group leaves no host that fits otherwise"
+            }
+            Self::VolumeLocality => "no host that fits otherwise can reach the volume",
+            Self::PhysicalNetwork => "no host that fits otherwise is connected to the network",
+            Self::FailedRecently => {
+                "building has failed lately on every host that fits otherwise; try again later"
+            }
+        }
+    }
+}
+
+impl Decision {
+    /// For operators, on one line, naming hosts: `No valid host was found for 4 vCPU, 8192 MB of memory, 20 GB of
+    /// disk: 2 hosts; enabled removed 1; ram removed 1; nearest miss hv1: needs 8192 MB of memory, 512 free of 4096,
+    /// 7680 missing`.
+    #[must_use]
+    pub fn operator_text(&self) -> String {
+        self.to_string()
+    }
+
+    /// For tenants, on one line, naming no host and no number of hosts.
+    #[must_use]
+    pub fn tenant_text(&self) -> String {
+        let asked = Words(&self.asked.resources);
+        if self.chosen.is_some() {
+            return format!("A host was found for {asked}");
+        }
+        let why = match self.nearest.first() {
+            None => "no host is available at present",
+            Some(nearest) => nearest.filter.for_tenants(),
+        };
+        format!("No valid host was found for {asked}: {why}")
+    }
+
+    /// For operators, on several lines: every filter that was asked, the scores, and the nearest misses.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let mut lines = Vec::new();
+        let mut line = |label: &str, text: String| lines.push(format!("{label:<14}{text}"));
+        line("request", Words(&self.asked.resources).to_string());
+        for constraint in &self.asked.constraints {
+            line("", constraint.clone());
+        }
+        line("hosts", self.hosts.to_string());
+        let mut left = self.hosts;
+        for removed in &self.filters {
+            left = left.saturating_sub(removed.hosts);
+            let text = format!(
+                "{:<22}removed {}, {left} left",
+                removed.filter.as_str(),
+                removed.hosts
+            );
+            line("", text);
+        }
+        match &self.chosen {
+            Some(chosen) => line("chosen", chosen.in_words()),
+            None => line("chosen", "none: no valid host was found".to_owned()),
+        }
+        if let Some(runner_up) = &self.runner_up {
+            line("runner-up", runner_up.in_words());
+        }
+        if !self.alternates.is_empty() {
+            let names: Vec<_> = self
+                .alternates
+                .iter()
+                .map(|host| host.host.as_str())
+                .collect();
+            line("alternates", names.join(", "));
+        }
+        for near in &self.nearest {
+            let text = format!("{} ({}): {}", near.host, near.filter, near.rejection);
+            line("nearest miss", text);
+        }
+        lines.join("\n")
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let asked = Words(&self.asked.resources);
+        match &self.chosen {
+            Some(chosen) => write!(f, "{} was chosen for {asked}: ", chosen.host)?,
+            None => write!(f, "No valid host was found for {asked}: ")?,
+        }
+        match self.hosts {
+            0 => return f.write_str("no host has ever sent a heartbeat"),
+            1 => f.write_str("1 host")?,
+            hosts => write!(f, "{hosts} hosts")?,
+        }
+        for removed in self.filters.iter().filter(|removed| removed.hosts > 0) {
+            write!(f, "; {} removed {}", removed.filter, removed.hosts)?;
+        }
+        if let Some(chosen) = &self.chosen {
+            write!(f, "; score {}", Points(chosen.score))?;
+            if let Some(runner_up) = &self.runner_up {
+                write!(
+                    f,
+                    "; runner-up {} with {}",
+                    runner_up.host,
+                    Points(runner_up.score)
+                )?;
+            }
+        } else if let Some(near) = self.nearest.first() {
+            write!(f, "; nearest miss {}: {}", near.host, near.rejection)?;
+        }
+        Ok(())
+    }
+}
