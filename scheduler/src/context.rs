@@ -24,7 +24,11 @@ use tokio::sync::MutexGuard;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    claim::{self, ClaimError, cloud::Cloud, load},
+    claim::{
+        self, ClaimError,
+        cloud::{Cloud, Mark},
+        load,
+    },
     config::Config,
     dispatch::{Dispatch, Fresh, Publication},
     liveness::Liveness,
@@ -82,6 +86,17 @@ pub struct Touched {
     pub keys: BTreeSet<DocumentKey>,
     /// These get a new generation even if nothing differs.
     pub again: BTreeSet<DocumentKey>,
+}
+
+/// Where a [`Writing`] was when something began that can be taken back.
+#[must_use = "it must be ended"]
+pub struct Attempt {
+    outer: Txn,
+    mark: Mark,
+    touched: BTreeMap<HostId, Touched>,
+    fresh: usize,
+    decisions: usize,
+    forgotten: usize,
 }
 
 /// The memory of the writer, as long as it is its turn.
@@ -159,37 +174,38 @@ impl Writing<'_> {
         self.forgotten.push((id, name));
     }
 
-    /// Does something of which either all happens or nothing; what was done before stays either way.
+    /// Begins something that can be taken back by itself: everything until [`Writing::end`].
     ///
     /// # Errors
-    /// What it fails with, or a failure of the database.
-    pub async fn attempt<T>(
-        &mut self,
-        what: impl AsyncFnOnce(&mut Self) -> Result<T, ClaimError>,
-    ) -> Result<T, ClaimError> {
-        let mark = self.cloud.mark();
-        let touched = self.touched.clone();
-        let (fresh, decisions) = (self.fresh.len(), self.decisions.len());
-        let forgotten = self.forgotten.len();
-        let inner = self.txn.savepoint().await?;
-        let outer = std::mem::replace(&mut self.txn, inner);
-        let result = what(self).await;
-        let inner = std::mem::replace(&mut self.txn, outer);
-        match result {
-            Ok(value) => {
-                inner.commit().await?;
-                Ok(value)
-            }
-            Err(error) => {
-                drop(inner);
-                self.cloud.undo_to(mark);
-                self.touched = touched;
-                self.fresh.truncate(fresh);
-                self.decisions.truncate(decisions);
-                self.forgotten.truncate(forgotten);
-                Err(error)
-            }
+    /// When the database fails.
+    pub async fn attempt(&mut self) -> Result<Attempt, StoreError> {
+        let inner = self.txn.nested().await?;
+        Ok(Attempt {
+            outer: std::mem::replace(&mut self.txn, inner),
+            mark: self.cloud.mark(),
+            touched: self.touched.clone(),
+            fresh: self.fresh.len(),
+            decisions: self.decisions.len(),
+            forgotten: self.forgotten.len(),
+        })
+    }
+
+    /// Ends it: keeps what was done, or takes it back. What was done before stays either way.
+    ///
+    /// # Errors
+    /// When the database fails; then nothing of the transaction may be kept.
+    pub async fn end(&mut self, attempt: Attempt, keep: bool) -> Result<(), StoreError> {
+        let inner = std::mem::replace(&mut self.txn, attempt.outer);
+        if keep {
+            return inner.commit().await;
         }
+        drop(inner);
+        self.cloud.undo_to(attempt.mark);
+        self.touched = attempt.touched;
+        self.fresh.truncate(attempt.fresh);
+        self.decisions.truncate(attempt.decisions);
+        self.forgotten.truncate(attempt.forgotten);
+        Ok(())
     }
 
     /// Writes the documents that follow from the rows as they are now.

@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::Context as _;
 use berth_common::{
-    bus::{Bus, BusError, BusHealth, QueueDecl, RabbitBus, RabbitConfig},
+    bus::{
+        Bus, BusError, BusHealth, Consumer, Delivery, QueueDecl, RabbitBus, RabbitConfig,
+    },
     message::app,
     telemetry::{
         error_chain,
@@ -17,14 +19,20 @@ use berth_common::{
         registry::Metrics,
     },
 };
-use berth_store::{ExclusiveLock, Store, StoreConfig, StoreError, documents, hosts, nonces};
+use berth_store::{
+    ExclusiveLock, Store, StoreConfig, StoreError, decisions, documents, hosts, leadership, nonces,
+};
 use chrono::{TimeDelta, Utc};
 use futures::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config, context::Context, dispatch, inbox, liveness, metrics::SchedulerMetrics,
+    config::Config,
+    context::Context,
+    dispatch::{self, Fresh},
+    inbox, leader, liveness,
+    metrics::SchedulerMetrics,
     report::order::ReportOrder,
 };
 

@@ -109,16 +109,25 @@ impl Txn {
     /// # Errors
     /// See [`StoreError`].
     pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, StoreError> {
+        Ok(Savepoint {
+            inner: self.nested().await?,
+            outer: PhantomData,
+        })
+    }
+
+    /// Begins a transaction within this one, for whoever keeps both in one place: the outer one must rest until the
+    /// inner one is committed or dropped. Dropping it undoes what was done in it; the outer one goes on.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn nested(&self) -> Result<Self, StoreError> {
         let transaction = self
             .exchange(self.transaction.begin())
             .await
             .map_err(failed("savepoint"))?;
-        Ok(Savepoint {
-            inner: Self {
-                transaction,
-                over: Arc::clone(&self.over),
-            },
-            outer: PhantomData,
+        Ok(Self {
+            transaction,
+            over: Arc::clone(&self.over),
         })
     }
 

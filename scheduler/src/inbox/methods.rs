@@ -17,10 +17,10 @@ use berth_common::{
     refusal::{Refusal, RefusalCode},
 };
 
-use super::{
-    cut,
-    requests::{Outcome, encode, parse},
-};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{cut, requests::parse};
 use crate::{
     claim::{
         ClaimError, aggregates, hosts,
@@ -56,243 +56,170 @@ pub(super) fn only_reads(method: &str) -> bool {
 }
 
 /// Serves a request that changes nothing.
-///
-/// # Errors
-/// When the database fails.
-pub(super) async fn read(context: &Context, message: &Message) -> Result<Outcome, ClaimError> {
+pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, Unserved> {
     let pool = context.store.pool();
     match message.method.as_str() {
         InstanceShow::NAME => {
-            serve(message, async |request: InstanceShow| {
-                let row = resolve(pool, &request.project, &request.instance).await?;
-                show::instance(pool, &row).await
-            })
-            .await
+            let request: InstanceShow = read(message)?;
+            let row = resolve(pool, &request.project, &request.instance).await?;
+            reply(show::instance(pool, &row).await)
         }
         InstanceList::NAME => {
-            serve(message, async |request: InstanceList| {
-                show::instance_list(pool, &request).await
-            })
-            .await
+            let request: InstanceList = read(message)?;
+            reply(show::instance_list(pool, &request).await)
         }
         NetworkList::NAME => {
-            serve(message, async |request: NetworkList| {
-                show::network_list(pool, &request).await
-            })
-            .await
+            let request: NetworkList = read(message)?;
+            reply(show::network_list(pool, &request).await)
         }
         HostList::NAME => {
-            serve(message, async |_: HostList| {
-                show::host_list(context, pool).await
-            })
-            .await
+            let _: HostList = read(message)?;
+            reply(show::host_list(context, pool).await)
         }
         HostShow::NAME => {
-            serve(message, async |request: HostShow| {
-                let row = hosts::resolve(pool, &request.host).await?;
-                show::host(context, pool, &row).await
-            })
-            .await
+            let request: HostShow = read(message)?;
+            let row = hosts::resolve(pool, &request.host).await?;
+            reply(show::host(context, pool, &row).await)
         }
         AggregateList::NAME => {
-            serve(message, async |_: AggregateList| {
-                aggregates::list(pool).await
-            })
-            .await
+            let _: AggregateList = read(message)?;
+            reply(aggregates::list(pool).await)
         }
         ServerGroupList::NAME => {
-            serve(message, async |request: ServerGroupList| {
-                server_groups::list(pool, &request).await
-            })
-            .await
+            let request: ServerGroupList = read(message)?;
+            reply(server_groups::list(pool, &request).await)
         }
         PlacementExplain::NAME => {
-            serve(message, async |request: PlacementExplain| {
-                explain::explain(pool, &request).await
-            })
-            .await
+            let request: PlacementExplain = read(message)?;
+            reply(explain::explain(pool, &request).await)
         }
         PlacementPlace::NAME => {
-            serve(message, async |request: PlacementPlace| {
-                explain::place(context, &request).await
-            })
-            .await
+            let request: PlacementPlace = read(message)?;
+            reply(explain::place(context, &request).await)
         }
         PlacementCapacity::NAME => {
-            serve(message, async |request: PlacementCapacity| {
-                explain::capacity(context, &request).await
-            })
-            .await
+            let request: PlacementCapacity = read(message)?;
+            reply(explain::capacity(context, &request).await)
         }
-        unknown => Ok(unknown_method(unknown)),
+        unknown => Err(unknown_method(unknown)),
     }
 }
 
-/// Serves a request that changes something, but for `instance.create`: those are served many at once. A refusal undoes
-/// what it did.
-///
-/// # Errors
-/// When the database fails; then nothing of the transaction may be kept.
-pub(super) async fn change(
-    w: &mut Writing<'_>,
-    message: &Message,
-) -> Result<Outcome, ClaimError> {
+/// Serves a request that changes something, but for `instance.create`: those are served many at once. What it did when it
+/// was refused is to be undone.
+pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Value, Unserved> {
     match message.method.as_str() {
-        InstanceCreateMany::NAME => attempt(w, message, create_many).await,
+        InstanceCreateMany::NAME => {
+            let request: InstanceCreateMany = read(message)?;
+            reply(create_many(w, request).await)
+        }
         InstanceDelete::NAME => {
-            attempt(w, message, async |w, request: InstanceDelete| {
-                change_instance(w, &request.project, &request.instance, Change::Delete).await
-            })
-            .await
+            let request: InstanceDelete = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Delete).await)
         }
         InstanceStart::NAME => {
-            attempt(w, message, async |w, request: InstanceStart| {
-                change_instance(w, &request.project, &request.instance, Change::Start).await
-            })
-            .await
+            let request: InstanceStart = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Start).await)
         }
         InstanceStop::NAME => {
-            attempt(w, message, async |w, request: InstanceStop| {
-                change_instance(w, &request.project, &request.instance, Change::Stop).await
-            })
-            .await
+            let request: InstanceStop = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Stop).await)
         }
         InstanceReboot::NAME => {
-            attempt(w, message, async |w, request: InstanceReboot| {
-                let reboot = Change::from(&request);
-                change_instance(w, &request.project, &request.instance, reboot).await
-            })
-            .await
+            let request: InstanceReboot = read(message)?;
+            let reboot = Change::from(&request);
+            reply(change_instance(w, &request.project, &request.instance, reboot).await)
         }
         NetworkCreate::NAME => {
-            attempt(w, message, async |w, request: NetworkCreate| {
-                networks::create(w, &request).await
-            })
-            .await
+            let request: NetworkCreate = read(message)?;
+            reply(networks::create(w, &request).await)
         }
         NetworkDelete::NAME => {
-            attempt(w, message, async |w, request: NetworkDelete| {
-                networks::delete(w, &request).await
-            })
-            .await
+            let request: NetworkDelete = read(message)?;
+            reply(networks::delete(w, &request).await)
         }
         HostEnable::NAME => {
-            attempt(w, message, async |w, request: HostEnable| {
-                hosts::set_status(w, &request.host, HostStatus::Enabled, None).await
-            })
-            .await
+            let request: HostEnable = read(message)?;
+            reply(hosts::set_status(w, &request.host, HostStatus::Enabled, None).await)
         }
         HostDisable::NAME => {
-            attempt(w, message, async |w, request: HostDisable| {
-                let reason = request.reason.as_deref();
-                hosts::set_status(w, &request.host, HostStatus::Disabled, reason).await
-            })
-            .await
+            let request: HostDisable = read(message)?;
+            let reason = request.reason.as_deref();
+            reply(hosts::set_status(w, &request.host, HostStatus::Disabled, reason).await)
         }
         HostDrain::NAME => {
-            attempt(w, message, async |w, request: HostDrain| {
-                let reason = request.reason.as_deref();
-                hosts::set_status(w, &request.host, HostStatus::Draining, reason).await
-            })
-            .await
+            let request: HostDrain = read(message)?;
+            let reason = request.reason.as_deref();
+            reply(hosts::set_status(w, &request.host, HostStatus::Draining, reason).await)
         }
         HostSet::NAME => {
-            attempt(w, message, async |w, request: HostSet| {
-                hosts::set(w, &request).await
-            })
-            .await
+            let request: HostSet = read(message)?;
+            reply(hosts::set(w, &request).await)
         }
         HostDelete::NAME => {
-            attempt(w, message, async |w, request: HostDelete| {
-                hosts::delete(w, &request).await
-            })
-            .await
+            let request: HostDelete = read(message)?;
+            reply(hosts::delete(w, &request).await)
         }
         AggregateCreate::NAME => {
-            attempt(w, message, async |w, request: AggregateCreate| {
-                aggregates::create(w, &request).await
-            })
-            .await
+            let request: AggregateCreate = read(message)?;
+            reply(aggregates::create(w, &request).await)
         }
         AggregateSet::NAME => {
-            attempt(w, message, async |w, request: AggregateSet| {
-                aggregates::set(w, &request).await
-            })
-            .await
+            let request: AggregateSet = read(message)?;
+            reply(aggregates::set(w, &request).await)
         }
         AggregateDelete::NAME => {
-            attempt(w, message, async |w, request: AggregateDelete| {
-                aggregates::delete(w, &request).await
-            })
-            .await
+            let request: AggregateDelete = read(message)?;
+            reply(aggregates::delete(w, &request).await)
         }
         AggregateAddHost::NAME => {
-            attempt(w, message, async |w, request: AggregateAddHost| {
-                aggregates::add_host(w, &request).await
-            })
-            .await
+            let request: AggregateAddHost = read(message)?;
+            reply(aggregates::add_host(w, &request).await)
         }
         AggregateRemoveHost::NAME => {
-            attempt(w, message, async |w, request: AggregateRemoveHost| {
-                aggregates::remove_host(w, &request).await
-            })
-            .await
+            let request: AggregateRemoveHost = read(message)?;
+            reply(aggregates::remove_host(w, &request).await)
         }
         ServerGroupCreate::NAME => {
-            attempt(w, message, async |w, request: ServerGroupCreate| {
-                server_groups::create(w, &request).await
-            })
-            .await
+            let request: ServerGroupCreate = read(message)?;
+            reply(server_groups::create(w, &request).await)
         }
         ServerGroupDelete::NAME => {
-            attempt(w, message, async |w, request: ServerGroupDelete| {
-                server_groups::delete(w, &request).await
-            })
-            .await
+            let request: ServerGroupDelete = read(message)?;
+            reply(server_groups::delete(w, &request).await)
         }
-        unknown => Ok(unknown_method(unknown)),
+        unknown => Err(unknown_method(unknown)),
     }
 }
 
-fn unknown_method(unknown: &str) -> Outcome {
+fn unknown_method(unknown: &str) -> Unserved {
     let shown = cut(unknown, 80);
     let text =
         format!("there is no method {shown:?} (AMQP property `type`); docs/messages.md lists all");
-    Outcome::Poison(Refusal::new(RefusalCode::UnknownMethod, text))
+    Unserved::Poison(Refusal::new(RefusalCode::UnknownMethod, text))
 }
 
-async fn serve<M: Method>(
-    message: &Message,
-    call: impl AsyncFnOnce(M) -> Result<M::Reply, ClaimError>,
-) -> Result<Outcome, ClaimError> {
-    match parse::<M>(message) {
-        Ok(request) => answered(call(request).await),
-        Err(refusal) => Ok(Outcome::Poison(refusal)),
+/// Why a request got no reply.
+#[derive(Debug)]
+pub(super) enum Unserved {
+    /// Nobody could use it.
+    Poison(Refusal),
+    /// It was refused, or the database failed.
+    Failed(ClaimError),
+}
+
+impl From<ClaimError> for Unserved {
+    fn from(error: ClaimError) -> Self {
+        Self::Failed(error)
     }
 }
 
-async fn attempt<M: Method>(
-    writing: &mut Writing<'_>,
-    message: &Message,
-    call: impl AsyncFnOnce(&mut Writing<'_>, M) -> Result<M::Reply, ClaimError>,
-) -> Result<Outcome, ClaimError> {
-    match parse::<M>(message) {
-        Ok(request) => answered(
-            writing
-                .attempt(async |writing| call(writing, request).await)
-                .await,
-        ),
-        Err(refusal) => Ok(Outcome::Poison(refusal)),
-    }
+fn read<M: Method>(message: &Message) -> Result<M, Unserved> {
+    parse(message).map_err(Unserved::Poison)
 }
 
-/// A refusal is an answer; a failure of the database is the whole transaction's.
-fn answered<T: serde::Serialize>(result: Result<T, ClaimError>) -> Result<Outcome, ClaimError> {
-    match result {
-        Ok(reply) => Ok(encode(Ok(reply))),
-        Err(ClaimError::Refused(refusal)) => Ok(encode::<T>(Err(refusal))),
-        Err(error) => Err(error),
-    }
+fn reply<T: Serialize>(result: Result<T, ClaimError>) -> Result<Value, Unserved> {
+    Ok(serde_json::to_value(result?).map_err(ClaimError::from)?)
 }
 
 /// Creates several instances, all or each by itself.

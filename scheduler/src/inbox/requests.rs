@@ -24,7 +24,11 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{RETRY_PAUSE, cut, gather, methods, misfit, next, wrong_version};
+use super::{
+    RETRY_PAUSE, cut, gather,
+    methods::{self, Unserved},
+    misfit, next, wrong_version,
+};
 use crate::{
     claim::{
         ClaimError,
@@ -44,7 +48,7 @@ const MAX_METHOD: usize = 200;
 
 /// What became of a request.
 #[derive(Debug)]
-pub(super) enum Outcome {
+enum Outcome {
     /// It was granted or refused.
     Answered(Result<Value, Refusal>),
     /// Nobody could use it: it is refused and goes to `berth.dead`.
@@ -71,6 +75,21 @@ impl From<ClaimError> for Trouble {
     }
 }
 
+/// A request as it was delivered.
+struct Asked {
+    message: Message,
+    unfit: Option<Unfit>,
+}
+
+impl From<&Delivery> for Asked {
+    fn from(delivery: &Delivery) -> Self {
+        Self {
+            message: delivery.message.clone(),
+            unfit: delivery.unfit(),
+        }
+    }
+}
+
 /// Serves requests until cancelled. `first`: what was taken off the queue already.
 ///
 /// # Errors
@@ -90,39 +109,49 @@ pub async fn run(
         };
         let Some(one) = one else { return Ok(()) };
         let started = Instant::now();
-        let batch = gather(one, &mut consumer, PREFETCH);
+        let deliveries = gather(one, &mut consumer, PREFETCH);
+        let batch: Vec<Asked> = deliveries.iter().map(Asked::from).collect();
         let Some(outcomes) = serve(&context, &batch, &cancel).await else {
             // Unsettled deliveries go back to the queue, to whoever serves it next.
             return Ok(());
         };
         context.metrics.batch(batch.len());
         let seconds = started.elapsed().as_secs_f64();
-        for (delivery, outcome) in batch.into_iter().zip(outcomes) {
-            settle(&context, &answers, delivery, outcome, seconds).await;
+        for ((delivery, asked), outcome) in deliveries.into_iter().zip(batch).zip(outcomes) {
+            let answer = settle(&context, &asked.message, delivery, outcome, seconds).await;
+            if let Some(answer) = answer
+                && asked.message.reply_to.is_some()
+                && let Ok(permit) = Arc::clone(&answers).acquire_owned().await
+            {
+                let context = Arc::clone(&context);
+                tokio::spawn(async move {
+                    send_answer(&context, &asked.message, answer).await;
+                    drop(permit);
+                });
+            }
         }
     }
 }
 
-/// Settles a delivery and sends its answer. In this order: a lost connection must not bring an older request back after
-/// a newer one was answered.
+/// Settles a delivery; its answer, if it has one, is sent after that: a lost connection must not bring an older request
+/// back after a newer one was answered.
 async fn settle(
-    context: &Arc<Context>,
-    answers: &Arc<Semaphore>,
+    context: &Context,
+    request: &Message,
     delivery: Delivery,
     outcome: Outcome,
     seconds: f64,
-) {
-    let request = delivery.message.clone();
-    let answer = match outcome {
+) -> Option<Result<Value, Refusal>> {
+    match outcome {
         Outcome::Nothing => {
             delivery.ack().await;
-            return;
+            None
         }
         Outcome::Answered(result) => {
             let code = result.as_ref().err().map(|refusal| refusal.code);
             context.metrics.request(&request.method, code, seconds);
             delivery.ack().await;
-            result
+            Some(result)
         }
         Outcome::Poison(refusal) => {
             // Not the sender's text: a label must not grow with what strangers send.
@@ -135,20 +164,9 @@ async fn settle(
             );
             context.metrics.dead("scheduler");
             delivery.dead(&refusal.message).await;
-            Err(refusal)
+            Some(Err(refusal))
         }
-    };
-    if request.reply_to.is_none() {
-        return;
     }
-    let Ok(permit) = Arc::clone(answers).acquire_owned().await else {
-        return;
-    };
-    let context = Arc::clone(context);
-    tokio::spawn(async move {
-        send_answer(&context, &request, answer).await;
-        drop(permit);
-    });
 }
 
 /// Sends the answer where the sender wants it. Progress never depends on anybody waiting for it.
@@ -176,15 +194,15 @@ async fn send_answer(context: &Context, request: &Message, result: Result<Value,
 /// Serves a batch in its order. `None`: this scheduler ends, and the batch is not served.
 async fn serve(
     context: &Context,
-    batch: &[Delivery],
+    batch: &[Asked],
     cancel: &CancellationToken,
 ) -> Option<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(batch.len());
     while outcomes.len() < batch.len() {
         let rest = outcomes.len()..batch.len();
         let served = match &batch.get(outcomes.len()) {
-            Some(delivery) if methods::only_reads(&delivery.message.method) => {
-                read(context, delivery).await.map(|outcome| vec![outcome])
+            Some(asked) if methods::only_reads(&asked.message.method) => {
+                read(context, asked).await.map(|outcome| vec![outcome])
             }
             _ => write(context, batch, changes(batch, rest)).await,
         };
@@ -203,13 +221,13 @@ async fn serve(
 }
 
 /// The requests from the first of a range on that change something, as far as they follow one another.
-fn changes(batch: &[Delivery], range: Range<usize>) -> Range<usize> {
+fn changes(batch: &[Asked], range: Range<usize>) -> Range<usize> {
     let end = range
         .clone()
         .find(|index| {
             batch
                 .get(*index)
-                .is_some_and(|delivery| methods::only_reads(&delivery.message.method))
+                .is_some_and(|asked| methods::only_reads(&asked.message.method))
         })
         .unwrap_or(range.end);
     range.start..end
@@ -219,14 +237,14 @@ fn changes(batch: &[Delivery], range: Range<usize>) -> Range<usize> {
 /// this scheduler ends.
 async fn by_itself(
     context: &Context,
-    batch: &[Delivery],
+    batch: &[Asked],
     one: Range<usize>,
     cancel: &CancellationToken,
 ) -> Option<Outcome> {
-    let delivery = batch.get(one.start)?;
+    let asked = batch.get(one.start)?;
     loop {
-        let served = if methods::only_reads(&delivery.message.method) {
-            read(context, delivery).await
+        let served = if methods::only_reads(&asked.message.method) {
+            read(context, asked).await
         } else {
             let mut outcomes = write(context, batch, one.clone()).await;
             match outcomes.as_mut().map(Vec::pop) {
@@ -241,40 +259,50 @@ async fn by_itself(
             Err(Trouble::Failed(error)) => error,
         };
         let waits = matches!(&error, ClaimError::Store(cause) if cause.retryable())
-            && delivery.message.reply_to.is_none();
+            && asked.message.reply_to.is_none();
         if !waits {
             return Some(Outcome::Answered(Err(error.refusal())));
         }
         if cancel.is_cancelled() {
             return None;
         }
-        tracing::warn!(method = delivery.message.method, error = %error_chain(&error), "the database is out of reach; the request waits");
+        tracing::warn!(method = asked.message.method, error = %error_chain(&error), "the database is out of reach; the request waits");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 
-async fn read(context: &Context, delivery: &Delivery) -> Result<Outcome, Trouble> {
-    if let Some(outcome) = unusable(delivery) {
+async fn read(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
+    if let Some(outcome) = unusable(asked) {
         return Ok(outcome);
     }
-    Ok(methods::read(context, &delivery.message).await?)
+    Ok(outcome(methods::show(context, &asked.message).await)?)
+}
+
+/// A refusal is an answer; a failure of the database is the whole transaction's.
+fn outcome(result: Result<Value, Unserved>) -> Result<Outcome, ClaimError> {
+    match result {
+        Ok(reply) => Ok(Outcome::Answered(Ok(reply))),
+        Err(Unserved::Poison(refusal)) => Ok(Outcome::Poison(refusal)),
+        Err(Unserved::Failed(ClaimError::Refused(refusal))) => Ok(Outcome::Answered(Err(refusal))),
+        Err(Unserved::Failed(error)) => Err(error),
+    }
 }
 
 /// Serves requests that change something, all in one transaction.
 async fn write(
     context: &Context,
-    batch: &[Delivery],
+    batch: &[Asked],
     range: Range<usize>,
 ) -> Result<Vec<Outcome>, Trouble> {
     let single = range.len() == 1;
-    let deliveries = batch.get(range).unwrap_or_default();
+    let batch = batch.get(range).unwrap_or_default();
     let mut writing = context.begin().await.map_err(ClaimError::from)?;
-    let mut outcomes = Vec::with_capacity(deliveries.len());
-    while let Some(rest) = deliveries.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
+    let mut outcomes = Vec::with_capacity(batch.len());
+    while let Some(rest) = batch.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
         let creates = creates(rest);
         if creates.is_empty() {
-            let Some(delivery) = rest.first() else { break };
-            outcomes.push(one_change(&mut writing, delivery).await?);
+            let Some(asked) = rest.first() else { break };
+            outcomes.push(one_change(&mut writing, asked).await?);
         } else {
             let answers = create(&mut writing, &creates).await;
             let answers = match (answers, creates.first()) {
@@ -297,12 +325,12 @@ async fn write(
 }
 
 /// The creates that a range begins with.
-fn creates(deliveries: &[Delivery]) -> Vec<InstanceCreate> {
-    deliveries
+fn creates(batch: &[Asked]) -> Vec<InstanceCreate> {
+    batch
         .iter()
-        .map_while(|delivery| {
-            let message = &delivery.message;
-            let is_create = message.method == InstanceCreate::NAME && unusable(delivery).is_none();
+        .map_while(|asked| {
+            let message = &asked.message;
+            let is_create = message.method == InstanceCreate::NAME && unusable(asked).is_none();
             is_create.then(|| parse(message).ok()).flatten()
         })
         .collect()
@@ -310,25 +338,29 @@ fn creates(deliveries: &[Delivery]) -> Vec<InstanceCreate> {
 
 async fn one_change(
     writing: &mut Writing<'_>,
-    delivery: &Delivery,
+    asked: &Asked,
 ) -> Result<Outcome, ClaimError> {
-    if let Some(outcome) = unusable(delivery) {
+    if let Some(outcome) = unusable(asked) {
         return Ok(outcome);
     }
-    if delivery.message.method == PROBE {
+    if asked.message.method == PROBE {
         return Ok(Outcome::Nothing);
     }
     // Those that can be read are served many at once.
-    if delivery.message.method == InstanceCreate::NAME
-        && let Err(refusal) = parse::<InstanceCreate>(&delivery.message)
+    if asked.message.method == InstanceCreate::NAME
+        && let Err(refusal) = parse::<InstanceCreate>(&asked.message)
     {
         return Ok(Outcome::Poison(refusal));
     }
-    methods::change(writing, &delivery.message).await
+    // Of a refused one nothing stays.
+    let attempt = writing.attempt().await?;
+    let served = methods::change(writing, &asked.message).await;
+    writing.end(attempt, served.is_ok()).await?;
+    outcome(served)
 }
 
-fn unusable(delivery: &Delivery) -> Option<Outcome> {
-    let unfit = delivery.unfit()?;
+fn unusable(asked: &Asked) -> Option<Outcome> {
+    let unfit = asked.unfit.as_ref()?;
     let code = match unfit {
         Unfit::TooLarge { .. } => RefusalCode::TooLarge,
         _ => RefusalCode::Malformed,
@@ -355,7 +387,7 @@ pub(super) fn parse<M: Method>(message: &Message) -> Result<M, Refusal> {
 }
 
 /// An answer as it is sent.
-pub(super) fn encode<T: serde::Serialize>(answer: Result<T, Refusal>) -> Outcome {
+fn encode<T: serde::Serialize>(answer: Result<T, Refusal>) -> Outcome {
     Outcome::Answered(answer.and_then(|reply| {
         serde_json::to_value(reply).map_err(|error| ClaimError::from(error).refusal())
     }))

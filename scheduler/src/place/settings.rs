@@ -1,5 +1,7 @@
 //! What an operator can set of placement: the multipliers of the weighers, and how failed builds count.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use super::failures::{FailureCount, Millis};
@@ -37,6 +39,38 @@ impl Multiplier {
     /// The multiplier the other way round.
     pub(super) const fn negated(self) -> Self {
         Self(self.0.saturating_neg())
+    }
+}
+
+/// A multiplier was not a decimal with at most three places.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a multiplier must be a decimal from -1000000000 to 1000000000 with at most three places, like -1.5; got {0:?}"
+)]
+pub struct InvalidMultiplier(pub String);
+
+impl FromStr for Multiplier {
+    type Err = InvalidMultiplier;
+
+    fn from_str(text: &str) -> Result<Self, InvalidMultiplier> {
+        let invalid = || InvalidMultiplier(text.chars().take(40).collect());
+        let (negative, digits) = match text.strip_prefix('-') {
+            Some(digits) => (true, digits),
+            None => (false, text),
+        };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+        let is_number =
+            |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(whole) || !is_number(fraction) || whole.len() > 10 || fraction.len() > 3 {
+            return Err(invalid());
+        }
+        let whole: i64 = whole.parse().map_err(|_| invalid())?;
+        let thousandths: i64 = format!("{fraction:0<3}").parse().map_err(|_| invalid())?;
+        if whole > 1_000_000_000 {
+            return Err(invalid());
+        }
+        let value = whole * 1000 + thousandths;
+        Ok(Self(if negative { -value } else { value }))
     }
 }
 

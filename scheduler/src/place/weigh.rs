@@ -32,6 +32,19 @@ pub struct ScoreParts {
 }
 
 impl ScoreParts {
+    /// Every part with the name of its weigher.
+    #[must_use]
+    pub const fn named(self) -> [(&'static str, i64); 6] {
+        [
+            ("ram", self.ram),
+            ("cpu", self.cpu),
+            ("disk", self.disk),
+            ("io_ops", self.io_ops),
+            ("soft_group", self.soft_group),
+            ("build_failures", self.build_failures),
+        ]
+    }
+
     /// The parts that change only with the host.
     fn base(self) -> i64 {
         self.ram

@@ -88,7 +88,7 @@ fn near_miss(near: &place::NearMiss) -> NearMiss {
         host: near.host.clone(),
         filter: near.filter.as_str().to_owned(),
         reason: near.rejection.to_string(),
-        missing: near.rejection.missing(),
+        missing: Some(near.rejection.missing()).filter(|missing| *missing > 0),
     }
 }
 

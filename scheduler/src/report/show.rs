@@ -16,6 +16,7 @@ use berth_common::{
 };
 use berth_store::{
     Executor,
+    aggregates::{self, Aggregate},
     claims::{self, ClaimRole, ClaimRow},
     documents::{self, DocumentRow},
     hosts::{self, HostRow},
@@ -147,7 +148,9 @@ pub async fn host(
     row: &HostRow,
 ) -> Result<HostView, ClaimError> {
     let claims = claims::of_host(db, row.id).await?;
-    Ok(host_view(context, row, &claims.iter().collect::<Vec<_>>()))
+    let aggregates = aggregates::all(db).await?;
+    let claims: Vec<&ClaimRow> = claims.iter().collect();
+    Ok(host_view(context, row, &claims, &aggregates))
 }
 
 /// All hosts, by name.
@@ -160,31 +163,39 @@ pub async fn host_list(context: &Context, db: &impl Executor) -> Result<HostList
     for claim in &all {
         by_host.entry(claim.host_id).or_default().push(claim);
     }
+    let aggregates = aggregates::all(db).await?;
     let mut rows = hosts::all(db).await?;
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     let claims_of = |id: HostId| by_host.get(&id).map(Vec::as_slice).unwrap_or_default();
     Ok(HostListReply {
         hosts: rows
             .iter()
-            .map(|row| host_view(context, row, claims_of(row.id)))
+            .map(|row| host_view(context, row, claims_of(row.id), &aggregates))
             .collect(),
     })
 }
 
-fn host_view(context: &Context, row: &HostRow, claims: &[&ClaimRow]) -> HostView {
-    let (age, used_now) = context.liveness(|liveness| {
+fn host_view(
+    context: &Context,
+    row: &HostRow,
+    claims: &[&ClaimRow],
+    aggregates: &[Aggregate],
+) -> HostView {
+    let (age, state, used_now) = context.liveness(|liveness| {
         (
             liveness.age(row.id, Instant::now()),
+            liveness.state(row.id),
             liveness.used_now(row.id),
         )
     });
-    let mut view = view::host(
+    let seen = view::HostSeen {
         row,
         claims,
+        aggregates,
         age,
-        context.config.heartbeat_timeout,
-        &context.config.placement,
-    );
+        state,
+    };
+    let mut view = view::host(seen, &context.config.placement);
     // Measured from moment to moment, and written down only now and then.
     view.used_now = used_now.unwrap_or(view.used_now);
     view

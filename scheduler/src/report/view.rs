@@ -8,22 +8,19 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, Fault, PowerState},
         view::{
-            AllocationRatios, HostState, HostStatus, HostView, InstanceView, NetworkView, PortView,
-            ProjectUsage, Resources, TaskState, VmState,
+            HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage, Resources,
+            ResourceUsage, TaskState, VmState,
         },
     },
-    names::{HostName, NetworkName, ProjectName, ZoneName},
+    names::{AggregateName, HostName, NetworkName, ProjectName},
     units::Generation,
 };
 use berth_store::{
-    claims::ClaimRow, documents::DocumentRow, hosts::HostRow, instances::InstanceRow,
+    aggregates::Aggregate, claims::ClaimRow, documents::DocumentRow, hosts::HostRow, instances::InstanceRow,
     networks::NetworkRow, ports::PortRow,
 };
 
-use crate::{
-    config::Placement,
-    place::{Admission, HostFacts},
-};
+use crate::{claim::facts, config::Placement};
 
 /// Everything that is known of an instance.
 #[derive(Debug, Clone, Copy)]
@@ -155,74 +152,54 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
-/// What placement needs to know of a host.
-#[must_use]
-pub fn placement_facts(row: &HostRow, alive: bool, placement: &Placement) -> HostFacts {
-    HostFacts {
-        admission: match row.status {
-            HostStatus::Enabled => Admission::Enabled,
-            HostStatus::Disabled => Admission::Disabled,
-        },
-        liveness: if alive {
-            HostState::Up
-        } else {
-            HostState::Down
-        },
-        reserved: placement.reserved,
-        ratios: AllocationRatios {
-            cpu: row.cpu_ratio.unwrap_or(placement.ratios.cpu),
-            ram: row.ram_ratio.unwrap_or(placement.ratios.ram),
-            disk: row.disk_ratio.unwrap_or(placement.ratios.disk),
-        },
-        foreign: foreign(row),
-        architecture: row.arch.clone(),
-        virt_types: [row.virt_type.clone()].into(),
-        ..HostFacts::new(row.id, row.name.clone(), row.total)
-    }
-}
-
-/// What domains take that berth did not make.
-fn foreign(row: &HostRow) -> Resources {
-    row.foreign_domains
-        .iter()
-        .fold(Resources::default(), |sum, domain| {
-            sum.saturating_add(Resources {
-                vcpus: domain.vcpus,
-                memory_mb: domain.memory_mb,
-                ..Resources::default()
-            })
-        })
-}
-
 /// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
-fn used_max(row: &HostRow, claims: &[&ClaimRow]) -> Resources {
-    claims.iter().fold(foreign(row), |sum, claim| {
+fn used_max(foreign: Resources, claims: &[&ClaimRow]) -> Resources {
+    claims.iter().fold(foreign, |sum, claim| {
         sum.saturating_add(claim.resources)
     })
 }
 
-/// A host from outside; `age`: how long ago it was heard of.
+/// Everything that is known of a host.
+#[derive(Debug, Clone, Copy)]
+pub struct HostSeen<'a> {
+    /// Its row.
+    pub row: &'a HostRow,
+    /// What is claimed of it.
+    pub claims: &'a [&'a ClaimRow],
+    /// All aggregates there are.
+    pub aggregates: &'a [Aggregate],
+    /// How long ago it was heard of.
+    pub age: Option<Duration>,
+    /// Whether it counts as up.
+    pub state: HostState,
+}
+
+/// A host from outside.
 #[must_use]
-pub fn host(
-    row: &HostRow,
-    claims: &[&ClaimRow],
-    age: Option<Duration>,
-    timeout: Duration,
-    placement: &Placement,
-) -> HostView {
-    let alive = age.is_some_and(|age| age <= timeout);
-    let facts = placement_facts(row, alive, placement);
+pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
+    let HostSeen {
+        row,
+        claims,
+        aggregates,
+        age,
+        state,
+    } = seen;
+    let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
     for claim in claims {
         let sum = projects.entry(&claim.project).or_default();
         *sum = sum.saturating_add(claim.resources);
     }
+    let mut of_aggregates: Vec<AggregateName> = facts::aggregates_of(row.id, aggregates)
+        .map(|aggregate| aggregate.name.clone())
+        .collect();
+    of_aggregates.sort();
     HostView {
         id: row.id,
         name: row.name.clone(),
         status: row.status,
         disabled_reason: row.disabled_reason.clone(),
-        state: facts.liveness,
+        state,
         last_heartbeat_seconds: age.map(|age| age.as_secs()),
         agent_version: row.agent_version.clone(),
         virt_type: row.virt_type.clone(),
@@ -233,7 +210,7 @@ pub fn host(
         allocation_ratios: facts.ratios,
         capacity: facts.capacity(),
         used_now: row.used_now,
-        used_max: used_max(row, claims),
+        used_max: used_max(facts.foreign, claims),
         projects: projects
             .into_iter()
             .map(|(project, claimed)| ProjectUsage {
@@ -242,10 +219,21 @@ pub fn host(
             })
             .collect(),
         foreign_domains: row.foreign_domains.clone(),
-        availability_zone: ZoneName::nova(),
-        aggregates: Vec::new(),
-        physical_networks: Vec::new(),
-        resources: Vec::new(),
+        availability_zone: facts::zone(row.id, aggregates),
+        aggregates: of_aggregates,
+        physical_networks: row.physical_networks.clone(),
+        resources: row
+            .resources
+            .iter()
+            .map(|inventory| ResourceUsage {
+                class: inventory.class.clone(),
+                total: inventory.total,
+                used: claims
+                    .iter()
+                    .filter_map(|claim| claim.extra.get(&inventory.class))
+                    .fold(0, |sum, amount| sum.saturating_add(*amount)),
+            })
+            .collect(),
         instances: u64::try_from(claims.len()).unwrap_or(u64::MAX),
     }
 }

@@ -261,7 +261,7 @@ impl Batch {
         }
         self.known.insert(request.id, row.clone());
         let metrics = &writing.context().metrics;
-        match (decided.chosen, fault) {
+        match (decided.chosen.as_ref(), fault) {
             (Some(chosen), _) => {
                 metrics.placed();
                 let demand = wanted.demand();
@@ -315,7 +315,7 @@ impl Batch {
                 failed_hosts: &[],
                 fault: fault.as_ref(),
             };
-            instances::set_placement(txn, *id, placement, writing.now).await?;
+            instances::set_placement(txn, *id, &placement, writing.now).await?;
         }
         ports::insert_many(txn, &self.ports).await?;
         claims::insert_many(txn, &self.claims).await?;

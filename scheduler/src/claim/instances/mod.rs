@@ -18,7 +18,10 @@ use berth_store::{
 use super::{ClaimError, not_found};
 
 /// The networks an instance has ports on.
-async fn networks_of(
+///
+/// # Errors
+/// When the database fails.
+pub async fn networks_of(
     db: &impl Executor,
     instance: InstanceId,
 ) -> Result<Vec<NetworkId>, ClaimError> {

@@ -98,7 +98,7 @@ pub async fn relocate(
         failed_hosts: &failed_hosts,
         fault: None,
     };
-    instances::set_placement(txn, id, placement, writing.now).await?;
+    instances::set_placement(txn, id, &placement, writing.now).await?;
     // What the failed host said of it says nothing of it on the next.
     instances::set_observed(txn, id, &InstanceObserved::default(), writing.now).await?;
     let networks = networks_of(txn, id).await?;
