@@ -25,8 +25,14 @@ use berth_common::{
     telemetry::registry::Metrics,
     units::{DiskGb, Generation, MemoryMb, Vcpus},
 };
-use berth_scheduler::{config::Config, context::Context, metrics::SchedulerMetrics, service};
-use berth_store::{Store, StoreConfig};
+use berth_scheduler::{
+    config::Config,
+    context::Context,
+    inbox::requests::PREFETCH,
+    metrics::SchedulerMetrics,
+    service::{self, Flow},
+};
+use berth_store::{Store, StoreConfig, leadership};
 use chrono::Utc;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -123,15 +129,19 @@ async fn run_scheduler(
     .unwrap();
     store.migrate().await.unwrap();
     let metrics = SchedulerMetrics::new(&Metrics::new("scheduler", "test").unwrap()).unwrap();
-    let context = Arc::new(Context::new(
-        config,
-        store,
-        Arc::new(broker.connect()),
-        metrics,
-    ));
+    let bus: Arc<dyn Bus> = Arc::new(broker.connect());
+    let epoch = leadership::take(store.pool(), "test", Utc::now()).await.unwrap();
+    let (context, fresh) = Context::take_over(config, store, Arc::clone(&bus), metrics, epoch)
+        .await
+        .unwrap();
+    let flow = Flow {
+        requests: bus.consume(&QueueDecl::scheduler(), PREFETCH).await.unwrap(),
+        first: None,
+        fresh,
+    };
     let cancel = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    service::spawn_flow(&mut tasks, &context, &cancel);
+    flow.spawn(&mut tasks, &Arc::new(context), &cancel);
     let deadline = tokio::time::Instant::now() + LIMIT;
     let missing = |name: &&&str| !broker.queues().iter().any(|queue| queue == **name);
     while let Some(name) = ["scheduler", "scheduler.reports", "scheduler.heartbeats"]
