@@ -263,16 +263,15 @@ async fn silence_costs_a_round_one_question_however_many_wait() {
     let script = Script::new([Answer::Silence]);
     let accepted = vec![building(); 200];
     let mut seen = Seen::default();
-    let limits = Limits {
-        deadline: Instant::now(),
-        ..limits(LONG)
-    };
+    let limits = limits(Duration::from_millis(20));
     let ends = until_all(&script, accepted, BUILT, limits, &mut seen).await;
     assert!(
         ends.iter()
             .all(|waited| matches!(waited.end, Err(CtlError::NotYet { .. })))
     );
-    assert!(script.asked.borrow().is_empty());
+    // At most one in each round of a millisecond or more.
+    let asked = script.asked.borrow().len();
+    assert!((1..=20).contains(&asked), "{asked}");
     assert!(seen.0[0].starts_with("0 of 200 active; "), "{:?}", seen.0);
     assert!(seen.0[0].ends_with("; 196 more"), "{:?}", seen.0);
 }
