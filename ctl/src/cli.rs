@@ -1,23 +1,37 @@
 //! The words of the command line, as clap types. It parses; it does nothing.
 
-use std::{ffi::OsString, net::Ipv4Addr, path::PathBuf, time::Duration};
+mod aggregate;
+mod host;
+mod instance;
+mod network;
+mod placement;
+mod server_group;
 
-use berth_common::{
-    ids::{InstanceId, NetworkId},
-    names::{Cidr, InstanceName, NetworkName, ProjectName},
-};
+use std::{ffi::OsString, fmt::Display, path::PathBuf, str::FromStr, time::Duration};
+
+use berth_common::{message::request::Change, names::ProjectName};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use self::{
+    aggregate::{Aggregate, AggregateCreateArgs, AggregateSetArgs, Member},
+    host::{Host, HostSetArgs, WithReason},
+    instance::{Instance, InstanceCreateArgs},
+    network::{Network, NetworkCreateArgs},
+    placement::{CapacityArgs, ExplainArgs, PlaceArgs},
+    server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    refused, or the instance is in error
+  1    refused, or an instance is in error
   2    a mistake in the command, the configuration or the instance file
   3    the message broker or the scheduler cannot be reached, or did not answer
   4    --wait ended before the instance was there; berth goes on with it
+  5    place: such an instance fits nowhere now
   130  ended by Ctrl-C; what was accepted goes on";
 
-/// Drive berth: hypervisors, networks and instances.
+/// Drive berth: hypervisors, networks and instances, and where instances are placed.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "berthctl", version, about, after_help = EXIT_CODES, propagate_version = true)]
 pub(crate) struct Cli {
@@ -29,6 +43,7 @@ pub(crate) struct Cli {
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// Address of the message broker, like amqp://user:password@host:5672/vhost. Without it, the
     /// key `url` of section [bus] in the configuration file says it.
@@ -90,6 +105,18 @@ pub(crate) enum Command {
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),
+    /// Host aggregates: hypervisors with an availability zone, properties or ratios in common.
+    #[command(subcommand)]
+    Aggregate(Aggregate),
+    /// Server groups: instances that shall be together, or apart.
+    #[command(subcommand)]
+    ServerGroup(ServerGroup),
+    /// Tell why an instance is where it is, or why it is nowhere; the newest decision first.
+    Explain(ExplainArgs),
+    /// Tell where such an instance would be placed now, and change nothing. Ends with 5 when it fits nowhere.
+    Place(PlaceArgs),
+    /// Tell how many such instances would fit now, and what runs out first. Nothing is changed.
+    Capacity(CapacityArgs),
     /// Print the completion script of a shell.
     Completion {
         /// The shell.
@@ -106,140 +133,6 @@ pub(crate) enum Shell {
     Zsh,
     /// berthctl completion fish > ~/.config/fish/completions/berthctl.fish
     Fish,
-}
-
-/// Commands on hypervisors.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Host {
-    /// List all hypervisors.
-    List,
-    /// Show one hypervisor: what it has, what is used and claimed, how it is.
-    Show {
-        /// Name or id of the hypervisor.
-        name: String,
-    },
-    /// Let a hypervisor get new instances again.
-    Enable {
-        /// Name or id of the hypervisor.
-        name: String,
-    },
-    /// Give a hypervisor no new instances; those it has stay.
-    Disable {
-        /// Name or id of the hypervisor.
-        name: String,
-        /// Why, for other operators.
-        #[arg(long, value_name = "TEXT")]
-        reason: Option<String>,
-    },
-}
-
-/// Commands on networks.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Network {
-    /// Create a network with one IPv4 subnet.
-    Create(NetworkCreateArgs),
-    /// List networks.
-    List,
-    /// Delete a network that no instance uses.
-    Delete {
-        /// Name or id of the network.
-        name: String,
-    },
-}
-
-/// A new network.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct NetworkCreateArgs {
-    /// Its name, unique in the project.
-    pub(crate) name: NetworkName,
-    /// Its addresses, like 10.0.0.0/24.
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) cidr: Cidr,
-    /// A router's address in it, handed to guests as default route.
-    #[arg(long, value_name = "IP")]
-    pub(crate) gateway: Option<Ipv4Addr>,
-    /// A name server handed to guests; up to 3.
-    #[arg(long = "dns", value_name = "IP")]
-    pub(crate) dns: Vec<Ipv4Addr>,
-    /// Largest packet in bytes, 576 to 9216. Default: 1500.
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(576..=9216))]
-    pub(crate) mtu: Option<u16>,
-    /// Its id: repeating a request with the same id is harmless. Default: a new one.
-    #[arg(long, value_name = "UUID")]
-    pub(crate) id: Option<NetworkId>,
-}
-
-/// Commands on instances.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Instance {
-    /// Create an instance as a file says; `docs/instance.sample.toml` documents every field.
-    Create(InstanceCreateArgs),
-    /// List instances.
-    List,
-    /// Show one instance.
-    Show {
-        /// Name or id of the instance.
-        name: String,
-    },
-    /// Power an instance on.
-    Start {
-        /// Name or id of the instance.
-        name: String,
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Power an instance off: the guest is asked first, and switched off after its timeout.
-    Stop {
-        /// Name or id of the instance.
-        name: String,
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Reboot a running instance.
-    Reboot {
-        /// Name or id of the instance.
-        name: String,
-        /// Switch it off and on instead of asking the guest.
-        #[arg(long)]
-        hard: bool,
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Delete an instance, its disks and its ports.
-    Delete {
-        /// Name or id of the instance.
-        name: String,
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Show the end of an instance's serial console. Works on the hypervisor it is on; elsewhere it tells where to
-    /// look.
-    Console {
-        /// Name or id of the instance.
-        name: String,
-        /// How many lines, up to 10000.
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        lines: u32,
-        /// The agent's state directory on this machine.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
-        state_dir: PathBuf,
-    },
-}
-
-/// A new instance.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct InstanceCreateArgs {
-    /// The instance file.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    /// Its name, instead of the file's.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<InstanceName>,
-    /// Its id: repeating a request with the same id is harmless. Default: a new one.
-    #[arg(long, value_name = "UUID")]
-    pub(crate) id: Option<InstanceId>,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
 }
 
 /// Whether and how long to wait.
@@ -268,6 +161,16 @@ fn within(text: &str, most: u64) -> Result<Duration, String> {
             "must be a whole number of seconds from 1 to {most}"
         )),
     }
+}
+
+/// A value, or the word that clears it.
+fn value_or<T: FromStr<Err: Display>>(clear: &str, text: &str) -> Result<Change<T>, String> {
+    if text == clear {
+        return Ok(Change::Clear);
+    }
+    text.parse()
+        .map(Change::Set)
+        .map_err(|error: T::Err| format!("{error}; or `{clear}`"))
 }
 
 /// Whether a command line that could not be parsed asked for JSON.
@@ -342,6 +245,36 @@ mod tests {
         check("instance console web-1 --lines 0", "1..=10000");
         check("--timeout 0 host list", "from 1 to 3600");
         check("instance sotp web-1", "stop");
+        check(
+            "host set hv1 --cpu-allocation-ratio 0",
+            "a decimal from 0.001 to 1000",
+        );
+        check("host set hv1 --reserved-cpus none", "or `default`");
+        check("aggregate set ssd --zone a;b", "or `none`");
+        check("aggregate create ssd --property disk", "KEY=VALUE");
+        check("aggregate create ssd --property =ssd", "a property must be");
+        check(
+            "server-group create db --policy anti_affinity",
+            "soft-anti-affinity",
+        );
+        check(
+            "server-group create db --policy anti-affinity --max-server-per-host 0",
+            "--max-server-per-host",
+        );
+        check("capacity -f x --most 0", "1..=100000");
+        check("instance create -f x --count 257", "1..=256");
+        check("instance create -f x --best-effort", "--count");
+    }
+
+    #[test]
+    fn a_value_is_set_or_cleared_or_stays() {
+        let cli = parse("host set hv1 --cpu-allocation-ratio default --reserved-cpus 2").unwrap();
+        let Command::Host(Host::Set(set)) = cli.command else {
+            panic!("{cli:?}");
+        };
+        assert_eq!(set.cpu_allocation_ratio, Some(Change::Clear));
+        assert_eq!(set.ram_allocation_ratio, None);
+        assert_eq!(set.reserved_cpus, Some(Change::Set("2".parse().unwrap())));
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Caller for Client {
 
 /// Whether a method only asks, and changes nothing.
 pub(crate) fn is_question(method: &str) -> bool {
-    method.ends_with(".show") || method.ends_with(".list")
+    method.ends_with(".show") || method.ends_with(".list") || method.starts_with("placement.")
 }
 
 fn bus_error(error: &BusError, address: &str) -> CtlError {
@@ -175,6 +175,17 @@ fn rpc_error(error: &RpcError, method: &str, address: &str) -> CtlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn asking_about_placement_changes_nothing() {
+        let check = |method, expected| assert_eq!(is_question(method), expected, "{method}");
+        check("host.list", true);
+        check("placement.explain", true);
+        check("placement.place", true);
+        check("placement.capacity", true);
+        check("host.drain", false);
+        check("aggregate.set", false);
+    }
 
     #[test]
     fn every_failure_has_its_exit_code() {

@@ -3,7 +3,11 @@
 use std::{fmt, io, path::PathBuf, time::Duration};
 
 use berth_common::{
-    config::ConfigErrors, ids::InstanceId, message::report::Fault, refusal::Refusal,
+    config::ConfigErrors,
+    ids::InstanceId,
+    message::report::{Fault, FaultCode},
+    names::InstanceName,
+    refusal::{Refusal, RefusalCode},
 };
 use serde::Serialize;
 
@@ -23,11 +27,53 @@ pub(crate) enum CtlError {
         /// The instance.
         id: InstanceId,
     },
+    /// Of several new instances one could not be, so that none is.
+    #[error(
+        "{} ({}). None of the {count} instances was created{}", .refusal.message, .refusal.code.as_str(),
+        instead(.refusal.code)
+    )]
+    NoneCreated {
+        /// What the scheduler said of the first that cannot be.
+        refusal: Refusal,
+        /// How many were asked for.
+        count: usize,
+    },
+    /// Of several new instances some are not there.
+    #[error("{} of {all} instances are not there:{}{}", .missing.len(), listed(.missing), try_again(.missing, *.first))]
+    SomeMissing {
+        /// The id of the first, from which the others follow.
+        first: InstanceId,
+        /// How many were asked for.
+        all: usize,
+        /// Those that are not there.
+        missing: Vec<Missing>,
+    },
+    /// A new aggregate does not have all its hosts.
+    #[error(
+        "aggregate {aggregate} was created, but {} could not be put into it: {error}. Go on with `berthctl aggregate \
+         add-host {aggregate} HOST`", .without.join(", ")
+    )]
+    WithoutHosts {
+        /// Its name.
+        aggregate: String,
+        /// The hosts that are not in it.
+        without: Vec<String>,
+        /// What happened with the first of them.
+        error: Box<CtlError>,
+    },
+    /// A dry run found no host.
+    #[error("such an instance fits nowhere now")]
+    FitsNowhere,
     /// What was waited for failed.
-    #[error("instance {instance} is in error ({}): {}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref()))]
+    #[error(
+        "instance {instance} is in error ({}): {}{}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref()),
+        .fault.as_ref().and_then(|fault| why(fault, *.id)).map(|why| format!(". {why}")).unwrap_or_default()
+    )]
     Failed {
         /// Its name and id.
         instance: String,
+        /// Its id.
+        id: InstanceId,
         /// What its view says.
         fault: Option<Fault>,
     },
@@ -68,9 +114,7 @@ pub(crate) enum CtlError {
     #[error("interrupted; nothing was asked for yet")]
     InterruptedEarly,
     /// Ctrl-C while waiting for what was accepted.
-    #[error(
-        "interrupted; the request on instance {0} was accepted and goes on, only the waiting ended"
-    )]
+    #[error("interrupted; the request on {0} was accepted and goes on, only the waiting ended")]
     Interrupted(String),
     /// The command asks for something that cannot be.
     #[error("{0}")]
@@ -141,6 +185,53 @@ pub(crate) enum CtlError {
     Start(#[source] io::Error),
 }
 
+/// What serves where not all instances can be created.
+const fn instead(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::NoValidHost => {
+            "; `berthctl capacity -f FILE` tells how many fit, and --best-effort creates those"
+        }
+        _ => "; --best-effort creates those that can be",
+    }
+}
+
+/// An instance that is not there, and why.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    /// Its name.
+    pub(crate) instance: InstanceName,
+    /// Its id.
+    pub(crate) id: InstanceId,
+    /// Why.
+    pub(crate) error: CtlError,
+}
+
+fn listed(missing: &[Missing]) -> String {
+    let line = |missing: &Missing| {
+        let why = match &missing.error {
+            CtlError::Refused(refusal) if refusal.code == RefusalCode::NoValidHost => {
+                format!(". {}", told_by_explain(missing.id))
+            }
+            _ => String::new(),
+        };
+        format!("\n  {}: {}{why}", missing.instance, missing.error)
+    };
+    missing.iter().map(line).collect()
+}
+
+fn try_again(missing: &[Missing], first: InstanceId) -> String {
+    if missing
+        .iter()
+        .any(|missing| matches!(missing.error, CtlError::Refused(_)))
+    {
+        format!(
+            "\nrepeat the command with --id {first} to try again what was refused; the others stay as they are"
+        )
+    } else {
+        String::new()
+    }
+}
+
 /// What may become of a request that nobody answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -168,9 +259,18 @@ impl fmt::Display for Fate {
 /// How to go on with an instance that has no host.
 fn kept(id: &InstanceId) -> String {
     format!(
-        "The instance is kept, in error: repeat the command with --id {id} to try again, or remove it with `berthctl \
-         instance delete {id}`"
+        "The instance is kept, in error: see why with `berthctl explain {id}`, repeat the command with --id {id} to try \
+         again, or remove it with `berthctl instance delete {id}`"
     )
+}
+
+/// Where an operator finds out more about a fault, if it is one of placement.
+pub(crate) fn why(fault: &Fault, id: InstanceId) -> Option<String> {
+    (fault.code == FaultCode::NoValidHost).then(|| told_by_explain(id))
+}
+
+fn told_by_explain(id: InstanceId) -> String {
+    format!("`berthctl explain {id}` tells what the hosts lacked")
 }
 
 fn fault_code(fault: Option<&Fault>) -> String {
@@ -219,6 +319,7 @@ impl CtlError {
         match self {
             Self::Refused(_)
             | Self::NoHost { .. }
+            | Self::NoneCreated { .. }
             | Self::Failed { .. }
             | Self::Overtaken { .. }
             | Self::Console(_)
@@ -232,6 +333,14 @@ impl CtlError {
             | Self::Unsendable(_) => 2,
             Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::Unanswered { .. } => 3,
             Self::NotYet { .. } => 4,
+            Self::FitsNowhere => 5,
+            Self::WithoutHosts { error, .. } => error.exit_code(),
+            // A plain no outweighs what may still come.
+            Self::SomeMissing { missing, .. } => missing
+                .iter()
+                .map(|missing| missing.error.exit_code())
+                .min()
+                .unwrap_or(1),
             Self::InterruptedUnanswered { .. } | Self::InterruptedEarly | Self::Interrupted(_) => {
                 130
             }
@@ -241,7 +350,12 @@ impl CtlError {
     /// The reason, for programs: the refusal's own code, or one of berthctl's.
     fn code(&self) -> &str {
         match self {
-            Self::Refused(refusal) | Self::NoHost { refusal, .. } => refusal.code.as_str(),
+            Self::Refused(refusal)
+            | Self::NoHost { refusal, .. }
+            | Self::NoneCreated { refusal, .. } => refusal.code.as_str(),
+            Self::SomeMissing { .. } => "some_missing",
+            Self::WithoutHosts { error, .. } => error.code(),
+            Self::FitsNowhere => "fits_nowhere",
             Self::Failed { .. } => "instance_in_error",
             Self::Overtaken { .. } => "overtaken",
             Self::NotYet { .. } => "not_yet",
@@ -263,8 +377,15 @@ impl CtlError {
     /// Whether the same command may succeed later.
     fn retryable(&self) -> bool {
         match self {
-            Self::Refused(refusal) | Self::NoHost { refusal, .. } => refusal.retryable,
+            Self::Refused(refusal)
+            | Self::NoHost { refusal, .. }
+            | Self::NoneCreated { refusal, .. } => refusal.retryable,
+            Self::WithoutHosts { error, .. } => error.retryable(),
+            Self::SomeMissing { missing, .. } => {
+                missing.iter().all(|missing| missing.error.retryable())
+            }
             Self::NotYet { .. }
+            | Self::FitsNowhere
             | Self::InterruptedUnanswered { .. }
             | Self::InterruptedEarly
             | Self::Interrupted(_)
@@ -344,7 +465,6 @@ fn json_line(error: &JsonError<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_common::{message::report::FaultCode, refusal::RefusalCode};
 
     #[test]
     fn a_refusal_shows_message_and_code() {
@@ -372,8 +492,8 @@ mod tests {
             id,
         };
         let hint = format!(
-            "The instance is kept, in error: repeat the command with --id {id} to try again, or remove it with \
-             `berthctl instance delete {id}`"
+            "The instance is kept, in error: see why with `berthctl explain {id}`, repeat the command with --id {id} to \
+             try again, or remove it with `berthctl instance delete {id}`"
         );
         assert_eq!(
             error.text(),
@@ -417,6 +537,7 @@ mod tests {
         };
         let error = CtlError::Failed {
             instance: "web-1 (id)".to_owned(),
+            id: crate::testing::instance().id,
             fault: Some(fault),
         };
         assert_eq!(
@@ -430,5 +551,73 @@ mod tests {
             "{}",
             error.json()
         );
+    }
+
+    #[test]
+    fn each_of_several_is_told_in_a_line_with_the_way_to_go_on() {
+        let id = crate::testing::instance().id;
+        let refused = |code| CtlError::Refused(Refusal::new(code, "needs 8 vCPU, 2 free"));
+        let missing = |instance: &str, error| Missing {
+            instance: instance.parse().unwrap(),
+            id,
+            error,
+        };
+        let error = CtlError::SomeMissing {
+            first: id,
+            all: 5,
+            missing: vec![
+                missing("web-2", refused(RefusalCode::NoValidHost)),
+                missing("web-4", refused(RefusalCode::Conflict)),
+            ],
+        };
+        insta::assert_snapshot!(error.text(), @r#"
+        berthctl: 2 of 5 instances are not there:
+          web-2: needs 8 vCPU, 2 free (no_valid_host); the same may succeed later. `berthctl explain 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11` tells what the hosts lacked
+          web-4: needs 8 vCPU, 2 free (conflict)
+        repeat the command with --id 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 to try again what was refused; the others stay as they are
+        "#);
+        insta::assert_snapshot!(error.json(), @r#"{"error":{"code":"some_missing","message":"2 of 5 instances are not there:\n  web-2: needs 8 vCPU, 2 free (no_valid_host); the same may succeed later. `berthctl explain 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11` tells what the hosts lacked\n  web-4: needs 8 vCPU, 2 free (conflict)\nrepeat the command with --id 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 to try again what was refused; the others stay as they are","retryable":false}}"#);
+        assert_eq!(error.exit_code(), 1);
+        let late = CtlError::SomeMissing {
+            first: id,
+            all: 1,
+            missing: vec![missing(
+                "web-1",
+                CtlError::NotYet {
+                    instance: "web-1".to_owned(),
+                    id: id.to_string(),
+                    goal: "active",
+                    waited: Duration::from_secs(5),
+                    last: "last seen building".to_owned(),
+                },
+            )],
+        };
+        assert_eq!(late.exit_code(), 4);
+        assert!(!late.text().contains("--id"), "{}", late.text());
+    }
+
+    #[test]
+    fn what_was_not_done_at_all_is_told_as_such() {
+        let none = CtlError::NoneCreated {
+            refusal: Refusal::new(RefusalCode::NoValidHost, "needs 8 vCPU, 2 free"),
+            count: 5,
+        };
+        insta::assert_snapshot!(none.text(), @r#"berthctl: needs 8 vCPU, 2 free (no_valid_host). None of the 5 instances was created; `berthctl capacity -f FILE` tells how many fit, and --best-effort creates those"#);
+        assert_eq!(none.exit_code(), 1);
+        let nowhere = CtlError::FitsNowhere;
+        assert_eq!((nowhere.exit_code(), nowhere.code()), (5, "fits_nowhere"));
+    }
+
+    #[test]
+    fn a_fault_of_placement_names_the_command_that_explains_it() {
+        let error = CtlError::Failed {
+            instance: "web-1 (id)".to_owned(),
+            id: crate::testing::instance().id,
+            fault: Some(Fault {
+                code: FaultCode::NoValidHost,
+                message: "no host of 3 fits".to_owned(),
+            }),
+        };
+        insta::assert_snapshot!(error.text(), @r#"berthctl: instance web-1 (id) is in error (no_valid_host): no host of 3 fits. `berthctl explain 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11` tells what the hosts lacked"#);
     }
 }

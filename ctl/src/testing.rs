@@ -1,18 +1,23 @@
-//! One instance, one host and one network as the scheduler would show them, and a scheduler by script, for tests.
+//! One of each resource as the scheduler would show it, and a scheduler by script, for tests.
 
 use std::{cell::RefCell, collections::VecDeque, time::Duration};
 
 use berth_common::{
     message::{
+        placement::{AggregateView, DecisionView, ServerGroupView},
         request::Method,
-        view::{HostView, InstanceView, NetworkView},
+        view::{HostStatus, HostView, InstanceView, NetworkView},
     },
     refusal::{Refusal, RefusalCode},
 };
+use clap::Parser;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
+    cli::{Cli, Output},
     client::{Caller, is_question},
+    commands::Context,
     error::{CtlError, Fate},
 };
 
@@ -26,6 +31,42 @@ pub(crate) enum Play {
     /// It says nothing.
     Silence,
 }
+
+impl Play {
+    /// It answers with this.
+    pub(crate) fn view(view: &impl Serialize) -> Self {
+        Self::Reply(serde_json::to_value(view).unwrap())
+    }
+}
+
+/// A command line, without `berthctl`.
+pub(crate) fn parsed(line: &str) -> Cli {
+    let words = std::iter::once("berthctl").chain(line.split_whitespace());
+    Cli::try_parse_from(words).unwrap()
+}
+
+/// What a command gets that programs call, with a scheduler by script.
+pub(crate) fn context(
+    project: Option<&str>,
+    script: impl IntoIterator<Item = Play>,
+) -> Context<Scheduler> {
+    Context {
+        caller: Scheduler::new(script),
+        timeout: Duration::from_secs(1),
+        output: Output::Json,
+        project: project.map(|name| name.parse().unwrap()),
+    }
+}
+
+/// The keys that say what a request is about, the first that is there.
+const SUBJECTS: [&str; 6] = [
+    "instance",
+    "network",
+    "aggregate",
+    "server_group",
+    "host",
+    "id",
+];
 
 /// Plays a script to its end, and remembers what was asked: `method subject`.
 #[derive(Debug)]
@@ -46,7 +87,7 @@ impl Scheduler {
 impl Caller for Scheduler {
     async fn call<M: Method + Sync>(&self, request: &M, _: Duration) -> Result<M::Reply, CtlError> {
         let request = serde_json::to_value(request).unwrap();
-        let subject = ["instance", "network", "id"]
+        let subject = SUBJECTS
             .iter()
             .find_map(|key| request[*key].as_str())
             .unwrap_or("-");
@@ -134,6 +175,106 @@ pub(crate) fn host() -> HostView {
         }],
         "instances": 1,
     }))
+}
+
+/// A host that is being emptied, in an aggregate, with all that placement counts.
+pub(crate) fn rich_host() -> HostView {
+    HostView {
+        status: HostStatus::Draining,
+        disabled_reason: Some("new memory".to_owned()),
+        availability_zone: "rack-1".parse().unwrap(),
+        aggregates: read(json!(["rack-1", "ssd"])),
+        physical_networks: read(json!(["physnet1", "physnet2"])),
+        resources: read(json!([
+            { "class": "HUGEPAGES_2048K", "total": 1024, "used": 512 },
+            { "class": "PCI_GPU", "total": 2, "used": 1 },
+        ])),
+        ..host()
+    }
+}
+
+/// An aggregate with one host.
+pub(crate) fn aggregate() -> AggregateView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000006",
+        "name": "ssd",
+        "availability_zone": "rack-1",
+        "cpu_allocation_ratio": "2.0",
+        "ram_allocation_ratio": null,
+        "disk_allocation_ratio": null,
+        "properties": { "disk": "ssd", "room": "2" },
+        "hosts": ["hv1"],
+        "created_at": "2026-01-02T03:04:05Z",
+    }))
+}
+
+/// A server group with one member.
+pub(crate) fn server_group() -> ServerGroupView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000007",
+        "name": "web",
+        "project": "lab",
+        "policy": "anti_affinity",
+        "max_server_per_host": 2,
+        "members": ["0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11"],
+        "created_at": "2026-01-02T03:04:05Z",
+    }))
+}
+
+/// A decision for a host.
+pub(crate) fn placed() -> DecisionView {
+    let scored = |number: u8, name: &str, ram: i64| {
+        json!({
+            "host_id": format!("0191e7a0-0000-7000-8000-0000000000{number:02}"),
+            "host": name,
+            "score": ram - 1000,
+            "parts": [{ "weigher": "ram", "score": ram }, { "weigher": "io_ops", "score": -1000 }],
+        })
+    };
+    read(json!({
+        "decided_at": "2026-01-02T03:04:05Z",
+        "attempt": 1,
+        "hosts": 4,
+        "filters": [{ "filter": "enabled", "removed": 1 }, { "filter": "ram", "removed": 1 }],
+        "chosen": scored(1, "hv1", 24_000),
+        "runner_up": scored(2, "hv2", 12_500),
+        "nearest_misses": [near_miss()],
+        "summary": "hv1 of 4 hosts, 2 of them fit",
+        "public_summary": "2 of 4 hosts fit",
+    }))
+}
+
+/// A decision for no host.
+pub(crate) fn refused() -> DecisionView {
+    DecisionView {
+        attempt: 2,
+        filters: read(json!([
+            { "filter": "enabled", "removed": 1 },
+            { "filter": "alive", "removed": 1 },
+            { "filter": "ram", "removed": 2 },
+        ])),
+        chosen: None,
+        runner_up: None,
+        nearest_misses: read(json!([near_miss(), {
+            "host_id": "0191e7a0-0000-7000-8000-000000000004",
+            "host": "hv4",
+            "filter": "alive",
+            "reason": "its heartbeats do not arrive",
+            "missing": null,
+        }])),
+        summary: "none of 4 hosts fits: ram 2, enabled 1, alive 1; nearest hv3".to_owned(),
+        ..placed()
+    }
+}
+
+fn near_miss() -> Value {
+    json!({
+        "host_id": "0191e7a0-0000-7000-8000-000000000003",
+        "host": "hv3",
+        "filter": "ram",
+        "reason": "needs 512 memory_mb, 384 free of 35232, 128 missing",
+        "missing": 128,
+    })
 }
 
 /// A network with one port.

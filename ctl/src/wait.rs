@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use berth_common::{
     document::DesiredPower,
-    ids::InstanceId,
     message::{
         report::Fault,
-        request::{InstanceCreate, InstanceDelete, InstanceReboot, InstanceShow, Method},
+        request::{
+            InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceShow,
+            Method,
+        },
         view::{InstanceView, VmState},
     },
     refusal::RefusalCode,
@@ -214,7 +216,7 @@ pub(crate) async fn send<M: Method + Sync>(
 /// What sending a request again does.
 fn again(method: &str) -> &'static str {
     match method {
-        InstanceCreate::NAME => {
+        InstanceCreate::NAME | InstanceCreateMany::NAME => {
             "sending the same request again, with the same id: it is carried out only once"
         }
         InstanceReboot::NAME => {
@@ -253,6 +255,15 @@ pub(crate) fn gone(last: InstanceView) -> InstanceView {
     }
 }
 
+/// How the wait for one instance ended.
+#[derive(Debug)]
+pub(crate) struct Waited {
+    /// The instance as it was seen last.
+    pub(crate) view: InstanceView,
+    /// Whether it is there.
+    pub(crate) end: Result<(), CtlError>,
+}
+
 /// Looks at an instance until the goal is reached, failed or overtaken, or the limit is.
 pub(crate) async fn until(
     caller: &impl Caller,
@@ -261,54 +272,187 @@ pub(crate) async fn until(
     limits: Limits,
     progress: &mut dyn Progress,
 ) -> Result<InstanceView, CtlError> {
-    let id = accepted.id;
-    let mut view = accepted;
+    let mut watch = Watch::new(accepted, goal);
+    watch_all(
+        caller,
+        std::slice::from_mut(&mut watch),
+        limits,
+        &mut *progress,
+    )
+    .await;
+    let Waited { view, end } = watch.ended(limits);
+    end.map(|()| view)
+}
+
+/// The same for several instances at once; the answers are in the order of the instances.
+pub(crate) async fn until_all(
+    caller: &impl Caller,
+    accepted: Vec<InstanceView>,
+    goal: Goal,
+    limits: Limits,
+    progress: &mut dyn Progress,
+) -> Vec<Waited> {
+    let mut watches: Vec<Watch> = accepted
+        .into_iter()
+        .map(|view| Watch::new(view, goal))
+        .collect();
+    watch_all(caller, &mut watches, limits, progress).await;
+    watches
+        .into_iter()
+        .map(|watch| watch.ended(limits))
+        .collect()
+}
+
+/// Looks at all that are waited for, round after round, until none is left or the limit is reached.
+async fn watch_all(
+    caller: &impl Caller,
+    watches: &mut [Watch],
+    limits: Limits,
+    progress: &mut dyn Progress,
+) {
     let mut pause = limits.pace.first;
-    let mut silent: Option<String> = None;
     loop {
-        progress.show(&format!("{}: {}", view.name, summary(&view)));
-        let instance = label(&view);
-        match judge(&view, goal) {
-            Verdict::Reached => return Ok(view),
-            Verdict::Failed(fault) => return Err(CtlError::Failed { instance, fault }),
-            Verdict::Overtaken(reason) => return Err(CtlError::Overtaken { instance, reason }),
-            Verdict::Waiting => {}
+        for watch in &mut *watches {
+            watch.judge();
         }
-        if limits.left().is_zero() {
-            return Err(not_yet(&view, goal, limits.whole, silent));
+        progress.show(&overview(watches));
+        if watches.iter().all(|watch| watch.end.is_some()) || limits.left().is_zero() {
+            return;
         }
         sleep(pause.min(limits.left())).await;
         pause = limits.pace.next(pause);
-        match look(caller, id, &view, limits).await {
+        for watch in watches.iter_mut().filter(|watch| watch.end.is_none()) {
+            // Where one gets no answer, the others would get none either.
+            if watch.look(caller, limits, progress).await == Heard::Nothing {
+                break;
+            }
+        }
+    }
+}
+
+/// One instance that is waited for.
+struct Watch {
+    view: InstanceView,
+    goal: Goal,
+    /// Why there was no answer last time.
+    silent: Option<String>,
+    end: Option<Result<(), CtlError>>,
+}
+
+/// Whether a look was answered.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Answer,
+    Nothing,
+}
+
+impl Watch {
+    fn new(view: InstanceView, goal: Goal) -> Self {
+        Self {
+            view,
+            goal,
+            silent: None,
+            end: None,
+        }
+    }
+
+    /// Ends the watch, if what was seen last is an end.
+    fn judge(&mut self) {
+        if self.end.is_some() {
+            return;
+        }
+        let instance = label(&self.view);
+        let id = self.view.id;
+        self.end = match judge(&self.view, self.goal) {
+            Verdict::Reached => Some(Ok(())),
+            Verdict::Failed(fault) => Some(Err(CtlError::Failed {
+                instance,
+                id,
+                fault,
+            })),
+            Verdict::Overtaken(reason) => Some(Err(CtlError::Overtaken { instance, reason })),
+            Verdict::Waiting => None,
+        };
+    }
+
+    async fn look(
+        &mut self,
+        caller: &impl Caller,
+        limits: Limits,
+        progress: &mut dyn Progress,
+    ) -> Heard {
+        match look(caller, &self.view, limits).await {
             Ok(now) => {
-                view = now;
-                silent = None;
+                self.view = now;
+                self.silent = None;
             }
             Err(CtlError::Refused(refusal))
-                if refusal.code == RefusalCode::NotFound && goal == Goal::Deleted =>
+                if refusal.code == RefusalCode::NotFound && self.goal == Goal::Deleted =>
             {
-                return Ok(gone(view));
+                self.view = gone(self.view.clone());
             }
             Err(error) if passing(&error) => {
                 let why = reason(&error);
-                if silent.as_ref() != Some(&why) {
-                    progress.note(&format!("{}: {why}; asking again", view.name));
+                if self.silent.as_ref() != Some(&why) {
+                    progress.note(&format!("{}: {why}; asking again", self.view.name));
                 }
-                silent = Some(why);
+                self.silent = Some(why);
+                return Heard::Nothing;
             }
-            Err(error) => return Err(error),
+            Err(error) => self.end = Some(Err(error)),
         }
+        Heard::Answer
+    }
+
+    fn ended(self, limits: Limits) -> Waited {
+        let end = self
+            .end
+            .unwrap_or_else(|| Err(not_yet(&self.view, self.goal, limits.whole, self.silent)));
+        Waited {
+            view: self.view,
+            end,
+        }
+    }
+}
+
+/// How many of several instances are told one by one.
+const MOST_TOLD: usize = 4;
+
+/// One instance in a line; several as `3 of 5 active, 1 failed; web-4: building, spawning on hv2`.
+fn overview(watches: &[Watch]) -> String {
+    let line = |watch: &Watch| format!("{}: {}", watch.view.name, summary(&watch.view));
+    if let [watch] = watches {
+        return line(watch);
+    }
+    let there = |watch: &&Watch| matches!(watch.end, Some(Ok(())));
+    let failed = |watch: &&Watch| matches!(watch.end, Some(Err(_)));
+    let goal = watches.first().map_or("there", |watch| watch.goal.word());
+    let mut text = format!(
+        "{} of {} {goal}",
+        watches.iter().filter(there).count(),
+        watches.len()
+    );
+    let failed = watches.iter().filter(failed).count();
+    if failed > 0 {
+        text = format!("{text}, {failed} failed");
+    }
+    let mut waiting = watches.iter().filter(|watch| watch.end.is_none());
+    for watch in waiting.by_ref().take(MOST_TOLD) {
+        text = format!("{text}; {}", line(watch));
+    }
+    match waiting.count() {
+        0 => text,
+        more => format!("{text}; {more} more"),
     }
 }
 
 async fn look(
     caller: &impl Caller,
-    id: InstanceId,
     last: &InstanceView,
     limits: Limits,
 ) -> Result<InstanceView, CtlError> {
     let request = InstanceShow {
-        instance: id.to_string(),
+        instance: last.id.to_string(),
         project: last.project.clone(),
     };
     caller.call(&request, limits.for_answer()).await

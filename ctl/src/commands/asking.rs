@@ -9,7 +9,7 @@ use crate::{
     client::{Caller, is_question},
     error::CtlError,
     progress::{self, Progress},
-    wait::{Goal, Limits, Pace, label, send, until},
+    wait::{Goal, Limits, Pace, Waited, label, send, until, until_all},
 };
 
 /// The requests of one command.
@@ -63,10 +63,27 @@ impl<'c, C: Caller> Asking<'c, C> {
         let Some(Patience { limits, progress }) = &mut self.patience else {
             return Ok(accepted);
         };
-        let instance = label(&accepted);
+        let instance = format!("instance {}", label(&accepted));
         tokio::select! {
             reached = until(&self.context.caller, accepted, goal, *limits, &mut **progress) => reached,
             () = interrupt() => Err(CtlError::Interrupted(instance)),
+        }
+    }
+
+    /// The same for several instances at once.
+    pub(super) async fn until_all(
+        &mut self,
+        accepted: Vec<InstanceView>,
+        goal: Goal,
+    ) -> Result<Vec<Waited>, CtlError> {
+        let Some(Patience { limits, progress }) = &mut self.patience else {
+            let there = |view| Waited { view, end: Ok(()) };
+            return Ok(accepted.into_iter().map(there).collect());
+        };
+        let instances = format!("{} instances", accepted.len());
+        tokio::select! {
+            ended = until_all(&self.context.caller, accepted, goal, *limits, &mut **progress) => Ok(ended),
+            () = interrupt() => Err(CtlError::Interrupted(instances)),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `berthctl instance …`.
 
+mod many;
+
 use std::path::PathBuf;
 
 use berth_common::{
@@ -13,10 +15,10 @@ use berth_common::{
         view::InstanceView,
     },
     names::ProjectName,
-    refusal::RefusalCode,
+    refusal::{Refusal, RefusalCode},
 };
 
-use super::{Context, asking::Asking, repeat_with_id};
+use super::{Context, asking::Asking, read, repeat_with_id};
 use crate::{
     cli::{Instance, InstanceCreateArgs, Output, Wait},
     client::Caller,
@@ -34,6 +36,7 @@ pub(super) enum Prepared {
         request: Box<InstanceCreate>,
         wait: Wait,
     },
+    CreateMany(many::Prepared),
     Other(Instance),
 }
 
@@ -44,31 +47,31 @@ pub(super) fn prepare(
 ) -> Result<Prepared, CtlError> {
     match command {
         Instance::Create(arguments) => {
-            let wait = arguments.wait;
-            Ok(Prepared::Create {
-                request: Box::new(read(arguments, project)?),
-                wait,
-            })
+            let request = read_request(&arguments, project)?;
+            match arguments.count {
+                Some(count) => many::prepare(&request, count, &arguments).map(Prepared::CreateMany),
+                None => Ok(Prepared::Create {
+                    request: Box::new(request),
+                    wait: arguments.wait,
+                }),
+            }
         }
         other => Ok(Prepared::Other(other)),
     }
 }
 
-fn read(
-    arguments: InstanceCreateArgs,
+fn read_request(
+    arguments: &InstanceCreateArgs,
     project: Option<ProjectName>,
 ) -> Result<InstanceCreate, CtlError> {
-    let text = std::fs::read_to_string(&arguments.file).map_err(|source| CtlError::ReadFile {
-        path: arguments.file.clone(),
-        source,
-    })?;
+    let text = read(&arguments.file)?;
     let id = arguments.id.unwrap_or_else(InstanceId::new);
     Ok(instance_file::parse(
         &arguments.file,
         &text,
         Overrides {
             id,
-            name: arguments.name,
+            name: arguments.name.clone(),
             project,
         },
     )?)
@@ -81,6 +84,7 @@ pub(super) async fn run<C: Caller>(
     let project = context.project();
     match command {
         Prepared::Create { request, wait } => create(context, *request, wait).await,
+        Prepared::CreateMany(prepared) => many::create(context, prepared).await,
         Prepared::Other(Instance::Create(_)) => {
             Err(CtlError::Usage("the instance file was not read".to_owned()))
         }
@@ -175,15 +179,18 @@ async fn created<C: Caller>(
     request: &InstanceCreate,
 ) -> Result<InstanceView, CtlError> {
     let accepted = asking.send(request).await.map_err(|error| match error {
-        CtlError::Refused(refusal) if refusal.code == RefusalCode::NoValidHost => {
-            CtlError::NoHost {
-                refusal,
-                id: request.id,
-            }
-        }
+        CtlError::Refused(refusal) => refused(refusal, request.id),
         error => error.advise(&repeat_with_id(&request.id)),
     })?;
     asking.until(accepted, Goal::Built(request.power)).await
+}
+
+/// A refusal of a new instance. One that has no host is kept all the same.
+fn refused(refusal: Refusal, id: InstanceId) -> CtlError {
+    match refusal.code {
+        RefusalCode::NoValidHost => CtlError::NoHost { refusal, id },
+        _ => CtlError::Refused(refusal),
+    }
 }
 
 /// A change to the instance that somebody named.

@@ -1,12 +1,16 @@
 //! One function for each command: request → answer → text. What the text looks like is [`crate::print`]'s
 //! business, what the words of the command line are is [`crate::cli`]'s.
 
+mod aggregate;
 mod asking;
 mod host;
 mod instance;
+mod lookup;
 mod network;
+mod placement;
+mod server_group;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use berth_common::{message::request::Method, names::ProjectName};
 use clap::CommandFactory;
@@ -20,19 +24,28 @@ use crate::{
     error::CtlError,
     output,
     print::{json, table::Width},
+    terminal::visible_lines,
 };
 
 /// What every command needs.
 pub(crate) struct Context<C> {
-    caller: C,
-    timeout: Duration,
-    output: Output,
-    project: Option<ProjectName>,
+    pub(crate) caller: C,
+    /// How long an answer may take.
+    pub(crate) timeout: Duration,
+    pub(crate) output: Output,
+    /// What `--project` says.
+    pub(crate) project: Option<ProjectName>,
 }
 
 impl<C: Caller> Context<C> {
     async fn ask<M: Method + Sync>(&self, request: &M) -> Result<M::Reply, CtlError> {
         self.caller.call(request, self.timeout).await
+    }
+
+    /// Sends a wish that only says how something shall be: twice is the same as once.
+    async fn wish<M: Method + Sync>(&self, request: &M) -> Result<M::Reply, CtlError> {
+        let answer = self.ask(request).await;
+        answer.map_err(|error| error.advise("repeating the command is harmless"))
     }
 
     /// The project that names are looked up in.
@@ -48,7 +61,7 @@ impl<C: Caller> Context<C> {
     ) -> Result<(), CtlError> {
         let text = match self.output {
             Output::Json => json::text(answer).map_err(|error| CtlError::Output(error.into()))?,
-            Output::Table => text(answer, terminal_width()),
+            Output::Table => visible_lines(&text(answer, terminal_width())),
         };
         output::result(&text).map_err(CtlError::Output)
     }
@@ -57,6 +70,14 @@ impl<C: Caller> Context<C> {
 /// How to repeat a request that may have been carried out.
 fn repeat_with_id(id: &impl std::fmt::Display) -> String {
     format!("repeat the command with --id {id}, so that it is carried out only once")
+}
+
+/// The text of an instance file.
+fn read(file: &Path) -> Result<String, CtlError> {
+    std::fs::read_to_string(file).map_err(|source| CtlError::ReadFile {
+        path: file.to_owned(),
+        source,
+    })
 }
 
 /// On a terminal, tables fit into it.
@@ -85,29 +106,42 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
         Prepared::Host(command) => host::run(&context, command).await,
         Prepared::Network(command) => network::run(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
+        Prepared::Aggregate(command) => aggregate::run(&context, command).await,
+        Prepared::ServerGroup(command) => server_group::run(&context, command).await,
+        Prepared::Placement(question) => placement::run(&context, question).await,
     };
     context.caller.close().await;
     outcome
 }
 
-/// A command whose files are read.
+/// A command whose files are read and whose words are right.
 enum Prepared {
     Host(crate::cli::Host),
     Network(crate::cli::Network),
     Instance(instance::Prepared),
+    Aggregate(crate::cli::Aggregate),
+    ServerGroup(crate::cli::ServerGroup),
+    Placement(placement::Question),
 }
 
 fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
-    match cli.command.clone() {
-        Command::Host(command) => Ok(Prepared::Host(command)),
-        Command::Network(command) => Ok(Prepared::Network(command)),
-        Command::Instance(command) => {
-            instance::prepare(command, cli.global.project.clone()).map(Prepared::Instance)
+    let project = cli.global.project.clone();
+    Ok(match cli.command.clone() {
+        Command::Host(command) => Prepared::Host(host::checked(command)?),
+        Command::Network(command) => Prepared::Network(command),
+        Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
+        Command::Aggregate(command) => Prepared::Aggregate(aggregate::checked(command)?),
+        Command::ServerGroup(command) => Prepared::ServerGroup(server_group::checked(command)?),
+        Command::Explain(arguments) => Prepared::Placement(placement::explain(arguments, project)),
+        Command::Place(arguments) => Prepared::Placement(placement::place(arguments, project)?),
+        Command::Capacity(arguments) => {
+            Prepared::Placement(placement::capacity(arguments, project)?)
         }
         Command::Completion { .. } => {
-            Err(CtlError::Usage("completion needs no scheduler".to_owned()))
+            let nonsense = "completion needs no scheduler".to_owned();
+            return Err(CtlError::Usage(nonsense));
         }
-    }
+    })
 }
 
 fn completion(shell: Shell) -> String {
@@ -129,7 +163,15 @@ mod tests {
     fn every_shell_gets_a_script_that_knows_the_commands() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = completion(shell);
-            for word in ["berthctl", "reboot", "disable", "wait-timeout"] {
+            for word in [
+                "berthctl",
+                "reboot",
+                "drain",
+                "server-group",
+                "soft-affinity",
+                "explain",
+                "wait-timeout",
+            ] {
                 assert!(script.contains(word), "{shell:?}: {word}");
             }
         }

@@ -7,17 +7,32 @@ use berth_common::{
         request::{NetworkCreate, NetworkDelete, NetworkList},
         view::NetworkView,
     },
-    names::ProjectName,
-    refusal::{Refusal, RefusalCode},
 };
 
-use super::{Context, repeat_with_id};
+use super::{
+    Context,
+    lookup::{Listed, Named},
+    repeat_with_id,
+};
 use crate::{
     cli::{Network, NetworkCreateArgs},
     client::Caller,
     error::CtlError,
     print::network,
 };
+
+impl Listed for NetworkView {
+    type Id = NetworkId;
+    const WHAT: &'static str = "network";
+    const COMMAND: &'static str = "network";
+
+    fn id(&self) -> NetworkId {
+        self.id
+    }
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+}
 
 pub(super) async fn run<C: Caller>(context: &Context<C>, command: Network) -> Result<(), CtlError> {
     match command {
@@ -37,58 +52,22 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Network) -> Re
     }
 }
 
-/// Finds out which network is meant, and deletes that one by its id: once it is gone, its name may belong to
-/// another one.
 async fn delete<C: Caller>(context: &Context<C>, name: &str) -> Result<NetworkView, CtlError> {
     let project = context.project();
-    let (id, found) = match (find(context, &project, name).await?, name.parse()) {
-        (Some(found), _) => (found.id, Some(found)),
-        // One of another project, or one that is deleted: the scheduler knows.
-        (None, Ok(id)) => (id, None),
-        (None, Err(_)) => {
-            let message =
-                format!("project {project} has no network {name:?}, neither by id nor by name");
-            return Err(CtlError::Refused(Refusal::new(
-                RefusalCode::NotFound,
-                message,
-            )));
-        }
-    };
-    let request = NetworkDelete {
-        network: id.to_string(),
-        project,
-    };
-    match (context.ask(&request).await, found) {
-        (Err(CtlError::Refused(refusal)), Some(found)) if refusal.code == RefusalCode::NotFound => {
-            Ok(found)
-        }
-        (answer, _) => answer.map_err(|error| {
-            error.advise(&format!(
-                "repeating it as `berthctl network delete {id}` is harmless"
-            ))
-        }),
-    }
-}
-
-/// The project's living network that has this id or else this name.
-async fn find<C: Caller>(
-    context: &Context<C>,
-    project: &ProjectName,
-    name: &str,
-) -> Result<Option<NetworkView>, CtlError> {
     let all = NetworkList {
         project: Some(project.clone()),
     };
     let reply = context.ask(&all).await.map_err(CtlError::before_asking)?;
-    let id: Option<NetworkId> = name.parse().ok();
-    let is_meant = |network: &&NetworkView| Some(network.id) == id;
-    let is_named = |network: &&NetworkView| network.name.as_str() == name;
-    let networks = &reply.networks;
-    Ok(networks
-        .iter()
-        .find(is_meant)
-        .or_else(|| networks.iter().find(is_named))
-        .cloned())
+    let named = Named {
+        name,
+        project: Some(&project),
+    };
+    named
+        .delete(context, reply.networks, |network| NetworkDelete {
+            network,
+            project: project.clone(),
+        })
+        .await
 }
 
 async fn create<C: Caller>(

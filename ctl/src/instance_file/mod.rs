@@ -3,6 +3,7 @@
 //! Pure: a text becomes a request, or a list of **all** its mistakes with file, line, key and what would be
 //! right. It reads no file and sends nothing.
 
+mod hints;
 mod reader;
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::Path};
@@ -11,7 +12,12 @@ use berth_common::{
     config::{Mistake, closest},
     document::{DesiredPower, Flavor, ImageFormat, ImageRef},
     ids::InstanceId,
-    message::request::{InstanceCreate, NetworkAttachment, default_stop_timeout_seconds},
+    message::{
+        placement::SchedulerHints,
+        request::{
+            InstanceCreate, NetworkAttachment, PlacementPlace, default_stop_timeout_seconds,
+        },
+    },
     names::{InstanceName, InvalidText, MacAddress, NetworkName, ProjectName},
     units::{DiskGb, MemoryMb, Vcpus},
 };
@@ -23,7 +29,7 @@ const MAX_NETWORKS: usize = 8;
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
-const ALL_KEYS: [&str; 14] = [
+const ALL_KEYS: [&str; 24] = [
     "name",
     "project",
     "vcpus",
@@ -38,6 +44,16 @@ const ALL_KEYS: [&str; 14] = [
     "networks.ip_address",
     "networks.mac_address",
     "networks",
+    "hints.availability_zone",
+    "hints.host",
+    "hints.same_host",
+    "hints.different_host",
+    "hints.server_group",
+    "hints.architecture",
+    "hints.virt_type",
+    "hints.properties",
+    "hints.resources",
+    "hints",
 ];
 
 /// What the command line says over the file.
@@ -74,59 +90,116 @@ pub(crate) fn parse(
     text: &str,
     overrides: Overrides,
 ) -> Result<InstanceCreate, FileMistakes> {
-    let (table, syntax) = DeTable::parse_recoverable(text);
-    let mut reader = Reader::new(file, text, &syntax);
-    let mut root = Section::root(table.get_ref());
-
-    let name = name(&mut reader, &mut root, overrides.name);
-    let project = reader
-        .text(&mut root, "project", word::<ProjectName>)
-        .value();
-    let flavor = flavor(&mut reader, &mut root);
-    let image = image(&mut reader, &mut root);
-    let networks = networks(&mut reader, &mut root);
-    let power = reader.text(&mut root, "power", |text| {
-        one_of(
-            text,
-            &[
-                ("running", DesiredPower::Running),
-                ("stopped", DesiredPower::Stopped),
-            ],
-        )
-    });
-    let stop_timeout = reader.integer(
-        &mut root,
-        "stop_timeout_seconds",
-        &(1..=MAX_STOP_TIMEOUT_SECONDS),
-        " seconds",
-    );
-    reader.end(&root, &ALL_KEYS);
-
-    let mistakes = reader.finish();
-    match (name, flavor, image) {
+    let needs = Needs::Instance {
+        name: overrides.name,
+    };
+    let (parts, mistakes) = read(file, text, needs);
+    match (parts.name, parts.flavor, parts.image) {
         (Some(name), Some(flavor), Some(image)) if mistakes.is_empty() => Ok(InstanceCreate {
             id: overrides.id,
             name,
-            project: overrides.project.or(project).unwrap_or_default(),
+            project: overrides.project.or(parts.project).unwrap_or_default(),
             flavor,
             image,
-            networks,
-            power: power.value().unwrap_or_default(),
-            stop_timeout_seconds: stop_timeout
-                .value()
+            networks: parts.networks,
+            power: parts.power.unwrap_or_default(),
+            stop_timeout_seconds: parts
+                .stop_timeout_seconds
                 .unwrap_or_else(default_stop_timeout_seconds),
-            hints: Default::default(),
+            hints: parts.hints,
         }),
         _ => Err(FileMistakes(mistakes)),
     }
 }
 
-fn name<'t>(
-    reader: &mut Reader<'t>,
-    root: &mut Section<'t>,
-    given: Option<InstanceName>,
-) -> Option<InstanceName> {
+/// Reads what placement needs to know of an instance. The other parts may be missing; where they are there, they must be right.
+pub(crate) fn parse_placement(
+    file: &Path,
+    text: &str,
+    project: Option<ProjectName>,
+) -> Result<PlacementPlace, FileMistakes> {
+    let (parts, mistakes) = read(file, text, Needs::Placement);
+    match parts.flavor {
+        Some(flavor) if mistakes.is_empty() => Ok(PlacementPlace {
+            project: project.or(parts.project).unwrap_or_default(),
+            flavor,
+            hints: parts.hints,
+        }),
+        _ => Err(FileMistakes(mistakes)),
+    }
+}
+
+/// What a file must have.
+#[derive(Debug, PartialEq, Eq)]
+enum Needs {
+    /// Whatever an instance needs.
+    Instance {
+        /// The name that the command line gives.
+        name: Option<InstanceName>,
+    },
+    /// A size.
+    Placement,
+}
+
+/// What a file has.
+struct Parts {
+    name: Option<InstanceName>,
+    project: Option<ProjectName>,
+    flavor: Option<Flavor>,
+    image: Option<ImageRef>,
+    networks: Vec<NetworkAttachment>,
+    power: Option<DesiredPower>,
+    stop_timeout_seconds: Option<u32>,
+    hints: SchedulerHints,
+}
+
+fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    let mut reader = Reader::new(file, text, &syntax);
+    let mut root = Section::root(table.get_ref());
+    let needs_image = needs != Needs::Placement;
+    let parts = Parts {
+        name: name(&mut reader, &mut root, needs),
+        project: reader
+            .text(&mut root, "project", word::<ProjectName>)
+            .value(),
+        flavor: flavor(&mut reader, &mut root),
+        image: if needs_image || root.has("image") {
+            image(&mut reader, &mut root)
+        } else {
+            None
+        },
+        networks: networks(&mut reader, &mut root),
+        power: power(&mut reader, &mut root),
+        stop_timeout_seconds: reader
+            .integer(
+                &mut root,
+                "stop_timeout_seconds",
+                &(1..=MAX_STOP_TIMEOUT_SECONDS),
+                " seconds",
+            )
+            .value(),
+        hints: hints::read(&mut reader, &mut root),
+    };
+    reader.end(&root, &ALL_KEYS);
+    (parts, reader.finish())
+}
+
+fn power<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<DesiredPower> {
+    const POWER: [(&str, DesiredPower); 2] = [
+        ("running", DesiredPower::Running),
+        ("stopped", DesiredPower::Stopped),
+    ];
+    reader
+        .text(root, "power", |text| one_of(text, &POWER))
+        .value()
+}
+
+fn name<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>, needs: Needs) -> Option<InstanceName> {
     let in_file = reader.text(root, "name", word::<InstanceName>);
+    let Needs::Instance { name: given } = needs else {
+        return in_file.value();
+    };
     if in_file == Field::Absent && given.is_none() {
         reader.missing(
             root,
@@ -213,13 +286,7 @@ const SHA256_CURE: &str = "run `sha256sum FILE` on a copy you trust and write it
 
 fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkAttachment> {
     let mut sections = reader.sections(root, "networks");
-    if sections.len() > MAX_NETWORKS {
-        let what = format!(
-            "must be at most {MAX_NETWORKS} networks; found {}",
-            sections.len()
-        );
-        reader.reject(root, "networks", what);
-    }
+    reader.at_most(root, "networks", sections.len(), MAX_NETWORKS);
     let mut macs = BTreeSet::new();
     let mut addresses = BTreeSet::new();
     let mut attachments = Vec::new();

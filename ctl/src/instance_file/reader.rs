@@ -88,6 +88,16 @@ impl<'t> Section<'t> {
     }
 }
 
+/// What a section holds whose keys the file chooses. The errors say what is right: "must be …".
+pub(super) struct Entries<K, V> {
+    /// How many keys there may be.
+    pub(super) most: usize,
+    /// What a key is.
+    pub(super) key: fn(&str) -> Result<K, String>,
+    /// What a value is.
+    pub(super) value: fn(&DeValue<'_>) -> Result<V, String>,
+}
+
 /// Collects the mistakes of one file.
 #[derive(Debug)]
 pub(super) struct Reader<'t> {
@@ -128,11 +138,7 @@ impl<'t> Reader<'t> {
         let Some(value) = section.take(name) else {
             return Field::Absent;
         };
-        let parsed = match value.get_ref() {
-            DeValue::String(text) => parse(text),
-            _ => Err("must be a string".to_owned()),
-        };
-        match parsed {
+        match string(value.get_ref()).and_then(parse) {
             Ok(parsed) => Field::Is(parsed),
             Err(right) => self.wrong(section, name, value, &right),
         }
@@ -149,24 +155,65 @@ impl<'t> Reader<'t> {
         let Some(value) = section.take(name) else {
             return Field::Absent;
         };
-        let number = match value.get_ref() {
-            DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
-            _ => None,
+        match whole_number(value.get_ref(), range, unit) {
+            Ok(number) => Field::Is(number),
+            Err(right) => self.wrong(section, name, value, &right),
+        }
+    }
+
+    /// A list of strings that `parse` accepts, at most `most` of them. Counted from 1, as people do.
+    pub(super) fn texts<T>(
+        &mut self,
+        section: &mut Section<'t>,
+        name: &'static str,
+        most: usize,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let Some(value) = section.take(name) else {
+            return Vec::new();
         };
-        match number
-            .and_then(|number| T::try_from(number).ok())
-            .filter(|number| range.contains(number))
-        {
-            Some(number) => Field::Is(number),
-            None => {
-                let right = format!(
-                    "must be an integer from {} to {}{unit}",
-                    range.start(),
-                    range.end()
-                );
-                self.wrong(section, name, value, &right)
+        let DeValue::Array(items) = value.get_ref() else {
+            self.wrong::<()>(section, name, value, "must be a list of strings");
+            return Vec::new();
+        };
+        self.at_most(section, name, items.len(), most);
+        let mut texts = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            match string(item.get_ref()).and_then(&parse) {
+                Ok(text) => texts.push(text),
+                Err(right) => {
+                    let key = format!("{}[{}]", section.key(name), index + 1);
+                    self.wrong_value(key, item, &right);
+                }
             }
         }
+        texts
+    }
+
+    /// A section whose keys the file chooses.
+    pub(super) fn entries<K: Ord, V>(
+        &mut self,
+        above: &mut Section<'t>,
+        name: &'static str,
+        grammar: &Entries<K, V>,
+    ) -> BTreeMap<K, V> {
+        let Some(section) = self.section(above, name) else {
+            return BTreeMap::new();
+        };
+        self.at_most(above, name, section.entries.len(), grammar.most);
+        let mut entries = BTreeMap::new();
+        for (word, (at, value)) in &section.entries {
+            let parsed = (grammar.value)(value.get_ref());
+            let key = (grammar.key)(word);
+            if let Err(right) = &key {
+                self.note(self.place(*at), section.key(word), right.clone());
+            }
+            if let Err(right) = &parsed {
+                self.wrong_value(section.key(word), value, right);
+            }
+            entries.extend(key.ok().zip(parsed.ok()));
+        }
+        entries
     }
 
     /// A section: `[name]` or an inline table.
@@ -214,10 +261,7 @@ impl<'t> Reader<'t> {
                 DeValue::Table(table) => {
                     sections.push(Section::new(path, table, Some(item.span().start)))
                 }
-                other => {
-                    let what = format!("{right}; found {}", found(other));
-                    self.note(self.place(item.span().start), path, what);
-                }
+                _ => self.wrong_value(path, item, &right),
             }
         }
         sections
@@ -243,6 +287,14 @@ impl<'t> Reader<'t> {
             .or(section.at);
         let place = at.map_or_else(|| Place::File(self.file.clone()), |at| self.place(at));
         self.note(place, section.key(name), what);
+    }
+
+    /// Notes that a key has more parts than it may.
+    pub(super) fn at_most(&mut self, section: &Section<'t>, name: &str, found: usize, most: usize) {
+        if found > most {
+            let what = format!("must have at most {most} entries; found {found}");
+            self.reject(section, name, what);
+        }
     }
 
     /// Ends a section: keys that nobody asked for are mistakes. `elsewhere` are the full names of keys of other
@@ -293,9 +345,13 @@ impl<'t> Reader<'t> {
         value: &Spanned<DeValue<'_>>,
         right: &str,
     ) -> Field<T> {
-        let what = format!("{right}; found {}", found(value.get_ref()));
-        self.note(self.place(value.span().start), section.key(name), what);
+        self.wrong_value(section.key(name), value, right);
         Field::Wrong
+    }
+
+    fn wrong_value(&mut self, key: String, value: &Spanned<DeValue<'_>>, right: &str) {
+        let what = format!("{right}; found {}", found(value.get_ref()));
+        self.note(self.place(value.span().start), key, what);
     }
 
     fn note(&mut self, place: Place, key: String, what: String) {
@@ -323,6 +379,36 @@ impl<'t> Reader<'t> {
 
 fn same_line(a: &Place, b: &Place) -> bool {
     matches!((a, b), (Place::Position { line: a, .. }, Place::Position { line: b, .. }) if a == b)
+}
+
+/// The text of a string.
+pub(super) fn string<'v>(value: &'v DeValue<'_>) -> Result<&'v str, String> {
+    match value {
+        DeValue::String(text) => Ok(text),
+        _ => Err("must be a string".to_owned()),
+    }
+}
+
+/// A number in a range; `unit` is told with the range.
+pub(super) fn whole_number<T: TryFrom<u64> + PartialOrd + Display>(
+    value: &DeValue<'_>,
+    range: &RangeInclusive<T>,
+    unit: &str,
+) -> Result<T, String> {
+    let number = match value {
+        DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
+        _ => None,
+    };
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| {
+            format!(
+                "must be an integer from {} to {}{unit}",
+                range.start(),
+                range.end()
+            )
+        })
 }
 
 /// What was found, in words.

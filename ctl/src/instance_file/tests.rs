@@ -41,12 +41,141 @@ fn the_documented_sample_is_read() {
     let request = parse(Path::new("instance.sample.toml"), &all, overrides()).unwrap();
     assert_eq!(request.networks.len(), 2);
     assert!(request.networks[0].ip_address.is_some() && request.networks[0].mac_address.is_some());
+    let hints = serde_json::to_value(&request.hints).unwrap();
     for key in ALL_KEYS {
         let name = key.rsplit('.').next().unwrap();
-        let set =
-            |line: &str| line.starts_with(&format!("{name} =")) || line == format!("[[{name}]]");
+        let set = |line: &str| {
+            line.starts_with(&format!("{name} ="))
+                || line == format!("[[{name}]]")
+                || line == format!("[{key}]")
+        };
         assert!(all.lines().any(set), "the sample does not document {key}");
+        let hint = key.strip_prefix("hints.");
+        assert!(
+            hint.is_none_or(|hint| !hints[hint].is_null()),
+            "the sample's {key} is not read"
+        );
     }
+}
+
+#[test]
+fn the_sample_serves_for_placement_as_well() {
+    let sample = include_str!("../../../docs/instance.sample.toml");
+    let whole = parse(Path::new("sample"), sample, overrides()).unwrap();
+    let placement = parse_placement(Path::new("sample"), sample, None).unwrap();
+    assert_eq!(placement.project, whole.project);
+    assert_eq!(placement.flavor, whole.flavor);
+    assert_eq!(placement.hints, whole.hints);
+}
+
+#[test]
+fn placement_needs_a_size_only_and_takes_no_mistake_in_the_rest() {
+    let size = "vcpus = 1\nmemory_mb = 256\ndisk_gb = 1\n";
+    let placement = |text: &str, project: Option<&str>| {
+        let project = project.map(|name| name.parse().unwrap());
+        parse_placement(Path::new("web.toml"), text, project)
+    };
+    assert_eq!(placement(size, None).unwrap().project.as_str(), "default");
+    let text = format!("project = \"a\"\n{size}");
+    assert_eq!(placement(&text, None).unwrap().project.as_str(), "a");
+    assert_eq!(placement(&text, Some("b")).unwrap().project.as_str(), "b");
+    let wrong = "name = \"web 1\"\nvcpus = 1\ndisk_gb = 1\n[image]\nformat = \"vmdk\"\n";
+    insta::assert_snapshot!(placement(wrong, None).unwrap_err(), @r#"
+    5 mistakes in the instance file:
+      1. web.toml:1:8: name: must be 1 to 63 letters, digits and hyphens, with no hyphen at either end (it becomes the guest's host name); found the string "web 1"
+      2. web.toml:4:1: image.url: is missing; must be an absolute path on the hypervisor, file:///absolute/path, http://… or https://…, of at most 2048 printable characters without spaces
+      3. web.toml:4:1: image.sha256: is missing; berth checks every image against it: run `sha256sum FILE` on a copy you trust and write its first word here
+      4. web.toml:5:10: image.format: must be "qcow2" or "raw"; found the string "vmdk"
+      5. web.toml: memory_mb: is missing; must be an integer from 1 to 68719476736 (MiB); set it at the top of the file, like memory_mb = 512
+    "#);
+}
+
+#[test]
+fn hints_say_where_an_instance_may_be() {
+    let text = format!(
+        "{}[hints]\navailability_zone = \"rack-1\"\nhost = \"0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11\"\n\
+         different_host = [\"0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12\"]\nproperties = {{ disk = \"ssd\", \"a.b\" = \"c\" }}\n\
+         resources = {{ PCI_GPU = 2 }}\n",
+        minimal()
+    );
+    insta::assert_json_snapshot!(read(&text).unwrap().hints, @r#"
+    {
+      "availability_zone": "rack-1",
+      "host": "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11",
+      "different_host": [
+        "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12"
+      ],
+      "properties": {
+        "a.b": "c",
+        "disk": "ssd"
+      },
+      "resources": {
+        "PCI_GPU": 2
+      }
+    }
+    "#);
+}
+
+#[test]
+fn every_mistake_in_the_hints_is_told_at_once_with_its_line() {
+    let text = format!(
+        r#"host = "hv1"
+{}[hints]
+availability_zone = "rack 1"
+host = 7
+same_host = "web-1"
+different_host = ["web-2", 3, "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12"]
+server_grup = "web"
+server_group = ""
+architecture = "x86-64"
+virt_type = "kvn"
+
+[hints.properties]
+disk = 1
+room.floor = "2"
+"a b" = "c"
+
+[hints.resources]
+gpu = 1
+PCI_GPU = 0
+"#,
+        minimal()
+    );
+    insta::assert_snapshot!(read(&text).unwrap_err(), @r#"
+    15 mistakes in the instance file:
+      1. web.toml:1:1: host: unknown key; did you mean hints.host?
+      2. web.toml:12:21: hints.availability_zone: must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit; found the string "rack 1"
+      3. web.toml:13:8: hints.host: must be a string; found the integer 7
+      4. web.toml:14:13: hints.same_host: must be a list of strings; found the string "web-1"
+      5. web.toml:15:19: hints.different_host[1]: must be the id of an instance (`berthctl instance list` shows it); found the string "web-2"
+      6. web.toml:15:28: hints.different_host[2]: must be a string; found the integer 3
+      7. web.toml:16:1: hints.server_grup: unknown key; did you mean hints.server_group?
+      8. web.toml:17:16: hints.server_group: must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit; found the string ""
+      9. web.toml:18:16: hints.architecture: must be a processor architecture in libvirt's words, like "x86_64" or "aarch64"; found the string "x86-64"
+      10. web.toml:19:13: hints.virt_type: must be "kvm" or "qemu" (did you mean "kvm"?); found the string "kvn"
+      11. web.toml:22:8: hints.properties.disk: must be a string; found the integer 1
+      12. web.toml:23:1: hints.properties.room: must be a string; a key with a dot in its name is written in quotes, like "disk.type" = "ssd"; found a section
+      13. web.toml:24:1: hints.properties.a b: must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit
+      14. web.toml:27:1: hints.resources.gpu: must be 1 to 63 upper-case letters, digits and '_', starting with a letter
+      15. web.toml:28:11: hints.resources.PCI_GPU: must be an integer from 1 to 9223372036854775807; found the integer 0
+    "#);
+}
+
+#[test]
+fn hints_that_contradict_each_other_or_are_too_many_are_mistakes() {
+    let id = "\"0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11\"";
+    let many = vec![id; 65].join(", ");
+    let resources: String = (0..17).map(|n| format!("R{n} = 1\n")).collect();
+    let text = format!(
+        "{}[hints]\nsame_host = [{many}]\ndifferent_host = [{id}]\n[hints.resources]\n{resources}",
+        minimal()
+    );
+    insta::assert_snapshot!(read(&text).unwrap_err(), @r#"
+    3 mistakes in the instance file:
+      1. web.toml:11:13: hints.same_host: must have at most 64 entries; found 65
+      2. web.toml:12:18: hints.different_host: must name no instance that same_host names; found 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 in both
+      3. web.toml:13:1: hints.resources: must have at most 16 entries; found 17
+    "#);
 }
 
 #[test]
@@ -153,7 +282,7 @@ fn ports_that_contradict_each_other_are_mistakes() {
     );
     insta::assert_snapshot!(read(&many).unwrap_err(), @r#"
     1 mistake in the instance file:
-      1. web.toml:10:1: networks: must be at most 8 networks; found 9
+      1. web.toml:10:1: networks: must have at most 8 entries; found 9
     "#);
 }
 
@@ -185,6 +314,10 @@ fn sections_of_another_shape_are_mistakes() {
     check(
         &minimal().replace("vcpus = 1", "vcpus = 1\nnetworks = [\"net0\"]"),
         "networks[1]: must be a list of sections, each written [[networks]]; found the string \"net0\"",
+    );
+    check(
+        &format!("{}[[hints]]\nhost = \"hv1\"\n", minimal()),
+        "hints: must be a section, written [hints]; found a list of 1",
     );
     check(
         &minimal().replace("/srv/guest", "ftp://u:hunter2@h/guest"),

@@ -1,18 +1,22 @@
 //! Hypervisors as tables. `host show` begins with the rows operators know from `openstack host show`.
 
-use berth_common::message::view::{HostState, HostStatus, HostView, Resources};
+use berth_common::message::{
+    request::HostDeleteReply,
+    view::{HostState, HostStatus, HostView, ResourceUsage, Resources},
+};
 
 use super::{
-    joined, or_none,
+    NONE, joined, or_none,
     table::{Column, Width, fields, rows},
 };
 
-/// All hypervisors.
+/// All hypervisors. Aggregates, physical networks and countable resources have columns where any host has some.
 pub(crate) fn list(hosts: &[HostView], width: Width) -> String {
-    let columns = [
+    let mut columns = vec![
         Column::Text("Name"),
         Column::Text("Status"),
         Column::Text("State"),
+        Column::Text("Zone"),
         Column::Text("Virt"),
         Column::Number("Instances"),
         Column::Number("vCPU used"),
@@ -22,12 +26,18 @@ pub(crate) fn list(hosts: &[HostView], width: Width) -> String {
         Column::Number("Disk GB used"),
         Column::Number("Disk GB"),
     ];
+    let extras: Vec<Extra> = EXTRAS
+        .into_iter()
+        .filter(|extra| hosts.iter().any(|host| (extra.text)(host) != NONE))
+        .collect();
+    columns.extend(extras.iter().map(|extra| Column::Text(extra.title)));
     let row = |host: &HostView| {
         let (used, capacity) = (host.used_max, host.capacity);
-        vec![
+        let mut cells = vec![
             host.name.to_string(),
             status(host.status).to_owned(),
             state(host.state).to_owned(),
+            host.availability_zone.to_string(),
             host.virt_type.clone(),
             host.instances.to_string(),
             used.vcpus.get().to_string(),
@@ -36,15 +46,46 @@ pub(crate) fn list(hosts: &[HostView], width: Width) -> String {
             capacity.memory_mb.get().to_string(),
             used.disk_gb.get().to_string(),
             capacity.disk_gb.get().to_string(),
-        ]
+        ];
+        cells.extend(extras.iter().map(|extra| (extra.text)(host)));
+        cells
     };
     rows(&columns, hosts.iter().map(row), width)
 }
+
+/// What only some hosts have.
+struct Extra {
+    title: &'static str,
+    text: fn(&HostView) -> String,
+}
+
+const EXTRAS: [Extra; 3] = [
+    Extra {
+        title: "Aggregates",
+        text: |host| joined(&host.aggregates, ", "),
+    },
+    Extra {
+        title: "Physical networks",
+        text: |host| joined(&host.physical_networks, ", "),
+    },
+    Extra {
+        title: "Resources used",
+        text: |host| {
+            let used =
+                |usage: &ResourceUsage| format!("{} {}/{}", usage.class, usage.used, usage.total);
+            joined(host.resources.iter().map(used), ", ")
+        },
+    },
+];
 
 /// One hypervisor: usage, then everything else, then the domains berth did not make.
 pub(crate) fn show(host: &HostView, width: Width) -> String {
     let mut text = usage(host, width);
     text.push_str(&details(host, width));
+    if !host.resources.is_empty() {
+        text.push_str("Countable resources:\n");
+        text.push_str(&resources(host, width));
+    }
     if !host.foreign_domains.is_empty() {
         text.push_str("Domains that berth did not make and never touches:\n");
         text.push_str(&foreign_domains(host, width));
@@ -86,32 +127,31 @@ fn details(host: &HostView, width: Width) -> String {
         Some(seconds) => format!("{seconds} s ago"),
         None => "none since the scheduler started".to_owned(),
     };
-    let ratios = host.allocation_ratios;
     let mut properties = vec![
         ("ID", host.id.to_string()),
         ("Status", status(host.status).to_owned()),
         ("State", state(host.state).to_owned()),
         ("Last heartbeat", heartbeat),
+        ("Availability zone", host.availability_zone.to_string()),
+        ("Aggregates", joined(&host.aggregates, ", ")),
+        ("Physical networks", joined(&host.physical_networks, ", ")),
         ("Instances", host.instances.to_string()),
         ("Virtualization", host.virt_type.clone()),
         ("Architecture", host.arch.clone()),
         ("Agent version", host.agent_version.clone()),
-        (
-            "Allocation ratios",
-            format!(
-                "CPU {}, RAM {}, disk {}",
-                ratios.cpu, ratios.ram, ratios.disk
-            ),
-        ),
+        ("Allocation ratios", ratios(host)),
         ("Reserved for the host", amounts(host.reserved)),
         ("Capacity", amounts(host.capacity)),
     ];
-    if host.status != HostStatus::Enabled {
-        properties.insert(
-            2,
-            ("Disabled because", or_none(host.disabled_reason.as_ref())),
-        );
-    }
+    let because = match host.status {
+        HostStatus::Enabled => None,
+        HostStatus::Disabled => Some("Disabled because"),
+        HostStatus::Draining => Some("Draining because"),
+    };
+    properties.splice(
+        2..2,
+        because.map(|because| (because, or_none(host.disabled_reason.as_ref()))),
+    );
     let health = joined(
         host.health
             .iter()
@@ -128,6 +168,22 @@ fn details(host: &HostView, width: Width) -> String {
     );
     properties.push(("Health", health));
     fields(properties, width)
+}
+
+fn resources(host: &HostView, width: Width) -> String {
+    let columns = [
+        Column::Text("Class"),
+        Column::Number("Total"),
+        Column::Number("Used"),
+    ];
+    let row = |usage: &ResourceUsage| {
+        vec![
+            usage.class.to_string(),
+            usage.total.to_string(),
+            usage.used.to_string(),
+        ]
+    };
+    rows(&columns, host.resources.iter().map(row), width)
 }
 
 fn foreign_domains(host: &HostView, width: Width) -> String {
@@ -150,7 +206,7 @@ fn foreign_domains(host: &HostView, width: Width) -> String {
     rows(&columns, foreign, width)
 }
 
-/// What became of `host enable` and `host disable`, in a line.
+/// What became of `host enable`, `disable` and `drain`, in a line.
 pub(crate) fn outcome(host: &HostView) -> String {
     let reason = host
         .disabled_reason
@@ -162,6 +218,34 @@ pub(crate) fn outcome(host: &HostView) -> String {
         host.name,
         status(host.status),
         host.instances
+    )
+}
+
+/// What became of `host set`, in a line: how the host is counted now.
+pub(crate) fn settings(host: &HostView) -> String {
+    format!(
+        "host {}: allocation ratios {}; reserved {}; capacity {}\n",
+        host.name,
+        ratios(host),
+        amounts(host.reserved),
+        amounts(host.capacity)
+    )
+}
+
+/// What became of `host delete`, and what that means.
+pub(crate) fn deleted(host: &HostDeleteReply) -> String {
+    format!(
+        "host {} ({}): forgotten. berth knows it no more and places nothing on it; should its agent start again, it is a \
+         new hypervisor\n",
+        host.name, host.id
+    )
+}
+
+fn ratios(host: &HostView) -> String {
+    let ratios = host.allocation_ratios;
+    format!(
+        "CPU {}, RAM {}, disk {}",
+        ratios.cpu, ratios.ram, ratios.disk
     )
 }
 
@@ -187,7 +271,7 @@ const fn state(state: HostState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::host;
+    use crate::testing::{host, rich_host};
 
     #[test]
     fn a_host_shows_the_rows_operators_know() {
@@ -207,6 +291,9 @@ mod tests {
         | Status                | enabled                                 |
         | State                 | up                                      |
         | Last heartbeat        | 3 s ago                                 |
+        | Availability zone     | nova                                    |
+        | Aggregates            | -                                       |
+        | Physical networks     | -                                       |
         | Instances             | 1                                       |
         | Virtualization        | qemu                                    |
         | Architecture          | x86_64                                  |
@@ -249,11 +336,69 @@ mod tests {
     #[test]
     fn hosts_are_listed_with_claims_and_capacity() {
         insta::assert_snapshot!(list(&[host()], Width::Unlimited), @r#"
-        +------+---------+-------+------+-----------+-----------+------+-------------+--------+--------------+---------+
-        | Name | Status  | State | Virt | Instances | vCPU used | vCPU | RAM MB used | RAM MB | Disk GB used | Disk GB |
-        +------+---------+-------+------+-----------+-----------+------+-------------+--------+--------------+---------+
-        | hv1  | enabled | up    | qemu |         1 |         2 |    8 |         384 |  35232 |            2 |     100 |
-        +------+---------+-------+------+-----------+-----------+------+-------------+--------+--------------+---------+
+        +------+---------+-------+------+------+-----------+-----------+------+-------------+--------+--------------+---------+
+        | Name | Status  | State | Zone | Virt | Instances | vCPU used | vCPU | RAM MB used | RAM MB | Disk GB used | Disk GB |
+        +------+---------+-------+------+------+-----------+-----------+------+-------------+--------+--------------+---------+
+        | hv1  | enabled | up    | nova | qemu |         1 |         2 |    8 |         384 |  35232 |            2 |     100 |
+        +------+---------+-------+------+------+-----------+-----------+------+-------------+--------+--------------+---------+
         "#);
+    }
+
+    #[test]
+    fn what_only_some_hosts_have_is_listed_where_any_has_it() {
+        insta::assert_snapshot!(list(&[host(), rich_host()], Width::Unlimited), @r#"
+        +------+----------+-------+--------+------+-----------+-----------+------+-------------+--------+--------------+---------+-------------+--------------------+---------------------------------------+
+        | Name | Status   | State | Zone   | Virt | Instances | vCPU used | vCPU | RAM MB used | RAM MB | Disk GB used | Disk GB | Aggregates  | Physical networks  | Resources used                        |
+        +------+----------+-------+--------+------+-----------+-----------+------+-------------+--------+--------------+---------+-------------+--------------------+---------------------------------------+
+        | hv1  | enabled  | up    | nova   | qemu |         1 |         2 |    8 |         384 |  35232 |            2 |     100 | -           | -                  | -                                     |
+        | hv1  | draining | up    | rack-1 | qemu |         1 |         2 |    8 |         384 |  35232 |            2 |     100 | rack-1, ssd | physnet1, physnet2 | HUGEPAGES_2048K 512/1024, PCI_GPU 1/2 |
+        +------+----------+-------+--------+------+-----------+-----------+------+-------------+--------+--------------+---------+-------------+--------------------+---------------------------------------+
+        "#);
+    }
+
+    #[test]
+    fn a_host_that_is_emptied_shows_all_that_placement_counts() {
+        let text = show(&rich_host(), Width::Unlimited);
+        let (_, details) = text.split_once("| Field").unwrap();
+        let (details, _) = details.split_once("Domains that berth").unwrap();
+        insta::assert_snapshot!(details, @r#"
+                         | Value                                   |
+        +-----------------------+-----------------------------------------+
+        | ID                    | 0191e7a0-0000-7000-8000-000000000001    |
+        | Status                | draining                                |
+        | Draining because      | new memory                              |
+        | State                 | up                                      |
+        | Last heartbeat        | 3 s ago                                 |
+        | Availability zone     | rack-1                                  |
+        | Aggregates            | rack-1, ssd                             |
+        | Physical networks     | physnet1, physnet2                      |
+        | Instances             | 1                                       |
+        | Virtualization        | qemu                                    |
+        | Architecture          | x86_64                                  |
+        | Agent version         | 0.1.0                                   |
+        | Allocation ratios     | CPU 4.0, RAM 1.5, disk 1.0              |
+        | Reserved for the host | 0 vCPU, 512 MB, 0 GB                    |
+        | Capacity              | 8 vCPU, 35232 MB, 100 GB                |
+        | Health                | agent: ok; libvirt: failing (no answer) |
+        +-----------------------+-----------------------------------------+
+        Countable resources:
+        +-----------------+-------+------+
+        | Class           | Total | Used |
+        +-----------------+-------+------+
+        | HUGEPAGES_2048K |  1024 |  512 |
+        | PCI_GPU         |     2 |    1 |
+        +-----------------+-------+------+
+        "#);
+    }
+
+    #[test]
+    fn what_became_of_a_change_is_told_in_a_line() {
+        insta::assert_snapshot!(outcome(&rich_host()), @r#"host hv1: draining (new memory), 1 instances"#);
+        insta::assert_snapshot!(settings(&host()), @r#"host hv1: allocation ratios CPU 4.0, RAM 1.5, disk 1.0; reserved 0 vCPU, 512 MB, 0 GB; capacity 8 vCPU, 35232 MB, 100 GB"#);
+        let gone = HostDeleteReply {
+            id: host().id,
+            name: host().name,
+        };
+        insta::assert_snapshot!(deleted(&gone), @r#"host hv1 (0191e7a0-0000-7000-8000-000000000001): forgotten. berth knows it no more and places nothing on it; should its agent start again, it is a new hypervisor"#);
     }
 }

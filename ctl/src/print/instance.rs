@@ -6,7 +6,10 @@ use super::{
     joined, or_none,
     table::{Column, Width, fields, rows},
 };
-use crate::wait::{label, summary};
+use crate::{
+    error::why,
+    wait::{label, summary},
+};
 
 /// Instances, one in a row.
 pub(crate) fn list(instances: &[InstanceView], width: Width) -> String {
@@ -57,6 +60,10 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
             or_none(code.as_ref().and_then(serde_json::Value::as_str)),
         ),
         ("Fault message", or_none(fault.map(|fault| &fault.message))),
+    ];
+    let why = fault.and_then(|fault| why(fault, view.id));
+    properties.extend(why.map(|why| ("Why", why)));
+    properties.extend([
         ("Host", or_none(view.host.as_ref())),
         ("Host ID", or_none(view.host_id)),
         ("vCPU", view.flavor.vcpus.get().to_string()),
@@ -65,7 +72,7 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Image", view.image.url.to_string()),
         ("Image sha256", view.image.sha256.to_string()),
         ("Image format", view.image.format.as_str().to_owned()),
-    ];
+    ]);
     properties.extend(view.ports.iter().map(|port| ("Port", describe(port))));
     properties.extend([
         (
@@ -203,5 +210,7 @@ mod tests {
             text.contains("no_valid_host") && text.contains(&message),
             "{text}"
         );
+        let why = format!("| `berthctl explain {}` tells", instance().id);
+        assert!(text.contains(&why), "{text}");
     }
 }

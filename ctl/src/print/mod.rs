@@ -2,12 +2,16 @@
 //!
 //! - [`table`]: how tables look; every cell is made harmless for terminals there.
 //! - [`json`]: the scheduler's answer as it is, for programs.
-//! - [`host`], [`instance`], [`network`]: which columns a resource has.
+//! - [`host`], [`instance`], [`network`] and so on: which columns a resource has.
+//! - [`placement`]: how decisions read.
 
+pub(crate) mod aggregate;
 pub(crate) mod host;
 pub(crate) mod instance;
 pub(crate) mod json;
 pub(crate) mod network;
+pub(crate) mod placement;
+pub(crate) mod server_group;
 pub(crate) mod table;
 
 /// What stands where there is nothing.

@@ -222,6 +222,60 @@ async fn a_wait_survives_silence_and_ends_when_the_instance_is_there() {
     );
 }
 
+fn named(name: &str, view: InstanceView) -> InstanceView {
+    InstanceView {
+        name: name.parse().unwrap(),
+        ..view
+    }
+}
+
+#[tokio::test]
+async fn several_are_waited_for_together_and_each_has_its_own_end() {
+    let first_round = [
+        view(named("web-1", building())),
+        view(named("web-2", broken())),
+    ];
+    // One that gets no answer ends the round: the others would get none either.
+    let script = Script::new(first_round.into_iter().chain([
+        Answer::Silence,
+        view(named("web-1", instance())),
+        view(named("web-3", instance())),
+    ]));
+    let accepted = ["web-1", "web-2"].map(|name| named(name, building()));
+    let mut seen = Seen::default();
+    let ends = until_all(&script, accepted.to_vec(), BUILT, limits(LONG), &mut seen).await;
+    assert_eq!(ends.len(), 2);
+    assert_eq!(ends[0].view, named("web-1", instance()));
+    assert!(ends[0].end.is_ok());
+    assert_eq!(ends[1].view, named("web-2", broken()));
+    assert!(matches!(ends[1].end, Err(CtlError::Failed { .. })));
+    insta::assert_snapshot!(seen.0.join("\n"), @r#"
+    0 of 2 active; web-1: building, spawning on hv1: downloading the image, 40 %; web-2: building, spawning on hv1: downloading the image, 40 %
+    0 of 2 active, 1 failed; web-1: building, spawning on hv1: downloading the image, 40 %
+    web-1: no answer; asking again
+    0 of 2 active, 1 failed; web-1: building, spawning on hv1: downloading the image, 40 %
+    1 of 2 active, 1 failed
+    "#);
+}
+
+#[tokio::test]
+async fn silence_costs_a_round_one_question_however_many_wait() {
+    let script = Script::new([Answer::Silence]);
+    let accepted = vec![building(); 200];
+    let mut seen = Seen::default();
+    let limits = limits(Duration::from_millis(20));
+    let ends = until_all(&script, accepted, BUILT, limits, &mut seen).await;
+    assert!(
+        ends.iter()
+            .all(|waited| matches!(waited.end, Err(CtlError::NotYet { .. })))
+    );
+    // At most one in each round of a millisecond or more.
+    let asked = script.asked.borrow().len();
+    assert!((1..=20).contains(&asked), "{asked}");
+    assert!(seen.0[0].starts_with("0 of 200 active; "), "{:?}", seen.0);
+    assert!(seen.0[0].ends_with("; 196 more"), "{:?}", seen.0);
+}
+
 #[tokio::test]
 async fn a_fault_ends_the_wait_with_its_text() {
     let (outcome, _) = wait(
@@ -302,6 +356,10 @@ fn what_sending_again_does_is_told_as_it_is() {
         |method: &str, expected: &str| assert!(again(method).contains(expected), "{method}");
     check(
         "instance.create",
+        "the same id: it is carried out only once",
+    );
+    check(
+        "instance.create_many",
         "the same id: it is carried out only once",
     );
     check(

@@ -9,11 +9,11 @@ use super::*;
 use crate::{
     commands::asking::Patience,
     progress::Progress,
-    testing::{Play, Scheduler, instance as running},
+    testing::{self, Play, Scheduler, instance as running},
     wait::{Limits, Pace},
 };
 
-struct Quiet;
+pub(super) struct Quiet;
 
 impl Progress for Quiet {
     fn show(&mut self, _: &str) {}
@@ -21,15 +21,10 @@ impl Progress for Quiet {
 }
 
 fn context(script: impl IntoIterator<Item = Play>) -> Context<Scheduler> {
-    Context {
-        caller: Scheduler::new(script),
-        timeout: Duration::from_secs(1),
-        output: Output::Json,
-        project: None,
-    }
+    testing::context(None, script)
 }
 
-fn patient() -> Option<Patience> {
+pub(super) fn patient() -> Option<Patience> {
     let pace = Pace {
         first: Duration::from_millis(1),
         last: Duration::from_millis(2),
@@ -38,10 +33,6 @@ fn patient() -> Option<Patience> {
         limits: Limits::from_now(pace, Duration::from_secs(1), Duration::from_secs(30)),
         progress: Box::new(Quiet),
     })
-}
-
-fn view(view: &InstanceView) -> Play {
-    Play::Reply(serde_json::to_value(view).unwrap())
 }
 
 async fn delete(
@@ -72,13 +63,13 @@ fn assert_asked(context: &Context<Scheduler>, after: &[&str]) {
 #[tokio::test]
 async fn a_deletion_that_was_carried_out_unheard_is_a_success_and_never_hits_another() {
     for patience in [None, patient()] {
-        let context = context([view(&running()), Play::Refuse(RefusalCode::NotFound)]);
+        let context = context([Play::view(&running()), Play::Refuse(RefusalCode::NotFound)]);
         let gone = delete(&context, patience).await.unwrap();
         assert_eq!((gone.id, gone.vm_state), (running().id, VmState::Deleted));
         assert_asked(&context, &["instance.delete"]);
     }
     let context = context([
-        view(&running()),
+        Play::view(&running()),
         Play::Silence,
         Play::Silence,
         Play::Refuse(RefusalCode::NotFound),
@@ -95,10 +86,10 @@ async fn the_wait_after_a_change_looks_at_the_same_id() {
         ..running()
     };
     let context = context([
-        view(&running()),
+        Play::view(&running()),
         Play::Silence,
-        view(&running()),
-        view(&deleted),
+        Play::view(&running()),
+        Play::view(&deleted),
     ]);
     assert_eq!(delete(&context, patient()).await.unwrap(), deleted);
     assert_asked(
@@ -123,7 +114,7 @@ async fn silence_is_told_by_what_may_have_happened() {
     let error = delete(&before, None).await.unwrap_err().to_string();
     assert!(error.contains("Nothing was changed."), "{error}");
 
-    let after = context([view(&running()), Play::Silence]);
+    let after = context([Play::view(&running()), Play::Silence]);
     let error = delete(&after, None).await.unwrap_err().to_string();
     let hint = format!(
         "as `berthctl instance delete {}` is harmless.",
@@ -135,7 +126,7 @@ async fn silence_is_told_by_what_may_have_happened() {
 
 #[tokio::test]
 async fn a_repeated_start_of_what_is_gone_is_no_success() {
-    let context = context([view(&running()), Play::Refuse(RefusalCode::NotFound)]);
+    let context = context([Play::view(&running()), Play::Refuse(RefusalCode::NotFound)]);
     let meant = Change {
         name: "web-1".to_owned(),
         project: ProjectName::default(),

@@ -1,22 +1,13 @@
 //! What `network delete` asks for, and what it makes of the answers.
 
-use std::time::Duration;
-
+use berth_common::refusal::RefusalCode;
 use serde_json::json;
 
 use super::*;
-use crate::{
-    cli::Output,
-    testing::{Play, Scheduler, network as net0},
-};
+use crate::testing::{self, Play, Scheduler, network as net0};
 
 fn context(script: impl IntoIterator<Item = Play>) -> Context<Scheduler> {
-    Context {
-        caller: Scheduler::new(script),
-        timeout: Duration::from_secs(1),
-        output: Output::Json,
-        project: Some("lab".parse().unwrap()),
-    }
+    testing::context(Some("lab"), script)
 }
 
 fn known() -> Play {

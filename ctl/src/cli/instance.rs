@@ -1,0 +1,91 @@
+//! The words of `berthctl instance …`.
+
+use std::path::PathBuf;
+
+use berth_common::{ids::InstanceId, names::InstanceName};
+use clap::{Args, Subcommand};
+
+use super::Wait;
+
+/// How many instances one request may create.
+const MOST_AT_ONCE: i64 = 256;
+
+/// Commands on instances.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Instance {
+    /// Create an instance, or with --count several, as a file says; `docs/instance.sample.toml` documents every field.
+    Create(InstanceCreateArgs),
+    /// List instances.
+    List,
+    /// Show one instance.
+    Show {
+        /// Name or id of the instance.
+        name: String,
+    },
+    /// Power an instance on.
+    Start {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Power an instance off: the guest is asked first, and switched off after its timeout.
+    Stop {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Reboot a running instance.
+    Reboot {
+        /// Name or id of the instance.
+        name: String,
+        /// Switch it off and on instead of asking the guest.
+        #[arg(long)]
+        hard: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Delete an instance, its disks and its ports.
+    Delete {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show the end of an instance's serial console. Works on the hypervisor it is on; elsewhere it tells where to
+    /// look.
+    Console {
+        /// Name or id of the instance.
+        name: String,
+        /// How many lines, up to 10000.
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        lines: u32,
+        /// The agent's state directory on this machine.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
+        state_dir: PathBuf,
+    },
+}
+
+/// A new instance.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InstanceCreateArgs {
+    /// The instance file.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Its name, instead of the file's.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<InstanceName>,
+    /// Create so many, 1 to 256, named NAME-1, NAME-2 and so on; all of them or, if one cannot be, none.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_AT_ONCE))]
+    pub(crate) count: Option<u32>,
+    /// With --count: create those that can be, whatever becomes of the others.
+    #[arg(long, requires = "count")]
+    pub(crate) best_effort: bool,
+    /// Its id: repeating a request with the same id is harmless. Default: a new one. With --count, the id of the
+    /// first; the others count up from it.
+    #[arg(long, value_name = "UUID")]
+    pub(crate) id: Option<InstanceId>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
