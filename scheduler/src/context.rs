@@ -238,7 +238,12 @@ impl Writing<'_> {
         drop(self.cloud);
         for (id, name) in self.forgotten {
             self.context.liveness(|liveness| liveness.forget(id));
-            if let Err(error) = self.context.bus.delete_queue(&compute_queue(name.as_str())).await {
+            if let Err(error) = self
+                .context
+                .bus
+                .delete_queue(&compute_queue(name.as_str()))
+                .await
+            {
                 tracing::warn!(host = %name, error = %error_chain(&error), "the queue of a forgotten host is left");
             }
         }

@@ -269,7 +269,7 @@ mod tests {
         let start = Instant::now();
         let hosts: Vec<HostId> = (0..10).map(|_| HostId::new()).collect();
         let mut liveness = Liveness::default();
-        let mut hear = |liveness: &mut Liveness, which: std::ops::Range<usize>, seconds: u32| {
+        let hear = |liveness: &mut Liveness, which: std::ops::Range<usize>, seconds: u32| {
             for host in &hosts[which] {
                 liveness.heard(*host, start + seconds * SECOND);
             }

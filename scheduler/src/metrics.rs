@@ -164,7 +164,11 @@ impl SchedulerMetrics {
     }
 
     /// So many requests were served together.
-    #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a batch is small")]
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_precision_loss,
+        reason = "a batch is small"
+    )]
     pub fn batch(&self, requests: usize) {
         self.batches.observe(requests as f64);
     }

@@ -8,9 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use berth_common::{
-    bus::{
-        Bus, BusError, BusHealth, Consumer, Delivery, QueueDecl, RabbitBus, RabbitConfig,
-    },
+    bus::{Bus, BusError, BusHealth, Consumer, Delivery, QueueDecl, RabbitBus, RabbitConfig},
     message::app,
     telemetry::{
         error_chain,

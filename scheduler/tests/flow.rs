@@ -130,12 +130,17 @@ async fn run_scheduler(
     store.migrate().await.unwrap();
     let metrics = SchedulerMetrics::new(&Metrics::new("scheduler", "test").unwrap()).unwrap();
     let bus: Arc<dyn Bus> = Arc::new(broker.connect());
-    let epoch = leadership::take(store.pool(), "test", Utc::now()).await.unwrap();
+    let epoch = leadership::take(store.pool(), "test", Utc::now())
+        .await
+        .unwrap();
     let (context, fresh) = Context::take_over(config, store, Arc::clone(&bus), metrics, epoch)
         .await
         .unwrap();
     let flow = Flow {
-        requests: bus.consume(&QueueDecl::scheduler(), PREFETCH).await.unwrap(),
+        requests: bus
+            .consume(&QueueDecl::scheduler(), PREFETCH)
+            .await
+            .unwrap(),
         first: None,
         fresh,
     };
@@ -487,7 +492,7 @@ async fn a_request_that_fits_nowhere_is_kept_in_error_with_the_numbers() {
     assert!(
         refusal
             .message
-            .contains("enabled removed 1; nearest miss hv1: it is disabled"),
+            .contains("enabled removed 1; nearest miss: it is disabled"),
         "{refusal}"
     );
     let refusal = cloud

@@ -618,7 +618,10 @@ pub async fn building(db: &impl Executor) -> Result<Vec<InstanceId>, StoreError>
         .map_err(failed("instances::building"))?;
     ids.into_iter()
         .map(|id| {
-            let row = RowReader { table: TABLE, id: &id };
+            let row = RowReader {
+                table: TABLE,
+                id: &id,
+            };
             row.parsed("id", id.parse())
         })
         .collect()

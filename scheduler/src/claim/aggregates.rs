@@ -73,7 +73,10 @@ pub async fn set(
     request: &AggregateSet,
 ) -> Result<AggregateView, ClaimError> {
     let Aggregate { mut row, hosts } = resolve(writing.txn(), &request.aggregate).await?;
-    row.availability_zone = request.availability_zone.clone().apply(row.availability_zone);
+    row.availability_zone = request
+        .availability_zone
+        .clone()
+        .apply(row.availability_zone);
     row.cpu_ratio = request.cpu_allocation_ratio.apply(row.cpu_ratio);
     row.ram_ratio = request.ram_allocation_ratio.apply(row.ram_ratio);
     row.disk_ratio = request.disk_allocation_ratio.apply(row.disk_ratio);
@@ -164,9 +167,12 @@ fn one_zone(
     host: HostId,
 ) -> Result<(), ClaimError> {
     let others = facts::aggregates_of(host, writing.cloud.aggregates());
-    let other = others
-        .filter(|other| other.id != row.id)
-        .find(|other| other.availability_zone.as_ref().is_some_and(|of| of != zone));
+    let other = others.filter(|other| other.id != row.id).find(|other| {
+        other
+            .availability_zone
+            .as_ref()
+            .is_some_and(|of| of != zone)
+    });
     let Some(other) = other else { return Ok(()) };
     let name = writing
         .cloud

@@ -88,11 +88,7 @@ pub fn zone(host: HostId, aggregates: &[Aggregate]) -> ZoneName {
 
 /// A host's ratios: its own, else the lowest of its aggregates, else the default.
 #[must_use]
-pub fn ratios(
-    row: &HostRow,
-    aggregates: &[Aggregate],
-    placement: &Placement,
-) -> AllocationRatios {
+pub fn ratios(row: &HostRow, aggregates: &[Aggregate], placement: &Placement) -> AllocationRatios {
     let choose = |own: Option<AllocationRatio>,
                   of: fn(&AggregateRow) -> Option<AllocationRatio>,
                   default: AllocationRatio| {

@@ -54,7 +54,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &HostSet) -> Result<HostVie
         disk_ratio: request.disk_allocation_ratio.apply(row.disk_ratio),
         reserved: ReservedOverrides {
             vcpus: request.reserved_host_cpus.apply(row.reserved.vcpus),
-            memory_mb: request.reserved_host_memory_mb.apply(row.reserved.memory_mb),
+            memory_mb: request
+                .reserved_host_memory_mb
+                .apply(row.reserved.memory_mb),
             disk_gb: request.reserved_host_disk_gb.apply(row.reserved.disk_gb),
         },
     };

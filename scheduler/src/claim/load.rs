@@ -49,7 +49,11 @@ pub async fn cloud(pool: &Pool, placement: &Placement) -> Result<Cloud, StoreErr
         } in page
         {
             if claim.role == ClaimRole::Current {
-                let placed = placed(&claim, server_group_id, building.contains(&claim.instance_id));
+                let placed = placed(
+                    &claim,
+                    server_group_id,
+                    building.contains(&claim.instance_id),
+                );
                 cloud.place(claim.instance_id, placed);
             }
         }

@@ -1,7 +1,7 @@
 //! The ports of new instances, with every address chosen.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     net::Ipv4Addr,
 };
 
@@ -106,9 +106,8 @@ impl Addresses {
         }
         let network = networks::resolve(db, project, &attachment.network).await?;
         // Two names may lead to one network: what is known of its addresses stays.
-        if !self.ips.contains_key(&network.subnet.id) {
-            let ips = ports::addresses_in_use(db, network.subnet.id).await?;
-            self.ips.insert(network.subnet.id, ips);
+        if let Entry::Vacant(unknown) = self.ips.entry(network.subnet.id) {
+            unknown.insert(ports::addresses_in_use(db, network.subnet.id).await?);
             let macs = ports::macs_in_use(db, network.id).await?;
             self.macs.insert(network.id, macs);
         }

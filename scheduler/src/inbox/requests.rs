@@ -336,10 +336,7 @@ fn creates(batch: &[Asked]) -> Vec<InstanceCreate> {
         .collect()
 }
 
-async fn one_change(
-    writing: &mut Writing<'_>,
-    asked: &Asked,
-) -> Result<Outcome, ClaimError> {
+async fn one_change(writing: &mut Writing<'_>, asked: &Asked) -> Result<Outcome, ClaimError> {
     if let Some(outcome) = unusable(asked) {
         return Ok(outcome);
     }

@@ -35,7 +35,21 @@ pub fn view(decision: &Decision, attempt: u32, decided_at: DateTime<Utc>) -> Dec
 /// whose they are.
 #[must_use]
 pub fn public_text(decision: &Decision) -> String {
-    decision.tenant_text()
+    if decision.hosts == 0 {
+        // It names none either.
+        return decision.operator_text();
+    }
+    let mut text = decision.tenant_text();
+    if decision.chosen.is_some() {
+        return text;
+    }
+    for removed in decision.filters.iter().filter(|removed| removed.hosts > 0) {
+        text.push_str(&format!("; {} removed {}", removed.filter, removed.hosts));
+    }
+    if let Some(near) = decision.nearest.first() {
+        text.push_str(&format!("; nearest miss: {}", near.rejection));
+    }
+    text
 }
 
 /// How many more fit, from outside.

@@ -43,7 +43,10 @@ pub async fn explain(
 ///
 /// # Errors
 /// A refusal of what the hints name, or a failure of the database.
-pub async fn place(context: &Context, request: &PlacementPlace) -> Result<DecisionView, ClaimError> {
+pub async fn place(
+    context: &Context,
+    request: &PlacementPlace,
+) -> Result<DecisionView, ClaimError> {
     let mut image = context.image().await?;
     let wanted = Wanted {
         project: &request.project,

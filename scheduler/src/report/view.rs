@@ -8,16 +8,16 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, Fault, PowerState},
         view::{
-            HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage, Resources,
-            ResourceUsage, TaskState, VmState,
+            HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage, ResourceUsage,
+            Resources, TaskState, VmState,
         },
     },
     names::{AggregateName, HostName, NetworkName, ProjectName},
     units::Generation,
 };
 use berth_store::{
-    aggregates::Aggregate, claims::ClaimRow, documents::DocumentRow, hosts::HostRow, instances::InstanceRow,
-    networks::NetworkRow, ports::PortRow,
+    aggregates::Aggregate, claims::ClaimRow, documents::DocumentRow, hosts::HostRow,
+    instances::InstanceRow, networks::NetworkRow, ports::PortRow,
 };
 
 use crate::{claim::facts, config::Placement};
@@ -154,9 +154,9 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
 
 /// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
 fn used_max(foreign: Resources, claims: &[&ClaimRow]) -> Resources {
-    claims.iter().fold(foreign, |sum, claim| {
-        sum.saturating_add(claim.resources)
-    })
+    claims
+        .iter()
+        .fold(foreign, |sum, claim| sum.saturating_add(claim.resources))
 }
 
 /// Everything that is known of a host.

@@ -125,10 +125,7 @@ struct Batch {
 }
 
 impl Batch {
-    async fn read(
-        writing: &Writing<'_>,
-        requests: &[InstanceCreate],
-    ) -> Result<Self, ClaimError> {
+    async fn read(writing: &Writing<'_>, requests: &[InstanceCreate]) -> Result<Self, ClaimError> {
         let ids: Vec<InstanceId> = requests.iter().map(|request| request.id).collect();
         let names: Vec<(ProjectName, InstanceName)> = requests
             .iter()

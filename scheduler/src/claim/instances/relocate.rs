@@ -137,13 +137,7 @@ async fn request(
         now: writing.context().millis(),
     };
     let mut resolved = Lookups::default()
-        .resolve(
-            writing.txn(),
-            &writing.cloud,
-            asker,
-            row.flavor,
-            &row.hints,
-        )
+        .resolve(writing.txn(), &writing.cloud, asker, row.flavor, &row.hints)
         .await?;
     resolved
         .request
