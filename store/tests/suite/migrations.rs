@@ -81,5 +81,5 @@ async fn a_newer_schema_is_refused_and_left_alone(database: Arc<TestDatabase>) {
         connection.get_database_backend(),
         "SELECT version FROM berth_migrations",
     );
-    assert_eq!(connection.query_all_raw(statement).await.unwrap().len(), 2);
+    assert_eq!(connection.query_all_raw(statement).await.unwrap().len(), 3);
 }
