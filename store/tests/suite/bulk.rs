@@ -101,7 +101,7 @@ async fn ports_inserted_at_once(database: Arc<TestDatabase>) {
                 let address = port.fixed_ips.remove(0);
                 // None, one, or two, in an order of their own.
                 for second in (0..u8::try_from(number % 3).unwrap()).rev() {
-                    let mut address = address.clone();
+                    let mut address = address;
                     address.ip_address = [10, 0, second, last].into();
                     port.fixed_ips.push(address);
                 }
