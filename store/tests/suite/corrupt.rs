@@ -50,6 +50,9 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("name", "'-'"),
         ("last_heartbeat_at", "9223372036854775807"),
         ("cpu_ratio", "0"),
+        ("reserved_memory_mb", "-1"),
+        ("physical_networks", "'[\"\"]'"),
+        ("resources", "'{}'"),
     ] {
         let before = format!("UPDATE hosts SET {column} = {value}");
         let heartbeat = sample::heartbeat("spare");
@@ -83,8 +86,33 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         &id,
         "placement_fault",
     );
+    for (column, value, right) in [
+        ("hints", "'web'", "NULL"),
+        ("server_group_id", "'web'", "NULL"),
+        ("attempt", "-1", "1"),
+        ("failed_hosts", "'[1]'", "'[]'"),
+    ] {
+        let set =
+            |value| format!("UPDATE instances SET placement_fault_code = NULL, {column} = {value}");
+        database.execute(&set(value)).await;
+        check(
+            instances::get(db, instance.id).await,
+            "instances",
+            &id,
+            column,
+        );
+        if column == "server_group_id" {
+            check(
+                claims::page_with_groups(db, None, 10).await,
+                "instances",
+                &id,
+                column,
+            );
+        }
+        database.execute(&set(right)).await;
+    }
     database
-        .execute("UPDATE instances SET placement_fault_code = NULL, image_sha256 = 'AB'")
+        .execute("UPDATE instances SET image_sha256 = 'AB'")
         .await;
     check(
         instances::list(db, None, None, 10).await,
@@ -135,7 +163,18 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         "mac_address",
     );
 
-    database.execute("UPDATE claims SET role = 'past'").await;
+    database
+        .execute("UPDATE claims SET extra = '{\"gpu\":1}'")
+        .await;
+    check(
+        claims::all(db).await,
+        "claims",
+        &format!("{id}/{host_id}/current"),
+        "extra",
+    );
+    database
+        .execute("UPDATE claims SET extra = NULL, role = 'past'")
+        .await;
     check(
         claims::all(db).await,
         "claims",

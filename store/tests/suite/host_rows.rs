@@ -1,12 +1,15 @@
 //! All that a host's documents are derived from, and nothing of anybody else.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use berth_common::{document::DesiredPower, ids::HostId};
 use berth_store::{
     claims,
     claims::ClaimRole,
-    host_rows::{self, HostRows},
+    host_rows::{self, HostPart, HostRows},
     instances, ports,
 };
 
@@ -15,7 +18,10 @@ use crate::{
     sample::{self, time},
 };
 
-on_all_databases!(a_host_has_its_current_instances_with_ports_and_networks);
+on_all_databases!(
+    a_host_has_its_current_instances_with_ports_and_networks,
+    a_part_of_a_host_is_as_in_the_whole,
+);
 
 async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<TestDatabase>) {
     let store = database.store().await;
@@ -99,5 +105,147 @@ async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<
     assert_eq!(
         host_rows::of_host(db, HostId::new()).await.unwrap(),
         HostRows::default()
+    );
+}
+
+/// All that the documents of a part say: the instances whole, and of the networks every port with its instance.
+fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + use<> {
+    let instances: Vec<_> = rows
+        .instances
+        .iter()
+        .filter(|(instance, _)| part.instances.contains(&instance.id))
+        .cloned()
+        .collect();
+    let told_of: BTreeSet<_> = instances
+        .iter()
+        .flat_map(|(_, ports)| ports.iter().map(|port| port.network_id))
+        .collect();
+    let networks: Vec<_> = rows
+        .networks
+        .iter()
+        .filter(|network| part.networks.contains(&network.id) || told_of.contains(&network.id))
+        .cloned()
+        .collect();
+    let ports: Vec<_> = rows
+        .instances
+        .iter()
+        .flat_map(|(instance, ports)| {
+            ports
+                .iter()
+                .map(move |port| (instance.clone(), port.clone()))
+        })
+        .filter(|(_, port)| part.networks.contains(&port.network_id))
+        .collect();
+    (instances, networks, ports)
+}
+
+async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let mut hosts = vec![];
+    let mut networks = vec![];
+    for number in 0..3 {
+        hosts.push(sample::add_host(db, &format!("hv{number}")).await);
+        networks.push(sample::add_network(db, &format!("n{number}")).await);
+    }
+    let mut instances = vec![];
+    for number in 0_u8..16 {
+        let at = usize::from(number);
+        let mut row = sample::instance(&format!("i{number}"));
+        // Not in the order of their ids.
+        row.created_at = time(i64::from(number * 7 % 16));
+        instances::insert(db, &row).await.unwrap();
+        // On hosts 0 and 1; the third has none. Every fifth is only on its way.
+        let role = if number % 5 == 4 {
+            ClaimRole::Incoming
+        } else {
+            ClaimRole::Current
+        };
+        claims::insert(db, &sample::claim(&row, hosts[at % 2], role))
+            .await
+            .unwrap();
+        for position in 0..number % 4 {
+            let network = &networks[(at + usize::from(position)) % 3];
+            let mut port = sample::port(&row, network, 1 + number * 8 + position);
+            port.position = 3 - position;
+            ports::insert(db, &port).await.unwrap();
+        }
+        instances.push(row.id);
+    }
+    instances::set_desired_deleted(db, instances[3], time(20))
+        .await
+        .unwrap();
+    instances::mark_deleted(db, instances[7], time(20))
+        .await
+        .unwrap();
+
+    let mut whole = BTreeMap::new();
+    for host in &hosts {
+        whole.insert(*host, host_rows::of_host(db, *host).await.unwrap());
+    }
+    // Every kind of part: each bit says whether one instance or network is asked for.
+    for bits in (0_u32..1 << 19).step_by(4099) {
+        let asked = |bit: usize| bits >> bit & 1 == 1;
+        let part = HostPart {
+            instances: (0..16)
+                .filter(|n| asked(*n))
+                .map(|n| instances[n])
+                .collect(),
+            networks: (0..3)
+                .filter(|n| asked(16 + n))
+                .map(|n| networks[n].id)
+                .collect(),
+        };
+        let parts: BTreeMap<_, _> = hosts.iter().map(|host| (*host, part.clone())).collect();
+        let read = host_rows::of_parts(db, &parts).await.unwrap();
+        assert!(read.keys().eq(whole.keys()));
+        for host in &hosts {
+            assert_eq!(
+                said(&read[host], &part),
+                said(&whole[host], &part),
+                "{bits:b} on {host}"
+            );
+            // Nothing is read that the part says nothing of.
+            for (instance, ports) in &read[host].instances {
+                assert!(
+                    part.instances.contains(&instance.id)
+                        || (!ports.is_empty()
+                            && ports
+                                .iter()
+                                .all(|port| part.networks.contains(&port.network_id)))
+                );
+            }
+        }
+        assert_eq!(
+            host_rows::of_host_part(db, hosts[0], &part).await.unwrap(),
+            read[&hosts[0]]
+        );
+    }
+    // Each host by its own part.
+    let parts = BTreeMap::from([
+        (
+            hosts[0],
+            HostPart {
+                instances: [instances[2], instances[1]].into(),
+                networks: [networks[0].id].into(),
+            },
+        ),
+        (
+            hosts[1],
+            HostPart {
+                instances: [].into(),
+                networks: [networks[1].id].into(),
+            },
+        ),
+    ]);
+    let read = host_rows::of_parts(db, &parts).await.unwrap();
+    for (host, part) in &parts {
+        assert_eq!(said(&read[host], part), said(&whole[host], part));
+    }
+    assert!(
+        read[&hosts[1]]
+            .networks
+            .iter()
+            .all(|network| network.id == networks[1].id)
     );
 }

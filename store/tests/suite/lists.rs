@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use berth_common::ids::InstanceId;
-use berth_store::{StoreError, instances, networks, ports};
+use berth_store::{
+    StoreError,
+    claims::{self, ClaimRole, GroupedClaim},
+    instances, networks, ports,
+};
 
 use crate::{
     database::{TestDatabase, on_all_databases},
@@ -14,6 +18,7 @@ on_all_databases!(
     instances_come_page_by_page_in_order_of_creation,
     networks_come_in_order_of_creation,
     ports_of_many_instances_come_together,
+    claims_come_page_by_page_with_their_groups,
 );
 
 async fn instances_come_page_by_page_in_order_of_creation(database: Arc<TestDatabase>) {
@@ -123,4 +128,50 @@ async fn ports_of_many_instances_come_together(database: Arc<TestDatabase>) {
         networks::port_counts(db).await.unwrap(),
         BTreeMap::from([(blue.id, 3), (green.id, 3)])
     );
+}
+
+async fn claims_come_page_by_page_with_their_groups(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    assert_eq!(claims::page_with_groups(db, None, 10).await.unwrap(), []);
+    let (one, two) = (
+        sample::add_host(db, "hv1").await,
+        sample::add_host(db, "hv2").await,
+    );
+    let group = sample::server_group("apart");
+    let mut expected = vec![];
+    for number in 0..7 {
+        let mut row = sample::instance(&format!("i{number}"));
+        row.server_group_id = (number % 2 == 0).then_some(group.id);
+        instances::insert(db, &row).await.unwrap();
+        // The pages end between instances, between hosts and between roles.
+        for (host, role) in [
+            (one, ClaimRole::Current),
+            (one, ClaimRole::Incoming),
+            (two, ClaimRole::Incoming),
+        ] {
+            let mut claim = sample::claim(&row, host, role);
+            if number == 3 {
+                claim.extra = BTreeMap::from([("PCI_GPU".parse().unwrap(), 2)]);
+            }
+            claims::insert(db, &claim).await.unwrap();
+            expected.push(GroupedClaim {
+                claim,
+                server_group_id: row.server_group_id,
+            });
+        }
+    }
+    expected.sort_by_key(|grouped| grouped.claim.key());
+    for size in [1, 2, 3, 4, 5, 20, 21, 100] {
+        let mut paged = vec![];
+        let mut after = None;
+        loop {
+            let page = claims::page_with_groups(db, after, size).await.unwrap();
+            assert!(page.len() <= usize::try_from(size).unwrap());
+            let Some(last) = page.last() else { break };
+            after = Some(last.claim.key());
+            paged.extend(page);
+        }
+        assert_eq!(paged, expected, "pages of {size}");
+    }
 }

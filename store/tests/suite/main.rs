@@ -8,13 +8,17 @@
     reason = "a panic in a test is a failed assertion; the exception for tests does not reach their helpers"
 )]
 
+mod aggregates;
+mod bulk;
 mod claims;
 mod corrupt;
 mod database;
+mod decisions;
 mod deletion;
 mod documents;
 mod heartbeats;
 mod host_rows;
+mod leadership;
 mod lists;
 mod lock;
 mod migrations;
@@ -23,5 +27,7 @@ mod outage;
 mod proxy;
 mod round_trip;
 mod sample;
+mod savepoints;
+mod server_groups;
 mod setters;
 mod unique;

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use berth_store::StoreError;
+use berth_store::{
+    StoreError,
+    claims::{self, ClaimRole},
+    hosts, instances, leadership,
+};
 use sea_orm::{ConnectionTrait, Statement};
 
 use crate::{
-    database::{TestDatabase, on_all_databases},
+    database::{Kind, TestDatabase, on_all_databases},
     sample,
 };
 
@@ -14,6 +18,7 @@ on_all_databases!(
     migrating_twice_is_harmless,
     migrating_from_two_processes_at_once_is_harmless,
     a_half_made_schema_is_completed,
+    rows_of_the_first_schema_are_read_by_the_second,
     a_newer_schema_is_refused_and_left_alone,
 );
 
@@ -81,5 +86,67 @@ async fn a_newer_schema_is_refused_and_left_alone(database: Arc<TestDatabase>) {
         connection.get_database_backend(),
         "SELECT version FROM berth_migrations",
     );
-    assert_eq!(connection.query_all_raw(statement).await.unwrap().len(), 2);
+    assert_eq!(connection.query_all_raw(statement).await.unwrap().len(), 3);
+}
+
+/// The first schema, made by taking away what the second adds, with rows in it.
+async fn rows_of_the_first_schema_are_read_by_the_second(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let (host, _, instance) = sample::populate(&store).await;
+    let claim = sample::claim(&instance, host, ClaimRole::Current);
+    claims::insert(db, &claim).await.unwrap();
+    let connection = database.raw().await;
+    if database.kind == Kind::Sqlite {
+        let sql = "DROP INDEX ix_instance_group";
+        connection.execute_unprepared(sql).await.unwrap();
+    }
+    for (table, column) in [
+        ("hosts", "reserved_vcpus"),
+        ("hosts", "reserved_memory_mb"),
+        ("hosts", "reserved_disk_gb"),
+        ("hosts", "physical_networks"),
+        ("hosts", "resources"),
+        ("instances", "hints"),
+        ("instances", "server_group_id"),
+        ("instances", "attempt"),
+        ("instances", "failed_hosts"),
+        ("claims", "extra"),
+    ] {
+        let sql = format!("ALTER TABLE {table} DROP COLUMN {column}");
+        connection.execute_unprepared(&sql).await.unwrap();
+    }
+    for table in [
+        "aggregate_hosts",
+        "aggregates",
+        "server_groups",
+        "decisions",
+        "leadership",
+    ] {
+        let sql = format!("DROP TABLE {table}");
+        connection.execute_unprepared(&sql).await.unwrap();
+    }
+    connection
+        .execute_unprepared("DELETE FROM berth_migrations WHERE version = 'm0002_placement'")
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+
+    let store = database.store().await;
+    let db = store.pool();
+    let rows = instances::list(db, None, None, 10).await.unwrap();
+    assert_eq!(rows, [instance]);
+    let page = claims::page_with_groups(db, None, 10).await.unwrap();
+    assert_eq!(page[0].claim, claim);
+    let row = hosts::get(db, host).await.unwrap().unwrap();
+    assert_eq!(row.overrides(), hosts::HostOverrides::default());
+    assert_eq!((row.physical_networks, row.resources), (vec![], vec![]));
+    assert_eq!(leadership::current(db).await.unwrap(), None);
+    assert_eq!(
+        leadership::take(db, "one", sample::time(0))
+            .await
+            .unwrap()
+            .get(),
+        1
+    );
 }

@@ -145,7 +145,18 @@ async fn a_writer_waits_for_another_one_only_so_long(database: Arc<TestDatabase>
         .await
         .unwrap();
     let waiting = instances::set_desired_deleted(two.pool(), instance.id, sample::time(2));
-    unavailable(tokio::time::timeout(LIMIT, waiting).await.unwrap());
+    // The holder is at work: one that does nothing would be ended.
+    let working = async {
+        let mut pace = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            pace.tick().await;
+            instances::get(&holder, instance.id).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = working => panic!("it never ends"),
+        waited = tokio::time::timeout(LIMIT, waiting) => unavailable(waited.unwrap()),
+    }
     holder.commit().await.unwrap();
     instances::set_desired_deleted(two.pool(), instance.id, sample::time(2))
         .await

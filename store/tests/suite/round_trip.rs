@@ -1,12 +1,13 @@
 //! What is written is read back, at both ends of every range; what could not be read back is not written.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use berth_common::{
     document::{DesiredPower, FixedIp, ImageFormat, Reboot, RebootKind},
-    ids::{InstanceId, Nonce},
+    ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         heartbeat::{ForeignDomain, PartHealth},
+        placement::SchedulerHints,
         report::{ConvergeStatus, Fault, FaultCode, PowerState},
         view::{HostStatus, Resources},
     },
@@ -177,6 +178,20 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
     most.observed.at = Some(whole_millis(DateTime::<Utc>::MAX_UTC));
     most.updated_at = whole_millis(DateTime::<Utc>::MAX_UTC);
     most.deleted_at = Some(whole_millis(DateTime::<Utc>::MAX_UTC));
+    most.hints = SchedulerHints {
+        availability_zone: Some("z".repeat(63).parse().unwrap()),
+        host: Some(long_text()),
+        same_host: vec![InstanceId::new(); 64],
+        different_host: vec![InstanceId::new(); 64],
+        server_group: Some("\0".to_owned()),
+        properties: BTreeMap::from([("p".parse().unwrap(), " ~".repeat(127).parse().unwrap())]),
+        architecture: Some(String::new()),
+        virt_type: Some("kvm".to_owned()),
+        resources: BTreeMap::from([("PCI_GPU".parse().unwrap(), u64::MAX)]),
+    };
+    most.server_group_id = Some(ServerGroupId::new());
+    most.attempt = u32::MAX;
+    most.failed_hosts = vec![HostId::new(); 1000];
     for instance in [least, most] {
         instances::insert(db, &instance).await.unwrap();
         assert_eq!(
@@ -288,6 +303,12 @@ async fn claims_at_their_extremes(database: Arc<TestDatabase>) {
     let mut incoming = sample::claim(&instance, host, ClaimRole::Incoming);
     incoming.resources = Resources::default();
     incoming.project = "P".repeat(63).parse().unwrap();
+    incoming.extra = (0..16)
+        .map(|number| {
+            let class = format!("{}{number}", "R".repeat(61));
+            (class.parse().unwrap(), u64::MAX)
+        })
+        .collect();
     claims::insert(db, &current).await.unwrap();
     claims::insert(db, &incoming).await.unwrap();
     assert_eq!(

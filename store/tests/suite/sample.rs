@@ -1,14 +1,17 @@
 //! Rows to test with. Every call makes new ids, so that two samples never collide by accident.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use berth_common::{
     document::{
         DesiredPower, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind, NetworkType,
     },
-    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
+    ids::{
+        AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, ServerGroupId, SubnetId,
+    },
     message::{
         heartbeat::{Heartbeat, PartHealth},
+        placement::{DecisionView, SchedulerHints, ServerGroupPolicy},
         view::Resources,
     },
     names::MacAddress,
@@ -16,12 +19,15 @@ use berth_common::{
 };
 use berth_store::{
     Executor, Store,
+    aggregates::AggregateRow,
     claims::{ClaimRole, ClaimRow},
+    decisions::DecisionRow,
     documents::DocumentRow,
     hosts,
     instances::{self, InstanceObserved, InstanceRow},
     networks::{self, NetworkRow, SubnetRow},
     ports::PortRow,
+    server_groups::ServerGroupRow,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -85,6 +91,10 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         created_at: time(0),
         updated_at: time(0),
         deleted_at: None,
+        hints: SchedulerHints::default(),
+        server_group_id: None,
+        attempt: 1,
+        failed_hosts: vec![],
     }
 }
 
@@ -132,6 +142,7 @@ pub(crate) fn claim(instance: &InstanceRow, host: HostId, role: ClaimRole) -> Cl
         role,
         resources: instance.flavor.into(),
         project: instance.project.clone(),
+        extra: BTreeMap::new(),
     }
 }
 
@@ -150,6 +161,51 @@ pub(crate) fn document(host: HostId, instance: InstanceId) -> DocumentRow {
         published_at: None,
         attempts: 0,
         next_publish_at: None,
+    }
+}
+
+pub(crate) fn aggregate(name: &str) -> AggregateRow {
+    AggregateRow {
+        id: AggregateId::new(),
+        name: name.parse().unwrap(),
+        availability_zone: None,
+        cpu_ratio: None,
+        ram_ratio: None,
+        disk_ratio: None,
+        properties: BTreeMap::new(),
+        fingerprint: "f1".to_owned(),
+        created_at: time(0),
+    }
+}
+
+pub(crate) fn server_group(name: &str) -> ServerGroupRow {
+    ServerGroupRow {
+        id: ServerGroupId::new(),
+        project: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+        policy: ServerGroupPolicy::AntiAffinity,
+        max_server_per_host: None,
+        fingerprint: "f1".to_owned(),
+        created_at: time(0),
+    }
+}
+
+/// A decision about an instance, so many milliseconds later.
+pub(crate) fn decision(instance: InstanceId, millis: i64) -> DecisionRow {
+    DecisionRow {
+        id: DecisionId::new(),
+        instance_id: instance,
+        decision: DecisionView {
+            decided_at: time(millis),
+            attempt: 1,
+            hosts: 3,
+            filters: vec![],
+            chosen: None,
+            runner_up: None,
+            nearest_misses: vec![],
+            summary: "0 of 3 hosts fit".to_owned(),
+            public_summary: "no host fits".to_owned(),
+        },
     }
 }
 

@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use berth_common::{
     document::{DesiredPower, Reboot, RebootKind},
-    ids::{InstanceId, Nonce},
-    message::report::{ConvergeStatus, Fault, FaultCode, PowerState},
-    units::Generation,
+    ids::{HostId, InstanceId, Nonce},
+    message::{
+        heartbeat::ResourceInventory,
+        report::{ConvergeStatus, Fault, FaultCode, PowerState},
+        view::HostStatus,
+    },
+    units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
 use berth_store::{
     StoreError,
-    instances::{self, InstanceObserved},
+    hosts::{self, HostOverrides, ReservedOverrides},
+    instances::{self, InstanceObserved, Placement},
 };
 
 use crate::{
@@ -20,8 +25,15 @@ use crate::{
 
 on_all_databases!(
     each_setter_changes_its_own_columns,
+    what_operators_decide_about_a_host_is_theirs,
     setting_the_unknown_is_an_error
 );
+
+const FIRST: Placement<'_> = Placement {
+    attempt: 1,
+    failed_hosts: &[],
+    fault: None,
+};
 
 async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
     let store = database.store().await;
@@ -66,6 +78,28 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         Some(&expected)
     );
 
+    let failed = [HostId::new(), HostId::new()];
+    let fault = Fault {
+        code: FaultCode::Hypervisor,
+        message: "2 hosts failed".to_owned(),
+    };
+    let placement = Placement {
+        attempt: 3,
+        failed_hosts: &failed,
+        fault: Some(&fault),
+    };
+    instances::set_placement(db, id, &placement, time(4))
+        .await
+        .unwrap();
+    expected.attempt = 3;
+    expected.failed_hosts = failed.to_vec();
+    expected.placement_fault = Some(fault.clone());
+    expected.updated_at = time(4);
+    assert_eq!(
+        instances::get(db, id).await.unwrap().as_ref(),
+        Some(&expected)
+    );
+
     expected.observed = InstanceObserved {
         status: Some(ConvergeStatus::Converging),
         generation: Generation(4),
@@ -94,6 +128,15 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
     instances::set_placement_fault(db, id, None, time(6))
         .await
         .unwrap();
+    assert_eq!(
+        instances::get(db, id).await.unwrap().unwrap().failed_hosts,
+        failed
+    );
+    instances::set_placement(db, id, &FIRST, time(6))
+        .await
+        .unwrap();
+    expected.attempt = 1;
+    expected.failed_hosts = vec![];
     instances::set_desired_reboot(db, id, None, time(6))
         .await
         .unwrap();
@@ -128,6 +171,13 @@ async fn setting_the_unknown_is_an_error(database: Arc<TestDatabase>) {
         instances::set_desired_deleted(db, id, time(1)).await,
         instances::set_placement_fault(db, id, None, time(1)).await,
         instances::set_observed(db, id, &InstanceObserved::default(), time(1)).await,
+        instances::set_placement(db, id, &FIRST, time(1)).await,
+        hosts::set_overrides(
+            db,
+            HostId::try_from(id.as_uuid()).unwrap(),
+            &HostOverrides::default(),
+        )
+        .await,
     ];
     for result in results {
         assert!(
@@ -135,4 +185,89 @@ async fn setting_the_unknown_is_an_error(database: Arc<TestDatabase>) {
             "{result:?}"
         );
     }
+}
+
+async fn what_operators_decide_about_a_host_is_theirs(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let mut heartbeat = sample::heartbeat("hv1");
+    let mut expected = hosts::upsert_heartbeat(db, &heartbeat, time(0))
+        .await
+        .unwrap();
+    assert_eq!(expected.overrides(), HostOverrides::default());
+    let neighbour = hosts::upsert_heartbeat(db, &sample::heartbeat("hv2"), time(0))
+        .await
+        .unwrap();
+    for (sequence, status) in (2..).zip([
+        HostStatus::Draining,
+        HostStatus::Disabled,
+        HostStatus::Enabled,
+    ]) {
+        let largest = sequence == 2;
+        let overrides = HostOverrides {
+            cpu_ratio: Some(AllocationRatio::DEFAULT_CPU),
+            ram_ratio: largest.then_some(AllocationRatio::ONE),
+            disk_ratio: None,
+            reserved: ReservedOverrides {
+                vcpus: Some(if largest { Vcpus::MAX } else { Vcpus::ZERO }),
+                memory_mb: largest.then_some(MemoryMb::MAX),
+                disk_gb: largest.then_some(DiskGb::MAX),
+            },
+        };
+        hosts::set_overrides(db, expected.id, &overrides)
+            .await
+            .unwrap();
+        hosts::set_status(db, expected.id, status, Some("new disk"))
+            .await
+            .unwrap();
+        expected.cpu_ratio = overrides.cpu_ratio;
+        expected.ram_ratio = overrides.ram_ratio;
+        expected.disk_ratio = overrides.disk_ratio;
+        expected.reserved = overrides.reserved;
+        expected.status = status;
+        expected.disabled_reason = Some("new disk".to_owned());
+        let read = hosts::get(db, expected.id).await.unwrap().unwrap();
+        assert_eq!((&read, read.overrides()), (&expected, overrides));
+
+        // What the host says of itself is apart from that.
+        heartbeat.sequence = sequence;
+        heartbeat.physical_networks = vec!["physnet1".parse().unwrap(), "z".parse().unwrap()];
+        heartbeat.resources = vec![ResourceInventory {
+            class: "HUGEPAGES_2048K".parse().unwrap(),
+            total: u64::MAX,
+        }];
+        let at = i64::try_from(sequence).unwrap();
+        expected = hosts::upsert_heartbeat(db, &heartbeat, time(at))
+            .await
+            .unwrap();
+        assert_eq!(
+            (&expected.physical_networks, &expected.resources),
+            (&heartbeat.physical_networks, &heartbeat.resources)
+        );
+        assert_eq!((expected.overrides(), expected.status), (overrides, status));
+        assert_eq!(
+            hosts::get(db, expected.id).await.unwrap().as_ref(),
+            Some(&expected)
+        );
+    }
+    hosts::set_overrides(db, expected.id, &HostOverrides::default())
+        .await
+        .unwrap();
+    let read = hosts::get(db, expected.id).await.unwrap().unwrap();
+    assert_eq!(read.overrides(), HostOverrides::default());
+    let untouched = hosts::get(db, neighbour.id).await.unwrap();
+    assert_eq!(untouched, Some(neighbour));
+
+    let unreadable = HostOverrides {
+        reserved: ReservedOverrides {
+            vcpus: Some(Vcpus::MAX.saturating_add(Vcpus::MAX)),
+            ..ReservedOverrides::default()
+        },
+        ..HostOverrides::default()
+    };
+    let refused = hosts::set_overrides(db, expected.id, &unreadable).await;
+    assert!(
+        matches!(refused, Err(StoreError::Unstorable { .. })),
+        "{refused:?}"
+    );
 }
