@@ -7,6 +7,7 @@
 //! - [`act`] is I/O behind narrow traits: libvirt, the kernel's network, files and images.
 //! - [`report`] tells the scheduler what was observed, and sends heartbeats.
 //! - [`engine`] runs the loop over all of it.
+//! - [`wiring`] joins these to an agent; [`service`] runs one on its machine, [`sim`] many on hosts in memory.
 //!
 //! The agent knows no database. Nothing that carries a guest's traffic is its child: it may be stopped,
 //! killed or upgraded at any instant.
@@ -18,6 +19,10 @@ pub mod engine;
 pub mod inbox;
 pub mod metrics;
 pub mod preflight;
+pub mod process;
 pub mod report;
 pub mod service;
+pub mod sim;
+pub mod spread;
 pub mod state;
+pub mod wiring;

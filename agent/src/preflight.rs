@@ -20,9 +20,9 @@ use crate::{
     act::{
         command::PATH,
         libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
+        machine::{Measure as _, ThisMachine},
     },
     config::Config,
-    report::heartbeat::Machine,
 };
 
 /// Programs the agent runs, and Debian's packages of them.
@@ -140,7 +140,7 @@ pub fn check(config: &Config) -> Findings {
     check_libvirt(&mut findings, &config.libvirt_uri);
     check_virtualisation(&mut findings, config.virt_type, KvmEvidence::gather());
     check_kvm_rights(&mut findings);
-    let machine = Machine::measure();
+    let machine = ThisMachine.measure();
     findings.add(
         Severity::Note,
         format!(

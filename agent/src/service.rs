@@ -1,4 +1,4 @@
-//! The running agent: connects everything and ends it in order. Guests, bridges and DHCP servers are nobody's
+//! The running agent of a real machine: connects everything and ends it in order. Guests, bridges and DHCP servers are nobody's
 //! children here: they neither start nor end with it.
 
 use std::{
@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use berth_common::{
     bus::{Bus, RabbitBus, RabbitConfig},
     message::app,
@@ -21,7 +20,7 @@ use berth_common::{
 use sd_notify::NotifyState;
 use tokio::{
     sync::watch,
-    task::{JoinError, JoinSet},
+    task::JoinSet,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -30,21 +29,21 @@ use crate::{
     act::{
         Compute, Storage,
         libvirt::{Libvirt, Options, VirtTypeChoice},
+        machine::ThisMachine,
         net::KernelNet,
         storage::{DirStorage, StorageOptions},
     },
     config::Config,
     decide::instance::{HostFacts, Paths},
-    engine::{Engine, Host, Parts},
-    inbox::{Inbox, journal::Journal},
+    engine::Host,
     metrics::AgentMetrics,
     preflight,
     report::{
         glance::{Glances, STALE_AFTER},
-        heartbeat::{Pulse, watch_bus},
-        reports::{Reports, Sender},
+        heartbeat::watch_bus,
     },
     state::StateDir,
+    wiring::{Agent, Setup},
 };
 
 /// How often libvirt is asked what it can do, until it answers.
@@ -83,81 +82,78 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     ));
 
-    let agent = Agent::assemble(&config, &state, &health, &agent_metrics)?;
-    let heart = agent.pulse.start(
-        RabbitConfig::new(
-            config.bus_url.expose().clone(),
-            format!("{} {} heartbeat", app::AGENT, config.host_name),
-        ),
+    let paths = Paths::below(state.root());
+    let libvirt = Arc::new(Libvirt::start(&config.libvirt_uri, Options::default()));
+    let storage_options = StorageOptions {
+        not_below: vec![state.root().to_owned()],
+        ..StorageOptions::default()
+    };
+    let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));
+    let (compute, files): (Arc<dyn Compute>, Arc<dyn Storage>) = (libvirt.clone(), storage.clone());
+    let (facts, facts_known) = watch::channel(None);
+    let connection = |name: String| RabbitConfig::new(config.bus_url.expose().clone(), name);
+    let name = format!("{} {}", app::AGENT, config.host_name);
+    let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(connection(name.clone()))?);
+    let agent = Agent::assemble(Setup {
+        host_id: state.host_id(),
+        host: config.host_name.clone(),
+        session: state.session(),
+        journal: state.journal(),
+        ballast: state.ballast().clone(),
+        acts: Host {
+            compute,
+            storage: files,
+            net: Arc::new(KernelNet::new(state.root())),
+        },
+        machine: Arc::new(ThisMachine),
+        facts: facts_known,
+        bus: Arc::clone(&bus),
+        health: health.clone(),
+        metrics: agent_metrics.clone(),
+        heartbeat_every: config.heartbeat_every,
+        resync_every: config.resync_every,
+        concurrent_operations: config.concurrent_operations,
+    })?;
+    let glances = agent.pulse().glances.clone();
+    let heart = agent.pulse().clone().start(
+        connection(format!("{name} heartbeat")),
         health.component("heartbeat"),
         cancel.clone(),
     )?;
 
-    // Reports go on until the engine has said its last.
-    let reporting = CancellationToken::new();
-    let mut last = JoinSet::new();
-    last.spawn(agent.reports.send(
-        Arc::clone(&agent.bus),
-        agent.sender,
-        agent_metrics.clone(),
-        reporting.clone(),
-    ));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
+    let mut beside = JoinSet::new();
+    beside.spawn(async move {
         // It sends nothing: it is dropped with its thread.
         let _ = heart.stopped.await;
     });
     let state = Arc::new(Mutex::new(state));
-    tasks.spawn(until_cancelled(
+    beside.spawn(until_cancelled(
         keep_state(Arc::clone(&state), health.component("state")),
         cancel.clone(),
     ));
-    tasks.spawn(watch_bus(
-        agent.bus.health(),
+    beside.spawn(watch_bus(
+        bus.health(),
         health.component("bus"),
         cancel.clone(),
     ));
-    tasks.spawn(until_cancelled(
-        ask_libvirt(
-            Arc::clone(&agent.libvirt),
-            config.virt_type,
-            agent.facts,
-            agent.paths,
-        ),
+    beside.spawn(until_cancelled(
+        ask_libvirt(Arc::clone(&libvirt), config.virt_type, facts, paths),
         cancel.clone(),
     ));
-    tasks.spawn(until_cancelled(
-        gather(agent.libvirt, agent.storage, agent_metrics),
+    beside.spawn(until_cancelled(
+        gather(libvirt, storage, agent_metrics),
         cancel.clone(),
     ));
-    tasks.spawn(until_cancelled(
-        feed_watchdog(agent.glances),
-        cancel.clone(),
-    ));
-    tasks.spawn(agent.inbox.run(cancel.clone()));
-    tasks.spawn(agent.engine.run(cancel.clone()));
+    beside.spawn(until_cancelled(feed_watchdog(glances), cancel.clone()));
+    let stopping = cancel.clone();
+    beside.spawn(async move {
+        stopping.cancelled().await;
+        notify(NotifyState::Stopping);
+    });
     notify(NotifyState::Ready);
+    let mut outcome = agent.run(beside, cancel).await;
 
-    let mut outcome = Ok(());
-    loop {
-        let ended = tokio::select! {
-            ended = tasks.join_next() => match ended {
-                Some(ended) => ended,
-                None => break,
-            },
-            Some(ended) = last.join_next() => ended,
-        };
-        outcome = outcome.and(judge_end(ended, cancel.is_cancelled()));
-        if outcome.is_err() {
-            cancel.cancel();
-        }
-    }
-    notify(NotifyState::Stopping);
-    reporting.cancel();
-    while let Some(ended) = last.join_next().await {
-        outcome = outcome.and(judge_end(ended, true));
-    }
-    agent.bus.close().await;
+    bus.close().await;
     if tokio::task::spawn_blocking(move || heart.thread.join())
         .await?
         .is_err()
@@ -168,124 +164,6 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     tracing::info!("agent ends; guests, networks and their DHCP servers stay");
     drop(state);
     outcome
-}
-
-/// What the end of a task means for the agent. The bus was closed, the engine or the reports ended, the heartbeat
-/// stopped: none of it happens while there is work.
-fn judge_end(ended: Result<(), JoinError>, expected: bool) -> anyhow::Result<()> {
-    ended.context("a task of the agent panicked")?;
-    anyhow::ensure!(expected, "a task of the agent ended before its time");
-    Ok(())
-}
-
-/// The parts of an agent, connected and not yet running.
-struct Agent {
-    bus: Arc<dyn Bus>,
-    libvirt: Arc<Libvirt>,
-    storage: Arc<DirStorage>,
-    paths: Paths,
-    facts: watch::Sender<Option<HostFacts>>,
-    glances: Glances,
-    pulse: Pulse,
-    reports: Reports,
-    sender: Sender,
-    inbox: Inbox,
-    engine: Engine,
-}
-
-impl Agent {
-    fn assemble(
-        config: &Config,
-        state: &StateDir,
-        health: &Health,
-        metrics: &AgentMetrics,
-    ) -> anyhow::Result<Self> {
-        let journal_health = health.component("journal");
-        let (journal, corrupt) =
-            Journal::open(&state.journal(), state.host_id(), state.ballast().clone())?;
-        note_corrupt(&journal_health, corrupt.len());
-        let journal = Arc::new(journal);
-        let paths = Paths::below(state.root());
-        let libvirt = Arc::new(Libvirt::start(&config.libvirt_uri, Options::default()));
-        let storage_options = StorageOptions {
-            not_below: vec![state.root().to_owned()],
-            ..StorageOptions::default()
-        };
-        let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));
-        let (compute, files): (Arc<dyn Compute>, Arc<dyn Storage>) =
-            (libvirt.clone(), storage.clone());
-        let (facts, facts_known) = watch::channel(None);
-        let glances = Glances::default();
-        let reports = Reports::default();
-        let (engine, handle) = Engine::new(Parts {
-            host: Host {
-                compute,
-                storage: files,
-                net: Arc::new(KernelNet::new(state.root())),
-            },
-            facts: facts_known.clone(),
-            journal: Arc::clone(&journal),
-            reports: reports.clone(),
-            glances: glances.clone(),
-            metrics: metrics.clone(),
-            health: health.component("engine"),
-            libvirt: health.component("libvirt"),
-            resync_every: config.resync_every,
-            concurrent_operations: config.concurrent_operations,
-        });
-        let connection = format!("{} {}", app::AGENT, config.host_name);
-        let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(RabbitConfig::new(
-            config.bus_url.expose().clone(),
-            connection,
-        ))?);
-        let inbox = Inbox {
-            bus: Arc::clone(&bus),
-            host_id: state.host_id(),
-            host: config.host_name.clone(),
-            journal,
-            engine: handle,
-            glances: glances.clone(),
-            metrics: metrics.clone(),
-            health: journal_health,
-        };
-        let pulse = Pulse {
-            host_id: state.host_id(),
-            host: config.host_name.clone(),
-            session: state.session(),
-            every: config.heartbeat_every,
-            glances: glances.clone(),
-            facts: facts_known,
-            metrics: metrics.clone(),
-        };
-        let sender = Sender {
-            host_id: state.host_id(),
-            host: config.host_name.clone(),
-            session: state.session(),
-        };
-        Ok(Self {
-            bus,
-            libvirt,
-            storage,
-            paths,
-            facts,
-            glances,
-            pulse,
-            reports,
-            sender,
-            inbox,
-            engine,
-        })
-    }
-}
-
-/// A corrupt journal is told until the first document is written again: by then the scheduler sends what is missing.
-fn note_corrupt(health: &Component, count: usize) {
-    match count {
-        0 => health.ok(),
-        count => health.degraded(format!(
-            "{count} files of the journal were corrupt and were moved aside; the scheduler sends their documents again"
-        )),
-    }
 }
 
 /// Runs a task that has no end of its own.
@@ -401,15 +279,5 @@ mod tests {
         assert!(is_alive(Some(now), now));
         assert!(!is_alive(Some(now), now + STALE_AFTER));
         assert!(!is_alive(None, now));
-    }
-
-    #[tokio::test]
-    async fn a_task_may_end_only_when_the_agent_does() {
-        let ended = async |fails: bool| {
-            tokio::spawn(async move { assert!(!fails, "a defect, on purpose") }).await
-        };
-        assert!(judge_end(ended(false).await, true).is_ok());
-        assert!(judge_end(ended(false).await, false).is_err());
-        assert!(judge_end(ended(true).await, true).is_err());
     }
 }

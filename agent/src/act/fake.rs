@@ -18,12 +18,16 @@ use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
     ids::{InstanceId, NetworkId},
+    message::view::Resources,
     names::{ImageSha256, ImageUrl},
-    units::ByteCount,
+    units::{ByteCount, DiskGb, MemoryMb, Vcpus},
 };
 use uuid::Uuid;
 
-use super::{ActError, Compute, Net, Progress, Storage};
+use super::{
+    ActError, Compute, Net, Progress, Storage,
+    machine::{Machine, Measure},
+};
 use crate::decide::{
     domain::{DomainObserved, DomainStep},
     instance::{InstanceFiles, StorageStep},
@@ -36,15 +40,19 @@ use networks::Networks;
 
 pub use domains::{Guest, Lives};
 
+/// Memory that the host itself takes, as the reserve that schedulers keep by default.
+const OWN_MEMORY_MB: u64 = 512;
+
 /// A host in memory. Clones are the same host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct FakeHost {
     model: Arc<Mutex<Model>>,
 }
 
 /// Everything the host is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Model {
+    size: Resources,
     domains: Domains,
     files: Files,
     networks: Networks,
@@ -52,10 +60,28 @@ struct Model {
 }
 
 impl FakeHost {
-    /// A host with nothing on it.
+    /// A host with nothing on it: 16 processors, 64 GiB of memory, 1000 GiB of disk.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self::sized(Resources {
+            vcpus: Vcpus::clamped(16),
+            memory_mb: MemoryMb::clamped(64 << 10),
+            disk_gb: DiskGb::clamped(1000),
+        })
+    }
+
+    /// A host of this size with nothing on it.
+    #[must_use]
+    pub fn sized(size: Resources) -> Self {
+        Self {
+            model: Arc::new(Mutex::new(Model {
+                size,
+                domains: Domains::default(),
+                files: Files::default(),
+                networks: Networks::default(),
+                faults: Faults::default(),
+            })),
+        }
     }
 
     /// A panic while the lock was held is a failed test already.
@@ -66,6 +92,12 @@ impl FakeHost {
     /// Makes the step after `steps` further ones fail, once, with nothing done.
     pub fn fail_after(&self, steps: u64) {
         self.model().faults.fail_after(steps);
+    }
+
+    /// Makes each step fail with this probability, with nothing done; from 0, none, to 1, every one. The seed decides
+    /// which.
+    pub fn fail_at_random(&self, rate: f64, seed: u64) {
+        self.model().faults.fail_at_random(rate, seed);
     }
 
     /// Lets the agent die after `steps` further steps: every call fails until [`Self::restart_agent`].
@@ -205,6 +237,28 @@ pub enum Disk {
     Full,
 }
 
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Measure for FakeHost {
+    fn measure(&self) -> Machine {
+        let model = self.model();
+        let total = model.size.memory_mb;
+        let used = model
+            .domains
+            .memory_in_use()
+            .saturating_add(MemoryMb::clamped(OWN_MEMORY_MB));
+        Machine {
+            cpus: model.size.vcpus.get(),
+            memory_total: ByteCount::from_mb(total),
+            memory_available: ByteCount::from_mb(total.saturating_sub(used)),
+        }
+    }
+}
+
 #[async_trait]
 impl Compute for FakeHost {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
@@ -255,7 +309,7 @@ impl Storage for FakeHost {
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {
         let model = self.model();
         model.faults.look()?;
-        Ok(model.files.space())
+        Ok(model.files.space(model.size.disk_gb))
     }
 
     async fn instances_with_files(&self) -> Result<Vec<InstanceId>, ActError> {

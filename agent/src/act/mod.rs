@@ -1,12 +1,13 @@
 //! I/O on the host, behind narrow traits: observe, and apply one step of a plan. No decisions here.
 //!
-//! Implementations: [`libvirt`], [`net`], [`storage`]; [`fake`] is a small model of a host with state, for
+//! Implementations: [`libvirt`], [`net`], [`storage`], and [`machine`] for what is measured; [`fake`] is a small model of a host with state, for
 //! tests and simulations. Blocking calls run on bounded named threads with deadlines, so that one hung call
 //! stops neither heartbeats nor other instances.
 
 pub mod command;
 pub mod fake;
 pub mod libvirt;
+pub mod machine;
 pub mod net;
 pub mod storage;
 

@@ -4,7 +4,6 @@
 //! asking anybody: neither a hung libvirt, nor a flood of documents, nor a busy runtime can keep them from leaving.
 
 use std::{
-    fs,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
@@ -23,21 +22,27 @@ use berth_common::{
     telemetry::{error_chain, health::Component},
     units::{ByteCount, DiskGb, Vcpus},
 };
-use nix::unistd::{SysconfVar, sysconf};
 use tokio::{
     sync::{oneshot, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::glance::{Glance, Glances, STALE_AFTER};
-use crate::{decide::instance::HostFacts, metrics::AgentMetrics};
+use crate::{
+    act::machine::{Machine, Measure},
+    decide::instance::HostFacts,
+    metrics::AgentMetrics,
+    spread::phase,
+};
 
 /// How long the first heartbeat waits until the host was looked at.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How often it is asked whether that was done.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Everything heartbeats need.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pulse {
     /// The host.
     pub host_id: HostId,
@@ -47,6 +52,8 @@ pub struct Pulse {
     pub session: u64,
     /// The pause between two heartbeats.
     pub every: Duration,
+    /// What processors and memory the host has.
+    pub machine: Arc<dyn Measure>,
     /// The newest look at the host.
     pub glances: Glances,
     /// What guests run on, once libvirt has said so.
@@ -62,49 +69,6 @@ pub struct Heart {
     pub thread: JoinHandle<()>,
     /// Comes to an end, with whatever result, when the thread does: also when it panics.
     pub stopped: oneshot::Receiver<()>,
-}
-
-/// Processors and memory of this machine, as measured just now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Machine {
-    /// Processors that are online.
-    pub cpus: u64,
-    /// `MemTotal` of `/proc/meminfo`: what the kernel manages on all NUMA nodes together. (libvirt's own figure may
-    /// be that of one node only.)
-    pub memory_total: ByteCount,
-    /// `MemAvailable`: what could be had without swapping.
-    pub memory_available: ByteCount,
-}
-
-impl Machine {
-    /// Looks at this machine.
-    #[must_use]
-    pub fn measure() -> Self {
-        let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN)
-            .ok()
-            .flatten()
-            .and_then(|count| u64::try_from(count).ok());
-        Self {
-            cpus: cpus.unwrap_or(1),
-            ..Self::of_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
-        }
-    }
-
-    fn of_meminfo(text: &str) -> Self {
-        let kib = |key: &str| {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-                .unwrap_or_default()
-        };
-        let bytes = |key| ByteCount::clamped(kib(key).saturating_mul(1024));
-        Self {
-            cpus: 0,
-            memory_total: bytes("MemTotal"),
-            memory_available: bytes("MemAvailable"),
-        }
-    }
 }
 
 impl Pulse {
@@ -168,25 +132,29 @@ impl Pulse {
         bus.close().await;
     }
 
-    /// Sends heartbeats until cancelled.
+    /// Sends heartbeats until cancelled: the first at once, the others at this host's own moment of each period, so
+    /// that hosts which started together, or waited for the broker together, do not all speak in the same instant.
     pub async fn beat(self, bus: Arc<dyn Bus>, cancel: CancellationToken) {
-        let mut ticks = tokio::time::interval(self.every);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sequence = 0;
         let mut failing = false;
         let started = Instant::now();
+        let mut ticks =
+            tokio::time::interval_at(started + phase(self.host_id, self.every), self.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
+            let turn = async {
+                if sequence == 0 {
+                    self.first_look(started).await;
+                } else {
+                    ticks.tick().await;
+                }
+            };
             tokio::select! {
                 () = cancel.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            // What is not known yet would look like a host without a disk; the first look takes a moment only.
-            if sequence == 0 && !self.is_known() && started.elapsed() < FIRST_LOOK {
-                ticks.reset_after(Duration::from_millis(100));
-                continue;
+                () = turn => {}
             }
             sequence += 1;
-            let heartbeat = self.heartbeat(sequence, Machine::measure(), Instant::now());
+            let heartbeat = self.heartbeat(sequence, self.machine.measure(), Instant::now());
             let sent = tokio::select! {
                 () = cancel.cancelled() => return,
                 sent = self.publish(&*bus, &heartbeat) => sent,
@@ -208,6 +176,13 @@ impl Pulse {
                     }
                 }
             }
+        }
+    }
+
+    /// What is not known yet would look like a host without a disk; the first look takes a moment only.
+    async fn first_look(&self, started: Instant) {
+        while !self.is_known() && started.elapsed() < FIRST_LOOK {
+            sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -384,7 +359,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::decide::domain::DomainObserved;
+    use crate::{act::machine::ThisMachine, decide::domain::DomainObserved};
 
     fn pulse() -> Pulse {
         Pulse {
@@ -392,6 +367,7 @@ mod tests {
             host: "hv1".parse().unwrap(),
             session: 1,
             every: Duration::from_secs(10),
+            machine: Arc::new(ThisMachine),
             glances: Glances::default(),
             facts: watch::channel(None).1,
             metrics: AgentMetrics::new(&Metrics::new("test", "1").unwrap()).unwrap(),
@@ -412,20 +388,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn meminfo_is_read() {
-        let machine = Machine::of_meminfo(
-            "MemTotal:       24000000 kB\nMemFree: 5 kB\nMemAvailable:   20000000 kB\n",
-        );
-        assert_eq!(machine.memory_total.whole_mb(), MemoryMb::clamped(23_437));
-        assert_eq!(
-            machine.memory_available.whole_mb(),
-            MemoryMb::clamped(19_531)
-        );
-        assert!(Machine::measure().cpus >= 1);
-        assert!(Machine::measure().memory_total > Machine::measure().memory_available);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn running_domains_count_whoever_made_them_and_old_looks_are_told() {
         let pulse = pulse();
@@ -438,7 +400,7 @@ mod tests {
             glance.domains = Some((seen, Arc::new(domains)));
             glance.space = Some((ByteCount::clamped(100 << 30), ByteCount::clamped(1)));
         });
-        let heartbeat = pulse.heartbeat(1, Machine::measure(), seen + Duration::from_secs(5));
+        let heartbeat = pulse.heartbeat(1, ThisMachine.measure(), seen + Duration::from_secs(5));
         assert_eq!(heartbeat.used_now.vcpus, Vcpus::clamped(2));
         assert_eq!(
             (
@@ -457,7 +419,7 @@ mod tests {
                 .clone()
         };
         assert!(health(&heartbeat, "libvirt").ok);
-        let late = pulse.heartbeat(2, Machine::measure(), seen + Duration::from_secs(31));
+        let late = pulse.heartbeat(2, ThisMachine.measure(), seen + Duration::from_secs(31));
         assert_eq!(
             health(&late, "libvirt").reason.as_deref(),
             Some("has not answered for 31 s")

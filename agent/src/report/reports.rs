@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::AgentMetrics;
+use crate::{metrics::AgentMetrics, spread::phase};
 
 /// Changes within this time go into one report.
 const GATHER: Duration = Duration::from_millis(200);
@@ -167,7 +167,9 @@ impl Reports {
             sequence: 0,
             failing: false,
         };
-        let mut tell_all_at = Instant::now() + TELL_ALL;
+        // Hosts that started together tell everything at moments of their own.
+        let half = TELL_ALL / 2;
+        let mut tell_all_at = Instant::now() + half + phase(outbox.sender.host_id, half);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -430,7 +432,7 @@ mod tests {
         let before = Instant::now();
         assert_eq!(next(&mut setup).await.sequence, 2);
         assert!(
-            before.elapsed() > Duration::from_secs(30),
+            before.elapsed() > Duration::from_secs(25),
             "nothing had changed: this is the minutely report"
         );
         setup.cancel.cancel();

@@ -8,6 +8,7 @@ use std::{
 use berth_common::{
     ids::InstanceId,
     message::report::{FaultCode, PowerState},
+    units::MemoryMb,
 };
 use uuid::Uuid;
 
@@ -106,6 +107,12 @@ impl Domains {
 
     pub(super) fn own(&self) -> Vec<InstanceId> {
         self.own.values().map(|domain| domain.config.id).collect()
+    }
+
+    /// The memory of all guests that run: a fake guest takes all it was given.
+    pub(super) fn memory_in_use(&self) -> MemoryMb {
+        let running = self.own.values().filter_map(|domain| domain.live.as_ref());
+        running.map(|live| live.memory_mb).sum()
     }
 
     pub(super) fn taps_in(&self, bridge: &str) -> BTreeSet<String> {

@@ -15,9 +15,6 @@ use crate::{
     decide::instance::{InstanceFiles, StorageStep},
 };
 
-/// Size of the fake disk in GiB.
-const SIZE_GB: u64 = 1000;
-
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) images: BTreeSet<ImageSha256>,
@@ -48,8 +45,9 @@ impl Files {
         }
     }
 
-    pub(super) fn space(&self) -> (ByteCount, ByteCount) {
-        let total = ByteCount::from_gb(DiskGb::clamped(SIZE_GB));
+    /// Size and used bytes of a disk of this size.
+    pub(super) fn space(&self, size: DiskGb) -> (ByteCount, ByteCount) {
+        let total = ByteCount::from_gb(size);
         let used = self
             .instances
             .values()
