@@ -10,11 +10,14 @@ use std::{
 
 use berth_common::{
     config::{ConfigErrors, Reader, Secret, parse},
-    names::HostName,
+    names::{HostName, PhysicalNetworkName},
     telemetry::{http, logging::LogConfig},
 };
 
-use crate::act::libvirt::{DEFAULT_URI, VirtTypeChoice};
+use crate::act::{
+    libvirt::{DEFAULT_URI, VirtTypeChoice},
+    machine::countables::PciPool,
+};
 
 /// Everything the agent can be told.
 #[derive(Debug, Clone)]
@@ -29,6 +32,10 @@ pub struct Config {
     pub heartbeat_every: Duration,
     /// `host.resync_seconds`: how often everything on the host is looked at again.
     pub resync_every: Duration,
+    /// `host.physical_networks`: the physical networks its NICs are plugged into.
+    pub physical_networks: Vec<PhysicalNetworkName>,
+    /// `host.pci_pools`: the PCI devices that instances may have.
+    pub pci_pools: Vec<PciPool>,
     /// `libvirt.uri`.
     pub libvirt_uri: String,
     /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
@@ -90,6 +97,16 @@ impl Config {
             parse::seconds(1..=3600),
             Duration::from_secs(10),
         );
+        let physical_networks = c.optional(
+            "host.physical_networks",
+            parse::list(parse::from_str("a name such as physnet1")),
+            Vec::new(),
+        );
+        let pci_pools = c.optional(
+            "host.pci_pools",
+            parse::list(parse::from_str("a pool such as GPU=10de:1eb8")),
+            Vec::new(),
+        );
         let libvirt_uri = c.optional("libvirt.uri", parse::non_empty, DEFAULT_URI.to_owned());
         let virt_type = c.optional(
             "libvirt.virt_type",
@@ -110,6 +127,8 @@ impl Config {
                 state_dir,
                 heartbeat_every,
                 resync_every,
+                physical_networks,
+                pci_pools,
                 libvirt_uri,
                 virt_type,
                 concurrent_operations,

@@ -105,7 +105,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             storage: files,
             net: Arc::new(KernelNet::new(state.root())),
         },
-        machine: Arc::new(ThisMachine),
+        machine: Arc::new(ThisMachine {
+            physical_networks: config.physical_networks.clone(),
+            pci_pools: config.pci_pools.clone(),
+        }),
         facts: facts_known,
         bus: Arc::clone(&bus),
         health: health.clone(),

@@ -255,6 +255,7 @@ impl Measure for FakeHost {
             cpus: model.size.vcpus.get(),
             memory_total: ByteCount::from_mb(total),
             memory_available: ByteCount::from_mb(total.saturating_sub(used)),
+            ..Machine::default()
         }
     }
 }

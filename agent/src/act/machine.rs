@@ -1,12 +1,18 @@
-//! Processors and memory of a machine, as measured just now. It needs no libvirt, and never waits for one.
+//! What a machine is made of, as measured just now. It needs no libvirt, and never waits for one.
 
-use std::fs;
+pub mod countables;
 
-use berth_common::units::ByteCount;
+use std::{fs, path::Path};
+
+use berth_common::{
+    message::heartbeat::ResourceInventory, names::PhysicalNetworkName, units::ByteCount,
+};
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Processors and memory of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+use countables::PciPool;
+
+/// What a machine is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Machine {
     /// Processors that are online.
     pub cpus: u64,
@@ -15,6 +21,10 @@ pub struct Machine {
     pub memory_total: ByteCount,
     /// `MemAvailable`: what could be had without swapping.
     pub memory_available: ByteCount,
+    /// What can be counted besides.
+    pub countables: Vec<ResourceInventory>,
+    /// The physical networks it is plugged into, by its operator's word.
+    pub physical_networks: Vec<PhysicalNetworkName>,
 }
 
 impl Machine {
@@ -31,6 +41,7 @@ impl Machine {
             cpus: 0,
             memory_total: bytes("MemTotal"),
             memory_available: bytes("MemAvailable"),
+            ..Self::default()
         }
     }
 }
@@ -41,9 +52,14 @@ pub trait Measure: Send + Sync {
     fn measure(&self) -> Machine;
 }
 
-/// The machine that this process runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ThisMachine;
+/// The machine that this process runs on, and what its operator says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ThisMachine {
+    /// The physical networks it is plugged into.
+    pub physical_networks: Vec<PhysicalNetworkName>,
+    /// The PCI devices that instances may have.
+    pub pci_pools: Vec<PciPool>,
+}
 
 impl Measure for ThisMachine {
     fn measure(&self) -> Machine {
@@ -51,8 +67,15 @@ impl Measure for ThisMachine {
             .ok()
             .flatten()
             .and_then(|count| u64::try_from(count).ok());
+        let mut countables = countables::huge_pages(Path::new("/sys/kernel/mm/hugepages"));
+        countables.extend(countables::pci_devices(
+            Path::new("/sys/bus/pci/devices"),
+            &self.pci_pools,
+        ));
         Machine {
             cpus: cpus.unwrap_or(1),
+            countables,
+            physical_networks: self.physical_networks.clone(),
             ..Machine::of_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
         }
     }
@@ -74,7 +97,7 @@ mod tests {
             machine.memory_available.whole_mb(),
             MemoryMb::clamped(19_531)
         );
-        let this = ThisMachine.measure();
+        let this = ThisMachine::default().measure();
         assert!(this.cpus >= 1);
         assert!(this.memory_total > this.memory_available);
     }

@@ -239,8 +239,8 @@ impl Pulse {
                 storage_health(&glance),
             ],
             foreign_domains: foreign_domains(&glance),
-            physical_networks: Vec::new(),
-            resources: Vec::new(),
+            physical_networks: machine.physical_networks,
+            resources: machine.countables,
         }
     }
 }

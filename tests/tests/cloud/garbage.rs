@@ -101,7 +101,7 @@ fn cases() -> Vec<Case> {
         case(
             "a version of the future",
             "host.list",
-            2,
+            99,
             "{}",
             "unsupported_version",
             "must be 1 for \"host.list\"; got 2",

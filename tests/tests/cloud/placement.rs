@@ -103,7 +103,7 @@ async fn the_next_one_is_refused_with_the_numbers(
         "needs 128 MB of memory",
         "0 free of 768",
         "128 missing",
-        "2 hosts",
+        "not enough memory is free",
         "ram removed 2",
     ] {
         assert!(
