@@ -140,7 +140,7 @@ pub fn check(config: &Config) -> Findings {
     check_libvirt(&mut findings, &config.libvirt_uri);
     check_virtualisation(&mut findings, config.virt_type, KvmEvidence::gather());
     check_kvm_rights(&mut findings);
-    let machine = ThisMachine.measure();
+    let machine = ThisMachine::default().measure();
     findings.add(
         Severity::Note,
         format!(

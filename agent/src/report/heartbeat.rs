@@ -367,7 +367,7 @@ mod tests {
             host: "hv1".parse().unwrap(),
             session: 1,
             every: Duration::from_secs(10),
-            machine: Arc::new(ThisMachine),
+            machine: Arc::new(ThisMachine::default()),
             glances: Glances::default(),
             facts: watch::channel(None).1,
             metrics: AgentMetrics::new(&Metrics::new("test", "1").unwrap()).unwrap(),
@@ -400,7 +400,11 @@ mod tests {
             glance.domains = Some((seen, Arc::new(domains)));
             glance.space = Some((ByteCount::clamped(100 << 30), ByteCount::clamped(1)));
         });
-        let heartbeat = pulse.heartbeat(1, ThisMachine.measure(), seen + Duration::from_secs(5));
+        let heartbeat = pulse.heartbeat(
+            1,
+            ThisMachine::default().measure(),
+            seen + Duration::from_secs(5),
+        );
         assert_eq!(heartbeat.used_now.vcpus, Vcpus::clamped(2));
         assert_eq!(
             (
@@ -419,7 +423,11 @@ mod tests {
                 .clone()
         };
         assert!(health(&heartbeat, "libvirt").ok);
-        let late = pulse.heartbeat(2, ThisMachine.measure(), seen + Duration::from_secs(31));
+        let late = pulse.heartbeat(
+            2,
+            ThisMachine::default().measure(),
+            seen + Duration::from_secs(31),
+        );
         assert_eq!(
             health(&late, "libvirt").reason.as_deref(),
             Some("has not answered for 31 s")

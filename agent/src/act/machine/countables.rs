@@ -15,7 +15,9 @@ pub struct PciPool {
 
 /// A text names no pool of PCI devices.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a PCI pool must be NAME=vendor:device with upper-case NAME and hexadecimal ids, like GPU=10de:1eb8; got {0:?}")]
+#[error(
+    "a PCI pool must be NAME=vendor:device with upper-case NAME and hexadecimal ids, like GPU=10de:1eb8; got {0:?}"
+)]
 pub struct InvalidPciPool(String);
 
 impl FromStr for PciPool {
@@ -135,7 +137,14 @@ mod tests {
 
     #[test]
     fn a_pool_that_is_none_is_refused_in_words() {
-        for wrong in ["GPU", "gpu=10de:1eb8", "GPU=10de", "GPU=10de:1eb", "GPU=xxxx:1eb8", "=1:2"] {
+        for wrong in [
+            "GPU",
+            "gpu=10de:1eb8",
+            "GPU=10de",
+            "GPU=10de:1eb",
+            "GPU=xxxx:1eb8",
+            "=1:2",
+        ] {
             let error = wrong.parse::<PciPool>().unwrap_err().to_string();
             assert!(error.contains("like GPU=10de:1eb8"), "{error}");
         }
