@@ -2,8 +2,9 @@
 //!
 //! 1. Every host gets a code: of the first of the filters up to disk that rejects it, or [`FITS`]. This loop has no
 //!    branches and compiles to vector instructions; counting the codes does too.
-//! 2. The hosts that are left are listed, and each further filter *that the request asks* shortens the list.
-//! 3. The scores of those that remain: a column, plus adjustments for the few hosts that have any.
+//! 2. The hosts that are left are a set, and each further filter *that the request asks* takes a set of hosts out.
+//! 3. The scores of those that remain are a column, but for the few hosts that have adjustments. Whole blocks of
+//!    hosts are passed over when the best of them is not among the best so far.
 //! 4. The nearest misses are sought among the hosts with the highest codes only.
 
 use std::cmp::Reverse;
@@ -13,8 +14,8 @@ use super::{
     columns::{Columns, FITS},
     countables,
     features::Feature,
-    filter::FilterName,
-    host_set::{HostIndex, HostSet},
+    filter::{COUNT, FilterName},
+    host_set::{self, BLOCK, HostIndex, HostSet},
     request::{GroupPolicy, Request},
     survey::{NEAREST, Survey},
     table::HostTable,
@@ -24,16 +25,14 @@ use super::{
 /// Memory that decisions are made in; kept by the caller from one decision to the next, without any meaning.
 #[derive(Debug, Clone, Default)]
 pub struct Scratch {
-    /// The code of every host.
-    pub(super) codes: Vec<u8>,
+    /// The code of every host, by the filters that every request asks.
+    codes: Vec<u8>,
     /// The hosts that no filter has rejected yet.
-    remaining: Vec<HostIndex>,
+    remaining: HostSet,
+    /// The hosts that each further filter has rejected, by its code.
+    rejected: [HostSet; COUNT],
     /// The hosts one filter lets pass, or does not.
     set: HostSet,
-    /// What is added to scores; all zero between decisions.
-    adjustments: Vec<i64>,
-    /// The hosts whose scores are adjusted.
-    adjusted: Vec<HostIndex>,
 }
 
 /// Looks at every host.
@@ -51,7 +50,8 @@ pub(super) fn survey(request: &Request, table: &HostTable, scratch: &mut Scratch
     let mut survey = Survey::new(table.settings());
     code(&table.columns, needed, &mut scratch.codes);
     count(&scratch.codes, &mut survey);
-    list_remaining(scratch);
+    scratch.remaining.set_from_high_bits(&scratch.codes);
+    scratch.rejected.iter_mut().for_each(HostSet::clear);
     Narrowing {
         request,
         table,
@@ -108,19 +108,6 @@ fn count(codes: &[u8], survey: &mut Survey) {
     }
 }
 
-fn list_remaining(scratch: &mut Scratch) {
-    scratch
-        .remaining
-        .resize(scratch.codes.len(), HostIndex::default());
-    let mut length = 0;
-    for (slot, code) in scratch.codes.iter().enumerate() {
-        // Written always, kept only where it counts: cheaper than a branch that cannot be predicted.
-        scratch.remaining[length] = HostIndex(slot);
-        length += usize::from(*code == FITS);
-    }
-    scratch.remaining.truncate(length);
-}
-
 /// The filters that only some requests ask.
 struct Narrowing<'a> {
     request: &'a Request,
@@ -139,35 +126,20 @@ impl Narrowing<'_> {
         self.by_failures();
     }
 
-    /// Keeps the hosts for which a filter says yes.
-    fn keep(&mut self, filter: FilterName, mut fits: impl FnMut(&HostSet, HostIndex) -> bool) {
-        let Scratch {
-            codes,
-            remaining,
-            set,
-            ..
-        } = &mut *self.scratch;
-        let before = remaining.len();
-        let mut length = 0;
-        for index in 0..before {
-            let slot = remaining[index];
-            let kept = fits(set, slot);
-            codes[slot.0] = if kept { FITS } else { filter.code() };
-            remaining[length] = slot;
-            length += usize::from(kept);
-        }
-        remaining.truncate(length);
-        self.survey.removed[usize::from(filter.code())] += before - length;
-    }
-
     /// Keeps the hosts in the set.
     fn keep_set(&mut self, filter: FilterName) {
-        self.keep(filter, HostSet::contains);
+        let code = usize::from(filter.code());
+        let scratch = &mut *self.scratch;
+        let rejected = &mut scratch.rejected[code];
+        self.survey.removed[code] += scratch.remaining.move_those_not_in(&scratch.set, rejected);
     }
 
     /// Keeps the hosts not in the set.
     fn drop_set(&mut self, filter: FilterName) {
-        self.keep(filter, |set, slot| !set.contains(slot));
+        let code = usize::from(filter.code());
+        let scratch = &mut *self.scratch;
+        let rejected = &mut scratch.rejected[code];
+        self.survey.removed[code] += scratch.remaining.move_those_in(&scratch.set, rejected);
     }
 
     /// Puts hosts into the set; those that the table does not know do not matter.
@@ -183,9 +155,13 @@ impl Narrowing<'_> {
             return;
         }
         let wanted = self.table.countables.wanted(self.request);
-        self.keep(FilterName::CountableResources, |_, slot| {
-            countables::missing(&wanted, slot) == 0
-        });
+        let Scratch { remaining, set, .. } = &mut *self.scratch;
+        set.clear();
+        remaining
+            .iter()
+            .filter(|slot| countables::missing(&wanted, *slot) > 0)
+            .for_each(|slot| set.insert(slot));
+        self.drop_set(FilterName::CountableResources);
     }
 
     fn keep_features(&mut self, filter: FilterName, features: impl Iterator<Item = Feature>) {
@@ -239,7 +215,10 @@ impl Narrowing<'_> {
             self.keep_set(FilterName::ServerGroup);
         }
         match group.limit() {
-            Some(0) => self.keep(FilterName::ServerGroup, |_, _| false),
+            Some(0) => {
+                self.scratch.set.clear();
+                self.keep_set(FilterName::ServerGroup);
+            }
             Some(limit) => {
                 let full = members.filter(|(_, count)| **count >= limit);
                 self.fill(full.map(|(host, _)| host));
@@ -280,6 +259,8 @@ impl Narrowing<'_> {
 
 /// Offers the hosts that remain, by score.
 fn rank(request: &Request, table: &HostTable, scratch: &mut Scratch, survey: &mut Survey) {
+    let remaining = &mut scratch.remaining;
+    // Those whose score is more than the column come first, by themselves.
     let soft = request.group.as_ref().filter(|group| {
         matches!(
             group.policy,
@@ -287,44 +268,28 @@ fn rank(request: &Request, table: &HostTable, scratch: &mut Scratch, survey: &mu
         )
     });
     let members = soft.into_iter().flat_map(|group| group.members.keys());
-    scratch.adjusted.clear();
-    scratch.adjusted.extend(&table.failing);
-    scratch
-        .adjusted
-        .extend(members.filter_map(|host| table.slot(*host)));
+    let members = members.filter_map(|host| table.slot(*host));
     let base = &table.columns.base;
-    if scratch.adjusted.is_empty() {
-        return rank_by(request, table, &scratch.remaining, survey, |slot| {
-            base[slot]
-        });
+    for slot in table.failing.iter().copied().chain(members) {
+        if remaining.contains(slot) {
+            remaining.remove(slot);
+            let adjustment = weigh::adjustment(request, table.at(slot), table.settings());
+            let score = base[slot.0].saturating_add(adjustment);
+            survey.fits(request, table, slot, score);
+        }
     }
-    scratch.adjustments.resize(table.len(), 0);
-    for slot in &scratch.adjusted {
-        scratch.adjustments[slot.0] = weigh::adjustment(request, table.at(*slot), table.settings());
-    }
-    let adjustments = &scratch.adjustments;
-    rank_by(request, table, &scratch.remaining, survey, |slot| {
-        base[slot].saturating_add(adjustments[slot])
-    });
-    for slot in &scratch.adjusted {
-        scratch.adjustments[slot.0] = 0;
-    }
-}
-
-fn rank_by(
-    request: &Request,
-    table: &HostTable,
-    remaining: &[HostIndex],
-    survey: &mut Survey,
-    score: impl Fn(usize) -> i64,
-) {
     let mut bar = i64::MIN;
-    for slot in remaining {
-        let score = score(slot.0);
-        if score >= bar {
-            survey.fits(request, table, *slot, score);
-            if let Some((Reverse(score), ..)) = survey.best.bar() {
-                bar = *score;
+    for (block, highest) in table.columns.highest.iter().enumerate() {
+        if *highest < bar {
+            continue;
+        }
+        for slot in remaining.block(block) {
+            let score = base[slot.0];
+            if score >= bar {
+                survey.fits(request, table, slot, score);
+                if let Some((Reverse(score), ..)) = survey.best.bar() {
+                    bar = *score;
+                }
             }
         }
     }
@@ -357,15 +322,24 @@ fn seek_nearest(
             }
             (FilterName::CountableResources, None) => {
                 let wanted = table.countables.wanted(request);
-                for (slot, code) in scratch.codes.iter().enumerate() {
-                    if *code == filter.code() {
-                        let slot = HostIndex(slot);
-                        let missing = countables::missing(&wanted, slot);
-                        survey.misses(table, slot, *code, missing);
-                    }
+                for slot in scratch.rejected[usize::from(filter.code())].iter() {
+                    let missing = countables::missing(&wanted, slot);
+                    survey.misses(table, slot, filter.code(), missing);
                 }
             }
-            (_, None) => nearest_by_id(table, *filter, scratch, survey),
+            (FilterName::Enabled | FilterName::Alive, None) => {
+                let code = filter.code();
+                for (block, codes) in blocks_with(&scratch.codes, code) {
+                    let answers = codes.iter().map(|other| *other == code);
+                    let word = host_set::word_of_answers(answers);
+                    nearest_by_id(table, code, host_set::hosts_of(block, word), survey);
+                }
+            }
+            (_, None) => {
+                let code = filter.code();
+                let slots = scratch.rejected[usize::from(code)].iter();
+                nearest_by_id(table, code, slots, survey);
+            }
         }
         wanted = wanted.saturating_sub(removed);
         if wanted == 0 {
@@ -385,11 +359,14 @@ fn nearest_by_room(
 ) {
     let code = filter.code();
     let mut bar = i32::MIN;
-    for (slot, (other, room)) in scratch.codes.iter().zip(room).enumerate() {
-        // One branch for both, which is hardly ever taken once there are enough.
-        if (*other == code) & (*room >= bar) {
-            let missing = u64::try_from(needed.saturating_sub(*room)).unwrap_or(0);
-            survey.misses(table, HostIndex(slot), code, missing);
+    for (block, codes) in blocks_with(&scratch.codes, code) {
+        let rooms = room.iter().skip(block * BLOCK);
+        let rows = codes.iter().zip(rooms);
+        let answers = rows.map(|(other, room)| (*other == code) & (*room >= bar));
+        let word = host_set::word_of_answers(answers);
+        for slot in host_set::hosts_of(block, word) {
+            let missing = u64::try_from(needed.saturating_sub(room[slot.0])).unwrap_or(0);
+            survey.misses(table, slot, code, missing);
             if let Some((_, missing, _)) = survey.nearest.bar() {
                 bar = i32::try_from(*missing).map_or(i32::MIN, |missing| needed - missing);
             }
@@ -397,16 +374,44 @@ fn nearest_by_room(
     }
 }
 
+/// The blocks of codes in which a code occurs, with their numbers.
+fn blocks_with(codes: &[u8], code: u8) -> impl Iterator<Item = (usize, &[u8])> {
+    let blocks = codes.chunks(BLOCK).enumerate();
+    // Not `any`: without leaving early it is a few vector instructions.
+    blocks.filter(move |(_, codes)| {
+        let found = codes.iter();
+        found.fold(false, |found, other| found | (*other == code))
+    })
+}
+
 /// Of the hosts that lack something that is not counted, those with the lowest ids.
-fn nearest_by_id(table: &HostTable, filter: FilterName, scratch: &Scratch, survey: &mut Survey) {
-    let code = filter.code();
-    let mut bar = u128::MAX;
-    for (slot, (other, id)) in scratch.codes.iter().zip(&table.columns.id).enumerate() {
-        if (*other == code) & (*id <= bar) {
-            survey.misses(table, HostIndex(slot), code, 0);
-            if let Some((_, _, id)) = survey.nearest.bar() {
-                bar = *id;
-            }
+fn nearest_by_id(
+    table: &HostTable,
+    code: u8,
+    hosts: impl Iterator<Item = HostIndex>,
+    survey: &mut Survey,
+) {
+    for slot in hosts {
+        let id = table.columns.id[slot.0];
+        if survey
+            .nearest
+            .bar()
+            .is_none_or(|bar| (Reverse(code), 0, id) < *bar)
+        {
+            survey.misses(table, slot, code, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+impl Scratch {
+    /// The code of the first filter that rejected a host in the last decision, or [`FITS`].
+    pub(super) fn code_of(&self, slot: HostIndex) -> u8 {
+        let further = FilterName::ALL.iter().map(|filter| filter.code());
+        let mut further = further.filter(|code| self.rejected[usize::from(*code)].contains(slot));
+        match self.codes[slot.0] {
+            FITS => further.next().unwrap_or(FITS),
+            code => code,
         }
     }
 }
