@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help packages build guest demo demo-down test check docs clean
+.PHONY: help packages build guest demo demo-down test check bench-placement docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: ## Every test
 check: ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+bench-placement: ## How long placement decisions take
+	cargo bench -p berth-scheduler --bench placement --locked
 
 docs: ## Write docs/messages.md anew from the types
 	BERTH_WRITE_DOCS=1 cargo test -p berth-common --test messages

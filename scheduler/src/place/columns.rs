@@ -9,7 +9,7 @@ use super::{
     amounts::Resource,
     filter::FilterName,
     host::{Admission, Host},
-    host_set::HostIndex,
+    host_set::{BLOCK, HostIndex},
     mix,
     settings::Settings,
     weigh,
@@ -32,6 +32,8 @@ pub(super) struct Columns {
     pub(super) disk_gb: Vec<i32>,
     /// The part of the score that changes only with the host.
     pub(super) base: Vec<i64>,
+    /// The highest of these in each [`BLOCK`] of slots: a block whose highest is too low needs no look.
+    pub(super) highest: Vec<i64>,
     /// What ties are decided by, with the seed.
     pub(super) mixed_id: Vec<u64>,
     /// The id; what ties are decided by at last.
@@ -90,6 +92,7 @@ impl Columns {
         self.base.push(row.base);
         self.mixed_id.push(row.mixed_id);
         self.id.push(row.id);
+        self.note_highest((self.id.len() - 1) / BLOCK);
     }
 
     pub(super) fn set(&mut self, HostIndex(slot): HostIndex, row: Row) {
@@ -100,6 +103,7 @@ impl Columns {
         self.base[slot] = row.base;
         self.mixed_id[slot] = row.mixed_id;
         self.id[slot] = row.id;
+        self.note_highest(slot / BLOCK);
     }
 
     pub(super) fn row(&self, HostIndex(slot): HostIndex) -> Row {
@@ -122,5 +126,24 @@ impl Columns {
         self.base.swap_remove(slot);
         self.mixed_id.swap_remove(slot);
         self.id.swap_remove(slot);
+        self.note_highest(slot / BLOCK);
+        self.note_highest(self.id.len() / BLOCK);
+    }
+
+    /// The highest part of the score in a block; none where it has no hosts.
+    pub(super) fn highest_in(&self, block: usize) -> Option<i64> {
+        let rest = self.base.get(block * BLOCK..)?;
+        rest.iter().take(BLOCK).copied().max()
+    }
+
+    fn note_highest(&mut self, block: usize) {
+        match self.highest_in(block) {
+            None => self.highest.truncate(block),
+            Some(highest) => {
+                self.highest
+                    .resize(self.base.len().div_ceil(BLOCK), highest);
+                self.highest[block] = highest;
+            }
+        }
     }
 }

@@ -175,7 +175,9 @@ impl Host {
             let sum = self.claimed.get(resource);
             sum.saturating_add(resource.of(&demand.resources).into())
         });
-        for (class, amount) in &demand.countables {
+        // Nothing of a class leaves no trace, so that releasing leaves the host as it was.
+        let countables = demand.countables.iter();
+        for (class, amount) in countables.filter(|(_, amount)| **amount > 0) {
             match self.claimed_countables.get_mut(class) {
                 Some(sum) => *sum = sum.saturating_add((*amount).into()),
                 None => {

@@ -8,7 +8,7 @@
 //! ```text
 //!   facts, claims, failures            request
 //!          ▼                              ▼
-//!   table (host, columns, ──▶ scan (filter, weigh) ──▶ survey ──▶ decision ──▶ words
+//!   table (host, columns, ──▶ scan (narrow, weigh, nearest) ──▶ survey ──▶ decision ──▶ words
 //!          features, countables)
 //! ```
 
@@ -24,6 +24,8 @@ mod host;
 mod host_set;
 mod many;
 mod mix;
+mod narrow;
+mod nearest;
 mod podium;
 mod rejection;
 mod request;

@@ -2,8 +2,9 @@
 //!
 //! 1. Every host gets a code: of the first of the filters up to disk that rejects it, or [`FITS`]. This loop has no
 //!    branches and compiles to vector instructions; counting the codes does too.
-//! 2. The hosts that are left are listed, and each further filter *that the request asks* shortens the list.
-//! 3. The scores of those that remain: a column, plus adjustments for the few hosts that have any.
+//! 2. The hosts that are left are a set, and each further filter *that the request asks* takes a set of hosts out.
+//! 3. The scores of those that remain are a column, but for the few hosts that have adjustments. Whole blocks of
+//!    hosts are passed over when the best of them is not among the best so far.
 //! 4. The nearest misses are sought among the hosts with the highest codes only.
 
 use std::cmp::Reverse;
@@ -11,12 +12,12 @@ use std::cmp::Reverse;
 use super::{
     amounts::{PerResource, Resource},
     columns::{Columns, FITS},
-    countables,
-    features::Feature,
-    filter::FilterName,
-    host_set::{HostIndex, HostSet},
+    filter::{COUNT, FilterName},
+    host_set::HostSet,
+    narrow::Narrowing,
+    nearest,
     request::{GroupPolicy, Request},
-    survey::{NEAREST, Survey},
+    survey::Survey,
     table::HostTable,
     weigh,
 };
@@ -24,16 +25,14 @@ use super::{
 /// Memory that decisions are made in; kept by the caller from one decision to the next, without any meaning.
 #[derive(Debug, Clone, Default)]
 pub struct Scratch {
-    /// The code of every host.
+    /// The code of every host, by the filters that every request asks.
     pub(super) codes: Vec<u8>,
     /// The hosts that no filter has rejected yet.
-    remaining: Vec<HostIndex>,
+    pub(super) remaining: HostSet,
+    /// The hosts that each further filter has rejected, by its code.
+    pub(super) rejected: [HostSet; COUNT],
     /// The hosts one filter lets pass, or does not.
-    set: HostSet,
-    /// What is added to scores; all zero between decisions.
-    adjustments: Vec<i64>,
-    /// The hosts whose scores are adjusted.
-    adjusted: Vec<HostIndex>,
+    pub(super) set: HostSet,
 }
 
 /// Looks at every host.
@@ -51,7 +50,8 @@ pub(super) fn survey(request: &Request, table: &HostTable, scratch: &mut Scratch
     let mut survey = Survey::new(table.settings());
     code(&table.columns, needed, &mut scratch.codes);
     count(&scratch.codes, &mut survey);
-    list_remaining(scratch);
+    scratch.remaining.set_from_high_bits(&scratch.codes);
+    scratch.rejected.iter_mut().for_each(HostSet::clear);
     Narrowing {
         request,
         table,
@@ -60,7 +60,7 @@ pub(super) fn survey(request: &Request, table: &HostTable, scratch: &mut Scratch
     }
     .by_every_asked_filter();
     rank(request, table, scratch, &mut survey);
-    seek_nearest(request, table, needed, scratch, &mut survey);
+    nearest::seek(request, table, needed, scratch, &mut survey);
     survey
 }
 
@@ -108,178 +108,10 @@ fn count(codes: &[u8], survey: &mut Survey) {
     }
 }
 
-fn list_remaining(scratch: &mut Scratch) {
-    scratch
-        .remaining
-        .resize(scratch.codes.len(), HostIndex::default());
-    let mut length = 0;
-    for (slot, code) in scratch.codes.iter().enumerate() {
-        // Written always, kept only where it counts: cheaper than a branch that cannot be predicted.
-        scratch.remaining[length] = HostIndex(slot);
-        length += usize::from(*code == FITS);
-    }
-    scratch.remaining.truncate(length);
-}
-
-/// The filters that only some requests ask.
-struct Narrowing<'a> {
-    request: &'a Request,
-    table: &'a HostTable,
-    scratch: &'a mut Scratch,
-    survey: &'a mut Survey,
-}
-
-impl Narrowing<'_> {
-    fn by_every_asked_filter(mut self) {
-        self.by_countable_resources();
-        self.by_features();
-        self.by_named_hosts();
-        self.by_server_group();
-        self.by_volume_and_network();
-        self.by_failures();
-    }
-
-    /// Keeps the hosts for which a filter says yes.
-    fn keep(&mut self, filter: FilterName, mut fits: impl FnMut(&HostSet, HostIndex) -> bool) {
-        let Scratch {
-            codes,
-            remaining,
-            set,
-            ..
-        } = &mut *self.scratch;
-        let before = remaining.len();
-        let mut length = 0;
-        for index in 0..before {
-            let slot = remaining[index];
-            let kept = fits(set, slot);
-            codes[slot.0] = if kept { FITS } else { filter.code() };
-            remaining[length] = slot;
-            length += usize::from(kept);
-        }
-        remaining.truncate(length);
-        self.survey.removed[usize::from(filter.code())] += before - length;
-    }
-
-    /// Keeps the hosts in the set.
-    fn keep_set(&mut self, filter: FilterName) {
-        self.keep(filter, HostSet::contains);
-    }
-
-    /// Keeps the hosts not in the set.
-    fn drop_set(&mut self, filter: FilterName) {
-        self.keep(filter, |set, slot| !set.contains(slot));
-    }
-
-    /// Puts hosts into the set; those that the table does not know do not matter.
-    fn fill<'b>(&mut self, hosts: impl IntoIterator<Item = &'b berth_common::ids::HostId>) {
-        self.scratch.set.clear();
-        for slot in hosts.into_iter().filter_map(|id| self.table.slot(*id)) {
-            self.scratch.set.insert(slot);
-        }
-    }
-
-    fn by_countable_resources(&mut self) {
-        if self.request.countables.is_empty() {
-            return;
-        }
-        let wanted = self.table.countables.wanted(self.request);
-        self.keep(FilterName::CountableResources, |_, slot| {
-            countables::missing(&wanted, slot) == 0
-        });
-    }
-
-    fn keep_features(&mut self, filter: FilterName, features: impl Iterator<Item = Feature>) {
-        let mut features = features.peekable();
-        if features.peek().is_some() {
-            let set = &mut self.scratch.set;
-            self.table.features.intersect(features, set);
-            self.keep_set(filter);
-        }
-    }
-
-    fn by_features(&mut self) {
-        let request = self.request;
-        let zone = request.zone.iter().cloned().map(Feature::Zone);
-        self.keep_features(FilterName::AvailabilityZone, zone);
-        let properties = request.properties.iter();
-        let properties =
-            properties.map(|(key, value)| Feature::Property(key.clone(), value.clone()));
-        self.keep_features(FilterName::AggregateProperties, properties);
-        let image = &request.image;
-        let architecture = image.architecture.iter().cloned();
-        let virt_type = image.virt_type.iter().cloned().map(Feature::VirtType);
-        let image = architecture.map(Feature::Architecture).chain(virt_type);
-        self.keep_features(FilterName::ImageProperties, image);
-    }
-
-    fn by_named_hosts(&mut self) {
-        let request = self.request;
-        if let Some(requested) = &request.requested_host {
-            self.fill([requested]);
-            self.keep_set(FilterName::RequestedHost);
-        }
-        if !request.different_hosts.is_empty() {
-            self.fill(&request.different_hosts);
-            self.drop_set(FilterName::DifferentHost);
-        }
-        if !request.same_hosts.is_empty() {
-            self.fill(&request.same_hosts);
-            self.keep_set(FilterName::SameHost);
-        }
-    }
-
-    fn by_server_group(&mut self) {
-        let Some(group) = &self.request.group else {
-            return;
-        };
-        let members = group.members.iter();
-        let members = members.filter(|(_, count)| **count > 0);
-        if group.policy == GroupPolicy::Affinity && group.has_members() {
-            self.fill(members.clone().map(|(host, _)| host));
-            self.keep_set(FilterName::ServerGroup);
-        }
-        match group.limit() {
-            Some(0) => self.keep(FilterName::ServerGroup, |_, _| false),
-            Some(limit) => {
-                let full = members.filter(|(_, count)| **count >= limit);
-                self.fill(full.map(|(host, _)| host));
-                self.drop_set(FilterName::ServerGroup);
-            }
-            None => {}
-        }
-    }
-
-    fn by_volume_and_network(&mut self) {
-        let request = self.request;
-        if let Some(hosts) = &request.volume_hosts {
-            self.fill(hosts);
-            self.keep_set(FilterName::VolumeLocality);
-        }
-        let networks = request.physical_networks.iter().cloned();
-        let networks = networks.map(Feature::PhysicalNetwork);
-        self.keep_features(FilterName::PhysicalNetwork, networks);
-    }
-
-    fn by_failures(&mut self) {
-        let (request, table) = (self.request, self.table);
-        if request.excluded_hosts.is_empty() && table.failing.is_empty() {
-            return;
-        }
-        self.fill(&request.excluded_hosts);
-        let settings = table.settings();
-        for slot in &table.failing {
-            let failures = table.at(*slot).failures();
-            let failures = failures.decayed(request.now, settings.failure_half_life);
-            if failures > settings.max_failures {
-                self.scratch.set.insert(*slot);
-            }
-        }
-        self.drop_set(FilterName::FailedRecently);
-    }
-}
-
 /// Offers the hosts that remain, by score.
 fn rank(request: &Request, table: &HostTable, scratch: &mut Scratch, survey: &mut Survey) {
+    let remaining = &mut scratch.remaining;
+    // Those whose score is more than the column come first, by themselves.
     let soft = request.group.as_ref().filter(|group| {
         matches!(
             group.policy,
@@ -287,126 +119,42 @@ fn rank(request: &Request, table: &HostTable, scratch: &mut Scratch, survey: &mu
         )
     });
     let members = soft.into_iter().flat_map(|group| group.members.keys());
-    scratch.adjusted.clear();
-    scratch.adjusted.extend(&table.failing);
-    scratch
-        .adjusted
-        .extend(members.filter_map(|host| table.slot(*host)));
+    let members = members.filter_map(|host| table.slot(*host));
     let base = &table.columns.base;
-    if scratch.adjusted.is_empty() {
-        return rank_by(request, table, &scratch.remaining, survey, |slot| {
-            base[slot]
-        });
-    }
-    scratch.adjustments.resize(table.len(), 0);
-    for slot in &scratch.adjusted {
-        scratch.adjustments[slot.0] = weigh::adjustment(request, table.at(*slot), table.settings());
-    }
-    let adjustments = &scratch.adjustments;
-    rank_by(request, table, &scratch.remaining, survey, |slot| {
-        base[slot].saturating_add(adjustments[slot])
-    });
-    for slot in &scratch.adjusted {
-        scratch.adjustments[slot.0] = 0;
-    }
-}
-
-fn rank_by(
-    request: &Request,
-    table: &HostTable,
-    remaining: &[HostIndex],
-    survey: &mut Survey,
-    score: impl Fn(usize) -> i64,
-) {
-    let mut bar = i64::MIN;
-    for slot in remaining {
-        let score = score(slot.0);
-        if score >= bar {
-            survey.fits(request, table, *slot, score);
-            if let Some((Reverse(score), ..)) = survey.best.bar() {
-                bar = *score;
-            }
+    for slot in table.failing.iter().copied().chain(members) {
+        if remaining.contains(slot) {
+            remaining.remove(slot);
+            let adjustment = weigh::adjustment(request, table.at(slot), table.settings());
+            let score = base[slot.0].saturating_add(adjustment);
+            survey.fits(request, table, slot, score);
         }
     }
-}
-
-/// Offers the hosts with the highest codes as nearest misses, until there are enough.
-fn seek_nearest(
-    request: &Request,
-    table: &HostTable,
-    needed: PerResource<i32>,
-    scratch: &Scratch,
-    survey: &mut Survey,
-) {
-    let mut wanted = NEAREST;
-    for filter in FilterName::ALL.iter().rev() {
-        let removed = survey.removed[usize::from(filter.code())];
-        if removed == 0 {
+    let mut bar = i64::MIN;
+    for (block, highest) in table.columns.highest.iter().enumerate() {
+        if *highest < bar {
             continue;
         }
-        let columns = &table.columns;
-        let resource = match filter {
-            FilterName::Cpu => Some((needed.vcpus, &columns.vcpus)),
-            FilterName::Ram => Some((needed.memory_mb, &columns.memory_mb)),
-            FilterName::Disk => Some((needed.disk_gb, &columns.disk_gb)),
-            _ => None,
-        };
-        match (filter, resource) {
-            (_, Some((needed, room))) => {
-                nearest_by_room(table, *filter, needed, room, scratch, survey);
-            }
-            (FilterName::CountableResources, None) => {
-                let wanted = table.countables.wanted(request);
-                for (slot, code) in scratch.codes.iter().enumerate() {
-                    if *code == filter.code() {
-                        let slot = HostIndex(slot);
-                        let missing = countables::missing(&wanted, slot);
-                        survey.misses(table, slot, *code, missing);
-                    }
+        for slot in remaining.block(block) {
+            let score = base[slot.0];
+            if score >= bar {
+                survey.fits(request, table, slot, score);
+                if let Some((Reverse(score), ..)) = survey.best.bar() {
+                    bar = *score;
                 }
             }
-            (_, None) => nearest_by_id(table, *filter, scratch, survey),
-        }
-        wanted = wanted.saturating_sub(removed);
-        if wanted == 0 {
-            return;
         }
     }
 }
 
-/// Of the hosts that lack a resource, those that lack least.
-fn nearest_by_room(
-    table: &HostTable,
-    filter: FilterName,
-    needed: i32,
-    room: &[i32],
-    scratch: &Scratch,
-    survey: &mut Survey,
-) {
-    let code = filter.code();
-    let mut bar = i32::MIN;
-    for (slot, (other, room)) in scratch.codes.iter().zip(room).enumerate() {
-        // One branch for both, which is hardly ever taken once there are enough.
-        if (*other == code) & (*room >= bar) {
-            let missing = u64::try_from(needed.saturating_sub(*room)).unwrap_or(0);
-            survey.misses(table, HostIndex(slot), code, missing);
-            if let Some((_, missing, _)) = survey.nearest.bar() {
-                bar = i32::try_from(*missing).map_or(i32::MIN, |missing| needed - missing);
-            }
-        }
-    }
-}
-
-/// Of the hosts that lack something that is not counted, those with the lowest ids.
-fn nearest_by_id(table: &HostTable, filter: FilterName, scratch: &Scratch, survey: &mut Survey) {
-    let code = filter.code();
-    let mut bar = u128::MAX;
-    for (slot, (other, id)) in scratch.codes.iter().zip(&table.columns.id).enumerate() {
-        if (*other == code) & (*id <= bar) {
-            survey.misses(table, HostIndex(slot), code, 0);
-            if let Some((_, _, id)) = survey.nearest.bar() {
-                bar = *id;
-            }
+#[cfg(test)]
+impl Scratch {
+    /// The code of the first filter that rejected a host in the last decision, or [`FITS`].
+    pub(super) fn code_of(&self, slot: super::host_set::HostIndex) -> u8 {
+        let further = FilterName::ALL.iter().map(|filter| filter.code());
+        let mut further = further.filter(|code| self.rejected[usize::from(*code)].contains(slot));
+        match self.codes[slot.0] {
+            FITS => further.next().unwrap_or(FITS),
+            code => code,
         }
     }
 }

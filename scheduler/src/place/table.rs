@@ -16,7 +16,7 @@ use super::{
     failures::{FailureCount, FailureHistory, Millis},
     features::{Feature, Features},
     host::{Admission, Host, HostFacts},
-    host_set::HostIndex,
+    host_set::{BLOCK, HostIndex},
     mix::BuildIdHasher,
     request::Demand,
     settings::Settings,
@@ -332,6 +332,11 @@ impl HostTable {
             return Err(format!(
                 "features are kept as {kept:?}, they are {features:?}"
             ));
+        }
+        let blocks = 0..self.hosts.len().div_ceil(BLOCK);
+        let highest: Vec<_> = blocks.map(|block| self.columns.highest_in(block)).collect();
+        if !self.columns.highest.iter().copied().map(Some).eq(highest) {
+            return Err("the highest scores of the blocks are wrong".to_owned());
         }
         if self.slots.len() != self.hosts.len() || self.columns.id.len() != self.hosts.len() {
             return Err("the parts of the table have different lengths".to_owned());

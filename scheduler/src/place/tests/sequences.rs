@@ -112,7 +112,7 @@ proptest! {
     fn a_dry_run_tells_what_placing_would_do(cloud in any_cloud(0..7), most in 0_u64..40) {
         let mut wanted = cloud.request.clone();
         wanted.resources.memory_mb = wanted.resources.memory_mb.max(
-            berth_common::units::MemoryMb::new(100).unwrap(),
+            berth_common::units::MemoryMb::new(300).unwrap(),
         );
         let table = cloud.table();
         let mut scratch = Scratch::default();
