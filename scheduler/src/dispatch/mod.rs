@@ -7,7 +7,11 @@
 
 pub mod backoff;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use berth_common::{
     bus::{Message, PublishError, QueueDecl, Target, compute_queue},
@@ -174,11 +178,18 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) {
     let mut health = context.bus.health();
     let epoch = context.bus.epoch();
     let mut renewed = None;
+    let mut counted: Option<Instant> = None;
     loop {
         health.mark_unchanged();
         let connection = *epoch.borrow();
         let connected = health.borrow().is_connected();
         let result = async {
+            // All that lags is counted, which takes its time when much does.
+            if counted.is_none_or(|at| at.elapsed() >= TICK) {
+                counted = Some(Instant::now());
+                let lagging = documents::lag_count(context.store.pool()).await?;
+                context.metrics.lagging(lagging);
+            }
             if !connected {
                 return Ok(0);
             }
@@ -233,9 +244,6 @@ enum Sent {
 /// for its next turn like any other, so that one host's trouble never keeps others waiting.
 async fn round(context: &Context) -> Result<usize, DispatchError> {
     let due = documents::lagging(context.store.pool(), Utc::now(), BATCH).await?;
-    context
-        .metrics
-        .lagging(documents::lag_count(context.store.pool()).await?);
     if due.is_empty() {
         return Ok(0);
     }

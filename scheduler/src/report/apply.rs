@@ -54,7 +54,9 @@ pub async fn reports(context: &Context, reports: &[Report]) -> Result<(), ClaimE
             remembered.written(host, key, stamp);
         }
     });
-    context.dispatch.wake();
+    if known.due {
+        context.dispatch.wake();
+    }
     Ok(())
 }
 
@@ -95,6 +97,8 @@ struct Known {
     documents: HashMap<(HostId, DocumentKey), DocumentRow>,
     instances: HashMap<InstanceId, InstanceRow>,
     observations: Vec<Observation>,
+    /// Whether a document was made due.
+    due: bool,
 }
 
 impl Known {
@@ -112,6 +116,7 @@ impl Known {
                 .collect(),
             instances: instances.into_iter().map(|row| (row.id, row)).collect(),
             observations: Vec::new(),
+            due: false,
         })
     }
 }
@@ -181,6 +186,7 @@ async fn apply(
                 ..document
             };
             documents::upsert(writing.txn(), &renewed).await?;
+            known.due = true;
         }
         Meaning::Current => {
             known.observations.push(Observation {
