@@ -5,10 +5,10 @@ SHELL := /bin/bash
 export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help packages build guest demo demo-down test check docs clean
+.PHONY: help packages build guest demo demo-down test check bench-durable bench-scale bench-failover docs clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 packages: ## Install what building, running and testing needs
 	@scripts/install-packages.sh all
@@ -33,6 +33,18 @@ test: ## Every test
 check: ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+bench-durable: ## Placements per second beside the bare broker
+	@scripts/install-packages.sh build run test
+	@bench/durable.sh
+
+bench-scale: ## What 1,000 hosts and 100,000 instances cost the scheduler
+	@scripts/install-packages.sh build run test
+	@bench/scale.sh
+
+bench-failover: ## How long until a second scheduler takes over
+	@scripts/install-packages.sh build run test
+	@bench/failover.sh
 
 docs: ## Write docs/messages.md anew from the types
 	BERTH_WRITE_DOCS=1 cargo test -p berth-common --test messages
