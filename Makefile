@@ -5,10 +5,11 @@ SHELL := /bin/bash
 export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help packages build guest demo demo-down test check bench-placement docs clean
+.PHONY: help packages build guest demo demo-down test check docs clean
+.PHONY: bench-placement bench-durable bench-scale bench-failover bench-bus
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 packages: ## Install what building, running and testing needs
 	@scripts/install-packages.sh all
@@ -35,7 +36,20 @@ check: ## Formatting and lints
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 bench-placement: ## How long placement decisions take
+	@scripts/install-packages.sh build
 	cargo bench -p berth-scheduler --bench placement --locked
+
+bench-durable: ## Placements per second beside the bare broker
+	@scripts/install-packages.sh build run test
+	@bench/durable.sh
+
+bench-scale: ## What 1,000 hosts and 100,000 instances cost the scheduler
+	@scripts/install-packages.sh build run test
+	@bench/scale.sh
+
+bench-failover: ## How long until a second scheduler takes over
+	@scripts/install-packages.sh build run test
+	@bench/failover.sh
 
 docs: ## Write docs/messages.md anew from the types
 	BERTH_WRITE_DOCS=1 cargo test -p berth-common --test messages

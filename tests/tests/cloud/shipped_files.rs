@@ -148,6 +148,7 @@ fn the_documents_that_users_look_for_are_there() -> anyhow::Result<()> {
 fn paths_in(text: &str) -> Vec<String> {
     let tops = [
         "agent",
+        "bench",
         "common",
         "ctl",
         "docs",
