@@ -151,6 +151,7 @@ pub(crate) fn request() -> anyhow::Result<InstanceCreate> {
         networks: Vec::new(),
         power: DesiredPower::Stopped,
         stop_timeout_seconds: default_stop_timeout_seconds(),
+        hints: Default::default(),
     })
 }
 
