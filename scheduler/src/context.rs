@@ -316,6 +316,7 @@ impl Context {
         let now = Instant::now();
         let is_fresh = |at: Instant| now.saturating_duration_since(at) < LIVENESS_AGE;
         if !cloud.liveness_at().is_some_and(is_fresh) {
+            cloud.forget_old_failures(self.millis());
             let timeout = self.config.patience.timeout;
             self.liveness(|liveness| {
                 cloud.look_at_liveness(now, |host| liveness.is_alive(host, timeout, now));

@@ -171,6 +171,11 @@ impl Cloud {
         }
     }
 
+    /// Forgets failed builds that count for nothing any more.
+    pub fn forget_old_failures(&mut self, now: Millis) {
+        self.table.forget_old_failures(now);
+    }
+
     /// Takes over whose heartbeats arrive.
     pub fn look_at_liveness(&mut self, now: Instant, alive: impl Fn(HostId) -> bool) {
         self.liveness_at = Some(now);
