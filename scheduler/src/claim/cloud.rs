@@ -148,16 +148,16 @@ impl Cloud {
         }
     }
 
-    /// The host of an instance said that it was built, or that it cannot be.
-    pub fn built(&mut self, instance: InstanceId) {
+    /// The host of an instance has yet to build it, or was done with that or gave it up.
+    pub fn set_building(&mut self, instance: InstanceId, building: bool) {
         let Some(placed) = self.placed.get(&instance) else {
             return;
         };
-        if !placed.building {
+        if placed.building == building {
             return;
         }
         let after = Placed {
-            building: false,
+            building,
             ..placed.clone()
         };
         self.unplace(instance);
