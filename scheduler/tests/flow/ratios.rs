@@ -290,7 +290,11 @@ async fn a_disabled_or_draining_host_gets_nothing_new_until_it_is_enabled() {
     }
     let here = |name: &str| hinted(name, json!({ "host": home }));
     cloud
-        .refused(here("drained"), NoValidHost, "it is being drained")
+        .refused(
+            here("drained"),
+            NoValidHost,
+            "enabled removed 1; requested_host removed 1",
+        )
         .await;
     cloud
         .ok(HostDisable {
@@ -299,7 +303,11 @@ async fn a_disabled_or_draining_host_gets_nothing_new_until_it_is_enabled() {
         })
         .await;
     cloud
-        .refused(here("disabled"), NoValidHost, "it is disabled")
+        .refused(
+            here("disabled"),
+            NoValidHost,
+            "enabled removed 1; requested_host removed 1",
+        )
         .await;
     assert_eq!(cloud.host_of(first.id).await, home, "what it has stays");
     let shown = cloud.ok(HostEnable { host: home.clone() }).await;
@@ -378,7 +386,7 @@ async fn a_lost_host_is_forgotten_with_what_was_being_deleted_there_and_nothing_
     cloud
         .refused(forget(), Conflict, "host hv1 is up: stop its agent first")
         .await;
-    cloud.silence(host.id).await;
+    cloud.silence(&[host.id]).await;
     cloud.ok(delete(going.id)).await;
     cloud
         .refused(
@@ -452,7 +460,7 @@ async fn a_silent_host_gets_nothing_and_is_told_everything_when_it_is_back() {
             view.vm_state == VmState::Active
         })
         .await;
-    cloud.silence(host.id).await;
+    cloud.silence(&[host.id]).await;
     let late = small("late");
     cloud
         .refused(late.clone(), NoValidHost, "its heartbeats do not arrive")
