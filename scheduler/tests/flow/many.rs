@@ -81,7 +81,7 @@ async fn all_or_nothing_leaves_nothing_behind_when_one_does_not_fit() {
     };
     assert_eq!(
         view.ports[0].fixed_ips[0].ip_address.to_string(),
-        "10.0.0.2"
+        "10.0.0.1"
     );
     assert_sound(&cloud).await;
 }
