@@ -11,7 +11,7 @@ use berth_common::{
     ids::{HostId, InstanceId},
     message::{
         request::{HostShow, InstanceShow, Method, PlacementExplain, Reply},
-        view::{HostView, InstanceView},
+        view::{HostState, HostView, InstanceView},
     },
     refusal::{Refusal, RefusalCode},
     telemetry::{health::Health, registry::Metrics},
@@ -325,15 +325,22 @@ impl Cloud {
         }
     }
 
-    /// From now on a host counts as silent for long.
-    pub(crate) async fn silence(&self, host: HostId) {
+    /// From now on these hosts count as silent for long.
+    pub(crate) async fn silence(&self, hosts: &[HostId]) {
         let context = self.context();
         let ago = context.config.patience.timeout * 2;
-        context.liveness(|liveness| liveness.heard(host, Instant::now().checked_sub(ago).unwrap()));
-        wait_until("placement knows that a host is silent", async || {
+        let then = Instant::now().checked_sub(ago).unwrap();
+        context.liveness(|liveness| {
+            for host in hosts {
+                liveness.heard(*host, then);
+            }
+        });
+        wait_until("placement knows who is silent", async || {
             let image = context.image().await.unwrap();
-            let host = image.table().host(host).unwrap();
-            host.facts().liveness == berth_common::message::view::HostState::Down
+            hosts.iter().all(|host| {
+                let host = image.table().host(*host).unwrap();
+                host.facts().liveness == HostState::Down
+            })
         })
         .await;
     }
