@@ -362,8 +362,8 @@ async fn properties_are_those_of_any_aggregate_of_the_host() {
             "{name}"
         );
     };
-    check("ssd", json!({ "disk": "ssd" }), &["hv1"]).await;
     check("hdd", json!({ "disk": "hdd" }), &["hv1", "hv2"]).await;
+    check("ssd", json!({ "disk": "ssd" }), &["hv1"]).await;
     check("both", json!({ "disk": "ssd", "rack": "r 1" }), &["hv1"]).await;
     cloud
         .refused(
