@@ -18,6 +18,7 @@ use berth_store::{
     Store, StoreError, Txn,
     decisions::{self, DecisionRow},
     leadership::Epoch,
+    whole_millis,
 };
 use chrono::{DateTime, Utc};
 use tokio::sync::MutexGuard;
@@ -300,7 +301,8 @@ impl Context {
             fresh: Vec::new(),
             decisions: Vec::new(),
             forgotten: Vec::new(),
-            now: Utc::now(),
+            // As a row gives it back, so that the first answer about something is the same as every later one.
+            now: whole_millis(Utc::now()),
         })
     }
 

@@ -111,20 +111,7 @@ async fn stand_by_and_lead(
         return Ok(());
     };
     let context = Arc::new(context);
-    tasks.spawn(watch_hosts(
-        Arc::clone(&context),
-        health.component("hosts"),
-        cancel.clone(),
-    ));
-    tasks.spawn(unfailing(watch_listening(
-        Arc::clone(&context),
-        cancel.clone(),
-    )));
-    tasks.spawn(unfailing(housekeeping(
-        Arc::clone(&context),
-        cancel.clone(),
-    )));
-    tasks.spawn(unfailing(declare_host_queues(Arc::clone(&context))));
+    watch(&mut tasks, &context, health.component("hosts"), cancel);
     let flow = Flow {
         requests,
         first: Some(first),
@@ -239,6 +226,20 @@ impl Flow {
     }
 }
 
+/// What a leader does beside serving messages: judges hosts, learns that another took over, keeps house.
+pub fn watch(
+    tasks: &mut JoinSet<Result<(), TaskError>>,
+    context: &Arc<Context>,
+    hosts: Component,
+    cancel: &CancellationToken,
+) {
+    let shared = || Arc::clone(context);
+    tasks.spawn(watch_hosts(shared(), hosts, cancel.clone()));
+    tasks.spawn(unfailing(watch_listening(shared(), cancel.clone())));
+    tasks.spawn(unfailing(housekeeping(shared(), cancel.clone())));
+    tasks.spawn(unfailing(declare_host_queues(shared())));
+}
+
 /// Why a scheduler cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -304,7 +305,10 @@ async fn open_store(
 }
 
 /// Hosts that were alive when a scheduler last listened count as alive until they prove otherwise.
-async fn seed_liveness(context: &Context) -> Result<(), StoreError> {
+///
+/// # Errors
+/// When the database is out of reach.
+pub async fn seed_liveness(context: &Context) -> Result<(), StoreError> {
     let rows = hosts::all(context.store.pool()).await?;
     let now = Instant::now();
     let last: Vec<_> = rows

@@ -358,6 +358,7 @@ impl Engine {
         let Some((key, document)) = self.running.remove(&id) else {
             return;
         };
+        let end = self.waits_in_vain(end);
         self.count(key, document.generation(), &end.outcome, took);
         let ready = end.outcome == Outcome::Converged && key.kind == Kind::Network;
         if let Some(resource) = self.resources.get_mut(&key) {
@@ -366,6 +367,35 @@ impl Engine {
         self.tell(key);
         if ready {
             self.wake_waiting(key);
+        }
+    }
+
+    /// An instance that waits for a network which cannot be built has that fault itself: who placed it there may know a
+    /// better place.
+    fn waits_in_vain(&self, end: PassEnd) -> PassEnd {
+        let Outcome::Waiting(Waiting::Network(id)) = &end.outcome else {
+            return end;
+        };
+        let key = DocumentKey {
+            kind: Kind::Network,
+            id: id.as_uuid(),
+        };
+        let told = self
+            .resources
+            .get(&key)
+            .and_then(|network| network.told.as_ref());
+        let fault = told
+            .filter(|told| told.status == ConvergeStatus::Failed)
+            .and_then(|told| told.fault.as_ref());
+        match fault {
+            Some(fault) => PassEnd {
+                outcome: Outcome::Failed(Fault {
+                    code: fault.code,
+                    message: format!("its network {id}: {}", fault.message),
+                }),
+                ..end
+            },
+            None => end,
         }
     }
 

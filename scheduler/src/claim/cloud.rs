@@ -17,8 +17,8 @@ use berth_common::{
 use berth_store::aggregates::Aggregate;
 
 use crate::place::{
-    self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Scratch,
-    Settings,
+    self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Resource,
+    Scratch, Settings,
 };
 
 /// Where an instance lies, and what it takes there.
@@ -148,16 +148,16 @@ impl Cloud {
         }
     }
 
-    /// The host of an instance said that it was built, or that it cannot be.
-    pub fn built(&mut self, instance: InstanceId) {
+    /// The host of an instance has yet to build it, or was done with that or gave it up.
+    pub fn set_building(&mut self, instance: InstanceId, building: bool) {
         let Some(placed) = self.placed.get(&instance) else {
             return;
         };
-        if !placed.building {
+        if placed.building == building {
             return;
         }
         let after = Placed {
-            building: false,
+            building,
             ..placed.clone()
         };
         self.unplace(instance);
@@ -332,4 +332,62 @@ impl Cloud {
     pub fn is_empty(&self) -> bool {
         self.placed.is_empty()
     }
+
+    /// What differs from another image of the same rows, if anything does: for tests and for doubts. Who is alive and
+    /// which builds have failed is in no row, and not compared.
+    #[must_use]
+    pub fn differs_from(&self, other: &Self) -> Option<String> {
+        differing("places", &sorted(&self.placed), &sorted(&other.placed))
+            .or_else(|| differing("groups", &sorted(&self.groups), &sorted(&other.groups)))
+            .or_else(|| differing("builds", &sorted(&self.builds), &sorted(&other.builds)))
+            .or_else(|| {
+                let by_id = |cloud: &Self| -> BTreeMap<_, _> {
+                    let rows = cloud.aggregates.iter().cloned();
+                    rows.map(|aggregate| (aggregate.row.id, aggregate))
+                        .collect()
+                };
+                differing("aggregates", &by_id(self), &by_id(other))
+            })
+            .or_else(|| differing("hosts", &self.measured(), &other.measured()))
+    }
+
+    /// Every host as placement counts it.
+    fn measured(&self) -> BTreeMap<HostId, (HostFacts, Vec<u64>)> {
+        let hosts = self.table.hosts().map(|host| {
+            let facts = HostFacts {
+                liveness: HostState::Down,
+                ..host.facts().clone()
+            };
+            let used = Resource::ALL.into_iter().map(|of| host.used(of));
+            let countables = facts.countables.keys();
+            let counted = countables.map(|class| host.countable_used(class));
+            let builds = std::iter::once(host.builds_in_flight());
+            let amounts = used.chain(counted).chain(builds).collect();
+            (facts.id, (facts, amounts))
+        });
+        hosts.collect()
+    }
+}
+
+fn sorted<K: Ord + Copy, V: Clone>(map: &HashMap<K, V>) -> BTreeMap<K, V> {
+    map.iter()
+        .map(|(key, value)| (*key, value.clone()))
+        .collect()
+}
+
+/// The first entry that two maps do not share.
+fn differing<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+    what: &str,
+    a: &BTreeMap<K, V>,
+    b: &BTreeMap<K, V>,
+) -> Option<String> {
+    let key = a
+        .keys()
+        .chain(b.keys())
+        .find(|key| a.get(key) != b.get(key))?;
+    Some(format!(
+        "{what}: {key:?} is {:?} here, {:?} there",
+        a.get(key),
+        b.get(key)
+    ))
 }

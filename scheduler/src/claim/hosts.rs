@@ -9,7 +9,7 @@ use berth_common::{
     names::HostName,
 };
 use berth_store::{
-    Executor,
+    Executor, aggregates,
     hosts::{self, HostOverrides, HostRow, ReservedOverrides},
     instances,
 };
@@ -96,6 +96,9 @@ pub async fn delete(
     }
     hosts::delete(writing.txn(), row.id).await?;
     writing.cloud.remove_host(row.id);
+    // It may come back, as a host that nobody has put into any of them.
+    let aggregates = aggregates::all(writing.txn()).await?;
+    writing.cloud.set_aggregates(aggregates);
     writing.forget_host(row.id, row.name.clone());
     tracing::info!(host = %row.name, host_id = %row.id, "a host was forgotten");
     Ok(HostDeleteReply {

@@ -61,7 +61,9 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
         if urgent || (!waiting.is_empty() && flushed.elapsed() >= FLUSH_EVERY) {
             flushed = Instant::now();
             let news: Vec<News> = waiting.drain().map(|(_, news)| news).collect();
-            write_all(&context, news).await;
+            for one in write_all(&context, news).await {
+                waiting.insert(one.heartbeat.host_id, one);
+            }
         }
     }
     Ok(())
@@ -95,11 +97,24 @@ fn note(context: &Context, heartbeat: Heartbeat, waiting: &mut HashMap<HostId, N
     is_back || urgency == Urgency::AtOnce
 }
 
-/// Writes what is new down, together if that can be. What cannot be written is told anew by the next heartbeats.
-async fn write_all(context: &Context, news: Vec<News>) {
-    if write(context, &news).await.is_ok() {
-        return;
+/// Writes what is new down, together if that can be. Answers what is to be tried again, since the database is out of
+/// reach: the next heartbeats would tell the facts anew, but not that their host was silent for long.
+async fn write_all(context: &Context, mut news: Vec<News>) -> Vec<News> {
+    // A host that was forgotten since is not to come back by its last word.
+    let now = Instant::now();
+    context.liveness(|liveness| {
+        news.retain(|one| liveness.age(one.heartbeat.host_id, now).is_some());
+    });
+    match write(context, &news).await {
+        Ok(()) => return Vec::new(),
+        Err(ClaimError::Store(error)) if error.retryable() => {
+            tracing::warn!(error = %error_chain(&error), "heartbeats are written down later");
+            return news;
+        }
+        // Whose fault it is, shows when each is written by itself.
+        Err(_) => {}
     }
+    let mut later = Vec::new();
     for one in news {
         let host = &one.heartbeat.host;
         match write(context, std::slice::from_ref(&one)).await {
@@ -117,11 +132,13 @@ async fn write_all(context: &Context, news: Vec<News>) {
                     );
                 }
             }
+            Err(ClaimError::Store(error)) if error.retryable() => later.push(one),
             Err(error) => {
                 tracing::error!(%host, error = %error_chain(&error), "a heartbeat could not be written down");
             }
         }
     }
+    later
 }
 
 /// Writes the facts of hosts in one transaction.

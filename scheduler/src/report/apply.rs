@@ -245,9 +245,9 @@ async fn observe(
         }
         _ => observed,
     };
-    if report.status != ConvergeStatus::Converging {
-        writing.cloud.built(row.id);
-    }
+    // As `instances::building` reads it from the rows.
+    let building = !observed.was_active && report.status != ConvergeStatus::Failed;
+    writing.cloud.set_building(row.id, building);
     instances::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use berth_common::message::placement::{
 };
 use chrono::{DateTime, Utc};
 
-use crate::place::{self, CapacityAnswer, Decision};
+use crate::place::{self, CapacityAnswer, Decision, Rejection};
 
 /// A decision from outside, with the names of hosts.
 #[must_use]
@@ -47,7 +47,12 @@ pub fn public_text(decision: &Decision) -> String {
         text.push_str(&format!("; {} removed {}", removed.filter, removed.hosts));
     }
     if let Some(near) = decision.nearest.first() {
-        text.push_str(&format!("; nearest miss: {}", near.rejection));
+        let why = match &near.rejection {
+            // It has the id of the one that was.
+            Rejection::NotRequested { .. } => "another host was asked for".to_owned(),
+            rejection => rejection.to_string(),
+        };
+        text.push_str(&format!("; nearest miss: {why}"));
     }
     text
 }

@@ -1,7 +1,7 @@
 //! Changing what is wanted of an instance, up to its end.
 
 use berth_common::{
-    document::{DesiredPower, Reboot},
+    document::{DesiredPower, DocumentKey, Kind, Reboot},
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, PowerState},
@@ -11,7 +11,7 @@ use berth_common::{
     names::ProjectName,
 };
 use berth_store::{
-    Txn,
+    Txn, documents,
     instances::{self, InstanceRow},
     nonces,
 };
@@ -113,9 +113,9 @@ fn is_left_off(row: &InstanceRow) -> bool {
     row.desired_power == DesiredPower::Running && off && settled
 }
 
-/// An instance without a host is gone at once; one with a host is gone when the host says so.
+/// An instance that no host was told of is gone at once; one with a host that was is gone when the host says so.
 async fn delete(
-    writing: &Writing<'_>,
+    writing: &mut Writing<'_>,
     row: &InstanceRow,
     host: Option<HostId>,
 ) -> Result<(), ClaimError> {
@@ -123,8 +123,21 @@ async fn delete(
         return Ok(());
     }
     instances::set_desired_deleted(writing.txn(), row.id, writing.now).await?;
-    if host.is_none() {
+    // One that is created and deleted in one transaction has a host, and no document there: there would never be a
+    // tombstone that its host could confirm.
+    let is_told = match host {
+        Some(host) => {
+            let key = DocumentKey {
+                kind: Kind::Instance,
+                id: row.id.as_uuid(),
+            };
+            documents::get(writing.txn(), host, key).await?.is_some()
+        }
+        None => false,
+    };
+    if !is_told {
         instances::mark_deleted(writing.txn(), row.id, writing.now).await?;
+        writing.cloud.unplace(row.id);
     }
     Ok(())
 }

@@ -198,7 +198,8 @@ impl Batch {
             .filter(|port| port.instance_id == row.id)
             .cloned()
             .collect();
-        if self.rows.iter().any(|fresh| fresh.id == row.id) {
+        // Its claim is a row only when the whole batch is written.
+        if self.claims.iter().any(|fresh| fresh.instance_id == row.id) {
             let names = self.addresses.names();
             return Ok(first_view(writing, row, host, &ports, &names));
         }

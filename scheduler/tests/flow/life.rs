@@ -1,330 +1,27 @@
-//! The whole scheduler over the in-process bus and a SQLite file, with a host played by the test.
-
-#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
-
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+//! Lives of instances: from a request to the documents, and to the end.
 
 use berth_common::{
-    bus::{
-        Bus, Consumer, LocalBroker, Message, QueueDecl, RpcClient, Target, heartbeat_key,
-        report_key,
-    },
-    config::Reader,
+    bus::{Bus as _, Message, QueueDecl},
     document::{Document, DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, Nonce},
+    ids::Nonce,
     message::{
-        heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
-        report::{ConvergeStatus, PowerState, REPORT_TYPE, REPORT_VERSION, Report, ResourceReport},
+        report::{ConvergeStatus, PowerState},
         request::{
-            HostDisable, HostShow, InstanceCreate, InstanceDelete, InstanceList, InstanceReboot,
-            InstanceShow, InstanceStart, InstanceStop, Method, NetworkCreate, NetworkDelete, Reply,
+            HostDisable, HostShow, InstanceList, InstanceReboot, InstanceStart, InstanceStop,
+            NetworkDelete, Reply,
         },
         view::{InstanceView, Resources, TaskState, VmState},
     },
-    refusal::{Refusal, RefusalCode},
-    telemetry::registry::Metrics,
-    units::{DiskGb, Generation, MemoryMb, Vcpus},
+    refusal::RefusalCode,
+    units::{Generation, MemoryMb, Vcpus},
 };
-use berth_scheduler::{
-    config::Config,
-    context::Context,
-    inbox::requests::PREFETCH,
-    metrics::SchedulerMetrics,
-    service::{self, Flow},
-};
-use berth_store::{Store, StoreConfig, leadership};
-use chrono::Utc;
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// A scheduler, its broker and its database; several may follow one another on the same database.
-struct Cloud {
-    broker: LocalBroker,
-    directory: tempfile::TempDir,
-    rpc: RpcClient,
-    cancel: CancellationToken,
-    tasks: JoinSet<Result<(), service::TaskError>>,
-}
-
-impl Cloud {
-    async fn start() -> Self {
-        let broker = LocalBroker::new(7);
-        let directory = tempfile::tempdir().unwrap();
-        let (cancel, tasks) = run_scheduler(&broker, &directory).await;
-        let bus: Arc<dyn Bus> = Arc::new(broker.connect());
-        let rpc = RpcClient::start(bus, "scheduler", "test").await.unwrap();
-        Self {
-            broker,
-            directory,
-            rpc,
-            cancel,
-            tasks,
-        }
-    }
-
-    /// Ends the scheduler without ceremony and starts another one on the same database.
-    async fn crash_scheduler(&mut self) {
-        self.tasks.abort_all();
-        while self.tasks.join_next().await.is_some() {}
-        self.cancel.cancel();
-        (self.cancel, self.tasks) = run_scheduler(&self.broker, &self.directory).await;
-    }
-
-    async fn call<M: Method>(&self, request: M) -> Result<M::Reply, Refusal> {
-        let answer = self
-            .rpc
-            .call(M::NAME, M::VERSION, &request, LIMIT)
-            .await
-            .unwrap();
-        answer.decode::<Reply<M::Reply>>().unwrap().into()
-    }
-
-    async fn show(&self, id: InstanceId) -> InstanceView {
-        self.call(InstanceShow {
-            instance: id.to_string(),
-            project: Default::default(),
-        })
-        .await
-        .unwrap()
-    }
-
-    async fn wait_for_instance(
-        &self,
-        id: InstanceId,
-        what: &str,
-        is: impl Fn(&InstanceView) -> bool,
-    ) -> InstanceView {
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        loop {
-            let view = self.show(id).await;
-            if is(&view) {
-                return view;
-            }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "instance is not {what}: {view:#?}"
-            );
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-async fn run_scheduler(
-    broker: &LocalBroker,
-    directory: &tempfile::TempDir,
-) -> (CancellationToken, JoinSet<Result<(), service::TaskError>>) {
-    let url = format!("sqlite://{}/berth.db", directory.path().display());
-    let text = format!(
-        "[bus]\nurl = \"amqp://nobody@localhost/\"\n[store]\nurl = \"{url}\"\n[dispatch]\nrepublish_seconds = 1\n"
-    );
-    let config = Config::read(Reader::from_text("test", &text, [], "BERTH")).unwrap();
-    let store = Store::connect(&StoreConfig {
-        url,
-        max_connections: 4,
-    })
-    .await
-    .unwrap();
-    store.migrate().await.unwrap();
-    let metrics = SchedulerMetrics::new(&Metrics::new("scheduler", "test").unwrap()).unwrap();
-    let bus: Arc<dyn Bus> = Arc::new(broker.connect());
-    let epoch = leadership::take(store.pool(), "test", Utc::now())
-        .await
-        .unwrap();
-    let (context, fresh) = Context::take_over(config, store, Arc::clone(&bus), metrics, epoch)
-        .await
-        .unwrap();
-    let flow = Flow {
-        requests: bus
-            .consume(&QueueDecl::scheduler(), PREFETCH)
-            .await
-            .unwrap(),
-        first: None,
-        fresh,
-    };
-    let cancel = CancellationToken::new();
-    let mut tasks = JoinSet::new();
-    flow.spawn(&mut tasks, &Arc::new(context), &cancel);
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    let missing = |name: &&&str| !broker.queues().iter().any(|queue| queue == **name);
-    while let Some(name) = ["scheduler", "scheduler.reports", "scheduler.heartbeats"]
-        .iter()
-        .find(missing)
-    {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "queue {name} was never declared"
-        );
-        tokio::task::yield_now().await;
-    }
-    (cancel, tasks)
-}
-
-/// A hypervisor, as far as the scheduler can see one.
-struct Host {
-    id: HostId,
-    name: &'static str,
-    bus: Arc<dyn Bus>,
-    queue: Consumer,
-    total: Resources,
-    session: u64,
-    sequence: u64,
-}
-
-impl Host {
-    /// Appears with 4 CPUs, 4 GB and 100 GB.
-    async fn join(cloud: &Cloud, name: &'static str) -> Self {
-        let bus: Arc<dyn Bus> = Arc::new(cloud.broker.connect());
-        let queue = bus.consume(&QueueDecl::compute(name), 16).await.unwrap();
-        let total = Resources {
-            vcpus: Vcpus::new(4).unwrap(),
-            memory_mb: MemoryMb::new(4096).unwrap(),
-            disk_gb: DiskGb::new(100).unwrap(),
-        };
-        let mut host = Self {
-            id: HostId::new(),
-            name,
-            bus,
-            queue,
-            total,
-            session: 1,
-            sequence: 0,
-        };
-        host.heartbeat().await;
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        while cloud
-            .call(HostShow {
-                host: name.to_owned(),
-            })
-            .await
-            .is_err()
-        {
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "the host is not known"
-            );
-        }
-        host
-    }
-
-    async fn heartbeat(&mut self) {
-        self.sequence += 1;
-        let heartbeat = Heartbeat {
-            host_id: self.id,
-            host: self.name.parse().unwrap(),
-            session: self.session,
-            sequence: self.sequence,
-            agent_version: "test".to_owned(),
-            arch: "x86_64".to_owned(),
-            virt_type: "qemu".to_owned(),
-            total: self.total,
-            used_now: Resources::default(),
-            health: Vec::new(),
-            foreign_domains: Vec::new(),
-            physical_networks: Vec::new(),
-            resources: Vec::new(),
-        };
-        let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, "test", &heartbeat).unwrap();
-        self.bus
-            .publish(Target::topic(heartbeat_key(self.id)), message)
-            .await
-            .unwrap();
-    }
-
-    /// The next document, acknowledged as if journalled.
-    async fn next(&mut self) -> Document {
-        let delivery = tokio::time::timeout(LIMIT, self.queue.next())
-            .await
-            .expect("no document came")
-            .unwrap();
-        let document: Document = serde_json::from_slice(&delivery.message.body).unwrap();
-        assert_eq!(document.host_id(), self.id);
-        delivery.ack().await;
-        document
-    }
-
-    /// The next documents, until all of these kinds came.
-    async fn next_of(&mut self, kinds: &[Kind]) -> BTreeMap<Kind, Document> {
-        let mut found = BTreeMap::new();
-        while !kinds.iter().all(|kind| found.contains_key(kind)) {
-            let document = self.next().await;
-            found.insert(document.key().kind, document);
-        }
-        found
-    }
-
-    async fn report(
-        &mut self,
-        key: DocumentKey,
-        generation: Generation,
-        status: ConvergeStatus,
-        power: PowerState,
-    ) {
-        self.sequence += 1;
-        let report = Report {
-            host_id: self.id,
-            host: self.name.parse().unwrap(),
-            session: self.session,
-            sequence: self.sequence,
-            resources: vec![ResourceReport {
-                key,
-                generation,
-                status,
-                progress: None,
-                fault: None,
-                power_state: (key.kind == Kind::Instance).then_some(power),
-                reboot_nonce: None,
-                observed_at: Utc::now(),
-            }],
-        };
-        let message = Message::new(REPORT_TYPE, REPORT_VERSION, "test", &report).unwrap();
-        self.bus
-            .publish(Target::topic(report_key(self.id)), message)
-            .await
-            .unwrap();
-    }
-
-    /// Does as it is told: everything that comes until the instance's document came is carried out.
-    async fn converge_instance(&mut self, power: PowerState) -> Document {
-        loop {
-            let document = self.next().await;
-            let status = if document.is_tombstone() {
-                ConvergeStatus::Gone
-            } else {
-                ConvergeStatus::Converged
-            };
-            self.report(document.key(), document.generation(), status, power)
-                .await;
-            if document.key().kind == Kind::Instance {
-                return document;
-            }
-        }
-    }
-}
-
-fn instance(name: &str, memory_mb: u64, networks: serde_json::Value) -> InstanceCreate {
-    serde_json::from_value(json!({
-        "id": InstanceId::new(),
-        "name": name,
-        "flavor": { "vcpus": 1, "memory_mb": memory_mb, "disk_gb": 1 },
-        "image": { "url": "file:///image", "sha256": "0".repeat(64), "format": "qcow2" },
-        "networks": networks,
-    }))
-    .unwrap()
-}
-
-fn network(name: &str, cidr: &str) -> NetworkCreate {
-    serde_json::from_value(json!({ "id": NetworkId::new(), "name": name, "cidr": cidr })).unwrap()
-}
-
-fn delete(id: InstanceId) -> InstanceDelete {
-    InstanceDelete {
-        instance: id.to_string(),
-        project: Default::default(),
-    }
-}
+use crate::{
+    ask::{delete, instance, network},
+    cloud::{Cloud, LIMIT},
+    host::Host,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_lives_and_dies_by_its_documents() {
@@ -880,7 +577,7 @@ async fn a_renamed_host_is_told_everything_under_its_new_name() {
     let mut host = Host::join(&cloud, "hv1").await;
     cloud.call(instance("web-1", 64, json!([]))).await.unwrap();
     let first = host.next().await;
-    host.name = "hv2";
+    host.name = "hv2".to_owned();
     host.queue = host
         .bus
         .consume(&QueueDecl::compute("hv2"), 16)

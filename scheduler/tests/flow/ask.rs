@@ -1,0 +1,91 @@
+//! Requests, each in a line.
+
+use berth_common::{
+    ids::{AggregateId, InstanceId, NetworkId, ServerGroupId},
+    message::request::{
+        AggregateCreate, CreateMode, InstanceCreate, InstanceCreateMany, InstanceDelete,
+        NetworkCreate, PlacementCapacity, PlacementPlace, ServerGroupCreate,
+    },
+};
+use serde_json::{Value, json};
+
+/// An instance of 1 vCPU and 1 GB of disk.
+pub(crate) fn instance(name: &str, memory_mb: u64, networks: Value) -> InstanceCreate {
+    let mut body = body(name, json!({}));
+    body["flavor"]["memory_mb"] = json!(memory_mb);
+    body["networks"] = networks;
+    serde_json::from_value(body).unwrap()
+}
+
+/// An instance of 1 vCPU, 64 MB and 1 GB of disk, as JSON.
+pub(crate) fn body(name: &str, hints: Value) -> Value {
+    json!({
+        "id": InstanceId::new(),
+        "name": name,
+        "flavor": { "vcpus": 1, "memory_mb": 64, "disk_gb": 1 },
+        "image": { "url": "file:///image", "sha256": "0".repeat(64), "format": "qcow2" },
+        "hints": hints,
+    })
+}
+
+/// A small instance with hints.
+pub(crate) fn hinted(name: &str, hints: Value) -> InstanceCreate {
+    serde_json::from_value(body(name, hints)).unwrap()
+}
+
+pub(crate) fn small(name: &str) -> InstanceCreate {
+    hinted(name, json!({}))
+}
+
+/// Small instances with the same hints.
+pub(crate) fn several(prefix: &str, count: usize, hints: &Value) -> Vec<InstanceCreate> {
+    (0..count)
+        .map(|n| hinted(&format!("{prefix}-{n}"), hints.clone()))
+        .collect()
+}
+
+pub(crate) fn many(mode: CreateMode, instances: Vec<InstanceCreate>) -> InstanceCreateMany {
+    InstanceCreateMany { instances, mode }
+}
+
+pub(crate) fn network(name: &str, cidr: &str) -> NetworkCreate {
+    serde_json::from_value(json!({ "id": NetworkId::new(), "name": name, "cidr": cidr })).unwrap()
+}
+
+pub(crate) fn delete(id: InstanceId) -> InstanceDelete {
+    InstanceDelete {
+        instance: id.to_string(),
+        project: Default::default(),
+    }
+}
+
+/// An aggregate, with what else is said of it.
+pub(crate) fn aggregate(name: &str, mut more: Value) -> AggregateCreate {
+    more["id"] = json!(AggregateId::new());
+    more["name"] = json!(name);
+    serde_json::from_value(more).unwrap()
+}
+
+pub(crate) fn server_group(name: &str, policy: &str) -> ServerGroupCreate {
+    let id = ServerGroupId::new();
+    serde_json::from_value(json!({ "id": id, "name": name, "policy": policy })).unwrap()
+}
+
+/// Where would this instance go?
+pub(crate) fn place(like: &InstanceCreate) -> PlacementPlace {
+    PlacementPlace {
+        project: like.project.clone(),
+        flavor: like.flavor,
+        hints: like.hints.clone(),
+    }
+}
+
+/// How many of this instance would fit?
+pub(crate) fn capacity(like: &InstanceCreate) -> PlacementCapacity {
+    PlacementCapacity {
+        project: like.project.clone(),
+        flavor: like.flavor,
+        hints: like.hints.clone(),
+        most: 1000,
+    }
+}

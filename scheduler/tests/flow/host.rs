@@ -1,0 +1,273 @@
+//! A hypervisor, as far as the scheduler can see one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use berth_common::{
+    bus::{Bus, Consumer, Message, QueueDecl, Target, heartbeat_key, report_key},
+    document::{Document, DocumentKey, Kind},
+    ids::{HostId, InstanceId},
+    message::{
+        heartbeat::{
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, ResourceInventory,
+        },
+        report::{
+            ConvergeStatus, Fault, FaultCode, PowerState, REPORT_TYPE, REPORT_VERSION, Report,
+            ResourceReport,
+        },
+        view::Resources,
+    },
+    units::{DiskGb, Generation, MemoryMb, Vcpus},
+};
+use berth_store::hosts;
+use chrono::Utc;
+
+use crate::cloud::{Cloud, LIMIT, wait_until};
+
+pub(crate) struct Host {
+    pub(crate) id: HostId,
+    pub(crate) name: String,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) queue: Consumer,
+    pub(crate) total: Resources,
+    pub(crate) arch: String,
+    pub(crate) virt_type: String,
+    pub(crate) resources: Vec<ResourceInventory>,
+    pub(crate) foreign_domains: Vec<ForeignDomain>,
+    pub(crate) session: u64,
+    pub(crate) sequence: u64,
+}
+
+pub(crate) fn resources(vcpus: u64, memory_mb: u64, disk_gb: u64) -> Resources {
+    Resources {
+        vcpus: Vcpus::new(vcpus).unwrap(),
+        memory_mb: MemoryMb::new(memory_mb).unwrap(),
+        disk_gb: DiskGb::new(disk_gb).unwrap(),
+    }
+}
+
+/// So many of a countable resource.
+pub(crate) fn inventory(class: &str, total: u64) -> Vec<ResourceInventory> {
+    vec![ResourceInventory {
+        class: class.parse().unwrap(),
+        total,
+    }]
+}
+
+impl Host {
+    /// Appears with 4 CPUs, 4 GB and 100 GB.
+    pub(crate) async fn join(cloud: &Cloud, name: &str) -> Self {
+        Self::join_with(cloud, name, |_| ()).await
+    }
+
+    /// Several, by name.
+    pub(crate) async fn join_all(cloud: &Cloud, names: &[&str]) -> BTreeMap<String, Self> {
+        let mut hosts = BTreeMap::new();
+        for name in names {
+            hosts.insert((*name).to_owned(), Self::join(cloud, name).await);
+        }
+        hosts
+    }
+
+    pub(crate) async fn join_with(
+        cloud: &Cloud,
+        name: &str,
+        change: impl FnOnce(&mut Self),
+    ) -> Self {
+        let bus: Arc<dyn Bus> = Arc::new(cloud.broker.connect());
+        let queue = bus.consume(&QueueDecl::compute(name), 16).await.unwrap();
+        let mut host = Self {
+            id: HostId::new(),
+            name: name.to_owned(),
+            bus,
+            queue,
+            total: resources(4, 4096, 100),
+            arch: "x86_64".to_owned(),
+            virt_type: "qemu".to_owned(),
+            resources: Vec::new(),
+            foreign_domains: Vec::new(),
+            session: 1,
+            sequence: 0,
+        };
+        change(&mut host);
+        host.tell(cloud).await;
+        host
+    }
+
+    /// Says what it is and has; something of it is new.
+    pub(crate) async fn tell(&mut self, cloud: &Cloud) {
+        self.heartbeat().await;
+        wait_until("a heartbeat is written down", async || {
+            let row = hosts::get(cloud.pool(), self.id).await.unwrap();
+            row.is_some_and(|row| (row.session, row.sequence) == (self.session, self.sequence))
+        })
+        .await;
+    }
+
+    pub(crate) async fn heartbeat(&mut self) {
+        self.sequence += 1;
+        let heartbeat = Heartbeat {
+            host_id: self.id,
+            host: self.name.parse().unwrap(),
+            session: self.session,
+            sequence: self.sequence,
+            agent_version: "test".to_owned(),
+            arch: self.arch.clone(),
+            virt_type: self.virt_type.clone(),
+            total: self.total,
+            used_now: Resources::default(),
+            health: Vec::new(),
+            foreign_domains: self.foreign_domains.clone(),
+            physical_networks: Vec::new(),
+            resources: self.resources.clone(),
+        };
+        let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, "test", &heartbeat).unwrap();
+        self.bus
+            .publish(Target::topic(heartbeat_key(self.id)), message)
+            .await
+            .unwrap();
+    }
+
+    /// The next document, acknowledged as if journalled.
+    pub(crate) async fn next(&mut self) -> Document {
+        let delivery = tokio::time::timeout(LIMIT, self.queue.next())
+            .await
+            .expect("no document came")
+            .unwrap();
+        let document: Document = serde_json::from_slice(&delivery.message.body).unwrap();
+        assert_eq!(document.host_id(), self.id);
+        delivery.ack().await;
+        document
+    }
+
+    /// The next documents, until all of these kinds came.
+    pub(crate) async fn next_of(&mut self, kinds: &[Kind]) -> BTreeMap<Kind, Document> {
+        let mut found = BTreeMap::new();
+        while !kinds.iter().all(|kind| found.contains_key(kind)) {
+            let document = self.next().await;
+            found.insert(document.key().kind, document);
+        }
+        found
+    }
+
+    /// The next document of an instance.
+    pub(crate) async fn next_about(&mut self, instance: InstanceId) -> Document {
+        loop {
+            let document = self.next().await;
+            if document.key() == key(instance) {
+                return document;
+            }
+        }
+    }
+
+    pub(crate) async fn report(
+        &mut self,
+        key: DocumentKey,
+        generation: Generation,
+        status: ConvergeStatus,
+        power: PowerState,
+    ) {
+        self.say(resource(key, generation, status, power)).await;
+    }
+
+    /// Says that it cannot do what a document says.
+    pub(crate) async fn fail(&mut self, document: &Document, code: FaultCode, message: &str) {
+        let failed = ConvergeStatus::Failed;
+        let mut report = resource(
+            document.key(),
+            document.generation(),
+            failed,
+            PowerState::Nostate,
+        );
+        report.fault = Some(Fault {
+            code,
+            message: message.to_owned(),
+        });
+        self.say(report).await;
+    }
+
+    async fn say(&mut self, resource: ResourceReport) {
+        self.sequence += 1;
+        let report = Report {
+            host_id: self.id,
+            host: self.name.parse().unwrap(),
+            session: self.session,
+            sequence: self.sequence,
+            resources: vec![resource],
+        };
+        let message = Message::new(REPORT_TYPE, REPORT_VERSION, "test", &report).unwrap();
+        self.bus
+            .publish(Target::topic(report_key(self.id)), message)
+            .await
+            .unwrap();
+    }
+
+    /// Does as it is told: everything that comes until the instance's document came is carried out.
+    pub(crate) async fn converge_instance(&mut self, power: PowerState) -> Document {
+        loop {
+            let document = self.next().await;
+            self.carry_out(&document, power).await;
+            if document.key().kind == Kind::Instance {
+                return document;
+            }
+        }
+    }
+
+    pub(crate) async fn carry_out(&mut self, document: &Document, power: PowerState) {
+        let status = if document.is_tombstone() {
+            ConvergeStatus::Gone
+        } else {
+            ConvergeStatus::Converged
+        };
+        self.report(document.key(), document.generation(), status, power)
+            .await;
+    }
+
+    /// Deletes what it was told to delete of these instances, as often as it is told.
+    pub(crate) async fn bury(&mut self, cloud: &Cloud, instances: &[InstanceId]) {
+        let mut left: BTreeSet<DocumentKey> = instances.iter().map(|id| key(*id)).collect();
+        while !left.is_empty() {
+            let document = self.next().await;
+            if document.is_tombstone() {
+                self.carry_out(&document, PowerState::Nostate).await;
+                left.remove(&document.key());
+            }
+        }
+        for id in instances {
+            cloud
+                .wait_for_instance(*id, "deleted", |view| {
+                    view.vm_state == berth_common::message::view::VmState::Deleted
+                })
+                .await;
+        }
+    }
+}
+
+/// What a report says of one resource.
+pub(crate) fn resource(
+    key: DocumentKey,
+    generation: Generation,
+    status: ConvergeStatus,
+    power: PowerState,
+) -> ResourceReport {
+    ResourceReport {
+        key,
+        generation,
+        status,
+        progress: None,
+        fault: None,
+        power_state: (key.kind == Kind::Instance).then_some(power),
+        reboot_nonce: None,
+        observed_at: Utc::now(),
+    }
+}
+
+/// The document of an instance.
+pub(crate) fn key(instance: InstanceId) -> DocumentKey {
+    DocumentKey {
+        kind: Kind::Instance,
+        id: instance.as_uuid(),
+    }
+}

@@ -1,0 +1,481 @@
+//! Random histories of a small cloud, with crashes and failovers; after every step everything must be sound.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use berth_common::{
+    document::DocumentKey,
+    ids::{HostId, InstanceId},
+    message::{
+        report::{ConvergeStatus, Fault, FaultCode, PowerState, Report, ResourceReport},
+        request::{
+            Change, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostSet,
+            InstanceCreate, InstanceStart, InstanceStop,
+        },
+        view::Resources,
+    },
+    units::Generation,
+};
+use berth_scheduler::{
+    claim::{ClaimError, facts},
+    place::Resource,
+    report::apply,
+    service::TaskError,
+};
+use berth_store::{StoreError, aggregates, claims, documents, hosts, instances};
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::{
+    ask::{delete, hinted, many, server_group},
+    cloud::{Cloud, message},
+    host::{Host, resource},
+    soundness,
+};
+
+const HOSTS: [&str; 3] = ["hv1", "hv2", "hv3"];
+const GROUPS: [(&str, &str); 3] = [
+    ("apart", "anti_affinity"),
+    ("pack", "affinity"),
+    ("far", "soft_anti_affinity"),
+];
+
+/// What an instance is like.
+#[derive(Debug, Clone)]
+struct Like {
+    vcpus: u64,
+    memory_mb: u64,
+    /// Which of [`GROUPS`].
+    group: Option<usize>,
+}
+
+/// What happens next. Numbers choose among what there is, whatever that is by then.
+#[derive(Debug, Clone)]
+enum Step {
+    Create(Like),
+    CreateMany(Vec<Like>, CreateMode),
+    /// In one batch: two are created, the first is deleted, an older one is deleted, the second is asked for again.
+    Batch(Like, Like, usize),
+    /// Asks for one again that was asked for before.
+    Again(usize),
+    Delete(usize),
+    Stop(usize),
+    Start(usize),
+    Enable(usize),
+    Disable(usize),
+    Drain(usize),
+    /// In thousandths; none clears.
+    Ratio(usize, Option<u32>),
+    /// A host confirms everything it was told, or says that it is at work.
+    Reports(usize, ConvergeStatus),
+    /// The host of an instance cannot build it.
+    Fault(usize, FaultCode),
+    /// An operator gives up a host, which comes back.
+    Forget(usize),
+    Crash,
+    Failover,
+}
+
+fn like() -> impl Strategy<Value = Like> {
+    let group = prop_oneof![3 => Just(None), 2 => (0..GROUPS.len()).prop_map(Some)];
+    (
+        1_u64..=2,
+        prop::sample::select(vec![64_u64, 700, 1500]),
+        group,
+    )
+        .prop_map(|(vcpus, memory_mb, group)| Like {
+            vcpus,
+            memory_mb,
+            group,
+        })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let mode = prop_oneof![Just(CreateMode::AllOrNothing), Just(CreateMode::BestEffort)];
+    let fault = prop_oneof![3 => Just(FaultCode::DiskFull), 1 => Just(FaultCode::ImageChecksum)];
+    let host = 0..HOSTS.len();
+    prop_oneof![
+        5 => like().prop_map(Step::Create),
+        3 => (prop::collection::vec(like(), 1..5), mode).prop_map(|(likes, mode)| Step::CreateMany(likes, mode)),
+        2 => (like(), like(), 0..64_usize).prop_map(|(a, b, n)| Step::Batch(a, b, n)),
+        1 => (0..64_usize).prop_map(Step::Again),
+        4 => (0..64_usize).prop_map(Step::Delete),
+        1 => (0..64_usize).prop_map(Step::Stop),
+        1 => (0..64_usize).prop_map(Step::Start),
+        2 => host.clone().prop_map(Step::Enable),
+        1 => host.clone().prop_map(Step::Disable),
+        1 => host.clone().prop_map(Step::Drain),
+        2 => (host.clone(), prop::option::of(250_u32..3000)).prop_map(|(host, ratio)| Step::Ratio(host, ratio)),
+        4 => host.clone().prop_map(|host| Step::Reports(host, ConvergeStatus::Converged)),
+        1 => host.clone().prop_map(|host| Step::Reports(host, ConvergeStatus::Converging)),
+        5 => (0..64_usize, fault).prop_map(|(instance, code)| Step::Fault(instance, code)),
+        1 => host.prop_map(Step::Forget),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Failover),
+    ]
+}
+
+/// A cloud, and what was asked of it.
+struct World {
+    cloud: Cloud,
+    hosts: Vec<Host>,
+    asked: Vec<InstanceCreate>,
+}
+
+type Checked = Result<(), String>;
+
+impl World {
+    async fn new() -> Self {
+        let cloud = Cloud::start().await;
+        let mut hosts = Vec::new();
+        for name in HOSTS {
+            hosts.push(Host::join(&cloud, name).await);
+        }
+        for (name, policy) in GROUPS {
+            cloud.ok(server_group(name, policy)).await;
+        }
+        Self {
+            cloud,
+            hosts,
+            asked: Vec::new(),
+        }
+    }
+
+    fn request(&mut self, like: &Like) -> InstanceCreate {
+        let hints = like.group.map_or_else(
+            || json!({}),
+            |group| json!({ "server_group": GROUPS[group].0 }),
+        );
+        let mut request = hinted(&format!("vm-{}", self.asked.len()), hints);
+        request.flavor = serde_json::from_value(json!({
+            "vcpus": like.vcpus, "memory_mb": like.memory_mb, "disk_gb": 1,
+        }))
+        .unwrap();
+        self.asked.push(request.clone());
+        request
+    }
+
+    /// One of those that were asked for.
+    fn one(&self, n: usize) -> Option<InstanceCreate> {
+        let index = n.checked_rem(self.asked.len())?;
+        self.asked.get(index).cloned()
+    }
+
+    /// Whether it is granted or refused does not matter here: what matters is what is there then.
+    async fn take(&mut self, step: &Step) -> Checked {
+        let host = |n: usize| HOSTS[n].to_owned();
+        let cloud = &self.cloud;
+        // However slow this machine is, nobody falls silent by it.
+        cloud.context().liveness(|liveness| {
+            for host in &self.hosts {
+                liveness.heard(host.id, Instant::now());
+            }
+        });
+        match step {
+            Step::Create(like) => {
+                let request = self.request(like);
+                drop(self.cloud.call(request).await);
+            }
+            Step::CreateMany(likes, mode) => {
+                let requests = likes.iter().map(|like| self.request(like)).collect();
+                drop(self.cloud.call(many(*mode, requests)).await);
+            }
+            Step::Batch(first, second, old) => {
+                let old = self.one(*old);
+                let (first, second) = (self.request(first), self.request(second));
+                let mut messages = vec![
+                    message(&first),
+                    message(&second),
+                    message(&delete(first.id)),
+                ];
+                messages.extend(old.map(|old| message(&delete(old.id))));
+                messages.push(message(&second));
+                drop(self.cloud.in_one_batch(messages).await);
+            }
+            Step::Again(n) => {
+                if let Some(request) = self.one(*n) {
+                    drop(cloud.call(request).await);
+                }
+            }
+            Step::Delete(n) => {
+                if let Some(request) = self.one(*n) {
+                    drop(cloud.call(delete(request.id)).await);
+                }
+            }
+            Step::Stop(n) => {
+                if let Some(request) = self.one(*n) {
+                    let stop = InstanceStop {
+                        instance: request.id.to_string(),
+                        project: Default::default(),
+                    };
+                    drop(cloud.call(stop).await);
+                }
+            }
+            Step::Start(n) => {
+                if let Some(request) = self.one(*n) {
+                    let start = InstanceStart {
+                        instance: request.id.to_string(),
+                        project: Default::default(),
+                    };
+                    drop(cloud.call(start).await);
+                }
+            }
+            Step::Enable(n) => {
+                cloud.ok(HostEnable { host: host(*n) }).await;
+            }
+            Step::Disable(n) => {
+                cloud
+                    .ok(HostDisable {
+                        host: host(*n),
+                        reason: None,
+                    })
+                    .await;
+            }
+            Step::Drain(n) => {
+                cloud
+                    .ok(HostDrain {
+                        host: host(*n),
+                        reason: None,
+                    })
+                    .await;
+            }
+            Step::Ratio(n, thousandths) => {
+                let change = thousandths.map_or(Change::Clear, |thousandths| {
+                    let ratio = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
+                    Change::Set(ratio.parse().unwrap())
+                });
+                cloud
+                    .ok(HostSet {
+                        host: host(*n),
+                        cpu_allocation_ratio: change,
+                        ram_allocation_ratio: change,
+                        ..HostSet::default()
+                    })
+                    .await;
+            }
+            Step::Reports(n, status) => self.reports(*n, *status).await,
+            Step::Fault(n, code) => self.fault(*n, *code).await,
+            Step::Forget(n) => self.forget(*n).await,
+            Step::Crash => self.cloud.crash_scheduler().await,
+            Step::Failover => return self.failover().await,
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, host: usize, resources: Vec<ResourceReport>) {
+        let host = &mut self.hosts[host];
+        host.sequence += 1;
+        let report = Report {
+            host_id: host.id,
+            host: host.name.parse().unwrap(),
+            session: host.session,
+            sequence: host.sequence,
+            resources,
+        };
+        apply::reports(self.cloud.context(), &[report])
+            .await
+            .unwrap();
+    }
+
+    /// The host knows what the rows say that it was told, and says so of all of it.
+    async fn reports(&mut self, host: usize, status: ConvergeStatus) {
+        let told = documents::of_host(self.cloud.pool(), self.hosts[host].id)
+            .await
+            .unwrap();
+        let reports = told
+            .into_iter()
+            .map(|row| {
+                let status = match (&row.spec_json, status) {
+                    (None, ConvergeStatus::Converged) => ConvergeStatus::Gone,
+                    (_, status) => status,
+                };
+                resource(row.key, row.generation, status, PowerState::Running)
+            })
+            .collect();
+        self.report(host, reports).await;
+    }
+
+    async fn fault(&mut self, instance: usize, code: FaultCode) {
+        let Some((host, key, generation)) = self.document_of(instance).await else {
+            return;
+        };
+        let mut report = resource(key, generation, ConvergeStatus::Failed, PowerState::Nostate);
+        report.fault = Some(Fault {
+            code,
+            message: "it cannot be built here".to_owned(),
+        });
+        // Twice, as the bus may deliver it.
+        self.report(host, vec![report.clone()]).await;
+        self.report(host, vec![report]).await;
+    }
+
+    async fn document_of(&self, instance: usize) -> Option<(usize, DocumentKey, Generation)> {
+        let id = self.one(instance)?.id;
+        let pool = self.cloud.pool();
+        let claim = claims::of_instance(pool, id).await.unwrap().pop()?;
+        let host = self
+            .hosts
+            .iter()
+            .position(|host| host.id == claim.host_id)?;
+        let key = crate::host::key(id);
+        let row = documents::get(pool, claim.host_id, key).await.unwrap()?;
+        Some((host, key, row.generation))
+    }
+
+    /// Its operator gives a silent host up, if that is granted; then it is heard of again.
+    async fn forget(&mut self, host: usize) {
+        let one = &mut self.hosts[host];
+        self.cloud.silence(&[one.id]).await;
+        drop(
+            self.cloud
+                .call(HostDelete {
+                    host: one.name.clone(),
+                })
+                .await,
+        );
+        one.session += 1;
+        one.sequence = 0;
+        one.tell(&self.cloud).await;
+    }
+
+    async fn failover(&mut self) -> Checked {
+        let mut old = self.cloud.take_over().await;
+        match old.context.begin().await.map(drop) {
+            Err(StoreError::Fenced { .. }) => {}
+            other => return Err(format!("the old leader may still write: {other:?}")),
+        }
+        match apply::reports(&old.context, &[]).await {
+            Err(ClaimError::Store(StoreError::Fenced { .. })) => {}
+            other => return Err(format!("the old leader still takes reports: {other:?}")),
+        }
+        match old.ended().await {
+            TaskError::Fenced { .. } => Ok(()),
+            other => Err(format!("the old leader ended otherwise: {other}")),
+        }
+    }
+}
+
+/// What is claimed, by host.
+async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<InstanceId, Resources>> {
+    let mut by_host: BTreeMap<HostId, BTreeMap<InstanceId, Resources>> = BTreeMap::new();
+    for claim in claims::all(cloud.pool()).await.unwrap() {
+        let of_host = by_host.entry(claim.host_id).or_default();
+        of_host.insert(claim.instance_id, claim.resources);
+    }
+    by_host
+}
+
+/// Whoever got something more got it within its capacity. Nothing changes a capacity and claims in one step.
+async fn within_capacity(
+    cloud: &Cloud,
+    before: &BTreeMap<HostId, BTreeMap<InstanceId, Resources>>,
+) -> Checked {
+    let all = aggregates::all(cloud.pool()).await.unwrap();
+    let after = claimed(cloud).await;
+    for row in hosts::all(cloud.pool()).await.unwrap() {
+        let Some(now) = after.get(&row.id) else {
+            continue;
+        };
+        let old = before.get(&row.id).cloned().unwrap_or_default();
+        if now.keys().all(|instance| old.contains_key(instance)) {
+            continue;
+        }
+        let state = berth_common::message::view::HostState::Up;
+        let facts = facts::of_host(&row, &all, state, &cloud.context().config.placement);
+        for of in Resource::ALL {
+            let (sum, capacity): (u64, _) = (
+                now.values().map(|used| of.of(used)).sum(),
+                of.of(&facts.capacity()),
+            );
+            if sum > capacity {
+                return Err(format!("{} has {sum} {of} claimed of {capacity}", row.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Nothing is lost: what was granted once is there until it is deleted.
+async fn nothing_is_lost(world: &World, granted: &mut BTreeSet<InstanceId>) -> Checked {
+    let ids: Vec<InstanceId> = world.asked.iter().map(|request| request.id).collect();
+    let rows = instances::of_ids(world.cloud.pool(), &ids).await.unwrap();
+    for row in &rows {
+        if row.placement_fault.is_none() {
+            granted.insert(row.id);
+        } else if granted.contains(&row.id) {
+            return Err(format!("{} lost its place", row.name));
+        }
+    }
+    match granted
+        .iter()
+        .find(|id| rows.iter().all(|row| row.id != **id))
+    {
+        Some(lost) => Err(format!("{lost} is lost")),
+        None => Ok(()),
+    }
+}
+
+async fn live(steps: &[Step]) -> Checked {
+    let mut world = World::new().await;
+    let mut granted = BTreeSet::new();
+    for (n, step) in steps.iter().enumerate() {
+        let before = claimed(&world.cloud).await;
+        let outcome = async {
+            world.take(step).await?;
+            soundness::check(&world.cloud).await?;
+            within_capacity(&world.cloud, &before).await?;
+            nothing_is_lost(&world, &mut granted).await
+        };
+        outcome
+            .await
+            .map_err(|wrong| format!("after step {n}, {step:?}: {wrong}"))?;
+    }
+    // In the end everything that shall be gone can go.
+    for host in 0..HOSTS.len() {
+        world.reports(host, ConvergeStatus::Converged).await;
+    }
+    for request in world.asked.clone() {
+        drop(world.cloud.call(delete(request.id)).await);
+    }
+    for host in 0..HOSTS.len() {
+        world.reports(host, ConvergeStatus::Converged).await;
+    }
+    soundness::check(&world.cloud).await?;
+    match claims::all(world.cloud.pool()).await.unwrap().first() {
+        Some(claim) => Err(format!("everything is deleted, and there is {claim:?}")),
+        None => Ok(()),
+    }
+}
+
+fn histories(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), length)
+}
+
+fn check(steps: &[Step]) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(live(steps)).map_err(TestCaseError::fail)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_sound_after_every_step_of_a_short_history(steps in histories(1..16)) {
+        check(&steps)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_sound_after_every_step_of_a_long_history(steps in histories(40..60)) {
+        check(&steps)?;
+    }
+}

@@ -1,0 +1,21 @@
+//! The whole scheduler over the in-process bus and a SQLite file, with the hosts played by the tests.
+//!
+//! [`cloud`] runs schedulers, [`host`] plays a hypervisor, [`ask`] makes requests; every other file is a topic.
+
+#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+
+mod ask;
+mod cloud;
+mod host;
+mod soundness;
+
+mod bad_input;
+mod batches;
+mod explain;
+mod hints;
+mod invariants;
+mod leading;
+mod life;
+mod many;
+mod ratios;
+mod relocation;

@@ -1,0 +1,500 @@
+//! An instance that its host cannot build moves on to the next best.
+
+use std::collections::BTreeMap;
+
+use berth_common::{
+    document::{Document, Kind},
+    ids::InstanceId,
+    message::{
+        report::{ConvergeStatus, FaultCode, PowerState},
+        request::{HostDisable, InstanceCreate, InstanceStart},
+        view::{InstanceView, VmState},
+    },
+    refusal::RefusalCode::NoValidHost,
+    units::Generation,
+};
+use berth_store::documents;
+use serde_json::json;
+
+use crate::{
+    ask::{delete, hinted, instance, network, server_group, small},
+    cloud::{Cloud, wait_until},
+    host::{Host, key, resources},
+    soundness::assert_sound,
+};
+
+const FULL: &str = "no space is left in /var/lib/berth";
+
+/// Its host says that it has no room for it; answers the host and what it was told.
+async fn disk_full(
+    cloud: &Cloud,
+    hosts: &mut BTreeMap<String, Host>,
+    id: InstanceId,
+) -> (String, Document) {
+    let name = cloud.host_of(id).await;
+    let host = hosts.get_mut(&name).unwrap();
+    let mut document = host.next_about(id).await;
+    while document.is_tombstone() {
+        document = host.next_about(id).await;
+    }
+    host.fail(&document, FaultCode::DiskFull, FULL).await;
+    (name, document)
+}
+
+async fn moves_from(cloud: &Cloud, id: InstanceId, from: &str) -> InstanceView {
+    cloud
+        .wait_for_instance(id, "on another host", |view| {
+            view.host.as_ref().is_some_and(|host| host.as_str() != from)
+        })
+        .await
+}
+
+async fn fails(cloud: &Cloud, id: InstanceId) -> InstanceView {
+    cloud
+        .wait_for_instance(id, "in error", |view| view.vm_state == VmState::Error)
+        .await
+}
+
+/// Waits until the scheduler knows that nothing of an instance is left on a host.
+async fn gone_from(cloud: &Cloud, host: &Host, id: InstanceId) {
+    wait_until("the old host is done with it", async || {
+        let row = documents::get(cloud.pool(), host.id, key(id))
+            .await
+            .unwrap();
+        row.is_some_and(|row| row.observed_status == Some(ConvergeStatus::Gone))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_moves_on_from_a_host_that_is_full_and_survives_what_that_host_says_later() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let request = instance("vm", 512, json!([{ "network": "blue" }]));
+    let before = cloud.ok(request.clone()).await;
+    let (old, document) = disk_full(&cloud, &mut hosts, request.id).await;
+    let view = moves_from(&cloud, request.id, &old).await;
+    assert_eq!((view.vm_state, view.fault), (VmState::Building, None));
+    assert_eq!(view.ports, before.ports, "it keeps its addresses");
+    let new = view.host.unwrap().to_string();
+    assert_sound(&cloud).await;
+
+    let used = |host: &str| {
+        let host = host.to_owned();
+        let cloud = &cloud;
+        async move { cloud.show_host(&host).await.used_max }
+    };
+    assert_eq!(used(&old).await, resources(0, 0, 0));
+    assert_eq!(used(&new).await, resources(1, 512, 1));
+
+    let old_host = hosts.get_mut(&old).unwrap();
+    let mut tombstone = old_host.next_about(request.id).await;
+    while !tombstone.is_tombstone() {
+        tombstone = old_host.next_about(request.id).await;
+    }
+    assert_eq!(tombstone.generation(), document.generation().next());
+    let new_host = hosts.get_mut(&new).unwrap();
+    let told = new_host.next_of(&[Kind::Instance, Kind::Network]).await;
+    assert_eq!(told[&Kind::Instance].generation(), Generation::FIRST);
+    for document in told.values() {
+        new_host.carry_out(document, PowerState::Running).await;
+    }
+    let active = |view: &InstanceView| view.vm_state == VmState::Active;
+    cloud.wait_for_instance(request.id, "active", active).await;
+
+    // The old host fails once more, late, and then is done: neither says anything of the instance.
+    let old_host = hosts.get_mut(&old).unwrap();
+    old_host.fail(&document, FaultCode::DiskFull, FULL).await;
+    old_host.carry_out(&tombstone, PowerState::Nostate).await;
+    gone_from(&cloud, &hosts[&old], request.id).await;
+    let view = cloud.show(request.id).await;
+    assert!(active(&view), "{view:?}");
+    assert_eq!(view.host.unwrap().as_str(), new);
+    assert_sound(&cloud).await;
+
+    // Two decisions, the newest first.
+    let decisions = cloud.explain(request.id).await;
+    let told: Vec<_> = decisions
+        .iter()
+        .map(|decision| {
+            (
+                decision.attempt,
+                decision.chosen.as_ref().unwrap().host.to_string(),
+            )
+        })
+        .collect();
+    assert_eq!(told, [(2, new.clone()), (1, old.clone())]);
+    let removed: Vec<_> = decisions[0]
+        .filters
+        .iter()
+        .map(|of| (of.filter.as_str(), of.removed))
+        .collect();
+    assert_eq!(removed, [("failed_recently", 1)]);
+
+    // For a while the others come first, although they are fuller.
+    for name in ["next-1", "next-2", "next-3"] {
+        assert_eq!(cloud.ok(small(name)).await.host.unwrap().as_str(), new);
+    }
+    // But it is not shut out.
+    cloud
+        .ok(HostDisable {
+            host: new.clone(),
+            reason: None,
+        })
+        .await;
+    assert_eq!(cloud.ok(small("next-4")).await.host.unwrap().as_str(), old);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_are_bounded_and_no_host_is_tried_twice() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2", "hv3", "hv4"]).await;
+    let request = small("vm");
+    cloud.ok(request.clone()).await;
+    let mut tried = Vec::new();
+    for attempt in 1..=3 {
+        let (host, _) = disk_full(&cloud, &mut hosts, request.id).await;
+        assert!(!tried.contains(&host), "{host} was tried before: {tried:?}");
+        if attempt < 3 {
+            moves_from(&cloud, request.id, &host).await;
+        }
+        tried.push(host);
+    }
+    let view = fails(&cloud, request.id).await;
+    let fault = view.fault.unwrap();
+    assert_eq!(fault.code, FaultCode::DiskFull);
+    assert!(fault.message.starts_with(FULL), "{}", fault.message);
+    assert!(
+        fault.message.contains("3 hosts were tried"),
+        "{}",
+        fault.message
+    );
+    assert_eq!(
+        view.host.unwrap().as_str(),
+        tried[2],
+        "it stays where it failed last"
+    );
+    assert_eq!(cloud.explain(request.id).await.len(), 3);
+    assert_sound(&cloud).await;
+    // And can be deleted.
+    cloud.ok(delete(request.id)).await;
+    hosts
+        .get_mut(&tried[2])
+        .unwrap()
+        .bury(&cloud, &[request.id])
+        .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_another_host_the_instance_is_in_error_with_both_reasons_and_no_host_is_named() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let other = instance("large", 3584, json!([]));
+    let full = cloud.ok(other).await.host.unwrap().to_string();
+    let second = instance("large-2", 3584, json!([]));
+    let free = cloud.ok(second.clone()).await.host.unwrap().to_string();
+    assert_ne!(free, full);
+    disk_full(&cloud, &mut hosts, second.id).await;
+    let fault = fails(&cloud, second.id).await.fault.unwrap();
+    assert_eq!(fault.code, FaultCode::DiskFull);
+    for words in [
+        FULL,
+        "No valid host was found for 1 vCPU, 3584 MB of memory, 1 GB of disk",
+        "needs 3584 MB of memory, 1792 free of 5376, 1792 missing",
+    ] {
+        assert!(
+            fault.message.contains(words) || words.starts_with("needs"),
+            "{}",
+            fault.message
+        );
+    }
+    for host in hosts.values() {
+        assert!(!fault.message.contains(&host.name), "{}", fault.message);
+        assert!(
+            !fault.message.contains(&host.id.to_string()),
+            "{}",
+            fault.message
+        );
+    }
+    let decisions = cloud.explain(second.id).await;
+    assert_eq!(decisions[0].attempt, 2);
+    assert!(decisions[0].chosen.is_none());
+    assert_sound(&cloud).await;
+
+    // Starting it again asks its host anew; now that can.
+    cloud
+        .ok(InstanceStart {
+            instance: second.id.to_string(),
+            project: Default::default(),
+        })
+        .await;
+    let host = hosts.get_mut(&free).unwrap();
+    while host
+        .converge_instance(PowerState::Running)
+        .await
+        .generation()
+        != Generation(2)
+    {}
+    cloud
+        .wait_for_instance(second.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_tries_again_is_building_again() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1"]).await;
+    let request = small("vm");
+    cloud.ok(request.clone()).await;
+    let (name, document) = disk_full(&cloud, &mut hosts, request.id).await;
+    fails(&cloud, request.id).await;
+    assert_sound(&cloud).await;
+    let host = hosts.get_mut(&name).unwrap();
+    let (key, generation) = (document.key(), document.generation());
+    host.report(
+        key,
+        generation,
+        ConvergeStatus::Converging,
+        PowerState::Nostate,
+    )
+    .await;
+    cloud
+        .wait_for_instance(request.id, "building", |view| {
+            view.vm_state == VmState::Building
+        })
+        .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_of_the_request_is_not_tried_elsewhere() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    for (n, code) in [
+        FaultCode::ImageChecksum,
+        FaultCode::ImageRefused,
+        FaultCode::ImageUnreachable,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request = small(&format!("vm-{n}"));
+        let home = cloud.ok(request.clone()).await.host.unwrap().to_string();
+        let host = hosts.get_mut(&home).unwrap();
+        let document = host.next_about(request.id).await;
+        host.fail(&document, code, "the image is bad").await;
+        let view = fails(&cloud, request.id).await;
+        let fault = view.fault.unwrap();
+        assert_eq!(
+            (fault.code, fault.message.as_str()),
+            (code, "the image is bad")
+        );
+        assert_eq!(view.host.unwrap().as_str(), home);
+        assert_eq!(cloud.explain(request.id).await.len(), 1);
+    }
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_built_once_never_moves() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let request = small("vm");
+    let home = cloud.ok(request.clone()).await.host.unwrap().to_string();
+    let host = hosts.get_mut(&home).unwrap();
+    let document = host.converge_instance(PowerState::Running).await;
+    cloud
+        .wait_for_instance(request.id, "active", |view| {
+            view.vm_state == VmState::Active
+        })
+        .await;
+    host.fail(&document, FaultCode::Hypervisor, "its disk is broken")
+        .await;
+    let view = fails(&cloud, request.id).await;
+    assert_eq!(view.host.unwrap().as_str(), home, "its data is there");
+    assert_eq!(view.fault.unwrap().message, "its disk is broken");
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_being_deleted_does_not_move() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let request = small("vm");
+    let home = cloud.ok(request.clone()).await.host.unwrap().to_string();
+    let host = hosts.get_mut(&home).unwrap();
+    let document = host.next_about(request.id).await;
+    cloud.ok(delete(request.id)).await;
+    // About the old generation, and then about the tombstone.
+    host.fail(&document, FaultCode::DiskFull, FULL).await;
+    let mut tombstone = host.next_about(request.id).await;
+    while !tombstone.is_tombstone() {
+        tombstone = host.next_about(request.id).await;
+    }
+    host.fail(&tombstone, FaultCode::Hypervisor, "libvirt is away")
+        .await;
+    let view = fails(&cloud, request.id).await;
+    assert_eq!(view.host.unwrap().as_str(), home);
+    assert_sound(&cloud).await;
+    host.carry_out(&tombstone, PowerState::Nostate).await;
+    cloud
+        .wait_for_instance(request.id, "deleted", |view| {
+            view.vm_state == VmState::Deleted
+        })
+        .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_moved_on_can_be_deleted_before_its_old_host_is_done() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let request = instance("vm", 64, json!([{ "network": "blue" }]));
+    cloud.ok(request.clone()).await;
+    let (old, _) = disk_full(&cloud, &mut hosts, request.id).await;
+    let new = moves_from(&cloud, request.id, &old)
+        .await
+        .host
+        .unwrap()
+        .to_string();
+    cloud.ok(delete(request.id)).await;
+    // The old host does not end it, the new one does.
+    let old_host = hosts.get_mut(&old).unwrap();
+    let mut document = old_host.next_about(request.id).await;
+    while !document.is_tombstone() {
+        document = old_host.next_about(request.id).await;
+    }
+    old_host.carry_out(&document, PowerState::Nostate).await;
+    gone_from(&cloud, &hosts[&old], request.id).await;
+    assert_ne!(cloud.show(request.id).await.vm_state, VmState::Deleted);
+    hosts
+        .get_mut(&new)
+        .unwrap()
+        .bury(&cloud, &[request.id])
+        .await;
+    assert_sound(&cloud).await;
+    // No host keeps the network either.
+    for host in hosts.values() {
+        let told = documents::of_host(cloud.pool(), host.id).await.unwrap();
+        assert!(told.iter().all(|row| row.spec_json.is_none()), "{told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_a_server_group_moves_within_its_policy() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2", "hv3"]).await;
+    cloud.ok(server_group("apart", "anti_affinity")).await;
+    cloud.ok(server_group("pack", "affinity")).await;
+    let member = |name: &str, group: &str| hinted(name, json!({ "server_group": group }));
+
+    let (a, b) = (member("a", "apart"), member("b", "apart"));
+    cloud.ok(a.clone()).await;
+    let of_b = cloud.ok(b.clone()).await.host.unwrap().to_string();
+    let (of_a, _) = disk_full(&cloud, &mut hosts, a.id).await;
+    let third = moves_from(&cloud, a.id, &of_a)
+        .await
+        .host
+        .unwrap()
+        .to_string();
+    assert_ne!(third, of_b, "the other member is there");
+    assert_sound(&cloud).await;
+
+    // The only member of an affinity group may go anywhere; one of two may not leave the other.
+    let only = member("only", "pack");
+    cloud.ok(only.clone()).await;
+    let (first, _) = disk_full(&cloud, &mut hosts, only.id).await;
+    let home = moves_from(&cloud, only.id, &first)
+        .await
+        .host
+        .unwrap()
+        .to_string();
+    let second = member("second", "pack");
+    assert_eq!(cloud.ok(second.clone()).await.host.unwrap().as_str(), home);
+    disk_full(&cloud, &mut hosts, second.id).await;
+    let view = fails(&cloud, second.id).await;
+    let fault = view.fault.unwrap().message;
+    assert!(
+        fault.contains(FULL) && fault.contains("server_group removed 2"),
+        "{fault}"
+    );
+    assert_eq!(view.host.unwrap().as_str(), home);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_asked_for_one_host_stays_there_in_error() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let request = hinted("vm", json!({ "host": "hv2" }));
+    cloud.ok(request.clone()).await;
+    disk_full(&cloud, &mut hosts, request.id).await;
+    let view = fails(&cloud, request.id).await;
+    assert_eq!(view.host.unwrap().as_str(), "hv2");
+    let fault = view.fault.unwrap().message;
+    assert!(
+        fault.contains("this request has failed there already"),
+        "{fault}"
+    );
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_right_after_a_move_loses_neither_the_tombstone_nor_the_document() {
+    let mut cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2", "hv3"]).await;
+    let request = small("vm");
+    cloud.ok(request.clone()).await;
+    let (old, _) = disk_full(&cloud, &mut hosts, request.id).await;
+    let new = moves_from(&cloud, request.id, &old)
+        .await
+        .host
+        .unwrap()
+        .to_string();
+    cloud.crash_scheduler().await;
+    assert_sound(&cloud).await;
+    for host in hosts.values_mut() {
+        host.heartbeat().await;
+    }
+    let old_host = hosts.get_mut(&old).unwrap();
+    while !old_host.next_about(request.id).await.is_tombstone() {}
+    let new_host = hosts.get_mut(&new).unwrap();
+    let document = new_host.next_about(request.id).await;
+    assert!(!document.is_tombstone());
+    // It still knows which host has failed.
+    new_host
+        .fail(&document, FaultCode::Hypervisor, "no KVM")
+        .await;
+    let third = moves_from(&cloud, request.id, &new)
+        .await
+        .host
+        .unwrap()
+        .to_string();
+    assert_ne!(third, old);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_on_which_everything_fails_is_shut_out_for_a_while() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1"]).await;
+    for n in 0..4 {
+        let request: InstanceCreate = small(&format!("vm-{n}"));
+        cloud.ok(request.clone()).await;
+        disk_full(&cloud, &mut hosts, request.id).await;
+        fails(&cloud, request.id).await;
+    }
+    cloud
+        .refused(
+            small("next"),
+            NoValidHost,
+            "builds have failed there lately, at most 3.000 are tolerated",
+        )
+        .await;
+    assert_sound(&cloud).await;
+}

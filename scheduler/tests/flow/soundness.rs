@@ -1,0 +1,144 @@
+//! What must be true of the rows and of the writer's memory after every step, whatever happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_common::{
+    document::Kind,
+    ids::{HostId, InstanceId, ServerGroupId},
+    message::placement::ServerGroupPolicy,
+};
+use berth_scheduler::{claim::load, place::Resource};
+use berth_store::{
+    claims::{self, ClaimRole, ClaimRow},
+    documents, hosts, instances, server_groups,
+};
+
+use crate::cloud::Cloud;
+
+/// Every invariant, or what is wrong.
+pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
+    let context = cloud.context();
+    // Nobody writes while this is held.
+    let image = context.image().await.unwrap();
+    let anew = load::cloud(cloud.pool(), &context.config.placement)
+        .await
+        .unwrap();
+    if let Some(difference) = image.differs_from(&anew) {
+        return Err(format!("the memory is not what the rows say: {difference}"));
+    }
+    image.table().debug_validate()?;
+
+    let claims = claims::all(cloud.pool()).await.unwrap();
+    for host in hosts::all(cloud.pool()).await.unwrap() {
+        let counted = image.table().host(host.id).unwrap();
+        for of in Resource::ALL {
+            let on_host = claims.iter().filter(|claim| claim.host_id == host.id);
+            let sum: u64 = on_host.map(|claim| of.of(&claim.resources)).sum();
+            if counted.used(of) != sum + of.of(&counted.facts().foreign) {
+                return Err(format!("{of} of {}: the claims sum up to {sum}", host.name));
+            }
+        }
+    }
+    let living = instances::list(cloud.pool(), None, None, 1000)
+        .await
+        .unwrap();
+    one_claim_each(&claims, &living)?;
+    documents_follow(cloud, &claims, &living).await?;
+    groups_are_kept(cloud, &claims, &living).await
+}
+
+/// The same, for the end of a test.
+pub(crate) async fn assert_sound(cloud: &Cloud) {
+    if let Err(wrong) = check(cloud).await {
+        panic!("{wrong}");
+    }
+}
+
+/// Every accepted instance has exactly one claim, and nobody else has any.
+fn one_claim_each(claims: &[ClaimRow], living: &[instances::InstanceRow]) -> Result<(), String> {
+    let mut of: BTreeMap<InstanceId, usize> = BTreeMap::new();
+    for claim in claims {
+        *of.entry(claim.instance_id).or_default() += 1;
+        if claim.role != ClaimRole::Current {
+            return Err(format!("nothing moves, and yet there is {claim:?}"));
+        }
+    }
+    for row in living {
+        let expected = usize::from(row.placement_fault.is_none());
+        let found = of.remove(&row.id).unwrap_or_default();
+        if found != expected {
+            return Err(format!(
+                "{} has {found} claims and should have {expected}",
+                row.name
+            ));
+        }
+    }
+    match of.into_iter().next() {
+        Some((orphan, _)) => Err(format!("{orphan} has a claim and does not live")),
+        None => Ok(()),
+    }
+}
+
+/// Every claim has a document on its host, a tombstone once its owner shall be gone; and nobody else has a living one.
+async fn documents_follow(
+    cloud: &Cloud,
+    claims: &[ClaimRow],
+    living: &[instances::InstanceRow],
+) -> Result<(), String> {
+    let deleted: BTreeSet<_> = living
+        .iter()
+        .filter(|row| row.desired_deleted)
+        .map(|row| row.id)
+        .collect();
+    let mut told = BTreeMap::new();
+    for host in hosts::all(cloud.pool()).await.unwrap() {
+        for document in documents::of_host(cloud.pool(), host.id).await.unwrap() {
+            if document.key.kind == Kind::Instance {
+                let id = InstanceId::try_from(document.key.id).unwrap();
+                told.insert((host.id, id), document.spec_json.is_some());
+            }
+        }
+    }
+    for claim in claims {
+        let expected = !deleted.contains(&claim.instance_id);
+        match told.remove(&(claim.host_id, claim.instance_id)) {
+            Some(lives) if lives == expected => {}
+            Some(_) => return Err(format!("the document does not follow from {claim:?}")),
+            None => return Err(format!("its host was never told of {claim:?}")),
+        }
+    }
+    match told.into_iter().find(|(_, lives)| *lives) {
+        Some(((host, id), _)) => Err(format!("host {host} shall have {id}, without a claim")),
+        None => Ok(()),
+    }
+}
+
+/// No hard policy is broken.
+async fn groups_are_kept(
+    cloud: &Cloud,
+    claims: &[ClaimRow],
+    living: &[instances::InstanceRow],
+) -> Result<(), String> {
+    let group_of: BTreeMap<InstanceId, ServerGroupId> = living
+        .iter()
+        .filter_map(|row| Some((row.id, row.server_group_id?)))
+        .collect();
+    for group in server_groups::list(cloud.pool(), None).await.unwrap() {
+        let mut members: BTreeMap<HostId, u32> = BTreeMap::new();
+        for claim in claims {
+            if group_of.get(&claim.instance_id) == Some(&group.id) {
+                *members.entry(claim.host_id).or_default() += 1;
+            }
+        }
+        let limit = group.max_server_per_host.unwrap_or(1);
+        let broken = match group.policy {
+            ServerGroupPolicy::Affinity => members.len() > 1,
+            ServerGroupPolicy::AntiAffinity => members.values().any(|count| *count > limit),
+            ServerGroupPolicy::SoftAffinity | ServerGroupPolicy::SoftAntiAffinity => false,
+        };
+        if broken {
+            return Err(format!("group {} is broken: {members:?}", group.name));
+        }
+    }
+    Ok(())
+}
