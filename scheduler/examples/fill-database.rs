@@ -88,11 +88,12 @@ async fn fill_host(
             role: ClaimRole::Current,
             resources: row.flavor.into(),
             project: row.project.clone(),
+            extra: Default::default(),
         };
         claims::insert(txn, &claim).await?;
         rows.instances.push((row, Vec::new()));
     }
-    for (key, spec_json) in derive(&rows)? {
+    for (key, spec_json) in derive(host.host_id, &rows)? {
         let document = DocumentRow {
             host_id: host.host_id,
             key,
@@ -130,6 +131,8 @@ fn heartbeat(number: usize, guests: usize) -> anyhow::Result<Heartbeat> {
             })
             .into(),
         foreign_domains: Vec::new(),
+        physical_networks: Vec::new(),
+        resources: Vec::new(),
     })
 }
 
@@ -154,6 +157,10 @@ fn instance(now: DateTime<Utc>) -> anyhow::Result<InstanceRow> {
         desired_power: DesiredPower::Running,
         desired_reboot: None,
         desired_deleted: false,
+        hints: Default::default(),
+        server_group_id: None,
+        attempt: 1,
+        failed_hosts: Vec::new(),
         placement_fault: None,
         observed: InstanceObserved {
             status: Some(ConvergeStatus::Converged),

@@ -288,15 +288,14 @@ impl Context {
     /// # Errors
     /// When the database is out of reach; [`StoreError::Fenced`] when another scheduler took over.
     pub async fn begin(&self) -> Result<Writing<'_>, StoreError> {
-        let cloud = self.image().await?;
-        let txn = self.store.begin_as(self.epoch).await;
-        if matches!(txn, Err(StoreError::Fenced { .. })) {
-            self.fenced.cancel();
-        }
+        let mut cloud = self.cloud.lock().await;
+        let txn = self.fenced_txn().await?;
+        self.trust(&mut cloud, &txn).await?;
+        self.look_at_liveness(&mut cloud);
         Ok(Writing {
             context: self,
-            txn: txn?,
-            cloud,
+            txn,
+            cloud: Image(cloud),
             touched: BTreeMap::new(),
             fresh: Vec::new(),
             decisions: Vec::new(),
@@ -313,8 +312,31 @@ impl Context {
     pub async fn image(&self) -> Result<Image<'_>, StoreError> {
         let mut cloud = self.cloud.lock().await;
         if cloud.is_doubtful() {
-            *cloud = load::cloud(self.store.pool(), &self.config.placement).await?;
+            let txn = self.fenced_txn().await?;
+            self.trust(&mut cloud, &txn).await?;
         }
+        self.look_at_liveness(&mut cloud);
+        Ok(Image(cloud))
+    }
+
+    /// A transaction that no earlier one can still be under way beside, not even one whose commit was never answered.
+    async fn fenced_txn(&self) -> Result<Txn, StoreError> {
+        let txn = self.store.begin_as(self.epoch).await;
+        if matches!(txn, Err(StoreError::Fenced { .. })) {
+            self.fenced.cancel();
+        }
+        txn
+    }
+
+    /// Reads a doubtful image anew, through a transaction that waited for the one that made it so.
+    async fn trust(&self, cloud: &mut Cloud, txn: &Txn) -> Result<(), StoreError> {
+        if cloud.is_doubtful() {
+            *cloud = load::cloud(txn, &self.config.placement).await?;
+        }
+        Ok(())
+    }
+
+    fn look_at_liveness(&self, cloud: &mut Cloud) {
         let now = Instant::now();
         let is_fresh = |at: Instant| now.saturating_duration_since(at) < LIVENESS_AGE;
         if !cloud.liveness_at().is_some_and(is_fresh) {
@@ -324,7 +346,6 @@ impl Context {
                 cloud.look_at_liveness(now, |host| liveness.is_alive(host, timeout, now));
             });
         }
-        Ok(Image(cloud))
     }
 
     /// Now, on the clock of failures.

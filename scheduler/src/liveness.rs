@@ -61,6 +61,13 @@ pub struct Patience {
     pub suspect_self_percent: u8,
 }
 
+impl Patience {
+    /// For how long silent hosts are gathered before any of them is declared down.
+    fn window(self) -> Duration {
+        self.timeout / 2
+    }
+}
+
 /// With fewer silent hosts than this there is nothing to suspect: two of three may well have lost power.
 const MIN_SUSPECTED: usize = 3;
 
@@ -69,7 +76,7 @@ const MIN_SUSPECTED: usize = 3;
 pub struct Count {
     /// Heard of.
     pub up: usize,
-    /// Silent.
+    /// Silent, or never heard of.
     pub down: usize,
     /// Silent, all at once.
     pub suspected: usize,
@@ -77,6 +84,8 @@ pub struct Count {
 
 /// How long unchanged facts stay unwritten, and how long a change of measured usage alone may.
 pub const WRITE_AFTER: Duration = Duration::from_secs(30);
+/// How much later it may be written: until the next heartbeat, and until others share the transaction.
+const WRITE_LATE: Duration = Duration::from_secs(15);
 
 impl Liveness {
     /// A host was heard of.
@@ -86,9 +95,13 @@ impl Liveness {
 
     /// A heartbeat came. Answers how old the host had become: `None`: it was never heard of.
     pub fn note(&mut self, heartbeat: &Heartbeat, at: Instant) -> Option<Duration> {
-        let before = self.age(heartbeat.host_id, at);
-        self.heard(heartbeat.host_id, at);
-        self.used_now.insert(heartbeat.host_id, heartbeat.used_now);
+        let host = heartbeat.host_id;
+        let before = self.age(host, at);
+        // One that has another's name is not there for anybody until it was written down under a name of its own.
+        if !self.conflicts.contains(&host) {
+            self.heard(host, at);
+        }
+        self.used_now.insert(host, heartbeat.used_now);
         before
     }
 
@@ -128,27 +141,39 @@ impl Liveness {
         self.age(host, now).is_some_and(|age| age <= timeout)
     }
 
-    /// Decides who is down, from who was silent until now.
-    pub fn judge(&mut self, patience: Patience, now: Instant) -> Count {
-        let silent: HashSet<HostId> = self
+    /// Decides who is down, from who was silent until now. `known`: how many hosts there are, heard of or not.
+    ///
+    /// Heartbeats are spread over time, so hosts that vanish at one moment fall silent one after the other. Nobody is
+    /// declared down before all of these had the time to.
+    pub fn judge(&mut self, patience: Patience, known: usize, now: Instant) -> Count {
+        let silence: HashMap<HostId, Duration> = self
             .heard
             .keys()
-            .copied()
-            .filter(|host| !self.is_alive(*host, patience.timeout, now))
+            .filter_map(|host| Some((*host, self.age(*host, now)?)))
+            .filter(|(_, age)| *age > patience.timeout)
             .collect();
-        self.down.retain(|host| silent.contains(host));
-        let fresh: HashSet<HostId> = silent.difference(&self.down).copied().collect();
-        let up = self.heard.len() - silent.len();
+        self.down.retain(|host| silence.contains_key(host));
+        let fresh: HashSet<HostId> = silence
+            .keys()
+            .copied()
+            .filter(|host| !self.down.contains(host))
+            .collect();
+        let up = self.heard.len() - silence.len();
+        self.suspected.clear();
         if fresh.len() >= MIN_SUSPECTED && is_more(fresh.len(), up + fresh.len(), patience) {
             self.suspected = fresh;
         } else {
-            self.suspected.clear();
-            self.down = silent;
+            let had_time = |host: &HostId| {
+                let age = silence.get(host).copied().unwrap_or_default();
+                age > patience.timeout.saturating_add(patience.window())
+            };
+            self.down.extend(fresh.into_iter().filter(had_time));
         }
+        let suspected = self.suspected.len();
         Count {
             up,
-            down: self.down.len(),
-            suspected: self.suspected.len(),
+            down: known.saturating_sub(up).saturating_sub(suspected),
+            suspected,
         }
     }
 
@@ -185,7 +210,9 @@ impl Liveness {
 
     /// Remembers that these facts are in the database.
     pub fn written(&mut self, heartbeat: &Heartbeat, now: Instant) {
-        self.conflicts.remove(&heartbeat.host_id);
+        if self.conflicts.remove(&heartbeat.host_id) {
+            self.heard(heartbeat.host_id, now);
+        }
         self.written
             .insert(heartbeat.host_id, (now, heartbeat.clone()));
     }
@@ -221,7 +248,9 @@ pub fn alive_at_the_end(
         return Vec::new();
     };
     // What is in the database may be that much older than what was heard.
-    let silence = timeout.saturating_add(WRITE_AFTER);
+    let silence = timeout
+        .saturating_add(WRITE_AFTER)
+        .saturating_add(WRITE_LATE);
     last_heartbeats
         .iter()
         .filter(|(_, at)| (newest - *at).to_std().is_ok_and(|age| age <= silence))
@@ -277,7 +306,7 @@ mod tests {
         hear(&mut liveness, 0..10, 0);
         hear(&mut liveness, 1..10, 20);
         assert_eq!(
-            liveness.judge(PATIENCE, start + 21 * SECOND),
+            liveness.judge(PATIENCE, 10, start + 21 * SECOND),
             counts(9, 1, 0)
         );
         assert_eq!(liveness.state(hosts[0]), HostState::Down);
@@ -285,7 +314,7 @@ mod tests {
         // Five of the nine that were up: more than half.
         hear(&mut liveness, 1..5, 40);
         assert_eq!(
-            liveness.judge(PATIENCE, start + 41 * SECOND),
+            liveness.judge(PATIENCE, 10, start + 41 * SECOND),
             counts(4, 1, 5)
         );
         assert_eq!(liveness.state(hosts[9]), HostState::Up);
@@ -295,15 +324,38 @@ mod tests {
         // One more is heard of: the others are no majority any more, and it is their own fault.
         hear(&mut liveness, 1..6, 60);
         assert_eq!(
-            liveness.judge(PATIENCE, start + 61 * SECOND),
+            liveness.judge(PATIENCE, 10, start + 61 * SECOND),
             counts(5, 5, 0)
         );
         assert_eq!(liveness.state(hosts[9]), HostState::Down);
         hear(&mut liveness, 0..10, 62);
         assert_eq!(
-            liveness.judge(PATIENCE, start + 63 * SECOND),
+            liveness.judge(PATIENCE, 10, start + 63 * SECOND),
             counts(10, 0, 0)
         );
+    }
+
+    #[test]
+    fn hosts_that_vanish_at_one_moment_are_suspected_together_however_spread_their_heartbeats_are()
+    {
+        let start = Instant::now();
+        let mut liveness = Liveness::default();
+        let hosts: Vec<HostId> = (0..100).map(|_| HostId::new()).collect();
+        // The last heartbeats before the network broke, evenly over ten seconds.
+        for (phase, host) in (0_u32..).zip(&hosts) {
+            liveness.heard(*host, start + phase * SECOND / 10);
+        }
+        for second in 10..60 {
+            liveness.judge(PATIENCE, 100, start + second * SECOND);
+            assert!(
+                hosts
+                    .iter()
+                    .all(|host| liveness.state(*host) == HostState::Up),
+                "after {second} s"
+            );
+        }
+        let count = liveness.judge(PATIENCE, 100, start + 60 * SECOND);
+        assert_eq!(count, counts(0, 0, 100));
     }
 
     #[test]
@@ -315,7 +367,7 @@ mod tests {
             liveness.heard(host, start);
         }
         assert_eq!(
-            liveness.judge(PATIENCE, start + 60 * SECOND),
+            liveness.judge(PATIENCE, 2, start + 60 * SECOND),
             counts(0, 2, 0)
         );
     }

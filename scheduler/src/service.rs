@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    claim::ClaimError,
     config::Config,
     context::Context,
     dispatch::{self, Fresh},
@@ -38,6 +39,10 @@ use crate::{
 const CHECK: Duration = Duration::from_secs(2);
 /// How often what nobody can ask for any more is forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// How soon after a takeover for the first time.
+const FIRST_HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// Decisions deleted in one transaction.
+const SWEPT_AT_ONCE: u32 = 1000;
 /// How long the document of something that is gone is kept: twice as long as an agent keeps its tombstone, so that
 /// its generation never starts anew while a host could know a later one.
 const KEEP_TOMBSTONES: TimeDelta = TimeDelta::days(14);
@@ -237,7 +242,7 @@ pub fn watch(
     tasks.spawn(watch_hosts(shared(), hosts, cancel.clone()));
     tasks.spawn(unfailing(watch_listening(shared(), cancel.clone())));
     tasks.spawn(unfailing(housekeeping(shared(), cancel.clone())));
-    tasks.spawn(unfailing(declare_host_queues(shared())));
+    tasks.spawn(unfailing(declare_host_queues(shared(), cancel.clone())));
 }
 
 /// Why a scheduler cannot go on.
@@ -345,28 +350,41 @@ async fn watch_listening(context: Arc<Context>, cancel: CancellationToken) {
 
 /// Forgets what nobody can ask for any more.
 async fn housekeeping(context: Arc<Context>, cancel: CancellationToken) {
+    let mut pause = FIRST_HOUSEKEEPING;
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(HOUSEKEEPING) => {}
+            () = tokio::time::sleep(pause) => {}
         }
+        pause = HOUSEKEEPING;
         context.order(ReportOrder::clear);
-        let swept = async {
-            let writing = context.begin().await?;
-            let (txn, now) = (writing.txn(), writing.now);
-            documents::delete_settled_tombstones(txn, now - KEEP_TOMBSTONES).await?;
-            nonces::forget_before(txn, now - KEEP_NONCES).await?;
-            decisions::delete_before(txn, now - context.config.keep_decisions).await?;
-            writing.commit().await
-        };
-        if let Err(error) = swept.await {
+        if let Err(error) = sweep(&context, &cancel).await {
             tracing::warn!(error = %error_chain(&error), "housekeeping failed; trying again later");
         }
     }
 }
 
+/// Deletes old rows, never many in one transaction: requests want their turn.
+async fn sweep(context: &Context, cancel: &CancellationToken) -> Result<(), ClaimError> {
+    let writing = context.begin().await?;
+    let (txn, now) = (writing.txn(), writing.now);
+    documents::delete_settled_tombstones(txn, now - KEEP_TOMBSTONES).await?;
+    nonces::forget_before(txn, now - KEEP_NONCES).await?;
+    writing.commit().await?;
+    while !cancel.is_cancelled() {
+        let writing = context.begin().await?;
+        let before = writing.now - context.config.keep_decisions;
+        let gone = decisions::delete_before(writing.txn(), before, SWEPT_AT_ONCE).await?;
+        writing.commit().await?;
+        if gone < u64::from(SWEPT_AT_ONCE) {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Declares the queue of every known host, so that a document has somewhere to go while its agent is away.
-async fn declare_host_queues(context: Arc<Context>) {
+async fn declare_host_queues(context: Arc<Context>, cancel: CancellationToken) {
     let hosts = match hosts::all(context.store.pool()).await {
         Ok(hosts) => hosts,
         Err(error) => {
@@ -375,6 +393,9 @@ async fn declare_host_queues(context: Arc<Context>) {
         }
     };
     for host in hosts {
+        if cancel.is_cancelled() {
+            return;
+        }
         if let Err(error) = context
             .bus
             .declare(&QueueDecl::compute(host.name.as_str()))
@@ -428,7 +449,14 @@ async fn watch_hosts(
 ) -> Result<(), TaskError> {
     let patience = context.config.patience;
     loop {
-        let count = context.liveness(|liveness| liveness.judge(patience, Instant::now()));
+        let known = match context.image().await {
+            Ok(image) => image.table().len(),
+            Err(error) => {
+                tracing::debug!(error = %error_chain(&error), "the hosts cannot be counted now");
+                0
+            }
+        };
+        let count = context.liveness(|liveness| liveness.judge(patience, known, Instant::now()));
         context.metrics.hosts(count);
         if count.suspected > 0 {
             component.degraded(format!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use berth_common::{
     ids::{HostId, InstanceId, ServerGroupId},
-    message::view::Resources,
+    message::{report::ConvergeStatus, view::Resources},
     names::{ProjectName, ResourceClass},
 };
 use sea_orm::{
@@ -71,6 +71,8 @@ pub struct GroupedClaim {
     pub claim: ClaimRow,
     /// The server group of its instance.
     pub server_group_id: Option<ServerGroupId>,
+    /// Whether the host has yet to build the instance, and has not given it up.
+    pub is_building: bool,
 }
 
 /// The primary key of a claim: where a page ends.
@@ -234,6 +236,8 @@ pub async fn page_with_groups(
     let rows = claim::Entity::find()
         .join(JoinType::InnerJoin, instance)
         .column(instance::Column::ServerGroupId)
+        .column(instance::Column::ObservedWasActive)
+        .column(instance::Column::ObservedStatus)
         .filter(Condition::all().add_option(after.map(is_after)))
         .order_by_asc(claim::Column::InstanceId)
         .order_by_asc(claim::Column::HostId)
@@ -252,6 +256,8 @@ struct Grouped {
     #[sea_orm(nested)]
     claim: claim::Model,
     server_group_id: Option<String>,
+    observed_was_active: bool,
+    observed_status: Option<String>,
 }
 
 fn read_grouped(grouped: Grouped) -> Result<GroupedClaim, StoreError> {
@@ -263,9 +269,14 @@ fn read_grouped(grouped: Grouped) -> Result<GroupedClaim, StoreError> {
         .server_group_id
         .map(|id| row.parsed("server_group_id", id.parse()))
         .transpose()?;
+    let status: Option<ConvergeStatus> = grouped
+        .observed_status
+        .map(|status| row.word("observed_status", &status))
+        .transpose()?;
     Ok(GroupedClaim {
         claim: read(grouped.claim)?,
         server_group_id,
+        is_building: !grouped.observed_was_active && status != Some(ConvergeStatus::Failed),
     })
 }
 

@@ -118,13 +118,31 @@ pub async fn trim(db: &impl Executor, id: InstanceId, keep: u32) -> Result<u64, 
     Ok(deleted.rows_affected)
 }
 
-/// Deletes the decisions of before a time. Answers how many.
+/// Deletes decisions from before a time, at most so many: everything at once could take longer than a statement may.
+/// Answers how many.
 ///
 /// # Errors
 /// See [`StoreError`].
-pub async fn delete_before(db: &impl Executor, time: DateTime<Utc>) -> Result<u64, StoreError> {
-    let deleted = decision::Entity::delete_many()
+pub async fn delete_before(
+    db: &impl Executor,
+    time: DateTime<Utc>,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let ids: Vec<String> = decision::Entity::find()
+        .select_only()
+        .column(Column::Id)
         .filter(Column::DecidedAt.lt(millis(time)))
+        .order_by_asc(Column::DecidedAt)
+        .limit(u64::from(limit))
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("decisions::delete_before"))?;
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    let deleted = decision::Entity::delete_many()
+        .filter(Column::Id.is_in(ids))
         .exec(&db.handle())
         .await
         .map_err(failed("decisions::delete_before"))?;

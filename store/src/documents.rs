@@ -511,6 +511,23 @@ pub async fn make_all_due(db: &impl Executor, host: HostId) -> Result<u64, Store
     Ok(updated.rows_affected)
 }
 
+/// Makes the documents of a host that lag due at once: it was silent for long, and what was under way to it may be
+/// lost; what it settled it still has. Answers how many.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn make_lagging_of_host_due(db: &impl Executor, host: HostId) -> Result<u64, StoreError> {
+    let updated = document::Entity::update_many()
+        .col_expr(Column::Attempts, Expr::value(0_i64))
+        .col_expr(Column::NextPublishAt, Expr::value(Option::<i64>::None))
+        .filter(Column::HostId.eq(host.to_string()))
+        .filter(Column::Unconfirmed.eq(true))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("documents::make_lagging_of_host_due"))?;
+    Ok(updated.rows_affected)
+}
+
 /// Makes all documents that lag due at once, whatever their pauses: what was under way to their hosts may be lost.
 /// Answers how many.
 ///

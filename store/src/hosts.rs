@@ -2,6 +2,8 @@
 //!
 //! The two have separate writers: a heartbeat never changes status, reason, ratios or reserves.
 
+use std::collections::BTreeMap;
+
 use berth_common::{
     ids::HostId,
     message::{
@@ -14,11 +16,11 @@ use berth_common::{
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, sea_query::Expr,
+    QueryFilter, QuerySelect, sea_query::Expr,
 };
 
 use crate::{
-    aggregates,
+    aggregates, bulk,
     codec::{self, Amounts, RowReader, int, millis, prose, word},
     documents,
     entity::{claim, host},
@@ -221,6 +223,58 @@ pub async fn all(db: &impl Executor) -> Result<Vec<HostRow>, StoreError> {
     // Sorted here: the collations of the databases order names differently.
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(hosts)
+}
+
+/// Some hosts, in no particular order.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_ids(db: &impl Executor, ids: &[HostId]) -> Result<Vec<HostRow>, StoreError> {
+    let mut hosts = Vec::with_capacity(ids.len());
+    for ids in bulk::id_lists(ids) {
+        let models = host::Entity::find()
+            .filter(host::Column::Id.is_in(ids))
+            .all(&db.handle())
+            .await
+            .map_err(failed("hosts::of_ids"))?;
+        for model in models {
+            hosts.push(read(model)?);
+        }
+    }
+    Ok(hosts)
+}
+
+/// The names of some hosts, and nothing else of them.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn names(
+    db: &impl Executor,
+    ids: &[HostId],
+) -> Result<BTreeMap<HostId, HostName>, StoreError> {
+    let mut names = BTreeMap::new();
+    for ids in bulk::id_lists(ids) {
+        let found: Vec<(String, String)> = host::Entity::find()
+            .select_only()
+            .column(host::Column::Id)
+            .column(host::Column::Name)
+            .filter(host::Column::Id.is_in(ids))
+            .into_tuple()
+            .all(&db.handle())
+            .await
+            .map_err(failed("hosts::names"))?;
+        for (id, name) in found {
+            let row = RowReader {
+                table: TABLE,
+                id: &id,
+            };
+            names.insert(
+                row.parsed("id", id.parse())?,
+                row.parsed("name", HostName::try_from(name))?,
+            );
+        }
+    }
+    Ok(names)
 }
 
 /// One host.

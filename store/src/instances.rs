@@ -595,34 +595,3 @@ pub async fn mark_deleted(
     claims::delete_where_instance(&scope.handle(), id).await?;
     scope.finish().await
 }
-
-/// The instances that have a host and have yet to be built there.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn building(db: &impl Executor) -> Result<Vec<InstanceId>, StoreError> {
-    let failed_status = word("instances.observed_status", &ConvergeStatus::Failed)?;
-    let not_failed = Condition::any()
-        .add(Column::ObservedStatus.is_null())
-        .add(Column::ObservedStatus.ne(failed_status));
-    let ids: Vec<String> = instance::Entity::find()
-        .select_only()
-        .column(Column::Id)
-        .filter(Column::DeletedAt.is_null())
-        .filter(Column::PlacementFaultCode.is_null())
-        .filter(Column::ObservedWasActive.eq(false))
-        .filter(not_failed)
-        .into_tuple()
-        .all(&db.handle())
-        .await
-        .map_err(failed("instances::building"))?;
-    ids.into_iter()
-        .map(|id| {
-            let row = RowReader {
-                table: TABLE,
-                id: &id,
-            };
-            row.parsed("id", id.parse())
-        })
-        .collect()
-}

@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::{
-    outcome::{Outcome, PassEnd},
+    outcome::{Outcome, PassEnd, Waiting},
     resource::{Moment, Resource},
     survey::Survey,
     tools::{ReadyNetworks, Slots, Tools, Worker},

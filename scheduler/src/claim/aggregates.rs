@@ -2,7 +2,7 @@
 //!
 //! A change takes effect with the next decision, and moves nothing that is placed already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     ids::{AggregateId, HostId},
@@ -151,8 +151,8 @@ pub async fn remove_host(
 /// # Errors
 /// When the database fails.
 pub async fn list(db: &impl Executor) -> Result<AggregateListReply, ClaimError> {
-    let names = host_names(db).await?;
     let mut rows = aggregates::all(db).await?;
+    let names = host_names(db, &rows).await?;
     rows.sort_by(|a, b| a.row.name.cmp(&b.row.name));
     Ok(AggregateListReply {
         aggregates: rows.iter().map(|row| view_of(row, &names)).collect(),
@@ -227,21 +227,27 @@ async fn remember(
 ) -> Result<(), ClaimError> {
     let rows = aggregates::all(writing.txn()).await?;
     writing.cloud.set_aggregates(rows);
-    for host in hosts {
-        if let Some(row) = host_rows::get(writing.txn(), host).await? {
-            super::hosts::remember(writing, &row);
-        }
+    let hosts: Vec<HostId> = hosts.into_iter().collect();
+    for row in host_rows::of_ids(writing.txn(), &hosts).await? {
+        super::hosts::remember(writing, &row);
     }
     Ok(())
 }
 
 async fn view(db: &impl Executor, row: &Aggregate) -> Result<AggregateView, ClaimError> {
-    Ok(view_of(row, &host_names(db).await?))
+    Ok(view_of(
+        row,
+        &host_names(db, std::slice::from_ref(row)).await?,
+    ))
 }
 
-async fn host_names(db: &impl Executor) -> Result<BTreeMap<HostId, HostName>, ClaimError> {
-    let rows = host_rows::all(db).await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
+async fn host_names(
+    db: &impl Executor,
+    rows: &[Aggregate],
+) -> Result<BTreeMap<HostId, HostName>, ClaimError> {
+    let hosts: BTreeSet<HostId> = rows.iter().flat_map(|row| &row.hosts).copied().collect();
+    let hosts: Vec<HostId> = hosts.into_iter().collect();
+    Ok(host_rows::names(db, &hosts).await?)
 }
 
 fn view_of(aggregate: &Aggregate, names: &BTreeMap<HostId, HostName>) -> AggregateView {

@@ -53,7 +53,7 @@ pub async fn refresh(
     let (mut fresh, mut publications) = (Vec::new(), Vec::new());
     for (host, touched) in touched {
         let mut wanted = match rows.get(host) {
-            Some(rows) => derive::derive(rows)?,
+            Some(rows) => derive::derive(*host, rows)?,
             None => BTreeMap::new(),
         };
         // What is beside the scope was not read whole.

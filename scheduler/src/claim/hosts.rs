@@ -74,7 +74,10 @@ pub async fn delete(
     request: &HostDelete,
 ) -> Result<HostDeleteReply, ClaimError> {
     let row = resolve(writing.txn(), &request.host).await?;
-    if writing.context().is_alive(row.id) {
+    let state = writing
+        .context()
+        .liveness(|liveness| liveness.state(row.id));
+    if state == HostState::Up {
         return Err(conflict(format!(
             "host {} is up: stop its agent first, or it would be back with its next heartbeat",
             row.name

@@ -1,12 +1,10 @@
 //! Reads the writer's memory from the rows, when a scheduler takes over or doubts what it remembers.
 
-use std::collections::HashSet;
-
 use berth_common::{ids::ServerGroupId, message::view::HostState};
 use berth_store::{
-    Pool, StoreError, aggregates,
+    Executor, StoreError, aggregates,
     claims::{self, ClaimRole, ClaimRow, GroupedClaim},
-    hosts, instances,
+    hosts,
 };
 
 use super::{
@@ -25,10 +23,10 @@ const PAGE: u32 = 4096;
 ///
 /// # Errors
 /// When the database is out of reach, or holds what cannot be read.
-pub async fn cloud(pool: &Pool, placement: &Placement) -> Result<Cloud, StoreError> {
+pub async fn cloud(db: &impl Executor, placement: &Placement) -> Result<Cloud, StoreError> {
     let mut cloud = Cloud::new(placement.settings);
-    let aggregates = aggregates::all(pool).await?;
-    for row in hosts::all(pool).await? {
+    let aggregates = aggregates::all(db).await?;
+    for row in hosts::all(db).await? {
         cloud.set_host(facts::of_host(
             &row,
             &aggregates,
@@ -37,23 +35,19 @@ pub async fn cloud(pool: &Pool, placement: &Placement) -> Result<Cloud, StoreErr
         ));
     }
     cloud.set_aggregates(aggregates);
-    let building: HashSet<_> = instances::building(pool).await?.into_iter().collect();
     let mut after = None;
     loop {
-        let page = claims::page_with_groups(pool, after, PAGE).await?;
+        let page = claims::page_with_groups(db, after, PAGE).await?;
         let Some(last) = page.last() else { break };
         after = Some(last.claim.key());
         for GroupedClaim {
             claim,
             server_group_id,
+            is_building,
         } in page
         {
             if claim.role == ClaimRole::Current {
-                let placed = placed(
-                    &claim,
-                    server_group_id,
-                    building.contains(&claim.instance_id),
-                );
+                let placed = placed(&claim, server_group_id, is_building);
                 cloud.place(claim.instance_id, placed);
             }
         }

@@ -46,11 +46,7 @@ impl ClaimError {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal.clone(),
-            Self::Store(error) if error.retryable() => Refusal::new(
-                RefusalCode::Unavailable,
-                "the scheduler's database is out of reach just now; whether anything was changed is not known: send the same \
-                 request again",
-            ),
+            Self::Store(error) if error.retryable() => unavailable(),
             Self::Store(StoreError::NotFound { id, .. }) => {
                 Refusal::new(RefusalCode::NotFound, format!("there is no {id}"))
             }
@@ -63,6 +59,15 @@ impl ClaimError {
             }
         }
     }
+}
+
+/// The database is out of reach.
+pub(crate) fn unavailable() -> Refusal {
+    Refusal::new(
+        RefusalCode::Unavailable,
+        "the scheduler's database is out of reach just now; whether anything was changed is not known: send the same \
+         request again",
+    )
 }
 
 pub(crate) fn invalid(message: impl Into<String>) -> ClaimError {

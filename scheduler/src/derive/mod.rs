@@ -9,7 +9,7 @@ use berth_common::{
         DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec, Kind,
         NetworkPort, NetworkSpec, SubnetSpec,
     },
-    ids::NetworkId,
+    ids::{HostId, NetworkId},
 };
 use berth_store::{
     host_rows::HostRows, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
@@ -18,12 +18,15 @@ use serde::Serialize;
 
 /// The specs of all documents of one host, as the JSON that is published; keyed, so in a fixed order.
 ///
-/// An instance that is being deleted has no document (its absence makes the tombstone), but keeps its place in
-/// its networks' documents until the host confirmed that it is gone.
+/// An instance that is being deleted, or is leaving a host that could not build it, has no document there (its absence
+/// makes the tombstone), but keeps its place in its networks' documents until the host confirmed that it is gone.
 ///
 /// # Errors
 /// When a spec cannot be written as JSON, which no value of these types can cause.
-pub fn derive(rows: &HostRows) -> Result<BTreeMap<DocumentKey, String>, serde_json::Error> {
+pub fn derive(
+    host: HostId,
+    rows: &HostRows,
+) -> Result<BTreeMap<DocumentKey, String>, serde_json::Error> {
     let networks: BTreeMap<NetworkId, &NetworkRow> = rows
         .networks
         .iter()
@@ -33,7 +36,7 @@ pub fn derive(rows: &HostRows) -> Result<BTreeMap<DocumentKey, String>, serde_js
     for (instance, ports) in rows
         .instances
         .iter()
-        .filter(|(instance, _)| !instance.desired_deleted)
+        .filter(|(instance, _)| !instance.desired_deleted && !instance.failed_hosts.contains(&host))
     {
         let key = DocumentKey {
             kind: Kind::Instance,

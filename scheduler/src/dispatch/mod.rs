@@ -8,7 +8,7 @@
 pub mod backoff;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -247,11 +247,9 @@ async fn round(context: &Context) -> Result<usize, DispatchError> {
     if due.is_empty() {
         return Ok(0);
     }
-    let names: BTreeMap<HostId, HostName> = hosts::all(context.store.pool())
-        .await?
-        .into_iter()
-        .map(|host| (host.id, host.name))
-        .collect();
+    let of: BTreeSet<HostId> = due.iter().map(|row| row.host_id).collect();
+    let of: Vec<HostId> = of.into_iter().collect();
+    let names: BTreeMap<HostId, HostName> = hosts::names(context.store.pool(), &of).await?;
     let results: Vec<(DocumentRow, Sent)> = stream::iter(due)
         .map(|row| async {
             let sent = match names.get(&row.host_id) {

@@ -186,8 +186,11 @@ async fn host(writing: &mut Writing<'_>, news: &News) -> Result<Change, ClaimErr
         .map(|row| row.name)
         .filter(|name| *name != heartbeat.host);
     let told_again = !is_new && (new_session || news.is_back || old_name.is_some());
-    if told_again {
+    if new_session || old_name.is_some() {
         documents::make_all_due(writing.txn(), heartbeat.host_id).await?;
+    } else if told_again {
+        // The same agent has its journal; only what was under way may be lost.
+        documents::make_lagging_of_host_due(writing.txn(), heartbeat.host_id).await?;
     }
     Ok(Change {
         is_new,

@@ -6,11 +6,11 @@ use berth_common::{
         request::{
             AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
-            HostSet, HostShow, InstanceCreateMany, InstanceCreateManyReply, InstanceCreateResult,
-            InstanceDelete, InstanceList, InstanceReboot, InstanceShow, InstanceStart,
-            InstanceStop, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
-            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
-            ServerGroupList,
+            HostSet, HostShow, InstanceCreate, InstanceCreateMany, InstanceCreateManyReply,
+            InstanceCreateResult, InstanceDelete, InstanceList, InstanceReboot, InstanceShow,
+            InstanceStart, InstanceStop, Method, NetworkCreate, NetworkDelete, NetworkList,
+            PlacementCapacity, PlacementExplain, PlacementPlace, ServerGroupCreate,
+            ServerGroupDelete, ServerGroupList,
         },
         view::HostStatus,
     },
@@ -37,6 +37,30 @@ use crate::{
 
 /// The most instances of one request.
 const MAX_INSTANCES: usize = 256;
+
+/// The methods that change something.
+const CHANGES: [&str; 20] = [
+    InstanceCreate::NAME,
+    InstanceCreateMany::NAME,
+    InstanceDelete::NAME,
+    InstanceStart::NAME,
+    InstanceStop::NAME,
+    InstanceReboot::NAME,
+    NetworkCreate::NAME,
+    NetworkDelete::NAME,
+    HostEnable::NAME,
+    HostDisable::NAME,
+    HostDrain::NAME,
+    HostSet::NAME,
+    HostDelete::NAME,
+    AggregateCreate::NAME,
+    AggregateSet::NAME,
+    AggregateDelete::NAME,
+    AggregateAddHost::NAME,
+    AggregateRemoveHost::NAME,
+    ServerGroupCreate::NAME,
+    ServerGroupDelete::NAME,
+];
 
 /// Whether a method changes nothing.
 pub(super) fn only_reads(method: &str) -> bool {
@@ -101,7 +125,7 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
             let request: PlacementCapacity = read(message)?;
             reply(explain::capacity(context, &request).await)
         }
-        unknown => Err(unknown_method(unknown)),
+        method => Err(Unserved::Poison(unknown(method))),
     }
 }
 
@@ -188,15 +212,21 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
             let request: ServerGroupDelete = read(message)?;
             reply(server_groups::delete(w, &request).await)
         }
-        unknown => Err(unknown_method(unknown)),
+        method => Err(Unserved::Poison(unknown(method))),
     }
 }
 
-fn unknown_method(unknown: &str) -> Unserved {
-    let shown = cut(unknown, 80);
+/// What the sender of a request with an unknown method is told.
+pub(super) fn unknown(method: &str) -> Refusal {
+    let shown = cut(method, 80);
     let text =
         format!("there is no method {shown:?} (AMQP property `type`); docs/messages.md lists all");
-    Unserved::Poison(Refusal::new(RefusalCode::UnknownMethod, text))
+    Refusal::new(RefusalCode::UnknownMethod, text)
+}
+
+/// Whether there is such a method.
+pub(super) fn is_known(method: &str) -> bool {
+    only_reads(method) || CHANGES.contains(&method)
 }
 
 /// Why a request got no reply.
@@ -249,4 +279,29 @@ async fn create_many(
         });
     }
     Ok(InstanceCreateManyReply { results })
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::message::catalogue::{self, Route};
+
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_catalogue_is_served_and_no_other() {
+        let requests: Vec<String> = catalogue::all()
+            .into_iter()
+            .filter(|message| message.route == Route::Request)
+            .map(|message| message.name)
+            .collect();
+        for name in &requests {
+            assert!(is_known(name), "{name}");
+        }
+        assert!(
+            CHANGES
+                .iter()
+                .all(|name| requests.iter().any(|request| request == name))
+        );
+        assert!(!is_known("instance.explode"));
+    }
 }

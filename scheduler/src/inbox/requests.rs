@@ -14,7 +14,7 @@ use berth_common::{
     bus::{BusError, Consumer, Delivery, Message, Target, Unfit},
     message::{
         app,
-        request::{InstanceCreate, Method, Reply},
+        request::{InstanceCreate, InstanceCreateMany, Method, Reply},
         understands,
     },
     refusal::{Refusal, RefusalCode},
@@ -33,6 +33,7 @@ use crate::{
     claim::{
         ClaimError,
         instances::create::{create, taken},
+        unavailable,
     },
     context::{Context, Writing},
     leader::PROBE,
@@ -198,70 +199,97 @@ async fn serve(
     cancel: &CancellationToken,
 ) -> Option<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(batch.len());
-    while outcomes.len() < batch.len() {
-        let rest = outcomes.len()..batch.len();
-        let served = match &batch.get(outcomes.len()) {
-            Some(asked) if methods::only_reads(&asked.message.method) => {
-                read(context, asked).await.map(|outcome| vec![outcome])
+    let mut is_database_away = false;
+    while let Some(asked) = batch.get(outcomes.len()) {
+        if let Some(outcome) = without_database(asked) {
+            outcomes.push(outcome);
+            continue;
+        }
+        if is_database_away && asked.message.reply_to.is_some() {
+            // Each would wait as long as the first one did.
+            outcomes.push(Outcome::Answered(Err(unavailable())));
+            continue;
+        }
+        let range = run_of(batch, outcomes.len());
+        let served = match batch.get(range.clone()).unwrap_or_default() {
+            [one] if methods::only_reads(&one.message.method) => {
+                read(context, one).await.map(|outcome| vec![outcome])
             }
-            _ => write(context, batch, changes(batch, rest)).await,
+            run => write(context, run).await,
         };
         match served {
             Ok(more) => outcomes.extend(more),
             Err(Trouble::Fenced) => return None,
             Err(Trouble::Failed(error)) => {
-                // At least the first of it, alone: then the others get their turn again.
-                let alone = outcomes.len()..outcomes.len() + 1;
                 tracing::debug!(error = %error_chain(&error), "requests are served one by one");
-                outcomes.push(by_itself(context, batch, alone, cancel).await?);
+                is_database_away = is_away(&error);
+                let end = if is_database_away {
+                    range.start + 1
+                } else {
+                    range.end
+                };
+                for one in batch.get(range.start..end).unwrap_or_default() {
+                    outcomes.push(by_itself(context, one, cancel).await?);
+                }
             }
         }
     }
     Some(outcomes)
 }
 
-/// The requests from the first of a range on that change something, as far as they follow one another.
-fn changes(batch: &[Asked], range: Range<usize>) -> Range<usize> {
-    let end = range
-        .clone()
-        .find(|index| {
-            batch
-                .get(*index)
-                .is_some_and(|asked| methods::only_reads(&asked.message.method))
-        })
-        .unwrap_or(range.end);
-    range.start..end
+/// What needs no database: what nobody can use, and what a scheduler tells itself.
+fn without_database(asked: &Asked) -> Option<Outcome> {
+    if let Some(outcome) = unusable(asked) {
+        return Some(outcome);
+    }
+    let method = asked.message.method.as_str();
+    if method == PROBE {
+        return Some(Outcome::Nothing);
+    }
+    (!methods::is_known(method)).then(|| Outcome::Poison(methods::unknown(method)))
+}
+
+fn is_away(error: &ClaimError) -> bool {
+    matches!(error, ClaimError::Store(cause) if cause.retryable())
+}
+
+/// The requests from one on that are served together: a single one that only reads, or those that change something as
+/// far as they follow one another. One that is large ends them.
+fn run_of(batch: &[Asked], start: usize) -> Range<usize> {
+    let mut end = start;
+    while let Some(asked) = batch.get(end) {
+        let method = asked.message.method.as_str();
+        let alone = methods::only_reads(method) || without_database(asked).is_some();
+        if alone && end > start {
+            break;
+        }
+        end += 1;
+        if alone || method == InstanceCreateMany::NAME {
+            break;
+        }
+    }
+    start..end
 }
 
 /// Serves one request, again and again while the database is out of reach and its sender waits for no answer. `None`:
 /// this scheduler ends.
 async fn by_itself(
     context: &Context,
-    batch: &[Asked],
-    one: Range<usize>,
+    asked: &Asked,
     cancel: &CancellationToken,
 ) -> Option<Outcome> {
-    let asked = batch.get(one.start)?;
     loop {
-        let served = if methods::only_reads(&asked.message.method) {
-            read(context, asked).await
-        } else {
-            let mut outcomes = write(context, batch, one.clone()).await;
-            match outcomes.as_mut().map(Vec::pop) {
-                Ok(Some(outcome)) => Ok(outcome),
-                Ok(None) => return None,
-                Err(_) => outcomes.map(|_| Outcome::Nothing),
-            }
-        };
-        let error = match served {
+        let error = match one(context, asked).await {
             Ok(outcome) => return Some(outcome),
             Err(Trouble::Fenced) => return None,
             Err(Trouble::Failed(error)) => error,
         };
-        let waits = matches!(&error, ClaimError::Store(cause) if cause.retryable())
-            && asked.message.reply_to.is_none();
-        if !waits {
+        if !is_away(&error) || asked.message.reply_to.is_some() {
             return Some(Outcome::Answered(Err(error.refusal())));
+        }
+        if methods::only_reads(&asked.message.method) {
+            // Nobody wants to know.
+            return Some(Outcome::Nothing);
         }
         if cancel.is_cancelled() {
             return None;
@@ -271,10 +299,18 @@ async fn by_itself(
     }
 }
 
-async fn read(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
-    if let Some(outcome) = unusable(asked) {
+async fn one(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
+    if let Some(outcome) = without_database(asked) {
         return Ok(outcome);
     }
+    if methods::only_reads(&asked.message.method) {
+        return read(context, asked).await;
+    }
+    let outcomes = write(context, std::slice::from_ref(asked)).await?;
+    Ok(outcomes.into_iter().next().unwrap_or(Outcome::Nothing))
+}
+
+async fn read(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
     Ok(outcome(methods::show(context, &asked.message).await)?)
 }
 
@@ -289,13 +325,8 @@ fn outcome(result: Result<Value, Unserved>) -> Result<Outcome, ClaimError> {
 }
 
 /// Serves requests that change something, all in one transaction.
-async fn write(
-    context: &Context,
-    batch: &[Asked],
-    range: Range<usize>,
-) -> Result<Vec<Outcome>, Trouble> {
-    let single = range.len() == 1;
-    let batch = batch.get(range).unwrap_or_default();
+async fn write(context: &Context, batch: &[Asked]) -> Result<Vec<Outcome>, Trouble> {
+    let single = batch.len() == 1;
     let mut writing = context.begin().await.map_err(ClaimError::from)?;
     let mut outcomes = Vec::with_capacity(batch.len());
     while let Some(rest) = batch.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
@@ -330,19 +361,13 @@ fn creates(batch: &[Asked]) -> Vec<InstanceCreate> {
         .iter()
         .map_while(|asked| {
             let message = &asked.message;
-            let is_create = message.method == InstanceCreate::NAME && unusable(asked).is_none();
+            let is_create = message.method == InstanceCreate::NAME;
             is_create.then(|| parse(message).ok()).flatten()
         })
         .collect()
 }
 
 async fn one_change(writing: &mut Writing<'_>, asked: &Asked) -> Result<Outcome, ClaimError> {
-    if let Some(outcome) = unusable(asked) {
-        return Ok(outcome);
-    }
-    if asked.message.method == PROBE {
-        return Ok(Outcome::Nothing);
-    }
     // Those that can be read are served many at once.
     if asked.message.method == InstanceCreate::NAME
         && let Err(refusal) = parse::<InstanceCreate>(&asked.message)

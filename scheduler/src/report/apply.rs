@@ -19,7 +19,7 @@ use crate::{
         ClaimError,
         instances::{
             networks_of,
-            relocate::{Relocation, relocate},
+            relocate::{Relocation, give_up, is_leaving, move_on},
         },
     },
     context::{Context, Writing},
@@ -165,8 +165,7 @@ async fn apply(
     report: &ResourceReport,
 ) -> Result<Applied, ClaimError> {
     let Some(document) = known.documents.remove(&(host, report.key)) else {
-        tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
-        return Ok(Applied::Unknown);
+        return strayed(writing, known, host, report).await;
     };
     match meaning(&document, report) {
         Meaning::Stale => {}
@@ -201,6 +200,45 @@ async fn apply(
             }
         }
     }
+    Ok(Applied::Done)
+}
+
+/// A host speaks of something it was not told of, as far as the database knows: the host was forgotten and is back, or
+/// the database was set back. An instance that shall not be there is ended; what nobody knows is left alone.
+async fn strayed(
+    writing: &mut Writing<'_>,
+    known: &mut Known,
+    host: HostId,
+    report: &ResourceReport,
+) -> Result<Applied, ClaimError> {
+    let row = instance_id(report).and_then(|id| known.instances.get(&id));
+    let lies_here = |row: &InstanceRow| {
+        writing
+            .cloud
+            .placed(row.id)
+            .is_some_and(|placed| placed.host == host)
+    };
+    let shall_go = row.is_some_and(|row| !lies_here(row));
+    let is_host = writing.cloud.table().host(host).is_some();
+    if !shall_go || !is_host || report.status == ConvergeStatus::Gone {
+        tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
+        return Ok(Applied::Unknown);
+    }
+    tracing::warn!(%host, resource = %report.key, "a host has an instance that shall not be there; it is ended there");
+    let tombstone = DocumentRow {
+        host_id: host,
+        key: report.key,
+        generation: report.generation.next(),
+        spec_json: None,
+        observed_generation: report.generation,
+        observed_status: Some(report.status),
+        changed_at: writing.now,
+        published_at: None,
+        attempts: 0,
+        next_publish_at: None,
+    };
+    documents::upsert(writing.txn(), &tombstone).await?;
+    known.due = true;
     Ok(Applied::Done)
 }
 
@@ -264,6 +302,8 @@ async fn gone(
         instances::mark_deleted(writing.txn(), row.id, writing.now).await?;
         writing.cloud.unplace(row.id);
         tracing::info!(instance = %row.id, %host, "instance is gone");
+    } else if lies_here && is_leaving(row, host) {
+        move_on(writing, row, host).await?;
     }
     for network in networks {
         writing.touch_network(host, network);
@@ -285,11 +325,12 @@ async fn failed(
         return Ok(row.observed.fault.clone());
     }
     let mut fault = fault.clone();
-    if fault.code.is_hosts() && !row.observed.was_active && !row.desired_deleted {
-        match relocate(writing, row, host, &fault).await? {
-            Relocation::Moved { .. } => return Ok(None),
+    let may_move = !row.observed.was_active && !row.desired_deleted && !is_leaving(row, host);
+    if fault.code.is_hosts() && may_move {
+        match give_up(writing, row, host, &fault).await? {
+            Relocation::Leaves => return Ok(None),
             Relocation::Stays { why } => {
-                fault.message = format!("{}; no other host was tried: {why}", fault.message);
+                fault.message = format!("{}; {why}", fault.message);
             }
         }
     }

@@ -46,15 +46,38 @@ pub fn public_text(decision: &Decision) -> String {
     for removed in decision.filters.iter().filter(|removed| removed.hosts > 0) {
         text.push_str(&format!("; {} removed {}", removed.filter, removed.hosts));
     }
-    if let Some(near) = decision.nearest.first() {
-        let why = match &near.rejection {
-            // It has the id of the one that was.
-            Rejection::NotRequested { .. } => "another host was asked for".to_owned(),
-            rejection => rejection.to_string(),
-        };
-        text.push_str(&format!("; nearest miss: {why}"));
+    if let Some(near) = decision.nearest.first()
+        && is_public(&near.rejection)
+    {
+        text.push_str(&format!("; nearest miss: {}", near.rejection));
     }
     text
+}
+
+/// Whether the owner of an instance may know why a host was refused it: amounts, yes; what hosts are and what lies on
+/// them, no.
+const fn is_public(rejection: &Rejection) -> bool {
+    match rejection {
+        Rejection::Disabled
+        | Rejection::Draining
+        | Rejection::Down
+        | Rejection::LargerThanHost { .. }
+        | Rejection::Full { .. }
+        | Rejection::TooFew { .. }
+        | Rejection::GroupFull { .. } => true,
+        Rejection::OtherZone { .. }
+        | Rejection::NoProperty { .. }
+        | Rejection::OtherArchitecture { .. }
+        | Rejection::OtherVirtType { .. }
+        | Rejection::NotRequested { .. }
+        | Rejection::HoldsOther
+        | Rejection::HoldsNone
+        | Rejection::GroupElsewhere
+        | Rejection::VolumeOutOfReach
+        | Rejection::NoPhysicalNetwork { .. }
+        | Rejection::FailedThisRequest
+        | Rejection::FailedRecently { .. } => false,
+    }
 }
 
 /// How many more fit, from outside.

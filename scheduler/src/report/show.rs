@@ -66,11 +66,9 @@ async fn instances(
         .filter(|claim| claim.role == ClaimRole::Current)
         .map(|claim| (claim.instance_id, claim.host_id))
         .collect();
-    let host_names: BTreeMap<HostId, HostName> = hosts::all(db)
-        .await?
-        .into_iter()
-        .map(|host| (host.id, host.name))
-        .collect();
+    let on: BTreeSet<HostId> = host_of.values().copied().collect();
+    let on: Vec<HostId> = on.into_iter().collect();
+    let host_names: BTreeMap<HostId, HostName> = hosts::names(db, &on).await?;
     let keys: Vec<DocumentKey> = ids
         .iter()
         .map(|id| DocumentKey {

@@ -132,9 +132,11 @@ async fn old_decisions_are_forgotten(database: Arc<TestDatabase>) {
     let store = database.store().await;
     let (web, other, rows) = set_up(&store).await;
     let db = store.pool();
-    assert_eq!(decisions::delete_before(db, time(1)).await.unwrap(), 2);
+    assert_eq!(decisions::delete_before(db, time(1), 100).await.unwrap(), 2);
     assert_eq!(decisions::of_instance(db, web, 9).await.unwrap(), rows[..4]);
-    assert_eq!(decisions::delete_before(db, time(2)).await.unwrap(), 3);
+    // At most so many at once, the oldest first.
+    assert_eq!(decisions::delete_before(db, time(2), 2).await.unwrap(), 2);
+    assert_eq!(decisions::delete_before(db, time(2), 2).await.unwrap(), 1);
     assert_eq!(decisions::of_instance(db, web, 9).await.unwrap(), rows[..2]);
     assert_eq!(decisions::of_instance(db, other, 9).await.unwrap(), []);
 }

@@ -158,6 +158,8 @@ async fn claims_come_page_by_page_with_their_groups(database: Arc<TestDatabase>)
             expected.push(GroupedClaim {
                 claim,
                 server_group_id: row.server_group_id,
+                is_building: !row.observed.was_active
+                    && row.observed.status != Some(ConvergeStatus::Failed),
             });
         }
     }

@@ -25,7 +25,7 @@ use berth_common::{
 use berth_store::{
     StoreError, UniqueWhat,
     claims::{self, ClaimRole, ClaimRow},
-    decisions::DecisionRow,
+    decisions::{self, DecisionRow},
     documents::DocumentRow,
     instances::{self, InstanceObserved, InstanceRow, Placement},
     ports::{self, PortRow},
@@ -50,6 +50,9 @@ const MAX_NETWORKS: usize = 8;
 
 /// A request is the first attempt to place its instance, also when it is repeated.
 const FIRST_ATTEMPT: u32 = 1;
+
+/// The decisions that are kept about an instance whose request is repeated.
+const KEPT_DECISIONS: u32 = 20;
 
 /// What became of one request.
 pub type Answer = Result<InstanceView, Refusal>;
@@ -314,6 +317,8 @@ impl Batch {
                 fault: fault.as_ref(),
             };
             instances::set_placement(txn, *id, &placement, writing.now).await?;
+            // A client may repeat a hopeless request for ever.
+            decisions::trim(txn, *id, KEPT_DECISIONS).await?;
         }
         ports::insert_many(txn, &self.ports).await?;
         claims::insert_many(txn, &self.claims).await?;

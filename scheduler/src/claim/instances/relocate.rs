@@ -1,12 +1,17 @@
 //! An instance that its host could not build moves on to the next best host.
 //!
-//! Only one that never was: there is nothing of it to lose. The host that failed gets a tombstone for what it made of
-//! it, is not asked again for this instance, and weighs less for a while.
+//! ```text
+//!  on A ── A cannot build it ──▶ leaving A: A gets a tombstone ── A says that it is gone ──▶ on B, or back on A
+//!    └──── no other host would do, or enough were tried: it stays, in error
+//! ```
+//!
+//! Only one that never ran moves: there is nothing of it to lose. It keeps its claim and its addresses until the host
+//! that failed has confirmed that nothing is left there, so it can never run twice. That host is not asked again for
+//! it, and weighs less for a while.
 
 use berth_common::{
     ids::{DecisionId, HostId},
-    message::report::Fault,
-    names::HostName,
+    message::report::{ConvergeStatus, Fault, FaultCode},
 };
 use berth_store::{
     claims,
@@ -26,37 +31,43 @@ use crate::{
     report::decision,
 };
 
-/// What became of an instance that its host could not build.
+/// What becomes of an instance that its host could not build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Relocation {
-    /// It has another host now.
-    Moved {
-        /// That host.
-        to: HostName,
-    },
+    /// It leaves: its host is told to take it apart.
+    Leaves,
     /// It stays where it is, in error.
     Stays {
-        /// Why no other host was tried, or none was found.
+        /// Why, as the end of a sentence.
         why: String,
     },
 }
 
-/// Moves an instance on from the host that said it cannot build it.
+/// Whether an instance is leaving a host that could not build it.
+#[must_use]
+pub fn is_leaving(row: &InstanceRow, host: HostId) -> bool {
+    row.failed_hosts.contains(&host)
+}
+
+/// Decides what becomes of an instance whose host said that it cannot build it.
 ///
 /// # Errors
 /// When the database fails; then nothing of it may be kept.
-pub async fn relocate(
+pub async fn give_up(
     writing: &mut Writing<'_>,
     row: &InstanceRow,
     from: HostId,
     fault: &Fault,
 ) -> Result<Relocation, ClaimError> {
-    let now = writing.context().millis();
-    writing.cloud.failed(from, now);
+    // What libvirt refuses may be refused everywhere, and is not held against the host.
+    if matches!(fault.code, FaultCode::DiskFull | FaultCode::Network) {
+        let now = writing.context().millis();
+        writing.cloud.failed(from, now);
+    }
     let most = writing.context().config.max_attempts;
     if row.attempt >= most {
         return Ok(Relocation::Stays {
-            why: format!("{most} hosts were tried, no more are"),
+            why: format!("hosts were tried {most} times, which is as often as is allowed"),
         });
     }
     let mut failed_hosts = row.failed_hosts.clone();
@@ -68,7 +79,7 @@ pub async fn relocate(
         // What the hints name may be gone by now.
         Err(ClaimError::Refused(refusal)) => {
             return Ok(Relocation::Stays {
-                why: refusal.message,
+                why: format!("no other host was tried: {}", refusal.message),
             });
         }
         Err(error) => return Err(error),
@@ -77,25 +88,95 @@ pub async fn relocate(
     let mark = writing.cloud.mark();
     writing.cloud.unplace(row.id);
     let decided = writing.cloud.decide(&wanted);
-    let attempt = row.attempt.saturating_add(1);
-    writing.decided(DecisionRow {
-        id: DecisionId::new(),
-        instance_id: row.id,
-        decision: decision::view(&decided, attempt, writing.now),
-    });
-    let Some(chosen) = decided.chosen.clone() else {
-        writing.cloud.undo_to(mark);
-        return Ok(Relocation::Stays {
-            why: decision::public_text(&decided),
+    writing.cloud.undo_to(mark);
+    if decided.chosen.is_none() {
+        writing.decided(DecisionRow {
+            id: DecisionId::new(),
+            instance_id: row.id,
+            decision: decision::view(&decided, row.attempt.saturating_add(1), writing.now),
         });
+        return Ok(Relocation::Stays {
+            why: format!(
+                "no other host would do: {}",
+                decision::public_text(&decided)
+            ),
+        });
+    }
+    let placement = Placement {
+        attempt: row.attempt,
+        failed_hosts: &failed_hosts,
+        fault: None,
     };
+    instances::set_placement(writing.txn(), row.id, &placement, writing.now).await?;
+    let observed = InstanceObserved {
+        status: Some(ConvergeStatus::Converging),
+        progress: Some(
+            "its host cannot build it; it is taken off there and tried elsewhere".to_owned(),
+        ),
+        fault: Some(fault.clone()),
+        ..row.observed.clone()
+    };
+    instances::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
+    writing.touch_instance(from, row.id);
+    tracing::warn!(
+        instance = %row.id, name = %row.name, %from, reason = fault.message,
+        "a host cannot build an instance; it is taken off there and tried elsewhere"
+    );
+    Ok(Relocation::Leaves)
+}
 
+/// Places an instance of which nothing is left on the host that could not build it.
+///
+/// # Errors
+/// When the database fails; then nothing of it may be kept.
+pub async fn move_on(
+    writing: &mut Writing<'_>,
+    row: &InstanceRow,
+    from: HostId,
+) -> Result<(), ClaimError> {
+    let attempt = row.attempt.saturating_add(1);
+    let chosen = match request(writing, row, &row.failed_hosts).await {
+        Ok(wanted) => {
+            let mark = writing.cloud.mark();
+            writing.cloud.unplace(row.id);
+            let decided = writing.cloud.decide(&wanted);
+            writing.decided(DecisionRow {
+                id: DecisionId::new(),
+                instance_id: row.id,
+                decision: decision::view(&decided, attempt, writing.now),
+            });
+            match &decided.chosen {
+                Some(chosen) => Ok((chosen.host_id, wanted.demand())),
+                None => {
+                    writing.cloud.undo_to(mark);
+                    Err(decision::public_text(&decided))
+                }
+            }
+        }
+        Err(ClaimError::Refused(refusal)) => Err(refusal.message),
+        Err(error) => return Err(error),
+    };
+    match chosen {
+        Ok((to, demand)) => settle_on(writing, row, from, to, demand, attempt).await,
+        Err(why) => go_back(writing, row, from, attempt, &why).await,
+    }
+}
+
+/// It lies on another host now.
+async fn settle_on(
+    writing: &mut Writing<'_>,
+    row: &InstanceRow,
+    from: HostId,
+    to: HostId,
+    demand: place::Demand,
+    attempt: u32,
+) -> Result<(), ClaimError> {
     let (txn, id) = (writing.txn(), row.id);
     claims::delete_of_instance(txn, id).await?;
-    claims::insert_many(txn, &[create::claim_row(row, chosen.host_id)]).await?;
+    claims::insert_many(txn, &[create::claim_row(row, to)]).await?;
     let placement = Placement {
         attempt,
-        failed_hosts: &failed_hosts,
+        failed_hosts: &row.failed_hosts,
         fault: None,
     };
     instances::set_placement(txn, id, &placement, writing.now).await?;
@@ -105,24 +186,46 @@ pub async fn relocate(
     writing.cloud.place(
         id,
         Placed {
-            host: chosen.host_id,
-            demand: wanted.demand(),
+            host: to,
+            demand,
             group: row.server_group_id,
             building: true,
         },
     );
-    for host in [from, chosen.host_id] {
+    for host in [from, to] {
         writing.touch_instance(host, id);
         for network in &networks {
             writing.touch_network(host, *network);
         }
     }
     writing.context().metrics.relocated();
-    tracing::warn!(
-        instance = %id, name = %row.name, %from, to = %chosen.host, attempt, reason = fault.message,
-        "a host could not build an instance; the next one is asked"
-    );
-    Ok(Relocation::Moved { to: chosen.host })
+    tracing::info!(instance = %id, name = %row.name, %from, %to, attempt, "an instance has another host");
+    Ok(())
+}
+
+/// The other hosts filled up meanwhile: the one that failed is asked once more.
+async fn go_back(
+    writing: &mut Writing<'_>,
+    row: &InstanceRow,
+    to: HostId,
+    attempt: u32,
+    why: &str,
+) -> Result<(), ClaimError> {
+    let failed_hosts: Vec<HostId> = row
+        .failed_hosts
+        .iter()
+        .copied()
+        .filter(|host| *host != to)
+        .collect();
+    let placement = Placement {
+        attempt,
+        failed_hosts: &failed_hosts,
+        fault: None,
+    };
+    instances::set_placement(writing.txn(), row.id, &placement, writing.now).await?;
+    writing.touch_instance(to, row.id);
+    tracing::warn!(instance = %row.id, name = %row.name, host = %to, attempt, why, "no other host is left; the same is asked again");
+    Ok(())
 }
 
 /// The request of an instance, asked again without the hosts that failed.
