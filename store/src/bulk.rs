@@ -97,10 +97,12 @@ fn is_one_of<const N: usize>(
     Expr::cust_with_values(text, rows.into_iter().flatten().map(Value::from))
 }
 
-/// `VALUES (?, ?), (?, ?)` in the words of a database.
+/// `VALUES (?, ?), (?, ?)` in the words of a database. MariaDB must be told that they are texts: it gives its table of
+/// values columns before it has seen the values, and would make them too short.
 fn value_rows(backend: DbBackend, rows: usize, columns: usize) -> String {
     let mut marks = (1..).map(|number| match backend {
         DbBackend::Postgres => format!("${number}"),
+        DbBackend::MySql => "CAST(? AS CHAR(64))".to_owned(),
         _ => "?".to_owned(),
     });
     let rows: Vec<String> = (0..rows)
