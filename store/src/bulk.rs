@@ -2,7 +2,8 @@
 //! number of rows in one is always a power of two.
 
 use sea_orm::{
-    ActiveModelTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait, Value,
+    ActiveModelTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait,
+    Statement, Value,
     sea_query::{Expr, OnConflict},
 };
 
@@ -49,49 +50,92 @@ pub(crate) fn id_lists<T: ToString>(
     lists.into_iter()
 }
 
-/// The conditions that several columns are as in one of these rows, one for each statement.
+/// The conditions that several columns of a table are as in one of these rows, one for each statement.
 pub(crate) fn row_lists<const N: usize>(
     backend: DbBackend,
+    table: &'static str,
     columns: [&'static str; N],
     rows: Vec<[String; N]>,
 ) -> impl Iterator<Item = Expr> {
     let lists: Vec<Expr> = rows
         .chunks(ROWS_PER_STATEMENT)
-        .map(|rows| is_one_of(backend, columns, padded(rows.to_vec())))
+        .map(|rows| is_one_of(backend, table, columns, padded(rows.to_vec())))
         .collect();
     lists.into_iter()
 }
 
-/// Said so that each database looks the rows up by its index: SQLite and PostgreSQL know a list of rows as a table,
-/// MariaDB only as a list.
+/// Said so that each database looks the rows up by its index: PostgreSQL if they are a table of values, SQLite if it is
+/// told to begin with the values, MariaDB, when it is to change what it finds, only if each row is spelled out.
 fn is_one_of<const N: usize>(
     backend: DbBackend,
+    table: &str,
     columns: [&'static str; N],
     rows: Vec<[String; N]>,
 ) -> Expr {
-    let mut marks = 1..;
-    let mut row = || {
-        let marks: Vec<String> = marks
-            .by_ref()
-            .take(N)
-            .map(|number| match backend {
-                DbBackend::Postgres => format!("${number}"),
-                _ => "?".to_owned(),
-            })
-            .collect();
-        format!("({})", marks.join(", "))
+    let text = match backend {
+        DbBackend::MySql => {
+            let equal = columns.map(|column| format!("{column} = ?")).join(" AND ");
+            vec![format!("({equal})"); rows.len()].join(" OR ")
+        }
+        DbBackend::Postgres => format!(
+            "({}) IN ({})",
+            columns.join(", "),
+            value_rows(backend, rows.len(), N)
+        ),
+        _ => {
+            let equal: Vec<String> = (1..)
+                .zip(columns)
+                .map(|(number, column)| format!("t.{column} = w.column{number}"))
+                .collect();
+            format!(
+                "rowid IN (SELECT t.rowid FROM ({}) AS w CROSS JOIN {table} AS t WHERE {})",
+                value_rows(backend, rows.len(), N),
+                equal.join(" AND ")
+            )
+        }
     };
-    let rows_text: Vec<String> = rows.iter().map(|_| row()).collect();
-    let values = match backend {
-        DbBackend::MySql => "",
-        _ => "VALUES ",
-    };
-    let text = format!(
-        "({}) IN ({values}{})",
-        columns.join(", "),
-        rows_text.join(", ")
-    );
     Expr::cust_with_values(text, rows.into_iter().flatten().map(Value::from))
+}
+
+/// `VALUES (?, ?), (?, ?)` in the words of a database. MariaDB must be told that they are texts: it gives its table of
+/// values columns before it has seen the values, and would make them too short.
+fn value_rows(backend: DbBackend, rows: usize, columns: usize) -> String {
+    let mut marks = (1..).map(|number| match backend {
+        DbBackend::Postgres => format!("${number}"),
+        DbBackend::MySql => "CAST(? AS CHAR(64))".to_owned(),
+        _ => "?".to_owned(),
+    });
+    let rows: Vec<String> = (0..rows)
+        .map(|_| {
+            let row: Vec<String> = marks.by_ref().take(columns).collect();
+            format!("({})", row.join(", "))
+        })
+        .collect();
+    format!("VALUES {}", rows.join(", "))
+}
+
+/// Queries that begin with rows of their own, `w`, one for each statement; the rest of the text is the same on all
+/// databases if it joins with `CROSS JOIN` in the order of reading. What is found for the last row may come twice.
+pub(crate) fn queries_from<const N: usize>(
+    backend: DbBackend,
+    columns: [&'static str; N],
+    rows: Vec<[String; N]>,
+    rest: &str,
+) -> impl Iterator<Item = Statement> {
+    let statements: Vec<Statement> = rows
+        .chunks(ROWS_PER_STATEMENT)
+        .map(|rows| {
+            let rows = padded(rows.to_vec());
+            let text = format!(
+                "WITH w({}) AS ({}) {rest}",
+                columns.join(", "),
+                value_rows(backend, rows.len(), N)
+            );
+            let values = rows.into_iter().flatten().map(Value::from);
+            Statement::from_sql_and_values(backend, text, values)
+        })
+        .collect();
+    statements.into_iter()
 }
 
 /// Inserts rows, all or nothing if the connection is a transaction's. `conflict` is what happens to a row that is

@@ -204,7 +204,12 @@ fn are(
             ]
         })
         .collect();
-    bulk::row_lists(backend, ["host_id", "kind", "resource_id"], rows)
+    bulk::row_lists(
+        backend,
+        "documents",
+        ["host_id", "kind", "resource_id"],
+        rows,
+    )
 }
 
 fn write(document: &DocumentRow) -> Result<document::Model, StoreError> {

@@ -10,7 +10,6 @@ use sea_orm::{
 };
 
 use crate::{
-    bulk,
     claims::{self, ClaimRole},
     entity::{claim, instance, network, port},
     error::StoreError,
@@ -140,7 +139,11 @@ pub async fn of_parts(
     }
     let on_host: Vec<InstanceId> = found.host_of.keys().copied().collect();
     found.ports = ports::of_instances(db, &on_host).await?;
-    found.add_neighbours(parts, neighbours(db, parts).await?);
+    let pairs = parts
+        .iter()
+        .flat_map(|(host, part)| part.networks.iter().map(|network| (*host, *network)))
+        .collect();
+    found.add_neighbours(ports::on_hosts(db, &pairs).await?);
     found.read(db, parts).await
 }
 
@@ -153,17 +156,10 @@ struct Found {
 
 impl Found {
     /// Adds the ports of other instances in the networks asked for.
-    fn add_neighbours(
-        &mut self,
-        parts: &BTreeMap<HostId, HostPart>,
-        neighbours: Vec<(HostId, PortRow)>,
-    ) {
+    fn add_neighbours(&mut self, neighbours: Vec<(HostId, PortRow)>) {
         let known: HashSet<_> = self.ports.iter().map(|port| port.id).collect();
         for (host, port) in neighbours {
-            let wanted = parts
-                .get(&host)
-                .is_some_and(|part| part.networks.contains(&port.network_id));
-            if wanted && !known.contains(&port.id) {
+            if !known.contains(&port.id) {
                 self.host_of.insert(port.instance_id, host);
                 self.ports.push(port);
             }
@@ -232,30 +228,4 @@ async fn current_hosts(
         .filter(|claim| claim.role == ClaimRole::Current)
         .map(|claim| (claim.instance_id, claim.host_id))
         .collect())
-}
-
-/// The ports in the networks asked for, of all instances on the hosts asked for; and, since each is looked for on each,
-/// some more.
-async fn neighbours(
-    db: &impl Executor,
-    parts: &BTreeMap<HostId, HostPart>,
-) -> Result<Vec<(HostId, PortRow)>, StoreError> {
-    let networks: BTreeSet<NetworkId> = parts
-        .values()
-        .flat_map(|part| &part.networks)
-        .copied()
-        .collect();
-    let hosts: Vec<HostId> = parts
-        .iter()
-        .filter(|(_, part)| !part.networks.is_empty())
-        .map(|(host, _)| *host)
-        .collect();
-    let mut found = Vec::new();
-    for hosts in bulk::id_lists(&hosts) {
-        for networks in bulk::id_lists(&networks) {
-            let mut ports = ports::on_hosts(db, hosts.clone(), networks).await?;
-            found.append(&mut ports);
-        }
-    }
-    Ok(found)
 }

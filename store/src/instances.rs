@@ -356,7 +356,7 @@ pub async fn living_by_names(
         .collect();
     let backend = connection.get_database_backend();
     let mut instances = Vec::new();
-    for which in bulk::row_lists(backend, ["project", "live_name"], rows) {
+    for which in bulk::row_lists(backend, TABLE, ["project", "live_name"], rows) {
         instances.append(&mut load(db, Condition::all().add(which), None).await?);
     }
     in_order(&mut instances);

@@ -2,10 +2,11 @@
 //!
 //! The story: a [`Store`] is a pool of connections to SQLite, PostgreSQL or MariaDB. One set of migrations and
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
-//! `lock.rs` (SQLite's lock of the one scheduler) and `migration/dialect.rs` (two column and table options). Each
-//! resource has one file with its row struct and its queries: [`hosts`], [`aggregates`], [`networks`], [`instances`],
-//! [`server_groups`], [`ports`], [`claims`], [`documents`], [`decisions`], [`nonces`]; [`host_rows`] reads all that
-//! one host's documents are derived from, and [`leadership`] tells which of several schedulers writes.
+//! `lock.rs` (SQLite's lock of the one scheduler), `bulk.rs` (a list of rows) and `migration/dialect.rs` (two column
+//! and table options). Each resource has one file with its row struct and its queries: [`hosts`], [`aggregates`],
+//! [`networks`], [`instances`], [`server_groups`], [`ports`], [`claims`], [`documents`], [`decisions`], [`nonces`];
+//! [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
+//! schedulers writes.
 //!
 //! Rows are plain structs of the shared ids, names and units. Every value is checked when it is written and
 //! parsed when it is read: a stored value that does not parse is [`StoreError::Corrupt`] with its table and row,
@@ -15,8 +16,9 @@
 //! Query functions take any [`Executor`]: the pool, or a transaction. Functions of several statements are atomic
 //! either way: they join the given transaction or open one. The number of queries per call is constant, or constant
 //! for each few hundred rows. After an error inside a transaction, drop it, or the [`Savepoint`] it happened in:
-//! PostgreSQL would refuse every further statement, and so the others are treated alike. Every exchange with the database has a time limit; one that is given up is
-//! [`StoreError::Unavailable`], and its connection is not used again.
+//! PostgreSQL would refuse every further statement, and so the others are treated alike. After
+//! [`StoreError::Unavailable`] the whole transaction is over, on all databases. Every exchange with the database has
+//! a time limit; one that is given up is [`StoreError::Unavailable`] too, and its connection is not used again.
 //!
 //! Representation, the same everywhere: ids and addresses as text (every database shows, compares and orders them
 //! alike; the native UUID types of the three do neither), times as whole milliseconds since 1970, amounts as

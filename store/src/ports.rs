@@ -11,15 +11,14 @@ use berth_common::{
     names::MacAddress,
 };
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, JoinType, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait, RelationDef,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait,
 };
 
 use crate::{
     bulk,
-    claims::ClaimRole,
     codec::RowReader,
-    entity::{claim, fixed_ip, port},
+    entity::{fixed_ip, port},
     error::{StoreError, failed},
     executor::{Executor, scope},
 };
@@ -128,55 +127,61 @@ fn write_fixed_ips(port: &PortRow) -> impl Iterator<Item = fixed_ip::Model> {
 }
 
 /// The ports in some networks of the instances that have their current claim on some hosts, each with its host: two
-/// queries, and more only beyond thousands of ports.
+/// queries, and more only beyond some hundred pairs.
 pub(crate) async fn on_hosts(
     db: &impl Executor,
-    hosts: Vec<String>,
-    networks: Vec<String>,
+    wanted: &BTreeSet<(HostId, NetworkId)>,
 ) -> Result<Vec<(HostId, PortRow)>, StoreError> {
-    const WHAT: &str = "ports::on_hosts";
     let connection = db.handle();
-    let claim: RelationDef = port::Entity::belongs_to(claim::Entity)
-        .from(port::Column::InstanceId)
-        .to(claim::Column::InstanceId)
-        .into();
-    let found = port::Entity::find()
-        .join(JoinType::InnerJoin, claim)
-        .column(claim::Column::HostId)
-        .filter(claim::Column::HostId.is_in(hosts))
-        .filter(claim::Column::Role.eq(ClaimRole::Current.as_str()))
-        .filter(port::Column::NetworkId.is_in(networks))
-        .into_model::<OnHost>()
-        .all(&connection)
-        .await
-        .map_err(failed(WHAT))?;
+    let rows = wanted
+        .iter()
+        .map(|(host, network)| [host.to_string(), network.to_string()])
+        .collect();
+    let queries = bulk::queries_from(
+        connection.get_database_backend(),
+        ["host_id", "network_id"],
+        rows,
+        "SELECT p.id, p.instance_id, p.network_id, p.position, p.mac_address, c.host_id \
+         FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p \
+         WHERE c.host_id = w.host_id AND c.role = 'current' \
+         AND p.instance_id = c.instance_id AND p.network_id = w.network_id",
+    );
+    let mut ports = Vec::new();
+    for query in queries {
+        let found = OnHost::find_by_statement(query)
+            .all(&connection)
+            .await
+            .map_err(failed("ports::on_hosts"))?;
+        for OnHost { port, host_id } in found {
+            let row = RowReader {
+                table: "claims",
+                id: &port.instance_id,
+            };
+            let host = row.parsed("host_id", host_id.parse())?;
+            ports.push((host, read(port, Vec::new())?));
+        }
+    }
+    ports.sort_by_key(|(_, port)| port.id);
+    ports.dedup_by_key(|(_, port)| port.id);
     let mut addresses: HashMap<String, Vec<(i64, FixedIp)>> = HashMap::new();
-    for ids in bulk::id_lists(found.iter().map(|found| &found.port.id)) {
+    for ids in bulk::id_lists(ports.iter().map(|(_, port)| port.id)) {
         let models = fixed_ip::Entity::find()
             .filter(fixed_ip::Column::PortId.is_in(ids))
             .all(&connection)
             .await
-            .map_err(failed(WHAT))?;
+            .map_err(failed("ports::on_hosts"))?;
         for model in models {
             let address = read_fixed_ip(&model)?;
             let of_port = addresses.entry(model.port_id).or_default();
             of_port.push((model.position, address));
         }
     }
-    found
-        .into_iter()
-        .map(|OnHost { port, host_id }| {
-            let row = RowReader {
-                table: "claims",
-                id: &port.instance_id,
-            };
-            let host = row.parsed("host_id", host_id.parse())?;
-            let mut fixed_ips = addresses.remove(&port.id).unwrap_or_default();
-            fixed_ips.sort_by_key(|(position, _)| *position);
-            let fixed_ips = fixed_ips.into_iter().map(|(_, address)| address).collect();
-            Ok((host, read(port, fixed_ips)?))
-        })
-        .collect()
+    for (_, port) in &mut ports {
+        let mut fixed_ips = addresses.remove(&port.id.to_string()).unwrap_or_default();
+        fixed_ips.sort_by_key(|(position, _)| *position);
+        port.fixed_ips = fixed_ips.into_iter().map(|(_, address)| address).collect();
+    }
+    Ok(ports)
 }
 
 /// A port and a column of its instance's claim, as stored.
