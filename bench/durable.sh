@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 hosts=${BENCH_HOSTS:-200}
-build -p berth-scheduler -p berth-agent
+build
 prepare durable
 start_scheduler scheduler "sqlite://$work/berth.db"
 start_sim "$hosts" --vcpus 128 --memory-mb 1048576 --disk-gb 10000

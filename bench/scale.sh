@@ -39,7 +39,7 @@ memory() {
 
 what=${1:-all}
 [[ $what =~ ^(all|heartbeats|memory)$ && $# -le 1 ]] || die "usage: scale.sh [heartbeats|memory]"
-build -p berth-scheduler -p berth-agent
+build
 (cd "$root" && cargo build --release --locked --quiet -p berth-scheduler --example fill-database)
 prepare scale
 case $what in
