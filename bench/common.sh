@@ -148,7 +148,8 @@ cpu_pct() {
 	before=$(cpu_ticks "$1")
 	sleep "$2"
 	after=$(cpu_ticks "$1")
-	awk -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v seconds="$2" 'BEGIN { printf "%.2f", 100 * ticks / hz / seconds }'
+	awk -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v seconds="$2" \
+		'BEGIN { printf "%.2f", 100 * ticks / hz / seconds }'
 }
 # rss_mib PID: resident memory in MiB.
 rss_mib() { awk '/^VmRSS:/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; }

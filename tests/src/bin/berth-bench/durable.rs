@@ -93,13 +93,13 @@ pub(crate) async fn run(url: &str, connections: u16, plan: Plan) -> anyhow::Resu
         unplaced += done.refused + done.failed;
         let placements = per_second(done.placed, took);
         print(&format!(
-            "bench durable-turn turn={turn} placements_per_s={placements:.0} answers_per_s={:.0} broker_per_s={broker:.0} ratio={:.4}",
+            "bench durable-turn turn={turn} placements_per_s={placements:.1} answers_per_s={:.1} broker_per_s={broker:.0} ratio={:.4}",
             per_second(done.placed, done.took),
             placements / broker,
         ));
     }
     print(&format!(
-        "bench durable placements_per_s={:.0} broker_per_s={:.0} ratio={:.4} in_flight={} document_bytes={} placed={} unplaced={unplaced}",
+        "bench durable placements_per_s={:.1} broker_per_s={:.0} ratio={:.4} in_flight={} document_bytes={} placed={} unplaced={unplaced}",
         ours.rate(),
         theirs.rate(),
         ours.rate() / theirs.rate(),
