@@ -16,10 +16,12 @@ die() {
 	exit 1
 }
 
-# build PACKAGES...: release builds of what is measured, as users get it, and of the client.
+# build: release builds of what is measured and of the client. In one call and the same for every benchmark: with
+# other packages cargo chooses other features, and compiles everything below them again.
 build() {
 	say "building (release)"
-	(cd "$root" && cargo build --release --locked --quiet "$@" && cargo build --release --locked --quiet -p berth-tests --bin berth-bench)
+	(cd "$root" && cargo build --release --locked --quiet -p berth-scheduler -p berth-agent -p berth-tests \
+		--bin berth-scheduler --bin berth-agent-sim --bin berth-bench)
 }
 
 # prepare NAME: services, an empty vhost, a directory for everything else. All of it goes at the end, the services
@@ -146,7 +148,8 @@ cpu_pct() {
 	before=$(cpu_ticks "$1")
 	sleep "$2"
 	after=$(cpu_ticks "$1")
-	awk -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v seconds="$2" 'BEGIN { printf "%.2f", 100 * ticks / hz / seconds }'
+	awk -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v seconds="$2" \
+		'BEGIN { printf "%.2f", 100 * ticks / hz / seconds }'
 }
 # rss_mib PID: resident memory in MiB.
 rss_mib() { awk '/^VmRSS:/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; }

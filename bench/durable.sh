@@ -11,12 +11,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 hosts=${BENCH_HOSTS:-200}
-build -p berth-scheduler -p berth-agent
+build
 prepare durable
 start_scheduler scheduler "sqlite://$work/berth.db"
 start_sim "$hosts" --vcpus 128 --memory-mb 1048576 --disk-gb 10000
 for in_flight in ${BENCH_IN_FLIGHT:-256 1000}; do
 	scheduler_before=$(cpu_ticks "$scheduler") sim_before=$(cpu_ticks "$sim")
 	"$bin/berth-bench" --bus-url "$bus_url" durable --metrics "$listen" --in-flight "$in_flight"
-	say "ticks of processor time: scheduler $(($(cpu_ticks "$scheduler") - scheduler_before)), agents $(($(cpu_ticks "$sim") - sim_before))"
+	say "ticks of processor time: scheduler $(($(cpu_ticks "$scheduler") - scheduler_before))," \
+		"agents $(($(cpu_ticks "$sim") - sim_before))"
 done

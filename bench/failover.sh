@@ -37,7 +37,7 @@ clean_more() {
 
 what=${1:-all}
 [[ $what =~ ^(all|kill|freeze)$ && $# -le 1 ]] || die "usage: failover.sh [kill|freeze]"
-build -p berth-scheduler -p berth-agent
+build
 prepare failover
 case $what in
 all) failover kill && failover freeze ;;

@@ -19,17 +19,21 @@ heartbeats() {
 	sleep 15
 	before=$(metric berth_scheduler_heartbeats_total) agents_before=$(cpu_ticks "$sim")
 	pct=$(cpu_pct "$scheduler" 40)
-	printf 'bench heartbeats agents=%d scheduler_cpu_pct=%s heartbeats=%d seconds=40 agents_cpu_ticks=%d agents_rss_mib=%s agents_threads=%d scheduler_rss_mib=%s\n' \
-		"$agents" "$pct" $(($(metric berth_scheduler_heartbeats_total) - before)) $(($(cpu_ticks "$sim") - agents_before)) \
-		"$(rss_mib "$sim")" "$(awk '/^Threads:/ { print $2 }' "/proc/$sim/status")" "$(rss_mib "$scheduler")"
+	printf 'bench heartbeats agents=%d scheduler_cpu_pct=%s heartbeats=%d seconds=40 scheduler_rss_mib=%s ' "$agents" \
+		"$pct" $(($(metric berth_scheduler_heartbeats_total) - before)) "$(rss_mib "$scheduler")"
+	printf 'agents_cpu_ticks=%d agents_rss_mib=%s agents_threads=%d\n' $(($(cpu_ticks "$sim") - agents_before)) \
+		"$(rss_mib "$sim")" "$(awk '/^Threads:/ { print $2 }' "/proc/$sim/status")"
 	end "$sim" "$scheduler"
 }
+
+takes_requests() { rabbitctl list_queues -p "$name" name | grep -x scheduler; }
 
 memory() {
 	local hosts=${BENCH_HOSTS:-10000} instances=${BENCH_INSTANCES:-100000} filled=$SECONDS idle
 	"$bin/examples/fill-database" "sqlite://$work/memory.db" "$hosts" "$instances"
 	say "filled in $((SECONDS - filled)) s"
 	start_scheduler scheduler "sqlite://$work/memory.db"
+	wait_for "the queue of requests" "$start_limit" takes_requests
 	idle=$(rss_mib "$scheduler")
 	"$bin/berth-bench" --bus-url "$bus_url" load --count 50 --in-flight 4 --seconds 25 >&2
 	printf 'bench memory hosts=%d instances=%d rss_mib=%s rss_at_start_mib=%s peak_mib=%s\n' "$hosts" "$instances" \
@@ -39,7 +43,7 @@ memory() {
 
 what=${1:-all}
 [[ $what =~ ^(all|heartbeats|memory)$ && $# -le 1 ]] || die "usage: scale.sh [heartbeats|memory]"
-build -p berth-scheduler -p berth-agent
+build
 (cd "$root" && cargo build --release --locked --quiet -p berth-scheduler --example fill-database)
 prepare scale
 case $what in

@@ -123,7 +123,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             };
             let done = clients.place(bounds).await;
             print(&format!(
-                "bench load placed={} refused={} failed={} in_flight={in_flight} seconds={:.2} placements_per_s={:.0}",
+                "bench load placed={} refused={} failed={} in_flight={in_flight} seconds={:.2} placements_per_s={:.2}",
                 done.placed,
                 done.refused,
                 done.failed,
