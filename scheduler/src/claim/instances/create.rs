@@ -25,7 +25,7 @@ use berth_common::{
 use berth_store::{
     StoreError, UniqueWhat,
     claims::{self, ClaimRole, ClaimRow},
-    decisions::DecisionRow,
+    decisions::{self, DecisionRow},
     documents::DocumentRow,
     instances::{self, InstanceObserved, InstanceRow, Placement},
     ports::{self, PortRow},
@@ -42,7 +42,7 @@ use crate::{
     },
     context::Writing,
     place::Demand,
-    report::{decision, show, view},
+    report::{decision, explain::MOST_DECISIONS, show, view},
 };
 
 /// The most NICs an instance may have: what QEMU's first PCI bus takes with room to spare.
@@ -314,6 +314,8 @@ impl Batch {
                 fault: fault.as_ref(),
             };
             instances::set_placement(txn, *id, &placement, writing.now).await?;
+            // The new one is written at the commit. Whoever repeats a refused request for days fills no table.
+            decisions::trim(txn, *id, MOST_DECISIONS.saturating_sub(1)).await?;
         }
         ports::insert_many(txn, &self.ports).await?;
         claims::insert_many(txn, &self.claims).await?;
