@@ -283,7 +283,7 @@ async fn failed(
         match relocate(writing, row, host, &fault).await? {
             Relocation::Moved { .. } => return Ok(None),
             Relocation::Stays { why } => {
-                fault.message = format!("{}; no other host was tried: {why}", fault.message);
+                fault.message = format!("{}; it cannot move on: {why}", fault.message);
             }
         }
     }
