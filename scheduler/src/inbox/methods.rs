@@ -31,7 +31,7 @@ use crate::{
         },
         invalid, networks, server_groups,
     },
-    context::{Context, Writing},
+    context::{Context, Image, Writing},
     report::{explain, show},
 };
 
@@ -79,9 +79,19 @@ pub(super) fn only_reads(method: &str) -> bool {
     .contains(&method)
 }
 
+/// Rows that belong together are read while nobody writes: else an instance that moves on would be seen on its new host
+/// with the fault of its old one. What asks placement takes its turn by itself.
+async fn turn<'a>(context: &'a Context, method: &str) -> Result<Option<Image<'a>>, ClaimError> {
+    if [PlacementPlace::NAME, PlacementCapacity::NAME].contains(&method) {
+        return Ok(None);
+    }
+    Ok(Some(context.image().await?))
+}
+
 /// Serves a request that changes nothing.
 pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, Unserved> {
     let pool = context.store.pool();
+    let _turn = turn(context, &message.method).await?;
     match message.method.as_str() {
         InstanceShow::NAME => {
             let request: InstanceShow = read(message)?;

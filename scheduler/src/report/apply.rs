@@ -330,7 +330,7 @@ async fn failed(
         match give_up(writing, row, host, &fault).await? {
             Relocation::Leaves => return Ok(None),
             Relocation::Stays { why } => {
-                fault.message = format!("{}; {why}", fault.message);
+                fault.message = format!("{}; it cannot move on: {why}", fault.message);
             }
         }
     }

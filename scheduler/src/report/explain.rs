@@ -18,8 +18,8 @@ use crate::{
     context::{Context, Image},
 };
 
-/// The most decisions about one instance that are told.
-const MOST_DECISIONS: u32 = 20;
+/// The most decisions about one instance that are told, and kept of one that is asked for again and again.
+pub const MOST_DECISIONS: u32 = 20;
 /// The furthest that capacity is counted.
 const MOST_COUNTED: u32 = 100_000;
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     ask::{aggregate, body, hinted, server_group, small},
-    cloud::Cloud,
+    cloud::{Cloud, wait_until},
     host::Host,
     soundness::assert_sound,
 };
@@ -663,7 +663,12 @@ async fn requests_that_are_none() {
             .await;
     }
     asked
-        .check("", json!({}), UnknownMethod, "there is no method")
+        .check(
+            "",
+            json!({}),
+            Malformed,
+            "property `type` (the method) is missing",
+        )
         .await;
     asked
         .check(
@@ -756,6 +761,20 @@ async fn two_hosts_with_one_name_are_not_the_same_host() {
             .host(id)
             .is_none()
     );
+    // Nor does a host that is known get another one's name and what is meant for it, or anything under its own.
+    let mut known = Host::join(cloud, "hv6").await;
+    known.name = "hv1".to_owned();
+    for newcomer in ["hv7", "hv8"] {
+        known.heartbeat().await;
+        Host::join(cloud, newcomer).await;
+    }
+    assert_eq!(cloud.show_host("hv1").await.instances, 1);
+    let lost = hinted("lost", json!({ "host": "hv6" }));
+    wait_until("it gets nothing", async || {
+        let decision = cloud.ok(crate::ask::place(&lost)).await;
+        decision.chosen.is_none()
+    })
+    .await;
     // Renamed, it is welcome.
     thief.name = "hv3".to_owned();
     thief.tell(cloud).await;

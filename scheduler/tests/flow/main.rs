@@ -2,7 +2,11 @@
 //!
 //! [`cloud`] runs schedulers, [`host`] plays a hypervisor, [`ask`] makes requests; every other file is a topic.
 
-#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a panic is a failed test"
+)]
 
 mod ask;
 mod cloud;

@@ -292,3 +292,24 @@ async fn members_of_a_group_that_come_in_one_request_know_of_one_another() {
     assert_eq!(on, [1, 1, 6]);
     assert_sound(&cloud).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_several_may_name_another_in_its_hints() {
+    let cloud = Cloud::start().await;
+    let _hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let first = small("first");
+    let all = vec![
+        first.clone(),
+        hinted("beside", json!({ "same_host": [first.id] })),
+        hinted("apart", json!({ "different_host": [first.id] })),
+        hinted("beside-too", json!({ "same_host": [first.id] })),
+    ];
+    let ids: Vec<_> = all.iter().map(|request| request.id).collect();
+    cloud.ok(many(CreateMode::AllOrNothing, all)).await;
+    let mut on = Vec::new();
+    for id in ids {
+        on.push(cloud.host_of(id).await);
+    }
+    assert!(on[0] == on[1] && on[0] == on[3] && on[0] != on[2], "{on:?}");
+    assert_sound(&cloud).await;
+}

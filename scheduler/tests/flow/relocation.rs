@@ -41,12 +41,16 @@ async fn disk_full(
     (name, document)
 }
 
+/// Waits for its new host, which has said nothing of it yet.
 async fn moves_from(cloud: &Cloud, id: InstanceId, from: &str) -> InstanceView {
-    cloud
+    let view = cloud
         .wait_for_instance(id, "on another host", |view| {
             view.host.as_ref().is_some_and(|host| host.as_str() != from)
         })
-        .await
+        .await;
+    let seen = (view.vm_state, view.observed_generation, view.fault.clone());
+    assert_eq!(seen, (VmState::Building, Generation(0), None));
+    view
 }
 
 async fn fails(cloud: &Cloud, id: InstanceId) -> InstanceView {
@@ -75,7 +79,6 @@ async fn an_instance_moves_on_from_a_host_that_is_full_and_survives_what_that_ho
     let before = cloud.ok(request.clone()).await;
     let (old, document) = disk_full(&cloud, &mut hosts, request.id).await;
     let view = moves_from(&cloud, request.id, &old).await;
-    assert_eq!((view.vm_state, view.fault), (VmState::Building, None));
     assert_eq!(view.ports, before.ports, "it keeps its addresses");
     let new = view.host.unwrap().to_string();
     assert_sound(&cloud).await;
@@ -167,7 +170,9 @@ async fn attempts_are_bounded_and_no_host_is_tried_twice() {
     assert_eq!(fault.code, FaultCode::DiskFull);
     assert!(fault.message.starts_with(FULL), "{}", fault.message);
     assert!(
-        fault.message.contains("3 hosts were tried"),
+        fault
+            .message
+            .contains("; it cannot move on: 3 hosts were tried"),
         "{}",
         fault.message
     );
@@ -496,5 +501,55 @@ async fn a_host_on_which_everything_fails_is_shut_out_for_a_while() {
             "builds have failed there lately, at most 3.000 are tolerated",
         )
         .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_old_host_said_of_it_is_not_said_of_it_on_the_new_one() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let request = small("vm");
+    let old = cloud.ok(request.clone()).await.host.unwrap().to_string();
+    let host = hosts.get_mut(&old).unwrap();
+    let document = host.next_about(request.id).await;
+    let (key, generation) = (document.key(), document.generation());
+    host.report(
+        key,
+        generation,
+        ConvergeStatus::Converging,
+        PowerState::Paused,
+    )
+    .await;
+    let observed = |view: &InstanceView| view.observed_generation == generation;
+    cloud
+        .wait_for_instance(request.id, "at work", observed)
+        .await;
+    host.fail(&document, FaultCode::DiskFull, FULL).await;
+    let view = moves_from(&cloud, request.id, &old).await;
+    assert_eq!(view.power_state, PowerState::Nostate);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_found_no_other_host_moves_on_when_it_is_started_and_there_is_one() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1"]).await;
+    let request = small("vm");
+    cloud.ok(request.clone()).await;
+    disk_full(&cloud, &mut hosts, request.id).await;
+    fails(&cloud, request.id).await;
+    let _late = Host::join(&cloud, "hv2").await;
+    let start = InstanceStart {
+        instance: request.id.to_string(),
+        project: Default::default(),
+    };
+    cloud.ok(start).await;
+    let host = hosts.get_mut("hv1").unwrap();
+    let mut document = host.next_about(request.id).await;
+    while document.generation() != Generation(2) {
+        document = host.next_about(request.id).await;
+    }
+    host.fail(&document, FaultCode::DiskFull, FULL).await;
+    moves_from(&cloud, request.id, "hv1").await;
     assert_sound(&cloud).await;
 }

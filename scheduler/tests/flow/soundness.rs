@@ -7,10 +7,14 @@ use berth_common::{
     ids::{HostId, InstanceId, ServerGroupId},
     message::placement::ServerGroupPolicy,
 };
-use berth_scheduler::{claim::load, place::Resource};
+use berth_scheduler::{
+    claim::load,
+    derive::{self, diff},
+    place::Resource,
+};
 use berth_store::{
     claims::{self, ClaimRole, ClaimRow},
-    documents, hosts, instances, server_groups,
+    documents, host_rows, hosts, instances, server_groups,
 };
 
 use crate::cloud::Cloud;
@@ -79,7 +83,7 @@ fn one_claim_each(claims: &[ClaimRow], living: &[instances::InstanceRow]) -> Res
     }
 }
 
-/// Every claim has a document on its host, a tombstone once its owner shall be gone; and nobody else has a living one.
+/// Every host was told what follows from the rows. Every claim has a document on its host, a tombstone once its owner shall be gone; and nobody else has a living one.
 async fn documents_follow(
     cloud: &Cloud,
     claims: &[ClaimRow],
@@ -92,7 +96,21 @@ async fn documents_follow(
         .collect();
     let mut told = BTreeMap::new();
     for host in hosts::all(cloud.pool()).await.unwrap() {
-        for document in documents::of_host(cloud.pool(), host.id).await.unwrap() {
+        let documents = documents::of_host(cloud.pool(), host.id).await.unwrap();
+        let rows = host_rows::of_host(cloud.pool(), host.id).await.unwrap();
+        let wanted = derive::derive(host, &rows).unwrap();
+        let words = documents.iter().map(|row| {
+            let word = diff::Told {
+                generation: row.generation,
+                spec_json: row.spec_json.clone(),
+            };
+            (row.key, word)
+        });
+        let changes = diff::diff(&wanted, &words.collect(), &BTreeSet::new());
+        if let Some(change) = changes.first() {
+            return Err(format!("{} was never told of {change:?}", host.name));
+        }
+        for document in documents {
             if document.key.kind == Kind::Instance {
                 let id = InstanceId::try_from(document.key.id).unwrap();
                 told.insert((host.id, id), document.spec_json.is_some());

@@ -42,7 +42,7 @@ use crate::{
     },
     context::Writing,
     place::Demand,
-    report::{decision, show, view},
+    report::{decision, explain::MOST_DECISIONS, show, view},
 };
 
 /// The most NICs an instance may have: what QEMU's first PCI bus takes with room to spare.
@@ -50,9 +50,6 @@ const MAX_NETWORKS: usize = 8;
 
 /// A request is the first attempt to place its instance, also when it is repeated.
 const FIRST_ATTEMPT: u32 = 1;
-
-/// The decisions that are kept about an instance whose request is repeated.
-const KEPT_DECISIONS: u32 = 20;
 
 /// What became of one request.
 pub type Answer = Result<InstanceView, Refusal>;
@@ -317,8 +314,8 @@ impl Batch {
                 fault: fault.as_ref(),
             };
             instances::set_placement(txn, *id, &placement, writing.now).await?;
-            // A client may repeat a hopeless request for ever.
-            decisions::trim(txn, *id, KEPT_DECISIONS).await?;
+            // The new one is written at the commit. Whoever repeats a refused request for days fills no table.
+            decisions::trim(txn, *id, MOST_DECISIONS.saturating_sub(1)).await?;
         }
         ports::insert_many(txn, &self.ports).await?;
         claims::insert_many(txn, &self.claims).await?;

@@ -79,7 +79,7 @@ pub async fn give_up(
         // What the hints name may be gone by now.
         Err(ClaimError::Refused(refusal)) => {
             return Ok(Relocation::Stays {
-                why: format!("no other host was tried: {}", refusal.message),
+                why: refusal.message,
             });
         }
         Err(error) => return Err(error),
@@ -96,10 +96,7 @@ pub async fn give_up(
             decision: decision::view(&decided, row.attempt.saturating_add(1), writing.now),
         });
         return Ok(Relocation::Stays {
-            why: format!(
-                "no other host would do: {}",
-                decision::public_text(&decided)
-            ),
+            why: decision::public_text(&decided),
         });
     }
     let placement = Placement {
