@@ -98,7 +98,7 @@ async fn documents_follow(
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let documents = documents::of_host(cloud.pool(), host.id).await.unwrap();
         let rows = host_rows::of_host(cloud.pool(), host.id).await.unwrap();
-        let wanted = derive::derive(host, &rows).unwrap();
+        let wanted = derive::derive(host.id, &rows).unwrap();
         let words = documents.iter().map(|row| {
             let word = diff::Told {
                 generation: row.generation,
