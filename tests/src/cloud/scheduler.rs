@@ -26,6 +26,8 @@ pub struct Scheduler {
     listen: SocketAddr,
     keys: BTreeMap<String, Value>,
     service: Option<Service>,
+    /// How long its log was when it was started last.
+    log_before: usize,
 }
 
 impl Scheduler {
@@ -55,6 +57,7 @@ impl Scheduler {
             listen,
             keys,
             service: None,
+            log_before: 0,
         }
     }
 
@@ -72,6 +75,7 @@ impl Scheduler {
             listen,
             keys,
             service: None,
+            log_before: 0,
         }
     }
 
@@ -96,6 +100,7 @@ impl Scheduler {
         std::fs::write(&config, toml(&self.keys))?;
         let program = binaries::path("berth-scheduler")?.display().to_string();
         let argv = [program.as_str(), "--config", &config.display().to_string()];
+        self.log_before = std::fs::read(self.log()).map_or(0, |log| log.len());
         self.service = Some(Service::start(self.name, &argv, &self.log(), &self.mark)?);
         Ok(())
     }
@@ -158,9 +163,11 @@ impl Scheduler {
     pub async fn wait_stands_by(&self) -> anyhow::Result<()> {
         wait_for("the scheduler to stand by", START_LIMIT, async || {
             let log = std::fs::read_to_string(self.log())?;
-            let said = log.rfind("standing by");
-            let started = log.rfind("scheduler starts");
-            Ok(Seen::when(said > started, "it has not said so"))
+            let since = log.get(self.log_before..).unwrap_or_default();
+            Ok(Seen::when(
+                since.contains("standing by"),
+                "it has not said so",
+            ))
         })
         .await
     }

@@ -38,8 +38,10 @@ const FAILOVER_LIMIT: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(15);
 /// Requests at most: more than are sent until the standby leads.
 const MOST: usize = 1200;
-/// How long their senders wait for answers.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long most of their senders wait for answers: longer than anybody should have to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long every fourth of them waits: not long enough for some.
+const IMPATIENCE: Duration = Duration::from_secs(2);
 /// Requests answered before the fault.
 const BEFORE: usize = 60;
 /// Requests answered by the new leader before the load ends.
@@ -388,8 +390,13 @@ async fn send(
             ..template.clone()
         };
         let (rpc, asked) = (rpc.clone(), asked.clone());
+        let patience = if number % 4 == 0 {
+            IMPATIENCE
+        } else {
+            PATIENCE
+        };
         calls.spawn(async move {
-            let one = ask(&rpc, request).await?;
+            let one = ask(&rpc, request, patience).await?;
             lock(&asked).push(one);
             anyhow::Ok(())
         });
@@ -402,13 +409,17 @@ async fn send(
 }
 
 /// Asks once. No answer is one of the things that may happen; a refusal is not, for there is room.
-async fn ask(rpc: &RpcClient, request: InstanceCreate) -> anyhow::Result<Asked> {
+async fn ask(
+    rpc: &RpcClient,
+    request: InstanceCreate,
+    patience: Duration,
+) -> anyhow::Result<Asked> {
     let sent = Instant::now();
     let called = rpc.call(
         InstanceCreate::NAME,
         InstanceCreate::VERSION,
         &request,
-        PATIENCE,
+        patience,
     );
     let answer = match called.await {
         Err(_) => None,
