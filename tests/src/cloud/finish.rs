@@ -6,13 +6,16 @@ use berth_common::{bus::Bus, message::request::NetworkDelete};
 use futures::{StreamExt, TryStreamExt};
 
 use super::{TestCloud, sim::SimAgents};
-use crate::wait::{Seen, wait_for};
+use crate::{
+    raw::RawClient,
+    wait::{Seen, wait_for},
+};
 
 /// How long anything may take to converge, on a machine that emulates several.
 pub const CONVERGE_LIMIT: Duration = Duration::from_secs(90);
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 /// Instances whose deletion is asked for at once.
-const DELETIONS: usize = 64;
+const DELETIONS: usize = 32;
 
 impl TestCloud {
     /// Deletes all instances and networks, checks that hypervisors and queues are empty, and ends all services in
@@ -148,6 +151,9 @@ impl TestCloud {
             let empty = depths
                 .iter()
                 .all(|(queue, depth)| *queue == "berth.dead" || *depth == 0);
+            if dead > self.expected_dead {
+                return Ok(Seen::Never(format!("{depths:?}; {}", self.dead().await?)));
+            }
             Ok(Seen::when(empty && dead == self.expected_dead, depths))
         })
         .await?;
@@ -165,6 +171,16 @@ impl TestCloud {
             .collect();
         anyhow::ensure!(strange.is_empty(), "queues that nobody knows: {strange:?}");
         Ok(())
+    }
+
+    /// What is in `berth.dead`, in words.
+    async fn dead(&self) -> anyhow::Result<String> {
+        let client = RawClient::connect(&self.broker_url()).await?;
+        let mut dead = Vec::new();
+        while let Some(message) = client.take_dead().await? {
+            dead.push(message);
+        }
+        Ok(format!("{dead:?}"))
     }
 
     async fn stop_in_order(&mut self) -> anyhow::Result<()> {

@@ -35,7 +35,7 @@ use tokio::task::{JoinHandle, JoinSet};
 /// From the fault to the first request, sent after it, that is granted.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(10);
 /// Between two requests.
-const PACE: Duration = Duration::from_millis(15);
+const PACE: Duration = Duration::from_millis(20);
 /// Requests at most: more than are sent until the standby leads.
 const MOST: usize = 1200;
 /// How long most of their senders wait for answers: longer than anybody should have to.
