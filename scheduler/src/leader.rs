@@ -25,8 +25,6 @@ use tokio_util::sync::CancellationToken;
 pub const PROBE: &str = "scheduler.probe";
 /// How often a scheduler that stands by sends a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How long a probe is worth anything.
-const PROBE_TTL: Duration = Duration::from_secs(5);
 
 /// Waits until it is this scheduler's turn: until the first message comes, which is still to be served. `None` when the
 /// service ends.
@@ -46,16 +44,22 @@ pub async fn wait(
     }
 }
 
-/// Sends a probe; without a broker there is nothing to be elected by, so that it fails does not matter.
+/// Sends a probe, unless something waits in the queue already, which will do as well: while nobody serves it, probes do
+/// not pile up. One that expired would end in `berth.dead`. Without a broker there is nothing to be elected by, so that
+/// it fails does not matter.
 async fn probe(bus: &dyn Bus, cancel: &CancellationToken) {
     if !bus.health().borrow().is_connected() {
         return;
     }
+    let depth = tokio::select! {
+        () = cancel.cancelled() => return,
+        depth = bus.queue_depth(SCHEDULER) => depth,
+    };
+    if matches!(depth, Ok(Some(1..))) {
+        return;
+    }
     let message = match Message::new(PROBE, 1, app::SCHEDULER, &json!({})) {
-        Ok(message) => Message {
-            expiration: Some(PROBE_TTL),
-            ..message
-        },
+        Ok(message) => message,
         Err(error) => {
             tracing::error!(error = %error_chain(&error), "a probe could not be written");
             return;
@@ -66,5 +70,26 @@ async fn probe(bus: &dyn Bus, cancel: &CancellationToken) {
         sent = bus.publish(Target::queue(SCHEDULER), message) => if let Err(error) = sent {
             tracing::debug!(error = %error_chain(&error), "a probe was not sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_common::bus::{LocalBroker, QueueDecl};
+
+    #[tokio::test]
+    async fn probes_that_nobody_serves_neither_pile_up_nor_expire() {
+        let bus = LocalBroker::new(1).connect();
+        bus.declare(&QueueDecl::scheduler()).await.unwrap();
+        let cancel = CancellationToken::new();
+        for _ in 0..3 {
+            probe(&bus, &cancel).await;
+        }
+        assert_eq!(bus.queue_depth(SCHEDULER).await.unwrap(), Some(1));
+        let mut consumer = bus.consume(&QueueDecl::scheduler(), 1).await.unwrap();
+        let delivery = consumer.next().await.unwrap();
+        assert_eq!(delivery.message.method, PROBE);
+        assert_eq!(delivery.message.expiration, None);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`lab`] plays machines: a network of their own, hypervisors with a libvirt each, wires that can be cut.
 //! - [`cloud`] runs berth on them, asks it for things, and checks at the end that nothing is left behind.
+//! - [`ctl`] types what an operator types.
 //! - [`broker`] shakes the message broker; [`raw`] sends what no decent client would.
 //! - [`wait`] waits for conditions, and says what it saw last when one does not come.
 //!
@@ -12,6 +13,7 @@
 pub mod binaries;
 pub mod broker;
 pub mod cloud;
+pub mod ctl;
 pub mod http;
 pub mod image;
 pub mod lab;
@@ -19,5 +21,11 @@ pub mod raw;
 pub mod run;
 pub mod services;
 pub mod wait;
+
+/// Prints a figure that a test measured, for whoever reads its output; nothing depends on it.
+#[expect(clippy::print_stderr, reason = "the output of a test")]
+pub fn figure(text: &str) {
+    eprintln!("figure {text}");
+}
 
 pub use cloud::{TestCloud, builder::Builder, with_cloud};

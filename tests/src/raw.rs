@@ -31,9 +31,9 @@ pub struct RawMessage {
 /// A message found in `berth.dead`.
 #[derive(Debug, Clone)]
 pub struct DeadMessage {
-    /// Header `x-berth-reason`.
+    /// Header `x-berth-reason`, or why the broker itself moved it.
     pub reason: String,
-    /// Header `x-berth-queue`.
+    /// Header `x-berth-queue`, or the queue that the broker moved it from.
     pub queue: String,
     /// Property `type`.
     pub method: String,
@@ -165,8 +165,12 @@ impl RawClient {
             }
         };
         Ok(Some(DeadMessage {
-            reason: header("x-berth-reason").unwrap_or_default(),
-            queue: header("x-berth-queue").unwrap_or_default(),
+            reason: header("x-berth-reason")
+                .or_else(|| header("x-first-death-reason"))
+                .unwrap_or_default(),
+            queue: header("x-berth-queue")
+                .or_else(|| header("x-first-death-queue"))
+                .unwrap_or_default(),
             method: got
                 .delivery
                 .properties

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::layer::{Layer, Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
@@ -110,9 +110,7 @@ pub fn init(config: &LogConfig) -> Result<(), LogError> {
             }
         },
     };
-    let started = tracing_subscriber::registry()
-        .with(layer.with_filter(filter))
-        .try_init();
+    let started = filtered(layer, filter).try_init();
     if let Err(error) = started {
         remark = Some(format!(
             "logging was started before, and stays so ({error})"
@@ -122,6 +120,15 @@ pub fn init(config: &LogConfig) -> Result<(), LogError> {
         tracing::warn!("log output is not as configured: {remark}");
     }
     Ok(())
+}
+
+/// Filters everything, and not with `Layer::with_filter`: a library that asks whether its line would be wanted, and then
+/// writes none (sqlx, with each statement), makes such a filter drop the next line of its thread, whoever writes it.
+fn filtered(
+    layer: BoxedLayer,
+    filter: EnvFilter,
+) -> Layered<EnvFilter, Layered<BoxedLayer, Registry>> {
+    tracing_subscriber::registry().with(layer).with(filter)
 }
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
@@ -247,7 +254,43 @@ fn check_filter(text: &str) -> Result<EnvFilter, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    /// What was written.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_library_that_asks_whether_a_line_is_wanted_and_writes_none_loses_nobody_elses() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone()).boxed();
+        let asked = tracing::subscriber::with_default(tracing_subscriber::registry(), || {
+            tracing::debug_span!("query").metadata().unwrap()
+        });
+        let subscriber = filtered(layer, parse_filter("info,berth_agent=debug").unwrap());
+        tracing::subscriber::with_default(subscriber, || {
+            // As `log::log_enabled!` does, for sqlx.
+            let wanted = tracing::dispatcher::get_default(|dispatch| dispatch.enabled(asked));
+            assert!(!wanted);
+            tracing::info!("this scheduler leads");
+        });
+        let written = lines.0.lock().unwrap().clone();
+        let written = String::from_utf8(written).unwrap();
+        assert!(written.contains("this scheduler leads"), "{written:?}");
+    }
 
     #[test]
     fn filters_that_mean_something_are_taken() {

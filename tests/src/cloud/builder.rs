@@ -9,6 +9,7 @@ use super::{
     TestCloud,
     database::{Database, Store},
     scheduler::Scheduler,
+    sim::{SimAgents, Sims},
 };
 use crate::{
     broker::Vhost,
@@ -36,6 +37,7 @@ pub struct Builder {
     store: Store,
     broker: Broker,
     libvirtd: Libvirtd,
+    sims: Vec<Sims>,
     scheduler: BTreeMap<String, Value>,
     agent: BTreeMap<String, Value>,
 }
@@ -47,6 +49,7 @@ impl Default for Builder {
             store: Store::Sqlite,
             broker: Broker::Reachable,
             libvirtd: Libvirtd::Running,
+            sims: Vec::new(),
             scheduler: BTreeMap::new(),
             agent: BTreeMap::new(),
         }
@@ -58,6 +61,13 @@ impl Builder {
     #[must_use]
     pub fn agents(mut self, agents: u8) -> Self {
         self.agents = agents;
+        self
+    }
+
+    /// Simulated hypervisors, besides those with a real agent or, with `agents(0)`, instead of them.
+    #[must_use]
+    pub fn sims(mut self, sims: Sims) -> Self {
+        self.sims.push(sims);
         self
     }
 
@@ -123,6 +133,8 @@ impl Builder {
             bus,
             rpc,
             scheduler,
+            standby: None,
+            sims: Vec::new(),
             hypervisors,
             wire,
             vhost,
@@ -133,6 +145,10 @@ impl Builder {
             closed: false,
         };
         cloud.scheduler.start()?;
+        for sims in self.sims {
+            let sims = SimAgents::start(sims, &cloud.site, &through_wire)?;
+            cloud.sims.push(sims);
+        }
         for index in 1..=self.agents {
             let hypervisor = Hypervisor::create(&cloud.site, index, self.libvirtd).await?;
             cloud.hypervisors.push(hypervisor);
@@ -159,13 +175,14 @@ impl TestCloud {
             START_LIMIT,
             async || {
                 let health = self.scheduler.healthz().await?;
+                let simulated: usize = self.sims.iter().map(SimAgents::count).sum();
                 let hosts = self.hosts().await?;
                 let up = hosts
                     .iter()
                     .filter(|host| host.state == berth_common::message::view::HostState::Up)
                     .count();
                 Ok(Seen::when(
-                    up == self.hypervisors.len(),
+                    up == self.hypervisors.len() + simulated,
                     format!("{up} hosts up; scheduler: {health:?}"),
                 ))
             },

@@ -274,17 +274,24 @@ impl TestCloud {
     /// # Errors
     /// No answer.
     pub async fn instances(&self) -> anyhow::Result<Vec<InstanceView>> {
-        let page = self
-            .call(&InstanceList {
-                limit: 1000,
-                ..InstanceList::default()
-            })
-            .await?;
-        Ok(page
-            .instances
-            .into_iter()
-            .filter(|view| view.vm_state != VmState::Deleted)
-            .collect())
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self
+                .call(&InstanceList {
+                    limit: 1000,
+                    after,
+                    ..InstanceList::default()
+                })
+                .await?;
+            after = page.instances.last().map(|view| view.id);
+            all.extend(page.instances);
+            if !page.more {
+                break;
+            }
+        }
+        all.retain(|view| view.vm_state != VmState::Deleted);
+        Ok(all)
     }
 
     /// All networks.

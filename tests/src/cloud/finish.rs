@@ -3,13 +3,19 @@
 use std::time::Duration;
 
 use berth_common::{bus::Bus, message::request::NetworkDelete};
+use futures::{StreamExt, TryStreamExt};
 
-use super::TestCloud;
-use crate::wait::{Seen, wait_for};
+use super::{TestCloud, sim::SimAgents};
+use crate::{
+    raw::RawClient,
+    wait::{Seen, wait_for},
+};
 
 /// How long anything may take to converge, on a machine that emulates several.
 pub const CONVERGE_LIMIT: Duration = Duration::from_secs(90);
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
+/// Instances whose deletion is asked for at once.
+const DELETIONS: usize = 32;
 
 impl TestCloud {
     /// Deletes all instances and networks, checks that hypervisors and queues are empty, and ends all services in
@@ -19,10 +25,13 @@ impl TestCloud {
     /// Something is left, in words.
     pub async fn finish(&mut self) -> anyhow::Result<()> {
         self.everything_runs().await?;
-        for instance in self.instances().await? {
-            self.delete(instance.id).await?;
-        }
+        self.delete_all().await?;
         wait_for("all instances to be gone", CONVERGE_LIMIT, async || {
+            // Few words first: there may be a thousand instances.
+            let claims: u64 = self.hosts().await?.iter().map(|host| host.instances).sum();
+            if claims > 0 {
+                return Ok(Seen::NotYet(format!("{claims} have claims")));
+            }
             let left: Vec<_> = self
                 .instances()
                 .await?
@@ -59,8 +68,33 @@ impl TestCloud {
             .await?;
         }
         self.claims_are_gone().await?;
+        self.nothing_runs_on_simulated_hosts().await?;
         self.queues_are_empty().await?;
         self.stop_in_order().await
+    }
+
+    /// Asks for the end of all instances.
+    ///
+    /// # Errors
+    /// One is refused.
+    pub async fn delete_all(&self) -> anyhow::Result<()> {
+        let instances = self.instances().await?;
+        futures::stream::iter(&instances)
+            .map(|instance| self.delete(instance.id))
+            .buffer_unordered(DELETIONS)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
+    }
+
+    /// They are told of nothing any more, and say that nothing runs.
+    async fn nothing_runs_on_simulated_hosts(&self) -> anyhow::Result<()> {
+        if self.sims.is_empty() {
+            return Ok(());
+        }
+        self.wait_all_run(0).await?;
+        let told = self.told_once()?;
+        anyhow::ensure!(told.is_empty(), "simulated hosts still have {told:?}");
+        Ok(())
     }
 
     /// A test may end with killed services: the end of everything else is theirs to bring about.
@@ -94,7 +128,9 @@ impl TestCloud {
         let computes = self
             .hypervisors
             .iter()
-            .map(|hypervisor| format!("compute.{}", hypervisor.name()));
+            .map(|hypervisor| hypervisor.name().to_owned())
+            .chain(self.sims.iter().flat_map(SimAgents::host_names))
+            .map(|host| format!("compute.{host}"));
         let queues: Vec<String> = ["scheduler", "scheduler.reports"]
             .into_iter()
             .map(str::to_owned)
@@ -115,6 +151,9 @@ impl TestCloud {
             let empty = depths
                 .iter()
                 .all(|(queue, depth)| *queue == "berth.dead" || *depth == 0);
+            if dead > self.expected_dead {
+                return Ok(Seen::Never(format!("{depths:?}; {}", self.dead().await?)));
+            }
             Ok(Seen::when(empty && dead == self.expected_dead, depths))
         })
         .await?;
@@ -134,9 +173,25 @@ impl TestCloud {
         Ok(())
     }
 
+    /// What is in `berth.dead`, in words.
+    async fn dead(&self) -> anyhow::Result<String> {
+        let client = RawClient::connect(&self.broker_url()).await?;
+        let mut dead = Vec::new();
+        while let Some(message) = client.take_dead().await? {
+            dead.push(message);
+        }
+        Ok(format!("{dead:?}"))
+    }
+
     async fn stop_in_order(&mut self) -> anyhow::Result<()> {
         for hypervisor in &mut self.hypervisors {
             hypervisor.terminate_agent().await?;
+        }
+        for sims in &mut self.sims {
+            sims.terminate().await?;
+        }
+        if let Some(standby) = self.standby.as_mut().filter(|it| it.is_started()) {
+            standby.terminate().await?;
         }
         self.scheduler.terminate().await
     }
@@ -145,13 +200,13 @@ impl TestCloud {
     pub(super) fn tear_down(&mut self) -> Vec<String> {
         self.closed = true;
         let mut wrong = Vec::new();
-        if self.scheduler.is_started() {
-            wrong.extend(
-                self.scheduler
-                    .kill()
-                    .err()
-                    .map(|error| format!("{error:#}")),
-            );
+        for scheduler in std::iter::once(&mut self.scheduler).chain(&mut self.standby) {
+            if scheduler.is_started() {
+                wrong.extend(scheduler.kill().err().map(|error| format!("{error:#}")));
+            }
+        }
+        for sims in &mut self.sims {
+            wrong.extend(sims.remove().err().map(|error| format!("{error:#}")));
         }
         for hypervisor in &mut self.hypervisors {
             wrong.extend(

@@ -9,6 +9,7 @@ mod finish;
 mod guest;
 mod power;
 mod scheduler;
+pub mod sim;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use anyhow::Context;
 use berth_common::bus::{RabbitBus, RpcClient};
 use tokio::sync::Semaphore;
 
-use self::{builder::Builder, database::Database, scheduler::Scheduler};
+use self::{builder::Builder, database::Database, sim::SimAgents};
 use crate::{
     broker::Vhost,
     lab::{Hypervisor, Site, Wire},
@@ -26,6 +27,8 @@ use crate::{
 pub use calls::{CALL_LIMIT, InstanceOptions};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
+pub use scheduler::Scheduler;
+pub use sim::{Sims, imaginary_image};
 
 /// Clouds at once: as many as a small machine bears. More tests wait for their turn.
 static CLOUDS: Semaphore = Semaphore::const_new(2);
@@ -43,6 +46,10 @@ pub struct TestCloud {
     pub rpc: RpcClient,
     /// The scheduler's process.
     pub scheduler: Scheduler,
+    /// Another scheduler on the same broker and database, if the test started one.
+    pub standby: Option<Scheduler>,
+    /// The simulated hypervisors.
+    pub sims: Vec<SimAgents>,
     /// The hypervisors, `hv1` first.
     pub hypervisors: Vec<Hypervisor>,
     /// Through which scheduler and agents reach the broker.
@@ -113,6 +120,28 @@ impl TestCloud {
         Builder::default()
     }
 
+    /// Starts a second scheduler on the same broker and database, and waits until it stands by.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn start_standby(&mut self) -> anyhow::Result<()> {
+        let mut standby = self.scheduler.second();
+        standby.start()?;
+        standby.wait_stands_by().await?;
+        self.standby = Some(standby);
+        Ok(())
+    }
+
+    /// The second scheduler.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn standby(&mut self) -> anyhow::Result<&mut Scheduler> {
+        self.standby
+            .as_mut()
+            .context("there is no second scheduler")
+    }
+
     /// The first hypervisor.
     #[must_use]
     pub fn hv1(&self) -> &Hypervisor {
@@ -139,8 +168,10 @@ impl TestCloud {
     /// Prints the ends of all logs, for a test that failed.
     #[expect(clippy::print_stderr, reason = "the output of a test")]
     pub fn show_logs(&self) {
+        let schedulers = std::iter::once(&self.scheduler).chain(&self.standby);
         let agents = self.hypervisors.iter().map(Hypervisor::agent_log);
-        for path in std::iter::once(self.scheduler.log()).chain(agents) {
+        let sims = self.sims.iter().map(|sims| sims.log().to_owned());
+        for path in schedulers.map(Scheduler::log).chain(agents).chain(sims) {
             let text = std::fs::read_to_string(&path).unwrap_or_else(|error| error.to_string());
             let lines: Vec<&str> = text.lines().collect();
             let start = lines.len().saturating_sub(LOG_LINES);

@@ -1,8 +1,11 @@
 //! The scheduler's process.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitStatus, time::Duration,
+};
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::builder::toml;
@@ -17,11 +20,14 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// One scheduler and its configuration.
 #[derive(Debug)]
 pub struct Scheduler {
+    name: &'static str,
     dir: PathBuf,
     mark: String,
     listen: SocketAddr,
     keys: BTreeMap<String, Value>,
     service: Option<Service>,
+    /// How long its log was when it was started last.
+    log_before: usize,
 }
 
 impl Scheduler {
@@ -45,18 +51,38 @@ impl Scheduler {
         .into();
         keys.extend(extra);
         Self {
+            name: "scheduler",
             dir: site.dir().to_owned(),
             mark: site.number().to_string(),
             listen,
             keys,
             service: None,
+            log_before: 0,
+        }
+    }
+
+    /// Another one with the same configuration, at an address of its own.
+    #[must_use]
+    pub fn second(&self) -> Self {
+        let mut listen = self.listen;
+        listen.set_port(listen.port() + 1);
+        let mut keys = self.keys.clone();
+        keys.insert("telemetry.listen".to_owned(), listen.to_string().into());
+        Self {
+            name: "scheduler-2",
+            dir: self.dir.clone(),
+            mark: self.mark.clone(),
+            listen,
+            keys,
+            service: None,
+            log_before: 0,
         }
     }
 
     /// Its log.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.dir.join("scheduler.log")
+        self.dir.join(format!("{}.log", self.name))
     }
 
     /// Changes a key of its configuration, for the next start.
@@ -69,17 +95,13 @@ impl Scheduler {
     /// # Errors
     /// It cannot be started, or runs already.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        ensure!(self.service.is_none(), "the scheduler runs already");
-        let config = self.dir.join("scheduler.toml");
+        ensure!(self.service.is_none(), "the {} runs already", self.name);
+        let config = self.dir.join(format!("{}.toml", self.name));
         std::fs::write(&config, toml(&self.keys))?;
         let program = binaries::path("berth-scheduler")?.display().to_string();
         let argv = [program.as_str(), "--config", &config.display().to_string()];
-        self.service = Some(Service::start(
-            "the scheduler",
-            &argv,
-            &self.log(),
-            &self.mark,
-        )?);
+        self.log_before = std::fs::read(self.log()).map_or(0, |log| log.len());
+        self.service = Some(Service::start(self.name, &argv, &self.log(), &self.mark)?);
         Ok(())
     }
 
@@ -95,6 +117,59 @@ impl Scheduler {
     /// It does not run, or does not end.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.service.take().context("no scheduler runs")?.kill()
+    }
+
+    /// SIGSTOP: it is frozen, as a machine that is paused, until [`Self::thaw`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.running()?.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.running()?.signal(Signal::SIGCONT)
+    }
+
+    fn running(&self) -> anyhow::Result<&Service> {
+        self.service.as_ref().context("no scheduler runs")
+    }
+
+    /// Waits until it has ended by itself. Then it can be started again.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub async fn wait_ended(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let what = format!("the {} to end by itself", self.name);
+        let service = self.service.as_mut().context("no scheduler runs")?;
+        let status = wait_for(&what, limit, async || {
+            Ok(service
+                .exited()?
+                .map_or_else(|| Seen::NotYet("it runs".to_owned()), Seen::Done))
+        })
+        .await?;
+        self.service = None;
+        Ok(status)
+    }
+
+    /// Waits until it says that it stands by, since it was started last.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub async fn wait_stands_by(&self) -> anyhow::Result<()> {
+        wait_for("the scheduler to stand by", START_LIMIT, async || {
+            let log = std::fs::read_to_string(self.log())?;
+            let since = log.get(self.log_before..).unwrap_or_default();
+            Ok(Seen::when(
+                since.contains("standing by"),
+                "it has not said so",
+            ))
+        })
+        .await
     }
 
     /// SIGTERM; it must end in order.

@@ -98,6 +98,14 @@ impl Service {
         Ok(self.child.try_wait()?)
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill(self.pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
     /// SIGKILL, and waits for the end.
     ///
     /// # Errors

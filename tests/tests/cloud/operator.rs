@@ -1,8 +1,7 @@
 //! An operator at the command line: `berthctl` from the first network to the last deletion.
 
 use berth_common::document::ImageRef;
-use berth_tests::{TestCloud, binaries, image, run, with_cloud};
-use serde_json::Value;
+use berth_tests::{TestCloud, binaries, ctl::Berthctl, image, with_cloud};
 
 #[test]
 fn an_operator_gets_from_nothing_to_a_guest_and_back_with_berthctl() {
@@ -89,45 +88,4 @@ fn instance_file(image: &ImageRef) -> String {
          format = \"qcow2\"\n\n[[networks]]\nnetwork = \"front\"\nip_address = \"10.77.1.20\"\n",
         image.url, image.sha256
     )
-}
-
-/// The program with the address of one cloud.
-struct Berthctl {
-    program: String,
-    url: String,
-}
-
-impl Berthctl {
-    fn new(cloud: &TestCloud) -> anyhow::Result<Self> {
-        Ok(Self {
-            program: binaries::path("berthctl")?.display().to_string(),
-            url: cloud.broker_url(),
-        })
-    }
-
-    fn argv<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
-        [self.program.as_str(), "--url", &self.url]
-            .into_iter()
-            .chain(arguments.iter().copied())
-            .collect()
-    }
-
-    async fn text(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        run::text(&self.argv(arguments)).await
-    }
-
-    async fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let text = self.text(&[&["-o", "json"], arguments].concat()).await?;
-        Ok(serde_json::from_str(&text)?)
-    }
-
-    /// Exit code and standard error of a call that must fail.
-    async fn fails(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
-        let output = run::output(&self.argv(arguments)).await?;
-        anyhow::ensure!(!output.status.success(), "{arguments:?} succeeded");
-        Ok((
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        ))
-    }
 }
