@@ -187,6 +187,12 @@ impl Liveness {
         }
     }
 
+    /// Whether anything was heard of a host since it was last forgotten.
+    #[must_use]
+    pub fn knows(&self, host: HostId) -> bool {
+        self.heard.contains_key(&host) || self.conflicts.contains(&host)
+    }
+
     /// Forgets a host.
     pub fn forget(&mut self, host: HostId) {
         self.heard.remove(&host);

@@ -101,9 +101,8 @@ fn note(context: &Context, heartbeat: Heartbeat, waiting: &mut HashMap<HostId, N
 /// reach: the next heartbeats would tell the facts anew, but not that their host was silent for long.
 async fn write_all(context: &Context, mut news: Vec<News>) -> Vec<News> {
     // A host that was forgotten since is not to come back by its last word.
-    let now = Instant::now();
     context.liveness(|liveness| {
-        news.retain(|one| liveness.age(one.heartbeat.host_id, now).is_some());
+        news.retain(|one| liveness.knows(one.heartbeat.host_id));
     });
     match write(context, &news).await {
         Ok(()) => return Vec::new(),

@@ -46,17 +46,19 @@ pub fn public_text(decision: &Decision) -> String {
     for removed in decision.filters.iter().filter(|removed| removed.hosts > 0) {
         text.push_str(&format!("; {} removed {}", removed.filter, removed.hosts));
     }
-    if let Some(near) = decision.nearest.first()
-        && is_public(&near.rejection)
+    if let Some(why) = decision
+        .nearest
+        .first()
+        .and_then(|near| public_reason(&near.rejection))
     {
-        text.push_str(&format!("; nearest miss: {}", near.rejection));
+        text.push_str(&format!("; nearest miss: {why}"));
     }
     text
 }
 
-/// Whether the owner of an instance may know why a host was refused it: amounts, yes; what hosts are and what lies on
-/// them, no.
-const fn is_public(rejection: &Rejection) -> bool {
+/// Why a host was refused, as far as the owner of an instance may know: what is missing, yes; which host it is and what
+/// its operator gave it, no.
+fn public_reason(rejection: &Rejection) -> Option<String> {
     match rejection {
         Rejection::Disabled
         | Rejection::Draining
@@ -64,19 +66,19 @@ const fn is_public(rejection: &Rejection) -> bool {
         | Rejection::LargerThanHost { .. }
         | Rejection::Full { .. }
         | Rejection::TooFew { .. }
-        | Rejection::GroupFull { .. } => true,
-        Rejection::OtherZone { .. }
-        | Rejection::NoProperty { .. }
+        | Rejection::OtherZone { .. }
         | Rejection::OtherArchitecture { .. }
         | Rejection::OtherVirtType { .. }
-        | Rejection::NotRequested { .. }
         | Rejection::HoldsOther
         | Rejection::HoldsNone
         | Rejection::GroupElsewhere
+        | Rejection::GroupFull { .. }
         | Rejection::VolumeOutOfReach
-        | Rejection::NoPhysicalNetwork { .. }
         | Rejection::FailedThisRequest
-        | Rejection::FailedRecently { .. } => false,
+        | Rejection::FailedRecently { .. } => Some(rejection.to_string()),
+        // It has the id of the one that was.
+        Rejection::NotRequested { .. } => Some("another host was asked for".to_owned()),
+        Rejection::NoProperty { .. } | Rejection::NoPhysicalNetwork { .. } => None,
     }
 }
 

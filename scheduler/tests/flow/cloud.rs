@@ -10,7 +10,7 @@ use berth_common::{
     config::Reader,
     ids::{HostId, InstanceId},
     message::{
-        request::{HostShow, InstanceShow, Method, PlacementExplain, Reply},
+        request::{HostShow, InstanceShow, Method, NetworkList, PlacementExplain, Reply},
         view::{HostState, HostView, InstanceView},
     },
     refusal::{Refusal, RefusalCode},
@@ -20,7 +20,7 @@ use berth_scheduler::{
     config::Config,
     context::Context,
     inbox::requests::PREFETCH,
-    leader::PROBE,
+    liveness::Patience,
     metrics::SchedulerMetrics,
     service::{self, Flow, TaskError},
 };
@@ -259,7 +259,8 @@ impl Cloud {
         let depth = async || self.bus.queue_depth("scheduler").await.unwrap();
         // The scheduler is kept busy until all of them wait.
         let turn = self.context().image().await.unwrap();
-        let plug = Message::new(PROBE, 1, "test", &json!({})).unwrap();
+        // What only reads takes its turn too, and is served by itself.
+        let plug = Message::new(NetworkList::NAME, 1, "test", &json!({})).unwrap();
         assert!(self.broker.inject("scheduler", plug));
         wait_until("the scheduler is busy", async || depth().await == Some(0)).await;
         let mut answers = Vec::new();
@@ -323,6 +324,17 @@ impl Cloud {
             );
             tokio::task::yield_now().await;
         }
+    }
+
+    /// These hosts are silent for long, and are down for that.
+    pub(crate) async fn lose(&self, hosts: &[HostId]) {
+        self.silence(hosts).await;
+        let context = self.context();
+        let patience = Patience {
+            suspect_self_percent: 100,
+            ..context.config.patience
+        };
+        context.liveness(|liveness| liveness.judge(patience, hosts.len(), Instant::now()));
     }
 
     /// From now on these hosts count as silent for long.

@@ -69,7 +69,7 @@ async fn a_refusal_is_explained_by_each_filter_and_the_nearest_misses_in_numbers
             reason: None,
         })
         .await;
-    cloud.silence(&[hosts["hv2"].id]).await;
+    cloud.lose(&[hosts["hv2"].id]).await;
     let request = InstanceCreate {
         hints: hinted("vm", json!({ "availability_zone": "east" })).hints,
         ..instance("vm", 3500, json!([]))

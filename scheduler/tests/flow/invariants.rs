@@ -330,7 +330,7 @@ impl World {
     /// Its operator gives a silent host up, if that is granted; then it is heard of again.
     async fn forget(&mut self, host: usize) {
         let one = &mut self.hosts[host];
-        self.cloud.silence(&[one.id]).await;
+        self.cloud.lose(&[one.id]).await;
         drop(
             self.cloud
                 .call(HostDelete {

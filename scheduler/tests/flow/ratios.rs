@@ -386,7 +386,7 @@ async fn a_lost_host_is_forgotten_with_what_was_being_deleted_there_and_nothing_
     cloud
         .refused(forget(), Conflict, "host hv1 is up: stop its agent first")
         .await;
-    cloud.silence(&[host.id]).await;
+    cloud.lose(&[host.id]).await;
     cloud.ok(delete(going.id)).await;
     cloud
         .refused(
@@ -447,26 +447,23 @@ async fn a_lost_host_is_forgotten_with_what_was_being_deleted_there_and_nothing_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_host_gets_nothing_and_is_told_everything_when_it_is_back() {
+async fn a_silent_host_gets_nothing_and_is_told_what_it_may_have_missed_when_it_is_back() {
     let cloud = Cloud::start().await;
     let mut host = Host::join(&cloud, "hv1").await;
     let request = small("vm");
     cloud.ok(request.clone()).await;
-    let first = host
-        .converge_instance(berth_common::message::report::PowerState::Running)
-        .await;
-    cloud
-        .wait_for_instance(request.id, "active", |view| {
-            view.vm_state == VmState::Active
-        })
-        .await;
-    cloud.silence(&[host.id]).await;
+    let first = host.next_about(request.id).await;
+    cloud.lose(&[host.id]).await;
     let late = small("late");
     cloud
         .refused(late.clone(), NoValidHost, "its heartbeats do not arrive")
         .await;
     host.heartbeat().await;
-    assert_eq!(host.next().await, first, "it may have lost it");
+    assert_eq!(
+        host.next_about(request.id).await,
+        first,
+        "it may have lost it"
+    );
     cloud.ok(late).await;
     assert_sound(&cloud).await;
 }

@@ -1,6 +1,6 @@
 //! An instance that its host cannot build moves on to the next best.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use berth_common::{
     document::{Document, Kind},
@@ -25,8 +25,31 @@ use crate::{
 
 const FULL: &str = "no space is left in /var/lib/berth";
 
-/// Its host says that it has no room for it; answers the host and what it was told.
+/// Its host says that it has no room for it, and takes it apart when it is told to; answers the host and what it was told.
 async fn disk_full(
+    cloud: &Cloud,
+    hosts: &mut BTreeMap<String, Host>,
+    id: InstanceId,
+) -> (String, Document) {
+    let (name, document) = only_says_disk_full(cloud, hosts, id).await;
+    let host = hosts.get_mut(&name).unwrap();
+    loop {
+        let next = tokio::time::timeout(Duration::from_millis(100), host.next_about(id)).await;
+        if let Ok(tombstone) = next.as_ref()
+            && tombstone.is_tombstone()
+        {
+            host.carry_out(tombstone, PowerState::Nostate).await;
+            break;
+        }
+        if cloud.show(id).await.vm_state == VmState::Error {
+            break;
+        }
+    }
+    (name, document)
+}
+
+/// Its host says that it has no room for it; answers the host and what it was told.
+async fn only_says_disk_full(
     cloud: &Cloud,
     hosts: &mut BTreeMap<String, Host>,
     id: InstanceId,
@@ -39,6 +62,15 @@ async fn disk_full(
     }
     host.fail(&document, FaultCode::DiskFull, FULL).await;
     (name, document)
+}
+
+/// The host is told to take it apart, and does.
+async fn takes_apart(host: &mut Host, id: InstanceId) {
+    let mut document = host.next_about(id).await;
+    while !document.is_tombstone() {
+        document = host.next_about(id).await;
+    }
+    host.carry_out(&document, PowerState::Nostate).await;
 }
 
 /// Waits for its new host, which has said nothing of it yet.
@@ -91,12 +123,6 @@ async fn an_instance_moves_on_from_a_host_that_is_full_and_survives_what_that_ho
     assert_eq!(used(&old).await, resources(0, 0, 0));
     assert_eq!(used(&new).await, resources(1, 512, 1));
 
-    let old_host = hosts.get_mut(&old).unwrap();
-    let mut tombstone = old_host.next_about(request.id).await;
-    while !tombstone.is_tombstone() {
-        tombstone = old_host.next_about(request.id).await;
-    }
-    assert_eq!(tombstone.generation(), document.generation().next());
     let new_host = hosts.get_mut(&new).unwrap();
     let told = new_host.next_of(&[Kind::Instance, Kind::Network]).await;
     assert_eq!(told[&Kind::Instance].generation(), Generation::FIRST);
@@ -106,10 +132,9 @@ async fn an_instance_moves_on_from_a_host_that_is_full_and_survives_what_that_ho
     let active = |view: &InstanceView| view.vm_state == VmState::Active;
     cloud.wait_for_instance(request.id, "active", active).await;
 
-    // The old host fails once more, late, and then is done: neither says anything of the instance.
+    // The old host fails once more, late: that says nothing of the instance.
     let old_host = hosts.get_mut(&old).unwrap();
     old_host.fail(&document, FaultCode::DiskFull, FULL).await;
-    old_host.carry_out(&tombstone, PowerState::Nostate).await;
     gone_from(&cloud, &hosts[&old], request.id).await;
     let view = cloud.show(request.id).await;
     assert!(active(&view), "{view:?}");
@@ -172,7 +197,7 @@ async fn attempts_are_bounded_and_no_host_is_tried_twice() {
     assert!(
         fault
             .message
-            .contains("; it cannot move on: 3 hosts were tried"),
+            .contains("; it cannot move on: hosts were tried 3 times"),
         "{}",
         fault.message
     );
@@ -355,38 +380,35 @@ async fn an_instance_that_is_being_deleted_does_not_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_moved_on_can_be_deleted_before_its_old_host_is_done() {
+async fn one_that_is_leaving_its_host_can_be_deleted_and_never_gets_another() {
     let cloud = Cloud::start().await;
     let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
     cloud.ok(network("blue", "10.0.0.0/24")).await;
     let request = instance("vm", 64, json!([{ "network": "blue" }]));
     cloud.ok(request.clone()).await;
-    let (old, _) = disk_full(&cloud, &mut hosts, request.id).await;
-    let new = moves_from(&cloud, request.id, &old)
-        .await
-        .host
-        .unwrap()
-        .to_string();
-    cloud.ok(delete(request.id)).await;
-    // The old host does not end it, the new one does.
-    let old_host = hosts.get_mut(&old).unwrap();
-    let mut document = old_host.next_about(request.id).await;
-    while !document.is_tombstone() {
-        document = old_host.next_about(request.id).await;
+    let (old, _) = only_says_disk_full(&cloud, &mut hosts, request.id).await;
+    let host = hosts.get_mut(&old).unwrap();
+    let mut tombstone = host.next_about(request.id).await;
+    while !tombstone.is_tombstone() {
+        tombstone = host.next_about(request.id).await;
     }
-    old_host.carry_out(&document, PowerState::Nostate).await;
-    gone_from(&cloud, &hosts[&old], request.id).await;
-    assert_ne!(cloud.show(request.id).await.vm_state, VmState::Deleted);
-    hosts
-        .get_mut(&new)
-        .unwrap()
-        .bury(&cloud, &[request.id])
+    // Nothing runs anywhere yet, and nothing will: it is deleted while its host takes it apart.
+    assert_eq!(cloud.host_of(request.id).await, old);
+    assert_sound(&cloud).await;
+    cloud.ok(delete(request.id)).await;
+    host.carry_out(&tombstone, PowerState::Nostate).await;
+    cloud
+        .wait_for_instance(request.id, "deleted", |view| {
+            view.vm_state == VmState::Deleted
+        })
         .await;
     assert_sound(&cloud).await;
-    // No host keeps the network either.
+    // No host keeps the network either, and the other one was never told of the instance.
     for host in hosts.values() {
         let told = documents::of_host(cloud.pool(), host.id).await.unwrap();
         assert!(told.iter().all(|row| row.spec_json.is_none()), "{told:?}");
+        let of_instance = told.iter().any(|row| row.key == key(request.id));
+        assert_eq!(of_instance, host.name == old);
     }
 }
 
@@ -450,12 +472,25 @@ async fn an_instance_that_asked_for_one_host_stays_there_in_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_right_after_a_move_loses_neither_the_tombstone_nor_the_document() {
+async fn crashes_on_the_way_lose_neither_the_tombstone_nor_the_move() {
     let mut cloud = Cloud::start().await;
     let mut hosts = Host::join_all(&cloud, &["hv1", "hv2", "hv3"]).await;
     let request = small("vm");
     cloud.ok(request.clone()).await;
-    let (old, _) = disk_full(&cloud, &mut hosts, request.id).await;
+    let (old, _) = only_says_disk_full(&cloud, &mut hosts, request.id).await;
+    while !hosts
+        .get_mut(&old)
+        .unwrap()
+        .next_about(request.id)
+        .await
+        .is_tombstone()
+    {}
+    cloud.crash_scheduler().await;
+    assert_sound(&cloud).await;
+    for host in hosts.values_mut() {
+        host.heartbeat().await;
+    }
+    takes_apart(hosts.get_mut(&old).unwrap(), request.id).await;
     let new = moves_from(&cloud, request.id, &old)
         .await
         .host
@@ -466,8 +501,6 @@ async fn a_crash_right_after_a_move_loses_neither_the_tombstone_nor_the_document
     for host in hosts.values_mut() {
         host.heartbeat().await;
     }
-    let old_host = hosts.get_mut(&old).unwrap();
-    while !old_host.next_about(request.id).await.is_tombstone() {}
     let new_host = hosts.get_mut(&new).unwrap();
     let document = new_host.next_about(request.id).await;
     assert!(!document.is_tombstone());
@@ -475,6 +508,7 @@ async fn a_crash_right_after_a_move_loses_neither_the_tombstone_nor_the_document
     new_host
         .fail(&document, FaultCode::Hypervisor, "no KVM")
         .await;
+    takes_apart(new_host, request.id).await;
     let third = moves_from(&cloud, request.id, &new)
         .await
         .host
@@ -525,6 +559,7 @@ async fn what_the_old_host_said_of_it_is_not_said_of_it_on_the_new_one() {
         .wait_for_instance(request.id, "at work", observed)
         .await;
     host.fail(&document, FaultCode::DiskFull, FULL).await;
+    takes_apart(host, request.id).await;
     let view = moves_from(&cloud, request.id, &old).await;
     assert_eq!(view.power_state, PowerState::Nostate);
     assert_sound(&cloud).await;
@@ -550,6 +585,7 @@ async fn one_that_found_no_other_host_moves_on_when_it_is_started_and_there_is_o
         document = host.next_about(request.id).await;
     }
     host.fail(&document, FaultCode::DiskFull, FULL).await;
+    takes_apart(host, request.id).await;
     moves_from(&cloud, request.id, "hv1").await;
     assert_sound(&cloud).await;
 }

@@ -83,7 +83,7 @@ fn one_claim_each(claims: &[ClaimRow], living: &[instances::InstanceRow]) -> Res
     }
 }
 
-/// Every host was told what follows from the rows. Every claim has a document on its host, a tombstone once its owner shall be gone; and nobody else has a living one.
+/// Every host was told what follows from the rows. Every claim has a document on its host, a tombstone once its owner shall be gone from there; and nobody else has a living one.
 async fn documents_follow(
     cloud: &Cloud,
     claims: &[ClaimRow],
@@ -94,6 +94,11 @@ async fn documents_follow(
         .filter(|row| row.desired_deleted)
         .map(|row| row.id)
         .collect();
+    let is_leaving = |claim: &ClaimRow| {
+        living
+            .iter()
+            .any(|row| row.id == claim.instance_id && row.failed_hosts.contains(&claim.host_id))
+    };
     let mut told = BTreeMap::new();
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let documents = documents::of_host(cloud.pool(), host.id).await.unwrap();
@@ -118,7 +123,7 @@ async fn documents_follow(
         }
     }
     for claim in claims {
-        let expected = !deleted.contains(&claim.instance_id);
+        let expected = !deleted.contains(&claim.instance_id) && !is_leaving(claim);
         match told.remove(&(claim.host_id, claim.instance_id)) {
             Some(lives) if lives == expected => {}
             Some(_) => return Err(format!("the document does not follow from {claim:?}")),
