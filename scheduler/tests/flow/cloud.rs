@@ -10,7 +10,7 @@ use berth_common::{
     config::Reader,
     ids::{HostId, InstanceId},
     message::{
-        request::{HostShow, InstanceShow, Method, NetworkList, PlacementExplain, Reply},
+        request::{HostShow, InstanceShow, Method, NetworkDelete, PlacementExplain, Reply},
         view::{HostState, HostView, InstanceView},
     },
     refusal::{Refusal, RefusalCode},
@@ -259,8 +259,8 @@ impl Cloud {
         let depth = async || self.bus.queue_depth("scheduler").await.unwrap();
         // The scheduler is kept busy until all of them wait.
         let turn = self.context().image().await.unwrap();
-        // What only reads takes its turn too, and is served by itself.
-        let plug = Message::new(NetworkList::NAME, 1, "test", &json!({})).unwrap();
+        let plug = json!({ "network": "there-is-no-such-network" });
+        let plug = Message::new(NetworkDelete::NAME, 1, "test", &plug).unwrap();
         assert!(self.broker.inject("scheduler", plug));
         wait_until("the scheduler is busy", async || depth().await == Some(0)).await;
         let mut answers = Vec::new();
