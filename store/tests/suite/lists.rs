@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use berth_common::ids::InstanceId;
+use berth_common::{ids::InstanceId, message::report::ConvergeStatus};
 use berth_store::{
     StoreError,
     claims::{self, ClaimRole, GroupedClaim},
