@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help packages build guest demo demo-down test check docs clean
+.PHONY: help packages build guest demo demo-down test bench-bus check docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ demo-down: ## Remove every trace of the demo
 
 test: ## Every test
 	@scripts/test.sh
+
+bench-bus: ## Confirmed publishing beside bare lapin, on the broker of the tests (which keeps running)
+	@scripts/install-packages.sh run test
+	@scripts/test-services.sh start
+	@variables=$$(scripts/test-services.sh env) && eval "$$variables" && \
+		cargo bench -p berth-common --bench bus --locked
 
 check: ## Formatting and lints
 	cargo fmt --all --check
