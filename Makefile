@@ -31,7 +31,7 @@ test: ## Every test
 	@scripts/test.sh
 
 bench-bus: ## Confirmed publishing beside bare lapin, on the broker of the tests (which keeps running)
-	@scripts/install-packages.sh run test
+	@scripts/install-packages.sh build run test
 	@scripts/test-services.sh start
 	@variables=$$(scripts/test-services.sh env) && eval "$$variables" && \
 		cargo bench -p berth-common --bench bus --locked

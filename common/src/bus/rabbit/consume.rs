@@ -333,7 +333,11 @@ impl Settle for RabbitSettle {
 
     async fn dead(self: Box<Self>, reason: &str) -> Settled {
         let properties = convert::to_dead(&self.properties, &self.queue, reason);
-        match self.publisher.publish_dead(properties, &self.body).await {
+        match self
+            .publisher
+            .publish_dead(properties, self.body.clone())
+            .await
+        {
             Ok(()) => {
                 tracing::warn!(
                     queue = self.queue,
