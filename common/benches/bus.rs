@@ -1,5 +1,6 @@
 //! How fast confirmed publishing is, beside lapin with nothing around it: the same messages to the same broker in
-//! the same run, in turns. Prints lines and ratios, asserts nothing. `make bench-bus` runs it.
+//! the same run, in turns. And how fast deliveries are settled. Prints lines and ratios, asserts nothing.
+//! `make bench-bus` runs it.
 //!
 //! Bare lapin publishes the same properties and body on one channel with confirms, and without `mandatory`: it would
 //! not notice a message that reaches no queue.
@@ -14,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use berth_common::bus::message::{CONTENT_TYPE, HEADER_VERSION};
 use berth_common::bus::topology::Consumers;
-use berth_common::bus::{Bus, BusHealth, Message, QueueDecl, RabbitBus, RabbitConfig, Target};
+use berth_common::bus::{
+    Bus, BusHealth, Delivery, Message, QueueDecl, RabbitBus, RabbitConfig, Target,
+};
 use futures::StreamExt;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -29,9 +32,12 @@ const TURN: Duration = Duration::from_millis(750);
 const TURN_MESSAGES: u32 = 30_000;
 /// Not measured: what a turn begins with.
 const WARM_UP_MESSAGES: u32 = 300;
+/// Deliveries in hand.
+const ACKS: u16 = 500;
 const BODY_BYTES: usize = 1024;
 const BERTH_QUEUE: &str = "bench.berth";
 const BARE_QUEUE: &str = "bench.bare";
+const ACK_QUEUE: &str = "bench.ack";
 
 fn queue(name: &str) -> QueueDecl {
     QueueDecl::quorum(name, Consumers::Shared)
@@ -98,6 +104,34 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// How fast deliveries are settled that are all there: each awaited before the next, and all at once.
+async fn bench_acks(bus: &RabbitBus, message: &Message) {
+    let decl = queue(ACK_QUEUE);
+    let mut consumer = bus.consume(&decl, ACKS).await.unwrap();
+    for way in ["one_by_one", "at_once"] {
+        let mut per_s = Vec::new();
+        for _ in 0..TURNS {
+            let publishes =
+                (0..ACKS).map(|_| bus.publish(Target::queue(ACK_QUEUE), message.clone()));
+            futures::future::try_join_all(publishes).await.unwrap();
+            let mut deliveries = Vec::new();
+            for _ in 0..ACKS {
+                deliveries.push(consumer.next().await.unwrap());
+            }
+            let begin = Instant::now();
+            if way == "at_once" {
+                futures::future::join_all(deliveries.into_iter().map(Delivery::ack)).await;
+            } else {
+                for delivery in deliveries {
+                    delivery.ack().await;
+                }
+            }
+            per_s.push(f64::from(ACKS) / begin.elapsed().as_secs_f64());
+        }
+        println!("bench ack way={way} per_s={:.0}", median(&mut per_s));
+    }
+}
+
 #[tokio::main]
 async fn main() {
     // In a task, as services publish: the main thread is no worker of the runtime.
@@ -154,7 +188,8 @@ async fn bench() {
             berth / bare
         );
     }
-    for name in [BERTH_QUEUE, BARE_QUEUE] {
+    bench_acks(&bus, &message).await;
+    for name in [BERTH_QUEUE, BARE_QUEUE, ACK_QUEUE] {
         bus.delete_queue(name).await.unwrap();
     }
     bus.close().await;
