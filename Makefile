@@ -31,6 +31,12 @@ demo-down: ## Remove every trace of the demo
 test: ## Every test
 	@scripts/test.sh
 
+bench-bus: ## Confirmed publishing beside bare lapin, on the broker of the tests (which keeps running)
+	@scripts/install-packages.sh build run test
+	@scripts/test-services.sh start
+	@variables=$$(scripts/test-services.sh env) && eval "$$variables" && \
+		cargo bench -p berth-common --bench bus --locked
+
 check: ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -290,6 +290,137 @@ async fn every_one_of_many_publishes_gets_its_own_outcome(h: &dyn Harness) {
     assert!(got.iter().all(|n| n % 3 != 0));
 }
 
+/// Messages to queues that are there, that are not, and that are full; with ids of their own, repeated ones and none;
+/// from several tasks, some of which stop waiting at any moment. Not one wrong answer, and not one message twice.
+async fn no_publish_of_many_gets_the_answer_of_another(h: &dyn Harness) {
+    const TASKS: u32 = 4;
+    const EACH: u32 = 1000;
+    let bus = h.bus().await;
+    let reports = QueueDecl::reports();
+    let full = QueueDecl {
+        max_length: Some(3),
+        ..queue("full")
+    };
+    for decl in [&reports, &full] {
+        bus.declare(decl).await.unwrap();
+    }
+    // Some confirm late, some at once: confirms and returns come in any order.
+    let there = |n: u32| match n {
+        0..2 => queue(&format!("there-{n}")),
+        _ => QueueDecl {
+            name: format!("there-{n}"),
+            topic: None,
+            ..QueueDecl::heartbeats()
+        },
+    };
+    for n in 0..5 {
+        bus.declare(&there(n)).await.unwrap();
+    }
+    wait_connected(&bus).await;
+    let one = |n: u32| {
+        let bus = Arc::clone(&bus);
+        async move {
+            let to = match n % 13 {
+                0..5 => Target::queue(format!("there-{}", n % 5)),
+                5..9 => Target::queue(format!("nobody-{}", n % 3)),
+                9 => Target::queue("full"),
+                10 => Target::topic(report_key("a")),
+                _ => Target::topic("nothing.a"),
+            };
+            let mut message = number(n);
+            match n % 3 {
+                0 => message.id = "the same".into(),
+                1 => message.id = String::new(),
+                _ => {}
+            }
+            let publish = bus.publish(to.clone(), message);
+            // Some are not waited for, for any time.
+            let outcome = if n.is_multiple_of(7) {
+                let while_waiting = Duration::from_micros(u64::from(n % 50) * 100);
+                timeout(while_waiting, publish).await.ok()
+            } else {
+                Some(publish.await)
+            };
+            (n, to, outcome)
+        }
+    };
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let sends = (0..EACH).map(|n| one(task * EACH + n));
+            tokio::spawn(futures::future::join_all(sends.collect::<Vec<_>>()))
+        })
+        .collect();
+    let (mut sent, mut perhaps) = (BTreeMap::new(), BTreeSet::new());
+    for task in tasks {
+        for (n, to, outcome) in timeout(LIMIT, task).await.unwrap().unwrap() {
+            let routed = n % 13 < 5 || (9..11).contains(&(n % 13));
+            match outcome {
+                None if routed => assert!(perhaps.insert(n)),
+                None => {}
+                Some(Ok(())) => {
+                    assert!(routed, "{n} to {to}: there is no such queue");
+                    assert_eq!(sent.insert(n, to), None);
+                }
+                Some(Err(PublishError::Unroutable { target })) => {
+                    assert!(!routed, "{n} to {to}: the queue is there");
+                    assert_eq!(target, to);
+                }
+                Some(Err(PublishError::Refused { .. })) => {
+                    assert_eq!(to, Target::queue("full"), "{n}");
+                }
+                Some(Err(error)) => panic!("{n} to {to}: {error}"),
+            }
+        }
+    }
+    let (mut got, mut consumers) = (BTreeSet::new(), Vec::new());
+    for n in 0..5 {
+        consumers.push(bus.consume(&there(n), 500).await.unwrap());
+    }
+    consumers.push(bus.consume(&reports, 500).await.unwrap());
+    consumers.push(bus.consume(&full, 500).await.unwrap());
+    for mut consumer in consumers {
+        send_until_last(&bus, &mut consumer, &mut got).await;
+    }
+    for (n, to) in &sent {
+        assert!(got.contains(n), "{n} to {to} was confirmed and never came");
+    }
+    for n in got {
+        assert!(sent.contains_key(&n) || perhaps.contains(&n), "{n}");
+    }
+}
+
+/// Takes what a queue holds: all that comes before a message of its own.
+async fn send_until_last(bus: &Arc<dyn Bus>, consumer: &mut Consumer, got: &mut BTreeSet<u32>) {
+    let to = match consumer.queue() {
+        "scheduler.reports" => Target::topic(report_key("a")),
+        name => Target::queue(name),
+    };
+    // A full queue takes it when there is room again.
+    let mut last = bus.publish(to.clone(), number(u32::MAX)).await;
+    loop {
+        let wait = if last.is_ok() {
+            LIMIT
+        } else {
+            Duration::from_millis(200)
+        };
+        match timeout(wait, consumer.next()).await {
+            Ok(delivery) => {
+                let delivery = delivery.unwrap();
+                let n: u32 = delivery.message.decode().unwrap();
+                delivery.ack().await;
+                if n == u32::MAX {
+                    return;
+                }
+                assert!(got.insert(n), "{n} came twice");
+            }
+            Err(_) => {
+                assert!(last.is_err(), "the last message never came");
+                last = bus.publish(to.clone(), number(u32::MAX)).await;
+            }
+        }
+    }
+}
+
 async fn poison_is_put_away_with_its_reason_and_the_next_is_served(h: &dyn Harness) {
     let bus = h.bus().await;
     bus.declare(&queue("poison")).await.unwrap();
@@ -848,6 +979,7 @@ laws! {
     what_is_given_back_or_dropped_comes_again
     unroutable_is_an_error_at_once
     every_one_of_many_publishes_gets_its_own_outcome
+    no_publish_of_many_gets_the_answer_of_another
     poison_is_put_away_with_its_reason_and_the_next_is_served
     missing_properties_are_seen_as_missing
     a_message_that_comes_back_too_often_is_dead
@@ -1032,6 +1164,216 @@ async fn rabbit_an_alarm_blocks_publishes_and_passes() {
     harness.end().await;
 }
 
+/// Publishes to one queue without a pause until it is told to stop; every answer must be good.
+fn keep_sending(bus: &Arc<dyn Bus>, queue: &'static str) -> tokio::task::JoinHandle<u32> {
+    let bus = Arc::clone(bus);
+    tokio::spawn(async move {
+        let mut sent = 0;
+        loop {
+            let sends = (0..20).map(|n| bus.publish(Target::queue(queue), number(n)));
+            for outcome in futures::future::join_all(sends).await {
+                match outcome {
+                    Ok(()) => sent += 1,
+                    Err(PublishError::Closed) => return sent,
+                    Err(error) => panic!("after {sent} to {queue}: {error}"),
+                }
+            }
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_message_that_the_broker_abhors_fails_alone() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let bus = harness.bus().await;
+    bus.declare(&queue("innocent")).await.unwrap();
+    wait_connected(&bus).await;
+    let sending = keep_sending(&bus, "innocent");
+    for _ in 0..5 {
+        // The broker counts milliseconds in 32 bits, and closes the channel over more.
+        let mut bad = number(1);
+        bad.expiration = Some(Duration::from_secs(1 << 40));
+        let to = Target::queue("innocent");
+        let error = bus.publish(to, bad).await.unwrap_err();
+        assert!(matches!(error, PublishError::Invalid { .. }), "{error}");
+        assert!(error.to_string().contains("expiration"), "{error}");
+    }
+    assert_eq!(*bus.epoch().borrow(), 1, "the connection was not lost");
+    bus.close().await;
+    assert!(timeout(LIMIT, sending).await.unwrap().unwrap() > 0);
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_missing_exchange_is_made_and_harms_no_publish() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let bus = harness.bus().await;
+    bus.declare(&queue("innocent")).await.unwrap();
+    wait_connected(&bus).await;
+    let sending = keep_sending(&bus, "innocent");
+    for _ in 0..3 {
+        let sends = (0..200).map(|n| bus.publish(Target::topic(report_key("a")), number(n)));
+        for outcome in futures::future::join_all(sends).await {
+            assert!(
+                matches!(outcome, Err(PublishError::Unroutable { .. })),
+                "{outcome:?}"
+            );
+        }
+        foreign::delete_exchange(&harness.url(), "berth").await;
+    }
+    bus.declare(&QueueDecl::reports()).await.unwrap();
+    let to = Target::topic(report_key("a"));
+    bus.publish(to, number(1)).await.unwrap();
+    bus.close().await;
+    assert!(timeout(LIMIT, sending).await.unwrap().unwrap() > 0);
+    harness.end().await;
+}
+
+/// Stops the process of a quorum queue: it confirms nothing, as one that has lost its majority.
+async fn suspend(harness: &RabbitHarness, queue: &str) {
+    let process = format!("whereis('{}_{queue}')", harness.vhost);
+    rabbitmqctl(&["eval", &format!("sys:suspend({process}).")]).await;
+}
+
+async fn resume(harness: &RabbitHarness, queue: &str) {
+    let process = format!("whereis('{}_{queue}')", harness.vhost);
+    rabbitmqctl(&["eval", &format!("sys:resume({process}).")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_queue_that_does_not_confirm_holds_up_nobody_else() {
+    // Alone: it measures time.
+    let _alone = BROKER.write().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    // The broker treats a channel's first message to a quorum queue in another way than those after it.
+    for stuck in ["new", "known"] {
+        let bus = harness.connect(Duration::from_secs(5));
+        for name in [stuck, "innocent"] {
+            bus.declare(&queue(name)).await.unwrap();
+        }
+        wait_connected(&bus).await;
+        if stuck == "known" {
+            send(&bus, stuck, 0).await;
+        }
+        suspend(&harness, stuck).await;
+        let sending = keep_sending(&bus, "innocent");
+        // More than may be under way to one queue.
+        for _ in 0..2 {
+            let sends = (0..300).map(|n| bus.publish(Target::queue(stuck), number(n)));
+            for outcome in futures::future::join_all(sends).await {
+                assert!(
+                    matches!(outcome, Err(PublishError::Unconfirmed { .. })),
+                    "{outcome:?}"
+                );
+            }
+        }
+        let to = Target::queue("nobody");
+        let error = bus.publish(to.clone(), number(1)).await.unwrap_err();
+        assert_eq!(error, PublishError::Unroutable { target: to });
+        resume(&harness, stuck).await;
+        send_persistently(&bus, stuck, 1).await;
+        assert_eq!(*bus.epoch().borrow(), 1, "the connection was not lost");
+        bus.close().await;
+        let sent = timeout(LIMIT, sending).await.unwrap().unwrap();
+        println!("{sent} beside a stuck queue");
+        assert!(sent > 0);
+    }
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_what_is_never_confirmed_does_not_stay_on_the_books_for_ever() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let bus = harness.connect(Duration::from_secs(2));
+    bus.declare(&queue("stuck")).await.unwrap();
+    wait_connected(&bus).await;
+    send_persistently(&bus, "stuck", 0).await;
+    suspend(&harness, "stuck").await;
+    let sends = (0..20).map(|n| bus.publish(Target::queue("stuck"), number(n)));
+    for outcome in futures::future::join_all(sends).await {
+        assert!(outcome.is_err());
+    }
+    let unconfirmed = async || {
+        let columns = ["-q", "list_channels", "vhost", "messages_unconfirmed"];
+        let lines = rabbitmqctl(&columns).await;
+        let ours = lines.lines().filter_map(|l| l.strip_prefix(&harness.vhost));
+        ours.map(|n| n.trim().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    assert!(unconfirmed().await >= 20);
+    let begin = Instant::now();
+    while unconfirmed().await > 0 {
+        assert!(begin.elapsed() < LIMIT, "the channel is still there");
+    }
+    resume(&harness, "stuck").await;
+    send_persistently(&bus, "stuck", 1).await;
+    assert_eq!(*bus.epoch().borrow(), 1, "the connection was not lost");
+    harness.end().await;
+}
+
+/// How a program that has frozen says that it has begun, and to whom it connects.
+const FROZEN: &str = "BERTH_TEST_FROZEN";
+
+/// Not a test of its own: the program that [`rabbit_a_frozen_consumer_gives_way`] freezes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the victim of another test, which runs it with its environment"]
+async fn victim() {
+    let Ok(url) = std::env::var(FROZEN) else {
+        return;
+    };
+    let bus = RabbitBus::start(two_second_heartbeat(url)).unwrap();
+    let mut consumer = bus.consume(&queue("frozen"), 1).await.unwrap();
+    while let Some(delivery) = consumer.next().await {
+        delivery.ack().await;
+    }
+}
+
+fn two_second_heartbeat(url: String) -> RabbitConfig {
+    RabbitConfig {
+        heartbeat: Duration::from_secs(2),
+        ..RabbitConfig::new(url, "bus-laws frozen")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_a_frozen_consumer_gives_way() {
+    use nix::sys::signal::{Signal, kill};
+    // Alone: it measures time.
+    let _alone = BROKER.write().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let bus: Arc<dyn Bus> =
+        Arc::new(RabbitBus::start(two_second_heartbeat(harness.url())).unwrap());
+    bus.declare(&queue("frozen")).await.unwrap();
+    wait_connected(&bus).await;
+    let mut victim = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "victim", "--ignored"])
+        .env(FROZEN, harness.url())
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    // It is the active one when it takes what nobody else is there to take.
+    send(&bus, "frozen", 1).await;
+    wait_depth(&bus, "frozen", Some(0)).await;
+    let mut standby = bus.consume(&queue("frozen"), 1).await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(victim.id().unwrap()).unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    send(&bus, "frozen", 2).await;
+    let (n, delivery) = next_number(&mut standby).await;
+    let elapsed = begin.elapsed();
+    assert_eq!(n, 2);
+    delivery.ack().await;
+    println!("a standby took over after {} ms", elapsed.as_millis());
+    // The broker gives a connection up in the third interval without a byte.
+    // Three intervals, and what a busy machine adds: well below the ten seconds that a failover may take.
+    assert!(elapsed < Duration::from_secs(8), "{elapsed:?}");
+    victim.kill().await.unwrap();
+    harness.end().await;
+}
+
 /// Takes and acknowledges for ever, a little slowly; counts how often each number was done.
 async fn work_slowly(mut consumer: Consumer, done: Arc<Mutex<BTreeMap<u32, u32>>>) {
     while let Some(delivery) = consumer.next().await {
@@ -1209,7 +1551,7 @@ fn variable(name: &str) -> String {
     })
 }
 
-async fn rabbitmqctl(args: &[&str]) {
+async fn rabbitmqctl(args: &[&str]) -> String {
     let program = variable("BERTH_TEST_RABBITMQCTL");
     let run = tokio::process::Command::new(&program)
         .args(args)
@@ -1225,6 +1567,7 @@ async fn rabbitmqctl(args: &[&str]) {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// How a test reaches the broker.
@@ -1299,7 +1642,7 @@ impl Harness for RabbitHarness {
 
     async fn stop_broker(&self) {
         match &self.gate {
-            None => rabbitmqctl(&["stop_app"]).await,
+            None => drop(rabbitmqctl(&["stop_app"]).await),
             Some(gate) => gate.close().await,
         }
     }
@@ -1392,7 +1735,7 @@ async fn forward(listener: tokio::net::TcpListener, address: String) {
 /// A client that knows nothing of berth.
 mod foreign {
     use berth_common::bus::Message;
-    use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+    use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions};
     use lapin::types::{AMQPValue, FieldTable};
     use lapin::{BasicProperties, Connection, ConnectionProperties};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -1472,6 +1815,18 @@ mod foreign {
         drop(to_server);
         back.await.unwrap();
         spoiled
+    }
+
+    pub(super) async fn delete_exchange(url: &str, exchange: &str) {
+        let connection = Connection::connect(url, ConnectionProperties::default())
+            .await
+            .unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel
+            .exchange_delete(exchange.into(), ExchangeDeleteOptions::default())
+            .await
+            .unwrap();
+        connection.close(200, "done".into()).await.unwrap();
     }
 
     pub(super) async fn publish(url: &str, queue: &str, message: Message) {

@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 use berth_common::{
     bus::{
         message::{
-            HEADER_QUEUE, HEADER_REASON, HEADER_TRACEPARENT, HEADER_VERSION, MAX_MESSAGE_BYTES,
+            HEADER_QUEUE, HEADER_REASON, HEADER_TAG, HEADER_TRACEPARENT, HEADER_VERSION,
+            MAX_MESSAGE_BYTES,
         },
         topology::{DELIVERY_LIMIT, EXCHANGE},
     },
@@ -91,6 +92,7 @@ fn render() -> String {
         .replace("{exchange}", EXCHANGE)
         .replace("{version_header}", HEADER_VERSION)
         .replace("{trace_header}", HEADER_TRACEPARENT)
+        .replace("{tag_header}", HEADER_TAG)
         .replace("{reason_header}", HEADER_REASON)
         .replace("{queue_header}", HEADER_QUEUE)
         .replace("{delivery_limit}", &DELIVERY_LIMIT.to_string())

@@ -27,6 +27,9 @@ pub const HEADER_TRACEPARENT: &str = "traceparent";
 pub const HEADER_REASON: &str = "x-berth-reason";
 /// The header on a dead message that names the queue it was taken from.
 pub const HEADER_QUEUE: &str = "x-berth-queue";
+/// The header with a number of the sender's own, by which it knows a message that the broker returns. It means
+/// nothing to anybody else.
+pub const HEADER_TAG: &str = "x-berth-tag";
 /// The content type of every body.
 pub const CONTENT_TYPE: &str = "application/json";
 

@@ -4,13 +4,16 @@
 //!            ┌────────────── link: one task per bus ──────────────┐
 //!  start ──▶ │ Down ──connect, declare everything──▶ Up ──lost──▶ Down ─ ─ (backoff) │ ──close──▶ Closed
 //!            └─────────────────────────────────────────────────────┘
-//!  publish:  takes the link when it is Up, a channel of its own from the pool, waits for the confirm
+//!  publish:  takes the link when it is Up, a place on a shared channel, waits for the confirm
 //!  consume:  subscribes whenever the link is Up again
 //! ```
 //!
 //! - [`link`] keeps the connection and tells everybody how it is,
 //! - [`declare`] turns the topology into broker calls,
-//! - [`publish`] sends and waits for confirms,
+//! - [`publish`] sends until it is confirmed or the time is up,
+//! - [`lane`] carries many publishes on one channel,
+//! - [`places`] chooses the channel and bounds what is under way to one queue,
+//! - [`returns`] tells which of them reached no queue (pure),
 //! - [`consume`] subscribes and settles,
 //! - [`care`] keeps a message that cannot be read from harming others,
 //! - [`convert`] maps messages to AMQP properties and back (pure).
@@ -22,8 +25,11 @@ mod care;
 mod consume;
 mod convert;
 mod declare;
+mod lane;
 mod link;
+mod places;
 mod publish;
+mod returns;
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,6 +43,7 @@ use tokio::sync::watch;
 use super::{Bus, BusError, BusHealth, Consumer, Message, PublishError, QueueDecl, ReplyQueue};
 use super::{MAX_MESSAGE_BYTES, Target};
 use consume::RabbitSource;
+use lane::Outgoing;
 use link::Link;
 use publish::Publisher;
 
@@ -47,7 +54,8 @@ pub struct RabbitConfig {
     pub url: String,
     /// What the broker shows as the connection's name, such as `berth-agent hv1`.
     pub connection_name: String,
-    /// How often the connection shows that it lives. It is given up after two missed ones.
+    /// How often the connection shows that it lives, in whole seconds. The broker gives it up in the third
+    /// interval without a byte: a standby takes over from a frozen consumer after two to three of them.
     pub heartbeat: Duration,
     /// How long one try to connect may take.
     pub connect_timeout: Duration,
@@ -128,9 +136,8 @@ impl RabbitBus {
     /// [`BusError::Config`] when the address cannot be read.
     pub fn start(config: RabbitConfig) -> Result<Self, BusError> {
         let uri = parse(&config.url)?;
-        let publish_timeout = config.publish_timeout;
         let link = Link::start(config, uri);
-        let publisher = Arc::new(Publisher::new(Arc::clone(&link), publish_timeout));
+        let publisher = Arc::new(Publisher::new(Arc::clone(&link)));
         Ok(Self { link, publisher })
     }
 }
@@ -139,6 +146,14 @@ impl Drop for RabbitBus {
     fn drop(&mut self) {
         self.link.stop();
     }
+}
+
+fn outgoing(to: &Target, message: Message) -> Result<Arc<Outgoing>, PublishError> {
+    let properties = convert::to_properties(&message).map_err(|e| PublishError::Invalid {
+        target: to.clone(),
+        reason: e.to_string(),
+    })?;
+    Outgoing::new(to, properties, message.body)
 }
 
 #[async_trait]
@@ -151,11 +166,9 @@ impl Bus for RabbitBus {
                 limit: MAX_MESSAGE_BYTES,
             });
         }
-        let properties = convert::to_properties(&message).map_err(|e| PublishError::Invalid {
-            target: to.clone(),
-            reason: e.to_string(),
-        })?;
-        self.publisher.publish(&to, properties, &message.body).await
+        // Nothing large is kept across the wait: it would be part of every publish under way.
+        let outgoing = outgoing(&to, message)?;
+        self.publisher.publish(&to, outgoing).await
     }
 
     async fn consume(&self, queue: &QueueDecl, prefetch: u16) -> Result<Consumer, BusError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use lapin::Acker;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -209,12 +209,13 @@ impl RabbitSource {
             (subscription.queue == DEAD).then(|| convert::dead_info(&raw.properties));
         let settle = RabbitSettle {
             acker: raw.acker,
+            tag: raw.delivery_tag,
             properties: raw.properties,
             body: message.body.clone(),
             queue: subscription.queue.clone(),
             publisher: Arc::clone(&self.publisher),
             held: self.care.hold(),
-            _channel: subscription.channel.clone(),
+            channel: subscription.channel.clone(),
         };
         Some(Delivery::new(
             message,
@@ -229,6 +230,8 @@ impl RabbitSource {
 impl Source for RabbitSource {
     async fn next(&mut self) -> Option<Delivery> {
         let link = Arc::clone(&self.link);
+        // Neither taking what is there nor settling it waits for anything: others have their turn here.
+        tokio::task::consume_budget().await;
         loop {
             let Some(subscription) = &mut self.subscription else {
                 let up = link.up().await?;
@@ -286,14 +289,16 @@ impl Source for RabbitSource {
 }
 
 struct RabbitSettle {
+    /// Knows whether the delivery still counts.
     acker: Acker,
+    tag: u64,
     properties: BasicProperties,
     body: bytes::Bytes,
     queue: String,
     publisher: Arc<Publisher>,
     held: Held,
-    /// Keeps the channel open until the last delivery on it is settled.
-    _channel: Channel,
+    /// Stays open until the last delivery on it is settled.
+    channel: Channel,
 }
 
 const REQUEUE: BasicNackOptions = BasicNackOptions {
@@ -301,13 +306,20 @@ const REQUEUE: BasicNackOptions = BasicNackOptions {
     requeue: true,
 };
 
-fn settled(result: lapin::Result<bool>) -> Settled {
-    match result {
-        Ok(true) => Settled::Done,
-        Ok(false) => Settled::Lost,
-        Err(error) => {
-            tracing::debug!(%error, "a delivery could not be settled; it will come again");
-            Settled::Lost
+impl RabbitSettle {
+    /// Puts a settlement in the library's queue and does not wait until it is written: that would promise no more,
+    /// since it can be lost on its way all the same, and costs a round through two threads for each message. What
+    /// is in the queue is written before a goodbye. The library's own acker takes two tasks more.
+    fn hand_over(&self, call: impl Future<Output = lapin::Result<()>>) -> Settled {
+        if self.acker.poisoned() {
+            return Settled::Lost;
+        }
+        match call.now_or_never() {
+            None | Some(Ok(())) => Settled::Done,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a delivery could not be settled; it will come again");
+                Settled::Lost
+            }
         }
     }
 }
@@ -315,7 +327,8 @@ fn settled(result: lapin::Result<bool>) -> Settled {
 #[async_trait]
 impl Settle for RabbitSettle {
     async fn ack(self: Box<Self>) -> Settled {
-        let settled = settled(self.acker.ack(BasicAckOptions::default()).await);
+        let ack = self.channel.basic_ack(self.tag, BasicAckOptions::default());
+        let settled = self.hand_over(ack);
         match settled {
             Settled::Done => self.held.done(),
             Settled::Lost => self.held.lost(),
@@ -324,7 +337,7 @@ impl Settle for RabbitSettle {
     }
 
     async fn retry(self: Box<Self>) -> Settled {
-        let settled = settled(self.acker.nack(REQUEUE).await);
+        let settled = self.hand_over(self.channel.basic_nack(self.tag, REQUEUE));
         if settled == Settled::Lost {
             self.held.lost();
         }
@@ -333,7 +346,11 @@ impl Settle for RabbitSettle {
 
     async fn dead(self: Box<Self>, reason: &str) -> Settled {
         let properties = convert::to_dead(&self.properties, &self.queue, reason);
-        match self.publisher.publish_dead(properties, &self.body).await {
+        match self
+            .publisher
+            .publish_dead(properties, self.body.clone())
+            .await
+        {
             Ok(()) => {
                 tracing::warn!(
                     queue = self.queue,

@@ -8,7 +8,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString, ShortStringError};
 
 use super::super::message::{
-    CONTENT_TYPE, HEADER_QUEUE, HEADER_REASON, HEADER_TRACEPARENT, HEADER_VERSION,
+    CONTENT_TYPE, HEADER_QUEUE, HEADER_REASON, HEADER_TAG, HEADER_TRACEPARENT, HEADER_VERSION,
 };
 use super::super::{DeadInfo, Message};
 
@@ -63,6 +63,45 @@ pub(super) fn to_properties(message: &Message) -> Result<BasicProperties, ShortS
     Ok(properties)
 }
 
+/// The properties of one try. They are kept with the headers apart, so that nothing is copied twice.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    properties: BasicProperties,
+    headers: FieldTable,
+}
+
+impl Parts {
+    pub(super) fn new(properties: BasicProperties) -> Self {
+        let headers = properties.headers().clone().unwrap_or_default();
+        Self {
+            properties: properties.with_headers(FieldTable::default()),
+            headers,
+        }
+    }
+
+    /// As they are.
+    pub(super) fn whole(&self) -> BasicProperties {
+        self.properties.clone().with_headers(self.headers.clone())
+    }
+
+    /// With a tag of the sender's.
+    pub(super) fn tagged(&self, tag: u64) -> BasicProperties {
+        let mut headers = self.headers.clone();
+        // Counts from 1 on each channel; the sign is never reached.
+        let tag = i64::try_from(tag).unwrap_or(i64::MAX);
+        headers.insert(HEADER_TAG.into(), AMQPValue::LongLongInt(tag));
+        self.properties.clone().with_headers(headers)
+    }
+}
+
+/// The tag of a message that came back.
+pub(super) fn tag(properties: &BasicProperties) -> Option<u64> {
+    match properties.headers().as_ref()?.inner().get(HEADER_TAG)? {
+        AMQPValue::LongLongInt(tag) => u64::try_from(*tag).ok(),
+        _ => None,
+    }
+}
+
 /// The message of a delivery. What is missing or unreadable is represented as missing.
 pub(super) fn to_message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let header = |name: &str| {
@@ -92,11 +131,12 @@ pub(super) fn to_message(properties: &BasicProperties, body: Vec<u8>) -> Message
 /// The properties of a dead message: the same, with the reason and the queue.
 ///
 /// Left out is what would act a second time: `expiration` (kept in a header), `user_id` (the
-/// broker refuses another user's) and the headers `CC` and `BCC` (it would be routed again).
+/// broker refuses another user's), the headers `CC` and `BCC` (it would be routed again) and the
+/// tag of the first sender.
 pub(super) fn to_dead(properties: &BasicProperties, queue: &str, reason: &str) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (key, value) in properties.headers().iter().flat_map(|t| t.inner()) {
-        if !matches!(key.as_str(), "CC" | "BCC") {
+        if !matches!(key.as_str(), "CC" | "BCC" | HEADER_TAG) {
             headers.insert(key.clone(), value.clone());
         }
     }
@@ -209,6 +249,25 @@ mod tests {
     fn a_message_survives_the_wire() {
         let properties = to_properties(&full()).unwrap();
         assert_eq!(to_message(&properties, b"{}".to_vec()), full());
+    }
+
+    #[test]
+    fn a_tag_is_seen_by_its_sender_only() {
+        for properties in [
+            to_properties(&full()).unwrap(),
+            BasicProperties::default().with_message_id("id".into()),
+        ] {
+            assert_eq!(tag(&properties), None);
+            let once = Parts::new(properties.clone()).tagged(1);
+            let sent = Parts::new(once).tagged(7);
+            assert_eq!(Parts::new(sent.clone()).whole(), sent);
+            assert_eq!(tag(&sent), Some(7));
+            assert_eq!(
+                to_message(&sent, b"{}".to_vec()),
+                to_message(&properties, b"{}".to_vec())
+            );
+            assert_eq!(tag(&to_dead(&sent, "scheduler", "bad")), None);
+        }
     }
 
     #[test]

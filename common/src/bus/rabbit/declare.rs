@@ -81,8 +81,37 @@ pub(super) async fn queue(connection: &Connection, decl: &QueueDecl) -> Result<(
     bounded(&operation, call).await
 }
 
+/// Declares the topic exchange if it is not there. Asking needs no permission to configure it.
+pub(super) async fn missing_exchange(connection: &Connection) -> Result<(), BusError> {
+    let operation = format!("asking for exchange `{EXCHANGE}`");
+    let channel = channel(connection, &operation).await?;
+    let options = ExchangeDeclareOptions {
+        passive: true,
+        durable: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let call = channel.exchange_declare(
+        short(EXCHANGE, &operation)?,
+        ExchangeKind::Topic,
+        options,
+        FieldTable::default(),
+    );
+    match bounded(&operation, call).await {
+        Err(BusError::Broker { source, .. }) if not_found(source.as_ref()) => {
+            exchange(connection).await
+        }
+        other => other,
+    }
+}
+
+fn not_found(error: &(dyn std::error::Error + 'static)) -> bool {
+    error
+        .downcast_ref::<lapin::Error>()
+        .is_some_and(|e| is_soft(e, AMQPSoftError::NOTFOUND))
+}
+
 /// Declares the topic exchange.
-pub(super) async fn exchange(connection: &Connection) -> Result<(), BusError> {
+async fn exchange(connection: &Connection) -> Result<(), BusError> {
     let operation = format!("declaring exchange `{EXCHANGE}`");
     let channel = channel(connection, &operation).await?;
     let options = ExchangeDeclareOptions {
@@ -191,9 +220,10 @@ pub(super) async fn depth(connection: &Connection, name: &str) -> Result<Option<
     match bounded(&operation, call).await {
         Ok(queue) => Ok(Some(u64::from(queue.message_count()))),
         Err(BusError::Broker { operation, source }) => {
-            match source.downcast_ref::<lapin::Error>() {
-                Some(e) if is_soft(e, AMQPSoftError::NOTFOUND) => Ok(None),
-                _ => Err(BusError::Broker { operation, source }),
+            if not_found(source.as_ref()) {
+                Ok(None)
+            } else {
+                Err(BusError::Broker { operation, source })
             }
         }
         Err(error) => Err(error),

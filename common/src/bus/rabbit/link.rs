@@ -171,6 +171,10 @@ impl Link {
         self.epoch.subscribe()
     }
 
+    pub(super) fn publish_timeout(&self) -> Duration {
+        self.config.publish_timeout
+    }
+
     pub(super) fn turns(&self) -> Arc<Turns> {
         Arc::clone(&self.turns)
     }
@@ -488,7 +492,7 @@ async fn goodbye(connection: &Connection) {
 }
 
 /// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

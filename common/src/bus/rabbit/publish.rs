@@ -1,63 +1,60 @@
-//! Sends messages and waits for the broker's confirms.
+//! Sends messages and waits for the broker's confirms, again and again until the time is up.
 //!
-//! Each publish has a channel to itself while it is under way. A pool keeps the channels, so
-//! there are as many as publishes were ever under way at once, at most [`IN_FLIGHT`]. The reason:
-//! a returned (unroutable) message and its confirm are two separate frames, and with several
-//! publishes on one channel the library hands the return to whichever confirm comes next. Alone
-//! on a channel the pair cannot be mixed up, and an error that closes the channel hits nobody else.
+//! Publishes share a few channels, see [`lane`](super::lane) and [`places`](super::places); those to topics have
+//! theirs apart, because the exchange can be missing. An error of a single message closes its channel, which catches
+//! whatever is under way beside it; and a queue without a leader can block one. What was caught is tried again on a
+//! channel of its own, where it can harm nobody and nobody can harm it. So is what the shared channel cannot tell
+//! from others.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::protocol::AMQPSoftError;
+use bytes::Bytes;
+use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Confirmation};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::super::topology::{DEAD, EXCHANGE};
 use super::super::{PublishError, QueueDecl, Target};
-use super::declare;
+use super::lane::{self, Outcome, Outgoing, Road};
 use super::link::{Backoff, Link, Phase, Up};
+use super::places::Places;
+use super::returns::Verdict;
 
-/// Publishes under way at once on one connection; the others wait their turn. More channels than
-/// this make a broker slower, not faster.
-const IN_FLIGHT: usize = 64;
+/// Publishes at once that have a channel of their own. More channels make a broker slower, not faster.
+const ALONE: usize = 64;
 
-#[derive(Debug)]
-struct Idle {
-    epoch: u64,
-    channel: Channel,
-}
+/// Publishes under way at once on one connection; the others wait.
+const UNDER_WAY: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Publisher {
     link: Arc<Link>,
     timeout: Duration,
-    turns: Semaphore,
-    idle: Mutex<Vec<Idle>>,
+    queues: Arc<Places>,
+    topics: Arc<Places>,
+    under_way: Semaphore,
+    alone: Semaphore,
 }
 
-/// How one try ended, when not well.
-enum Miss {
-    /// Final.
-    Failed(PublishError),
-    /// The exchange is not there yet.
-    NoExchange,
-    /// The channel or the connection went away.
-    Lost(lapin::Error),
-    /// The connection is gone, and nothing was heard of the publish.
-    Gone,
+/// Which way the next try takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Shared,
+    Alone,
 }
 
 impl Publisher {
-    pub(super) fn new(link: Arc<Link>, timeout: Duration) -> Self {
+    pub(super) fn new(link: Arc<Link>) -> Self {
         Self {
+            timeout: link.publish_timeout(),
             link,
-            timeout,
-            turns: Semaphore::new(IN_FLIGHT),
-            idle: Mutex::default(),
+            queues: Places::new(Road::Queues),
+            topics: Places::new(Road::Topics),
+            under_way: Semaphore::new(UNDER_WAY),
+            alone: Semaphore::new(ALONE),
         }
     }
 
@@ -69,14 +66,18 @@ impl Publisher {
     pub(super) async fn publish(
         &self,
         to: &Target,
-        properties: BasicProperties,
-        body: &[u8],
+        outgoing: Arc<Outgoing>,
     ) -> Result<(), PublishError> {
         let deadline = Instant::now() + self.timeout;
         let mut last = None;
-        match timeout_at(deadline, self.tries(to, properties, body, &mut last)).await {
-            Ok(result) => result,
-            Err(_) => Err(self.out_of_time(to, last)),
+        let verdict = match timeout_at(deadline, self.tries(to, &outgoing, &mut last)).await {
+            Ok(verdict) => verdict?,
+            Err(_) => return Err(self.out_of_time(to, last)),
+        };
+        match verdict {
+            Verdict::Taken => Ok(()),
+            Verdict::Unroutable => Err(PublishError::Unroutable { target: to.clone() }),
+            Verdict::Refused => Err(PublishError::Refused { target: to.clone() }),
         }
     }
 
@@ -84,10 +85,11 @@ impl Publisher {
     pub(super) async fn publish_dead(
         &self,
         properties: BasicProperties,
-        body: &[u8],
+        body: Bytes,
     ) -> Result<(), PublishError> {
         let to = Target::queue(DEAD);
-        match self.publish(&to, properties.clone(), body).await {
+        let outgoing = Outgoing::new(&to, properties, body)?;
+        match self.publish(&to, Arc::clone(&outgoing)).await {
             Err(PublishError::Unroutable { .. }) => {}
             other => return other,
         }
@@ -96,7 +98,7 @@ impl Publisher {
         {
             tracing::warn!(%error, "the dead letter queue cannot be declared");
         }
-        self.publish(&to, properties, body).await
+        self.publish(&to, outgoing).await
     }
 
     fn out_of_time(&self, to: &Target, last: Option<String>) -> PublishError {
@@ -122,52 +124,91 @@ impl Publisher {
     async fn tries(
         &self,
         to: &Target,
-        properties: BasicProperties,
-        body: &[u8],
+        outgoing: &Arc<Outgoing>,
         last: &mut Option<String>,
-    ) -> Result<(), PublishError> {
-        let invalid = |reason: String| PublishError::Invalid {
-            target: to.clone(),
-            reason,
+    ) -> Result<Verdict, PublishError> {
+        // All topics share one place: what they are bound to, nobody here knows.
+        let (places, name) = match to {
+            Target::Queue(name) => (&self.queues, name.as_str()),
+            Target::Topic { .. } => (&self.topics, EXCHANGE),
         };
-        let (exchange, key) = match to {
-            Target::Queue(name) => ("", name.as_str()),
-            Target::Topic { key } => (EXCHANGE, key.as_str()),
-        };
-        let key = ShortString::try_new(key).map_err(|e| invalid(e.to_string()))?;
-        let _turn = match self.turns.acquire().await {
-            Ok(turn) => turn,
+        let _under_way = match self.under_way.acquire().await {
+            Ok(permit) => permit,
             Err(_) => return Err(PublishError::Closed),
         };
         let mut backoff = Backoff::new();
+        let mut way = Way::Shared;
         loop {
             let up = self.unblocked().await?;
-            let one = self.once(&up, to, exchange, key.clone(), properties.clone(), body);
-            let outcome = tokio::select! {
-                outcome = one => outcome,
-                () = self.link.gone(up.epoch) => Err(Miss::Gone),
-            };
-            match outcome {
-                Ok(()) => return Ok(()),
-                Err(Miss::Failed(error)) => return Err(error),
-                Err(Miss::NoExchange) => {
-                    if let Err(error) = declare::exchange(&up.connection).await {
-                        tracing::debug!(%error, "the exchange cannot be declared");
-                        *last = Some(error.to_string());
-                    }
-                }
-                Err(Miss::Lost(error)) => {
-                    tracing::debug!(%error, target = %to, "a publish is tried again");
-                    *last = Some(error.to_string());
-                    tokio::time::sleep(backoff.step()).await;
-                }
-                Err(Miss::Gone) => *last = Some(self.link.last_error()),
+            if places.is_suspect(name) {
+                way = Way::Alone;
             }
+            let outcome = match way {
+                Way::Shared => {
+                    let (seat, lane) = places.shared(name, &self.link, &up).await;
+                    lane.publish(Arc::clone(outgoing), seat).await
+                }
+                Way::Alone => {
+                    let _seat = places.alone(name).await;
+                    // Seldom, and large: it would make every publish larger.
+                    Box::pin(self.alone(&up, outgoing)).await
+                }
+            };
+            let why = match outcome {
+                Some(Outcome::Decided(verdict)) => {
+                    if way == Way::Alone {
+                        places.clear(name);
+                    }
+                    return Ok(verdict);
+                }
+                Some(Outcome::Blocked) => {
+                    tracing::debug!(target = %to, "a channel is blocked");
+                    places.suspect(name);
+                    continue;
+                }
+                // The lane declares it before it goes on.
+                Some(Outcome::NoExchange { why }) => {
+                    way = Way::Shared;
+                    why
+                }
+                // Nobody else was there.
+                Some(Outcome::Offended { why }) if way == Way::Alone => {
+                    return Err(PublishError::Invalid {
+                        target: to.clone(),
+                        reason: why,
+                    });
+                }
+                Some(Outcome::Offended { why } | Outcome::Lost { why }) => {
+                    if up.connection.status().connected() {
+                        way = Way::Alone;
+                    }
+                    why
+                }
+                None => {
+                    *last = Some(self.link.last_error());
+                    if up.connection.status().connected() {
+                        tokio::time::sleep(backoff.step()).await;
+                    }
+                    continue;
+                }
+            };
+            tracing::debug!(why, target = %to, "a publish is tried again");
+            *last = Some(why);
+            tokio::time::sleep(backoff.step()).await;
         }
     }
 
     /// The connection, when there is one that takes messages.
     async fn unblocked(&self) -> Result<Up, PublishError> {
+        if let Some(up) = self.link.up_now()
+            && up.blocked.is_none()
+        {
+            return Ok(up);
+        }
+        Box::pin(self.wait_until_unblocked()).await
+    }
+
+    async fn wait_until_unblocked(&self) -> Result<Up, PublishError> {
         let mut phases = self.link.phases();
         loop {
             let up = self.link.up().await.ok_or(PublishError::Closed)?;
@@ -188,69 +229,38 @@ impl Publisher {
         }
     }
 
-    async fn once(
-        &self,
-        up: &Up,
-        to: &Target,
-        exchange: &str,
-        key: ShortString,
-        properties: BasicProperties,
-        body: &[u8],
-    ) -> Result<(), Miss> {
-        let channel = self.channel(up).await.map_err(Miss::Lost)?;
-        let options = BasicPublishOptions {
-            mandatory: true,
-            ..BasicPublishOptions::default()
-        };
-        let lost = |error: lapin::Error| {
-            if declare::is_soft(&error, AMQPSoftError::NOTFOUND) && !exchange.is_empty() {
-                Miss::NoExchange
-            } else {
-                Miss::Lost(error)
-            }
-        };
-        let confirmation = channel
-            .basic_publish(ShortString::from(exchange), key, options, body, properties)
-            .await
-            .map_err(lost)?
-            .await
-            .map_err(lost)?;
-        // Only a channel with nothing under way goes back. One whose publish was given up on
-        // is dropped, which closes it.
-        self.put_back(up.epoch, channel);
-        match confirmation {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
-                Err(Miss::Failed(PublishError::Unroutable {
-                    target: to.clone(),
-                }))
-            }
-            Confirmation::Nack(None) | Confirmation::NotRequested => {
-                Err(Miss::Failed(PublishError::Refused { target: to.clone() }))
-            }
+    /// One try on a channel of its own. `None` when nothing was heard of it, because the connection ended.
+    async fn alone(&self, up: &Up, outgoing: &Outgoing) -> Option<Outcome> {
+        let _turn = self.alone.acquire().await.ok()?;
+        tokio::select! {
+            confirmed = on_a_channel(up, outgoing) => Some(match confirmed {
+                Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
+                    Outcome::Decided(Verdict::Unroutable)
+                }
+                Ok(Confirmation::Ack(None)) => Outcome::Decided(Verdict::Taken),
+                Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => {
+                    Outcome::Decided(Verdict::Refused)
+                }
+                Err(error) => Outcome::failed(&error),
+            }),
+            () = self.link.gone(up.epoch) => None,
         }
     }
+}
 
-    async fn channel(&self, up: &Up) -> lapin::Result<Channel> {
-        let found = {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.retain(|i| i.epoch == up.epoch && i.channel.status().connected());
-            idle.pop()
-        };
-        if let Some(found) = found {
-            return Ok(found.channel);
-        }
-        let channel = up.connection.create_channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await?;
-        Ok(channel)
-    }
-
-    fn put_back(&self, epoch: u64, channel: Channel) {
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Idle { epoch, channel });
-    }
+async fn on_a_channel(up: &Up, outgoing: &Outgoing) -> lapin::Result<Confirmation> {
+    let channel = up.connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    channel
+        .basic_publish(
+            ShortString::from(outgoing.exchange),
+            outgoing.key.clone(),
+            lane::OPTIONS,
+            &outgoing.body,
+            outgoing.properties.whole(),
+        )
+        .await?
+        .await
 }
