@@ -104,7 +104,7 @@ fn cases() -> Vec<Case> {
             99,
             "{}",
             "unsupported_version",
-            "must be 1 for \"host.list\"; got 2",
+            "must be 1 to 2 for \"host.list\"; got 99",
         ),
         case(
             "a missing field",
