@@ -95,13 +95,23 @@ impl Vhost {
             .collect();
         run::text(&argv).await
     }
+
+    /// Deletes it for good, if it is there: before the site's number is free, since the next site of that number has
+    /// a vhost of the same name.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub fn remove(&mut self) -> anyhow::Result<()> {
+        if self.exists.swap(false, Ordering::SeqCst) {
+            run::text_blocking(&[&self.rabbitmqctl, "-q", "delete_vhost", &self.name])?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Vhost {
     fn drop(&mut self) {
-        if self.exists.load(Ordering::SeqCst) {
-            // A leftover is deleted by the next test that gets this name.
-            let _ = run::text_blocking(&[&self.rabbitmqctl, "-q", "delete_vhost", &self.name]);
-        }
+        // A leftover is deleted by the next test that gets this name.
+        let _ = self.remove();
     }
 }

@@ -77,15 +77,22 @@ impl Database {
     pub(super) fn url(&self) -> &str {
         &self.url
     }
+
+    /// Drops it, as long as the site's number is taken: the next site of that number has a database of the same name.
+    pub(super) fn remove(&mut self) -> anyhow::Result<()> {
+        let drop = std::mem::take(&mut self.drop);
+        if !drop.is_empty() {
+            let argv: Vec<&str> = drop.iter().map(String::as_str).collect();
+            run::text_blocking(&argv)?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Database {
     fn drop(&mut self) {
-        if !self.drop.is_empty() {
-            let argv: Vec<&str> = self.drop.iter().map(String::as_str).collect();
-            // A leftover is dropped by the next test that gets this name.
-            let _ = run::text_blocking(&argv);
-        }
+        // A leftover is dropped by the next test that gets this name.
+        let _ = self.remove();
     }
 }
 

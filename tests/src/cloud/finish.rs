@@ -216,6 +216,10 @@ impl TestCloud {
                     .map(|error| format!("{error:#}")),
             );
         }
+        // The site last: vhost and database bear its number, which is the next test's as soon as it is closed.
+        for removed in [self.vhost.remove(), self.database.remove()] {
+            wrong.extend(removed.err().map(|error| format!("{error:#}")));
+        }
         wrong.extend(self.site.close());
         wrong
     }

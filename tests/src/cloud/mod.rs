@@ -60,7 +60,6 @@ pub struct TestCloud {
     pub site: Site,
     /// The services that all clouds share.
     pub services: Services,
-    #[expect(dead_code, reason = "it goes with the cloud")]
     database: Database,
     /// Messages that this test expects in `berth.dead` at its end.
     expected_dead: u64,

@@ -107,8 +107,6 @@ impl Site {
     pub fn close(&mut self) -> Vec<String> {
         self.closed = true;
         let mut wrong = Vec::new();
-        let removed = run::text_blocking(&["ip", "link", "del", &self.bridge()]);
-        wrong.extend(removed.err().map(|error| format!("{error:#}")));
         let ended = wait_for_blocking(
             "all processes of the site to end",
             std::time::Duration::from_secs(5),
@@ -135,6 +133,9 @@ impl Site {
         {
             wrong.push(format!("{} cannot be removed: {error}", self.dir.display()));
         }
+        // The bridge last: it is what holds the number, and everything above bears that number.
+        let removed = run::text_blocking(&["ip", "link", "del", &self.bridge()]);
+        wrong.extend(removed.err().map(|error| format!("{error:#}")));
         wrong
     }
 
@@ -161,7 +162,7 @@ impl Site {
     fn leftovers(&self) -> anyhow::Result<Vec<String>> {
         let mut wrong = Vec::new();
         for name in links()? {
-            if name == self.bridge() || name.starts_with(&format!("lab{}h", self.number)) {
+            if name.starts_with(&format!("lab{}h", self.number)) {
                 wrong.push(format!("link {name} is left on this machine"));
             }
         }

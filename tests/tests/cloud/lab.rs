@@ -94,6 +94,28 @@ async fn what_berth_would_leave_on_a_hypervisor_is_found() -> anyhow::Result<()>
     Ok(())
 }
 
+/// Folder, vhost and database bear the number: whoever gets it while they are still being removed loses his own.
+#[test]
+fn a_number_is_taken_until_nothing_bears_it_any_more() -> anyhow::Result<()> {
+    let mut site = Site::open()?;
+    let number = site.number();
+    // What keeps the end waiting.
+    let mut process = std::process::Command::new("sleep")
+        .arg("2")
+        .env("BERTH_LAB", number.to_string())
+        .spawn()?;
+    let closing = std::thread::spawn(move || site.close());
+    while !closing.is_finished() {
+        let other = Site::open()?;
+        let ended = process.try_wait()?.is_some();
+        assert!(ended || other.number() != number, "free too early");
+    }
+    process.wait()?;
+    let wrong = closing.join().map_err(|_| anyhow::anyhow!("panicked"))?;
+    assert!(wrong.is_empty(), "{wrong:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_wait_that_fails_says_what_it_saw_last() {
     let result = wait_for("the moon", Duration::from_millis(10), async || {
