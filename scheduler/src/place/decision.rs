@@ -8,7 +8,7 @@ use super::{
     host_set::HostIndex,
     rejection::Rejection,
     request::Request,
-    survey::Survey,
+    survey::{NEAREST, Survey},
     table::HostTable,
     weigh::{self, ScoreParts},
 };
@@ -28,8 +28,8 @@ pub struct Decision {
     pub runner_up: Option<ScoredHost>,
     /// The next best hosts, best first, for when the chosen one fails.
     pub alternates: Vec<Alternate>,
-    /// The hosts that came nearest to fitting, nearest first: those rejected by the latest filter, and of these
-    /// those that lack least.
+    /// The hosts that came nearest to fitting, nearest first: the one that was asked for by name, then those rejected
+    /// by the latest filter, and of these those that lack least.
     pub nearest: Vec<NearMiss>,
 }
 
@@ -131,6 +131,11 @@ impl Decision {
                 rejection,
             })
         };
+        // Whoever asks for a host wants to know what is wrong with that one: it is told first, though others, wrong
+        // only in that they are not it, came further.
+        let requested = request.requested_host.and_then(|host| table.slot(host));
+        let others = survey.nearest.values();
+        let others = others.filter(|slot| Some(**slot) != requested);
         let asked = survey
             .removed()
             .filter(|(filter, hosts)| *hosts > 0 || filter.is_asked_by(request));
@@ -152,7 +157,12 @@ impl Decision {
                 .take(settings.alternates)
                 .map(alternate)
                 .collect(),
-            nearest: survey.nearest.values().filter_map(near_miss).collect(),
+            nearest: requested
+                .iter()
+                .chain(others)
+                .filter_map(near_miss)
+                .take(NEAREST)
+                .collect(),
         }
     }
 

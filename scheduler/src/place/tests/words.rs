@@ -62,6 +62,24 @@ fn a_refusal_names_each_filter_and_the_nearest_miss_in_numbers() {
 }
 
 #[test]
+fn whoever_asks_for_a_host_is_told_what_is_wrong_with_that_one() {
+    let wanted = Request {
+        requested_host: Some(host_id(4)),
+        ..request(1, 1_024, 10)
+    };
+    let refused = decide(&wanted, &hosts_that_refuse());
+    assert!(
+        refused
+            .operator_text()
+            .ends_with("nearest miss hv4: needs 1024 MB of memory, 876 free of 5376, 148 missing"),
+        "{refused}"
+    );
+    // hv3 was rejected later, by being another one, and comes after.
+    let hosts: Vec<_> = refused.nearest.iter().map(|near| near.host_id).collect();
+    assert_eq!(hosts, [host_id(4), host_id(3), host_id(2)]);
+}
+
+#[test]
 fn an_explained_refusal_reads_well() {
     let wanted = Request {
         zone: Some("west".to_owned()),
