@@ -96,11 +96,11 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         InstanceShow::NAME => {
             let request: InstanceShow = read(message)?;
             let row = resolve(pool, &request.project, &request.instance).await?;
-            reply(show::instance(pool, &row).await)
+            reply(show::instance(context, pool, &row).await)
         }
         InstanceList::NAME => {
             let request: InstanceList = read(message)?;
-            reply(show::instance_list(pool, &request).await)
+            reply(show::instance_list(context, pool, &request).await)
         }
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;

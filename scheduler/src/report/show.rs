@@ -25,15 +25,19 @@ use berth_store::{
     ports::{self, PortRow},
 };
 
-use super::view;
+use super::view::{self, Silence};
 use crate::{claim::ClaimError, context::Context};
 
 /// One instance.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn instance(db: &impl Executor, row: &InstanceRow) -> Result<InstanceView, ClaimError> {
-    let mut views = instances(db, std::slice::from_ref(row)).await?;
+pub async fn instance(
+    context: &Context,
+    db: &impl Executor,
+    row: &InstanceRow,
+) -> Result<InstanceView, ClaimError> {
+    let mut views = instances(context, db, std::slice::from_ref(row)).await?;
     views
         .pop()
         .ok_or_else(|| crate::claim::not_found(format!("instance {} is gone", row.id)))
@@ -41,6 +45,7 @@ pub async fn instance(db: &impl Executor, row: &InstanceRow) -> Result<InstanceV
 
 /// Some instances, with a fixed number of queries.
 async fn instances(
+    context: &Context,
     db: &impl Executor,
     rows: &[InstanceRow],
 ) -> Result<Vec<InstanceView>, ClaimError> {
@@ -69,6 +74,13 @@ async fn instances(
     let on: BTreeSet<HostId> = host_of.values().copied().collect();
     let on: Vec<HostId> = on.into_iter().collect();
     let host_names: BTreeMap<HostId, HostName> = hosts::names(db, &on).await?;
+    let now = Instant::now();
+    let silences: BTreeMap<HostId, Silence> = context.liveness(|liveness| {
+        let silence = |id: &HostId| Silence::of(liveness.state(*id), liveness.age(*id, now));
+        on.iter()
+            .filter_map(|id| Some((*id, silence(id)?)))
+            .collect()
+    });
     let keys: Vec<DocumentKey> = ids
         .iter()
         .map(|id| DocumentKey {
@@ -93,6 +105,7 @@ async fn instances(
                 row,
                 ports,
                 host,
+                silence: host.and_then(|(id, _)| silences.get(&id).copied()),
                 document,
                 networks: &networks,
             })
@@ -105,6 +118,7 @@ async fn instances(
 /// # Errors
 /// When the database fails.
 pub async fn instance_list(
+    context: &Context,
     db: &impl Executor,
     request: &InstanceList,
 ) -> Result<InstanceListReply, ClaimError> {
@@ -114,7 +128,7 @@ pub async fn instance_list(
     let more = rows.len() > limit;
     rows.truncate(limit);
     Ok(InstanceListReply {
-        instances: instances(db, &rows).await?,
+        instances: instances(context, db, &rows).await?,
         more,
     })
 }

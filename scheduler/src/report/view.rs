@@ -6,7 +6,7 @@ use berth_common::{
     document::DesiredPower,
     ids::{HostId, NetworkId},
     message::{
-        report::{ConvergeStatus, Fault, PowerState},
+        report::{ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
             HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage, ResourceUsage,
             Resources, TaskState, VmState,
@@ -31,10 +31,38 @@ pub struct InstanceFacts<'a> {
     pub ports: &'a [PortRow],
     /// The host it has a claim on.
     pub host: Option<(HostId, &'a HostName)>,
+    /// That host is down, and since when.
+    pub silence: Option<Silence>,
     /// Its document.
     pub document: Option<&'a DocumentRow>,
     /// Names of networks.
     pub networks: &'a BTreeMap<NetworkId, NetworkName>,
+}
+
+/// A host is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// For how long nothing was heard of it; `None`: not since this scheduler leads.
+    pub age: Option<Duration>,
+}
+
+impl Silence {
+    /// Of a host in this state.
+    #[must_use]
+    pub fn of(state: HostState, age: Option<Duration>) -> Option<Self> {
+        (state == HostState::Down).then_some(Self { age })
+    }
+
+    /// `host hv1 is down, nothing was heard of it for 95 s`.
+    fn in_words(self, host: &HostName) -> String {
+        match self.age {
+            Some(age) => format!(
+                "host {host} is down, nothing was heard of it for {} s",
+                age.as_secs()
+            ),
+            None => format!("host {host} is down"),
+        }
+    }
 }
 
 /// An instance from outside.
@@ -45,19 +73,33 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         .document
         .map_or(Generation(0), |document| document.generation);
     let (vm_state, fault) = vm_state(row);
+    let silence = facts
+        .silence
+        .zip(facts.host)
+        .map(|(silence, (_, host))| silence.in_words(host))
+        .filter(|_| vm_state != VmState::Deleted);
+    let task_state = task_state(row, vm_state, generation);
+    let (vm_state, task_state, fault) = match (&silence, vm_state) {
+        // Nobody builds it: that is no state to wait in. It ends when the host is back, and building goes on.
+        (Some(silence), VmState::Building) => (
+            VmState::Error,
+            task_state.filter(|task| *task == TaskState::Deleting),
+            Some(not_built(row, silence)),
+        ),
+        _ => (vm_state, task_state, fault),
+    };
     InstanceView {
         id: row.id,
         name: row.name.clone(),
         project: row.project.clone(),
         vm_state,
-        task_state: task_state(row, vm_state, generation),
+        task_state,
         power_state: row.observed.power_state,
         desired_power: row.desired_power,
-        progress: row
-            .observed
-            .progress
-            .clone()
-            .filter(|_| vm_state != VmState::Deleted),
+        progress: silence.or_else(|| {
+            let progress = row.observed.progress.clone();
+            progress.filter(|_| vm_state != VmState::Deleted)
+        }),
         fault,
         host: facts.host.map(|(_, name)| name.clone()),
         host_id: facts.host.map(|(id, _)| id),
@@ -72,6 +114,19 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         observed_generation: row.observed.generation,
         created_at: row.created_at,
         updated_at: row.updated_at,
+    }
+}
+
+/// The host of an instance went down before it was built.
+fn not_built(row: &InstanceRow, silence: &str) -> Fault {
+    let end = if row.desired_deleted {
+        "it is deleted when the host is back or an operator deletes the host"
+    } else {
+        "building goes on when the host is back; delete the instance to have it elsewhere"
+    };
+    Fault {
+        code: FaultCode::NoValidHost,
+        message: format!("{silence}: {end}"),
     }
 }
 

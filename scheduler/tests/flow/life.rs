@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::{
     ask::{delete, instance, network},
     cloud::{Cloud, LIMIT},
-    host::Host,
+    host::{Host, key},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -605,4 +605,44 @@ async fn a_renamed_host_is_told_everything_under_its_new_name() {
         );
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_host_that_is_down_says_so_and_goes_on_when_it_is_back() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let request = cloud.call(instance("web-1", 512, json!([]))).await.unwrap();
+    let built = cloud.call(instance("web-2", 512, json!([]))).await.unwrap();
+    let running = (ConvergeStatus::Converged, PowerState::Running);
+    host.report(key(built.id), Generation::FIRST, running.0, running.1)
+        .await;
+    cloud
+        .wait_for_instance(built.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+
+    cloud.lose(&[host.id]).await;
+    let view = cloud.show(request.id).await;
+    assert_eq!((view.vm_state, view.task_state), (VmState::Error, None));
+    let fault = view.fault.unwrap();
+    assert!(
+        fault.message.starts_with("host hv1 is down, nothing was heard of it for ")
+            && fault.message.ends_with(" s: building goes on when the host is back; delete the instance to have it elsewhere"),
+        "{}",
+        fault.message
+    );
+    // What ran may well run on: that is no error, but it is told.
+    let view = cloud.show(built.id).await;
+    assert_eq!((view.vm_state, view.fault), (VmState::Active, None));
+    assert!(view.progress.unwrap().starts_with("host hv1 is down"));
+
+    cloud.ok(delete(request.id)).await;
+    let view = cloud.show(request.id).await;
+    assert_eq!(view.task_state, Some(TaskState::Deleting));
+    assert!(view.progress.unwrap().starts_with("host hv1 is down"));
+
+    host.heartbeat().await;
+    cloud
+        .wait_for_instance(built.id, "as before", |view| view.progress.is_none())
+        .await;
+    assert_eq!(cloud.show(request.id).await.vm_state, VmState::Building);
 }

@@ -6,7 +6,7 @@ use berth_common::{
             AggregateAddHost, AggregateDelete, AggregateRemoveHost, AggregateSet, Change,
             HostDelete, HostDisable, HostDrain, HostEnable, HostSet, HostShow, InstanceCreate,
         },
-        view::{HostStatus, VmState},
+        view::{HostStatus, TaskState, VmState},
     },
     refusal::RefusalCode::{Conflict, NoValidHost, NotFound},
     units::{AllocationRatio, MemoryMb, Vcpus},
@@ -395,9 +395,10 @@ async fn a_lost_host_is_forgotten_with_what_was_being_deleted_there_and_nothing_
             "still has 1 instances that nobody deleted",
         )
         .await;
+    let view = cloud.show(going.id).await;
     assert_eq!(
-        cloud.show(going.id).await.vm_state,
-        VmState::Building,
+        (view.vm_state, view.task_state),
+        (VmState::Error, Some(TaskState::Deleting)),
         "not yet"
     );
     cloud.ok(delete(wanted.id)).await;

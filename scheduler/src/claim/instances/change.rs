@@ -91,7 +91,7 @@ pub async fn change(
         writing.derive().await?;
     }
     let row = get(writing.txn(), row.id).await?;
-    show::instance(writing.txn(), &row).await
+    show::instance(writing.context(), writing.txn(), &row).await
 }
 
 /// An instance that must be there: it was just read.

@@ -203,7 +203,7 @@ impl Batch {
             let names = self.addresses.names();
             return Ok(first_view(writing, row, host, &ports, &names));
         }
-        show::instance(writing.txn(), row).await
+        show::instance(writing.context(), writing.txn(), row).await
     }
 
     async fn place(
@@ -366,6 +366,8 @@ fn first_view(
         row,
         ports,
         host: named.as_ref().map(|(id, name)| (*id, name)),
+        // It was chosen for being up.
+        silence: None,
         document: document.as_ref(),
         networks,
     })
