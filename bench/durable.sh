@@ -4,6 +4,7 @@
 # build.
 #
 #   bench durable placements_per_s=… broker_per_s=… ratio=… in_flight=…
+#   bench durable-cpu process=… us_per_placement=… us_per_publish=…      processor time, of all that share the machine
 #
 # BENCH_IN_FLIGHT (256 1000): requests under way at once; BENCH_HOSTS (200): simulated hosts.
 set -euo pipefail
@@ -15,9 +16,8 @@ build
 prepare durable
 start_scheduler scheduler "sqlite://$work/berth.db"
 start_sim "$hosts" --vcpus 128 --memory-mb 1048576 --disk-gb 10000
+broker=$(rabbitctl eval 'os:getpid().' | tr -d '"')
 for in_flight in ${BENCH_IN_FLIGHT:-256 1000}; do
-	scheduler_before=$(cpu_ticks "$scheduler") sim_before=$(cpu_ticks "$sim")
-	"$bin/berth-bench" --bus-url "$bus_url" durable --metrics "$listen" --in-flight "$in_flight"
-	say "ticks of processor time: scheduler $(($(cpu_ticks "$scheduler") - scheduler_before))," \
-		"agents $(($(cpu_ticks "$sim") - sim_before))"
+	"$bin/berth-bench" --bus-url "$bus_url" durable --metrics "$listen" --in-flight "$in_flight" \
+		--process "broker=$broker" --process "scheduler=$scheduler" --process "agents=$sim"
 done

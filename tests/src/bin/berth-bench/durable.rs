@@ -4,6 +4,8 @@
 //! the broker. The scheduler counts the latter in `berth_scheduler_documents_published_total` after the confirm; with
 //! a `dispatch.republish_seconds` longer than a turn, each document is counted once. The time of a turn ends when both
 //! the last answer and the last confirm are there.
+//!
+//! Everything shares the processors of one machine, so the processor time of each process is told as well.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     bare::Bare,
+    cpu::{Meter, Process},
     load::{self, Bounds, Clients},
     per_second, print,
     scrape::metric,
@@ -62,7 +65,12 @@ impl Sum {
 }
 
 /// Measures, and prints a line for each turn and one for all.
-pub(crate) async fn run(url: &str, connections: u16, plan: Plan) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    url: &str,
+    connections: u16,
+    plan: Plan,
+    processes: &[Process],
+) -> anyhow::Result<()> {
     let clients = Clients::connect(url, connections).await?;
     let bare = Bare::connect(url, 1).await?;
     let body = load::document(&load::request()?)?;
@@ -73,6 +81,7 @@ pub(crate) async fn run(url: &str, connections: u16, plan: Plan) -> anyhow::Resu
     };
     placements(&clients, plan, warm).await?;
     let (mut ours, mut theirs) = (Sum::default(), Sum::default());
+    let (mut our_time, mut their_time) = (Meter::new(processes), Meter::new(processes));
     let mut unplaced = 0;
     let started = Instant::now();
     for turn in 1..=plan.turns {
@@ -80,16 +89,20 @@ pub(crate) async fn run(url: &str, connections: u16, plan: Plan) -> anyhow::Resu
             break;
         }
         let part = plan.turn / BARE_PART;
+        let begin = their_time.look()?;
         let (confirmed, took) = bare.publish(&body, plan.in_flight, part).await?;
         theirs.add(confirmed, took);
+        their_time.add(&begin, confirmed)?;
         let broker = per_second(confirmed, took);
         let bounds = Bounds {
             in_flight: plan.in_flight,
             count: plan.count,
             time: plan.turn,
         };
+        let begin = our_time.look()?;
         let (done, took) = placements(&clients, plan, bounds).await?;
         ours.add(done.placed, took);
+        our_time.add(&begin, done.placed)?;
         unplaced += done.refused + done.failed;
         let placements = per_second(done.placed, took);
         print(&format!(
@@ -107,6 +120,12 @@ pub(crate) async fn run(url: &str, connections: u16, plan: Plan) -> anyhow::Resu
         body.len(),
         ours.count,
     ));
+    for ((name, placement), (_, publish)) in our_time.each().zip(their_time.each()) {
+        print(&format!(
+            "bench durable-cpu process={name} us_per_placement={placement:.0} us_per_publish={publish:.0} in_flight={}",
+            plan.in_flight,
+        ));
+    }
     bare.close().await?;
     clients.close().await;
     Ok(())

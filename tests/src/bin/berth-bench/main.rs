@@ -4,6 +4,7 @@
 //! It measures from outside, as the tests do: over the bus, `/metrics`, and signals.
 
 mod bare;
+mod cpu;
 mod durable;
 mod failover;
 mod load;
@@ -47,6 +48,9 @@ enum What {
         /// Placements of each turn at most.
         #[arg(long, default_value_t = 15_000)]
         count: u64,
+        /// A process whose processor time is told, as NAME=PID; may be given several times.
+        #[arg(long = "process", num_args = 1)]
+        processes: Vec<cpu::Process>,
     },
     /// Places instances and says how that went.
     Load {
@@ -100,6 +104,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             turns,
             seconds,
             count,
+            processes,
         } => {
             let plan = durable::Plan {
                 metrics: *metrics,
@@ -108,7 +113,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
                 turn: Duration::from_secs(*seconds),
                 count: *count,
             };
-            durable::run(&args.bus_url, args.connections, plan).await
+            let mut processes = processes.clone();
+            processes.push(cpu::Process::this("client")?);
+            durable::run(&args.bus_url, args.connections, plan, &processes).await
         }
         What::Load {
             in_flight,
