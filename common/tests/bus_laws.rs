@@ -815,6 +815,39 @@ async fn a_deleted_queue_is_made_again_by_its_consumer(h: &dyn Harness) {
     assert_eq!(bus.queue_depth("never was there").await.unwrap(), None);
 }
 
+async fn who_consumes_a_queue_is_counted(h: &dyn Harness) {
+    let sign = QueueDecl::standby();
+    let (first, second, asks) = (h.bus().await, h.bus().await, h.bus().await);
+    for bus in [&first, &second, &asks] {
+        wait_connected(bus).await;
+    }
+    let wait_count = async |wanted: Option<u64>| {
+        let begin = Instant::now();
+        loop {
+            let count = asks.consumer_count(&sign.name).await.unwrap();
+            if count == wanted {
+                return;
+            }
+            assert!(begin.elapsed() < LIMIT, "{count:?}, never {wanted:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    wait_count(None).await;
+    let one = first.consume(&sign, 1).await.unwrap();
+    let other = second.consume(&sign, 1).await.unwrap();
+    wait_count(Some(2)).await;
+    drop(one);
+    wait_count(Some(1)).await;
+    first.close().await;
+    // It goes with the last of them, however that ends.
+    drop(other);
+    wait_count(None).await;
+    let _again = second.consume(&sign, 1).await.unwrap();
+    wait_count(Some(1)).await;
+    second.close().await;
+    wait_count(None).await;
+}
+
 async fn closing_ends_consumers_and_publishers(h: &dyn Harness) {
     let bus = h.bus().await;
     wait_connected(&bus).await;
@@ -995,6 +1028,7 @@ laws! {
     every_connection_counts
     a_queue_with_other_arguments_is_a_clear_error
     a_deleted_queue_is_made_again_by_its_consumer
+    who_consumes_a_queue_is_counted
     closing_ends_consumers_and_publishers
     a_deleted_vhost_is_furnished_again_when_it_is_back
 }

@@ -109,7 +109,7 @@ async fn stand_by_and_lead(
         .consume(&QueueDecl::scheduler(), inbox::requests::PREFETCH)
         .await?;
     tracing::info!("standing by");
-    let Some(first) = leader::wait(bus.as_ref(), &mut requests, cancel).await else {
+    let Some(first) = leader::wait(bus.as_ref(), &store, &mut requests, cancel).await else {
         return Ok(());
     };
     let Some((context, fresh)) = take_over(config, store, bus, metrics, cancel).await? else {
@@ -240,6 +240,7 @@ pub fn watch(
 ) {
     let shared = || Arc::clone(context);
     tasks.spawn(watch_hosts(shared(), hosts, cancel.clone()));
+    tasks.spawn(watch_reach(shared(), cancel.clone()));
     tasks.spawn(unfailing(watch_listening(shared(), cancel.clone())));
     tasks.spawn(unfailing(housekeeping(shared(), cancel.clone())));
     tasks.spawn(unfailing(declare_host_queues(shared(), cancel.clone())));
@@ -258,6 +259,15 @@ pub enum TaskError {
     Fenced {
         /// Which leader this one was.
         ours: u64,
+    },
+    /// The database is out of reach, and another scheduler could lead.
+    #[error(
+        "the database has not answered for {} s, and another scheduler stands by that reaches it: this one gives way; \
+         started anew, it stands by", silence.as_secs()
+    )]
+    GivesWay {
+        /// For how long it has not answered.
+        silence: Duration,
     },
 }
 
@@ -327,6 +337,16 @@ pub async fn seed_liveness(context: &Context) -> Result<(), StoreError> {
         }
     });
     Ok(())
+}
+
+/// Ends a leader that should give way.
+async fn watch_reach(context: Arc<Context>, cancel: CancellationToken) -> Result<(), TaskError> {
+    tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        silence = leader::gives_way(context.bus.as_ref(), &context.store) => {
+            Err(TaskError::GivesWay { silence })
+        }
+    }
 }
 
 /// Tells the liveness of hosts when nobody can be heard.

@@ -65,6 +65,20 @@ impl Services {
             .with_context(|| format!("BERTH_TEST_AMQP has no IP address and port: {host}"))
     }
 
+    /// Address and port of PostgreSQL.
+    ///
+    /// # Errors
+    /// The address is not one.
+    pub fn postgres_socket(&self) -> anyhow::Result<SocketAddr> {
+        let (_, host) = self
+            .postgres
+            .trim_end_matches('/')
+            .rsplit_once('@')
+            .context("BERTH_TEST_POSTGRES must be postgres://user:password@address:port/")?;
+        host.parse()
+            .with_context(|| format!("BERTH_TEST_POSTGRES has no IP address and port: {host}"))
+    }
+
     fn amqp_parts(&self) -> anyhow::Result<(&str, &str)> {
         self.amqp
             .strip_prefix("amqp://")

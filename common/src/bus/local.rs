@@ -276,6 +276,12 @@ impl Bus for LocalBus {
         Ok(depth.map(|n| u64::try_from(n).unwrap_or(u64::MAX)))
     }
 
+    async fn consumer_count(&self, name: &str) -> Result<Option<u64>, BusError> {
+        self.live().await?;
+        let count = self.shared.state().consumer_count(name);
+        Ok(count.map(|n| u64::try_from(n).unwrap_or(u64::MAX)))
+    }
+
     fn health(&self) -> watch::Receiver<BusHealth> {
         self.shared.state().health(self.id)
     }

@@ -123,6 +123,12 @@ pub trait Bus: Send + Sync + 'static {
     /// [`BusError::Disconnected`] after a bounded wait, or what the broker says.
     async fn queue_depth(&self, name: &str) -> Result<Option<u64>, BusError>;
 
+    /// How many consume a queue of which all consumers share the messages; `None` without such a queue.
+    ///
+    /// # Errors
+    /// As for [`Bus::queue_depth`].
+    async fn consumer_count(&self, name: &str) -> Result<Option<u64>, BusError>;
+
     /// How the connection is, now and as it changes.
     fn health(&self) -> watch::Receiver<BusHealth>;
 

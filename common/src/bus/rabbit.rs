@@ -222,7 +222,14 @@ impl Bus for RabbitBus {
 
     async fn queue_depth(&self, name: &str) -> Result<Option<u64>, BusError> {
         let up = self.link.up_within(self.publisher.timeout()).await?;
-        declare::depth(&up.connection, name).await
+        let queue = declare::existing(&up.connection, name).await?;
+        Ok(queue.map(|queue| u64::from(queue.message_count())))
+    }
+
+    async fn consumer_count(&self, name: &str) -> Result<Option<u64>, BusError> {
+        let up = self.link.up_within(self.publisher.timeout()).await?;
+        let queue = declare::existing(&up.connection, name).await?;
+        Ok(queue.map(|queue| u64::from(queue.consumer_count())))
     }
 
     fn health(&self) -> watch::Receiver<BusHealth> {

@@ -16,6 +16,8 @@ pub const REPORTS: &str = "scheduler.reports";
 pub const HEARTBEATS: &str = "scheduler.heartbeats";
 /// The queue of poison messages.
 pub const DEAD: &str = "berth.dead";
+/// The queue that is there while a scheduler stands by that could lead.
+pub const STANDBY: &str = "scheduler.standby";
 /// How often a message is given back before it is dead.
 pub const DELIVERY_LIMIT: u32 = 20;
 /// How long a heartbeat is worth anything.
@@ -36,6 +38,8 @@ pub enum QueueKind {
     DurableClassic,
     /// In memory: gone when the broker restarts.
     TransientClassic,
+    /// Gone with the last of its consumers.
+    AutoDelete,
 }
 
 impl QueueKind {
@@ -43,9 +47,15 @@ impl QueueKind {
     #[must_use]
     pub fn durable(self) -> bool {
         match self {
-            Self::Quorum | Self::DurableClassic => true,
+            Self::Quorum | Self::DurableClassic | Self::AutoDelete => true,
             Self::TransientClassic => false,
         }
+    }
+
+    /// Whether the queue goes with the last of its consumers.
+    #[must_use]
+    pub fn auto_delete(self) -> bool {
+        self == Self::AutoDelete
     }
 }
 
@@ -167,6 +177,22 @@ impl QueueDecl {
             max_length: Some(HEARTBEAT_MAX_LENGTH),
             max_length_bytes: None,
             topic: Some("heartbeat.*".to_owned()),
+        }
+    }
+
+    /// `scheduler.standby`: no message ever comes. While somebody consumes it, a scheduler stands by that could lead.
+    #[must_use]
+    pub fn standby() -> Self {
+        Self {
+            name: STANDBY.to_owned(),
+            kind: QueueKind::AutoDelete,
+            consumers: Consumers::Shared,
+            delivery_limit: None,
+            dead_letter: DeadLetter::Drop,
+            message_ttl: None,
+            max_length: Some(1),
+            max_length_bytes: None,
+            topic: None,
         }
     }
 

@@ -159,7 +159,7 @@ impl TestCloud {
         .await?;
         let known: Vec<String> = queues
             .into_iter()
-            .chain(["scheduler.heartbeats", "berth.dead"].map(str::to_owned))
+            .chain(["scheduler.heartbeats", "scheduler.standby", "berth.dead"].map(str::to_owned))
             .collect();
         let strange: Vec<String> = self
             .vhost

@@ -159,6 +159,12 @@ impl TestCloud {
         format!("{}/{}", self.services.amqp, self.vhost.name())
     }
 
+    /// The address of the scheduler's database.
+    #[must_use]
+    pub fn database_url(&self) -> &str {
+        self.database.url()
+    }
+
     /// Tells the leak check that so many messages in `berth.dead` are meant to be there.
     pub fn expect_dead(&mut self, messages: u64) {
         self.expected_dead = messages;

@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,11 +23,13 @@ use berth_common::{
         request::{InstanceCreate, Method, Reply},
         view::{InstanceView, VmState},
     },
+    refusal::{Refusal, RefusalCode},
 };
 use berth_tests::{
     TestCloud,
     cloud::{InstanceOptions, Scheduler, Sims, Store, imaginary_image},
     figure,
+    lab::Wire,
     wait::{Seen, moment, wait_for},
     with_cloud,
 };
@@ -50,6 +53,8 @@ const AFTER: usize = 60;
 const FENCED_LIMIT: Duration = Duration::from_secs(15);
 /// How long all instances may take to be active at the end.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a leader without its database may hold on, when another one could lead.
+const GIVES_WAY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the standby may take when the leader ends in order.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -258,6 +263,75 @@ fn a_standby_that_idles_leads_at_once_when_the_leader_is_told_to_end() {
         cloud.wait_active(view.id).await?;
         Ok(())
     });
+}
+
+/// The network between the leader and the database breaks; the broker hears both schedulers well.
+#[test]
+fn a_leader_that_loses_its_database_gives_way_to_one_that_has_it() {
+    with_cloud(cloud(Store::Postgres), async |cloud| {
+        let direct = cloud.database_url().to_owned();
+        let server = cloud.services.postgres_socket()?;
+        let mut wire = Wire::new(SocketAddr::from((cloud.site.address(1), 5432)), server);
+        wire.plug().await?;
+        let listen = format!("{}:5432", cloud.site.address(1));
+        let through = direct.replace(&server.to_string(), &listen);
+        ensure!(through != direct, "{direct} is not at {server}");
+        cloud.scheduler.configure("store.url", through);
+        cloud.scheduler.restart().await?;
+        wait_leads(&cloud.scheduler, 2).await?;
+        let before = InstanceCreate {
+            name: "before".parse()?,
+            ..template(cloud)?
+        };
+        let before = cloud.call(&before).await?;
+
+        // Alone it stays, and says what is wrong.
+        wire.silence();
+        let refusal = wait_refused(cloud, RefusalCode::Unavailable).await?;
+        ensure!(refusal.message.contains("database"), "{refusal}");
+        let mut standby = cloud.scheduler.second();
+        standby.configure("store.url", direct.clone());
+        let start = Instant::now();
+        standby.start()?;
+        cloud.standby = Some(standby);
+        let status = cloud.scheduler.wait_ended(GIVES_WAY_LIMIT).await?;
+        let view = cloud.call(&template(cloud)?).await?;
+        figure(&format!(
+            "gives-way seconds={:.2}",
+            start.elapsed().as_secs_f64()
+        ));
+        assert_eq!(status.code(), Some(1), "{status}");
+        let log = std::fs::read_to_string(cloud.scheduler.log())?;
+        let last = log.lines().last().unwrap_or_default();
+        assert!(last.contains("this one gives way"), "{last}");
+        wait_leads(cloud.standby()?, 3).await?;
+        for id in [before.id, view.id] {
+            cloud.wait_active(id).await?;
+        }
+        // Started anew it waits for its database, and stands by when that is back.
+        cloud.scheduler.start()?;
+        wire.cut().await;
+        wire.plug().await?;
+        cloud.scheduler.wait_stands_by().await?;
+        wait_leads(cloud.standby()?, 3).await?;
+        cloud.standby()?.terminate().await?;
+        wait_leads(&cloud.scheduler, 4).await?;
+        // The wire ends here.
+        cloud.scheduler.configure("store.url", direct);
+        cloud.scheduler.restart().await
+    });
+}
+
+/// Asks until there is a refusal of this kind.
+async fn wait_refused(cloud: &TestCloud, code: RefusalCode) -> anyhow::Result<Refusal> {
+    wait_for("a refusal", ACTIVE_LIMIT, async || {
+        let answer = cloud.try_call(&template(cloud)?, PATIENCE).await?;
+        Ok(match answer {
+            Err(refusal) if refusal.code == code => Seen::Done(refusal),
+            other => Seen::NotYet(format!("{other:?}")),
+        })
+    })
+    .await
 }
 
 #[test]

@@ -203,10 +203,12 @@ impl State {
             return;
         };
         let consumers = std::mem::take(&mut connection.consumers);
-        for queue in self.queues.values_mut() {
+        self.queues.retain(|_, queue| {
+            let before = queue.consumers.len();
             queue.consumers.retain(|c| !consumers.contains(c));
-        }
-        self.queues.retain(|_, queue| queue.owner != Some(id));
+            let was_last = queue.consumers.is_empty() && before > 0;
+            queue.owner != Some(id) && !(queue.decl.kind.auto_delete() && was_last)
+        });
         let mut tags: Vec<Tag> = self
             .unsettled
             .iter()
@@ -377,6 +379,10 @@ impl State {
         self.queues.get(name).map(Queue::len)
     }
 
+    pub(super) fn consumer_count(&self, name: &str) -> Option<usize> {
+        self.queues.get(name).map(|queue| queue.consumers.len())
+    }
+
     pub(super) fn queue_names(&self) -> Vec<String> {
         self.queues.keys().cloned().collect()
     }
@@ -405,7 +411,8 @@ impl State {
     pub(super) fn unregister(&mut self, consumer: ConsumerId, name: &str) {
         if let Some(queue) = self.queues.get_mut(name) {
             queue.consumers.retain(|c| *c != consumer);
-            if queue.owner.is_some() && queue.consumers.is_empty() {
+            let goes = queue.owner.is_some() || queue.decl.kind.auto_delete();
+            if goes && queue.consumers.is_empty() {
                 self.queues.remove(name);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind, Queue};
 
 use super::super::BusError;
 use super::super::topology::{
@@ -134,6 +134,7 @@ async fn one_queue(connection: &Connection, decl: &QueueDecl) -> Result<(), BusE
     let channel = channel(connection, &operation).await?;
     let options = QueueDeclareOptions {
         durable: decl.kind.durable(),
+        auto_delete: decl.kind.auto_delete(),
         ..QueueDeclareOptions::default()
     };
     let call = channel.queue_declare(short(&decl.name, &operation)?, options, arguments(decl));
@@ -168,7 +169,9 @@ fn arguments(decl: &QueueDecl) -> FieldTable {
     };
     match decl.kind {
         QueueKind::Quorum => text("x-queue-type", "quorum"),
-        QueueKind::DurableClassic | QueueKind::TransientClassic => text("x-queue-type", "classic"),
+        QueueKind::DurableClassic | QueueKind::TransientClassic | QueueKind::AutoDelete => {
+            text("x-queue-type", "classic");
+        }
     }
     match decl.dead_letter {
         DeadLetter::ToDeadQueue => {
@@ -208,9 +211,12 @@ fn arguments(decl: &QueueDecl) -> FieldTable {
     table
 }
 
-/// Messages that wait in a queue; `None` without such a queue.
-pub(super) async fn depth(connection: &Connection, name: &str) -> Result<Option<u64>, BusError> {
-    let operation = format!("asking for the depth of queue `{name}`");
+/// A queue with what waits in it and who consumes it; `None` without such a queue.
+pub(super) async fn existing(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<Queue>, BusError> {
+    let operation = format!("asking for queue `{name}`");
     let channel = channel(connection, &operation).await?;
     let options = QueueDeclareOptions {
         passive: true,
@@ -218,7 +224,7 @@ pub(super) async fn depth(connection: &Connection, name: &str) -> Result<Option<
     };
     let call = channel.queue_declare(short(name, &operation)?, options, FieldTable::default());
     match bounded(&operation, call).await {
-        Ok(queue) => Ok(Some(u64::from(queue.message_count()))),
+        Ok(queue) => Ok(Some(queue)),
         Err(BusError::Broker { operation, source }) => {
             if not_found(source.as_ref()) {
                 Ok(None)
