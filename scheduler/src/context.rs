@@ -58,6 +58,8 @@ pub struct Context {
     /// Cancelled when another scheduler took over.
     pub fenced: CancellationToken,
     started: Instant,
+    /// When the database last failed to answer whoever had the turn.
+    away: Mutex<Option<Instant>>,
     cloud: tokio::sync::Mutex<Cloud>,
     liveness: Mutex<Liveness>,
     order: Mutex<ReportOrder>,
@@ -276,6 +278,7 @@ impl Context {
             dispatch,
             fenced: CancellationToken::new(),
             started: Instant::now(),
+            away: Mutex::default(),
             cloud: tokio::sync::Mutex::new(cloud),
             liveness: Mutex::default(),
             order: Mutex::default(),
@@ -288,8 +291,9 @@ impl Context {
     /// # Errors
     /// When the database is out of reach; [`StoreError::Fenced`] when another scheduler took over.
     pub async fn begin(&self) -> Result<Writing<'_>, StoreError> {
+        let asked = Instant::now();
         let mut cloud = self.cloud.lock().await;
-        let txn = self.fenced_txn().await?;
+        let txn = self.fenced_txn(asked).await?;
         self.trust(&mut cloud, &txn).await?;
         self.look_at_liveness(&mut cloud);
         Ok(Writing {
@@ -310,9 +314,10 @@ impl Context {
     /// # Errors
     /// When the image must be read anew and the database is out of reach.
     pub async fn image(&self) -> Result<Image<'_>, StoreError> {
+        let asked = Instant::now();
         let mut cloud = self.cloud.lock().await;
         if cloud.is_doubtful() {
-            let txn = self.fenced_txn().await?;
+            let txn = self.fenced_txn(asked).await?;
             self.trust(&mut cloud, &txn).await?;
         }
         self.look_at_liveness(&mut cloud);
@@ -320,10 +325,20 @@ impl Context {
     }
 
     /// A transaction that no earlier one can still be under way beside, not even one whose commit was never answered.
-    async fn fenced_txn(&self) -> Result<Txn, StoreError> {
+    ///
+    /// Whoever waited for the turn while the database did not answer another shares that answer: each would wait as
+    /// long again, one after the other, and the last would be told long after nobody wants to know. `asked`: since when
+    /// it waited.
+    async fn fenced_txn(&self, asked: Instant) -> Result<Txn, StoreError> {
+        let away = || self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if away().is_some_and(|at| at >= asked) {
+            return Err(StoreError::away());
+        }
         let txn = self.store.begin_as(self.epoch).await;
-        if matches!(txn, Err(StoreError::Fenced { .. })) {
-            self.fenced.cancel();
+        match &txn {
+            Err(StoreError::Fenced { .. }) => self.fenced.cancel(),
+            Err(error) if error.retryable() => *away() = Some(Instant::now()),
+            Err(_) | Ok(_) => {}
         }
         txn
     }
@@ -331,7 +346,10 @@ impl Context {
     /// Reads a doubtful image anew, through a transaction that waited for the one that made it so.
     async fn trust(&self, cloud: &mut Cloud, txn: &Txn) -> Result<(), StoreError> {
         if cloud.is_doubtful() {
-            *cloud = load::cloud(txn, &self.config.placement).await?;
+            let mut read = load::cloud(txn, &self.config.placement).await?;
+            // No row has them.
+            read.take_failures(cloud);
+            *cloud = read;
         }
         Ok(())
     }

@@ -168,6 +168,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The database did not answer somebody else just now, and was not asked again.
+    #[must_use]
+    pub fn away() -> Self {
+        Self::Unavailable {
+            source: Cause::new("it has just not answered another transaction"),
+        }
+    }
+
     /// Whether the same call may succeed later without anybody changing it.
     #[must_use]
     pub const fn retryable(&self) -> bool {

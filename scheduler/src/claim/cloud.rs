@@ -17,8 +17,8 @@ use berth_common::{
 use berth_store::aggregates::Aggregate;
 
 use crate::place::{
-    self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Resource,
-    Scratch, Settings,
+    self, CapacityAnswer, Decision, Demand, FailureCount, HostFacts, HostTable, Millis, Request,
+    Resource, Scratch, Settings,
 };
 
 /// Where an instance lies, and what it takes there.
@@ -168,6 +168,24 @@ impl Cloud {
     pub fn failed(&mut self, host: HostId, now: Millis) {
         if let Err(error) = self.table.record_failure(host, now) {
             tracing::debug!(%host, %error, "a failed build is not noted");
+        }
+    }
+
+    /// How many failed builds are held against a host.
+    #[must_use]
+    pub fn failures(&self, host: HostId, now: Millis) -> FailureCount {
+        let half_life = self.table.settings().failure_half_life;
+        self.table.host(host).map_or(FailureCount(0), |host| {
+            host.failures().decayed(now, half_life)
+        })
+    }
+
+    /// Takes over which builds have failed, from another image: no row says it.
+    pub fn take_failures(&mut self, other: &Self) {
+        for host in other.table.hosts() {
+            if let Err(error) = self.table.set_failures(host.facts().id, host.failures()) {
+                tracing::debug!(%error, "a host with failed builds is gone");
+            }
         }
     }
 
