@@ -11,7 +11,8 @@
 //! Silence counts only while this scheduler listens. While it has no broker nobody can be heard, so that time
 //! makes nobody old; and after its start, hosts that were alive when it last listened get the usual time to be
 //! heard again. When a large share of the hosts falls silent at once, the likelier fault is between them and this
-//! scheduler: it suspects itself, and declares none of them down.
+//! scheduler: it suspects itself, and declares none of them down, unless others are heard and these stay silent for
+//! ten times as long as a host may.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -65,6 +66,11 @@ impl Patience {
     /// For how long silent hosts are gathered before any of them is declared down.
     fn window(self) -> Duration {
         self.timeout / 2
+    }
+
+    /// After so long nobody is suspected any more.
+    fn in_the_end(self) -> Duration {
+        self.timeout.saturating_mul(10)
     }
 }
 
@@ -160,14 +166,19 @@ impl Liveness {
             .collect();
         let up = self.heard.len() - silence.len();
         self.suspected.clear();
+        let is_silent_for =
+            |host: &HostId, least: Duration| silence.get(host).copied().unwrap_or_default() > least;
         if fresh.len() >= MIN_SUSPECTED && is_more(fresh.len(), up + fresh.len(), patience) {
-            self.suspected = fresh;
+            // While some are heard, those that stay silent for very long are gone, however many they are.
+            let (gone, suspected) = fresh
+                .into_iter()
+                .partition(|host| up > 0 && is_silent_for(host, patience.in_the_end()));
+            self.suspected = suspected;
+            self.down.extend::<HashSet<HostId>>(gone);
         } else {
-            let had_time = |host: &HostId| {
-                let age = silence.get(host).copied().unwrap_or_default();
-                age > patience.timeout.saturating_add(patience.window())
-            };
-            self.down.extend(fresh.into_iter().filter(had_time));
+            let least = patience.timeout.saturating_add(patience.window());
+            self.down
+                .extend(fresh.into_iter().filter(|host| is_silent_for(host, least)));
         }
         let suspected = self.suspected.len();
         Count {
@@ -362,6 +373,41 @@ mod tests {
         }
         let count = liveness.judge(PATIENCE, 100, start + 60 * SECOND);
         assert_eq!(count, counts(0, 0, 100));
+    }
+
+    #[test]
+    fn suspicion_ends_where_others_are_heard() {
+        let start = Instant::now();
+        let mut liveness = Liveness::default();
+        let hosts: Vec<HostId> = (0..5).map(|_| HostId::new()).collect();
+        for host in &hosts {
+            liveness.heard(*host, start);
+        }
+        // Three of five have lost power for good.
+        for (second, expected) in [
+            (60, counts(2, 0, 3)),
+            (99, counts(2, 0, 3)),
+            (101, counts(2, 3, 0)),
+        ] {
+            for host in &hosts[..2] {
+                liveness.heard(*host, start + second * SECOND);
+            }
+            assert_eq!(
+                liveness.judge(PATIENCE, 5, start + second * SECOND),
+                expected,
+                "after {second} s"
+            );
+        }
+        assert_eq!(liveness.state(hosts[4]), HostState::Down);
+        // Where nobody is heard, it stays.
+        let mut liveness = Liveness::default();
+        for host in hosts {
+            liveness.heard(host, start);
+        }
+        assert_eq!(
+            liveness.judge(PATIENCE, 5, start + 1000 * SECOND),
+            counts(0, 0, 5)
+        );
     }
 
     #[test]

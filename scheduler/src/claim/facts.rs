@@ -38,6 +38,8 @@ pub fn of_host(
         liveness: state,
         total: row.total,
         reserved: reserved(row, placement),
+        ailing: u64::try_from(row.health.iter().filter(|part| !part.ok).count())
+            .unwrap_or(u64::MAX),
         ratios: ratios(row, aggregates, placement),
         foreign: foreign(row),
         zone: Some(zone(row.id, aggregates).to_string()),

@@ -74,10 +74,7 @@ pub async fn delete(
     request: &HostDelete,
 ) -> Result<HostDeleteReply, ClaimError> {
     let row = resolve(writing.txn(), &request.host).await?;
-    let state = writing
-        .context()
-        .liveness(|liveness| liveness.state(row.id));
-    if state == HostState::Up {
+    if writing.context().is_alive(row.id) {
         return Err(conflict(format!(
             "host {} is up: stop its agent first, or it would be back with its next heartbeat",
             row.name

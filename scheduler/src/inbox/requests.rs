@@ -1,17 +1,17 @@
 //! Queue `scheduler`: requests of clients, as many at once as wait.
 //!
 //! ```text
-//!  gather ▶ serve, in their order: creates that follow one another together,   ▶ commit ▶ acknowledge ▶ answer
-//!           every other change with a savepoint of its own, reads after a commit
+//!  gather ▶ serve the changes, in their order: creates that follow one another ▶ commit ▶ reads ▶ acknowledge ▶ answer
+//!           together, every other one with a savepoint of its own
 //! ```
 //!
 //! While one batch is committed the next one gathers, so the batches are as large as the load is. When a transaction
 //! fails, each of its requests is served again by itself: one request's trouble stays its own.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use berth_common::{
-    bus::{BusError, Consumer, Delivery, Message, Target, Unfit},
+    bus::{BusError, Consumer, Delivery, Message, PublishError, Target, Unfit},
     message::{
         app,
         request::{InstanceCreate, InstanceCreateMany, Method, Reply},
@@ -175,66 +175,116 @@ async fn send_answer(context: &Context, request: &Message, result: Result<Value,
     let Some(reply_to) = &request.reply_to else {
         return;
     };
-    let method = format!("{}.reply", cut(&request.method, MAX_METHOD));
-    let message = match Message::reply(request, method, 1, app::SCHEDULER, &Reply::from(result)) {
-        Ok(message) => message,
-        Err(error) => {
-            tracing::error!(error = %error_chain(&error), "an answer could not be written");
-            return;
+    let publish = async |result| {
+        let method = format!("{}.reply", cut(&request.method, MAX_METHOD));
+        let message = Message::reply(request, method, 1, app::SCHEDULER, &Reply::from(result))
+            .inspect_err(|error| {
+                tracing::error!(error = %error_chain(error), "an answer could not be written");
+            });
+        match message {
+            Ok(message) => {
+                context
+                    .bus
+                    .publish(Target::queue(reply_to.clone()), message)
+                    .await
+            }
+            Err(_) => Ok(()),
         }
     };
-    if let Err(error) = context
-        .bus
-        .publish(Target::queue(reply_to.clone()), message)
-        .await
-    {
-        tracing::debug!(error = %error_chain(&error), "nobody waits for an answer any more");
+    let mut sent = publish(result).await;
+    if let Err(PublishError::TooLarge { bytes, limit }) = sent {
+        tracing::warn!(
+            method = request.method,
+            bytes,
+            "an answer is too large to be sent"
+        );
+        let refusal = Refusal::new(
+            RefusalCode::TooLarge,
+            format!(
+                "the answer would have {bytes} bytes, and a message has at most {limit}: ask for less at once, where the \
+                 request has a `limit`"
+            ),
+        );
+        sent = publish(Err(refusal)).await;
+    }
+    match sent {
+        Ok(()) => {}
+        Err(PublishError::Unroutable { .. }) => {
+            tracing::debug!(
+                method = request.method,
+                "nobody waits for an answer any more"
+            );
+        }
+        Err(error) => {
+            tracing::warn!(method = request.method, error = %error_chain(&error), "an answer was not sent");
+        }
     }
 }
 
-/// Serves a batch in its order. `None`: this scheduler ends, and the batch is not served.
+/// Serves a batch: what changes something in its order, then what only reads. `None`: this scheduler ends, and the batch
+/// is not served.
+///
+/// Reads would cut the changes into as many transactions. None of them was answered before the changes came, so each may
+/// see them.
 async fn serve(
     context: &Context,
     batch: &[Asked],
     cancel: &CancellationToken,
 ) -> Option<Vec<Outcome>> {
-    let mut outcomes = Vec::with_capacity(batch.len());
-    let mut is_database_away = false;
-    while let Some(asked) = batch.get(outcomes.len()) {
+    let mut outcomes = BTreeMap::new();
+    let (mut changes, mut reads) = (Vec::new(), Vec::new());
+    for (place, asked) in batch.iter().enumerate() {
         if let Some(outcome) = without_database(asked) {
-            outcomes.push(outcome);
-            continue;
-        }
-        if is_database_away && asked.message.reply_to.is_some() {
-            // Each would wait as long as the first one did.
-            outcomes.push(Outcome::Answered(Err(unavailable())));
-            continue;
-        }
-        let range = run_of(batch, outcomes.len());
-        let served = match batch.get(range.clone()).unwrap_or_default() {
-            [one] if methods::only_reads(&one.message.method) => {
-                read(context, one).await.map(|outcome| vec![outcome])
-            }
-            run => write(context, run).await,
-        };
-        match served {
-            Ok(more) => outcomes.extend(more),
-            Err(Trouble::Fenced) => return None,
-            Err(Trouble::Failed(error)) => {
-                tracing::debug!(error = %error_chain(&error), "requests are served one by one");
-                is_database_away = is_away(&error);
-                let end = if is_database_away {
-                    range.start + 1
-                } else {
-                    range.end
-                };
-                for one in batch.get(range.start..end).unwrap_or_default() {
-                    outcomes.push(by_itself(context, one, cancel).await?);
-                }
-            }
+            outcomes.insert(place, outcome);
+        } else if methods::only_reads(&asked.message.method) {
+            reads.push((place, asked));
+        } else {
+            changes.push((place, asked));
         }
     }
-    Some(outcomes)
+    let mut is_database_away = false;
+    // A large one ends a transaction.
+    let is_large = |(_, asked): &(usize, &Asked)| asked.message.method == InstanceCreateMany::NAME;
+    let runs = changes.split_inclusive(is_large).chain(reads.chunks(1));
+    for run in runs {
+        let mut rest = run;
+        if !is_database_away {
+            match together(context, run).await {
+                Ok(more) => {
+                    outcomes.extend(run.iter().map(|(place, _)| *place).zip(more));
+                    continue;
+                }
+                Err(Trouble::Fenced) => return None,
+                Err(Trouble::Failed(error)) => {
+                    tracing::debug!(error = %error_chain(&error), "requests are served one by one");
+                    is_database_away = is_away(&error);
+                }
+            }
+            if let Some(((place, first), others)) = run.split_first() {
+                outcomes.insert(*place, by_itself(context, first, cancel).await?);
+                rest = others;
+            }
+        }
+        for (place, asked) in rest {
+            // Each would wait as long as the first one did.
+            let outcome = if is_database_away && asked.message.reply_to.is_some() {
+                Outcome::Answered(Err(unavailable()))
+            } else {
+                by_itself(context, asked, cancel).await?
+            };
+            outcomes.insert(*place, outcome);
+        }
+    }
+    Some(outcomes.into_values().collect())
+}
+
+/// Serves a run of changes in one transaction, or a single read.
+async fn together(context: &Context, run: &[(usize, &Asked)]) -> Result<Vec<Outcome>, Trouble> {
+    let run: Vec<&Asked> = run.iter().map(|(_, asked)| *asked).collect();
+    match run.as_slice() {
+        [one] if methods::only_reads(&one.message.method) => Ok(vec![read(context, one).await?]),
+        run => write(context, run).await,
+    }
 }
 
 /// What needs no database: what nobody can use, and what a scheduler tells itself.
@@ -251,24 +301,6 @@ fn without_database(asked: &Asked) -> Option<Outcome> {
 
 fn is_away(error: &ClaimError) -> bool {
     matches!(error, ClaimError::Store(cause) if cause.retryable())
-}
-
-/// The requests from one on that are served together: a single one that only reads, or those that change something as
-/// far as they follow one another. One that is large ends them.
-fn run_of(batch: &[Asked], start: usize) -> Range<usize> {
-    let mut end = start;
-    while let Some(asked) = batch.get(end) {
-        let method = asked.message.method.as_str();
-        let alone = methods::only_reads(method) || without_database(asked).is_some();
-        if alone && end > start {
-            break;
-        }
-        end += 1;
-        if alone || method == InstanceCreateMany::NAME {
-            break;
-        }
-    }
-    start..end
 }
 
 /// Serves one request, again and again while the database is out of reach and its sender waits for no answer. `None`:
@@ -306,7 +338,7 @@ async fn one(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
     if methods::only_reads(&asked.message.method) {
         return read(context, asked).await;
     }
-    let outcomes = write(context, std::slice::from_ref(asked)).await?;
+    let outcomes = write(context, &[asked]).await?;
     Ok(outcomes.into_iter().next().unwrap_or(Outcome::Nothing))
 }
 
@@ -325,7 +357,7 @@ fn outcome(result: Result<Value, Unserved>) -> Result<Outcome, ClaimError> {
 }
 
 /// Serves requests that change something, all in one transaction.
-async fn write(context: &Context, batch: &[Asked]) -> Result<Vec<Outcome>, Trouble> {
+async fn write(context: &Context, batch: &[&Asked]) -> Result<Vec<Outcome>, Trouble> {
     let single = batch.len() == 1;
     let mut writing = context.begin().await.map_err(ClaimError::from)?;
     let mut outcomes = Vec::with_capacity(batch.len());
@@ -356,7 +388,7 @@ async fn write(context: &Context, batch: &[Asked]) -> Result<Vec<Outcome>, Troub
 }
 
 /// The creates that a range begins with.
-fn creates(batch: &[Asked]) -> Vec<InstanceCreate> {
+fn creates(batch: &[&Asked]) -> Vec<InstanceCreate> {
     batch
         .iter()
         .map_while(|asked| {

@@ -62,6 +62,8 @@ pub struct HostFacts {
     pub total: Resources,
     /// What is kept for the host itself.
     pub reserved: Resources,
+    /// How many of its parts say that they do not work: it counts as so many failed builds.
+    pub ailing: u64,
     /// How much may be claimed for each unit that exists.
     pub ratios: AllocationRatios,
     /// What domains take that berth did not make: counted as used.
@@ -92,6 +94,7 @@ impl HostFacts {
             liveness: Liveness::Up,
             total,
             reserved: Resources::default(),
+            ailing: 0,
             ratios: AllocationRatios {
                 cpu: AllocationRatio::ONE,
                 ram: AllocationRatio::ONE,

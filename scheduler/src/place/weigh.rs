@@ -25,6 +25,8 @@ pub struct ScoreParts {
     pub disk: i64,
     /// Builds in flight.
     pub io_ops: i64,
+    /// Parts of the host that do not work.
+    pub ailing: i64,
     /// Members of the request's server group, under a soft policy.
     pub soft_group: i64,
     /// Failed builds.
@@ -34,12 +36,13 @@ pub struct ScoreParts {
 impl ScoreParts {
     /// Every part with the name of its weigher.
     #[must_use]
-    pub const fn named(self) -> [(&'static str, i64); 6] {
+    pub const fn named(self) -> [(&'static str, i64); 7] {
         [
             ("ram", self.ram),
             ("cpu", self.cpu),
             ("disk", self.disk),
             ("io_ops", self.io_ops),
+            ("ailing", self.ailing),
             ("soft_group", self.soft_group),
             ("build_failures", self.build_failures),
         ]
@@ -51,6 +54,7 @@ impl ScoreParts {
             .saturating_add(self.cpu)
             .saturating_add(self.disk)
             .saturating_add(self.io_ops)
+            .saturating_add(self.ailing)
     }
 
     /// The parts that depend on the request or on the time.
@@ -73,6 +77,7 @@ pub(super) fn parts(request: &Request, host: &Host, settings: &Settings) -> Scor
         cpu: weights.cpu.times(host.free(Resource::Vcpus)),
         disk: weights.disk.times(host.free(Resource::DiskGb)),
         io_ops: weights.io_ops.times(host.builds_in_flight()),
+        ailing: weights.build_failures.times(host.facts().ailing),
         soft_group: soft_group(request, host, settings),
         build_failures: build_failures(request, host, settings),
     }
@@ -86,6 +91,7 @@ pub(super) fn base(host: &Host, settings: &Settings) -> i64 {
         cpu: weights.cpu.times(host.free(Resource::Vcpus)),
         disk: weights.disk.times(host.free(Resource::DiskGb)),
         io_ops: weights.io_ops.times(host.builds_in_flight()),
+        ailing: weights.build_failures.times(host.facts().ailing),
         ..ScoreParts::default()
     }
     .base()

@@ -81,6 +81,7 @@ impl ScoredHost {
             ("cpu", self.parts.cpu),
             ("disk", self.parts.disk),
             ("io_ops", self.parts.io_ops),
+            ("ailing", self.parts.ailing),
             ("soft_group", self.parts.soft_group),
             ("build_failures", self.parts.build_failures),
         ];

@@ -19,7 +19,7 @@ use crate::{
         ClaimError,
         instances::{
             networks_of,
-            relocate::{Relocation, give_up, is_leaving, move_on},
+            relocate::{Relocation, built_elsewhere, give_up, is_leaving, move_on},
         },
     },
     context::{Context, Writing},
@@ -188,12 +188,17 @@ async fn apply(
             known.due = true;
         }
         Meaning::Current => {
-            known.observations.push(Observation {
-                host_id: host,
-                key: report.key,
-                generation: report.generation,
-                status: report.status,
-            });
+            // Hosts repeat themselves every minute, and nothing is written for that.
+            let is_news = document.observed_generation != report.generation
+                || document.observed_status != Some(report.status);
+            if is_news {
+                known.observations.push(Observation {
+                    host_id: host,
+                    key: report.key,
+                    generation: report.generation,
+                    status: report.status,
+                });
+            }
             let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
             if let Some(row) = row {
                 observe(writing, host, &row, report, document.spec_json.is_none()).await?;
@@ -283,10 +288,19 @@ async fn observe(
         }
         _ => observed,
     };
+    if observed.was_active && !row.observed.was_active {
+        built_elsewhere(writing, row, host);
+    }
     // As `instances::building` reads it from the rows.
     let building = !observed.was_active && report.status != ConvergeStatus::Failed;
     writing.cloud.set_building(row.id, building);
-    instances::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
+    let repeated = InstanceObserved {
+        at: row.observed.at,
+        ..observed.clone()
+    };
+    if repeated != row.observed {
+        instances::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
+    }
     Ok(())
 }
 
@@ -319,10 +333,15 @@ async fn failed(
     generation: Generation,
     fault: &Fault,
 ) -> Result<Option<Fault>, ClaimError> {
-    let told_before = row.observed.status == Some(ConvergeStatus::Failed)
-        && row.observed.generation == generation;
-    if told_before {
-        return Ok(row.observed.fault.clone());
+    let before = row.observed.fault.as_ref().filter(|_| {
+        row.observed.status == Some(ConvergeStatus::Failed) && row.observed.generation == generation
+    });
+    // What was told before may have got an end here.
+    if let Some(before) = before
+        && before.code == fault.code
+        && before.message.starts_with(&fault.message)
+    {
+        return Ok(Some(before.clone()));
     }
     let mut fault = fault.clone();
     let may_move = !row.observed.was_active && !row.desired_deleted && !is_leaving(row, host);

@@ -53,14 +53,14 @@ impl Silence {
         (state == HostState::Down).then_some(Self { age })
     }
 
-    /// `host hv1 is down, nothing was heard of it for 95 s`.
-    fn in_words(self, host: &HostName) -> String {
+    /// `its host is down, nothing was heard of it for 95 s`.
+    fn in_words(self) -> String {
         match self.age {
             Some(age) => format!(
-                "host {host} is down, nothing was heard of it for {} s",
+                "its host is down, nothing was heard of it for {} s",
                 age.as_secs()
             ),
-            None => format!("host {host} is down"),
+            None => "its host is down".to_owned(),
         }
     }
 }
@@ -75,8 +75,7 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
     let (vm_state, fault) = vm_state(row);
     let silence = facts
         .silence
-        .zip(facts.host)
-        .map(|(silence, (_, host))| silence.in_words(host))
+        .map(Silence::in_words)
         .filter(|_| vm_state != VmState::Deleted);
     let task_state = task_state(row, vm_state, generation);
     let (vm_state, task_state, fault) = match (&silence, vm_state) {

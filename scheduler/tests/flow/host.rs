@@ -11,7 +11,8 @@ use berth_common::{
     ids::{HostId, InstanceId},
     message::{
         heartbeat::{
-            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, ResourceInventory,
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth,
+            ResourceInventory,
         },
         report::{
             ConvergeStatus, Fault, FaultCode, PowerState, REPORT_TYPE, REPORT_VERSION, Report,
@@ -36,6 +37,7 @@ pub(crate) struct Host {
     pub(crate) virt_type: String,
     pub(crate) resources: Vec<ResourceInventory>,
     pub(crate) foreign_domains: Vec<ForeignDomain>,
+    pub(crate) health: Vec<PartHealth>,
     pub(crate) session: u64,
     pub(crate) sequence: u64,
 }
@@ -88,6 +90,7 @@ impl Host {
             virt_type: "qemu".to_owned(),
             resources: Vec::new(),
             foreign_domains: Vec::new(),
+            health: Vec::new(),
             session: 1,
             sequence: 0,
         };
@@ -118,7 +121,7 @@ impl Host {
             virt_type: self.virt_type.clone(),
             total: self.total,
             used_now: Resources::default(),
-            health: Vec::new(),
+            health: self.health.clone(),
             foreign_domains: self.foreign_domains.clone(),
             physical_networks: Vec::new(),
             resources: self.resources.clone(),

@@ -625,7 +625,7 @@ async fn what_waits_for_a_host_that_is_down_says_so_and_goes_on_when_it_is_back(
     assert_eq!((view.vm_state, view.task_state), (VmState::Error, None));
     let fault = view.fault.unwrap();
     assert!(
-        fault.message.starts_with("host hv1 is down, nothing was heard of it for ")
+        fault.message.starts_with("its host is down, nothing was heard of it for ")
             && fault.message.ends_with(" s: building goes on when the host is back; delete the instance to have it elsewhere"),
         "{}",
         fault.message
@@ -633,12 +633,12 @@ async fn what_waits_for_a_host_that_is_down_says_so_and_goes_on_when_it_is_back(
     // What ran may well run on: that is no error, but it is told.
     let view = cloud.show(built.id).await;
     assert_eq!((view.vm_state, view.fault), (VmState::Active, None));
-    assert!(view.progress.unwrap().starts_with("host hv1 is down"));
+    assert!(view.progress.unwrap().starts_with("its host is down"));
 
     cloud.ok(delete(request.id)).await;
     let view = cloud.show(request.id).await;
     assert_eq!(view.task_state, Some(TaskState::Deleting));
-    assert!(view.progress.unwrap().starts_with("host hv1 is down"));
+    assert!(view.progress.unwrap().starts_with("its host is down"));
 
     host.heartbeat().await;
     cloud

@@ -6,6 +6,7 @@ use berth_common::{
     document::{Document, Kind},
     ids::InstanceId,
     message::{
+        heartbeat::PartHealth,
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{HostDisable, InstanceCreate, InstanceStart},
         view::{InstanceView, VmState},
@@ -588,4 +589,82 @@ async fn one_that_found_no_other_host_moves_on_when_it_is_started_and_there_is_o
     takes_apart(host, request.id).await;
     moves_from(&cloud, request.id, "hv1").await;
     assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_of_the_request_does_not_hide_one_of_the_host_after_it() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let request = small("vm");
+    let old = cloud.ok(request.clone()).await.host.unwrap().to_string();
+    let host = hosts.get_mut(&old).unwrap();
+    let document = host.next_about(request.id).await;
+    host.fail(&document, FaultCode::ImageUnreachable, "no route to images")
+        .await;
+    let view = fails(&cloud, request.id).await;
+    assert_eq!(view.fault.unwrap().message, "no route to images");
+    // The image can be had now, and there is no room for it.
+    host.fail(&document, FaultCode::DiskFull, FULL).await;
+    takes_apart(host, request.id).await;
+    moves_from(&cloud, request.id, &old).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_is_blamed_for_what_another_one_could_build() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let request = small("first");
+    let old = cloud.ok(request.clone()).await.host.unwrap().to_string();
+    let host = hosts.get_mut(&old).unwrap();
+    let document = host.next_about(request.id).await;
+    // That may be the request's fault, for all anybody knows.
+    host.fail(&document, FaultCode::Hypervisor, "QEMU refuses")
+        .await;
+    takes_apart(host, request.id).await;
+    let new = moves_from(&cloud, request.id, &old).await.host.unwrap();
+    let host = hosts.get_mut(new.as_str()).unwrap();
+    let document = host.next_about(request.id).await;
+    host.carry_out(&document, PowerState::Running).await;
+    cloud
+        .wait_for_instance(request.id, "active", |view| {
+            view.vm_state == VmState::Active
+        })
+        .await;
+    // The other one has more room, and is not trusted.
+    for name in ["second", "third"] {
+        let view = cloud.ok(small(name)).await;
+        assert_eq!(view.host.as_ref(), Some(&new), "{name}");
+    }
+    // Nor is it after the memory was read anew from the rows.
+    cloud.context().image().await.unwrap().doubt();
+    let view = cloud.ok(small("fourth")).await;
+    assert_eq!(view.host, Some(new));
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_says_it_is_ill_gets_what_no_other_can_take() {
+    let cloud = Cloud::start().await;
+    let _well = Host::join_with(&cloud, "well", |host| host.total = resources(2, 1024, 10)).await;
+    let mut ill = Host::join_with(&cloud, "ill", |host| {
+        host.health = vec![PartHealth {
+            part: "libvirt".to_owned(),
+            ok: false,
+            reason: Some("no such socket".to_owned()),
+        }];
+    })
+    .await;
+    let view = cloud.ok(small("first")).await;
+    assert_eq!(view.host.unwrap().as_str(), "well");
+    let large = cloud.ok(instance("large", 2048, json!([]))).await;
+    assert_eq!(
+        large.host.unwrap().as_str(),
+        "ill",
+        "better late than never"
+    );
+    ill.health.clear();
+    ill.tell(&cloud).await;
+    let view = cloud.ok(small("second")).await;
+    assert_eq!(view.host.unwrap().as_str(), "ill", "it has most room");
 }

@@ -27,7 +27,7 @@ use crate::{
         hints::{Asker, Lookups},
     },
     context::Writing,
-    place,
+    place::{self, FailureCount},
     report::decision,
 };
 
@@ -49,6 +49,24 @@ pub fn is_leaving(row: &InstanceRow, host: HostId) -> bool {
     row.failed_hosts.contains(&host)
 }
 
+/// A host with more failures than half a one, which is one a half-life ago, was blamed lately.
+const BLAMED: FailureCount = FailureCount(500);
+
+/// Whether a fault tells against the host before anybody knows whether another one does better.
+const fn is_held_against_host(code: FaultCode) -> bool {
+    matches!(code, FaultCode::DiskFull | FaultCode::Network)
+}
+
+/// An instance runs at last: the hosts that could not build it are to blame, unless they were blamed lately.
+pub fn built_elsewhere(writing: &mut Writing<'_>, row: &InstanceRow, built_by: HostId) {
+    let now = writing.context().millis();
+    for host in row.failed_hosts.iter().filter(|host| **host != built_by) {
+        if writing.cloud.failures(*host, now) < BLAMED {
+            writing.cloud.failed(*host, now);
+        }
+    }
+}
+
 /// Decides what becomes of an instance whose host said that it cannot build it.
 ///
 /// # Errors
@@ -59,8 +77,8 @@ pub async fn give_up(
     from: HostId,
     fault: &Fault,
 ) -> Result<Relocation, ClaimError> {
-    // What libvirt refuses may be refused everywhere, and is not held against the host.
-    if matches!(fault.code, FaultCode::DiskFull | FaultCode::Network) {
+    // What libvirt refuses may be refused everywhere: it is held against the host once another one has built it.
+    if is_held_against_host(fault.code) {
         let now = writing.context().millis();
         writing.cloud.failed(from, now);
     }
@@ -114,6 +132,7 @@ pub async fn give_up(
         ..row.observed.clone()
     };
     instances::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
+    writing.cloud.set_building(row.id, true);
     writing.touch_instance(from, row.id);
     tracing::warn!(
         instance = %row.id, name = %row.name, %from, reason = fault.message,

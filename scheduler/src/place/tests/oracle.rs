@@ -140,6 +140,7 @@ fn score(cloud: &Cloud, model: &Model) -> i128 {
         + vcpus * thousandths(&weights.cpu)
         + disk_gb * thousandths(&weights.disk)
         + i128::from(model.builds) * thousandths(&weights.io_ops)
+        + i128::from(model.facts.ailing) * thousandths(&weights.build_failures)
         + i128::from(failures(model, cloud)) * thousandths(&weights.build_failures) / 1000;
     if let Some(group) = &cloud.request.group {
         let here = group.members.get(&model.facts.id).copied().unwrap_or(0);
