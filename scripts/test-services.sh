@@ -171,6 +171,8 @@ prepare_postgres() {
 		fsync = off
 		full_page_writes = off
 		synchronous_commit = off
+		# While a vacuum is at work in a database, nobody but a superuser can drop it by force.
+		autovacuum = off
 	CONF
 	touch "$base/postgres/ready"
 }
