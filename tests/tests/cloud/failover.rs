@@ -89,11 +89,7 @@ fn cloud(store: Store) -> berth_tests::Builder {
         disk_gb: 10_000,
         ..Sims::of(10)
     };
-    TestCloud::builder()
-        .agents(0)
-        .sims(sims)
-        .store(store)
-        .scheduler_config("hosts.heartbeat_timeout_seconds", 30)
+    TestCloud::builder().agents(0).sims(sims).store(store)
 }
 
 fn check(store: Store, fault: Fault) {
