@@ -71,6 +71,14 @@ pid_of() {
 	printf '%s\n' "$pid"
 }
 
+# Whether the process that was started as service $1 is there. The pid alone decides: between fork and exec its
+# environment does not carry our mark yet. One that is dead but not waited for does not count.
+exists() {
+	local pid stat
+	pid=$(<"$base/pids/$1")
+	{ stat=$(<"/proc/$pid/stat"); } 2>/dev/null && [[ $stat != *') Z '* ]]
+}
+
 # spawn NAME USER COMMAND...: in a session of its own, logging to a file, pid kept. setpriv and setsid both
 # replace themselves, so the pid is the daemon's.
 spawn() {
@@ -171,6 +179,8 @@ prepare_postgres() {
 		fsync = off
 		full_page_writes = off
 		synchronous_commit = off
+		# While a vacuum is at work in a database, nobody but a superuser can drop it by force.
+		autovacuum = off
 	CONF
 	touch "$base/postgres/ready"
 }
@@ -260,11 +270,7 @@ await() {
 	local name=$1 end=$((SECONDS + start_limit))
 	shift
 	until "$@" 2>/dev/null; do
-		if ! pid_of "$name" >/dev/null; then
-			# Between fork and exec the mark is not there yet: a second look after a moment decides.
-			sleep 0.3
-			pid_of "$name" >/dev/null || fail "$name ended before it answered"
-		fi
+		exists "$name" || fail "$name ended before it answered"
 		((SECONDS < end)) || fail "$name does not answer after $start_limit s"
 		sleep 0.1
 	done
@@ -315,19 +321,28 @@ need_programs() {
 	((${#missing[@]} == 0)) || die "missing ${missing[*]}: run scripts/install-packages.sh run test"
 }
 
+# Waits until service $1 is gone.
+ends() {
+	local end=$((SECONDS + stop_limit))
+	while exists "$1"; do
+		((SECONDS < end)) || return 1
+		sleep 0.1
+	done
+}
+
 stop() {
-	local name pid end
+	local name pid
 	# The signal for an orderly end: PostgreSQL's SIGINT does not wait for its clients. epmd comes last.
 	for name in rabbitmq:TERM postgres:INT mariadb:TERM epmd:TERM; do
 		if pid=$(pid_of "${name%%:*}"); then
 			say "stopping ${name%%:*} ($pid)"
 			kill -s "${name##*:}" "$pid" 2>/dev/null || true
-			end=$((SECONDS + stop_limit))
-			while kill -0 "$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.1; done
-			if kill -0 "$pid" 2>/dev/null; then
+			ends "${name%%:*}" || {
 				say "${name%%:*} ignores its signal, killing it"
 				kill -KILL "$pid" 2>/dev/null || true
-			fi
+				# It writes to its data until it is gone.
+				ends "${name%%:*}" || die "${name%%:*} ($pid) does not end, its data stays"
+			}
 		fi
 	done
 	rm -rf "$base" "$state"

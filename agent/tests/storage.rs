@@ -77,8 +77,7 @@ impl Host {
             "#!/bin/sh\necho \"$@\" >> {}\nexec /usr/bin/qemu-img \"$@\"\n",
             log.display()
         );
-        fs::write(&wrapper, script).unwrap();
-        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        install(&wrapper, &script);
         let mut options = StorageOptions {
             qemu_img: wrapper,
             connect_timeout: Duration::from_secs(5),
@@ -153,6 +152,20 @@ impl Host {
         fs::write(&path, bytes).unwrap();
         path
     }
+}
+
+/// Makes a program of a script. Another process writes it: what other tests fork here meanwhile would hold it open for
+/// writing, and such a file cannot be run.
+fn install(program: &Path, script: &str) {
+    let text = program.with_extension("text");
+    fs::write(&text, script).unwrap();
+    let status = std::process::Command::new("install")
+        .args(["--mode", "755", "--"])
+        .args([&text, program])
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    fs::remove_file(text).unwrap();
 }
 
 fn directory_path(directory: &tempfile::TempDir) -> PathBuf {
@@ -708,8 +721,8 @@ async fn a_download_nobody_waits_for_stops_and_leaves_nothing() {
 #[tokio::test]
 async fn servers_that_fail_are_told_apart() {
     let host = Host::with(|options| {
-        options.read_timeout = Duration::from_millis(500);
-        options.connect_timeout = Duration::from_millis(2000);
+        // Most servers answer at once, and only for two of them is it waited out.
+        options.read_timeout = Duration::from_secs(3);
         options.max_image = ByteCount::clamped(4 * MIB);
     });
     let bytes = noise(MIB);
@@ -776,11 +789,10 @@ async fn servers_that_fail_are_told_apart() {
         }
         _ => stream.write_all(b"this is not HTTP\r\n\r\n"),
     });
-    let refused_port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let closed = format!("http://{refused_port}/x");
+    // Nobody listens there, and nobody else can.
+    let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+    deaf.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = format!("http://{}/x", deaf.local_addr().unwrap());
     // A server that speaks HTTP where TLS is expected.
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     let tls = format!("https://{}/x", plain.local_addr().unwrap());
@@ -1452,9 +1464,9 @@ async fn a_qemu_img_that_hangs_or_is_missing_leaves_nothing() {
     let id = InstanceId::new();
     let plan = host.plan(id, &image, 1 << 30);
     // The last argument but one is the file that is to be made.
-    host.file(
-        "qemu-img",
-        b"#!/bin/sh\nfor file; do last=$before; before=$file; done\necho half > $last\nsleep 600\n",
+    install(
+        &host.root.join("qemu-img"),
+        "#!/bin/sh\nfor file; do last=$before; before=$file; done\necho half > $last\nsleep 600\n",
     );
     fails(
         host.create(&plan).await,

@@ -1,8 +1,13 @@
 //! `berthctl` as an operator types it, at the address of one cloud.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::{TestCloud, binaries, run};
+use crate::{TestCloud, binaries, cloud::CONVERGE_LIMIT, run};
+
+/// How long a call may take: with `--wait` it takes until the cloud has converged, and starts and asks besides.
+const LIMIT: Duration = CONVERGE_LIMIT.saturating_add(run::LIMIT);
 
 /// The program with the address of one cloud.
 #[derive(Debug)]
@@ -46,7 +51,7 @@ impl Berthctl {
     /// # Errors
     /// It fails.
     pub async fn text(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        run::text(&self.argv(arguments)).await
+        run::text_within(LIMIT, &self.argv(arguments)).await
     }
 
     /// The same as JSON.
@@ -63,7 +68,7 @@ impl Berthctl {
     /// # Errors
     /// It does not end.
     pub async fn outcome(&self, arguments: &[&str]) -> anyhow::Result<Outcome> {
-        let output = run::output(&self.argv(arguments)).await?;
+        let output = run::output_within(LIMIT, &self.argv(arguments)).await?;
         Ok(Outcome {
             code: output.status.code(),
             text: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -13,17 +13,25 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// Runs a program to its end and hands over whatever came out, success or not.
 ///
 /// # Errors
-/// It cannot be started, or takes longer than the limit (then it is killed).
+/// It cannot be started, or takes longer than [`LIMIT`] (then it is killed).
 pub async fn output(argv: &[&str]) -> anyhow::Result<Output> {
+    output_within(LIMIT, argv).await
+}
+
+/// [`output`] of a program that itself waits for something.
+///
+/// # Errors
+/// As there, with this limit.
+pub async fn output_within(limit: Duration, argv: &[&str]) -> anyhow::Result<Output> {
     let (program, arguments) = argv.split_first().context("an empty argv")?;
     let mut command = tokio::process::Command::new(program);
     command
         .args(arguments)
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    tokio::time::timeout(LIMIT, command.output())
+    tokio::time::timeout(limit, command.output())
         .await
-        .with_context(|| format!("{argv:?} took longer than {} s", LIMIT.as_secs()))?
+        .with_context(|| format!("{argv:?} took longer than {} s", limit.as_secs()))?
         .with_context(|| format!("{argv:?} does not start"))
 }
 
@@ -33,6 +41,14 @@ pub async fn output(argv: &[&str]) -> anyhow::Result<Output> {
 /// It fails; the error has status and standard error.
 pub async fn text(argv: &[&str]) -> anyhow::Result<String> {
     checked(argv, &output(argv).await?)
+}
+
+/// [`text`] of a program that itself waits for something.
+///
+/// # Errors
+/// As there, with this limit.
+pub async fn text_within(limit: Duration, argv: &[&str]) -> anyhow::Result<String> {
+    checked(argv, &output_within(limit, argv).await?)
 }
 
 /// [`text`] where no runtime may be entered.

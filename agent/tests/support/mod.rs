@@ -45,7 +45,7 @@ pub(crate) struct Hypervisor {
 }
 
 impl Hypervisor {
-    /// Starts one and waits until its libvirtd listens.
+    /// Starts one and waits until its libvirtd answers.
     pub(crate) fn start() -> Self {
         let directory = tempfile::Builder::new()
             .prefix("berth-hv-")
@@ -97,6 +97,7 @@ impl Hypervisor {
                 .then_some(())
                 .ok_or_else(|| hypervisor.log())
         });
+        hypervisor.wait_libvirtd();
         hypervisor
     }
 
@@ -132,6 +133,10 @@ impl Hypervisor {
 
     /// Runs a command inside and gives back what it printed.
     pub(crate) fn run(&self, argv: &[&str]) -> String {
+        self.try_run(argv).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn try_run(&self, argv: &[&str]) -> Result<String, String> {
         let output = Command::new("nsenter")
             .args([
                 "--target",
@@ -147,13 +152,11 @@ impl Hypervisor {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "{argv:?}: {}: {stderr}",
-            output.status
-        );
-        String::from_utf8(output.stdout).unwrap()
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{argv:?}: {}: {stderr}", output.status));
+        }
+        Ok(String::from_utf8(output.stdout).unwrap())
     }
 
     /// Runs `virsh` inside.
@@ -186,9 +189,17 @@ impl Hypervisor {
         });
     }
 
-    /// Starts libvirtd again.
+    /// Starts libvirtd again. It may take a moment until it answers.
     pub(crate) fn start_libvirtd(&self) {
         self.run(&["libvirtd", "-d"]);
+    }
+
+    /// Waits until libvirtd answers: it listens some time before.
+    pub(crate) fn wait_libvirtd(&self) {
+        let uri = self.uri();
+        wait_for("libvirtd to answer", || {
+            self.try_run(&["virsh", "--quiet", "--connect", &uri, "list", "--all"])
+        });
     }
 
     /// Process ids of the QEMUs of berth's domains, as the namespaces count.

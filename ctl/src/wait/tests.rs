@@ -258,7 +258,7 @@ async fn several_are_waited_for_together_and_each_has_its_own_end() {
     "#);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn silence_costs_a_round_one_question_however_many_wait() {
     let script = Script::new([Answer::Silence]);
     let accepted = vec![building(); 200];
@@ -294,7 +294,7 @@ async fn a_fault_ends_the_wait_with_its_text() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_limit_ends_the_wait_with_the_last_state_and_a_comfort() {
     let (outcome, _) = wait(
         &Script::new([Answer::Silence]),
@@ -372,7 +372,7 @@ fn what_sending_again_does_is_told_as_it_is() {
     check("instance.show", "asking again");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_may_have_been_carried_out_is_told_although_the_last_could_not_be_sent() {
     let script = Script::new([Answer::Silence, Answer::NoQueue]);
     let limits = limits(Duration::from_millis(10));
@@ -398,7 +398,7 @@ async fn a_refusal_and_a_scheduler_that_never_was_end_it_at_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn silence_to_the_end_is_told_as_such() {
     let script = Script::new([Answer::Silence]);
     let outcome = send(

@@ -112,11 +112,11 @@ pub async fn run(
         let started = Instant::now();
         let deliveries = gather(one, &mut consumer, PREFETCH);
         let batch: Vec<Asked> = deliveries.iter().map(Asked::from).collect();
+        context.metrics.batch(batch.len());
         let Some(outcomes) = serve(&context, &batch, &cancel).await else {
             // Unsettled deliveries go back to the queue, to whoever serves it next.
             return Ok(());
         };
-        context.metrics.batch(batch.len());
         let seconds = started.elapsed().as_secs_f64();
         for ((delivery, asked), outcome) in deliveries.into_iter().zip(batch).zip(outcomes) {
             let answer = settle(&context, &asked.message, delivery, outcome, seconds).await;

@@ -37,6 +37,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Scheduler {
     pub(crate) context: Arc<Context>,
     pub(crate) health: Health,
+    metrics: Metrics,
     cancel: CancellationToken,
     tasks: JoinSet<Result<(), TaskError>>,
 }
@@ -55,12 +56,13 @@ impl Scheduler {
         let mut config = Config::read(Reader::from_text("test", &text, [], "BERTH")).unwrap();
         tweak(&mut config);
         let store = open(url).await;
-        let metrics = SchedulerMetrics::new(&Metrics::new("scheduler", "test").unwrap()).unwrap();
+        let metrics = Metrics::new("scheduler", "test").unwrap();
+        let figures = SchedulerMetrics::new(&metrics).unwrap();
         let bus: Arc<dyn Bus> = Arc::new(broker.connect());
         let epoch = leadership::take(store.pool(), "test", Utc::now())
             .await
             .unwrap();
-        let (context, fresh) = Context::take_over(config, store, Arc::clone(&bus), metrics, epoch)
+        let (context, fresh) = Context::take_over(config, store, Arc::clone(&bus), figures, epoch)
             .await
             .unwrap();
         let context = Arc::new(context);
@@ -86,9 +88,18 @@ impl Scheduler {
         Self {
             context,
             health,
+            metrics,
             cancel,
             tasks,
         }
+    }
+
+    /// How many batches of requests it has gathered.
+    fn batches(&self) -> u64 {
+        let name = "berth_scheduler_batch_requests_count ";
+        let text = self.metrics.render().unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap().parse().unwrap()
     }
 
     /// Ends without ceremony.
@@ -257,12 +268,16 @@ impl Cloud {
     /// Serves all of these in one batch, in this order.
     pub(crate) async fn in_one_batch(&self, messages: Vec<Message>) -> Vec<Result<Value, Refusal>> {
         let depth = async || self.bus.queue_depth("scheduler").await.unwrap();
-        // The scheduler is kept busy until all of them wait.
+        // The scheduler is kept busy until all of them wait: with a batch that nothing is added to any more.
         let turn = self.context().image().await.unwrap();
+        let before = self.scheduler.batches();
         let plug = json!({ "network": "there-is-no-such-network" });
         let plug = Message::new(NetworkDelete::NAME, 1, "test", &plug).unwrap();
         assert!(self.broker.inject("scheduler", plug));
-        wait_until("the scheduler is busy", async || depth().await == Some(0)).await;
+        wait_until("the scheduler is busy", async || {
+            self.scheduler.batches() > before
+        })
+        .await;
         let mut answers = Vec::new();
         for (message, waiting) in messages.into_iter().zip(1_u64..) {
             let rpc = self.rpc.clone();

@@ -151,7 +151,7 @@ async fn a_leader_that_is_frozen_in_a_transaction_is_overtaken(database: Arc<Tes
 
     // Nothing happens in it any more. One try of the other one is enough: it waits longer than the server does.
     let taken = tokio::time::timeout(
-        Duration::from_secs(5),
+        Duration::from_secs(10),
         leadership::take(two.pool(), "two", time(1)),
     );
     let second = taken.await.unwrap().unwrap();

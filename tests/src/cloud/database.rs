@@ -19,7 +19,8 @@ pub enum Store {
 #[derive(Debug)]
 pub(super) struct Database {
     url: String,
-    drop: Vec<String>,
+    /// Commands that drop it: the next one is for when the one before fails.
+    drop: Vec<Vec<String>>,
 }
 
 impl Database {
@@ -52,8 +53,12 @@ impl Database {
                     .map(str::to_owned)
                     .to_vec()
                 };
-                let drop = client(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
-                execute(&drop).await?;
+                // By force, since connections may still be open; but force is refused while a vacuum is at work there,
+                // which goes at once when it is asked without.
+                let drop = ["WITH (FORCE)", ""]
+                    .map(|how| client(format!("DROP DATABASE IF EXISTS {name} {how}")))
+                    .to_vec();
+                execute_one_of(&drop)?;
                 execute(&client(format!("CREATE DATABASE {name}"))).await?;
                 Ok(Self {
                     url: format!("{}{name}", services.postgres),
@@ -62,8 +67,8 @@ impl Database {
             }
             Store::MariaDb => {
                 let login = MariaDbLogin::parse(&services.mariadb)?;
-                let drop = login.client(&format!("DROP DATABASE IF EXISTS {name}"));
-                execute(&drop).await?;
+                let drop = vec![login.client(&format!("DROP DATABASE IF EXISTS {name}"))];
+                execute_one_of(&drop)?;
                 execute(&login.client(&format!("CREATE DATABASE {name}"))).await?;
                 Ok(Self {
                     url: format!("{}{name}", services.mariadb),
@@ -80,12 +85,7 @@ impl Database {
 
     /// Drops it, as long as the site's number is taken: the next site of that number has a database of the same name.
     pub(super) fn remove(&mut self) -> anyhow::Result<()> {
-        let drop = std::mem::take(&mut self.drop);
-        if !drop.is_empty() {
-            let argv: Vec<&str> = drop.iter().map(String::as_str).collect();
-            run::text_blocking(&argv)?;
-        }
-        Ok(())
+        execute_one_of(&std::mem::take(&mut self.drop))
     }
 }
 
@@ -99,6 +99,19 @@ impl Drop for Database {
 async fn execute(argv: &[String]) -> anyhow::Result<()> {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     run::text(&argv).await.map(drop)
+}
+
+/// The first of several commands that succeeds; the error is the last one's.
+fn execute_one_of(commands: &[Vec<String>]) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    for argv in commands {
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        result = run::text_blocking(&argv).map(drop);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 /// MariaDB's own client takes no URL.

@@ -216,8 +216,13 @@ impl TestCloud {
                     .map(|error| format!("{error:#}")),
             );
         }
-        // The site last: vhost and database bear its number, which is the next test's as soon as it is closed.
-        for removed in [self.vhost.remove(), self.database.remove()] {
+        // The site last: the wire's address, vhost and database bear its number, which is the next test's as soon as it
+        // is closed.
+        for removed in [
+            self.wire.cut_blocking(),
+            self.vhost.remove(),
+            self.database.remove(),
+        ] {
             wrong.extend(removed.err().map(|error| format!("{error:#}")));
         }
         wrong.extend(self.site.close());

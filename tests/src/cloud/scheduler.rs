@@ -42,7 +42,8 @@ impl Scheduler {
         let mut keys: BTreeMap<String, Value> = [
             ("bus.url", Value::from(bus_url)),
             ("store.url", store_url.into()),
-            ("hosts.heartbeat_timeout_seconds", 10.into()),
+            // A busy machine may be late with heartbeats, and a silent host gets nothing.
+            ("hosts.heartbeat_timeout_seconds", 30.into()),
             ("dispatch.republish_seconds", 2.into()),
             ("telemetry.listen", listen.to_string().into()),
             ("log.filter", "info,berth_scheduler=debug".into()),

@@ -21,6 +21,8 @@ use crate::{
 };
 
 const BOOT_LIMIT: Duration = Duration::from_secs(20);
+/// How long the kernel may take over the cable of a machine that lost its power.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 const HOST_SH: &str = include_str!("host.sh");
 /// Where the agent serves `/metrics` and `/healthz`.
 const TELEMETRY_PORT: u16 = 9782;
@@ -121,6 +123,7 @@ impl Hypervisor {
     /// The namespaces cannot be made.
     pub async fn boot(&mut self) -> anyhow::Result<()> {
         ensure!(self.machine.is_none(), "{} is on already", self.name);
+        self.wait_unplugged().await?;
         let dir = self.dir.display().to_string();
         let argv = [
             "unshare",
@@ -186,6 +189,17 @@ impl Hypervisor {
         .await?;
         self.text(&["ip", "link", "set", "eth0", "up"]).await?;
         Ok(())
+    }
+
+    /// The cable goes with the network namespace of a machine, which the kernel takes apart after its last process.
+    async fn wait_unplugged(&self) -> anyhow::Result<()> {
+        let link = Path::new("/sys/class/net").join(&self.cable);
+        wait_for(
+            &format!("{} to be gone", self.cable),
+            UNPLUG_LIMIT,
+            async || Ok(Seen::when(!link.exists(), "it is there")),
+        )
+        .await
     }
 
     /// Everything on the machine ends at once.

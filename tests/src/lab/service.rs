@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -17,7 +18,7 @@ use crate::wait::{Seen, wait_for, wait_for_blocking};
 
 /// How long a service may take to end after SIGTERM.
 pub const STOP_LIMIT: Duration = Duration::from_secs(15);
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+const KILL_LIMIT: Duration = Duration::from_secs(30);
 
 /// The variable by which every process of a site is found again.
 pub const MARK: &str = "BERTH_LAB";
@@ -112,8 +113,11 @@ impl Service {
     /// It does not end.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if self.exited()?.is_none() {
-            kill(self.pid, Signal::SIGKILL)
-                .with_context(|| format!("cannot kill {}", self.name))?;
+            match kill(self.pid, Signal::SIGKILL) {
+                // The process has ended, and the door to it is about to.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => Err(error).with_context(|| format!("cannot kill {}", self.name))?,
+            }
         }
         let (name, child) = (&self.name, &mut self.child);
         wait_for_blocking(&format!("{name} to be gone"), KILL_LIMIT, || {

@@ -1,7 +1,7 @@
 //! The room and the cable: a folder, a bridge with a /24 of its own, and a number that makes both unique on this
 //! machine. The kernel keeps the numbers apart: a bridge's name can be had once.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Mutex};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Mutex, time::Duration};
 
 use anyhow::{Context, bail};
 
@@ -14,6 +14,8 @@ use crate::{
 /// One test process looks for a number at a time.
 static NUMBERING: Mutex<()> = Mutex::new(());
 const LAST: u8 = 250;
+/// How long what was ended may take to be gone.
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// A folder and a bridge.
 #[derive(Debug)]
@@ -107,25 +109,17 @@ impl Site {
     pub fn close(&mut self) -> Vec<String> {
         self.closed = true;
         let mut wrong = Vec::new();
-        let ended = wait_for_blocking(
-            "all processes of the site to end",
-            std::time::Duration::from_secs(5),
-            || {
-                let processes = marked_processes(&self.number.to_string());
-                Ok(Seen::when(processes.is_empty(), processes))
-            },
-        );
+        let ended = wait_for_blocking("all processes of the site to end", END_LIMIT, || {
+            let processes = marked_processes(&self.number.to_string());
+            Ok(Seen::when(processes.is_empty(), processes))
+        });
         wrong.extend(ended.err().map(|error| format!("{error:#}")));
         // The kernel takes a namespace apart in the background, and a busy machine takes its time over that: a link
         // of one that is going is no leak, one that stays is.
-        let clean = wait_for_blocking(
-            "nothing to be left behind",
-            std::time::Duration::from_secs(30),
-            || {
-                let leftovers = self.leftovers()?;
-                Ok(Seen::when(leftovers.is_empty(), leftovers))
-            },
-        );
+        let clean = wait_for_blocking("nothing to be left behind", END_LIMIT, || {
+            let leftovers = self.leftovers()?;
+            Ok(Seen::when(leftovers.is_empty(), leftovers))
+        });
         wrong.extend(clean.err().map(|error| format!("{error:#}")));
         if std::env::var_os("BERTH_TEST_KEEP").is_none()
             && let Err(error) = std::fs::remove_dir_all(&self.dir)

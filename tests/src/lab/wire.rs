@@ -1,6 +1,6 @@
 //! A connection that can be cut, or go silent: everything of a cloud reaches the broker through it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -8,6 +8,11 @@ use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
+
+use crate::wait::{Seen, wait_for_blocking};
+
+/// How long listener and connections may take to be closed.
+const CUT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A forwarder from one address to another.
 #[derive(Debug)]
@@ -62,6 +67,20 @@ impl Wire {
             // Ends with "cancelled"; only that it has ended matters: then listener and connections are closed.
             let _ = task.await;
         }
+    }
+
+    /// [`Self::cut`] where nothing can be awaited.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn cut_blocking(&mut self) -> anyhow::Result<()> {
+        let Some(task) = self.running.take() else {
+            return Ok(());
+        };
+        task.abort();
+        wait_for_blocking("the wire to be cut", CUT_LIMIT, || {
+            Ok(Seen::when(task.is_finished(), "it forwards"))
+        })
     }
 }
 

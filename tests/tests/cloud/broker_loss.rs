@@ -12,7 +12,8 @@ use berth_common::{
 };
 use berth_tests::{
     TestCloud,
-    cloud::{InstanceOptions, builder::Broker},
+    cloud::{CONVERGE_LIMIT, InstanceOptions, builder::Broker},
+    figure,
     wait::{Seen, moment, wait_for},
     with_cloud,
 };
@@ -21,13 +22,11 @@ use tokio::task::JoinSet;
 /// Between two requests while the vhost goes: fast while its deletion starts, then slow, so that requests are under way
 /// whenever it happens, and a machine on which it takes long gets no more of them than it can carry.
 const PACES: [(usize, Duration); 2] = [
-    (20, Duration::from_millis(40)),
-    (20, Duration::from_millis(250)),
+    (6, Duration::from_millis(40)),
+    (10, Duration::from_millis(500)),
 ];
 /// How long their senders wait for answers.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long everything accepted may take once the broker is back.
-const RECOVERY: Duration = Duration::from_secs(30);
 const NOTICE_LIMIT: Duration = Duration::from_secs(40);
 
 #[test]
@@ -49,7 +48,7 @@ fn deleting_the_vhost_under_way_loses_nothing_that_was_accepted_and_duplicates_n
         for request in &requests {
             wait_for(
                 &format!("an answer for {}", request.name),
-                RECOVERY,
+                CONVERGE_LIMIT,
                 async || {
                     let answer = cloud.try_call(request, Duration::from_secs(5)).await?;
                     Ok(answer.map_or_else(
@@ -66,12 +65,13 @@ fn deleting_the_vhost_under_way_loses_nothing_that_was_accepted_and_duplicates_n
             } else {
                 VmState::Stopped
             };
-            cloud
-                .wait_state(request.id, state, RECOVERY.saturating_sub(back.elapsed()))
-                .await?;
+            cloud.wait_state(request.id, state, CONVERGE_LIMIT).await?;
         }
-        let taken = back.elapsed();
-        assert!(taken <= RECOVERY, "{taken:?} after the broker was back");
+        figure(&format!(
+            "recovery seconds={:.2} requests={} unanswered={unanswered}",
+            back.elapsed().as_secs_f64(),
+            requests.len()
+        ));
         assert_eq!(cloud.instances().await?.len(), requests.len());
         assert_eq!(cloud.hv1().domains().await?.len(), requests.len());
         assert_eq!(

@@ -1,9 +1,13 @@
 //! berth driven by a stock AMQP client of another language, which knows `docs/messages.md` and nothing else.
 
-use berth_tests::{TestCloud, binaries, image, run, with_cloud};
+use std::time::Duration;
+
+use berth_tests::{TestCloud, binaries, cloud::CONVERGE_LIMIT, image, run, with_cloud};
 
 /// Debian's Python, which has Debian's `python3-pika`.
 const PYTHON: &str = "/usr/bin/python3";
+/// The script waits once for the instance to come and once for it to go.
+const LIMIT: Duration = CONVERGE_LIMIT.saturating_mul(3);
 
 #[test]
 fn a_python_script_with_a_stock_amqp_client_creates_sees_and_deletes_an_instance() {
@@ -14,14 +18,9 @@ fn a_python_script_with_a_stock_amqp_client_creates_sees_and_deletes_an_instance
             .to_string();
         let guest = image::of_file(&cloud.services.guest_image)?;
         let url = cloud.broker_url();
-        let printed = run::text(&[
-            PYTHON,
-            &script,
-            &url,
-            &guest.url.to_string(),
-            &guest.sha256.to_string(),
-        ])
-        .await?;
+        let (image, sha256) = (guest.url.to_string(), guest.sha256.to_string());
+        let argv = [PYTHON, &script, &url, &image, &sha256];
+        let printed = run::text_within(LIMIT, &argv).await?;
         for line in [
             "network created",
             "instance accepted",

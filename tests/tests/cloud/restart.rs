@@ -5,7 +5,7 @@ use std::time::Duration;
 use berth_common::message::view::InstanceView;
 use berth_tests::{
     TestCloud,
-    cloud::InstanceOptions,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
     lab::hypervisor::interrupt,
     wait::{Seen, wait_for},
     with_cloud,
@@ -39,15 +39,11 @@ fn a_guest_loses_no_packet_while_its_agent_is_stopped_killed_and_started() {
 
         cloud.hv1_mut().terminate_agent().await?;
         replies(&log, 25).await?;
-        cloud.hv1_mut().spawn_agent().await?;
-        cloud.wait_agent_healthy(cloud.hv1()).await?;
-        the_agent_has_looked(cloud, &instance).await?;
+        a_new_agent_looks(cloud, &instance).await?;
 
         cloud.hv1_mut().kill_agent()?;
         replies(&log, 25).await?;
-        cloud.hv1_mut().spawn_agent().await?;
-        cloud.wait_agent_healthy(cloud.hv1()).await?;
-        the_agent_has_looked(cloud, &instance).await?;
+        a_new_agent_looks(cloud, &instance).await?;
         replies(&log, 25).await?;
 
         interrupt(&ping)?;
@@ -84,23 +80,17 @@ async fn replies(log: &std::path::Path, more: usize) -> anyhow::Result<()> {
     .await
 }
 
-/// Waits until an agent of a new session has confirmed the instance again.
-async fn the_agent_has_looked(cloud: &TestCloud, instance: &InstanceView) -> anyhow::Result<()> {
-    let before = cloud
-        .scheduler
-        .metric("berth_scheduler_reports_total")
-        .await?;
-    wait_for(
-        "a report of the new agent",
-        Duration::from_secs(20),
-        async || {
-            let now = cloud
-                .scheduler
-                .metric("berth_scheduler_reports_total")
-                .await?;
-            Ok(Seen::when(now > before, now - before))
-        },
-    )
+/// Starts the agent, and waits until it has confirmed the instance again.
+async fn a_new_agent_looks(cloud: &mut TestCloud, instance: &InstanceView) -> anyhow::Result<()> {
+    let reports = "berth_scheduler_reports_total";
+    // It may report before anybody knows that it is well.
+    let before = cloud.scheduler.metric(reports).await?;
+    cloud.hv1_mut().spawn_agent().await?;
+    cloud.wait_agent_healthy(cloud.hv1()).await?;
+    wait_for("a report of the new agent", CONVERGE_LIMIT, async || {
+        let now = cloud.scheduler.metric(reports).await?;
+        Ok(Seen::when(now > before, now - before))
+    })
     .await?;
     cloud.wait_active(instance.id).await.map(drop)
 }

@@ -99,7 +99,7 @@ fn of_a_thousand_creates_at_once_exactly_those_become_active_for_whom_there_is_r
     let builder = TestCloud::builder()
         .agents(0)
         .sims(sims)
-        // A busy machine may be late with heartbeats, and a silent host gets nothing.
+        // Under a thousand requests even later than elsewhere.
         .scheduler_config("hosts.heartbeat_timeout_seconds", 60);
     with_cloud(builder, async |cloud| {
         let cloud = &*cloud;

@@ -286,7 +286,8 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
-    const SHORT: Duration = Duration::from_millis(20);
+    /// Long enough for a thread to begin a call.
+    const SHORT: Duration = Duration::from_secs(1);
 
     fn pool() -> Pool<u32> {
         Pool::new(
