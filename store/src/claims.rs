@@ -208,6 +208,19 @@ pub async fn of_host(db: &impl Executor, id: HostId) -> Result<Vec<ClaimRow>, St
     .await
 }
 
+/// The claims on some hosts.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_hosts(db: &impl Executor, ids: &[HostId]) -> Result<Vec<ClaimRow>, StoreError> {
+    let mut claims = Vec::new();
+    for ids in bulk::id_lists(ids) {
+        let which = Condition::all().add(claim::Column::HostId.is_in(ids));
+        claims.append(&mut load(db, which).await?);
+    }
+    Ok(claims)
+}
+
 /// All claims, by host.
 ///
 /// # Errors

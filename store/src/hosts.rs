@@ -244,6 +244,38 @@ pub async fn of_ids(db: &impl Executor, ids: &[HostId]) -> Result<Vec<HostRow>, 
     Ok(hosts)
 }
 
+/// The names of all hosts after one, in order.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn names_after(
+    db: &impl Executor,
+    after: Option<&HostName>,
+) -> Result<Vec<(HostName, HostId)>, StoreError> {
+    let found: Vec<(String, String)> = host::Entity::find()
+        .select_only()
+        .column(host::Column::Id)
+        .column(host::Column::Name)
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("hosts::names_after"))?;
+    let mut names = Vec::with_capacity(found.len());
+    for (id, name) in found {
+        let row = RowReader {
+            table: TABLE,
+            id: &id,
+        };
+        let name = row.parsed("name", HostName::try_from(name))?;
+        if after.is_none_or(|after| name > *after) {
+            names.push((name, row.parsed("id", id.parse())?));
+        }
+    }
+    // Sorted here: the collations of the databases order names differently.
+    names.sort();
+    Ok(names)
+}
+
 /// The names of some hosts, and nothing else of them.
 ///
 /// # Errors

@@ -59,7 +59,7 @@ methods! {
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
-    HostList => "host.list" version 2, HostListReply;
+    HostList => "host.list" version 3, HostListReply;
     HostShow => "host.show" version 2, HostView;
     HostEnable => "host.enable" version 2, HostView;
     HostDisable => "host.disable" version 2, HostView;
@@ -315,15 +315,25 @@ pub struct NetworkListReply {
     pub networks: Vec<NetworkView>,
 }
 
-/// List all hypervisors, by name.
+/// List hypervisors, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub struct HostList {}
+pub struct HostList {
+    /// Only after the hypervisor with this name, for the next page.
+    #[serde(default)]
+    pub after: Option<HostName>,
+    /// At most so many, 1 to 1000; null: all, which is refused when they do not fit in a message.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
 
-/// All hypervisors.
+/// One page of hypervisors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostListReply {
     /// The hypervisors.
     pub hosts: Vec<HostView>,
+    /// Whether more follow.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// Show one hypervisor.

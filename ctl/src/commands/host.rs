@@ -1,7 +1,11 @@
 //! `berthctl host …`.
 
-use berth_common::message::request::{
-    HostDelete, HostDeleteReply, HostDisable, HostDrain, HostEnable, HostList, HostSet, HostShow,
+use berth_common::message::{
+    request::{
+        HostDelete, HostDeleteReply, HostDisable, HostDrain, HostEnable, HostList, HostListReply,
+        HostSet, HostShow, Method,
+    },
+    view::HostView,
 };
 
 use super::{Context, lookup};
@@ -29,10 +33,7 @@ pub(super) fn checked(command: Host) -> Result<Host, CtlError> {
 
 pub(super) async fn run<C: Caller>(context: &Context<C>, command: Host) -> Result<(), CtlError> {
     let view = match command {
-        Host::List => {
-            let reply = context.ask(&HostList {}).await?;
-            return context.print(&reply, |reply, width| host::list(&reply.hosts, width));
-        }
+        Host::List => return list(context).await,
         Host::Show { name } => {
             let view = context.ask(&HostShow { host: name }).await?;
             return context.print(&view, host::show);
@@ -54,6 +55,31 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Host) -> Resul
         }
     };
     context.print(&view, |view, _| host::outcome(view))
+}
+
+/// How many hosts are asked for at once.
+const PAGE: u32 = 500;
+
+async fn list<C: Caller>(context: &Context<C>) -> Result<(), CtlError> {
+    let mut hosts: Vec<HostView> = Vec::new();
+    loop {
+        let page = HostList {
+            after: hosts.last().map(|last| last.name.clone()),
+            limit: Some(PAGE),
+        };
+        let reply = context.ask(&page).await?;
+        if reply.more && reply.hosts.is_empty() {
+            return Err(CtlError::Nonsense {
+                method: HostList::NAME,
+                reason: "an empty page, and more to follow".to_owned(),
+            });
+        }
+        hosts.extend(reply.hosts);
+        if !reply.more {
+            let all = HostListReply { hosts, more: false };
+            return context.print(&all, |all, width| host::list(&all.hosts, width));
+        }
+    }
 }
 
 fn set(arguments: &HostSetArgs) -> HostSet {

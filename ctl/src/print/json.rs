@@ -23,6 +23,7 @@ mod tests {
         );
         let list = HostListReply {
             hosts: vec![testing::host()],
+            more: false,
         };
         let json: serde_json::Value = serde_json::from_str(&text(&list).unwrap()).unwrap();
         assert_eq!(json["hosts"][0]["total"]["memory_mb"], 24_000);

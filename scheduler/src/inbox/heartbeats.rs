@@ -17,6 +17,7 @@ use berth_common::{
     telemetry::error_chain,
 };
 use berth_store::{StoreError, UniqueWhat, documents, hosts};
+use futures::{FutureExt as _, future::OptionFuture};
 use tokio_util::sync::CancellationToken;
 
 use super::{decode, gather, next};
@@ -41,9 +42,32 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
         .consume(&QueueDecl::heartbeats(), PREFETCH)
         .await?;
     let mut waiting: HashMap<HostId, News> = HashMap::new();
+    let mut urgent = false;
     let mut flushed = Instant::now();
-    while let Some(delivery) = next(&mut consumer, &cancel).await {
-        let mut urgent = false;
+    // One transaction at a time, and heartbeats are noted meanwhile: it may wait long for an absent database.
+    let mut writing = OptionFuture::default();
+    let mut is_writing = false;
+    loop {
+        let is_time = urgent || flushed.elapsed() >= FLUSH_EVERY;
+        if is_time && !is_writing && !waiting.is_empty() {
+            urgent = false;
+            is_writing = true;
+            let news: Vec<News> = waiting.drain().map(|(_, news)| news).collect();
+            writing = Some(write_all(&context, news).boxed()).into();
+        }
+        let delivery = tokio::select! {
+            delivery = next(&mut consumer, &cancel) => delivery,
+            Some(later) = &mut writing => {
+                writing = OptionFuture::default();
+                is_writing = false;
+                flushed = Instant::now();
+                for one in later {
+                    again(&mut waiting, one);
+                }
+                continue;
+            }
+        };
+        let Some(delivery) = delivery else { break };
         for delivery in gather(delivery, &mut consumer, PREFETCH) {
             match decode::<Heartbeat>(&delivery, HEARTBEAT_TYPE, HEARTBEAT_VERSION) {
                 Ok(heartbeat) => {
@@ -58,15 +82,17 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
                 }
             }
         }
-        if urgent || (!waiting.is_empty() && flushed.elapsed() >= FLUSH_EVERY) {
-            flushed = Instant::now();
-            let news: Vec<News> = waiting.drain().map(|(_, news)| news).collect();
-            for one in write_all(&context, news).await {
-                waiting.insert(one.heartbeat.host_id, one);
-            }
-        }
     }
+    writing.await;
     Ok(())
+}
+
+/// What could not be written waits again; a later word of the same host is the better one.
+fn again(waiting: &mut HashMap<HostId, News>, one: News) {
+    waiting
+        .entry(one.heartbeat.host_id)
+        .and_modify(|later| later.is_back |= one.is_back)
+        .or_insert(one);
 }
 
 /// A heartbeat that the database should know of.

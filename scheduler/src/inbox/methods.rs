@@ -107,8 +107,8 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
             reply(show::network_list(pool, &request).await)
         }
         HostList::NAME => {
-            let _: HostList = read(message)?;
-            reply(show::host_list(context, pool).await)
+            let request: HostList = read(message)?;
+            reply(show::host_list(context, pool, &request).await)
         }
         HostShow::NAME => {
             let request: HostShow = read(message)?;

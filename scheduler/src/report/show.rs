@@ -6,10 +6,13 @@ use std::{
 };
 
 use berth_common::{
+    bus::MAX_MESSAGE_BYTES,
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId},
     message::{
-        request::{HostListReply, InstanceList, InstanceListReply, NetworkList, NetworkListReply},
+        request::{
+            HostList, HostListReply, InstanceList, InstanceListReply, NetworkList, NetworkListReply,
+        },
         view::{HostView, InstanceView},
     },
     names::{HostName, NetworkName},
@@ -24,6 +27,7 @@ use berth_store::{
     networks,
     ports::{self, PortRow},
 };
+use serde::Serialize;
 
 use super::view::{self, Silence};
 use crate::{claim::ClaimError, context::Context};
@@ -127,10 +131,30 @@ pub async fn instance_list(
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
     rows.truncate(limit);
+    let mut instances = instances(context, db, &rows).await?;
+    let is_cut = cut(&mut instances)?;
     Ok(InstanceListReply {
-        instances: instances(context, db, &rows).await?,
-        more,
+        instances,
+        more: more || is_cut,
     })
+}
+
+/// What of a message is left for the frame of an answer.
+const FRAME_BYTES: usize = 4096;
+
+/// Cuts a page to what fits in a message, but not to nothing; answers whether anything was cut off.
+fn cut<T: Serialize>(page: &mut Vec<T>) -> Result<bool, ClaimError> {
+    let mut left = MAX_MESSAGE_BYTES - FRAME_BYTES;
+    for (place, one) in page.iter().enumerate() {
+        // And a comma.
+        let bytes = serde_json::to_vec(one)?.len() + 1;
+        if bytes > left && place > 0 {
+            page.truncate(place);
+            return Ok(true);
+        }
+        left = left.saturating_sub(bytes);
+    }
+    Ok(false)
 }
 
 /// All networks asked for.
@@ -165,25 +189,40 @@ pub async fn host(
     Ok(host_view(context, row, &claims, &aggregates))
 }
 
-/// All hosts, by name.
+/// One page of hosts, by name; without a limit all of them, whether or not a message holds them.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn host_list(context: &Context, db: &impl Executor) -> Result<HostListReply, ClaimError> {
-    let all = claims::all(db).await?;
+pub async fn host_list(
+    context: &Context,
+    db: &impl Executor,
+    request: &HostList,
+) -> Result<HostListReply, ClaimError> {
+    let mut names = hosts::names_after(db, request.after.as_ref()).await?;
+    let before = names.len();
+    if let Some(limit) = request.limit {
+        names.truncate(usize::try_from(limit.clamp(1, 1000)).unwrap_or(usize::MAX));
+    }
+    let ids: Vec<HostId> = names.iter().map(|(_, id)| *id).collect();
+    let all = claims::of_hosts(db, &ids).await?;
     let mut by_host: BTreeMap<HostId, Vec<&ClaimRow>> = BTreeMap::new();
     for claim in &all {
         by_host.entry(claim.host_id).or_default().push(claim);
     }
     let aggregates = aggregates::all(db).await?;
-    let mut rows = hosts::all(db).await?;
+    let mut rows = hosts::of_ids(db, &ids).await?;
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     let claims_of = |id: HostId| by_host.get(&id).map(Vec::as_slice).unwrap_or_default();
+    let mut hosts: Vec<HostView> = rows
+        .iter()
+        .map(|row| host_view(context, row, claims_of(row.id), &aggregates))
+        .collect();
+    if request.limit.is_some() {
+        cut(&mut hosts)?;
+    }
     Ok(HostListReply {
-        hosts: rows
-            .iter()
-            .map(|row| host_view(context, row, claims_of(row.id), &aggregates))
-            .collect(),
+        more: hosts.len() < before,
+        hosts,
     })
 }
 

@@ -60,7 +60,7 @@ impl Asked {
             after: None,
             limit: 1000,
         };
-        let mut hosts = self.cloud.ok(HostList {}).await.hosts;
+        let mut hosts = self.cloud.ok(HostList::default()).await.hosts;
         for host in &mut hosts {
             host.last_heartbeat_seconds = None;
         }

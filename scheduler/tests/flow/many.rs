@@ -3,10 +3,12 @@
 use berth_common::{
     ids::InstanceId,
     message::{
-        request::{CreateMode, InstanceList, PlacementExplain, Reply},
+        heartbeat::ForeignDomain,
+        request::{CreateMode, HostList, InstanceList, PlacementExplain, Reply},
         view::{InstanceView, VmState},
     },
-    refusal::RefusalCode::{Conflict, Invalid, NoValidHost, NotFound},
+    refusal::RefusalCode::{Conflict, Invalid, NoValidHost, NotFound, TooLarge},
+    units::{MemoryMb, Vcpus},
 };
 use berth_store::documents;
 use serde_json::json;
@@ -312,4 +314,46 @@ async fn one_of_several_may_name_another_in_its_hints() {
     }
     assert!(on[0] == on[1] && on[0] == on[3] && on[0] != on[2], "{on:?}");
     assert_sound(&cloud).await;
+}
+
+/// Three hosts of which a message holds one, or two at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_no_message_holds_comes_in_pages() {
+    let cloud = Cloud::start().await;
+    for name in ["hv1", "hv2", "hv3"] {
+        Host::join_with(&cloud, name, |host| {
+            host.foreign_domains = (0..4000_u32)
+                .map(|n| ForeignDomain {
+                    uuid: uuid::Uuid::from_u128(u128::from(n)),
+                    name: format!("{n:0100}"),
+                    power_state: Default::default(),
+                    vcpus: Vcpus::ZERO,
+                    memory_mb: MemoryMb::ZERO,
+                })
+                .collect();
+        })
+        .await;
+    }
+    cloud
+        .refused(HostList::default(), TooLarge, "ask for less at once")
+        .await;
+    let (mut names, mut pages) = (Vec::new(), 0);
+    loop {
+        let after = names.last().cloned();
+        let page = cloud
+            .ok(HostList {
+                after,
+                limit: Some(10),
+            })
+            .await;
+        assert!(!page.hosts.is_empty());
+        pages += 1;
+        names.extend(page.hosts.into_iter().map(|host| host.name));
+        if !page.more {
+            break;
+        }
+    }
+    assert!(pages > 1);
+    let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["hv1", "hv2", "hv3"]);
 }

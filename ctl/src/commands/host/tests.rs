@@ -66,3 +66,22 @@ async fn a_host_is_forgotten_by_its_id() {
     let context = testing::context(None, [Play::Refuse(RefusalCode::NotFound)]);
     assert!(delete(&context, "hv9".to_owned()).await.is_err());
 }
+
+#[tokio::test]
+async fn hosts_are_listed_page_by_page() {
+    let page = |more| {
+        Play::view(&HostListReply {
+            hosts: vec![hv1()],
+            more,
+        })
+    };
+    let context = testing::context(None, [page(true), page(false)]);
+    list(&context).await.unwrap();
+    assert_eq!(context.caller.asked.borrow().len(), 2);
+    let empty = Play::view(&HostListReply {
+        hosts: Vec::new(),
+        more: true,
+    });
+    let context = testing::context(None, [empty]);
+    assert!(list(&context).await.is_err());
+}
