@@ -22,7 +22,7 @@ use super::{
 pub enum Admission {
     /// It may.
     Enabled,
-    /// It may not: its instances are being moved away.
+    /// It may not, and shall become empty; nothing moves what it holds by itself.
     Draining,
     /// It may not.
     Disabled,

@@ -113,7 +113,8 @@ impl Decision {
         self.to_string()
     }
 
-    /// For tenants, on one line, naming no host and no number of hosts.
+    /// For tenants, on one line, naming no host. No number of hosts is in it either: whether tenants learn how many
+    /// each filter removed is for the caller to say.
     #[must_use]
     pub fn tenant_text(&self) -> String {
         let asked = Words(&self.asked.resources);
