@@ -5,7 +5,7 @@
 //!         ▲                        ▲    ▲                                 │ (its time comes)│
 //!         │                        │    └─────────────────────────────────┘                 │
 //!         │     make_all_due (the agent started anew)                                       │
-//!         └──────────────── confirmed ◀── mark_observed (this generation or later, settled) ┘
+//!         └──────────────── confirmed ◀── mark_observed_many (this generation or later, settled) ┘
 //! ```
 //! A document *lags* while it is unconfirmed. Observation never changes what is desired.
 
@@ -372,26 +372,6 @@ fn attempted(
         .filter(Column::Generation.eq(int("documents.generation", generation.0)?)))
 }
 
-/// Notes how far the host is. False: the host spoke of a newer generation before, or there is no such document;
-/// nothing was changed.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn mark_observed(
-    db: &impl Executor,
-    host: HostId,
-    key: DocumentKey,
-    generation: Generation,
-    status: ConvergeStatus,
-) -> Result<bool, StoreError> {
-    let updated = observed(generation, status)?
-        .filter(is(host, key))
-        .exec(&db.handle())
-        .await
-        .map_err(failed("documents::mark_observed"))?;
-    Ok(updated.rows_affected > 0)
-}
-
 /// Sets how far hosts are, of documents of which they said nothing newer before.
 fn observed(
     generation: Generation,
@@ -426,8 +406,9 @@ pub struct Observation {
     pub status: ConvergeStatus,
 }
 
-/// Notes how far hosts are, all or nothing: [`mark_observed`] for one after the other. A statement for each
-/// generation and status among them, and for each 256 of these.
+/// Notes how far hosts are, all or nothing, as if one after the other. What is about an older generation than the
+/// host spoke of before changes nothing, and neither does what is about no document. A statement for each generation
+/// and status among them, and for each 256 of these.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -547,23 +528,6 @@ pub async fn make_lagging_due(db: &impl Executor) -> Result<u64, StoreError> {
         .await
         .map_err(failed("documents::make_lagging_due"))?;
     Ok(updated.rows_affected)
-}
-
-/// Deletes a document: its tombstone was carried out. False: there was none.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn delete(
-    db: &impl Executor,
-    host: HostId,
-    key: DocumentKey,
-) -> Result<bool, StoreError> {
-    let deleted = document::Entity::delete_many()
-        .filter(is(host, key))
-        .exec(&db.handle())
-        .await
-        .map_err(failed("documents::delete"))?;
-    Ok(deleted.rows_affected > 0)
 }
 
 /// Deletes the tombstones that were carried out and are older than a time: the host said of the newest

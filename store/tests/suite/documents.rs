@@ -69,17 +69,9 @@ async fn a_document_lags_until_its_generation_is_settled(database: Arc<TestDatab
         (1, Some(time(0)), Some(time(100)))
     );
 
-    assert!(
-        documents::mark_observed(db, host, key, Generation(1), ConvergeStatus::Converging)
-            .await
-            .unwrap()
-    );
+    assert!(sample::observe(db, host, key, Generation(1), ConvergeStatus::Converging).await);
     assert_eq!(due(db, 100).await, [key]);
-    assert!(
-        documents::mark_observed(db, host, key, Generation(1), ConvergeStatus::Converged)
-            .await
-            .unwrap()
-    );
+    assert!(sample::observe(db, host, key, Generation(1), ConvergeStatus::Converged).await);
     assert_eq!(due(db, 100).await, []);
     assert_eq!(documents::lag_count(db).await.unwrap(), 0);
 
@@ -100,18 +92,14 @@ async fn a_document_lags_until_its_generation_is_settled(database: Arc<TestDatab
         ConvergeStatus::Failed,
         ConvergeStatus::Gone,
     ] {
-        documents::mark_observed(db, host, key, Generation(1), status)
-            .await
-            .unwrap();
+        sample::observe(db, host, key, Generation(1), status).await;
         assert_eq!(
             due(db, 0).await,
             [key],
             "the old generation {status:?} says nothing of the new one"
         );
     }
-    documents::mark_observed(db, host, key, Generation(2), ConvergeStatus::Failed)
-        .await
-        .unwrap();
+    sample::observe(db, host, key, Generation(2), ConvergeStatus::Failed).await;
     assert_eq!(due(db, 1000).await, []);
 }
 
@@ -120,13 +108,9 @@ async fn a_late_word_about_an_old_generation_changes_nothing(database: Arc<TestD
     let db = store.pool();
     document.generation = Generation(3);
     documents::upsert(db, &document).await.unwrap();
+    assert!(sample::observe(db, host, document.key, Generation(3), ConvergeStatus::Gone).await);
     assert!(
-        documents::mark_observed(db, host, document.key, Generation(3), ConvergeStatus::Gone)
-            .await
-            .unwrap()
-    );
-    assert!(
-        !documents::mark_observed(
+        !sample::observe(
             db,
             host,
             document.key,
@@ -134,7 +118,6 @@ async fn a_late_word_about_an_old_generation_changes_nothing(database: Arc<TestD
             ConvergeStatus::Converging
         )
         .await
-        .unwrap()
     );
     let row = documents::get(db, host, document.key)
         .await
@@ -146,11 +129,7 @@ async fn a_late_word_about_an_old_generation_changes_nothing(database: Arc<TestD
     );
     assert_eq!(due(db, 0).await, []);
     let unknown = sample::document(host, InstanceId::new()).key;
-    assert!(
-        !documents::mark_observed(db, host, unknown, Generation(1), ConvergeStatus::Gone)
-            .await
-            .unwrap()
-    );
+    assert!(!sample::observe(db, host, unknown, Generation(1), ConvergeStatus::Gone).await);
 }
 
 async fn the_longest_due_comes_first(database: Arc<TestDatabase>) {
@@ -182,24 +161,22 @@ async fn a_new_session_makes_all_documents_due(database: Arc<TestDatabase>) {
     documents::mark_published(db, host, document.key, Generation(1), time(0), time(100))
         .await
         .unwrap();
-    documents::mark_observed(
+    sample::observe(
         db,
         host,
         document.key,
         Generation(1),
         ConvergeStatus::Converged,
     )
-    .await
-    .unwrap();
-    documents::mark_observed(
+    .await;
+    sample::observe(
         db,
         other,
         elsewhere.key,
         Generation(1),
         ConvergeStatus::Converged,
     )
-    .await
-    .unwrap();
+    .await;
     assert_eq!(due(db, 0).await, []);
 
     assert_eq!(documents::make_all_due(db, host).await.unwrap(), 1);
@@ -216,15 +193,14 @@ async fn a_new_session_makes_all_documents_due(database: Arc<TestDatabase>) {
     documents::mark_published(db, host, document.key, Generation(1), time(1), time(100))
         .await
         .unwrap();
-    documents::mark_observed(
+    sample::observe(
         db,
         host,
         document.key,
         Generation(1),
         ConvergeStatus::Converged,
     )
-    .await
-    .unwrap();
+    .await;
     assert_eq!(due(db, 100).await, []);
 }
 

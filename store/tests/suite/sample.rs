@@ -12,6 +12,7 @@ use berth_common::{
     message::{
         heartbeat::{Heartbeat, PartHealth},
         placement::{DecisionView, SchedulerHints, ServerGroupPolicy},
+        report::ConvergeStatus,
         view::Resources,
     },
     names::MacAddress,
@@ -22,7 +23,7 @@ use berth_store::{
     aggregates::AggregateRow,
     claims::{ClaimRole, ClaimRow},
     decisions::DecisionRow,
-    documents::DocumentRow,
+    documents::{self, DocumentRow, Observation},
     hosts,
     instances::{self, InstanceObserved, InstanceRow},
     networks::{self, NetworkRow, SubnetRow},
@@ -144,6 +145,25 @@ pub(crate) fn claim(instance: &InstanceRow, host: HostId, role: ClaimRole) -> Cl
         project: instance.project.clone(),
         extra: BTreeMap::new(),
     }
+}
+
+/// A host says how far it is with a document. Whether that changed anything.
+pub(crate) async fn observe(
+    db: &impl Executor,
+    host_id: HostId,
+    key: DocumentKey,
+    generation: Generation,
+    status: ConvergeStatus,
+) -> bool {
+    let before = documents::get(db, host_id, key).await.unwrap();
+    let said = Observation {
+        host_id,
+        key,
+        generation,
+        status,
+    };
+    documents::mark_observed_many(db, &[said]).await.unwrap();
+    documents::get(db, host_id, key).await.unwrap() != before
 }
 
 pub(crate) fn document(host: HostId, instance: InstanceId) -> DocumentRow {
