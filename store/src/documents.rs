@@ -57,6 +57,10 @@ pub struct DocumentRow {
     pub next_publish_at: Option<DateTime<Utc>>,
 }
 
+const TABLE: &str = "documents";
+/// What a document is known by.
+const KEY: [&str; 3] = ["host_id", "kind", "resource_id"];
+
 /// Whether a host that says this of its newest document is done with it.
 const fn is_settled(status: ConvergeStatus) -> bool {
     match status {
@@ -204,12 +208,7 @@ fn are(
             ]
         })
         .collect();
-    bulk::row_lists(
-        backend,
-        "documents",
-        ["host_id", "kind", "resource_id"],
-        rows,
-    )
+    bulk::row_lists(backend, TABLE, KEY, rows)
 }
 
 fn write(document: &DocumentRow) -> Result<document::Model, StoreError> {
@@ -530,25 +529,45 @@ pub async fn make_lagging_due(db: &impl Executor) -> Result<u64, StoreError> {
     Ok(updated.rows_affected)
 }
 
-/// Deletes the tombstones that were carried out and are older than a time: the host said of the newest
-/// generation that the resource is gone. Answers how many.
+/// Deletes tombstones that were carried out and are older than a time, at most so many: the host said of the newest
+/// generation that the resource is gone. The oldest go first. Answers how many.
 ///
 /// # Errors
 /// See [`StoreError`].
 pub async fn delete_settled_tombstones(
     db: &impl Executor,
     before: DateTime<Utc>,
+    limit: u32,
 ) -> Result<u64, StoreError> {
+    const WHAT: &str = "documents::delete_settled_tombstones";
     let gone = word("documents.observed_status", &ConvergeStatus::Gone)?;
-    let deleted = document::Entity::delete_many()
+    let scope = scope(db).await?;
+    let connection = scope.handle();
+    let keys: Vec<(String, String, String)> = document::Entity::find()
+        .select_only()
+        .columns([Column::HostId, Column::Kind, Column::ResourceId])
         .filter(Column::SpecJson.is_null())
         .filter(Column::Unconfirmed.eq(false))
         .filter(Column::ObservedStatus.eq(gone))
         .filter(Column::ChangedAt.lt(millis(before)))
-        .exec(&db.handle())
+        .order_by_asc(Column::ChangedAt)
+        .limit(u64::from(limit))
+        .into_tuple()
+        .all(&connection)
         .await
-        .map_err(failed("documents::delete_settled_tombstones"))?;
-    Ok(deleted.rows_affected)
+        .map_err(failed(WHAT))?;
+    let rows = keys.into_iter().map(<[String; 3]>::from).collect();
+    let mut count = 0;
+    for which in bulk::row_lists(connection.get_database_backend(), TABLE, KEY, rows) {
+        let deleted = document::Entity::delete_many()
+            .filter(which)
+            .exec(&connection)
+            .await
+            .map_err(failed(WHAT))?;
+        count += deleted.rows_affected;
+    }
+    scope.finish().await?;
+    Ok(count)
 }
 
 /// Deletes the documents of a host, for the deletion of the host.

@@ -26,6 +26,7 @@ on_all_databases!(
     a_document_written_as_settled_does_not_lag,
     a_failed_publish_is_tried_again_later,
     only_tombstones_that_were_carried_out_are_swept,
+    tombstones_are_swept_so_many_at_once_the_oldest_first,
 );
 
 async fn due(db: &impl Executor, at: i64) -> Vec<DocumentKey> {
@@ -276,7 +277,7 @@ async fn only_tombstones_that_were_carried_out_are_swept(database: Arc<TestDatab
         if goes { &mut swept } else { &mut kept }.push(document.key);
     }
     assert_eq!(
-        documents::delete_settled_tombstones(db, time(10))
+        documents::delete_settled_tombstones(db, time(10), 100)
             .await
             .unwrap(),
         1
@@ -286,4 +287,36 @@ async fn only_tombstones_that_were_carried_out_are_swept(database: Arc<TestDatab
         documents::of_keys(db, &kept).await.unwrap().len(),
         kept.len()
     );
+}
+
+async fn tombstones_are_swept_so_many_at_once_the_oldest_first(database: Arc<TestDatabase>) {
+    // More than one statement names.
+    const OLD: i64 = 600;
+    let (store, host, living) = set_up(&database).await;
+    let db = store.pool();
+    let tombstones: Vec<_> = (0..=OLD)
+        .rev()
+        .map(|age| {
+            let mut document = sample::document(host, InstanceId::new());
+            document.spec_json = None;
+            document.observed_generation = document.generation;
+            document.observed_status = Some(ConvergeStatus::Gone);
+            document.changed_at = time(age);
+            document
+        })
+        .collect();
+    documents::upsert_many(db, &tombstones).await.unwrap();
+    let mut left: Vec<_> = tombstones.into_iter().map(|row| row.key).collect();
+    for (limit, gone) in [(0, 0), (2, 2), (300, 300), (300, 298), (300, 0)] {
+        let swept = documents::delete_settled_tombstones(db, time(OLD), limit).await;
+        assert_eq!(swept.unwrap(), gone);
+        left.truncate(left.len() - usize::try_from(gone).unwrap());
+        let mut expected: Vec<_> = [living.key].into_iter().chain(left.clone()).collect();
+        expected.sort_unstable();
+        let rows = documents::of_host(db, host).await.unwrap();
+        let mut kept: Vec<_> = rows.into_iter().map(|row| row.key).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, expected);
+    }
+    assert_eq!(left.len(), 1, "the one that is not old enough");
 }
