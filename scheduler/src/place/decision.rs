@@ -141,7 +141,7 @@ impl Decision {
         Self {
             asked: Asked {
                 resources: request.resources,
-                constraints: request.constraints(),
+                constraints: request.constraints(table),
             },
             hosts: table.len(),
             filters: asked

@@ -2,11 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{amounts::Words, decision::Decision, filter::FilterName, request::Request};
+use super::{
+    amounts::Words, decision::Decision, filter::FilterName, request::Request, table::HostTable,
+};
 
 impl Request {
-    /// What is asked besides vCPUs, memory and disk, each in a few words.
-    pub(super) fn constraints(&self) -> Vec<String> {
+    /// What is asked besides vCPUs, memory and disk, each in a few words, for operators: it may name a host.
+    pub(super) fn constraints(&self, table: &HostTable) -> Vec<String> {
         let mut words = Vec::new();
         for (class, amount) in &self.countables {
             words.push(format!("{amount} {class}"));
@@ -24,7 +26,8 @@ impl Request {
             words.push(format!("hypervisor type {virt_type}"));
         }
         if let Some(host) = self.requested_host {
-            words.push(format!("host {host}"));
+            let name = table.host(host).map(|host| &host.facts().name);
+            words.push(name.map_or_else(|| format!("host {host}"), |name| format!("host {name}")));
         }
         let hosts = |count| match count {
             1 => "1 host".to_owned(),

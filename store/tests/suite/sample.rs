@@ -218,6 +218,8 @@ pub(crate) fn decision(instance: InstanceId, millis: i64) -> DecisionRow {
         decision: DecisionView {
             decided_at: time(millis),
             attempt: 1,
+            asked: None,
+            constraints: vec![],
             hosts: 3,
             filters: vec![],
             chosen: None,
