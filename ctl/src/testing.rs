@@ -221,60 +221,16 @@ pub(crate) fn server_group() -> ServerGroupView {
     }))
 }
 
-/// A decision for a host.
+/// A decision for a host, as a scheduler made it: its own tests write it down.
 pub(crate) fn placed() -> DecisionView {
-    let scored = |number: u8, name: &str, ram: i64| {
-        json!({
-            "host_id": format!("0191e7a0-0000-7000-8000-0000000000{number:02}"),
-            "host": name,
-            "score": ram - 1000,
-            "parts": [{ "weigher": "ram", "score": ram }, { "weigher": "io_ops", "score": -1000 }],
-        })
-    };
-    read(json!({
-        "decided_at": "2026-01-02T03:04:05Z",
-        "attempt": 1,
-        "hosts": 4,
-        "filters": [{ "filter": "enabled", "removed": 1 }, { "filter": "ram", "removed": 1 }],
-        "chosen": scored(1, "hv1", 24_000),
-        "runner_up": scored(2, "hv2", 12_500),
-        "nearest_misses": [near_miss()],
-        "summary": "hv1 of 4 hosts, 2 of them fit",
-        "public_summary": "2 of 4 hosts fit",
-    }))
+    let text = include_str!("../../scheduler/tests/flow/golden/placed.json");
+    serde_json::from_str(text).unwrap()
 }
 
-/// A decision for no host.
+/// A decision for no host, likewise.
 pub(crate) fn refused() -> DecisionView {
-    DecisionView {
-        attempt: 2,
-        filters: read(json!([
-            { "filter": "enabled", "removed": 1 },
-            { "filter": "alive", "removed": 1 },
-            { "filter": "ram", "removed": 2 },
-        ])),
-        chosen: None,
-        runner_up: None,
-        nearest_misses: read(json!([near_miss(), {
-            "host_id": "0191e7a0-0000-7000-8000-000000000004",
-            "host": "hv4",
-            "filter": "alive",
-            "reason": "its heartbeats do not arrive",
-            "missing": null,
-        }])),
-        summary: "none of 4 hosts fits: ram 2, enabled 1, alive 1; nearest hv3".to_owned(),
-        ..placed()
-    }
-}
-
-fn near_miss() -> Value {
-    json!({
-        "host_id": "0191e7a0-0000-7000-8000-000000000003",
-        "host": "hv3",
-        "filter": "ram",
-        "reason": "needs 512 memory_mb, 384 free of 35232, 128 missing",
-        "missing": 128,
-    })
+    let text = include_str!("../../scheduler/tests/flow/golden/refused.json");
+    serde_json::from_str(text).unwrap()
 }
 
 /// A network with one port.

@@ -41,7 +41,7 @@ const CHECK: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 /// How soon after a takeover for the first time.
 const FIRST_HOUSEKEEPING: Duration = Duration::from_secs(60);
-/// Decisions deleted in one transaction.
+/// Rows deleted in one transaction.
 const SWEPT_AT_ONCE: u32 = 1000;
 /// How long the document of something that is gone is kept: twice as long as an agent keeps its tombstone, so that
 /// its generation never starts anew while a host could know a later one.
@@ -378,23 +378,54 @@ async fn housekeeping(context: Arc<Context>, cancel: CancellationToken) {
         }
         pause = HOUSEKEEPING;
         context.order(ReportOrder::clear);
-        if let Err(error) = sweep(&context, &cancel).await {
-            tracing::warn!(error = %error_chain(&error), "housekeeping failed; trying again later");
+        for what in Litter::ALL {
+            if let Err(error) = sweep(&context, &cancel, what).await {
+                tracing::warn!(
+                    what = what.as_str(), error = %error_chain(&error), "housekeeping failed; trying again later"
+                );
+            }
         }
     }
 }
 
-/// Deletes old rows, never many in one transaction: requests want their turn.
-async fn sweep(context: &Context, cancel: &CancellationToken) -> Result<(), ClaimError> {
-    let writing = context.begin().await?;
-    let (txn, now) = (writing.txn(), writing.now);
-    documents::delete_settled_tombstones(txn, now - KEEP_TOMBSTONES).await?;
-    nonces::forget_before(txn, now - KEEP_NONCES).await?;
-    writing.commit().await?;
+/// Rows that grow old.
+#[derive(Debug, Clone, Copy)]
+enum Litter {
+    Tombstones,
+    Nonces,
+    Decisions,
+}
+
+impl Litter {
+    const ALL: [Self; 3] = [Self::Tombstones, Self::Nonces, Self::Decisions];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tombstones => "tombstones",
+            Self::Nonces => "nonces",
+            Self::Decisions => "decisions",
+        }
+    }
+}
+
+/// Deletes old rows of a kind, never many in one transaction: requests want their turn.
+async fn sweep(
+    context: &Context,
+    cancel: &CancellationToken,
+    what: Litter,
+) -> Result<(), ClaimError> {
     while !cancel.is_cancelled() {
         let writing = context.begin().await?;
-        let before = writing.now - context.config.keep_decisions;
-        let gone = decisions::delete_before(writing.txn(), before, SWEPT_AT_ONCE).await?;
+        let (txn, now, most) = (writing.txn(), writing.now, SWEPT_AT_ONCE);
+        let gone = match what {
+            Litter::Tombstones => {
+                documents::delete_settled_tombstones(txn, now - KEEP_TOMBSTONES, most).await?
+            }
+            Litter::Nonces => nonces::forget_before(txn, now - KEEP_NONCES, most).await?,
+            Litter::Decisions => {
+                decisions::delete_before(txn, now - context.config.keep_decisions, most).await?
+            }
+        };
         writing.commit().await?;
         if gone < u64::from(SWEPT_AT_ONCE) {
             break;

@@ -5,7 +5,7 @@
 //!         ▲                        ▲    ▲                                 │ (its time comes)│
 //!         │                        │    └─────────────────────────────────┘                 │
 //!         │     make_all_due (the agent started anew)                                       │
-//!         └──────────────── confirmed ◀── mark_observed (this generation or later, settled) ┘
+//!         └──────────────── confirmed ◀── mark_observed_many (this generation or later, settled) ┘
 //! ```
 //! A document *lags* while it is unconfirmed. Observation never changes what is desired.
 
@@ -56,6 +56,10 @@ pub struct DocumentRow {
     /// Not before this time it is published again; none: at once.
     pub next_publish_at: Option<DateTime<Utc>>,
 }
+
+const TABLE: &str = "documents";
+/// What a document is known by.
+const KEY: [&str; 3] = ["host_id", "kind", "resource_id"];
 
 /// Whether a host that says this of its newest document is done with it.
 const fn is_settled(status: ConvergeStatus) -> bool {
@@ -204,12 +208,7 @@ fn are(
             ]
         })
         .collect();
-    bulk::row_lists(
-        backend,
-        "documents",
-        ["host_id", "kind", "resource_id"],
-        rows,
-    )
+    bulk::row_lists(backend, TABLE, KEY, rows)
 }
 
 fn write(document: &DocumentRow) -> Result<document::Model, StoreError> {
@@ -372,26 +371,6 @@ fn attempted(
         .filter(Column::Generation.eq(int("documents.generation", generation.0)?)))
 }
 
-/// Notes how far the host is. False: the host spoke of a newer generation before, or there is no such document;
-/// nothing was changed.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn mark_observed(
-    db: &impl Executor,
-    host: HostId,
-    key: DocumentKey,
-    generation: Generation,
-    status: ConvergeStatus,
-) -> Result<bool, StoreError> {
-    let updated = observed(generation, status)?
-        .filter(is(host, key))
-        .exec(&db.handle())
-        .await
-        .map_err(failed("documents::mark_observed"))?;
-    Ok(updated.rows_affected > 0)
-}
-
 /// Sets how far hosts are, of documents of which they said nothing newer before.
 fn observed(
     generation: Generation,
@@ -426,8 +405,9 @@ pub struct Observation {
     pub status: ConvergeStatus,
 }
 
-/// Notes how far hosts are, all or nothing: [`mark_observed`] for one after the other. A statement for each
-/// generation and status among them, and for each 256 of these.
+/// Notes how far hosts are, all or nothing, as if one after the other. What is about an older generation than the
+/// host spoke of before changes nothing, and neither does what is about no document. A statement for each generation
+/// and status among them, and for each 256 of these.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -549,42 +529,45 @@ pub async fn make_lagging_due(db: &impl Executor) -> Result<u64, StoreError> {
     Ok(updated.rows_affected)
 }
 
-/// Deletes a document: its tombstone was carried out. False: there was none.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn delete(
-    db: &impl Executor,
-    host: HostId,
-    key: DocumentKey,
-) -> Result<bool, StoreError> {
-    let deleted = document::Entity::delete_many()
-        .filter(is(host, key))
-        .exec(&db.handle())
-        .await
-        .map_err(failed("documents::delete"))?;
-    Ok(deleted.rows_affected > 0)
-}
-
-/// Deletes the tombstones that were carried out and are older than a time: the host said of the newest
-/// generation that the resource is gone. Answers how many.
+/// Deletes tombstones that were carried out and are older than a time, at most so many: the host said of the newest
+/// generation that the resource is gone. The oldest go first. Answers how many.
 ///
 /// # Errors
 /// See [`StoreError`].
 pub async fn delete_settled_tombstones(
     db: &impl Executor,
     before: DateTime<Utc>,
+    limit: u32,
 ) -> Result<u64, StoreError> {
+    const WHAT: &str = "documents::delete_settled_tombstones";
     let gone = word("documents.observed_status", &ConvergeStatus::Gone)?;
-    let deleted = document::Entity::delete_many()
+    let scope = scope(db).await?;
+    let connection = scope.handle();
+    let keys: Vec<(String, String, String)> = document::Entity::find()
+        .select_only()
+        .columns([Column::HostId, Column::Kind, Column::ResourceId])
         .filter(Column::SpecJson.is_null())
         .filter(Column::Unconfirmed.eq(false))
         .filter(Column::ObservedStatus.eq(gone))
         .filter(Column::ChangedAt.lt(millis(before)))
-        .exec(&db.handle())
+        .order_by_asc(Column::ChangedAt)
+        .limit(u64::from(limit))
+        .into_tuple()
+        .all(&connection)
         .await
-        .map_err(failed("documents::delete_settled_tombstones"))?;
-    Ok(deleted.rows_affected)
+        .map_err(failed(WHAT))?;
+    let rows = keys.into_iter().map(<[String; 3]>::from).collect();
+    let mut count = 0;
+    for which in bulk::row_lists(connection.get_database_backend(), TABLE, KEY, rows) {
+        let deleted = document::Entity::delete_many()
+            .filter(which)
+            .exec(&connection)
+            .await
+            .map_err(failed(WHAT))?;
+        count += deleted.rows_affected;
+    }
+    scope.finish().await?;
+    Ok(count)
 }
 
 /// Deletes the documents of a host, for the deletion of the host.

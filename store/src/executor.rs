@@ -5,8 +5,6 @@
 
 use std::{
     future::Future,
-    marker::PhantomData,
-    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -66,26 +64,16 @@ pub struct Pool(pub(crate) DatabaseConnection);
 /// no gap locks on MariaDB, no serialization failures on PostgreSQL.
 ///
 /// A statement that fails with [`StoreError::Unavailable`] ends it, whatever the database says later: nobody knows
-/// what it holds. After any other error, drop it, or the [`Savepoint`] that the statement was in.
+/// what it holds. After any other error, drop it, or the [nested](Txn::nested) one that the statement was in.
 #[derive(Debug)]
 pub struct Txn {
     transaction: DatabaseTransaction,
-    /// It cannot be committed any more. Shared with its savepoints.
+    /// It cannot be committed any more. Shared with those nested in it.
     over: Arc<AtomicBool>,
-}
-
-/// A part of a transaction that can be undone by itself. Dropping it undoes what was done in it; the transaction
-/// goes on. It is used like the transaction, which nobody else can use meanwhile.
-#[derive(Debug)]
-#[must_use = "what is done beside a savepoint is not undone with it"]
-pub struct Savepoint<'a> {
-    inner: Txn,
-    outer: PhantomData<&'a mut Txn>,
 }
 
 impl Executor for Pool {}
 impl Executor for Txn {}
-impl Executor for Savepoint<'_> {}
 
 impl Txn {
     /// Makes all of it permanent.
@@ -104,19 +92,8 @@ impl Txn {
         self.end().await
     }
 
-    /// Marks a point to return to.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, StoreError> {
-        Ok(Savepoint {
-            inner: self.nested().await?,
-            outer: PhantomData,
-        })
-    }
-
-    /// Begins a transaction within this one, for whoever keeps both in one place: the outer one must rest until the
-    /// inner one is committed or dropped. Dropping it undoes what was done in it; the outer one goes on.
+    /// Begins a transaction within this one, a savepoint: the outer one must rest until the inner one is committed or
+    /// dropped. Dropping it undoes what was done in it; the outer one goes on. Committed, it is part of the outer one.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -155,31 +132,6 @@ impl Txn {
             self.over.store(true, Ordering::Relaxed);
         }
         outcome
-    }
-}
-
-impl Savepoint<'_> {
-    /// Keeps what was done in it, as part of the transaction.
-    ///
-    /// # Errors
-    /// See [`StoreError`]. Then drop the transaction: nobody knows what it holds.
-    pub async fn release(self) -> Result<(), StoreError> {
-        self.inner.end().await
-    }
-
-    /// Marks a point within it.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn savepoint(&mut self) -> Result<Savepoint<'_>, StoreError> {
-        self.inner.savepoint().await
-    }
-}
-
-impl Deref for Savepoint<'_> {
-    type Target = Txn;
-    fn deref(&self) -> &Txn {
-        &self.inner
     }
 }
 
@@ -287,7 +239,7 @@ impl ConnectionTrait for Bounded<'_> {
 pub(crate) mod sealed {
     //! What makes [`Executor`](super::Executor) ours alone.
 
-    use super::{Bounded, Pool, Savepoint, Txn};
+    use super::{Bounded, Pool, Txn};
 
     /// Gives the database library's view of an executor.
     pub trait Handle: Send + Sync {
@@ -304,12 +256,6 @@ pub(crate) mod sealed {
     impl Handle for Txn {
         fn handle(&self) -> Bounded<'_> {
             Bounded::Txn(self)
-        }
-    }
-
-    impl Handle for Savepoint<'_> {
-        fn handle(&self) -> Bounded<'_> {
-            Bounded::Txn(&self.inner)
         }
     }
 }

@@ -95,20 +95,6 @@ pub struct HostPart {
     pub networks: BTreeSet<NetworkId>,
 }
 
-/// Reads what some documents of a host are derived from. See [`of_parts`].
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn of_host_part(
-    db: &impl Executor,
-    host: HostId,
-    part: &HostPart,
-) -> Result<HostRows, StoreError> {
-    let parts = BTreeMap::from([(host, part.clone())]);
-    let mut rows = of_parts(db, &parts).await?;
-    Ok(rows.remove(&host).unwrap_or_default())
-}
-
 /// Reads what some documents of some hosts are derived from: seven queries, and more only beyond thousands of ids.
 /// Every host that is asked for is in the answer.
 ///

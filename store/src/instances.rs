@@ -493,23 +493,6 @@ pub async fn set_desired_deleted(
     apply(db, id, "instances::set_desired_deleted", update).await
 }
 
-/// Sets or clears why no place was found for it.
-///
-/// # Errors
-/// [`StoreError::NotFound`] if there is no such instance.
-pub async fn set_placement_fault(
-    db: &impl Executor,
-    id: InstanceId,
-    fault: Option<&Fault>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let (code, message) = fault_columns("instances.placement_fault", fault)?;
-    let update = update(id, now)
-        .col_expr(Column::PlacementFaultCode, Expr::value(code))
-        .col_expr(Column::PlacementFaultMessage, Expr::value(message));
-    apply(db, id, "instances::set_placement_fault", update).await
-}
-
 /// Sets how far its placement is: the attempt, the hosts that failed, and why no place was found.
 ///
 /// # Errors

@@ -15,7 +15,7 @@
 //!
 //! Query functions take any [`Executor`]: the pool, or a transaction. Functions of several statements are atomic
 //! either way: they join the given transaction or open one. The number of queries per call is constant, or constant
-//! for each few hundred rows. After an error inside a transaction, drop it, or the [`Savepoint`] it happened in:
+//! for each few hundred rows. After an error inside a transaction, drop it, or the [nested](Txn::nested) one:
 //! PostgreSQL would refuse every further statement, and so the others are treated alike. After
 //! [`StoreError::Unavailable`] the whole transaction is over, on all databases. Every exchange with the database has
 //! a time limit; one that is given up is [`StoreError::Unavailable`] too, and its connection is not used again.
@@ -53,6 +53,6 @@ pub mod server_groups;
 pub use codec::whole_millis;
 pub use connect::{Store, StoreConfig};
 pub use error::{Cause, StoreError, UniqueWhat};
-pub use executor::{Executor, Pool, Savepoint, Txn};
+pub use executor::{Executor, Pool, Txn};
 pub use leadership::Epoch;
 pub use lock::ExclusiveLock;

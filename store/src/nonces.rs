@@ -3,16 +3,17 @@
 use berth_common::ids::{InstanceId, Nonce};
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
-    sea_query::OnConflict,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::OnConflict,
 };
 use uuid::Uuid;
 
 use crate::{
+    bulk,
     codec::millis,
     entity::nonce::{self, Column},
     error::{StoreError, failed},
-    executor::Executor,
+    executor::{Executor, scope},
 };
 
 /// Remembers a nonce of an instance. False: this instance had it already, whatever for.
@@ -57,15 +58,40 @@ pub async fn remember(
     Ok(stored == Some(token))
 }
 
-/// Forgets the nonces remembered before a time, so that the table does not grow for ever. Answers how many.
+/// Forgets nonces remembered before a time, the oldest first, at most so many, so that the table does not grow for
+/// ever. Answers how many.
 ///
 /// # Errors
 /// See [`StoreError`].
-pub async fn forget_before(db: &impl Executor, time: DateTime<Utc>) -> Result<u64, StoreError> {
-    let deleted = nonce::Entity::delete_many()
+pub async fn forget_before(
+    db: &impl Executor,
+    time: DateTime<Utc>,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    const WHAT: &str = "nonces::forget_before";
+    let scope = scope(db).await?;
+    let connection = scope.handle();
+    let keys: Vec<(String, String)> = nonce::Entity::find()
+        .select_only()
+        .columns([Column::InstanceId, Column::Nonce])
         .filter(Column::CreatedAt.lt(millis(time)))
-        .exec(&db.handle())
+        .order_by_asc(Column::CreatedAt)
+        .limit(u64::from(limit))
+        .into_tuple()
+        .all(&connection)
         .await
-        .map_err(failed("nonces::forget_before"))?;
-    Ok(deleted.rows_affected)
+        .map_err(failed(WHAT))?;
+    let rows = keys.into_iter().map(<[String; 2]>::from).collect();
+    let backend = connection.get_database_backend();
+    let mut count = 0;
+    for which in bulk::row_lists(backend, "nonces", ["instance_id", "nonce"], rows) {
+        let deleted = nonce::Entity::delete_many()
+            .filter(which)
+            .exec(&connection)
+            .await
+            .map_err(failed(WHAT))?;
+        count += deleted.rows_affected;
+    }
+    scope.finish().await?;
+    Ok(count)
 }

@@ -245,18 +245,6 @@ pub async fn of_instances(
     Ok(ports)
 }
 
-/// The ports in a network.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn of_network(db: &impl Executor, id: NetworkId) -> Result<Vec<PortRow>, StoreError> {
-    load(
-        db,
-        Condition::all().add(port::Column::NetworkId.eq(id.to_string())),
-    )
-    .await
-}
-
 /// The addresses that ports have in a subnet.
 ///
 /// # Errors
@@ -303,15 +291,7 @@ pub async fn macs_in_use(
         .collect()
 }
 
-/// Deletes the ports of an instance with their addresses.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn delete_of_instance(db: &impl Executor, id: InstanceId) -> Result<(), StoreError> {
-    delete_where_instance(&db.handle(), id).await
-}
-
-/// One statement: the addresses go with their ports (`ON DELETE CASCADE`).
+/// Deletes the ports of an instance. One statement: the addresses go with them (`ON DELETE CASCADE`).
 pub(crate) async fn delete_where_instance(
     connection: &impl ConnectionTrait,
     id: InstanceId,
@@ -321,5 +301,5 @@ pub(crate) async fn delete_where_instance(
         .exec(connection)
         .await
         .map(drop)
-        .map_err(failed("ports::delete_of_instance"))
+        .map_err(failed("ports::delete_where_instance"))
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{AggregateId, HostId, InstanceId, ServerGroupId},
+    message::view::Resources,
     names::{
         AggregateName, HostName, ProjectName, PropertyKey, PropertyValue, ResourceClass,
         ServerGroupName, ZoneName,
@@ -135,6 +136,12 @@ pub struct DecisionView {
     pub decided_at: DateTime<Utc>,
     /// The how-manieth attempt to place the instance, from 1; more than 1 when hosts could not build it.
     pub attempt: u32,
+    /// What was asked for: vCPUs, memory, disk; null in a decision from before this was written down.
+    #[serde(default)]
+    pub asked: Option<Resources>,
+    /// What was asked for besides, each in a few words.
+    #[serde(default)]
+    pub constraints: Vec<String>,
     /// How many hosts were asked.
     pub hosts: u64,
     /// How many hosts each filter removed, in the order of asking; those that removed none are not listed.

@@ -75,9 +75,9 @@ methods! {
     ServerGroupCreate => "server_group.create", ServerGroupView;
     ServerGroupDelete => "server_group.delete", ServerGroupView;
     ServerGroupList => "server_group.list", ServerGroupListReply;
-    PlacementExplain => "placement.explain", PlacementExplainReply;
-    PlacementPlace => "placement.place", DecisionView;
-    PlacementCapacity => "placement.capacity", CapacityView;
+    PlacementExplain => "placement.explain" version 2, PlacementExplainReply;
+    PlacementPlace => "placement.place" version 2, DecisionView;
+    PlacementCapacity => "placement.capacity" version 2, CapacityView;
 }
 
 /// The body of every reply: exactly one of the two fields.

@@ -41,9 +41,11 @@ pub(crate) fn capacity(view: &CapacityView, width: Width) -> String {
     text
 }
 
-/// One decision: in words, what the filters did, the best hosts with their scores, and who was close.
+/// One decision: in words, what was asked for, what the filters did, the best hosts with their scores, and who was
+/// close.
 pub(crate) fn decision(decision: &DecisionView, width: Width) -> String {
     let mut text = format!("{}\n", decision.summary);
+    text.push_str(&asked(decision));
     text.push_str(&filters(decision, width));
     let best = [
         ("chosen", &decision.chosen),
@@ -61,6 +63,22 @@ pub(crate) fn decision(decision: &DecisionView, width: Width) -> String {
         text.push_str(&misses(&decision.nearest_misses, width));
     }
     text
+}
+
+/// What was asked for, as far as it is known.
+fn asked(decision: &DecisionView) -> String {
+    let size = decision.asked.map(|asked| {
+        format!(
+            "{}, {} of memory, {} of disk",
+            asked.vcpus, asked.memory_mb, asked.disk_gb
+        )
+    });
+    let all = size.into_iter().chain(decision.constraints.iter().cloned());
+    let all = all.collect::<Vec<_>>().join("; ");
+    if all.is_empty() {
+        return all;
+    }
+    format!("Asked for: {all}\n")
 }
 
 fn filters(decision: &DecisionView, width: Width) -> String {
@@ -94,18 +112,23 @@ fn scores(hosts: &[(&str, &ScoredHost)], width: Width) -> String {
         Column::Text("Parts"),
     ];
     let row = |(rank, host): &(&str, &ScoredHost)| {
-        let parts = host
-            .parts
-            .iter()
-            .map(|part| format!("{} {:+}", part.weigher, part.score));
+        let parts = host.parts.iter().filter(|part| part.score != 0);
+        let parts = parts.map(|part| format!("{} {}", part.weigher, points(part.score)));
         vec![
             (*rank).to_owned(),
             host.host.to_string(),
-            host.score.to_string(),
+            points(host.score),
             joined(parts, ", "),
         ]
     };
     rows(&columns, hosts.iter().map(row), width)
+}
+
+/// Thousandths as a decimal, as the summary has them.
+fn points(thousandths: i64) -> String {
+    let sign = if thousandths < 0 { "-" } else { "" };
+    let size = thousandths.unsigned_abs();
+    format!("{sign}{}.{:03}", size / 1000, size % 1000)
 }
 
 fn misses(misses: &[NearMiss], width: Width) -> String {
@@ -143,23 +166,26 @@ mod tests {
         insta::assert_snapshot!(explained(&reply(vec![refused()]), Width::Unlimited), @r#"
         instance 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11: 1 decision
 
-        2026-01-02T03:04:05+00:00, attempt 2
-        none of 4 hosts fits: ram 2, enabled 1, alive 1; nearest hv3
-        +-------------+---------+------+
-        | Filter      | Removed | Left |
-        +-------------+---------+------+
-        | (all hosts) |       - |    4 |
-        | enabled     |       1 |    3 |
-        | alive       |       1 |    2 |
-        | ram         |       2 |    0 |
-        +-------------+---------+------+
+        2026-01-02T03:04:05+00:00, attempt 1
+        No valid host was found for 1 vCPU, 3500 MB of memory, 1 GB of disk: 5 hosts; enabled removed 1; alive removed 1; ram removed 2; availability_zone removed 1; nearest miss hv5: needs availability zone east, it is in nova
+        Asked for: 1 vCPU, 3500 MB of memory, 1 GB of disk; availability zone east; architecture x86_64
+        +-------------------+---------+------+
+        | Filter            | Removed | Left |
+        +-------------------+---------+------+
+        | (all hosts)       |       - |    5 |
+        | enabled           |       1 |    4 |
+        | alive             |       1 |    3 |
+        | ram               |       2 |    1 |
+        | availability_zone |       1 |    0 |
+        +-------------------+---------+------+
         Nearest misses:
-        +------+--------+---------+-----------------------------------------------------+
-        | Host | Filter | Missing | Reason                                              |
-        +------+--------+---------+-----------------------------------------------------+
-        | hv3  | ram    |     128 | needs 512 memory_mb, 384 free of 35232, 128 missing |
-        | hv4  | alive  |       - | its heartbeats do not arrive                        |
-        +------+--------+---------+-----------------------------------------------------+
+        +------+-------------------+---------+----------------------------------------------------------+
+        | Host | Filter            | Missing | Reason                                                   |
+        +------+-------------------+---------+----------------------------------------------------------+
+        | hv5  | availability_zone |       - | needs availability zone east, it is in nova              |
+        | hv4  | ram               |     124 | needs 3500 MB of memory, 3376 free of 5376, 124 missing  |
+        | hv3  | ram               |    1124 | needs 3500 MB of memory, 2376 free of 5376, 1124 missing |
+        +------+-------------------+---------+----------------------------------------------------------+
         "#);
     }
 
@@ -169,32 +195,39 @@ mod tests {
         instance 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11: 1 decision
 
         2026-01-02T03:04:05+00:00, attempt 1
-        hv1 of 4 hosts, 2 of them fit
+        large was chosen for 1 vCPU, 64 MB of memory, 1 GB of disk: 3 hosts; score 11536.100; runner-up hv1 with 5392.100
+        Asked for: 1 vCPU, 64 MB of memory, 1 GB of disk
         +-------------+---------+------+
         | Filter      | Removed | Left |
         +-------------+---------+------+
-        | (all hosts) |       - |    4 |
-        | enabled     |       1 |    3 |
-        | ram         |       1 |    2 |
+        | (all hosts) |       - |    3 |
         +-------------+---------+------+
-        +-----------+------+-------+--------------------------+
-        | Choice    | Host | Score | Parts                    |
-        +-----------+------+-------+--------------------------+
-        | chosen    | hv1  | 23000 | ram +24000, io_ops -1000 |
-        | runner-up | hv2  | 11500 | ram +12500, io_ops -1000 |
-        +-----------+------+-------+--------------------------+
-        Nearest misses:
-        +------+--------+---------+-----------------------------------------------------+
-        | Host | Filter | Missing | Reason                                              |
-        +------+--------+---------+-----------------------------------------------------+
-        | hv3  | ram    |     128 | needs 512 memory_mb, 384 free of 35232, 128 missing |
-        +------+--------+---------+-----------------------------------------------------+
+        +-----------+-------+-----------+---------------------------------------+
+        | Choice    | Host  |     Score | Parts                                 |
+        +-----------+-------+-----------+---------------------------------------+
+        | chosen    | large | 11536.100 | ram 11520.000, cpu 16.000, disk 0.100 |
+        | runner-up | hv1   |  5392.100 | ram 5376.000, cpu 16.000, disk 0.100  |
+        +-----------+-------+-----------+---------------------------------------+
         "#);
     }
 
     #[test]
+    fn a_decision_from_before_this_was_written_down_tells_no_size() {
+        let mut old = serde_json::to_value(refused()).unwrap();
+        for field in ["asked", "constraints"] {
+            old.as_object_mut().unwrap().remove(field).unwrap();
+        }
+        let text = decision(&serde_json::from_value(old).unwrap(), Width::Unlimited);
+        assert!(!text.contains("Asked for"), "{text}");
+    }
+
+    #[test]
     fn several_decisions_are_told_in_the_order_of_the_answer() {
-        let text = explained(&reply(vec![refused(), placed()]), Width::Unlimited);
+        let again = DecisionView {
+            attempt: 2,
+            ..refused()
+        };
+        let text = explained(&reply(vec![again, placed()]), Width::Unlimited);
         let places: Vec<_> = ["2 decisions, the newest first", "attempt 2", "attempt 1"]
             .iter()
             .map(|expected| text.find(expected).expect(expected))
@@ -221,7 +254,8 @@ mod tests {
         40 more fit; next limit: ram
 
         The next one:
-        none of 4 hosts fits: ram 2, enabled 1, alive 1; nearest hv3
+        No valid host was found for 1 vCPU, 3500 MB of memory, 1 GB of disk: 5 hosts; enabled removed 1; alive removed 1; ram removed 2; availability_zone removed 1; nearest miss hv5: needs availability zone east, it is in nova
+        Asked for: 1 vCPU, 3500 MB of memory, 1 GB of disk; availability zone east; architecture x86_64
         +-------------+---------+------+
         | Filter      | Removed | Left |
         +-------------+---------+------+

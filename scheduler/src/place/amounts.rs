@@ -3,11 +3,9 @@
 use std::fmt;
 
 use berth_common::message::view::Resources;
-use serde::{Deserialize, Serialize};
 
 /// A resource that every host has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
     /// Virtual CPUs.
     Vcpus,

@@ -5,8 +5,6 @@
 //! the order in which the weighers would have filled them. Only a hard affinity without members ties the hosts
 //! together: all then go where the first goes.
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     amounts::Resource,
     decision::Decision,
@@ -19,7 +17,7 @@ use super::{
 };
 
 /// How many more of the same fit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapacityAnswer {
     /// How many fit, placed one after the other; at most what was asked.
     pub fits: u64,

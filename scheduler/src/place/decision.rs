@@ -1,7 +1,6 @@
 //! What was decided and why, as plain data: stored as it is, and told later in words ([`super::words`]).
 
 use berth_common::{ids::HostId, message::view::Resources, names::HostName};
-use serde::{Deserialize, Serialize};
 
 use super::{
     filter::{self, FilterName, Question},
@@ -14,7 +13,7 @@ use super::{
 };
 
 /// The answer to a request: a host or none, and in both cases why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// What was asked for.
     pub asked: Asked,
@@ -34,7 +33,7 @@ pub struct Decision {
 }
 
 /// What was asked for, as far as a decision tells it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// vCPUs, memory, disk.
     pub resources: Resources,
@@ -43,7 +42,7 @@ pub struct Asked {
 }
 
 /// How many hosts a filter removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
     /// The filter.
     pub filter: FilterName,
@@ -52,7 +51,7 @@ pub struct Removed {
 }
 
 /// A host with its score.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoredHost {
     /// Its id.
     pub host_id: HostId,
@@ -65,7 +64,7 @@ pub struct ScoredHost {
 }
 
 /// A host to try when the chosen one fails.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alternate {
     /// Its id.
     pub host_id: HostId,
@@ -76,7 +75,7 @@ pub struct Alternate {
 }
 
 /// A host that does not fit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearMiss {
     /// Its id.
     pub host_id: HostId,
@@ -142,7 +141,7 @@ impl Decision {
         Self {
             asked: Asked {
                 resources: request.resources,
-                constraints: request.constraints(),
+                constraints: request.constraints(table),
             },
             hosts: table.len(),
             filters: asked

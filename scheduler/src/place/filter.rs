@@ -7,7 +7,6 @@
 use std::fmt;
 
 use berth_common::message::view::HostState as Liveness;
-use serde::{Deserialize, Serialize};
 
 use super::{
     amounts::Resource,
@@ -20,8 +19,7 @@ use super::{
 macro_rules! filters {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal, $function:path;)*) => {
         /// The filters, in order. A host that fails a later one came nearer to fitting.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum FilterName {
             $($(#[$doc])* $name,)*
         }
@@ -326,8 +324,6 @@ mod tests {
     fn codes_are_places_in_the_order() {
         for (place, filter) in FilterName::ALL.iter().enumerate() {
             assert_eq!(usize::from(filter.code()), place);
-            let json = serde_json::to_string(filter).unwrap();
-            assert_eq!(json, format!("\"{filter}\""));
         }
         assert!(FilterName::ALL.is_sorted());
     }

@@ -10,7 +10,6 @@ use berth_common::{
     names::HostName,
     units::{DiskGb, MemoryMb, Vcpus},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     amounts::{PerResource, Resource},
@@ -19,19 +18,18 @@ use super::{
 };
 
 /// Whether a host may get new instances, by its operator's word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Admission {
     /// It may.
     Enabled,
-    /// It may not: its instances are being moved away.
+    /// It may not, and shall become empty; nothing moves what it holds by itself.
     Draining,
     /// It may not.
     Disabled,
 }
 
 /// How much of a countable resource a host has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Inventory {
     /// What exists.
     pub total: u64,
@@ -161,10 +159,8 @@ impl Host {
         self.measure();
     }
 
-    /// Changes one fact.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut HostFacts)) {
-        change(&mut self.facts);
-        self.measure();
+    pub(super) const fn set_liveness(&mut self, liveness: Liveness) {
+        self.facts.liveness = liveness;
     }
 
     fn measure(&mut self) {

@@ -3,7 +3,7 @@
 //! [`place()`] asks the filters of every host in a [`HostTable`], scores those that remain with the weighers, and
 //! answers with the best host and with how it came about: how many hosts each filter removed, the runner-up, and
 //! the nearest misses in numbers. The same hosts give the same answer, in whatever order they came into the table.
-//! [`place_many`] and [`capacity`] ask the same of several instances at once.
+//! [`capacity`] asks the same of several instances, one after the other.
 //!
 //! ```text
 //!   facts, claims, failures            request
@@ -22,7 +22,6 @@ mod features;
 mod filter;
 mod host;
 mod host_set;
-mod many;
 mod mix;
 mod narrow;
 mod nearest;
@@ -42,7 +41,6 @@ pub use decision::{Alternate, Asked, Decision, NearMiss, Removed, ScoredHost};
 pub use failures::{FailureCount, FailureHistory, Millis};
 pub use filter::FilterName;
 pub use host::{Admission, Host, HostFacts, Inventory};
-pub use many::place_many;
 pub use rejection::Rejection;
 pub use request::{Demand, GroupPolicy, ImageNeeds, Request, ResourceClass, ServerGroup};
 pub use scan::Scratch;

@@ -3,13 +3,11 @@
 use std::fmt;
 
 use berth_common::ids::HostId;
-use serde::{Deserialize, Serialize};
 
 use super::{amounts::Resource, failures::FailureCount, request::ResourceClass};
 
 /// Why a host does not fit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "reason", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
     /// It is disabled.
     Disabled,

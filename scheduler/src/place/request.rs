@@ -6,13 +6,11 @@ use std::{
 };
 
 use berth_common::{document::Flavor, ids::HostId, message::view::Resources};
-use serde::{Deserialize, Serialize};
 
 use super::failures::Millis;
 
 /// A resource that some hosts have so many of: `HUGEPAGES_2048K`, `PCI_<pool>`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ResourceClass(pub String);
 
 impl From<&str> for ResourceClass {
@@ -28,7 +26,7 @@ impl fmt::Display for ResourceClass {
 }
 
 /// What an instance takes of its host.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Demand {
     /// vCPUs, memory, disk.
     pub resources: Resources,
@@ -37,8 +35,7 @@ pub struct Demand {
 }
 
 /// How the members of a server group shall lie to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupPolicy {
     /// All on one host.
     Affinity,
@@ -64,7 +61,7 @@ impl GroupPolicy {
 }
 
 /// The server group an instance belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerGroup {
     /// How its members shall lie to each other.
     pub policy: GroupPolicy,
@@ -105,7 +102,7 @@ impl ServerGroup {
 }
 
 /// What an image needs of a host; what it does not say, every host has.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImageNeeds {
     /// `hw_architecture`, in libvirt's words.
     pub architecture: Option<String>,
@@ -116,7 +113,7 @@ pub struct ImageNeeds {
 /// A request for one instance: everything placement may know of it.
 ///
 /// What is empty or `None` is not asked, and costs nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// vCPUs, memory, disk.
     pub resources: Resources,

@@ -2,15 +2,10 @@
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use super::failures::{FailureCount, Millis};
 
 /// A multiplier of a weigher in thousandths: −1500 is −1.5. Negative turns the preference round.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Multiplier(i64);
 
 impl Multiplier {
@@ -80,7 +75,7 @@ impl FromStr for Multiplier {
 /// relative to the other hosts, so no host's score changes when another comes or goes), each in its own unit. One
 /// *point* is what one free MiB of memory is worth at a multiplier of 1: so a multiplier says how many MiB of free
 /// memory one unit of its part weighs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weights {
     /// `ram_weight_multiplier`, per free MiB of memory. 1.0: spread by free memory; negative: stack.
     pub ram: Multiplier,
@@ -113,7 +108,7 @@ impl Default for Weights {
 }
 
 /// Everything an operator can set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// The multipliers of the weighers.
     pub weights: Weights,

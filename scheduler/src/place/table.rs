@@ -5,17 +5,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use berth_common::{
-    ids::HostId,
-    message::view::{AllocationRatios, HostState as Liveness},
-};
+use berth_common::{ids::HostId, message::view::HostState as Liveness};
 
 use super::{
     columns::{Columns, Row},
     countables::Countables,
     failures::{FailureCount, FailureHistory, Millis},
     features::{Feature, Features},
-    host::{Admission, Host, HostFacts},
+    host::{Host, HostFacts},
     host_set::{BLOCK, HostIndex},
     mix::BuildIdHasher,
     request::Demand,
@@ -60,14 +57,6 @@ impl HostTable {
     #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    /// The operator sets something else.
-    pub fn set_settings(&mut self, settings: Settings) {
-        self.settings = settings;
-        for slot in 0..self.hosts.len() {
-            self.refresh(HostIndex(slot));
-        }
     }
 
     /// How many hosts there are.
@@ -146,38 +135,13 @@ impl HostTable {
         Ok(self.hosts.swap_remove(slot.0))
     }
 
-    /// The operator enables, drains or disables a host.
-    ///
-    /// # Errors
-    /// [`TableError::UnknownHost`].
-    pub fn set_admission(&mut self, id: HostId, admission: Admission) -> Result<(), TableError> {
-        self.change(id, |facts| facts.admission = admission)
-    }
-
     /// A host's heartbeats arrive, or stop arriving.
     ///
     /// # Errors
     /// [`TableError::UnknownHost`].
     pub fn set_liveness(&mut self, id: HostId, liveness: Liveness) -> Result<(), TableError> {
-        self.change(id, |facts| facts.liveness = liveness)
-    }
-
-    /// The operator sets other ratios. Claims beyond the new capacity stay; nothing is free then.
-    ///
-    /// # Errors
-    /// [`TableError::UnknownHost`].
-    pub fn set_ratios(&mut self, id: HostId, ratios: AllocationRatios) -> Result<(), TableError> {
-        self.change(id, |facts| facts.ratios = ratios)
-    }
-
-    /// Changes a fact that is neither a feature nor a countable resource.
-    fn change(
-        &mut self,
-        id: HostId,
-        change: impl FnOnce(&mut HostFacts),
-    ) -> Result<(), TableError> {
         let slot = self.known(id)?;
-        self.hosts[slot.0].change(change);
+        self.hosts[slot.0].set_liveness(liveness);
         self.refresh(slot);
         Ok(())
     }

@@ -5,8 +5,6 @@
 //! matter. The parts that only change when the host changes are summed once, then ([`base`]); those that depend on
 //! the request or on the time are added for the few hosts that have any ([`adjustment`]).
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     amounts::Resource,
     host::Host,
@@ -15,7 +13,7 @@ use super::{
 };
 
 /// What each weigher gave a host, in thousandths of a point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScoreParts {
     /// Free memory.
     pub ram: i64,

@@ -3,15 +3,12 @@
 use std::fmt::{self, Write as _};
 
 use super::{
-    amounts::Words,
-    decision::{Decision, ScoredHost},
-    filter::FilterName,
-    request::Request,
+    amounts::Words, decision::Decision, filter::FilterName, request::Request, table::HostTable,
 };
 
 impl Request {
-    /// What is asked besides vCPUs, memory and disk, each in a few words.
-    pub(super) fn constraints(&self) -> Vec<String> {
+    /// What is asked besides vCPUs, memory and disk, each in a few words, for operators: it may name a host.
+    pub(super) fn constraints(&self, table: &HostTable) -> Vec<String> {
         let mut words = Vec::new();
         for (class, amount) in &self.countables {
             words.push(format!("{amount} {class}"));
@@ -29,7 +26,8 @@ impl Request {
             words.push(format!("hypervisor type {virt_type}"));
         }
         if let Some(host) = self.requested_host {
-            words.push(format!("host {host}"));
+            let name = table.host(host).map(|host| &host.facts().name);
+            words.push(name.map_or_else(|| format!("host {host}"), |name| format!("host {name}")));
         }
         let hosts = |count| match count {
             1 => "1 host".to_owned(),
@@ -70,32 +68,6 @@ impl fmt::Display for Points {
         let sign = if self.0 < 0 { "-" } else { "" };
         let thousandths = self.0.unsigned_abs();
         write!(f, "{sign}{}.{:03}", thousandths / 1000, thousandths % 1000)
-    }
-}
-
-impl ScoredHost {
-    /// `hv1, score 7168.000 (ram 7160.000, cpu 8.000)`: the parts that are not zero.
-    fn in_words(&self) -> String {
-        let parts = [
-            ("ram", self.parts.ram),
-            ("cpu", self.parts.cpu),
-            ("disk", self.parts.disk),
-            ("io_ops", self.parts.io_ops),
-            ("ailing", self.parts.ailing),
-            ("soft_group", self.parts.soft_group),
-            ("build_failures", self.parts.build_failures),
-        ];
-        let parts: Vec<_> = parts
-            .into_iter()
-            .filter(|(_, part)| *part != 0)
-            .map(|(name, part)| format!("{name} {}", Points(part)))
-            .collect();
-        let parts = if parts.is_empty() {
-            "nothing".to_owned()
-        } else {
-            parts.join(", ")
-        };
-        format!("{}, score {} ({parts})", self.host, Points(self.score))
     }
 }
 
@@ -144,7 +116,8 @@ impl Decision {
         self.to_string()
     }
 
-    /// For tenants, on one line, naming no host and no number of hosts.
+    /// For tenants, on one line, naming no host. No number of hosts is in it either: whether tenants learn how many
+    /// each filter removed is for the caller to say.
     #[must_use]
     pub fn tenant_text(&self) -> String {
         let asked = Words(&self.asked.resources);
@@ -156,48 +129,6 @@ impl Decision {
             Some(nearest) => nearest.filter.for_tenants(),
         };
         format!("No valid host was found for {asked}: {why}")
-    }
-
-    /// For operators, on several lines: every filter that was asked, the scores, and the nearest misses.
-    #[must_use]
-    pub fn explain(&self) -> String {
-        let mut lines = Vec::new();
-        let mut line = |label: &str, text: String| lines.push(format!("{label:<14}{text}"));
-        line("request", Words(&self.asked.resources).to_string());
-        for constraint in &self.asked.constraints {
-            line("", constraint.clone());
-        }
-        line("hosts", self.hosts.to_string());
-        let mut left = self.hosts;
-        for removed in &self.filters {
-            left = left.saturating_sub(removed.hosts);
-            let text = format!(
-                "{:<22}removed {}, {left} left",
-                removed.filter.as_str(),
-                removed.hosts
-            );
-            line("", text);
-        }
-        match &self.chosen {
-            Some(chosen) => line("chosen", chosen.in_words()),
-            None => line("chosen", "none: no valid host was found".to_owned()),
-        }
-        if let Some(runner_up) = &self.runner_up {
-            line("runner-up", runner_up.in_words());
-        }
-        if !self.alternates.is_empty() {
-            let names: Vec<_> = self
-                .alternates
-                .iter()
-                .map(|host| host.host.as_str())
-                .collect();
-            line("alternates", names.join(", "));
-        }
-        for near in &self.nearest {
-            let text = format!("{} ({}): {}", near.host, near.filter, near.rejection);
-            line("nearest miss", text);
-        }
-        lines.join("\n")
     }
 }
 

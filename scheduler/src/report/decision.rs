@@ -13,6 +13,8 @@ pub fn view(decision: &Decision, attempt: u32, decided_at: DateTime<Utc>) -> Dec
     DecisionView {
         decided_at,
         attempt,
+        asked: Some(decision.asked.resources),
+        constraints: decision.asked.constraints.clone(),
         hosts: count(decision.hosts),
         filters: decision
             .filters

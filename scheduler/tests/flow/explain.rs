@@ -1,7 +1,9 @@
 //! Why an instance is where it is, where one would go, how many would fit.
 
+use std::collections::BTreeMap;
+
 use berth_common::{
-    ids::InstanceId,
+    ids::{HostId, InstanceId},
     message::{
         placement::DecisionView,
         request::{
@@ -9,6 +11,7 @@ use berth_common::{
             InstanceList, PlacementExplain,
         },
     },
+    names::HostName,
     refusal::RefusalCode::{Invalid, NoValidHost, NotFound},
 };
 use berth_store::{claims, decisions};
@@ -24,6 +27,7 @@ use crate::{
 /// A decision as an operator reads it, without the times.
 fn told(decision: &DecisionView) -> String {
     let mut text = format!("attempt {} of {} hosts\n", decision.attempt, decision.hosts);
+    text.push_str(&format!("asked: {}\n", decision.constraints.join("; ")));
     for of in &decision.filters {
         text.push_str(&format!("{} removed {}\n", of.filter, of.removed));
     }
@@ -38,6 +42,41 @@ fn told(decision: &DecisionView) -> String {
         decision.summary, decision.public_summary
     ));
     text
+}
+
+/// A decision is what the golden file says, but for what differs each time; `BERTH_WRITE_DOCS=1` writes the file anew.
+/// The tests of berthctl print it.
+fn assert_golden(name: &str, decision: &DecisionView) {
+    let mut ids = BTreeMap::new();
+    let mut number = |name: &HostName| -> HostId {
+        let next = ids.len() + 1;
+        let number = *ids.entry(name.clone()).or_insert(next);
+        format!("0191e7a0-0000-7000-8000-{number:012}")
+            .parse()
+            .unwrap()
+    };
+    let mut decision = decision.clone();
+    decision.decided_at = "2026-01-02T03:04:05Z".parse().unwrap();
+    for host in decision.chosen.iter_mut().chain(&mut decision.runner_up) {
+        host.host_id = number(&host.host);
+    }
+    for near in &mut decision.nearest_misses {
+        near.host_id = number(&near.host);
+    }
+    let text = serde_json::to_string_pretty(&decision).unwrap() + "\n";
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/flow/golden")
+        .join(name);
+    if std::env::var_os("BERTH_WRITE_DOCS").is_some() {
+        std::fs::write(&file, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(
+        text,
+        golden,
+        "BERTH_WRITE_DOCS=1 writes {} anew",
+        file.display()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,7 +110,11 @@ async fn a_refusal_is_explained_by_each_filter_and_the_nearest_misses_in_numbers
         .await;
     cloud.lose(&[hosts["hv2"].id]).await;
     let request = InstanceCreate {
-        hints: hinted("vm", json!({ "availability_zone": "east" })).hints,
+        hints: hinted(
+            "vm",
+            json!({ "availability_zone": "east", "architecture": "x86_64" }),
+        )
+        .hints,
         ..instance("vm", 3500, json!([]))
     };
     let refusal = cloud.call(request.clone()).await.unwrap_err();
@@ -81,6 +124,7 @@ async fn a_refusal_is_explained_by_each_filter_and_the_nearest_misses_in_numbers
         told(&decisions[0]),
         "\
 attempt 1 of 5 hosts
+asked: availability zone east; architecture x86_64
 enabled removed 1
 alive removed 1
 ram removed 2
@@ -94,6 +138,7 @@ No valid host was found for 1 vCPU, 3500 MB of memory, 1 GB of disk: no host tha
          zone; enabled removed 1; alive removed 1; ram removed 2; availability_zone removed 1; nearest miss: needs \
          availability zone east, it is in nova"
     );
+    assert_golden("refused.json", &decisions[0]);
     assert_eq!(refusal.code, NoValidHost);
     assert_eq!(refusal.message, decisions[0].public_summary);
     assert_eq!(
@@ -111,15 +156,17 @@ async fn a_placement_is_explained_by_its_score_and_the_runner_up() {
     let cloud = Cloud::start().await;
     let _large =
         Host::join_with(&cloud, "large", |host| host.total = resources(4, 8192, 100)).await;
-    let _hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let _middle = Host::join(&cloud, "hv1").await;
+    let _small = Host::join_with(&cloud, "hv2", |host| host.total = resources(4, 2048, 100)).await;
     let request = small("vm");
     cloud.ok(request.clone()).await;
     let decision = cloud.explain(request.id).await.remove(0);
+    assert_golden("placed.json", &decision);
     assert_eq!((decision.attempt, decision.hosts), (1, 3));
     assert!(decision.filters.is_empty() && decision.nearest_misses.is_empty());
     let (chosen, runner_up) = (decision.chosen.unwrap(), decision.runner_up.unwrap());
     assert_eq!(chosen.host.as_str(), "large");
-    assert_ne!(runner_up.host.as_str(), "large");
+    assert_eq!(runner_up.host.as_str(), "hv1");
     // (8192 − 512) × 1.5 MB, 16 vCPU, and a thousandth for each of 100 GB.
     assert_eq!(chosen.score, 11_520_000 + 16_000 + 100);
     for scored in [&chosen, &runner_up] {
@@ -332,6 +379,11 @@ async fn what_owners_of_instances_read_names_no_host() {
     }
     let home = cloud.host_of(first).await;
     let mut texts = Vec::new();
+    let asked = cloud
+        .ok(place(&hinted("on", json!({ "host": home }))))
+        .await;
+    assert_eq!(asked.constraints, [format!("host {home}")]);
+    texts.push(asked.public_summary);
     for (n, hints) in [
         json!({ "server_group": "apart" }),
         json!({ "different_host": [first, second] }),

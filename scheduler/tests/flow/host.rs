@@ -192,13 +192,18 @@ impl Host {
     }
 
     async fn say(&mut self, resource: ResourceReport) {
+        self.say_all(vec![resource]).await;
+    }
+
+    /// Says something of all of these.
+    pub(crate) async fn say_all(&mut self, resources: Vec<ResourceReport>) {
         self.sequence += 1;
         let report = Report {
             host_id: self.id,
             host: self.name.parse().unwrap(),
             session: self.session,
             sequence: self.sequence,
-            resources: vec![resource],
+            resources,
         };
         let message = Message::new(REPORT_TYPE, REPORT_VERSION, "test", &report).unwrap();
         self.bus

@@ -1,20 +1,22 @@
-//! Random histories of a small cloud, with crashes and failovers; after every step everything must be sound.
+//! Random histories of a small cloud, with crashes and failovers, and with a bus that loses, doubles, delays and
+//! reorders; after every step everything must be sound.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use berth_common::{
+    bus::Faults,
     document::DocumentKey,
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState, Report, ResourceReport},
         request::{
             Change, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostSet,
-            InstanceCreate, InstanceStart, InstanceStop,
+            InstanceCreate, InstanceStart, InstanceStop, Method,
         },
-        view::Resources,
+        view::{HostStatus, Resources},
     },
     units::Generation,
 };
@@ -24,14 +26,14 @@ use berth_scheduler::{
     report::apply,
     service::TaskError,
 };
-use berth_store::{StoreError, aggregates, claims, documents, hosts, instances};
+use berth_store::{StoreError, aggregates, claims, claims::ClaimRow, documents, hosts, instances};
 use proptest::prelude::*;
 use serde_json::json;
 
 use crate::{
     ask::{delete, hinted, many, network, server_group},
-    cloud::{Cloud, message},
-    host::{Host, resource},
+    cloud::{Cloud, LIMIT, message},
+    host::{Host, inventory, resource},
     soundness,
 };
 
@@ -42,11 +44,27 @@ const GROUPS: [(&str, &str); 3] = [
     ("far", "soft_anti_affinity"),
 ];
 
+/// Of this each host has a few.
+const CLASS: &str = "PCI_GPU";
+
+/// What may happen to a message.
+const FAULTS: Faults = Faults {
+    drop: 0.1,
+    duplicate: 0.2,
+    delay: 0.2,
+    max_delay: Duration::from_millis(20),
+    reorder: 0.2,
+};
+/// How long an answer is waited for that may never come.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// What an instance is like.
 #[derive(Debug, Clone)]
 struct Like {
     vcpus: u64,
     memory_mb: u64,
+    /// How many of [`CLASS`] it takes.
+    countable: u64,
     /// Which of [`GROUPS`].
     group: Option<usize>,
     /// How many ports it has on the one network there is.
@@ -76,6 +94,8 @@ enum Step {
     Fault(usize, FaultCode),
     /// An operator gives up a host, which comes back.
     Forget(usize),
+    /// An operator enables or disables a host, and whether that was committed is not known; then one is created.
+    Doubt(usize, bool, Like),
     Crash,
     Failover,
 }
@@ -83,12 +103,16 @@ enum Step {
 fn like() -> impl Strategy<Value = Like> {
     let group = prop_oneof![3 => Just(None), 2 => (0..GROUPS.len()).prop_map(Some)];
     let memory_mb = prop::sample::select(vec![64_u64, 700, 1500]);
-    (1_u64..=2, memory_mb, group, 0..3_usize).prop_map(|(vcpus, memory_mb, group, ports)| Like {
-        vcpus,
-        memory_mb,
-        group,
-        ports,
-    })
+    let countable = prop_oneof![2 => Just(0), 1 => 1_u64..=3];
+    (1_u64..=2, memory_mb, countable, group, 0..3_usize).prop_map(
+        |(vcpus, memory_mb, countable, group, ports)| Like {
+            vcpus,
+            memory_mb,
+            countable,
+            group,
+            ports,
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -110,7 +134,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => host.clone().prop_map(|host| Step::Reports(host, ConvergeStatus::Converged)),
         1 => host.clone().prop_map(|host| Step::Reports(host, ConvergeStatus::Converging)),
         5 => (0..64_usize, fault).prop_map(|(instance, code)| Step::Fault(instance, code)),
-        1 => host.prop_map(Step::Forget),
+        1 => host.clone().prop_map(Step::Forget),
+        1 => (host, any::<bool>(), like()).prop_map(|(host, on, like)| Step::Doubt(host, on, like)),
         1 => Just(Step::Crash),
         1 => Just(Step::Failover),
     ]
@@ -121,34 +146,64 @@ struct World {
     cloud: Cloud,
     hosts: Vec<Host>,
     asked: Vec<InstanceCreate>,
+    /// Whether the bus has [`FAULTS`].
+    faulty: bool,
 }
 
 type Checked = Result<(), String>;
 
 impl World {
-    async fn new() -> Self {
+    async fn new(faulty: bool) -> Self {
         let cloud = Cloud::start().await;
         let mut hosts = Vec::new();
         for name in HOSTS {
-            hosts.push(Host::join(&cloud, name).await);
+            let equip = |host: &mut Host| host.resources = inventory(CLASS, 3);
+            hosts.push(Host::join_with(&cloud, name, equip).await);
         }
         for (name, policy) in GROUPS {
             cloud.ok(server_group(name, policy)).await;
         }
         // 12 addresses.
         cloud.ok(network("blue", "10.0.0.0/28")).await;
+        if faulty {
+            cloud.broker.set_faults(FAULTS);
+        }
         Self {
             cloud,
             hosts,
             asked: Vec::new(),
+            faulty,
+        }
+    }
+
+    /// Whether it is granted or refused does not matter here, nor whether it arrives if messages can be lost: what
+    /// matters is what is there then.
+    async fn ask<M: Method>(&self, request: M) {
+        if self.faulty {
+            let rpc = &self.cloud.rpc;
+            drop(rpc.call(M::NAME, M::VERSION, &request, PATIENCE).await);
+        } else {
+            drop(self.cloud.call(request).await);
+        }
+    }
+
+    /// What must be granted, if it arrives.
+    async fn must<M: Method>(&self, request: M) {
+        if self.faulty {
+            self.ask(request).await;
+        } else {
+            self.cloud.ok(request).await;
         }
     }
 
     fn request(&mut self, like: &Like) -> InstanceCreate {
-        let hints = like.group.map_or_else(
-            || json!({}),
-            |group| json!({ "server_group": GROUPS[group].0 }),
-        );
+        let mut hints = json!({});
+        if let Some(group) = like.group {
+            hints["server_group"] = json!(GROUPS[group].0);
+        }
+        if like.countable > 0 {
+            hints["resources"] = json!({ CLASS: like.countable });
+        }
         let mut request = hinted(&format!("vm-{}", self.asked.len()), hints);
         request.flavor = serde_json::from_value(json!({
             "vcpus": like.vcpus, "memory_mb": like.memory_mb, "disk_gb": 1,
@@ -166,7 +221,6 @@ impl World {
         self.asked.get(index).cloned()
     }
 
-    /// Whether it is granted or refused does not matter here: what matters is what is there then.
     async fn take(&mut self, step: &Step) -> Checked {
         let host = |n: usize| HOSTS[n].to_owned();
         let cloud = &self.cloud;
@@ -179,11 +233,11 @@ impl World {
         match step {
             Step::Create(like) => {
                 let request = self.request(like);
-                drop(self.cloud.call(request).await);
+                self.ask(request).await;
             }
             Step::CreateMany(likes, mode) => {
                 let requests = likes.iter().map(|like| self.request(like)).collect();
-                drop(self.cloud.call(many(*mode, requests)).await);
+                self.ask(many(*mode, requests)).await;
             }
             Step::Batch(first, second, old) => {
                 let old = self.one(*old);
@@ -195,16 +249,24 @@ impl World {
                 ];
                 messages.extend(old.map(|old| message(&delete(old.id))));
                 messages.push(message(&second));
-                drop(self.cloud.in_one_batch(messages).await);
+                if self.faulty {
+                    let rpc = &self.cloud.rpc;
+                    let calls = messages
+                        .into_iter()
+                        .map(|message| rpc.call_message(message, PATIENCE));
+                    drop(futures::future::join_all(calls).await);
+                } else {
+                    drop(self.cloud.in_one_batch(messages).await);
+                }
             }
             Step::Again(n) => {
                 if let Some(request) = self.one(*n) {
-                    drop(cloud.call(request).await);
+                    self.ask(request).await;
                 }
             }
             Step::Delete(n) => {
                 if let Some(request) = self.one(*n) {
-                    drop(cloud.call(delete(request.id)).await);
+                    self.ask(delete(request.id)).await;
                 }
             }
             Step::Stop(n) => {
@@ -213,7 +275,7 @@ impl World {
                         instance: request.id.to_string(),
                         project: Default::default(),
                     };
-                    drop(cloud.call(stop).await);
+                    self.ask(stop).await;
                 }
             }
             Step::Start(n) => {
@@ -222,45 +284,49 @@ impl World {
                         instance: request.id.to_string(),
                         project: Default::default(),
                     };
-                    drop(cloud.call(start).await);
+                    self.ask(start).await;
                 }
             }
             Step::Enable(n) => {
-                cloud.ok(HostEnable { host: host(*n) }).await;
+                self.must(HostEnable { host: host(*n) }).await;
             }
             Step::Disable(n) => {
-                cloud
-                    .ok(HostDisable {
-                        host: host(*n),
-                        reason: None,
-                    })
-                    .await;
+                self.must(HostDisable {
+                    host: host(*n),
+                    reason: None,
+                })
+                .await;
             }
             Step::Drain(n) => {
-                cloud
-                    .ok(HostDrain {
-                        host: host(*n),
-                        reason: None,
-                    })
-                    .await;
+                self.must(HostDrain {
+                    host: host(*n),
+                    reason: None,
+                })
+                .await;
             }
             Step::Ratio(n, thousandths) => {
                 let change = thousandths.map_or(Change::Clear, |thousandths| {
                     let ratio = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
                     Change::Set(ratio.parse().unwrap())
                 });
-                cloud
-                    .ok(HostSet {
-                        host: host(*n),
-                        cpu_allocation_ratio: change,
-                        ram_allocation_ratio: change,
-                        ..HostSet::default()
-                    })
-                    .await;
+                self.must(HostSet {
+                    host: host(*n),
+                    cpu_allocation_ratio: change,
+                    ram_allocation_ratio: change,
+                    ..HostSet::default()
+                })
+                .await;
             }
             Step::Reports(n, status) => self.reports(*n, *status).await,
             Step::Fault(n, code) => self.fault(*n, *code).await,
+            // A heartbeat that is lost would be waited for.
+            Step::Forget(_) if self.faulty => {}
             Step::Forget(n) => self.forget(*n).await,
+            Step::Doubt(n, enabled, like) => {
+                self.doubt(*n, *enabled).await;
+                let request = self.request(like);
+                self.ask(request).await;
+            }
             Step::Crash => self.cloud.crash_scheduler().await,
             Step::Failover => return self.failover().await,
         }
@@ -269,6 +335,10 @@ impl World {
 
     async fn report(&mut self, host: usize, resources: Vec<ResourceReport>) {
         let host = &mut self.hosts[host];
+        if self.faulty {
+            host.say_all(resources).await;
+            return;
+        }
         host.sequence += 1;
         let report = Report {
             host_id: host.id,
@@ -343,6 +413,20 @@ impl World {
         one.tell(&self.cloud).await;
     }
 
+    /// A commit took effect, and its answer was lost: the rows say something that the memory does not.
+    async fn doubt(&self, host: usize, enabled: bool) {
+        let mut image = self.cloud.context().image().await.unwrap();
+        let status = if enabled {
+            HostStatus::Enabled
+        } else {
+            HostStatus::Disabled
+        };
+        hosts::set_status(self.cloud.pool(), self.hosts[host].id, status, None)
+            .await
+            .unwrap();
+        image.doubt();
+    }
+
     async fn failover(&mut self) -> Checked {
         let mut old = self.cloud.take_over().await;
         match old.context.begin().await.map(drop) {
@@ -360,6 +444,24 @@ impl World {
     }
 }
 
+impl World {
+    /// Deletes everything, and answers what is left.
+    async fn end(&mut self) -> Result<Option<ClaimRow>, String> {
+        for host in 0..HOSTS.len() {
+            self.reports(host, ConvergeStatus::Converged).await;
+        }
+        for request in &self.asked {
+            self.ask(delete(request.id)).await;
+        }
+        for host in 0..HOSTS.len() {
+            self.reports(host, ConvergeStatus::Converged).await;
+        }
+        soundness::check(&self.cloud).await?;
+        within_inventory(&self.cloud).await?;
+        Ok(claims::all(self.cloud.pool()).await.unwrap().pop())
+    }
+}
+
 /// What is claimed, by host.
 async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<InstanceId, Resources>> {
     let mut by_host: BTreeMap<HostId, BTreeMap<InstanceId, Resources>> = BTreeMap::new();
@@ -368,6 +470,20 @@ async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<InstanceId, Resourc
         of_host.insert(claim.instance_id, claim.resources);
     }
     by_host
+}
+
+/// What is counted is never overcommitted, and nothing here takes any of it away from a host.
+async fn within_inventory(cloud: &Cloud) -> Checked {
+    let claims = claims::all(cloud.pool()).await.unwrap();
+    for host in hosts::all(cloud.pool()).await.unwrap() {
+        let has: u64 = host.resources.iter().map(|inventory| inventory.total).sum();
+        let on_host = claims.iter().filter(|claim| claim.host_id == host.id);
+        let sum: u64 = on_host.flat_map(|claim| claim.extra.values()).sum();
+        if sum > has {
+            return Err(format!("{} has {sum} {CLASS} claimed of {has}", host.name));
+        }
+    }
+    Ok(())
 }
 
 /// Whoever got something more got it within its capacity. Nothing changes a capacity and claims in one step.
@@ -420,35 +536,35 @@ async fn nothing_is_lost(world: &World, granted: &mut BTreeSet<InstanceId>) -> C
     }
 }
 
-async fn live(steps: &[Step]) -> Checked {
-    let mut world = World::new().await;
+async fn live(steps: &[Step], faulty: bool) -> Checked {
+    let mut world = World::new(faulty).await;
     let mut granted = BTreeSet::new();
     for (n, step) in steps.iter().enumerate() {
         let before = claimed(&world.cloud).await;
         let outcome = async {
             world.take(step).await?;
             soundness::check(&world.cloud).await?;
-            within_capacity(&world.cloud, &before).await?;
+            within_inventory(&world.cloud).await?;
+            // With faults a ratio may change meanwhile, at the word of an earlier step.
+            if !faulty {
+                within_capacity(&world.cloud, &before).await?;
+            }
             nothing_is_lost(&world, &mut granted).await
         };
         outcome
             .await
             .map_err(|wrong| format!("after step {n}, {step:?}: {wrong}"))?;
     }
-    // In the end everything that shall be gone can go.
-    for host in 0..HOSTS.len() {
-        world.reports(host, ConvergeStatus::Converged).await;
-    }
-    for request in world.asked.clone() {
-        drop(world.cloud.call(delete(request.id)).await);
-    }
-    for host in 0..HOSTS.len() {
-        world.reports(host, ConvergeStatus::Converged).await;
-    }
-    soundness::check(&world.cloud).await?;
-    match claims::all(world.cloud.pool()).await.unwrap().first() {
-        Some(claim) => Err(format!("everything is deleted, and there is {claim:?}")),
-        None => Ok(()),
+    world.cloud.broker.set_faults(Faults::NONE);
+    world.faulty = false;
+    // In the end everything that shall be gone can go. What is under way yet may come between.
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match world.end().await? {
+            None => return Ok(()),
+            Some(_) if faulty && Instant::now() < deadline => {}
+            Some(claim) => return Err(format!("everything is deleted, and there is {claim:?}")),
+        }
     }
 }
 
@@ -456,13 +572,15 @@ fn histories(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>>
     prop::collection::vec(step(), length)
 }
 
-fn check(steps: &[Step]) -> Result<(), TestCaseError> {
+fn check(steps: &[Step], faulty: bool) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(live(steps)).map_err(TestCaseError::fail)
+    runtime
+        .block_on(live(steps, faulty))
+        .map_err(TestCaseError::fail)
 }
 
 proptest! {
@@ -470,7 +588,7 @@ proptest! {
 
     #[test]
     fn everything_is_sound_after_every_step_of_a_short_history(steps in histories(1..16)) {
-        check(&steps)?;
+        check(&steps, false)?;
     }
 }
 
@@ -479,6 +597,15 @@ proptest! {
 
     #[test]
     fn everything_is_sound_after_every_step_of_a_long_history(steps in histories(40..60)) {
-        check(&steps)?;
+        check(&steps, false)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_sound_after_every_step_over_a_bus_with_faults(steps in histories(10..40)) {
+        check(&steps, true)?;
     }
 }

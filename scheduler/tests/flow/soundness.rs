@@ -10,7 +10,7 @@ use berth_common::{
 use berth_scheduler::{
     claim::load,
     derive::{self, diff},
-    place::Resource,
+    place::{Resource, ResourceClass},
 };
 use berth_store::{
     claims::{self, ClaimRole, ClaimRow},
@@ -35,11 +35,27 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
     let claims = claims::all(cloud.pool()).await.unwrap();
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let counted = image.table().host(host.id).unwrap();
+        let on_host: Vec<&ClaimRow> = claims
+            .iter()
+            .filter(|claim| claim.host_id == host.id)
+            .collect();
         for of in Resource::ALL {
-            let on_host = claims.iter().filter(|claim| claim.host_id == host.id);
-            let sum: u64 = on_host.map(|claim| of.of(&claim.resources)).sum();
+            let sum: u64 = on_host.iter().map(|claim| of.of(&claim.resources)).sum();
             if counted.used(of) != sum + of.of(&counted.facts().foreign) {
                 return Err(format!("{of} of {}: the claims sum up to {sum}", host.name));
+            }
+        }
+        let here = counted.facts().countables.keys().cloned();
+        let mut sums: BTreeMap<ResourceClass, u64> = here.map(|class| (class, 0)).collect();
+        for (class, amount) in on_host.iter().flat_map(|claim| &claim.extra) {
+            *sums.entry(class.as_str().into()).or_default() += amount;
+        }
+        for (class, sum) in sums {
+            if counted.countable_used(&class) != sum {
+                return Err(format!(
+                    "{class} of {}: the claims sum up to {sum}",
+                    host.name
+                ));
             }
         }
     }

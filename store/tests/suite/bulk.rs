@@ -88,7 +88,7 @@ fn addresses(number: usize) -> (MacAddress, [u8; 2]) {
 async fn ports_inserted_at_once(database: Arc<TestDatabase>) {
     let store = database.store().await;
     let (_, network, instance) = sample::populate(&store).await;
-    let read = async |txn: &Txn| ports::of_network(txn, network.id).await.unwrap();
+    let read = async |txn: &Txn| ports::of_instance(txn, instance.id).await.unwrap();
     for size in SIZES {
         // A position is 8 bits.
         let size = size.min(250);
@@ -225,7 +225,8 @@ async fn of_many_rows_with_a_refused_one_none_is_there(database: Arc<TestDatabas
         ports::insert_many(db, &[one, two]).await,
         UniqueWhat::IpAddress,
     );
-    assert_eq!(ports::of_network(db, network.id).await.unwrap(), []);
+    let both = [instance.id, rows[0].id];
+    assert_eq!(ports::of_instances(db, &both).await.unwrap(), []);
 }
 
 async fn instances_found_at_once(database: Arc<TestDatabase>) {
@@ -398,9 +399,7 @@ async fn one_by_one(txn: &Txn, ids: &Ids, happening: &Happening) {
         Happening::Observed(seen) => {
             for (which, generation, status) in seen {
                 let (host, key) = ids[*which];
-                documents::mark_observed(txn, host, key, *generation, *status)
-                    .await
-                    .unwrap();
+                sample::observe(txn, host, key, *generation, *status).await;
             }
         }
         Happening::MadeDue(which) => {

@@ -157,7 +157,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         .execute("UPDATE ports SET mac_address = '01:00:00:00:00:00'")
         .await;
     check(
-        ports::of_network(db, network.id).await,
+        ports::of_instance(db, instance.id).await,
         "ports",
         &port.id.to_string(),
         "mac_address",

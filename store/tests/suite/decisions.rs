@@ -36,6 +36,8 @@ async fn a_decision_is_read_back_whole(database: Arc<TestDatabase>) {
     };
     row.decision.decided_at = DateTime::<Utc>::MAX_UTC;
     row.decision.attempt = u32::MAX;
+    row.decision.asked = Some(sample::resources(0, 1, 2));
+    row.decision.constraints = vec!["availability zone é🛳".to_owned(), String::new()];
     row.decision.hosts = u64::MAX;
     row.decision.filters = vec![FilterResult {
         filter: "ram".to_owned(),

@@ -32,6 +32,7 @@ struct Owned {
 
 struct Setup {
     instance: InstanceId,
+    neighbour: InstanceId,
     network: NetworkId,
     host: HostId,
 }
@@ -60,12 +61,14 @@ async fn set_up(store: &berth_store::Store) -> Setup {
         .unwrap();
     Setup {
         instance: instance.id,
+        neighbour: neighbour.id,
         network: network.id,
         host,
     }
 }
 
 async fn owned(db: &impl Executor, setup: &Setup) -> Owned {
+    let both = [setup.instance, setup.neighbour];
     let network = networks::get(db, setup.network).await.unwrap().unwrap();
     Owned {
         alive: instances::get(db, setup.instance)
@@ -74,7 +77,7 @@ async fn owned(db: &impl Executor, setup: &Setup) -> Owned {
             .unwrap()
             .deleted_at
             .is_none(),
-        ports: ports::of_network(db, setup.network).await.unwrap().len(),
+        ports: ports::of_instances(db, &both).await.unwrap().len(),
         addresses: ports::addresses_in_use(db, network.subnet.id)
             .await
             .unwrap()

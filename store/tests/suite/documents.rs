@@ -26,6 +26,7 @@ on_all_databases!(
     a_document_written_as_settled_does_not_lag,
     a_failed_publish_is_tried_again_later,
     only_tombstones_that_were_carried_out_are_swept,
+    tombstones_are_swept_so_many_at_once_the_oldest_first,
 );
 
 async fn due(db: &impl Executor, at: i64) -> Vec<DocumentKey> {
@@ -69,17 +70,9 @@ async fn a_document_lags_until_its_generation_is_settled(database: Arc<TestDatab
         (1, Some(time(0)), Some(time(100)))
     );
 
-    assert!(
-        documents::mark_observed(db, host, key, Generation(1), ConvergeStatus::Converging)
-            .await
-            .unwrap()
-    );
+    assert!(sample::observe(db, host, key, Generation(1), ConvergeStatus::Converging).await);
     assert_eq!(due(db, 100).await, [key]);
-    assert!(
-        documents::mark_observed(db, host, key, Generation(1), ConvergeStatus::Converged)
-            .await
-            .unwrap()
-    );
+    assert!(sample::observe(db, host, key, Generation(1), ConvergeStatus::Converged).await);
     assert_eq!(due(db, 100).await, []);
     assert_eq!(documents::lag_count(db).await.unwrap(), 0);
 
@@ -100,18 +93,14 @@ async fn a_document_lags_until_its_generation_is_settled(database: Arc<TestDatab
         ConvergeStatus::Failed,
         ConvergeStatus::Gone,
     ] {
-        documents::mark_observed(db, host, key, Generation(1), status)
-            .await
-            .unwrap();
+        sample::observe(db, host, key, Generation(1), status).await;
         assert_eq!(
             due(db, 0).await,
             [key],
             "the old generation {status:?} says nothing of the new one"
         );
     }
-    documents::mark_observed(db, host, key, Generation(2), ConvergeStatus::Failed)
-        .await
-        .unwrap();
+    sample::observe(db, host, key, Generation(2), ConvergeStatus::Failed).await;
     assert_eq!(due(db, 1000).await, []);
 }
 
@@ -120,13 +109,9 @@ async fn a_late_word_about_an_old_generation_changes_nothing(database: Arc<TestD
     let db = store.pool();
     document.generation = Generation(3);
     documents::upsert(db, &document).await.unwrap();
+    assert!(sample::observe(db, host, document.key, Generation(3), ConvergeStatus::Gone).await);
     assert!(
-        documents::mark_observed(db, host, document.key, Generation(3), ConvergeStatus::Gone)
-            .await
-            .unwrap()
-    );
-    assert!(
-        !documents::mark_observed(
+        !sample::observe(
             db,
             host,
             document.key,
@@ -134,7 +119,6 @@ async fn a_late_word_about_an_old_generation_changes_nothing(database: Arc<TestD
             ConvergeStatus::Converging
         )
         .await
-        .unwrap()
     );
     let row = documents::get(db, host, document.key)
         .await
@@ -146,11 +130,7 @@ async fn a_late_word_about_an_old_generation_changes_nothing(database: Arc<TestD
     );
     assert_eq!(due(db, 0).await, []);
     let unknown = sample::document(host, InstanceId::new()).key;
-    assert!(
-        !documents::mark_observed(db, host, unknown, Generation(1), ConvergeStatus::Gone)
-            .await
-            .unwrap()
-    );
+    assert!(!sample::observe(db, host, unknown, Generation(1), ConvergeStatus::Gone).await);
 }
 
 async fn the_longest_due_comes_first(database: Arc<TestDatabase>) {
@@ -182,24 +162,22 @@ async fn a_new_session_makes_all_documents_due(database: Arc<TestDatabase>) {
     documents::mark_published(db, host, document.key, Generation(1), time(0), time(100))
         .await
         .unwrap();
-    documents::mark_observed(
+    sample::observe(
         db,
         host,
         document.key,
         Generation(1),
         ConvergeStatus::Converged,
     )
-    .await
-    .unwrap();
-    documents::mark_observed(
+    .await;
+    sample::observe(
         db,
         other,
         elsewhere.key,
         Generation(1),
         ConvergeStatus::Converged,
     )
-    .await
-    .unwrap();
+    .await;
     assert_eq!(due(db, 0).await, []);
 
     assert_eq!(documents::make_all_due(db, host).await.unwrap(), 1);
@@ -216,15 +194,14 @@ async fn a_new_session_makes_all_documents_due(database: Arc<TestDatabase>) {
     documents::mark_published(db, host, document.key, Generation(1), time(1), time(100))
         .await
         .unwrap();
-    documents::mark_observed(
+    sample::observe(
         db,
         host,
         document.key,
         Generation(1),
         ConvergeStatus::Converged,
     )
-    .await
-    .unwrap();
+    .await;
     assert_eq!(due(db, 100).await, []);
 }
 
@@ -300,7 +277,7 @@ async fn only_tombstones_that_were_carried_out_are_swept(database: Arc<TestDatab
         if goes { &mut swept } else { &mut kept }.push(document.key);
     }
     assert_eq!(
-        documents::delete_settled_tombstones(db, time(10))
+        documents::delete_settled_tombstones(db, time(10), 100)
             .await
             .unwrap(),
         1
@@ -310,4 +287,36 @@ async fn only_tombstones_that_were_carried_out_are_swept(database: Arc<TestDatab
         documents::of_keys(db, &kept).await.unwrap().len(),
         kept.len()
     );
+}
+
+async fn tombstones_are_swept_so_many_at_once_the_oldest_first(database: Arc<TestDatabase>) {
+    // More than one statement names.
+    const OLD: i64 = 600;
+    let (store, host, living) = set_up(&database).await;
+    let db = store.pool();
+    let tombstones: Vec<_> = (0..=OLD)
+        .rev()
+        .map(|age| {
+            let mut document = sample::document(host, InstanceId::new());
+            document.spec_json = None;
+            document.observed_generation = document.generation;
+            document.observed_status = Some(ConvergeStatus::Gone);
+            document.changed_at = time(age);
+            document
+        })
+        .collect();
+    documents::upsert_many(db, &tombstones).await.unwrap();
+    let mut left: Vec<_> = tombstones.into_iter().map(|row| row.key).collect();
+    for (limit, gone) in [(0, 0), (2, 2), (300, 300), (300, 298), (300, 0)] {
+        let swept = documents::delete_settled_tombstones(db, time(OLD), limit).await;
+        assert_eq!(swept.unwrap(), gone);
+        left.truncate(left.len() - usize::try_from(gone).unwrap());
+        let mut expected: Vec<_> = [living.key].into_iter().chain(left.clone()).collect();
+        expected.sort_unstable();
+        let rows = documents::of_host(db, host).await.unwrap();
+        let mut kept: Vec<_> = rows.into_iter().map(|row| row.key).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, expected);
+    }
+    assert_eq!(left.len(), 1, "the one that is not old enough");
 }

@@ -216,10 +216,6 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 );
             }
         }
-        assert_eq!(
-            host_rows::of_host_part(db, hosts[0], &part).await.unwrap(),
-            read[&hosts[0]]
-        );
     }
     // Each host by its own part.
     let parts = BTreeMap::from([

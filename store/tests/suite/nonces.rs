@@ -13,7 +13,8 @@ use crate::{
 on_all_databases!(
     a_nonce_is_new_once,
     of_two_at_once_one_is_new,
-    old_nonces_can_be_forgotten
+    old_nonces_can_be_forgotten,
+    nonces_are_forgotten_so_many_at_once_the_oldest_first
 );
 
 async fn a_nonce_is_new_once(database: Arc<TestDatabase>) {
@@ -76,7 +77,9 @@ async fn old_nonces_can_be_forgotten(database: Arc<TestDatabase>) {
         .await
         .unwrap();
     assert_eq!(
-        nonces::forget_before(store.pool(), time(10)).await.unwrap(),
+        nonces::forget_before(store.pool(), time(10), 100)
+            .await
+            .unwrap(),
         1
     );
     assert!(
@@ -88,5 +91,40 @@ async fn old_nonces_can_be_forgotten(database: Arc<TestDatabase>) {
         !nonces::remember(store.pool(), web, new, "instance.reboot", time(11))
             .await
             .unwrap()
+    );
+}
+
+async fn nonces_are_forgotten_so_many_at_once_the_oldest_first(database: Arc<TestDatabase>) {
+    // More than one statement names.
+    const OLD: i64 = 300;
+    let store = database.store().await;
+    // The same wish of many instances, and many of one.
+    let (web, nonce) = (InstanceId::new(), Nonce::new());
+    let transaction = store.begin().await.unwrap();
+    for age in (0..=OLD).rev() {
+        let (instance, nonce) = match age % 2 {
+            0 => (web, Nonce::new()),
+            _ => (InstanceId::new(), nonce),
+        };
+        let new = nonces::remember(&transaction, instance, nonce, "instance.reboot", time(age));
+        assert!(new.await.unwrap());
+    }
+    transaction.commit().await.unwrap();
+    let db = store.pool();
+    let forget = async |before, limit| {
+        nonces::forget_before(db, time(before), limit)
+            .await
+            .unwrap()
+    };
+    assert_eq!(forget(OLD, 0).await, 0);
+    assert_eq!(forget(OLD, 2).await, 2);
+    assert_eq!(forget(2, 100).await, 0, "those were the oldest");
+    assert_eq!(forget(OLD, 280).await, 280);
+    assert_eq!(forget(282, 100).await, 0);
+    assert_eq!(forget(OLD, 280).await, 18);
+    assert_eq!(
+        forget(OLD + 1, 280).await,
+        1,
+        "the one that was not old enough"
     );
 }

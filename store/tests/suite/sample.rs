@@ -12,6 +12,7 @@ use berth_common::{
     message::{
         heartbeat::{Heartbeat, PartHealth},
         placement::{DecisionView, SchedulerHints, ServerGroupPolicy},
+        report::ConvergeStatus,
         view::Resources,
     },
     names::MacAddress,
@@ -22,7 +23,7 @@ use berth_store::{
     aggregates::AggregateRow,
     claims::{ClaimRole, ClaimRow},
     decisions::DecisionRow,
-    documents::DocumentRow,
+    documents::{self, DocumentRow, Observation},
     hosts,
     instances::{self, InstanceObserved, InstanceRow},
     networks::{self, NetworkRow, SubnetRow},
@@ -146,6 +147,25 @@ pub(crate) fn claim(instance: &InstanceRow, host: HostId, role: ClaimRole) -> Cl
     }
 }
 
+/// A host says how far it is with a document. Whether that changed anything.
+pub(crate) async fn observe(
+    db: &impl Executor,
+    host_id: HostId,
+    key: DocumentKey,
+    generation: Generation,
+    status: ConvergeStatus,
+) -> bool {
+    let before = documents::get(db, host_id, key).await.unwrap();
+    let said = Observation {
+        host_id,
+        key,
+        generation,
+        status,
+    };
+    documents::mark_observed_many(db, &[said]).await.unwrap();
+    documents::get(db, host_id, key).await.unwrap() != before
+}
+
 pub(crate) fn document(host: HostId, instance: InstanceId) -> DocumentRow {
     DocumentRow {
         host_id: host,
@@ -198,6 +218,8 @@ pub(crate) fn decision(instance: InstanceId, millis: i64) -> DecisionRow {
         decision: DecisionView {
             decided_at: time(millis),
             attempt: 1,
+            asked: None,
+            constraints: vec![],
             hosts: 3,
             filters: vec![],
             chosen: None,

@@ -43,20 +43,18 @@ async fn names(db: &impl Executor) -> Vec<String> {
 
 async fn what_is_done_in_a_dropped_savepoint_is_undone_alone(database: Arc<TestDatabase>) {
     let store = database.store().await;
-    let mut transaction = store.begin().await.unwrap();
+    let transaction = store.begin().await.unwrap();
     sample::add_instance(&transaction, "before").await;
 
-    let savepoint = transaction.savepoint().await.unwrap();
+    let savepoint = transaction.nested().await.unwrap();
     sample::add_instance(&savepoint, "undone").await;
     assert_eq!(names(&savepoint).await, ["before", "undone"]);
     drop(savepoint);
     assert_eq!(names(&transaction).await, ["before"]);
 
-    let savepoint = transaction.savepoint().await.unwrap();
-    // It is used wherever a transaction is.
-    let as_transaction: &berth_store::Txn = &savepoint;
-    sample::add_instance(as_transaction, "kept").await;
-    savepoint.release().await.unwrap();
+    let savepoint = transaction.nested().await.unwrap();
+    sample::add_instance(&savepoint, "kept").await;
+    savepoint.commit().await.unwrap();
     sample::add_instance(&transaction, "after").await;
     transaction.commit().await.unwrap();
     assert_eq!(names(store.pool()).await, ["after", "before", "kept"]);
@@ -65,12 +63,12 @@ async fn what_is_done_in_a_dropped_savepoint_is_undone_alone(database: Arc<TestD
 async fn a_refused_row_leaves_the_others_intact(database: Arc<TestDatabase>) {
     let store = database.store().await;
     sample::add_instance(store.pool(), "taken").await;
-    let mut transaction = store.begin().await.unwrap();
+    let transaction = store.begin().await.unwrap();
     for (number, name) in ["a", "taken", "b", "a", "c"].into_iter().enumerate() {
-        let savepoint = transaction.savepoint().await.unwrap();
+        let savepoint = transaction.nested().await.unwrap();
         sample::add_instance(&savepoint, &format!("with-{number}")).await;
         match instances::insert(&savepoint, &sample::instance(name)).await {
-            Ok(()) => savepoint.release().await.unwrap(),
+            Ok(()) => savepoint.commit().await.unwrap(),
             Err(StoreError::Unique {
                 constraint: UniqueWhat::InstanceName,
                 ..
@@ -87,25 +85,25 @@ async fn a_refused_row_leaves_the_others_intact(database: Arc<TestDatabase>) {
 
 async fn savepoints_nest(database: Arc<TestDatabase>) {
     let store = database.store().await;
-    let mut transaction = store.begin().await.unwrap();
-    let mut outer = transaction.savepoint().await.unwrap();
+    let transaction = store.begin().await.unwrap();
+    let outer = transaction.nested().await.unwrap();
     sample::add_instance(&outer, "outer").await;
-    let mut inner = outer.savepoint().await.unwrap();
+    let inner = outer.nested().await.unwrap();
     sample::add_instance(&inner, "inner").await;
-    let innermost = inner.savepoint().await.unwrap();
+    let innermost = inner.nested().await.unwrap();
     sample::add_instance(&innermost, "innermost").await;
-    innermost.release().await.unwrap();
+    innermost.commit().await.unwrap();
     drop(inner);
     assert_eq!(names(&outer).await, ["outer"]);
-    let inner = outer.savepoint().await.unwrap();
+    let inner = outer.nested().await.unwrap();
     sample::add_instance(&inner, "second").await;
-    inner.release().await.unwrap();
-    outer.release().await.unwrap();
+    inner.commit().await.unwrap();
+    outer.commit().await.unwrap();
 
-    let mut outer = transaction.savepoint().await.unwrap();
-    let inner = outer.savepoint().await.unwrap();
+    let outer = transaction.nested().await.unwrap();
+    let inner = outer.nested().await.unwrap();
     sample::add_instance(&inner, "third").await;
-    inner.release().await.unwrap();
+    inner.commit().await.unwrap();
     drop(outer);
     transaction.commit().await.unwrap();
     assert_eq!(names(store.pool()).await, ["outer", "second"]);
@@ -113,17 +111,17 @@ async fn savepoints_nest(database: Arc<TestDatabase>) {
 
 async fn a_transaction_takes_its_savepoints_with_it(database: Arc<TestDatabase>) {
     let store = database.store().await;
-    let mut transaction = store.begin().await.unwrap();
-    let savepoint = transaction.savepoint().await.unwrap();
+    let transaction = store.begin().await.unwrap();
+    let savepoint = transaction.nested().await.unwrap();
     sample::add_instance(&savepoint, "lost").await;
-    savepoint.release().await.unwrap();
+    savepoint.commit().await.unwrap();
     drop(transaction);
     assert!(names(store.pool()).await.is_empty());
     // Nothing is left on the connection.
-    let mut transaction = store.begin().await.unwrap();
-    let savepoint = transaction.savepoint().await.unwrap();
+    let transaction = store.begin().await.unwrap();
+    let savepoint = transaction.nested().await.unwrap();
     sample::add_instance(&savepoint, "web").await;
-    savepoint.release().await.unwrap();
+    savepoint.commit().await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(names(store.pool()).await, ["web"]);
 }
@@ -135,13 +133,13 @@ async fn cross(
     rows: [berth_common::ids::InstanceId; 2],
     meet: &tokio::sync::Barrier,
 ) -> bool {
-    let mut transaction = store.begin().await.unwrap();
+    let transaction = store.begin().await.unwrap();
     sample::add_instance(&transaction, name).await;
     instances::set_desired_deleted(&transaction, rows[0], time(1))
         .await
         .unwrap();
     meet.wait().await;
-    let savepoint = transaction.savepoint().await.unwrap();
+    let savepoint = transaction.nested().await.unwrap();
     let changed = instances::set_desired_deleted(&savepoint, rows[1], time(1)).await;
     drop(savepoint);
     if let Err(error) = &changed {

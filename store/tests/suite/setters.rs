@@ -65,19 +65,6 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         Some(&expected)
     );
 
-    expected.placement_fault = Some(Fault {
-        code: FaultCode::NoValidHost,
-        message: "0 of 3 hosts fit".to_owned(),
-    });
-    instances::set_placement_fault(db, id, expected.placement_fault.as_ref(), time(3))
-        .await
-        .unwrap();
-    expected.updated_at = time(3);
-    assert_eq!(
-        instances::get(db, id).await.unwrap().as_ref(),
-        Some(&expected)
-    );
-
     let failed = [HostId::new(), HostId::new()];
     let fault = Fault {
         code: FaultCode::Hypervisor,
@@ -125,13 +112,6 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
     instances::set_desired_deleted(db, id, time(6))
         .await
         .unwrap();
-    instances::set_placement_fault(db, id, None, time(6))
-        .await
-        .unwrap();
-    assert_eq!(
-        instances::get(db, id).await.unwrap().unwrap().failed_hosts,
-        failed
-    );
     instances::set_placement(db, id, &FIRST, time(6))
         .await
         .unwrap();
@@ -169,7 +149,6 @@ async fn setting_the_unknown_is_an_error(database: Arc<TestDatabase>) {
         instances::set_desired_power(db, id, DesiredPower::Running, time(1)).await,
         instances::set_desired_reboot(db, id, None, time(1)).await,
         instances::set_desired_deleted(db, id, time(1)).await,
-        instances::set_placement_fault(db, id, None, time(1)).await,
         instances::set_observed(db, id, &InstanceObserved::default(), time(1)).await,
         instances::set_placement(db, id, &FIRST, time(1)).await,
         hosts::set_overrides(

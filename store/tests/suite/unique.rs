@@ -350,7 +350,7 @@ async fn of_two_writers_of_the_same_address_exactly_one_wins(database: Arc<TestD
         .await;
     }
     assert_eq!(
-        ports::of_network(two.pool(), network.id)
+        ports::of_instances(two.pool(), &[first.id, second.id])
             .await
             .unwrap()
             .len(),

@@ -18,7 +18,10 @@ pub enum Store {
 /// A database that goes with its cloud.
 #[derive(Debug)]
 pub(super) struct Database {
+    store: Store,
     url: String,
+    /// The client's argv up to the statements; none for a file.
+    client: Vec<String>,
     /// Commands that drop it: the next one is for when the one before fails.
     drop: Vec<Vec<String>>,
 }
@@ -33,6 +36,8 @@ impl Database {
         let name = format!("berth_test_cloud_{}", site.number());
         match store {
             Store::Sqlite => Ok(Self {
+                store,
+                client: Vec::new(),
                 url: format!("sqlite://{}", site.dir().join("scheduler.db").display()),
                 drop: Vec::new(),
             }),
@@ -60,8 +65,23 @@ impl Database {
                     .to_vec();
                 execute_one_of(&drop)?;
                 execute(&client(format!("CREATE DATABASE {name}"))).await?;
+                let url = format!("{}{name}", services.postgres);
+                let client = [
+                    "psql",
+                    "-X",
+                    "-q",
+                    "-A",
+                    "-t",
+                    "-v",
+                    "ON_ERROR_STOP=1",
+                    "-d",
+                    &url,
+                    "-c",
+                ];
                 Ok(Self {
-                    url: format!("{}{name}", services.postgres),
+                    store,
+                    client: client.map(str::to_owned).to_vec(),
+                    url,
                     drop,
                 })
             }
@@ -70,7 +90,13 @@ impl Database {
                 let drop = vec![login.client(&format!("DROP DATABASE IF EXISTS {name}"))];
                 execute_one_of(&drop)?;
                 execute(&login.client(&format!("CREATE DATABASE {name}"))).await?;
+                let mut client = login.client("");
+                client.pop();
+                let into = ["-N", "-B", "-D", &name, "-e"];
+                client.extend(into.map(str::to_owned));
                 Ok(Self {
+                    store,
+                    client,
                     url: format!("{}{name}", services.mariadb),
                     drop,
                 })
@@ -81,6 +107,24 @@ impl Database {
     /// Its address, as the scheduler's configuration takes it.
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Which kind it is.
+    pub(super) fn store(&self) -> Store {
+        self.store
+    }
+
+    /// The address of its server, without a name or password.
+    pub(super) fn server(&self) -> &str {
+        let (_, rest) = self.url.split_once('@').unwrap_or_default();
+        rest.split('/').next().unwrap_or_default()
+    }
+
+    /// What statements answer, a row on a line.
+    pub(super) async fn query(&self, sql: &str) -> anyhow::Result<String> {
+        let mut argv: Vec<&str> = self.client.iter().map(String::as_str).collect();
+        argv.push(sql);
+        run::text(&argv).await
     }
 
     /// Drops it, as long as the site's number is taken: the next site of that number has a database of the same name.

@@ -10,6 +10,7 @@ mod guest;
 mod power;
 mod scheduler;
 pub mod sim;
+mod writers;
 
 use std::{sync::Arc, time::Duration};
 

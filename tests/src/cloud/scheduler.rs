@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 
 use super::builder::toml;
@@ -134,6 +134,10 @@ impl Scheduler {
     /// It does not run.
     pub fn thaw(&self) -> anyhow::Result<()> {
         self.running()?.signal(Signal::SIGCONT)
+    }
+
+    pub(super) fn pid(&self) -> anyhow::Result<Pid> {
+        Ok(self.running()?.pid())
     }
 
     fn running(&self) -> anyhow::Result<&Service> {

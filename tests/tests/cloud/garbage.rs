@@ -7,7 +7,10 @@ use berth_common::{
     bus::{Bus, Message, Target},
     document::DesiredPower,
     ids::{HostId, InstanceId, NetworkId},
-    message::{request::HostList, view::VmState},
+    message::{
+        request::{HostList, Method as _},
+        view::VmState,
+    },
 };
 use berth_tests::{
     TestCloud,
@@ -24,7 +27,7 @@ struct Case {
     message: RawMessage,
     code: &'static str,
     /// Part of the text, the same in the answer and in the dead message.
-    says: &'static str,
+    says: String,
 }
 
 fn case(
@@ -33,7 +36,7 @@ fn case(
     version: i64,
     body: impl Into<Vec<u8>>,
     code: &'static str,
-    says: &'static str,
+    says: &str,
 ) -> Case {
     let message = RawMessage {
         method: Some(method.to_owned()),
@@ -44,7 +47,7 @@ fn case(
         what,
         message,
         code,
-        says,
+        says: says.to_owned(),
     }
 }
 
@@ -104,7 +107,10 @@ fn cases() -> Vec<Case> {
             99,
             "{}",
             "unsupported_version",
-            "must be 1 to 2 for \"host.list\"; got 99",
+            &format!(
+                "must be 1 to {} for \"host.list\"; got 99",
+                HostList::VERSION
+            ),
         ),
         case(
             "a missing field",
@@ -223,7 +229,7 @@ fn cases() -> Vec<Case> {
             body: b"{}".to_vec(),
         },
         code: "malformed",
-        says: "type",
+        says: "type".to_owned(),
     });
     list.push(Case {
         what: "no version",
@@ -233,7 +239,7 @@ fn cases() -> Vec<Case> {
             body: b"{}".to_vec(),
         },
         code: "malformed",
-        says: "x-berth-version",
+        says: "x-berth-version".to_owned(),
     });
     list
 }
@@ -253,7 +259,7 @@ fn unusable_messages_are_refused_kept_with_their_reason_and_stop_nobody() {
             assert_eq!(error["retryable"], false, "{what}: {answer}");
             let text = error["message"].as_str().unwrap_or_default();
             assert!(
-                text.contains(case.says),
+                text.contains(&case.says),
                 "{what}: no {:?} in {text:?}",
                 case.says
             );
@@ -270,7 +276,7 @@ fn unusable_messages_are_refused_kept_with_their_reason_and_stop_nobody() {
             )
             .await?;
             assert!(
-                dead.reason.contains(case.says),
+                dead.reason.contains(&case.says),
                 "{what}: no {:?} in {:?}",
                 case.says,
                 dead.reason

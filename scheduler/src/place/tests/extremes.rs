@@ -103,11 +103,9 @@ fn absurd_numbers_do_not_overflow() {
         let decision = place(&wanted, &table, &mut scratch);
         let slow = Survey::by_host(&wanted, &table, |_| 0);
         assert_eq!(decision, Decision::of(&slow, &wanted, &table, |_| 0));
-        assert!(!decision.explain().is_empty() && !decision.to_string().is_empty());
+        assert!(!decision.to_string().is_empty());
         let answer = capacity(&wanted, &table, u64::MAX, &mut scratch);
         assert_eq!(answer.fits > 0, decision.chosen.is_some());
-        let many = place_many(&wanted, 3, &mut table, &mut scratch);
-        assert_eq!(many.first(), Some(&decision));
         table.debug_validate().unwrap();
     }
     // Sums beyond 64 bits are kept, so what was claimed can be given back.

@@ -43,7 +43,14 @@ fn host(number: u128, total: Resources) -> HostFacts {
 
 /// A table of hosts, each with so much claimed.
 fn table(hosts: impl IntoIterator<Item = (HostFacts, Resources)>) -> HostTable {
-    let mut table = HostTable::default();
+    table_with(Settings::default(), hosts)
+}
+
+fn table_with(
+    settings: Settings,
+    hosts: impl IntoIterator<Item = (HostFacts, Resources)>,
+) -> HostTable {
+    let mut table = HostTable::new(settings);
     for (facts, used) in hosts {
         let id = facts.id;
         table.upsert(facts);

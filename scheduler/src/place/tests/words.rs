@@ -80,56 +80,10 @@ fn whoever_asks_for_a_host_is_told_what_is_wrong_with_that_one() {
 }
 
 #[test]
-fn an_explained_refusal_reads_well() {
-    let wanted = Request {
-        zone: Some("west".to_owned()),
-        countables: [("PCI_gpu".into(), 1)].into(),
-        ..request(1, 1_024, 10)
-    };
-    assert_eq!(
-        decide(&wanted, &hosts_that_refuse()).explain(),
-        "\
-request       1 vCPU, 1024 MB of memory, 10 GB of disk
-              1 PCI_gpu
-              availability zone west
-hosts         4
-              enabled               removed 1, 3 left
-              alive                 removed 1, 2 left
-              cpu                   removed 0, 2 left
-              ram                   removed 1, 1 left
-              disk                  removed 0, 1 left
-              countable_resources   removed 1, 0 left
-              availability_zone     removed 0, 0 left
-              failed_recently       removed 0, 0 left
-chosen        none: no valid host was found
-nearest miss  hv3 (countable_resources): needs 1 PCI_gpu, 0 free of 0, 1 missing
-nearest miss  hv4 (ram): needs 1024 MB of memory, 876 free of 5376, 148 missing
-nearest miss  hv2 (alive): its heartbeats do not arrive"
-    );
-}
-
-#[test]
-fn an_explained_choice_reads_well() {
+fn a_choice_names_its_score_and_the_runner_up() {
     let mut table = hosts_that_refuse();
     table.set_builds_in_flight(host_id(3), 2).unwrap();
     let chosen = decide(&request(1, 512, 10), &table);
-    assert_eq!(
-        chosen.explain(),
-        "\
-request       1 vCPU, 512 MB of memory, 10 GB of disk
-hosts         4
-              enabled               removed 1, 3 left
-              alive                 removed 1, 2 left
-              cpu                   removed 0, 2 left
-              ram                   removed 0, 2 left
-              disk                  removed 0, 2 left
-              failed_recently       removed 0, 2 left
-chosen        hv4, score 908.100 (ram 876.000, cpu 32.000, disk 0.100)
-runner-up     hv3, score 896.100 (ram 1376.000, cpu 32.000, disk 0.100, io_ops -512.000)
-alternates    hv3
-nearest miss  hv2 (alive): its heartbeats do not arrive
-nearest miss  hv1 (enabled): it is disabled"
-    );
     assert_eq!(
         chosen.operator_text(),
         "hv4 was chosen for 1 vCPU, 512 MB of memory, 10 GB of disk: 4 hosts; enabled removed 1; alive removed 1; \
