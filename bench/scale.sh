@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What many hosts cost the scheduler: its processor time while 1,000 simulated agents send heartbeats every 10 s, and
-# its memory over a database of 10,000 hosts and 100,000 instances. Run as root; each ends within 3 minutes after the
+# its memory over a database of 10,000 hosts and 100,000 instances. Run as root; each ends within 4 minutes after the
 # build.
 #
-#   bench heartbeats agents=… scheduler_cpu_pct=…        of one core, over 40 s without requests
+#   bench heartbeats agents=… scheduler_cpu_pct=…        of one core, over 40 s without requests; and again, over a
+#                                                        minute, with BENCH_PER_HOST (10) instances on each
 #   bench memory hosts=… instances=… rss_mib=…           after it has served requests
 #
 # scale.sh heartbeats|memory runs one of them. BENCH_AGENTS, BENCH_HOSTS, BENCH_INSTANCES change the sizes.
@@ -23,6 +24,13 @@ heartbeats() {
 		"$pct" $(($(metric berth_scheduler_heartbeats_total) - before)) "$(rss_mib "$scheduler")"
 	printf 'agents_cpu_ticks=%d agents_rss_mib=%s agents_threads=%d\n' $(($(cpu_ticks "$sim") - agents_before)) \
 		"$(rss_mib "$sim")" "$(awk '/^Threads:/ { print $2 }' "/proc/$sim/status")"
+	# The same with instances, of which every host tells all once a minute.
+	local instances=$((agents * ${BENCH_PER_HOST:-10}))
+	"$bin/berth-bench" --bus-url "$bus_url" load --count "$instances" --in-flight 256 --seconds 60 >&2
+	sleep 20
+	pct=$(cpu_pct "$scheduler" 60)
+	printf 'bench heartbeats agents=%d scheduler_cpu_pct=%s instances=%d seconds=60 scheduler_rss_mib=%s\n' "$agents" \
+		"$pct" "$instances" "$(rss_mib "$scheduler")"
 	end "$sim" "$scheduler"
 }
 
