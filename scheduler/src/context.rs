@@ -206,7 +206,12 @@ impl Writing<'_> {
         self.cloud.undo_to(attempt.mark);
         self.touched = attempt.touched;
         self.fresh.truncate(attempt.fresh);
-        self.decisions.truncate(attempt.decisions);
+        // No row will have them, and whoever asked for several hears of one.
+        for undone in self.decisions.drain(attempt.decisions..) {
+            if undone.decision.chosen.is_none() {
+                tracing::info!(instance = %undone.instance_id, why = undone.decision.summary, "no host was found");
+            }
+        }
         self.forgotten.truncate(attempt.forgotten);
         Ok(())
     }

@@ -73,7 +73,7 @@ async fn turn(
 
 /// Shows that this scheduler could lead, as long as its database answers. Never ends.
 async fn show(bus: &dyn Bus, store: &Store) {
-    let mut shown = None;
+    let mut shown: Option<Consumer> = None;
     loop {
         let could_lead = store.ping().await.is_ok();
         if !could_lead {
@@ -87,11 +87,28 @@ async fn show(bus: &dyn Bus, store: &Store) {
                 }
             };
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        // A consumer comes back after a lost connection only while somebody waits for what it brings, which is nothing.
+        let mut pause = std::pin::pin!(tokio::time::sleep(ASK_EVERY));
+        loop {
+            let brought = async {
+                match &mut shown {
+                    Some(consumer) => consumer.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut pause => break,
+                brought = brought => match brought {
+                    Some(delivery) => drop(delivery.ack().await),
+                    // The bus ends, and this with it.
+                    None => shown = None,
+                },
+            }
+        }
     }
 }
 
-/// Waits until this scheduler, which leads, should not: its database has not answered for long, and another scheduler
+/// Waits until this scheduler, whose turn it is, should leave it to another one: its database has not answered for long, and another scheduler
 /// could lead. Answers for how long.
 pub async fn gives_way(bus: &dyn Bus, store: &Store) -> Duration {
     let mut lost: Option<Instant> = None;

@@ -3,8 +3,8 @@
 //! ```text
 //!            heard                      silent for long
 //!   (new) ─────────▶ up ───────────────────┬───────────▶ down
-//!                    ▲                     │ many at once  ▲
-//!                    │ heard               ▼               │ the others are back
+//!                    ▲                     │ many at once  ▲ the others are back, or
+//!                    │ heard               ▼               │ others are heard, these not for very long
 //!                    └──────────────── suspected ──────────┘
 //! ```
 //!

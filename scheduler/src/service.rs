@@ -153,6 +153,8 @@ async fn take_over(
             .unwrap_or_default(),
         std::process::id()
     );
+    // Whoever is elected without a database must not keep the others from being it.
+    let mut gives_way = std::pin::pin!(leader::gives_way(bus.as_ref(), &store));
     loop {
         let taken = async {
             let epoch = leadership::take(store.pool(), &holder, Utc::now()).await?;
@@ -167,7 +169,11 @@ async fn take_over(
             seed_liveness(&context).await?;
             Ok::<_, StoreError>((context, fresh))
         };
-        let error = match taken.await {
+        let taken = tokio::select! {
+            taken = taken => taken,
+            silence = &mut gives_way => return Err(TaskError::GivesWay { silence }.into()),
+        };
+        let error = match taken {
             Ok((context, fresh)) => {
                 let epoch = context.epoch.get();
                 context.metrics.leads(epoch);

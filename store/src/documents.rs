@@ -389,7 +389,15 @@ fn observed(
             Expr::value(word("documents.observed_status", &status)?),
         )
         .col_expr(Column::Unconfirmed, unconfirmed)
-        .filter(Column::ObservedGeneration.lte(generation)))
+        .filter(Column::ObservedGeneration.lte(generation))
+        // Hosts repeat themselves every minute, and no row is written for that.
+        .filter(
+            Condition::any()
+                .add(Column::ObservedGeneration.lt(generation))
+                .add(Column::ObservedStatus.is_null())
+                .add(Column::ObservedStatus.ne(word("documents.observed_status", &status)?))
+                .add(Column::Unconfirmed.eq(true)),
+        ))
 }
 
 /// What a host said of a document.

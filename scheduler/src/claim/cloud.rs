@@ -58,6 +58,8 @@ pub struct Cloud {
     placed: HashMap<InstanceId, Placed>,
     groups: HashMap<ServerGroupId, BTreeMap<HostId, u64>>,
     builds: HashMap<HostId, u64>,
+    /// Which instances a host was blamed for already.
+    blamed: HashMap<InstanceId, HostId>,
     aggregates: Vec<Aggregate>,
     scratch: Scratch,
     undo: Vec<Undo>,
@@ -164,6 +166,13 @@ impl Cloud {
         self.place(instance, after);
     }
 
+    /// A host could not build an instance, which counts once however often it tries.
+    pub fn failed_to_build(&mut self, host: HostId, instance: InstanceId, now: Millis) {
+        if self.blamed.insert(instance, host) != Some(host) {
+            self.failed(host, now);
+        }
+    }
+
     /// A host could not build something. Not a row, so it stays whatever becomes of the transaction: it did happen.
     pub fn failed(&mut self, host: HostId, now: Millis) {
         if let Err(error) = self.table.record_failure(host, now) {
@@ -182,6 +191,7 @@ impl Cloud {
 
     /// Takes over which builds have failed, from another image: no row says it.
     pub fn take_failures(&mut self, other: &Self) {
+        self.blamed.clone_from(&other.blamed);
         for host in other.table.hosts() {
             if let Err(error) = self.table.set_failures(host.facts().id, host.failures()) {
                 tracing::debug!(%error, "a host with failed builds is gone");
@@ -192,6 +202,12 @@ impl Cloud {
     /// Forgets failed builds that count for nothing any more.
     pub fn forget_old_failures(&mut self, now: Millis) {
         self.table.forget_old_failures(now);
+        let placed = &self.placed;
+        self.blamed.retain(|instance, host| {
+            placed
+                .get(instance)
+                .is_some_and(|placed| placed.host == *host)
+        });
     }
 
     /// Takes over whose heartbeats arrive.

@@ -17,8 +17,7 @@ use berth_common::{
     telemetry::error_chain,
 };
 use berth_store::{StoreError, UniqueWhat, documents, hosts};
-use futures::{FutureExt as _, future::OptionFuture};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{decode, gather, next};
 use crate::{
@@ -44,22 +43,22 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
     let mut waiting: HashMap<HostId, News> = HashMap::new();
     let mut urgent = false;
     let mut flushed = Instant::now();
-    // One transaction at a time, and heartbeats are noted meanwhile: it may wait long for an absent database.
-    let mut writing = OptionFuture::default();
-    let mut is_writing = false;
+    // One transaction at a time, and heartbeats are noted meanwhile: it may wait long for an absent database. A task of
+    // its own, so that nothing that happens here keeps it from ending its transaction.
+    let mut writing: Option<AbortOnDropHandle<Vec<News>>> = None;
     loop {
         let is_time = urgent || flushed.elapsed() >= FLUSH_EVERY;
-        if is_time && !is_writing && !waiting.is_empty() {
+        if is_time && writing.is_none() && !waiting.is_empty() {
             urgent = false;
-            is_writing = true;
             let news: Vec<News> = waiting.drain().map(|(_, news)| news).collect();
-            writing = Some(write_all(&context, news).boxed()).into();
+            let context = Arc::clone(&context);
+            let task = tokio::spawn(async move { write_all(&context, news).await });
+            writing = Some(AbortOnDropHandle::new(task));
         }
         let delivery = tokio::select! {
             delivery = next(&mut consumer, &cancel) => delivery,
-            Some(later) = &mut writing => {
-                writing = OptionFuture::default();
-                is_writing = false;
+            later = written(&mut writing) => {
+                writing = None;
                 flushed = Instant::now();
                 for one in later {
                     again(&mut waiting, one);
@@ -83,8 +82,18 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
             }
         }
     }
-    writing.await;
     Ok(())
+}
+
+/// What the write that is under way could not write down; never, if none is.
+async fn written(writing: &mut Option<AbortOnDropHandle<Vec<News>>>) -> Vec<News> {
+    match writing {
+        None => std::future::pending().await,
+        Some(task) => task.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "writing heartbeats down ended before its time");
+            Vec::new()
+        }),
+    }
 }
 
 /// What could not be written waits again; a later word of the same host is the better one.

@@ -56,6 +56,8 @@ enum Outcome {
     Poison(Refusal),
     /// A scheduler's word to itself.
     Nothing,
+    /// The database is away, and nobody waits for an answer: it waits, and holds nobody up.
+    Waits,
 }
 
 /// Why a batch, or a request, could not be served.
@@ -103,22 +105,35 @@ pub async fn run(
 ) -> Result<(), BusError> {
     let answers = Arc::new(Semaphore::new(ANSWERS));
     let mut first = first;
+    let mut waiting: Vec<Delivery> = Vec::new();
     loop {
         let one = match first.take() {
             Some(delivery) => Some(delivery),
-            None => next(&mut consumer, &cancel).await,
+            None => tokio::select! {
+                delivery = next(&mut consumer, &cancel) => match delivery {
+                    Some(delivery) => Some(delivery),
+                    // Unsettled deliveries go back to the queue, to whoever serves it next.
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(RETRY_PAUSE), if !waiting.is_empty() => None,
+            },
         };
-        let Some(one) = one else { return Ok(()) };
         let started = Instant::now();
-        let deliveries = gather(one, &mut consumer, PREFETCH);
+        let mut deliveries = std::mem::take(&mut waiting);
+        if let Some(one) = one {
+            deliveries.extend(gather(one, &mut consumer, PREFETCH));
+        }
         let batch: Vec<Asked> = deliveries.iter().map(Asked::from).collect();
         context.metrics.batch(batch.len());
-        let Some(outcomes) = serve(&context, &batch, &cancel).await else {
-            // Unsettled deliveries go back to the queue, to whoever serves it next.
+        let Some(outcomes) = serve(&context, &batch).await else {
             return Ok(());
         };
         let seconds = started.elapsed().as_secs_f64();
         for ((delivery, asked), outcome) in deliveries.into_iter().zip(batch).zip(outcomes) {
+            if matches!(outcome, Outcome::Waits) {
+                waiting.push(delivery);
+                continue;
+            }
             let answer = settle(&context, &asked.message, delivery, outcome, seconds).await;
             if let Some(answer) = answer
                 && asked.message.reply_to.is_some()
@@ -130,6 +145,12 @@ pub async fn run(
                     drop(permit);
                 });
             }
+        }
+        if !waiting.is_empty() {
+            tracing::warn!(
+                requests = waiting.len(),
+                "the database is out of reach; requests that want no answer wait"
+            );
         }
     }
 }
@@ -148,6 +169,8 @@ async fn settle(
             delivery.ack().await;
             None
         }
+        // It goes back to the queue.
+        Outcome::Waits => None,
         Outcome::Answered(result) => {
             let code = result.as_ref().err().map(|refusal| refusal.code);
             context.metrics.request(&request.method, code, seconds);
@@ -198,11 +221,15 @@ async fn send_answer(context: &Context, request: &Message, result: Result<Value,
             bytes,
             "an answer is too large to be sent"
         );
+        let advice = if methods::only_reads(&request.method) {
+            "ask for less at once, where the request has a `limit`"
+        } else {
+            "it was carried out, or refused; a list shows which"
+        };
         let refusal = Refusal::new(
             RefusalCode::TooLarge,
             format!(
-                "the answer would have {bytes} bytes, and a message has at most {limit}: ask for less at once, where the \
-                 request has a `limit`"
+                "the answer would have {bytes} bytes, and a message has at most {limit}: {advice}"
             ),
         );
         sent = publish(Err(refusal)).await;
@@ -226,11 +253,7 @@ async fn send_answer(context: &Context, request: &Message, result: Result<Value,
 ///
 /// Reads would cut the changes into as many transactions. None of them was answered before the changes came, so each may
 /// see them.
-async fn serve(
-    context: &Context,
-    batch: &[Asked],
-    cancel: &CancellationToken,
-) -> Option<Vec<Outcome>> {
+async fn serve(context: &Context, batch: &[Asked]) -> Option<Vec<Outcome>> {
     let mut outcomes = BTreeMap::new();
     let (mut changes, mut reads) = (Vec::new(), Vec::new());
     for (place, asked) in batch.iter().enumerate() {
@@ -261,16 +284,16 @@ async fn serve(
                 }
             }
             if let Some(((place, first), others)) = run.split_first() {
-                outcomes.insert(*place, by_itself(context, first, cancel).await?);
+                outcomes.insert(*place, by_itself(context, first).await?);
                 rest = others;
             }
         }
         for (place, asked) in rest {
             // Each would wait as long as the first one did.
-            let outcome = if is_database_away && asked.message.reply_to.is_some() {
-                Outcome::Answered(Err(unavailable()))
+            let outcome = if is_database_away {
+                without_answer(asked).unwrap_or_else(|| Outcome::Answered(Err(unavailable())))
             } else {
-                by_itself(context, asked, cancel).await?
+                by_itself(context, asked).await?
             };
             outcomes.insert(*place, outcome);
         }
@@ -303,32 +326,29 @@ fn is_away(error: &ClaimError) -> bool {
     matches!(error, ClaimError::Store(cause) if cause.retryable())
 }
 
-/// Serves one request, again and again while the database is out of reach and its sender waits for no answer. `None`:
-/// this scheduler ends.
-async fn by_itself(
-    context: &Context,
-    asked: &Asked,
-    cancel: &CancellationToken,
-) -> Option<Outcome> {
-    loop {
-        let error = match one(context, asked).await {
-            Ok(outcome) => return Some(outcome),
-            Err(Trouble::Fenced) => return None,
-            Err(Trouble::Failed(error)) => error,
-        };
-        if !is_away(&error) || asked.message.reply_to.is_some() {
-            return Some(Outcome::Answered(Err(error.refusal())));
+/// Serves one request. `None`: this scheduler ends.
+async fn by_itself(context: &Context, asked: &Asked) -> Option<Outcome> {
+    match one(context, asked).await {
+        Ok(outcome) => Some(outcome),
+        Err(Trouble::Fenced) => None,
+        Err(Trouble::Failed(error)) => {
+            let waits = is_away(&error).then(|| without_answer(asked)).flatten();
+            Some(waits.unwrap_or_else(|| Outcome::Answered(Err(error.refusal()))))
         }
-        if methods::only_reads(&asked.message.method) {
-            // Nobody wants to know.
-            return Some(Outcome::Nothing);
-        }
-        if cancel.is_cancelled() {
-            return None;
-        }
-        tracing::warn!(method = asked.message.method, error = %error_chain(&error), "the database is out of reach; the request waits");
-        tokio::time::sleep(RETRY_PAUSE).await;
     }
+}
+
+/// What becomes of a request that wants no answer while the database is away.
+fn without_answer(asked: &Asked) -> Option<Outcome> {
+    if asked.message.reply_to.is_some() {
+        return None;
+    }
+    // Nobody wants to know what it would read.
+    Some(if methods::only_reads(&asked.message.method) {
+        Outcome::Nothing
+    } else {
+        Outcome::Waits
+    })
 }
 
 async fn one(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
@@ -375,7 +395,7 @@ async fn write(context: &Context, batch: &[&Asked]) -> Result<Vec<Outcome>, Trou
             };
             match answers {
                 Ok(answers) => outcomes.extend(answers.into_iter().map(encode)),
-                Err(ClaimError::Refused(refusal)) => {
+                Err(ClaimError::Refused(refusal)) if single => {
                     // The transaction may be spoilt; nothing else is in it.
                     return Ok(vec![Outcome::Answered(Err(refusal))]);
                 }

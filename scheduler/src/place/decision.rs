@@ -25,8 +25,6 @@ pub struct Decision {
     pub chosen: Option<ScoredHost>,
     /// The second best.
     pub runner_up: Option<ScoredHost>,
-    /// The next best hosts, best first, for when the chosen one fails.
-    pub alternates: Vec<Alternate>,
     /// The hosts that came nearest to fitting, nearest first: the one that was asked for by name, then those rejected
     /// by the latest filter, and of these those that lack least.
     pub nearest: Vec<NearMiss>,
@@ -63,17 +61,6 @@ pub struct ScoredHost {
     pub parts: ScoreParts,
 }
 
-/// A host to try when the chosen one fails.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Alternate {
-    /// Its id.
-    pub host_id: HostId,
-    /// Its name.
-    pub host: HostName,
-    /// Its score, in thousandths of a point.
-    pub score: i64,
-}
-
 /// A host that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearMiss {
@@ -104,14 +91,6 @@ impl Decision {
                 host: host.facts().name.clone(),
                 score: parts.total(),
                 parts,
-            }
-        };
-        let alternate = |slot: &HostIndex| {
-            let host = table.at(*slot);
-            Alternate {
-                host_id: host.facts().id,
-                host: host.facts().name.clone(),
-                score: weigh::parts(request, host, settings).total(),
             }
         };
         let near_miss = |slot: &HostIndex| {
@@ -149,13 +128,6 @@ impl Decision {
                 .collect(),
             chosen: survey.best.values().next().map(scored),
             runner_up: survey.best.values().nth(1).map(scored),
-            alternates: survey
-                .best
-                .values()
-                .skip(1)
-                .take(settings.alternates)
-                .map(alternate)
-                .collect(),
             nearest: requested
                 .iter()
                 .chain(others)

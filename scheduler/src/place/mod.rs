@@ -37,7 +37,7 @@ mod words;
 
 pub use amounts::Resource;
 pub use capacity::{CapacityAnswer, capacity};
-pub use decision::{Alternate, Asked, Decision, NearMiss, Removed, ScoredHost};
+pub use decision::{Asked, Decision, NearMiss, Removed, ScoredHost};
 pub use failures::{FailureCount, FailureHistory, Millis};
 pub use filter::FilterName;
 pub use host::{Admission, Host, HostFacts, Inventory};

@@ -47,7 +47,7 @@ pub(super) fn survey(request: &Request, table: &HostTable, scratch: &mut Scratch
         // Nobody has ever asked for 2 PiB of memory; whoever does gets the exact answer, slowly.
         return Survey::by_host(request, table, |_| 0);
     }
-    let mut survey = Survey::new(table.settings());
+    let mut survey = Survey::new();
     code(&table.columns, needed, &mut scratch.codes);
     count(&scratch.codes, &mut survey);
     scratch.remaining.set_from_high_bits(&scratch.codes);

@@ -116,13 +116,6 @@ pub struct Settings {
     pub failure_half_life: Millis,
     /// A host gets nothing while its failed builds count for more than this. 3.0: the fourth in a row shuts it out.
     pub max_failures: FailureCount,
-    /// How many next best hosts a decision names, for retries; at most [`Settings::MAX_ALTERNATES`]. 3.
-    pub alternates: usize,
-}
-
-impl Settings {
-    /// The most alternates a decision names: retries are bounded.
-    pub const MAX_ALTERNATES: usize = 16;
 }
 
 impl Default for Settings {
@@ -131,7 +124,6 @@ impl Default for Settings {
             weights: Weights::default(),
             failure_half_life: Millis(10 * 60 * 1000),
             max_failures: FailureCount::whole(3),
-            alternates: 3,
         }
     }
 }

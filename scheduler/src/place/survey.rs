@@ -11,7 +11,6 @@ use super::{
     mix,
     podium::Podium,
     request::Request,
-    settings::Settings,
     table::HostTable,
     weigh,
 };
@@ -30,19 +29,17 @@ pub(super) type NearKey = (Reverse<u8>, u64, u128);
 pub(super) struct Survey {
     /// How many hosts each filter removed, by its code.
     pub(super) removed: [usize; COUNT],
-    /// The best hosts that fit: the chosen one, and the alternates.
+    /// The best hosts that fit: the chosen one, and the runner-up.
     pub(super) best: Podium<BestKey, HostIndex>,
     /// The hosts that came nearest to fitting.
     pub(super) nearest: Podium<NearKey, HostIndex>,
 }
 
 impl Survey {
-    pub(super) fn new(settings: &Settings) -> Self {
-        // The runner-up is told even where no alternates are wanted.
-        let others = settings.alternates.clamp(1, Settings::MAX_ALTERNATES);
+    pub(super) fn new() -> Self {
         Self {
             removed: [0; COUNT],
-            best: Podium::new(1 + others),
+            best: Podium::new(2),
             nearest: Podium::new(NEAREST),
         }
     }
@@ -53,7 +50,7 @@ impl Survey {
         table: &HostTable,
         imagined: impl Fn(HostIndex) -> u64,
     ) -> Self {
-        let mut survey = Self::new(table.settings());
+        let mut survey = Self::new();
         for slot in table.all_slots() {
             let question = Question {
                 request,

@@ -188,17 +188,12 @@ async fn apply(
             known.due = true;
         }
         Meaning::Current => {
-            // Hosts repeat themselves every minute, and nothing is written for that.
-            let is_news = document.observed_generation != report.generation
-                || document.observed_status != Some(report.status);
-            if is_news {
-                known.observations.push(Observation {
-                    host_id: host,
-                    key: report.key,
-                    generation: report.generation,
-                    status: report.status,
-                });
-            }
+            known.observations.push(Observation {
+                host_id: host,
+                key: report.key,
+                generation: report.generation,
+                status: report.status,
+            });
             let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
             if let Some(row) = row {
                 observe(writing, host, &row, report, document.spec_json.is_none()).await?;
@@ -336,10 +331,9 @@ async fn failed(
     let before = row.observed.fault.as_ref().filter(|_| {
         row.observed.status == Some(ConvergeStatus::Failed) && row.observed.generation == generation
     });
-    // What was told before may have got an end here.
+    // The words of the same fault may differ from pass to pass, and have got an end here.
     if let Some(before) = before
         && before.code == fault.code
-        && before.message.starts_with(&fault.message)
     {
         return Ok(Some(before.clone()));
     }

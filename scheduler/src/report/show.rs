@@ -203,6 +203,7 @@ pub async fn host_list(
     if let Some(limit) = request.limit {
         names.truncate(usize::try_from(limit.clamp(1, 1000)).unwrap_or(usize::MAX));
     }
+    let more = names.len() < before;
     let ids: Vec<HostId> = names.iter().map(|(_, id)| *id).collect();
     let all = claims::of_hosts(db, &ids).await?;
     let mut by_host: BTreeMap<HostId, Vec<&ClaimRow>> = BTreeMap::new();
@@ -217,11 +218,9 @@ pub async fn host_list(
         .iter()
         .map(|row| host_view(context, row, claims_of(row.id), &aggregates))
         .collect();
-    if request.limit.is_some() {
-        cut(&mut hosts)?;
-    }
+    let is_cut = request.limit.is_some() && cut(&mut hosts)?;
     Ok(HostListReply {
-        more: hosts.len() < before,
+        more: more || is_cut,
         hosts,
     })
 }

@@ -1,6 +1,9 @@
 //! Who leads, who is alive, and what becomes of a leader that another one replaced.
 
+use std::sync::Arc;
+
 use berth_common::{
+    bus::{Bus as _, QueueDecl, topology::STANDBY},
     document::Kind,
     message::{
         report::{ConvergeStatus, PowerState, Report},
@@ -12,11 +15,13 @@ use berth_common::{
 };
 use berth_scheduler::{
     claim::{ClaimError, instances::create::create},
+    leader,
     report::apply,
     service::TaskError,
 };
 use berth_store::StoreError;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ask::{delete, several, small},
@@ -237,4 +242,33 @@ async fn a_restart_forgives_those_who_were_alive() {
     cloud.crash_scheduler().await;
     cloud.ok(small("at-once")).await;
     assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_that_stands_by_shows_it_also_after_its_connection_was_lost() {
+    let cloud = Cloud::start().await;
+    let bus = Arc::new(cloud.broker.connect());
+    let shown = async || {
+        let consumers = bus.consumer_count(STANDBY).await.unwrap();
+        consumers.unwrap_or_default()
+    };
+    let standby = Arc::new(cloud.broker.connect());
+    let store = cloud.context().store.clone();
+    let cancel = CancellationToken::new();
+    let (its_bus, its_cancel) = (Arc::clone(&standby), cancel.clone());
+    let waits = tokio::spawn(async move {
+        let queue = QueueDecl::scheduler();
+        let mut consumer = its_bus.consume(&queue, 1).await.unwrap();
+        leader::wait(its_bus.as_ref(), &store, &mut consumer, &its_cancel).await
+    });
+    wait_until("it shows that it stands by", async || shown().await == 1).await;
+    for _ in 0..2 {
+        standby.disconnect();
+        wait_until("nobody stands by", async || shown().await == 0).await;
+        standby.reconnect();
+        wait_until("it shows itself again", async || shown().await == 1).await;
+    }
+    cancel.cancel();
+    assert!(waits.await.unwrap().is_none(), "it was never its turn");
+    wait_until("nobody stands by", async || shown().await == 0).await;
 }

@@ -15,11 +15,12 @@ use berth_common::{
     refusal::RefusalCode,
     units::{Generation, MemoryMb, Vcpus},
 };
+use berth_store::documents;
 use serde_json::json;
 
 use crate::{
     ask::{delete, instance, network},
-    cloud::{Cloud, LIMIT},
+    cloud::{Cloud, LIMIT, wait_until},
     host::{Host, key},
 };
 
@@ -645,4 +646,26 @@ async fn what_waits_for_a_host_that_is_down_says_so_and_goes_on_when_it_is_back(
         .wait_for_instance(built.id, "as before", |view| view.progress.is_none())
         .await;
     assert_eq!(cloud.show(request.id).await.vm_state, VmState::Building);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_started_anew_says_the_same_again_and_nothing_lags() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let request = instance("web-1", 512, json!([]));
+    cloud.ok(request.clone()).await;
+    let lagging = async || documents::lag_count(cloud.pool()).await.unwrap();
+    for _ in 0..2 {
+        let document = host.next_about(request.id).await;
+        host.carry_out(&document, PowerState::Running).await;
+        wait_until("nothing lags", async || lagging().await == 0).await;
+        let before = cloud.show(request.id).await;
+        // It has its journal, and is told everything again, since nobody knows that.
+        host.session += 1;
+        host.sequence = 0;
+        host.tell(&cloud).await;
+        wait_until("it is told again", async || lagging().await == 1).await;
+        let after = cloud.show(request.id).await;
+        assert_eq!(after.updated_at, before.updated_at, "nothing of it changed");
+    }
 }

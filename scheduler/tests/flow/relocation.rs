@@ -668,3 +668,34 @@ async fn a_host_that_says_it_is_ill_gets_what_no_other_can_take() {
     let view = cloud.ok(small("second")).await;
     assert_eq!(view.host.unwrap().as_str(), "ill", "it has most room");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_instance_that_fails_again_and_again_does_not_shut_its_host_out() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let request = small("stuck");
+    cloud.ok(request.clone()).await;
+    let document = host.next_about(request.id).await;
+    for free in 0..6 {
+        // Its next pass, with the room there is then.
+        host.report(
+            document.key(),
+            document.generation(),
+            ConvergeStatus::Converging,
+            PowerState::Nostate,
+        )
+        .await;
+        cloud
+            .wait_for_instance(request.id, "building", |view| {
+                view.vm_state == VmState::Building
+            })
+            .await;
+        let text = format!("{free} bytes are free");
+        host.fail(&document, FaultCode::DiskFull, &text).await;
+        let view = fails(&cloud, request.id).await;
+        assert!(view.fault.unwrap().message.starts_with(&text));
+    }
+    let view = cloud.ok(small("next")).await;
+    assert_eq!(view.host.unwrap().as_str(), "hv1");
+    assert_sound(&cloud).await;
+}

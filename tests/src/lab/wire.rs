@@ -1,4 +1,5 @@
-//! A connection that can be cut, or go silent: everything of a cloud reaches the broker through it.
+//! A connection that can be cut, or go silent: everything of a cloud reaches the broker through one, and what a test
+//! puts behind another.
 
 use std::{net::SocketAddr, time::Duration};
 

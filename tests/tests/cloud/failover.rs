@@ -18,10 +18,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 use berth_common::{
-    bus::RpcClient,
+    bus::{Bus as _, Message, RpcClient, Target},
     ids::InstanceId,
     message::{
-        request::{InstanceCreate, Method, Reply},
+        request::{HostEnable, InstanceCreate, Method, Reply},
         view::{InstanceView, VmState},
     },
     refusal::{Refusal, RefusalCode},
@@ -151,7 +151,7 @@ fn check(store: Store, fault: Fault) {
 /// Its connection is gone, and requests that it held were served by the other one: it must not serve them too.
 ///
 /// It ends by itself also when it only looks who leads, which it does every few seconds; so what it may not do is asked
-/// of the database: not one row was changed through a connection of its own.
+/// of the database: not one row was changed through a connection that it had when it was frozen.
 async fn the_one_that_wakes_up_is_fenced(
     cloud: &mut TestCloud,
     places: &BTreeMap<InstanceId, String>,
@@ -175,12 +175,15 @@ async fn the_one_that_wakes_up_is_fenced(
         last.contains("another scheduler took over from this one, which was leader number 1"),
         "{last}"
     );
-    wait_for("the new leader to write", FENCED_LIMIT, async || {
-        let writers = cloud.writers().await?;
-        Ok(Seen::when(!writers.is_empty(), writers))
-    })
-    .await?;
+    // The new one writes, and that is noted.
+    let host = cloud.hosts().await?.pop().context("no hosts")?.name;
+    cloud
+        .call(&HostEnable {
+            host: host.to_string(),
+        })
+        .await?;
     let writers = cloud.writers().await?;
+    assert!(!writers.is_empty());
     let by_the_old: Vec<_> = writers
         .iter()
         .filter(|(_, port)| sessions.contains(port))
@@ -299,8 +302,22 @@ fn a_leader_that_loses_its_database_gives_way_to_one_that_has_it() {
         };
         let before = cloud.call(&before).await?;
 
-        // Alone it stays, and says what is wrong.
+        // Alone it stays, and says what is wrong, also while a request waits that wants no answer.
         wire.silence();
+        let unanswered = InstanceCreate {
+            name: "unanswered".parse()?,
+            ..template(cloud)?
+        };
+        let message = Message::new(
+            InstanceCreate::NAME,
+            InstanceCreate::VERSION,
+            "tests",
+            &unanswered,
+        )?;
+        cloud
+            .bus
+            .publish(Target::queue("scheduler"), message)
+            .await?;
         let refusal = wait_refused(cloud, RefusalCode::Unavailable).await?;
         ensure!(refusal.message.contains("database"), "{refusal}");
         let mut standby = cloud.scheduler.second();
@@ -319,7 +336,7 @@ fn a_leader_that_loses_its_database_gives_way_to_one_that_has_it() {
         let last = log.lines().last().unwrap_or_default();
         assert!(last.contains("this one gives way"), "{last}");
         wait_leads(cloud.standby()?, 3).await?;
-        for id in [before.id, view.id] {
+        for id in [before.id, unanswered.id, view.id] {
             cloud.wait_active(id).await?;
         }
         // Started anew it waits for its database, and stands by when that is back.

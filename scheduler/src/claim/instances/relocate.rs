@@ -80,7 +80,7 @@ pub async fn give_up(
     // What libvirt refuses may be refused everywhere: it is held against the host once another one has built it.
     if is_held_against_host(fault.code) {
         let now = writing.context().millis();
-        writing.cloud.failed(from, now);
+        writing.cloud.failed_to_build(from, row.id, now);
     }
     let most = writing.context().config.max_attempts;
     if row.attempt >= most {

@@ -54,7 +54,6 @@ fn extreme_settings() -> Settings {
         },
         failure_half_life: Millis(u64::MAX),
         max_failures: FailureCount(u64::MAX),
-        alternates: usize::MAX,
     }
 }
 

@@ -238,9 +238,8 @@ pub(super) fn any_settings() -> impl Strategy<Value = Settings> {
             build_failures: Multiplier::thousandths(failures * 1000),
         })
     ];
-    (weights, 0_usize..5, 0_u64..2_000).prop_map(|(weights, alternates, half_life)| Settings {
+    (weights, 0_u64..2_000).prop_map(|(weights, half_life)| Settings {
         weights,
-        alternates,
         failure_half_life: Millis(half_life),
         ..Settings::default()
     })
