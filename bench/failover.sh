@@ -13,12 +13,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 psql_server() { PGPASSWORD=berth psql -X -q -d "${BERTH_TEST_POSTGRES}postgres" -c "$1"; }
 
+leads() { (($(metric berth_scheduler_leader) == 1)); }
+
 failover() {
 	local mode=$1 database=berth_bench_${$}_$1 first second
 	psql_server "CREATE DATABASE $database"
 	databases+=("$database")
 	start_scheduler "first-$mode" "$BERTH_TEST_POSTGRES$database"
 	first=$scheduler@$listen
+	wait_for "the first scheduler to lead" "$start_limit" leads
 	start_scheduler "second-$mode" "$BERTH_TEST_POSTGRES$database"
 	second=$scheduler@$listen
 	listen=${first#*@}
