@@ -108,8 +108,8 @@ async fn show(bus: &dyn Bus, store: &Store) {
     }
 }
 
-/// Waits until this scheduler, whose turn it is, should leave it to another one: its database has not answered for long, and another scheduler
-/// could lead. Answers for how long.
+/// Waits until this scheduler, whose turn it is, should leave it to another one: its database has not answered for long,
+/// and another one could lead. Answers for how long.
 pub async fn gives_way(bus: &dyn Bus, store: &Store) -> Duration {
     let mut lost: Option<Instant> = None;
     loop {

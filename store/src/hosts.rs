@@ -244,6 +244,17 @@ pub async fn of_ids(db: &impl Executor, ids: &[HostId]) -> Result<Vec<HostRow>, 
     Ok(hosts)
 }
 
+fn read_name(id: String, name: String) -> Result<(HostId, HostName), StoreError> {
+    let row = RowReader {
+        table: TABLE,
+        id: &id,
+    };
+    Ok((
+        row.parsed("id", id.parse())?,
+        row.parsed("name", HostName::try_from(name))?,
+    ))
+}
+
 /// The names of all hosts after one, in order.
 ///
 /// # Errors
@@ -262,13 +273,9 @@ pub async fn names_after(
         .map_err(failed("hosts::names_after"))?;
     let mut names = Vec::with_capacity(found.len());
     for (id, name) in found {
-        let row = RowReader {
-            table: TABLE,
-            id: &id,
-        };
-        let name = row.parsed("name", HostName::try_from(name))?;
+        let (id, name) = read_name(id, name)?;
         if after.is_none_or(|after| name > *after) {
-            names.push((name, row.parsed("id", id.parse())?));
+            names.push((name, id));
         }
     }
     // Sorted here: the collations of the databases order names differently.
@@ -296,14 +303,8 @@ pub async fn names(
             .await
             .map_err(failed("hosts::names"))?;
         for (id, name) in found {
-            let row = RowReader {
-                table: TABLE,
-                id: &id,
-            };
-            names.insert(
-                row.parsed("id", id.parse())?,
-                row.parsed("name", HostName::try_from(name))?,
-            );
+            let (id, name) = read_name(id, name)?;
+            names.insert(id, name);
         }
     }
     Ok(names)

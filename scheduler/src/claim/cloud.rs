@@ -17,8 +17,8 @@ use berth_common::{
 use berth_store::aggregates::Aggregate;
 
 use crate::place::{
-    self, CapacityAnswer, Decision, Demand, FailureCount, HostFacts, HostTable, Millis, Request,
-    Resource, Scratch, Settings,
+    self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Resource,
+    Scratch, Settings,
 };
 
 /// Where an instance lies, and what it takes there.
@@ -58,8 +58,8 @@ pub struct Cloud {
     placed: HashMap<InstanceId, Placed>,
     groups: HashMap<ServerGroupId, BTreeMap<HostId, u64>>,
     builds: HashMap<HostId, u64>,
-    /// Which instances a host was blamed for already.
-    blamed: HashMap<InstanceId, HostId>,
+    /// Which hosts were blamed for an instance that is not built yet.
+    blamed: HashMap<InstanceId, BTreeSet<HostId>>,
     aggregates: Vec<Aggregate>,
     scratch: Scratch,
     undo: Vec<Undo>,
@@ -168,25 +168,21 @@ impl Cloud {
 
     /// A host could not build an instance, which counts once however often it tries.
     pub fn failed_to_build(&mut self, host: HostId, instance: InstanceId, now: Millis) {
-        if self.blamed.insert(instance, host) != Some(host) {
+        if self.blamed.entry(instance).or_default().insert(host) {
             self.failed(host, now);
         }
     }
 
+    /// An instance was built: nobody will be blamed for it any more.
+    pub fn was_built(&mut self, instance: InstanceId) {
+        self.blamed.remove(&instance);
+    }
+
     /// A host could not build something. Not a row, so it stays whatever becomes of the transaction: it did happen.
-    pub fn failed(&mut self, host: HostId, now: Millis) {
+    fn failed(&mut self, host: HostId, now: Millis) {
         if let Err(error) = self.table.record_failure(host, now) {
             tracing::debug!(%host, %error, "a failed build is not noted");
         }
-    }
-
-    /// How many failed builds are held against a host.
-    #[must_use]
-    pub fn failures(&self, host: HostId, now: Millis) -> FailureCount {
-        let half_life = self.table.settings().failure_half_life;
-        self.table.host(host).map_or(FailureCount(0), |host| {
-            host.failures().decayed(now, half_life)
-        })
     }
 
     /// Takes over which builds have failed, from another image: no row says it.
@@ -203,11 +199,7 @@ impl Cloud {
     pub fn forget_old_failures(&mut self, now: Millis) {
         self.table.forget_old_failures(now);
         let placed = &self.placed;
-        self.blamed.retain(|instance, host| {
-            placed
-                .get(instance)
-                .is_some_and(|placed| placed.host == *host)
-        });
+        self.blamed.retain(|instance, _| placed.contains_key(instance));
     }
 
     /// Takes over whose heartbeats arrive.

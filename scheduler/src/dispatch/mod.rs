@@ -241,7 +241,8 @@ enum Sent {
 }
 
 /// One round: publishes what is due, and answers how many that were. A document that could not be published waits
-/// for its next turn like any other, so that one host's trouble keeps others waiting for no longer than one publish may take.
+/// for its next turn like any other, so that one host's trouble keeps others waiting for no longer than one publish may
+/// take.
 async fn round(context: &Context) -> Result<usize, DispatchError> {
     let due = documents::lagging(context.store.pool(), Utc::now(), BATCH).await?;
     if due.is_empty() {

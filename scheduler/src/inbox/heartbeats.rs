@@ -17,6 +17,7 @@ use berth_common::{
     telemetry::error_chain,
 };
 use berth_store::{StoreError, UniqueWhat, documents, hosts};
+use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{decode, gather, next};
@@ -89,10 +90,13 @@ pub async fn run(context: Arc<Context>, cancel: CancellationToken) -> Result<(),
 async fn written(writing: &mut Option<AbortOnDropHandle<Vec<News>>>) -> Vec<News> {
     match writing {
         None => std::future::pending().await,
-        Some(task) => task.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "writing heartbeats down ended before its time");
-            Vec::new()
-        }),
+        Some(task) => match task.await.map_err(JoinError::try_into_panic) {
+            Ok(later) => later,
+            // As if it had been written here.
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // Nobody else could have aborted it.
+            Err(Err(_)) => Vec::new(),
+        },
     }
 }
 

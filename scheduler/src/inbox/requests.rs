@@ -54,9 +54,16 @@ enum Outcome {
     Answered(Result<Value, Refusal>),
     /// Nobody could use it: it is refused and goes to `berth.dead`.
     Poison(Refusal),
-    /// A scheduler's word to itself.
+    /// A scheduler's word to itself, or a question whose answer nobody waits for.
     Nothing,
-    /// The database is away, and nobody waits for an answer: it waits, and holds nobody up.
+}
+
+/// How far a request of a batch got.
+#[derive(Debug)]
+enum Served {
+    /// That became of it.
+    Done(Outcome),
+    /// The database is away, and nobody waits for an answer: it is tried again, and holds nobody up.
     Waits,
 }
 
@@ -130,10 +137,13 @@ pub async fn run(
         };
         let seconds = started.elapsed().as_secs_f64();
         for ((delivery, asked), outcome) in deliveries.into_iter().zip(batch).zip(outcomes) {
-            if matches!(outcome, Outcome::Waits) {
-                waiting.push(delivery);
-                continue;
-            }
+            let outcome = match outcome {
+                Served::Done(outcome) => outcome,
+                Served::Waits => {
+                    waiting.push(delivery);
+                    continue;
+                }
+            };
             let answer = settle(&context, &asked.message, delivery, outcome, seconds).await;
             if let Some(answer) = answer
                 && asked.message.reply_to.is_some()
@@ -169,8 +179,6 @@ async fn settle(
             delivery.ack().await;
             None
         }
-        // It goes back to the queue.
-        Outcome::Waits => None,
         Outcome::Answered(result) => {
             let code = result.as_ref().err().map(|refusal| refusal.code);
             context.metrics.request(&request.method, code, seconds);
@@ -253,12 +261,12 @@ async fn send_answer(context: &Context, request: &Message, result: Result<Value,
 ///
 /// Reads would cut the changes into as many transactions. None of them was answered before the changes came, so each may
 /// see them.
-async fn serve(context: &Context, batch: &[Asked]) -> Option<Vec<Outcome>> {
-    let mut outcomes = BTreeMap::new();
+async fn serve(context: &Context, batch: &[Asked]) -> Option<Vec<Served>> {
+    let mut served = BTreeMap::new();
     let (mut changes, mut reads) = (Vec::new(), Vec::new());
     for (place, asked) in batch.iter().enumerate() {
         if let Some(outcome) = without_database(asked) {
-            outcomes.insert(place, outcome);
+            served.insert(place, Served::Done(outcome));
         } else if methods::only_reads(&asked.message.method) {
             reads.push((place, asked));
         } else {
@@ -270,42 +278,40 @@ async fn serve(context: &Context, batch: &[Asked]) -> Option<Vec<Outcome>> {
     let is_large = |(_, asked): &(usize, &Asked)| asked.message.method == InstanceCreateMany::NAME;
     let runs = changes.split_inclusive(is_large).chain(reads.chunks(1));
     for run in runs {
-        let mut rest = run;
+        let places = run.iter().map(|(place, _)| *place);
+        let run: Vec<&Asked> = run.iter().map(|(_, asked)| *asked).collect();
+        let mut done = Vec::new();
         if !is_database_away {
-            match together(context, run).await {
-                Ok(more) => {
-                    outcomes.extend(run.iter().map(|(place, _)| *place).zip(more));
-                    continue;
-                }
+            match together(context, &run).await {
+                Ok(outcomes) => done.extend(outcomes.into_iter().map(Served::Done)),
                 Err(Trouble::Fenced) => return None,
                 Err(Trouble::Failed(error)) => {
                     tracing::debug!(error = %error_chain(&error), "requests are served one by one");
                     is_database_away = is_away(&error);
+                    done.push(by_itself(context, run.first()?).await?);
                 }
             }
-            if let Some(((place, first), others)) = run.split_first() {
-                outcomes.insert(*place, by_itself(context, first).await?);
-                rest = others;
-            }
         }
-        for (place, asked) in rest {
-            // Each would wait as long as the first one did.
-            let outcome = if is_database_away {
-                without_answer(asked).unwrap_or_else(|| Outcome::Answered(Err(unavailable())))
+        for asked in run.iter().skip(done.len()) {
+            done.push(if is_database_away {
+                // Each would wait as long as the first one did.
+                while_away(asked)
             } else {
                 by_itself(context, asked).await?
-            };
-            outcomes.insert(*place, outcome);
+            });
         }
+        served.extend(places.zip(done));
     }
-    Some(outcomes.into_values().collect())
+    Some(served.into_values().collect())
 }
 
 /// Serves a run of changes in one transaction, or a single read.
-async fn together(context: &Context, run: &[(usize, &Asked)]) -> Result<Vec<Outcome>, Trouble> {
-    let run: Vec<&Asked> = run.iter().map(|(_, asked)| *asked).collect();
-    match run.as_slice() {
-        [one] if methods::only_reads(&one.message.method) => Ok(vec![read(context, one).await?]),
+async fn together(context: &Context, run: &[&Asked]) -> Result<Vec<Outcome>, Trouble> {
+    match run {
+        [one] if methods::only_reads(&one.message.method) => {
+            let shown = methods::show(context, &one.message).await;
+            Ok(vec![outcome(shown)?])
+        }
         run => write(context, run).await,
     }
 }
@@ -327,43 +333,24 @@ fn is_away(error: &ClaimError) -> bool {
 }
 
 /// Serves one request. `None`: this scheduler ends.
-async fn by_itself(context: &Context, asked: &Asked) -> Option<Outcome> {
-    match one(context, asked).await {
-        Ok(outcome) => Some(outcome),
+async fn by_itself(context: &Context, asked: &Asked) -> Option<Served> {
+    match together(context, &[asked]).await {
+        Ok(outcomes) => outcomes.into_iter().next().map(Served::Done),
         Err(Trouble::Fenced) => None,
-        Err(Trouble::Failed(error)) => {
-            let waits = is_away(&error).then(|| without_answer(asked)).flatten();
-            Some(waits.unwrap_or_else(|| Outcome::Answered(Err(error.refusal()))))
-        }
+        Err(Trouble::Failed(error)) if is_away(&error) => Some(while_away(asked)),
+        Err(Trouble::Failed(error)) => Some(Served::Done(Outcome::Answered(Err(error.refusal())))),
     }
 }
 
-/// What becomes of a request that wants no answer while the database is away.
-fn without_answer(asked: &Asked) -> Option<Outcome> {
+/// What becomes of a request while the database is away.
+fn while_away(asked: &Asked) -> Served {
     if asked.message.reply_to.is_some() {
-        return None;
-    }
-    // Nobody wants to know what it would read.
-    Some(if methods::only_reads(&asked.message.method) {
-        Outcome::Nothing
+        Served::Done(Outcome::Answered(Err(unavailable())))
+    } else if methods::only_reads(&asked.message.method) {
+        Served::Done(Outcome::Nothing)
     } else {
-        Outcome::Waits
-    })
-}
-
-async fn one(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
-    if let Some(outcome) = without_database(asked) {
-        return Ok(outcome);
+        Served::Waits
     }
-    if methods::only_reads(&asked.message.method) {
-        return read(context, asked).await;
-    }
-    let outcomes = write(context, &[asked]).await?;
-    Ok(outcomes.into_iter().next().unwrap_or(Outcome::Nothing))
-}
-
-async fn read(context: &Context, asked: &Asked) -> Result<Outcome, Trouble> {
-    Ok(outcome(methods::show(context, &asked.message).await)?)
 }
 
 /// A refusal is an answer; a failure of the database is the whole transaction's.

@@ -1,4 +1,4 @@
-//! What was decided and why, as plain data: stored as it is, and told later in words ([`super::words`]).
+//! What was decided and why, as plain data; [`super::words`] has the words, `report/decision.rs` what is kept and shown.
 
 use berth_common::{ids::HostId, message::view::Resources, names::HostName};
 

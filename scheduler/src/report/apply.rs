@@ -19,7 +19,7 @@ use crate::{
         ClaimError,
         instances::{
             networks_of,
-            relocate::{Relocation, built_elsewhere, give_up, is_leaving, move_on},
+            relocate::{Relocation, built, give_up, is_leaving, move_on},
         },
     },
     context::{Context, Writing},
@@ -284,7 +284,7 @@ async fn observe(
         _ => observed,
     };
     if observed.was_active && !row.observed.was_active {
-        built_elsewhere(writing, row, host);
+        built(writing, row);
     }
     // As `instances::building` reads it from the rows.
     let building = !observed.was_active && report.status != ConvergeStatus::Failed;

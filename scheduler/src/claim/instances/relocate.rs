@@ -27,7 +27,7 @@ use crate::{
         hints::{Asker, Lookups},
     },
     context::Writing,
-    place::{self, FailureCount},
+    place,
     report::decision,
 };
 
@@ -49,22 +49,18 @@ pub fn is_leaving(row: &InstanceRow, host: HostId) -> bool {
     row.failed_hosts.contains(&host)
 }
 
-/// A host with more failures than half a one, which is one a half-life ago, was blamed lately.
-const BLAMED: FailureCount = FailureCount(500);
-
 /// Whether a fault tells against the host before anybody knows whether another one does better.
 const fn is_held_against_host(code: FaultCode) -> bool {
     matches!(code, FaultCode::DiskFull | FaultCode::Network)
 }
 
-/// An instance runs at last: the hosts that could not build it are to blame, unless they were blamed lately.
-pub fn built_elsewhere(writing: &mut Writing<'_>, row: &InstanceRow, built_by: HostId) {
+/// An instance runs at last: the hosts that could not build it are to blame, those that were not blamed at once too.
+pub fn built(writing: &mut Writing<'_>, row: &InstanceRow) {
     let now = writing.context().millis();
-    for host in row.failed_hosts.iter().filter(|host| **host != built_by) {
-        if writing.cloud.failures(*host, now) < BLAMED {
-            writing.cloud.failed(*host, now);
-        }
+    for host in &row.failed_hosts {
+        writing.cloud.failed_to_build(*host, row.id, now);
     }
+    writing.cloud.was_built(row.id);
 }
 
 /// Decides what becomes of an instance whose host said that it cannot build it.
