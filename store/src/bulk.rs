@@ -3,7 +3,7 @@
 
 use sea_orm::{
     ActiveModelTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait,
-    Statement, Value,
+    QueryFilter, Statement, Value,
     sea_query::{Expr, OnConflict},
 };
 
@@ -62,6 +62,27 @@ pub(crate) fn row_lists<const N: usize>(
         .map(|rows| is_one_of(backend, table, columns, padded(rows.to_vec())))
         .collect();
     lists.into_iter()
+}
+
+/// Deletes the rows of a table in which several columns are as in one of these; answers how many. `what`: the call, for
+/// its errors.
+pub(crate) async fn delete_rows<E: EntityTrait, const N: usize>(
+    connection: &impl ConnectionTrait,
+    table: &'static str,
+    columns: [&'static str; N],
+    rows: Vec<[String; N]>,
+    what: &'static str,
+) -> Result<u64, StoreError> {
+    let mut count = 0;
+    for which in row_lists(connection.get_database_backend(), table, columns, rows) {
+        let deleted = E::delete_many()
+            .filter(which)
+            .exec(connection)
+            .await
+            .map_err(failed(what))?;
+        count += deleted.rows_affected;
+    }
+    Ok(count)
 }
 
 /// Said so that each database looks the rows up by its index: PostgreSQL if they are a table of values, SQLite if it is

@@ -196,18 +196,6 @@ pub async fn of_instances(
     Ok(claims)
 }
 
-/// The claims on a host.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn of_host(db: &impl Executor, id: HostId) -> Result<Vec<ClaimRow>, StoreError> {
-    load(
-        db,
-        Condition::all().add(claim::Column::HostId.eq(id.to_string())),
-    )
-    .await
-}
-
 /// The claims on some hosts.
 ///
 /// # Errors
@@ -219,14 +207,6 @@ pub async fn of_hosts(db: &impl Executor, ids: &[HostId]) -> Result<Vec<ClaimRow
         claims.append(&mut load(db, which).await?);
     }
     Ok(claims)
-}
-
-/// All claims, by host.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn all(db: &impl Executor) -> Result<Vec<ClaimRow>, StoreError> {
-    load(db, Condition::all()).await
 }
 
 /// All claims with the server groups of their instances, page by page in the order of the primary key: at most `limit`

@@ -565,15 +565,8 @@ pub async fn delete_settled_tombstones(
         .await
         .map_err(failed(WHAT))?;
     let rows = keys.into_iter().map(<[String; 3]>::from).collect();
-    let mut count = 0;
-    for which in bulk::row_lists(connection.get_database_backend(), TABLE, KEY, rows) {
-        let deleted = document::Entity::delete_many()
-            .filter(which)
-            .exec(&connection)
-            .await
-            .map_err(failed(WHAT))?;
-        count += deleted.rows_affected;
-    }
+    let count =
+        bulk::delete_rows::<document::Entity, _>(&connection, TABLE, KEY, rows, WHAT).await?;
     scope.finish().await?;
     Ok(count)
 }

@@ -3,8 +3,8 @@
 use berth_common::ids::{InstanceId, Nonce};
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, sea_query::OnConflict,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+    QuerySelect, sea_query::OnConflict,
 };
 use uuid::Uuid;
 
@@ -82,16 +82,9 @@ pub async fn forget_before(
         .await
         .map_err(failed(WHAT))?;
     let rows = keys.into_iter().map(<[String; 2]>::from).collect();
-    let backend = connection.get_database_backend();
-    let mut count = 0;
-    for which in bulk::row_lists(backend, "nonces", ["instance_id", "nonce"], rows) {
-        let deleted = nonce::Entity::delete_many()
-            .filter(which)
-            .exec(&connection)
-            .await
-            .map_err(failed(WHAT))?;
-        count += deleted.rows_affected;
-    }
+    let key = ["instance_id", "nonce"];
+    let count =
+        bulk::delete_rows::<nonce::Entity, _>(&connection, "nonces", key, rows, WHAT).await?;
     scope.finish().await?;
     Ok(count)
 }

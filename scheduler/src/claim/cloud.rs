@@ -199,7 +199,8 @@ impl Cloud {
     pub fn forget_old_failures(&mut self, now: Millis) {
         self.table.forget_old_failures(now);
         let placed = &self.placed;
-        self.blamed.retain(|instance, _| placed.contains_key(instance));
+        self.blamed
+            .retain(|instance, _| placed.contains_key(instance));
     }
 
     /// Takes over whose heartbeats arrive.

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
+use berth_common::message::placement::Points;
+
 use super::{
     amounts::Words, decision::Decision, filter::FilterName, request::Request, table::HostTable,
 };
@@ -57,17 +59,6 @@ impl Request {
             words.push(format!("not again on {}", hosts(self.excluded_hosts.len())));
         }
         words
-    }
-}
-
-/// Thousandths as a decimal.
-struct Points(i64);
-
-impl fmt::Display for Points {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = if self.0 < 0 { "-" } else { "" };
-        let thousandths = self.0.unsigned_abs();
-        write!(f, "{sign}{}.{:03}", thousandths / 1000, thousandths % 1000)
     }
 }
 

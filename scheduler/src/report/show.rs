@@ -183,7 +183,7 @@ pub async fn host(
     db: &impl Executor,
     row: &HostRow,
 ) -> Result<HostView, ClaimError> {
-    let claims = claims::of_host(db, row.id).await?;
+    let claims = claims::of_hosts(db, &[row.id]).await?;
     let aggregates = aggregates::all(db).await?;
     let claims: Vec<&ClaimRow> = claims.iter().collect();
     Ok(host_view(context, row, &claims, &aggregates))

@@ -24,7 +24,11 @@ use berth_scheduler::{
     metrics::SchedulerMetrics,
     service::{self, Flow, TaskError},
 };
-use berth_store::{Store, StoreConfig, leadership};
+use berth_store::{
+    Store, StoreConfig,
+    claims::{self, ClaimRow},
+    leadership,
+};
 use chrono::Utc;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -210,6 +214,12 @@ impl Cloud {
     pub(crate) async fn take_over(&mut self) -> Scheduler {
         let next = Scheduler::start(&self.broker, &self.directory, self.tweak).await;
         std::mem::replace(&mut self.scheduler, next)
+    }
+
+    /// All claims there are.
+    pub(crate) async fn claims(&self) -> Vec<ClaimRow> {
+        let page = claims::page_with_groups(self.pool(), None, u32::MAX).await;
+        page.unwrap().into_iter().map(|row| row.claim).collect()
     }
 
     pub(crate) async fn call<M: Method>(&self, request: M) -> Result<M::Reply, Refusal> {

@@ -14,7 +14,7 @@ use berth_common::{
     names::HostName,
     refusal::RefusalCode::{Invalid, NoValidHost, NotFound},
 };
-use berth_store::{claims, decisions};
+use berth_store::decisions;
 use serde_json::{Value, json};
 
 use crate::{
@@ -211,7 +211,7 @@ async fn asking_where_one_would_go_changes_nothing() {
         assert_eq!(decision.chosen.unwrap().host.as_str(), "large");
         assert_eq!(cloud.ok(capacity(&request)).await.fits, 2);
     }
-    assert!(claims::all(cloud.pool()).await.unwrap().is_empty());
+    assert!(cloud.claims().await.is_empty());
     let kept = decisions::of_instance(cloud.pool(), request.id, 10).await;
     assert!(kept.unwrap().is_empty());
     let all = InstanceList {

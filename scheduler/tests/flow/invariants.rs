@@ -458,14 +458,14 @@ impl World {
         }
         soundness::check(&self.cloud).await?;
         within_inventory(&self.cloud).await?;
-        Ok(claims::all(self.cloud.pool()).await.unwrap().pop())
+        Ok(self.cloud.claims().await.pop())
     }
 }
 
 /// What is claimed, by host.
 async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<InstanceId, Resources>> {
     let mut by_host: BTreeMap<HostId, BTreeMap<InstanceId, Resources>> = BTreeMap::new();
-    for claim in claims::all(cloud.pool()).await.unwrap() {
+    for claim in cloud.claims().await {
         let of_host = by_host.entry(claim.host_id).or_default();
         of_host.insert(claim.instance_id, claim.resources);
     }
@@ -474,7 +474,7 @@ async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<InstanceId, Resourc
 
 /// What is counted is never overcommitted, and nothing here takes any of it away from a host.
 async fn within_inventory(cloud: &Cloud) -> Checked {
-    let claims = claims::all(cloud.pool()).await.unwrap();
+    let claims = cloud.claims().await;
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let has: u64 = host.resources.iter().map(|inventory| inventory.total).sum();
         let on_host = claims.iter().filter(|claim| claim.host_id == host.id);

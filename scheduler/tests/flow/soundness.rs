@@ -13,7 +13,7 @@ use berth_scheduler::{
     place::{Resource, ResourceClass},
 };
 use berth_store::{
-    claims::{self, ClaimRole, ClaimRow},
+    claims::{ClaimRole, ClaimRow},
     documents, host_rows, hosts, instances, server_groups,
 };
 
@@ -32,7 +32,7 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
     }
     image.table().debug_validate()?;
 
-    let claims = claims::all(cloud.pool()).await.unwrap();
+    let claims = cloud.claims().await;
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let counted = image.table().host(host.id).unwrap();
         let on_host: Vec<&ClaimRow> = claims

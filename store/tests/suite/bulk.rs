@@ -130,7 +130,7 @@ async fn claims_inserted_at_once(database: Arc<TestDatabase>) {
         .map(|number| sample::instance(&format!("i{number}")))
         .collect();
     instances::insert_many(store.pool(), &owners).await.unwrap();
-    let read = async |txn: &Txn| claims::all(txn).await.unwrap();
+    let read = async |txn: &Txn| sample::claims(txn).await.unwrap();
     for size in SIZES {
         let rows: Vec<_> = owners[..size]
             .iter()
@@ -214,7 +214,7 @@ async fn of_many_rows_with_a_refused_one_none_is_there(database: Arc<TestDatabas
     instances::insert_many(db, &rows).await.unwrap();
     claims[299] = claims[0].clone();
     taken(claims::insert_many(db, &claims).await, UniqueWhat::Id);
-    assert_eq!(claims::all(db).await.unwrap(), []);
+    assert_eq!(sample::claims(db).await.unwrap(), []);
 
     let (one, mut two) = (
         sample::port(&instance, &network, 5),

@@ -148,7 +148,7 @@ fn sum<'a>(resources: impl Iterator<Item = &'a Resources>) -> Resources {
 
 async fn compare(store: &Store, instances: &[InstanceRow], hosts: &[HostId], model: &Model) {
     for (at, host) in hosts.iter().enumerate() {
-        let rows: Vec<ClaimRow> = claims::of_host(store.pool(), *host).await.unwrap();
+        let rows: Vec<ClaimRow> = claims::of_hosts(store.pool(), &[*host]).await.unwrap();
         let expected = sum(model
             .iter()
             .filter(|((_, on, _), _)| *on == at)

@@ -167,7 +167,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         .execute("UPDATE claims SET extra = '{\"gpu\":1}'")
         .await;
     check(
-        claims::all(db).await,
+        sample::claims(db).await,
         "claims",
         &format!("{id}/{host_id}/current"),
         "extra",
@@ -176,7 +176,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         .execute("UPDATE claims SET extra = NULL, role = 'past'")
         .await;
     check(
-        claims::all(db).await,
+        sample::claims(db).await,
         "claims",
         &format!("{id}/{host_id}/past"),
         "role",

@@ -82,7 +82,7 @@ async fn owned(db: &impl Executor, setup: &Setup) -> Owned {
             .await
             .unwrap()
             .len(),
-        claims: claims::of_host(db, setup.host).await.unwrap().len(),
+        claims: claims::of_hosts(db, &[setup.host]).await.unwrap().len(),
     }
 }
 

@@ -308,7 +308,7 @@ async fn claims_at_their_extremes(database: Arc<TestDatabase>) {
         [current, incoming]
     );
     claims::delete_of_instance(db, instance.id).await.unwrap();
-    assert_eq!(claims::all(db).await.unwrap(), []);
+    assert_eq!(sample::claims(db).await.unwrap(), []);
 }
 
 async fn documents_at_their_extremes(database: Arc<TestDatabase>) {

@@ -19,9 +19,9 @@ use berth_common::{
     units::{DiskGb, Generation, MemoryMb, Vcpus},
 };
 use berth_store::{
-    Executor, Store,
+    Executor, Store, StoreError,
     aggregates::AggregateRow,
-    claims::{ClaimRole, ClaimRow},
+    claims::{self, ClaimRole, ClaimRow},
     decisions::DecisionRow,
     documents::{self, DocumentRow, Observation},
     hosts,
@@ -261,4 +261,10 @@ pub(crate) async fn populate(store: &Store) -> (HostId, NetworkRow, InstanceRow)
         add_network(db, "blue").await,
         add_instance(db, "web").await,
     )
+}
+
+/// All claims there are.
+pub(crate) async fn claims(db: &impl Executor) -> Result<Vec<ClaimRow>, StoreError> {
+    let page = claims::page_with_groups(db, None, u32::MAX).await?;
+    Ok(page.into_iter().map(|row| row.claim).collect())
 }

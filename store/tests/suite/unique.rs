@@ -244,7 +244,7 @@ async fn claims_are_unique_by_instance_host_and_role(database: Arc<TestDatabase>
     claims::insert(db, &sample::claim(&instance, other, ClaimRole::Incoming))
         .await
         .unwrap();
-    assert_eq!(claims::of_host(db, host).await.unwrap().len(), 2);
+    assert_eq!(claims::of_hosts(db, &[host]).await.unwrap().len(), 2);
 }
 
 async fn a_refused_port_leaves_nothing_behind(database: Arc<TestDatabase>) {
