@@ -3,7 +3,7 @@
 //! A decision exists in two texts: one for operators, which names hosts, and one for owners of instances, which does
 //! not.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -187,6 +187,18 @@ pub struct ScorePart {
     pub weigher: String,
     /// Its part of the score.
     pub score: i64,
+}
+
+/// A score as people read it: thousandths of a point as a decimal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Points(pub i64);
+
+impl fmt::Display for Points {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let thousandths = self.0.unsigned_abs();
+        write!(f, "{sign}{}.{:03}", thousandths / 1000, thousandths % 1000)
+    }
 }
 
 /// A host that was removed, and by how little.

@@ -3,7 +3,7 @@
 use berth_common::message::{
     request::{
         HostDelete, HostDeleteReply, HostDisable, HostDrain, HostEnable, HostList, HostListReply,
-        HostSet, HostShow, Method,
+        HostSet, HostShow,
     },
     view::HostView,
 };
@@ -61,25 +61,15 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Host) -> Resul
 const PAGE: u32 = 500;
 
 async fn list<C: Caller>(context: &Context<C>) -> Result<(), CtlError> {
-    let mut hosts: Vec<HostView> = Vec::new();
-    loop {
-        let page = HostList {
-            after: hosts.last().map(|last| last.name.clone()),
-            limit: Some(PAGE),
-        };
-        let reply = context.ask(&page).await?;
-        if reply.more && reply.hosts.is_empty() {
-            return Err(CtlError::Nonsense {
-                method: HostList::NAME,
-                reason: "an empty page, and more to follow".to_owned(),
-            });
-        }
-        hosts.extend(reply.hosts);
-        if !reply.more {
-            let all = HostListReply { hosts, more: false };
-            return context.print(&all, |all, width| host::list(&all.hosts, width));
-        }
-    }
+    let page = |last: Option<&HostView>| HostList {
+        after: last.map(|last| last.name.clone()),
+        limit: Some(PAGE),
+    };
+    let hosts = context
+        .pages(page, |reply: HostListReply| (reply.hosts, reply.more))
+        .await?;
+    let all = HostListReply { hosts, more: false };
+    context.print(&all, |all, width| host::list(&all.hosts, width))
 }
 
 fn set(arguments: &HostSetArgs) -> HostSet {

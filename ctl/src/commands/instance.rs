@@ -254,31 +254,21 @@ fn advice(goal: Goal, id: InstanceId) -> String {
 }
 
 async fn list<C: Caller>(context: &Context<C>) -> Result<(), CtlError> {
-    let mut instances: Vec<InstanceView> = Vec::new();
-    loop {
-        let after = instances.last().map(|last| last.id);
-        let page = InstanceList {
-            project: context.project.clone(),
-            after,
-            limit: default_page(),
-        };
-        let reply = context.ask(&page).await?;
-        if reply.more && reply.instances.is_empty() {
-            let reason = "an empty page, and more to follow".to_owned();
-            return Err(CtlError::Nonsense {
-                method: InstanceList::NAME,
-                reason,
-            });
-        }
-        instances.extend(reply.instances);
-        if !reply.more {
-            let all = InstanceListReply {
-                instances,
-                more: false,
-            };
-            return context.print(&all, |all, width| instance::list(&all.instances, width));
-        }
-    }
+    let page = |last: Option<&InstanceView>| InstanceList {
+        project: context.project.clone(),
+        after: last.map(|last| last.id),
+        limit: default_page(),
+    };
+    let instances = context
+        .pages(page, |reply: InstanceListReply| {
+            (reply.instances, reply.more)
+        })
+        .await?;
+    let all = InstanceListReply {
+        instances,
+        more: false,
+    };
+    context.print(&all, |all, width| instance::list(&all.instances, width))
 }
 
 async fn show_console<C: Caller>(

@@ -42,6 +42,29 @@ impl<C: Caller> Context<C> {
         self.caller.call(request, self.timeout).await
     }
 
+    /// Asks for page after page. `page`: what to ask for after the last one that came; `read`: what came, and whether
+    /// more follows.
+    async fn pages<M: Method + Sync, T>(
+        &self,
+        page: impl Fn(Option<&T>) -> M,
+        read: impl Fn(M::Reply) -> (Vec<T>, bool),
+    ) -> Result<Vec<T>, CtlError> {
+        let mut all: Vec<T> = Vec::new();
+        loop {
+            let (came, more) = read(self.ask(&page(all.last())).await?);
+            if more && came.is_empty() {
+                return Err(CtlError::Nonsense {
+                    method: M::NAME,
+                    reason: "an empty page, and more to follow".to_owned(),
+                });
+            }
+            all.extend(came);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
     /// Sends a wish that only says how something shall be: twice is the same as once.
     async fn wish<M: Method + Sync>(&self, request: &M) -> Result<M::Reply, CtlError> {
         let answer = self.ask(request).await;

@@ -1,7 +1,7 @@
 //! Decisions of placement as text: why an instance is where it is, where one would go, how many would fit.
 
 use berth_common::message::{
-    placement::{CapacityView, DecisionView, NearMiss, ScoredHost},
+    placement::{CapacityView, DecisionView, NearMiss, Points, ScoredHost},
     request::PlacementExplainReply,
 };
 
@@ -113,22 +113,15 @@ fn scores(hosts: &[(&str, &ScoredHost)], width: Width) -> String {
     ];
     let row = |(rank, host): &(&str, &ScoredHost)| {
         let parts = host.parts.iter().filter(|part| part.score != 0);
-        let parts = parts.map(|part| format!("{} {}", part.weigher, points(part.score)));
+        let parts = parts.map(|part| format!("{} {}", part.weigher, Points(part.score)));
         vec![
             (*rank).to_owned(),
             host.host.to_string(),
-            points(host.score),
+            Points(host.score).to_string(),
             joined(parts, ", "),
         ]
     };
     rows(&columns, hosts.iter().map(row), width)
-}
-
-/// Thousandths as a decimal, as the summary has them.
-fn points(thousandths: i64) -> String {
-    let sign = if thousandths < 0 { "-" } else { "" };
-    let size = thousandths.unsigned_abs();
-    format!("{sign}{}.{:03}", size / 1000, size % 1000)
 }
 
 fn misses(misses: &[NearMiss], width: Width) -> String {
