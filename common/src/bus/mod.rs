@@ -376,9 +376,9 @@ pub struct ReplyQueue {
 /// What became of settling a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// The broker was told.
+    /// It is on its way to the broker. Should the connection be lost first, the message will be delivered again.
     Done,
-    /// The connection the delivery came by is gone: the message will be delivered again.
+    /// The connection the delivery came by was gone already: the message will be delivered again.
     /// Nothing needs to be done about it; receivers are idempotent.
     Lost,
 }

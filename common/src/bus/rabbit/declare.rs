@@ -84,19 +84,7 @@ pub(super) async fn queue(connection: &Connection, decl: &QueueDecl) -> Result<(
 /// Declares the topic exchange if it is not there. Asking needs no permission to configure it.
 pub(super) async fn missing_exchange(connection: &Connection) -> Result<(), BusError> {
     let operation = format!("asking for exchange `{EXCHANGE}`");
-    let channel = channel(connection, &operation).await?;
-    let options = ExchangeDeclareOptions {
-        passive: true,
-        durable: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    let call = channel.exchange_declare(
-        short(EXCHANGE, &operation)?,
-        ExchangeKind::Topic,
-        options,
-        FieldTable::default(),
-    );
-    match bounded(&operation, call).await {
+    match declare_exchange(connection, &operation, true).await {
         Err(BusError::Broker { source, .. }) if not_found(source.as_ref()) => {
             exchange(connection).await
         }
@@ -113,20 +101,30 @@ fn not_found(error: &(dyn std::error::Error + 'static)) -> bool {
 /// Declares the topic exchange.
 async fn exchange(connection: &Connection) -> Result<(), BusError> {
     let operation = format!("declaring exchange `{EXCHANGE}`");
-    let channel = channel(connection, &operation).await?;
+    declare_exchange(connection, &operation, false)
+        .await
+        .map_err(|e| mismatch(EXCHANGE, e))
+}
+
+/// `passive`: only looks whether it is there.
+async fn declare_exchange(
+    connection: &Connection,
+    operation: &str,
+    passive: bool,
+) -> Result<(), BusError> {
+    let channel = channel(connection, operation).await?;
     let options = ExchangeDeclareOptions {
+        passive,
         durable: true,
         ..ExchangeDeclareOptions::default()
     };
     let call = channel.exchange_declare(
-        short(EXCHANGE, &operation)?,
+        short(EXCHANGE, operation)?,
         ExchangeKind::Topic,
         options,
         FieldTable::default(),
     );
-    bounded(&operation, call)
-        .await
-        .map_err(|e| mismatch(EXCHANGE, e))
+    bounded(operation, call).await
 }
 
 async fn one_queue(connection: &Connection, decl: &QueueDecl) -> Result<(), BusError> {
@@ -225,13 +223,7 @@ pub(super) async fn existing(
     let call = channel.queue_declare(short(name, &operation)?, options, FieldTable::default());
     match bounded(&operation, call).await {
         Ok(queue) => Ok(Some(queue)),
-        Err(BusError::Broker { operation, source }) => {
-            if not_found(source.as_ref()) {
-                Ok(None)
-            } else {
-                Err(BusError::Broker { operation, source })
-            }
-        }
+        Err(BusError::Broker { source, .. }) if not_found(source.as_ref()) => Ok(None),
         Err(error) => Err(error),
     }
 }
