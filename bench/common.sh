@@ -39,8 +39,9 @@ prepare() {
 	# The database of a scheduler is on a real disk, not in memory.
 	mkdir -p "$root/.cache"
 	work=$(mktemp -d "$root/.cache/bench-$name.XXXX")
-	rabbitctl add_vhost "$name" && rabbitctl set_permissions -p "$name" berth '.*' '.*' '.*'
+	rabbitctl add_vhost "$name"
 	vhost_made=1
+	rabbitctl set_permissions -p "$name" berth '.*' '.*' '.*'
 	bus_url=$BERTH_TEST_AMQP/$name
 }
 rabbitctl() { "$BERTH_TEST_RABBITMQCTL" -q "$@"; }

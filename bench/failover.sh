@@ -43,6 +43,9 @@ what=${1:-all}
 build
 prepare failover
 case $what in
-all) failover kill && failover freeze ;;
+all)
+	failover kill
+	failover freeze
+	;;
 *) failover "$what" ;;
 esac

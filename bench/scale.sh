@@ -55,6 +55,9 @@ build
 (cd "$root" && cargo build --release --locked --quiet -p berth-scheduler --example fill-database)
 prepare scale
 case $what in
-all) heartbeats && memory ;;
+all)
+	heartbeats
+	memory
+	;;
 *) "$what" ;;
 esac

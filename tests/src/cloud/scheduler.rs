@@ -232,12 +232,7 @@ impl Scheduler {
     /// # Errors
     /// There is none of this name.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let text = self.metrics().await?;
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        Ok(value
-            .with_context(|| format!("no metric {name}"))?
-            .parse()?)
+        let value = http::metric(self.listen, name).await?;
+        value.with_context(|| format!("no metric {name}"))
     }
 }

@@ -9,6 +9,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use berth_tests::http::metric;
 use tokio::time::Instant;
 
 use crate::{
@@ -16,7 +17,6 @@ use crate::{
     cpu::{Meter, Process},
     load::{self, Bounds, Clients},
     per_second, print,
-    scrape::metric,
 };
 
 const PUBLISHED: &str = "berth_scheduler_documents_published_total{kind=\"instance\"}";
@@ -140,7 +140,7 @@ async fn placements(
     let published = async || anyhow::Ok(metric(plan.metrics, PUBLISHED).await?.unwrap_or(0.0));
     let before = published().await?;
     let started = Instant::now();
-    let done = clients.place(bounds).await;
+    let done = clients.place(bounds).await?;
     let wanted = before + f64::from(u32::try_from(done.placed)?);
     let mut took = started.elapsed();
     let limit = took + SETTLE;

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use berth_common::bus::RpcClient;
+use berth_tests::http::metric;
 use clap::ValueEnum;
 use nix::{
     sys::signal::{Signal, kill},
@@ -16,9 +17,10 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     load::{self, Bounds, Clients},
     print,
-    scrape::metric,
 };
 
+/// 1 on the scheduler that leads; 0 or absent on one that stands by.
+const LEADER: &str = "berth_scheduler_leader";
 const EPOCH: &str = "berth_scheduler_epoch";
 /// Load before the signal.
 const BEFORE: Duration = Duration::from_secs(5);
@@ -59,8 +61,6 @@ pub(crate) struct Plan {
     pub(crate) mode: Mode,
     /// The schedulers.
     pub(crate) schedulers: Vec<Process>,
-    /// The series that is 1 on the scheduler that leads, and 0 or absent on one that stands by.
-    pub(crate) leader_metric: String,
     /// Requests under way at once.
     pub(crate) in_flight: usize,
     /// How long the other scheduler is waited for.
@@ -95,6 +95,7 @@ pub(crate) async fn run(url: &str, connections: u16, plan: Plan) -> anyhow::Resu
     if let Mode::Freeze = plan.mode {
         kill(leader.pid, Signal::SIGCONT).context("the old leader cannot go on")?;
     }
+    let done = done?;
     print(&format!(
         "bench failover mode={mode} seconds={} epoch_before={epoch:.0} answered={} unanswered={}",
         found.map_or("never".to_owned(), |took| format!(
@@ -114,9 +115,7 @@ async fn leader_after(plan: &Plan, pause: Duration) -> anyhow::Result<Process> {
     let mut leaders = Vec::new();
     for scheduler in &plan.schedulers {
         // One that stands by may serve nothing yet.
-        let leads = metric(scheduler.metrics, &plan.leader_metric)
-            .await
-            .unwrap_or_default();
+        let leads = metric(scheduler.metrics, LEADER).await.unwrap_or_default();
         if leads == Some(1.0) {
             leaders.push(*scheduler);
         }
@@ -125,7 +124,7 @@ async fn leader_after(plan: &Plan, pause: Duration) -> anyhow::Result<Process> {
         leaders.len() == 1,
         "{} schedulers say that they lead ({} 1)",
         leaders.len(),
-        plan.leader_metric
+        LEADER
     );
     leaders.pop().context("nobody leads")
 }

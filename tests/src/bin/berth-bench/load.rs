@@ -78,7 +78,7 @@ impl Clients {
     }
 
     /// Places instances.
-    pub(crate) async fn place(&self, bounds: Bounds) -> Done {
+    pub(crate) async fn place(&self, bounds: Bounds) -> anyhow::Result<Done> {
         let started = Instant::now();
         let deadline = started + bounds.time;
         let left = Arc::new(AtomicU64::new(bounds.count));
@@ -104,13 +104,13 @@ impl Clients {
         }
         let mut total = Done::default();
         while let Some(done) = workers.join_next().await {
-            let done = done.unwrap_or_default();
+            let done = done?;
             total.placed += done.placed;
             total.refused += done.refused;
             total.failed += done.failed;
         }
         total.took = started.elapsed();
-        total
+        Ok(total)
     }
 
     /// Ends the connections.

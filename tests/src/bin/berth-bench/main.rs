@@ -8,7 +8,6 @@ mod cpu;
 mod durable;
 mod failover;
 mod load;
-mod scrape;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -72,9 +71,6 @@ enum What {
         /// A scheduler, as PID@ADDRESS of its /metrics; given twice.
         #[arg(long = "scheduler", required = true, num_args = 1)]
         schedulers: Vec<failover::Process>,
-        /// The series that is 1 on the scheduler that leads, and 0 or absent on one that stands by.
-        #[arg(long, default_value = "berth_scheduler_leader")]
-        leader_metric: String,
         /// Requests under way at once.
         #[arg(long, default_value_t = 16)]
         in_flight: usize,
@@ -128,7 +124,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
                 count: *count,
                 time: Duration::from_secs(*seconds),
             };
-            let done = clients.place(bounds).await;
+            let done = clients.place(bounds).await?;
             print(&format!(
                 "bench load placed={} refused={} failed={} in_flight={in_flight} seconds={:.2} placements_per_s={:.2}",
                 done.placed,
@@ -137,20 +133,23 @@ async fn run(args: &Args) -> anyhow::Result<()> {
                 done.took.as_secs_f64(),
                 per_second(done.placed, done.took),
             ));
+            anyhow::ensure!(
+                done.placed == *count,
+                "only {} of {count} were placed",
+                done.placed
+            );
             clients.close().await;
             Ok(())
         }
         What::Failover {
             mode,
             schedulers,
-            leader_metric,
             in_flight,
             limit,
         } => {
             let plan = failover::Plan {
                 mode: *mode,
                 schedulers: schedulers.clone(),
-                leader_metric: leader_metric.clone(),
                 in_flight: *in_flight,
                 limit: Duration::from_secs(*limit),
             };
