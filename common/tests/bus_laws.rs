@@ -850,6 +850,29 @@ async fn who_consumes_a_queue_is_counted(h: &dyn Harness) {
     wait_count(None).await;
 }
 
+async fn one_that_is_given_up_while_it_begins_consumes_nothing(h: &dyn Harness) {
+    let sign = QueueDecl::standby();
+    let (bus, asks) = (h.bus().await, h.bus().await);
+    for bus in [&bus, &asks] {
+        wait_connected(bus).await;
+    }
+    for step in 0..100 {
+        let begins = bus.consume(&sign, 1);
+        // From before its first word to after its last.
+        let _ = timeout(Duration::from_micros(100 * step), begins).await;
+    }
+    let begin = Instant::now();
+    while let Some(left) = asks
+        .consumer_count(&sign.name)
+        .await
+        .unwrap()
+        .filter(|n| *n > 0)
+    {
+        assert!(begin.elapsed() < LIMIT, "{left} consume it for nobody");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn closing_ends_consumers_and_publishers(h: &dyn Harness) {
     let bus = h.bus().await;
     wait_connected(&bus).await;
@@ -1031,6 +1054,7 @@ laws! {
     a_queue_with_other_arguments_is_a_clear_error
     a_deleted_queue_is_made_again_by_its_consumer
     who_consumes_a_queue_is_counted
+    one_that_is_given_up_while_it_begins_consumes_nothing
     closing_ends_consumers_and_publishers
     a_deleted_vhost_is_furnished_again_when_it_is_back
 }

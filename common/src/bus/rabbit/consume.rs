@@ -37,6 +37,32 @@ struct Subscription {
     careful: bool,
 }
 
+/// A subscription that begins. Given up before the broker has answered, it would go on at the broker with nobody to take
+/// what comes: its channel is closed then.
+struct Beginning(Option<Channel>);
+
+impl Beginning {
+    fn succeeded(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        // Without a runtime the program ends, and the connection with it.
+        if let Some(channel) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move {
+                let close = channel.close(200, "given up".into());
+                if let Err(error) = declare::bounded("giving a subscription up", close).await {
+                    tracing::debug!(%error, "a subscription that was given up ends with its connection");
+                }
+            });
+        }
+    }
+}
+
 pub(super) struct RabbitSource {
     link: Arc<Link>,
     publisher: Arc<Publisher>,
@@ -169,6 +195,7 @@ impl RabbitSource {
         let prefetch = if careful { 1 } else { self.prefetch };
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
         declare::bounded(&operation, qos).await?;
+        let beginning = Beginning(Some(channel.clone()));
         let call = channel.basic_consume(
             declare::short(&name, &operation)?,
             ShortString::default(),
@@ -176,6 +203,7 @@ impl RabbitSource {
             FieldTable::default(),
         );
         let consumer = declare::bounded(&operation, call).await?;
+        beginning.succeeded();
         if let What::Reply(address) = &self.what {
             address.send_replace(Some(name.clone()));
         }
