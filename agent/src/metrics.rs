@@ -207,6 +207,7 @@ const fn code_name(code: FaultCode) -> &'static str {
         FaultCode::Network => "network",
         FaultCode::Hypervisor => "hypervisor",
         FaultCode::ForeignObject => "foreign_object",
+        FaultCode::Volume => "volume",
         FaultCode::Unsupported => "unsupported",
         FaultCode::Internal => "internal",
     }

@@ -41,7 +41,8 @@ use berth_common::{
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, DiskSource, Document, DocumentKey,
         FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk, InstancePort, InstanceSpec, Kind,
-        NetworkPort, NetworkSpec, NetworkType, Reboot, RebootKind, SubnetSpec, VolumeSpec,
+        NetworkPort, NetworkSpec, NetworkType, Reboot, RebootKind, SubnetSpec, VolumeFormat,
+        VolumeSpec,
     },
     ids::{HostId, InstanceId, NetworkId, Nonce, PortId, SubnetId, VolumeId},
     message::{
@@ -407,6 +408,7 @@ impl Wish {
                 fixed_ips: vec![self.address()],
                 mtu: 1500,
             }],
+            volumes: Vec::new(),
         }
     }
 
@@ -1170,9 +1172,10 @@ async fn kinds_that_are_not_supported_yet_are_refused_and_end_at_once() {
         generation: Generation(1),
         host_id: lab.host_id,
         spec: Some(VolumeSpec {
+            name: "data".parse().unwrap(),
             project: "default".parse().unwrap(),
             size_gb: DiskGb::new(1).unwrap(),
-            format: DiskFormat::Qcow2,
+            format: VolumeFormat::Qcow2,
             source: None,
         }),
     });

@@ -166,6 +166,7 @@ fn instance(host: &SimHost, power: DesiredPower) -> Document {
                 }),
             }],
             ports: Vec::new(),
+            volumes: Vec::new(),
         }),
     })
 }

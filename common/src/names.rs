@@ -121,6 +121,10 @@ text_types! {
     NetworkName, "a network name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
         pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a volume, unique among its project's living volumes.
+    VolumeName, "a volume name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
     /// Name of a project, the owner of resources.
     ProjectName, "a project name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",

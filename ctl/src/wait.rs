@@ -33,6 +33,10 @@ pub(crate) enum Goal {
     Running,
     /// It is powered off.
     Stopped,
+    /// Its processors stand still.
+    Paused,
+    /// Its memory is kept on disk.
+    Suspended,
     /// It runs again.
     Rebooted,
     /// It is gone.
@@ -45,6 +49,8 @@ impl Goal {
         match self {
             Self::Built(DesiredPower::Running) | Self::Running => "active",
             Self::Built(DesiredPower::Stopped) | Self::Stopped => "stopped",
+            Self::Built(DesiredPower::Paused) | Self::Paused => "paused",
+            Self::Built(DesiredPower::Suspended) | Self::Suspended => "suspended",
             Self::Rebooted => "rebooted",
             Self::Deleted => "deleted",
         }
@@ -56,6 +62,8 @@ impl Goal {
             Self::Built(power) => Some(power),
             Self::Running | Self::Rebooted => Some(DesiredPower::Running),
             Self::Stopped => Some(DesiredPower::Stopped),
+            Self::Paused => Some(DesiredPower::Paused),
+            Self::Suspended => Some(DesiredPower::Suspended),
             Self::Deleted => None,
         }
     }
@@ -85,17 +93,26 @@ pub(crate) fn judge(view: &InstanceView, goal: Goal) -> Verdict {
         (VmState::Error, _) if idle => Verdict::Failed(view.fault.clone()),
         (_, None) => Verdict::Waiting,
         (_, Some(power)) if power != view.desired_power => {
-            let wanted = match view.desired_power {
-                DesiredPower::Running => "running",
-                DesiredPower::Stopped => "stopped",
-            };
+            let wanted = view.desired_power.as_str();
             Verdict::Overtaken(format!("somebody asked for it to be {wanted} meanwhile"))
         }
-        (VmState::Active, Some(DesiredPower::Running)) if idle && confirmed => Verdict::Reached,
-        (VmState::Stopped, Some(DesiredPower::Stopped)) if idle && confirmed => Verdict::Reached,
-        (VmState::Active | VmState::Stopped | VmState::Building | VmState::Error, Some(_)) => {
-            Verdict::Waiting
+        (VmState::Active, Some(DesiredPower::Running))
+        | (VmState::Stopped, Some(DesiredPower::Stopped))
+        | (VmState::Paused, Some(DesiredPower::Paused))
+        | (VmState::Suspended, Some(DesiredPower::Suspended))
+            if idle && confirmed =>
+        {
+            Verdict::Reached
         }
+        (
+            VmState::Active
+            | VmState::Stopped
+            | VmState::Paused
+            | VmState::Suspended
+            | VmState::Building
+            | VmState::Error,
+            Some(_),
+        ) => Verdict::Waiting,
     }
 }
 

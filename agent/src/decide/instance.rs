@@ -424,7 +424,9 @@ fn domain_plan(
     let Some(domain) = &observed.domain else {
         return match spec.power {
             DesiredPower::Running => (start(), Then::Converged),
-            DesiredPower::Stopped => (vec![carried_out(generation)], Then::Converged),
+            DesiredPower::Stopped | DesiredPower::Paused | DesiredPower::Suspended => {
+                (vec![carried_out(generation)], Then::Converged)
+            }
         };
     };
     let metadata = domain.metadata.as_ref();
@@ -439,10 +441,14 @@ fn domain_plan(
             domain.off_reason == Some(OffReason::Guest) && carried_out_before && rebooted;
         return match spec.power {
             DesiredPower::Running if !left_off_by_guest => (start(), Then::Converged),
-            DesiredPower::Running | DesiredPower::Stopped => settled(domain),
+            DesiredPower::Running
+            | DesiredPower::Stopped
+            | DesiredPower::Paused
+            | DesiredPower::Suspended => settled(domain),
         };
     }
     match (spec.power, spec.reboot) {
+        (DesiredPower::Paused | DesiredPower::Suspended, _) => settled(domain),
         (DesiredPower::Stopped, _) => power_off(config, domain, spec, observed.asked),
         (DesiredPower::Running, Some(reboot)) if !rebooted => match reboot.kind {
             RebootKind::Soft => power_off(config, domain, spec, observed.asked),

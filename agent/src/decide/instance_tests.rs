@@ -84,6 +84,7 @@ fn spec() -> InstanceSpec {
             fixed_ips: Vec::new(),
             mtu: 1500,
         }],
+        volumes: Vec::new(),
     }
 }
 
@@ -842,7 +843,8 @@ fn assert_as_desired(rig: &Rig, desired: &Desired<InstanceId, InstanceSpec>, the
         rig.power_state(),
         match spec.power {
             DesiredPower::Running => Running,
-            DesiredPower::Stopped => Shutdown,
+            DesiredPower::Stopped | DesiredPower::Suspended => Shutdown,
+            DesiredPower::Paused => Paused,
         }
     );
     let metadata = rig.metadata();

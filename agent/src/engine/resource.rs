@@ -333,6 +333,7 @@ const fn may_mend_itself(code: FaultCode) -> bool {
         | FaultCode::Network
         | FaultCode::Hypervisor
         | FaultCode::ForeignObject
+        | FaultCode::Volume
         | FaultCode::Internal => true,
     }
 }

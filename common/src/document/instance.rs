@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{VolumeFormat, VolumeLimits};
 use crate::{
-    ids::{NetworkId, Nonce, PortId, SubnetId},
+    ids::{NetworkId, Nonce, PortId, SubnetId, VolumeId},
     names::{ImageSha256, ImageUrl, InstanceName, MacAddress, ProjectName},
     units::{DiskGb, MemoryMb, Vcpus},
 };
@@ -18,7 +19,7 @@ pub struct InstanceSpec {
     pub name: InstanceName,
     /// The owner.
     pub project: ProjectName,
-    /// Whether it shall run.
+    /// How far it shall run.
     pub power: DesiredPower,
     /// The last reboot that was asked for. A nonce the host has not carried out yet means: reboot once.
     #[serde(default)]
@@ -31,9 +32,12 @@ pub struct InstanceSpec {
     pub disks: Vec<InstanceDisk>,
     /// Its virtual NICs, in the order the guest sees them.
     pub ports: Vec<InstancePort>,
+    /// The volumes attached to it, by position.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<InstanceVolume>,
 }
 
-/// Whether an instance shall run.
+/// How far an instance shall run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -43,6 +47,23 @@ pub enum DesiredPower {
     Running,
     /// It shall be powered off; its disks are kept.
     Stopped,
+    /// Its processors shall stand still; its memory stays where it is.
+    Paused,
+    /// Its memory shall be kept on disk and the guest be off; running again, it goes on where it was.
+    Suspended,
+}
+
+impl DesiredPower {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended",
+        }
+    }
 }
 
 /// A wish to reboot once.
@@ -163,4 +184,45 @@ pub struct FixedIp {
     pub subnet_id: SubnetId,
     /// The address.
     pub ip_address: Ipv4Addr,
+}
+
+/// A volume that is attached to an instance. The volume itself has a document of its own on the same host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Which of the guest's disks it is, counted on from those of the instance itself: 1 is `vdb`. It stays the same as
+    /// long as the volume is attached.
+    pub position: u8,
+    /// How it is stored.
+    pub format: VolumeFormat,
+    /// Whether the guest may write to it.
+    #[serde(default)]
+    pub access: VolumeAccess,
+    /// How much the guest may do with it.
+    #[serde(default, skip_serializing_if = "VolumeLimits::is_unlimited")]
+    pub limits: VolumeLimits,
+}
+
+/// What a guest may do with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum VolumeAccess {
+    /// Read and write.
+    #[default]
+    ReadWrite,
+    /// Read.
+    ReadOnly,
+}
+
+impl VolumeAccess {
+    /// The name on the wire and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "read_write",
+            Self::ReadOnly => "read_only",
+        }
+    }
 }

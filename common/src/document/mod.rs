@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 pub use instance::{
     DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk,
-    InstancePort, InstanceSpec, Reboot, RebootKind,
+    InstancePort, InstanceSpec, InstanceVolume, Reboot, RebootKind, VolumeAccess,
 };
 pub use network::{NetworkPort, NetworkSpec, NetworkType, SubnetSpec};
 pub use router::{RouterInterface, RouterSpec};
-pub use volume::{VolumeSource, VolumeSpec};
+pub use volume::{VolumeFormat, VolumeLimits, VolumeRef, VolumeSource, VolumeSpec};
 
 use crate::{
     ids::{HostId, InstanceId, NetworkId, RouterId, VolumeId},
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Version of the document messages (`x-berth-version`).
-pub const DOCUMENT_VERSION: u32 = 1;
+pub const DOCUMENT_VERSION: u32 = 2;
 
 /// The kinds of resources that documents describe.
 #[derive(

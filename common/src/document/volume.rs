@@ -1,23 +1,54 @@
-//! The document of a volume. Agents journal and report it; acting on it is not part of this version.
+//! The document of a volume: a disk of its own, which outlives the instances it is attached to.
+//!
+//! Who uses it is said in the documents of instances ([`super::InstanceVolume`]), not here.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DiskFormat, ImageRef};
-use crate::{ids::VolumeId, names::ProjectName, units::DiskGb};
+use super::ImageRef;
+use crate::{
+    ids::VolumeId,
+    names::{ProjectName, VolumeName},
+    units::DiskGb,
+};
 
 /// How a volume shall be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeSpec {
+    /// Name given by its owner.
+    pub name: VolumeName,
     /// The owner.
     pub project: ProjectName,
-    /// Its size in GiB.
+    /// Its size in GiB. A larger one than it has makes it grow; it never shrinks.
     pub size_gb: DiskGb,
     /// How it is stored.
-    pub format: DiskFormat,
-    /// What is on it at first; null: zeros.
+    pub format: VolumeFormat,
+    /// What is on it at first; null: zeros. Once it is there, this says nothing any more.
     #[serde(default)]
     pub source: Option<VolumeSource>,
+}
+
+/// How a volume is stored on its host: a stated fact, never probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum VolumeFormat {
+    /// A qcow2 file of its own, with nothing below it.
+    #[default]
+    Qcow2,
+    /// The bare bytes, in a sparse file.
+    Raw,
+}
+
+impl VolumeFormat {
+    /// The name on the wire, and the one `qemu-img` and libvirt use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
 }
 
 /// What is on a volume at first.
@@ -27,5 +58,33 @@ pub enum VolumeSource {
     /// The content of an image.
     Image(ImageRef),
     /// The content of another volume of the same host.
-    Volume(VolumeId),
+    Volume(VolumeRef),
+}
+
+/// Another volume of the same host, with what must be known to open its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeRef {
+    /// The volume.
+    pub id: VolumeId,
+    /// How it is stored.
+    pub format: VolumeFormat,
+}
+
+/// How much a guest may do with a volume in a second, reads and writes together; null: as much as it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeLimits {
+    /// I/O operations per second, at least 1.
+    #[serde(default)]
+    pub total_iops: Option<u64>,
+    /// Bytes per second, at least 1.
+    #[serde(default)]
+    pub total_bytes_per_second: Option<u64>,
+}
+
+impl VolumeLimits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        self.total_iops.is_none() && self.total_bytes_per_second.is_none()
+    }
 }

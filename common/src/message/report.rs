@@ -17,7 +17,7 @@ use crate::{
 /// The `type` property of a report.
 pub const REPORT_TYPE: &str = "report";
 /// The version of reports (`x-berth-version`).
-pub const REPORT_VERSION: u32 = 1;
+pub const REPORT_VERSION: u32 = 2;
 
 /// The state of some of a host's documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -118,6 +118,8 @@ pub enum FaultCode {
     Hypervisor,
     /// Something that berth did not make is in the way.
     ForeignObject,
+    /// The volume, or what it shall be made from, is not as it must be.
+    Volume,
     /// This version of the agent cannot act on the document.
     Unsupported,
     /// A fault of berth itself; the host's log has the rest.
@@ -136,6 +138,7 @@ impl FaultCode {
             | Self::Unsupported
             | Self::Internal => true,
             Self::NoValidHost
+            | Self::Volume
             | Self::ImageUnreachable
             | Self::ImageChecksum
             | Self::ImageRefused => false,

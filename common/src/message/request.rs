@@ -14,14 +14,17 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
-    view::{HostView, InstanceView, NetworkView},
+    view::{HostView, InstanceView, NetworkView, VolumeView},
 };
 use crate::{
-    document::{DesiredPower, Flavor, ImageRef, NetworkType, RebootKind},
-    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId},
+    document::{
+        DesiredPower, Flavor, ImageRef, NetworkType, RebootKind, VolumeAccess, VolumeFormat,
+        VolumeLimits,
+    },
+    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName,
-        PropertyKey, PropertyValue, ServerGroupName, ZoneName,
+        PropertyKey, PropertyValue, ServerGroupName, VolumeName, ZoneName,
     },
     refusal::Refusal,
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
@@ -48,14 +51,25 @@ macro_rules! methods {
 }
 
 methods! {
-    InstanceCreate => "instance.create" version 2, InstanceView;
-    InstanceCreateMany => "instance.create_many", InstanceCreateManyReply;
-    InstanceDelete => "instance.delete", InstanceView;
-    InstanceStart => "instance.start", InstanceView;
-    InstanceStop => "instance.stop", InstanceView;
-    InstanceReboot => "instance.reboot", InstanceView;
-    InstanceShow => "instance.show", InstanceView;
-    InstanceList => "instance.list", InstanceListReply;
+    InstanceCreate => "instance.create" version 3, InstanceView;
+    InstanceCreateMany => "instance.create_many" version 2, InstanceCreateManyReply;
+    InstanceDelete => "instance.delete" version 2, InstanceView;
+    InstanceStart => "instance.start" version 2, InstanceView;
+    InstanceStop => "instance.stop" version 2, InstanceView;
+    InstancePause => "instance.pause", InstanceView;
+    InstanceUnpause => "instance.unpause", InstanceView;
+    InstanceSuspend => "instance.suspend", InstanceView;
+    InstanceResume => "instance.resume", InstanceView;
+    InstanceReboot => "instance.reboot" version 2, InstanceView;
+    InstanceShow => "instance.show" version 2, InstanceView;
+    InstanceList => "instance.list" version 2, InstanceListReply;
+    VolumeCreate => "volume.create", VolumeView;
+    VolumeDelete => "volume.delete", VolumeView;
+    VolumeShow => "volume.show", VolumeView;
+    VolumeList => "volume.list", VolumeListReply;
+    VolumeExtend => "volume.extend", VolumeView;
+    VolumeAttach => "volume.attach", VolumeView;
+    VolumeDetach => "volume.detach", VolumeView;
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
@@ -216,6 +230,14 @@ instance_requests! {
     InstanceStart;
     /// Power an instance off: the guest is asked, then switched off after its timeout.
     InstanceStop;
+    /// Let the processors of a running instance stand still.
+    InstancePause;
+    /// Let a paused instance go on.
+    InstanceUnpause;
+    /// Save the memory of a running instance on its host's disk, and switch it off.
+    InstanceSuspend;
+    /// Let a suspended instance go on where it was.
+    InstanceResume;
     /// Show one instance.
     InstanceShow;
 }
@@ -260,6 +282,117 @@ pub fn default_page() -> u32 {
 pub struct InstanceListReply {
     /// The instances.
     pub instances: Vec<InstanceView>,
+    /// Whether more follow.
+    pub more: bool,
+}
+
+/// Create a volume. Idempotent on its id, as instances are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeCreate {
+    /// Chosen by the client.
+    pub id: VolumeId,
+    /// Its name, unique among the project's living volumes.
+    pub name: VolumeName,
+    /// The owner.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its size in GiB, at least 1 and at least that of its source.
+    pub size_gb: DiskGb,
+    /// How it is stored.
+    #[serde(default)]
+    pub format: VolumeFormat,
+    /// What is on it at first; null: zeros.
+    #[serde(default)]
+    pub source: Option<VolumeCreateSource>,
+    /// How much a guest may do with it.
+    #[serde(default)]
+    pub limits: VolumeLimits,
+    /// Name or id of the hypervisor it shall be on; null: that of its source, or else of the first instance it is attached
+    /// to.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+/// What a new volume is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeCreateSource {
+    /// An image.
+    Image(ImageRef),
+    /// Id, or name within the project, of a volume that no instance has.
+    Volume(String),
+}
+
+macro_rules! volume_requests {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        pub struct $name {
+            /// Id, or name within the project, of the volume.
+            pub volume: String,
+            /// The project a name is looked up in.
+            #[serde(default)]
+            pub project: ProjectName,
+        }
+    )*};
+}
+
+volume_requests! {
+    /// Delete a volume that no instance has, with its content. Deleting a deleted one is harmless.
+    VolumeDelete;
+    /// Show one volume.
+    VolumeShow;
+    /// Take a volume from its instance. It is free when its host saw the device gone.
+    VolumeDetach;
+}
+
+/// Make a volume larger, also while an instance has it. It never shrinks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeExtend {
+    /// Id, or name within the project, of the volume.
+    pub volume: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its new size in GiB.
+    pub size_gb: DiskGb,
+}
+
+/// Attach a volume to an instance on the same hypervisor; at once if the instance runs. A volume that has no hypervisor yet
+/// gets the instance's. Attaching it again to the same instance is harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeAttach {
+    /// Id, or name within the project, of the volume.
+    pub volume: String,
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project that names are looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Whether the guest may write to it.
+    #[serde(default)]
+    pub access: VolumeAccess,
+}
+
+/// List volumes, in order of creation.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeList {
+    /// Only this project's; null: all.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
+    /// Only after the volume with this id, for the next page.
+    #[serde(default)]
+    pub after: Option<VolumeId>,
+    /// At most so many, 1 to 1000.
+    #[serde(default = "default_page")]
+    pub limit: u32,
+}
+
+/// One page of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeListReply {
+    /// The volumes.
+    pub volumes: Vec<VolumeView>,
     /// Whether more follow.
     pub more: bool,
 }

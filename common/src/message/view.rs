@@ -11,11 +11,14 @@ use super::{
     report::{Fault, PowerState},
 };
 use crate::{
-    document::{DesiredPower, FixedIp, Flavor, ImageRef, NetworkType},
-    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId},
+    document::{
+        DesiredPower, FixedIp, Flavor, ImageRef, NetworkType, VolumeAccess, VolumeFormat,
+        VolumeLimits, VolumeSource,
+    },
+    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
-        ProjectName, ResourceClass, ZoneName,
+        ProjectName, ResourceClass, VolumeName, ZoneName,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
@@ -51,6 +54,9 @@ pub struct InstanceView {
     pub image: ImageRef,
     /// Its ports.
     pub ports: Vec<PortView>,
+    /// The volumes attached to it, by position.
+    #[serde(default)]
+    pub volumes: Vec<AttachedVolume>,
     /// The version of what is wanted of it; 0 before it has a host.
     pub generation: Generation,
     /// The version its host last confirmed.
@@ -72,6 +78,10 @@ pub enum VmState {
     Active,
     /// It is powered off.
     Stopped,
+    /// Its processors stand still.
+    Paused,
+    /// It is off, and its memory is kept on disk.
+    Suspended,
     /// Something failed; `fault` says what.
     Error,
     /// It is gone.
@@ -86,6 +96,8 @@ impl VmState {
             Self::Building => "building",
             Self::Active => "active",
             Self::Stopped => "stopped",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended",
             Self::Error => "error",
             Self::Deleted => "deleted",
         }
@@ -105,6 +117,14 @@ pub enum TaskState {
     PoweringOff,
     /// It is being rebooted.
     Rebooting,
+    /// It is being paused.
+    Pausing,
+    /// It is being let go on after a pause.
+    Unpausing,
+    /// Its memory is being saved.
+    Suspending,
+    /// Its memory is being restored.
+    Resuming,
     /// It is being deleted.
     Deleting,
 }
@@ -118,7 +138,119 @@ impl TaskState {
             Self::PoweringOn => "powering_on",
             Self::PoweringOff => "powering_off",
             Self::Rebooting => "rebooting",
+            Self::Pausing => "pausing",
+            Self::Unpausing => "unpausing",
+            Self::Suspending => "suspending",
+            Self::Resuming => "resuming",
             Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// A volume that is attached to an instance, or about to be, or not free of it yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AttachedVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// The guest's usual name of it (`/dev/vdb`).
+    pub device: String,
+    /// Whether the guest may write to it.
+    pub access: VolumeAccess,
+}
+
+/// A volume as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeView {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its owner.
+    pub project: ProjectName,
+    /// Its size in GiB, as it shall be.
+    pub size_gb: DiskGb,
+    /// How it is stored.
+    pub format: VolumeFormat,
+    /// What was on it at first; null: zeros.
+    pub source: Option<VolumeSource>,
+    /// How much a guest may do with it.
+    pub limits: VolumeLimits,
+    /// In which part of its life it is.
+    pub status: VolumeStatus,
+    /// What berth is busy with, for people ("copying, 40 %").
+    pub progress: Option<String>,
+    /// Why it is in error, if it is.
+    pub fault: Option<Fault>,
+    /// The hypervisor it is on; null: it has none yet, and gets that of the first instance it is attached to.
+    pub host: Option<HostName>,
+    /// The id of that hypervisor.
+    pub host_id: Option<HostId>,
+    /// The instance it is attached to.
+    pub attachment: Option<AttachmentView>,
+    /// The version of what is wanted of it; 0 before it has a host.
+    pub generation: Generation,
+    /// The version its host last confirmed.
+    pub observed_generation: Generation,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When anything of it last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What a volume is attached to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AttachmentView {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Its name.
+    pub instance: InstanceName,
+    /// The guest's usual name of the volume (`/dev/vdb`).
+    pub device: String,
+    /// Whether the guest may write to it.
+    pub access: VolumeAccess,
+}
+
+/// In which part of its life a volume is; Cinder's `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum VolumeStatus {
+    /// Its host makes it.
+    Creating,
+    /// It can be attached.
+    Available,
+    /// It is being attached.
+    Attaching,
+    /// An instance has it.
+    InUse,
+    /// It is being detached: nobody else gets it before its host saw the device gone.
+    Detaching,
+    /// It is growing.
+    Extending,
+    /// It is being deleted.
+    Deleting,
+    /// Something failed; `fault` says what.
+    Error,
+    /// It is gone.
+    Deleted,
+}
+
+impl VolumeStatus {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Available => "available",
+            Self::Attaching => "attaching",
+            Self::InUse => "in-use",
+            Self::Detaching => "detaching",
+            Self::Extending => "extending",
+            Self::Deleting => "deleting",
+            Self::Error => "error",
+            Self::Deleted => "deleted",
         }
     }
 }

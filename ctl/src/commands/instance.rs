@@ -247,7 +247,7 @@ fn advice(goal: Goal, id: InstanceId) -> String {
         Goal::Deleted => {
             format!("repeating it as `berthctl instance delete {id}` is harmless")
         }
-        Goal::Built(_) | Goal::Running | Goal::Stopped => {
+        Goal::Built(_) | Goal::Running | Goal::Stopped | Goal::Paused | Goal::Suspended => {
             format!("repeating the command with the id {id} is harmless")
         }
     }

@@ -54,7 +54,7 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Task", or_none(view.task_state.map(|task| task.as_str()))),
         ("Progress", or_none(view.progress.as_ref())),
         ("Power", view.power_state.as_str().to_owned()),
-        ("Wanted power", wanted_power(view).to_owned()),
+        ("Wanted power", view.desired_power.as_str().to_owned()),
         (
             "Fault",
             or_none(code.as_ref().and_then(serde_json::Value::as_str)),
@@ -91,14 +91,6 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
 /// What became of a request, in a line.
 pub(crate) fn outcome(view: &InstanceView) -> String {
     format!("instance {}: {}\n", label(view), summary(view))
-}
-
-const fn wanted_power(view: &InstanceView) -> &'static str {
-    use berth_common::document::DesiredPower;
-    match view.desired_power {
-        DesiredPower::Running => "running",
-        DesiredPower::Stopped => "stopped",
-    }
 }
 
 /// `net0=10.0.0.5, net1=10.1.0.7`.

@@ -90,6 +90,7 @@ fn instance_spec(
                     .map_or(DEFAULT_MTU, |network| network.mtu),
             })
             .collect(),
+        volumes: Vec::new(),
     }
 }
 

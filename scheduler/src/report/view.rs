@@ -109,6 +109,7 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
             .iter()
             .map(|port| port_view(port, facts.networks))
             .collect(),
+        volumes: Vec::new(),
         generation,
         observed_generation: row.observed.generation,
         created_at: row.created_at,
@@ -152,9 +153,9 @@ fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
         Some(ConvergeStatus::Failed) => (VmState::Error, fault),
         _ if !row.observed.was_active => (VmState::Building, fault),
         _ => match row.observed.power_state {
-            PowerState::Running | PowerState::Paused | PowerState::Suspended => {
-                (VmState::Active, fault)
-            }
+            PowerState::Running => (VmState::Active, fault),
+            PowerState::Paused => (VmState::Paused, fault),
+            PowerState::Suspended => (VmState::Suspended, fault),
             PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate => {
                 (VmState::Stopped, fault)
             }
@@ -169,21 +170,37 @@ fn task_state(row: &InstanceRow, vm_state: VmState, generation: Generation) -> O
         _ if row.desired_deleted => return Some(TaskState::Deleting),
         VmState::Building => return Some(TaskState::Spawning),
         VmState::Error if row.observed.generation >= generation => return None,
-        VmState::Error | VmState::Active | VmState::Stopped => {}
+        VmState::Error
+        | VmState::Active
+        | VmState::Paused
+        | VmState::Suspended
+        | VmState::Stopped => {}
     }
-    let running = matches!(
-        row.observed.power_state,
-        PowerState::Running | PowerState::Paused | PowerState::Suspended
-    );
     let settled = row.observed.generation >= generation
         && row.observed.status == Some(ConvergeStatus::Converged);
     let rebooted = row.desired_reboot.map(|reboot| reboot.nonce) == row.observed.reboot_nonce;
-    match (row.desired_power, running) {
+    match (row.desired_power, row.observed.power_state) {
         _ if settled => None,
+        (DesiredPower::Running, PowerState::Paused) => Some(TaskState::Unpausing),
+        (DesiredPower::Running, PowerState::Suspended) => Some(TaskState::Resuming),
         (DesiredPower::Running, _) if !rebooted => Some(TaskState::Rebooting),
-        (DesiredPower::Running, false) => Some(TaskState::PoweringOn),
-        (DesiredPower::Stopped, true) => Some(TaskState::PoweringOff),
-        (DesiredPower::Running, true) | (DesiredPower::Stopped, false) => None,
+        (DesiredPower::Running, PowerState::Running) => None,
+        (
+            DesiredPower::Running,
+            PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate,
+        ) => Some(TaskState::PoweringOn),
+        (
+            DesiredPower::Stopped,
+            PowerState::Running | PowerState::Paused | PowerState::Suspended,
+        ) => Some(TaskState::PoweringOff),
+        (
+            DesiredPower::Stopped,
+            PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate,
+        ) => None,
+        (DesiredPower::Paused, PowerState::Paused) => None,
+        (DesiredPower::Paused, _) => Some(TaskState::Pausing),
+        (DesiredPower::Suspended, PowerState::Suspended) => None,
+        (DesiredPower::Suspended, _) => Some(TaskState::Suspending),
     }
 }
 

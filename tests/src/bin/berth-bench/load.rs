@@ -175,6 +175,7 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
                 source: DiskSource::Image(request.image.clone()),
             }],
             ports: Vec::new(),
+            volumes: Vec::new(),
         }),
     });
     serde_json::to_vec(&document).context("a document has no JSON form")
