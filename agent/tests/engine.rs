@@ -24,7 +24,7 @@ use berth_agent::{
         fake::{FakeHost, Guest},
     },
     decide::{
-        domain::{DomainObserved, DomainStep, VirtType},
+        domain::{DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskPlan, HostFacts, Paths, StorageStep, domain_config},
     },
     engine::{Engine, Host, Parts},
@@ -113,6 +113,11 @@ impl Compute for FlakyLibvirt {
         );
         self.ask()?;
         Compute::apply(&self.host, step).await
+    }
+
+    async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
+        self.ask()?;
+        Compute::job(&self.host, instance).await
     }
 }
 

@@ -270,6 +270,93 @@ async fn a_domain_lives_its_life_step_by_step() {
 }
 
 #[tokio::test]
+async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    for needs_a_domain in [
+        DomainStep::Pause(id),
+        DomainStep::Save(id),
+        DomainStep::Restore(id),
+        DomainStep::StartPaused(id),
+    ] {
+        let error = libvirt.apply(&needs_a_domain).await.unwrap_err();
+        assert!(error.to_string().contains("no such domain"), "{error}");
+    }
+    twice(&libvirt, DomainStep::DiscardSaved(id)).await;
+
+    // Started so that it stands still, it has printed nothing before it goes on.
+    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+    twice(&libvirt, DomainStep::StartPaused(id)).await;
+    assert_eq!(observed(&libvirt, id).await.power_state, PowerState::Paused);
+    assert!(!console(&config).contains(BOOTED));
+    twice(&libvirt, DomainStep::Resume(id)).await;
+    wait_for_console(&config, BOOTED, 1);
+
+    twice(&libvirt, DomainStep::Pause(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(
+        (domain.power_state, domain.off_reason),
+        (PowerState::Paused, None),
+        "{}",
+        domain.reason
+    );
+
+    // One that stands still is saved too, and runs when it is restored.
+    twice(&libvirt, DomainStep::Save(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(
+        (domain.power_state, domain.off_reason),
+        (PowerState::Shutdown, Some(OffReason::Saved)),
+        "{}",
+        domain.reason
+    );
+    assert_eq!(hypervisor.qemu_pids(), "");
+    assert_eq!(libvirt.job(id).await.ok().flatten(), None);
+
+    // libvirt may be started anew meanwhile, and a newer definition be written.
+    hypervisor.kill_libvirtd();
+    hypervisor.start_libvirtd();
+    let mut newer = config.clone();
+    newer.metadata.generation = Generation(4);
+    twice(&libvirt, DomainStep::Define(Box::new(newer.clone()))).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(
+        domain.off_reason,
+        Some(OffReason::Saved),
+        "{}",
+        domain.reason
+    );
+    twice(&libvirt, DomainStep::Restore(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.power_state, PowerState::Running, "{}", domain.reason);
+    assert_eq!(domain.metadata, Some(newer.metadata));
+
+    // It is the same guest, and it listens.
+    libvirt.apply(&DomainStep::Shutdown(id)).await.unwrap();
+    wait_for_state(&libvirt, id, PowerState::Shutdown).await;
+    assert_eq!(console(&config).matches(BOOTED).count(), 1);
+    assert!(console(&config).contains(ASKED));
+
+    // Memory that is thrown away means another boot.
+    libvirt.apply(&DomainStep::Start(id)).await.unwrap();
+    wait_for_console(&config, BOOTED, 2);
+    twice(&libvirt, DomainStep::Save(id)).await;
+    twice(&libvirt, DomainStep::DiscardSaved(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.power_state, PowerState::Shutdown);
+    assert_ne!(domain.off_reason, Some(OffReason::Saved));
+    libvirt.apply(&DomainStep::Start(id)).await.unwrap();
+    wait_for_console(&config, BOOTED, 3);
+
+    // A definition goes with the memory that was saved for it.
+    twice(&libvirt, DomainStep::Save(id)).await;
+    twice(&libvirt, DomainStep::Undefine(id)).await;
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn the_image_below_a_disk_stays_roots_and_read_only() {
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
@@ -317,7 +404,12 @@ async fn a_foreign_domain_is_listed_and_never_touched() {
     let all_steps = [
         DomainStep::Define(Box::new(config.clone())),
         DomainStep::Start(id),
+        DomainStep::StartPaused(id),
+        DomainStep::Restore(id),
+        DomainStep::DiscardSaved(id),
+        DomainStep::Pause(id),
         DomainStep::Resume(id),
+        DomainStep::Save(id),
         DomainStep::Shutdown(id),
         DomainStep::Destroy(id),
         DomainStep::Undefine(id),

@@ -21,7 +21,7 @@ use berth_common::{
 };
 
 use crate::decide::{
-    domain::{DomainObserved, DomainStep},
+    domain::{DomainObserved, DomainStep, JobProgress},
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
 };
@@ -80,6 +80,8 @@ pub trait Compute: Send + Sync {
     async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError>;
     /// Carries out one step. Repeating a step that was done already is not an error.
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError>;
+    /// How far a long step on an instance's domain is; `None`: none runs.
+    async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
 }
 
 /// Files: images and disks.

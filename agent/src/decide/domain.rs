@@ -155,6 +155,8 @@ pub struct DomainObserved {
 pub enum OffReason {
     /// The guest powered itself off, or obeyed a request to.
     Guest,
+    /// Its memory is kept on disk; starting it lets it go on where it was.
+    Saved,
     /// It was switched off from outside.
     Destroyed,
     /// QEMU or the guest crashed, or it could not be started.
@@ -172,12 +174,84 @@ pub enum DomainStep {
     Define(Box<DomainConfig>),
     /// Start it.
     Start(InstanceId),
+    /// Start it with its processors standing still.
+    StartPaused(InstanceId),
+    /// Let a saved one go on where it was.
+    Restore(InstanceId),
+    /// Throw its saved memory away.
+    DiscardSaved(InstanceId),
+    /// Let the processors of one that is on stand still.
+    Pause(InstanceId),
     /// Let a paused one go on.
     Resume(InstanceId),
+    /// Save its memory on disk and switch it off.
+    Save(InstanceId),
     /// Ask the guest to power off, through ACPI.
     Shutdown(InstanceId),
     /// Switch it off.
     Destroy(InstanceId),
     /// Forget its definition; the domain must be off.
     Undefine(InstanceId),
+}
+
+impl DomainStep {
+    /// Whether it makes QEMU open the domain's disks and plug in its NICs.
+    #[must_use]
+    pub const fn starts_qemu(&self) -> bool {
+        match self {
+            Self::Start(_) | Self::StartPaused(_) | Self::Restore(_) => true,
+            Self::Define(_)
+            | Self::DiscardSaved(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Save(_)
+            | Self::Shutdown(_)
+            | Self::Destroy(_)
+            | Self::Undefine(_) => false,
+        }
+    }
+
+    /// Whether it writes the guest's memory to disk or reads it from there, which may take minutes.
+    #[must_use]
+    pub const fn moves_memory(&self) -> bool {
+        matches!(self, Self::Save(_) | Self::Restore(_))
+    }
+
+    /// The instance it is about.
+    #[must_use]
+    pub const fn instance(&self) -> InstanceId {
+        match self {
+            Self::Define(config) => config.id,
+            Self::Start(id)
+            | Self::StartPaused(id)
+            | Self::Restore(id)
+            | Self::DiscardSaved(id)
+            | Self::Pause(id)
+            | Self::Resume(id)
+            | Self::Save(id)
+            | Self::Shutdown(id)
+            | Self::Destroy(id)
+            | Self::Undefine(id) => *id,
+        }
+    }
+}
+
+/// How far a long operation of libvirt on a domain is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobProgress {
+    /// Done.
+    pub done: u64,
+    /// Of so many; a guest that writes meanwhile makes it more.
+    pub total: u64,
+}
+
+impl JobProgress {
+    /// `40 %`; `None`: nobody knows yet.
+    #[must_use]
+    pub fn percent(&self) -> Option<u64> {
+        let done = u128::from(self.done.min(self.total));
+        (done * 100)
+            .checked_div(u128::from(self.total))
+            .and_then(|percent| u64::try_from(percent).ok())
+    }
 }

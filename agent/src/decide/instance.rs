@@ -1,21 +1,13 @@
 //! The plan for one instance: its document × what is there → ordered steps.
 //!
 //! ```text
-//!   no domain ──fetch, create disks──▶ (networks ready?) ──define──▶ off ──start──▶ running
-//!                                                                    ▲               │
-//!                              stop, soft reboot: ask the guest, ────┴───────────────┘
-//!                              switch it off when it takes too long
+//!   no domain ──fetch, create disks──▶ (networks ready?) ──define──▶ what its power asks for: `power`
 //!   tombstone: destroy, undefine, remove files ──▶ gone
 //! ```
 //!
-//! Every pass plans from what is observed, so a crash between any two steps is just another start. Two marks in
-//! the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
-//! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
-//! never repeated. A guest that powers itself off stays off until a new generation asks for it.
-//!
-//! The generation is set to 0 *before* a guest is asked to power off. Who wants it to run after all cannot take the
-//! question back: a guest that is marked so and still obeys is started again, by whatever agent sees it. The mark
-//! goes when the guest was watched for its whole stop timeout and did not.
+//! Every pass plans from what is observed, so a crash between any two steps is just another start.
+
+mod power;
 
 use std::{
     collections::BTreeSet,
@@ -24,11 +16,8 @@ use std::{
 };
 
 use berth_common::{
-    document::{
-        Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec,
-        RebootKind,
-    },
-    ids::{InstanceId, NetworkId, Nonce},
+    document::{Desired, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec},
+    ids::{InstanceId, NetworkId},
     message::report::{Fault, FaultCode, PowerState},
     names::ImageSha256,
     units::{ByteCount, Generation},
@@ -36,14 +25,11 @@ use berth_common::{
 
 use super::{
     domain::{
-        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, OffReason,
-        VirtType, cpu_shares,
+        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
+        cpu_shares,
     },
     names,
 };
-
-/// How long after asking a guest to power off it is asked again: it may not have listened yet.
-pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// One step for an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -305,10 +291,13 @@ fn converge(
         Err(fault) => return refused(fault),
     };
     let config = domain_config(id, spec, host);
-    let (domain_steps, then) = domain_plan(&config, generation, spec, observed);
-    let starts = domain_steps
-        .iter()
-        .any(|step| matches!(step, DomainStep::Start(_)));
+    let wish = power::Wish {
+        config: &config,
+        generation,
+        spec,
+    };
+    let (domain_steps, then) = wish.plan(observed);
+    let starts = domain_steps.iter().any(DomainStep::starts_qemu);
 
     // A disk is no more than what differs from its image: without that, there is nothing to make or to start.
     let mut images: Vec<&ImageRef> = disks.iter().map(|disk| &disk.image).collect();
@@ -324,7 +313,7 @@ fn converge(
     let is_on = observed
         .domain
         .as_ref()
-        .is_some_and(|domain| !is_off(domain));
+        .is_some_and(|domain| !power::is_off(domain));
     let unready = spec
         .ports
         .iter()
@@ -389,181 +378,6 @@ fn missing_images(images: Vec<&ImageRef>, observed: &Observed) -> Vec<Step> {
 fn image_of(source: &DiskSource) -> &ImageRef {
     let DiskSource::Image(image) = source;
     image
-}
-
-/// What the domain needs, once disks and networks are there.
-fn domain_plan(
-    config: &DomainConfig,
-    generation: Generation,
-    spec: &InstanceSpec,
-    observed: &Observed,
-) -> (Vec<DomainStep>, Then) {
-    let wanted_nonce = spec.reboot.map(|reboot| reboot.nonce);
-    let carried_out = |done: Generation| define(config, done, wanted_nonce);
-    let start = || {
-        vec![
-            carried_out(Generation(0)),
-            DomainStep::Start(config.id),
-            carried_out(generation),
-        ]
-    };
-    let written = |domain: &DomainObserved, generation: Generation| {
-        let done = domain.persistent
-            && domain.metadata.as_ref().is_some_and(|metadata| {
-                metadata.generation == generation
-                    && metadata.reboot_nonce == wanted_nonce
-                    && metadata.digest == config.metadata.digest
-            });
-        if done {
-            Vec::new()
-        } else {
-            vec![carried_out(generation)]
-        }
-    };
-    let settled = |domain: &DomainObserved| (written(domain, generation), Then::Converged);
-    let Some(domain) = &observed.domain else {
-        return match spec.power {
-            DesiredPower::Running => (start(), Then::Converged),
-            DesiredPower::Stopped | DesiredPower::Paused | DesiredPower::Suspended => {
-                (vec![carried_out(generation)], Then::Converged)
-            }
-        };
-    };
-    let metadata = domain.metadata.as_ref();
-    let rebooted = metadata.is_some_and(|metadata| metadata.reboot_nonce == wanted_nonce);
-    let carried_out_before = metadata.is_some_and(|metadata| metadata.generation == generation);
-
-    if is_off(domain) {
-        if spec.power == DesiredPower::Running && domain.off_reason == Some(OffReason::Moved) {
-            return (Vec::new(), Then::Refused(moved(domain)));
-        }
-        let left_off_by_guest =
-            domain.off_reason == Some(OffReason::Guest) && carried_out_before && rebooted;
-        return match spec.power {
-            DesiredPower::Running if !left_off_by_guest => (start(), Then::Converged),
-            DesiredPower::Running
-            | DesiredPower::Stopped
-            | DesiredPower::Paused
-            | DesiredPower::Suspended => settled(domain),
-        };
-    }
-    match (spec.power, spec.reboot) {
-        (DesiredPower::Paused | DesiredPower::Suspended, _) => settled(domain),
-        (DesiredPower::Stopped, _) => power_off(config, domain, spec, observed.asked),
-        (DesiredPower::Running, Some(reboot)) if !rebooted => match reboot.kind {
-            RebootKind::Soft => power_off(config, domain, spec, observed.asked),
-            RebootKind::Hard => {
-                let mut steps = vec![DomainStep::Destroy(config.id)];
-                steps.extend(start());
-                (steps, Then::Converged)
-            }
-        },
-        (DesiredPower::Running, _) if domain.power_state == PowerState::Crashed => {
-            let mut steps = vec![DomainStep::Destroy(config.id)];
-            steps.extend(start());
-            (steps, Then::Converged)
-        }
-        (DesiredPower::Running, _) => {
-            let (mut steps, then) = match may_obey_for(domain, spec, observed.asked_before) {
-                Some(left) => (written(domain, Generation(0)), Then::Watch(left)),
-                None => settled(domain),
-            };
-            if domain.power_state == PowerState::Paused {
-                steps.push(DomainStep::Resume(config.id));
-            }
-            (steps, then)
-        }
-    }
-}
-
-fn moved(domain: &DomainObserved) -> Fault {
-    Fault {
-        code: FaultCode::Hypervisor,
-        message: format!(
-            "domain {:?} was migrated away from this host; it is not started here while it may run elsewhere",
-            domain.name
-        ),
-    }
-}
-
-/// How much longer a guest that is on may still obey a request to power off that another agent, or another wish, made.
-/// A start that was not noted looks the same and is treated the same.
-fn may_obey_for(
-    domain: &DomainObserved,
-    spec: &InstanceSpec,
-    asked_before: Option<Duration>,
-) -> Option<Duration> {
-    if !is_marked(domain) {
-        return None;
-    }
-    stop_timeout(spec)
-        .checked_sub(asked_before.unwrap_or_default())
-        .filter(|left| !left.is_zero())
-}
-
-/// Whether its guest may have been asked to power off.
-fn is_marked(domain: &DomainObserved) -> bool {
-    domain
-        .metadata
-        .as_ref()
-        .is_some_and(|metadata| metadata.generation == Generation(0))
-}
-
-fn stop_timeout(spec: &InstanceSpec) -> Duration {
-    Duration::from_secs(spec.stop_timeout_seconds.into())
-}
-
-/// Ask the guest, ask again, and switch it off when it takes too long or cannot hear.
-fn power_off(
-    config: &DomainConfig,
-    domain: &DomainObserved,
-    spec: &InstanceSpec,
-    asked: Option<Asked>,
-) -> (Vec<DomainStep>, Then) {
-    let wait = Then::Wait(Wait::GuestPowersOff);
-    if domain.power_state != PowerState::Running {
-        return (vec![DomainStep::Destroy(config.id)], wait);
-    }
-    let ask = || {
-        let reboots = domain
-            .metadata
-            .as_ref()
-            .and_then(|metadata| metadata.reboot_nonce);
-        let mark = (!is_marked(domain)).then(|| define(config, Generation(0), reboots));
-        mark.into_iter()
-            .chain([DomainStep::Shutdown(config.id)])
-            .collect()
-    };
-    match asked {
-        None => (ask(), wait),
-        Some(asked) if asked.first >= stop_timeout(spec) => {
-            (vec![DomainStep::Destroy(config.id)], wait)
-        }
-        Some(asked) if asked.last >= ASK_AGAIN_AFTER => (ask(), wait),
-        Some(_) => (Vec::new(), wait),
-    }
-}
-
-/// Whether nothing of the guest runs or is kept in memory.
-fn is_off(domain: &DomainObserved) -> bool {
-    match domain.power_state {
-        PowerState::Shutdown | PowerState::Nostate => true,
-        // A crashed guest that libvirt still lists as such is kept in memory, for whoever wants to look at it.
-        PowerState::Running | PowerState::Paused | PowerState::Suspended | PowerState::Crashed => {
-            false
-        }
-    }
-}
-
-fn define(
-    config: &DomainConfig,
-    generation: Generation,
-    reboot_nonce: Option<Nonce>,
-) -> DomainStep {
-    let mut config = config.clone();
-    config.metadata.generation = generation;
-    config.metadata.reboot_nonce = reboot_nonce;
-    DomainStep::Define(Box::new(config))
 }
 
 /// The domain an instance's document describes, with generation 0 and its digest filled in.

@@ -4,8 +4,8 @@
 //! of passes, whatever step the agent dies after, and whatever goes wrong once.
 
 use berth_common::{
-    document::{Flavor, ImageFormat, InstancePort, Reboot},
-    ids::{HostId, PortId},
+    document::{DesiredPower, Flavor, ImageFormat, InstancePort, Reboot, RebootKind},
+    ids::{HostId, Nonce, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
 };
 use futures::executor::block_on;
@@ -17,6 +17,7 @@ use crate::act::{
     ActError, Compute, Net, Progress, Storage,
     fake::{Disk, FakeHost, Guest, Lives},
 };
+use crate::decide::domain::OffReason;
 
 /// More passes than any plan needs, however often it is interrupted.
 const PASSES: usize = 60;
@@ -111,6 +112,18 @@ fn stopped(generation: u64) -> Desired<InstanceId, InstanceSpec> {
     )
 }
 
+fn with_power(generation: u64, power: DesiredPower) -> Desired<InstanceId, InstanceSpec> {
+    desired(generation, Some(InstanceSpec { power, ..spec() }))
+}
+
+fn paused(generation: u64) -> Desired<InstanceId, InstanceSpec> {
+    with_power(generation, DesiredPower::Paused)
+}
+
+fn suspended(generation: u64) -> Desired<InstanceId, InstanceSpec> {
+    with_power(generation, DesiredPower::Suspended)
+}
+
 fn rebooting(generation: u64, kind: RebootKind, nonce: u128) -> Desired<InstanceId, InstanceSpec> {
     let reboot = Some(Reboot {
         nonce: id::<Nonce>(1000 + nonce),
@@ -183,7 +196,16 @@ impl Rig {
                 self.asked = Some((first, self.now));
                 self.asked_before = Some(self.now);
             }
-            Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => self.forget(),
+            Step::Domain(
+                DomainStep::Start(_)
+                | DomainStep::StartPaused(_)
+                | DomainStep::Restore(_)
+                | DomainStep::Save(_)
+                | DomainStep::Destroy(_),
+            ) => self.forget(),
+            Step::Domain(DomainStep::Resume(_)) => {
+                self.asked_before = self.asked_before.map(|_| self.now);
+            }
             Step::Domain(_) | Step::Storage(_) => {}
         }
         Ok(())
@@ -271,7 +293,12 @@ fn outline(plan: &Plan) -> Vec<String> {
             format!("define@{}", config.metadata.generation)
         }
         Step::Domain(DomainStep::Start(_)) => "start".to_owned(),
+        Step::Domain(DomainStep::StartPaused(_)) => "start-paused".to_owned(),
+        Step::Domain(DomainStep::Restore(_)) => "restore".to_owned(),
+        Step::Domain(DomainStep::DiscardSaved(_)) => "discard".to_owned(),
+        Step::Domain(DomainStep::Pause(_)) => "pause".to_owned(),
         Step::Domain(DomainStep::Resume(_)) => "resume".to_owned(),
+        Step::Domain(DomainStep::Save(_)) => "save".to_owned(),
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "destroy".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
@@ -366,7 +393,7 @@ fn check_refused(
     assert!(fault.message.contains(words), "{}", fault.message);
 }
 
-use OffReason::{Destroyed, Failed, Moved, Unknown};
+use OffReason::{Destroyed, Failed, Moved, Saved, Unknown};
 use PowerState::{Crashed, Nostate, Paused, Running, Shutdown, Suspended};
 use Then::{Converged, Gone};
 
@@ -765,6 +792,159 @@ fn a_disk_that_vanished_is_not_made_anew() {
 }
 
 #[test]
+fn a_pause_stops_the_processors_and_nothing_else() {
+    check(given(1, Running, None), &paused(2), &["pause"], &Converged);
+    check(
+        given(1, Paused, None),
+        &paused(2),
+        &["define@2"],
+        &Converged,
+    );
+    check(given(2, Paused, None), &paused(2), &[], &Converged);
+    // What was asked before the pause may still be obeyed after it.
+    check(given(0, Paused, None), &paused(2), &[], &Converged);
+    check(
+        given(0, Paused, None),
+        &running(3),
+        &["resume"],
+        &Then::Watch(Duration::from_secs(STOP_TIMEOUT.into())),
+    );
+    check(
+        given(2, Paused, None),
+        &running(3),
+        &["define@3", "resume"],
+        &Converged,
+    );
+    // A guest that sleeps stands still already; a crashed one has nothing left to stand still with.
+    check(given(2, Suspended, None), &paused(2), &[], &Converged);
+    check(
+        given(2, Crashed, None),
+        &paused(2),
+        &["destroy", "define@0", "start-paused", "define@2"],
+        &Converged,
+    );
+}
+
+#[test]
+fn what_is_off_and_shall_stand_still_is_started_so() {
+    let steps = &["define@0", "start-paused", "define@2"];
+    for reason in [Destroyed, Failed, Unknown, OffReason::Guest] {
+        check(
+            given(1, Shutdown, Some(reason)),
+            &paused(2),
+            steps,
+            &Converged,
+        );
+    }
+    let unready = given(1, Shutdown, Some(Unknown)).but(|observed| observed.networks_ready.clear());
+    check(
+        unready,
+        &paused(2),
+        &[],
+        &Then::Wait(Wait::Network(network())),
+    );
+    check_refused(
+        given(1, Shutdown, Some(Moved)),
+        &paused(2),
+        FaultCode::Hypervisor,
+        "migrated",
+    );
+}
+
+#[test]
+fn a_suspension_saves_the_memory_and_running_again_restores_it() {
+    for state in [Running, Paused, Suspended] {
+        check(given(1, state, None), &suspended(2), &["save"], &Converged);
+    }
+    let saved = |generation| given(generation, Shutdown, Some(Saved));
+    check(saved(1), &suspended(2), &["define@2"], &Converged);
+    check(saved(2), &suspended(2), &[], &Converged);
+    check(saved(2), &running(3), &["define@0", "restore"], &Converged);
+    check(saved(0), &running(3), &["restore"], &Converged);
+    check(saved(2), &paused(3), &["define@0", "restore"], &Converged);
+    // Nothing throws the memory away but who says so.
+    check(saved(2), &stopped(3), &["define@3"], &Converged);
+    check(
+        saved(2),
+        &rebooting(3, RebootKind::Soft, 0),
+        &["define@0", "restore"],
+        &Converged,
+    );
+    check(
+        saved(2),
+        &rebooting(3, RebootKind::Hard, 0),
+        &["discard", "define@0", "start", "define@3"],
+        &Converged,
+    );
+    // What has no memory left is suspended as it is.
+    check(
+        given(1, Crashed, None),
+        &suspended(2),
+        &["destroy"],
+        &Converged,
+    );
+    check(
+        given(1, Shutdown, Some(OffReason::Guest)),
+        &suspended(2),
+        &["define@2"],
+        &Converged,
+    );
+    // A restored guest needs its networks as much as a fresh one.
+    check(
+        saved(2).but(|observed| observed.networks_ready.clear()),
+        &running(3),
+        &[],
+        &Then::Wait(Wait::Network(network())),
+    );
+}
+
+#[test]
+fn pauses_and_suspensions_keep_the_guest_that_runs() {
+    for between in [paused, suspended] {
+        let rig = Rig::after(&[running(1), between(2), running(3), between(4), running(5)]);
+        let lives = rig.lives();
+        assert_eq!((lives.starts, lives.destroys, lives.asked), (1, 0, 0));
+        assert_eq!(lives.saves, lives.restores);
+    }
+    let rig = Rig::after(&[running(1), suspended(2)]);
+    rig.host.power_cut();
+    rig.build_network();
+    let mut rig = rig;
+    rig.converge(&running(3));
+    assert_eq!(
+        (rig.lives().starts, rig.lives().restores),
+        (1, 1),
+        "saved memory outlives a power cut"
+    );
+}
+
+#[test]
+fn a_reboot_that_a_pause_came_before_is_carried_out_after_it() {
+    let mut rig = Rig::after(&[running(1), paused(2)]);
+    let Some(reboot) = rebooting(3, RebootKind::Soft, 0).spec.unwrap().reboot else {
+        unreachable!()
+    };
+    let both = |generation, power| {
+        desired(
+            generation,
+            Some(InstanceSpec {
+                power,
+                reboot: Some(reboot),
+                ..spec()
+            }),
+        )
+    };
+    rig.converge(&both(3, DesiredPower::Paused));
+    assert_eq!((rig.power_state(), rig.lives().starts), (Paused, 1));
+    rig.converge(&both(4, DesiredPower::Suspended));
+    assert_eq!((rig.power_state(), rig.lives().starts), (Shutdown, 1));
+    rig.converge(&both(5, DesiredPower::Running));
+    let lives = rig.lives();
+    assert_eq!((lives.starts, lives.asked, lives.destroys), (2, 1, 0));
+    assert_eq!(rig.metadata().reboot_nonce, Some(reboot.nonce));
+}
+
+#[test]
 fn a_tombstone_removes_everything_from_every_state() {
     let gone = |given: Given, steps: &[&str]| check(given, &desired(9, None), steps, &Gone);
     for state in [Running, Paused, Crashed, Suspended, Nostate] {
@@ -828,6 +1008,21 @@ fn histories() -> Vec<Vec<Desired<InstanceId, InstanceSpec>>> {
         ],
         vec![running(1), desired(2, None)],
         vec![running(1), stopped(2), desired(3, None)],
+        vec![paused(1)],
+        vec![running(1), paused(2)],
+        vec![running(1), paused(2), running(3)],
+        vec![running(1), paused(2), stopped(3)],
+        vec![running(1), paused(2), desired(3, None)],
+        vec![suspended(1)],
+        vec![running(1), suspended(2)],
+        vec![running(1), suspended(2), running(3)],
+        vec![running(1), suspended(2), paused(3)],
+        vec![running(1), suspended(2), stopped(3)],
+        vec![running(1), suspended(2), desired(3, None)],
+        vec![running(1), suspended(2), rebooting(3, RebootKind::Hard, 0)],
+        vec![running(1), suspended(2), rebooting(3, RebootKind::Soft, 0)],
+        vec![running(1), paused(2), rebooting(3, RebootKind::Soft, 0)],
+        vec![running(1), stopped(2), suspended(3)],
     ]
 }
 
@@ -848,11 +1043,17 @@ fn assert_as_desired(rig: &Rig, desired: &Desired<InstanceId, InstanceSpec>, the
         }
     );
     let metadata = rig.metadata();
-    assert_eq!(metadata.generation, desired.generation);
-    assert_eq!(
-        metadata.reboot_nonce,
-        spec.reboot.map(|reboot| reboot.nonce)
-    );
+    // One that stands still may be marked as asked to power off: whether it would obey shows when it goes on.
+    if spec.power != DesiredPower::Paused || metadata.generation != Generation(0) {
+        assert_eq!(metadata.generation, desired.generation);
+    }
+    // A reboot that a pause or a suspension came before waits for the guest to go on.
+    if spec.power == DesiredPower::Running {
+        assert_eq!(
+            metadata.reboot_nonce,
+            spec.reboot.map(|reboot| reboot.nonce)
+        );
+    }
 }
 
 #[test]
@@ -973,6 +1174,8 @@ enum Event {
 enum Wish {
     Run,
     Stop,
+    Pause,
+    Suspend,
     Soft,
     Hard,
 }
@@ -981,6 +1184,8 @@ fn event() -> impl Strategy<Value = Event> {
     let wish = prop_oneof![
         Just(Wish::Run),
         Just(Wish::Stop),
+        Just(Wish::Pause),
+        Just(Wish::Suspend),
         Just(Wish::Soft),
         Just(Wish::Hard)
     ];
@@ -1012,6 +1217,8 @@ impl Documents {
         match wish {
             Wish::Run => self.power = DesiredPower::Running,
             Wish::Stop => self.power = DesiredPower::Stopped,
+            Wish::Pause => self.power = DesiredPower::Paused,
+            Wish::Suspend => self.power = DesiredPower::Suspended,
             Wish::Soft => {
                 self.reboot = Some(Reboot {
                     nonce,

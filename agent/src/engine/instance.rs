@@ -1,6 +1,6 @@
 //! A pass over one instance: look, plan, do, and look again, until there is nothing left to do.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use berth_common::{
     document::{Desired, DiskSource, InstanceSpec},
@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use super::{
     outcome::{AskedAt, Memory, Outcome, PassEnd, Waiting},
-    tools::{BrokenOff, Worker},
+    tools::{BrokenOff, Host, Worker},
 };
 use crate::{
-    act::ActError,
+    act::{ActError, Progress},
     decide::{
         domain::{DomainStep, OffReason},
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
@@ -23,6 +23,9 @@ use crate::{
 
 /// How often a pass plans anew before it counts as going round in circles. Two are usual: do, and see that it is done.
 const ROUNDS: usize = 6;
+
+/// How often it is asked how far a long step is.
+const WATCH_JOB_EVERY: Duration = Duration::from_secs(2);
 
 type Wish = Desired<InstanceId, InstanceSpec>;
 
@@ -166,8 +169,23 @@ fn remember(memory: &mut Memory, step: &Step) {
             let first = memory.asked.map_or(now, |asked| asked.first);
             memory.asked = Some(AskedAt { first, last: now });
         }
-        Step::Domain(DomainStep::Start(_) | DomainStep::Destroy(_)) => *memory = Memory::default(),
-        Step::Domain(DomainStep::Define(_) | DomainStep::Resume(_) | DomainStep::Undefine(_))
+        Step::Domain(
+            DomainStep::Start(_)
+            | DomainStep::StartPaused(_)
+            | DomainStep::Restore(_)
+            | DomainStep::Save(_)
+            | DomainStep::Destroy(_),
+        ) => *memory = Memory::default(),
+        // Its clock stood still: what it may still obey, it may obey from now on.
+        Step::Domain(DomainStep::Resume(_)) => {
+            memory.asked_before = memory.asked_before.map(|_| now);
+        }
+        Step::Domain(
+            DomainStep::Define(_)
+            | DomainStep::DiscardSaved(_)
+            | DomainStep::Pause(_)
+            | DomainStep::Undefine(_),
+        )
         | Step::Storage(_) => {}
     }
 }
@@ -193,9 +211,38 @@ async fn apply(worker: &mut Worker, step: &Step) -> Result<Result<(), ActError>,
                 host.storage.apply(step, &progress).await
             })
             .await),
+        // The memory of a large guest takes minutes, and is bounded by threads of its own.
+        Step::Domain(step) if step.moves_memory() => {
+            worker.leave_slot();
+            let result = worker
+                .step(name, &text, async |progress| {
+                    tokio::select! {
+                        biased;
+                        result = host.compute.apply(step) => result,
+                        never = watch_job(&host, step, &text, &progress) => match never {},
+                    }
+                })
+                .await;
+            worker.take_slot().await?;
+            Ok(result)
+        }
         Step::Domain(step) => Ok(worker
             .step(name, &text, async |_| host.compute.apply(step).await)
             .await),
+    }
+}
+
+/// Tells how far a long step is, until it is dropped: it never ends by itself.
+async fn watch_job(host: &Host, step: &DomainStep, text: &str, progress: &Progress) -> Infallible {
+    let mut ticks = tokio::time::interval(WATCH_JOB_EVERY);
+    loop {
+        ticks.tick().await;
+        // Nobody knows how far it is just now; the step itself says what goes wrong.
+        if let Ok(Some(job)) = host.compute.job(step.instance()).await
+            && let Some(percent) = job.percent()
+        {
+            progress.send_replace(Some(format!("{text}, {percent} %")));
+        }
     }
 }
 
@@ -206,7 +253,12 @@ fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
         Step::Domain(DomainStep::Define(_)) => "define",
         Step::Domain(DomainStep::Start(_)) => "start",
+        Step::Domain(DomainStep::StartPaused(_)) => "start_paused",
+        Step::Domain(DomainStep::Restore(_)) => "restore",
+        Step::Domain(DomainStep::DiscardSaved(_)) => "discard_saved",
+        Step::Domain(DomainStep::Pause(_)) => "pause",
         Step::Domain(DomainStep::Resume(_)) => "resume",
+        Step::Domain(DomainStep::Save(_)) => "save",
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown",
         Step::Domain(DomainStep::Destroy(_)) => "destroy",
         Step::Domain(DomainStep::Undefine(_)) => "undefine",
@@ -220,7 +272,12 @@ fn text(step: &Step) -> String {
         Step::Storage(StorageStep::RemoveInstance(_)) => "removing its files".to_owned(),
         Step::Domain(DomainStep::Define(_)) => "defining the domain".to_owned(),
         Step::Domain(DomainStep::Start(_)) => "starting".to_owned(),
-        Step::Domain(DomainStep::Resume(_)) => "resuming".to_owned(),
+        Step::Domain(DomainStep::StartPaused(_)) => "starting it paused".to_owned(),
+        Step::Domain(DomainStep::Restore(_)) => "restoring its memory".to_owned(),
+        Step::Domain(DomainStep::DiscardSaved(_)) => "discarding its saved memory".to_owned(),
+        Step::Domain(DomainStep::Pause(_)) => "pausing".to_owned(),
+        Step::Domain(DomainStep::Resume(_)) => "letting it go on".to_owned(),
+        Step::Domain(DomainStep::Save(_)) => "saving its memory".to_owned(),
         Step::Domain(DomainStep::Shutdown(_)) => "asking the guest to power off".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "switching off".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "removing the domain".to_owned(),

@@ -27,7 +27,10 @@ use super::{
     backoff::{self, FAILED_AFTER},
     outcome::{Memory, Outcome, PassEnd, Waiting},
 };
-use crate::{decide::domain::DomainObserved, inbox::journal::Entry};
+use crate::{
+    decide::domain::{DomainObserved, OffReason},
+    inbox::journal::Entry,
+};
 
 /// How often a converged instance is looked at with its files and networks; its domain is watched all the time.
 const THOROUGH: Duration = Duration::from_secs(300);
@@ -302,7 +305,10 @@ impl Resource {
             ),
             (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None),
             (Some(Some(domain)), Kind::Instance) => (
-                Some(domain.power_state),
+                Some(match domain.off_reason {
+                    Some(OffReason::Saved) => PowerState::Suspended,
+                    _ => domain.power_state,
+                }),
                 domain
                     .metadata
                     .as_ref()

@@ -9,10 +9,11 @@ use super::{
     request::{
         AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
         AggregateSet, HostDelete, HostDisable, HostDrain, HostEnable, HostList, HostSet, HostShow,
-        InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceList, InstanceReboot,
-        InstanceShow, InstanceStart, InstanceStop, Method, NetworkCreate, NetworkDelete,
-        NetworkList, PlacementCapacity, PlacementExplain, PlacementPlace, Reply, ServerGroupCreate,
-        ServerGroupDelete, ServerGroupList,
+        InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceList, InstancePause,
+        InstanceReboot, InstanceResume, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
+        InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
+        PlacementExplain, PlacementPlace, Reply, ServerGroupCreate, ServerGroupDelete,
+        ServerGroupList,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -75,6 +76,10 @@ pub fn all() -> Vec<MessageType> {
         request::<InstanceDelete>(),
         request::<InstanceStart>(),
         request::<InstanceStop>(),
+        request::<InstancePause>(),
+        request::<InstanceUnpause>(),
+        request::<InstanceSuspend>(),
+        request::<InstanceResume>(),
         request::<InstanceReboot>(),
         request::<InstanceShow>(),
         request::<InstanceList>(),

@@ -36,7 +36,35 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Reboot a running instance.
+    /// Let the processors of a running instance stand still; its memory stays where it is.
+    Pause {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let a paused instance go on.
+    Unpause {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Save the memory of a running instance on its hypervisor's disk, and switch it off.
+    Suspend {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let a suspended instance go on where it was.
+    Resume {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Reboot an instance. A hard reboot also ends a pause or a suspension, and loses the memory.
     Reboot {
         /// Name or id of the instance.
         name: String,

@@ -9,8 +9,9 @@ use berth_common::{
     ids::{InstanceId, Nonce},
     message::{
         request::{
-            InstanceCreate, InstanceDelete, InstanceList, InstanceListReply, InstanceReboot,
-            InstanceShow, InstanceStart, InstanceStop, Method, default_page,
+            InstanceCreate, InstanceDelete, InstanceList, InstanceListReply, InstancePause,
+            InstanceReboot, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
+            InstanceSuspend, InstanceUnpause, Method, default_page,
         },
         view::InstanceView,
     },
@@ -82,6 +83,11 @@ pub(super) async fn run<C: Caller>(
     command: Prepared,
 ) -> Result<(), CtlError> {
     let project = context.project();
+    let meant = |name, goal| Change {
+        name,
+        project: project.clone(),
+        goal,
+    };
     match command {
         Prepared::Create { request, wait } => create(context, *request, wait).await,
         Prepared::CreateMany(prepared) => many::create(context, prepared).await,
@@ -99,29 +105,57 @@ pub(super) async fn run<C: Caller>(
             context.print(&view, instance::show)
         }
         Prepared::Other(Instance::Start { name, wait }) => {
-            let goal = Goal::Running;
-            let meant = Change {
-                name,
-                project,
-                goal,
-            };
-            change(context, meant, wait, |instance, project| InstanceStart {
-                instance,
-                project,
-            })
+            change(
+                context,
+                meant(name, Goal::Running),
+                wait,
+                |instance, project| InstanceStart { instance, project },
+            )
             .await
         }
         Prepared::Other(Instance::Stop { name, wait }) => {
-            let goal = Goal::Stopped;
-            let meant = Change {
-                name,
-                project,
-                goal,
-            };
-            change(context, meant, wait, |instance, project| InstanceStop {
-                instance,
-                project,
-            })
+            change(
+                context,
+                meant(name, Goal::Stopped),
+                wait,
+                |instance, project| InstanceStop { instance, project },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Pause { name, wait }) => {
+            change(
+                context,
+                meant(name, Goal::Paused),
+                wait,
+                |instance, project| InstancePause { instance, project },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Unpause { name, wait }) => {
+            change(
+                context,
+                meant(name, Goal::Running),
+                wait,
+                |instance, project| InstanceUnpause { instance, project },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Suspend { name, wait }) => {
+            change(
+                context,
+                meant(name, Goal::Suspended),
+                wait,
+                |instance, project| InstanceSuspend { instance, project },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Resume { name, wait }) => {
+            change(
+                context,
+                meant(name, Goal::Running),
+                wait,
+                |instance, project| InstanceResume { instance, project },
+            )
             .await
         }
         Prepared::Other(Instance::Reboot { name, hard, wait }) => {
@@ -130,31 +164,26 @@ pub(super) async fn run<C: Caller>(
             } else {
                 RebootKind::Soft
             };
-            let goal = Goal::Rebooted;
-            let meant = Change {
-                name,
-                project,
-                goal,
-            };
-            change(context, meant, wait, |instance, project| InstanceReboot {
-                instance,
-                project,
-                kind,
-                nonce: Nonce::new(),
-            })
+            change(
+                context,
+                meant(name, Goal::Rebooted),
+                wait,
+                |instance, project| InstanceReboot {
+                    instance,
+                    project,
+                    kind,
+                    nonce: Nonce::new(),
+                },
+            )
             .await
         }
         Prepared::Other(Instance::Delete { name, wait }) => {
-            let goal = Goal::Deleted;
-            let meant = Change {
-                name,
-                project,
-                goal,
-            };
-            change(context, meant, wait, |instance, project| InstanceDelete {
-                instance,
-                project,
-            })
+            change(
+                context,
+                meant(name, Goal::Deleted),
+                wait,
+                |instance, project| InstanceDelete { instance, project },
+            )
             .await
         }
         Prepared::Other(Instance::Console {

@@ -7,10 +7,11 @@ use berth_common::{
             AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
             HostSet, HostShow, InstanceCreate, InstanceCreateMany, InstanceCreateManyReply,
-            InstanceCreateResult, InstanceDelete, InstanceList, InstanceReboot, InstanceShow,
-            InstanceStart, InstanceStop, Method, NetworkCreate, NetworkDelete, NetworkList,
-            PlacementCapacity, PlacementExplain, PlacementPlace, ServerGroupCreate,
-            ServerGroupDelete, ServerGroupList,
+            InstanceCreateResult, InstanceDelete, InstanceList, InstancePause, InstanceReboot,
+            InstanceResume, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
+            InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
+            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
+            ServerGroupList,
         },
         view::HostStatus,
     },
@@ -39,12 +40,16 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 20] = [
+const CHANGES: [&str; 24] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
     InstanceStart::NAME,
     InstanceStop::NAME,
+    InstancePause::NAME,
+    InstanceUnpause::NAME,
+    InstanceSuspend::NAME,
+    InstanceResume::NAME,
     InstanceReboot::NAME,
     NetworkCreate::NAME,
     NetworkDelete::NAME,
@@ -158,6 +163,22 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         InstanceStop::NAME => {
             let request: InstanceStop = read(message)?;
             reply(change_instance(w, &request.project, &request.instance, Change::Stop).await)
+        }
+        InstancePause::NAME => {
+            let request: InstancePause = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Pause).await)
+        }
+        InstanceUnpause::NAME => {
+            let request: InstanceUnpause = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Unpause).await)
+        }
+        InstanceSuspend::NAME => {
+            let request: InstanceSuspend = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Suspend).await)
+        }
+        InstanceResume::NAME => {
+            let request: InstanceResume = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Resume).await)
         }
         InstanceReboot::NAME => {
             let request: InstanceReboot = read(message)?;

@@ -23,3 +23,4 @@ mod life;
 mod many;
 mod ratios;
 mod relocation;
+mod standstill;

@@ -42,6 +42,10 @@ pub struct Lives {
     pub asked: u32,
     /// How often it was switched off.
     pub destroys: u32,
+    /// How often its memory was saved.
+    pub saves: u32,
+    /// How often it went on from saved memory.
+    pub restores: u32,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +62,8 @@ struct OwnDomain {
     config: DomainConfig,
     /// What it was started with.
     live: Option<DomainConfig>,
+    /// What it was started with before its memory was saved.
+    saved: Option<DomainConfig>,
     state: PowerState,
     off: OffReason,
     /// Asked to power off: how often it will be looked at before it is off.
@@ -82,7 +88,11 @@ impl OwnDomain {
             uuid: self.config.id.as_uuid(),
             name: names::domain(self.config.id),
             power_state: self.state,
-            off_reason: (!self.is_on()).then_some(self.off),
+            off_reason: (!self.is_on()).then_some(if self.saved.is_some() {
+                OffReason::Saved
+            } else {
+                self.off
+            }),
             reason: format!("{:?}", self.state),
             persistent: true,
             vcpus: self.config.vcpus,
@@ -172,7 +182,10 @@ impl Domains {
     /// The domain as it is; a guest on its way off gets nearer to it by being looked at.
     pub(super) fn observe(&mut self, uuid: Uuid) -> Option<DomainObserved> {
         if let Some(domain) = self.own.get_mut(&uuid) {
-            match domain.going_off {
+            match domain
+                .going_off
+                .filter(|_| domain.state == PowerState::Running)
+            {
                 Some(0) => domain.switch_off(OffReason::Guest),
                 Some(left) => domain.going_off = Some(left - 1),
                 None => {}
@@ -194,14 +207,7 @@ impl Domains {
         files: &Files,
         networks: &Networks,
     ) -> Result<(), ActError> {
-        let id = match step {
-            DomainStep::Define(config) => config.id,
-            DomainStep::Start(id)
-            | DomainStep::Resume(id)
-            | DomainStep::Shutdown(id)
-            | DomainStep::Destroy(id)
-            | DomainStep::Undefine(id) => *id,
-        };
+        let id = step.instance();
         if self.foreign.contains_key(&id.as_uuid()) {
             return Err(ActError::refused(
                 FaultCode::ForeignObject,
@@ -217,20 +223,43 @@ impl Domains {
         let lives = self.lives.entry(id).or_default();
         let Some(domain) = self.own.get_mut(&uuid) else {
             return match step {
-                DomainStep::Start(_) | DomainStep::Resume(_) => {
-                    Err(failed(format!("there is no domain {id}")))
-                }
-                _ => Ok(()),
+                DomainStep::Shutdown(_)
+                | DomainStep::Destroy(_)
+                | DomainStep::DiscardSaved(_)
+                | DomainStep::Undefine(_) => Ok(()),
+                _ => Err(failed(format!("there is no domain {id}"))),
             };
         };
         match step {
             DomainStep::Define(_) => {}
-            DomainStep::Start(_) if domain.is_on() => {}
-            DomainStep::Start(_) => {
+            step if step.starts_qemu() && domain.is_on() => {}
+            DomainStep::Start(_) | DomainStep::Restore(_) if domain.saved.is_some() => {
+                can_start(&domain.config, files, networks)?;
+                lives.restores += 1;
+                domain.live = domain.saved.take();
+                domain.state = PowerState::Running;
+            }
+            DomainStep::Start(_) | DomainStep::Restore(_) | DomainStep::StartPaused(_) => {
                 can_start(&domain.config, files, networks)?;
                 lives.starts += 1;
                 domain.live = Some(domain.config.clone());
-                domain.state = PowerState::Running;
+                domain.state = match step {
+                    DomainStep::StartPaused(_) => PowerState::Paused,
+                    _ => PowerState::Running,
+                };
+            }
+            DomainStep::DiscardSaved(_) => domain.saved = None,
+            DomainStep::Pause(_) => {
+                if domain.state == PowerState::Running {
+                    domain.state = PowerState::Paused;
+                }
+            }
+            DomainStep::Save(_) => {
+                if let Some(live) = domain.live.clone() {
+                    lives.saves += 1;
+                    domain.switch_off(OffReason::Destroyed);
+                    domain.saved = Some(live);
+                }
             }
             DomainStep::Resume(_) => {
                 if domain.state == PowerState::Paused {
@@ -270,6 +299,7 @@ impl Domains {
             .or_insert_with(|| OwnDomain {
                 config: config.clone(),
                 live: None,
+                saved: None,
                 state: PowerState::Shutdown,
                 off: OffReason::Unknown,
                 going_off: None,

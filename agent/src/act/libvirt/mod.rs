@@ -22,7 +22,7 @@ pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
 pub use pool::Limits;
 
 use super::{ActError, Compute};
-use crate::decide::domain::{DomainObserved, DomainStep, VirtType};
+use crate::decide::domain::{DomainObserved, DomainStep, JobProgress, VirtType};
 use error::{failed, no_answer};
 use pool::{Pool, Ticket};
 use session::Session;
@@ -40,6 +40,10 @@ pub struct Options {
     /// How long one step may take. Starting a large guest takes its time, and so does switching off one whose
     /// disks are slow.
     pub step_deadline: Duration,
+    /// How long saving or restoring a guest's memory may take: that of a large guest is written to disk.
+    pub memory_deadline: Duration,
+    /// How many guests' memories are saved or restored at once, hang, or wait.
+    pub memory_limits: Limits,
     /// libvirt's configuration of QEMU.
     pub qemu_conf: PathBuf,
 }
@@ -54,6 +58,12 @@ impl Default for Options {
             },
             observe_deadline: Duration::from_secs(30),
             step_deadline: Duration::from_secs(120),
+            memory_deadline: Duration::from_secs(3600),
+            memory_limits: Limits {
+                workers: 2,
+                stuck: 2,
+                queued: 1024,
+            },
             qemu_conf: PathBuf::from("/etc/libvirt/qemu.conf"),
         }
     }
@@ -79,27 +89,30 @@ pub struct Libvirt {
     uri: String,
     options: Options,
     pool: Pool<Session>,
+    /// Whatever takes long has threads of its own, so that the others stay free.
+    memory_pool: Pool<Session>,
 }
 
 impl Libvirt {
     /// Uses the libvirt at `uri`. Nothing is opened before it is needed, so libvirtd may be absent.
     #[must_use]
     pub fn start(uri: &str, options: Options) -> Self {
-        let address = uri.to_owned();
-        let pool = Pool::new("libvirt", options.limits, move || {
-            Session::new(address.clone())
-        });
+        let pool = |name, limits| {
+            let address = uri.to_owned();
+            Pool::new(name, limits, move || Session::new(address.clone()))
+        };
         Self {
             uri: uri.to_owned(),
+            pool: pool("libvirt", options.limits),
+            memory_pool: pool("libvirt-memory", options.memory_limits),
             options,
-            pool,
         }
     }
 
     /// How many calls did not come back in time and still hang.
     #[must_use]
     pub fn stuck_calls(&self) -> usize {
-        self.pool.stuck()
+        self.pool.stuck() + self.memory_pool.stuck()
     }
 
     /// What libvirt and this host are.
@@ -133,8 +146,18 @@ impl Libvirt {
         limit: Duration,
         operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
     ) -> Result<T, ActError> {
+        self.call_on(&self.pool, what, limit, operation).await
+    }
+
+    async fn call_on<T: Send + 'static>(
+        &self,
+        pool: &Pool<Session>,
+        what: String,
+        limit: Duration,
+        operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
+    ) -> Result<T, ActError> {
         let words = what.clone();
-        let answer = self.pool.call(limit, move |session, ticket| {
+        let answer = pool.call(limit, move |session, ticket| {
             session.run(ticket, &words, |connection| operation(connection, ticket))
         });
         answer
@@ -163,9 +186,23 @@ impl Compute for Libvirt {
 
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
         let what = steps::describe(step);
+        let moves_memory = step.moves_memory();
         let step = step.clone();
         let operation =
             move |connection: &Connect, ticket: &Ticket| steps::apply(connection, &step, ticket);
-        self.call(what, self.options.step_deadline, operation).await
+        let (pool, deadline) = if moves_memory {
+            (&self.memory_pool, self.options.memory_deadline)
+        } else {
+            (&self.pool, self.options.step_deadline)
+        };
+        self.call_on(pool, what, deadline, operation).await
+    }
+
+    async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
+        let what = format!("asking how far instance {instance} is");
+        self.call(what, self.options.observe_deadline, move |connection, _| {
+            observe::job(connection, instance)
+        })
+        .await
     }
 }

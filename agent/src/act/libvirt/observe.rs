@@ -1,6 +1,6 @@
 //! What libvirt says of its domains.
 
-use berth_common::ids::InstanceId;
+use berth_common::{ids::InstanceId, message::report::PowerState};
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use super::{
@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     act::ActError,
-    decide::{domain::DomainObserved, domain_xml},
+    decide::{
+        domain::{DomainObserved, JobProgress},
+        domain_xml,
+    },
 };
 
 /// All domains, running or only defined. One that vanishes meanwhile is left out.
@@ -67,7 +70,11 @@ pub(super) fn of(domain: &Domain) -> Result<Option<DomainObserved>, ActError> {
 fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     let uuid = domain.get_uuid()?;
     let (state, reason) = domain.get_state()?;
-    let power = power::read(state, reason);
+    let power = match power::read(state, reason) {
+        // Over a boot of the host libvirt forgets why a domain is off, but not the memory it saved.
+        off if off.state == PowerState::Shutdown && domain.has_managed_save(0)? => power::saved(),
+        other => other,
+    };
     // The definition that is kept: it tells what was written last, and never waits for QEMU.
     let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
     Ok(DomainObserved {
@@ -84,4 +91,28 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
             .metadata
             .filter(|metadata| metadata.instance_id.as_uuid() == uuid),
     })
+}
+
+/// How far the operation that runs on a domain is, if one does.
+pub(super) fn job(
+    connection: &Connect,
+    instance: InstanceId,
+) -> Result<Option<JobProgress>, ActError> {
+    let Some(domain) = lookup(connection, instance)? else {
+        return Ok(None);
+    };
+    match domain.get_job_info() {
+        Ok(info) if info.r#type == i32::try_from(sys::VIR_DOMAIN_JOB_NONE).unwrap_or_default() => {
+            Ok(None)
+        }
+        Ok(info) => Ok(Some(JobProgress {
+            done: info.data_processed.unwrap_or_default(),
+            total: info.data_total.unwrap_or_default(),
+        })),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(failed(
+            format!("asking how far instance {instance} is"),
+            error,
+        )),
+    }
 }

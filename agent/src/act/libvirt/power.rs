@@ -112,8 +112,8 @@ fn off(reason: u32) -> Power {
         sys::VIR_DOMAIN_SHUTOFF_DESTROYED => (OffReason::Destroyed, "switched off"),
         sys::VIR_DOMAIN_SHUTOFF_CRASHED => (OffReason::Failed, "crashed"),
         sys::VIR_DOMAIN_SHUTOFF_MIGRATED => (OffReason::Moved, "migrated to another host"),
-        // Starting it restores what was saved, where libvirt manages that.
-        sys::VIR_DOMAIN_SHUTOFF_SAVED => (OffReason::Destroyed, "saved"),
+        // By somebody, into a file of their own: what libvirt keeps itself is found by looking for it.
+        sys::VIR_DOMAIN_SHUTOFF_SAVED => (OffReason::Destroyed, "saved to a file"),
         sys::VIR_DOMAIN_SHUTOFF_FAILED => (OffReason::Failed, "it could not be started"),
         sys::VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT => {
             (OffReason::Destroyed, "reverted to a snapshot that was off")
@@ -124,6 +124,15 @@ fn off(reason: u32) -> Power {
     Power {
         off: Some(off),
         ..on(PowerState::Shutdown, "shut off", text)
+    }
+}
+
+/// A domain that is off and whose memory libvirt keeps.
+#[must_use]
+pub(super) fn saved() -> Power {
+    Power {
+        off: Some(OffReason::Saved),
+        ..on(PowerState::Shutdown, "shut off", "its memory is saved")
     }
 }
 

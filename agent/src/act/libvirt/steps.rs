@@ -15,7 +15,7 @@ use super::{
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainConfig, DomainObserved, DomainStep},
+        domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml, names,
     },
 };
@@ -31,7 +31,12 @@ pub(super) fn describe(step: &DomainStep) -> String {
     match step {
         DomainStep::Define(config) => format!("defining the domain of instance {}", config.id),
         DomainStep::Start(id) => format!("starting instance {id}"),
+        DomainStep::StartPaused(id) => format!("starting instance {id} paused"),
+        DomainStep::Restore(id) => format!("restoring the memory of instance {id}"),
+        DomainStep::DiscardSaved(id) => format!("discarding the saved memory of instance {id}"),
+        DomainStep::Pause(id) => format!("pausing instance {id}"),
         DomainStep::Resume(id) => format!("resuming instance {id}"),
+        DomainStep::Save(id) => format!("saving the memory of instance {id}"),
         DomainStep::Shutdown(id) => format!("asking instance {id} to power off"),
         DomainStep::Destroy(id) => format!("switching off instance {id}"),
         DomainStep::Undefine(id) => format!("undefining the domain of instance {id}"),
@@ -51,16 +56,19 @@ pub(super) fn apply(
     };
     match step {
         DomainStep::Define(config) => job.define(config),
-        DomainStep::Start(id) => match job.act(*id, is_off, |domain| domain.create().map(drop))? {
-            Outcome::Done => Ok(()),
-            Outcome::Missing => Err(job.undefined()),
-        },
-        DomainStep::Resume(id) => {
-            match job.act(*id, is_paused, |domain| domain.resume().map(drop))? {
-                Outcome::Done => Ok(()),
-                Outcome::Missing => Err(job.undefined()),
-            }
+        // libvirt restores saved memory by itself when it starts a domain that has some.
+        DomainStep::Start(id) | DomainStep::Restore(id) => {
+            job.must_act(*id, is_off, |domain| domain.create().map(drop))
         }
+        DomainStep::StartPaused(id) => job.must_act(*id, is_off, start_paused),
+        DomainStep::DiscardSaved(id) => job
+            .act(*id, is_saved, |domain| {
+                domain.managed_save_remove(0).map(drop)
+            })
+            .map(drop),
+        DomainStep::Pause(id) => job.must_act(*id, is_running, |domain| domain.suspend().map(drop)),
+        DomainStep::Resume(id) => job.must_act(*id, is_paused, |domain| domain.resume().map(drop)),
+        DomainStep::Save(id) => job.must_act(*id, is_on, save),
         DomainStep::Shutdown(id) => job.act(*id, is_on, ask_to_power_off).map(drop),
         DomainStep::Destroy(id) => job.act(*id, is_on, destroy).map(drop),
         DomainStep::Undefine(id) => job.undefine(*id),
@@ -77,6 +85,25 @@ fn is_on(domain: &DomainObserved) -> bool {
 
 fn is_paused(domain: &DomainObserved) -> bool {
     domain.power_state == PowerState::Paused
+}
+
+fn is_running(domain: &DomainObserved) -> bool {
+    domain.power_state == PowerState::Running
+}
+
+fn is_saved(domain: &DomainObserved) -> bool {
+    domain.off_reason == Some(OffReason::Saved)
+}
+
+fn start_paused(domain: &Domain) -> Result<(), Error> {
+    domain
+        .create_with_flags(sys::VIR_DOMAIN_START_PAUSED)
+        .map(drop)
+}
+
+/// So that it runs when it is restored, even if it stands still now.
+fn save(domain: &Domain) -> Result<(), Error> {
+    domain.managed_save(sys::VIR_DOMAIN_SAVE_RUNNING).map(drop)
 }
 
 fn ask_to_power_off(domain: &Domain) -> Result<(), Error> {
@@ -129,6 +156,19 @@ impl Job<'_> {
             Ok(Some(observed)) if !needed(&observed) => Ok(Outcome::Done),
             Ok(None) => Ok(Outcome::Missing),
             Ok(Some(_)) | Err(_) => Err(failed(self.what.clone(), error)),
+        }
+    }
+
+    /// As [`Self::act`], where there has to be a domain.
+    fn must_act(
+        &self,
+        id: InstanceId,
+        needed: fn(&DomainObserved) -> bool,
+        act: impl Fn(&Domain) -> Result<(), Error>,
+    ) -> Result<(), ActError> {
+        match self.act(id, needed, act)? {
+            Outcome::Done => Ok(()),
+            Outcome::Missing => Err(self.undefined()),
         }
     }
 

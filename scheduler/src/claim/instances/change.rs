@@ -1,7 +1,7 @@
 //! Changing what is wanted of an instance, up to its end.
 
 use berth_common::{
-    document::{DesiredPower, DocumentKey, Kind, Reboot},
+    document::{DesiredPower, DocumentKey, Kind, Reboot, RebootKind},
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, PowerState},
@@ -30,6 +30,14 @@ pub enum Change {
     Start,
     /// Power it off.
     Stop,
+    /// Let its processors stand still.
+    Pause,
+    /// Let it go on after a pause.
+    Unpause,
+    /// Keep its memory on disk and switch it off.
+    Suspend,
+    /// Let it go on after a suspension.
+    Resume,
     /// Reboot it once.
     Reboot(Reboot),
     /// Delete it.
@@ -70,18 +78,22 @@ pub async fn change(
                 row.name
             )));
         }
-        Change::Start => {
-            instances::set_desired_power(writing.txn(), row.id, DesiredPower::Running, now).await?;
-            if is_left_off(&row)
+        Change::Reboot(reboot) => reboot_once(writing, &row, reboot).await?,
+        Change::Start
+        | Change::Stop
+        | Change::Pause
+        | Change::Unpause
+        | Change::Suspend
+        | Change::Resume => {
+            let power = power_after(&row, change)?;
+            instances::set_desired_power(writing.txn(), row.id, power, now).await?;
+            if matches!(change, Change::Start)
+                && is_left_off(&row)
                 && let Some(host) = host
             {
                 writing.again(host, row.id);
             }
         }
-        Change::Stop => {
-            instances::set_desired_power(writing.txn(), row.id, DesiredPower::Stopped, now).await?;
-        }
-        Change::Reboot(reboot) => reboot_once(writing, &row, reboot).await?,
     }
     if let Some(host) = host {
         writing.touch_instance(host, row.id);
@@ -92,6 +104,33 @@ pub async fn change(
     }
     let row = get(writing.txn(), row.id).await?;
     show::instance(writing.context(), writing.txn(), &row).await
+}
+
+/// The power an instance shall have after a change, or why that change is not for it. A change that was made already is
+/// granted again; memory is never lost by one that does not say so.
+fn power_after(row: &InstanceRow, change: Change) -> Result<DesiredPower, ClaimError> {
+    use DesiredPower::{Paused, Running, Stopped, Suspended};
+    let refused = |instead: &str| {
+        Err(conflict(format!(
+            "instance {} is {}; {instead}",
+            row.name,
+            row.desired_power.as_str()
+        )))
+    };
+    match (change, row.desired_power) {
+        (Change::Start, Running | Stopped) => Ok(Running),
+        (Change::Stop, Running | Stopped | Paused) => Ok(Stopped),
+        (Change::Pause | Change::Suspend, Running) if is_left_off(row) => Err(conflict(format!(
+            "instance {} is powered off; start it first",
+            row.name
+        ))),
+        (Change::Pause, Running | Paused) => Ok(Paused),
+        (Change::Suspend, Running | Suspended) => Ok(Suspended),
+        (Change::Unpause, Running | Paused) | (Change::Resume, Running | Suspended) => Ok(Running),
+        (_, Paused) => refused("unpause it first"),
+        (_, Suspended) => refused("resume it first, or reboot it hard and lose its memory"),
+        (_, Running | Stopped) => refused("start it first"),
+    }
 }
 
 /// An instance that must be there: it was just read.
@@ -147,15 +186,28 @@ async fn reboot_once(
     row: &InstanceRow,
     reboot: Reboot,
 ) -> Result<(), ClaimError> {
-    if row.desired_power == DesiredPower::Stopped {
-        return Err(conflict(format!(
-            "instance {} is stopped; start it instead",
-            row.name
-        )));
-    }
+    let refusal = match (row.desired_power, reboot.kind) {
+        (DesiredPower::Stopped, _) => Some("stopped; start it instead"),
+        (DesiredPower::Paused, RebootKind::Soft) => {
+            Some("paused, so its guest cannot be asked; unpause it first, or reboot it hard")
+        }
+        (DesiredPower::Suspended, RebootKind::Soft) => {
+            Some("suspended, so its guest cannot be asked; resume it first, or reboot it hard")
+        }
+        (DesiredPower::Running, _)
+        | (DesiredPower::Paused | DesiredPower::Suspended, RebootKind::Hard) => None,
+    };
     let (txn, now) = (writing.txn(), writing.now);
-    if nonces::remember(txn, row.id, reboot.nonce, InstanceReboot::NAME, now).await? {
-        instances::set_desired_reboot(txn, row.id, Some(reboot), now).await?;
+    // A repetition is granted: whatever was asked for after the first one stands.
+    if !nonces::remember(txn, row.id, reboot.nonce, InstanceReboot::NAME, now).await? {
+        return Ok(());
+    }
+    if let Some(why) = refusal {
+        return Err(conflict(format!("instance {} is {why}", row.name)));
+    }
+    instances::set_desired_reboot(txn, row.id, Some(reboot), now).await?;
+    if reboot.kind == RebootKind::Hard {
+        instances::set_desired_power(txn, row.id, DesiredPower::Running, now).await?;
     }
     Ok(())
 }

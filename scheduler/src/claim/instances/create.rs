@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use berth_common::{
-    document::DocumentKey,
+    document::{DesiredPower, DocumentKey},
     ids::{DecisionId, HostId, InstanceId, NetworkId, ServerGroupId},
     message::{
         report::{Fault, FaultCode},
@@ -386,6 +386,12 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
         mistakes.push(format!(
             "stop_timeout_seconds must be from 1 to 3600; got {}",
             request.stop_timeout_seconds
+        ));
+    }
+    if !matches!(request.power, DesiredPower::Running | DesiredPower::Stopped) {
+        mistakes.push(format!(
+            "power must be running or stopped when an instance is created; got {}",
+            request.power.as_str()
         ));
     }
     if request.networks.len() > MAX_NETWORKS {

@@ -1,0 +1,320 @@
+//! The part of an instance's plan that is about its domain: how far it shall run × how far it does.
+//!
+//! ```text
+//!            ┌──────────── start ────────────▶ running ◀──resume── paused ◀──┐
+//!   off ─────┤                                  │  │  └─────pause────▶ ▲     │
+//!    ▲       └──────────── start paused ────────│──│────────────────────┼─────┘
+//!    │   stop, soft reboot: ask the guest, ─────┘  │                    │
+//!    └── switch it off when it takes too long      │                    │
+//!                                                  └──────save──────────┴──▶ saved ──restore──▶ running
+//! ```
+//!
+//! Two marks in the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
+//! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
+//! never repeated. A guest that powers itself off stays off until a new generation asks for it. A reboot that was not
+//! carried out before a pause or a suspension is carried out after it.
+//!
+//! The generation is set to 0 *before* a guest is asked to power off. Who wants it to run after all cannot take the
+//! question back: a guest that is marked so and still obeys is started again, by whatever agent sees it. The mark
+//! goes when the guest was watched for its whole stop timeout and did not. A guest that stands still cannot obey: the mark
+//! stays for when it goes on.
+//!
+//! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone.
+
+use std::time::Duration;
+
+use berth_common::{
+    document::{DesiredPower, InstanceSpec, RebootKind},
+    ids::Nonce,
+    message::report::{Fault, FaultCode, PowerState},
+    units::Generation,
+};
+
+use super::{Asked, Observed, Then, Wait};
+use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, OffReason};
+
+/// How long after asking a guest to power off it is asked again: it may not have listened yet.
+pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// What an instance's document wants of its domain.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish<'a> {
+    /// The domain it describes.
+    pub(super) config: &'a DomainConfig,
+    /// Its generation.
+    pub(super) generation: Generation,
+    /// The rest of it.
+    pub(super) spec: &'a InstanceSpec,
+}
+
+impl Wish<'_> {
+    /// What the domain needs, once disks and networks are there.
+    pub(super) fn plan(&self, observed: &Observed) -> (Vec<DomainStep>, Then) {
+        let Some(domain) = &observed.domain else {
+            let steps = match self.spec.power {
+                DesiredPower::Running => self.start(),
+                DesiredPower::Paused => self.start_paused(),
+                // What never ran has no memory to keep.
+                DesiredPower::Stopped | DesiredPower::Suspended => {
+                    vec![self.define(self.generation, self.nonce())]
+                }
+            };
+            return (steps, Then::Converged);
+        };
+        if is_off(domain) {
+            self.of_off(domain)
+        } else {
+            self.of_on(domain, observed)
+        }
+    }
+
+    fn of_off(&self, domain: &DomainObserved) -> (Vec<DomainStep>, Then) {
+        let metadata = domain.metadata.as_ref();
+        let carried_out_before =
+            metadata.is_some_and(|metadata| metadata.generation == self.generation);
+        let left_off_by_guest = domain.off_reason == Some(OffReason::Guest)
+            && carried_out_before
+            && self.is_rebooted(domain);
+        match (self.spec.power, domain.off_reason) {
+            (DesiredPower::Stopped | DesiredPower::Suspended, _) => self.settled(domain),
+            (DesiredPower::Running | DesiredPower::Paused, Some(OffReason::Moved)) => {
+                (Vec::new(), Then::Refused(moved(domain)))
+            }
+            (DesiredPower::Running | DesiredPower::Paused, Some(OffReason::Saved)) => {
+                (self.restore(domain), Then::Converged)
+            }
+            (DesiredPower::Running, _) if left_off_by_guest => self.settled(domain),
+            (DesiredPower::Running, _) => (self.start(), Then::Converged),
+            // Its memory is lost, of whatever it was off: it stands still at the very beginning.
+            (DesiredPower::Paused, _) => (self.start_paused(), Then::Converged),
+        }
+    }
+
+    fn of_on(&self, domain: &DomainObserved, observed: &Observed) -> (Vec<DomainStep>, Then) {
+        let id = self.config.id;
+        match self.spec.power {
+            DesiredPower::Stopped => self.power_off(domain, observed.asked),
+            DesiredPower::Suspended => {
+                let step = match domain.power_state {
+                    // There is nothing left to go on with.
+                    PowerState::Crashed => DomainStep::Destroy(id),
+                    _ => DomainStep::Save(id),
+                };
+                (vec![step], Then::Converged)
+            }
+            DesiredPower::Paused => match domain.power_state {
+                PowerState::Crashed => self.anew(self.start_paused()),
+                // A guest that went to sleep by itself stands still as well.
+                PowerState::Paused | PowerState::Suspended => self.standing_still(domain),
+                _ => (vec![DomainStep::Pause(id)], Then::Converged),
+            },
+            DesiredPower::Running => self.running(domain, observed),
+        }
+    }
+
+    fn running(&self, domain: &DomainObserved, observed: &Observed) -> (Vec<DomainStep>, Then) {
+        match self.spec.reboot {
+            Some(reboot) if !self.is_rebooted(domain) => {
+                return match (reboot.kind, domain.power_state) {
+                    (RebootKind::Hard, _) => self.anew(self.start()),
+                    // It was asked for before a pause: the guest can only hear it when it goes on.
+                    (RebootKind::Soft, PowerState::Paused) if observed.asked.is_none() => {
+                        (vec![DomainStep::Resume(self.config.id)], Then::Converged)
+                    }
+                    (RebootKind::Soft, _) => self.power_off(domain, observed.asked),
+                };
+            }
+            _ => {}
+        }
+        if domain.power_state == PowerState::Crashed {
+            return self.anew(self.start());
+        }
+        let (mut steps, then) = match self.may_obey_for(domain, observed.asked_before) {
+            Some(left) => (
+                self.written(domain, Generation(0), self.nonce()),
+                Then::Watch(left),
+            ),
+            None => self.settled(domain),
+        };
+        if domain.power_state == PowerState::Paused {
+            steps.push(DomainStep::Resume(self.config.id));
+        }
+        (steps, then)
+    }
+
+    /// A guest that stands still as it shall.
+    fn standing_still(&self, domain: &DomainObserved) -> (Vec<DomainStep>, Then) {
+        let generation = if is_marked(domain) {
+            Generation(0)
+        } else {
+            self.generation
+        };
+        (
+            self.written(domain, generation, nonce_of(domain)),
+            Then::Converged,
+        )
+    }
+
+    fn anew(&self, start: Vec<DomainStep>) -> (Vec<DomainStep>, Then) {
+        let mut steps = vec![DomainStep::Destroy(self.config.id)];
+        steps.extend(start);
+        (steps, Then::Converged)
+    }
+
+    fn nonce(&self) -> Option<Nonce> {
+        self.spec.reboot.map(|reboot| reboot.nonce)
+    }
+
+    fn is_rebooted(&self, domain: &DomainObserved) -> bool {
+        nonce_of(domain) == self.nonce() && domain.metadata.is_some()
+    }
+
+    fn define(&self, generation: Generation, reboot_nonce: Option<Nonce>) -> DomainStep {
+        let mut config = self.config.clone();
+        config.metadata.generation = generation;
+        config.metadata.reboot_nonce = reboot_nonce;
+        DomainStep::Define(Box::new(config))
+    }
+
+    fn start(&self) -> Vec<DomainStep> {
+        self.around(DomainStep::Start(self.config.id))
+    }
+
+    fn start_paused(&self) -> Vec<DomainStep> {
+        self.around(DomainStep::StartPaused(self.config.id))
+    }
+
+    fn around(&self, start: DomainStep) -> Vec<DomainStep> {
+        vec![
+            self.define(Generation(0), self.nonce()),
+            start,
+            self.define(self.generation, self.nonce()),
+        ]
+    }
+
+    /// Lets the guest go on from its saved memory; the next look sees what else it needs. The mark says that it may have
+    /// been asked to power off, which nobody knows of a guest that slept.
+    fn restore(&self, domain: &DomainObserved) -> Vec<DomainStep> {
+        let hard = self
+            .spec
+            .reboot
+            .is_some_and(|reboot| reboot.kind == RebootKind::Hard);
+        if hard && self.spec.power == DesiredPower::Running && !self.is_rebooted(domain) {
+            let mut steps = vec![DomainStep::DiscardSaved(self.config.id)];
+            steps.extend(self.start());
+            return steps;
+        }
+        let mut steps = self.written(domain, Generation(0), nonce_of(domain));
+        steps.push(DomainStep::Restore(self.config.id));
+        steps
+    }
+
+    fn settled(&self, domain: &DomainObserved) -> (Vec<DomainStep>, Then) {
+        // A reboot that waits for its guest to go on is not forgotten.
+        let nonce = match domain.off_reason {
+            Some(OffReason::Saved) => nonce_of(domain),
+            _ => self.nonce(),
+        };
+        (
+            self.written(domain, self.generation, nonce),
+            Then::Converged,
+        )
+    }
+
+    /// Writes a definition, unless it is the one that is there.
+    fn written(
+        &self,
+        domain: &DomainObserved,
+        generation: Generation,
+        reboot_nonce: Option<Nonce>,
+    ) -> Vec<DomainStep> {
+        let done = domain.persistent
+            && domain.metadata.as_ref().is_some_and(|metadata| {
+                metadata.generation == generation
+                    && metadata.reboot_nonce == reboot_nonce
+                    && metadata.digest == self.config.metadata.digest
+            });
+        if done {
+            Vec::new()
+        } else {
+            vec![self.define(generation, reboot_nonce)]
+        }
+    }
+
+    /// How much longer a guest that is on may still obey a request to power off that another agent, or another wish,
+    /// made. A start that was not noted looks the same and is treated the same.
+    fn may_obey_for(
+        &self,
+        domain: &DomainObserved,
+        asked_before: Option<Duration>,
+    ) -> Option<Duration> {
+        if !is_marked(domain) {
+            return None;
+        }
+        self.stop_timeout()
+            .checked_sub(asked_before.unwrap_or_default())
+            .filter(|left| !left.is_zero())
+    }
+
+    fn stop_timeout(&self) -> Duration {
+        Duration::from_secs(self.spec.stop_timeout_seconds.into())
+    }
+
+    /// Ask the guest, ask again, and switch it off when it takes too long or cannot hear.
+    fn power_off(&self, domain: &DomainObserved, asked: Option<Asked>) -> (Vec<DomainStep>, Then) {
+        let wait = Then::Wait(Wait::GuestPowersOff);
+        let id = self.config.id;
+        if domain.power_state != PowerState::Running {
+            return (vec![DomainStep::Destroy(id)], wait);
+        }
+        let ask = || {
+            let mark = (!is_marked(domain)).then(|| self.define(Generation(0), nonce_of(domain)));
+            mark.into_iter().chain([DomainStep::Shutdown(id)]).collect()
+        };
+        match asked {
+            None => (ask(), wait),
+            Some(asked) if asked.first >= self.stop_timeout() => {
+                (vec![DomainStep::Destroy(id)], wait)
+            }
+            Some(asked) if asked.last >= ASK_AGAIN_AFTER => (ask(), wait),
+            Some(_) => (Vec::new(), wait),
+        }
+    }
+}
+
+fn moved(domain: &DomainObserved) -> Fault {
+    Fault {
+        code: FaultCode::Hypervisor,
+        message: format!(
+            "domain {:?} was migrated away from this host; it is not started here while it may run elsewhere",
+            domain.name
+        ),
+    }
+}
+
+/// The last reboot that was carried out.
+fn nonce_of(domain: &DomainObserved) -> Option<Nonce> {
+    domain
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.reboot_nonce)
+}
+
+/// Whether its guest may have been asked to power off.
+fn is_marked(domain: &DomainObserved) -> bool {
+    domain
+        .metadata
+        .as_ref()
+        .is_some_and(|metadata| metadata.generation == Generation(0))
+}
+
+/// Whether nothing of the guest runs or is kept in memory.
+pub(super) fn is_off(domain: &DomainObserved) -> bool {
+    match domain.power_state {
+        PowerState::Shutdown | PowerState::Nostate => true,
+        // A crashed guest that libvirt still lists as such is kept in memory, for whoever wants to look at it.
+        PowerState::Running | PowerState::Paused | PowerState::Suspended | PowerState::Crashed => {
+            false
+        }
+    }
+}
