@@ -142,6 +142,7 @@ make_root() {
 	install -m 755 "$parts/udhcpc.script" "$tree/etc/udhcpc.script"
 	install -m 755 "$parts/power.sh" "$tree/etc/acpi/PWRF/00000080"
 	install -m 755 "$parts/status.cgi" "$tree/www/cgi-bin/status"
+	install -m 755 "$parts/keep.cgi" "$tree/www/cgi-bin/keep"
 	install -m 755 "$parts/index.cgi" "$tree/www/cgi-bin/index.cgi"
 	printf 'root:x:0:0:root:/root:/bin/sh\n' >"$tree/etc/passwd"
 	printf 'root:x:0:\n' >"$tree/etc/group"

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Context;
 use berth_common::message::view::InstanceView;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::TestCloud;
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// What the guest says of itself on `/cgi-bin/status`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct GuestStatus {
     /// Its host name.
     pub hostname: String,
@@ -26,12 +26,29 @@ pub struct GuestStatus {
     pub mac: String,
     /// Another one after each boot.
     pub boot_id: String,
+    /// For how long it has been running, by its own clock.
+    pub uptime_seconds: f64,
     /// Its processors.
     pub vcpus: u64,
     /// Its memory.
     pub memory_kib: u64,
     /// The size of its disk.
     pub disk_bytes: u64,
+}
+
+/// What a guest keeps in its memory or at the beginning of one of its disks.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Kept {
+    /// Whether there is such a place.
+    pub there: bool,
+    /// The size of the disk.
+    pub bytes: u64,
+    /// Whether the disk cannot be written to.
+    pub read_only: bool,
+    /// The word that is kept there.
+    pub word: String,
+    /// Why a word could not be kept, if it could not.
+    pub failed: String,
 }
 
 impl TestCloud {
@@ -76,20 +93,7 @@ impl TestCloud {
             .context("the instance has no port")?
             .network_id;
         let address = Self::address_of(instance)?;
-        let url = format!("http://{address}/cgi-bin/status");
-        let status = wait_for(&format!("{url} to answer"), BOOT_LIMIT, async || {
-            let argv = ["curl", "-sS", "--fail", "--max-time", "2", &url];
-            let output = hypervisor.exec_in_network(network, &argv).await?;
-            if output.status.success() {
-                return Ok(Seen::Done(serde_json::from_slice::<GuestStatus>(
-                    &output.stdout,
-                )?));
-            }
-            Ok(Seen::NotYet(
-                String::from_utf8_lossy(&output.stderr).into_owned(),
-            ))
-        })
-        .await?;
+        let status = self.ask_guest(instance, "status").await?;
         let ping = [
             "ping",
             "-n",
@@ -104,6 +108,53 @@ impl TestCloud {
         let output = hypervisor.exec_in_network(network, &ping).await?;
         crate::run::checked(&ping, &output)?;
         Ok(status)
+    }
+
+    /// What a guest keeps at a place: `memory`, or a disk like `vdb`.
+    ///
+    /// # Errors
+    /// The guest does not answer in time.
+    pub async fn kept(&self, instance: &InstanceView, place: &str) -> anyhow::Result<Kept> {
+        self.ask_guest(instance, &format!("keep?{place}")).await
+    }
+
+    /// Gives a guest a word to keep at a place.
+    ///
+    /// # Errors
+    /// The guest does not answer in time.
+    pub async fn keep(
+        &self,
+        instance: &InstanceView,
+        place: &str,
+        word: &str,
+    ) -> anyhow::Result<Kept> {
+        self.ask_guest(instance, &format!("keep?{place}={word}"))
+            .await
+    }
+
+    async fn ask_guest<T: DeserializeOwned>(
+        &self,
+        instance: &InstanceView,
+        question: &str,
+    ) -> anyhow::Result<T> {
+        let hypervisor = self.hypervisor_of(instance)?;
+        let network = instance
+            .ports
+            .first()
+            .context("the instance has no port")?
+            .network_id;
+        let url = format!("http://{}/cgi-bin/{question}", Self::address_of(instance)?);
+        wait_for(&format!("{url} to answer"), BOOT_LIMIT, async || {
+            let argv = ["curl", "-sS", "--fail", "--max-time", "2", &url];
+            let output = hypervisor.exec_in_network(network, &argv).await?;
+            if output.status.success() {
+                return Ok(Seen::Done(serde_json::from_slice(&output.stdout)?));
+            }
+            Ok(Seen::NotYet(
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            ))
+        })
+        .await
     }
 
     /// What the guest printed on its serial console.

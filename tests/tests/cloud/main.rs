@@ -20,3 +20,4 @@ mod relocation;
 mod restart;
 mod scale;
 mod shipped_files;
+mod standstill;

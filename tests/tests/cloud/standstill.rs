@@ -1,0 +1,123 @@
+//! Pauses and suspensions, seen from inside the guest: it goes on where it was, whatever happens meanwhile.
+
+use std::time::{Duration, Instant};
+
+use berth_common::{
+    document::RebootKind,
+    ids::Nonce,
+    message::{
+        report::PowerState,
+        request::{
+            InstancePause, InstanceReboot, InstanceResume, InstanceSuspend, InstanceUnpause, Method,
+        },
+        view::{InstanceView, VmState},
+    },
+};
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
+    wait::{Seen, wait_for},
+    with_cloud,
+};
+
+/// For how long the guest stands still, at least.
+const STANDS_STILL: Duration = Duration::from_secs(4);
+
+macro_rules! about {
+    ($request:ident, $instance:expr) => {
+        $request {
+            instance: $instance.id.to_string(),
+            project: Default::default(),
+        }
+    };
+}
+
+/// Asks for a change, and waits until it is made.
+async fn change<M: Method<Reply = InstanceView>>(
+    cloud: &TestCloud,
+    request: M,
+    state: VmState,
+) -> anyhow::Result<InstanceView> {
+    let id = cloud.call(&request).await?.id;
+    let what = format!("the instance to be {}", state.as_str());
+    wait_for(&what, CONVERGE_LIMIT, async || {
+        let view = cloud.show(id).await?;
+        let done = view.vm_state == state && view.task_state.is_none();
+        if done {
+            return Ok(Seen::Done(view));
+        }
+        Ok(Seen::NotYet(format!("{view:?}")))
+    })
+    .await
+}
+
+#[test]
+fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            ..InstanceOptions::default()
+        };
+        let instance = cloud
+            .wait_active(cloud.create_instance("sleeper", &options).await?.id)
+            .await?;
+        let watched = Instant::now();
+        let before = cloud.guest_answers(&instance).await?;
+        assert_eq!(cloud.keep(&instance, "memory", "here").await?.word, "here");
+
+        // Paused, it does not even count the seconds.
+        let paused = change(cloud, about!(InstancePause, instance), VmState::Paused).await?;
+        assert_eq!(paused.power_state, PowerState::Paused);
+        cloud.hv1_mut().kill_agent()?;
+        tokio::time::sleep(STANDS_STILL).await;
+        cloud.hv1_mut().spawn_agent().await?;
+        cloud.wait_agent_healthy(cloud.hv1()).await?;
+        assert!(!cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
+        let view = cloud.show(instance.id).await?;
+        assert_eq!(view.vm_state, VmState::Paused, "{view:?}");
+        change(cloud, about!(InstanceUnpause, instance), VmState::Active).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.boot_id, before.boot_id);
+        let lived = after.uptime_seconds - before.uptime_seconds;
+        let watched = watched.elapsed().as_secs_f64();
+        assert!(
+            watched - lived >= STANDS_STILL.as_secs_f64(),
+            "in {watched} s its clock counted {lived} s"
+        );
+
+        // Suspended, it is no process any more, and neither a new agent nor a new libvirtd makes it forget.
+        let suspended =
+            change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        assert_eq!(suspended.power_state, PowerState::Suspended);
+        assert!(cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().kill_libvirtd().await?;
+        cloud.hv1_mut().start_libvirtd().await?;
+        cloud.hv1_mut().spawn_agent().await?;
+        cloud.wait_agent_healthy(cloud.hv1()).await?;
+        let resumed = change(cloud, about!(InstanceResume, instance), VmState::Active).await?;
+        assert_eq!(resumed.power_state, PowerState::Running);
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.boot_id, before.boot_id);
+        assert!(after.uptime_seconds >= before.uptime_seconds, "{after:?}");
+        assert_eq!(cloud.kept(&instance, "memory").await?.word, "here");
+
+        // A hard reboot is the one way to lose the memory of a suspended guest on purpose.
+        change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        let reboot = InstanceReboot {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+            kind: RebootKind::Hard,
+            nonce: Nonce::new(),
+        };
+        change(cloud, reboot, VmState::Active).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_ne!(after.boot_id, before.boot_id);
+        assert_eq!(cloud.kept(&instance, "memory").await?.word, "");
+
+        // A suspended instance can be deleted, and nothing of its memory is left.
+        change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        cloud.delete_and_wait(instance.id).await
+    });
+}
