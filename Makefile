@@ -6,7 +6,7 @@ export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help packages build guest demo demo-down test check docs clean
-.PHONY: bench-placement bench-durable bench-scale bench-failover bench-bus
+.PHONY: bench-placement bench-durable bench-scale bench-failover bench-bus bench-boot bench-agent
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,14 @@ bench-scale: ## What 1,000 hosts and 100,000 instances cost the scheduler
 bench-failover: ## How long until a second scheduler takes over
 	@scripts/install-packages.sh build run test
 	@bench/failover.sh
+
+bench-boot: ## How long until a guest runs, beside the same by hand
+	@scripts/install-packages.sh build run guest test
+	@bench/host.sh boot
+
+bench-agent: ## What the agent takes while 50 guests run
+	@scripts/install-packages.sh build run guest test
+	@bench/host.sh agent
 
 docs: ## Write docs/messages.md anew from the types
 	BERTH_WRITE_DOCS=1 cargo test -p berth-common --test messages

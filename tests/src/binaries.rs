@@ -9,11 +9,14 @@ use anyhow::{Context, ensure};
 /// # Errors
 /// It was not built; with what to do.
 pub fn path(name: &str) -> anyhow::Result<PathBuf> {
-    // target/debug/deps/cloud-0123456789abcdef → target/debug
+    // target/debug/deps/cloud-0123456789abcdef and target/release/berth-bench: target/debug, target/release
     let this = std::env::current_exe().context("where is this test?")?;
     let folder = this
         .parent()
-        .and_then(|deps| deps.parent())
+        .and_then(|folder| match folder.file_name() {
+            Some(name) if name == "deps" => folder.parent(),
+            _ => Some(folder),
+        })
         .context("this test lies in no target directory")?;
     let program = folder.join(name);
     ensure!(

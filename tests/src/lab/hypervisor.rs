@@ -361,6 +361,28 @@ impl Hypervisor {
         Service::start_inside(argv.last().unwrap_or(&"a program"), &argv, log, &self.mark).await
     }
 
+    /// Starts a long-running program on the machine, with its output in a file.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn start_watching(&self, argv: &[&str], log: &Path) -> anyhow::Result<Service> {
+        let pid = self.pid()?.to_string();
+        let argv = [&door(&pid)[..], argv].concat();
+        Service::start_inside(argv.last().unwrap_or(&"a program"), &argv, log, &self.mark).await
+    }
+
+    /// The process of the agent, seen from outside.
+    ///
+    /// # Errors
+    /// It was not started.
+    pub fn agent_pid(&self) -> anyhow::Result<i32> {
+        let agent = self.agent.as_ref();
+        Ok(agent
+            .with_context(|| format!("no agent runs on {}", self.name))?
+            .pid()
+            .as_raw())
+    }
+
     /// The names of libvirt's domains, running or not.
     ///
     /// # Errors

@@ -4,7 +4,9 @@
 //! It measures from outside, as the tests do: over the bus, `/metrics`, and signals.
 
 mod bare;
+mod boot;
 mod cpu;
+mod domains;
 mod durable;
 mod failover;
 mod load;
@@ -17,8 +19,8 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "berth-bench")]
 struct Args {
-    /// The broker and its vhost: amqp://user:password@host:port/vhost.
-    #[arg(long)]
+    /// The broker and its vhost: amqp://user:password@host:port/vhost. Boot and domains make their own.
+    #[arg(long, default_value = "")]
     bus_url: String,
     /// Connections of this client.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -63,6 +65,21 @@ enum What {
         #[arg(long, default_value_t = 30)]
         seconds: u64,
     },
+    /// How long until a guest runs, from its request, beside the same by hand, in turns.
+    Boot {
+        /// How often each is done.
+        #[arg(long, default_value_t = 15)]
+        pairs: usize,
+    },
+    /// What the agent takes of its host while so many guests run there.
+    Domains {
+        /// How many guests.
+        #[arg(long, default_value_t = 50)]
+        count: usize,
+        /// For how long it is watched, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Ends or freezes the scheduler that leads, under load: how long until the other one places a request.
     Failover {
         /// How it goes.
@@ -82,7 +99,14 @@ enum What {
 
 #[expect(clippy::print_stderr, reason = "the last word of a program")]
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    // A cloud of the tests brings a runtime of its own.
+    let done = match &args.what {
+        What::Boot { pairs } => boot::run(*pairs),
+        What::Domains { count, seconds } => domains::run(*count, Duration::from_secs(*seconds)),
+        What::Durable { .. } | What::Load { .. } | What::Failover { .. } => run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("berth-bench: {error:#}");
@@ -94,6 +118,7 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(args: &Args) -> anyhow::Result<()> {
     match &args.what {
+        What::Boot { .. } | What::Domains { .. } => Ok(()),
         What::Durable {
             metrics,
             in_flight,
