@@ -26,7 +26,7 @@ salt=berthguest
 # In load order of need; busybox depmod finds what they depend on among themselves.
 modules=(
 	virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk failover net_failover
-	virtio_net virtio-rng virtio_balloon evdev button
+	virtio_net virtio-rng virtio_balloon evdev button scsi_common scsi_mod virtio_scsi cdrom sr_mod isofs
 )
 
 say() { printf 'guest-image: %s\n' "$*"; }
@@ -143,6 +143,7 @@ make_root() {
 	install -m 755 "$parts/power.sh" "$tree/etc/acpi/PWRF/00000080"
 	install -m 755 "$parts/status.cgi" "$tree/www/cgi-bin/status"
 	install -m 755 "$parts/keep.cgi" "$tree/www/cgi-bin/keep"
+	install -m 755 "$parts/config.cgi" "$tree/www/cgi-bin/config"
 	install -m 755 "$parts/index.cgi" "$tree/www/cgi-bin/index.cgi"
 	printf 'root:x:0:0:root:/root:/bin/sh\n' >"$tree/etc/passwd"
 	printf 'root:x:0:\n' >"$tree/etc/group"

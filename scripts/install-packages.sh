@@ -22,7 +22,7 @@ export DEBIAN_FRONTEND=noninteractive
 build_packages=(ca-certificates curl gcc git libc6-dev libvirt-dev make pkg-config)
 run_packages=(
 	curl dnsmasq-base iproute2 iputils-ping jq libvirt-clients libvirt-daemon-driver-qemu libvirt-daemon-system
-	nftables procps qemu-system-x86 qemu-utils rabbitmq-server util-linux
+	nftables procps qemu-system-x86 qemu-utils rabbitmq-server util-linux xorriso
 )
 guest_packages=(busybox-static dropbear-bin fdisk mtools qemu-utils syslinux syslinux-common)
 test_packages=(

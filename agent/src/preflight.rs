@@ -25,8 +25,13 @@ use crate::{
     config::Config,
 };
 
-/// Programs the agent runs, and Debian's packages of them.
-const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "qemu-utils"), ("dnsmasq", "dnsmasq-base")];
+/// Programs the agent runs, Debian's packages of them, and how bad it is when they are missing.
+const PROGRAMS: [(&str, &str, Severity); 3] = [
+    ("qemu-img", "qemu-utils", Severity::Fatal),
+    ("dnsmasq", "dnsmasq-base", Severity::Fatal),
+    // Instances without a config drive do without.
+    ("xorriso", "xorriso", Severity::Warning),
+];
 /// Where libvirt listens for `qemu:///system`: the one daemon, or the one for QEMU.
 const LIBVIRT_SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
 /// The kernel's door to the processor's virtualisation.
@@ -217,11 +222,11 @@ fn has_capability(status: &str, bit: u32) -> bool {
 }
 
 fn check_programs(findings: &mut Findings) {
-    for (program, package) in PROGRAMS {
+    for (program, package, severity) in PROGRAMS {
         if find(program, env::split_paths(PATH)).is_none() {
             let fix = format!("install it (on Debian: apt-get install {package})");
             findings.add(
-                Severity::Fatal,
+                severity,
                 format!("there is no `{program}` in {PATH}"),
                 Some(&fix),
             );

@@ -414,6 +414,7 @@ impl Wish {
                 mtu: 1500,
             }],
             volumes: Vec::new(),
+            config_drive: None,
         }
     }
 

@@ -75,6 +75,7 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
             tap: names::tap(port),
             mtu: 1400,
         }],
+        config_drive: None,
         console_log: folder.join("console.log"),
         metadata: DomainMetadata {
             instance_id: id,

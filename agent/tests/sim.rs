@@ -167,6 +167,7 @@ fn instance(host: &SimHost, power: DesiredPower) -> Document {
             }],
             ports: Vec::new(),
             volumes: Vec::new(),
+            config_drive: None,
         }),
     })
 }

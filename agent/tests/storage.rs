@@ -453,6 +453,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     let files = InstanceFiles {
         directory: true,
         disks: BTreeSet::from([0]),
+        config_drive: false,
     };
     assert_eq!(host.storage.observe(id).await.unwrap(), files);
     assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
@@ -1520,7 +1521,8 @@ async fn removal_follows_no_link() {
         host.storage.observe(id).await.unwrap(),
         InstanceFiles {
             directory: true,
-            disks: BTreeSet::new()
+            disks: BTreeSet::new(),
+            config_drive: false,
         }
     );
     host.remove(id).await.unwrap();

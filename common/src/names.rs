@@ -112,6 +112,23 @@ fn is_word(text: &str) -> bool {
             .is_some_and(|byte| byte.is_ascii_alphanumeric())
 }
 
+/// `ssh-ed25519 AAAA… comment`.
+fn is_public_key(text: &str) -> bool {
+    let mut words = text.splitn(3, ' ');
+    let (kind, key) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    let is_kind = ["ssh-", "ecdsa-", "sk-"].iter().any(|prefix| {
+        kind.strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty())
+    }) && kind
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"@.-".contains(&byte));
+    let is_key = !key.is_empty()
+        && key
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte));
+    text.len() <= 16_384 && is_kind && is_key && !text.chars().any(char::is_control)
+}
+
 text_types! {
     /// Name of an instance; also its host name inside its network, hence one DNS label.
     InstanceName, "an instance name",
@@ -133,6 +150,19 @@ text_types! {
     AggregateName, "an aggregate name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
         pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a public key.
+    KeyName, "the name of a key",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// A public key for SSH, as it stands in `authorized_keys`: type, key, and perhaps a comment.
+    PublicKey, "a public key",
+        "must be one line like `ssh-ed25519 AAAA… comment`, at most 16384 characters",
+        pattern "^(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\\x00-\\x1f]*)?$", is_public_key;
+    /// What cloud-init does at the first boot.
+    UserData, "user data",
+        "must be 1 to 65535 bytes of text without NUL",
+        pattern "^[^\\x00]{1,65535}$",
+        |text| (1..=65_535).contains(&text.len()) && !text.contains('\0');
     /// Name of an availability zone: what an aggregate says of its hosts, as in Nova.
     ZoneName, "an availability zone",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
@@ -436,6 +466,35 @@ mod tests {
         assert!(cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 6)));
         assert!(!cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 7)));
         assert!(!cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 0)));
+    }
+
+    #[test]
+    fn a_public_key_is_one_line_of_authorized_keys() {
+        let check = |text: &str, good: bool| {
+            assert_eq!(text.parse::<PublicKey>().is_ok(), good, "{text:?}");
+        };
+        check("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA me@example.org", true);
+        check("ssh-rsa AAAAB3NzaC1yc2E=", true);
+        check("ecdsa-sha2-nistp256 AAAA an office key, ünïcode", true);
+        check("sk-ssh-ed25519@openssh.com AAAA", true);
+        for bad in [
+            "",
+            "ssh-",
+            "ssh- AAAA",
+            "AAAA",
+            "ssh-rsa",
+            "ssh-rsa  AAAA",
+            "command=\"x\" ssh-rsa AAAA",
+            "ssh-rsa AA;AA",
+            "ssh-rsa AAAA a\nssh-rsa BBBB",
+            "-----BEGIN OPENSSH PRIVATE KEY-----",
+        ] {
+            check(bad, false);
+        }
+        check(&format!("ssh-rsa {}", "A".repeat(16_400)), false);
+        assert!("a\0b".parse::<UserData>().is_err());
+        assert!("x".repeat(65_536).parse::<UserData>().is_err());
+        assert!("#cloud-config\n".parse::<UserData>().is_ok());
     }
 
     #[test]

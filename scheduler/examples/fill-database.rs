@@ -158,6 +158,7 @@ fn instance(now: DateTime<Utc>) -> anyhow::Result<InstanceRow> {
         desired_reboot: None,
         desired_deleted: false,
         hints: Default::default(),
+        config_drive: None,
         server_group_id: None,
         attempt: 1,
         failed_hosts: Vec::new(),

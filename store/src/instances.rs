@@ -3,7 +3,7 @@
 //! A row stays after the instance is deleted, so that a repeated request for the same id is recognised.
 
 use berth_common::{
-    document::{DesiredPower, Flavor, ImageRef, Reboot},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Reboot},
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         placement::SchedulerHints,
@@ -71,6 +71,8 @@ pub struct InstanceRow {
     pub attempt: u32,
     /// The hosts that could not build it, in the order of trying.
     pub failed_hosts: Vec<HostId>,
+    /// What it finds on its config drive.
+    pub config_drive: Option<ConfigDrive>,
 }
 
 /// How far the placement of an instance is.
@@ -188,6 +190,7 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             .transpose()?,
         attempt: row.int("attempt", model.attempt)?,
         failed_hosts: row.json("failed_hosts", &model.failed_hosts)?,
+        config_drive: row.opt_json("config_drive", model.config_drive.as_deref())?,
     })
 }
 
@@ -238,6 +241,7 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         server_group_id: instance.server_group_id.map(|id| id.to_string()),
         attempt: i64::from(instance.attempt),
         failed_hosts: codec::json("instances.failed_hosts", &instance.failed_hosts)?,
+        config_drive: codec::opt_json("instances.config_drive", &instance.config_drive)?,
     })
 }
 

@@ -39,7 +39,11 @@ const STDERR_TAIL: usize = 4096;
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// Which Debian package a tool comes with.
-const PACKAGES: &[(&str, &str)] = &[("dnsmasq", "dnsmasq-base"), ("qemu-img", "qemu-utils")];
+const PACKAGES: &[(&str, &str)] = &[
+    ("dnsmasq", "dnsmasq-base"),
+    ("qemu-img", "qemu-utils"),
+    ("xorriso", "xorriso"),
+];
 
 /// An external tool could not do its work.
 #[derive(Debug, thiserror::Error)]

@@ -34,6 +34,8 @@ pub struct DomainConfig {
     pub disks: Vec<DomainDisk>,
     /// NICs in the guest's order.
     pub nics: Vec<DomainNic>,
+    /// Its config drive, a CD.
+    pub config_drive: Option<PathBuf>,
     /// Where virtlogd keeps what the guest prints on its serial port.
     pub console_log: PathBuf,
     /// What berth keeps in the domain itself, so that it can be adopted without a journal.

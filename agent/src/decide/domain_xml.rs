@@ -127,8 +127,13 @@ fn cpu(virt_type: VirtType) -> Element {
 
 fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
     let disks: Vec<_> = config.disks.iter().map(disk).collect::<Result<_, _>>()?;
+    let cd = match &config.config_drive {
+        Some(path) => vec![scsi_controller(), cd(path)?],
+        None => Vec::new(),
+    };
     Ok(Element::new("devices")
         .children(disks)
+        .children(cd)
         .children(config.nics.iter().map(nic))
         .child(
             Element::new("controller")
@@ -203,6 +208,32 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
                 .attribute("bus", "virtio"),
         )
         .child(Element::new("serial").text(&disk.serial)))
+}
+
+/// The kernels that distributions make for clouds have drivers for this one, and none for SATA or IDE.
+fn scsi_controller() -> Element {
+    Element::new("controller")
+        .attribute("type", "scsi")
+        .attribute("index", "0")
+        .attribute("model", "virtio-scsi")
+}
+
+fn cd(path: &Path) -> Result<Element, DomainXmlError> {
+    Ok(Element::new("disk")
+        .attribute("type", "file")
+        .attribute("device", "cdrom")
+        .child(
+            Element::new("driver")
+                .attribute("name", "qemu")
+                .attribute("type", "raw"),
+        )
+        .child(Element::new("source").attribute("file", text(path)?))
+        .child(
+            Element::new("target")
+                .attribute("dev", "sda")
+                .attribute("bus", "scsi"),
+        )
+        .child(Element::new("readonly")))
 }
 
 /// The file stays whose it is. libvirt would give it to QEMU's user, who could then write an image that the disks

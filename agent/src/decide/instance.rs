@@ -24,6 +24,7 @@ use berth_common::{
 };
 
 use super::{
+    config_drive::{self, DriveFile},
     domain::{
         DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
         cpu_shares,
@@ -47,6 +48,8 @@ pub enum StorageStep {
     FetchImage(ImageRef),
     /// Make a disk from a cached image.
     CreateDisk(DiskPlan),
+    /// Make a config drive.
+    CreateConfigDrive(ConfigDrivePlan),
     /// Remove all files of an instance.
     RemoveInstance(InstanceId),
 }
@@ -68,6 +71,17 @@ pub struct DiskPlan {
     pub image: ImageRef,
 }
 
+/// A config drive to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigDrivePlan {
+    /// Its instance.
+    pub instance: InstanceId,
+    /// Where.
+    pub path: PathBuf,
+    /// What is on it.
+    pub files: Vec<DriveFile>,
+}
+
 /// The files of an instance that are there and complete.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct InstanceFiles {
@@ -75,6 +89,8 @@ pub struct InstanceFiles {
     pub directory: bool,
     /// Positions of the disks that are complete.
     pub disks: BTreeSet<u8>,
+    /// Whether its config drive is complete.
+    pub config_drive: bool,
 }
 
 /// What is there of an instance and of what it needs.
@@ -147,6 +163,12 @@ impl Paths {
     pub fn disk(&self, id: InstanceId, index: u8, format: DiskFormat) -> PathBuf {
         let DiskFormat::Qcow2 = format;
         self.instance(id).join(format!("disk{index}.qcow2"))
+    }
+
+    /// The config drive of an instance.
+    #[must_use]
+    pub fn config_drive(&self, id: InstanceId) -> PathBuf {
+        self.instance(id).join("config.iso")
     }
 
     /// What the guest printed on its serial port.
@@ -310,6 +332,7 @@ fn converge(
             .into_iter()
             .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
     );
+    steps.extend(missing_config_drive(id, spec, observed, host));
     let is_on = observed
         .domain
         .as_ref()
@@ -365,6 +388,23 @@ fn missing_disks(
     missing.map(plan).collect()
 }
 
+/// The config drive, if it is not there. Everything on it is in the document, so one that was lost is made anew.
+fn missing_config_drive(
+    id: InstanceId,
+    spec: &InstanceSpec,
+    observed: &Observed,
+    host: &HostFacts,
+) -> Option<Step> {
+    let drive = spec.config_drive.as_ref()?;
+    (!observed.files.config_drive).then(|| {
+        Step::Storage(StorageStep::CreateConfigDrive(ConfigDrivePlan {
+            instance: id,
+            path: host.paths.config_drive(id),
+            files: config_drive::files(id, spec, drive),
+        }))
+    })
+}
+
 /// Fetches those of the images that are not in the cache, each once.
 fn missing_images(images: Vec<&ImageRef>, observed: &Observed) -> Vec<Step> {
     let mut fetched = BTreeSet::new();
@@ -412,6 +452,10 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         memory_mb: spec.flavor.memory_mb,
         disks: disks.collect(),
         nics: nics.collect(),
+        config_drive: spec
+            .config_drive
+            .as_ref()
+            .map(|_| host.paths.config_drive(id)),
         console_log: host.paths.console_log(id),
         metadata: DomainMetadata {
             instance_id: id,

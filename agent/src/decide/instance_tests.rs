@@ -4,7 +4,7 @@
 //! of passes, whatever step the agent dies after, and whatever goes wrong once.
 
 use berth_common::{
-    document::{DesiredPower, Flavor, ImageFormat, InstancePort, Reboot, RebootKind},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageFormat, InstancePort, Reboot, RebootKind},
     ids::{HostId, Nonce, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
 };
@@ -86,6 +86,7 @@ fn spec() -> InstanceSpec {
             mtu: 1500,
         }],
         volumes: Vec::new(),
+        config_drive: None,
     }
 }
 
@@ -288,6 +289,7 @@ fn outline(plan: &Plan) -> Vec<String> {
     let step = |step: &Step| match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => format!("disk{}", disk.index),
+        Step::Storage(StorageStep::CreateConfigDrive(_)) => "config-drive".to_owned(),
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove".to_owned(),
         Step::Domain(DomainStep::Define(config)) => {
             format!("define@{}", config.metadata.generation)
@@ -333,6 +335,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
             files: InstanceFiles {
                 directory: true,
                 disks: [0].into(),
+                config_drive: false,
             },
             images: [image().sha256].into(),
             networks_ready: [network()].into(),
@@ -421,6 +424,46 @@ fn from_nothing_everything_is_made_in_order() {
         &Converged,
     );
     check(nothing(), &desired(1, None), &[], &Gone);
+}
+
+#[test]
+fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
+    let wanted = |generation| {
+        desired(
+            generation,
+            Some(InstanceSpec {
+                config_drive: Some(ConfigDrive::default()),
+                ..spec()
+            }),
+        )
+    };
+    check(
+        nothing(),
+        &wanted(1),
+        &[
+            "fetch",
+            "disk0",
+            "config-drive",
+            "define@0",
+            "start",
+            "define@1",
+        ],
+        &Converged,
+    );
+    let there = |given: Given| given.but(|observed| observed.files.config_drive = true);
+    let off = || given(1, Shutdown, Some(Destroyed));
+    let start = ["config-drive", "define@0", "start", "define@2"];
+    check(off(), &wanted(2), &start, &Converged);
+    check(there(off()), &wanted(2), &start[1..], &Converged);
+    let config = domain_config(instance(), wanted(1).spec.as_ref().unwrap(), &host());
+    assert_eq!(
+        config.config_drive,
+        Some(host().paths.config_drive(instance()))
+    );
+    assert_ne!(
+        config.digest(),
+        domain_config(instance(), &spec(), &host()).digest()
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Decisions, as pure functions: no I/O, no clock, no async. What they return is plain data that leaves nothing
 //! to choose at execution.
 
+pub mod config_drive;
 pub mod dhcp;
 pub mod domain;
 pub mod domain_xml;

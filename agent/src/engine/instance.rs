@@ -250,6 +250,7 @@ fn name(step: &Step) -> &'static str {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch_image",
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
+        Step::Storage(StorageStep::CreateConfigDrive(_)) => "create_config_drive",
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
         Step::Domain(DomainStep::Define(_)) => "define",
         Step::Domain(DomainStep::Start(_)) => "start",
@@ -269,6 +270,7 @@ fn text(step: &Step) -> String {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetching the image".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => format!("making disk {}", disk.index),
+        Step::Storage(StorageStep::CreateConfigDrive(_)) => "making the config drive".to_owned(),
         Step::Storage(StorageStep::RemoveInstance(_)) => "removing its files".to_owned(),
         Step::Domain(DomainStep::Define(_)) => "defining the domain".to_owned(),
         Step::Domain(DomainStep::Start(_)) => "starting".to_owned(),

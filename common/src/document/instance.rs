@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{VolumeFormat, VolumeLimits};
+use super::{ConfigDrive, VolumeFormat, VolumeLimits};
 use crate::{
     ids::{NetworkId, Nonce, PortId, SubnetId, VolumeId},
     names::{ImageSha256, ImageUrl, InstanceName, MacAddress, ProjectName},
@@ -35,6 +35,9 @@ pub struct InstanceSpec {
     /// The volumes attached to it, by position.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<InstanceVolume>,
+    /// What it finds on its config drive; null: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_drive: Option<ConfigDrive>,
 }
 
 /// How far an instance shall run.

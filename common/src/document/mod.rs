@@ -4,6 +4,7 @@
 //! one changes nothing. A document whose `spec` is null is a *tombstone*: the resource shall not exist. Nothing
 //! but a tombstone ever destroys anything, so `spec` must be present on the wire, even when it is null.
 
+mod config_drive;
 mod instance;
 mod network;
 mod router;
@@ -15,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
+pub use config_drive::ConfigDrive;
 pub use instance::{
     DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk,
     InstancePort, InstanceSpec, InstanceVolume, Reboot, RebootKind, VolumeAccess,

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     document::{
-        DesiredPower, Flavor, ImageRef, NetworkType, RebootKind, VolumeAccess, VolumeFormat,
-        VolumeLimits,
+        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, RebootKind, VolumeAccess,
+        VolumeFormat, VolumeLimits,
     },
     ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
     names::{
@@ -149,6 +149,9 @@ pub struct InstanceCreate {
     /// Where it may be placed, and where not.
     #[serde(default, skip_serializing_if = "SchedulerHints::is_empty")]
     pub hints: SchedulerHints,
+    /// What it finds on its config drive; null: it has none. An empty one still tells its name and its NICs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_drive: Option<ConfigDrive>,
 }
 
 /// Create several instances with one decision after the other, in the order given. Repeating the request is harmless,

@@ -3,6 +3,7 @@
 //! Pure: a text becomes a request, or a list of **all** its mistakes with file, line, key and what would be
 //! right. It reads no file and sends nothing.
 
+mod config_drive;
 mod hints;
 mod reader;
 
@@ -10,7 +11,7 @@ use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::Path};
 
 use berth_common::{
     config::{Mistake, closest},
-    document::{DesiredPower, Flavor, ImageFormat, ImageRef},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageFormat, ImageRef},
     ids::InstanceId,
     message::{
         placement::SchedulerHints,
@@ -29,7 +30,7 @@ const MAX_NETWORKS: usize = 8;
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
-const ALL_KEYS: [&str; 24] = [
+const ALL_KEYS: [&str; 28] = [
     "name",
     "project",
     "vcpus",
@@ -54,6 +55,10 @@ const ALL_KEYS: [&str; 24] = [
     "hints.properties",
     "hints.resources",
     "hints",
+    "config_drive.user_data",
+    "config_drive.public_keys",
+    "config_drive.metadata",
+    "config_drive",
 ];
 
 /// What the command line says over the file.
@@ -107,6 +112,7 @@ pub(crate) fn parse(
                 .stop_timeout_seconds
                 .unwrap_or_else(default_stop_timeout_seconds),
             hints: parts.hints,
+            config_drive: parts.config_drive,
         }),
         _ => Err(FileMistakes(mistakes)),
     }
@@ -151,6 +157,7 @@ struct Parts {
     power: Option<DesiredPower>,
     stop_timeout_seconds: Option<u32>,
     hints: SchedulerHints,
+    config_drive: Option<ConfigDrive>,
 }
 
 fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
@@ -180,6 +187,7 @@ fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
             )
             .value(),
         hints: hints::read(&mut reader, &mut root),
+        config_drive: config_drive::read(&mut reader, &mut root),
     };
     reader.end(&root, &ALL_KEYS);
     (parts, reader.finish())

@@ -91,6 +91,7 @@ fn instance_spec(
             })
             .collect(),
         volumes: Vec::new(),
+        config_drive: instance.config_drive.clone(),
     }
 }
 

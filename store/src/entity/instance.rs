@@ -45,6 +45,8 @@ pub struct Model {
     pub attempt: i64,
     /// JSON: `[HostId]`.
     pub failed_hosts: String,
+    /// JSON: `ConfigDrive`; null: it has none.
+    pub config_drive: Option<String>,
 }
 
 /// None that queries need.

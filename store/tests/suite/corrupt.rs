@@ -91,6 +91,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("server_group_id", "'web'", "NULL"),
         ("attempt", "-1", "1"),
         ("failed_hosts", "'[1]'", "'[]'"),
+        ("config_drive", "'{\"user_data\": \"\"}'", "NULL"),
     ] {
         let set =
             |value| format!("UPDATE instances SET placement_fault_code = NULL, {column} = {value}");

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use berth_common::{
-    document::{DesiredPower, FixedIp, ImageFormat, Reboot, RebootKind},
+    document::{ConfigDrive, DesiredPower, FixedIp, ImageFormat, Reboot, RebootKind},
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         heartbeat::{ForeignDomain, PartHealth},
@@ -192,6 +192,14 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
     most.server_group_id = Some(ServerGroupId::new());
     most.attempt = u32::MAX;
     most.failed_hosts = vec![HostId::new(); 1000];
+    most.config_drive = Some(ConfigDrive {
+        user_data: Some("ü\n".repeat(21_845).parse().unwrap()),
+        public_keys: BTreeMap::from([(
+            "k".repeat(63).parse().unwrap(),
+            format!("ssh-rsa {}", "A".repeat(16_376)).parse().unwrap(),
+        )]),
+        metadata: BTreeMap::from([("p".parse().unwrap(), " ~".repeat(127).parse().unwrap())]),
+    });
     for instance in [least, most] {
         instances::insert(db, &instance).await.unwrap();
         assert_eq!(

@@ -96,6 +96,7 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         server_group_id: None,
         attempt: 1,
         failed_hosts: vec![],
+        config_drive: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use berth_common::{
     bus::RpcError,
-    document::{DesiredPower, Flavor, ImageRef},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageRef},
     ids::{InstanceId, NetworkId},
     message::{
         request::{
@@ -38,6 +38,8 @@ pub struct InstanceOptions {
     pub image: Option<ImageRef>,
     /// Its memory in MiB.
     pub memory_mb: u64,
+    /// What it finds on its config drive.
+    pub config_drive: Option<ConfigDrive>,
 }
 
 impl Default for InstanceOptions {
@@ -47,6 +49,7 @@ impl Default for InstanceOptions {
             power: DesiredPower::Running,
             image: None,
             memory_mb: 96,
+            config_drive: None,
         }
     }
 }
@@ -144,6 +147,7 @@ impl TestCloud {
             power: options.power,
             stop_timeout_seconds: 30,
             hints: Default::default(),
+            config_drive: options.config_drive.clone(),
         })
     }
 

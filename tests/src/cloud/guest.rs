@@ -132,11 +132,26 @@ impl TestCloud {
             .await
     }
 
+    /// A file of the config drive, as the guest reads it; empty when there is none.
+    ///
+    /// # Errors
+    /// The guest does not answer in time.
+    pub async fn config_file(&self, instance: &InstanceView, path: &str) -> anyhow::Result<String> {
+        let bytes = self.fetch(instance, &format!("config?{path}")).await?;
+        Ok(String::from_utf8(bytes)?)
+    }
+
     async fn ask_guest<T: DeserializeOwned>(
         &self,
         instance: &InstanceView,
         question: &str,
     ) -> anyhow::Result<T> {
+        Ok(serde_json::from_slice(
+            &self.fetch(instance, question).await?,
+        )?)
+    }
+
+    async fn fetch(&self, instance: &InstanceView, question: &str) -> anyhow::Result<Vec<u8>> {
         let hypervisor = self.hypervisor_of(instance)?;
         let network = instance
             .ports
@@ -148,7 +163,7 @@ impl TestCloud {
             let argv = ["curl", "-sS", "--fail", "--max-time", "2", &url];
             let output = hypervisor.exec_in_network(network, &argv).await?;
             if output.status.success() {
-                return Ok(Seen::Done(serde_json::from_slice(&output.stdout)?));
+                return Ok(Seen::Done(output.stdout));
             }
             Ok(Seen::NotYet(
                 String::from_utf8_lossy(&output.stderr).into_owned(),

@@ -1,6 +1,7 @@
 //! Integration tests: real processes, real libvirt, real guests. One binary, so that it is linked once.
 
 mod broker_loss;
+mod config_drive;
 mod crashes;
 mod databases;
 mod failover;

@@ -12,7 +12,10 @@ use berth_common::{
 use super::Disk;
 use crate::{
     act::ActError,
-    decide::instance::{InstanceFiles, StorageStep},
+    decide::{
+        config_drive::DriveFile,
+        instance::{InstanceFiles, StorageStep},
+    },
 };
 
 #[derive(Debug, Default)]
@@ -21,6 +24,7 @@ pub(super) struct Files {
     pub(super) unreachable: BTreeSet<ImageUrl>,
     pub(super) disk: Disk,
     instances: BTreeMap<InstanceId, BTreeMap<u8, ByteCount>>,
+    config_drives: BTreeMap<InstanceId, Vec<DriveFile>>,
 }
 
 impl Files {
@@ -32,6 +36,7 @@ impl Files {
                 .into_iter()
                 .flat_map(|disks| disks.keys().copied())
                 .collect(),
+            config_drive: self.config_drives.contains_key(&instance),
         }
     }
 
@@ -96,7 +101,13 @@ impl Files {
                     .entry(plan.index)
                     .or_insert(plan.size);
             }
+            StorageStep::CreateConfigDrive(plan) => {
+                self.needs_room("the config drive")?;
+                self.instances.entry(plan.instance).or_default();
+                self.config_drives.insert(plan.instance, plan.files.clone());
+            }
             StorageStep::RemoveInstance(instance) => {
+                self.config_drives.remove(instance);
                 self.instances.remove(instance);
             }
         }

@@ -115,6 +115,13 @@ pub(super) enum StorageFault {
     /// The image vanished between two steps.
     #[error("the image {sha256} is not in the cache")]
     NotCached { sha256: ImageSha256 },
+    /// `xorriso` failed.
+    #[error("could not make the config drive {}", path.display())]
+    ConfigDrive {
+        path: PathBuf,
+        #[source]
+        source: CommandError,
+    },
     /// `qemu-img` failed.
     #[error("could not make disk {index} at {}", path.display())]
     Create {
@@ -144,7 +151,7 @@ impl StorageFault {
     fn code(&self) -> FaultCode {
         match self {
             Self::Io { source, .. } if is_no_room(source) => FaultCode::DiskFull,
-            Self::Create { source, .. }
+            Self::Create { source, .. } | Self::ConfigDrive { source, .. }
                 if NO_ROOM.iter().any(|text| source.stderr().contains(text)) =>
             {
                 FaultCode::DiskFull
@@ -163,6 +170,7 @@ impl StorageFault {
             | Self::Thread { .. }
             | Self::WrongPlace { .. }
             | Self::NotCached { .. }
+            | Self::ConfigDrive { .. }
             | Self::Create { .. } => FaultCode::Internal,
         }
     }
@@ -179,6 +187,7 @@ impl StorageFault {
             | Self::Cancelled { .. }
             | Self::TooSlow { .. }
             | Self::NotCached { .. }
+            | Self::ConfigDrive { .. }
             | Self::Create { .. } => true,
             Self::NotOurs { .. }
             | Self::TooLarge { .. }

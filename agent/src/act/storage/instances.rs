@@ -68,16 +68,18 @@ pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, St
     let Some(names) = entries(&directory)? else {
         return Ok(InstanceFiles::default());
     };
-    let is_disk = |index: &u8| {
-        let path = paths.disk(id, *index, DiskFormat::Qcow2);
+    let is_file = |path: &Path| {
         let named = path
             .file_name()
             .is_some_and(|name| names.iter().any(|entry| name == entry.as_str()));
-        named && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file())
+        named && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
     };
     Ok(InstanceFiles {
         directory: true,
-        disks: (0..=u8::MAX).filter(is_disk).collect(),
+        disks: (0..=u8::MAX)
+            .filter(|index| is_file(&paths.disk(id, *index, DiskFormat::Qcow2)))
+            .collect(),
+        config_drive: is_file(&paths.config_drive(id)),
     })
 }
 

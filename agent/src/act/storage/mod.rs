@@ -4,6 +4,7 @@
 //!   <images>/<sha256>              a whole, verified image; never changed
 //!   <images>/.partial-…            a download that runs (or a leftover: sweep)
 //!   <instances>/<id>/disk0.qcow2   an overlay over an image
+//!   <instances>/<id>/config.iso    its config drive
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 pub mod atomic;
 mod cache;
+mod config_drive;
 mod disk;
 mod fault;
 mod fetch;
@@ -111,6 +113,9 @@ impl Storage for DirStorage {
         match step {
             StorageStep::FetchImage(image) => self.fetch_image(image, progress).await,
             StorageStep::CreateDisk(plan) => Ok(disk::create(&self.inner, plan).await?),
+            StorageStep::CreateConfigDrive(plan) => {
+                Ok(config_drive::create(&self.inner, plan).await?)
+            }
             StorageStep::RemoveInstance(id) => {
                 let id = *id;
                 self.on_files(move |inner| instances::remove(&inner.paths, id))

@@ -11,6 +11,8 @@ use super::KeepFree;
 pub struct StorageOptions {
     /// The `qemu-img` to run, by name or absolute path.
     pub qemu_img: PathBuf,
+    /// The `xorriso` to run, by name or absolute path.
+    pub xorriso: PathBuf,
     /// The group that QEMU runs in. It may make files in an instance's directory (the display's socket), but not
     /// replace what others made there. A group that does not exist is left out.
     pub qemu_group: String,
@@ -46,6 +48,7 @@ impl Default for StorageOptions {
     fn default() -> Self {
         Self {
             qemu_img: PathBuf::from("qemu-img"),
+            xorriso: PathBuf::from("xorriso"),
             qemu_group: "libvirt-qemu".to_owned(),
             not_below: Vec::new(),
             ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),

@@ -40,6 +40,7 @@ fn config(virt_type: VirtType) -> DomainConfig {
             tap: names::tap(PortId::try_from(id(3)).unwrap()),
             mtu: 1500,
         }],
+        config_drive: None,
         console_log: format!("/var/lib/berth/instances/{instance}/console.log").into(),
         metadata: DomainMetadata {
             instance_id: instance,
@@ -91,6 +92,13 @@ fn a_guest_with_no_disk_and_no_nic() {
     config.nics.clear();
     config.arch = "aarch64".to_owned();
     check_golden("domain_bare", &config);
+}
+
+#[test]
+fn a_guest_with_a_config_drive() {
+    let mut config = config(VirtType::Qemu);
+    config.config_drive = Some("/var/lib/berth/instances/x/config.iso".into());
+    check_golden("domain_config_drive", &config);
 }
 
 #[test]

@@ -401,6 +401,9 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
         ));
     }
     mistakes.extend(hints::mistakes(&request.hints, Some(request.id)));
+    if let Some(drive) = &request.config_drive {
+        mistakes.extend(drive.mistakes());
+    }
     if mistakes.is_empty() {
         Ok(())
     } else {
@@ -443,6 +446,7 @@ fn new_row(
         desired_reboot: None,
         desired_deleted: false,
         hints: request.hints.clone(),
+        config_drive: request.config_drive.clone(),
         server_group_id,
         attempt: FIRST_ATTEMPT,
         failed_hosts: Vec::new(),

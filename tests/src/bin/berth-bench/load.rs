@@ -152,6 +152,7 @@ pub(crate) fn request() -> anyhow::Result<InstanceCreate> {
         power: DesiredPower::Stopped,
         stop_timeout_seconds: default_stop_timeout_seconds(),
         hints: Default::default(),
+        config_drive: None,
     })
 }
 
@@ -176,6 +177,7 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
             }],
             ports: Vec::new(),
             volumes: Vec::new(),
+            config_drive: None,
         }),
     });
     serde_json::to_vec(&document).context("a document has no JSON form")

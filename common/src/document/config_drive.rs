@@ -1,0 +1,46 @@
+//! What a guest finds on its config drive: a small CD from which cloud-init and its like take host name, keys and user
+//! data at the first boot, without any network.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{KeyName, PropertyKey, PropertyValue, PublicKey, UserData};
+
+/// What a guest finds on its config drive, besides its name, its id and its NICs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigDrive {
+    /// What cloud-init does at the first boot: `#cloud-config`, a script, or a MIME archive of several.
+    #[serde(default)]
+    pub user_data: Option<UserData>,
+    /// SSH keys that may log in, by name; at most 16.
+    #[serde(default)]
+    pub public_keys: BTreeMap<KeyName, PublicKey>,
+    /// Facts for programs in the guest; at most 128.
+    #[serde(default)]
+    pub metadata: BTreeMap<PropertyKey, PropertyValue>,
+}
+
+impl ConfigDrive {
+    /// Public keys at most.
+    pub const MAX_PUBLIC_KEYS: usize = 16;
+    /// Facts at most: Nova's usual quota of metadata items.
+    pub const MAX_METADATA: usize = 128;
+
+    /// What is wrong with it as a whole.
+    #[must_use]
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut count = |what: &str, count: usize, most: usize| {
+            if count > most {
+                mistakes.push(format!(
+                    "config_drive.{what} must be at most {most}; got {count}"
+                ));
+            }
+        };
+        count("public_keys", self.public_keys.len(), Self::MAX_PUBLIC_KEYS);
+        count("metadata", self.metadata.len(), Self::MAX_METADATA);
+        mistakes
+    }
+}
