@@ -70,6 +70,19 @@ pub(crate) const SERVER_GROUP_NAME: UniqueIndex = UniqueIndex {
     columns: &["project", "name"],
 };
 
+/// A living volume's name in its project.
+pub(crate) const VOLUME_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_volume_name",
+    table: "volumes",
+    columns: &["project", "live_name"],
+};
+/// An instance's volumes have one position each.
+pub(crate) const ATTACHMENT_POSITION: UniqueIndex = UniqueIndex {
+    name: "uq_attachment_position",
+    table: "attachments",
+    columns: &["instance_id", "position"],
+};
+
 /// The primary keys, as SQLite lists them.
 const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("hosts", &["id"]),
@@ -86,6 +99,8 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("server_groups", &["id"]),
     ("decisions", &["id"]),
     ("leadership", &["id"]),
+    ("volumes", &["id"]),
+    ("attachments", &["volume_id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -97,6 +112,7 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (HOST_NAME.name, UniqueWhat::HostName),
         (AGGREGATE_NAME.name, UniqueWhat::AggregateName),
         (SERVER_GROUP_NAME.name, UniqueWhat::ServerGroupName),
+        (VOLUME_NAME.name, UniqueWhat::VolumeName),
     ];
     meanings
         .into_iter()
@@ -145,6 +161,8 @@ fn sqlite_index(message: &str) -> String {
         NETWORK_SUBNET,
         AGGREGATE_NAME,
         SERVER_GROUP_NAME,
+        VOLUME_NAME,
+        ATTACHMENT_POSITION,
     ];
     if PRIMARY_KEYS
         .iter()

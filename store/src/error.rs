@@ -37,6 +37,8 @@ pub enum UniqueWhat {
     AggregateName,
     /// The name of a server group in its project.
     ServerGroupName,
+    /// The name of a living volume in its project.
+    VolumeName,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -53,6 +55,7 @@ impl fmt::Display for UniqueWhat {
             Self::HostName => "the host name",
             Self::AggregateName => "the aggregate name",
             Self::ServerGroupName => "the server group name",
+            Self::VolumeName => "the volume name",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })

@@ -3,20 +3,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use berth_common::ids::{HostId, InstanceId, NetworkId};
+use berth_common::ids::{HostId, InstanceId, NetworkId, VolumeId};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
     sea_query::SelectStatement,
 };
 
 use crate::{
+    attachments::{self, AttachmentRow},
     claims::{self, ClaimRole},
-    entity::{claim, instance, network, port},
+    entity::{attachment, claim, instance, network, port},
     error::StoreError,
     executor::Executor,
     instances::{self, InstanceRow},
     networks::{self, NetworkRow},
     ports::{self, PortRow},
+    volumes::{self, VolumeRow},
 };
 
 /// What a host shall carry.
@@ -26,6 +28,10 @@ pub struct HostRows {
     pub instances: Vec<(InstanceRow, Vec<PortRow>)>,
     /// The networks of these ports.
     pub networks: Vec<NetworkRow>,
+    /// The volumes that are on the host and are not gone yet.
+    pub volumes: Vec<VolumeRow>,
+    /// Which of these instances have which of these volumes, by instance and position.
+    pub attachments: Vec<AttachmentRow>,
 }
 
 /// The instances of a host: those with a current claim there that are not gone.
@@ -51,6 +57,16 @@ fn ports_of(host: HostId) -> Condition {
     Condition::all().add(port::Column::InstanceId.in_subquery(ids))
 }
 
+/// The attachments of these instances.
+fn attachments_of(host: HostId) -> Condition {
+    let ids: SelectStatement = instance::Entity::find()
+        .select_only()
+        .column(instance::Column::Id)
+        .filter(instances_of(host))
+        .into_query();
+    Condition::all().add(attachment::Column::InstanceId.in_subquery(ids))
+}
+
 /// The networks of these ports.
 fn networks_of(host: HostId) -> Condition {
     let ids: SelectStatement = port::Entity::find()
@@ -69,6 +85,8 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let instances = instances::load(db, instances_of(host), None).await?;
     let ports = ports::load(db, ports_of(host)).await?;
     let networks = networks::load(db, networks_of(host)).await?;
+    let volumes = volumes::of_host(db, host).await?;
+    let attachments = attachments::load(db, attachments_of(host)).await?;
     let mut by_instance: HashMap<_, Vec<PortRow>> = HashMap::new();
     for port in ports {
         by_instance.entry(port.instance_id).or_default().push(port);
@@ -83,25 +101,29 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     Ok(HostRows {
         instances,
         networks,
+        volumes,
+        attachments,
     })
 }
 
-/// Some documents of a host: those of these instances, and those of these networks.
+/// Some documents of a host: those of these instances, networks and volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostPart {
     /// The instances.
     pub instances: BTreeSet<InstanceId>,
     /// The networks.
     pub networks: BTreeSet<NetworkId>,
+    /// The volumes.
+    pub volumes: BTreeSet<VolumeId>,
 }
 
-/// Reads what some documents of some hosts are derived from: seven queries, and more only beyond thousands of ids.
+/// Reads what some documents of some hosts are derived from: ten queries, and more only beyond thousands of ids.
 /// Every host that is asked for is in the answer.
 ///
-/// The documents of the instances and networks asked for come out as from all rows of the host, [`of_host`]; what
-/// is asked for and not there has none. Others that come out are incomplete and must be left out: a network's
-/// document lists all ports on the host, so their instances are read too, with no other ports; and an instance's
-/// document tells of its networks.
+/// The documents of the instances, networks and volumes asked for come out as from all rows of the host, [`of_host`];
+/// what is asked for and not there has none. Others that come out are incomplete and must be left out: a network's
+/// document lists all ports on the host, so their instances are read too, with no other ports and no volumes; and an
+/// instance's document tells of its networks and its volumes.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -130,6 +152,7 @@ pub async fn of_parts(
         .flat_map(|(host, part)| part.networks.iter().map(|network| (*host, *network)))
         .collect();
     found.add_neighbours(ports::on_hosts(db, &pairs).await?);
+    found.add_volumes(db, &on_host, parts).await?;
     found.read(db, parts).await
 }
 
@@ -138,9 +161,36 @@ pub async fn of_parts(
 struct Found {
     host_of: HashMap<InstanceId, HostId>,
     ports: Vec<PortRow>,
+    volumes: Vec<VolumeRow>,
+    attachments: Vec<AttachmentRow>,
 }
 
 impl Found {
+    /// Adds the volumes asked for and those of some instances, with their attachments.
+    async fn add_volumes(
+        &mut self,
+        db: &impl Executor,
+        instances: &[InstanceId],
+        parts: &BTreeMap<HostId, HostPart>,
+    ) -> Result<(), StoreError> {
+        let mut ids: BTreeSet<VolumeId> = parts
+            .values()
+            .flat_map(|part| &part.volumes)
+            .copied()
+            .collect();
+        let asked: Vec<VolumeId> = ids.iter().copied().collect();
+        let mut attachments = attachments::of_instances(db, instances).await?;
+        attachments.append(&mut attachments::of_volumes(db, &asked).await?);
+        attachments.sort_by_key(|row| (row.instance_id, row.position));
+        attachments.dedup_by_key(|row| row.volume_id);
+        ids.extend(attachments.iter().map(|row| row.volume_id));
+        let ids: Vec<VolumeId> = ids.into_iter().collect();
+        self.volumes = volumes::of_ids(db, &ids).await?;
+        self.volumes.retain(|volume| volume.deleted_at.is_none());
+        self.attachments = attachments;
+        Ok(())
+    }
+
     /// Adds the ports of other instances in the networks asked for.
     fn add_neighbours(&mut self, neighbours: Vec<(HostId, PortRow)>) {
         let known: HashSet<_> = self.ports.iter().map(|port| port.id).collect();
@@ -197,6 +247,20 @@ impl Found {
                 .or_default()
                 .networks
                 .extend(on_host.cloned());
+        }
+        let mut host_of_volume: HashMap<VolumeId, HostId> = HashMap::new();
+        for volume in self.volumes {
+            let Some(host) = volume.host_id else { continue };
+            if let Some(of_host) = rows.get_mut(&host) {
+                host_of_volume.insert(volume.id, host);
+                of_host.volumes.push(volume);
+            }
+        }
+        for attachment in self.attachments {
+            let host = host_of_volume.get(&attachment.volume_id);
+            if let Some(of_host) = host.and_then(|host| rows.get_mut(host)) {
+                of_host.attachments.push(attachment);
+            }
         }
         Ok(rows)
     }

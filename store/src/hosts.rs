@@ -23,7 +23,7 @@ use crate::{
     aggregates, bulk,
     codec::{self, Amounts, RowReader, int, millis, prose, word},
     documents,
-    entity::{claim, host},
+    entity::{claim, host, volume},
     error::{StoreError, failed},
     executor::{Executor, scope},
 };
@@ -481,12 +481,12 @@ pub async fn set_overrides(
 /// Deletes a host, its documents and its places in aggregates, all or nothing.
 ///
 /// # Errors
-/// [`StoreError::InUse`] while an instance has a claim on it, [`StoreError::NotFound`] if there is no such host.
+/// [`StoreError::InUse`] while an instance has a claim on it or a volume is on it, [`StoreError::NotFound`] if there is no such host.
 pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
-    let in_use = || StoreError::InUse {
+    let in_use = |by| StoreError::InUse {
         table: TABLE,
         id: id.to_string(),
-        by: "claims",
+        by,
     };
     let scope = scope(db).await?;
     let claims = claim::Entity::find()
@@ -495,7 +495,15 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
         .await
         .map_err(failed("hosts::delete"))?;
     if claims > 0 {
-        return Err(in_use());
+        return Err(in_use("claims"));
+    }
+    let volumes = volume::Entity::find()
+        .filter(volume::Column::HostId.eq(id.to_string()))
+        .count(&scope.handle())
+        .await
+        .map_err(failed("hosts::delete"))?;
+    if volumes > 0 {
+        return Err(in_use("volumes"));
     }
     documents::delete_of_host(&scope.handle(), id).await?;
     aggregates::remove_host_from_all(&scope.handle(), id).await?;
@@ -504,8 +512,8 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
         .await
         .map_err(failed("hosts::delete"))
         .map_err(|error| match error {
-            // A claim, a document, or a place in an aggregate that came since.
-            StoreError::ForeignKey { .. } => in_use(),
+            // A claim, a volume, a document, or a place in an aggregate that came since.
+            StoreError::ForeignKey { .. } => in_use("claims"),
             other => other,
         })?;
     found(deleted.rows_affected, id)?;

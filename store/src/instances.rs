@@ -20,7 +20,7 @@ use sea_orm::{
 };
 
 use crate::{
-    bulk, claims,
+    attachments, bulk, claims,
     codec::{self, Amounts, RowReader, fault_columns, int, millis, prose, word},
     entity::instance::{self, Column},
     error::{StoreError, failed},
@@ -547,8 +547,8 @@ pub async fn set_observed(
     apply(db, id, "instances::set_observed", update).await
 }
 
-/// Marks an instance deleted, frees its name, and deletes its ports, addresses and claims, all or nothing. Doing
-/// it again is harmless and keeps the first time.
+/// Marks an instance deleted, frees its name, and deletes its ports, addresses, claims and attachments, all or
+/// nothing. Doing it again is harmless and keeps the first time.
 ///
 /// # Errors
 /// [`StoreError::NotFound`] if there is no such instance.
@@ -579,6 +579,7 @@ pub async fn mark_deleted(
         }
     }
     ports::delete_where_instance(&scope.handle(), id).await?;
+    attachments::delete_where_instance(&scope.handle(), id).await?;
     claims::delete_where_instance(&scope.handle(), id).await?;
     scope.finish().await
 }

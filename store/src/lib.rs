@@ -4,7 +4,8 @@
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
 //! `lock.rs` (SQLite's lock of the one scheduler), `bulk.rs` (a list of rows) and `migration/dialect.rs` (two column
 //! and table options). Each resource has one file with its row struct and its queries: [`hosts`], [`aggregates`],
-//! [`networks`], [`instances`], [`server_groups`], [`ports`], [`claims`], [`documents`], [`decisions`], [`nonces`];
+//! [`networks`], [`instances`], [`server_groups`], [`ports`], [`volumes`], [`attachments`], [`claims`], [`documents`],
+//! [`decisions`], [`nonces`];
 //! [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
 //! schedulers writes.
 //!
@@ -38,6 +39,7 @@ mod lock;
 mod migration;
 
 pub mod aggregates;
+pub mod attachments;
 pub mod claims;
 pub mod decisions;
 pub mod documents;
@@ -49,6 +51,7 @@ pub mod networks;
 pub mod nonces;
 pub mod ports;
 pub mod server_groups;
+pub mod volumes;
 
 pub use codec::whole_millis;
 pub use connect::{Store, StoreConfig};

@@ -7,6 +7,7 @@
 
 pub(crate) mod aggregate;
 pub(crate) mod aggregate_host;
+pub(crate) mod attachment;
 pub(crate) mod claim;
 pub(crate) mod decision;
 pub(crate) mod document;
@@ -19,3 +20,4 @@ pub(crate) mod nonce;
 pub(crate) mod port;
 pub(crate) mod server_group;
 pub(crate) mod subnet;
+pub(crate) mod volume;

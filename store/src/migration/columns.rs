@@ -63,6 +63,10 @@ pub(super) fn opt_int(name: &'static str) -> ColumnDef {
     ColumnDef::new(name).big_integer().null().take()
 }
 
+pub(super) fn flag(name: &'static str) -> ColumnDef {
+    ColumnDef::new(name).boolean().not_null().take()
+}
+
 pub(super) fn prose(backend: DbBackend, name: &'static str) -> ColumnDef {
     long_text(backend, name).not_null().take()
 }

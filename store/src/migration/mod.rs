@@ -8,6 +8,7 @@ mod columns;
 mod dialect;
 mod m0001_first_light;
 mod m0002_placement;
+mod m0003_volumes;
 mod m0004_config_drive;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m0001_first_light::Migration),
             Box::new(m0002_placement::Migration),
+            Box::new(m0003_volumes::Migration),
             Box::new(m0004_config_drive::Migration),
         ]
     }

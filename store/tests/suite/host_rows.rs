@@ -7,10 +7,10 @@ use std::{
 
 use berth_common::{document::DesiredPower, ids::HostId};
 use berth_store::{
-    claims,
+    attachments, claims,
     claims::ClaimRole,
     host_rows::{self, HostPart, HostRows},
-    instances, ports,
+    instances, ports, volumes,
 };
 
 use crate::{
@@ -108,7 +108,8 @@ async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<
     );
 }
 
-/// All that the documents of a part say: the instances whole, and of the networks every port with its instance.
+/// All that the documents of a part say: the instances and volumes whole, and of the networks every port with its
+/// instance.
 fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + use<> {
     let instances: Vec<_> = rows
         .instances
@@ -136,7 +137,26 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         })
         .filter(|(_, port)| part.networks.contains(&port.network_id))
         .collect();
-    (instances, networks, ports)
+    let volumes: Vec<_> = rows
+        .volumes
+        .iter()
+        .filter(|volume| {
+            part.volumes.contains(&volume.id)
+                || rows.attachments.iter().any(|row| {
+                    row.volume_id == volume.id && part.instances.contains(&row.instance_id)
+                })
+        })
+        .cloned()
+        .collect();
+    let attachments: Vec<_> = rows
+        .attachments
+        .iter()
+        .filter(|row| {
+            part.volumes.contains(&row.volume_id) || part.instances.contains(&row.instance_id)
+        })
+        .copied()
+        .collect();
+    (instances, networks, ports, volumes, attachments)
 }
 
 async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
@@ -179,6 +199,25 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         .await
         .unwrap();
 
+    // On hosts 0 and 1, three of them with an instance there; one is gone.
+    let mut disks = vec![];
+    for number in 0_u8..6 {
+        let host = hosts[usize::from(number) % 2];
+        let mut row = sample::volume(&format!("v{number}"), Some(host));
+        row.created_at = time(i64::from(number * 5 % 6));
+        volumes::insert(db, &row).await.unwrap();
+        if number < 3 {
+            let with = instances[usize::from(number)];
+            let attachment = sample::attachment(&row, with, 8 - number);
+            attachments::insert(db, &attachment).await.unwrap();
+        }
+        disks.push(row.id);
+    }
+    volumes::mark_deleted(db, disks[5], time(20)).await.unwrap();
+    let unbound = sample::volume("unbound", None);
+    volumes::insert(db, &unbound).await.unwrap();
+    disks.push(unbound.id);
+
     let mut whole = BTreeMap::new();
     for host in &hosts {
         whole.insert(*host, host_rows::of_host(db, *host).await.unwrap());
@@ -195,6 +234,8 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 .filter(|n| asked(16 + n))
                 .map(|n| networks[n].id)
                 .collect(),
+            // Other ones with every part, those of instances asked for and others.
+            volumes: (0..7).filter(|n| asked(18 - n)).map(|n| disks[n]).collect(),
         };
         let parts: BTreeMap<_, _> = hosts.iter().map(|host| (*host, part.clone())).collect();
         let read = host_rows::of_parts(db, &parts).await.unwrap();
@@ -224,6 +265,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
             HostPart {
                 instances: [instances[2], instances[1]].into(),
                 networks: [networks[0].id].into(),
+                volumes: [disks[0]].into(),
             },
         ),
         (
@@ -231,6 +273,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
             HostPart {
                 instances: [].into(),
                 networks: [networks[1].id].into(),
+                volumes: [disks[3], disks[0]].into(),
             },
         ),
     ]);

@@ -31,3 +31,4 @@ mod savepoints;
 mod server_groups;
 mod setters;
 mod unique;
+mod volumes;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use berth_store::{
     StoreError,
     claims::{self, ClaimRole},
-    hosts, instances, leadership,
+    hosts, instances, leadership, volumes,
 };
 use sea_orm::{ConnectionTrait, Statement};
 
@@ -18,7 +18,8 @@ on_all_databases!(
     migrating_twice_is_harmless,
     migrating_from_two_processes_at_once_is_harmless,
     a_half_made_schema_is_completed,
-    rows_of_the_first_schema_are_read_by_the_second,
+    rows_of_the_first_schema_are_read_by_the_newest,
+    rows_of_the_second_schema_are_read_by_the_third,
     a_newer_schema_is_refused_and_left_alone,
 );
 
@@ -86,11 +87,11 @@ async fn a_newer_schema_is_refused_and_left_alone(database: Arc<TestDatabase>) {
         connection.get_database_backend(),
         "SELECT version FROM berth_migrations",
     );
-    assert_eq!(connection.query_all_raw(statement).await.unwrap().len(), 3);
+    assert_eq!(connection.query_all_raw(statement).await.unwrap().len(), 4);
 }
 
-/// The first schema, made by taking away what the second adds, with rows in it.
-async fn rows_of_the_first_schema_are_read_by_the_second(database: Arc<TestDatabase>) {
+/// The first schema, made by taking away what the later ones add, with rows in it.
+async fn rows_of_the_first_schema_are_read_by_the_newest(database: Arc<TestDatabase>) {
     let store = database.store().await;
     let db = store.pool();
     let (host, _, instance) = sample::populate(&store).await;
@@ -117,6 +118,8 @@ async fn rows_of_the_first_schema_are_read_by_the_second(database: Arc<TestDatab
         connection.execute_unprepared(&sql).await.unwrap();
     }
     for table in [
+        "attachments",
+        "volumes",
         "aggregate_hosts",
         "aggregates",
         "server_groups",
@@ -127,7 +130,9 @@ async fn rows_of_the_first_schema_are_read_by_the_second(database: Arc<TestDatab
         connection.execute_unprepared(&sql).await.unwrap();
     }
     connection
-        .execute_unprepared("DELETE FROM berth_migrations WHERE version = 'm0002_placement'")
+        .execute_unprepared(
+            "DELETE FROM berth_migrations WHERE version IN ('m0002_placement', 'm0003_volumes')",
+        )
         .await
         .unwrap();
     connection.close().await.unwrap();
@@ -149,4 +154,27 @@ async fn rows_of_the_first_schema_are_read_by_the_second(database: Arc<TestDatab
             .get(),
         1
     );
+}
+
+async fn rows_of_the_second_schema_are_read_by_the_third(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let (host, _, instance) = sample::populate(&store).await;
+    let connection = database.raw().await;
+    for sql in [
+        "DROP TABLE attachments",
+        "DROP TABLE volumes",
+        "DELETE FROM berth_migrations WHERE version = 'm0003_volumes'",
+    ] {
+        connection.execute_unprepared(sql).await.unwrap();
+    }
+    connection.close().await.unwrap();
+
+    let store = database.store().await;
+    let db = store.pool();
+    let rows = instances::list(db, None, None, 10).await.unwrap();
+    assert_eq!(rows, [instance]);
+    assert_eq!(volumes::of_host(db, host).await.unwrap(), []);
+    volumes::insert(db, &sample::volume("data", Some(host)))
+        .await
+        .unwrap();
 }

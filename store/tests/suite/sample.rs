@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use berth_common::{
     document::{
         DesiredPower, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind, NetworkType,
+        VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{
         AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, ServerGroupId, SubnetId,
+        VolumeId,
     },
     message::{
         heartbeat::{Heartbeat, PartHealth},
@@ -21,6 +23,7 @@ use berth_common::{
 use berth_store::{
     Executor, Store, StoreError,
     aggregates::AggregateRow,
+    attachments::{AttachmentRow, AttachmentState},
     claims::{self, ClaimRole, ClaimRow},
     decisions::DecisionRow,
     documents::{self, DocumentRow, Observation},
@@ -29,6 +32,7 @@ use berth_store::{
     networks::{self, NetworkRow, SubnetRow},
     ports::PortRow,
     server_groups::ServerGroupRow,
+    volumes::{VolumeObserved, VolumeRow},
 };
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -207,6 +211,36 @@ pub(crate) fn server_group(name: &str) -> ServerGroupRow {
         policy: ServerGroupPolicy::AntiAffinity,
         max_server_per_host: None,
         fingerprint: "f1".to_owned(),
+        created_at: time(0),
+    }
+}
+
+pub(crate) fn volume(name: &str, host: Option<HostId>) -> VolumeRow {
+    VolumeRow {
+        id: VolumeId::new(),
+        project: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+        host_id: host,
+        size_gb: DiskGb::new(10).unwrap(),
+        format: VolumeFormat::Qcow2,
+        source: None,
+        limits: VolumeLimits::default(),
+        fingerprint: "f1".to_owned(),
+        desired_deleted: false,
+        observed: VolumeObserved::default(),
+        created_at: time(0),
+        updated_at: time(0),
+        deleted_at: None,
+    }
+}
+
+pub(crate) fn attachment(volume: &VolumeRow, instance: InstanceId, position: u8) -> AttachmentRow {
+    AttachmentRow {
+        volume_id: volume.id,
+        instance_id: instance,
+        position,
+        access: VolumeAccess::ReadWrite,
+        state: AttachmentState::Attaching,
         created_at: time(0),
     }
 }
