@@ -10,7 +10,7 @@ use std::{
 use berth_common::{
     bus::{Bus, compute_queue},
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId},
+    ids::{HostId, InstanceId, NetworkId, VolumeId},
     names::HostName,
     telemetry::error_chain,
 };
@@ -153,6 +153,15 @@ impl Writing<'_> {
         let key = DocumentKey {
             kind: Kind::Network,
             id: network.as_uuid(),
+        };
+        self.touched.entry(host).or_default().keys.insert(key);
+    }
+
+    /// The document of a volume on a host may follow from other rows now.
+    pub fn touch_volume(&mut self, host: HostId, volume: VolumeId) {
+        let key = DocumentKey {
+            kind: Kind::Volume,
+            id: volume.as_uuid(),
         };
         self.touched.entry(host).or_default().keys.insert(key);
     }

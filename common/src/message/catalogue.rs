@@ -13,7 +13,8 @@ use super::{
         InstanceReboot, InstanceResume, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
         InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
         PlacementExplain, PlacementPlace, Reply, ServerGroupCreate, ServerGroupDelete,
-        ServerGroupList,
+        ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
+        VolumeList, VolumeShow,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -83,6 +84,13 @@ pub fn all() -> Vec<MessageType> {
         request::<InstanceReboot>(),
         request::<InstanceShow>(),
         request::<InstanceList>(),
+        request::<VolumeCreate>(),
+        request::<VolumeDelete>(),
+        request::<VolumeShow>(),
+        request::<VolumeList>(),
+        request::<VolumeExtend>(),
+        request::<VolumeAttach>(),
+        request::<VolumeDetach>(),
         request::<NetworkCreate>(),
         request::<NetworkDelete>(),
         request::<NetworkList>(),

@@ -10,8 +10,9 @@ use std::{
 };
 
 use berth_common::{
-    ids::{HostId, InstanceId, ServerGroupId},
-    message::view::HostState,
+    ids::{HostId, InstanceId, ServerGroupId, VolumeId},
+    message::view::{HostState, Resources},
+    units::DiskGb,
 };
 
 use berth_store::aggregates::Aggregate;
@@ -34,6 +35,27 @@ pub struct Placed {
     pub building: bool,
 }
 
+/// Where a volume lies, and what it takes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlacedVolume {
+    /// The host.
+    pub host: HostId,
+    /// What it takes.
+    pub size_gb: DiskGb,
+}
+
+impl PlacedVolume {
+    fn demand(self) -> Demand {
+        Demand {
+            resources: Resources {
+                disk_gb: self.size_gb,
+                ..Resources::default()
+            },
+            ..Demand::default()
+        }
+    }
+}
+
 /// A point to go back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(usize);
@@ -45,6 +67,10 @@ enum Undo {
     Unplace(InstanceId),
     /// It lay there.
     Replace(InstanceId, Placed),
+    /// It had no place.
+    UnplaceVolume(VolumeId),
+    /// It lay there.
+    ReplaceVolume(VolumeId, PlacedVolume),
     /// The host had these facts; none: it was not there.
     Host(HostId, Option<Box<HostFacts>>),
     /// These were the aggregates.
@@ -56,6 +82,7 @@ enum Undo {
 pub struct Cloud {
     table: HostTable,
     placed: HashMap<InstanceId, Placed>,
+    volumes: HashMap<VolumeId, PlacedVolume>,
     groups: HashMap<ServerGroupId, BTreeMap<HostId, u64>>,
     builds: HashMap<HostId, u64>,
     /// Which hosts were blamed for an instance that is not built yet.
@@ -147,6 +174,36 @@ impl Cloud {
     pub fn unplace(&mut self, instance: InstanceId) {
         if let Some(placed) = self.take(instance) {
             self.undo.push(Undo::Replace(instance, placed));
+        }
+    }
+
+    /// Where a volume lies.
+    #[must_use]
+    pub fn volume(&self, volume: VolumeId) -> Option<&PlacedVolume> {
+        self.volumes.get(&volume)
+    }
+
+    /// The volumes that lie on a host.
+    #[must_use]
+    pub fn volumes_on(&self, host: HostId) -> Vec<VolumeId> {
+        let on_host = self
+            .volumes
+            .iter()
+            .filter(|(_, placed)| placed.host == host);
+        on_host.map(|(volume, _)| *volume).collect()
+    }
+
+    /// A volume lies there now; it lay nowhere, or there with another size.
+    pub fn place_volume(&mut self, volume: VolumeId, placed: PlacedVolume) {
+        self.unplace_volume(volume);
+        self.undo.push(Undo::UnplaceVolume(volume));
+        self.put_volume(volume, placed);
+    }
+
+    /// A volume lies nowhere any more.
+    pub fn unplace_volume(&mut self, volume: VolumeId) {
+        if let Some(placed) = self.take_volume(volume) {
+            self.undo.push(Undo::ReplaceVolume(volume, placed));
         }
     }
 
@@ -247,6 +304,10 @@ impl Cloud {
                     self.take(instance);
                 }
                 Some(Undo::Replace(instance, placed)) => self.put(instance, placed),
+                Some(Undo::UnplaceVolume(volume)) => {
+                    self.take_volume(volume);
+                }
+                Some(Undo::ReplaceVolume(volume, placed)) => self.put_volume(volume, placed),
                 Some(Undo::Host(_, Some(facts))) => self.table.upsert(*facts),
                 Some(Undo::Aggregates(before)) => self.aggregates = before,
                 Some(Undo::Host(id, None)) => {
@@ -319,6 +380,21 @@ impl Cloud {
         Some(placed)
     }
 
+    fn put_volume(&mut self, volume: VolumeId, placed: PlacedVolume) {
+        if let Err(error) = self.table.claim(placed.host, &placed.demand()) {
+            tracing::error!(%volume, host = %placed.host, %error, "a volume is not counted");
+        }
+        self.volumes.insert(volume, placed);
+    }
+
+    fn take_volume(&mut self, volume: VolumeId) -> Option<PlacedVolume> {
+        let placed = self.volumes.remove(&volume)?;
+        if let Err(error) = self.table.release(placed.host, &placed.demand()) {
+            tracing::error!(%volume, host = %placed.host, %error, "the room of a volume is not given back");
+        }
+        Some(placed)
+    }
+
     fn count_builds(&mut self, host: HostId, change: impl FnOnce(u64) -> u64) {
         let builds = self.builds.entry(host).or_default();
         *builds = change(*builds);
@@ -365,6 +441,7 @@ impl Cloud {
     #[must_use]
     pub fn differs_from(&self, other: &Self) -> Option<String> {
         differing("places", &sorted(&self.placed), &sorted(&other.placed))
+            .or_else(|| differing("volumes", &sorted(&self.volumes), &sorted(&other.volumes)))
             .or_else(|| differing("groups", &sorted(&self.groups), &sorted(&other.groups)))
             .or_else(|| differing("builds", &sorted(&self.builds), &sorted(&other.builds)))
             .or_else(|| {

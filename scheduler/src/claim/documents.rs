@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId},
+    ids::{HostId, InstanceId, NetworkId, VolumeId},
     names::HostName,
     units::Generation,
 };
@@ -86,7 +86,8 @@ fn part(keys: &BTreeSet<DocumentKey>) -> HostPart {
         match key.kind {
             Kind::Instance => part.instances.extend(InstanceId::try_from(key.id)),
             Kind::Network => part.networks.extend(NetworkId::try_from(key.id)),
-            Kind::Router | Kind::Volume => {}
+            Kind::Volume => part.volumes.extend(VolumeId::try_from(key.id)),
+            Kind::Router => {}
         }
     }
     part

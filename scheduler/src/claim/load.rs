@@ -4,11 +4,11 @@ use berth_common::{ids::ServerGroupId, message::view::HostState};
 use berth_store::{
     Executor, StoreError, aggregates,
     claims::{self, ClaimRole, ClaimRow, GroupedClaim},
-    hosts,
+    hosts, volumes,
 };
 
 use super::{
-    cloud::{Cloud, Placed},
+    cloud::{Cloud, Placed, PlacedVolume},
     facts,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     place::{Demand, ResourceClass},
 };
 
-/// Claims read at once.
+/// Claims or volumes read at once.
 const PAGE: u32 = 4096;
 
 /// All hosts, and all that lies on them. Who is alive is not in the rows: nobody is, until it is looked at.
@@ -54,8 +54,29 @@ pub async fn cloud(db: &impl Executor, placement: &Placement) -> Result<Cloud, S
         // Nothing to take back, and the notes of a hundred thousand would take memory.
         cloud.settle();
     }
+    place_volumes(db, &mut cloud).await?;
     cloud.settle();
     Ok(cloud)
+}
+
+/// The volumes that have a host.
+async fn place_volumes(db: &impl Executor, cloud: &mut Cloud) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let page = volumes::page_of_claims(db, after, PAGE).await?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.volume_id);
+        for claim in page {
+            let placed = PlacedVolume {
+                host: claim.host_id,
+                size_gb: claim.size_gb,
+            };
+            cloud.place_volume(claim.volume_id, placed);
+        }
+        cloud.settle();
+    }
 }
 
 fn placed(claim: &ClaimRow, group: Option<ServerGroupId>, building: bool) -> Placed {

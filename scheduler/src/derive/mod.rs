@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 
 use berth_common::{
     document::{
-        DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec, Kind,
-        NetworkPort, NetworkSpec, SubnetSpec,
+        DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
+        InstanceVolume, Kind, NetworkPort, NetworkSpec, SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
 };
 use berth_store::{
-    host_rows::HostRows, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
+    attachments::AttachmentState, host_rows::HostRows, instances::InstanceRow,
+    networks::NetworkRow, ports::PortRow, volumes::VolumeRow,
 };
 use serde::Serialize;
 
@@ -20,6 +21,7 @@ use serde::Serialize;
 ///
 /// An instance that is being deleted, or is leaving a host that could not build it, has no document there (its absence
 /// makes the tombstone), but keeps its place in its networks' documents until the host confirmed that it is gone.
+/// A volume that is being deleted loses its document when no instance has it any more.
 ///
 /// # Errors
 /// When a spec cannot be written as JSON, which no value of these types can cause.
@@ -42,7 +44,8 @@ pub fn derive(
             kind: Kind::Instance,
             id: instance.id.as_uuid(),
         };
-        documents.insert(key, json(&instance_spec(instance, ports, &networks))?);
+        let spec = instance_spec(instance, ports, &networks, rows);
+        documents.insert(key, json(&spec)?);
     }
     for network in &rows.networks {
         let key = DocumentKey {
@@ -50,6 +53,16 @@ pub fn derive(
             id: network.id.as_uuid(),
         };
         documents.insert(key, json(&network_spec(network, rows))?);
+    }
+    for volume in rows.volumes.iter().filter(|volume| {
+        let is_attached = || rows.attachments.iter().any(|of| of.volume_id == volume.id);
+        volume.host_id == Some(host) && (!volume.desired_deleted || is_attached())
+    }) {
+        let key = DocumentKey {
+            kind: Kind::Volume,
+            id: volume.id.as_uuid(),
+        };
+        documents.insert(key, json(&volume_spec(volume))?);
     }
     Ok(documents)
 }
@@ -62,6 +75,7 @@ fn instance_spec(
     instance: &InstanceRow,
     ports: &[PortRow],
     networks: &BTreeMap<NetworkId, &NetworkRow>,
+    rows: &HostRows,
 ) -> InstanceSpec {
     let mut ports: Vec<&PortRow> = ports.iter().collect();
     ports.sort_by_key(|port| (port.position, port.id));
@@ -90,8 +104,39 @@ fn instance_spec(
                     .map_or(DEFAULT_MTU, |network| network.mtu),
             })
             .collect(),
-        volumes: Vec::new(),
+        volumes: instance_volumes(instance, rows),
         config_drive: instance.config_drive.clone(),
+    }
+}
+
+/// The volumes an instance shall have: all of its but those that it is being freed of.
+fn instance_volumes(instance: &InstanceRow, rows: &HostRows) -> Vec<InstanceVolume> {
+    let mut wanted: Vec<InstanceVolume> = rows
+        .attachments
+        .iter()
+        .filter(|row| row.instance_id == instance.id && row.state != AttachmentState::Detaching)
+        .filter_map(|row| {
+            let volume = rows.volumes.iter().find(|of| of.id == row.volume_id)?;
+            Some(InstanceVolume {
+                id: volume.id,
+                position: row.position,
+                format: volume.format,
+                access: row.access,
+                limits: volume.limits,
+            })
+        })
+        .collect();
+    wanted.sort_by_key(|volume| volume.position);
+    wanted
+}
+
+fn volume_spec(volume: &VolumeRow) -> VolumeSpec {
+    VolumeSpec {
+        name: volume.name.clone(),
+        project: volume.project.clone(),
+        size_gb: volume.size_gb,
+        format: volume.format,
+        source: volume.source.clone(),
     }
 }
 

@@ -11,7 +11,8 @@ use berth_common::{
             InstanceResume, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
             InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
             PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
-            ServerGroupList,
+            ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
+            VolumeList, VolumeShow,
         },
         view::HostStatus,
     },
@@ -30,7 +31,7 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, server_groups,
+        invalid, networks, server_groups, volumes,
     },
     context::{Context, Image, Writing},
     report::{explain, show},
@@ -40,7 +41,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 24] = [
+const CHANGES: [&str; 29] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -51,6 +52,11 @@ const CHANGES: [&str; 24] = [
     InstanceSuspend::NAME,
     InstanceResume::NAME,
     InstanceReboot::NAME,
+    VolumeCreate::NAME,
+    VolumeDelete::NAME,
+    VolumeExtend::NAME,
+    VolumeAttach::NAME,
+    VolumeDetach::NAME,
     NetworkCreate::NAME,
     NetworkDelete::NAME,
     HostEnable::NAME,
@@ -72,6 +78,8 @@ pub(super) fn only_reads(method: &str) -> bool {
     [
         InstanceShow::NAME,
         InstanceList::NAME,
+        VolumeShow::NAME,
+        VolumeList::NAME,
         NetworkList::NAME,
         HostList::NAME,
         HostShow::NAME,
@@ -106,6 +114,15 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         InstanceList::NAME => {
             let request: InstanceList = read(message)?;
             reply(show::instance_list(context, pool, &request).await)
+        }
+        VolumeShow::NAME => {
+            let request: VolumeShow = read(message)?;
+            let row = volumes::resolve(pool, &request.project, &request.volume).await?;
+            reply(show::volume(context, pool, &row).await)
+        }
+        VolumeList::NAME => {
+            let request: VolumeList = read(message)?;
+            reply(show::volume_list(context, pool, &request).await)
         }
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;
@@ -184,6 +201,26 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
             let request: InstanceReboot = read(message)?;
             let reboot = Change::from(&request);
             reply(change_instance(w, &request.project, &request.instance, reboot).await)
+        }
+        VolumeCreate::NAME => {
+            let request: VolumeCreate = read(message)?;
+            reply(volumes::create::create(w, &request).await)
+        }
+        VolumeDelete::NAME => {
+            let request: VolumeDelete = read(message)?;
+            reply(volumes::change::delete(w, &request).await)
+        }
+        VolumeExtend::NAME => {
+            let request: VolumeExtend = read(message)?;
+            reply(volumes::change::extend(w, &request).await)
+        }
+        VolumeAttach::NAME => {
+            let request: VolumeAttach = read(message)?;
+            reply(volumes::attach::attach(w, &request).await)
+        }
+        VolumeDetach::NAME => {
+            let request: VolumeDetach = read(message)?;
+            reply(volumes::attach::detach(w, &request).await)
         }
         NetworkCreate::NAME => {
             let request: NetworkCreate = read(message)?;

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId},
+    ids::{HostId, InstanceId, VolumeId},
     message::report::{ConvergeStatus, Fault, Report, ResourceReport},
     units::Generation,
 };
 use berth_store::{
+    attachments::{self, AttachmentRow, AttachmentState},
     documents::{self, DocumentRow, Observation},
     instances::{self, InstanceObserved, InstanceRow},
+    volumes::{self, VolumeObserved, VolumeRow},
 };
 
 use super::order::Stamp;
@@ -37,11 +39,7 @@ pub async fn reports(context: &Context, reports: &[Report]) -> Result<(), ClaimE
         .iter()
         .map(|(report, resource)| (report.host_id, resource.key))
         .collect();
-    let ids: Vec<InstanceId> = newest
-        .iter()
-        .filter_map(|(_, resource)| instance_id(resource))
-        .collect();
-    let mut known = Known::read(&writing, &keys, &ids).await?;
+    let mut known = Known::read(&writing, &keys).await?;
     for (report, resource) in newest {
         if apply(&mut writing, &mut known, report.host_id, resource).await? == Applied::Done {
             order.push((report.host_id, resource.key, stamp(report)));
@@ -92,10 +90,19 @@ fn instance_id(report: &ResourceReport) -> Option<InstanceId> {
         .filter(|_| report.key.kind == Kind::Instance)
 }
 
+fn volume_id(report: &ResourceReport) -> Option<VolumeId> {
+    VolumeId::try_from(report.key.id)
+        .ok()
+        .filter(|_| report.key.kind == Kind::Volume)
+}
+
 /// The rows that reports are about, and what will be written of documents.
 struct Known {
     documents: HashMap<(HostId, DocumentKey), DocumentRow>,
     instances: HashMap<InstanceId, InstanceRow>,
+    /// The volumes of these instances.
+    attachments: HashMap<InstanceId, Vec<AttachmentRow>>,
+    volumes: HashMap<VolumeId, VolumeRow>,
     observations: Vec<Observation>,
     /// Whether a document was made due.
     due: bool,
@@ -105,16 +112,29 @@ impl Known {
     async fn read(
         writing: &Writing<'_>,
         keys: &[(HostId, DocumentKey)],
-        ids: &[InstanceId],
     ) -> Result<Self, ClaimError> {
+        let of_kind = |kind| keys.iter().filter(move |(_, key)| key.kind == kind);
+        let ids: Vec<InstanceId> = of_kind(Kind::Instance)
+            .filter_map(|(_, key)| InstanceId::try_from(key.id).ok())
+            .collect();
+        let volume_ids: Vec<VolumeId> = of_kind(Kind::Volume)
+            .filter_map(|(_, key)| VolumeId::try_from(key.id).ok())
+            .collect();
         let documents = documents::of_host_resources(writing.txn(), keys).await?;
-        let instances = instances::of_ids(writing.txn(), ids).await?;
+        let instances = instances::of_ids(writing.txn(), &ids).await?;
+        let volumes = volumes::of_ids(writing.txn(), &volume_ids).await?;
+        let mut attachments: HashMap<InstanceId, Vec<AttachmentRow>> = HashMap::new();
+        for row in attachments::of_instances(writing.txn(), &ids).await? {
+            attachments.entry(row.instance_id).or_default().push(row);
+        }
         Ok(Self {
             documents: documents
                 .into_iter()
                 .map(|row| ((row.host_id, row.key), row))
                 .collect(),
             instances: instances.into_iter().map(|row| (row.id, row)).collect(),
+            attachments,
+            volumes: volumes.into_iter().map(|row| (row.id, row)).collect(),
             observations: Vec::new(),
             due: false,
         })
@@ -157,6 +177,13 @@ enum Applied {
     Done,
 }
 
+/// What a host says of a resource, and whether it was told to end it.
+#[derive(Debug, Clone, Copy)]
+struct Seen<'a> {
+    report: &'a ResourceReport,
+    tombstone: bool,
+}
+
 /// Writes the state of one resource down.
 async fn apply(
     writing: &mut Writing<'_>,
@@ -196,7 +223,17 @@ async fn apply(
             });
             let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
             if let Some(row) = row {
-                observe(writing, host, &row, report, document.spec_json.is_none()).await?;
+                let attached = known.attachments.remove(&row.id).unwrap_or_default();
+                let seen = Seen {
+                    report,
+                    tombstone: document.spec_json.is_none(),
+                };
+                observe(writing, host, &row, &attached, seen).await?;
+            }
+            let row = volume_id(report).and_then(|id| known.volumes.get(&id).cloned());
+            if let Some(row) = row {
+                let tombstone = document.spec_json.is_none();
+                observe_volume(writing, host, &row, Seen { report, tombstone }).await?;
             }
         }
     }
@@ -204,7 +241,8 @@ async fn apply(
 }
 
 /// A host speaks of something it was not told of, as far as the database knows: the host was forgotten and is back, or
-/// the database was set back. An instance that shall not be there is ended; what nobody knows is left alone.
+/// the database was set back. An instance that shall not be there is ended, and so is a volume that was deleted; what
+/// nobody knows is left alone, and so is a volume that anybody may still want.
 async fn strayed(
     writing: &mut Writing<'_>,
     known: &mut Known,
@@ -218,13 +256,15 @@ async fn strayed(
             .placed(row.id)
             .is_some_and(|placed| placed.host == host)
     };
-    let shall_go = row.is_some_and(|row| !lies_here(row));
+    let volume = volume_id(report).and_then(|id| known.volumes.get(&id));
+    let shall_go = row.is_some_and(|row| !lies_here(row))
+        || volume.is_some_and(|volume| volume.deleted_at.is_some());
     let is_host = writing.cloud.table().host(host).is_some();
     if !shall_go || !is_host || report.status == ConvergeStatus::Gone {
         tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
         return Ok(Applied::Unknown);
     }
-    tracing::warn!(%host, resource = %report.key, "a host has an instance that shall not be there; it is ended there");
+    tracing::warn!(%host, resource = %report.key, "a host has what shall not be there; it is ended there");
     let tombstone = DocumentRow {
         host_id: host,
         key: report.key,
@@ -248,18 +288,22 @@ async fn observe(
     writing: &mut Writing<'_>,
     host: HostId,
     row: &InstanceRow,
-    report: &ResourceReport,
-    tombstone: bool,
+    attached: &[AttachmentRow],
+    seen: Seen<'_>,
 ) -> Result<(), ClaimError> {
+    let Seen { report, tombstone } = seen;
     let lies_here = writing
         .cloud
         .placed(row.id)
         .is_some_and(|placed| placed.host == host);
     if tombstone && report.status == ConvergeStatus::Gone {
-        return gone(writing, host, row, lies_here).await;
+        return gone(writing, host, row, attached).await;
     }
     if !lies_here {
         return Ok(());
+    }
+    if report.status == ConvergeStatus::Converged && !tombstone {
+        settle_attachments(writing, host, attached).await?;
     }
     let observed = InstanceObserved {
         status: Some(report.status),
@@ -299,17 +343,90 @@ async fn observe(
     Ok(())
 }
 
+/// The instance of some volumes is as its document says, which is derived with every change of them: it has those it
+/// shall have, and no others.
+async fn settle_attachments(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    attached: &[AttachmentRow],
+) -> Result<(), ClaimError> {
+    for row in attached {
+        match row.state {
+            AttachmentState::Attaching => {
+                let state = AttachmentState::Attached;
+                attachments::set_state(writing.txn(), row.volume_id, state).await?;
+            }
+            AttachmentState::Attached => {}
+            AttachmentState::Detaching => {
+                attachments::delete(writing.txn(), row.volume_id).await?;
+                writing.touch_volume(host, row.volume_id);
+                tracing::info!(volume = %row.volume_id, instance = %row.instance_id, "volume is free");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes down what a host says of a volume; only the volume's own host speaks for it.
+async fn observe_volume(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    row: &VolumeRow,
+    seen: Seen<'_>,
+) -> Result<(), ClaimError> {
+    let Seen { report, tombstone } = seen;
+    if row.host_id != Some(host) {
+        return Ok(());
+    }
+    if tombstone && report.status == ConvergeStatus::Gone {
+        if row.desired_deleted {
+            volumes::mark_deleted(writing.txn(), row.id, writing.now).await?;
+            writing.cloud.unplace_volume(row.id);
+            tracing::info!(volume = %row.id, %host, "volume is gone");
+        }
+        return Ok(());
+    }
+    let is_made = report.status == ConvergeStatus::Converged && !tombstone;
+    let observed = VolumeObserved {
+        status: Some(report.status),
+        generation: report.generation,
+        progress: report.progress.clone(),
+        fault: report.fault.clone(),
+        was_available: row.observed.was_available || is_made,
+        at: Some(report.observed_at),
+    };
+    if let (ConvergeStatus::Failed, Some(fault)) = (report.status, &report.fault)
+        && row.observed.status != Some(ConvergeStatus::Failed)
+    {
+        tracing::warn!(volume = %row.id, reason = fault.message, "volume is in error");
+    }
+    let repeated = VolumeObserved {
+        at: row.observed.at,
+        ..observed.clone()
+    };
+    if repeated != row.observed {
+        volumes::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
+    }
+    Ok(())
+}
+
 /// Nothing of an instance is left on a host.
 async fn gone(
     writing: &mut Writing<'_>,
     host: HostId,
     row: &InstanceRow,
-    lies_here: bool,
+    attached: &[AttachmentRow],
 ) -> Result<(), ClaimError> {
+    let placed = writing.cloud.placed(row.id).map(|placed| placed.host);
+    let lies_here = placed == Some(host);
     let networks = networks_of(writing.txn(), row.id).await?;
-    if row.desired_deleted && (lies_here || writing.cloud.placed(row.id).is_none()) {
+    if row.desired_deleted && (lies_here || placed.is_none()) {
         instances::mark_deleted(writing.txn(), row.id, writing.now).await?;
         writing.cloud.unplace(row.id);
+        // Its volumes are free, and those that were to go after it go.
+        for volume in attached {
+            writing.touch_volume(host, volume.volume_id);
+        }
         tracing::info!(instance = %row.id, %host, "instance is gone");
     } else if lies_here && is_leaving(row, host) {
         move_on(writing, row, host).await?;

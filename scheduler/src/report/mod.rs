@@ -7,3 +7,4 @@ pub mod explain;
 pub mod order;
 pub mod show;
 pub mod view;
+pub mod volume_view;

@@ -8,28 +8,35 @@ use std::{
 use berth_common::{
     bus::MAX_MESSAGE_BYTES,
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId},
+    ids::{HostId, InstanceId, NetworkId, VolumeId},
     message::{
+        report::{ConvergeStatus, Fault},
         request::{
-            HostList, HostListReply, InstanceList, InstanceListReply, NetworkList, NetworkListReply,
+            HostList, HostListReply, InstanceList, InstanceListReply, NetworkList,
+            NetworkListReply, VolumeList, VolumeListReply,
         },
-        view::{HostView, InstanceView},
+        view::{HostView, InstanceView, VolumeView},
     },
-    names::{HostName, NetworkName},
+    names::{HostName, NetworkName, VolumeName},
 };
 use berth_store::{
     Executor,
     aggregates::{self, Aggregate},
+    attachments::{self, AttachmentRow},
     claims::{self, ClaimRole, ClaimRow},
     documents::{self, DocumentRow},
     hosts::{self, HostRow},
     instances::{self, InstanceRow},
     networks,
     ports::{self, PortRow},
+    volumes::{self, VolumeClaim, VolumeRow},
 };
 use serde::Serialize;
 
-use super::view::{self, Silence};
+use super::{
+    view::{self, Silence},
+    volume_view::{self, AttachedTo},
+};
 use crate::{claim::ClaimError, context::Context};
 
 /// One instance.
@@ -69,6 +76,7 @@ async fn instances(
         .into_iter()
         .map(|network| (network.id, network.name))
         .collect();
+    let mut volumes_of = volumes_of(db, &ids).await?;
     let host_of: BTreeMap<InstanceId, HostId> = claims::of_instances(db, &ids)
         .await?
         .into_iter()
@@ -78,13 +86,7 @@ async fn instances(
     let on: BTreeSet<HostId> = host_of.values().copied().collect();
     let on: Vec<HostId> = on.into_iter().collect();
     let host_names: BTreeMap<HostId, HostName> = hosts::names(db, &on).await?;
-    let now = Instant::now();
-    let silences: BTreeMap<HostId, Silence> = context.liveness(|liveness| {
-        let silence = |id: &HostId| Silence::of(liveness.state(*id), liveness.age(*id, now));
-        on.iter()
-            .filter_map(|id| Some((*id, silence(id)?)))
-            .collect()
-    });
+    let silences = silences(context, &on);
     let keys: Vec<DocumentKey> = ids
         .iter()
         .map(|id| DocumentKey {
@@ -104,10 +106,12 @@ async fn instances(
                 document.key.id == row.id.as_uuid()
                     && host.is_some_and(|(id, _)| id == document.host_id)
             });
+            let volumes = volumes_of.remove(&row.id).unwrap_or_default();
             let ports = ports_of.get(&row.id).map(Vec::as_slice).unwrap_or_default();
             view::instance(view::InstanceFacts {
                 row,
                 ports,
+                volumes: &volumes,
                 host,
                 silence: host.and_then(|(id, _)| silences.get(&id).copied()),
                 document,
@@ -115,6 +119,40 @@ async fn instances(
             })
         })
         .collect())
+}
+
+/// Which of some hosts are down, and since when.
+fn silences(context: &Context, hosts: &[HostId]) -> BTreeMap<HostId, Silence> {
+    let now = Instant::now();
+    context.liveness(|liveness| {
+        let silence = |id: &HostId| Silence::of(liveness.state(*id), liveness.age(*id, now));
+        hosts
+            .iter()
+            .filter_map(|id| Some((*id, silence(id)?)))
+            .collect()
+    })
+}
+
+/// The volumes of some instances, by position, with their names.
+async fn volumes_of(
+    db: &impl Executor,
+    ids: &[InstanceId],
+) -> Result<BTreeMap<InstanceId, Vec<(AttachmentRow, VolumeName)>>, ClaimError> {
+    let attachments = attachments::of_instances(db, ids).await?;
+    let ids: Vec<VolumeId> = attachments.iter().map(|row| row.volume_id).collect();
+    let names: BTreeMap<VolumeId, VolumeName> = volumes::of_ids(db, &ids)
+        .await?
+        .into_iter()
+        .map(|row| (row.id, row.name))
+        .collect();
+    let mut volumes: BTreeMap<InstanceId, Vec<(AttachmentRow, VolumeName)>> = BTreeMap::new();
+    for row in attachments {
+        if let Some(name) = names.get(&row.volume_id) {
+            let of_instance = volumes.entry(row.instance_id).or_default();
+            of_instance.push((row, name.clone()));
+        }
+    }
+    Ok(volumes)
 }
 
 /// One page of instances.
@@ -135,6 +173,112 @@ pub async fn instance_list(
     let is_cut = cut(&mut instances)?;
     Ok(InstanceListReply {
         instances,
+        more: more || is_cut,
+    })
+}
+
+/// One volume.
+///
+/// # Errors
+/// When the database fails.
+pub async fn volume(
+    context: &Context,
+    db: &impl Executor,
+    row: &VolumeRow,
+) -> Result<VolumeView, ClaimError> {
+    let mut views = volumes(context, db, std::slice::from_ref(row)).await?;
+    views
+        .pop()
+        .ok_or_else(|| crate::claim::not_found(format!("volume {} is gone", row.id)))
+}
+
+/// Some volumes, with a fixed number of queries.
+async fn volumes(
+    context: &Context,
+    db: &impl Executor,
+    rows: &[VolumeRow],
+) -> Result<Vec<VolumeView>, ClaimError> {
+    let ids: Vec<VolumeId> = rows.iter().map(|row| row.id).collect();
+    let attachments = attachments::of_volumes(db, &ids).await?;
+    let with: BTreeSet<InstanceId> = attachments.iter().map(|row| row.instance_id).collect();
+    let with: Vec<InstanceId> = with.into_iter().collect();
+    let instances: BTreeMap<InstanceId, InstanceRow> = instances::of_ids(db, &with)
+        .await?
+        .into_iter()
+        .map(|row| (row.id, row))
+        .collect();
+    let on: BTreeSet<HostId> = rows.iter().filter_map(|row| row.host_id).collect();
+    let on: Vec<HostId> = on.into_iter().collect();
+    let names: BTreeMap<HostId, HostName> = hosts::names(db, &on).await?;
+    let silences = silences(context, &on);
+    let of_volumes = ids.iter().map(|id| (Kind::Volume, id.as_uuid()));
+    let of_instances = with.iter().map(|id| (Kind::Instance, id.as_uuid()));
+    let keys: Vec<DocumentKey> = of_volumes
+        .chain(of_instances)
+        .map(|(kind, id)| DocumentKey { kind, id })
+        .collect();
+    let documents: BTreeMap<(HostId, DocumentKey), DocumentRow> = documents::of_keys(db, &keys)
+        .await?
+        .into_iter()
+        .map(|row| ((row.host_id, row.key), row))
+        .collect();
+    let document = |host: HostId, kind, id| documents.get(&(host, DocumentKey { kind, id }));
+
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let host = row
+                .host_id
+                .and_then(|id| names.get(&id).map(|name| (id, name)));
+            let attachment = attachments.iter().find(|of| of.volume_id == row.id);
+            let attachment = attachment.and_then(|attachment| {
+                let instance = instances.get(&attachment.instance_id)?;
+                let told = row
+                    .host_id
+                    .and_then(|host| document(host, Kind::Instance, instance.id.as_uuid()));
+                Some(AttachedTo {
+                    row: attachment,
+                    instance,
+                    failure: given_up(instance, told),
+                })
+            });
+            volume_view::volume(volume_view::VolumeFacts {
+                row,
+                host,
+                silence: host.and_then(|(id, _)| silences.get(&id).copied()),
+                document: host.and_then(|(id, _)| document(id, Kind::Volume, row.id.as_uuid())),
+                attachment,
+            })
+        })
+        .collect())
+}
+
+/// Why the host of an instance gave up on what is wanted of it now, if it did.
+fn given_up<'a>(instance: &'a InstanceRow, document: Option<&DocumentRow>) -> Option<&'a Fault> {
+    let observed = &instance.observed;
+    let is_about_this = document.is_some_and(|document| observed.generation >= document.generation);
+    let fault = observed.fault.as_ref();
+    fault.filter(|_| is_about_this && observed.status == Some(ConvergeStatus::Failed))
+}
+
+/// One page of volumes.
+///
+/// # Errors
+/// When the database fails.
+pub async fn volume_list(
+    context: &Context,
+    db: &impl Executor,
+    request: &VolumeList,
+) -> Result<VolumeListReply, ClaimError> {
+    let limit = request.limit.clamp(1, 1000);
+    let mut rows = volumes::list(db, request.project.as_ref(), request.after, limit + 1).await?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let mut volumes = volumes(context, db, &rows).await?;
+    let is_cut = cut(&mut volumes)?;
+    Ok(VolumeListReply {
+        volumes,
         more: more || is_cut,
     })
 }
@@ -184,9 +328,13 @@ pub async fn host(
     row: &HostRow,
 ) -> Result<HostView, ClaimError> {
     let claims = claims::of_hosts(db, &[row.id]).await?;
+    let volumes = volumes::claims_of_hosts(db, &[row.id]).await?;
     let aggregates = aggregates::all(db).await?;
-    let claims: Vec<&ClaimRow> = claims.iter().collect();
-    Ok(host_view(context, row, &claims, &aggregates))
+    let claimed = Claimed {
+        instances: claims.iter().collect(),
+        volumes: volumes.iter().collect(),
+    };
+    Ok(host_view(context, row, &claimed, &aggregates))
 }
 
 /// One page of hosts, by name; without a limit all of them, whether or not a message holds them.
@@ -206,14 +354,24 @@ pub async fn host_list(
     let more = names.len() < before;
     let ids: Vec<HostId> = names.iter().map(|(_, id)| *id).collect();
     let all = claims::of_hosts(db, &ids).await?;
-    let mut by_host: BTreeMap<HostId, Vec<&ClaimRow>> = BTreeMap::new();
+    let all_volumes = volumes::claims_of_hosts(db, &ids).await?;
+    let mut by_host: BTreeMap<HostId, Claimed<'_>> = BTreeMap::new();
     for claim in &all {
-        by_host.entry(claim.host_id).or_default().push(claim);
+        let of_host = by_host.entry(claim.host_id).or_default();
+        of_host.instances.push(claim);
     }
+    for claim in &all_volumes {
+        by_host
+            .entry(claim.host_id)
+            .or_default()
+            .volumes
+            .push(claim);
+    }
+    let nothing = Claimed::default();
     let aggregates = aggregates::all(db).await?;
     let mut rows = hosts::of_ids(db, &ids).await?;
     rows.sort_by(|a, b| a.name.cmp(&b.name));
-    let claims_of = |id: HostId| by_host.get(&id).map(Vec::as_slice).unwrap_or_default();
+    let claims_of = |id: HostId| by_host.get(&id).unwrap_or(&nothing);
     let mut hosts: Vec<HostView> = rows
         .iter()
         .map(|row| host_view(context, row, claims_of(row.id), &aggregates))
@@ -225,10 +383,17 @@ pub async fn host_list(
     })
 }
 
+/// What is claimed of a host.
+#[derive(Debug, Default)]
+struct Claimed<'a> {
+    instances: Vec<&'a ClaimRow>,
+    volumes: Vec<&'a VolumeClaim>,
+}
+
 fn host_view(
     context: &Context,
     row: &HostRow,
-    claims: &[&ClaimRow],
+    claimed: &Claimed<'_>,
     aggregates: &[Aggregate],
 ) -> HostView {
     let (age, state, used_now) = context.liveness(|liveness| {
@@ -240,7 +405,8 @@ fn host_view(
     });
     let seen = view::HostSeen {
         row,
-        claims,
+        claims: &claimed.instances,
+        volumes: &claimed.volumes,
         aggregates,
         age,
         state,

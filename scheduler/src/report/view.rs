@@ -8,18 +8,20 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
-            HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage, ResourceUsage,
-            Resources, TaskState, VmState,
+            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage,
+            ResourceUsage, Resources, TaskState, VmState,
         },
     },
-    names::{AggregateName, HostName, NetworkName, ProjectName},
+    names::{AggregateName, HostName, NetworkName, ProjectName, VolumeName},
     units::Generation,
 };
 use berth_store::{
-    aggregates::Aggregate, claims::ClaimRow, documents::DocumentRow, hosts::HostRow,
-    instances::InstanceRow, networks::NetworkRow, ports::PortRow,
+    aggregates::Aggregate, attachments::AttachmentRow, claims::ClaimRow, documents::DocumentRow,
+    hosts::HostRow, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
+    volumes::VolumeClaim,
 };
 
+use super::volume_view::device;
 use crate::{claim::facts, config::Placement};
 
 /// Everything that is known of an instance.
@@ -29,6 +31,8 @@ pub struct InstanceFacts<'a> {
     pub row: &'a InstanceRow,
     /// Its ports.
     pub ports: &'a [PortRow],
+    /// The volumes attached to it, by position, with their names.
+    pub volumes: &'a [(AttachmentRow, VolumeName)],
     /// The host it has a claim on.
     pub host: Option<(HostId, &'a HostName)>,
     /// That host is down, and since when.
@@ -54,7 +58,7 @@ impl Silence {
     }
 
     /// `its host is down, nothing was heard of it for 95 s`.
-    fn in_words(self) -> String {
+    pub(super) fn in_words(self) -> String {
         match self.age {
             Some(age) => format!(
                 "its host is down, nothing was heard of it for {} s",
@@ -109,7 +113,16 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
             .iter()
             .map(|port| port_view(port, facts.networks))
             .collect(),
-        volumes: Vec::new(),
+        volumes: facts
+            .volumes
+            .iter()
+            .map(|(attachment, name)| AttachedVolume {
+                id: attachment.volume_id,
+                name: name.clone(),
+                device: device(attachment.position),
+                access: attachment.access,
+            })
+            .collect(),
         generation,
         observed_generation: row.observed.generation,
         created_at: row.created_at,
@@ -223,11 +236,25 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
+/// What is claimed of a host, each with its project: by instances, and by volumes.
+fn claimed<'a>(
+    seen: &HostSeen<'a>,
+) -> impl Iterator<Item = (&'a ProjectName, Resources)> + use<'a> {
+    let instances = seen.claims.iter();
+    let instances = instances.map(|claim| (&claim.project, claim.resources));
+    let volumes = seen.volumes.iter().map(|claim| {
+        let resources = Resources {
+            disk_gb: claim.size_gb,
+            ..Resources::default()
+        };
+        (&claim.project, resources)
+    });
+    instances.chain(volumes)
+}
+
 /// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
-fn used_max(foreign: Resources, claims: &[&ClaimRow]) -> Resources {
-    claims
-        .iter()
-        .fold(foreign, |sum, claim| sum.saturating_add(claim.resources))
+fn used_max(foreign: Resources, seen: &HostSeen<'_>) -> Resources {
+    claimed(seen).fold(foreign, |sum, (_, resources)| sum.saturating_add(resources))
 }
 
 /// Everything that is known of a host.
@@ -237,6 +264,8 @@ pub struct HostSeen<'a> {
     pub row: &'a HostRow,
     /// What is claimed of it.
     pub claims: &'a [&'a ClaimRow],
+    /// What its volumes take.
+    pub volumes: &'a [&'a VolumeClaim],
     /// All aggregates there are.
     pub aggregates: &'a [Aggregate],
     /// How long ago it was heard of.
@@ -254,12 +283,13 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         aggregates,
         age,
         state,
+        volumes: _,
     } = seen;
     let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
-    for claim in claims {
-        let sum = projects.entry(&claim.project).or_default();
-        *sum = sum.saturating_add(claim.resources);
+    for (project, resources) in claimed(&seen) {
+        let sum = projects.entry(project).or_default();
+        *sum = sum.saturating_add(resources);
     }
     let mut of_aggregates: Vec<AggregateName> = facts::aggregates_of(row.id, aggregates)
         .map(|aggregate| aggregate.name.clone())
@@ -281,7 +311,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         allocation_ratios: facts.ratios,
         capacity: facts.capacity(),
         used_now: row.used_now,
-        used_max: used_max(facts.foreign, claims),
+        used_max: used_max(facts.foreign, &seen),
         projects: projects
             .into_iter()
             .map(|(project, claimed)| ProjectUsage {

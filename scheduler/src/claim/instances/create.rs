@@ -365,6 +365,7 @@ fn first_view(
     view::instance(view::InstanceFacts {
         row,
         ports,
+        volumes: &[],
         host: named.as_ref().map(|(id, name)| (*id, name)),
         // It was chosen for being up.
         silence: None,

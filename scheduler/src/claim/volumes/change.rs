@@ -1,0 +1,123 @@
+//! Changing what is wanted of a volume, up to its end.
+
+use berth_common::{
+    message::{
+        request::{VolumeDelete, VolumeExtend},
+        view::VolumeView,
+    },
+    units::DiskGb,
+};
+use berth_store::{
+    attachments::{self, AttachmentState},
+    instances,
+    volumes::{self, VolumeRow},
+};
+
+use super::{again, being_deleted, check_not_copied, check_room, is_told, resolve};
+use crate::{
+    claim::{ClaimError, cloud::PlacedVolume, conflict, invalid},
+    context::Writing,
+    report::show,
+};
+
+/// Deletes a volume that no instance has, or whose instance is being deleted: then it goes after the instance. One that
+/// no host was told of is gone at once, others when their host says so.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn delete(
+    writing: &mut Writing<'_>,
+    request: &VolumeDelete,
+) -> Result<VolumeView, ClaimError> {
+    let row = resolve(writing.txn(), &request.project, &request.volume).await?;
+    if row.deleted_at.is_none() && !row.desired_deleted {
+        check_deletable(writing, &row).await?;
+        volumes::set_desired_deleted(writing.txn(), row.id, writing.now).await?;
+        let is_told = match row.host_id {
+            Some(host) => is_told(writing.txn(), host, row.id).await?,
+            None => false,
+        };
+        if let Some(host) = row.host_id.filter(|_| is_told) {
+            writing.touch_volume(host, row.id);
+            writing.derive().await?;
+        } else {
+            volumes::mark_deleted(writing.txn(), row.id, writing.now).await?;
+            writing.cloud.unplace_volume(row.id);
+        }
+        tracing::info!(volume = %row.id, name = %row.name, "volume is to be deleted");
+    }
+    let row = again(writing.txn(), row.id).await?;
+    show::volume(writing.context(), writing.txn(), &row).await
+}
+
+async fn check_deletable(writing: &Writing<'_>, row: &VolumeRow) -> Result<(), ClaimError> {
+    let txn = writing.txn();
+    check_not_copied(txn, row).await?;
+    let Some(attachment) = attachments::of_volume(txn, row.id).await? else {
+        return Ok(());
+    };
+    let instance = instances::get(txn, attachment.instance_id).await?;
+    match instance {
+        Some(instance) if !instance.desired_deleted => Err(conflict(
+            if attachment.state == AttachmentState::Detaching {
+                format!(
+                    "volume {} is being detached from instance {}; delete it when it is available",
+                    row.name, instance.name
+                )
+            } else {
+                format!(
+                    "volume {} is attached to instance {}; detach it first",
+                    row.name, instance.name
+                )
+            },
+        )),
+        // Its document stays until the instance is gone.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Makes a volume larger: a claim of the difference.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn extend(
+    writing: &mut Writing<'_>,
+    request: &VolumeExtend,
+) -> Result<VolumeView, ClaimError> {
+    let row = resolve(writing.txn(), &request.project, &request.volume).await?;
+    if row.desired_deleted || row.deleted_at.is_some() {
+        return Err(being_deleted(&row));
+    }
+    if request.size_gb < row.size_gb {
+        return Err(invalid(format!(
+            "a volume never shrinks: volume {} has {}; got size_gb {}",
+            row.name,
+            row.size_gb,
+            request.size_gb.get()
+        )));
+    }
+    if request.size_gb > row.size_gb {
+        grow(writing, &row, request.size_gb).await?;
+    }
+    let row = again(writing.txn(), row.id).await?;
+    show::volume(writing.context(), writing.txn(), &row).await
+}
+
+async fn grow(writing: &mut Writing<'_>, row: &VolumeRow, size: DiskGb) -> Result<(), ClaimError> {
+    check_not_copied(writing.txn(), row).await?;
+    if let Some(host) = row.host_id {
+        let more = size.saturating_sub(row.size_gb);
+        check_room(writing, host, &row.name, size, more)?;
+    }
+    volumes::set_size(writing.txn(), row.id, size, writing.now).await?;
+    if let Some(host) = row.host_id {
+        let placed = PlacedVolume {
+            host,
+            size_gb: size,
+        };
+        writing.cloud.place_volume(row.id, placed);
+        writing.touch_volume(host, row.id);
+        writing.derive().await?;
+    }
+    Ok(())
+}

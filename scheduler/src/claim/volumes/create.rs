@@ -1,0 +1,207 @@
+//! Creating volumes. One that is made from another volume, or names a host, is on a host at once; others get that of the
+//! first instance they are attached to.
+
+use berth_common::{
+    document::{VolumeRef, VolumeSource},
+    ids::HostId,
+    message::{
+        request::{VolumeCreate, VolumeCreateSource},
+        view::{HostState, VolumeStatus, VolumeView},
+    },
+    refusal::{Refusal, RefusalCode},
+};
+use berth_store::{
+    StoreError, UniqueWhat, hosts as host_rows,
+    volumes::{self, VolumeObserved, VolumeRow},
+};
+
+use super::{check_room, resolve};
+use crate::{
+    claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid, not_found},
+    context::Writing,
+    place::Admission,
+    report::show,
+};
+
+/// Creates a volume.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn create(
+    writing: &mut Writing<'_>,
+    request: &VolumeCreate,
+) -> Result<VolumeView, ClaimError> {
+    validate(request)?;
+    let fingerprint = fingerprint(request)?;
+    if let Some(existing) = volumes::get(writing.txn(), request.id).await? {
+        if existing.fingerprint != fingerprint {
+            return Err(conflict(format!(
+                "volume {} exists already and was asked for with another content; use a new id for a new volume",
+                existing.id
+            )));
+        }
+        return show::volume(writing.context(), writing.txn(), &existing).await;
+    }
+    let named = match &request.host {
+        None => None,
+        Some(host) => Some(hosts::resolve(writing.txn(), host).await?.id),
+    };
+    let (source, host) = source(writing, request, named).await?;
+    let row = VolumeRow {
+        id: request.id,
+        project: request.project.clone(),
+        name: request.name.clone(),
+        host_id: host,
+        size_gb: request.size_gb,
+        format: request.format,
+        source,
+        limits: request.limits,
+        fingerprint,
+        desired_deleted: false,
+        observed: VolumeObserved::default(),
+        created_at: writing.now,
+        updated_at: writing.now,
+        deleted_at: None,
+    };
+    // A name that is taken is said before a host that is full: it cannot be helped by waiting.
+    let living = volumes::find_by_name(writing.txn(), &row.project, &row.name).await?;
+    if living.is_some() {
+        return Err(name_taken(request));
+    }
+    if let Some(host) = host {
+        check_admission(writing, host)?;
+        check_room(writing, host, &row.name, row.size_gb, row.size_gb)?;
+    }
+    volumes::insert(writing.txn(), &row)
+        .await
+        .map_err(|error| match error {
+            StoreError::Unique {
+                constraint: UniqueWhat::VolumeName,
+                ..
+            } => name_taken(request),
+            error => error.into(),
+        })?;
+    if let Some(host) = host {
+        let placed = PlacedVolume {
+            host,
+            size_gb: row.size_gb,
+        };
+        writing.cloud.place_volume(row.id, placed);
+        writing.touch_volume(host, row.id);
+        writing.derive().await?;
+    }
+    tracing::info!(volume = %row.id, name = %row.name, ?host, "volume accepted");
+    show::volume(writing.context(), writing.txn(), &row).await
+}
+
+fn name_taken(request: &VolumeCreate) -> ClaimError {
+    conflict(format!(
+        "project {} already has a volume named {}",
+        request.project, request.name
+    ))
+}
+
+/// Everything that can be said of a request without looking at any row; all mistakes at once.
+fn validate(request: &VolumeCreate) -> Result<(), ClaimError> {
+    let mut mistakes = Vec::new();
+    if request.size_gb.get() == 0 {
+        mistakes.push("size_gb must be at least 1");
+    }
+    if request.limits.total_iops == Some(0) {
+        mistakes.push("limits.total_iops must be at least 1, or null for no limit");
+    }
+    if request.limits.total_bytes_per_second == Some(0) {
+        mistakes.push("limits.total_bytes_per_second must be at least 1, or null for no limit");
+    }
+    if mistakes.is_empty() {
+        Ok(())
+    } else {
+        Err(invalid(mistakes.join("; ")))
+    }
+}
+
+/// What a volume is made from, and the host it is on then. `named`: the host that the request names.
+async fn source(
+    writing: &Writing<'_>,
+    request: &VolumeCreate,
+    named: Option<HostId>,
+) -> Result<(Option<VolumeSource>, Option<HostId>), ClaimError> {
+    let from = match &request.source {
+        None => return Ok((None, named)),
+        Some(VolumeCreateSource::Image(image)) => {
+            return Ok((Some(VolumeSource::Image(image.clone())), named));
+        }
+        Some(VolumeCreateSource::Volume(volume)) => {
+            let from = resolve(writing.txn(), &request.project, volume).await?;
+            if from.project != request.project {
+                let project = &request.project;
+                return Err(not_found(format!(
+                    "project {project} has no volume {volume:?}, neither by id nor by name"
+                )));
+            }
+            from
+        }
+    };
+    let shown = show::volume(writing.context(), writing.txn(), &from).await?;
+    if let Some(attachment) = &shown.attachment {
+        return Err(conflict(format!(
+            "volume {} is attached to instance {}: only a volume that no instance has can be copied",
+            from.name, attachment.instance
+        )));
+    }
+    if shown.status != VolumeStatus::Available {
+        return Err(conflict(format!(
+            "volume {} is {}: only an available volume can be copied",
+            from.name,
+            shown.status.as_str()
+        )));
+    }
+    let Some(host) = from.host_id else {
+        return Err(conflict(format!(
+            "volume {} has no host yet, so there is nothing on it to copy",
+            from.name
+        )));
+    };
+    if let Some(other) = named.filter(|other| *other != host) {
+        let names = host_rows::names(writing.txn(), &[host, other]).await?;
+        let name = |id| names.get(&id).map_or_else(String::new, ToString::to_string);
+        return Err(conflict(format!(
+            "volume {} is on host {}, and a copy of it can only be made there; asked for was host {}",
+            from.name,
+            name(host),
+            name(other)
+        )));
+    }
+    if request.size_gb < from.size_gb {
+        return Err(invalid(format!(
+            "size_gb must be at least {}, the size of volume {}; got {}",
+            from.size_gb.get(),
+            from.name,
+            request.size_gb.get()
+        )));
+    }
+    let source = VolumeSource::Volume(VolumeRef {
+        id: from.id,
+        format: from.format,
+    });
+    Ok((Some(source), Some(host)))
+}
+
+/// Refuses a new volume on a host that gets nothing new.
+fn check_admission(writing: &Writing<'_>, host: HostId) -> Result<(), ClaimError> {
+    let Some(known) = writing.cloud.table().host(host) else {
+        return Ok(());
+    };
+    let facts = known.facts();
+    let why = match (facts.admission, facts.liveness) {
+        (Admission::Disabled, _) => "is disabled: it gets nothing new until it is enabled",
+        (Admission::Draining, _) => "is draining: it gets nothing new until it is enabled",
+        (Admission::Enabled, HostState::Down) => "is down: nobody there would make the volume",
+        (Admission::Enabled, HostState::Up) => return Ok(()),
+    };
+    Err(Refusal::new(
+        RefusalCode::NoValidHost,
+        format!("host {} {why}", facts.name),
+    )
+    .into())
+}

@@ -1,0 +1,114 @@
+//! Volumes: asked for ([`create`]), grown and deleted ([`change`]), given to instances and taken from them ([`attach`]).
+//!
+//! ```text
+//!  volume.create ─▶ no host yet ── first attached to an instance ─▶ on the instance's host
+//!              └──── a host, or a volume to be made from, is named ────▶ on that host
+//! ```
+//!
+//! A volume is on one host, and claims its size there from then until the host says that it is gone.
+
+pub mod attach;
+pub mod change;
+pub mod create;
+
+use berth_common::{
+    document::{DocumentKey, Kind},
+    ids::{HostId, VolumeId},
+    names::{ProjectName, VolumeName},
+    refusal::{Refusal, RefusalCode},
+    units::DiskGb,
+};
+use berth_store::{
+    Executor, documents,
+    volumes::{self, VolumeRow},
+};
+
+use super::{ClaimError, conflict, not_found};
+use crate::{context::Writing, place::Resource};
+
+/// The volume a request names, by id or by name; by id also a deleted one.
+///
+/// # Errors
+/// A refusal when there is none, or a failure of the database.
+pub async fn resolve(
+    db: &impl Executor,
+    project: &ProjectName,
+    volume: &str,
+) -> Result<VolumeRow, ClaimError> {
+    if let Ok(id) = volume.parse::<VolumeId>()
+        && let Some(row) = volumes::get(db, id).await?
+    {
+        return Ok(row);
+    }
+    if let Ok(name) = volume.parse::<VolumeName>()
+        && let Some(row) = volumes::find_by_name(db, project, &name).await?
+    {
+        return Ok(row);
+    }
+    let shown: String = volume.chars().take(80).collect();
+    Err(not_found(format!(
+        "project {project} has no volume {shown:?}, neither by id nor by name"
+    )))
+}
+
+/// A volume as it is now; it was just read or written.
+async fn again(db: &impl Executor, id: VolumeId) -> Result<VolumeRow, ClaimError> {
+    let row = volumes::get(db, id).await?;
+    row.ok_or_else(|| not_found(format!("volume {id} is gone")))
+}
+
+/// Whether a host was told of a volume.
+async fn is_told(db: &impl Executor, host: HostId, id: VolumeId) -> Result<bool, ClaimError> {
+    let key = DocumentKey {
+        kind: Kind::Volume,
+        id: id.as_uuid(),
+    };
+    Ok(documents::get(db, host, key).await?.is_some())
+}
+
+/// Refuses what needs more disk on a host than may be claimed there. `size`: of the whole volume; `more`: what of it is
+/// not claimed yet.
+fn check_room(
+    writing: &Writing<'_>,
+    host: HostId,
+    name: &VolumeName,
+    size: DiskGb,
+    more: DiskGb,
+) -> Result<(), ClaimError> {
+    let Some(host) = writing.cloud.table().host(host) else {
+        return Err(conflict(format!("volume {name} is on a host that is gone")));
+    };
+    let on = &host.facts().name;
+    let (physical, free) = (host.physical(Resource::DiskGb), host.free(Resource::DiskGb));
+    // Overcommit is of the sum, never of one.
+    if size.get() > physical {
+        return Err(no_room(format!(
+            "host {on} is too small for volume {name}: {size} are needed, its disk has {physical} GB"
+        )));
+    }
+    if more.get() > free {
+        return Err(no_room(format!(
+            "host {on} has no room for volume {name}: {more} are needed, {free} GB are free"
+        )));
+    }
+    Ok(())
+}
+
+fn no_room(message: String) -> ClaimError {
+    Refusal::new(RefusalCode::NoValidHost, message).into()
+}
+
+/// Refuses what would change or end a volume while another one is being made from it.
+async fn check_not_copied(db: &impl Executor, row: &VolumeRow) -> Result<(), ClaimError> {
+    match volumes::being_made_from(db, row.id).await?.first() {
+        None => Ok(()),
+        Some(copy) => Err(conflict(format!(
+            "volume {} is being made from volume {}: wait until it is available, or delete it",
+            copy.name, row.name
+        ))),
+    }
+}
+
+fn being_deleted(row: &VolumeRow) -> ClaimError {
+    conflict(format!("volume {} is being deleted", row.name))
+}
