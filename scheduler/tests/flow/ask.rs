@@ -1,10 +1,11 @@
 //! Requests, each in a line.
 
 use berth_common::{
-    ids::{AggregateId, InstanceId, NetworkId, ServerGroupId},
+    ids::{AggregateId, InstanceId, NetworkId, ServerGroupId, VolumeId},
     message::request::{
         AggregateCreate, CreateMode, InstanceCreate, InstanceCreateMany, InstanceDelete,
-        NetworkCreate, PlacementCapacity, PlacementPlace, ServerGroupCreate,
+        NetworkCreate, PlacementCapacity, PlacementPlace, ServerGroupCreate, VolumeAttach,
+        VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeShow,
     },
 };
 use serde_json::{Value, json};
@@ -69,6 +70,49 @@ pub(crate) fn aggregate(name: &str, mut more: Value) -> AggregateCreate {
 pub(crate) fn server_group(name: &str, policy: &str) -> ServerGroupCreate {
     let id = ServerGroupId::new();
     serde_json::from_value(json!({ "id": id, "name": name, "policy": policy })).unwrap()
+}
+
+/// A volume of zeros, with what else is said of it.
+pub(crate) fn volume(name: &str, size_gb: u64, mut more: Value) -> VolumeCreate {
+    more["id"] = json!(VolumeId::new());
+    more["name"] = json!(name);
+    more["size_gb"] = json!(size_gb);
+    serde_json::from_value(more).unwrap()
+}
+
+pub(crate) fn show_volume(volume: &str) -> VolumeShow {
+    VolumeShow {
+        volume: volume.to_owned(),
+        project: Default::default(),
+    }
+}
+
+pub(crate) fn attach(volume: &str, instance: &str) -> VolumeAttach {
+    VolumeAttach {
+        volume: volume.to_owned(),
+        instance: instance.to_owned(),
+        project: Default::default(),
+        access: Default::default(),
+    }
+}
+
+pub(crate) fn detach(volume: &str) -> VolumeDetach {
+    VolumeDetach {
+        volume: volume.to_owned(),
+        project: Default::default(),
+    }
+}
+
+pub(crate) fn extend(volume: &str, size_gb: u64) -> VolumeExtend {
+    let request = json!({ "volume": volume, "size_gb": size_gb });
+    serde_json::from_value(request).unwrap()
+}
+
+pub(crate) fn delete_volume(volume: &str) -> VolumeDelete {
+    VolumeDelete {
+        volume: volume.to_owned(),
+        project: Default::default(),
+    }
 }
 
 /// Where would this instance go?

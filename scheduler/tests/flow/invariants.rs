@@ -8,13 +8,13 @@ use std::{
 
 use berth_common::{
     bus::Faults,
-    document::DocumentKey,
+    document::{DocumentKey, Kind},
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState, Report, ResourceReport},
         request::{
             Change, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostSet,
-            InstanceCreate, InstanceStart, InstanceStop, Method,
+            InstanceCreate, InstanceStart, InstanceStop, Method, VolumeCreate,
         },
         view::{HostStatus, Resources},
     },
@@ -26,12 +26,18 @@ use berth_scheduler::{
     report::apply,
     service::TaskError,
 };
-use berth_store::{StoreError, aggregates, claims, claims::ClaimRow, documents, hosts, instances};
+use berth_store::{
+    StoreError, aggregates, claims, documents, hosts, instances,
+    volumes::{self, VolumeClaim},
+};
 use proptest::prelude::*;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::{
-    ask::{delete, hinted, many, network, server_group},
+    ask::{
+        attach, delete, delete_volume, detach, extend, hinted, many, network, server_group, volume,
+    },
     cloud::{Cloud, LIMIT, message},
     host::{Host, inventory, resource},
     soundness,
@@ -98,6 +104,20 @@ enum Step {
     Doubt(usize, bool, Like),
     Crash,
     Failover,
+    /// So large, on a host or on none yet.
+    Volume(u64, Option<usize>),
+    /// A copy of an older one, so much larger.
+    Copy(usize, u64),
+    /// Asks for a volume again that was asked for before.
+    VolumeAgain(usize),
+    Attach(usize, usize),
+    Detach(usize),
+    Extend(usize, u64),
+    DeleteVolume(usize),
+    /// The host of a volume cannot do what its document says.
+    VolumeFault(usize),
+    /// In one batch: one is created, attached, grown, detached and perhaps deleted.
+    VolumeBatch(u64, usize, bool),
 }
 
 fn like() -> impl Strategy<Value = Like> {
@@ -138,6 +158,23 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (host, any::<bool>(), like()).prop_map(|(host, on, like)| Step::Doubt(host, on, like)),
         1 => Just(Step::Crash),
         1 => Just(Step::Failover),
+        8 => volume_step(),
+    ]
+}
+
+fn volume_step() -> impl Strategy<Value = Step> {
+    let one = || 0..64_usize;
+    let size = prop::sample::select(vec![1_u64, 20, 45]);
+    prop_oneof![
+        4 => (size.clone(), prop::option::of(0..HOSTS.len())).prop_map(|(size, host)| Step::Volume(size, host)),
+        1 => (one(), 0_u64..20).prop_map(|(of, more)| Step::Copy(of, more)),
+        1 => one().prop_map(Step::VolumeAgain),
+        6 => (one(), one()).prop_map(|(volume, instance)| Step::Attach(volume, instance)),
+        3 => one().prop_map(Step::Detach),
+        2 => (one(), 0_u64..60).prop_map(|(volume, size)| Step::Extend(volume, size)),
+        2 => one().prop_map(Step::DeleteVolume),
+        1 => one().prop_map(Step::VolumeFault),
+        1 => (size, one(), any::<bool>()).prop_map(|(size, with, goes)| Step::VolumeBatch(size, with, goes)),
     ]
 }
 
@@ -146,6 +183,7 @@ struct World {
     cloud: Cloud,
     hosts: Vec<Host>,
     asked: Vec<InstanceCreate>,
+    volumes: Vec<VolumeCreate>,
     /// Whether the bus has [`FAULTS`].
     faulty: bool,
 }
@@ -172,6 +210,7 @@ impl World {
             cloud,
             hosts,
             asked: Vec::new(),
+            volumes: Vec::new(),
             faulty,
         }
     }
@@ -221,6 +260,119 @@ impl World {
         self.asked.get(index).cloned()
     }
 
+    /// The id of one of the volumes that were asked for.
+    fn volume(&self, n: usize) -> Option<String> {
+        let index = n.checked_rem(self.volumes.len())?;
+        Some(self.volumes.get(index)?.id.to_string())
+    }
+
+    async fn new_volume(&mut self, size: u64, more: serde_json::Value) {
+        let request = self.volume_request(size, more);
+        self.ask(request).await;
+    }
+
+    fn volume_request(&mut self, size: u64, more: serde_json::Value) -> VolumeCreate {
+        let request = volume(&format!("v-{}", self.volumes.len()), size, more);
+        self.volumes.push(request.clone());
+        request
+    }
+
+    async fn take_volume_step(&mut self, step: &Step) {
+        match step {
+            Step::Volume(size, host) => {
+                let host = host.map(|n| HOSTS[n]);
+                self.new_volume(*size, json!({ "host": host })).await;
+            }
+            Step::Copy(of, more) => {
+                if let Some(of) = self.volume(*of) {
+                    let source = json!({ "source": { "volume": of } });
+                    self.new_volume(20 + more, source).await;
+                }
+            }
+            Step::VolumeAgain(n) => {
+                if let Some(index) = n.checked_rem(self.volumes.len()) {
+                    self.ask(self.volumes[index].clone()).await;
+                }
+            }
+            Step::Attach(n, instance) => {
+                if let (Some(volume), Some(with)) = (self.volume(*n), self.one(*instance)) {
+                    self.ask(attach(&volume, &with.id.to_string())).await;
+                }
+            }
+            Step::Detach(n) => {
+                if let Some(volume) = self.volume(*n) {
+                    self.ask(detach(&volume)).await;
+                }
+            }
+            Step::Extend(n, size) => {
+                if let Some(volume) = self.volume(*n) {
+                    self.ask(extend(&volume, *size)).await;
+                }
+            }
+            Step::DeleteVolume(n) => {
+                if let Some(volume) = self.volume(*n) {
+                    self.ask(delete_volume(&volume)).await;
+                }
+            }
+            Step::VolumeFault(n) => self.volume_fault(*n).await,
+            Step::VolumeBatch(size, instance, goes) => {
+                let request = self.volume_request(*size, json!({}));
+                let id = request.id.to_string();
+                let mut messages = vec![message(&request)];
+                if let Some(with) = self.one(*instance) {
+                    messages.push(message(&attach(&id, &with.id.to_string())));
+                }
+                messages.push(message(&extend(&id, size + 1)));
+                messages.push(message(&detach(&id)));
+                if *goes {
+                    messages.push(message(&delete_volume(&id)));
+                }
+                self.batch(messages).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn batch(&self, messages: Vec<berth_common::bus::Message>) {
+        if self.faulty {
+            let rpc = &self.cloud.rpc;
+            let calls = messages
+                .into_iter()
+                .map(|message| rpc.call_message(message, PATIENCE));
+            drop(futures::future::join_all(calls).await);
+        } else {
+            drop(self.cloud.in_one_batch(messages).await);
+        }
+    }
+
+    async fn volume_fault(&mut self, n: usize) {
+        let Some(index) = n.checked_rem(self.volumes.len()) else {
+            return;
+        };
+        let id = self.volumes[index].id;
+        let row = volumes::get(self.cloud.pool(), id).await.unwrap();
+        let Some(on) = row.and_then(|row| row.host_id) else {
+            return;
+        };
+        let Some(host) = self.hosts.iter().position(|host| host.id == on) else {
+            return;
+        };
+        let key = DocumentKey {
+            kind: Kind::Volume,
+            id: id.as_uuid(),
+        };
+        let told = documents::get(self.cloud.pool(), on, key).await.unwrap();
+        let Some(told) = told else { return };
+        let failed = ConvergeStatus::Failed;
+        let mut report = resource(key, told.generation, failed, PowerState::Nostate);
+        report.fault = Some(Fault {
+            code: FaultCode::Volume,
+            message: "it cannot be made here".to_owned(),
+        });
+        self.report(host, vec![report.clone()]).await;
+        self.report(host, vec![report]).await;
+    }
+
     async fn take(&mut self, step: &Step) -> Checked {
         let host = |n: usize| HOSTS[n].to_owned();
         let cloud = &self.cloud;
@@ -249,15 +401,7 @@ impl World {
                 ];
                 messages.extend(old.map(|old| message(&delete(old.id))));
                 messages.push(message(&second));
-                if self.faulty {
-                    let rpc = &self.cloud.rpc;
-                    let calls = messages
-                        .into_iter()
-                        .map(|message| rpc.call_message(message, PATIENCE));
-                    drop(futures::future::join_all(calls).await);
-                } else {
-                    drop(self.cloud.in_one_batch(messages).await);
-                }
+                self.batch(messages).await;
             }
             Step::Again(n) => {
                 if let Some(request) = self.one(*n) {
@@ -329,6 +473,7 @@ impl World {
             }
             Step::Crash => self.cloud.crash_scheduler().await,
             Step::Failover => return self.failover().await,
+            step => self.take_volume_step(step).await,
         }
         Ok(())
     }
@@ -446,7 +591,7 @@ impl World {
 
 impl World {
     /// Deletes everything, and answers what is left.
-    async fn end(&mut self) -> Result<Option<ClaimRow>, String> {
+    async fn end(&mut self) -> Result<Option<String>, String> {
         for host in 0..HOSTS.len() {
             self.reports(host, ConvergeStatus::Converged).await;
         }
@@ -456,20 +601,45 @@ impl World {
         for host in 0..HOSTS.len() {
             self.reports(host, ConvergeStatus::Converged).await;
         }
+        for request in &self.volumes {
+            self.ask(delete_volume(&request.id.to_string())).await;
+        }
+        for host in 0..HOSTS.len() {
+            self.reports(host, ConvergeStatus::Converged).await;
+        }
         soundness::check(&self.cloud).await?;
         within_inventory(&self.cloud).await?;
-        Ok(self.cloud.claims().await.pop())
+        let living = volumes::list(self.cloud.pool(), None, None, 1).await;
+        if let Some(volume) = living.unwrap().pop() {
+            return Ok(Some(format!("{volume:?}")));
+        }
+        let claim = self.cloud.claims().await.pop();
+        Ok(claim.map(|claim| format!("{claim:?}")))
     }
 }
 
 /// What is claimed, by host.
-async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<InstanceId, Resources>> {
-    let mut by_host: BTreeMap<HostId, BTreeMap<InstanceId, Resources>> = BTreeMap::new();
+async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<Uuid, Resources>> {
+    let mut by_host: BTreeMap<HostId, BTreeMap<Uuid, Resources>> = BTreeMap::new();
     for claim in cloud.claims().await {
         let of_host = by_host.entry(claim.host_id).or_default();
-        of_host.insert(claim.instance_id, claim.resources);
+        of_host.insert(claim.instance_id.as_uuid(), claim.resources);
+    }
+    for claim in of_volumes(cloud).await {
+        let resources = Resources {
+            disk_gb: claim.size_gb,
+            ..Resources::default()
+        };
+        let of_host = by_host.entry(claim.host_id).or_default();
+        of_host.insert(claim.volume_id.as_uuid(), resources);
     }
     by_host
+}
+
+/// What all volumes take.
+async fn of_volumes(cloud: &Cloud) -> Vec<VolumeClaim> {
+    let page = volumes::page_of_claims(cloud.pool(), None, u32::MAX).await;
+    page.unwrap()
 }
 
 /// What is counted is never overcommitted, and nothing here takes any of it away from a host.
@@ -489,7 +659,7 @@ async fn within_inventory(cloud: &Cloud) -> Checked {
 /// Whoever got something more got it within its capacity. Nothing changes a capacity and claims in one step.
 async fn within_capacity(
     cloud: &Cloud,
-    before: &BTreeMap<HostId, BTreeMap<InstanceId, Resources>>,
+    before: &BTreeMap<HostId, BTreeMap<Uuid, Resources>>,
 ) -> Checked {
     let all = aggregates::all(cloud.pool()).await.unwrap();
     let after = claimed(cloud).await;
@@ -498,7 +668,7 @@ async fn within_capacity(
             continue;
         };
         let old = before.get(&row.id).cloned().unwrap_or_default();
-        if now.keys().all(|instance| old.contains_key(instance)) {
+        if now.iter().all(|(id, used)| old.get(id) == Some(used)) {
             continue;
         }
         let state = berth_common::message::view::HostState::Up;
@@ -563,7 +733,7 @@ async fn live(steps: &[Step], faulty: bool) -> Checked {
         match world.end().await? {
             None => return Ok(()),
             Some(_) if faulty && Instant::now() < deadline => {}
-            Some(claim) => return Err(format!("everything is deleted, and there is {claim:?}")),
+            Some(left) => return Err(format!("everything is deleted, and there is {left}")),
         }
     }
 }

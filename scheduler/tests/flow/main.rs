@@ -24,3 +24,4 @@ mod many;
 mod ratios;
 mod relocation;
 mod standstill;
+mod volumes;

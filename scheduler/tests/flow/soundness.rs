@@ -13,8 +13,9 @@ use berth_scheduler::{
     place::{Resource, ResourceClass},
 };
 use berth_store::{
+    attachments,
     claims::{ClaimRole, ClaimRow},
-    documents, host_rows, hosts, instances, server_groups,
+    documents, host_rows, hosts, instances, server_groups, volumes,
 };
 
 use crate::cloud::Cloud;
@@ -33,6 +34,9 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
     image.table().debug_validate()?;
 
     let claims = cloud.claims().await;
+    let all_volumes = volumes::page_of_claims(cloud.pool(), None, u32::MAX)
+        .await
+        .unwrap();
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let counted = image.table().host(host.id).unwrap();
         let on_host: Vec<&ClaimRow> = claims
@@ -40,7 +44,11 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
             .filter(|claim| claim.host_id == host.id)
             .collect();
         for of in Resource::ALL {
-            let sum: u64 = on_host.iter().map(|claim| of.of(&claim.resources)).sum();
+            let mut sum: u64 = on_host.iter().map(|claim| of.of(&claim.resources)).sum();
+            if of == Resource::DiskGb {
+                let volumes = all_volumes.iter().filter(|claim| claim.host_id == host.id);
+                sum += volumes.map(|claim| claim.size_gb.get()).sum::<u64>();
+            }
             if counted.used(of) != sum + of.of(&counted.facts().foreign) {
                 return Err(format!("{of} of {}: the claims sum up to {sum}", host.name));
             }
@@ -63,6 +71,7 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
         .await
         .unwrap();
     one_claim_each(&claims, &living)?;
+    volumes_lie_with_their_instances(cloud, &claims, &living).await?;
     documents_follow(cloud, &claims, &living).await?;
     groups_are_kept(cloud, &claims, &living).await
 }
@@ -97,6 +106,42 @@ fn one_claim_each(claims: &[ClaimRow], living: &[instances::InstanceRow]) -> Res
         Some((orphan, _)) => Err(format!("{orphan} has a claim and does not live")),
         None => Ok(()),
     }
+}
+
+/// Every attached volume lives, on the host of its living instance, which has been built; positions are within bounds.
+/// That each volume is attached once is held by the key, and that positions differ by an index.
+async fn volumes_lie_with_their_instances(
+    cloud: &Cloud,
+    claims: &[ClaimRow],
+    living: &[instances::InstanceRow],
+) -> Result<(), String> {
+    let all = volumes::list(cloud.pool(), None, None, 1000).await.unwrap();
+    let ids: Vec<InstanceId> = living.iter().map(|row| row.id).collect();
+    let of_living = attachments::of_instances(cloud.pool(), &ids).await.unwrap();
+    let ids: Vec<_> = all.iter().map(|row| row.id).collect();
+    let of_volumes = attachments::of_volumes(cloud.pool(), &ids).await.unwrap();
+    if of_living != of_volumes {
+        return Err(format!(
+            "of living instances there are {of_living:?}, of living volumes {of_volumes:?}"
+        ));
+    }
+    for attachment in of_living {
+        let volume = all.iter().find(|row| row.id == attachment.volume_id);
+        let claim = claims
+            .iter()
+            .find(|claim| claim.instance_id == attachment.instance_id);
+        let built = living
+            .iter()
+            .any(|row| row.id == attachment.instance_id && row.observed.was_active);
+        let on = volume.and_then(|volume| volume.host_id);
+        if on.is_none() || on != claim.map(|claim| claim.host_id) || !built {
+            return Err(format!("{attachment:?}: {volume:?} and {claim:?}"));
+        }
+        if !(1..=8).contains(&attachment.position) {
+            return Err(format!("{attachment:?} is beyond the last position"));
+        }
+    }
+    Ok(())
 }
 
 /// Every host was told what follows from the rows. Every claim has a document on its host, a tombstone once its owner shall be gone from there; and nobody else has a living one.

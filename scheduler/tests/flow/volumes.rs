@@ -1,0 +1,928 @@
+//! Lives of volumes: made, attached, grown, detached, deleted, and what is refused on the way.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use berth_common::{
+    document::{Document, DocumentKey, InstanceVolume, Kind, VolumeAccess, VolumeSource},
+    ids::VolumeId,
+    message::{
+        report::{ConvergeStatus, FaultCode, PowerState},
+        request::{HostDelete, HostDisable, HostSet, InstanceStop, VolumeCreate, VolumeList},
+        view::{InstanceView, VmState, VolumeStatus, VolumeView},
+    },
+    refusal::RefusalCode::{self, Conflict, Invalid, NoValidHost, NotFound},
+    units::Generation,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    ask::{attach, delete, delete_volume, detach, extend, hinted, show_volume, small, volume},
+    cloud::{Cloud, LIMIT, message, wait_until},
+    host::{Host, key},
+    soundness::assert_sound,
+};
+
+fn volume_key(id: VolumeId) -> DocumentKey {
+    DocumentKey {
+        kind: Kind::Volume,
+        id: id.as_uuid(),
+    }
+}
+
+/// A host does as it is told until it was told of all of these; answers what it was told of them.
+async fn converge(host: &mut Host, keys: &[DocumentKey]) -> Vec<Document> {
+    let mut left: BTreeSet<DocumentKey> = keys.iter().copied().collect();
+    let mut told = Vec::new();
+    while !left.is_empty() {
+        let document = host.next().await;
+        host.carry_out(&document, PowerState::Running).await;
+        if left.remove(&document.key()) {
+            told.push(document);
+        }
+    }
+    told
+}
+
+/// A host does as it is told until a volume is so.
+async fn until(cloud: &Cloud, host: &mut Host, name: &str, status: VolumeStatus) -> VolumeView {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let view = cloud.ok(show_volume(name)).await;
+        if view.status == status {
+            return view;
+        }
+        assert!(Instant::now() < deadline, "not {status:?}: {view:#?}");
+        let soon = std::time::Duration::from_millis(20);
+        if let Ok(delivery) = tokio::time::timeout(soon, host.queue.next()).await {
+            let delivery = delivery.unwrap();
+            let document: Document = serde_json::from_slice(&delivery.message.body).unwrap();
+            delivery.ack().await;
+            host.carry_out(&document, PowerState::Running).await;
+        }
+    }
+}
+
+/// Waits until a volume is so, with nobody doing anything.
+async fn wait_for(cloud: &Cloud, name: &str, status: VolumeStatus) -> VolumeView {
+    wait_until(&format!("{name} is {}", status.as_str()), async || {
+        cloud.ok(show_volume(name)).await.status == status
+    })
+    .await;
+    cloud.ok(show_volume(name)).await
+}
+
+/// An instance that runs on a host.
+async fn active(cloud: &Cloud, host: &mut Host, name: &str) -> InstanceView {
+    let request = hinted(name, json!({ "host": host.name }));
+    cloud.ok(request.clone()).await;
+    converge(host, &[key(request.id)]).await;
+    cloud
+        .wait_for_instance(request.id, "active", |view| {
+            view.vm_state == VmState::Active
+        })
+        .await
+}
+
+/// A volume that is there on a host.
+async fn made(cloud: &Cloud, host: &mut Host, name: &str, size_gb: u64) -> VolumeView {
+    let request = volume(name, size_gb, json!({ "host": host.name }));
+    cloud.ok(request.clone()).await;
+    converge(host, &[volume_key(request.id)]).await;
+    wait_for(cloud, name, VolumeStatus::Available).await
+}
+
+fn volumes_of(document: &Document) -> Vec<InstanceVolume> {
+    match document {
+        Document::Instance(desired) => desired.spec.clone().unwrap().volumes,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The next document of a host about this, not carried out.
+async fn next_about(host: &mut Host, key: DocumentKey) -> Document {
+    loop {
+        let document = host.next().await;
+        if document.key() == key {
+            return document;
+        }
+    }
+}
+
+async fn disk_used(cloud: &Cloud, host: &str) -> u64 {
+    cloud.show_host(host).await.used_max.disk_gb.get()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_lives_and_dies_by_its_documents() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    let limits = json!({ "total_iops": 500 });
+    let request = volume(
+        "data",
+        10,
+        json!({ "host": "hv1", "format": "raw", "limits": limits }),
+    );
+    let view = cloud.ok(request.clone()).await;
+    assert_eq!(view.status, VolumeStatus::Creating);
+    assert_eq!(view.host.as_ref().unwrap().as_str(), "hv1");
+    assert_eq!(
+        (view.generation, view.observed_generation),
+        (Generation::FIRST, Generation(0))
+    );
+    let shown = cloud.show_host("hv1").await;
+    assert_eq!(
+        shown.used_max.disk_gb.get(),
+        11,
+        "an instance's GB, and its"
+    );
+    assert_eq!(shown.projects[0].claimed.disk_gb.get(), 11);
+    assert_eq!(shown.instances, 1);
+
+    let told = converge(&mut host, &[volume_key(request.id)]).await;
+    let Document::Volume(document) = &told[0] else {
+        panic!()
+    };
+    let spec = document.spec.as_ref().unwrap();
+    assert_eq!((spec.size_gb.get(), spec.format.as_str()), (10, "raw"));
+    wait_for(&cloud, "data", VolumeStatus::Available).await;
+
+    // The same again is the same; with another content it is a conflict.
+    assert_eq!(
+        cloud.ok(request.clone()).await.status,
+        VolumeStatus::Available
+    );
+    let mut other = request.clone();
+    other.size_gb = serde_json::from_value(json!(11)).unwrap();
+    cloud
+        .refused(
+            other,
+            Conflict,
+            "exists already and was asked for with another content",
+        )
+        .await;
+
+    let view = cloud.ok(attach("data", "web")).await;
+    assert_eq!(view.status, VolumeStatus::Attaching);
+    let to = view.attachment.unwrap();
+    assert_eq!((to.instance_id, to.device.as_str()), (web.id, "/dev/vdb"));
+    // Twice is once.
+    cloud.ok(attach("data", "web")).await;
+    let told = converge(&mut host, &[key(web.id)]).await;
+    let has = volumes_of(&told[0]);
+    assert_eq!(has.len(), 1);
+    assert_eq!(
+        (has[0].id, has[0].position, has[0].format.as_str()),
+        (request.id, 1, "raw")
+    );
+    assert_eq!(has[0].limits.total_iops, Some(500));
+    wait_for(&cloud, "data", VolumeStatus::InUse).await;
+    let shown = cloud.show(web.id).await;
+    assert_eq!(shown.volumes.len(), 1);
+    assert_eq!(
+        (
+            shown.volumes[0].name.as_str(),
+            shown.volumes[0].device.as_str()
+        ),
+        ("data", "/dev/vdb")
+    );
+
+    // It grows while it is in use; to what it has it need not grow.
+    assert_eq!(
+        cloud.ok(extend("data", 10)).await.status,
+        VolumeStatus::InUse
+    );
+    let view = cloud.ok(extend("data", 20)).await;
+    assert_eq!(
+        (view.status, view.size_gb.get()),
+        (VolumeStatus::Extending, 20)
+    );
+    assert_eq!(disk_used(&cloud, "hv1").await, 21);
+    converge(&mut host, &[volume_key(request.id)]).await;
+    wait_for(&cloud, "data", VolumeStatus::InUse).await;
+    // Other changes of the instance say nothing of its volume.
+    let stop = InstanceStop {
+        instance: "web".to_owned(),
+        project: Default::default(),
+    };
+    cloud.ok(stop).await;
+    assert_eq!(
+        cloud.ok(show_volume("data")).await.status,
+        VolumeStatus::InUse
+    );
+    next_about(&mut host, key(web.id)).await;
+
+    assert_eq!(
+        cloud.ok(detach("data")).await.status,
+        VolumeStatus::Detaching
+    );
+    assert_eq!(
+        cloud.ok(detach("data")).await.status,
+        VolumeStatus::Detaching
+    );
+    let told = converge(&mut host, &[key(web.id)]).await;
+    assert!(volumes_of(&told[0]).is_empty());
+    let view = wait_for(&cloud, "data", VolumeStatus::Available).await;
+    assert_eq!(view.attachment, None);
+    assert!(cloud.show(web.id).await.volumes.is_empty());
+    // Of nothing it need not be detached.
+    cloud.ok(detach("data")).await;
+
+    assert_eq!(
+        cloud.ok(delete_volume("data")).await.status,
+        VolumeStatus::Deleting
+    );
+    assert_eq!(disk_used(&cloud, "hv1").await, 21, "until it is gone");
+    let told = converge(&mut host, &[volume_key(request.id)]).await;
+    assert!(told[0].is_tombstone());
+    let id = request.id.to_string();
+    wait_for(&cloud, &id, VolumeStatus::Deleted).await;
+    assert_eq!(disk_used(&cloud, "hv1").await, 1);
+    // Again by id is harmless, and its name is free.
+    assert_eq!(
+        cloud.ok(delete_volume(&id)).await.status,
+        VolumeStatus::Deleted
+    );
+    cloud.ok(volume("data", 1, json!({}))).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_without_a_host_gets_that_of_its_first_instance() {
+    let mut cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    let image = json!({ "url": "file:///image", "sha256": "0".repeat(64), "format": "qcow2" });
+    let request = volume("data", 30, json!({ "source": { "image": image } }));
+    let view = cloud.ok(request.clone()).await;
+    assert_eq!(
+        (view.status, view.host, view.generation),
+        (VolumeStatus::Available, None, Generation(0))
+    );
+    assert_eq!(disk_used(&cloud, "hv1").await, 1, "it takes nothing yet");
+    // It grows for nothing.
+    assert_eq!(cloud.ok(extend("data", 40)).await.size_gb.get(), 40);
+
+    let view = cloud.ok(attach("data", "web")).await;
+    assert_eq!(view.host.unwrap().as_str(), "hv1");
+    assert_eq!(disk_used(&cloud, "hv1").await, 41);
+    assert_sound(&cloud).await;
+    cloud.crash_scheduler().await;
+    assert_sound(&cloud).await;
+    let told = converge(&mut host, &[volume_key(request.id), key(web.id)]).await;
+    for document in &told {
+        if let Document::Volume(desired) = document {
+            let spec = desired.spec.as_ref().unwrap();
+            assert!(matches!(spec.source, Some(VolumeSource::Image(_))));
+        }
+    }
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    // One that nobody was told of is gone at once.
+    cloud.ok(volume("never", 1, json!({}))).await;
+    assert_eq!(
+        cloud.ok(delete_volume("never")).await.status,
+        VolumeStatus::Deleted
+    );
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_free_only_when_its_host_said_so() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    active(&cloud, &mut host, "db").await;
+    made(&cloud, &mut host, "data", 5).await;
+    cloud.ok(attach("data", "web")).await;
+    let with = converge(&mut host, &[key(web.id)]).await.remove(0);
+    wait_for(&cloud, "data", VolumeStatus::InUse).await;
+
+    cloud.ok(detach("data")).await;
+    let without = next_about(&mut host, key(web.id)).await;
+    // What is said of the document before, late or again, frees nothing; nor does being at work, nor failing.
+    host.carry_out(&with, PowerState::Running).await;
+    host.report(
+        without.key(),
+        without.generation(),
+        ConvergeStatus::Converging,
+        PowerState::Running,
+    )
+    .await;
+    host.fail(&without, FaultCode::Hypervisor, "the guest keeps it")
+        .await;
+    let view = wait_for(&cloud, "data", VolumeStatus::Error).await;
+    assert_eq!(view.fault.unwrap().message, "the guest keeps it");
+    assert!(view.attachment.is_some());
+    host.carry_out(&with, PowerState::Running).await;
+    let words = "volume data is being detached from instance web; attach it when it is available";
+    cloud.refused(attach("data", "db"), Conflict, words).await;
+    cloud.refused(attach("data", "web"), Conflict, words).await;
+    cloud
+        .refused(
+            delete_volume("data"),
+            Conflict,
+            "volume data is being detached from instance web; delete it when it is available",
+        )
+        .await;
+    // Its host obeys at last.
+    host.carry_out(&without, PowerState::Running).await;
+    wait_for(&cloud, "data", VolumeStatus::Available).await;
+    cloud.ok(attach("data", "db")).await;
+    // Once more, from before: it belongs to the other now.
+    host.carry_out(&without, PowerState::Running).await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    let to = cloud.ok(show_volume("data")).await.attachment.unwrap();
+    assert_eq!(to.instance.as_str(), "db");
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_that_cannot_be_made_is_an_error_with_a_way_out() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    made(&cloud, &mut host, "data", 5).await;
+    cloud.ok(attach("data", "web")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    host.fail(&document, FaultCode::Hypervisor, "no slot is free")
+        .await;
+    let view = wait_for(&cloud, "data", VolumeStatus::Error).await;
+    assert_eq!(view.fault.unwrap().message, "no slot is free");
+    assert_eq!(
+        cloud.host_of(web.id).await,
+        "hv1",
+        "an instance that ran does not move"
+    );
+    cloud.ok(detach("data")).await;
+    until(&cloud, &mut host, "data", VolumeStatus::Available).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_gone_frees_its_volumes() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    for name in ["keep", "drop"] {
+        made(&cloud, &mut host, name, 5).await;
+        cloud.ok(attach(name, "web")).await;
+    }
+    until(&cloud, &mut host, "drop", VolumeStatus::InUse).await;
+    cloud.ok(delete(web.id)).await;
+    assert_eq!(
+        cloud.ok(show_volume("keep")).await.status,
+        VolumeStatus::Detaching
+    );
+    cloud
+        .refused(
+            attach("keep", "web"),
+            Conflict,
+            "instance web is being deleted",
+        )
+        .await;
+    // One of them shall go as well: after the instance.
+    let drop = cloud.ok(delete_volume("drop")).await;
+    assert_eq!(drop.status, VolumeStatus::Deleting);
+    assert_sound(&cloud).await;
+    let tombstone = next_about(&mut host, key(web.id)).await;
+    assert!(tombstone.is_tombstone());
+    let generation = cloud.ok(show_volume("drop")).await.generation;
+    assert_eq!(generation, drop.generation, "its host is not told yet");
+    // Twice, as the bus may deliver it.
+    host.carry_out(&tombstone, PowerState::Nostate).await;
+    host.carry_out(&tombstone, PowerState::Nostate).await;
+    wait_for(&cloud, "keep", VolumeStatus::Available).await;
+    let told = converge(&mut host, &[volume_key(drop.id)]).await;
+    assert!(told[0].is_tombstone());
+    wait_for(&cloud, &drop.id.to_string(), VolumeStatus::Deleted).await;
+    assert_eq!(disk_used(&cloud, "hv1").await, 5);
+    // The name of an instance and a volume of another life.
+    active(&cloud, &mut host, "web").await;
+    cloud.ok(attach("keep", "web")).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_and_stale_words_about_a_volume_change_nothing() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let data = made(&cloud, &mut host, "data", 5).await;
+    cloud.ok(extend("data", 6)).await;
+    let larger = next_about(&mut host, volume_key(data.id)).await;
+    host.fail(&larger, FaultCode::DiskFull, "the disk is full")
+        .await;
+    let view = wait_for(&cloud, "data", VolumeStatus::Error).await;
+    assert_eq!(view.fault.unwrap().message, "the disk is full");
+    let web = active(&cloud, &mut host, "web").await;
+    cloud
+        .refused(
+            attach("data", "web"),
+            Conflict,
+            "volume data is in error: the disk is full",
+        )
+        .await;
+    // A report of an older generation.
+    host.report(
+        volume_key(data.id),
+        Generation::FIRST,
+        ConvergeStatus::Converged,
+        PowerState::Nostate,
+    )
+    .await;
+    // A later report with an earlier number.
+    host.sequence = 1;
+    host.carry_out(&larger, PowerState::Nostate).await;
+    host.sequence = 1000;
+    // Something that comes after both.
+    host.report(
+        key(web.id),
+        Generation::FIRST,
+        ConvergeStatus::Converged,
+        PowerState::Shutdown,
+    )
+    .await;
+    cloud
+        .wait_for_instance(web.id, "off", |view| view.vm_state == VmState::Stopped)
+        .await;
+    assert_eq!(
+        cloud.ok(show_volume("data")).await.status,
+        VolumeStatus::Error
+    );
+    host.carry_out(&larger, PowerState::Nostate).await;
+    wait_for(&cloud, "data", VolumeStatus::Available).await;
+    // A host says that something is gone that nobody deleted: it stays, and so does its room.
+    host.report(
+        volume_key(data.id),
+        larger.generation(),
+        ConvergeStatus::Gone,
+        PowerState::Nostate,
+    )
+    .await;
+    wait_for(&cloud, "data", VolumeStatus::Extending).await;
+    assert_eq!(disk_used(&cloud, "hv1").await, 7);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_share_a_hosts_room_with_instances() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    active(&cloud, &mut host, "web").await;
+    // 100 GB there are, and 1 is taken.
+    made(&cloud, &mut host, "big", 90).await;
+    cloud
+        .refused(
+            volume("more", 10, json!({ "host": "hv1" })),
+            NoValidHost,
+            "host hv1 has no room for volume more: 10 GB are needed, 9 GB are free",
+        )
+        .await;
+    cloud
+        .refused(
+            volume("more", 101, json!({ "host": "hv1" })),
+            NoValidHost,
+            "host hv1 is too small for volume more: 101 GB are needed, its disk has 100 GB",
+        )
+        .await;
+    cloud
+        .refused(
+            extend("big", 100),
+            NoValidHost,
+            "host hv1 has no room for volume big: 10 GB are needed, 9 GB are free",
+        )
+        .await;
+    cloud.ok(volume("later", 10, json!({}))).await;
+    cloud
+        .refused(
+            attach("later", "web"),
+            NoValidHost,
+            "host hv1 has no room for volume later: 10 GB are needed, 9 GB are free",
+        )
+        .await;
+    let view = cloud.ok(show_volume("later")).await;
+    assert_eq!((view.host, view.status), (None, VolumeStatus::Available));
+    assert_sound(&cloud).await;
+    // An instance sees that the room is taken.
+    let mut large = small("large");
+    large.flavor.disk_gb = serde_json::from_value(json!(10)).unwrap();
+    cloud.refused(large, NoValidHost, "GB of disk").await;
+    cloud.ok(extend("big", 99)).await;
+    cloud.refused(small("one-too-many"), NoValidHost, "").await;
+    // With a ratio there is room again: of the sum, never of one.
+    let ratio = json!({ "host": "hv1", "disk_allocation_ratio": "2" });
+    let set: HostSet = serde_json::from_value(ratio).unwrap();
+    cloud.ok(set).await;
+    cloud
+        .ok(volume("more", 100, json!({ "host": "hv1" })))
+        .await;
+    cloud
+        .refused(
+            extend("more", 101),
+            NoValidHost,
+            "host hv1 is too small for volume more: 101 GB are needed, its disk has 100 GB",
+        )
+        .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_made_from_another_one_on_its_host() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let host = hosts.get_mut("hv1").unwrap();
+    let web = active(&cloud, host, "web").await;
+    let from = |name: &str, size: u64, mut more: Value| {
+        more["source"] = json!({ "volume": "golden" });
+        volume(name, size, more)
+    };
+    cloud
+        .refused(
+            from("copy", 5, json!({})),
+            NotFound,
+            "project default has no volume \"golden\", neither by id nor by name",
+        )
+        .await;
+    cloud.ok(volume("golden", 5, json!({}))).await;
+    cloud
+        .refused(
+            from("copy", 5, json!({})),
+            Conflict,
+            "volume golden has no host yet, so there is nothing on it to copy",
+        )
+        .await;
+    cloud.ok(delete_volume("golden")).await;
+    let golden = cloud
+        .ok(volume(
+            "golden",
+            5,
+            json!({ "host": "hv1", "format": "raw" }),
+        ))
+        .await;
+    cloud
+        .refused(
+            from("copy", 5, json!({})),
+            Conflict,
+            "volume golden is creating: only an available volume can be copied",
+        )
+        .await;
+    converge(host, &[volume_key(golden.id)]).await;
+    wait_for(&cloud, "golden", VolumeStatus::Available).await;
+    cloud
+        .refused(
+            from("copy", 4, json!({})),
+            Invalid,
+            "size_gb must be at least 5, the size of volume golden; got 4",
+        )
+        .await;
+    cloud
+        .refused(
+            from("copy", 5, json!({ "host": "hv2" })),
+            Conflict,
+            "volume golden is on host hv1, and a copy of it can only be made there; asked for was host hv2",
+        )
+        .await;
+    let copy = cloud.ok(from("copy", 6, json!({ "host": "hv1" }))).await;
+    assert_eq!(copy.host.unwrap().as_str(), "hv1");
+    let words =
+        "volume copy is being made from volume golden: wait until it is available, or delete it";
+    cloud
+        .refused(delete_volume("golden"), Conflict, words)
+        .await;
+    cloud
+        .refused(attach("golden", "web"), Conflict, words)
+        .await;
+    cloud.refused(extend("golden", 9), Conflict, words).await;
+    let copy = copy.id;
+    let document = next_about(host, volume_key(copy)).await;
+    let Document::Volume(desired) = &document else {
+        panic!()
+    };
+    let source = desired.spec.as_ref().unwrap().source.clone();
+    let Some(VolumeSource::Volume(source)) = source else {
+        panic!("{source:?}")
+    };
+    assert_eq!((source.id, source.format.as_str()), (golden.id, "raw"));
+    host.carry_out(&document, PowerState::Nostate).await;
+    wait_for(&cloud, &copy.to_string(), VolumeStatus::Available).await;
+    cloud.ok(attach("golden", "web")).await;
+    cloud
+        .refused(
+            from("late", 5, json!({})),
+            Conflict,
+            "volume golden is attached to instance web: only a volume that no instance has can be copied",
+        )
+        .await;
+    converge(host, &[key(web.id)]).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_attached_is_refused_with_the_way_out() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let one = hosts.get_mut("hv1").unwrap();
+    let web = active(&cloud, one, "web").await;
+    active(&cloud, one, "db").await;
+    made(&cloud, one, "data", 1).await;
+    let two = hosts.get_mut("hv2").unwrap();
+    active(&cloud, two, "far").await;
+    let fresh = cloud.ok(hinted("fresh", json!({ "host": "hv1" }))).await;
+
+    let refused = async |volume: &str, instance: &str, code: RefusalCode, words: &str| {
+        cloud.refused(attach(volume, instance), code, words).await;
+        assert_sound(&cloud).await;
+    };
+    refused(
+        "data",
+        "far",
+        Conflict,
+        "volume data is on host hv1, and instance far on host hv2: attach it to an instance on hv1, or attach a volume \
+         that has no host yet",
+    )
+    .await;
+    refused(
+        "data",
+        "fresh",
+        Conflict,
+        "instance fresh was not built yet, and may still get another host; attach the volume when it is built",
+    )
+    .await;
+    refused("data", "nobody", NotFound, "has no instance \"nobody\"").await;
+    refused(
+        "nothing",
+        "web",
+        NotFound,
+        "project default has no volume \"nothing\", neither by id nor by name",
+    )
+    .await;
+    let mut elsewhere = volume("theirs", 1, json!({}));
+    elsewhere.project = "other".parse().unwrap();
+    cloud.ok(elsewhere.clone()).await;
+    refused(
+        &elsewhere.id.to_string(),
+        "web",
+        Invalid,
+        "volume theirs is of project other, and instance web of project default: they must be of the same",
+    )
+    .await;
+    let mut huge = small("huge");
+    huge.flavor.memory_mb = serde_json::from_value(json!(1_000_000)).unwrap();
+    let huge_id = huge.id.to_string();
+    cloud.refused(huge, NoValidHost, "").await;
+    refused(
+        "data",
+        &huge_id,
+        Conflict,
+        "instance huge has no host; repeat the request that created it, or delete it",
+    )
+    .await;
+
+    cloud.ok(attach("data", "web")).await;
+    refused(
+        "data",
+        "db",
+        Conflict,
+        "volume data is attached to instance web; detach it there first",
+    )
+    .await;
+    let mut read_only = attach("data", "web");
+    read_only.access = VolumeAccess::ReadOnly;
+    cloud
+        .refused(
+            read_only,
+            Conflict,
+            "volume data is attached to instance web already, with access read_write; detach it first to attach it with \
+             access read_only",
+        )
+        .await;
+    cloud
+        .refused(
+            delete_volume("data"),
+            Conflict,
+            "volume data is attached to instance web; detach it first",
+        )
+        .await;
+    for n in 2..=8 {
+        cloud.ok(volume(&format!("v{n}"), 1, json!({}))).await;
+        let view = cloud.ok(attach(&format!("v{n}"), "web")).await;
+        let device = format!("/dev/vd{}", char::from(b'a' + n));
+        assert_eq!(view.attachment.unwrap().device, device);
+    }
+    cloud.ok(volume("v9", 1, json!({}))).await;
+    refused(
+        "v9",
+        "web",
+        Conflict,
+        "instance web has 8 volumes, which is the most; detach one first",
+    )
+    .await;
+    // One that is being detached keeps its place until it is gone; then it is the first to be taken.
+    cloud.ok(detach("v3")).await;
+    refused("v9", "web", Conflict, "instance web has 8 volumes").await;
+    let one = hosts.get_mut("hv1").unwrap();
+    until(&cloud, one, "v3", VolumeStatus::Available).await;
+    let view = cloud.ok(attach("v9", "web")).await;
+    assert_eq!(view.attachment.unwrap().device, "/dev/vdd");
+    let devices: Vec<String> = cloud
+        .show(web.id)
+        .await
+        .volumes
+        .into_iter()
+        .map(|volume| volume.device)
+        .collect();
+    assert!(devices.is_sorted() && devices.len() == 8, "{devices:?}");
+    cloud.ok(delete(fresh.id)).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_in_one_batch_is_done_in_its_order() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    let data = volume("data", 5, json!({}));
+    let brief = volume("brief", 5, json!({ "host": "hv1" }));
+    let large = volume("large", 96, json!({ "host": "hv1" }));
+    let answers = cloud
+        .in_one_batch(vec![
+            message(&data),
+            message(&attach("data", "web")),
+            message(&brief),
+            message(&large),
+            message(&detach("data")),
+            message(&delete_volume("brief")),
+            message(&data),
+            message(&brief),
+        ])
+        .await;
+    let view =
+        |n: usize| -> VolumeView { serde_json::from_value(answers[n].clone().unwrap()).unwrap() };
+    assert_eq!(view(1).status, VolumeStatus::Attaching);
+    assert_eq!(
+        answers[3].as_ref().unwrap_err().message,
+        "host hv1 has no room for volume large: 96 GB are needed, 89 GB are free"
+    );
+    assert_eq!(view(4).status, VolumeStatus::Detaching);
+    assert_eq!(view(5).status, VolumeStatus::Deleting);
+    assert_eq!(view(6).status, VolumeStatus::Detaching);
+    assert_eq!(view(7).status, VolumeStatus::Deleting);
+    assert_sound(&cloud).await;
+    converge(&mut host, &[key(web.id), volume_key(data.id)]).await;
+    until(&cloud, &mut host, "data", VolumeStatus::Available).await;
+    until(
+        &cloud,
+        &mut host,
+        &brief.id.to_string(),
+        VolumeStatus::Deleted,
+    )
+    .await;
+    assert_eq!(disk_used(&cloud, "hv1").await, 6);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_down_or_disabled_gets_no_new_volume_and_is_not_forgotten_with_one() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    made(&cloud, &mut host, "data", 5).await;
+    cloud.ok(attach("data", "web")).await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    let slow = cloud.ok(volume("slow", 1, json!({ "host": "hv1" }))).await;
+    let disable = HostDisable {
+        host: "hv1".to_owned(),
+        reason: None,
+    };
+    cloud.ok(disable).await;
+    let request = || volume("new", 1, json!({ "host": "hv1" }));
+    cloud
+        .refused(
+            request(),
+            NoValidHost,
+            "host hv1 is disabled: it gets nothing new until it is enabled",
+        )
+        .await;
+    cloud.lose(&[host.id]).await;
+    let enable = berth_common::message::request::HostEnable {
+        host: "hv1".to_owned(),
+    };
+    cloud.ok(enable).await;
+    cloud
+        .refused(
+            request(),
+            NoValidHost,
+            "host hv1 is down: nobody there would make the volume",
+        )
+        .await;
+    let view = cloud.ok(show_volume("slow")).await;
+    assert_eq!(view.status, VolumeStatus::Error);
+    let why = view.fault.unwrap().message;
+    assert!(
+        why.contains("its host is down") && why.contains("delete the volume to have it elsewhere"),
+        "{why}"
+    );
+    let forget = || HostDelete {
+        host: "hv1".to_owned(),
+    };
+    cloud
+        .refused(
+            forget(),
+            Conflict,
+            "host hv1 still has 1 instances that nobody deleted",
+        )
+        .await;
+    cloud.ok(delete(web.id)).await;
+    cloud
+        .refused(
+            forget(),
+            Conflict,
+            "host hv1 still has 2 volumes that nobody deleted: delete them first, or bring the host back",
+        )
+        .await;
+    cloud.ok(delete_volume("slow")).await;
+    cloud.ok(delete_volume("data")).await;
+    cloud.ok(forget()).await;
+    assert_eq!(
+        cloud.ok(show_volume(&slow.id.to_string())).await.status,
+        VolumeStatus::Deleted
+    );
+    assert_sound(&cloud).await;
+    // The host is back, and has it still: it is ended there.
+    host.session += 1;
+    host.sequence = 0;
+    host.tell(&cloud).await;
+    host.report(
+        volume_key(slow.id),
+        Generation(7),
+        ConvergeStatus::Converged,
+        PowerState::Nostate,
+    )
+    .await;
+    let document = next_about(&mut host, volume_key(slow.id)).await;
+    assert!(document.is_tombstone());
+    assert_eq!(document.generation(), Generation(8));
+    // What nobody knows, and what somebody may want, is left alone.
+    let unbound = cloud.ok(volume("unbound", 1, json!({}))).await;
+    for id in [VolumeId::new(), unbound.id] {
+        host.report(
+            volume_key(id),
+            Generation(3),
+            ConvergeStatus::Converged,
+            PowerState::Nostate,
+        )
+        .await;
+    }
+    active(&cloud, &mut host, "after").await;
+    let rows = berth_store::documents::of_host(cloud.pool(), host.id)
+        .await
+        .unwrap();
+    assert!(
+        rows.iter()
+            .all(|row| row.key.kind != Kind::Volume || row.key == volume_key(slow.id)),
+        "{rows:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_are_listed_in_pages() {
+    let cloud = Cloud::start().await;
+    for n in 0..5 {
+        let mut request: VolumeCreate = volume(&format!("v{n}"), 1, json!({}));
+        if n == 4 {
+            request.project = "other".parse().unwrap();
+        }
+        cloud.ok(request).await;
+    }
+    let mut after = None;
+    let mut names = Vec::new();
+    loop {
+        let list = VolumeList {
+            project: Some(Default::default()),
+            after,
+            limit: 3,
+        };
+        let page = cloud.ok(list).await;
+        assert!(page.volumes.len() <= 3);
+        after = page.volumes.last().map(|volume| volume.id);
+        names.extend(
+            page.volumes
+                .into_iter()
+                .map(|volume| volume.name.to_string()),
+        );
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(names, ["v0", "v1", "v2", "v3"]);
+    let all = VolumeList {
+        limit: 1000,
+        ..VolumeList::default()
+    };
+    assert_eq!(cloud.ok(all).await.volumes.len(), 5);
+    let unknown = VolumeList {
+        after: Some(VolumeId::new()),
+        limit: 1,
+        ..VolumeList::default()
+    };
+    assert_eq!(cloud.call(unknown).await.unwrap_err().code, NotFound);
+}
