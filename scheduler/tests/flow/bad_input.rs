@@ -2,8 +2,10 @@
 
 use berth_common::{
     bus::{Bus as _, Message, QueueDecl},
-    ids::{AggregateId, HostId, InstanceId, ServerGroupId},
-    message::request::{AggregateAddHost, AggregateList, HostList, InstanceList, ServerGroupList},
+    ids::{AggregateId, HostId, InstanceId, ServerGroupId, VolumeId},
+    message::request::{
+        AggregateAddHost, AggregateList, HostList, InstanceList, ServerGroupList, VolumeList,
+    },
     refusal::RefusalCode::{
         self, Conflict, Invalid, Malformed, NotFound, TooLarge, UnknownMethod, UnsupportedVersion,
     },
@@ -11,7 +13,7 @@ use berth_common::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ask::{aggregate, body, hinted, server_group, small},
+    ask::{aggregate, body, hinted, server_group, small, volume},
     cloud::{Cloud, wait_until},
     host::Host,
     soundness::assert_sound,
@@ -60,12 +62,17 @@ impl Asked {
             after: None,
             limit: 1000,
         };
+        let volumes = VolumeList {
+            limit: 1000,
+            ..VolumeList::default()
+        };
         let mut hosts = self.cloud.ok(HostList::default()).await.hosts;
         for host in &mut hosts {
             host.last_heartbeat_seconds = None;
         }
         json!([
             self.cloud.ok(instances).await,
+            self.cloud.ok(volumes).await,
             hosts,
             self.cloud.ok(AggregateList {}).await,
             self.cloud.ok(ServerGroupList { project: None }).await,
@@ -637,6 +644,150 @@ async fn groups_and_aggregates_that_cannot_be() {
         host: "hv1".to_owned(),
     };
     assert_eq!(cloud.ok(again).await.hosts.len(), 1);
+    asked.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_that_cannot_be() {
+    let asked = Asked::new().await;
+    let cloud = &asked.cloud;
+    let new = |key: &str, value: Value| {
+        let mut body = json!({ "id": VolumeId::new(), "name": "bad", "size_gb": 1 });
+        body[key] = value;
+        body
+    };
+    for (key, value, code, words) in [
+        ("size_gb", json!(0), Invalid, "size_gb must be at least 1"),
+        ("size_gb", json!(-1), Malformed, "must be a whole number"),
+        ("size_gb", json!(1.5), Malformed, "must be a whole number"),
+        (
+            "size_gb",
+            json!(u64::MAX),
+            Malformed,
+            "must be a whole number",
+        ),
+        ("size_gb", json!(null), Malformed, "invalid type: null"),
+        ("name", json!("a/b"), Malformed, "a volume name must be"),
+        ("name", json!(""), Malformed, "a volume name must be"),
+        (
+            "name",
+            json!("v".repeat(64)),
+            Malformed,
+            "a volume name must be",
+        ),
+        ("project", json!("-"), Malformed, "a project name must be"),
+        ("id", json!("1"), Malformed, "UUID parsing failed"),
+        ("format", json!("vmdk"), Malformed, "unknown variant"),
+        ("source", json!("image"), Malformed, "invalid"),
+        (
+            "source",
+            json!({ "snapshot": "x" }),
+            Malformed,
+            "unknown variant",
+        ),
+        (
+            "source",
+            json!({ "volume": "golden" }),
+            NotFound,
+            "project default has no volume \"golden\", neither by id nor by name",
+        ),
+        (
+            "source",
+            json!({ "volume": "x".repeat(10_000) }),
+            NotFound,
+            "project default has no volume \"xxx",
+        ),
+        ("host", json!("hv9"), NotFound, "there is no host \"hv9\""),
+        ("host", json!(7), Malformed, "invalid type"),
+        (
+            "limits",
+            json!({ "total_iops": 0, "total_bytes_per_second": 0 }),
+            Invalid,
+            "limits.total_iops must be at least 1, or null for no limit; limits.total_bytes_per_second must be",
+        ),
+        (
+            "limits",
+            json!({ "total_iops": -1 }),
+            Malformed,
+            "invalid value",
+        ),
+    ] {
+        asked
+            .check("volume.create", new(key, value), code, words)
+            .await;
+    }
+    let data = volume("data", 5, json!({}));
+    cloud.ok(data.clone()).await;
+    asked
+        .check(
+            "volume.create",
+            new("name", json!("data")),
+            Conflict,
+            "project default already has a volume named data",
+        )
+        .await;
+    asked
+        .check(
+            "volume.create",
+            new("id", json!(data.id)),
+            Conflict,
+            "exists already and was asked for with another content; use a new id for a new volume",
+        )
+        .await;
+    for size in [json!(0), json!(4)] {
+        asked
+            .check(
+                "volume.extend",
+                json!({ "volume": "data", "size_gb": size }),
+                Invalid,
+                "a volume never shrinks: volume data has 5 GB; got size_gb",
+            )
+            .await;
+    }
+    let nobody = "project default has no volume \"nothing\", neither by id nor by name";
+    for method in ["volume.show", "volume.delete", "volume.detach"] {
+        asked
+            .check(method, json!({ "volume": "nothing" }), NotFound, nobody)
+            .await;
+        asked
+            .check(method, json!({}), Malformed, "missing field `volume`")
+            .await;
+    }
+    let extend = json!({ "volume": "nothing", "size_gb": 9 });
+    asked.check("volume.extend", extend, NotFound, nobody).await;
+    let attach = |instance: &str, access: &str| json!({ "volume": "data", "instance": instance, "access": access });
+    asked
+        .check(
+            "volume.attach",
+            attach("web", "read_write"),
+            NotFound,
+            "project default has no instance \"web\"",
+        )
+        .await;
+    asked
+        .check(
+            "volume.attach",
+            attach("web", "append"),
+            Malformed,
+            "unknown variant",
+        )
+        .await;
+    asked
+        .check(
+            "volume.attach",
+            json!({ "volume": "data" }),
+            Malformed,
+            "missing field `instance`",
+        )
+        .await;
+    asked
+        .check(
+            "volume.list",
+            json!({ "after": VolumeId::new() }),
+            NotFound,
+            "there is no",
+        )
+        .await;
     asked.end().await;
 }
 
