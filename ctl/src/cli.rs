@@ -6,6 +6,7 @@ mod instance;
 mod network;
 mod placement;
 mod server_group;
+mod volume;
 
 use std::{ffi::OsString, fmt::Display, path::PathBuf, str::FromStr, time::Duration};
 
@@ -19,15 +20,16 @@ pub(crate) use self::{
     network::{Network, NetworkCreateArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
+    volume::{Volume, VolumeCreateArgs},
 };
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    refused, or an instance is in error
+  1    refused, or an instance or a volume is in error
   2    a mistake in the command, the configuration or the instance file
   3    the message broker or the scheduler cannot be reached, or did not answer
-  4    --wait ended before the instance was there; berth goes on with it
+  4    --wait ended before it was there; berth goes on with it
   5    place: such an instance fits nowhere now
   130  ended by Ctrl-C; what was accepted goes on";
 
@@ -105,6 +107,9 @@ pub(crate) enum Command {
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),
+    /// Volumes: disks of their own, which outlive the instances they are attached to.
+    #[command(subcommand)]
+    Volume(Volume),
     /// Host aggregates: hypervisors with an availability zone, properties or ratios in common.
     #[command(subcommand)]
     Aggregate(Aggregate),
@@ -264,6 +269,18 @@ mod tests {
         check("capacity -f x --most 0", "1..=100000");
         check("instance create -f x --count 257", "1..=256");
         check("instance create -f x --best-effort", "--count");
+        check("volume create a/b --size 1", "a volume name must be");
+        check("volume create data", "--size");
+        check(
+            "volume create data --size 1 --image-url file:///x",
+            "--image-sha256",
+        );
+        check(
+            "volume create data --size 1 --from a --image-url file:///x",
+            "cannot be used with",
+        );
+        check("volume create data --size 1 --iops 0", "--iops");
+        check("volume attach data", "INSTANCE");
     }
 
     #[test]

@@ -77,24 +77,34 @@ pub(crate) enum CtlError {
         /// What its view says.
         fault: Option<Fault>,
     },
-    /// Somebody wanted something else meanwhile.
-    #[error("instance {instance}: {reason}")]
-    Overtaken {
+    /// A volume that was waited for failed.
+    #[error(
+        "volume {volume} is in error ({}): {}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref())
+    )]
+    VolumeFailed {
         /// Its name and id.
-        instance: String,
+        volume: String,
+        /// What its view says.
+        fault: Option<Fault>,
+    },
+    /// Somebody wanted something else meanwhile.
+    #[error("{subject}: {reason}")]
+    Overtaken {
+        /// What it is, with its name and id.
+        subject: String,
         /// What happened.
         reason: String,
     },
     /// The limit of `--wait` was reached.
     #[error(
-        "instance {instance} is not {goal} after {} s; {last}. Nothing is lost: berth goes on with it. Look again with \
-         `berthctl instance show {id}`", waited.as_secs()
+        "{subject} is not {goal} after {} s; {last}. Nothing is lost: berth goes on with it. Look again with \
+         `{look_again}`", waited.as_secs()
     )]
     NotYet {
-        /// Its name and id.
-        instance: String,
-        /// Its id.
-        id: String,
+        /// What it is, with its name and id.
+        subject: String,
+        /// The command that looks at it.
+        look_again: String,
         /// What was waited for.
         goal: &'static str,
         /// The limit.
@@ -321,6 +331,7 @@ impl CtlError {
             | Self::NoHost { .. }
             | Self::NoneCreated { .. }
             | Self::Failed { .. }
+            | Self::VolumeFailed { .. }
             | Self::Overtaken { .. }
             | Self::Console(_)
             | Self::Nonsense { .. }
@@ -357,6 +368,7 @@ impl CtlError {
             Self::WithoutHosts { error, .. } => error.code(),
             Self::FitsNowhere => "fits_nowhere",
             Self::Failed { .. } => "instance_in_error",
+            Self::VolumeFailed { .. } => "volume_in_error",
             Self::Overtaken { .. } => "overtaken",
             Self::NotYet { .. } => "not_yet",
             Self::InterruptedUnanswered { .. } | Self::InterruptedEarly | Self::Interrupted(_) => {
@@ -425,7 +437,7 @@ impl CtlError {
     /// For programs: one line.
     pub(crate) fn json(&self) -> String {
         let fault = match self {
-            Self::Failed { fault, .. } => fault.as_ref(),
+            Self::Failed { fault, .. } | Self::VolumeFailed { fault, .. } => fault.as_ref(),
             _ => None,
         };
         let message = match self {
@@ -584,8 +596,8 @@ mod tests {
             missing: vec![missing(
                 "web-1",
                 CtlError::NotYet {
-                    instance: "web-1".to_owned(),
-                    id: id.to_string(),
+                    subject: "instance web-1".to_owned(),
+                    look_again: format!("berthctl instance show {id}"),
                     goal: "active",
                     waited: Duration::from_secs(5),
                     last: "last seen building".to_owned(),

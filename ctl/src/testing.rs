@@ -6,7 +6,7 @@ use berth_common::{
     message::{
         placement::{AggregateView, DecisionView, ServerGroupView},
         request::Method,
-        view::{HostStatus, HostView, InstanceView, NetworkView},
+        view::{HostStatus, HostView, InstanceView, NetworkView, VolumeView},
     },
     refusal::{Refusal, RefusalCode},
 };
@@ -59,7 +59,8 @@ pub(crate) fn context(
 }
 
 /// The keys that say what a request is about, the first that is there.
-const SUBJECTS: [&str; 6] = [
+const SUBJECTS: [&str; 7] = [
+    "volume",
     "instance",
     "network",
     "aggregate",
@@ -141,6 +142,36 @@ pub(crate) fn instance() -> InstanceView {
         }],
         "generation": 1,
         "observed_generation": 1,
+        "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:04:15Z",
+    }))
+}
+
+/// A volume that an instance has.
+pub(crate) fn volume() -> VolumeView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000008",
+        "name": "data",
+        "project": "lab",
+        "size_gb": 20,
+        "format": "raw",
+        "source": {
+            "image": { "url": "file:///srv/guest.qcow2", "sha256": "a".repeat(64), "format": "qcow2" },
+        },
+        "limits": { "total_iops": 500, "total_bytes_per_second": null },
+        "status": "in-use",
+        "progress": null,
+        "fault": null,
+        "host": "hv1",
+        "host_id": "0191e7a0-0000-7000-8000-000000000001",
+        "attachment": {
+            "instance_id": "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11",
+            "instance": "web-1",
+            "device": "/dev/vdb",
+            "access": "read_write",
+        },
+        "generation": 2,
+        "observed_generation": 2,
         "created_at": "2026-01-02T03:04:05Z",
         "updated_at": "2026-01-02T03:04:15Z",
     }))

@@ -1,6 +1,9 @@
-//! Waiting for an instance: [`judge`] decides (pure), [`until`] asks again and again, within a limit.
+//! Waiting for an instance or a volume: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
+//! limit. What is waited for of a volume is in [`volume`].
 //!
 //! Waiting changes nothing: what was accepted goes on, whether somebody waits for it or not.
+
+pub(crate) mod volume;
 
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use berth_common::{
         report::Fault,
         request::{
             InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceShow,
-            Method,
+            Method, VolumeCreate, VolumeDelete,
         },
         view::{InstanceView, VmState},
     },
@@ -23,6 +26,93 @@ use crate::{
     error::{CtlError, Fate},
     progress::Progress,
 };
+
+/// Something that can be waited for, as its scheduler shows it.
+pub(crate) trait Awaited: Clone {
+    /// What is waited for.
+    type Goal: Copy;
+    /// The request that looks at it.
+    type Show: Method<Reply = Self> + Sync;
+
+    /// Decides what a look at it means for the goal.
+    fn judge(&self, goal: Self::Goal) -> Verdict;
+    /// The state that is waited for, in a word.
+    fn word(goal: Self::Goal) -> &'static str;
+    /// Whether not to find it any more is what is waited for.
+    fn is_end(goal: Self::Goal) -> bool;
+    /// The request for the next look, by its id.
+    fn show(&self) -> Self::Show;
+    /// As it was seen last, once it is not found any more.
+    fn gone(self) -> Self;
+    /// Its name.
+    fn name(&self) -> &str;
+    /// `instance web-1 (0191…)`, for messages.
+    fn subject(&self) -> String;
+    /// Its state in a line.
+    fn summary(&self) -> String;
+    /// Its last fault.
+    fn fault(&self) -> Option<&Fault>;
+    /// The error where it failed.
+    fn failed(&self, fault: Option<Fault>) -> CtlError;
+    /// The command that looks at it.
+    fn look_again(&self) -> String;
+}
+
+impl Awaited for InstanceView {
+    type Goal = Goal;
+    type Show = InstanceShow;
+
+    fn judge(&self, goal: Goal) -> Verdict {
+        judge(self, goal)
+    }
+
+    fn word(goal: Goal) -> &'static str {
+        goal.word()
+    }
+
+    fn is_end(goal: Goal) -> bool {
+        goal == Goal::Deleted
+    }
+
+    fn show(&self) -> InstanceShow {
+        InstanceShow {
+            instance: self.id.to_string(),
+            project: self.project.clone(),
+        }
+    }
+
+    fn gone(self) -> Self {
+        gone(self)
+    }
+
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    fn subject(&self) -> String {
+        format!("instance {}", label(self))
+    }
+
+    fn summary(&self) -> String {
+        summary(self)
+    }
+
+    fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    fn failed(&self, fault: Option<Fault>) -> CtlError {
+        CtlError::Failed {
+            instance: label(self),
+            id: self.id,
+            fault,
+        }
+    }
+
+    fn look_again(&self) -> String {
+        format!("berthctl instance show {}", self.id)
+    }
+}
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +323,7 @@ pub(crate) async fn send<M: Method + Sync>(
 /// What sending a request again does.
 fn again(method: &str) -> &'static str {
     match method {
-        InstanceCreate::NAME | InstanceCreateMany::NAME => {
+        InstanceCreate::NAME | InstanceCreateMany::NAME | VolumeCreate::NAME => {
             "sending the same request again, with the same id: it is carried out only once"
         }
         InstanceReboot::NAME => {
@@ -242,7 +332,13 @@ fn again(method: &str) -> &'static str {
         InstanceDelete::NAME => {
             "sending the same request again, with the instance's id: no other can be meant"
         }
+        VolumeDelete::NAME => {
+            "sending the same request again, with the volume's id: no other can be meant"
+        }
         method if is_question(method) => "asking again",
+        method if method.starts_with("volume.") => {
+            "sending the same request again: it only says how the volume shall be"
+        }
         _ => "sending the same request again: it only says how the instance shall be",
     }
 }
@@ -272,23 +368,23 @@ pub(crate) fn gone(last: InstanceView) -> InstanceView {
     }
 }
 
-/// How the wait for one instance ended.
+/// How the wait for one ended.
 #[derive(Debug)]
-pub(crate) struct Waited {
-    /// The instance as it was seen last.
-    pub(crate) view: InstanceView,
+pub(crate) struct Waited<V> {
+    /// As it was seen last.
+    pub(crate) view: V,
     /// Whether it is there.
     pub(crate) end: Result<(), CtlError>,
 }
 
-/// Looks at an instance until the goal is reached, failed or overtaken, or the limit is.
-pub(crate) async fn until(
+/// Looks at one until the goal is reached, failed or overtaken, or the limit is.
+pub(crate) async fn until<V: Awaited>(
     caller: &impl Caller,
-    accepted: InstanceView,
-    goal: Goal,
+    accepted: V,
+    goal: V::Goal,
     limits: Limits,
     progress: &mut dyn Progress,
-) -> Result<InstanceView, CtlError> {
+) -> Result<V, CtlError> {
     let mut watch = Watch::new(accepted, goal);
     watch_all(
         caller,
@@ -301,15 +397,15 @@ pub(crate) async fn until(
     end.map(|()| view)
 }
 
-/// The same for several instances at once; the answers are in the order of the instances.
-pub(crate) async fn until_all(
+/// The same for several at once; the answers are in their order.
+pub(crate) async fn until_all<V: Awaited>(
     caller: &impl Caller,
-    accepted: Vec<InstanceView>,
-    goal: Goal,
+    accepted: Vec<V>,
+    goal: V::Goal,
     limits: Limits,
     progress: &mut dyn Progress,
-) -> Vec<Waited> {
-    let mut watches: Vec<Watch> = accepted
+) -> Vec<Waited<V>> {
+    let mut watches: Vec<Watch<V>> = accepted
         .into_iter()
         .map(|view| Watch::new(view, goal))
         .collect();
@@ -321,9 +417,9 @@ pub(crate) async fn until_all(
 }
 
 /// Looks at all that are waited for, round after round, until none is left or the limit is reached.
-async fn watch_all(
+async fn watch_all<V: Awaited>(
     caller: &impl Caller,
-    watches: &mut [Watch],
+    watches: &mut [Watch<V>],
     limits: Limits,
     progress: &mut dyn Progress,
 ) {
@@ -347,10 +443,10 @@ async fn watch_all(
     }
 }
 
-/// One instance that is waited for.
-struct Watch {
-    view: InstanceView,
-    goal: Goal,
+/// One that is waited for.
+struct Watch<V: Awaited> {
+    view: V,
+    goal: V::Goal,
     /// Why there was no answer last time.
     silent: Option<String>,
     end: Option<Result<(), CtlError>>,
@@ -363,8 +459,8 @@ enum Heard {
     Nothing,
 }
 
-impl Watch {
-    fn new(view: InstanceView, goal: Goal) -> Self {
+impl<V: Awaited> Watch<V> {
+    fn new(view: V, goal: V::Goal) -> Self {
         Self {
             view,
             goal,
@@ -378,16 +474,13 @@ impl Watch {
         if self.end.is_some() {
             return;
         }
-        let instance = label(&self.view);
-        let id = self.view.id;
-        self.end = match judge(&self.view, self.goal) {
+        self.end = match self.view.judge(self.goal) {
             Verdict::Reached => Some(Ok(())),
-            Verdict::Failed(fault) => Some(Err(CtlError::Failed {
-                instance,
-                id,
-                fault,
+            Verdict::Failed(fault) => Some(Err(self.view.failed(fault))),
+            Verdict::Overtaken(reason) => Some(Err(CtlError::Overtaken {
+                subject: self.view.subject(),
+                reason,
             })),
-            Verdict::Overtaken(reason) => Some(Err(CtlError::Overtaken { instance, reason })),
             Verdict::Waiting => None,
         };
     }
@@ -404,14 +497,14 @@ impl Watch {
                 self.silent = None;
             }
             Err(CtlError::Refused(refusal))
-                if refusal.code == RefusalCode::NotFound && self.goal == Goal::Deleted =>
+                if refusal.code == RefusalCode::NotFound && V::is_end(self.goal) =>
             {
-                self.view = gone(self.view.clone());
+                self.view = self.view.clone().gone();
             }
             Err(error) if passing(&error) => {
                 let why = reason(&error);
                 if self.silent.as_ref() != Some(&why) {
-                    progress.note(&format!("{}: {why}; asking again", self.view.name));
+                    progress.note(&format!("{}: {why}; asking again", self.view.name()));
                 }
                 self.silent = Some(why);
                 return Heard::Nothing;
@@ -421,7 +514,7 @@ impl Watch {
         Heard::Answer
     }
 
-    fn ended(self, limits: Limits) -> Waited {
+    fn ended(self, limits: Limits) -> Waited<V> {
         let end = self
             .end
             .unwrap_or_else(|| Err(not_yet(&self.view, self.goal, limits.whole, self.silent)));
@@ -436,14 +529,14 @@ impl Watch {
 const MOST_TOLD: usize = 4;
 
 /// One instance in a line; several as `3 of 5 active, 1 failed; web-4: building, spawning on hv2`.
-fn overview(watches: &[Watch]) -> String {
-    let line = |watch: &Watch| format!("{}: {}", watch.view.name, summary(&watch.view));
+fn overview<V: Awaited>(watches: &[Watch<V>]) -> String {
+    let line = |watch: &Watch<V>| format!("{}: {}", watch.view.name(), watch.view.summary());
     if let [watch] = watches {
         return line(watch);
     }
-    let there = |watch: &&Watch| matches!(watch.end, Some(Ok(())));
-    let failed = |watch: &&Watch| matches!(watch.end, Some(Err(_)));
-    let goal = watches.first().map_or("there", |watch| watch.goal.word());
+    let there = |watch: &&Watch<V>| matches!(watch.end, Some(Ok(())));
+    let failed = |watch: &&Watch<V>| matches!(watch.end, Some(Err(_)));
+    let goal = watches.first().map_or("there", |watch| V::word(watch.goal));
     let mut text = format!(
         "{} of {} {goal}",
         watches.iter().filter(there).count(),
@@ -463,16 +556,8 @@ fn overview(watches: &[Watch]) -> String {
     }
 }
 
-async fn look(
-    caller: &impl Caller,
-    last: &InstanceView,
-    limits: Limits,
-) -> Result<InstanceView, CtlError> {
-    let request = InstanceShow {
-        instance: last.id.to_string(),
-        project: last.project.clone(),
-    };
-    caller.call(&request, limits.for_answer()).await
+async fn look<V: Awaited>(caller: &impl Caller, last: &V, limits: Limits) -> Result<V, CtlError> {
+    caller.call(&last.show(), limits.for_answer()).await
 }
 
 /// Whether asking again may help.
@@ -497,18 +582,23 @@ fn reason(error: &CtlError) -> String {
     }
 }
 
-fn not_yet(view: &InstanceView, goal: Goal, waited: Duration, silent: Option<String>) -> CtlError {
-    let mut last = format!("last seen {}", summary(view));
-    if let Some(fault) = &view.fault {
+fn not_yet<V: Awaited>(
+    view: &V,
+    goal: V::Goal,
+    waited: Duration,
+    silent: Option<String>,
+) -> CtlError {
+    let mut last = format!("last seen {}", view.summary());
+    if let Some(fault) = view.fault() {
         last = format!("{last}; its last fault: {}", fault.message);
     }
     if let Some(silent) = silent {
         last = format!("{last}; since then: {silent}");
     }
     CtlError::NotYet {
-        instance: label(view),
-        id: view.id.to_string(),
-        goal: goal.word(),
+        subject: view.subject(),
+        look_again: view.look_again(),
+        goal: V::word(goal),
         waited,
         last,
     }

@@ -1,7 +1,7 @@
-//! How a command asks: once, or with `--wait` until there is an answer and the instance is there. It knows nothing
-//! of single commands.
+//! How a command asks: once, or with `--wait` until there is an answer and what was asked for is there. It knows
+//! nothing of single commands.
 
-use berth_common::message::{request::Method, view::InstanceView};
+use berth_common::message::request::Method;
 
 use super::Context;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     client::{Caller, is_question},
     error::CtlError,
     progress::{self, Progress},
-    wait::{Goal, Limits, Pace, Waited, label, send, until, until_all},
+    wait::{Awaited, Limits, Pace, Waited, send, until, until_all},
 };
 
 /// The requests of one command.
@@ -55,27 +55,27 @@ impl<'c, C: Caller> Asking<'c, C> {
     }
 
     /// Waits for what was accepted, if that is wanted.
-    pub(super) async fn until(
+    pub(super) async fn until<V: Awaited>(
         &mut self,
-        accepted: InstanceView,
-        goal: Goal,
-    ) -> Result<InstanceView, CtlError> {
+        accepted: V,
+        goal: V::Goal,
+    ) -> Result<V, CtlError> {
         let Some(Patience { limits, progress }) = &mut self.patience else {
             return Ok(accepted);
         };
-        let instance = format!("instance {}", label(&accepted));
+        let subject = accepted.subject();
         tokio::select! {
             reached = until(&self.context.caller, accepted, goal, *limits, &mut **progress) => reached,
-            () = interrupt() => Err(CtlError::Interrupted(instance)),
+            () = interrupt() => Err(CtlError::Interrupted(subject)),
         }
     }
 
     /// The same for several instances at once.
-    pub(super) async fn until_all(
+    pub(super) async fn until_all<V: Awaited>(
         &mut self,
-        accepted: Vec<InstanceView>,
-        goal: Goal,
-    ) -> Result<Vec<Waited>, CtlError> {
+        accepted: Vec<V>,
+        goal: V::Goal,
+    ) -> Result<Vec<Waited<V>>, CtlError> {
         let Some(Patience { limits, progress }) = &mut self.patience else {
             let there = |view| Waited { view, end: Ok(()) };
             return Ok(accepted.into_iter().map(there).collect());

@@ -339,4 +339,4 @@ async fn show_console<C: Caller>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -9,6 +9,7 @@ mod lookup;
 mod network;
 mod placement;
 mod server_group;
+mod volume;
 
 use std::{path::Path, time::Duration};
 
@@ -129,6 +130,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
         Prepared::Host(command) => host::run(&context, command).await,
         Prepared::Network(command) => network::run(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
+        Prepared::Volume(command) => volume::run(&context, command).await,
         Prepared::Aggregate(command) => aggregate::run(&context, command).await,
         Prepared::ServerGroup(command) => server_group::run(&context, command).await,
         Prepared::Placement(question) => placement::run(&context, question).await,
@@ -142,6 +144,7 @@ enum Prepared {
     Host(crate::cli::Host),
     Network(crate::cli::Network),
     Instance(instance::Prepared),
+    Volume(crate::cli::Volume),
     Aggregate(crate::cli::Aggregate),
     ServerGroup(crate::cli::ServerGroup),
     Placement(placement::Question),
@@ -153,6 +156,7 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
         Command::Host(command) => Prepared::Host(host::checked(command)?),
         Command::Network(command) => Prepared::Network(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
+        Command::Volume(command) => Prepared::Volume(command),
         Command::Aggregate(command) => Prepared::Aggregate(aggregate::checked(command)?),
         Command::ServerGroup(command) => Prepared::ServerGroup(server_group::checked(command)?),
         Command::Explain(arguments) => Prepared::Placement(placement::explain(arguments, project)),
@@ -194,6 +198,7 @@ mod tests {
                 "soft-affinity",
                 "explain",
                 "wait-timeout",
+                "bytes-per-second",
             ] {
                 assert!(script.contains(word), "{shell:?}: {word}");
             }

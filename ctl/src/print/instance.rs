@@ -1,6 +1,6 @@
 //! Instances as tables.
 
-use berth_common::message::view::{InstanceView, PortView};
+use berth_common::message::view::{AttachedVolume, InstanceView, PortView};
 
 use super::{
     joined, or_none,
@@ -74,6 +74,8 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Image format", view.image.format.as_str().to_owned()),
     ]);
     properties.extend(view.ports.iter().map(|port| ("Port", describe(port))));
+    let volumes = view.volumes.iter();
+    properties.extend(volumes.map(|volume| ("Volume", describe_volume(volume))));
     properties.extend([
         (
             "Generation",
@@ -121,6 +123,16 @@ fn describe(port: &PortView) -> String {
         addresses(port),
         port.mac_address,
         port.id
+    )
+}
+
+fn describe_volume(volume: &AttachedVolume) -> String {
+    format!(
+        "{}={}, {}, id {}",
+        volume.name,
+        volume.device,
+        volume.access.as_str(),
+        volume.id
     )
 }
 
@@ -182,6 +194,24 @@ mod tests {
         | Updated       | 2026-01-02T03:04:15+00:00                                                     |
         +---------------+-------------------------------------------------------------------------------+
         "#);
+    }
+
+    #[test]
+    fn an_instance_is_shown_with_its_volumes() {
+        let volumes = serde_json::from_value(serde_json::json!([{
+            "id": "0191e7a0-0000-7000-8000-000000000008",
+            "name": "data",
+            "device": "/dev/vdb",
+            "access": "read_only",
+        }]));
+        let view = InstanceView {
+            volumes: volumes.unwrap(),
+            ..instance()
+        };
+        let text = show(&view, Width::Unlimited);
+        let line = "data=/dev/vdb, read_only, id 0191e7a0-0000-7000-8000-000000000008";
+        let shown = text.lines().find(|shown| shown.starts_with("| Volume"));
+        assert!(shown.unwrap().contains(line), "{text}");
     }
 
     #[test]

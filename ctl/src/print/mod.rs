@@ -13,6 +13,7 @@ pub(crate) mod network;
 pub(crate) mod placement;
 pub(crate) mod server_group;
 pub(crate) mod table;
+pub(crate) mod volume;
 
 /// What stands where there is nothing.
 const NONE: &str = "-";

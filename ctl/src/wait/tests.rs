@@ -367,6 +367,9 @@ fn what_sending_again_does_is_told_as_it_is() {
         "the same nonce: it is carried out only once",
     );
     check("instance.delete", "no other can be meant");
+    check("volume.create", "carried out only once");
+    check("volume.delete", "with the volume's id: no other");
+    check("volume.attach", "only says how the volume shall be");
     check("instance.start", "only says how the instance shall be");
     check("instance.stop", "only says how the instance shall be");
     check("instance.show", "asking again");

@@ -24,7 +24,7 @@ fn context(script: impl IntoIterator<Item = Play>) -> Context<Scheduler> {
     testing::context(None, script)
 }
 
-pub(super) fn patient() -> Option<Patience> {
+pub(in crate::commands) fn patient() -> Option<Patience> {
     let pace = Pace {
         first: Duration::from_millis(1),
         last: Duration::from_millis(2),
