@@ -668,12 +668,13 @@ async fn within_capacity(
             continue;
         };
         let old = before.get(&row.id).cloned().unwrap_or_default();
-        if now.iter().all(|(id, used)| old.get(id) == Some(used)) {
-            continue;
-        }
         let state = berth_common::message::view::HostState::Up;
         let facts = facts::of_host(&row, &all, state, &cloud.context().config.placement);
-        for of in Resource::ALL {
+        let grew = |of: Resource| {
+            let before = |id| old.get(id).map_or(0, |used| of.of(used));
+            now.iter().any(|(id, used)| of.of(used) > before(id))
+        };
+        for of in Resource::ALL.into_iter().filter(|of| grew(*of)) {
             let (sum, capacity): (u64, _) = (
                 now.values().map(|used| of.of(used)).sum(),
                 of.of(&facts.capacity()),
