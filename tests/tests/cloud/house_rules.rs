@@ -8,10 +8,11 @@ use std::{
 use anyhow::{Context, ensure};
 
 /// The parts that decide: no async, no I/O, no clock, no chance.
-const PURE: [&str; 4] = [
+const PURE: [&str; 5] = [
     "scheduler/src/place",
     "scheduler/src/derive",
     "scheduler/src/report/view.rs",
+    "scheduler/src/report/volume_view.rs",
     "agent/src/decide",
 ];
 
