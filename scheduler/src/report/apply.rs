@@ -223,7 +223,8 @@ async fn apply(
             });
             let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
             if let Some(row) = row {
-                let attached = known.attachments.remove(&row.id).unwrap_or_default();
+                let attached = known.attachments.get(&row.id).cloned();
+                let attached = attached.unwrap_or_default();
                 let seen = Seen {
                     report,
                     tombstone: document.spec_json.is_none(),
