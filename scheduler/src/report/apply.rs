@@ -304,7 +304,7 @@ async fn observe(
         return Ok(());
     }
     if report.status == ConvergeStatus::Converged && !tombstone {
-        settle_attachments(writing, host, attached).await?;
+        settle_attachments(writing, attached).await?;
     }
     let observed = InstanceObserved {
         status: Some(report.status),
@@ -347,8 +347,7 @@ async fn observe(
 /// The instance of some volumes is as its document says, which is derived with every change of them: it has those it
 /// shall have, and no others.
 async fn settle_attachments(
-    writing: &mut Writing<'_>,
-    host: HostId,
+    writing: &Writing<'_>,
     attached: &[AttachmentRow],
 ) -> Result<(), ClaimError> {
     for row in attached {
@@ -360,7 +359,6 @@ async fn settle_attachments(
             AttachmentState::Attached => {}
             AttachmentState::Detaching => {
                 attachments::delete(writing.txn(), row.volume_id).await?;
-                writing.touch_volume(host, row.volume_id);
                 tracing::info!(volume = %row.volume_id, instance = %row.instance_id, "volume is free");
             }
         }
