@@ -27,7 +27,7 @@ use berth_scheduler::{
     service::TaskError,
 };
 use berth_store::{
-    StoreError, aggregates, claims, documents, hosts, instances,
+    StoreError, aggregates, attachments, claims, documents, hosts, instances,
     volumes::{self, VolumeClaim},
 };
 use proptest::prelude::*;
@@ -590,10 +590,21 @@ impl World {
 }
 
 impl World {
-    /// Deletes everything, and answers what is left.
+    /// Detaches every volume, then deletes everything, and answers what is left.
     async fn end(&mut self) -> Result<Option<String>, String> {
         for host in 0..HOSTS.len() {
             self.reports(host, ConvergeStatus::Converged).await;
+        }
+        for request in &self.volumes {
+            self.ask(detach(&request.id.to_string())).await;
+        }
+        for host in 0..HOSTS.len() {
+            self.reports(host, ConvergeStatus::Converged).await;
+        }
+        let ids: Vec<_> = self.volumes.iter().map(|request| request.id).collect();
+        let attached = attachments::of_volumes(self.cloud.pool(), &ids).await;
+        if let Some(stuck) = attached.unwrap().pop() {
+            return Ok(Some(format!("{stuck:?}")));
         }
         for request in &self.asked {
             self.ask(delete(request.id)).await;
@@ -743,6 +754,28 @@ fn histories(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>>
     prop::collection::vec(step(), length)
 }
 
+/// Histories of a cloud with a few instances that run, and mostly of volumes.
+fn histories_of_volumes(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    let reports = (0..HOSTS.len()).prop_map(|host| Step::Reports(host, ConvergeStatus::Converged));
+    let step = prop_oneof![8 => volume_step(), 3 => reports, 3 => step()];
+    prop::collection::vec(step, length).prop_map(|steps| {
+        let like = Like {
+            vcpus: 1,
+            memory_mb: 64,
+            countable: 0,
+            group: None,
+            ports: 0,
+        };
+        let first = [
+            Step::CreateMany(vec![like; 4], CreateMode::AllOrNothing),
+            Step::Reports(0, ConvergeStatus::Converged),
+            Step::Reports(1, ConvergeStatus::Converged),
+            Step::Reports(2, ConvergeStatus::Converged),
+        ];
+        first.into_iter().chain(steps).collect()
+    })
+}
+
 fn check(steps: &[Step], faulty: bool) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -777,6 +810,24 @@ proptest! {
 
     #[test]
     fn everything_is_sound_after_every_step_over_a_bus_with_faults(steps in histories(10..40)) {
+        check(&steps, true)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_sound_after_every_step_with_volumes(steps in histories_of_volumes(10..40)) {
+        check(&steps, false)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_sound_with_volumes_over_a_bus_with_faults(steps in histories_of_volumes(10..30)) {
         check(&steps, true)?;
     }
 }
