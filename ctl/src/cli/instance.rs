@@ -74,7 +74,7 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Delete an instance, its disks and its ports.
+    /// Delete an instance, its disks and its ports. Its volumes stay.
     Delete {
         /// Name or id of the instance.
         name: String,

@@ -7,7 +7,10 @@ use berth_common::{
     ids::VolumeId,
     message::{
         report::{ConvergeStatus, FaultCode, PowerState},
-        request::{HostDelete, HostDisable, HostSet, InstanceStop, VolumeCreate, VolumeList},
+        request::{
+            HostDelete, HostDisable, HostSet, InstanceResume, InstanceStop, InstanceSuspend,
+            VolumeCreate, VolumeList,
+        },
         view::{InstanceView, VmState, VolumeStatus, VolumeView},
     },
     refusal::RefusalCode::{self, Conflict, Invalid, NoValidHost, NotFound},
@@ -732,6 +735,34 @@ async fn what_cannot_be_attached_is_refused_with_the_way_out() {
         .collect();
     assert!(devices.is_sorted() && devices.len() == 8, "{devices:?}");
     cloud.ok(delete(fresh.id)).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disks_of_a_suspended_instance_stay_as_its_memory_knows_them() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    active(&cloud, &mut host, "web").await;
+    for name in ["has", "wants"] {
+        made(&cloud, &mut host, name, 1).await;
+    }
+    cloud.ok(attach("has", "web")).await;
+    until(&cloud, &mut host, "has", VolumeStatus::InUse).await;
+    let web = || ("web".to_owned(), Default::default());
+    let (instance, project) = web();
+    cloud.ok(InstanceSuspend { instance, project }).await;
+    let words = "instance web is suspended, and its memory knows the disks it has; resume it first";
+    cloud.refused(attach("wants", "web"), Conflict, words).await;
+    cloud.refused(detach("has"), Conflict, words).await;
+    // What is so already is no change.
+    cloud.ok(attach("has", "web")).await;
+    cloud.ok(extend("has", 2)).await;
+    let (instance, project) = web();
+    cloud.ok(InstanceResume { instance, project }).await;
+    cloud.ok(attach("wants", "web")).await;
+    cloud.ok(detach("has")).await;
+    until(&cloud, &mut host, "wants", VolumeStatus::InUse).await;
+    until(&cloud, &mut host, "has", VolumeStatus::Available).await;
     assert_sound(&cloud).await;
 }
 
