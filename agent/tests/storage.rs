@@ -409,7 +409,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     let id = InstanceId::new();
     let plan = host.plan(id, &image, 3 << 30);
 
-    assert!(!host.storage.has_image(&image.sha256).await.unwrap());
+    assert!(!host.storage.has_image(&image).await.unwrap());
     assert_eq!(
         host.storage.observe(id).await.unwrap(),
         InstanceFiles::default()
@@ -419,19 +419,22 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
         host.fetch(&image).await.unwrap();
         host.create(&plan).await.unwrap();
     }
-    assert!(host.storage.has_image(&image.sha256).await.unwrap());
+    assert!(host.storage.has_image(&image).await.unwrap());
     let cached = host.storage.cached_images().await.unwrap();
     assert_eq!(
-        cached.iter().map(|image| &image.sha256).collect::<Vec<_>>(),
+        cached
+            .iter()
+            .map(|image| image.name.sha256())
+            .collect::<Vec<_>>(),
         [&image.sha256]
     );
     assert_eq!(host.image_files(), [image.sha256.as_str()]);
-    let metadata = fs::metadata(host.paths.image(&image.sha256)).unwrap();
+    let metadata = fs::metadata(host.paths.image(&image)).unwrap();
     assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o444, 0));
 
     let calls = host.calls();
     assert_eq!(calls.len(), 1, "a disk is made once: {calls:?}");
-    let cached_path = host.paths.image(&image.sha256);
+    let cached_path = host.paths.image(&image);
     assert!(
         calls[0].starts_with(&format!(
             "create -q -f qcow2 -F qcow2 -b {} /",
@@ -474,7 +477,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
             .is_empty()
     );
     assert!(
-        host.storage.has_image(&image.sha256).await.unwrap(),
+        host.storage.has_image(&image).await.unwrap(),
         "the image stays"
     );
 }
@@ -545,7 +548,7 @@ async fn a_download_tells_how_far_it_is() {
     );
     wait_for("the partial file", || !host.image_files().is_empty()).await;
     assert!(
-        !host.storage.has_image(&image.sha256).await.unwrap(),
+        !host.storage.has_image(&image).await.unwrap(),
         "half an image is none"
     );
     host.storage.sweep().await.unwrap();
@@ -556,8 +559,8 @@ async fn a_download_tells_how_far_it_is() {
     );
     gate.open();
     fetching.await.unwrap().unwrap();
-    assert!(host.storage.has_image(&image.sha256).await.unwrap());
-    assert_eq!(fs::read(host.paths.image(&image.sha256)).unwrap(), bytes);
+    assert!(host.storage.has_image(&image).await.unwrap());
+    assert_eq!(fs::read(host.paths.image(&image)).unwrap(), bytes);
     assert_eq!(told.borrow().clone(), None, "nothing is under way any more");
 }
 
@@ -570,7 +573,7 @@ async fn zeros_take_no_space() {
     let server = Server::new(move |_, stream| whole(stream, &body));
     let image = image(&server.url("/"), &bytes, ImageFormat::Raw);
     host.fetch(&image).await.unwrap();
-    let metadata = fs::metadata(host.paths.image(&image.sha256)).unwrap();
+    let metadata = fs::metadata(host.paths.image(&image)).unwrap();
     assert_eq!(metadata.len(), 16 << 20);
     assert!(
         metadata.blocks() * 512 < MIB,
@@ -578,7 +581,7 @@ async fn zeros_take_no_space() {
         metadata.blocks()
     );
     assert_eq!(
-        sum(&fs::read(host.paths.image(&image.sha256)).unwrap()),
+        sum(&fs::read(host.paths.image(&image)).unwrap()),
         image.sha256
     );
 }
@@ -1092,7 +1095,7 @@ async fn only_regular_files_outside_of_berths_own_are_images() {
     let root = &host.root;
     host.file("empty", b"");
     nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    symlink(host.paths.image(&good.sha256), root.join("link")).unwrap();
+    symlink(host.paths.image(&good), root.join("link")).unwrap();
     for (path, code, part) in [
         (
             root.join("absent"),
@@ -1125,7 +1128,7 @@ async fn only_regular_files_outside_of_berths_own_are_images() {
             "it is empty",
         ),
         (
-            host.paths.image(&good.sha256),
+            host.paths.image(&good),
             FaultCode::ImageUnreachable,
             "where berth keeps its own files",
         ),
@@ -1241,7 +1244,7 @@ async fn a_cached_image_is_inspected_again_for_every_stated_format() {
     assert_eq!(host.calls(), [""; 0]);
     assert!(!host.paths.instance(id).exists());
     assert!(
-        host.storage.has_image(&raw.sha256).await.unwrap(),
+        host.storage.has_image(&raw).await.unwrap(),
         "the image is still good for others"
     );
     host.create(&host.plan(id, &raw, 1 << 30)).await.unwrap();
@@ -1589,7 +1592,7 @@ async fn a_killed_agent_leaves_only_what_sweep_removes() {
         matches!(&left[..], [name] if name.starts_with(&format!(".partial-{}", image.sha256))),
         "{left:?}"
     );
-    assert!(!host.storage.has_image(&image.sha256).await.unwrap());
+    assert!(!host.storage.has_image(&image).await.unwrap());
     assert_eq!(host.storage.cached_images().await.unwrap(), []);
     // A disk that was being made, too; and what looks like neither stays.
     let id = InstanceId::new();

@@ -19,7 +19,7 @@ use berth_common::{
     document::ImageRef,
     ids::{InstanceId, NetworkId},
     message::view::Resources,
-    names::{ImageSha256, ImageUrl},
+    names::ImageUrl,
     units::{ByteCount, DiskGb, MemoryMb, Vcpus},
 };
 use uuid::Uuid;
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
+    image_cache::CachedName,
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
 };
@@ -194,7 +195,7 @@ impl FakeHost {
 
     /// Which images are in the cache.
     #[must_use]
-    pub fn images(&self) -> BTreeSet<ImageSha256> {
+    pub fn images(&self) -> BTreeSet<CachedName> {
         self.model().files.images.clone()
     }
 
@@ -295,10 +296,10 @@ impl Storage for FakeHost {
         Ok(model.files.observe(instance))
     }
 
-    async fn has_image(&self, sha256: &ImageSha256) -> Result<bool, ActError> {
+    async fn has_image(&self, image: &ImageRef) -> Result<bool, ActError> {
         let model = self.model();
         model.faults.look()?;
-        Ok(model.files.images.contains(sha256))
+        Ok(model.files.images.contains(&CachedName::of(image)))
     }
 
     async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError> {

@@ -16,7 +16,6 @@ use berth_common::{
     document::ImageRef,
     ids::{InstanceId, NetworkId},
     message::report::FaultCode,
-    names::ImageSha256,
     units::ByteCount,
 };
 
@@ -89,8 +88,8 @@ pub trait Compute: Send + Sync {
 pub trait Storage: Send + Sync {
     /// The files of an instance that are complete.
     async fn observe(&self, instance: InstanceId) -> Result<InstanceFiles, ActError>;
-    /// Whether an image is in the cache, whole and verified.
-    async fn has_image(&self, sha256: &ImageSha256) -> Result<bool, ActError>;
+    /// Whether an image is in the cache, whole, verified and ready to be used.
+    async fn has_image(&self, image: &ImageRef) -> Result<bool, ActError>;
     /// Carries out one step. Repeating a step that was done already is not an error.
     async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError>;
     /// Size and used bytes of the file system that holds the disks.

@@ -19,7 +19,6 @@ use berth_common::{
     document::{Desired, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec},
     ids::{InstanceId, NetworkId},
     message::report::{Fault, FaultCode, PowerState},
-    names::ImageSha256,
     units::{ByteCount, Generation},
 };
 
@@ -29,6 +28,7 @@ use super::{
         DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
         cpu_shares,
     },
+    image_cache::CachedName,
     names,
 };
 
@@ -101,7 +101,7 @@ pub struct Observed {
     /// Its files.
     pub files: InstanceFiles,
     /// Which images are in the cache.
-    pub images: BTreeSet<ImageSha256>,
+    pub images: BTreeSet<CachedName>,
     /// Which networks are ready on this host.
     pub networks_ready: BTreeSet<NetworkId>,
     /// How long ago the guest was asked to power off for this wish: first and last time. `None`: not asked.
@@ -138,7 +138,7 @@ pub struct HostFacts {
 pub struct Paths {
     /// One directory per instance below this.
     pub instances: PathBuf,
-    /// One file per image below this, named by its sha256.
+    /// One file per image below this, named as [`CachedName`] says.
     pub images: PathBuf,
 }
 
@@ -179,8 +179,8 @@ impl Paths {
 
     /// A cached image.
     #[must_use]
-    pub fn image(&self, sha256: &ImageSha256) -> PathBuf {
-        self.images.join(sha256.as_str())
+    pub fn image(&self, image: &ImageRef) -> PathBuf {
+        self.images.join(CachedName::of(image).file_name())
     }
 }
 
@@ -410,7 +410,10 @@ fn missing_images(images: Vec<&ImageRef>, observed: &Observed) -> Vec<Step> {
     let mut fetched = BTreeSet::new();
     images
         .into_iter()
-        .filter(|image| !observed.images.contains(&image.sha256) && fetched.insert(&image.sha256))
+        .filter(|image| {
+            let name = CachedName::of(image);
+            !observed.images.contains(&name) && fetched.insert(name)
+        })
         .map(|image| Step::Storage(StorageStep::FetchImage(image.clone())))
         .collect()
 }
@@ -429,7 +432,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         DomainDisk {
             path: host.paths.disk(id, disk.index, disk.format),
             format: "qcow2",
-            backing: vec![(host.paths.image(&image.sha256), image.format.as_str())],
+            backing: vec![(host.paths.image(image), image.format.cached().as_str())],
             target: disk_target(disk.index),
             serial: format!("disk{}", disk.index),
         }

@@ -337,7 +337,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
                 disks: [0].into(),
                 config_drive: false,
             },
-            images: [image().sha256].into(),
+            images: [CachedName::of(&image())].into(),
             networks_ready: [network()].into(),
             asked: None,
             asked_before: None,
@@ -416,7 +416,7 @@ fn from_nothing_everything_is_made_in_order() {
         &["fetch", "disk0", "define@1"],
         &Converged,
     );
-    let cached = nothing().but(|observed| observed.images = [image().sha256].into());
+    let cached = nothing().but(|observed| observed.images = [CachedName::of(&image())].into());
     check(
         cached,
         &running(1),

@@ -5,6 +5,7 @@ pub mod config_drive;
 pub mod dhcp;
 pub mod domain;
 pub mod domain_xml;
+pub mod image_cache;
 pub mod image_header;
 pub mod instance;
 pub mod names;

@@ -17,6 +17,7 @@ use crate::{
     act::{ActError, Progress},
     decide::{
         domain::{DomainStep, OffReason},
+        image_cache::CachedName,
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
     },
 };
@@ -122,8 +123,8 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     if let Some(spec) = &wish.spec {
         for disk in &spec.disks {
             let DiskSource::Image(image) = &disk.source;
-            if host.storage.has_image(&image.sha256).await? {
-                images.insert(image.sha256.clone());
+            if host.storage.has_image(image).await? {
+                images.insert(CachedName::of(image));
             }
         }
         let networks: BTreeSet<_> = spec.ports.iter().map(|port| port.network_id).collect();

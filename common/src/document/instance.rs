@@ -114,7 +114,9 @@ pub struct ImageRef {
 }
 
 /// Formats of images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ImageFormat {
@@ -122,6 +124,12 @@ pub enum ImageFormat {
     Qcow2,
     /// The bare bytes of the disk.
     Raw,
+    /// VMware's format, as one file: `monolithicSparse` or `streamOptimized`. Converted once it is fetched.
+    Vmdk,
+    /// VirtualBox's format, dynamic or of fixed size. Converted once it is fetched.
+    Vdi,
+    /// Hyper-V's format, dynamic or of fixed size. Converted once it is fetched.
+    Vhdx,
 }
 
 impl ImageFormat {
@@ -131,6 +139,28 @@ impl ImageFormat {
         match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",
+            Self::Vmdk => "vmdk",
+            Self::Vdi => "vdi",
+            Self::Vhdx => "vhdx",
+        }
+    }
+
+    /// What lies in a host's cache, and so below a disk: guests run on the first two formats only, and an image of
+    /// any other one is converted.
+    #[must_use]
+    pub const fn cached(self) -> Self {
+        match self {
+            Self::Raw => Self::Raw,
+            Self::Qcow2 | Self::Vmdk | Self::Vdi | Self::Vhdx => Self::Qcow2,
+        }
+    }
+
+    /// Whether what lies in the cache is something else than what was fetched.
+    #[must_use]
+    pub const fn is_converted(self) -> bool {
+        match self {
+            Self::Qcow2 | Self::Raw => false,
+            Self::Vmdk | Self::Vdi | Self::Vhdx => true,
         }
     }
 }

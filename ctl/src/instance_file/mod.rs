@@ -244,8 +244,13 @@ fn flavor<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<Flavor>
 fn image<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<ImageRef> {
     const URL: &str = "must be an absolute path on the hypervisor, file:///absolute/path, http://… or https://…, of at \
                        most 2048 printable characters without spaces";
-    const FORMAT: [(&str, ImageFormat); 2] =
-        [("qcow2", ImageFormat::Qcow2), ("raw", ImageFormat::Raw)];
+    const FORMAT: [(&str, ImageFormat); 5] = [
+        ("qcow2", ImageFormat::Qcow2),
+        ("raw", ImageFormat::Raw),
+        ("vmdk", ImageFormat::Vmdk),
+        ("vdi", ImageFormat::Vdi),
+        ("vhdx", ImageFormat::Vhdx),
+    ];
     if !root.has("image") {
         reader.missing(
             root,
@@ -279,7 +284,8 @@ fn image<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<ImageRef
     }
     let format = reader.text(&mut section, "format", |text| one_of(text, &FORMAT));
     if format == Field::Absent {
-        let right = "must be \"qcow2\" or \"raw\" (`qemu-img info FILE` tells which); berth never guesses it";
+        let right = "must be \"qcow2\", \"raw\", \"vmdk\", \"vdi\" or \"vhdx\" (`qemu-img info FILE` tells which); \
+                     berth never guesses it";
         reader.missing(&section, "format", right);
     }
     reader.end(&section, &ALL_KEYS);
@@ -357,7 +363,16 @@ fn one_of<T: Clone>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     let hint = closest(text, words.iter().map(|(word, _)| *word))
         .map(|near| format!(" (did you mean \"{near}\"?)"))
         .unwrap_or_default();
-    Err(format!("must be {}{hint}", all.join(" or ")))
+    let (last, others) = all
+        .split_last()
+        .map_or(("", all.as_slice()), |(last, others)| {
+            (last.as_str(), others)
+        });
+    let choice = match others {
+        [] => last.to_owned(),
+        others => format!("{} or {last}", others.join(", ")),
+    };
+    Err(format!("must be {choice}{hint}"))
 }
 
 #[cfg(test)]

@@ -79,13 +79,13 @@ fn placement_needs_a_size_only_and_takes_no_mistake_in_the_rest() {
     let text = format!("project = \"a\"\n{size}");
     assert_eq!(placement(&text, None).unwrap().project.as_str(), "a");
     assert_eq!(placement(&text, Some("b")).unwrap().project.as_str(), "b");
-    let wrong = "name = \"web 1\"\nvcpus = 1\ndisk_gb = 1\n[image]\nformat = \"vmdk\"\n";
+    let wrong = "name = \"web 1\"\nvcpus = 1\ndisk_gb = 1\n[image]\nformat = \"iso\"\n";
     insta::assert_snapshot!(placement(wrong, None).unwrap_err(), @r#"
     5 mistakes in the instance file:
       1. web.toml:1:8: name: must be 1 to 63 letters, digits and hyphens, with no hyphen at either end (it becomes the guest's host name); found the string "web 1"
       2. web.toml:4:1: image.url: is missing; must be an absolute path on the hypervisor, file:///absolute/path, http://… or https://…, of at most 2048 printable characters without spaces
       3. web.toml:4:1: image.sha256: is missing; berth checks every image against it: run `sha256sum FILE` on a copy you trust and write its first word here
-      4. web.toml:5:10: image.format: must be "qcow2" or "raw"; found the string "vmdk"
+      4. web.toml:5:10: image.format: must be "qcow2", "raw", "vmdk", "vdi" or "vhdx"; found the string "iso"
       5. web.toml: memory_mb: is missing; must be an integer from 1 to 68719476736 (MiB); set it at the top of the file, like memory_mb = 512
     "#);
 }
@@ -234,7 +234,7 @@ sha256 = "abc"
 [image]
 url = "images/guest.qcow2"
 fromat = "qcow2"
-format = "vmdk"
+format = "iso"
 
 [[networks]]
 netwrok = "net0"
@@ -257,7 +257,7 @@ mac_address = "01:00:5e:00:00:01"
       8. web.toml:9:1: image.sha256: is missing; berth checks every image against it: run `sha256sum FILE` on a copy you trust and write its first word here
       9. web.toml:10:7: image.url: must be an absolute path on the hypervisor, file:///absolute/path, http://… or https://…, of at most 2048 printable characters without spaces; found the string "images/guest.qcow2"
       10. web.toml:11:1: image.fromat: unknown key; did you mean image.format?
-      11. web.toml:12:10: image.format: must be "qcow2" or "raw"; found the string "vmdk"
+      11. web.toml:12:10: image.format: must be "qcow2", "raw", "vmdk", "vdi" or "vhdx"; found the string "iso"
       12. web.toml:14:1: networks[1].network: is missing; must be the name or the id of a network
       13. web.toml:15:1: networks[1].netwrok: unknown key; did you mean networks[1].network?
       14. web.toml:16:14: networks[1].ip_address: must be an IPv4 address, like "10.0.0.10"; found the string "10.0.0.300"

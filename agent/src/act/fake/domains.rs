@@ -322,7 +322,7 @@ fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Resul
         )));
     }
     let backing = config.disks.iter().flat_map(|disk| &disk.backing);
-    let is_there = |path: &Path| files.images.iter().any(|it| path.ends_with(it.as_str()));
+    let is_there = |path: &Path| files.images.iter().any(|it| path.ends_with(it.file_name()));
     if let Some((path, _)) = backing.into_iter().find(|(path, _)| !is_there(path)) {
         return Err(failed(format!("there is no {}", path.display())));
     }

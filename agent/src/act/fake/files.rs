@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_common::{
     ids::InstanceId,
     message::report::FaultCode,
-    names::{ImageSha256, ImageUrl},
+    names::ImageUrl,
     units::{ByteCount, DiskGb},
 };
 
@@ -14,13 +14,14 @@ use crate::{
     act::ActError,
     decide::{
         config_drive::DriveFile,
+        image_cache::CachedName,
         instance::{InstanceFiles, StorageStep},
     },
 };
 
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    pub(super) images: BTreeSet<ImageSha256>,
+    pub(super) images: BTreeSet<CachedName>,
     pub(super) unreachable: BTreeSet<ImageUrl>,
     pub(super) disk: Disk,
     instances: BTreeMap<InstanceId, BTreeMap<u8, ByteCount>>,
@@ -71,7 +72,7 @@ impl Files {
     pub(super) fn apply(&mut self, step: &StorageStep) -> Result<(), ActError> {
         match step {
             StorageStep::FetchImage(image) => {
-                if self.images.contains(&image.sha256) {
+                if self.images.contains(&CachedName::of(image)) {
                     return Ok(());
                 }
                 if self.unreachable.contains(&image.url) {
@@ -83,10 +84,10 @@ impl Files {
                     ));
                 }
                 self.needs_room("the image")?;
-                self.images.insert(image.sha256.clone());
+                self.images.insert(CachedName::of(image));
             }
             StorageStep::CreateDisk(plan) => {
-                if !self.images.contains(&plan.image.sha256) {
+                if !self.images.contains(&CachedName::of(&plan.image)) {
                     let what = format!("image {} is not in the cache", plan.image.sha256);
                     return Err(ActError::retryable(
                         FaultCode::Internal,

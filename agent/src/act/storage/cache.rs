@@ -1,38 +1,38 @@
-//! The image cache: one file per content, named by its sha256. A file with such a name is whole, verified and on
-//! disk; it is never changed, and several overlays may lean on it.
+//! The image cache: one file per content, named by its sha256, or by that and the format it was converted from. A file
+//! with such a name is whole, verified and on disk; it is never changed, and several overlays may lean on it.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
 
 use berth_common::{
     document::{ImageFormat, ImageRef},
-    names::ImageSha256,
     units::ByteCount,
 };
 use nix::fcntl::OFlag;
 
 use super::{fault::StorageFault, instances, source::for_people};
 use crate::decide::{
-    image_header::{self, HEAD_BYTES, ImageFacts},
+    image_cache::CachedName,
+    image_header::{self, ImageFacts, Judgement, Window},
     instance::Paths,
 };
 
 /// An image in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedImage {
-    /// Its content.
-    pub sha256: ImageSha256,
+    /// Its name, which says what it is.
+    pub name: CachedName,
     /// Length of its file.
     pub size: ByteCount,
 }
 
 /// Whether an image is there.
-pub(super) fn has(paths: &Paths, sha256: &ImageSha256) -> Result<bool, StorageFault> {
-    let path = paths.image(sha256);
+pub(super) fn has(paths: &Paths, image: &ImageRef) -> Result<bool, StorageFault> {
+    let path = paths.image(image);
     match fs::symlink_metadata(&path) {
         Ok(metadata) if metadata.is_file() => Ok(true),
         Ok(_) => Err(StorageFault::NotOurs { path }),
@@ -45,54 +45,85 @@ pub(super) fn has(paths: &Paths, sha256: &ImageSha256) -> Result<bool, StorageFa
 pub(super) fn list(paths: &Paths) -> Result<Vec<CachedImage>, StorageFault> {
     let mut images = Vec::new();
     for name in instances::entries(&paths.images)?.unwrap_or_default() {
-        let Ok(sha256) = name.parse::<ImageSha256>() else {
+        let Some(name) = CachedName::parse(&name) else {
             continue;
         };
-        match fs::symlink_metadata(paths.image(&sha256)) {
+        match fs::symlink_metadata(paths.images.join(name.file_name())) {
             Ok(metadata) if metadata.is_file() => {
                 images.push(CachedImage {
-                    sha256,
+                    name,
                     size: ByteCount::clamped(metadata.len()),
                 });
             }
             _ => {}
         }
     }
-    images.sort_unstable_by(|a, b| a.sha256.cmp(&b.sha256));
+    images.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(images)
 }
 
-/// Inspects a cached image as the format its document states; `None`: it is not there. Done at every use, because
-/// another document may state another format for the same bytes.
+/// Inspects a cached image as the format its document states, or as what that is converted to; `None`: it is not
+/// there. Done at every use, because another document may state another format for the same bytes.
 pub(super) fn facts(paths: &Paths, image: &ImageRef) -> Result<Option<ImageFacts>, StorageFault> {
-    if !has(paths, &image.sha256)? {
+    if !has(paths, image)? {
         return Ok(None);
     }
-    let path = paths.image(&image.sha256);
+    let path = paths.image(image);
     let failed = |source| StorageFault::io("read", &path, source);
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&path)
         .map_err(failed)?;
-    inspect(file, &path, image).map(Some)
+    inspect(&file, &path, image.format.cached(), image).map(Some)
 }
 
-/// Inspects a file that is positioned at its beginning.
+/// Inspects a file as an image of a format.
 pub(super) fn inspect(
-    file: File,
+    file: &File,
     path: &Path,
+    format: ImageFormat,
     image: &ImageRef,
 ) -> Result<ImageFacts, StorageFault> {
     let failed = |source| StorageFault::io("read", path, source);
     let length = file.metadata().map_err(failed)?.len();
-    let mut head = Vec::with_capacity(HEAD_BYTES);
-    file.take(u64::try_from(HEAD_BYTES).unwrap_or(u64::MAX))
-        .read_to_end(&mut head)
-        .map_err(failed)?;
-    let format: ImageFormat = image.format;
-    image_header::inspect(format, &head, length).map_err(|refusal| StorageFault::Refused {
-        url: for_people(&image.url),
-        refusal,
+    image_header::inspect(format, &mut FileWindow { file, length }).map_err(|judgement| {
+        match judgement {
+            Judgement::Refused(refusal) => StorageFault::Refused {
+                url: for_people(&image.url),
+                refusal,
+            },
+            Judgement::Unreadable(source) => failed(source),
+        }
     })
+}
+
+/// The bytes of a file.
+struct FileWindow<'a> {
+    file: &'a File,
+    length: u64,
+}
+
+impl Window for FileWindow<'_> {
+    type Error = io::Error;
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn read(&mut self, at: u64, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        let mut done = 0;
+        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let offset = at.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            match self.file.read_at(rest, offset) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(done);
+        Ok(bytes)
+    }
 }

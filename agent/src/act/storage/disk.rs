@@ -104,7 +104,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
             needed: facts.virtual_size,
         });
     }
-    let image = inner.paths.image(&plan.image.sha256);
+    let image = inner.paths.image(&plan.image);
     // The overlay's header keeps this path: it must not depend on anybody's working directory.
     let image =
         std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
@@ -116,7 +116,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
     Ok(Some(Making {
         temporary,
         image,
-        image_format: plan.image.format,
+        image_format: plan.image.format.cached(),
     }))
 }
 

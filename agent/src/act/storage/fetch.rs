@@ -118,12 +118,11 @@ pub(super) fn fetch(
     }
     stage.send_replace(Stage::Checking);
     let failed = |source| StorageFault::io("write", path, source);
-    file.seek(SeekFrom::Start(0)).map_err(failed)?;
     file.set_permissions(Permissions::from_mode(IMAGE_MODE))
         .map_err(failed)?;
-    cache::inspect(file.try_clone().map_err(failed)?, path, image)?;
+    cache::inspect(&file, path, image.format, image)?;
     file.sync_all().map_err(failed)?;
-    partial.publish(&inner.paths.image(&image.sha256))
+    partial.publish(&inner.paths.image(image))
 }
 
 /// The bounds of one copy.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   <images>/<sha256>              a whole, verified image; never changed
+//!   <images>/<sha256>.vmdk.qcow2   what was made of one in a format that guests do not run on; never changed
 //!   <images>/.partial-…            a download that runs (or a leftover: sweep)
 //!   <instances>/<id>/disk0.qcow2   an overlay over an image
 //!   <instances>/<id>/config.iso    its config drive
@@ -30,7 +31,7 @@ mod threads;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_common::{document::ImageRef, ids::InstanceId, names::ImageSha256, units::ByteCount};
+use berth_common::{document::ImageRef, ids::InstanceId, units::ByteCount};
 
 pub use cache::CachedImage;
 pub use options::StorageOptions;
@@ -103,9 +104,9 @@ impl Storage for DirStorage {
             .await
     }
 
-    async fn has_image(&self, sha256: &ImageSha256) -> Result<bool, ActError> {
-        let sha256 = sha256.clone();
-        self.on_files(move |inner| cache::has(&inner.paths, &sha256))
+    async fn has_image(&self, image: &ImageRef) -> Result<bool, ActError> {
+        let image = image.clone();
+        self.on_files(move |inner| cache::has(&inner.paths, &image))
             .await
     }
 

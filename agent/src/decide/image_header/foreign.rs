@@ -10,6 +10,9 @@ pub(super) struct Found {
     pub(super) probed: bool,
 }
 
+/// The name of VDI, whose mark is not at the beginning.
+pub(super) const VDI: &str = "a VDI image";
+
 /// Offset, bytes, name.
 const DISK_FORMATS: &[(usize, &[u8], &str)] = &[
     (0, b"QFI\xfb\x00\x00\x00\x01", "a qcow image of version 1"),
@@ -18,7 +21,7 @@ const DISK_FORMATS: &[(usize, &[u8], &str)] = &[
     (0, b"KDMV", "a VMDK image"),
     (0, b"COWD", "a VMDK image"),
     (0, b"# Disk DescriptorFile", "a VMDK descriptor"),
-    (0x40, b"\x7f\x10\xda\xbe", "a VDI image"),
+    (0x40, b"\x7f\x10\xda\xbe", VDI),
     (0, b"vhdxfile", "a VHDX image"),
     (0, b"conectix", "a VHD image"),
     (0, b"LUKS\xba\xbe", "a LUKS-encrypted image"),

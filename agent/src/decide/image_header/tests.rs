@@ -9,6 +9,38 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// An image in memory; what it says about its length need not be true.
+struct Memory<'a> {
+    bytes: &'a [u8],
+    length: u64,
+}
+
+impl Window for Memory<'_> {
+    type Error = std::convert::Infallible;
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn read(&mut self, at: u64, count: usize) -> Result<Vec<u8>, Self::Error> {
+        assert!(count <= HEAD_BYTES, "{count} bytes at once");
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let rest = self.bytes.get(at..).unwrap_or_default();
+        Ok(rest[..count.min(rest.len())].to_vec())
+    }
+}
+
+fn judge(format: ImageFormat, bytes: &[u8], length: u64) -> Result<ImageFacts, Refusal> {
+    inspect(format, bytes, length)
+}
+
+fn inspect(format: ImageFormat, bytes: &[u8], length: u64) -> Result<ImageFacts, Refusal> {
+    match super::inspect(format, &mut Memory { bytes, length }) {
+        Ok(facts) => Ok(facts),
+        Err(Judgement::Refused(refusal)) => Err(refusal),
+    }
+}
+
 /// A header builder: starts as a good version 3 image, and is changed byte by byte.
 struct Image {
     bytes: Vec<u8>,
@@ -534,13 +566,13 @@ fn raw_images_must_not_look_like_another_disk_format() {
         );
     }
     assert_eq!(
-        super::inspect(ImageFormat::Raw, b"x", MAX_VIRTUAL_SIZE + 1),
+        judge(ImageFormat::Raw, b"x", MAX_VIRTUAL_SIZE + 1),
         Err(Refusal::TooLarge {
             bytes: MAX_VIRTUAL_SIZE + 512
         })
     );
     assert_eq!(
-        super::inspect(ImageFormat::Raw, b"x", u64::MAX),
+        judge(ImageFormat::Raw, b"x", u64::MAX),
         Err(Refusal::TooLarge { bytes: u64::MAX })
     );
 }
@@ -718,11 +750,35 @@ fn what_qemu_img_makes_is_refused_if_it_leans_on_another_file() {
     );
 }
 
+mod converted;
+
+/// Where each format has its mark.
+const BEGINNINGS: [(ImageFormat, usize, &[u8]); 4] = [
+    (ImageFormat::Qcow2, 0, b"QFI\xfb\0\0\0\x03"),
+    (ImageFormat::Vmdk, 0, b"KDMV\x01\0\0\0\x03\0\0\0"),
+    (ImageFormat::Vdi, 0x40, b"\x7f\x10\xda\xbe\x01\0\x01\0"),
+    (ImageFormat::Vhdx, 0, b"vhdxfile"),
+];
+
 proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2048), length in any::<u64>()) {
         let _ = inspect(ImageFormat::Qcow2, &bytes, length);
         let _ = inspect(ImageFormat::Raw, &bytes, length);
+    }
+
+    #[test]
+    fn random_bytes_behind_a_good_beginning_never_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..4096),
+        length in any::<u64>(),
+    ) {
+        for (format, at, magic) in BEGINNINGS {
+            let mut image = bytes.clone();
+            image.resize(image.len().max(at + magic.len()), 0);
+            image[at..at + magic.len()].copy_from_slice(magic);
+            let _ = inspect(format, &image, length);
+            let _ = inspect(format, &image, u64::try_from(image.len()).unwrap());
+        }
     }
 
     #[test]
@@ -742,6 +798,32 @@ proptest! {
             prop_assert_eq!(&image.bytes[32..36], &[0; 4], "encryption");
             if image.bytes[7] == 3 {
                 prop_assert_eq!(image.bytes[79] & !0b1_1000, 0, "incompatible features");
+            }
+        }
+    }
+}
+
+proptest! {
+    // The images have megabytes.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn damaged_images_of_other_tools_never_panic_and_never_lean_on_another_file(
+        damage in proptest::collection::vec((0.0..1.0_f64, any::<u8>()), 1..16),
+        cut in 0_usize..64,
+    ) {
+        for (format, image) in converted::samples() {
+            let mut image = image.clone();
+            for (place, byte) in &damage {
+                let at = converted::header_byte(*format, *place);
+                if let Some(old) = image.get_mut(at) {
+                    *old = *byte;
+                }
+            }
+            let kept = image.len() - cut * 1000;
+            image.truncate(kept);
+            if let Ok(facts) = inspect(*format, &image, u64::try_from(kept).unwrap()) {
+                prop_assert!(facts.virtual_size.get() <= MAX_VIRTUAL_SIZE);
             }
         }
     }
