@@ -71,6 +71,8 @@ impl Host {
 
     fn at(root: &Path, change: impl FnOnce(&mut StorageOptions)) -> Self {
         fs::create_dir_all(root).unwrap();
+        // `qemu-img` runs as somebody without rights.
+        fs::set_permissions(root, fs::Permissions::from_mode(0o711)).unwrap();
         let wrapper = root.join("qemu-img");
         let log = root.join("qemu-img.log");
         let script = format!(
@@ -78,6 +80,8 @@ impl Host {
             log.display()
         );
         install(&wrapper, &script);
+        fs::write(&log, "").unwrap();
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).unwrap();
         let mut options = StorageOptions {
             qemu_img: wrapper,
             connect_timeout: Duration::from_secs(5),
@@ -225,6 +229,36 @@ fn qcow2(host: &Host, args: &[&str]) -> Vec<u8> {
         .expect("qemu-img is installed");
     assert!(status.success());
     fs::read(path).unwrap()
+}
+
+/// An image of another format with this content, made by the real `qemu-img`.
+fn converted(host: &Host, content: &[u8], format: ImageFormat, options: &[&str]) -> Vec<u8> {
+    let (raw, path) = (
+        host.file("content.raw", content),
+        host.root.join("made.image"),
+    );
+    let status = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", format.as_str()])
+        .args(options)
+        .args([&raw, &path])
+        .status()
+        .expect("qemu-img is installed");
+    assert!(status.success());
+    fs::remove_file(raw).unwrap();
+    fs::read(path).unwrap()
+}
+
+/// What a guest would read from a disk.
+fn content_of(disk: &Path) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let raw = directory.path().join("raw");
+    let status = Command::new("qemu-img")
+        .args(["convert", "-f", "qcow2", "-O", "raw"])
+        .args([disk, &raw])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    fs::read(raw).unwrap()
 }
 
 /// The error with its causes, as one text.
@@ -437,7 +471,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     let cached_path = host.paths.image(&image);
     assert!(
         calls[0].starts_with(&format!(
-            "create -q -f qcow2 -F qcow2 -b {} /",
+            "create -q -u -f qcow2 -F qcow2 -b {} -- ./.tmp-disk0-",
             cached_path.display()
         )),
         "{calls:?}"
@@ -718,6 +752,214 @@ async fn a_download_nobody_waits_for_stops_and_leaves_nothing() {
         ended.load(Ordering::SeqCst) && host.image_files().is_empty()
     })
     .await;
+}
+
+// ------------------------------------------------------------------------------------------------ conversion
+
+#[tokio::test]
+async fn images_of_other_tools_become_disks_with_their_content() {
+    let host = Host::new();
+    let content = noise(3 * MIB);
+    for (format, options) in [
+        (ImageFormat::Vmdk, &[][..]),
+        (ImageFormat::Vmdk, &["-o", "subformat=streamOptimized"]),
+        (ImageFormat::Vdi, &[]),
+        (ImageFormat::Vdi, &["-o", "static=on"]),
+        (ImageFormat::Vhdx, &[]),
+        (ImageFormat::Vhdx, &["-o", "subformat=fixed"]),
+    ] {
+        let bytes = converted(&host, &content, format, options);
+        let server = {
+            let body = bytes.clone();
+            Server::new(move |_, stream| whole(stream, &body))
+        };
+        let image = image(&server.url("/image"), &bytes, format);
+        assert!(!host.storage.has_image(&image).await.unwrap());
+        let (progress, _told) = watch::channel(None);
+        for _ in 0..2 {
+            host.storage.fetch_image(&image, &progress).await.unwrap();
+        }
+        assert_eq!(server.hits(), 1);
+        assert!(host.storage.has_image(&image).await.unwrap());
+        let name = format!("{}.{}.qcow2", image.sha256, format.as_str());
+        assert!(
+            host.image_files().contains(&name),
+            "{:?}",
+            host.image_files()
+        );
+        let metadata = fs::metadata(host.paths.image(&image)).unwrap();
+        assert_eq!(
+            (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()),
+            (0o444, 0, 0)
+        );
+        let id = InstanceId::new();
+        let plan = host.plan(id, &image, 16 * MIB);
+        host.create(&plan).await.unwrap();
+        let disk = content_of(&plan.path);
+        assert_eq!(disk.len(), 16 << 20);
+        assert!(disk.starts_with(&content), "{format:?} {options:?}");
+        let metadata = fs::metadata(&plan.path).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o600, 0));
+
+        // The same bytes under another name of a format are another image, and not a good one.
+        for other in [ImageFormat::Raw, ImageFormat::Qcow2, ImageFormat::Vdi] {
+            let lie = ImageRef {
+                format: other,
+                ..image.clone()
+            };
+            if other != format {
+                assert!(!host.storage.has_image(&lie).await.unwrap());
+                fails(
+                    host.fetch(&lie).await,
+                    FaultCode::ImageRefused,
+                    false,
+                    &[&format!("declared {}, but it is a", other.as_str())],
+                );
+            }
+        }
+    }
+    assert_eq!(host.image_files().len(), 6);
+    let calls = host.calls();
+    assert_eq!(calls.len(), 12, "{calls:?}");
+    for call in calls.iter().filter(|call| call.starts_with("convert")) {
+        assert!(
+            call.contains(" -f v") && call.contains(" -O qcow2 -- ./.partial-"),
+            "{call}"
+        );
+    }
+}
+
+/// Replaces `qemu-img` by a script of the test's.
+fn qemu_img(host: &Host, script: &str) {
+    install(
+        &host.root.join("qemu-img"),
+        &format!("#!/bin/sh\n{script}\n"),
+    );
+}
+
+#[tokio::test]
+async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
+    let host = Host::with(|options| options.convert_deadline = Duration::from_secs(3));
+    let bytes = converted(&host, &noise(MIB), ImageFormat::Vmdk, &[]);
+    let image = image(
+        &format!("file://{}", host.file("image", &bytes).display()),
+        &bytes,
+        ImageFormat::Vmdk,
+    );
+    let log = host.root.join("qemu-img.log");
+    qemu_img(
+        &host,
+        &format!(
+            "cat /proc/self/status /proc/self/limits /proc/net/dev > {0}; ls . >> {0} 2>&1; for file; do :; done; \
+             echo no image > $file",
+            log.display()
+        ),
+    );
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageRefused,
+        false,
+        &["declared qcow2", "does not start with qcow2's magic number"],
+    );
+    assert_eq!(host.image_files(), [""; 0]);
+    let seen = fs::read_to_string(&log).unwrap();
+    let value = |name: &str| {
+        let line = seen.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..]
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    assert_eq!(value("Uid:"), vec![nobody.uid.to_string(); 4], "{seen}");
+    assert_eq!(value("Gid:"), vec![nobody.gid.to_string(); 4], "{seen}");
+    for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(value(set), ["0000000000000000"], "{seen}");
+    }
+    assert_eq!(value("NoNewPrivs:"), ["1"]);
+    assert_eq!(value("Max address space")[0], (1_u64 << 30).to_string());
+    assert_eq!(value("Max cpu time")[0], "3600");
+    assert_eq!(
+        value("Max file size")[0],
+        (MIB + MIB / 4096 + 4 * MIB).to_string()
+    );
+    assert_eq!(value("Max core file size")[0], "0");
+    assert!(
+        seen.contains("Permission denied"),
+        "it could list images: {seen}"
+    );
+    let others = seen
+        .lines()
+        .filter(|line| line.trim_start().starts_with("eth"));
+    assert_eq!(others.count(), 0, "{seen}");
+
+    // One that makes another disk, one that hangs, one that fails, one that is told to be root.
+    qemu_img(
+        &host,
+        "for file; do :; done; exec /usr/bin/qemu-img create -q -f qcow2 $file 77M",
+    );
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageRefused,
+        false,
+        &["made a disk of", "and its header states"],
+    );
+    qemu_img(&host, "for file; do :; done; echo half > $file; sleep 600");
+    fails(
+        host.fetch(&image).await,
+        FaultCode::Internal,
+        true,
+        &["could not be converted to qcow2", "was killed after 3 s"],
+    );
+    qemu_img(&host, "echo 'the image is damaged' >&2; exit 1");
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageRefused,
+        false,
+        &["could not be converted to qcow2", "the image is damaged"],
+    );
+    assert_eq!(host.image_files(), [""; 0]);
+    for (user, part) in [
+        ("root", "must run as a user without rights"),
+        ("nosuchuser", "there is no user"),
+    ] {
+        let other = Host::with(|options| options.qemu_img_user = user.to_owned());
+        fails(
+            other.fetch(&image).await,
+            FaultCode::Internal,
+            true,
+            &[part],
+        );
+        assert_eq!(other.calls(), [""; 0]);
+    }
+    qemu_img(&host, "exec /usr/bin/qemu-img \"$@\"");
+    host.fetch(&image).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_conversion_tells_how_far_it_is_and_stops_when_nobody_waits() {
+    let host = Host::new();
+    let bytes = converted(&host, &noise(MIB), ImageFormat::Vdi, &[]);
+    let image = image(
+        &format!("file://{}", host.file("image", &bytes).display()),
+        &bytes,
+        ImageFormat::Vdi,
+    );
+    qemu_img(
+        &host,
+        "printf '    (42.50/100%%)\\r'; sleep 600 & echo $! > $(dirname $0)/qemu-img.log; wait",
+    );
+    let (progress, mut told) = watch::channel(None);
+    let (storage, wanted) = (host.storage.clone(), image.clone());
+    let waiter = tokio::spawn(async move { storage.fetch_image(&wanted, &progress).await });
+    let told = told.wait_for(|text| text.as_deref() == Some("converting the image, 42 %"));
+    tokio::time::timeout(LIMIT, told).await.unwrap().unwrap();
+    wait_for("the tool's child", || !host.calls().is_empty()).await;
+    waiter.abort();
+    assert!(waiter.await.unwrap_err().is_cancelled());
+    let child = format!("/proc/{}", host.calls()[0]);
+    wait_for("the end of the tool", || !Path::new(&child).exists()).await;
+    wait_for("an empty cache", || host.image_files().is_empty()).await;
 }
 
 // ------------------------------------------------------------------------------------------------ servers and files

@@ -1,4 +1,5 @@
-//! Runs external tools: argv only, an empty environment, bounded output, a deadline, resource limits.
+//! Runs external tools: argv only, an empty environment, bounded output, a deadline, resource limits, and as a user
+//! without rights where the caller says so.
 //!
 //! No shell ever sees a byte of it. A tool that takes too long is killed with its whole process group and reaped,
 //! also when the caller is cancelled. A tool that puts itself into the background (dnsmasq) is done when the
@@ -6,6 +7,7 @@
 //!
 //! This file decides nothing about what the tools mean: callers read status and output.
 
+mod confinement;
 mod limits;
 
 use std::{
@@ -25,6 +27,7 @@ use tokio::{
     process::Child,
 };
 
+pub use confinement::{Account, AccountError, Confinement, Network};
 pub use limits::Limits;
 
 /// Where tools are looked for.
@@ -156,6 +159,7 @@ pub struct Command {
     timeout: Duration,
     stdout_limit: usize,
     limits: Limits,
+    confinement: Option<Confinement>,
 }
 
 impl Command {
@@ -169,6 +173,7 @@ impl Command {
             timeout: DEFAULT_TIMEOUT,
             stdout_limit: DEFAULT_STDOUT_LIMIT,
             limits: Limits::default(),
+            confinement: None,
         }
     }
 
@@ -215,6 +220,13 @@ impl Command {
         self
     }
 
+    /// Who it becomes; the agent's own user otherwise.
+    #[must_use]
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = Some(confinement);
+        self
+    }
+
     /// Program and arguments as texts, for messages.
     #[must_use]
     pub fn argv(&self) -> Vec<String> {
@@ -229,6 +241,17 @@ impl Command {
     /// # Errors
     /// [`CommandError`]: it is missing, cannot be started, fails, takes too long or prints too much.
     pub async fn run(&self) -> Result<Output, CommandError> {
+        self.run_heard(&mut |_| ()).await
+    }
+
+    /// Runs it to its end, and tells what it prints meanwhile, piece by piece. Dropping the future kills it.
+    ///
+    /// # Errors
+    /// [`CommandError`]: it is missing, cannot be started, fails, takes too long or prints too much.
+    pub async fn run_heard(
+        &self,
+        heard: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> Result<Output, CommandError> {
         let mut child = self.spawn()?;
         let group = Group::of(&child);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -237,7 +260,7 @@ impl Command {
             source,
         };
         let mut errors = Tail::default();
-        let work = self.attend(&mut child, stdout, stderr, &mut errors);
+        let work = self.attend(&mut child, stdout, stderr, &mut errors, heard);
         let result = match tokio::time::timeout(self.timeout, work).await {
             Ok(Ended::Exit(status, output)) => Ok((status, output)),
             Ok(Ended::TooMuch) => Err(CommandError::TooMuchOutput {
@@ -291,6 +314,9 @@ impl Command {
             command.process_group(0);
         }
         self.limits.impose_on(&mut command);
+        if let Some(confinement) = self.confinement {
+            confinement.impose_on(&mut command);
+        }
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
         command.spawn().map_err(|source| match source.kind() {
@@ -311,10 +337,12 @@ impl Command {
         stdout: Option<tokio::process::ChildStdout>,
         stderr: Option<tokio::process::ChildStderr>,
         errors: &mut Tail,
+        heard: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Ended {
         let mut output = Bounded {
             bytes: Vec::new(),
             limit: self.stdout_limit,
+            heard,
         };
         let status = {
             let pipes =
@@ -367,17 +395,19 @@ trait Sink {
 }
 
 /// Everything, up to a limit.
-struct Bounded {
+struct Bounded<'a> {
     bytes: Vec<u8>,
     limit: usize,
+    heard: &'a mut (dyn FnMut(&[u8]) + Send),
 }
 
-impl Sink for Bounded {
+impl Sink for Bounded<'_> {
     fn take(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         if self.bytes.len().saturating_add(bytes.len()) > self.limit {
             return Err(Stop::TooMuch);
         }
         self.bytes.extend_from_slice(bytes);
+        (self.heard)(bytes);
         Ok(())
     }
 }

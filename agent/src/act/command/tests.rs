@@ -165,3 +165,64 @@ async fn limits_bind() {
             <= 4096
     );
 }
+
+#[tokio::test]
+async fn a_confined_tool_has_no_rights_and_no_network() {
+    let account = Account::named("nobody").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("inside");
+    std::fs::write(&file, "").unwrap();
+    std::os::unix::fs::chown(&file, Some(account.uid()), Some(account.gid())).unwrap();
+    let script = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status; cat /proc/net/dev | tail -n +3 | cut -d: -f1; echo x > inside; cat /etc/shadow";
+    let confined = |network| {
+        sh(script)
+            .directory(directory.path())
+            .confined(Confinement { account, network })
+    };
+    std::fs::set_permissions(
+        directory.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o711),
+    )
+    .unwrap();
+    let mut heard = Vec::new();
+    let error = confined(Network::None)
+        .run_heard(&mut |bytes| heard.extend_from_slice(bytes))
+        .await
+        .unwrap_err();
+    assert!(
+        error.stderr().contains("/etc/shadow: Permission denied"),
+        "{error}"
+    );
+    let heard = String::from_utf8(heard).unwrap();
+    let value = |name: &str| {
+        let line = heard.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_once(':')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
+    let (uid, gid) = (account.uid().to_string(), account.gid().to_string());
+    assert_eq!(value("Uid:"), [uid.as_str(); 4], "{heard}");
+    assert_eq!(value("Gid:"), [gid.as_str(); 4], "{heard}");
+    assert_eq!(value("Groups:"), [""; 0], "{heard}");
+    for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(value(set), ["0000000000000000"], "{heard}");
+    }
+    assert_eq!(value("NoNewPrivs:"), ["1"], "{heard}");
+    let links: Vec<_> = heard
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.contains(':'))
+        .collect();
+    assert!(links.is_empty() || links == ["lo"], "{heard}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "x\n");
+
+    for (name, expected) in [
+        ("root", "must run as a user without rights"),
+        ("no-such-user", "there is no user"),
+    ] {
+        let text = Account::named(name).unwrap_err().to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+}

@@ -1,20 +1,26 @@
 //! Makes a disk: a qcow2 overlay over a cached image.
 //!
-//! The image's header is inspected here again, as the format this document states, before `qemu-img` sees the file.
+//! The image's header is inspected here again, as the format this document states. `qemu-img` does not open the image:
+//! all it has to know of it is told, and it may write one file only, as a user without rights.
 
 use std::{
-    fs::{self, OpenOptions, Permissions},
+    fs::{self, File},
     io,
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::Arc,
 };
 
 use berth_common::document::{DiskFormat, ImageFormat};
 
-use super::{Inner, cache, fault::StorageFault, instances, temporary::Temporary};
+use super::{
+    Inner, cache,
+    convert::{here, lent, take_back},
+    fault::StorageFault,
+    instances,
+    temporary::Temporary,
+};
 use crate::{
-    act::command::{Command, Limits},
+    act::command::{Account, Command, Confinement, Limits, Network},
     decide::instance::DiskPlan,
 };
 
@@ -38,6 +44,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         .args([
             "create",
             "-q",
+            "-u",
             "-f",
             "qcow2",
             "-F",
@@ -45,8 +52,15 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
             "-b",
         ])
         .arg(&making.image)
-        .arg(making.temporary.path())
+        .arg("--")
+        .arg(here(making.temporary.path()))
         .arg(plan.size.get().to_string())
+        .directory(inner.paths.instance(plan.instance))
+        // A network of its own takes the kernel a while to make, and nothing of a stranger's is read here.
+        .confined(Confinement {
+            account: making.account,
+            network: Network::Host,
+        })
         .limits(LIMITS)
         .timeout(inner.options.create_deadline)
         .run()
@@ -58,15 +72,14 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         })?;
 
     let path = plan.path.clone();
-    inner
-        .files
-        .run(move || finish(making.temporary, path))
-        .await
+    inner.files.run(move || finish(making, path)).await
 }
 
 /// A disk that is being made.
 struct Making {
+    account: Account,
     temporary: Temporary,
+    file: File,
     image: PathBuf,
     image_format: ImageFormat,
 }
@@ -108,12 +121,16 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
     // The overlay's header keeps this path: it must not depend on anybody's working directory.
     let image =
         std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
+    let account = Account::named(&inner.options.qemu_img_user)?;
     instances::make(&inner.paths, plan.instance, &inner.options)?;
     let temporary = inner.temporaries.claim(
         &inner.paths.instance(plan.instance),
         &format!("disk{}", plan.index),
     )?;
+    let file = lent(temporary.path(), account)?;
     Ok(Some(Making {
+        account,
+        file,
         temporary,
         image,
         image_format: plan.image.format.cached(),
@@ -121,14 +138,12 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
 }
 
 /// Puts the complete disk on the medium, then gives it its name.
-fn finish(temporary: Temporary, path: PathBuf) -> Result<(), StorageFault> {
-    let failed = |source| StorageFault::io("write to disk", temporary.path(), source);
-    let file = OpenOptions::new()
-        .write(true)
-        .open(temporary.path())
-        .map_err(failed)?;
-    file.set_permissions(Permissions::from_mode(DISK_MODE))
-        .map_err(failed)?;
-    file.sync_all().map_err(failed)?;
+fn finish(making: Making, path: PathBuf) -> Result<(), StorageFault> {
+    let temporary = making.temporary;
+    take_back(&making.file, temporary.path(), DISK_MODE)?;
+    making
+        .file
+        .sync_all()
+        .map_err(|source| StorageFault::io("write to disk", temporary.path(), source))?;
     temporary.publish(&path)
 }

@@ -12,7 +12,10 @@ use berth_common::{message::report::FaultCode, names::ImageSha256, units::ByteCo
 
 use super::source::SourceFault;
 use crate::{
-    act::{ActError, command::CommandError},
+    act::{
+        ActError,
+        command::{AccountError, CommandError},
+    },
     decide::image_header::Refusal,
 };
 
@@ -122,6 +125,29 @@ pub(super) enum StorageFault {
         #[source]
         source: CommandError,
     },
+    /// There is nobody without rights to be.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// `qemu-img` could not read the image, or not write what it becomes.
+    #[error("the image {url} could not be converted to qcow2")]
+    Convert {
+        url: String,
+        #[source]
+        source: CommandError,
+    },
+    /// It becomes larger than its own disk, or than any image may be.
+    #[error(
+        "converting the image {url} was stopped: it becomes larger than {limit} bytes, which is more than its disk can \
+         hold or this host accepts"
+    )]
+    Swollen { url: String, limit: u64 },
+    /// What was made of it is another disk.
+    #[error("converting the image {url} made a disk of {got}, and its header states {expected}")]
+    OtherSize {
+        url: String,
+        expected: ByteCount,
+        got: ByteCount,
+    },
     /// `qemu-img` failed.
     #[error("could not make disk {index} at {}", path.display())]
     Create {
@@ -151,7 +177,9 @@ impl StorageFault {
     fn code(&self) -> FaultCode {
         match self {
             Self::Io { source, .. } if is_no_room(source) => FaultCode::DiskFull,
-            Self::Create { source, .. } | Self::ConfigDrive { source, .. }
+            Self::Create { source, .. }
+            | Self::ConfigDrive { source, .. }
+            | Self::Convert { source, .. }
                 if NO_ROOM.iter().any(|text| source.stderr().contains(text)) =>
             {
                 FaultCode::DiskFull
@@ -161,9 +189,12 @@ impl StorageFault {
                 FaultCode::ImageUnreachable
             }
             Self::Checksum { .. } => FaultCode::ImageChecksum,
-            Self::Refused { .. } | Self::TooLarge { .. } | Self::DiskTooSmall { .. } => {
-                FaultCode::ImageRefused
-            }
+            Self::Convert { source, .. } if is_verdict(source) => FaultCode::ImageRefused,
+            Self::Refused { .. }
+            | Self::TooLarge { .. }
+            | Self::DiskTooSmall { .. }
+            | Self::Swollen { .. }
+            | Self::OtherSize { .. } => FaultCode::ImageRefused,
             Self::NotOurs { .. } => FaultCode::ForeignObject,
             Self::Io { .. }
             | Self::Hung { .. }
@@ -171,6 +202,8 @@ impl StorageFault {
             | Self::WrongPlace { .. }
             | Self::NotCached { .. }
             | Self::ConfigDrive { .. }
+            | Self::Account(_)
+            | Self::Convert { .. }
             | Self::Create { .. } => FaultCode::Internal,
         }
     }
@@ -179,6 +212,9 @@ impl StorageFault {
     fn retryable(&self) -> bool {
         match self {
             Self::Source { source, .. } => source.retryable(),
+            Self::Convert { source, .. } => {
+                self.code() == FaultCode::DiskFull || !is_verdict(source)
+            }
             Self::Io { .. }
             | Self::Hung { .. }
             | Self::Thread { .. }
@@ -188,12 +224,15 @@ impl StorageFault {
             | Self::TooSlow { .. }
             | Self::NotCached { .. }
             | Self::ConfigDrive { .. }
+            | Self::Account(_)
             | Self::Create { .. } => true,
             Self::NotOurs { .. }
             | Self::TooLarge { .. }
             | Self::Checksum { .. }
             | Self::Refused { .. }
             | Self::DiskTooSmall { .. }
+            | Self::Swollen { .. }
+            | Self::OtherSize { .. }
             | Self::WrongPlace { .. } => false,
         }
     }
@@ -204,6 +243,15 @@ fn other_bytes(expected: &ImageSha256, got: Option<&str>) -> String {
         Some(got) => format!("has the sha256 {got}, and its document says {expected}"),
         None => format!("does not have the sha256 {expected} that its document says"),
     }
+}
+
+/// Whether a failed conversion says something about the image: the tool gave up on it, or took more than it may have.
+/// That it is missing, could not be started or was too slow says something about the host.
+fn is_verdict(error: &CommandError) -> bool {
+    matches!(
+        error,
+        CommandError::Failed { .. } | CommandError::TooMuchOutput { .. }
+    )
 }
 
 fn is_no_room(error: &io::Error) -> bool {

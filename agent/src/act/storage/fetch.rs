@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     Inner, cache,
+    convert::Fetched,
     fault::StorageFault,
     instances,
     room::Share,
@@ -28,7 +29,7 @@ const PIECE: usize = 128 * 1024;
 /// How often progress is told: a few times a second is enough for people.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 /// Everybody may read an image (QEMU must), nobody may write it.
-const IMAGE_MODE: u32 = 0o444;
+pub(super) const IMAGE_MODE: u32 = 0o444;
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(super) enum Stage {
     },
     /// All bytes are there and go to disk.
     Checking,
+    /// It becomes what guests can run on.
+    Converting { percent: u8 },
 }
 
 impl Stage {
@@ -60,19 +63,20 @@ impl Stage {
             }
             Self::Fetching { verb, done, .. } => format!("{verb} the image, {} MB", done >> 20),
             Self::Checking => "checking the image".to_owned(),
+            Self::Converting { percent } => format!("converting the image, {percent} %"),
         }
     }
 }
 
-/// Fetches an image into the cache, unless it is there.
+/// Fetches an image into the cache, unless it is there. One that has to be converted is returned.
 pub(super) fn fetch(
     inner: &Inner,
     image: &ImageRef,
     cancelled: &AtomicBool,
     stage: &watch::Sender<Stage>,
-) -> Result<(), StorageFault> {
+) -> Result<Option<Fetched>, StorageFault> {
     if cache::facts(&inner.paths, image)?.is_some() {
-        return Ok(());
+        return Ok(None);
     }
     let images = &inner.paths.images;
     instances::make_root(images)?;
@@ -120,9 +124,13 @@ pub(super) fn fetch(
     let failed = |source| StorageFault::io("write", path, source);
     file.set_permissions(Permissions::from_mode(IMAGE_MODE))
         .map_err(failed)?;
-    cache::inspect(&file, path, image.format, image)?;
+    let facts = cache::inspect(&file, path, image.format, image)?;
+    if image.format.is_converted() {
+        return Ok(Some(Fetched { partial, facts }));
+    }
     file.sync_all().map_err(failed)?;
-    partial.publish(&inner.paths.image(image))
+    partial.publish(&inner.paths.image(image))?;
+    Ok(None)
 }
 
 /// The bounds of one copy.

@@ -17,6 +17,7 @@
 pub mod atomic;
 mod cache;
 mod config_drive;
+mod convert;
 mod disk;
 mod fault;
 mod fetch;

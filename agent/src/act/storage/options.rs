@@ -13,6 +13,9 @@ pub struct StorageOptions {
     pub qemu_img: PathBuf,
     /// The `xorriso` to run, by name or absolute path.
     pub xorriso: PathBuf,
+    /// The user that `qemu-img` runs as: one without rights, because it reads what strangers made. It is given the
+    /// one file it may write, and reads images like everybody on the host.
+    pub qemu_img_user: String,
     /// The group that QEMU runs in. It may make files in an instance's directory (the display's socket), but not
     /// replace what others made there. A group that does not exist is left out.
     pub qemu_group: String,
@@ -40,6 +43,8 @@ pub struct StorageOptions {
     pub file_threads: usize,
     /// How long a small piece of work on files may take before it counts as hung.
     pub file_deadline: Duration,
+    /// How long converting one image may take.
+    pub convert_deadline: Duration,
     /// How long making one disk may take.
     pub create_deadline: Duration,
 }
@@ -49,6 +54,7 @@ impl Default for StorageOptions {
         Self {
             qemu_img: PathBuf::from("qemu-img"),
             xorriso: PathBuf::from("xorriso"),
+            qemu_img_user: "nobody".to_owned(),
             qemu_group: "libvirt-qemu".to_owned(),
             not_below: Vec::new(),
             ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
@@ -61,6 +67,7 @@ impl Default for StorageOptions {
             max_redirects: 5,
             file_threads: 16,
             file_deadline: Duration::from_secs(60),
+            convert_deadline: Duration::from_secs(3600),
             create_deadline: Duration::from_secs(60),
         }
     }

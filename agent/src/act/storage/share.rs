@@ -20,7 +20,7 @@ use futures::{
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot, watch};
 
 use super::{
-    Inner, cache,
+    Inner, cache, convert,
     fault::StorageFault,
     fetch::{self, Stage},
     source::for_people,
@@ -139,7 +139,7 @@ async fn is_cached(inner: &Arc<Inner>, image: &ImageRef) -> Result<bool, Storage
         .await
 }
 
-/// Waits for its turn, then fetches on a thread of its own.
+/// Waits for its turn, then fetches on a thread of its own, and converts what has to be converted.
 async fn download(
     inner: Arc<Inner>,
     image: ImageRef,
@@ -166,19 +166,25 @@ async fn download(
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
     let (sender, receiver) = oneshot::channel();
+    let (shared, wanted, told) = (Arc::clone(&inner), image.clone(), stage.clone());
     threads::spawn("berth-fetch", move || {
-        let result = fetch::fetch(&inner, &image, &cancelled, &stage);
-        drop(place);
+        let result = fetch::fetch(&shared, &wanted, &cancelled, &told);
         // Nobody waits any more.
-        let _ = sender.send(result);
+        let _ = sender.send((result, place));
     })
     .map_err(StorageFault::thread)?;
-    match tokio::time::timeout(deadline, receiver).await {
+    let (result, _place) = match tokio::time::timeout(deadline, receiver).await {
         Ok(answer) => answer.map_err(StorageFault::thread)?,
-        Err(_) => Err(StorageFault::TooSlow {
-            url,
-            after: deadline,
-        }),
+        Err(_) => {
+            return Err(StorageFault::TooSlow {
+                url,
+                after: deadline,
+            });
+        }
+    };
+    match result? {
+        Some(fetched) => convert::convert(&inner, &image, fetched, &stage).await,
+        None => Ok(()),
     }
 }
 
