@@ -87,6 +87,7 @@ impl Host {
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(5),
             max_redirects: 3,
+            resume_pause: Duration::from_millis(10),
             // Some tests run on small file systems.
             keep_free: KeepFree {
                 bytes: ByteCount::clamped(0),
@@ -322,6 +323,13 @@ impl Server {
     fn new(
         answer: impl Fn(&str, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
     ) -> Self {
+        Self::hearing(move |path, _, stream| answer(path, stream))
+    }
+
+    /// The same, with the lines of the request's head.
+    fn hearing(
+        answer: impl Fn(&str, &[String], &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (hits, stop) = (
@@ -344,10 +352,10 @@ impl Server {
                     let Some(path) = request.split(' ').nth(1).map(str::to_owned) else {
                         return;
                     };
-                    let _headers = lines.take_while(|line| !line.is_empty()).count();
+                    let headers: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
                     counter.fetch_add(1, Ordering::SeqCst);
                     // The client may hang up at any time: that is what some tests are about.
-                    let _ = answer(&path, &mut stream);
+                    let _ = answer(&path, &headers, &mut stream);
                 });
             }
         });
@@ -752,6 +760,284 @@ async fn a_download_nobody_waits_for_stops_and_leaves_nothing() {
         ended.load(Ordering::SeqCst) && host.image_files().is_empty()
     })
     .await;
+}
+
+// ------------------------------------------------------------------------------------------------ continued downloads
+
+/// A web server that knows ranges and closes the connection after so many bytes of body, as often as it is told to.
+struct Breaking {
+    server: Server,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    cuts: Arc<AtomicUsize>,
+    version: Arc<Mutex<String>>,
+}
+
+/// What was asked for: the first byte, and the version it must be of.
+type Asked = (usize, Option<String>);
+
+/// How much comes before a cut.
+const PART: usize = 300_000;
+
+impl Breaking {
+    fn new(body: &[u8], cuts: usize) -> Self {
+        let (asked, cuts) = (
+            Arc::<Mutex<Vec<_>>>::default(),
+            Arc::new(AtomicUsize::new(cuts)),
+        );
+        let version = Arc::new(Mutex::new("ETag: \"one\"".to_owned()));
+        let (heard, left, current) = (Arc::clone(&asked), Arc::clone(&cuts), Arc::clone(&version));
+        let body = body.to_vec();
+        let server = Server::hearing(move |_, headers, stream| {
+            let value = |name: &str| {
+                headers.iter().find_map(|line| {
+                    let (key, value) = line.split_once(':')?;
+                    key.eq_ignore_ascii_case(name)
+                        .then(|| value.trim().to_owned())
+                })
+            };
+            let version = current.lock().unwrap().clone();
+            let stated = version.split_once(": ").map_or("", |(_, value)| value);
+            let first = value("range")
+                .and_then(|text| text.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())
+                .unwrap_or(0_usize);
+            let wanted = value("if-range");
+            heard.lock().unwrap().push((first, wanted.clone()));
+            let same = wanted.as_deref() == Some(stated) && first < body.len();
+            let first = if same { first } else { 0 };
+            let rest = &body[first..];
+            let mut extra = format!("Content-Length: {}\r\n{version}\r\n", rest.len());
+            if first > 0 {
+                let (last, all) = (body.len() - 1, body.len());
+                extra += &format!("Content-Range: bytes {first}-{last}/{all}\r\n");
+            }
+            head(
+                stream,
+                if first > 0 {
+                    "206 Partial Content"
+                } else {
+                    "200 OK"
+                },
+                &extra,
+            )?;
+            let cut = left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok();
+            stream.write_all(if cut {
+                &rest[..PART.min(rest.len())]
+            } else {
+                rest
+            })
+        });
+        Self {
+            server,
+            asked,
+            cuts,
+            version,
+        }
+    }
+
+    fn cut(&self, times: usize) {
+        self.cuts.store(times, Ordering::SeqCst);
+    }
+
+    fn now_has(&self, version: &str) {
+        version.clone_into(&mut self.version.lock().unwrap());
+    }
+
+    /// What was asked for since the last time.
+    fn asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    fn firsts(&self) -> Vec<usize> {
+        self.asked().into_iter().map(|(first, _)| first).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_is_continued_where_it_ended() {
+    for version in [
+        "ETag: \"one\"",
+        "Last-Modified: Thu, 26 Nov 2026 10:00:00 GMT",
+    ] {
+        let host = Host::new();
+        // Zeros at every place where it breaks: they are holes, and still there.
+        let mut bytes = noise(MIB);
+        bytes[PART - 150_000..PART].fill(0);
+        let web = Breaking::new(&bytes, 2);
+        web.now_has(version);
+        let image = image(&web.server.url("/image"), &bytes, ImageFormat::Raw);
+        host.fetch(&image).await.unwrap();
+        let stated = version.split_once(": ").map(|(_, value)| value.to_owned());
+        assert_eq!(
+            web.asked(),
+            [(0, None), (PART, stated.clone()), (2 * PART, stated)]
+        );
+        assert_eq!(fs::read(host.paths.image(&image)).unwrap(), bytes);
+        assert_eq!(host.image_files(), [image.sha256.as_str()]);
+    }
+}
+
+#[tokio::test]
+async fn another_version_or_a_server_without_ranges_is_fetched_from_the_beginning() {
+    let host = Host::with(|options| options.max_resumes = 0);
+    let bytes = noise(MIB);
+    let web = Breaking::new(&bytes, 1);
+    let image = image(&web.server.url("/image"), &bytes, ImageFormat::Raw);
+    let broken = ["reading stopped after 300000 bytes of 1048576"];
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageUnreachable,
+        true,
+        &broken,
+    );
+    // What can be continued stays, with the mark of its version, and a start of the agent leaves it.
+    let kept = [
+        format!(".partial-{}", image.sha256),
+        format!(".partial-{}.from", image.sha256),
+    ];
+    host.storage.sweep().await.unwrap();
+    assert_eq!(host.image_files(), kept);
+    assert!(!host.storage.has_image(&image).await.unwrap());
+    let mark = fs::read_to_string(host.paths.images.join(&kept[1])).unwrap();
+    assert!(!mark.contains("http"), "a URL may hold a password: {mark}");
+
+    web.now_has("ETag: \"two\"");
+    web.cut(1);
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageUnreachable,
+        true,
+        &broken,
+    );
+    web.now_has("ETag: W/\"weak\"");
+    web.cut(1);
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageUnreachable,
+        true,
+        &broken,
+    );
+    assert_eq!(host.image_files(), [""; 0], "nothing could be continued");
+    assert_eq!(web.firsts(), [0, PART, PART]);
+
+    // Another server is not asked for the rest of what the first one sent.
+    web.now_has("ETag: \"one\"");
+    web.cut(1);
+    fails(
+        host.fetch(&image).await,
+        FaultCode::ImageUnreachable,
+        true,
+        &broken,
+    );
+    let elsewhere = ImageRef {
+        url: web.server.url("/elsewhere").parse().unwrap(),
+        ..image.clone()
+    };
+    host.fetch(&elsewhere).await.unwrap();
+    assert_eq!(web.firsts(), [0, 0]);
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_download_is_verified_like_everything_else() {
+    let host = Host::with(|options| options.max_resumes = 0);
+    let bytes = noise(MIB);
+    let web = Breaking::new(&bytes, 1);
+    let image = image(&web.server.url("/image"), &bytes, ImageFormat::Raw);
+    host.fetch(&image).await.unwrap_err();
+    let partial = host.paths.images.join(format!(".partial-{}", image.sha256));
+    let mut damaged = fs::read(&partial).unwrap();
+    damaged[1000] ^= 1;
+    fs::write(&partial, damaged).unwrap();
+    host.fetch(&image).await.unwrap();
+    assert_eq!(web.firsts(), [0, PART, 0]);
+    assert_eq!(fs::read(host.paths.image(&image)).unwrap(), bytes);
+
+    // One whose sum is wrong for good is deleted, however it came together.
+    let wrong = ImageRef {
+        sha256: sum(b"other"),
+        ..image.clone()
+    };
+    web.cut(1);
+    host.fetch(&wrong).await.unwrap_err();
+    assert_eq!(host.image_files().len(), 3);
+    fails(
+        host.fetch(&wrong).await,
+        FaultCode::ImageChecksum,
+        false,
+        &["has the sha256"],
+    );
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
+
+    // One that nobody went on with for long is swept.
+    web.cut(1);
+    host.fetch(&wrong).await.unwrap_err();
+    let partial = host.paths.images.join(format!(".partial-{}", wrong.sha256));
+    let old = std::time::SystemTime::now() - Duration::from_secs(48 * 3600);
+    fs::File::options()
+        .write(true)
+        .open(&partial)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+    host.storage.sweep().await.unwrap();
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
+}
+
+#[tokio::test]
+async fn a_killed_agents_download_is_continued() {
+    let host = Host::new();
+    let bytes = noise(4 * MIB);
+    let (gate, body) = (Gate::default(), bytes.clone());
+    let (shut, asked) = (gate.clone(), Arc::<Mutex<Vec<String>>>::default());
+    let heard = Arc::clone(&asked);
+    let server = Server::hearing(move |_, headers, stream| {
+        let range = headers
+            .iter()
+            .find(|line| line.to_lowercase().starts_with("range: bytes="));
+        let Some(range) = range else {
+            let length = body.len();
+            head(
+                stream,
+                "200 OK",
+                &format!("Content-Length: {length}\r\nETag: \"e\"\r\n"),
+            )?;
+            stream.write_all(&body[..body.len() / 2])?;
+            shut.wait();
+            return Ok(());
+        };
+        heard.lock().unwrap().push(range.clone());
+        let digits: String = range.chars().filter(char::is_ascii_digit).collect();
+        let (first, all): (usize, usize) = (digits.parse().unwrap(), body.len());
+        let extra = format!(
+            "Content-Range: bytes {first}-{}/{all}\r\nContent-Length: {}\r\n",
+            all - 1,
+            all - first
+        );
+        head(stream, "206 Partial Content", &extra)?;
+        stream.write_all(&body[first..])
+    });
+    let image = image(&server.url("/image"), &bytes, ImageFormat::Raw);
+    let mut victim = victim_of(&host, &image);
+    let partial = host.paths.images.join(format!(".partial-{}", image.sha256));
+    wait_for("half of the image", || {
+        fs::metadata(&partial).is_ok_and(|file| file.len() >= MIB)
+    })
+    .await;
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    gate.open();
+    host.storage.sweep().await.unwrap();
+    let half = fs::metadata(&partial).unwrap().len();
+    host.fetch(&image).await.unwrap();
+    assert_eq!(fs::read(host.paths.image(&image)).unwrap(), bytes);
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert!(asked[0].ends_with(&format!("bytes={half}-")), "{asked:?}");
+    assert_eq!(host.image_files(), [image.sha256.as_str()]);
 }
 
 // ------------------------------------------------------------------------------------------------ conversion
@@ -1794,6 +2080,17 @@ async fn victim() {
     panic!("the download ended before it was interrupted");
 }
 
+/// Another process that fetches the image.
+fn victim_of(host: &Host, image: &ImageRef) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "victim", "--ignored"])
+        .env("BERTH_TEST_ROOT", &host.root)
+        .env("BERTH_TEST_IMAGE", serde_json::to_string(image).unwrap())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 #[tokio::test]
 async fn a_killed_agent_leaves_only_what_sweep_removes() {
     let host = Host::new();
@@ -1811,13 +2108,7 @@ async fn a_killed_agent_leaves_only_what_sweep_removes() {
         stream.write_all(&body[body.len() / 2..])
     });
     let image = image(&server.url("/image"), &bytes, ImageFormat::Raw);
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "victim", "--ignored"])
-        .env("BERTH_TEST_ROOT", &host.root)
-        .env("BERTH_TEST_IMAGE", serde_json::to_string(&image).unwrap())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut victim = victim_of(&host, &image);
     let partial_bytes = || {
         let files = host.image_files();
         files.first().map_or(0, |name| {

@@ -19,6 +19,7 @@ use super::{
     Inner, cache,
     fault::StorageFault,
     fetch::{IMAGE_MODE, Stage},
+    partial::Partial,
     source::for_people,
     temporary::Temporary,
 };
@@ -45,7 +46,7 @@ const TOO_LARGE: &str = "File too large";
 
 /// An image that is there as it was fetched, verified and inspected, and needs converting.
 pub(super) struct Fetched {
-    pub(super) partial: Temporary,
+    pub(super) partial: Partial,
     pub(super) facts: ImageFacts,
 }
 

@@ -1,16 +1,16 @@
 //! One fetch of one image, on a thread that may block: stream to a partial file while hashing, compare, inspect,
-//! and only then give it its name. Whatever goes wrong, the partial file goes away with it.
+//! and only then give it its name. A download that breaks off is continued where it ended, if the server can do that;
+//! whatever else goes wrong, the partial file goes away with it.
 
 use std::{
-    fs::{File, OpenOptions, Permissions},
+    fs::{File, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
+    os::unix::fs::PermissionsExt,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use berth_common::document::ImageRef;
+use berth_common::{document::ImageRef, telemetry::error_chain};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
@@ -19,15 +19,17 @@ use super::{
     convert::Fetched,
     fault::StorageFault,
     instances,
+    partial::{self, Origin, Partial},
     room::Share,
-    source::{self, Source, SourceFault, for_people},
-    temporary::PARTIAL,
+    source::{self, GoOn, Source, SourceFault, for_people},
 };
 
 /// How much is read, hashed and written at a time, in bytes. A piece of zeros becomes a hole.
 const PIECE: usize = 128 * 1024;
 /// How often progress is told: a few times a second is enough for people.
 const TELL_EVERY: Duration = Duration::from_millis(250);
+/// How often a download that waits to be continued looks whether anybody still wants it.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Everybody may read an image (QEMU must), nobody may write it.
 pub(super) const IMAGE_MODE: u32 = 0o444;
 
@@ -78,53 +80,33 @@ pub(super) fn fetch(
     if cache::facts(&inner.paths, image)?.is_some() {
         return Ok(None);
     }
-    let images = &inner.paths.images;
-    instances::make_root(images)?;
+    instances::make_root(&inner.paths.images)?;
     let url = for_people(&image.url);
-    let source = source::open(&image.url, &inner.paths, &inner.options).map_err(|source| {
-        StorageFault::Source {
-            url: url.clone(),
-            source,
-        }
-    })?;
-    let limit = inner.options.max_image.get();
-    if source.length.is_some_and(|length| length > limit) {
-        return Err(StorageFault::TooLarge { url, limit });
-    }
-    let share = inner.room.reserve(images, &url, source.length)?;
-    let tell_sum = source.is_public;
-
-    let partial = inner
-        .temporaries
-        .claim(images, &format!("{PARTIAL}{}", image.sha256))?;
-    let path = partial.path();
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| StorageFault::io("make", path, source))?;
-    let got = Copy {
+    let mut download = Download {
+        inner,
+        image,
         url: &url,
-        path,
-        limit,
         cancelled,
         stage,
-    }
-    .run(source, share, &mut file)?;
-    if got != image.sha256.as_str() {
-        return Err(StorageFault::Checksum {
-            url,
-            expected: image.sha256.clone(),
-            got: tell_sum.then_some(got),
-        });
-    }
+        partial: Partial::open(inner, image)?,
+        hash: Sha256::new(),
+        done: 0,
+        tells_sum: false,
+    };
+    let partial = match download.all() {
+        Ok(()) => download.partial,
+        Err(fault) => {
+            download.give_up(&fault);
+            return Err(fault);
+        }
+    };
     stage.send_replace(Stage::Checking);
-    let failed = |source| StorageFault::io("write", path, source);
+    let path = partial.path().to_owned();
+    let failed = |source| StorageFault::io("write", &path, source);
+    let file = &partial.file;
     file.set_permissions(Permissions::from_mode(IMAGE_MODE))
         .map_err(failed)?;
-    let facts = cache::inspect(&file, path, image.format, image)?;
+    let facts = cache::inspect(file, &path, image.format, image)?;
     if image.format.is_converted() {
         return Ok(Some(Fetched { partial, facts }));
     }
@@ -133,116 +115,230 @@ pub(super) fn fetch(
     Ok(None)
 }
 
-/// The bounds of one copy.
-struct Copy<'a> {
+/// One download, however often it has to be continued.
+struct Download<'a> {
+    inner: &'a Inner,
+    image: &'a ImageRef,
     url: &'a str,
-    path: &'a Path,
-    limit: u64,
     cancelled: &'a AtomicBool,
     stage: &'a watch::Sender<Stage>,
+    partial: Partial,
+    /// Of the first `done` bytes, which are in the file.
+    hash: Sha256,
+    done: u64,
+    /// Whether a fault may tell what the bytes are.
+    tells_sum: bool,
 }
 
-impl Copy<'_> {
-    /// Streams all bytes into the file; returns their sha256 in hex.
-    fn run(
-        &self,
-        mut source: Source,
-        mut share: Share<'_>,
-        file: &mut File,
-    ) -> Result<String, StorageFault> {
-        let mut hash = Sha256::new();
+impl Download<'_> {
+    /// All bytes, with the right sum. What an earlier agent left is continued; if that turns out to be damaged (its
+    /// machine may have lost power), all is fetched once more.
+    fn all(&mut self) -> Result<(), StorageFault> {
+        if self.partial.origin().is_some() {
+            self.stage.send_replace(Stage::Checking);
+            self.done = self.partial.hash(&mut self.hash, self.cancelled)?;
+        }
+        let had_some = self.done > 0;
+        match self.rest() {
+            Err(StorageFault::Checksum { .. }) if had_some => {
+                self.restart()?;
+                self.rest()
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The bytes that are not there yet; then the sum.
+    fn rest(&mut self) -> Result<(), StorageFault> {
+        let mut resumes = 0;
+        while !self.is_whole() {
+            match self.once() {
+                Ok(()) => break,
+                Err(fault)
+                    if self.can_go_on(&fault) && resumes < self.inner.options.max_resumes =>
+                {
+                    resumes += 1;
+                    tracing::debug!(url = self.url, done = self.done, error = %error_chain(&fault), "a download is continued");
+                    self.pause(self.inner.options.resume_pause * resumes)?;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        let got = partial::hex(self.hash.clone().finalize());
+        if got == self.image.sha256.as_str() {
+            return Ok(());
+        }
+        Err(StorageFault::Checksum {
+            url: self.url.to_owned(),
+            expected: self.image.sha256.clone(),
+            got: self.tells_sum.then_some(got),
+        })
+    }
+
+    /// Whether all bytes are there, as far as a server said how many there are.
+    fn is_whole(&self) -> bool {
+        let origin = self.partial.origin();
+        self.done > 0 && origin.is_some_and(|origin| origin.total == Some(self.done))
+    }
+
+    /// Whether what is there can be continued after this.
+    fn can_go_on(&self, fault: &StorageFault) -> bool {
+        let broke_off = matches!(fault, StorageFault::Source { source, .. } if source.retryable());
+        broke_off && self.done > 0 && self.partial.origin().is_some()
+    }
+
+    /// Leaves for a later fetch what that can continue.
+    fn give_up(self, fault: &StorageFault) {
+        if self.can_go_on(fault) || matches!(fault, StorageFault::Cancelled { .. }) {
+            self.partial.leave(self.done);
+        }
+    }
+
+    fn restart(&mut self) -> Result<(), StorageFault> {
+        self.partial.restart()?;
+        self.hash = Sha256::new();
+        self.done = 0;
+        Ok(())
+    }
+
+    /// Waits, but not for longer than somebody waits for the image.
+    fn pause(&self, time: Duration) -> Result<(), StorageFault> {
+        let start = Instant::now();
+        while let Some(left) = time.checked_sub(start.elapsed()) {
+            self.check_cancelled()?;
+            std::thread::sleep(left.min(LOOK_EVERY));
+        }
+        Ok(())
+    }
+
+    fn check_cancelled(&self) -> Result<(), StorageFault> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(StorageFault::Cancelled {
+                url: self.url.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn source_fault(&self, source: SourceFault) -> StorageFault {
+        StorageFault::Source {
+            url: self.url.to_owned(),
+            source,
+        }
+    }
+
+    /// One exchange with the source, from where the bytes end, or from the beginning if it cannot do that.
+    fn once(&mut self) -> Result<(), StorageFault> {
+        let (inner, limit) = (self.inner, self.inner.options.max_image.get());
+        let go_on = self.partial.origin().map(|origin| GoOn {
+            at: self.done,
+            version: &origin.version,
+        });
+        let go_on = go_on.filter(|go_on| go_on.at > 0);
+        let source = source::open(&self.image.url, go_on, &inner.paths, &inner.options)
+            .map_err(|source| self.source_fault(source))?;
+        self.tells_sum = source.is_public;
+        if source.starts_at != self.done {
+            self.restart()?;
+        }
+        let (url, length) = (self.url, source.length);
+        if length.is_some_and(|length| length > limit) {
+            let url = url.to_owned();
+            return Err(StorageFault::TooLarge { url, limit });
+        }
+        let left = length.map(|length| length.saturating_sub(self.done));
+        let share = inner.room.reserve(&inner.paths.images, url, left)?;
+        let version = source.version.clone();
+        let origin = version.map(|version| Origin::new(self.image, version, length));
+        self.partial.comes_from(origin)?;
+        let (path, end) = (self.partial.path().to_owned(), self.done);
+        let failed = |source| StorageFault::io("write", &path, source);
+        self.partial
+            .file
+            .seek(SeekFrom::Start(end))
+            .map_err(failed)?;
+        self.copy(source, share)?;
+        if let Some(total) = length.filter(|total| *total != self.done) {
+            let done = self.done;
+            return Err(self.source_fault(SourceFault::Short { done, total }));
+        }
+        // A hole at the end exists only as the file's length.
+        self.partial.file.set_len(self.done).map_err(failed)
+    }
+
+    /// Streams all bytes of the source into the file.
+    fn copy(&mut self, mut source: Source, mut share: Share<'_>) -> Result<(), StorageFault> {
+        let limit = self.inner.options.max_image.get();
         let mut piece = vec![0; PIECE];
-        let mut done = 0_u64;
         let mut told: Option<Instant> = None;
         loop {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(StorageFault::Cancelled {
-                    url: self.url.to_owned(),
-                });
-            }
+            self.check_cancelled()?;
             if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
                 told = Some(Instant::now());
                 self.stage.send_replace(Stage::Fetching {
                     verb: source.verb,
-                    done,
+                    done: self.done,
                     total: source.length,
                 });
             }
-            let (count, ended) = self.fill(&mut source, &mut piece, done)?;
-            let bytes = &piece[..count];
+            let (count, ended) = self.fill(&mut source, &mut piece);
+            let bytes = piece.get(..count).unwrap_or_default();
             let count = u64::try_from(count).unwrap_or(u64::MAX);
-            done = done.saturating_add(count);
-            if done > self.limit {
-                return Err(StorageFault::TooLarge {
-                    url: self.url.to_owned(),
-                    limit: self.limit,
-                });
+            if self.done.saturating_add(count) > limit {
+                let url = self.url.to_owned();
+                return Err(StorageFault::TooLarge { url, limit });
             }
             share.take(count)?;
-            hash.update(bytes);
-            self.write(file, bytes)
-                .map_err(|source| StorageFault::io("write", self.path, source))?;
-            if ended {
-                break;
-            }
-        }
-        if let Some(total) = source.length.filter(|total| *total != done) {
-            let source = SourceFault::Short { done, total };
-            return Err(StorageFault::Source {
-                url: self.url.to_owned(),
-                source,
-            });
-        }
-        // A hole at the end exists only as the file's length.
-        file.set_len(done)
-            .map_err(|source| StorageFault::io("write", self.path, source))?;
-        Ok(hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
-    }
-
-    /// Fills the piece as far as the source goes; says whether that was the end.
-    fn fill(
-        &self,
-        source: &mut Source,
-        piece: &mut [u8],
-        done: u64,
-    ) -> Result<(usize, bool), StorageFault> {
-        let mut count = 0;
-        while count < piece.len() {
-            if self.cancelled.load(Ordering::Relaxed) {
-                break;
-            }
-            match source.reader.read(&mut piece[count..]) {
-                Ok(0) => return Ok((count, true)),
-                Ok(more) => count += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let done = done.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-                    let source = SourceFault::Read {
-                        done,
+            write(&mut self.partial.file, bytes)
+                .map_err(|source| StorageFault::io("write", self.partial.path(), source))?;
+            self.hash.update(bytes);
+            self.done = self.done.saturating_add(count);
+            match ended {
+                Ended::No => {}
+                Ended::Yes => return Ok(()),
+                Ended::Broken(error) => {
+                    return Err(self.source_fault(SourceFault::Read {
+                        done: self.done,
                         total: source.length,
                         source: error,
-                    };
-                    return Err(StorageFault::Source {
-                        url: self.url.to_owned(),
-                        source,
-                    });
+                    }));
                 }
             }
         }
-        Ok((count, false))
     }
 
-    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
-        if bytes.iter().any(|byte| *byte != 0) {
-            return file.write_all(bytes);
+    /// Fills the piece as far as the source goes; says whether that was the end.
+    fn fill(&self, source: &mut Source, piece: &mut [u8]) -> (usize, Ended) {
+        let mut count = 0;
+        while let Some(rest) = piece.get_mut(count..).filter(|rest| !rest.is_empty()) {
+            if self.cancelled.load(Ordering::Relaxed) {
+                break;
+            }
+            match source.reader.read(rest) {
+                Ok(0) => return (count, Ended::Yes),
+                Ok(more) => count += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (count, Ended::Broken(error)),
+            }
         }
-        let count = i64::try_from(bytes.len()).map_err(io::Error::other)?;
-        file.seek(SeekFrom::Current(count)).map(drop)
+        (count, Ended::No)
     }
+}
+
+/// Whether a source has more.
+enum Ended {
+    No,
+    Yes,
+    Broken(io::Error),
+}
+
+/// Writes a piece; one of zeros becomes a hole.
+fn write(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    if bytes.iter().any(|byte| *byte != 0) {
+        return file.write_all(bytes);
+    }
+    let count = i64::try_from(bytes.len()).map_err(io::Error::other)?;
+    file.seek(SeekFrom::Current(count)).map(drop)
 }
 
 #[cfg(test)]

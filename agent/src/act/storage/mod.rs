@@ -3,7 +3,7 @@
 //! ```text
 //!   <images>/<sha256>              a whole, verified image; never changed
 //!   <images>/<sha256>.vmdk.qcow2   what was made of one in a format that guests do not run on; never changed
-//!   <images>/.partial-…            a download that runs (or a leftover: sweep)
+//!   <images>/.partial-<sha256>     a download that runs, or one that a later one may continue (or a leftover: sweep)
 //!   <instances>/<id>/disk0.qcow2   an overlay over an image
 //!   <instances>/<id>/config.iso    its config drive
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
@@ -23,6 +23,7 @@ mod fault;
 mod fetch;
 mod instances;
 mod options;
+mod partial;
 mod room;
 mod share;
 mod source;
@@ -135,8 +136,11 @@ impl Storage for DirStorage {
     }
 
     async fn sweep(&self) -> Result<(), ActError> {
-        self.on_files(|inner| temporary::sweep(&inner.paths, &inner.temporaries))
-            .await
+        self.on_files(|inner| {
+            let keep_partial = inner.options.partial_max_age;
+            temporary::sweep(&inner.paths, &inner.temporaries, keep_partial)
+        })
+        .await
     }
 
     async fn fetch_image(&self, image: &ImageRef, progress: &Progress) -> Result<(), ActError> {

@@ -37,6 +37,12 @@ pub struct StorageOptions {
     pub read_timeout: Duration,
     /// How long one download may take in all.
     pub download_deadline: Duration,
+    /// How often one download that broke off is continued.
+    pub max_resumes: u32,
+    /// How long is waited before it is continued for the first time; each time it is so much longer.
+    pub resume_pause: Duration,
+    /// How long the bytes of a download that broke off are kept for a later one.
+    pub partial_max_age: Duration,
     /// How many redirects are followed.
     pub max_redirects: u32,
     /// How many threads work on files at once: enough for a host, and a bound when its disk hangs.
@@ -64,6 +70,9 @@ impl Default for StorageOptions {
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(30),
             download_deadline: Duration::from_secs(3600),
+            max_resumes: 5,
+            resume_pause: Duration::from_secs(1),
+            partial_max_age: Duration::from_secs(24 * 3600),
             max_redirects: 5,
             file_threads: 16,
             file_deadline: Duration::from_secs(60),

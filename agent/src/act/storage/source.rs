@@ -26,18 +26,33 @@ use ureq::{
 use super::StorageOptions;
 use crate::decide::instance::Paths;
 
+/// The longest name of a version that is kept, in bytes.
+const MAX_VERSION: usize = 1024;
 /// The permission of everybody to read a file.
 const READ_BY_ALL: u32 = 0o004;
 
 /// The bytes of an image.
 pub(super) struct Source {
     pub(super) reader: Box<dyn Read>,
-    /// How many there should be, if that is known.
+    /// Which byte of the image is the first one.
+    pub(super) starts_at: u64,
+    /// How many bytes the whole image should have, if that is known.
     pub(super) length: Option<u64>,
+    /// The server's name of this version, if reading can be continued later.
+    pub(super) version: Option<String>,
     /// Whether a fault may tell what the bytes are: whoever asks could have fetched them as well.
     pub(super) is_public: bool,
     /// "downloading" or "copying".
     pub(super) verb: &'static str,
+}
+
+/// Where to go on in an image of which some bytes are there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GoOn<'a> {
+    /// How many are there.
+    pub(super) at: u64,
+    /// The version they are of.
+    pub(super) version: &'a str,
 }
 
 /// Why an image's bytes could not be had.
@@ -151,15 +166,16 @@ pub(super) fn for_people(url: &ImageUrl) -> String {
     }
 }
 
-/// Opens a URL.
+/// Opens a URL, further on if that is asked for and possible, else at the beginning.
 pub(super) fn open(
     url: &ImageUrl,
+    go_on: Option<GoOn<'_>>,
     paths: &Paths,
     options: &StorageOptions,
 ) -> Result<Source, SourceFault> {
     match url.as_str().strip_prefix("file://") {
         Some(path) => open_file(&decoded(path), paths, options),
-        None => open_http(url, options),
+        None => open_http(url, go_on, options),
     }
 }
 
@@ -227,7 +243,9 @@ fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Sou
             file,
             left: metadata.len(),
         }),
+        starts_at: 0,
         length: Some(metadata.len()),
+        version: None,
         is_public: false,
         verb: "copying",
     })
@@ -250,32 +268,90 @@ impl Read for Exactly {
 }
 
 /// Follows redirects itself: where they may lead is a decision of berth's, not of a library.
-fn open_http(url: &ImageUrl, options: &StorageOptions) -> Result<Source, SourceFault> {
+fn open_http(
+    url: &ImageUrl,
+    mut go_on: Option<GoOn<'_>>,
+    options: &StorageOptions,
+) -> Result<Source, SourceFault> {
     let agent = agent(options);
     let mut url = url.clone();
     for _ in 0..=options.max_redirects {
-        let response = agent.get(url.as_str()).call().map_err(SourceFault::Http)?;
+        let mut request = agent.get(url.as_str());
+        if let Some(GoOn { at, version }) = go_on {
+            // A server that has another version by now, or knows nothing of ranges, sends all of it.
+            request = request
+                .header("range", format!("bytes={at}-"))
+                .header("if-range", version);
+        }
+        let response = request.call().map_err(SourceFault::Http)?;
         let status = response.status().as_u16();
-        let location = response
-            .headers()
-            .get("location")
-            .and_then(|value| value.to_str().ok());
-        match (status, location) {
+        let header = |name| {
+            let value = response.headers().get(name);
+            value
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
+        match (status, header("location")) {
+            (206, _) => {
+                let range = header("content-range").and_then(|text| content_range(&text));
+                let (Some(wanted), Some((starts_at, length))) = (go_on, range) else {
+                    return Err(SourceFault::Status { status });
+                };
+                if wanted.at != starts_at {
+                    return Err(SourceFault::Status { status });
+                }
+                return Ok(Source {
+                    starts_at,
+                    length,
+                    version: Some(wanted.version.to_owned()),
+                    is_public: true,
+                    reader: Box::new(response.into_body().into_reader()),
+                    verb: "downloading",
+                });
+            }
+            // There is nothing at that place: what is here is of something else.
+            (416, _) if go_on.is_some() => go_on = None,
             (200, _) => {
+                let version = match header("accept-ranges").as_deref() {
+                    Some("none") => None,
+                    _ => version(header("etag"), header("last-modified")),
+                };
                 let body = response.into_body();
                 let length = body.content_length();
                 return Ok(Source {
+                    starts_at: 0,
                     length,
+                    version,
                     is_public: true,
                     reader: Box::new(body.into_reader()),
                     verb: "downloading",
                 });
             }
-            (301 | 302 | 303 | 307 | 308, Some(location)) => url = redirected(&url, location)?,
+            (301 | 302 | 303 | 307 | 308, Some(location)) => url = redirected(&url, &location)?,
             _ => return Err(SourceFault::Status { status }),
         }
     }
     Err(SourceFault::TooManyRedirects(options.max_redirects))
+}
+
+/// What `If-Range` may name (RFC 9110, 13.1.5): a strong ETag, or else when the file was changed.
+fn version(etag: Option<String>, last_modified: Option<String>) -> Option<String> {
+    etag.filter(|etag| etag.starts_with('"'))
+        .or(last_modified)
+        .filter(|version| version.len() <= MAX_VERSION)
+}
+
+/// `bytes 100-999/1000`: the first byte, and the length of the whole if it is told.
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let total = match total {
+        "*" => None,
+        total => Some(total.parse::<u64>().ok()?),
+    };
+    let sane = first <= last && total.is_none_or(|total| last.checked_add(1) == Some(total));
+    sane.then_some((first, total))
 }
 
 /// Where a `Location` leads, seen from a URL.
@@ -384,6 +460,33 @@ mod tests {
             let to = redirected(&from, location).ok();
             assert_eq!(to.as_ref().map(ImageUrl::as_str), expected, "{location}");
         }
+    }
+
+    #[test]
+    fn only_a_range_to_the_end_of_the_image_continues_it() {
+        for (text, expected) in [
+            ("bytes 100-999/1000", Some((100, Some(1000)))),
+            ("bytes 100-999/*", Some((100, None))),
+            ("bytes 100-998/1000", None),
+            ("bytes 100-99/100", None),
+            ("bytes */1000", None),
+            ("bytes 0-18446744073709551615/1", None),
+            ("pages 1-2/3", None),
+            ("", None),
+        ] {
+            assert_eq!(content_range(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_a_strong_etag_or_a_date() {
+        let is = |etag: Option<&str>, date: Option<&str>| {
+            version(etag.map(str::to_owned), date.map(str::to_owned))
+        };
+        assert_eq!(is(Some("\"a\""), Some("d")).as_deref(), Some("\"a\""));
+        assert_eq!(is(Some("W/\"a\""), Some("d")).as_deref(), Some("d"));
+        assert_eq!(is(Some("W/\"a\""), None), None);
+        assert_eq!(is(None, Some(&"x".repeat(2000))), None);
     }
 
     #[test]

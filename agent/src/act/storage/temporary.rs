@@ -6,11 +6,12 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use uuid::Uuid;
 
-use super::{atomic::TEMPORARY_PREFIX, fault::StorageFault, instances};
+use super::{atomic::TEMPORARY_PREFIX, fault::StorageFault, instances, partial::FROM};
 use crate::decide::instance::Paths;
 
 /// Prefix of images that are not whole yet.
@@ -34,10 +35,21 @@ impl Temporaries {
         Ok(Temporary {
             path,
             owned: self.clone(),
+            at_end: AtEnd::Remove,
         })
     }
 
-    fn owns(&self, path: &Path) -> bool {
+    /// This name in the directory; whatever is there is removed with the returned value. `None`: another step has it.
+    pub(super) fn claim_named(&self, directory: &Path, name: &str) -> Option<Temporary> {
+        let path = absolute(directory).join(name);
+        self.lock().insert(path.clone()).then(|| Temporary {
+            path,
+            owned: self.clone(),
+            at_end: AtEnd::Remove,
+        })
+    }
+
+    pub(super) fn owns(&self, path: &Path) -> bool {
         self.lock().contains(&absolute(path))
     }
 
@@ -57,11 +69,24 @@ fn absolute(path: &Path) -> PathBuf {
 pub(super) struct Temporary {
     path: PathBuf,
     owned: Temporaries,
+    at_end: AtEnd,
+}
+
+/// What becomes of a temporary file when its step lets go of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtEnd {
+    Remove,
+    Leave,
 }
 
 impl Temporary {
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Lets go of the file, and leaves it to whoever claims its name next.
+    pub(super) fn leave(mut self) {
+        self.at_end = AtEnd::Leave;
     }
 
     /// Gives the file, which is complete and on disk, its final name; durable when this returns.
@@ -76,7 +101,11 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        match fs::remove_file(&self.path) {
+        let removed = match self.at_end {
+            AtEnd::Remove => fs::remove_file(&self.path),
+            AtEnd::Leave => Ok(()),
+        };
+        match removed {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -87,8 +116,35 @@ impl Drop for Temporary {
     }
 }
 
-/// Removes temporary files that no step of this process owns.
-pub(super) fn sweep(paths: &Paths, owned: &Temporaries) -> Result<(), StorageFault> {
+/// Whether it is one of the two files of a download that can be continued, and that is not older than this.
+fn can_go_on(path: &Path, keep: Duration) -> bool {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    if !name.starts_with(PARTIAL) {
+        return false;
+    }
+    let bytes = path.with_file_name(name.strip_suffix(FROM).unwrap_or(name));
+    let mark = path.with_file_name(format!("{}{FROM}", name.strip_suffix(FROM).unwrap_or(name)));
+    let is_file = |path: &Path| {
+        fs::symlink_metadata(path)
+            .ok()
+            .filter(fs::Metadata::is_file)
+    };
+    let young = is_file(&bytes)
+        .and_then(|metadata| metadata.modified().ok())
+        .is_some_and(|at| at.elapsed().unwrap_or_default() < keep);
+    young && is_file(&mark).is_some()
+}
+
+/// Removes temporary files that no step of this process owns, except downloads that can be continued and were worked
+/// on lately.
+pub(super) fn sweep(
+    paths: &Paths,
+    owned: &Temporaries,
+    keep_partial: Duration,
+) -> Result<(), StorageFault> {
     let mut directories = vec![paths.images.clone(), paths.instances.clone()];
     directories.extend(
         instances::list(paths)?
@@ -104,7 +160,7 @@ pub(super) fn sweep(paths: &Paths, owned: &Temporaries) -> Result<(), StorageFau
             let leftover = [PARTIAL, TMP, TEMPORARY_PREFIX]
                 .iter()
                 .any(|prefix| entry.starts_with(prefix));
-            if !leftover || owned.owns(&path) {
+            if !leftover || owned.owns(&path) || can_go_on(&path, keep_partial) {
                 continue;
             }
             match fs::remove_file(&path) {
