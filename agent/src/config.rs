@@ -40,6 +40,10 @@ pub struct Config {
     pub libvirt_uri: String,
     /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
     pub virt_type: VirtTypeChoice,
+    /// `storage.qemu_img_user`: the user without rights that `qemu-img` runs as.
+    pub qemu_img_user: String,
+    /// `storage.image_cache_max_age_days`: how long an image stays in the cache that nothing uses.
+    pub image_cache_max_age: Duration,
     /// `limits.concurrent_operations`: how many instances are worked on at once, and how many
     /// networks.
     pub concurrent_operations: usize,
@@ -53,6 +57,7 @@ pub struct Config {
 pub const DEFAULT_PATH: &str = "/etc/berth/agent.toml";
 /// Where the state is unless the configuration says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/berth";
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9782));
 
 impl Config {
@@ -113,6 +118,16 @@ impl Config {
             parse::from_str("\"auto\", \"kvm\" or \"qemu\""),
             VirtTypeChoice::Auto,
         );
+        let qemu_img_user = c.optional(
+            "storage.qemu_img_user",
+            parse::non_empty,
+            "nobody".to_owned(),
+        );
+        let image_cache_max_age_days = c.optional(
+            "storage.image_cache_max_age_days",
+            parse::integer(1..=3650),
+            30_u32,
+        );
         let concurrent_operations = c.optional(
             "limits.concurrent_operations",
             parse::integer(1..=64),
@@ -131,6 +146,8 @@ impl Config {
                 pci_pools,
                 libvirt_uri,
                 virt_type,
+                qemu_img_user,
+                image_cache_max_age: DAY * image_cache_max_age_days,
                 concurrent_operations,
                 listen,
                 log,
@@ -181,12 +198,15 @@ mod tests {
         assert_eq!(config.virt_type, VirtTypeChoice::Auto);
         assert_eq!(config.heartbeat_every, Duration::from_secs(10));
         assert_eq!(config.listen.port(), 9782);
+        assert_eq!(config.qemu_img_user, "nobody");
+        assert_eq!(config.image_cache_max_age, 30 * DAY);
     }
 
     #[test]
     fn all_mistakes_are_told_at_once() {
         let text = "[host]\nname = \"a_b\"\nstate_dir = \"berth\"\nheartbeat_seconds = 61\ncolour = 1\n\
-                    [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n";
+                    [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n\
+                    [storage]\nqemu_img_user = \"\"\nimage_cache_max_age_days = 0\n";
         let errors = read(text, Some("hv1")).unwrap_err();
         for key in [
             "bus.url",
@@ -196,6 +216,8 @@ mod tests {
             "colour",
             "virt_type",
             "concurrent_operations",
+            "qemu_img_user",
+            "image_cache_max_age_days",
         ] {
             assert!(errors.contains(key), "{key} is missing in:\n{errors}");
         }

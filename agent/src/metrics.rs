@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::decide::image_cache::Reason;
 use berth_common::{
     document::Kind,
     message::report::FaultCode,
@@ -29,6 +30,7 @@ pub struct AgentMetrics {
     stuck: IntGauge,
     images: IntGauge,
     image_bytes: IntGauge,
+    image_evictions: IntCounterVec,
 }
 
 impl AgentMetrics {
@@ -96,6 +98,11 @@ impl AgentMetrics {
             )?,
             stuck: metrics.gauge("berth_agent_libvirt_stuck_calls", "Calls to libvirt that hang.")?,
             images: metrics.gauge("berth_agent_images_cached", "Images in the cache.")?,
+            image_evictions: metrics.counters(
+                "berth_agent_image_evictions_total",
+                "Files that were removed from the image cache, by reason (age, space).",
+                &["reason"],
+            )?,
             image_bytes: metrics.gauge("berth_agent_images_cached_bytes", "Size of the images in the cache.")?,
         })
     }
@@ -175,6 +182,13 @@ impl AgentMetrics {
     /// So many calls to libvirt hang.
     pub fn stuck(&self, count: usize) {
         self.stuck.set(whole(count));
+    }
+
+    /// So many more files were removed from the image cache.
+    pub fn evicted(&self, reason: Reason, count: u64) {
+        self.image_evictions
+            .with_label_values(&[reason.as_str()])
+            .inc_by(count);
     }
 
     /// The image cache.

@@ -50,6 +50,8 @@ use crate::{
 const ASK_LIBVIRT: Duration = Duration::from_secs(2);
 /// How often figures are gathered that nobody else sets.
 const GATHER: Duration = Duration::from_secs(30);
+/// How often old images are looked for: days pass before one is old, and all disks' headers are read.
+const EVICT: Duration = Duration::from_secs(3600);
 /// How often it is tried to mend what a full disk prevented.
 const MEND: Duration = Duration::from_secs(60);
 
@@ -86,6 +88,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let libvirt = Arc::new(Libvirt::start(&config.libvirt_uri, Options::default()));
     let storage_options = StorageOptions {
         not_below: vec![state.root().to_owned()],
+        qemu_img_user: config.qemu_img_user.clone(),
+        image_max_age: config.image_cache_max_age,
         ..StorageOptions::default()
     };
     let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));
@@ -234,10 +238,20 @@ async fn keep_state(state: Arc<Mutex<StateDir>>, health: Component) {
     }
 }
 
-/// Sets the figures that nobody else sets.
+/// Sets the figures that nobody else sets, and removes images that nobody used for long.
 async fn gather(libvirt: Arc<Libvirt>, storage: Arc<DirStorage>, metrics: AgentMetrics) {
+    let mut swept: Option<Instant> = None;
     loop {
         metrics.stuck(libvirt.stuck_calls());
+        if swept.is_none_or(|at| at.elapsed() >= EVICT) {
+            swept = Some(Instant::now());
+            if let Err(error) = storage.evict_old_images().await {
+                tracing::warn!(error = %error_chain(&error), "old images stay in the cache");
+            }
+        }
+        for (reason, count) in storage.take_evicted() {
+            metrics.evicted(reason, count);
+        }
         match storage.cached_images().await {
             Ok(images) => metrics.images(images.len(), images.iter().map(|image| image.size).sum()),
             Err(error) => {

@@ -762,6 +762,237 @@ async fn a_download_nobody_waits_for_stops_and_leaves_nothing() {
     .await;
 }
 
+// ------------------------------------------------------------------------------------------------ eviction
+
+/// Makes an image look as if it was used last so many days ago.
+fn last_used(host: &Host, image: &ImageRef, days: u64) {
+    let at = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+    let file = fs::File::open(host.paths.image(image)).unwrap();
+    file.set_modified(at).unwrap();
+}
+
+fn days_unused(host: &Host, image: &ImageRef) -> u64 {
+    let modified = fs::metadata(host.paths.image(image))
+        .unwrap()
+        .modified()
+        .unwrap();
+    modified.elapsed().unwrap_or_default().as_secs() / (24 * 3600)
+}
+
+/// An image from a file of the test's own, with content of its own.
+fn own_image(host: &Host, name: &str, size: u64) -> ImageRef {
+    let mut bytes = noise(size);
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    let url = format!("file://{}", host.file(name, &bytes).display());
+    image(&url, &bytes, ImageFormat::Raw)
+}
+
+#[tokio::test]
+async fn old_images_go_unless_something_uses_them() {
+    let host = Host::new();
+    let [used, unused, fresh] = ["used", "unused", "fresh"].map(|name| own_image(&host, name, MIB));
+    let vmdk = converted(&host, &noise(MIB), ImageFormat::Vmdk, &[]);
+    let vmdk = image(
+        &format!("file://{}", host.file("vmdk", &vmdk).display()),
+        &vmdk,
+        ImageFormat::Vmdk,
+    );
+    for image in [&used, &unused, &fresh, &vmdk] {
+        host.fetch(image).await.unwrap();
+    }
+    let ids = [InstanceId::new(), InstanceId::new()];
+    host.create(&host.plan(ids[0], &used, 1 << 30))
+        .await
+        .unwrap();
+    host.create(&host.plan(ids[1], &vmdk, 1 << 30))
+        .await
+        .unwrap();
+    for image in [&used, &unused, &vmdk] {
+        last_used(&host, image, 31);
+    }
+    last_used(&host, &fresh, 29);
+    host.storage.evict_old_images().await.unwrap();
+    assert!(!host.storage.has_image(&unused).await.unwrap());
+    for image in [&used, &fresh, &vmdk] {
+        assert!(host.storage.has_image(image).await.unwrap());
+    }
+    assert_eq!(host.storage.take_evicted().map(|(_, count)| count), [1, 0]);
+    assert_eq!(host.storage.take_evicted().map(|(_, count)| count), [0, 0]);
+
+    // Its last disk has just gone: from now on it grows old.
+    host.remove(ids[0]).await.unwrap();
+    host.storage.evict_old_images().await.unwrap();
+    assert_eq!(days_unused(&host, &used), 0);
+    for image in [&used, &fresh] {
+        last_used(&host, image, 31);
+    }
+    // A use counts: a fetch of what is there already.
+    host.fetch(&fresh).await.unwrap();
+    host.storage.evict_old_images().await.unwrap();
+    assert!(!host.storage.has_image(&used).await.unwrap());
+    for image in [&fresh, &vmdk] {
+        assert!(host.storage.has_image(image).await.unwrap());
+    }
+    // What cannot be read may lean on anything: nothing is removed then.
+    last_used(&host, &fresh, 31);
+    fs::rename(&host.paths.instances, host.root.join("away")).unwrap();
+    symlink(host.root.join("nowhere"), &host.paths.instances).unwrap();
+    let error = host.storage.evict_old_images().await;
+    assert_eq!(error.unwrap_err().code, FaultCode::ForeignObject);
+    for image in [&fresh, &vmdk] {
+        assert!(host.storage.has_image(image).await.unwrap());
+    }
+}
+
+#[test]
+fn images_that_nothing_uses_make_room_for_one_that_is_needed() {
+    on_a_small_file_system("16m", |root| async move {
+        let host = Host::at(&root, |_| ());
+        // The files they come from would take the same room.
+        let sources = tempfile::tempdir().unwrap();
+        let make = |name: &str, size: u64| {
+            let mut bytes = noise(size);
+            bytes[..name.len()].copy_from_slice(name.as_bytes());
+            let path = sources.path().join(name);
+            fs::write(&path, &bytes).unwrap();
+            image(
+                &format!("file://{}", path.display()),
+                &bytes,
+                ImageFormat::Raw,
+            )
+        };
+        let (used, older, old) = (
+            make("used", 4 * MIB),
+            make("older", 4 * MIB),
+            make("old", 4 * MIB),
+        );
+        for image in [&used, &older, &old] {
+            host.fetch(image).await.unwrap();
+        }
+        let id = InstanceId::new();
+        host.create(&host.plan(id, &used, 1 << 30)).await.unwrap();
+        last_used(&host, &used, 20);
+        last_used(&host, &older, 10);
+        last_used(&host, &old, 5);
+        let needed = make("needed", 6 * MIB);
+        host.fetch(&needed).await.unwrap();
+        let there = async |image: &ImageRef| host.storage.has_image(image).await.unwrap();
+        assert!(there(&used).await && there(&old).await && there(&needed).await);
+        assert!(
+            !there(&older).await,
+            "the one that was not used for longest"
+        );
+        assert_eq!(host.storage.take_evicted().map(|(_, count)| count), [0, 1]);
+
+        // What would not be enough is not done; and what was fetched just now stays for its disk.
+        let huge = make("huge", 9 * MIB);
+        fails(
+            host.fetch(&huge).await,
+            FaultCode::DiskFull,
+            true,
+            &["has room for"],
+        );
+        assert!(there(&used).await && there(&old).await && there(&needed).await);
+
+        // A server that does not say how much it sends.
+        let body = fs::read(sources.path().join("older")).unwrap();
+        let server = Server::new(move |_, stream| {
+            head(stream, "200 OK", "")?;
+            stream.write_all(&body)
+        });
+        let again = ImageRef {
+            url: server.url("/older").parse().unwrap(),
+            ..older
+        };
+        last_used(&host, &needed, 1);
+        fails(
+            host.fetch(&again).await,
+            FaultCode::DiskFull,
+            true,
+            &["was stopped"],
+        );
+        assert!(there(&used).await);
+    });
+}
+
+/// The law of eviction: at any instant, whatever an overlay leans on is there.
+#[test]
+fn no_image_goes_while_a_disk_is_made_over_it() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let host = Arc::new(Host::with(|options| options.image_max_age = Duration::ZERO));
+        let image = own_image(&host, "image", MIB);
+        let stop = Arc::new(AtomicBool::new(false));
+        let evicting = {
+            let (storage, stop) = (host.storage.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    storage.evict_old_images().await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
+        let (mut made, mut missed) = (0, 0);
+        let start = Instant::now();
+        while made < 20 || missed < 1 {
+            assert!(start.elapsed() < 3 * LIMIT, "{made} made, {missed} missed");
+            host.fetch(&image).await.unwrap();
+            let id = InstanceId::new();
+            let plan = host.plan(id, &image, 1 << 30);
+            match host.create(&plan).await {
+                Ok(()) => {
+                    made += 1;
+                    assert!(plan.path.exists());
+                    assert!(
+                        host.storage.has_image(&image).await.unwrap(),
+                        "its disk leans on nothing"
+                    );
+                    host.remove(id).await.unwrap();
+                }
+                Err(error) => {
+                    missed += 1;
+                    assert!(error.retryable, "{}", chain(&error));
+                    assert!(!plan.path.exists());
+                }
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+        evicting.await.unwrap();
+        assert!(host.storage.take_evicted()[0].1 > 0);
+    });
+}
+
+/// The same, seen slowly: the disk is half made when eviction comes.
+#[tokio::test]
+async fn eviction_finds_the_image_of_a_half_made_disk_in_use() {
+    let host = Host::with(|options| options.image_max_age = Duration::ZERO);
+    let image = own_image(&host, "image", MIB);
+    host.fetch(&image).await.unwrap();
+    qemu_img(
+        &host,
+        "echo here >> $(dirname $0)/qemu-img.log; while ! [ -e $(dirname $0)/go ]; do sleep 0.01; done; \
+         exec /usr/bin/qemu-img \"$@\"",
+    );
+    let id = InstanceId::new();
+    let plan = host.plan(id, &image, 1 << 30);
+    let (storage, step) = (host.storage.clone(), StorageStep::CreateDisk(plan.clone()));
+    let making = tokio::spawn(async move { storage.apply(&step, &watch::channel(None).0).await });
+    wait_for("the tool", || !host.calls().is_empty()).await;
+    host.storage.evict_old_images().await.unwrap();
+    assert!(host.storage.has_image(&image).await.unwrap());
+    fs::write(host.root.join("go"), "").unwrap();
+    making.await.unwrap().unwrap();
+    host.storage.evict_old_images().await.unwrap();
+    assert!(host.storage.has_image(&image).await.unwrap());
+    host.remove(id).await.unwrap();
+    host.storage.evict_old_images().await.unwrap();
+    assert!(!host.storage.has_image(&image).await.unwrap());
+}
+
 // ------------------------------------------------------------------------------------------------ continued downloads
 
 /// A web server that knows ranges and closes the connection after so many bytes of body, as often as it is told to.

@@ -246,5 +246,18 @@ pub fn inspect<W: Window>(
     })
 }
 
+/// The file below a qcow2 disk of berth's own making; `None`: there is none, or it is no qcow2.
+///
+/// # Errors
+/// Its bytes cannot be had.
+pub fn backing_file<W: Window>(window: &mut W) -> Result<Option<String>, W::Error> {
+    let head = window.read(0, qcow2::BACKING_BYTES)?;
+    let Some((at, count)) = qcow2::backing_name(&head) else {
+        return Ok(None);
+    };
+    let name = window.read(at, count)?;
+    Ok((name.len() == count).then(|| String::from_utf8_lossy(&name).into_owned()))
+}
+
 #[cfg(test)]
 mod tests;

@@ -99,9 +99,9 @@ pub(super) fn inspect(
 }
 
 /// The bytes of a file.
-struct FileWindow<'a> {
-    file: &'a File,
-    length: u64,
+pub(super) struct FileWindow<'a> {
+    pub(super) file: &'a File,
+    pub(super) length: u64,
 }
 
 impl Window for FileWindow<'_> {

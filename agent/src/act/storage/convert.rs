@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::{
     Inner, cache,
     fault::StorageFault,
-    fetch::{IMAGE_MODE, Stage},
+    fetch::{IMAGE_MODE, Stage, take},
     partial::Partial,
     source::for_people,
     temporary::Temporary,
@@ -165,7 +165,8 @@ async fn room_ends(inner: &Arc<Inner>, url: &str) -> StorageFault {
         let (shared, url) = (Arc::clone(inner), url.to_owned());
         let looked = inner.files.run(move || {
             let images = &shared.paths.images;
-            shared.room.reserve(images, &url, None)?.take(0)
+            let mut share = shared.room.reserve(images, &url, None)?;
+            take(&shared, &mut share, 0)
         });
         if let Err(fault) = looked.await {
             return fault;

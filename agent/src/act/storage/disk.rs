@@ -15,6 +15,7 @@ use berth_common::document::{DiskFormat, ImageFormat};
 use super::{
     Inner, cache,
     convert::{here, lent, take_back},
+    evict::{Lease, touch},
     fault::StorageFault,
     instances,
     temporary::Temporary,
@@ -78,6 +79,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
 /// A disk that is being made.
 struct Making {
     account: Account,
+    _lease: Lease,
     temporary: Temporary,
     file: File,
     image: PathBuf,
@@ -105,6 +107,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(StorageFault::io("look at", &plan.path, source)),
     }
+    let lease = inner.uses.lease(&plan.image);
     let facts =
         cache::facts(&inner.paths, &plan.image)?.ok_or_else(|| StorageFault::NotCached {
             sha256: plan.image.sha256.clone(),
@@ -118,6 +121,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
         });
     }
     let image = inner.paths.image(&plan.image);
+    touch(&image);
     // The overlay's header keeps this path: it must not depend on anybody's working directory.
     let image =
         std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
@@ -130,6 +134,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
     let file = lent(temporary.path(), account)?;
     Ok(Some(Making {
         account,
+        _lease: lease,
         file,
         temporary,
         image,
@@ -139,11 +144,15 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
 
 /// Puts the complete disk on the medium, then gives it its name.
 fn finish(making: Making, path: PathBuf) -> Result<(), StorageFault> {
-    let temporary = making.temporary;
-    take_back(&making.file, temporary.path(), DISK_MODE)?;
-    making
-        .file
-        .sync_all()
+    // The lease goes when the disk has its name.
+    let Making {
+        temporary,
+        file,
+        _lease,
+        ..
+    } = making;
+    take_back(&file, temporary.path(), DISK_MODE)?;
+    file.sync_all()
         .map_err(|source| StorageFault::io("write to disk", temporary.path(), source))?;
     temporary.publish(&path)
 }

@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_common::{document::ImageRef, telemetry::error_chain};
+use berth_common::{document::ImageRef, telemetry::error_chain, units::ByteCount};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{
     Inner, cache,
     convert::Fetched,
+    evict::{self, touch},
     fault::StorageFault,
     instances,
     partial::{self, Origin, Partial},
@@ -28,6 +29,8 @@ use super::{
 const PIECE: usize = 128 * 1024;
 /// How often progress is told: a few times a second is enough for people.
 const TELL_EVERY: Duration = Duration::from_millis(250);
+/// How much room is made at once for a download of unknown length, in bytes: looking for it reads all disks' headers.
+const MORE_ROOM: u64 = 64 << 20;
 /// How often a download that waits to be continued looks whether anybody still wants it.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Everybody may read an image (QEMU must), nobody may write it.
@@ -78,6 +81,7 @@ pub(super) fn fetch(
     stage: &watch::Sender<Stage>,
 ) -> Result<Option<Fetched>, StorageFault> {
     if cache::facts(&inner.paths, image)?.is_some() {
+        touch(&inner.paths.image(image));
         return Ok(None);
     }
     instances::make_root(&inner.paths.images)?;
@@ -247,7 +251,7 @@ impl Download<'_> {
             return Err(StorageFault::TooLarge { url, limit });
         }
         let left = length.map(|length| length.saturating_sub(self.done));
-        let share = inner.room.reserve(&inner.paths.images, url, left)?;
+        let share = reserve(inner, url, left)?;
         let version = source.version.clone();
         let origin = version.map(|version| Origin::new(self.image, version, length));
         self.partial.comes_from(origin)?;
@@ -288,7 +292,7 @@ impl Download<'_> {
                 let url = self.url.to_owned();
                 return Err(StorageFault::TooLarge { url, limit });
             }
-            share.take(count)?;
+            take(self.inner, &mut share, count)?;
             write(&mut self.partial.file, bytes)
                 .map_err(|source| StorageFault::io("write", self.partial.path(), source))?;
             self.hash.update(bytes);
@@ -322,6 +326,35 @@ impl Download<'_> {
             }
         }
         (count, Ended::No)
+    }
+}
+
+/// Room for a download; images that nothing uses make it, if they have to.
+fn reserve<'a>(
+    inner: &'a Inner,
+    url: &'a str,
+    length: Option<u64>,
+) -> Result<Share<'a>, StorageFault> {
+    let images = &inner.paths.images;
+    match inner.room.reserve(images, url, length) {
+        Err(StorageFault::NoRoom {
+            needed, available, ..
+        }) => {
+            evict::evict(inner, ByteCount::clamped(needed - available))?;
+            inner.room.reserve(images, url, length)
+        }
+        outcome => outcome,
+    }
+}
+
+/// The same for so many bytes of a download that did not say how long it is.
+pub(super) fn take(inner: &Inner, share: &mut Share<'_>, count: u64) -> Result<(), StorageFault> {
+    match share.take(count) {
+        Err(StorageFault::Full { .. }) => {
+            evict::evict(inner, ByteCount::clamped(count.max(MORE_ROOM)))?;
+            share.take(count)
+        }
+        outcome => outcome,
     }
 }
 

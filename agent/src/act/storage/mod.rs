@@ -19,6 +19,7 @@ mod cache;
 mod config_drive;
 mod convert;
 mod disk;
+mod evict;
 mod fault;
 mod fetch;
 mod instances;
@@ -40,10 +41,14 @@ pub use options::StorageOptions;
 pub use room::KeepFree;
 
 use self::{
-    fault::StorageFault, room::Room, share::Downloads, temporary::Temporaries, threads::FileThreads,
+    evict::Uses, fault::StorageFault, room::Room, share::Downloads, temporary::Temporaries,
+    threads::FileThreads,
 };
 use super::{ActError, Progress, Storage};
-use crate::decide::instance::{InstanceFiles, Paths, StorageStep};
+use crate::decide::{
+    image_cache::Reason,
+    instance::{InstanceFiles, Paths, StorageStep},
+};
 
 /// Images and disks as files in two directories.
 #[derive(Debug, Clone)]
@@ -60,6 +65,7 @@ struct Inner {
     files: FileThreads,
     downloads: Downloads,
     room: Room,
+    uses: Uses,
 }
 
 impl DirStorage {
@@ -77,6 +83,7 @@ impl DirStorage {
                 files,
                 downloads,
                 room,
+                uses: Uses::default(),
             }),
         }
     }
@@ -87,6 +94,21 @@ impl DirStorage {
     /// The cache's directory cannot be read.
     pub async fn cached_images(&self) -> Result<Vec<CachedImage>, ActError> {
         self.on_files(|inner| cache::list(&inner.paths)).await
+    }
+
+    /// Removes images that nothing uses and that were not used for long.
+    ///
+    /// # Errors
+    /// Something cannot be read, and so nothing is removed; or a file cannot be removed.
+    pub async fn evict_old_images(&self) -> Result<(), ActError> {
+        self.on_files(|inner| evict::evict(inner, ByteCount::clamped(0)))
+            .await
+    }
+
+    /// How many files of the cache were removed since this was asked last, by reason.
+    #[must_use]
+    pub fn take_evicted(&self) -> [(Reason, u64); 2] {
+        self.inner.uses.take_removed()
     }
 
     /// Works on files on a bounded thread, with a deadline.

@@ -43,6 +43,8 @@ pub struct StorageOptions {
     pub resume_pause: Duration,
     /// How long the bytes of a download that broke off are kept for a later one.
     pub partial_max_age: Duration,
+    /// How long an image stays that nothing uses.
+    pub image_max_age: Duration,
     /// How many redirects are followed.
     pub max_redirects: u32,
     /// How many threads work on files at once: enough for a host, and a bound when its disk hangs.
@@ -73,6 +75,7 @@ impl Default for StorageOptions {
             max_resumes: 5,
             resume_pause: Duration::from_secs(1),
             partial_max_age: Duration::from_secs(24 * 3600),
+            image_max_age: Duration::from_secs(30 * 24 * 3600),
             max_redirects: 5,
             file_threads: 16,
             file_deadline: Duration::from_secs(60),

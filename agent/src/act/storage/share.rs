@@ -21,6 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot, watch};
 
 use super::{
     Inner, cache, convert,
+    evict::touch,
     fault::StorageFault,
     fetch::{self, Stage},
     source::for_people,
@@ -135,7 +136,13 @@ async fn is_cached(inner: &Arc<Inner>, image: &ImageRef) -> Result<bool, Storage
     let (shared, image) = (Arc::clone(inner), image.clone());
     inner
         .files
-        .run(move || Ok(cache::facts(&shared.paths, &image)?.is_some()))
+        .run(move || {
+            let is_there = cache::facts(&shared.paths, &image)?.is_some();
+            if is_there {
+                touch(&shared.paths.image(&image));
+            }
+            Ok(is_there)
+        })
         .await
 }
 

@@ -31,6 +31,22 @@ const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_ENCRYPTION: u32 = 0x0537_be77;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
 
+/// How much of the header tells of the backing file, in bytes.
+pub(super) const BACKING_BYTES: usize = 20;
+/// QEMU's own bound on the name of a backing file, in bytes.
+const MAX_BACKING_NAME: u32 = 1023;
+
+/// Where the name of the backing file lies, and how long it is.
+pub(super) fn backing_name(head: &[u8]) -> Option<(u64, usize)> {
+    if !head.starts_with(&MAGIC) {
+        return None;
+    }
+    let at = u64::from_be_bytes(head.get(8..16)?.try_into().ok()?);
+    let count = u32::from_be_bytes(head.get(16..20)?.try_into().ok()?);
+    let sane = at != 0 && (1..=MAX_BACKING_NAME).contains(&count);
+    Some((at, usize::try_from(count).ok()?)).filter(|_| sane)
+}
+
 /// Why a qcow2 image is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Qcow2Refusal {
