@@ -1394,7 +1394,7 @@ async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
         assert_eq!(value(set), ["0000000000000000"], "{seen}");
     }
     assert_eq!(value("NoNewPrivs:"), ["1"]);
-    assert_eq!(value("Max address space")[0], (1_u64 << 30).to_string());
+    assert_eq!(value("Max address space")[0], (2_u64 << 30).to_string());
     assert_eq!(value("Max cpu time")[0], "3600");
     assert_eq!(
         value("Max file size")[0],
@@ -1915,40 +1915,186 @@ async fn only_regular_files_outside_of_berths_own_are_images() {
 
 // ------------------------------------------------------------------------------------------------ hostile images
 
-#[tokio::test]
-async fn hostile_images_are_refused_before_qemu_img_sees_them() {
-    let host = Host::new();
-    host.file("base", &noise(64 * MIB));
-    let mut corrupt = qcow2(&host, &[]);
-    corrupt[79] = 2;
-    for (bytes, format, part) in [
+/// A crafted image: its bytes, what it is declared to be, and what the refusal says.
+type Hostile = (Vec<u8>, ImageFormat, &'static str);
+
+fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
+    image[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Replaces a line of a VMDK's descriptor, which has room.
+fn with_descriptor(image: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let (start, end) = (512, 512 + 20 * 512);
+    let text = std::str::from_utf8(&image[start..end]).unwrap();
+    assert!(text.contains(from), "{from:?} in {text:?}");
+    let mut text = text.replace(from, to).into_bytes();
+    text.resize(end - start, 0);
+    let mut image = image.to_vec();
+    put(&mut image, start, &text);
+    image
+}
+
+/// Writes the sum of a VHDX table anew: CRC-32C of its bytes, with zeros in place of the sum.
+fn with_sum(image: &mut [u8], at: usize, count: usize) {
+    put(image, at + 4, &[0; 4]);
+    let crc = !image[at..at + count].iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0x82f6_3b78
+            } else {
+                crc >> 1
+            }
+        })
+    });
+    put(image, at + 4, &crc.to_le_bytes());
+}
+
+/// Images that are not what they say, or lead to other files: `secret` is one of the host's own.
+fn hostile_images(host: &Host, secret: &Path) -> Vec<Hostile> {
+    use ImageFormat::{Qcow2, Raw, Vdi, Vhdx, Vmdk};
+    let secret = secret.to_str().unwrap();
+    let good_qcow2 = qcow2(host, &[]);
+    let changed = |image: &[u8], change: &dyn Fn(&mut Vec<u8>)| {
+        let mut image = image.to_vec();
+        change(&mut image);
+        image
+    };
+    let content = noise(MIB);
+    let [vmdk, vdi, vhdx] = [Vmdk, Vdi, Vhdx].map(|format| converted(host, &content, format, &[]));
+    let extent = "RW 2048 SPARSE \"made.image\"";
+    let descriptor = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+         RW 2048 FLAT \"{secret}\" 0\n"
+    );
+    let metadata = 3 << 20;
+    let mut images = vec![
         (
-            qcow2(&host, &["-F", "raw", "-b", "base"]),
-            ImageFormat::Qcow2,
-            "names a backing file (\"base\")",
+            qcow2(host, &["-u", "-F", "raw", "-b", secret]),
+            Qcow2,
+            "names a backing file (\"",
         ),
         (
-            qcow2(&host, &["-o", "data_file=data"]),
-            ImageFormat::Qcow2,
+            qcow2(host, &["-o", "data_file=data"]),
+            Qcow2,
             "external data file (\"data\")",
         ),
         (
-            qcow2(&host, &[]),
-            ImageFormat::Raw,
+            good_qcow2.clone(),
+            Raw,
             "declared raw, but it is a qcow2 image",
         ),
+        (good_qcow2[..300].to_vec(), Qcow2, "cut off"),
         (
-            qcow2(&host, &[])[..300].to_vec(),
-            ImageFormat::Qcow2,
-            "cut off",
+            changed(&good_qcow2, &|image| image[79] = 2),
+            Qcow2,
+            "corrupt",
         ),
-        (corrupt, ImageFormat::Qcow2, "corrupt"),
         (
             noise(MIB),
-            ImageFormat::Qcow2,
+            Qcow2,
             "does not start with qcow2's magic number",
         ),
-    ] {
+        // A disk of 8 EiB, and one whose tables cannot be in so small a file.
+        (
+            changed(&good_qcow2, &|image| put(image, 24, &[0x7f, 0xff])),
+            Qcow2,
+            "l1_size",
+        ),
+        (
+            changed(&good_qcow2, &|image| {
+                put(image, 36, &(1_u32 << 21).to_be_bytes())
+            }),
+            Qcow2,
+            "cut off: its L1 table",
+        ),
+        (
+            with_descriptor(&vmdk, extent, &format!("RW 2048 FLAT \"{secret}\" 0")),
+            Vmdk,
+            "its only extent must be the file itself",
+        ),
+        (
+            with_descriptor(
+                &vmdk,
+                extent,
+                &format!("{extent}\nRW 2048 FLAT \"{secret}\" 0"),
+            ),
+            Vmdk,
+            "its only extent must be the file itself",
+        ),
+        (
+            with_descriptor(
+                &vmdk,
+                extent,
+                &format!("{extent}\nparentFileNameHint=\"{secret}\""),
+            ),
+            Vmdk,
+            "the difference to a parent",
+        ),
+        // With a capacity of 0, QEMU would believe the descriptor.
+        (
+            changed(&vmdk, &|image| put(image, 12, &[0; 8])),
+            Vmdk,
+            "the capacity is 0",
+        ),
+        (
+            descriptor.clone().into_bytes(),
+            Vmdk,
+            "it is a VMDK descriptor",
+        ),
+        (
+            descriptor.into_bytes(),
+            Raw,
+            "declared raw, but it is a VMDK descriptor",
+        ),
+        (vmdk.clone(), Raw, "declared raw, but it is a VMDK image"),
+        (vmdk[..4096].to_vec(), Vmdk, "cut off"),
+        (vdi.clone(), Vmdk, "declared vmdk, but it is a VDI image"),
+        (
+            changed(&vdi, &|image| put(image, 0x1b8, &[1; 16])),
+            Vdi,
+            "the difference to a parent",
+        ),
+        (
+            changed(&vdi, &|image| {
+                put(image, 0x170, &(1_u64 << 50).to_le_bytes())
+            }),
+            Vdi,
+            "the number of blocks",
+        ),
+        (vdi[..700].to_vec(), Vdi, "cut off"),
+        (vhdx.clone(), Vdi, "declared vdi, but it is a VHDX image"),
+        (vhdx[..1 << 20].to_vec(), Vhdx, "cut off"),
+    ];
+    // Every header of the VHDX tells of a log; then it has a parent.
+    images.push((
+        changed(&vhdx, &|image| {
+            for at in [64 << 10, 128 << 10] {
+                put(image, at + 48, &[5; 16]);
+                with_sum(image, at, 4096);
+            }
+        }),
+        Vhdx,
+        "its log must be replayed",
+    ));
+    images.push((
+        changed(&vhdx, &|image| {
+            let at = metadata + 32 + 16;
+            let offset = u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
+            image[metadata + usize::try_from(offset).unwrap() + 4] |= 2;
+        }),
+        Vhdx,
+        "the difference to a parent",
+    ));
+    images
+}
+
+#[tokio::test]
+async fn hostile_images_are_refused_before_qemu_img_sees_them() {
+    let host = Host::new();
+    let secret = host.file("secret", &noise(MIB));
+    let hostile_images = hostile_images(&host, &secret);
+    assert!(hostile_images.len() >= 12);
+    for (bytes, format, part) in hostile_images {
         let path = host.file("hostile", &bytes);
         let hostile = image(&format!("file://{}", path.display()), &bytes, format);
         fails(
@@ -1971,6 +2117,151 @@ async fn hostile_images_are_refused_before_qemu_img_sees_them() {
         );
     }
     assert_eq!(host.calls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_image_that_unpacks_to_more_than_is_allowed_is_stopped() {
+    let host = Host::with(|options| options.max_image = ByteCount::clamped(8 * MIB));
+    let bytes = converted(
+        &host,
+        &vec![0x55; 64 << 20],
+        ImageFormat::Vmdk,
+        &["-o", "subformat=streamOptimized"],
+    );
+    assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
+    let bomb = image(
+        &format!("file://{}", host.file("bomb", &bytes).display()),
+        &bytes,
+        ImageFormat::Vmdk,
+    );
+    fails(
+        host.fetch(&bomb).await,
+        FaultCode::ImageRefused,
+        false,
+        &["becomes larger than 8388608 bytes"],
+    );
+    assert_eq!(host.image_files(), [""; 0]);
+    assert_eq!(host.calls().len(), 1);
+}
+
+/// Not a test of its own: the process that [`nothing_outside_of_the_pool_is_opened`] watches.
+#[tokio::test]
+#[ignore = "another test runs it under strace, with its environment"]
+async fn watched() {
+    let (Ok(root), Ok(images)) = (
+        std::env::var("BERTH_TEST_ROOT"),
+        std::env::var("BERTH_TEST_IMAGES"),
+    ) else {
+        return;
+    };
+    let host = Host::at(Path::new(&root), |options| {
+        options.qemu_img = PathBuf::from("/usr/bin/qemu-img");
+    });
+    let images: Vec<ImageRef> = serde_json::from_str(&images).unwrap();
+    for image in &images {
+        if host.fetch(image).await.is_ok() {
+            let plan = host.plan(InstanceId::new(), image, 1 << 30);
+            host.create(&plan).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_outside_of_the_pool_is_opened() {
+    let host = Host::new();
+    let sources = tempfile::tempdir().unwrap();
+    let secret = directory_path(&sources).join("secret");
+    fs::write(&secret, noise(MIB)).unwrap();
+    let store = |name: String, bytes: &[u8], format| {
+        let path = directory_path(&sources).join(name);
+        fs::write(&path, bytes).unwrap();
+        image(&format!("file://{}", path.display()), bytes, format)
+    };
+    let mut images = Vec::new();
+    for (index, (bytes, format, _)) in hostile_images(&host, &secret).iter().enumerate() {
+        images.push(store(format!("hostile{index}"), bytes, *format));
+    }
+    let hostile = images.len();
+    for format in [
+        ImageFormat::Qcow2,
+        ImageFormat::Vmdk,
+        ImageFormat::Vdi,
+        ImageFormat::Vhdx,
+    ] {
+        let bytes = converted(&host, &noise(MIB), format, &[]);
+        images.push(store(format!("good-{}", format.as_str()), &bytes, format));
+    }
+    let log = directory_path(&sources).join("strace.log");
+    let status = Command::new("strace")
+        .args([
+            "-f",
+            "-qq",
+            "-s",
+            "4096",
+            "-e",
+            "trace=open,openat,openat2,creat",
+            "-o",
+        ])
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "watched", "--ignored"])
+        .env("BERTH_TEST_ROOT", &host.root)
+        .env("BERTH_TEST_IMAGES", serde_json::to_string(&images).unwrap())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("strace is installed");
+    assert!(status.success(), "{status}");
+    assert_eq!(names(&host.paths.instances).len(), images.len() - hostile);
+
+    let state = host.paths.images.parent().unwrap().to_str().unwrap();
+    let source = directory_path(&sources);
+    let is_source = |path: &str| {
+        images
+            .iter()
+            .any(|image| image.url.as_str() == format!("file://{path}"))
+    };
+    // Libraries and what they ask the system, the test's own program, and files of the agent's own choice.
+    let system = [
+        "/lib/",
+        "/lib64/",
+        "/usr/lib/",
+        "/etc/ld.so",
+        "/proc/",
+        "/sys/",
+        "/dev/null",
+        "/dev/urandom",
+        "/etc/passwd",
+        "/etc/group",
+        "/etc/nsswitch.conf",
+        "/usr/share/",
+        "/etc/localtime",
+    ];
+    let (mut opened, mut converted) = (0, 0);
+    for line in fs::read_to_string(&log).unwrap().lines() {
+        let Some(path) = line.split('"').nth(1) else {
+            continue;
+        };
+        assert!(!path.contains("secret"), "{line}");
+        // Relative to the directory of images, or of one instance.
+        let own = path.starts_with("./.partial-") || path.starts_with("./.tmp-");
+        let in_pool = path.starts_with(state) || own;
+        let harness = path == host.root.to_str().unwrap()
+            || path.starts_with(&format!("{}/qemu-img", host.root.display()))
+            || path.starts_with(env!("CARGO_MANIFEST_DIR"));
+        let from_system = system.iter().any(|prefix| path.starts_with(prefix));
+        let missing = line.contains("ENOENT");
+        assert!(
+            in_pool || is_source(path) || from_system || harness || missing,
+            "opened outside of {state}, {}: {line}",
+            source.display()
+        );
+        opened += usize::from(in_pool || is_source(path));
+        converted += usize::from(own && path.starts_with("./.partial-"));
+    }
+    assert!(
+        opened > images.len() && converted >= 3,
+        "{opened} {converted}: strace saw too little"
+    );
 }
 
 #[tokio::test]
@@ -2154,12 +2445,11 @@ fn downloads_that_run_count_before_their_bytes_arrive() {
         let other = image(&server.url("/other"), &bytes[1..], ImageFormat::Raw);
         let unstated = image(&server.url("/unstated"), &bytes[2..], ImageFormat::Raw);
         let (storage, wanted) = (host.storage.clone(), slow.clone());
-        let running =
-            tokio::spawn(
-                async move { storage.fetch_image(&wanted, &watch::channel(None).0).await },
-            );
-        // Its partial file is made once its room is promised.
-        wait_for("the slow download", || !host.image_files().is_empty()).await;
+        let (progress, mut told) = watch::channel(None);
+        let running = tokio::spawn(async move { storage.fetch_image(&wanted, &progress).await });
+        // It tells of bytes once its room is promised.
+        let started = told.wait_for(|text| text.as_deref() == Some("downloading the image, 0 %"));
+        tokio::time::timeout(LIMIT, started).await.unwrap().unwrap();
         let promised = format!("{} are promised to other downloads", 10 * MIB);
         fails(
             host.fetch(&other).await,
@@ -2176,6 +2466,113 @@ fn downloads_that_run_count_before_their_bytes_arrive() {
         gate.open();
         running.await.unwrap().unwrap();
         assert_eq!(host.image_files(), [slow.sha256.as_str()]);
+    });
+}
+
+#[test]
+fn a_full_disk_while_an_image_is_converted_is_survived() {
+    on_a_small_file_system("16m", |root| async move {
+        for keep in [0, 2 * MIB] {
+            let host = Host::at(&root, |options| {
+                options.keep_free.bytes = ByteCount::clamped(keep)
+            });
+            let sources = tempfile::tempdir().unwrap();
+            fs::write(sources.path().join("raw"), vec![0x55; 10 << 20]).unwrap();
+            let (raw, vmdk) = (sources.path().join("raw"), sources.path().join("vmdk"));
+            let status = Command::new("qemu-img")
+                .args([
+                    "convert",
+                    "-f",
+                    "raw",
+                    "-O",
+                    "vmdk",
+                    "-o",
+                    "subformat=streamOptimized",
+                ])
+                .args([&raw, &vmdk])
+                .status()
+                .unwrap();
+            assert!(status.success());
+            let bytes = fs::read(&vmdk).unwrap();
+            let image = image(
+                &format!("file://{}", vmdk.display()),
+                &bytes,
+                ImageFormat::Vmdk,
+            );
+            // Room for what is fetched, and for half of what that becomes.
+            let filler = fill_up(&root, 6 * MIB);
+            if keep > 0 {
+                // One that is slow enough to be seen: it takes what room there is, and stays.
+                qemu_img(
+                    &host,
+                    "for file; do :; done; head -c 5000000 /dev/zero | tr '\\0' x > $file; sleep 600",
+                );
+            }
+            let part = if keep == 0 {
+                "No space left on device"
+            } else {
+                "was stopped"
+            };
+            fails(host.fetch(&image).await, FaultCode::DiskFull, true, &[part]);
+            assert_eq!(host.image_files(), [""; 0]);
+            assert!(!host.storage.has_image(&image).await.unwrap());
+            fs::remove_file(filler).unwrap();
+            qemu_img(&host, "exec /usr/bin/qemu-img \"$@\"");
+            host.fetch(&image).await.unwrap();
+            let name = format!("{}.vmdk.qcow2", image.sha256);
+            assert_eq!(host.image_files(), [name]);
+            fs::remove_dir_all(host.root.join("state")).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_in_the_middle_of_a_download_keeps_no_part_of_it() {
+    on_a_small_file_system("16m", |root| async move {
+        let host = Host::at(&root, |_| ());
+        let bytes = noise(4 * MIB);
+        // It could be continued: but its room is what is missing.
+        let web = Breaking::new(&bytes, 0);
+        let image = image(&web.server.url("/image"), &bytes, ImageFormat::Raw);
+        let (gate, body) = (Gate::default(), bytes.clone());
+        let opened = gate.clone();
+        let server = Server::new(move |_, stream| {
+            let length = body.len();
+            head(
+                stream,
+                "200 OK",
+                &format!("Content-Length: {length}\r\nETag: \"e\"\r\n"),
+            )?;
+            stream.write_all(&body[..length / 2])?;
+            opened.wait();
+            stream.write_all(&body[length / 2..])
+        });
+        let wanted = ImageRef {
+            url: server.url("/image").parse().unwrap(),
+            ..image.clone()
+        };
+        let (storage, slow) = (host.storage.clone(), wanted.clone());
+        let running =
+            tokio::spawn(async move { storage.fetch_image(&slow, &watch::channel(None).0).await });
+        let partial = host.paths.images.join(format!(".partial-{}", image.sha256));
+        wait_for("half of the image", || {
+            fs::metadata(&partial).is_ok_and(|file| file.len() == 2 * MIB)
+        })
+        .await;
+        let filler = fill_up(&root, 0);
+        gate.open();
+        let error = running.await.unwrap().unwrap_err();
+        assert_eq!(
+            (error.code, error.retryable),
+            (FaultCode::DiskFull, true),
+            "{}",
+            chain(&error)
+        );
+        assert_eq!(host.image_files(), [""; 0]);
+        assert!(!host.storage.has_image(&image).await.unwrap());
+        fs::remove_file(filler).unwrap();
+        host.fetch(&image).await.unwrap();
+        assert_eq!(host.image_files(), [image.sha256.as_str()]);
     });
 }
 

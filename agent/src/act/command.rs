@@ -160,6 +160,7 @@ pub struct Command {
     stdout_limit: usize,
     limits: Limits,
     confinement: Option<Confinement>,
+    malloc_arenas: Option<u8>,
 }
 
 impl Command {
@@ -174,6 +175,7 @@ impl Command {
             stdout_limit: DEFAULT_STDOUT_LIMIT,
             limits: Limits::default(),
             confinement: None,
+            malloc_arenas: None,
         }
     }
 
@@ -224,6 +226,14 @@ impl Command {
     #[must_use]
     pub fn confined(mut self, confinement: Confinement) -> Self {
         self.confinement = Some(confinement);
+        self
+    }
+
+    /// How many pools of memory its threads share; as many as glibc likes otherwise. Each takes 64 MiB of address
+    /// space, more while it is made, and that is what is limited.
+    #[must_use]
+    pub fn malloc_arenas(mut self, count: u8) -> Self {
+        self.malloc_arenas = Some(count);
         self
     }
 
@@ -312,6 +322,9 @@ impl Command {
         {
             use std::os::unix::process::CommandExt as _;
             command.process_group(0);
+        }
+        if let Some(count) = self.malloc_arenas {
+            command.env("MALLOC_ARENA_MAX", count.to_string());
         }
         self.limits.impose_on(&mut command);
         if let Some(confinement) = self.confinement {

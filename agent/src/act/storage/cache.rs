@@ -70,11 +70,16 @@ pub(super) fn facts(paths: &Paths, image: &ImageRef) -> Result<Option<ImageFacts
     }
     let path = paths.image(image);
     let failed = |source| StorageFault::io("read", &path, source);
-    let file = OpenOptions::new()
+    let opened = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(&path)
-        .map_err(failed)?;
+        .open(&path);
+    let file = match opened {
+        Ok(file) => file,
+        // It was evicted in this moment.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed(source)),
+    };
     inspect(&file, &path, image.format.cached(), image).map(Some)
 }
 

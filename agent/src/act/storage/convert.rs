@@ -28,8 +28,9 @@ use crate::{
     decide::image_header::ImageFacts,
 };
 
-/// Address space and CPU time of `qemu-img convert`. It needs a few hundred MiB, and a second for a gigabyte.
-const ADDRESS_SPACE: u64 = 1 << 30;
+/// Address space and CPU time of `qemu-img convert`. It takes some hundred MiB for its libraries and buffers, and 8 MiB
+/// for the stack of each of up to 64 threads; a second for a gigabyte.
+const ADDRESS_SPACE: u64 = 2 << 30;
 const CPU_SECONDS: u64 = 3600;
 /// What it may print, in bytes: its progress, a hundred short lines.
 const PRINTS: usize = 64 << 10;
@@ -82,6 +83,7 @@ pub(super) async fn convert(
             cpu_seconds: Some(CPU_SECONDS),
             file_size: Some(limit),
         })
+        .malloc_arenas(1)
         .timeout(inner.options.convert_deadline)
         .stdout_limit(PRINTS)
         .confined(Confinement {

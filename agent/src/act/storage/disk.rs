@@ -63,6 +63,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
             network: Network::Host,
         })
         .limits(LIMITS)
+        .malloc_arenas(1)
         .timeout(inner.options.create_deadline)
         .run()
         .await

@@ -245,13 +245,10 @@ fn other_bytes(expected: &ImageSha256, got: Option<&str>) -> String {
     }
 }
 
-/// Whether a failed conversion says something about the image: the tool gave up on it, or took more than it may have.
-/// That it is missing, could not be started or was too slow says something about the host.
+/// Whether a failed conversion says something about the image: the tool gave up on it. That it is missing, could not
+/// be started, was too slow or was killed (it aborts when memory runs out) may be the host's fault.
 fn is_verdict(error: &CommandError) -> bool {
-    matches!(
-        error,
-        CommandError::Failed { .. } | CommandError::TooMuchOutput { .. }
-    )
+    matches!(error, CommandError::Failed { status, .. } if status.code().is_some())
 }
 
 fn is_no_room(error: &io::Error) -> bool {
