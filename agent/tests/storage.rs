@@ -2702,7 +2702,11 @@ async fn victim() {
     ) else {
         return;
     };
-    let host = Host::at(Path::new(&root), |_| ());
+    let host = Host::at(Path::new(&root), |options| {
+        if let Ok(tool) = std::env::var("BERTH_TEST_QEMU_IMG") {
+            options.qemu_img = PathBuf::from(tool);
+        }
+    });
     let image: ImageRef = serde_json::from_str(&image).unwrap();
     host.fetch(&image).await.unwrap();
     panic!("the download ended before it was interrupted");
@@ -2775,4 +2779,68 @@ async fn a_killed_agent_leaves_only_what_sweep_removes() {
     }
     host.fetch(&image).await.unwrap();
     assert_eq!(host.image_files(), [image.sha256.as_str()]);
+}
+
+/// Killed while `qemu-img` writes, at any of these points of what it has written.
+#[tokio::test]
+async fn an_agent_that_is_killed_while_it_converts_leaves_no_image() {
+    let host = Host::new();
+    let content = noise(MIB);
+    let bytes = converted(&host, &content, ImageFormat::Vhdx, &[]);
+    let image = image(
+        &format!("file://{}", host.file("image", &bytes).display()),
+        &bytes,
+        ImageFormat::Vhdx,
+    );
+    for written in ["true", "echo half > $file", "/usr/bin/qemu-img \"$@\""] {
+        let script = format!(
+            "for file; do :; done; {written}; echo done >> $(dirname $0)/qemu-img.log; exec sleep 600"
+        );
+        let victim_root = host.root.join("victim");
+        fs::create_dir_all(&victim_root).unwrap();
+        let slow = victim_root.join("slow");
+        install(&slow, &format!("#!/bin/sh\n{script}\n"));
+        let log = victim_root.join("qemu-img.log");
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--ignored"])
+            .env("BERTH_TEST_ROOT", &victim_root)
+            .env("BERTH_TEST_QEMU_IMG", &slow)
+            .env("BERTH_TEST_IMAGE", serde_json::to_string(&image).unwrap())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("the tool", || {
+            fs::read_to_string(&log).is_ok_and(|text| text.contains("done"))
+        })
+        .await;
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let after = Host::at(&victim_root, |_| ());
+        assert!(!after.storage.has_image(&image).await.unwrap());
+        assert!(after.image_files().iter().all(|name| name.starts_with('.')));
+        after.storage.sweep().await.unwrap();
+        assert_eq!(after.image_files(), [""; 0]);
+        after.fetch(&image).await.unwrap();
+        let plan = after.plan(InstanceId::new(), &image, 16 * MIB);
+        after.create(&plan).await.unwrap();
+        assert!(content_of(&plan.path).starts_with(&content));
+        fs::remove_dir_all(&victim_root).unwrap();
+        end_leftovers(&slow);
+    }
+}
+
+/// Ends what a killed agent's tool is: its script has become `sleep`, in the directory of images.
+fn end_leftovers(script: &Path) {
+    let directory = script.parent().unwrap();
+    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let works_in = fs::read_link(entry.path().join("cwd"));
+        if works_in.is_ok_and(|path| path.starts_with(directory)) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            // It may have ended by itself in the same moment.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
 }

@@ -80,3 +80,43 @@ pub async fn with_data_file(folder: &Path) -> anyhow::Result<PathBuf> {
     .await?;
     Ok(path)
 }
+
+/// The guest in another format.
+///
+/// # Errors
+/// `qemu-img` fails.
+pub async fn converted(
+    guest: &Path,
+    folder: &Path,
+    format: ImageFormat,
+) -> anyhow::Result<PathBuf> {
+    let path = folder.join(format!("guest.{}", format.as_str()));
+    let (from, to) = (guest.display().to_string(), path.display().to_string());
+    run::text(&[
+        "qemu-img",
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        format.as_str(),
+        &from,
+        &to,
+    ])
+    .await?;
+    Ok(path)
+}
+
+/// A copy of an image with other bytes at one place.
+///
+/// # Errors
+/// It cannot be read or written, or has no such place.
+pub fn patched(image: &Path, name: &str, at: usize, bytes: &[u8]) -> anyhow::Result<PathBuf> {
+    let path = image.with_file_name(name);
+    let mut content = std::fs::read(image)?;
+    content
+        .get_mut(at..at + bytes.len())
+        .with_context(|| format!("{} is too short", image.display()))?
+        .copy_from_slice(bytes);
+    std::fs::write(&path, content)?;
+    Ok(path)
+}

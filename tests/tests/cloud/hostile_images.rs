@@ -98,6 +98,8 @@ fn an_unusable_image_is_a_fault_with_a_reason_and_leaves_nothing_half_made() {
         };
         check(cloud, "text", text, FaultCode::ImageRefused, &["qcow2"]).await?;
 
+        refuse_other_tools_images(cloud, &folder, &secret).await?;
+
         let options = InstanceOptions {
             power: DesiredPower::Stopped,
             ..InstanceOptions::default()
@@ -106,8 +108,96 @@ fn an_unusable_image_is_a_fault_with_a_reason_and_leaves_nothing_half_made() {
         cloud
             .wait_state(good.id, VmState::Stopped, CONVERGE_LIMIT)
             .await?;
+        for format in CONVERTED {
+            let path = image::converted(&cloud.services.guest_image, &folder, format).await?;
+            let options = InstanceOptions {
+                image: Some(ImageRef {
+                    format,
+                    ..image::of_file(&path)?
+                }),
+                power: DesiredPower::Stopped,
+                ..InstanceOptions::default()
+            };
+            let name = format!("good-{}", format.as_str());
+            let good = cloud.create_instance(&name, &options).await?;
+            cloud
+                .wait_state(good.id, VmState::Stopped, CONVERGE_LIMIT)
+                .await?;
+        }
         Ok(())
     });
+}
+
+/// Formats that are converted on the host.
+const CONVERTED: [ImageFormat; 3] = [ImageFormat::Vmdk, ImageFormat::Vdi, ImageFormat::Vhdx];
+
+/// Images in formats of other tools that lead to other files, or lie.
+async fn refuse_other_tools_images(
+    cloud: &TestCloud,
+    folder: &Path,
+    secret: &Path,
+) -> anyhow::Result<()> {
+    let guest = &cloud.services.guest_image;
+    let descriptor = folder.join("descriptor.vmdk");
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+         RW 4 FLAT \"{}\" 0\n",
+        secret.display()
+    );
+    std::fs::write(&descriptor, text)?;
+    let mut cases = vec![(
+        "descriptor",
+        descriptor,
+        ImageFormat::Vmdk,
+        "a VMDK descriptor",
+    )];
+    let vmdk = image::converted(guest, folder, ImageFormat::Vmdk).await?;
+    let vdi = image::converted(guest, folder, ImageFormat::Vdi).await?;
+    let vhdx = image::converted(guest, folder, ImageFormat::Vhdx).await?;
+    // A capacity of 0: QEMU would believe the descriptor. A parent's id. A region table with another sum.
+    let patches = [
+        (
+            "no-capacity",
+            &vmdk,
+            12,
+            &[0; 8][..],
+            ImageFormat::Vmdk,
+            "the capacity is 0",
+        ),
+        (
+            "child",
+            &vdi,
+            0x1b8,
+            &[1; 16][..],
+            ImageFormat::Vdi,
+            "the difference to a parent",
+        ),
+        (
+            "regions",
+            &vhdx,
+            196_612,
+            &[1; 4][..],
+            ImageFormat::Vhdx,
+            "region table is not intact",
+        ),
+    ];
+    for (name, good, at, bytes, format, part) in patches {
+        cases.push((name, image::patched(good, name, at, bytes)?, format, part));
+    }
+    cases.push((
+        "mislabelled",
+        vmdk,
+        ImageFormat::Raw,
+        "declared raw, but it is a VMDK image",
+    ));
+    for (name, path, format, part) in cases {
+        let hostile = ImageRef {
+            format,
+            ..image::of_file(&path)?
+        };
+        check(cloud, name, hostile, FaultCode::ImageRefused, &[part]).await?;
+    }
+    Ok(())
 }
 
 /// An image of its own checksum, which no host has.
