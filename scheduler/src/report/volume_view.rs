@@ -224,6 +224,7 @@ mod tests {
             server_group_id: None,
             attempt: 1,
             failed_hosts: Vec::new(),
+            config_drive: None,
         }
     }
 
