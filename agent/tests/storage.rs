@@ -768,15 +768,16 @@ async fn a_download_nobody_waits_for_stops_and_leaves_nothing() {
 fn last_used(host: &Host, image: &ImageRef, days: u64) {
     let at = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
     let file = fs::File::open(host.paths.image(image)).unwrap();
-    file.set_modified(at).unwrap();
+    let times = fs::FileTimes::new().set_accessed(at).set_modified(at);
+    file.set_times(times).unwrap();
 }
 
 fn days_unused(host: &Host, image: &ImageRef) -> u64 {
-    let modified = fs::metadata(host.paths.image(image))
+    let used = fs::metadata(host.paths.image(image))
         .unwrap()
-        .modified()
+        .accessed()
         .unwrap();
-    modified.elapsed().unwrap_or_default().as_secs() / (24 * 3600)
+    used.elapsed().unwrap_or_default().as_secs() / (24 * 3600)
 }
 
 /// An image from a file of the test's own, with content of its own.

@@ -4,13 +4,15 @@
 //! all it has to know of it is told, and it may write one file only, as a user without rights.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io,
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     sync::Arc,
 };
 
 use berth_common::document::{DiskFormat, ImageFormat};
+use nix::fcntl::OFlag;
 
 use super::{
     Inner, cache,
@@ -74,15 +76,22 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         })?;
 
     let path = plan.path.clone();
-    inner.files.run(move || finish(making, path)).await
+    inner
+        .files
+        .run(move || {
+            let done = finish(making.temporary, path);
+            // The image may go once the disk has its name.
+            drop(making.lease);
+            done
+        })
+        .await
 }
 
 /// A disk that is being made.
 struct Making {
     account: Account,
-    _lease: Lease,
+    lease: Lease,
     temporary: Temporary,
-    file: File,
     image: PathBuf,
     image_format: ImageFormat,
 }
@@ -132,11 +141,10 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
         &inner.paths.instance(plan.instance),
         &format!("disk{}", plan.index),
     )?;
-    let file = lent(temporary.path(), account)?;
+    lent(temporary.path(), account)?;
     Ok(Some(Making {
         account,
-        _lease: lease,
-        file,
+        lease,
         temporary,
         image,
         image_format: plan.image.format.cached(),
@@ -144,16 +152,14 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
 }
 
 /// Puts the complete disk on the medium, then gives it its name.
-fn finish(making: Making, path: PathBuf) -> Result<(), StorageFault> {
-    // The lease goes when the disk has its name.
-    let Making {
-        temporary,
-        file,
-        _lease,
-        ..
-    } = making;
+pub(super) fn finish(temporary: Temporary, path: PathBuf) -> Result<(), StorageFault> {
+    let failed = |source| StorageFault::io("write to disk", temporary.path(), source);
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(temporary.path())
+        .map_err(failed)?;
     take_back(&file, temporary.path(), DISK_MODE)?;
-    file.sync_all()
-        .map_err(|source| StorageFault::io("write to disk", temporary.path(), source))?;
+    file.sync_all().map_err(failed)?;
     temporary.publish(&path)
 }

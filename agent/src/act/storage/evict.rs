@@ -10,7 +10,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::{self, File, OpenOptions},
+    fs::{self, File, FileTimes, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -151,8 +151,10 @@ fn entries(inner: &Inner) -> Result<Vec<Entry>, StorageFault> {
         if !metadata.is_file() {
             continue;
         }
-        // One from the future was used just now: somebody has set the clock.
+        // When it was read last counts, and when it came. One from the future was used just now: somebody has set the
+        // clock.
         let used = metadata.modified().unwrap_or(now);
+        let used = metadata.accessed().map_or(used, |read| read.max(used));
         entries.push(Entry {
             file_name,
             kind,
@@ -190,9 +192,20 @@ fn listed(directory: &Path) -> Result<Vec<PathBuf>, StorageFault> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(failed(source)),
     }
+    // It may be removed at any time, with all disks in it.
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return Ok(Vec::new()),
+        Err(source) => return Err(failed(source)),
+    };
     let mut paths = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        paths.push(entry.map_err(failed)?.path());
+    for entry in entries {
+        match entry {
+            Ok(entry) => paths.push(entry.path()),
+            Err(error) if gone(&error) => break,
+            Err(source) => return Err(failed(source)),
+        }
     }
     Ok(paths)
 }
@@ -226,7 +239,9 @@ fn backing_of(path: &Path) -> Result<Option<String>, StorageFault> {
 
 /// Notes that an image is used now. That this fails does not matter: it is evicted earlier, and fetched again.
 pub(super) fn touch(path: &Path) {
-    let touched = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+    // Never the time of the last change: an image is not changed, and others may rely on that.
+    let times = FileTimes::new().set_accessed(SystemTime::now());
+    let touched = File::open(path).and_then(|file| file.set_times(times));
     if let Err(error) = touched {
         tracing::debug!(path = %path.display(), %error, "the time of an image's last use was not noted");
     }
