@@ -63,16 +63,27 @@ pub async fn create(
         updated_at: writing.now,
         deleted_at: None,
     };
+    add(writing, request, &row).await?;
+    tracing::info!(volume = %row.id, name = %row.name, ?host, "volume accepted");
+    show::volume(writing.context(), writing.txn(), &row).await
+}
+
+/// Writes a new volume down and gives it its room, if it has a host.
+async fn add(
+    writing: &mut Writing<'_>,
+    request: &VolumeCreate,
+    row: &VolumeRow,
+) -> Result<(), ClaimError> {
     // A name that is taken is said before a host that is full: it cannot be helped by waiting.
     let living = volumes::find_by_name(writing.txn(), &row.project, &row.name).await?;
     if living.is_some() {
         return Err(name_taken(request));
     }
-    if let Some(host) = host {
+    if let Some(host) = row.host_id {
         check_admission(writing, host)?;
         check_room(writing, host, &row.name, row.size_gb, row.size_gb)?;
     }
-    volumes::insert(writing.txn(), &row)
+    volumes::insert(writing.txn(), row)
         .await
         .map_err(|error| match error {
             StoreError::Unique {
@@ -81,7 +92,7 @@ pub async fn create(
             } => name_taken(request),
             error => error.into(),
         })?;
-    if let Some(host) = host {
+    if let Some(host) = row.host_id {
         let placed = PlacedVolume {
             host,
             size_gb: row.size_gb,
@@ -90,8 +101,7 @@ pub async fn create(
         writing.touch_volume(host, row.id);
         writing.derive().await?;
     }
-    tracing::info!(volume = %row.id, name = %row.name, ?host, "volume accepted");
-    show::volume(writing.context(), writing.txn(), &row).await
+    Ok(())
 }
 
 fn name_taken(request: &VolumeCreate) -> ClaimError {
