@@ -17,6 +17,7 @@ use berth_common::{
 use crate::act::{
     libvirt::{DEFAULT_URI, VirtTypeChoice},
     machine::countables::PciPool,
+    storage::VolumeWipe,
 };
 
 /// Everything the agent can be told.
@@ -44,6 +45,8 @@ pub struct Config {
     pub qemu_img_user: String,
     /// `storage.image_cache_max_age_days`: how long an image stays in the cache that nothing uses.
     pub image_cache_max_age: Duration,
+    /// `storage.volume_wipe`: `none`, `zero` or `discard`.
+    pub volume_wipe: VolumeWipe,
     /// `limits.concurrent_operations`: how many instances are worked on at once, and how many
     /// networks.
     pub concurrent_operations: usize,
@@ -128,6 +131,11 @@ impl Config {
             parse::integer(1..=3650),
             30_u32,
         );
+        let volume_wipe = c.optional(
+            "storage.volume_wipe",
+            parse::from_str("\"none\", \"zero\" or \"discard\""),
+            VolumeWipe::None,
+        );
         let concurrent_operations = c.optional(
             "limits.concurrent_operations",
             parse::integer(1..=64),
@@ -148,6 +156,7 @@ impl Config {
                 virt_type,
                 qemu_img_user,
                 image_cache_max_age: DAY * image_cache_max_age_days,
+                volume_wipe,
                 concurrent_operations,
                 listen,
                 log,
@@ -196,6 +205,7 @@ mod tests {
         assert_eq!(config.host_name.as_str(), "hv1");
         assert_eq!(config.state_dir, Path::new("/var/lib/berth"));
         assert_eq!(config.virt_type, VirtTypeChoice::Auto);
+        assert_eq!(config.volume_wipe, VolumeWipe::None);
         assert_eq!(config.heartbeat_every, Duration::from_secs(10));
         assert_eq!(config.listen.port(), 9782);
         assert_eq!(config.qemu_img_user, "nobody");
@@ -206,7 +216,7 @@ mod tests {
     fn all_mistakes_are_told_at_once() {
         let text = "[host]\nname = \"a_b\"\nstate_dir = \"berth\"\nheartbeat_seconds = 61\ncolour = 1\n\
                     [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n\
-                    [storage]\nqemu_img_user = \"\"\nimage_cache_max_age_days = 0\n";
+                    [storage]\nqemu_img_user = \"\"\nimage_cache_max_age_days = 0\nvolume_wipe = \"twice\"\n";
         let errors = read(text, Some("hv1")).unwrap_err();
         for key in [
             "bus.url",
@@ -215,6 +225,7 @@ mod tests {
             "heartbeat_seconds",
             "colour",
             "virt_type",
+            "volume_wipe",
             "concurrent_operations",
             "qemu_img_user",
             "image_cache_max_age_days",

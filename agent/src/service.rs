@@ -90,6 +90,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         not_below: vec![state.root().to_owned()],
         qemu_img_user: config.qemu_img_user.clone(),
         image_max_age: config.image_cache_max_age,
+        volume_wipe: config.volume_wipe,
         ..StorageOptions::default()
     };
     let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));

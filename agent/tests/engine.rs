@@ -7,6 +7,9 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "engine/volumes.rs"]
+mod volumes;
+
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -21,10 +24,10 @@ use async_trait::async_trait;
 use berth_agent::{
     act::{
         ActError, Compute, Storage,
-        fake::{FakeHost, Guest},
+        fake::{Disk, FakeHost, Guest},
     },
     decide::{
-        domain::{DomainObserved, DomainStep, JobProgress, VirtType},
+        domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskPlan, HostFacts, Paths, StorageStep, domain_config},
     },
     engine::{Engine, Host, Parts},
@@ -41,10 +44,10 @@ use berth_common::{
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, DiskSource, Document, DocumentKey,
         FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk, InstancePort, InstanceSpec, Kind,
-        NetworkPort, NetworkSpec, NetworkType, Reboot, RebootKind, SubnetSpec, VolumeFormat,
-        VolumeSpec,
+        NetworkPort, NetworkSpec, NetworkType, Reboot, RebootKind, RouterSpec, SubnetSpec,
+        VolumeFormat, VolumeSpec,
     },
-    ids::{HostId, InstanceId, NetworkId, Nonce, PortId, SubnetId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, Nonce, PortId, RouterId, SubnetId, VolumeId},
     message::{
         catalogue::document_type,
         report::{ConvergeStatus, FaultCode, PowerState, Report, ResourceReport},
@@ -1127,6 +1130,7 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
         vcpus: Vcpus::new(1).unwrap(),
         memory_mb: MemoryMb::new(64).unwrap(),
         metadata: None,
+        disks: DomainDisks::default(),
     };
     lab.host.add_foreign(theirs.clone());
     let instance = wish.instance(1, |_| {});
@@ -1173,23 +1177,21 @@ async fn disks_stay_while_a_domain_without_berths_mark_may_use_them() {
 #[tokio::test(start_paused = true)]
 async fn kinds_that_are_not_supported_yet_are_refused_and_end_at_once() {
     let lab = Lab::new().await;
-    let volume = Document::Volume(Desired {
-        id: VolumeId::new(),
+    let router = Document::Router(Desired {
+        id: RouterId::new(),
         generation: Generation(1),
         host_id: lab.host_id,
-        spec: Some(VolumeSpec {
-            name: "data".parse().unwrap(),
+        spec: Some(RouterSpec {
             project: "default".parse().unwrap(),
-            size_gb: DiskGb::new(1).unwrap(),
-            format: VolumeFormat::Qcow2,
-            source: None,
+            interfaces: Vec::new(),
+            external_network_id: None,
         }),
     });
-    lab.send(&volume).await;
-    let report = lab.wait_status(&volume, ConvergeStatus::Failed).await;
+    lab.send(&router).await;
+    let report = lab.wait_status(&router, ConvergeStatus::Failed).await;
     assert_eq!(report.fault.unwrap().code, FaultCode::Unsupported);
-    lab.send(&volume.tombstone()).await;
-    lab.wait_status(&volume.tombstone(), ConvergeStatus::Gone)
+    lab.send(&router.tombstone()).await;
+    lab.wait_status(&router.tombstone(), ConvergeStatus::Gone)
         .await;
 }
 
@@ -1203,7 +1205,8 @@ async fn unusable_messages_go_to_the_dead_with_their_reason_and_the_next_is_serv
     if let Document::Instance(desired) = &mut foreign {
         desired.host_id = HostId::new();
     }
-    let mut no_version = Message::from_json("document.instance", 1, "x", body(&instance));
+    let mut no_version =
+        Message::from_json("document.instance", DOCUMENT_VERSION, "x", body(&instance));
     no_version.version = None;
     let nil = format!(
         r#"{{"kind":"network","id":"{}","generation":1,"host_id":"{}","spec":null}}"#,
@@ -1217,36 +1220,41 @@ async fn unusable_messages_go_to_the_dead_with_their_reason_and_the_next_is_serv
     );
     let cases = [
         (
-            Message::from_json("document.instance", 1, "x", "{"),
+            Message::from_json("document.instance", DOCUMENT_VERSION, "x", "{"),
             "the body is no document",
         ),
         (
             Message::from_json("document.instance", 9, "x", body(&instance)),
-            "must be 1",
+            "must be 2",
         ),
         (
-            Message::from_json("instance.create", 1, "x", body(&instance)),
+            Message::from_json("instance.create", DOCUMENT_VERSION, "x", body(&instance)),
             "document.<kind>",
         ),
         (
-            Message::from_json("document.network", 1, "x", body(&instance)),
+            Message::from_json("document.network", DOCUMENT_VERSION, "x", body(&instance)),
             "kind instance",
         ),
         (
-            Message::from_json("document.instance", 1, "x", body(&foreign)),
+            Message::from_json("document.instance", DOCUMENT_VERSION, "x", body(&foreign)),
             "another host has had this name",
         ),
         (
-            Message::from_json("document.network", 1, "x", nil),
+            Message::from_json("document.network", DOCUMENT_VERSION, "x", nil),
             "nil UUID",
         ),
         (
-            Message::from_json("document.network", 1, "x", missing),
+            Message::from_json("document.network", DOCUMENT_VERSION, "x", missing),
             "spec",
         ),
         (no_version, "x-berth-version"),
         (
-            Message::from_json("document.instance", 1, "x", vec![b' '; 10 << 20]),
+            Message::from_json(
+                "document.instance",
+                DOCUMENT_VERSION,
+                "x",
+                vec![b' '; 10 << 20],
+            ),
             "more than the limit",
         ),
     ];

@@ -23,17 +23,18 @@ use berth_agent::{
     },
     decide::{
         domain::{
-            DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep,
-            OffReason, VirtType,
+            DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved,
+            DomainStep, OffReason, VirtType,
         },
         names,
     },
 };
 use berth_common::{
+    document::{VolumeAccess, VolumeLimits},
     ids::{InstanceId, NetworkId, Nonce, PortId},
     message::report::{FaultCode, PowerState},
     names::MacAddress,
-    units::{Generation, MemoryMb, Vcpus},
+    units::{ByteCount, Generation, MemoryMb, Vcpus},
 };
 use support::{Hypervisor, LIMIT, guest_image, wait_for};
 
@@ -68,6 +69,8 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
             backing: vec![(image, "qcow2")],
             target: "vda".to_owned(),
             serial: "disk0".to_owned(),
+            access: VolumeAccess::ReadWrite,
+            limits: VolumeLimits::default(),
         }],
         nics: vec![DomainNic {
             mac_address: MacAddress::derived(port.as_uuid().as_bytes()),
@@ -597,4 +600,104 @@ async fn the_host_is_told_as_libvirt_sees_it() {
         facts.libvirt_version >= 7_001_000 && facts.hypervisor_version > 0,
         "{facts:?}"
     );
+}
+
+#[tokio::test]
+async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_off() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    let path = config.disks[0].path.with_file_name("volume.raw");
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let volume = DomainDisk {
+        path: path.clone(),
+        format: "raw",
+        backing: Vec::new(),
+        target: "vdb".to_owned(),
+        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits {
+            total_iops: Some(1000),
+            total_bytes_per_second: None,
+        },
+    };
+    let file = DiskFile {
+        path: path.clone(),
+        target: volume.target.clone(),
+    };
+    let attach = DomainStep::Attach {
+        instance: id,
+        disk: Box::new(volume.clone()),
+    };
+    let detach = DomainStep::Detach {
+        instance: id,
+        disk: file.clone(),
+    };
+
+    // A guest that stands still can be given one, and cannot give it back.
+    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+    twice(&libvirt, DomainStep::StartPaused(id)).await;
+    let before = observed(&libvirt, id).await;
+    twice(&libvirt, attach.clone()).await;
+    let domain = observed(&libvirt, id).await;
+    assert!(domain.disks.live.contains(&file), "{:?}", domain.disks);
+    assert_eq!(domain.disks.kept, before.disks.kept);
+    twice(
+        &libvirt,
+        DomainStep::GrowDisk {
+            instance: id,
+            target: "vdb".to_owned(),
+            size: ByteCount::clamped(4 << 20),
+        },
+    )
+    .await;
+    assert_eq!(size(&path), 4 << 20);
+    twice(&libvirt, detach.clone()).await;
+    let domain = observed(&libvirt, id).await;
+    assert!(domain.disks.live.contains(&file), "{:?}", domain.disks);
+
+    // Saved, it keeps it, whatever its definition says; switched off, it does not.
+    twice(&libvirt, DomainStep::Save(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.off_reason, Some(OffReason::Saved));
+    assert!(domain.disks.live.contains(&file), "{:?}", domain.disks);
+    twice(&libvirt, DomainStep::DiscardSaved(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.disks.live, []);
+
+    // All spare ports can be used, and a guest that runs gives back what it is asked for.
+    twice(&libvirt, DomainStep::Start(id)).await;
+    wait_for_console(&config, BOOTED, 1);
+    twice(&libvirt, attach).await;
+    for letter in 'c'..='i' {
+        let target = format!("vd{letter}");
+        let path = path.with_file_name(format!("{target}.raw"));
+        fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let disk = Box::new(DomainDisk {
+            path,
+            target,
+            ..volume.clone()
+        });
+        let attach = DomainStep::Attach { instance: id, disk };
+        libvirt.apply(&attach).await.unwrap();
+    }
+    assert_eq!(
+        observed(&libvirt, id).await.disks.live.len(),
+        before.disks.live.len() + 8
+    );
+    let given_back = async {
+        loop {
+            libvirt.apply(&detach).await.unwrap();
+            let domain = observed(&libvirt, id).await;
+            if !domain.disks.live.contains(&file) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, given_back).await.unwrap();
+    twice(&libvirt, DomainStep::Destroy(id)).await;
+    twice(&libvirt, DomainStep::Undefine(id)).await;
 }

@@ -7,6 +7,9 @@
     reason = "a panic in a test is a failed assertion"
 )]
 
+#[path = "storage/volumes.rs"]
+mod volumes;
+
 use std::{
     collections::BTreeSet,
     error::Error,

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId},
+    ids::{InstanceId, NetworkId, VolumeId},
     message::view::Resources,
     names::ImageUrl,
     units::{ByteCount, DiskGb, MemoryMb, Vcpus},
@@ -33,6 +33,7 @@ use crate::decide::{
     image_cache::CachedName,
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    volume::VolumeFiles,
 };
 use domains::Domains;
 use faults::Faults;
@@ -40,6 +41,7 @@ use files::Files;
 use networks::Networks;
 
 pub use domains::{Guest, Lives};
+pub use files::FakeVolume;
 
 /// Memory that the host itself takes, as the reserve that schedulers keep by default.
 const OWN_MEMORY_MB: u64 = 512;
@@ -188,6 +190,22 @@ impl FakeHost {
         self.model().files.lose_disk(instance, index);
     }
 
+    /// What is there of a volume's file.
+    #[must_use]
+    pub fn volume(&self, volume: VolumeId) -> Option<FakeVolume> {
+        self.model().files.volume(volume)
+    }
+
+    /// A volume's file vanishes.
+    pub fn lose_volume(&self, volume: VolumeId) {
+        self.model().files.lose_volume(volume);
+    }
+
+    /// Somebody writes this to a volume.
+    pub fn write_volume(&self, volume: VolumeId, text: &str) {
+        self.model().files.write_volume(volume, text);
+    }
+
     /// All images vanish from the cache.
     pub fn lose_images(&self) {
         self.model().files.images.clear();
@@ -218,7 +236,16 @@ impl FakeHost {
             .present()
             .into_iter()
             .map(|id| format!("network {id}"));
-        domains.chain(files).chain(networks).collect()
+        let volumes = model
+            .files
+            .volumes()
+            .into_iter()
+            .map(|id| format!("volume {id}"));
+        domains
+            .chain(files)
+            .chain(networks)
+            .chain(volumes)
+            .collect()
     }
 
     /// The domain with this UUID, as it is: nothing passes by looking at it this way.
@@ -279,7 +306,7 @@ impl Compute for FakeHost {
         let mut guard = self.model();
         let model = &mut *guard;
         model.faults.step()?;
-        model.domains.apply(step, &model.files, &model.networks)
+        model.domains.apply(step, &mut model.files, &model.networks)
     }
 
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
@@ -323,6 +350,18 @@ impl Storage for FakeHost {
         let model = self.model();
         model.faults.look()?;
         Ok(model.files.instances())
+    }
+
+    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.observe_volume(volume))
+    }
+
+    async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.volumes())
     }
 
     async fn sweep(&self) -> Result<(), ActError> {

@@ -14,7 +14,7 @@ pub mod storage;
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId},
+    ids::{InstanceId, NetworkId, VolumeId},
     message::report::FaultCode,
     units::ByteCount,
 };
@@ -23,6 +23,7 @@ use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    volume::VolumeFiles,
 };
 
 /// An action failed.
@@ -83,7 +84,7 @@ pub trait Compute: Send + Sync {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
 }
 
-/// Files: images and disks.
+/// Files: images, disks and volumes.
 #[async_trait]
 pub trait Storage: Send + Sync {
     /// The files of an instance that are complete.
@@ -96,6 +97,10 @@ pub trait Storage: Send + Sync {
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError>;
     /// Ids of all instances that have files on this host, whether or not a document names them.
     async fn instances_with_files(&self) -> Result<Vec<InstanceId>, ActError>;
+    /// What is there of a volume.
+    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError>;
+    /// Ids of all volumes of which anything is on this host, whether or not a document names them.
+    async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError>;
     /// Removes leftovers of interrupted work (temporary files that no running step owns). Called once at start.
     async fn sweep(&self) -> Result<(), ActError>;
     /// Fetches an image into the cache, verified; concurrent requests for one image share one download.

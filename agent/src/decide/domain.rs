@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use berth_common::{
+    document::{VolumeAccess, VolumeLimits},
     ids::{InstanceId, Nonce},
     message::report::PowerState,
     names::MacAddress,
-    units::{Generation, MemoryMb, Vcpus},
+    units::{ByteCount, Generation, MemoryMb, Vcpus},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -75,6 +76,10 @@ pub struct DomainDisk {
     pub target: String,
     /// What the guest sees as its serial number, at most 20 bytes.
     pub serial: String,
+    /// What the guest may do with it.
+    pub access: VolumeAccess,
+    /// How much of it.
+    pub limits: VolumeLimits,
 }
 
 /// A NIC of a domain.
@@ -150,6 +155,26 @@ pub struct DomainObserved {
     pub memory_mb: MemoryMb,
     /// berth's metadata, if it carries any that is valid: without it, the domain is foreign.
     pub metadata: Option<DomainMetadata>,
+    /// The files it names as disks.
+    pub disks: DomainDisks,
+}
+
+/// The files that a domain names as disks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DomainDisks {
+    /// Those its guest has now, or will have again when it goes on from its saved memory; else none while it is off.
+    pub live: Vec<DiskFile>,
+    /// Those its next start will use.
+    pub kept: Vec<DiskFile>,
+}
+
+/// A file that a domain has as a disk, or below one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The guest's name for the disk (`vda`).
+    pub target: String,
 }
 
 /// Why a domain is off, as far as it matters for starting it again.
@@ -194,6 +219,29 @@ pub enum DomainStep {
     Destroy(InstanceId),
     /// Forget its definition; the domain must be off.
     Undefine(InstanceId),
+    /// Give a guest that is on another disk.
+    Attach {
+        /// The instance.
+        instance: InstanceId,
+        /// The disk.
+        disk: Box<DomainDisk>,
+    },
+    /// Ask a guest that is on to give back a disk: it is gone only once libvirt no longer names it.
+    Detach {
+        /// The instance.
+        instance: InstanceId,
+        /// The disk.
+        disk: DiskFile,
+    },
+    /// Make a disk of a guest that is on larger, with the file it is kept in.
+    GrowDisk {
+        /// The instance.
+        instance: InstanceId,
+        /// The guest's name for the disk (`vdb`).
+        target: String,
+        /// Its new size.
+        size: ByteCount,
+    },
 }
 
 impl DomainStep {
@@ -209,7 +257,10 @@ impl DomainStep {
             | Self::Save(_)
             | Self::Shutdown(_)
             | Self::Destroy(_)
-            | Self::Undefine(_) => false,
+            | Self::Undefine(_)
+            | Self::Attach { .. }
+            | Self::Detach { .. }
+            | Self::GrowDisk { .. } => false,
         }
     }
 
@@ -234,6 +285,9 @@ impl DomainStep {
             | Self::Shutdown(id)
             | Self::Destroy(id)
             | Self::Undefine(id) => *id,
+            Self::Attach { instance, .. }
+            | Self::Detach { instance, .. }
+            | Self::GrowDisk { instance, .. } => *instance,
         }
     }
 }

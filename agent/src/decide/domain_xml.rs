@@ -9,10 +9,13 @@ mod read;
 
 use std::path::{Path, PathBuf};
 
-use berth_common::units::{ByteCount, MemoryMb};
+use berth_common::{
+    document::{VolumeAccess, VolumeLimits},
+    units::{ByteCount, MemoryMb},
+};
 
 use super::{
-    domain::{DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
+    domain::{DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
     names,
 };
 use element::Element;
@@ -25,6 +28,10 @@ pub const METADATA_NAMESPACE: &str = "urn:berth:domain:1";
 const METADATA_PREFIX: &str = "berth";
 /// How often QEMU asks the guest for its memory figures, in seconds.
 const BALLOON_STATS_PERIOD: &str = "10";
+/// How many disks can be given to a guest while it is on.
+const SPARE_PORTS: usize = 8;
+/// Devices beside disks and NICs that sit in ports of their own: memory balloon, random numbers, serial channels.
+const OTHER_DEVICES: usize = 3;
 
 /// A domain cannot be told as XML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +89,27 @@ pub fn write(config: &DomainConfig) -> Result<String, DomainXmlError> {
     domain.write()
 }
 
+/// The XML of one disk, as a guest that is on is given it.
+///
+/// # Errors
+/// [`DomainXmlError`] for paths that XML cannot hold.
+pub fn write_disk(disk: &DomainDisk) -> Result<String, DomainXmlError> {
+    self::disk(disk)?.write()
+}
+
+/// The XML by which libvirt finds a disk that is to be given back.
+///
+/// # Errors
+/// [`DomainXmlError`] for paths that XML cannot hold.
+pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
+    Element::new("disk")
+        .attribute("type", "file")
+        .attribute("device", "disk")
+        .child(Element::new("source").attribute("file", text(&file.path)?))
+        .child(target(&file.target))
+        .write()
+}
+
 /// berth's own element, as it stands below `<metadata>`.
 fn metadata(metadata: &DomainMetadata) -> Element {
     let own = |name: &str| Element::new(format!("{METADATA_PREFIX}:{name}"));
@@ -135,6 +163,7 @@ fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
         .children(disks)
         .children(cd)
         .children(config.nics.iter().map(nic))
+        .children(root_ports(config))
         .child(
             Element::new("controller")
                 .attribute("type", "usb")
@@ -177,6 +206,32 @@ fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
         ))
 }
 
+/// Where the machine's bus is PCI Express, each device sits in a port of its own, and nothing can be plugged into a
+/// guest that is on and has no free one.
+fn root_ports(config: &DomainConfig) -> Vec<Element> {
+    let port = |_| {
+        Element::new("controller")
+            .attribute("type", "pci")
+            .attribute("model", "pcie-root-port")
+    };
+    match machine(&config.arch) {
+        Some("q35") => {
+            // libvirt numbers controllers in their order, and number 0 is the bus that the ports are on.
+            let root = Element::new("controller")
+                .attribute("type", "pci")
+                .attribute("index", "0")
+                .attribute("model", "pcie-root");
+            let cd = usize::from(config.config_drive.is_some());
+            let taken = config.disks.len() + config.nics.len() + cd + OTHER_DEVICES;
+            [root]
+                .into_iter()
+                .chain((0..taken + SPARE_PORTS).map(port))
+                .collect()
+        }
+        Some(_) | None => Vec::new(),
+    }
+}
+
 fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
     // An empty element ends the chain: without it libvirt would look into the last file for more.
     let mut backing = Element::new("backingStore");
@@ -202,11 +257,9 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
         )
         .child(Element::new("source").attribute("file", text(&disk.path)?))
         .child(backing)
-        .child(
-            Element::new("target")
-                .attribute("dev", &disk.target)
-                .attribute("bus", "virtio"),
-        )
+        .child(target(&disk.target))
+        .children(iotune(disk.limits))
+        .children((disk.access == VolumeAccess::ReadOnly).then(|| Element::new("readonly")))
         .child(Element::new("serial").text(&disk.serial)))
 }
 
@@ -234,6 +287,23 @@ fn cd(path: &Path) -> Result<Element, DomainXmlError> {
                 .attribute("bus", "scsi"),
         )
         .child(Element::new("readonly")))
+}
+
+fn target(name: &str) -> Element {
+    Element::new("target")
+        .attribute("dev", name)
+        .attribute("bus", "virtio")
+}
+
+fn iotune(limits: VolumeLimits) -> Option<Element> {
+    let value = |name: &str, value: Option<u64>| {
+        value.map(|value| Element::new(name).text(value.to_string()))
+    };
+    (!limits.is_unlimited()).then(|| {
+        Element::new("iotune")
+            .children(value("total_bytes_sec", limits.total_bytes_per_second))
+            .children(value("total_iops_sec", limits.total_iops))
+    })
 }
 
 /// The file stays whose it is. libvirt would give it to QEMU's user, who could then write an image that the disks

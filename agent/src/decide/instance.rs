@@ -8,6 +8,7 @@
 //! Every pass plans from what is observed, so a crash between any two steps is just another start.
 
 mod power;
+mod volumes;
 
 use std::{
     collections::BTreeSet,
@@ -16,8 +17,11 @@ use std::{
 };
 
 use berth_common::{
-    document::{Desired, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec},
-    ids::{InstanceId, NetworkId},
+    document::{
+        Desired, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec, VolumeAccess,
+        VolumeFormat, VolumeLimits,
+    },
+    ids::{InstanceId, NetworkId, VolumeId},
     message::report::{Fault, FaultCode, PowerState},
     units::{ByteCount, Generation},
 };
@@ -30,6 +34,7 @@ use super::{
     },
     image_cache::CachedName,
     names,
+    volume::{LargerVolume, NewVolume},
 };
 
 /// One step for an instance.
@@ -52,6 +57,14 @@ pub enum StorageStep {
     CreateConfigDrive(ConfigDrivePlan),
     /// Remove all files of an instance.
     RemoveInstance(InstanceId),
+    /// Make the file of a volume.
+    CreateVolume(NewVolume),
+    /// Note durably that a volume was made.
+    MarkVolume(VolumeId),
+    /// Make a volume that no guest has larger.
+    GrowVolume(LargerVolume),
+    /// Remove a volume's file, as the host's rule for wiping says, and then its mark.
+    RemoveVolume(VolumeId),
 }
 
 /// A disk to make.
@@ -104,6 +117,10 @@ pub struct Observed {
     pub images: BTreeSet<CachedName>,
     /// Which networks are ready on this host.
     pub networks_ready: BTreeSet<NetworkId>,
+    /// Which volumes guests may have.
+    pub volumes_ready: BTreeSet<VolumeId>,
+    /// How long ago the guest was asked last to give back a volume. `None`: not as far as this agent knows.
+    pub detach_asked: Option<Duration>,
     /// How long ago the guest was asked to power off for this wish: first and last time. `None`: not asked.
     pub asked: Option<Asked>,
     /// How long ago it was asked last, for whatever wish, or found marked as asked. `None`: neither, as far as this
@@ -140,6 +157,8 @@ pub struct Paths {
     pub instances: PathBuf,
     /// One file per image below this, named as [`CachedName`] says.
     pub images: PathBuf,
+    /// One file per volume below this, with its mark.
+    pub volumes: PathBuf,
 }
 
 impl Paths {
@@ -149,6 +168,7 @@ impl Paths {
         Self {
             instances: state_dir.join("instances"),
             images: state_dir.join("images"),
+            volumes: state_dir.join("volumes"),
         }
     }
 
@@ -181,6 +201,18 @@ impl Paths {
     #[must_use]
     pub fn image(&self, image: &ImageRef) -> PathBuf {
         self.images.join(CachedName::of(image).file_name())
+    }
+
+    /// A volume.
+    #[must_use]
+    pub fn volume(&self, id: VolumeId, format: VolumeFormat) -> PathBuf {
+        self.volumes.join(format!("{id}.{}", format.as_str()))
+    }
+
+    /// What says that a volume was made.
+    #[must_use]
+    pub fn volume_mark(&self, id: VolumeId) -> PathBuf {
+        self.volumes.join(format!("{id}.made"))
     }
 }
 
@@ -215,6 +247,12 @@ pub enum Wait {
     Network(NetworkId),
     /// The guest was asked to power off.
     GuestPowersOff,
+    /// A volume is not there for guests yet.
+    Volume(VolumeId),
+    /// The guest was asked to give back these disks, by its names of them.
+    Detach(BTreeSet<String>),
+    /// Its volumes change when its guest goes on.
+    GuestGoesOn,
 }
 
 /// The plan for an instance.
@@ -348,7 +386,29 @@ fn converge(
             then: Then::Wait(Wait::Network(network)),
         };
     }
+    let absent = spec
+        .volumes
+        .iter()
+        .map(|volume| volume.id)
+        .find(|id| !observed.volumes_ready.contains(id));
+    if let (true, false, Some(volume)) = (starts, is_on, absent) {
+        return Plan {
+            steps,
+            then: Then::Wait(Wait::Volume(volume)),
+        };
+    }
+    let stays = matches!(then, Then::Converged | Then::Watch(_))
+        && domain_steps
+            .iter()
+            .all(|step| matches!(step, DomainStep::Define(_)));
     steps.extend(domain_steps.into_iter().map(Step::Domain));
+    // What changes how far the guest runs comes first; the next look sees what it has then.
+    let change = match &observed.domain {
+        Some(domain) if stays => volumes::change(&config, domain, observed, &host.paths),
+        Some(_) | None => volumes::Change::default(),
+    };
+    steps.extend(change.steps.into_iter().map(Step::Domain));
+    let then = change.wait.map_or(then, Then::Wait);
     Plan { steps, then }
 }
 
@@ -435,7 +495,18 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
             backing: vec![(host.paths.image(image), image.format.cached().as_str())],
             target: disk_target(disk.index),
             serial: format!("disk{}", disk.index),
+            access: VolumeAccess::ReadWrite,
+            limits: VolumeLimits::default(),
         }
+    });
+    let volumes = spec.volumes.iter().map(|volume| DomainDisk {
+        path: host.paths.volume(volume.id, volume.format),
+        format: volume.format.as_str(),
+        backing: Vec::new(),
+        target: disk_target(volume.position),
+        serial: volume.id.to_string().chars().take(SERIAL).collect(),
+        access: volume.access,
+        limits: volume.limits,
     });
     let nics = spec.ports.iter().map(|port| DomainNic {
         mac_address: port.mac_address,
@@ -453,7 +524,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
             .has_cpu_controller
             .then(|| cpu_shares(spec.flavor.vcpus)),
         memory_mb: spec.flavor.memory_mb,
-        disks: disks.collect(),
+        disks: disks.chain(volumes).collect(),
         nics: nics.collect(),
         config_drive: spec
             .config_drive
@@ -470,6 +541,9 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
     config.metadata.digest = config.digest();
     config
 }
+
+/// The longest serial number of a virtio disk, in bytes.
+const SERIAL: usize = 20;
 
 /// `vda`, `vdb`, … `vdz`, `vdaa`, …
 fn disk_target(index: u8) -> String {

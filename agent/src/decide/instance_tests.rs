@@ -13,11 +13,14 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::act::{
-    ActError, Compute, Net, Progress, Storage,
-    fake::{Disk, FakeHost, Guest, Lives},
-};
 use crate::decide::domain::OffReason;
+use crate::{
+    act::{
+        ActError, Compute, Net, Progress, Storage,
+        fake::{Disk, FakeHost, Guest, Lives},
+    },
+    decide::domain::DomainDisks,
+};
 
 /// More passes than any plan needs, however often it is interrupted.
 const PASSES: usize = 60;
@@ -180,6 +183,7 @@ impl Rig {
                     last: self.now - last,
                 }),
                 asked_before: self.asked_before.map(|at| self.now - at),
+                ..Observed::default()
             })
         })
     }
@@ -304,6 +308,15 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "destroy".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
+        Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
+        Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
+        Step::Domain(DomainStep::GrowDisk { .. })
+        | Step::Storage(
+            StorageStep::CreateVolume(_)
+            | StorageStep::MarkVolume(_)
+            | StorageStep::GrowVolume(_)
+            | StorageStep::RemoveVolume(_),
+        ) => "a step for volumes".to_owned(),
     };
     plan.steps.iter().map(step).collect()
 }
@@ -328,6 +341,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         vcpus: config.vcpus,
         memory_mb: config.memory_mb,
         metadata: Some(config.metadata),
+        disks: DomainDisks::default(),
     };
     Given {
         observed: Observed {
@@ -339,8 +353,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
             },
             images: [CachedName::of(&image())].into(),
             networks_ready: [network()].into(),
-            asked: None,
-            asked_before: None,
+            ..Observed::default()
         },
     }
 }

@@ -10,3 +10,4 @@ pub mod image_header;
 pub mod instance;
 pub mod names;
 pub mod network;
+pub mod volume;

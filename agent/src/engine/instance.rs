@@ -109,6 +109,9 @@ fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
         Then::Gone => Outcome::Gone,
         Then::Wait(Wait::Network(id)) => Outcome::Waiting(Waiting::Network(id)),
         Then::Wait(Wait::GuestPowersOff) => Outcome::Waiting(Waiting::Guest),
+        Then::Wait(Wait::Volume(id)) => Outcome::Waiting(Waiting::Volume(id)),
+        Then::Wait(Wait::Detach(targets)) => Outcome::Waiting(Waiting::Detach(targets)),
+        Then::Wait(Wait::GuestGoesOn) => Outcome::Waiting(Waiting::GuestGoesOn),
         Then::Refused(fault) => Outcome::Refused(fault),
     }
 }
@@ -137,6 +140,11 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
             .filter(|network| ready(*network))
             .collect();
     }
+    let volumes = wish.spec.iter().flat_map(|spec| &spec.volumes);
+    let volumes_ready = volumes
+        .map(|volume| volume.id)
+        .filter(|id| worker.tools.volumes.is_ready(*id))
+        .collect();
     let asked = memory.asked.map(|asked| Asked {
         first: asked.first.elapsed(),
         last: asked.last.elapsed(),
@@ -146,6 +154,8 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         files,
         images,
         networks_ready,
+        volumes_ready,
+        detach_asked: memory.detach_asked.map(|asked| asked.elapsed()),
         asked,
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
     })
@@ -181,28 +191,38 @@ fn remember(memory: &mut Memory, step: &Step) {
         Step::Domain(DomainStep::Resume(_)) => {
             memory.asked_before = memory.asked_before.map(|_| now);
         }
+        Step::Domain(DomainStep::Detach { .. }) => memory.detach_asked = Some(now),
         Step::Domain(
             DomainStep::Define(_)
             | DomainStep::DiscardSaved(_)
             | DomainStep::Pause(_)
-            | DomainStep::Undefine(_),
+            | DomainStep::Undefine(_)
+            | DomainStep::Attach { .. }
+            | DomainStep::GrowDisk { .. },
         )
         | Step::Storage(_) => {}
     }
 }
 
 /// Carries out one step. The outer error: the pass was broken off.
-async fn apply(worker: &mut Worker, step: &Step) -> Result<Result<(), ActError>, BrokenOff> {
+pub(super) async fn apply(
+    worker: &mut Worker,
+    step: &Step,
+) -> Result<Result<(), ActError>, BrokenOff> {
     let host = worker.tools.host.clone();
     let (name, text) = (name(step), text(step));
     match step {
-        // A download takes minutes and has bounds of its own: it keeps nobody from work, and ends with its wish.
-        Step::Storage(fetch @ StorageStep::FetchImage(_)) => {
+        // What takes minutes has bounds of its own: it keeps nobody from work, and ends with its wish.
+        Step::Storage(
+            long @ (StorageStep::FetchImage(_)
+            | StorageStep::CreateVolume(_)
+            | StorageStep::RemoveVolume(_)),
+        ) => {
             worker.leave_slot();
             let result = tokio::select! {
                 biased;
                 () = worker.cancel.cancelled() => return Err(BrokenOff),
-                result = worker.step(name, &text, async |progress| host.storage.apply(fetch, &progress).await) => result,
+                result = worker.step(name, &text, async |progress| host.storage.apply(long, &progress).await) => result,
             };
             worker.take_slot().await?;
             Ok(result)
@@ -247,7 +267,8 @@ async fn watch_job(host: &Host, step: &DomainStep, text: &str, progress: &Progre
     }
 }
 
-fn name(step: &Step) -> &'static str {
+/// The word for a step in figures and logs.
+pub(super) fn name(step: &Step) -> &'static str {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch_image",
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
@@ -264,6 +285,13 @@ fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown",
         Step::Domain(DomainStep::Destroy(_)) => "destroy",
         Step::Domain(DomainStep::Undefine(_)) => "undefine",
+        Step::Domain(DomainStep::Attach { .. }) => "attach",
+        Step::Domain(DomainStep::Detach { .. }) => "detach",
+        Step::Domain(DomainStep::GrowDisk { .. }) => "grow_disk",
+        Step::Storage(StorageStep::CreateVolume(_)) => "create_volume",
+        Step::Storage(StorageStep::MarkVolume(_)) => "mark_volume",
+        Step::Storage(StorageStep::GrowVolume(_)) => "grow_volume",
+        Step::Storage(StorageStep::RemoveVolume(_)) => "remove_volume",
     }
 }
 
@@ -284,5 +312,15 @@ fn text(step: &Step) -> String {
         Step::Domain(DomainStep::Shutdown(_)) => "asking the guest to power off".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "switching off".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "removing the domain".to_owned(),
+        Step::Domain(DomainStep::Attach { disk, .. }) => format!("attaching disk {}", disk.target),
+        Step::Domain(DomainStep::Detach { disk, .. }) => {
+            format!("asking the guest to give back disk {}", disk.target)
+        }
+        Step::Domain(DomainStep::GrowDisk { target, .. }) => format!("growing disk {target}"),
+        Step::Storage(StorageStep::CreateVolume(_) | StorageStep::MarkVolume(_)) => {
+            "making the volume".to_owned()
+        }
+        Step::Storage(StorageStep::GrowVolume(_)) => "growing the volume".to_owned(),
+        Step::Storage(StorageStep::RemoveVolume(_)) => "removing the volume".to_owned(),
     }
 }

@@ -11,7 +11,7 @@
 //! than the next start.
 //!
 //! - [`resource`]: what is kept of a resource, and when it is looked at next (pure);
-//! - [`instance`], [`network`]: one pass over a resource;
+//! - [`instance`], [`network`], [`volume`]: one pass over a resource;
 //! - [`survey`]: the regular look at the whole host.
 
 mod backoff;
@@ -21,6 +21,7 @@ mod outcome;
 mod resource;
 mod survey;
 mod tools;
+mod volume;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,8 +30,8 @@ use std::{
 };
 
 use berth_common::{
-    document::{Document, DocumentKey, Kind},
-    ids::NetworkId,
+    document::{Document, DocumentKey, Kind, VolumeSource},
+    ids::VolumeId,
     message::report::{ConvergeStatus, Fault, FaultCode},
     telemetry::{error_chain, health::Component},
     units::Generation,
@@ -45,10 +46,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::{
-    outcome::{Outcome, PassEnd, Waiting},
+    outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{ReadyNetworks, Slots, Tools, Worker},
+    tools::{ReadyNetworks, ReadyVolumes, Slots, Tools, Worker},
 };
 use crate::{
     decide::{domain::DomainObserved, instance::HostFacts},
@@ -155,6 +156,7 @@ impl Engine {
             metrics: parts.metrics,
             slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
+            volumes: ReadyVolumes::default(),
         };
         let handle = EngineHandle {
             events: sender.clone(),
@@ -359,8 +361,16 @@ impl Engine {
             return;
         };
         let end = self.waits_in_vain(end);
+        let waits = matches!(end.outcome, Outcome::Waiting(_));
         self.count(key, document.generation(), &end.outcome, took);
-        let ready = end.outcome == Outcome::Converged && key.kind == Kind::Network;
+        let ready = match key.kind {
+            Kind::Network => end.outcome == Outcome::Converged,
+            // Also one that cannot have its new size.
+            Kind::Volume => {
+                VolumeId::try_from(key.id).is_ok_and(|id| self.tools.volumes.is_ready(id))
+            }
+            Kind::Instance | Kind::Router => false,
+        };
         if let Some(resource) = self.resources.get_mut(&key) {
             resource.end(&document, end, self.resync_every, Moment::now());
         }
@@ -368,47 +378,60 @@ impl Engine {
         if ready {
             self.wake_waiting(key);
         }
-    }
-
-    /// An instance that waits for a network which cannot be built has that fault itself: who placed it there may know a
-    /// better place.
-    fn waits_in_vain(&self, end: PassEnd) -> PassEnd {
-        let Outcome::Waiting(Waiting::Network(id)) = &end.outcome else {
-            return end;
-        };
-        let key = DocumentKey {
-            kind: Kind::Network,
-            id: id.as_uuid(),
-        };
-        let told = self
-            .resources
-            .get(&key)
-            .and_then(|network| network.told.as_ref());
-        let fault = told
-            .filter(|told| told.status == ConvergeStatus::Failed)
-            .and_then(|told| told.fault.as_ref());
-        match fault {
-            Some(fault) => PassEnd {
-                outcome: Outcome::Failed(Fault {
-                    code: fault.code,
-                    message: format!("its network {id}: {}", fault.message),
-                }),
-                ..end
-            },
-            None => end,
+        // This one copies nothing any more. If it waits for its source itself, nothing has changed for others.
+        if !waits
+            && let Document::Volume(wish) = &*document
+            && let Some(VolumeSource::Volume(source)) =
+                wish.spec.as_ref().and_then(|spec| spec.source.as_ref())
+        {
+            self.wake_waiting(DocumentKey {
+                kind: Kind::Volume,
+                id: source.id.as_uuid(),
+            });
         }
     }
 
-    /// The instances that wait for a network go on.
-    fn wake_waiting(&mut self, network: DocumentKey) {
-        let now = Instant::now();
-        let Ok(id) = NetworkId::try_from(network.id) else {
-            return;
+    /// What waits for a network or a volume which cannot be made has that fault itself: who placed it there may know a
+    /// better place.
+    fn waits_in_vain(&self, end: PassEnd) -> PassEnd {
+        let Outcome::Waiting(waiting) = &end.outcome else {
+            return end;
         };
+        let Some((key, needed)) = waiting
+            .resource()
+            .and_then(|key| self.resources.get_key_value(&key))
+        else {
+            return end;
+        };
+        let told = needed.told.as_ref();
+        let fault = told
+            .filter(|told| told.status == ConvergeStatus::Failed)
+            .and_then(|told| told.fault.as_ref());
+        let fault = match fault {
+            Some(fault) => Fault {
+                code: fault.code,
+                message: format!("its {key}: {}", fault.message),
+            },
+            // A network may come back under its id, with all it was; what was on a volume does not.
+            None if key.kind == Kind::Volume && needed.document.is_tombstone() => Fault {
+                code: FaultCode::Volume,
+                message: format!("its {key} was deleted"),
+            },
+            None => return end,
+        };
+        PassEnd {
+            outcome: Outcome::Failed(fault),
+            ..end
+        }
+    }
+
+    /// Those that wait for a resource go on.
+    fn wake_waiting(&mut self, key: DocumentKey) {
+        let now = Instant::now();
         for resource in self
             .resources
             .values_mut()
-            .filter(|resource| resource.waits_for == Some(id))
+            .filter(|resource| resource.waits_for == Some(key))
         {
             resource.wake(now);
         }
@@ -492,7 +515,7 @@ async fn pass(worker: Worker, document: &Document, memory: outcome::Memory) -> P
         Document::Instance(wish) => instance::pass(worker, wish, memory).await,
         Document::Network(wish) => network::pass(worker, wish).await,
         Document::Router(wish) => PassEnd::of(unsupported("routers", wish.spec.is_none())),
-        Document::Volume(wish) => PassEnd::of(unsupported("volumes", wish.spec.is_none())),
+        Document::Volume(wish) => volume::pass(worker, wish).await,
     };
     if end.outcome == Outcome::Gone {
         note_gone(&tools, key, generation).await;

@@ -3,13 +3,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use berth_common::{
-    ids::NetworkId,
+    document::{DocumentKey, Kind},
+    ids::{NetworkId, VolumeId},
     message::report::{Fault, FaultCode},
     telemetry::error_chain,
 };
 use tokio::time::Instant;
 
-use crate::{act::ActError, decide::domain::DomainObserved};
+use crate::{
+    act::ActError,
+    decide::{domain::DomainObserved, volume::VolumeWait},
+};
 
 /// What a pass came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +43,55 @@ pub(super) enum Waiting {
     Guest,
     /// A network, until these links have left its bridge.
     Members(BTreeSet<String>),
+    /// Something that needs a volume, until it is made.
+    Volume(VolumeId),
+    /// A volume, until these domains no longer use it.
+    Users(BTreeSet<String>),
+    /// A volume, until it is no longer being copied.
+    Copied,
+    /// An instance, until its guest has given back these disks.
+    Detach(BTreeSet<String>),
+    /// An instance, until its guest goes on.
+    GuestGoesOn,
 }
 
 impl Waiting {
+    /// The resource that is waited for, if it is one of berth's.
+    pub(super) const fn resource(&self) -> Option<DocumentKey> {
+        match self {
+            Self::Network(id) => Some(DocumentKey {
+                kind: Kind::Network,
+                id: id.as_uuid(),
+            }),
+            Self::Volume(id) => Some(DocumentKey {
+                kind: Kind::Volume,
+                id: id.as_uuid(),
+            }),
+            Self::Guest
+            | Self::Members(_)
+            | Self::Users(_)
+            | Self::Copied
+            | Self::Detach(_)
+            | Self::GuestGoesOn => None,
+        }
+    }
+
     /// For people.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Network(id) => format!("waiting for network {id} to be built on this host"),
             Self::Guest => "waiting for the guest to power off".to_owned(),
+            Self::Volume(id) => VolumeWait::Source(*id).to_string(),
+            Self::Copied => VolumeWait::Copied.to_string(),
+            Self::Detach(targets) => {
+                let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+                format!(
+                    "waiting for the guest to give back {}; powering it off takes them from it",
+                    targets.join(", ")
+                )
+            }
+            Self::GuestGoesOn => "its volumes change when its guest goes on".to_owned(),
+            Self::Users(names) => VolumeWait::Users(names.clone()).to_string(),
             Self::Members(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 format!(
@@ -133,6 +178,8 @@ pub(super) struct Memory {
     pub(super) asked: Option<AskedAt>,
     /// When it was asked last, for whatever wish, or first found marked as asked: it may still obey.
     pub(super) asked_before: Option<Instant>,
+    /// When the guest was asked last to give back a volume.
+    pub(super) detach_asked: Option<Instant>,
     /// The document replaced another one of the same generation, and was not carried out yet.
     pub(super) overruled: bool,
 }

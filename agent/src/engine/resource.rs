@@ -15,8 +15,7 @@
 use std::{sync::Arc, time::Duration};
 
 use berth_common::{
-    document::{Document, Kind},
-    ids::NetworkId,
+    document::{Document, DocumentKey, Kind},
     message::report::{ConvergeStatus, Fault, FaultCode, PowerState, ResourceReport},
 };
 use chrono::{DateTime, Utc};
@@ -32,14 +31,17 @@ use crate::{
     inbox::journal::Entry,
 };
 
-/// How often a converged instance is looked at with its files and networks; its domain is watched all the time.
+/// How often a converged instance is looked at with its files and networks, and a volume with its file; domains are
+/// watched all the time.
 const THOROUGH: Duration = Duration::from_secs(300);
-/// How often a guest that was asked to power off is looked at.
+/// How often a guest that was asked to power off, or to give back a volume, is looked at.
 const POLL_GUEST: Duration = Duration::from_secs(1);
 /// How often a network that waits for its last instances is looked at.
 const POLL_MEMBERS: Duration = Duration::from_secs(1);
-/// An instance is woken when its network is ready. This is for the case that nobody wakes it.
-const POLL_NETWORK: Duration = Duration::from_secs(30);
+/// How often a volume that waits for its last users is looked at; each time, all domains are.
+const POLL_USERS: Duration = Duration::from_secs(2);
+/// Who waits for a network or a volume is woken when that is ready. This is for the case that nobody wakes it.
+const POLL_RESOURCE: Duration = Duration::from_secs(30);
 /// How often it is tried whether what was refused is possible by now: something foreign has gone, a disk is back.
 const POLL_REFUSED: Duration = Duration::from_secs(300);
 
@@ -54,8 +56,8 @@ pub(super) struct Resource {
     pub(super) due: Option<Instant>,
     /// The pass that runs.
     pub(super) running: Option<CancellationToken>,
-    /// The network an instance waits for.
-    pub(super) waits_for: Option<NetworkId>,
+    /// The resource it waits for.
+    pub(super) waits_for: Option<DocumentKey>,
     /// What the next pass has to know.
     pub(super) memory: Memory,
     /// The domain as the last pass left it; `None`: it was not seen.
@@ -226,9 +228,9 @@ impl Resource {
                 self.memory.overruled = false;
                 self.told = Some(self.report(ConvergeStatus::Converged, moment));
                 match self.document.key().kind {
-                    Kind::Instance => Some(backoff::spread(THOROUGH, moment.chance)),
+                    Kind::Instance | Kind::Volume => Some(backoff::spread(THOROUGH, moment.chance)),
                     Kind::Network => Some(backoff::spread(resync, moment.chance)),
-                    Kind::Router | Kind::Volume => None,
+                    Kind::Router => None,
                 }
             }
             Outcome::Gone => {
@@ -244,12 +246,13 @@ impl Resource {
                     progress: Some(waiting.text()),
                     ..report
                 });
+                self.waits_for = waiting.resource();
                 Some(match waiting {
-                    Waiting::Network(id) => {
-                        self.waits_for = Some(*id);
-                        POLL_NETWORK
+                    Waiting::Network(_) | Waiting::Volume(_) | Waiting::GuestGoesOn => {
+                        POLL_RESOURCE
                     }
-                    Waiting::Guest => POLL_GUEST,
+                    Waiting::Users(_) | Waiting::Copied => POLL_USERS,
+                    Waiting::Guest | Waiting::Detach(_) => POLL_GUEST,
                     Waiting::Members(_) => POLL_MEMBERS,
                 })
             }
@@ -350,6 +353,7 @@ fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
         && a.off_reason == b.off_reason
         && a.persistent == b.persistent
         && a.metadata == b.metadata
+        && a.disks.live == b.disks.live
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use tokio::{
 use super::{Event, tools::Tools};
 use crate::{decide::domain::DomainObserved, report::glance::Glances};
 
-/// How often files and networks without a document are looked for, and old tombstones are forgotten.
+/// How often files, volumes and networks without a document are looked for, and old tombstones are forgotten.
 const RARELY: Duration = Duration::from_secs(300);
 /// How soon a failed look is repeated.
 const SOON: Duration = Duration::from_secs(2);
@@ -43,6 +43,7 @@ pub(super) struct Unclaimed {
     domains: BTreeSet<DocumentKey>,
     files: BTreeSet<DocumentKey>,
     networks: BTreeSet<DocumentKey>,
+    volumes: BTreeSet<DocumentKey>,
 }
 
 impl Survey {
@@ -130,6 +131,20 @@ impl Survey {
             self.tools.metrics.unclaimed("files", found.len());
             tell("directory of an instance", &self.unclaimed.files, &found);
             self.unclaimed.files = found;
+        }
+        if let Ok(ids) = self.tools.host.storage.volumes_with_files().await {
+            let keys: Vec<_> = ids
+                .iter()
+                .map(|id| DocumentKey {
+                    kind: Kind::Volume,
+                    id: id.as_uuid(),
+                })
+                .collect();
+            self.tell_reappeared(&keys).await;
+            let found = self.without_document(keys.into_iter());
+            self.tools.metrics.unclaimed("volume", found.len());
+            tell("volume", &self.unclaimed.volumes, &found);
+            self.unclaimed.volumes = found;
         }
         if let Ok(ids) = self.tools.host.net.networks_present().await {
             let keys: Vec<_> = ids

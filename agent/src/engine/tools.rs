@@ -3,12 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{NetworkId, PortId},
+    ids::{NetworkId, PortId, VolumeId},
     units::Generation,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     act::{ActError, Compute, Net, Progress, Storage},
-    decide::instance::HostFacts,
+    decide::{instance::HostFacts, volume::Usable},
     inbox::journal::Journal,
     metrics::AgentMetrics,
     report::reports::Reports,
@@ -42,6 +42,7 @@ pub(super) struct Tools {
     pub(super) metrics: AgentMetrics,
     pub(super) slots: Slots,
     pub(super) networks: ReadyNetworks,
+    pub(super) volumes: ReadyVolumes,
 }
 
 /// How many work at once. Networks have slots of their own: they do not need libvirt, and a libvirt that hangs must
@@ -90,6 +91,74 @@ impl ReadyNetworks {
         networks
             .get(&network)
             .is_some_and(|ports| ports.contains(&port))
+    }
+}
+
+/// The volumes that guests may have, and those that are being copied.
+///
+/// Who copies one takes hold of it before asking whether it is whole, and who removes one says that it is not before
+/// asking whether somebody has hold of it: of the two, one always sees the other.
+#[derive(Debug, Default)]
+pub(super) struct ReadyVolumes {
+    ids: Mutex<BTreeSet<VolumeId>>,
+    held: Mutex<BTreeMap<VolumeId, usize>>,
+}
+
+/// A volume that is being copied, until this is dropped.
+pub(super) struct Held {
+    tools: Arc<Tools>,
+    volume: VolumeId,
+}
+
+impl Held {
+    /// Takes hold of a volume.
+    pub(super) fn new(tools: &Arc<Tools>, volume: VolumeId) -> Self {
+        *tools.volumes.held().entry(volume).or_default() += 1;
+        Self {
+            tools: Arc::clone(tools),
+            volume,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.tools.volumes.held();
+        match held.get_mut(&self.volume) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) | None => drop(held.remove(&self.volume)),
+        }
+    }
+}
+
+impl ReadyVolumes {
+    /// Whether guests may have a volume, from now on.
+    pub(super) fn set(&self, volume: VolumeId, usable: Usable) {
+        let mut volumes = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        match usable {
+            Usable::Yes => volumes.insert(volume),
+            Usable::No => volumes.remove(&volume),
+        };
+    }
+
+    /// Whether they may now: nobody copies it.
+    pub(super) fn is_ready(&self, volume: VolumeId) -> bool {
+        self.is_whole(volume) && !self.is_held(volume)
+    }
+
+    /// Whether it is whole, copied or not.
+    pub(super) fn is_whole(&self, volume: VolumeId) -> bool {
+        let volumes = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        volumes.contains(&volume)
+    }
+
+    /// Whether somebody copies it.
+    pub(super) fn is_held(&self, volume: VolumeId) -> bool {
+        self.held().contains_key(&volume)
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<VolumeId, usize>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

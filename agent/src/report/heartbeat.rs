@@ -359,7 +359,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{act::machine::ThisMachine, decide::domain::DomainObserved};
+    use crate::{
+        act::machine::ThisMachine,
+        decide::domain::{DomainDisks, DomainObserved},
+    };
 
     fn pulse() -> Pulse {
         Pulse {
@@ -385,6 +388,7 @@ mod tests {
             vcpus: Vcpus::clamped(vcpus),
             memory_mb: MemoryMb::clamped(64),
             metadata: None,
+            disks: DomainDisks::default(),
         }
     }
 

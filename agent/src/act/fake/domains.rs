@@ -16,7 +16,7 @@ use super::{files::Files, networks::Networks};
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
+        domain::{DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason},
         names,
     },
 };
@@ -98,6 +98,15 @@ impl OwnDomain {
             vcpus: self.config.vcpus,
             memory_mb: self.config.memory_mb,
             metadata: Some(self.config.metadata.clone()),
+            disks: DomainDisks {
+                live: self
+                    .live
+                    .as_ref()
+                    .or(self.saved.as_ref())
+                    .map(files)
+                    .unwrap_or_default(),
+                kept: files(&self.config),
+            },
         }
     }
 }
@@ -204,7 +213,7 @@ impl Domains {
     pub(super) fn apply(
         &mut self,
         step: &DomainStep,
-        files: &Files,
+        files: &mut Files,
         networks: &Networks,
     ) -> Result<(), ActError> {
         let id = step.instance();
@@ -288,6 +297,33 @@ impl Domains {
             DomainStep::Undefine(_) => {
                 self.own.remove(&uuid);
             }
+            DomainStep::Attach { disk, .. } => {
+                let Some(live) = &mut domain.live else {
+                    return Ok(());
+                };
+                if files.volume_at(&disk.path).is_none() {
+                    return Err(failed(format!("there is no {}", disk.path.display())));
+                }
+                if !live.disks.iter().any(|it| it.target == disk.target) {
+                    live.disks.push((**disk).clone());
+                }
+            }
+            // A guest that does not hear of being switched off does not hear of this.
+            DomainStep::Detach { disk, .. } => {
+                if let (Some(live), false) = (&mut domain.live, guest == Guest::IgnoresAcpi) {
+                    live.disks.retain(|it| it.path != disk.path);
+                }
+            }
+            DomainStep::GrowDisk { target, size, .. } => {
+                let Some(live) = &domain.live else {
+                    return Ok(());
+                };
+                let disk = live.disks.iter().find(|disk| disk.target == *target);
+                match disk.and_then(|disk| files.volume_at(&disk.path)) {
+                    None => return Err(failed(format!("domain {id} has no volume as {target}"))),
+                    Some(volume) => files.grow(volume, *size)?,
+                }
+            }
         }
         Ok(())
     }
@@ -308,6 +344,15 @@ impl Domains {
     }
 }
 
+/// The files that a definition names.
+fn files(config: &DomainConfig) -> Vec<DiskFile> {
+    let of = |disk: &crate::decide::domain::DomainDisk| DiskFile {
+        path: disk.path.clone(),
+        target: disk.target.clone(),
+    };
+    config.disks.iter().map(of).collect()
+}
+
 /// What QEMU would miss.
 fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Result<(), ActError> {
     let disks = files.observe(config.id).disks;
@@ -320,6 +365,11 @@ fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Resul
             "disk {missing} of {} is missing",
             config.id
         )));
+    }
+    let is_volume = |path: &Path| path.parent().is_some_and(|it| it.ends_with("volumes"));
+    let mut volumes = config.disks.iter().filter(|disk| is_volume(&disk.path));
+    if let Some(disk) = volumes.find(|disk| files.volume_at(&disk.path).is_none()) {
+        return Err(failed(format!("there is no {}", disk.path.display())));
     }
     let backing = config.disks.iter().flat_map(|disk| &disk.backing);
     let is_there = |path: &Path| files.images.iter().any(|it| path.ends_with(it.file_name()));

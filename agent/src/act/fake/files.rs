@@ -1,9 +1,13 @@
 //! The files of a fake host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use berth_common::{
-    ids::InstanceId,
+    document::VolumeFormat,
+    ids::{InstanceId, VolumeId},
     message::report::FaultCode,
     names::ImageUrl,
     units::{ByteCount, DiskGb},
@@ -16,6 +20,7 @@ use crate::{
         config_drive::DriveFile,
         image_cache::CachedName,
         instance::{InstanceFiles, StorageStep},
+        volume::{Content, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
 
@@ -26,6 +31,25 @@ pub(super) struct Files {
     pub(super) disk: Disk,
     instances: BTreeMap<InstanceId, BTreeMap<u8, ByteCount>>,
     config_drives: BTreeMap<InstanceId, Vec<DriveFile>>,
+    volumes: BTreeMap<VolumeId, Volume>,
+}
+
+/// What is there of a volume: a file, its mark, or both.
+#[derive(Debug, Default)]
+struct Volume {
+    file: Option<FakeVolume>,
+    made: bool,
+}
+
+/// A volume's file on a fake host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakeVolume {
+    /// How it is stored.
+    pub format: VolumeFormat,
+    /// Its size.
+    pub size: ByteCount,
+    /// What is on it, in words: what it was made from, and what was written since.
+    pub content: String,
 }
 
 impl Files {
@@ -54,12 +78,9 @@ impl Files {
     /// Size and used bytes of a disk of this size.
     pub(super) fn space(&self, size: DiskGb) -> (ByteCount, ByteCount) {
         let total = ByteCount::from_gb(size);
-        let used = self
-            .instances
-            .values()
-            .flat_map(BTreeMap::values)
-            .copied()
-            .sum();
+        let disks = self.instances.values().flat_map(BTreeMap::values).copied();
+        let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
+        let used = disks.chain(volumes.map(|file| file.size)).sum();
         (
             total,
             match self.disk {
@@ -111,8 +132,109 @@ impl Files {
                 self.config_drives.remove(instance);
                 self.instances.remove(instance);
             }
+            StorageStep::CreateVolume(plan) => self.create_volume(plan)?,
+            StorageStep::MarkVolume(id) => {
+                self.needs_room("the mark")?;
+                self.volumes.entry(*id).or_default().made = true;
+            }
+            StorageStep::GrowVolume(plan) => self.grow(plan.id, plan.size)?,
+            StorageStep::RemoveVolume(id) => {
+                self.volumes.remove(id);
+            }
         }
         Ok(())
+    }
+
+    pub(super) fn observe_volume(&self, id: VolumeId) -> VolumeFiles {
+        let Some(volume) = self.volumes.get(&id) else {
+            return VolumeFiles::default();
+        };
+        let file = |file: &FakeVolume| VolumeFile {
+            format: file.format,
+            content: VolumeContent::Size(file.size),
+        };
+        VolumeFiles {
+            files: volume.file.iter().map(file).collect(),
+            made: volume.made,
+            leaving: false,
+        }
+    }
+
+    pub(super) fn volumes(&self) -> Vec<VolumeId> {
+        self.volumes.keys().copied().collect()
+    }
+
+    pub(super) fn volume(&self, id: VolumeId) -> Option<FakeVolume> {
+        self.volumes.get(&id).and_then(|it| it.file.clone())
+    }
+
+    pub(super) fn lose_volume(&mut self, id: VolumeId) {
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.file = None;
+        }
+    }
+
+    pub(super) fn write_volume(&mut self, id: VolumeId, text: &str) {
+        if let Some(file) = self.volumes.get_mut(&id).and_then(|it| it.file.as_mut()) {
+            file.content = format!("{} + {text}", file.content);
+        }
+    }
+
+    /// Whose file this is, if it is a volume's that is there.
+    pub(super) fn volume_at(&self, path: &Path) -> Option<VolumeId> {
+        let id = path.file_stem()?.to_str()?.parse().ok()?;
+        self.volume(id)
+            .filter(|file| {
+                path.extension()
+                    .is_some_and(|it| it == file.format.as_str())
+            })
+            .map(|_| id)
+    }
+
+    fn create_volume(&mut self, plan: &NewVolume) -> Result<(), ActError> {
+        if self.volume(plan.id).is_some() {
+            return Ok(());
+        }
+        let missing = |what: String| {
+            Err(ActError::retryable(
+                FaultCode::Internal,
+                what,
+                "no such file",
+            ))
+        };
+        let content = match &plan.content {
+            Content::Zeros => "zeros".to_owned(),
+            Content::Image(image) if !self.images.contains(&CachedName::of(image)) => {
+                return missing(format!("image {} is not in the cache", image.sha256));
+            }
+            Content::Image(image) => format!("image {}", image.sha256),
+            Content::Volume(source) => match self.volume(source.id) {
+                None => return missing(format!("volume {} is not there", source.id)),
+                Some(file) => file.content,
+            },
+        };
+        self.needs_room("the volume")?;
+        self.volumes.entry(plan.id).or_default().file = Some(FakeVolume {
+            format: plan.format,
+            size: plan.size,
+            content,
+        });
+        Ok(())
+    }
+
+    /// Makes a volume larger; as on a real host, never smaller.
+    pub(super) fn grow(&mut self, id: VolumeId, size: ByteCount) -> Result<(), ActError> {
+        match self.volumes.get_mut(&id).and_then(|it| it.file.as_mut()) {
+            None => Err(ActError::retryable(
+                FaultCode::Internal,
+                format!("volume {id} is not there"),
+                "no such file",
+            )),
+            Some(file) => {
+                file.size = file.size.max(size);
+                Ok(())
+            }
+        }
     }
 
     fn needs_room(&self, what: &str) -> Result<(), ActError> {

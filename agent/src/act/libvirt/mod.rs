@@ -9,6 +9,7 @@ mod facts;
 mod observe;
 mod pool;
 mod power;
+mod saved;
 mod session;
 mod steps;
 

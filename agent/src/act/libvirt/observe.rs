@@ -5,12 +5,12 @@ use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use super::{
     error::{failed, is_gone},
-    power,
+    power, saved,
 };
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainObserved, JobProgress},
+        domain::{DomainDisks, DomainObserved, JobProgress, OffReason},
         domain_xml,
     },
 };
@@ -77,6 +77,15 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     };
     // The definition that is kept: it tells what was written last, and never waits for QEMU.
     let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
+    let live = if domain.is_active()? {
+        // libvirt answers this from its own memory as well.
+        domain_xml::read(&domain.get_xml_desc(0)?).disks
+    } else if power.off == Some(OffReason::Saved) {
+        // Memory that cannot be read is nobody's disk either; what was defined is the best guess.
+        saved::xml(domain).map_or_else(|_| facts.disks.clone(), |xml| domain_xml::read(&xml).disks)
+    } else {
+        Vec::new()
+    };
     Ok(DomainObserved {
         uuid,
         name: domain.get_name()?,
@@ -90,6 +99,10 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         metadata: facts
             .metadata
             .filter(|metadata| metadata.instance_id.as_uuid() == uuid),
+        disks: DomainDisks {
+            live,
+            kept: facts.disks,
+        },
     })
 }
 

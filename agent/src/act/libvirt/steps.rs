@@ -16,7 +16,8 @@ use crate::{
     act::ActError,
     decide::{
         domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
-        domain_xml, names,
+        domain_xml::{self, DomainXmlError},
+        names,
     },
 };
 
@@ -40,6 +41,15 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::Shutdown(id) => format!("asking instance {id} to power off"),
         DomainStep::Destroy(id) => format!("switching off instance {id}"),
         DomainStep::Undefine(id) => format!("undefining the domain of instance {id}"),
+        DomainStep::Attach { instance, disk } => {
+            format!("attaching disk {} to instance {instance}", disk.target)
+        }
+        DomainStep::Detach { instance, disk } => {
+            format!("detaching disk {} from instance {instance}", disk.target)
+        }
+        DomainStep::GrowDisk {
+            instance, target, ..
+        } => format!("growing disk {target} of instance {instance}"),
     }
 }
 
@@ -72,6 +82,37 @@ pub(super) fn apply(
         DomainStep::Shutdown(id) => job.act(*id, is_on, ask_to_power_off).map(drop),
         DomainStep::Destroy(id) => job.act(*id, is_on, destroy).map(drop),
         DomainStep::Undefine(id) => job.undefine(*id),
+        DomainStep::Attach { instance, disk } => {
+            let xml = job.written(domain_xml::write_disk(disk))?;
+            let needed = |domain: &DomainObserved| {
+                is_on(domain) && !domain.disks.live.iter().any(|it| it.path == disk.path)
+            };
+            job.act(*instance, needed, |domain| {
+                domain
+                    .attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
+                    .map(drop)
+            })
+            .map(drop)
+        }
+        DomainStep::Detach { instance, disk } => {
+            let xml = job.written(domain_xml::write_disk_file(disk))?;
+            let needed =
+                |domain: &DomainObserved| is_on(domain) && domain.disks.live.contains(disk);
+            job.act(*instance, needed, |domain| ask_to_give_back(domain, &xml))
+                .map(drop)
+        }
+        // A guest that went off meanwhile has no disks to grow: whoever planned this looks again.
+        DomainStep::GrowDisk {
+            instance,
+            target,
+            size,
+        } => job
+            .act(*instance, is_on, |domain| {
+                domain
+                    .block_resize(target, size.get(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+                    .map(drop)
+            })
+            .map(drop),
     }
 }
 
@@ -112,6 +153,14 @@ fn ask_to_power_off(domain: &Domain) -> Result<(), Error> {
         .map(drop)
 }
 
+/// The guest answers when it likes, so being asked is all there is to do. QEMU says so of one that is asked twice.
+fn ask_to_give_back(domain: &Domain, xml: &str) -> Result<(), Error> {
+    match domain.detach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE) {
+        Err(error) if error.message().contains("process of unplug") => Ok(()),
+        result => result.map(drop),
+    }
+}
+
 /// First so that QEMU may still write what it holds of the disks, then by force.
 fn destroy(domain: &Domain) -> Result<(), Error> {
     match domain.destroy_flags(sys::VIR_DOMAIN_DESTROY_GRACEFUL) {
@@ -139,7 +188,7 @@ impl Job<'_> {
     fn act(
         &self,
         id: InstanceId,
-        needed: fn(&DomainObserved) -> bool,
+        needed: impl Fn(&DomainObserved) -> bool,
         act: impl Fn(&Domain) -> Result<(), Error>,
     ) -> Result<Outcome, ActError> {
         let Some((domain, observed)) = self.find(id)? else {
@@ -173,12 +222,7 @@ impl Job<'_> {
     }
 
     fn define(&self, config: &DomainConfig) -> Result<(), ActError> {
-        let xml = domain_xml::write(config).map_err(|error| ActError {
-            what: self.what.clone(),
-            code: FaultCode::Hypervisor,
-            retryable: false,
-            source: Some(Box::new(error)),
-        })?;
+        let xml = self.written(domain_xml::write(config))?;
         if self.find(config.id)?.is_none() {
             self.refuse_taken_name(config)?;
         }
@@ -186,6 +230,16 @@ impl Job<'_> {
         Domain::define_xml_flags(self.connection, &xml, sys::VIR_DOMAIN_DEFINE_VALIDATE)
             .map(drop)
             .map_err(|error| failed(self.what.clone(), error))
+    }
+
+    /// What XML cannot say will never be said.
+    fn written(&self, xml: Result<String, DomainXmlError>) -> Result<String, ActError> {
+        xml.map_err(|error| ActError {
+            what: self.what.clone(),
+            code: FaultCode::Hypervisor,
+            retryable: false,
+            source: Some(Box::new(error)),
+        })
     }
 
     fn undefine(&self, id: InstanceId) -> Result<(), ActError> {

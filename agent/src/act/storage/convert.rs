@@ -20,6 +20,7 @@ use super::{
     fault::StorageFault,
     fetch::{IMAGE_MODE, Stage, take},
     partial::Partial,
+    room::Load,
     source::for_people,
     temporary::Temporary,
 };
@@ -35,7 +36,7 @@ const CPU_SECONDS: u64 = 3600;
 /// What it may print, in bytes: its progress, a hundred short lines.
 const PRINTS: usize = 64 << 10;
 /// How many pieces it reads and writes at once: each takes memory, and the disk is shared.
-const COROUTINES: &str = "4";
+pub(super) const COROUTINES: &str = "4";
 /// How often the room that is left is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// What qcow2 takes for itself: 8 bytes for each 64 KiB of disk, 2 for their count, some of that twice; and its first
@@ -167,7 +168,7 @@ async fn room_ends(inner: &Arc<Inner>, url: &str) -> StorageFault {
         let (shared, url) = (Arc::clone(inner), url.to_owned());
         let looked = inner.files.run(move || {
             let images = &shared.paths.images;
-            let mut share = shared.room.reserve(images, &url, None)?;
+            let mut share = shared.room.reserve(images, Load::fetching(&url), None)?;
             take(&shared, &mut share, 0)
         });
         if let Err(fault) = looked.await {

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use berth_common::{message::report::FaultCode, names::ImageSha256, units::ByteCount};
+use berth_common::{
+    ids::VolumeId, message::report::FaultCode, names::ImageSha256, units::ByteCount,
+};
 
 use super::source::SourceFault;
 use crate::{
@@ -47,12 +49,12 @@ pub(super) enum StorageFault {
     },
     /// It is known beforehand that there is no room.
     #[error(
-        "the image {url} has {needed} bytes, and {} has room for {available}: {kept} bytes are kept free for the disks \
-         of guests, {promised} are promised to other downloads",
+        "{what} has {needed} bytes, and {} has room for {available}: {kept} bytes are kept free for the disks of \
+         guests, {promised} are promised to other downloads and copies",
         path.display()
     )]
     NoRoom {
-        url: String,
+        what: String,
         needed: u64,
         path: PathBuf,
         available: u64,
@@ -61,12 +63,13 @@ pub(super) enum StorageFault {
     },
     /// Free space is about to fall below what has to stay free.
     #[error(
-        "fetching the image {url} was stopped: {} is full but for {kept} bytes that are kept free for the disks of \
-         guests, and what is promised to other downloads",
+        "{verb} {what} was stopped: {} is full but for {kept} bytes that are kept free for the disks of guests, and what \
+         is promised to other downloads and copies",
         path.display()
     )]
     Full {
-        url: String,
+        verb: &'static str,
+        what: String,
         path: PathBuf,
         kept: u64,
     },
@@ -125,6 +128,38 @@ pub(super) enum StorageFault {
         #[source]
         source: CommandError,
     },
+    /// The plan names a place that is not the volume's.
+    #[error("volume {id} belongs at {}, and the plan says {}", expected.display(), path.display())]
+    VolumePlace {
+        id: VolumeId,
+        expected: PathBuf,
+        path: PathBuf,
+    },
+    /// A volume cannot be smaller than what it is made from.
+    #[error(
+        "volume {id} is to have {size} bytes, and what it is made from has {needed}; make it with at least {} GB",
+        needed.div_ceil(1 << 30)
+    )]
+    VolumeTooSmall {
+        id: VolumeId,
+        size: u64,
+        needed: u64,
+    },
+    /// The volume to be copied or grown vanished between two steps.
+    #[error("volume {id} is not whole on this host ({})", path.display())]
+    VolumeNotThere { id: VolumeId, path: PathBuf },
+    /// The copy may hold parts of what was written.
+    #[error("{what} was written to while it was copied, so the copy was thrown away")]
+    WrittenMeanwhile { what: String },
+    /// `qemu-img` failed on a volume.
+    #[error("could not {what} volume {id} at {}", path.display())]
+    Volume {
+        what: &'static str,
+        id: VolumeId,
+        path: PathBuf,
+        #[source]
+        source: CommandError,
+    },
     /// There is nobody without rights to be.
     #[error(transparent)]
     Account(#[from] AccountError),
@@ -147,6 +182,14 @@ pub(super) enum StorageFault {
         url: String,
         expected: ByteCount,
         got: ByteCount,
+    },
+    /// The bytes of a deleted volume could not be wiped.
+    #[error("could not wipe what is left of volume {id} at {}; its file stays until that is done", path.display())]
+    Wipe {
+        id: VolumeId,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     /// `qemu-img` failed.
     #[error("could not make disk {index} at {}", path.display())]
@@ -176,10 +219,13 @@ impl StorageFault {
     /// What it means for the owner.
     fn code(&self) -> FaultCode {
         match self {
-            Self::Io { source, .. } if is_no_room(source) => FaultCode::DiskFull,
+            Self::Io { source, .. } | Self::Wipe { source, .. } if is_no_room(source) => {
+                FaultCode::DiskFull
+            }
             Self::Create { source, .. }
             | Self::ConfigDrive { source, .. }
             | Self::Convert { source, .. }
+            | Self::Volume { source, .. }
                 if NO_ROOM.iter().any(|text| source.stderr().contains(text)) =>
             {
                 FaultCode::DiskFull
@@ -196,10 +242,16 @@ impl StorageFault {
             | Self::Swollen { .. }
             | Self::OtherSize { .. } => FaultCode::ImageRefused,
             Self::NotOurs { .. } => FaultCode::ForeignObject,
+            Self::VolumeTooSmall { .. }
+            | Self::VolumeNotThere { .. }
+            | Self::WrittenMeanwhile { .. }
+            | Self::Volume { .. }
+            | Self::Wipe { .. } => FaultCode::Volume,
             Self::Io { .. }
             | Self::Hung { .. }
             | Self::Thread { .. }
             | Self::WrongPlace { .. }
+            | Self::VolumePlace { .. }
             | Self::NotCached { .. }
             | Self::ConfigDrive { .. }
             | Self::Account(_)
@@ -225,6 +277,10 @@ impl StorageFault {
             | Self::NotCached { .. }
             | Self::ConfigDrive { .. }
             | Self::Account(_)
+            | Self::VolumeNotThere { .. }
+            | Self::WrittenMeanwhile { .. }
+            | Self::Volume { .. }
+            | Self::Wipe { .. }
             | Self::Create { .. } => true,
             Self::NotOurs { .. }
             | Self::TooLarge { .. }
@@ -233,6 +289,8 @@ impl StorageFault {
             | Self::DiskTooSmall { .. }
             | Self::Swollen { .. }
             | Self::OtherSize { .. }
+            | Self::VolumeTooSmall { .. }
+            | Self::VolumePlace { .. }
             | Self::WrongPlace { .. } => false,
         }
     }

@@ -6,6 +6,7 @@ use std::{
     fs::{File, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::PermissionsExt,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ use super::{
     fault::StorageFault,
     instances,
     partial::{self, Origin, Partial},
-    room::Share,
+    room::{Load, Share},
     source::{self, GoOn, Source, SourceFault, for_people},
 };
 
@@ -251,7 +252,7 @@ impl Download<'_> {
             return Err(StorageFault::TooLarge { url, limit });
         }
         let left = length.map(|length| length.saturating_sub(self.done));
-        let share = reserve(inner, url, left)?;
+        let share = reserve(inner, &inner.paths.images, &Load::fetching(url), left)?;
         let version = source.version.clone();
         let origin = version.map(|version| Origin::new(self.image, version, length));
         self.partial.comes_from(origin)?;
@@ -271,7 +272,7 @@ impl Download<'_> {
     }
 
     /// Streams all bytes of the source into the file.
-    fn copy(&mut self, mut source: Source, mut share: Share<'_>) -> Result<(), StorageFault> {
+    fn copy(&mut self, mut source: Source, mut share: Share) -> Result<(), StorageFault> {
         let limit = self.inner.options.max_image.get();
         let mut piece = vec![0; PIECE];
         let mut told: Option<Instant> = None;
@@ -330,25 +331,25 @@ impl Download<'_> {
 }
 
 /// Room for a download; images that nothing uses make it, if they have to.
-fn reserve<'a>(
-    inner: &'a Inner,
-    url: &'a str,
+pub(super) fn reserve(
+    inner: &Inner,
+    directory: &Path,
+    load: &Load,
     length: Option<u64>,
-) -> Result<Share<'a>, StorageFault> {
-    let images = &inner.paths.images;
-    match inner.room.reserve(images, url, length) {
+) -> Result<Share, StorageFault> {
+    match inner.room.reserve(directory, load.clone(), length) {
         Err(StorageFault::NoRoom {
             needed, available, ..
         }) => {
             evict::evict(inner, ByteCount::clamped(needed - available))?;
-            inner.room.reserve(images, url, length)
+            inner.room.reserve(directory, load.clone(), length)
         }
         outcome => outcome,
     }
 }
 
 /// The same for so many bytes of a download that did not say how long it is.
-pub(super) fn take(inner: &Inner, share: &mut Share<'_>, count: u64) -> Result<(), StorageFault> {
+pub(super) fn take(inner: &Inner, share: &mut Share, count: u64) -> Result<(), StorageFault> {
     match share.take(count) {
         Err(StorageFault::Full { .. }) => {
             evict::evict(inner, ByteCount::clamped(count.max(MORE_ROOM)))?;

@@ -1,4 +1,4 @@
-//! Files of instances: the image cache and the disks made from it.
+//! Files of instances: the image cache and the disks made from it, and volumes.
 //!
 //! ```text
 //!   <images>/<sha256>              a whole, verified image; never changed
@@ -7,12 +7,16 @@
 //!   <instances>/<id>/disk0.qcow2   an overlay over an image
 //!   <instances>/<id>/config.iso    its config drive
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
+//!   <volumes>/<id>.qcow2 or .raw   a volume, with nothing below it
+//!   <volumes>/<id>.made            says that this volume was made: without its file, it was lost
+//!   <volumes>/.tmp-…               a volume that is being made (or a leftover: sweep)
+//!   <volumes>/.wipe-<id>.…         a deleted volume whose bytes are being wiped; its tombstone goes on with it
 //! ```
 //!
 //! A file gets its final name only when it is complete and on disk, so a name says everything there is to know
 //! after a crash. No image is opened by any tool before its header was inspected, and every tool is told its format.
 //!
-//! Nothing here decides what an instance should have, and nothing follows a symbolic link out of these two trees.
+//! Nothing here decides what an instance should have, and nothing follows a symbolic link out of these trees.
 
 pub mod atomic;
 mod cache;
@@ -30,14 +34,21 @@ mod share;
 mod source;
 mod temporary;
 mod threads;
+mod volume;
+mod wipe;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_common::{document::ImageRef, ids::InstanceId, units::ByteCount};
+use berth_common::{
+    document::ImageRef,
+    ids::{InstanceId, VolumeId},
+    units::ByteCount,
+};
+use tokio::sync::Semaphore;
 
 pub use cache::CachedImage;
-pub use options::StorageOptions;
+pub use options::{StorageOptions, UnknownWipe, VolumeWipe};
 pub use room::KeepFree;
 
 use self::{
@@ -48,9 +59,10 @@ use super::{ActError, Progress, Storage};
 use crate::decide::{
     image_cache::Reason,
     instance::{InstanceFiles, Paths, StorageStep},
+    volume::VolumeFiles,
 };
 
-/// Images and disks as files in two directories.
+/// Images, disks and volumes as files in three directories.
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     inner: Arc<Inner>,
@@ -63,8 +75,11 @@ struct Inner {
     options: StorageOptions,
     temporaries: Temporaries,
     files: FileThreads,
+    /// For work that takes as long as a volume is large.
+    slow_files: FileThreads,
+    copies: Semaphore,
     downloads: Downloads,
-    room: Room,
+    room: Arc<Room>,
     uses: Uses,
 }
 
@@ -73,10 +88,17 @@ impl DirStorage {
     #[must_use]
     pub fn new(paths: Paths, options: StorageOptions) -> Self {
         let downloads = Downloads::new(options.parallel_downloads);
-        let room = Room::new(options.keep_free);
+        let room = Arc::new(Room::new(options.keep_free));
         let files = FileThreads::new("berth-files", options.file_threads, options.file_deadline);
+        let slow_files = FileThreads::new(
+            "berth-volumes",
+            options.parallel_copies,
+            options.copy_deadline,
+        );
         Self {
             inner: Arc::new(Inner {
+                copies: Semaphore::new(options.parallel_copies.max(1)),
+                slow_files,
                 paths,
                 options,
                 temporaries: Temporaries::default(),
@@ -146,7 +168,26 @@ impl Storage for DirStorage {
                 self.on_files(move |inner| instances::remove(&inner.paths, id))
                     .await
             }
+            StorageStep::CreateVolume(plan) => {
+                Ok(volume::create(&self.inner, plan, progress).await?)
+            }
+            StorageStep::MarkVolume(id) => {
+                let id = *id;
+                self.on_files(move |inner| volume::mark(&inner.paths, id))
+                    .await
+            }
+            StorageStep::GrowVolume(plan) => Ok(volume::grow(&self.inner, plan).await?),
+            StorageStep::RemoveVolume(id) => Ok(volume::remove(&self.inner, *id, progress).await?),
         }
+    }
+
+    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError> {
+        self.on_files(move |inner| volume::observe(&inner.paths, volume))
+            .await
+    }
+
+    async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {
+        self.on_files(|inner| volume::list(&inner.paths)).await
     }
 
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {

@@ -1,6 +1,6 @@
 //! What an operator may choose about storage. Every bound has its unit and a reason.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use berth_common::units::ByteCount;
 
@@ -27,7 +27,7 @@ pub struct StorageOptions {
     pub ca_bundle: PathBuf,
     /// The largest image file that is fetched.
     pub max_image: ByteCount,
-    /// What downloads leave free for the disks of guests.
+    /// What downloads and copies leave free for the disks of guests.
     pub keep_free: KeepFree,
     /// How many downloads run at once: more would only share the same link and disk.
     pub parallel_downloads: usize,
@@ -55,6 +55,43 @@ pub struct StorageOptions {
     pub convert_deadline: Duration,
     /// How long making one disk may take.
     pub create_deadline: Duration,
+    /// How many volumes are copied at once, and how many are wiped: more would only share the same disk.
+    pub parallel_copies: usize,
+    /// How long copying, or wiping, one volume may take.
+    pub copy_deadline: Duration,
+    /// What happens to the bytes of a volume that is deleted.
+    pub volume_wipe: VolumeWipe,
+}
+
+/// What happens to the bytes of a volume that is deleted, before its file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VolumeWipe {
+    /// Nothing: the file system gives its blocks to others, who read zeros there.
+    #[default]
+    None,
+    /// They are overwritten with zeros, wherever the file has any. Of little use where the file system writes to other
+    /// blocks than those it replaces.
+    Zero,
+    /// The file system is told that they are not needed, and tells the disk if it is mounted with `discard`.
+    Discard,
+}
+
+/// The text names no rule for wiping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a way to wipe a volume; possible are \"none\", \"zero\" and \"discard\"")]
+pub struct UnknownWipe;
+
+impl FromStr for VolumeWipe {
+    type Err = UnknownWipe;
+
+    fn from_str(text: &str) -> Result<Self, UnknownWipe> {
+        match text {
+            "none" => Ok(Self::None),
+            "zero" => Ok(Self::Zero),
+            "discard" => Ok(Self::Discard),
+            _ => Err(UnknownWipe),
+        }
+    }
 }
 
 impl Default for StorageOptions {
@@ -81,6 +118,9 @@ impl Default for StorageOptions {
             file_deadline: Duration::from_secs(60),
             convert_deadline: Duration::from_secs(3600),
             create_deadline: Duration::from_secs(60),
+            parallel_copies: 2,
+            copy_deadline: Duration::from_secs(4 * 3600),
+            volume_wipe: VolumeWipe::None,
         }
     }
 }

@@ -1,11 +1,15 @@
-//! Room for downloads: what they may take of the file system of the images, and what is always left free there.
+//! Room for downloads and copies: what they may take of the file system of the images and volumes, and what is always
+//! left free there.
 //!
-//! Guests' disks grow on the same file system, and a guest whose disk cannot grow stops. So downloads end before
-//! the last bytes are taken, and a download of known length starts only if all of it fits beside those that run.
+//! Guests' disks grow on the same file system, and a guest whose disk cannot grow stops. So downloads and copies end
+//! before the last bytes are taken, and one of known length starts only if all of it fits beside those that run.
 
 use std::{
-    path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use berth_common::units::ByteCount;
@@ -13,7 +17,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::fault::StorageFault;
 
-/// What downloads leave free on a file system: the larger of the two.
+/// What downloads and copies leave free on a file system: the larger of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepFree {
     /// At least so much.
@@ -46,11 +50,11 @@ impl KeepFree {
     }
 }
 
-/// The room there is for downloads, and how much of it is promised to those that run.
+/// The room there is, and how much of it is promised to downloads and copies that run.
 #[derive(Debug)]
 pub(super) struct Room {
     keep_free: KeepFree,
-    /// Bytes that running downloads of known length still have to write.
+    /// Bytes that those of known length still have to write.
     promised: AtomicU64,
 }
 
@@ -62,20 +66,20 @@ impl Room {
         }
     }
 
-    /// Room for one download into a directory. It is refused if it is known that it will not fit.
-    pub(super) fn reserve<'a>(
-        &'a self,
-        directory: &'a Path,
-        url: &'a str,
+    /// Room for one download or copy into a directory. It is refused if it is known that it will not fit.
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        directory: &Path,
+        load: Load,
         length: Option<u64>,
-    ) -> Result<Share<'a>, StorageFault> {
+    ) -> Result<Share, StorageFault> {
         let needed = length.unwrap_or(0);
         // Promised before it is compared: of two that start at once, the second sees the first.
         let promised = self.promised.fetch_add(needed, Ordering::SeqCst);
         let share = Share {
-            room: self,
-            directory,
-            url,
+            room: Arc::clone(self),
+            directory: directory.to_owned(),
+            load,
             known: length.is_some(),
             left: needed,
         };
@@ -83,7 +87,7 @@ impl Room {
         let available = free.saturating_sub(kept).saturating_sub(promised);
         if needed > available {
             return Err(StorageFault::NoRoom {
-                url: url.to_owned(),
+                what: share.load.what.clone(),
                 needed,
                 path: directory.to_owned(),
                 available,
@@ -95,20 +99,51 @@ impl Room {
     }
 }
 
-/// What one download may take; what it did not take is given back with it.
+/// What is written, for people.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    /// `fetching` or `copying`.
+    pub(super) verb: &'static str,
+    /// What it is: `the image http://…`.
+    pub(super) what: String,
+}
+
+impl Load {
+    /// A download from this address, as people may see it.
+    pub(super) fn fetching(url: &str) -> Self {
+        Self {
+            verb: "fetching",
+            what: format!("the image {url}"),
+        }
+    }
+}
+
+/// What one download or copy may take; what it did not take is given back with it.
 #[derive(Debug)]
-pub(super) struct Share<'a> {
-    room: &'a Room,
-    directory: &'a Path,
-    url: &'a str,
+pub(super) struct Share {
+    room: Arc<Room>,
+    directory: PathBuf,
+    load: Load,
     known: bool,
     left: u64,
 }
 
-impl Share<'_> {
+impl Share {
     /// Asked before so many bytes are written. A download whose length nobody knows also leaves alone what is
     /// promised to others.
     pub(super) fn take(&mut self, count: u64) -> Result<(), StorageFault> {
+        self.leaves_enough(count)?;
+        self.note(count);
+        Ok(())
+    }
+
+    /// Told after somebody else wrote so many bytes of it.
+    pub(super) fn taken(&mut self, count: u64) -> Result<(), StorageFault> {
+        self.note(count);
+        self.leaves_enough(0)
+    }
+
+    fn leaves_enough(&self, count: u64) -> Result<(), StorageFault> {
         let (free, kept) = self.look()?;
         let others = if self.known {
             0
@@ -117,21 +152,25 @@ impl Share<'_> {
         };
         if free < kept.saturating_add(others).saturating_add(count) {
             return Err(StorageFault::Full {
-                url: self.url.to_owned(),
-                path: self.directory.to_owned(),
+                verb: self.load.verb,
+                what: self.load.what.clone(),
+                path: self.directory.clone(),
                 kept,
             });
         }
+        Ok(())
+    }
+
+    fn note(&mut self, count: u64) {
         let taken = count.min(self.left);
         self.left -= taken;
         self.room.promised.fetch_sub(taken, Ordering::SeqCst);
-        Ok(())
     }
 
     /// Free bytes for a process that is not root, and how many of them have to stay free.
     fn look(&self) -> Result<(u64, u64), StorageFault> {
-        let status = statvfs(self.directory).map_err(|errno| {
-            StorageFault::io("ask for the free space of", self.directory, errno.into())
+        let status = statvfs(&self.directory).map_err(|errno| {
+            StorageFault::io("ask for the free space of", &self.directory, errno.into())
         })?;
         let bytes = |blocks: u64| blocks.saturating_mul(status.fragment_size());
         Ok((
@@ -141,7 +180,7 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         self.room.promised.fetch_sub(self.left, Ordering::SeqCst);
     }
@@ -165,20 +204,25 @@ mod tests {
             bytes: ByteCount::clamped(0),
             percent: 0,
         };
-        let (room, directory) = (Room::new(nothing_kept), tempfile::tempdir().unwrap());
+        let room = Arc::new(Room::new(nothing_kept));
+        let directory = tempfile::tempdir().unwrap();
+        let load = || Load {
+            verb: "fetching",
+            what: "it".to_owned(),
+        };
         let promised = || room.promised.load(Ordering::SeqCst);
-        let mut share = room.reserve(directory.path(), "u", Some(10)).unwrap();
+        let mut share = room.reserve(directory.path(), load(), Some(10)).unwrap();
         share.take(4).unwrap();
         assert_eq!(promised(), 6);
         share.take(100).unwrap();
         assert_eq!(promised(), 0, "a server may send more than it said");
-        let other = room.reserve(directory.path(), "u", Some(7)).unwrap();
-        let unknown = room.reserve(directory.path(), "u", None).unwrap();
+        let other = room.reserve(directory.path(), load(), Some(7)).unwrap();
+        let unknown = room.reserve(directory.path(), load(), None).unwrap();
         drop((share, unknown));
         assert_eq!(promised(), 7);
         drop(other);
         assert!(
-            room.reserve(directory.path(), "u", Some(u64::MAX / 2))
+            room.reserve(directory.path(), load(), Some(u64::MAX / 2))
                 .is_err()
         );
         assert_eq!(promised(), 0);

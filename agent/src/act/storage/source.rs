@@ -220,7 +220,7 @@ fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Sou
     let own = options
         .not_below
         .iter()
-        .chain([&paths.instances, &paths.images]);
+        .chain([&paths.instances, &paths.images, &paths.volumes]);
     for directory in own {
         if directory
             .canonicalize()

@@ -145,7 +145,11 @@ pub(super) fn sweep(
     owned: &Temporaries,
     keep_partial: Duration,
 ) -> Result<(), StorageFault> {
-    let mut directories = vec![paths.images.clone(), paths.instances.clone()];
+    let mut directories = vec![
+        paths.images.clone(),
+        paths.instances.clone(),
+        paths.volumes.clone(),
+    ];
     directories.extend(
         instances::list(paths)?
             .into_iter()

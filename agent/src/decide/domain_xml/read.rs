@@ -3,7 +3,7 @@
 //! The domain may be anybody's: what is unknown, malformed or hostile means "not berth's", never an error and
 //! never a panic.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use berth_common::units::{ByteCount, Generation, MemoryMb, Vcpus};
 use quick_xml::{
@@ -13,7 +13,7 @@ use quick_xml::{
 };
 
 use super::METADATA_NAMESPACE;
-use crate::decide::domain::DomainMetadata;
+use crate::decide::domain::{DiskFile, DomainMetadata};
 
 /// Deeper XML than this is nobody's domain.
 const MAX_DEPTH: usize = 64;
@@ -29,6 +29,9 @@ pub struct DomainFacts {
     pub vcpus: Vcpus,
     /// Memory, at most.
     pub memory_mb: MemoryMb,
+    /// All files it names as disks or below them, as far as it could be read: whoever asks whether a file is in use
+    /// is better told too much than too little.
+    pub disks: Vec<DiskFile>,
 }
 
 /// Reads a domain's XML. Facts that are missing or make no sense are left at their default.
@@ -43,6 +46,7 @@ pub fn read(xml: &str) -> DomainFacts {
             .and_then(Draft::finish),
         vcpus: walk.vcpus.unwrap_or_default(),
         memory_mb: walk.memory_mb.unwrap_or_default(),
+        disks: walk.disks,
     }
 }
 
@@ -51,8 +55,15 @@ pub fn read(xml: &str) -> DomainFacts {
 enum Place {
     Domain,
     Vcpu,
-    Memory { unit: u64 },
+    Memory {
+        unit: u64,
+    },
     Metadata,
+    Devices,
+    Disk {
+        /// How many files were found before it.
+        before: usize,
+    },
     Berth,
     Value(Field),
     Elsewhere,
@@ -116,6 +127,7 @@ struct Walk {
     memory_mb: Option<MemoryMb>,
     draft: Option<Draft>,
     drafts: usize,
+    disks: Vec<DiskFile>,
 }
 
 impl Walk {
@@ -167,6 +179,25 @@ impl Walk {
             (Some(Place::Berth), "generation") if ours => Place::Value(Field::Generation),
             (Some(Place::Berth), "reboot") if ours => Place::Value(Field::Reboot),
             (Some(Place::Berth), "digest") if ours => Place::Value(Field::Digest),
+            (Some(Place::Domain), "devices") if !foreign && !ours => Place::Devices,
+            (Some(Place::Devices), "disk") if !foreign && !ours => Place::Disk {
+                before: self.disks.len(),
+            },
+            (Some(Place::Disk { before }), "target") => {
+                let target = attribute(start, "dev")?.unwrap_or_default();
+                let files = self.disks.iter_mut().skip(*before);
+                files.for_each(|file| file.target.clone_from(&target));
+                Place::Elsewhere
+            }
+            // Also of what lies below it, or what it is being copied to.
+            (Some(_), "source") if self.is_in_disk() => {
+                self.disks
+                    .extend(attribute(start, "file")?.map(|path| DiskFile {
+                        path: PathBuf::from(path),
+                        target: String::new(),
+                    }));
+                Place::Elsewhere
+            }
             (Some(Place::Value(_)), _) => {
                 self.spoil();
                 Place::Elsewhere
@@ -176,6 +207,12 @@ impl Walk {
         self.text.clear();
         self.path.push(place);
         Some(())
+    }
+
+    fn is_in_disk(&self) -> bool {
+        self.path
+            .iter()
+            .any(|place| matches!(place, Place::Disk { .. }))
     }
 
     fn leave(&mut self) {
@@ -194,7 +231,15 @@ impl Walk {
                     draft.spoilt = true;
                 }
             }
-            Some(Place::Domain | Place::Metadata | Place::Berth | Place::Elsewhere) | None => {}
+            Some(
+                Place::Domain
+                | Place::Metadata
+                | Place::Devices
+                | Place::Disk { .. }
+                | Place::Berth
+                | Place::Elsewhere,
+            )
+            | None => {}
         }
     }
 
@@ -217,6 +262,15 @@ impl Walk {
             draft.spoilt = true;
         }
     }
+}
+
+/// The value of an attribute; the outer `None`: it is not well-formed.
+fn attribute(start: &BytesStart<'_>, name: &str) -> Option<Option<String>> {
+    let Some(attribute) = start.try_get_attribute(name).ok()? else {
+        return Some(None);
+    };
+    let value = attribute.normalized_value(XmlVersion::Explicit1_0).ok()?;
+    Some(Some(value.into_owned()))
 }
 
 /// Bytes in one unit of a `<memory>` element; libvirt itself always writes KiB, which is also the default.

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::decide::domain::DiskFile;
 
 fn id(n: u128) -> Uuid {
     Uuid::from_u128(0x0191_e7a0_7c1f_7b5e_9d2a_0000_0000_0000 + n)
@@ -33,6 +34,8 @@ fn config(virt_type: VirtType) -> DomainConfig {
             )],
             target: "vda".to_owned(),
             serial: "disk0".to_owned(),
+            access: VolumeAccess::ReadWrite,
+            limits: VolumeLimits::default(),
         }],
         nics: vec![DomainNic {
             mac_address: "52:54:00:12:34:56".parse::<MacAddress>().unwrap(),
@@ -77,6 +80,11 @@ fn a_kvm_guest_with_everything() {
         backing: Vec::new(),
         target: "vdb".to_owned(),
         serial: "disk1".to_owned(),
+        access: VolumeAccess::ReadOnly,
+        limits: VolumeLimits {
+            total_iops: Some(500),
+            total_bytes_per_second: Some(10 << 20),
+        },
     });
     config.nics.push(DomainNic {
         mtu: 1442,
@@ -224,6 +232,38 @@ fn size_is_read_in_any_unit() {
     );
 }
 
+#[test]
+fn every_file_a_domain_names_is_found_with_the_guests_name_for_it() {
+    let check = |xml: &str, expected: &[(&str, &str)]| {
+        let facts = read(&format!("<domain><devices>{xml}</devices></domain>"));
+        let found: Vec<_> = facts
+            .disks
+            .iter()
+            .map(|file| (file.path.to_str().unwrap(), file.target.as_str()))
+            .collect();
+        assert_eq!(found, expected, "{xml}");
+    };
+    check(
+        "<disk type='file'><source file='/a&amp;b' index='2'><seclabel model='dac' relabel='no'/></source>\
+         <target dev='vda' bus='virtio'/></disk><disk type='block'><source dev='/dev/sdb'/><target dev='vdb'/></disk>\
+         <disk type='file' device='cdrom'><target dev='sda'/></disk>\
+         <disk><target dev='vdc'/><source file='/late'/></disk>",
+        &[("/a&b", "vda"), ("/late", "")],
+    );
+    // What a disk is being copied to is in use as well.
+    check(
+        "<disk><source file='/top'/><backingStore><source file='/below'/><backingStore/></backingStore>\
+         <mirror><source file='/copy'/></mirror><target dev='vdb'/></disk>",
+        &[("/top", "vdb"), ("/below", "vdb"), ("/copy", "vdb")],
+    );
+    check(
+        "<filesystem><source file='/no'/></filesystem><serial><source file='/no'/></serial>",
+        &[],
+    );
+    let cut_off = read("<domain><devices><disk><source file='/a'/><target dev='vda'/></disk><disk");
+    assert_eq!(cut_off.disks.len(), 1, "what was read is told");
+}
+
 prop_compose! {
     fn any_config()(
         seed in 1_u128..1 << 60,
@@ -259,6 +299,14 @@ proptest! {
         prop_assert_eq!(facts.metadata, Some(config.metadata));
         prop_assert_eq!(facts.vcpus, config.vcpus);
         prop_assert_eq!(facts.memory_mb, config.memory_mb);
+        let files = config.disks.iter().flat_map(|disk| {
+            let below = disk.backing.iter().map(|(path, _)| path);
+            [&disk.path].into_iter().chain(below).map(|path| DiskFile {
+                path: path.clone(),
+                target: disk.target.clone(),
+            })
+        });
+        prop_assert_eq!(facts.disks, files.collect::<Vec<_>>());
     }
 
     #[test]

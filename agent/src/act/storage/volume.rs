@@ -1,0 +1,618 @@
+//! Volumes: making them, looking at them, growing and removing them.
+//!
+//! A volume is a whole copy of what it is made from, with nothing below it. `qemu-img` works on temporary files of
+//! the agent's own and on volumes that no guest has, is told every format, and QEMU's own locks on the files keep it
+//! out of those that a guest opened after all.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use berth_common::{
+    document::{ImageFormat, VolumeFormat},
+    ids::VolumeId,
+    units::ByteCount,
+};
+use nix::fcntl::OFlag;
+
+use super::{
+    Inner, VolumeWipe,
+    atomic::{remove_durably, sync_directory, write_atomically},
+    cache::{self, FileWindow},
+    convert::{COROUTINES, here, lent},
+    disk,
+    evict::{Lease, touch},
+    fault::StorageFault,
+    fetch::reserve,
+    instances,
+    room::{Load, Share},
+    source::for_people,
+    temporary::Temporary,
+    wipe::{self, Wiping},
+};
+use crate::{
+    act::{
+        Progress,
+        command::{Account, Command, CommandError, Confinement, Limits, Network},
+    },
+    decide::{
+        image_header::{self, Judgement},
+        instance::Paths,
+        volume::{
+            Content, FORMATS, LargerVolume, NewVolume, VolumeContent, VolumeFile, VolumeFiles,
+        },
+    },
+};
+
+/// Prefix of a volume that was deleted and is being wiped: it has lost its name, and no sweep removes it.
+const WIPE: &str = ".wipe-";
+/// What the mark of a volume says, for people: that it is there is all that counts.
+const MARK: &[u8] = b"This volume was made. Without its file beside this one it was lost.\n";
+/// How often it is looked at how far a copy or a wipe is, and at the room that is left.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Address space of `qemu-img`, in bytes: it keeps many threads and their stacks while it copies.
+const ADDRESS_SPACE: u64 = 2 << 30;
+/// What qcow2's tables may add to a file of this size: they take less than a thousandth, and a few at the beginning.
+const fn with_tables(size: u64) -> u64 {
+    size.saturating_add(size / 512).saturating_add(64 << 20)
+}
+
+/// What is there of a volume.
+pub(super) fn observe(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
+    let mut found = VolumeFiles::default();
+    for format in FORMATS {
+        let path = paths.volume(id, format);
+        if is_file(&path)? {
+            found.files.push(VolumeFile {
+                format,
+                content: content(&path, format)?,
+            });
+        }
+        found.leaving |= is_file(&leaving(paths, id, format))?;
+    }
+    found.made = is_file(&paths.volume_mark(id))?;
+    Ok(found)
+}
+
+/// Ids of all volumes of which anything is there.
+pub(super) fn list(paths: &Paths) -> Result<Vec<VolumeId>, StorageFault> {
+    let id = |name: &str| {
+        let name = name.strip_prefix(WIPE).unwrap_or(name);
+        let (id, _) = name.split_once('.')?;
+        id.parse::<VolumeId>()
+            .ok()
+            .filter(|parsed| parsed.to_string() == id)
+    };
+    let names = instances::entries(&paths.volumes)?.unwrap_or_default();
+    let mut ids: Vec<VolumeId> = names.iter().filter_map(|name| id(name)).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// The place of a deleted volume that is being wiped.
+fn leaving(paths: &Paths, id: VolumeId, format: VolumeFormat) -> PathBuf {
+    paths
+        .volumes
+        .join(format!("{WIPE}{id}.{}", format.as_str()))
+}
+
+/// Whether a file is there, itself and not a link to one. Something else in its place is an error.
+fn is_file(path: &Path) -> Result<bool, StorageFault> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(true),
+        Ok(_) => Err(StorageFault::NotOurs {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StorageFault::io("look at", path, source)),
+    }
+}
+
+/// What a volume's file holds. Of a raw one only the length counts: its bytes are the guest's, who may write there
+/// whatever looks like something else.
+fn content(path: &Path, format: VolumeFormat) -> Result<VolumeContent, StorageFault> {
+    let failed = |source| StorageFault::io("read", path, source);
+    let file = open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    Ok(match format {
+        VolumeFormat::Raw if length == 0 => VolumeContent::Unreadable("it is empty".to_owned()),
+        VolumeFormat::Raw => VolumeContent::Size(ByteCount::clamped(length)),
+        VolumeFormat::Qcow2 => {
+            let mut window = FileWindow {
+                file: &file,
+                length,
+            };
+            match image_header::inspect(ImageFormat::Qcow2, &mut window) {
+                Ok(facts) => VolumeContent::Size(facts.virtual_size),
+                Err(Judgement::Refused(refusal)) => VolumeContent::Unreadable(refusal.to_string()),
+                Err(Judgement::Unreadable(source)) => return Err(failed(source)),
+            }
+        }
+    })
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)
+}
+
+/// Makes a volume, unless it is there.
+pub(super) async fn create(
+    inner: &Arc<Inner>,
+    plan: &NewVolume,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
+    let (shared, planned) = (Arc::clone(inner), plan.clone());
+    let Some(making) = inner.files.run(move || prepare(&shared, &planned)).await? else {
+        return Ok(());
+    };
+    let failed = |source| StorageFault::Volume {
+        what: "make",
+        id: plan.id,
+        path: plan.path.clone(),
+        source,
+    };
+    let format = plan.format.as_str();
+    let file = making.temporary.path().to_owned();
+    match making.original {
+        None => {
+            confined(quick(inner, plan.size), making.account)
+                .args(["create", "-q", "-f", format, "--"])
+                .arg(here(&file))
+                .arg(plan.size.get().to_string())
+                .run()
+                .await
+                .map_err(failed)?;
+        }
+        Some(original) => {
+            let size = original.size;
+            copy(inner, plan, (original, making.account), &file, progress).await?;
+            if size < plan.size {
+                let command = confined(quick(inner, plan.size), making.account);
+                resize(command, &file, plan.format, plan.size)
+                    .await
+                    .map_err(failed)?;
+            }
+        }
+    }
+    let path = plan.path.clone();
+    inner
+        .slow_files
+        .run(move || disk::finish(making.temporary, path))
+        .await
+}
+
+/// A volume that is being made.
+struct Making {
+    account: Account,
+    temporary: Temporary,
+    original: Option<Original>,
+}
+
+/// What a volume is copied from.
+struct Original {
+    path: PathBuf,
+    format: &'static str,
+    /// Its virtual size.
+    size: ByteCount,
+    /// Bytes that it takes on its disk.
+    allocated: u64,
+    /// When it was written to last.
+    written: (i64, i64),
+    /// For people.
+    what: String,
+    /// Of an image: it stays in the cache as long as this.
+    lease: Option<Lease>,
+}
+
+/// Everything that can be refused is refused here, before anything exists. `None`: the volume is there.
+fn prepare(inner: &Inner, plan: &NewVolume) -> Result<Option<Making>, StorageFault> {
+    in_place(inner, plan.id, plan.format, &plan.path)?;
+    if is_file(&plan.path)? {
+        return Ok(None);
+    }
+    let original = original(inner, plan)?;
+    if let Some(original) = original.as_ref().filter(|it| it.size > plan.size) {
+        return Err(StorageFault::VolumeTooSmall {
+            id: plan.id,
+            size: plan.size.get(),
+            needed: original.size.get(),
+        });
+    }
+    let account = Account::named(&inner.options.qemu_img_user)?;
+    instances::make_root(&inner.paths.volumes)?;
+    let temporary = inner
+        .temporaries
+        .claim(&inner.paths.volumes, &plan.id.to_string())?;
+    // `qemu-img` keeps the mode and the owner of a file that is there.
+    lent(temporary.path(), account)?;
+    Ok(Some(Making {
+        account,
+        temporary,
+        original,
+    }))
+}
+
+fn in_place(
+    inner: &Inner,
+    id: VolumeId,
+    format: VolumeFormat,
+    path: &Path,
+) -> Result<(), StorageFault> {
+    let expected = inner.paths.volume(id, format);
+    if path == expected {
+        return Ok(());
+    }
+    Err(StorageFault::VolumePlace {
+        id,
+        expected,
+        path: path.to_owned(),
+    })
+}
+
+/// What to copy, inspected as what it is said to be; `None`: the volume begins with zeros.
+fn original(inner: &Inner, plan: &NewVolume) -> Result<Option<Original>, StorageFault> {
+    let (path, format, size, what, lease) = match &plan.content {
+        Content::Zeros => return Ok(None),
+        Content::Image(image) => {
+            let lease = inner.uses.lease(image);
+            let facts =
+                cache::facts(&inner.paths, image)?.ok_or_else(|| StorageFault::NotCached {
+                    sha256: image.sha256.clone(),
+                })?;
+            let path = inner.paths.image(image);
+            touch(&path);
+            let what = format!("the image {}", for_people(&image.url));
+            let format = image.format.cached().as_str();
+            (path, format, facts.virtual_size, what, Some(lease))
+        }
+        Content::Volume(source) => {
+            let path = inner.paths.volume(source.id, source.format);
+            let Some(size) = observe(&inner.paths, source.id)?.whole(source.format) else {
+                return Err(StorageFault::VolumeNotThere {
+                    id: source.id,
+                    path,
+                });
+            };
+            let what = format!("volume {}", source.id);
+            (path, source.format.as_str(), size, what, None)
+        }
+    };
+    // `qemu-img` does not work in this process's directory.
+    let path =
+        std::path::absolute(&path).map_err(|source| StorageFault::io("find", &path, source))?;
+    let (allocated, written) = (allocated(&path)?, written(&path)?);
+    Ok(Some(Original {
+        written,
+        path,
+        format,
+        size,
+        allocated,
+        what,
+        lease,
+    }))
+}
+
+/// Bytes that a file takes on its disk.
+fn allocated(path: &Path) -> Result<u64, StorageFault> {
+    let metadata =
+        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
+    Ok(metadata.blocks().saturating_mul(512))
+}
+
+/// When a file was written to last: seconds and nanoseconds.
+fn written(path: &Path) -> Result<(i64, i64), StorageFault> {
+    let metadata =
+        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
+    Ok((metadata.mtime(), metadata.mtime_nsec()))
+}
+
+/// Copies all of the original into the file, and watches the room meanwhile.
+async fn copy(
+    inner: &Arc<Inner>,
+    plan: &NewVolume,
+    (original, account): (Original, Account),
+    file: &Path,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
+    progress.send_replace(Some("waiting for other copies".to_owned()));
+    let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
+    let mut watch = {
+        let (shared, what) = (Arc::clone(inner), original.what.clone());
+        let (length, path) = (original.allocated, file.to_owned());
+        inner
+            .files
+            .run(move || CopyWatch::begin(&shared, what, length, path))
+            .await?
+    };
+    let command = Command::new(&inner.options.qemu_img)
+        .args([
+            "convert",
+            "-q",
+            "-m",
+            COROUTINES,
+            "-f",
+            original.format,
+            "-O",
+        ])
+        .args([plan.format.as_str(), "--"])
+        .arg(&original.path)
+        .arg(here(file))
+        .directory(&inner.paths.volumes)
+        .malloc_arenas(1)
+        .limits(Limits {
+            address_space: Some(ADDRESS_SPACE),
+            cpu_seconds: Some(inner.options.copy_deadline.as_secs()),
+            file_size: Some(with_tables(plan.size.get())),
+        })
+        .timeout(inner.options.copy_deadline);
+    // A stranger made the image. Another volume only root may read, and no guest writes what QEMU reads of it.
+    let command = match original.lease {
+        Some(_) => confined(command, account),
+        None => command,
+    };
+    let run = command.run();
+    tokio::pin!(run);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = &mut run => break result,
+            _ = looks.tick() => {
+                // A copy that takes what is kept for guests is broken off: returning here ends it.
+                watch = inner.files.run(move || watch.look()).await?;
+                progress.send_replace(Some(watch.text()));
+            }
+        }
+    };
+    result.map_err(|source| StorageFault::Volume {
+        what: "make",
+        id: plan.id,
+        path: plan.path.clone(),
+        source,
+    })?;
+    // QEMU's locks keep no guest from a raw file that is only read.
+    let (path, before) = (original.path, original.written);
+    if inner.files.run(move || written(&path)).await? == before {
+        Ok(())
+    } else {
+        Err(StorageFault::WrittenMeanwhile {
+            what: original.what,
+        })
+    }
+}
+
+/// How far a copy is, and the room it takes.
+struct CopyWatch {
+    share: Share,
+    what: String,
+    path: PathBuf,
+    expected: u64,
+    done: u64,
+}
+
+impl CopyWatch {
+    fn begin(
+        inner: &Inner,
+        what: String,
+        expected: u64,
+        path: PathBuf,
+    ) -> Result<Self, StorageFault> {
+        let load = Load {
+            verb: "copying",
+            what: what.clone(),
+        };
+        let share = reserve(inner, &inner.paths.volumes, &load, Some(expected))?;
+        Ok(Self {
+            share,
+            what,
+            path,
+            expected,
+            done: 0,
+        })
+    }
+
+    fn look(mut self) -> Result<Self, StorageFault> {
+        let done = allocated(&self.path)?;
+        self.share.taken(done.saturating_sub(self.done))?;
+        self.done = done;
+        Ok(self)
+    }
+
+    /// A copy of something compressed becomes larger than that.
+    fn text(&self) -> String {
+        if self.done < self.expected {
+            let percent = u128::from(self.done) * 100 / u128::from(self.expected);
+            format!("copying {}, {percent} %", self.what)
+        } else {
+            format!("copying {}, {} MB", self.what, self.done >> 20)
+        }
+    }
+}
+
+/// A `qemu-img` that writes tables, not data.
+fn quick(inner: &Inner, size: ByteCount) -> Command {
+    Command::new(&inner.options.qemu_img)
+        .directory(&inner.paths.volumes)
+        .malloc_arenas(1)
+        .limits(Limits {
+            address_space: Some(ADDRESS_SPACE),
+            cpu_seconds: Some(inner.options.create_deadline.as_secs()),
+            file_size: Some(with_tables(size.get())),
+        })
+        .timeout(inner.options.create_deadline)
+}
+
+/// As a user without rights, who sees no network.
+fn confined(command: Command, account: Account) -> Command {
+    command.confined(Confinement {
+        account,
+        network: Network::None,
+    })
+}
+
+async fn resize(
+    command: Command,
+    path: &Path,
+    format: VolumeFormat,
+    size: ByteCount,
+) -> Result<(), CommandError> {
+    command
+        .args(["resize", "-q", "-f", format.as_str(), "--"])
+        .arg(here(path))
+        .arg(size.get().to_string())
+        .run()
+        .await
+        .map(drop)
+}
+
+/// Notes durably that a volume was made.
+pub(super) fn mark(paths: &Paths, id: VolumeId) -> Result<(), StorageFault> {
+    let path = paths.volume_mark(id);
+    if is_file(&path)? {
+        return Ok(());
+    }
+    write_atomically(&path, MARK).map_err(|source| StorageFault::io("write", &path, source))
+}
+
+/// Makes a volume that no guest has larger, unless it is.
+pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), StorageFault> {
+    let (shared, planned) = (Arc::clone(inner), plan.clone());
+    let found = inner.files.run(move || size_of(&shared, &planned)).await?;
+    if found >= plan.size {
+        return Ok(());
+    }
+    let path = std::path::absolute(&plan.path)
+        .map_err(|source| StorageFault::io("find", &plan.path, source))?;
+    resize(quick(inner, plan.size), &path, plan.format, plan.size)
+        .await
+        .map_err(|source| StorageFault::Volume {
+            what: "grow",
+            id: plan.id,
+            path: plan.path.clone(),
+            source,
+        })?;
+    inner
+        .slow_files
+        .run(move || {
+            open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(|source| StorageFault::io("write to disk", &path, source))
+        })
+        .await
+}
+
+fn size_of(inner: &Inner, plan: &LargerVolume) -> Result<ByteCount, StorageFault> {
+    in_place(inner, plan.id, plan.format, &plan.path)?;
+    observe(&inner.paths, plan.id)?
+        .whole(plan.format)
+        .ok_or_else(|| StorageFault::VolumeNotThere {
+            id: plan.id,
+            path: plan.path.clone(),
+        })
+}
+
+/// Removes a volume: its name, its bytes as the host's rule says, and last its mark.
+pub(super) async fn remove(
+    inner: &Arc<Inner>,
+    id: VolumeId,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
+    let shared = Arc::clone(inner);
+    let left = inner.files.run(move || take_name(&shared, id)).await?;
+    for path in left {
+        wipe(inner, id, path, progress).await?;
+    }
+    let mark = inner.paths.volume_mark(id);
+    inner
+        .files
+        .run(move || {
+            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
+        })
+        .await
+}
+
+/// Takes a volume's name from its file; answers what is to be wiped before it is removed.
+fn take_name(inner: &Inner, id: VolumeId) -> Result<Vec<PathBuf>, StorageFault> {
+    let paths = &inner.paths;
+    let mut left = Vec::new();
+    for format in FORMATS {
+        let (path, doomed) = (paths.volume(id, format), leaving(paths, id, format));
+        match inner.options.volume_wipe {
+            VolumeWipe::None => {
+                for path in [&path, &doomed] {
+                    if is_file(path)? {
+                        remove_durably(path)
+                            .map_err(|source| StorageFault::io("remove", path, source))?;
+                    }
+                }
+            }
+            VolumeWipe::Zero | VolumeWipe::Discard => {
+                // One that is on its way out already is finished first: it must not be replaced.
+                if is_file(&doomed)? {
+                    left.push(doomed);
+                } else if is_file(&path)? {
+                    fs::rename(&path, &doomed)
+                        .and_then(|()| sync_directory(&paths.volumes))
+                        .map_err(|source| StorageFault::io("take its name from", &path, source))?;
+                    left.push(doomed);
+                }
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Ends a wipe that nobody waits for.
+struct StopWipe(Arc<Wiping>);
+
+impl Drop for StopWipe {
+    fn drop(&mut self) {
+        self.0.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn wipe(
+    inner: &Arc<Inner>,
+    id: VolumeId,
+    path: PathBuf,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
+    progress.send_replace(Some("waiting for other volumes to be wiped".to_owned()));
+    let wiping = Arc::new(Wiping::default());
+    let stop = StopWipe(Arc::clone(&wiping));
+    let how = inner.options.volume_wipe;
+    let run = inner.slow_files.run(move || {
+        wipe::wipe(&path, how, &wiping)
+            .and_then(|()| remove_durably(&path))
+            .map_err(|source| StorageFault::Wipe {
+                id,
+                path: path.clone(),
+                source,
+            })
+    });
+    tokio::pin!(run);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut run => return result,
+            _ = looks.tick() => {
+                let length = stop.0.length.load(Ordering::Relaxed);
+                if length > 0 {
+                    let done = u128::from(stop.0.done.load(Ordering::Relaxed));
+                    let percent = done * 100 / u128::from(length);
+                    progress.send_replace(Some(format!("wiping the volume, {percent} %")));
+                }
+            }
+        }
+    }
+}

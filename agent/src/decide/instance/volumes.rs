@@ -1,0 +1,301 @@
+//! The part of an instance's plan that is about the volumes its guest has: those of its document × those that are live.
+//!
+//! A guest that is on gets and gives back volumes while it runs. It has to give one back itself, and may take its time
+//! or never do it, so it is asked again and again, and the plan waits until libvirt no longer names the disk: a
+//! volume is free only when the agent saw it gone. Switching the guest off takes it from it as well. A guest that is
+//! saved on disk keeps what it had, until it goes on.
+
+use std::{collections::BTreeSet, path::Path};
+
+use super::{Observed, Paths, Wait, power::ASK_AGAIN_AFTER};
+use crate::decide::domain::{
+    DiskFile, DomainConfig, DomainDisk, DomainObserved, DomainStep, OffReason,
+};
+use berth_common::{ids::VolumeId, message::report::PowerState};
+
+/// What a guest's volumes need.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Change {
+    /// The steps, in order.
+    pub(super) steps: Vec<DomainStep>,
+    /// What must happen before they are as they shall be.
+    pub(super) wait: Option<Wait>,
+}
+
+/// What to do so that a guest has the volumes of its definition, and no others.
+pub(super) fn change(
+    config: &DomainConfig,
+    domain: &DomainObserved,
+    observed: &Observed,
+    paths: &Paths,
+) -> Change {
+    let is_volume = |path: &Path| path.parent() == Some(paths.volumes.as_path());
+    let wanted: Vec<&DomainDisk> = config
+        .disks
+        .iter()
+        .filter(|disk| is_volume(&disk.path))
+        .collect();
+    let live: Vec<&DiskFile> = domain
+        .disks
+        .live
+        .iter()
+        .filter(|disk| is_volume(&disk.path))
+        .collect();
+    let is_same =
+        |disk: &DomainDisk, file: &DiskFile| disk.path == file.path && disk.target == file.target;
+    let surplus: Vec<&DiskFile> = live
+        .iter()
+        .copied()
+        .filter(|file| !wanted.iter().any(|disk| is_same(disk, file)))
+        .collect();
+    let missing: Vec<&DomainDisk> = wanted
+        .iter()
+        .copied()
+        .filter(|disk| !live.iter().any(|file| is_same(disk, file)))
+        .collect();
+    if surplus.is_empty() && missing.is_empty() {
+        return Change::default();
+    }
+    match (domain.power_state, domain.off_reason) {
+        (PowerState::Running | PowerState::Paused, _) => {}
+        // Off, and nothing saved: it has none, and its next start gives it those of its definition.
+        (PowerState::Shutdown | PowerState::Nostate, reason)
+            if reason != Some(OffReason::Saved) =>
+        {
+            return Change::default();
+        }
+        _ => {
+            return Change {
+                steps: Vec::new(),
+                wait: Some(Wait::GuestGoesOn),
+            };
+        }
+    }
+    let mut change = Change::default();
+    if !surplus.is_empty() {
+        let targets: BTreeSet<String> = surplus.iter().map(|file| file.target.clone()).collect();
+        change.wait = Some(Wait::Detach(targets));
+        let asked = observed.detach_asked;
+        if asked.is_none_or(|asked| asked >= ASK_AGAIN_AFTER) {
+            let detach = |file: &&DiskFile| DomainStep::Detach {
+                instance: config.id,
+                disk: (*file).clone(),
+            };
+            change.steps.extend(surplus.iter().map(detach));
+        }
+    }
+    for disk in missing {
+        // The same place, or the same volume elsewhere: it has to be free first.
+        if surplus
+            .iter()
+            .any(|file| file.target == disk.target || file.path == disk.path)
+        {
+            continue;
+        }
+        match volume_of(&disk.path) {
+            Some(id) if !observed.volumes_ready.contains(&id) => {
+                change.wait.get_or_insert(Wait::Volume(id));
+            }
+            Some(_) | None => change.steps.push(DomainStep::Attach {
+                instance: config.id,
+                disk: Box::new(disk.clone()),
+            }),
+        }
+    }
+    change
+}
+
+/// The volume whose file this is.
+fn volume_of(path: &Path) -> Option<VolumeId> {
+    path.file_stem()?.to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::{
+        document::{
+            DesiredPower, Flavor, InstanceSpec, InstanceVolume, VolumeAccess, VolumeFormat,
+            VolumeLimits,
+        },
+        ids::InstanceId,
+        units::{DiskGb, MemoryMb, Vcpus},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::decide::{
+        domain::{DomainDisks, VirtType},
+        instance::{HostFacts, domain_config},
+    };
+
+    fn host() -> HostFacts {
+        HostFacts {
+            virt_type: VirtType::Qemu,
+            arch: "x86_64".to_owned(),
+            has_cpu_controller: false,
+            paths: Paths::below(Path::new("/var/lib/berth")),
+        }
+    }
+
+    fn volume(n: u128) -> VolumeId {
+        VolumeId::try_from(Uuid::from_u128(
+            0x0191_e7a0_7c1f_7b5e_9d2a_0000_0000_0000 + n,
+        ))
+        .unwrap()
+    }
+
+    /// The definition of an instance with these volumes, by position.
+    fn config(volumes: &[(u128, u8)]) -> DomainConfig {
+        let volumes = volumes.iter().map(|(n, position)| InstanceVolume {
+            id: volume(*n),
+            position: *position,
+            format: VolumeFormat::Raw,
+            access: VolumeAccess::ReadWrite,
+            limits: VolumeLimits::default(),
+        });
+        let spec = InstanceSpec {
+            name: "web-1".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            power: DesiredPower::Running,
+            reboot: None,
+            stop_timeout_seconds: 30,
+            flavor: Flavor {
+                vcpus: Vcpus::clamped(1),
+                memory_mb: MemoryMb::clamped(128),
+                disk_gb: DiskGb::clamped(1),
+            },
+            disks: Vec::new(),
+            ports: Vec::new(),
+            volumes: volumes.collect(),
+            config_drive: None,
+        };
+        domain_config(InstanceId::new(), &spec, &host())
+    }
+
+    /// A guest in a state, with these volumes and a disk of its own.
+    fn domain(state: PowerState, live: &[(u128, &str)]) -> DomainObserved {
+        let own = DiskFile {
+            path: "/var/lib/berth/instances/x/disk0.qcow2".into(),
+            target: "vda".to_owned(),
+        };
+        let volumes = live.iter().map(|(n, target)| DiskFile {
+            path: host().paths.volume(volume(*n), VolumeFormat::Raw),
+            target: (*target).to_owned(),
+        });
+        DomainObserved {
+            uuid: Uuid::new_v4(),
+            name: String::new(),
+            power_state: state,
+            off_reason: (state == PowerState::Shutdown).then_some(OffReason::Unknown),
+            reason: String::new(),
+            persistent: true,
+            vcpus: Vcpus::clamped(1),
+            memory_mb: MemoryMb::clamped(128),
+            metadata: None,
+            disks: DomainDisks {
+                live: [own].into_iter().chain(volumes).collect(),
+                kept: Vec::new(),
+            },
+        }
+    }
+
+    fn ready(volumes: &[u128]) -> Observed {
+        Observed {
+            volumes_ready: volumes.iter().map(|n| volume(*n)).collect(),
+            ..Observed::default()
+        }
+    }
+
+    fn check(
+        config: &DomainConfig,
+        domain: &DomainObserved,
+        observed: &Observed,
+        steps: &[&str],
+        wait: Option<Wait>,
+    ) {
+        let change = change(config, domain, observed, &host().paths);
+        let word = |step: &DomainStep| match step {
+            DomainStep::Attach { disk, .. } => format!("attach {}", disk.target),
+            DomainStep::Detach { disk, .. } => format!("detach {}", disk.target),
+            other => format!("{other:?}"),
+        };
+        let found: Vec<String> = change.steps.iter().map(word).collect();
+        assert_eq!(found, steps);
+        assert_eq!(change.wait, wait);
+    }
+
+    fn detach(targets: &[&str]) -> Option<Wait> {
+        Some(Wait::Detach(
+            targets.iter().map(|it| (*it).to_owned()).collect(),
+        ))
+    }
+
+    #[test]
+    fn a_guest_that_is_on_gets_what_is_ready_and_waits_for_the_rest() {
+        let wanted = config(&[(1, 1), (2, 2)]);
+        for state in [PowerState::Running, PowerState::Paused] {
+            let bare = domain(state, &[]);
+            let steps = ["attach vdb", "attach vdc"];
+            check(&wanted, &bare, &ready(&[1, 2]), &steps, None);
+            let wait = Some(Wait::Volume(volume(2)));
+            check(&wanted, &bare, &ready(&[1]), &["attach vdb"], wait);
+            let full = domain(state, &[(1, "vdb"), (2, "vdc")]);
+            check(&wanted, &full, &ready(&[]), &[], None);
+        }
+    }
+
+    #[test]
+    fn a_guest_is_asked_again_until_the_disk_is_gone() {
+        let nothing = config(&[]);
+        let on = domain(PowerState::Running, &[(1, "vdb")]);
+        let asked = |seconds| Observed {
+            detach_asked: Some(std::time::Duration::from_secs(seconds)),
+            ..Observed::default()
+        };
+        check(
+            &nothing,
+            &on,
+            &ready(&[]),
+            &["detach vdb"],
+            detach(&["vdb"]),
+        );
+        check(&nothing, &on, &asked(1), &[], detach(&["vdb"]));
+        check(&nothing, &on, &asked(9), &["detach vdb"], detach(&["vdb"]));
+        check(
+            &nothing,
+            &domain(PowerState::Running, &[]),
+            &asked(9),
+            &[],
+            None,
+        );
+    }
+
+    #[test]
+    fn a_place_is_given_away_only_when_it_is_free() {
+        let on = domain(PowerState::Running, &[(1, "vdb")]);
+        let steps = ["detach vdb"];
+        let other = config(&[(2, 1)]);
+        check(&other, &on, &ready(&[2]), &steps, detach(&["vdb"]));
+        let elsewhere = config(&[(1, 2)]);
+        check(&elsewhere, &on, &ready(&[1]), &steps, detach(&["vdb"]));
+        let beside = config(&[(2, 2)]);
+        let steps = ["detach vdb", "attach vdc"];
+        check(&beside, &on, &ready(&[2]), &steps, detach(&["vdb"]));
+    }
+
+    #[test]
+    fn a_guest_that_sleeps_keeps_what_it_has_and_one_that_is_off_has_nothing() {
+        let off = domain(PowerState::Shutdown, &[]);
+        check(&config(&[(1, 1)]), &off, &ready(&[1]), &[], None);
+        let goes_on = Some(Wait::GuestGoesOn);
+        let mut saved = domain(PowerState::Shutdown, &[(1, "vdb")]);
+        saved.off_reason = Some(OffReason::Saved);
+        for sleeping in [saved, domain(PowerState::Suspended, &[(1, "vdb")])] {
+            check(&config(&[(1, 1)]), &sleeping, &ready(&[1]), &[], None);
+            for other in [config(&[]), config(&[(1, 1), (2, 2)])] {
+                let wait = goes_on.clone();
+                check(&other, &sleeping, &ready(&[1, 2]), &[], wait);
+            }
+        }
+    }
+}

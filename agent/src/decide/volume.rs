@@ -1,0 +1,500 @@
+//! The plan for one volume: its document × what is there → ordered steps.
+//!
+//! ```text
+//!   nothing ──fetch image──▶ ──make the file──▶ file ──mark──▶ file and mark: made ──grow──▶ larger
+//!      ▲                                                         │
+//!      └──── remove: only once no domain of the host names it ───┘
+//! ```
+//!
+//! A file that has a volume's name is complete. The mark beside it says that the volume was made once: what is marked
+//! and has no file was lost, and is never made anew, because that would look like success and be a loss of data. So
+//! a volume counts as made only with both, and only a tombstone takes the mark away, last of all.
+//!
+//! Who uses a volume is not in its document: it is read from the domains of the host, berth's and others, running
+//! and only defined. [`asks_for_users`] says when that must be known.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use berth_common::{
+    document::{Desired, ImageRef, VolumeFormat, VolumeRef, VolumeSource, VolumeSpec},
+    ids::{InstanceId, VolumeId},
+    message::report::{Fault, FaultCode},
+    units::ByteCount,
+};
+
+use super::{
+    domain::{DomainObserved, DomainStep, OffReason},
+    image_cache::CachedName,
+    instance::{Paths, Step, StorageStep},
+};
+
+/// Every way a volume can be stored.
+pub const FORMATS: [VolumeFormat; 2] = [VolumeFormat::Qcow2, VolumeFormat::Raw];
+
+/// A volume to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Where.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: VolumeFormat,
+    /// Its virtual size.
+    pub size: ByteCount,
+    /// What is on it at first.
+    pub content: Content,
+}
+
+/// What is on a volume at first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Zeros.
+    Zeros,
+    /// What a cached image holds.
+    Image(ImageRef),
+    /// What another volume holds that nobody uses.
+    Volume(VolumeRef),
+}
+
+/// A volume to make larger while no guest has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LargerVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Where it is.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: VolumeFormat,
+    /// Its new virtual size.
+    pub size: ByteCount,
+}
+
+/// What is there of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VolumeFiles {
+    /// The files that have its name, at most one of a format; more than one is nothing berth ever makes.
+    pub files: Vec<VolumeFile>,
+    /// Whether it was made once, and its tombstone was not carried out.
+    pub made: bool,
+    /// Whether a file of it is on its way out: it has lost its name, and its bytes are being wiped.
+    pub leaving: bool,
+}
+
+impl VolumeFiles {
+    /// Whether there is nothing.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.files.is_empty() && !self.made && !self.leaving
+    }
+
+    /// Its size, if it is whole and stored so and in no other way.
+    #[must_use]
+    pub fn whole(&self, format: VolumeFormat) -> Option<ByteCount> {
+        match self.files.as_slice() {
+            [file] if file.format == format && self.made && !self.leaving => match &file.content {
+                VolumeContent::Size(size) => Some(*size),
+                VolumeContent::Unreadable(_) => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// A file that has a volume's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeFile {
+    /// How it is stored, as its name says.
+    pub format: VolumeFormat,
+    /// What it holds.
+    pub content: VolumeContent,
+}
+
+/// What a volume's file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeContent {
+    /// A disk of this virtual size.
+    Size(ByteCount),
+    /// No disk of its format, for this reason.
+    Unreadable(String),
+}
+
+/// What is there of a volume and of what it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VolumeObserved {
+    /// Its own files.
+    pub files: VolumeFiles,
+    /// Which images are in the cache.
+    pub images: BTreeSet<CachedName>,
+    /// What is there of the volume it is made from; nothing if it is made from none.
+    pub source: VolumeFiles,
+    /// Whether another volume is being made from it.
+    pub copied: bool,
+    /// Who uses it. Looked at only if [`asks_for_users`] says so.
+    pub users: Vec<VolumeUser>,
+    /// Who uses the volume it is made from. Looked at only if [`asks_for_users`] says so.
+    pub source_users: Vec<VolumeUser>,
+}
+
+/// A domain that names a volume's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeUser {
+    /// libvirt's name of it.
+    pub domain: String,
+    /// The instance, if berth made it.
+    pub instance: Option<InstanceId>,
+    /// How far it uses it.
+    pub hold: Hold,
+}
+
+/// How far a domain uses a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    /// Its guest is on and has it, as this disk.
+    Live {
+        /// The guest's name for it (`vdb`).
+        target: String,
+    },
+    /// Its guest has it and is saved on disk: it goes on with the volume as it was.
+    Saved,
+    /// Only its kept definition names it: its next start will use it.
+    Kept,
+}
+
+/// What to do, and where that leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePlan {
+    /// The steps, in order; each depends on those before it.
+    pub steps: Vec<Step>,
+    /// What is true once they are done.
+    pub then: VolumeThen,
+    /// Whether guests may have it, now and while the steps are carried out.
+    pub usable: Usable,
+}
+
+/// Whether guests may have a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usable {
+    /// It is whole.
+    Yes,
+    /// It is not there, is being changed, or shall not be.
+    No,
+}
+
+/// What is true once a plan's steps are done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeThen {
+    /// The volume is as its document says.
+    Converged,
+    /// Nothing of it is left.
+    Gone,
+    /// Something else must happen first.
+    Wait(VolumeWait),
+    /// It cannot be made so.
+    Refused(Fault),
+}
+
+/// What a volume waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeWait {
+    /// Domains that name its file, by libvirt's names of them.
+    Users(BTreeSet<String>),
+    /// The volume it is made from is not made yet.
+    Source(VolumeId),
+    /// Another volume is being made from it.
+    Copied,
+}
+
+/// The domains that name one of these files, each once.
+#[must_use]
+pub fn users(paths: &[PathBuf], domains: &[DomainObserved]) -> Vec<VolumeUser> {
+    let names = |path: &Path| paths.iter().any(|it| it == path);
+    let user = |domain: &DomainObserved| {
+        let find = |disks: &[super::domain::DiskFile]| {
+            disks
+                .iter()
+                .find(|disk| names(&disk.path))
+                .map(|disk| disk.target.clone())
+        };
+        let live = find(&domain.disks.live).map(|target| match domain.off_reason {
+            Some(OffReason::Saved) => Hold::Saved,
+            _ => Hold::Live { target },
+        });
+        let hold = live.or_else(|| find(&domain.disks.kept).map(|_| Hold::Kept))?;
+        Some(VolumeUser {
+            domain: domain.name.clone(),
+            instance: domain.metadata.as_ref().map(|it| it.instance_id),
+            hold,
+        })
+    };
+    domains.iter().filter_map(user).collect()
+}
+
+/// Whether [`plan`] has to know who uses the volume, and the one it is made from: looking at all domains is dear.
+#[must_use]
+pub fn asks_for_users(desired: &Desired<VolumeId, VolumeSpec>, files: &VolumeFiles) -> bool {
+    match &desired.spec {
+        None => !files.files.is_empty(),
+        Some(spec) => match files.files.as_slice() {
+            [] => matches!(spec.source, Some(VolumeSource::Volume(_))),
+            [file] => match &file.content {
+                VolumeContent::Size(size) => *size < ByteCount::from_gb(spec.size_gb),
+                VolumeContent::Unreadable(_) => false,
+            },
+            _ => false,
+        },
+    }
+}
+
+/// The plan for a volume.
+#[must_use]
+pub fn plan(
+    desired: &Desired<VolumeId, VolumeSpec>,
+    observed: &VolumeObserved,
+    paths: &Paths,
+) -> VolumePlan {
+    let Some(spec) = &desired.spec else {
+        return remove(desired.id, observed);
+    };
+    let Planned { steps, then } =
+        converge(desired.id, spec, observed, paths).unwrap_or_else(|fault| Planned {
+            steps: Vec::new(),
+            then: VolumeThen::Refused(fault),
+        });
+    let is_touched = steps.iter().any(|step| matches!(step, Step::Storage(_)));
+    let usable = match observed.files.whole(spec.format) {
+        Some(_) if !is_touched => Usable::Yes,
+        Some(_) | None => Usable::No,
+    };
+    VolumePlan {
+        steps,
+        then,
+        usable,
+    }
+}
+
+/// Steps, and where they lead.
+struct Planned {
+    steps: Vec<Step>,
+    then: VolumeThen,
+}
+
+impl Planned {
+    fn converged(steps: Vec<Step>) -> Self {
+        Self {
+            steps,
+            then: VolumeThen::Converged,
+        }
+    }
+
+    fn wait(wait: VolumeWait) -> Self {
+        Self {
+            steps: Vec::new(),
+            then: VolumeThen::Wait(wait),
+        }
+    }
+}
+
+/// A guest must not lose its disk from under it, nor the next start of one that is off. What has lost its name is
+/// nobody's any more.
+fn remove(id: VolumeId, observed: &VolumeObserved) -> VolumePlan {
+    let named = !observed.files.files.is_empty();
+    let (steps, then) = match () {
+        () if observed.files.is_empty() => (Vec::new(), VolumeThen::Gone),
+        () if observed.copied => (Vec::new(), VolumeThen::Wait(VolumeWait::Copied)),
+        () if named && !observed.users.is_empty() => {
+            (Vec::new(), VolumeThen::Wait(wait_for(&observed.users)))
+        }
+        () => (
+            vec![Step::Storage(StorageStep::RemoveVolume(id))],
+            VolumeThen::Gone,
+        ),
+    };
+    VolumePlan {
+        steps,
+        then,
+        usable: Usable::No,
+    }
+}
+
+fn converge(
+    id: VolumeId,
+    spec: &VolumeSpec,
+    observed: &VolumeObserved,
+    paths: &Paths,
+) -> Result<Planned, Fault> {
+    let path = paths.volume(id, spec.format);
+    let size = ByteCount::from_gb(spec.size_gb);
+    if observed.files.leaving {
+        return Err(fault(format!(
+            "volume {id} was deleted and its bytes are being wiped ({}); it is not made anew",
+            paths.volumes.display()
+        )));
+    }
+    if let Some(other) = observed
+        .files
+        .files
+        .iter()
+        .find(|file| file.format != spec.format)
+    {
+        return Err(fault(format!(
+            "volume {id} is stored as {} on this host ({}), and its document says {}; it was left alone",
+            other.format.as_str(),
+            paths.volume(id, other.format).display(),
+            spec.format.as_str()
+        )));
+    }
+    match observed.files.files.first().map(|file| &file.content) {
+        None if observed.files.made => Err(fault(format!(
+            "volume {id} was made on this host and its file is missing ({}); it is not made anew, because its data \
+             would be zeros: bring the file back, or delete the volume",
+            path.display()
+        ))),
+        None => make(id, spec, observed, path, size),
+        Some(VolumeContent::Unreadable(why)) => Err(fault(format!(
+            "the file of volume {id} ({}) is no {} volume of berth's: {why}",
+            path.display(),
+            spec.format.as_str()
+        ))),
+        Some(VolumeContent::Size(found)) => {
+            if !observed.files.made {
+                // First of all, and also if it cannot have its size: it is there.
+                let mark = Step::Storage(StorageStep::MarkVolume(id));
+                return Ok(Planned::converged(vec![mark]));
+            }
+            let larger = LargerVolume {
+                id,
+                path,
+                format: spec.format,
+                size,
+            };
+            match found.cmp(&size) {
+                std::cmp::Ordering::Equal => Ok(Planned::converged(Vec::new())),
+                std::cmp::Ordering::Less => Ok(grow(larger, observed)),
+                std::cmp::Ordering::Greater => Err(shrinks(id, *found, size)),
+            }
+        }
+    }
+}
+
+fn make(
+    id: VolumeId,
+    spec: &VolumeSpec,
+    observed: &VolumeObserved,
+    path: PathBuf,
+    size: ByteCount,
+) -> Result<Planned, Fault> {
+    let mut steps = Vec::new();
+    let content = match &spec.source {
+        None => Content::Zeros,
+        Some(VolumeSource::Image(image)) => {
+            if !observed.images.contains(&CachedName::of(image)) {
+                steps.push(Step::Storage(StorageStep::FetchImage(image.clone())));
+            }
+            Content::Image(image.clone())
+        }
+        Some(VolumeSource::Volume(source)) => {
+            let Some(found) = observed.source.whole(source.format) else {
+                return Ok(Planned::wait(VolumeWait::Source(source.id)));
+            };
+            may_be_copied(source.id, &observed.source_users)?;
+            if found > size {
+                return Err(fault(format!(
+                    "volume {id} is to have {} bytes, and volume {} that it is made from has {}; a volume is at \
+                     least as large as its source",
+                    size.get(),
+                    source.id,
+                    found.get()
+                )));
+            }
+            Content::Volume(*source)
+        }
+    };
+    steps.push(Step::Storage(StorageStep::CreateVolume(NewVolume {
+        id,
+        path,
+        format: spec.format,
+        size,
+        content,
+    })));
+    steps.push(Step::Storage(StorageStep::MarkVolume(id)));
+    Ok(Planned::converged(steps))
+}
+
+/// What a guest writes while it is copied would be there in parts.
+fn may_be_copied(source: VolumeId, users: &[VolumeUser]) -> Result<(), Fault> {
+    match users.iter().find(|user| user.hold != Hold::Kept) {
+        None => Ok(()),
+        Some(user) => Err(fault(format!(
+            "volume {source} is in use by the guest of domain {:?}, and a copy of it would not be consistent: detach it \
+             or stop the instance, and it is copied",
+            user.domain
+        ))),
+    }
+}
+
+/// Grows it under the guest that has it, or the file that nobody has.
+fn grow(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
+    let users = observed.users.iter();
+    let guests: Vec<_> = users.filter(|user| user.hold != Hold::Kept).collect();
+    match guests.as_slice() {
+        [] if observed.copied => Planned::wait(VolumeWait::Copied),
+        [] => Planned::converged(vec![Step::Storage(StorageStep::GrowVolume(larger))]),
+        [
+            VolumeUser {
+                instance: Some(instance),
+                hold: Hold::Live { target },
+                ..
+            },
+        ] => Planned::converged(vec![Step::Domain(DomainStep::GrowDisk {
+            instance: *instance,
+            target: target.clone(),
+            size: larger.size,
+        })]),
+        _ => Planned::wait(wait_for(guests)),
+    }
+}
+
+fn wait_for<'a>(users: impl IntoIterator<Item = &'a VolumeUser>) -> VolumeWait {
+    VolumeWait::Users(users.into_iter().map(|user| user.domain.clone()).collect())
+}
+
+fn shrinks(id: VolumeId, found: ByteCount, wanted: ByteCount) -> Fault {
+    fault(format!(
+        "volume {id} has {} bytes, and its document says {}: a volume never shrinks, because what is at its end would \
+         be lost",
+        found.get(),
+        wanted.get()
+    ))
+}
+
+fn fault(message: String) -> Fault {
+    Fault {
+        code: FaultCode::Volume,
+        message,
+    }
+}
+
+impl fmt::Display for VolumeWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Users(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                write!(
+                    f,
+                    "waiting until these domains no longer use it: {}",
+                    names.join(", ")
+                )
+            }
+            Self::Copied => f.write_str("waiting until it is no longer being copied"),
+            Self::Source(id) => write!(f, "waiting for volume {id} to be made on this host"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

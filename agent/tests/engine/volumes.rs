@@ -1,0 +1,606 @@
+//! Volumes through the whole agent, over a host in memory: the law is that whatever step fails, whatever step the
+//! agent dies after, and in whatever order and number documents come, it ends as they say, and nothing leaks.
+
+use std::collections::BTreeSet;
+
+use berth_agent::{act::fake::FakeVolume, decide::domain::DiskFile};
+use berth_common::document::{InstanceVolume, VolumeAccess, VolumeLimits, VolumeRef, VolumeSource};
+
+use super::*;
+
+/// A volume of its own.
+struct Wanted {
+    host: HostId,
+    id: VolumeId,
+    source: Option<VolumeSource>,
+}
+
+impl Wanted {
+    fn new(lab: &Lab, source: Option<VolumeSource>) -> Self {
+        Self {
+            host: lab.host_id,
+            id: VolumeId::new(),
+            source,
+        }
+    }
+
+    fn of_image(lab: &Lab) -> Self {
+        Self::new(lab, Some(VolumeSource::Image(image())))
+    }
+
+    fn copy_of(lab: &Lab, other: &Self) -> Self {
+        let source = VolumeRef {
+            id: other.id,
+            format: VolumeFormat::Qcow2,
+        };
+        Self::new(lab, Some(VolumeSource::Volume(source)))
+    }
+
+    fn document(&self, generation: u64, gb: u64) -> Document {
+        Document::Volume(Desired {
+            id: self.id,
+            generation: Generation(generation),
+            host_id: self.host,
+            spec: Some(VolumeSpec {
+                name: "data".parse().unwrap(),
+                project: "default".parse().unwrap(),
+                size_gb: DiskGb::new(gb).unwrap(),
+                format: VolumeFormat::Qcow2,
+                source: self.source.clone(),
+            }),
+        })
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        facts().paths.volume(self.id, VolumeFormat::Qcow2)
+    }
+}
+
+fn image() -> ImageRef {
+    ImageRef {
+        url: "http://images.example.org/data.qcow2".parse().unwrap(),
+        sha256: "cd".repeat(32).parse().unwrap(),
+        format: ImageFormat::Qcow2,
+    }
+}
+
+fn holds(gb: u64, content: &str) -> Option<FakeVolume> {
+    Some(FakeVolume {
+        format: VolumeFormat::Qcow2,
+        size: ByteCount::from_gb(DiskGb::new(gb).unwrap()),
+        content: content.to_owned(),
+    })
+}
+
+fn of_image() -> String {
+    format!("image {}", image().sha256)
+}
+
+/// A domain that is not berth's, with this volume.
+fn foreign(volume: &Wanted) -> DomainObserved {
+    let disk = DiskFile {
+        path: volume.path(),
+        target: "vdb".to_owned(),
+    };
+    DomainObserved {
+        uuid: Uuid::new_v4(),
+        name: "theirs".to_owned(),
+        power_state: PowerState::Running,
+        off_reason: None,
+        reason: "running".to_owned(),
+        persistent: true,
+        vcpus: Vcpus::clamped(1),
+        memory_mb: MemoryMb::clamped(64),
+        metadata: None,
+        disks: DomainDisks {
+            live: vec![disk.clone()],
+            kept: vec![disk],
+        },
+    }
+}
+
+/// The same, off and without it.
+fn without_disks(domain: &DomainObserved) -> DomainObserved {
+    DomainObserved {
+        power_state: PowerState::Shutdown,
+        disks: DomainDisks::default(),
+        ..domain.clone()
+    }
+}
+
+async fn made(lab: &Lab, volume: &Wanted, gb: u64) -> Document {
+    let document = volume.document(1, gb);
+    lab.send(&document).await;
+    lab.wait_status(&document, ConvergeStatus::Converged).await;
+    document
+}
+
+async fn wait_fault(lab: &Lab, document: &Document, code: FaultCode, part: &str) {
+    let report = lab.wait_status(document, ConvergeStatus::Failed).await;
+    let fault = report.fault.unwrap();
+    assert_eq!(fault.code, code, "{}", fault.message);
+    assert!(fault.message.contains(part), "{}", fault.message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_made_grown_copied_and_removed() {
+    let lab = Lab::new().await;
+    let volume = Wanted::of_image(&lab);
+    made(&lab, &volume, 1).await;
+    assert_eq!(lab.host.volume(volume.id), holds(1, &of_image()));
+    lab.host.write_volume(volume.id, "work");
+    let content = format!("{} + work", of_image());
+
+    let larger = volume.document(2, 3);
+    lab.send(&larger).await;
+    lab.wait_status(&larger, ConvergeStatus::Converged).await;
+    assert_eq!(lab.host.volume(volume.id), holds(3, &content));
+
+    let copy = Wanted::copy_of(&lab, &volume);
+    let document = made(&lab, &copy, 4).await;
+    assert_eq!(lab.host.volume(copy.id), holds(4, &content));
+
+    // A copy stands alone.
+    for tombstone in [larger.tombstone(), document.tombstone()] {
+        lab.send(&tombstone).await;
+        lab.wait_status(&tombstone, ConvergeStatus::Gone).await;
+    }
+    assert_eq!(lab.host.leftovers(), [""; 0]);
+}
+
+/// What is sent for a law, and what must come of it.
+struct Case {
+    documents: Vec<Document>,
+    status: ConvergeStatus,
+    volumes: Vec<(VolumeId, Option<FakeVolume>)>,
+}
+
+/// How a law disturbs.
+#[derive(Debug, Clone, Copy)]
+enum Disturb {
+    Fail,
+    Crash,
+}
+
+/// Disturbs every step there is, until one run gets through undisturbed. Each document comes twice.
+async fn law(prepare: impl AsyncFn(&Lab) -> Case) {
+    for disturb in [Disturb::Fail, Disturb::Crash] {
+        for steps in 0.. {
+            let mut lab = Lab::new().await;
+            let case = prepare(&lab).await;
+            let before = lab.host.steps_done();
+            match disturb {
+                Disturb::Fail => lab.host.fail_after(steps),
+                Disturb::Crash => lab.host.crash_after(steps),
+            }
+            for document in case.documents.iter().chain(&case.documents) {
+                lab.send(document).await;
+            }
+            let done = || {
+                case.documents.iter().all(|document| {
+                    lab.newest(document.key()).is_some_and(|report| {
+                        report.generation == document.generation() && report.status == case.status
+                    })
+                })
+            };
+            lab.wait_until("the crash or the end", || lab.host.is_crashed() || done())
+                .await;
+            let untouched = lab.host.steps_done() - before <= steps && !lab.host.is_crashed();
+            lab.restart().await;
+            // As the scheduler does with what was not confirmed.
+            for document in &case.documents {
+                lab.send(document).await;
+            }
+            for document in &case.documents {
+                lab.wait_status(document, case.status).await;
+            }
+            for (id, expected) in &case.volumes {
+                let found = lab.host.volume(*id);
+                assert_eq!(&found, expected, "{disturb:?} at step {steps}");
+            }
+            let left = lab.host.leftovers();
+            let there = case.volumes.iter().filter(|(_, volume)| volume.is_some());
+            assert_eq!(left.len(), there.count(), "{left:?}");
+            lab.kill().await;
+            if untouched {
+                assert!(steps > 0, "nothing was ever disturbed");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_made_once_whatever_goes_wrong() {
+    law(async |lab| {
+        let (empty, full) = (Wanted::new(lab, None), Wanted::of_image(lab));
+        Case {
+            documents: vec![empty.document(1, 1), full.document(1, 2)],
+            status: ConvergeStatus::Converged,
+            volumes: vec![
+                (empty.id, holds(1, "zeros")),
+                (full.id, holds(2, &of_image())),
+            ],
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_made_after_its_source_whatever_comes_first() {
+    for swapped in [false, true] {
+        law(async |lab| {
+            let source = Wanted::of_image(lab);
+            let copy = Wanted::copy_of(lab, &source);
+            let mut documents = vec![source.document(1, 1), copy.document(1, 1)];
+            if swapped {
+                documents.reverse();
+            }
+            Case {
+                documents,
+                status: ConvergeStatus::Converged,
+                volumes: vec![
+                    (source.id, holds(1, &of_image())),
+                    (copy.id, holds(1, &of_image())),
+                ],
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_grows_with_all_that_is_on_it_whatever_goes_wrong() {
+    law(async |lab| {
+        let volume = Wanted::of_image(lab);
+        made(lab, &volume, 1).await;
+        lab.host.write_volume(volume.id, "work");
+        Case {
+            documents: vec![volume.document(2, 5)],
+            status: ConvergeStatus::Converged,
+            volumes: vec![(volume.id, holds(5, &format!("{} + work", of_image())))],
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_a_removed_volume_whatever_goes_wrong() {
+    law(async |lab| {
+        let source = Wanted::of_image(lab);
+        let copy = Wanted::copy_of(lab, &source);
+        let documents = [made(lab, &source, 1).await, made(lab, &copy, 1).await];
+        Case {
+            documents: documents.iter().map(Document::tombstone).collect(),
+            status: ConvergeStatus::Gone,
+            volumes: vec![(source.id, None), (copy.id, None)],
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_stays_while_any_domain_names_it() {
+    let lab = Lab::new().await;
+    let volume = Wanted::new(&lab, None);
+    let document = made(&lab, &volume, 1).await;
+    let theirs = foreign(&volume);
+    lab.host.add_foreign(theirs.clone());
+    let tombstone = document.tombstone();
+    lab.send(&tombstone).await;
+    let told = |report: &ResourceReport| {
+        report
+            .progress
+            .as_ref()
+            .is_some_and(|it| it.contains("theirs"))
+    };
+    lab.wait(tombstone.key(), "waiting for its user", told)
+        .await;
+    // Off, but its next start would use it.
+    let mut off = without_disks(&theirs);
+    off.disks.kept.clone_from(&theirs.disks.kept);
+    lab.host.add_foreign(off.clone());
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.host.volume(volume.id), holds(1, "zeros"));
+    lab.host.add_foreign(without_disks(&off));
+    lab.wait_status(&tombstone, ConvergeStatus::Gone).await;
+    assert_eq!(lab.host.volume(volume.id), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_vanished_is_told_and_not_made_anew() {
+    let mut lab = Lab::new().await;
+    let volume = Wanted::of_image(&lab);
+    made(&lab, &volume, 1).await;
+    lab.host.lose_volume(volume.id);
+    // Whether the agent notices by itself, at its start, or with another document.
+    let unchanged = volume.document(1, 1);
+    wait_fault(&lab, &unchanged, FaultCode::Volume, "its file is missing").await;
+    lab.restart().await;
+    let larger = volume.document(2, 2);
+    lab.send(&larger).await;
+    wait_fault(&lab, &larger, FaultCode::Volume, "its file is missing").await;
+    sleep(LIMIT).await;
+    assert_eq!(lab.host.volume(volume.id), None);
+    lab.send(&larger.tombstone()).await;
+    lab.wait_status(&larger.tombstone(), ConvergeStatus::Gone)
+        .await;
+    assert_eq!(lab.host.leftovers(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_never_shrinks_and_stays_as_it_is() {
+    let lab = Lab::new().await;
+    let volume = Wanted::new(&lab, None);
+    made(&lab, &volume, 3).await;
+    let smaller = volume.document(2, 1);
+    lab.send(&smaller).await;
+    wait_fault(&lab, &smaller, FaultCode::Volume, "never shrinks").await;
+    assert_eq!(lab.host.volume(volume.id), holds(3, "zeros"));
+    let back = volume.document(3, 3);
+    lab.send(&back).await;
+    lab.wait_status(&back, ConvergeStatus::Converged).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_in_use_is_neither_copied_nor_grown_behind_its_users_back() {
+    let lab = Lab::new().await;
+    let volume = Wanted::new(&lab, None);
+    made(&lab, &volume, 1).await;
+    let theirs = foreign(&volume);
+    lab.host.add_foreign(theirs.clone());
+    let copy = Wanted::copy_of(&lab, &volume);
+    let document = copy.document(1, 2);
+    lab.send(&document).await;
+    wait_fault(&lab, &document, FaultCode::Volume, "\"theirs\"").await;
+    assert_eq!(lab.host.volume(copy.id), None);
+    let larger = volume.document(2, 2);
+    lab.send(&larger).await;
+    lab.wait(larger.key(), "waiting", |report| report.progress.is_some())
+        .await;
+    assert_eq!(lab.host.volume(volume.id), holds(1, "zeros"));
+    lab.host.add_foreign(without_disks(&theirs));
+    lab.wait_status(&larger, ConvergeStatus::Converged).await;
+    lab.wait_status(&document, ConvergeStatus::Converged).await;
+    assert_eq!(lab.host.volume(copy.id), holds(2, "zeros"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_fails_with_its_source_and_goes_on_with_it() {
+    let lab = Lab::new().await;
+    let source = Wanted::of_image(&lab);
+    let copy = Wanted::copy_of(&lab, &source);
+    lab.host.image_is_unreachable(image().url);
+    let documents = [copy.document(1, 1), source.document(1, 1)];
+    for document in &documents {
+        lab.send(document).await;
+    }
+    let part = format!("its volume {}", source.id);
+    wait_fault(&lab, &documents[0], FaultCode::ImageUnreachable, &part).await;
+    lab.host.image_is_back(&image().url);
+    for document in &documents {
+        lab.wait_status(document, ConvergeStatus::Converged).await;
+    }
+    let late = Wanted::copy_of(&lab, &source);
+    lab.send(&documents[1].tombstone()).await;
+    lab.wait_status(&documents[1].tombstone(), ConvergeStatus::Gone)
+        .await;
+    let late = late.document(1, 1);
+    lab.send(&late).await;
+    wait_fault(&lab, &late, FaultCode::Volume, "was deleted").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_told_and_mended() {
+    let lab = Lab::new().await;
+    lab.host.set_disk(Disk::Full);
+    let document = Wanted::new(&lab, None).document(1, 1);
+    lab.send(&document).await;
+    wait_fault(&lab, &document, FaultCode::DiskFull, "the volume").await;
+    lab.host.set_disk(Disk::Roomy);
+    lab.wait_status(&document, ConvergeStatus::Converged).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_reappears_of_a_removed_volume_is_removed_again_and_what_has_no_document_stays() {
+    let mut lab = Lab::new().await;
+    let (removed, unknown) = (Wanted::new(&lab, None), Wanted::new(&lab, None));
+    let document = made(&lab, &removed, 1).await;
+    lab.send(&document.tombstone()).await;
+    lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)
+        .await;
+    lab.kill().await;
+    for volume in [&removed, &unknown] {
+        let Document::Volume(wish) = volume.document(1, 1) else {
+            panic!("it is a volume");
+        };
+        let observed = berth_agent::decide::volume::VolumeObserved::default();
+        let plan = berth_agent::decide::volume::plan(&wish, &observed, &facts().paths);
+        for step in plan.steps {
+            let berth_agent::decide::instance::Step::Storage(step) = step else {
+                panic!("it is a step on files");
+            };
+            Storage::apply(&lab.host, &step, &watch::channel(None).0)
+                .await
+                .unwrap();
+        }
+    }
+    lab.start();
+    let host = lab.host.clone();
+    lab.wait_until("the removal", || host.volume(removed.id).is_none())
+        .await;
+    assert_eq!(
+        BTreeSet::from_iter(lab.host.leftovers()),
+        BTreeSet::from([format!("volume {}", unknown.id)])
+    );
+}
+
+/// An instance with these volumes.
+fn with_volumes(wish: &Wish, generation: u64, volumes: &[&Wanted]) -> Document {
+    wish.instance(generation, |spec| {
+        let attached = (1..).zip(volumes).map(|(position, volume)| InstanceVolume {
+            id: volume.id,
+            position,
+            format: VolumeFormat::Qcow2,
+            access: VolumeAccess::ReadWrite,
+            limits: VolumeLimits::default(),
+        });
+        spec.volumes = attached.collect();
+    })
+}
+
+/// The guest's names of the volumes it has.
+fn live(lab: &Lab, wish: &Wish) -> Vec<String> {
+    let domain = lab.host.domain(wish.instance.as_uuid()).unwrap();
+    let disks = domain.disks.live.into_iter();
+    let volumes = disks.filter(|disk| disk.path.starts_with(facts().paths.volumes));
+    volumes.map(|disk| disk.target).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_starts_with_its_volume_once_that_is_made() {
+    let lab = Lab::new().await;
+    let (wish, volume) = (Wish::new(&lab), Wanted::new(&lab, None));
+    lab.send(&wish.network(1, &[wish.port])).await;
+    let instance = with_volumes(&wish, 1, &[&volume]);
+    lab.send(&instance).await;
+    let text = format!("waiting for volume {}", volume.id);
+    let told = |report: &ResourceReport| {
+        report
+            .progress
+            .as_ref()
+            .is_some_and(|it| it.contains(&text))
+    };
+    lab.wait(instance.key(), "waiting for its volume", told)
+        .await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 0);
+    made(&lab, &volume, 1).await;
+    lab.wait_status(&instance, ConvergeStatus::Converged).await;
+    assert_eq!(live(&lab, &wish), ["vdb"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_guest_gets_a_volume_that_grows_under_it_and_gives_it_back() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let volume = Wanted::new(&lab, None);
+    let instance = with_volumes(&wish, 2, &[&volume]);
+    // The instance's document may come first.
+    lab.send(&instance).await;
+    made(&lab, &volume, 1).await;
+    lab.wait_status(&instance, ConvergeStatus::Converged).await;
+    assert_eq!(live(&lab, &wish), ["vdb"]);
+    let larger = volume.document(2, 2);
+    lab.send(&larger).await;
+    lab.wait_status(&larger, ConvergeStatus::Converged).await;
+    assert_eq!(lab.host.volume(volume.id), holds(2, "zeros"));
+    // Deleted in the wrong order, it stays until the guest has given it back.
+    lab.send(&larger.tombstone()).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.host.volume(volume.id), holds(2, "zeros"));
+    let without = with_volumes(&wish, 3, &[]);
+    lab.send(&without).await;
+    lab.wait_status(&without, ConvergeStatus::Converged).await;
+    lab.wait_status(&larger.tombstone(), ConvergeStatus::Gone)
+        .await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let volume = Wanted::new(&lab, None);
+    made(&lab, &volume, 1).await;
+    let with = with_volumes(&wish, 2, &[&volume]);
+    lab.send(&with).await;
+    lab.wait_status(&with, ConvergeStatus::Converged).await;
+    lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
+    let without = with_volumes(&wish, 3, &[]);
+    lab.send(&without).await;
+    let told = |report: &ResourceReport| {
+        report
+            .progress
+            .as_ref()
+            .is_some_and(|it| it.contains("give back vdb"))
+    };
+    lab.wait(without.key(), "waiting for its guest", told).await;
+    sleep(Duration::from_secs(120)).await;
+    let report = lab.newest(without.key()).unwrap();
+    assert!(told(&report), "{report:?}");
+    assert_eq!(report.status, ConvergeStatus::Converging);
+    assert_eq!(live(&lab, &wish), ["vdb"]);
+    // Switched off, it has lost it.
+    let mut off = without.clone().with_generation(Generation(4));
+    if let Document::Instance(desired) = &mut off {
+        stopped(desired.spec.as_mut().unwrap());
+    }
+    lab.send(&off).await;
+    lab.wait_status(&off, ConvergeStatus::Converged).await;
+    assert_eq!(live(&lab, &wish), [""; 0]);
+}
+
+/// Disturbs every step of a change of an instance's volumes.
+async fn attach_law(before: &[usize], after: &[usize]) {
+    for disturb in [Disturb::Fail, Disturb::Crash] {
+        for steps in 0.. {
+            let mut lab = Lab::new().await;
+            let (wish, ..) = running(&lab).await;
+            let volumes = [(); 2].map(|()| Wanted::new(&lab, None));
+            for volume in &volumes {
+                made(&lab, volume, 1).await;
+            }
+            let pick = |indices: &[usize]| indices.iter().map(|it| &volumes[*it]).collect();
+            let chosen: [Vec<&Wanted>; 2] = [pick(before), pick(after)];
+            let first = with_volumes(&wish, 2, &chosen[0]);
+            lab.send(&first).await;
+            lab.wait_status(&first, ConvergeStatus::Converged).await;
+            let done = lab.host.steps_done();
+            match disturb {
+                Disturb::Fail => lab.host.fail_after(steps),
+                Disturb::Crash => lab.host.crash_after(steps),
+            }
+            let second = with_volumes(&wish, 3, &chosen[1]);
+            lab.send(&second).await;
+            lab.send(&second).await;
+            let settled = || {
+                lab.newest(second.key()).is_some_and(|report| {
+                    report.generation == second.generation()
+                        && report.status == ConvergeStatus::Converged
+                })
+            };
+            lab.wait_until("the crash or the end", || {
+                lab.host.is_crashed() || settled()
+            })
+            .await;
+            let untouched = lab.host.steps_done() - done <= steps && !lab.host.is_crashed();
+            lab.restart().await;
+            lab.send(&second).await;
+            lab.wait_status(&second, ConvergeStatus::Converged).await;
+            let domain = lab.host.domain(wish.instance.as_uuid()).unwrap();
+            let expected: Vec<_> = chosen[1].iter().map(|volume| volume.path()).collect();
+            for files in [&domain.disks.live, &domain.disks.kept] {
+                let found: Vec<_> = files
+                    .iter()
+                    .map(|file| file.path.clone())
+                    .filter(|path| path.starts_with(facts().paths.volumes))
+                    .collect();
+                assert_eq!(found, expected, "{disturb:?} at step {steps}");
+            }
+            assert_eq!(lab.host.lives(wish.instance).starts, 1);
+            lab.kill().await;
+            if untouched {
+                assert!(steps > 0, "nothing was ever disturbed");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_are_attached_and_detached_whatever_goes_wrong() {
+    attach_law(&[], &[0, 1]).await;
+    attach_law(&[0, 1], &[]).await;
+    // The other one in the same place.
+    attach_law(&[0], &[1]).await;
+}
