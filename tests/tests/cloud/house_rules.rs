@@ -120,9 +120,13 @@ fn sources(path: &Path) -> anyhow::Result<BTreeMap<PathBuf, String>> {
     Ok(files
         .into_iter()
         .filter(|(path, _)| {
-            !path
+            let of_tests = path
+                .parent()
+                .is_some_and(|folder| folder.file_name().is_some_and(|name| name == "tests"));
+            let is_tests = path
                 .file_name()
-                .is_some_and(|name| name.to_string_lossy().ends_with("tests.rs"))
+                .is_some_and(|name| name.to_string_lossy().ends_with("tests.rs"));
+            !of_tests && !is_tests
         })
         .map(|(path, text)| {
             let product = text.split("#[cfg(test)]").next().unwrap_or_default();

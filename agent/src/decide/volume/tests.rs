@@ -1,3 +1,5 @@
+//! Plans for volumes, each in a table, and all of them together from any state.
+
 use std::path::Path;
 
 use berth_common::{
