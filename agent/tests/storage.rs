@@ -11,7 +11,7 @@
 mod volumes;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fs,
     future::Future,
@@ -29,10 +29,10 @@ use std::{
 
 use berth_agent::{
     act::{
-        ActError, Storage,
+        ActError, Progress, Storage,
         storage::{DirStorage, KeepFree, StorageOptions},
     },
-    decide::instance::{DiskPlan, InstanceFiles, Paths, StorageStep},
+    decide::instance::{DiskPlan, InstanceFiles, LargerDisk, Paths, StorageStep},
 };
 use berth_common::{
     document::{DiskFormat, ImageFormat, ImageRef},
@@ -501,11 +501,35 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     let files = InstanceFiles {
         directory: true,
         disks: BTreeSet::from([0]),
+        sizes: BTreeMap::from([(0, ByteCount::clamped(3 << 30))]),
         config_drive: false,
     };
     assert_eq!(host.storage.observe(id).await.unwrap(), files);
     assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
     assert_eq!(host.storage.instances_with_files().await.unwrap(), [id]);
+
+    // It grows with all that is on it, and its image is not needed for that.
+    let grow = |size| {
+        StorageStep::GrowDisk(LargerDisk {
+            instance: id,
+            index: 0,
+            path: plan.path.clone(),
+            format: plan.format,
+            size: ByteCount::clamped(size),
+        })
+    };
+    let elsewhere = host.file("elsewhere", b"");
+    fs::rename(&cached_path, &elsewhere).unwrap();
+    for size in [5_u64 << 30, 5 << 30, 4 << 30] {
+        let step = grow(size);
+        host.storage
+            .apply(&step, &Progress::new(None))
+            .await
+            .unwrap();
+        let sizes = host.storage.observe(id).await.unwrap().sizes;
+        assert_eq!(sizes[&0], ByteCount::clamped(5 << 30));
+    }
+    fs::rename(&elsewhere, &cached_path).unwrap();
 
     for _ in 0..2 {
         host.remove(id).await.unwrap();
@@ -2685,6 +2709,7 @@ async fn removal_follows_no_link() {
         InstanceFiles {
             directory: true,
             disks: BTreeSet::new(),
+            sizes: BTreeMap::new(),
             config_drive: false,
         }
     );

@@ -3,10 +3,13 @@
 # GET /cgi-bin/keep?memory, ?memory=word, ?vdb, ?vdb=word
 export PATH=/bin
 place=${QUERY_STRING%%=*}
+sector=0
 case $place in
 memory) file=/run/kept bytes=0 read_only=0 ;;
 vd[a-z])
 	file=/dev/$place bytes=0 read_only=0
+	# The disk it boots from has room behind its partition, which ends before 64 MiB.
+	[ "$place" != vda ] || sector=1000000
 	if [ -b "$file" ]; then
 		read -r sectors <"/sys/class/block/$place/size"
 		read -r read_only <"/sys/class/block/$place/ro"
@@ -27,12 +30,12 @@ case $QUERY_STRING in
 	elif [ ! -b "$file" ]; then
 		failed='no such disk'
 	else
-		failed=$(printf '%-511.511s\n' "$word" | dd of="$file" bs=512 count=1 conv=fsync 2>&1 >/dev/null) && failed=
+		failed=$(printf '%-511.511s\n' "$word" | dd of="$file" bs=512 seek="$sector" count=1 conv=fsync 2>&1 >/dev/null) && failed=
 	fi
 	;;
 esac
 word=
-[ ! -e "$file" ] || word=$(dd if="$file" bs=512 count=1 iflag=direct 2>/dev/null || dd if="$file" bs=512 count=1 2>/dev/null)
+[ ! -e "$file" ] || word=$(dd if="$file" bs=512 skip="$sector" count=1 iflag=direct 2>/dev/null || dd if="$file" bs=512 skip="$sector" count=1 2>/dev/null)
 word=$(printf '%s' "$word" | tr -dc 'A-Za-z0-9._-')
 failed=$(printf '%s' "$failed" | tr -d '"\\\n')
 there=false

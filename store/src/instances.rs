@@ -465,6 +465,24 @@ pub async fn set_desired_power(
     apply(db, id, "instances::set_desired_power", update).await
 }
 
+/// Sets its size. Its claims are set apart, in the same transaction.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_flavor(
+    db: &impl Executor,
+    id: InstanceId,
+    flavor: Flavor,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let amounts = codec::amounts("instances.flavor", flavor.into())?;
+    let update = update(id, now)
+        .col_expr(Column::Vcpus, Expr::value(amounts.vcpus))
+        .col_expr(Column::MemoryMb, Expr::value(amounts.memory_mb))
+        .col_expr(Column::DiskGb, Expr::value(amounts.disk_gb));
+    apply(db, id, "instances::set_flavor", update).await
+}
+
 /// Sets the last reboot that was asked for.
 ///
 /// # Errors

@@ -10,7 +10,7 @@
 use berth_common::{document::ImageFormat, units::ByteCount};
 
 mod foreign;
-mod qcow2;
+pub mod qcow2;
 mod vdi;
 mod vhdx;
 mod vmdk;

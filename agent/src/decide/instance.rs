@@ -11,7 +11,7 @@ mod power;
 mod volumes;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,8 +29,8 @@ use berth_common::{
 use super::{
     config_drive::{self, DriveFile},
     domain::{
-        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
-        cpu_shares,
+        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, OffReason,
+        VirtType, cpu_shares,
     },
     image_cache::CachedName,
     names,
@@ -55,6 +55,8 @@ pub enum StorageStep {
     CreateDisk(DiskPlan),
     /// Make a config drive.
     CreateConfigDrive(ConfigDrivePlan),
+    /// Make a disk larger that no guest has open.
+    GrowDisk(LargerDisk),
     /// Remove all files of an instance.
     RemoveInstance(InstanceId),
     /// Make the file of a volume.
@@ -84,6 +86,21 @@ pub struct DiskPlan {
     pub image: ImageRef,
 }
 
+/// A disk to make larger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LargerDisk {
+    /// Its instance.
+    pub instance: InstanceId,
+    /// Its position.
+    pub index: u8,
+    /// Where.
+    pub path: PathBuf,
+    /// How it is stored.
+    pub format: DiskFormat,
+    /// Its new virtual size.
+    pub size: ByteCount,
+}
+
 /// A config drive to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigDrivePlan {
@@ -102,6 +119,8 @@ pub struct InstanceFiles {
     pub directory: bool,
     /// Positions of the disks that are complete.
     pub disks: BTreeSet<u8>,
+    /// Virtual sizes of those disks, by position.
+    pub sizes: BTreeMap<u8, ByteCount>,
     /// Whether its config drive is complete.
     pub config_drive: bool,
 }
@@ -371,6 +390,7 @@ fn converge(
             .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
     );
     steps.extend(missing_config_drive(id, spec, observed, host));
+    steps.extend(small_disks(id, spec, observed, host));
     let is_on = observed
         .domain
         .as_ref()
@@ -446,6 +466,35 @@ fn missing_disks(
         })
     };
     missing.map(plan).collect()
+}
+
+/// The disks that are to become larger. While a guest is on, or sleeps, it knows them as they are.
+fn small_disks(
+    id: InstanceId,
+    spec: &InstanceSpec,
+    observed: &Observed,
+    host: &HostFacts,
+) -> Vec<Step> {
+    let in_use = observed.domain.as_ref().is_some_and(|domain| {
+        !power::is_off(domain) || domain.off_reason == Some(OffReason::Saved)
+    });
+    if in_use {
+        return Vec::new();
+    }
+    let small = |disk: &&InstanceDisk| {
+        let size = observed.files.sizes.get(&disk.index);
+        size.is_some_and(|size| *size < ByteCount::from_gb(disk.size_gb))
+    };
+    let grow = |disk: &InstanceDisk| {
+        Step::Storage(StorageStep::GrowDisk(LargerDisk {
+            instance: id,
+            index: disk.index,
+            path: host.paths.disk(id, disk.index, disk.format),
+            format: disk.format,
+            size: ByteCount::from_gb(disk.size_gb),
+        }))
+    };
+    spec.disks.iter().filter(small).map(grow).collect()
 }
 
 /// The config drive, if it is not there. Everything on it is in the document, so one that was lost is made anew.

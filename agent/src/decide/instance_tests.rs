@@ -294,6 +294,7 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => format!("disk{}", disk.index),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "config-drive".to_owned(),
+        Step::Storage(StorageStep::GrowDisk(disk)) => format!("grow{}", disk.index),
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove".to_owned(),
         Step::Domain(DomainStep::Define(config)) => {
             format!("define@{}", config.metadata.generation)
@@ -349,6 +350,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
             files: InstanceFiles {
                 directory: true,
                 disks: [0].into(),
+                sizes: [(0, ByteCount::from_gb(DiskGb::clamped(1)))].into(),
                 config_drive: false,
             },
             images: [CachedName::of(&image())].into(),
@@ -477,6 +479,44 @@ fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
         config.digest(),
         domain_config(instance(), &spec(), &host()).digest()
     );
+}
+
+#[test]
+fn a_disk_grows_while_its_guest_is_off_and_awake() {
+    let larger = |generation, power| {
+        let mut larger = spec();
+        larger.power = power;
+        larger.disks[0].size_gb = DiskGb::clamped(2);
+        desired(generation, Some(larger))
+    };
+    let off = |reason| given(1, Shutdown, Some(reason));
+    let stopped = || larger(2, DesiredPower::Stopped);
+    check(
+        off(Destroyed),
+        &stopped(),
+        &["grow0", "define@2"],
+        &Converged,
+    );
+    check(
+        off(OffReason::Guest),
+        &larger(2, DesiredPower::Running),
+        &["grow0", "define@0", "start", "define@2"],
+        &Converged,
+    );
+    check(off(Saved), &stopped(), &["define@2"], &Converged);
+    check(
+        given(1, Running, None),
+        &larger(2, DesiredPower::Running),
+        &["define@2"],
+        &Converged,
+    );
+    // It never shrinks, and one whose size nobody can read is left as it is.
+    let large = off(Destroyed).but(|observed| {
+        observed.files.sizes = [(0, ByteCount::from_gb(DiskGb::clamped(3)))].into();
+    });
+    check(large, &stopped(), &["define@2"], &Converged);
+    let unread = off(Destroyed).but(|observed| observed.files.sizes.clear());
+    check(unread, &stopped(), &["define@2"], &Converged);
 }
 
 #[test]

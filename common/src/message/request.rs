@@ -61,6 +61,7 @@ methods! {
     InstanceSuspend => "instance.suspend", InstanceView;
     InstanceResume => "instance.resume", InstanceView;
     InstanceReboot => "instance.reboot" version 2, InstanceView;
+    InstanceResize => "instance.resize", InstanceView;
     InstanceShow => "instance.show" version 2, InstanceView;
     InstanceList => "instance.list" version 2, InstanceListReply;
     VolumeCreate => "volume.create", VolumeView;
@@ -258,6 +259,18 @@ pub struct InstanceReboot {
     pub kind: RebootKind,
     /// Chosen by the client: the same nonce again is the same reboot.
     pub nonce: Nonce,
+}
+
+/// Give a stopped instance another size on the hypervisor it is on. Its disk never shrinks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceResize {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its new size; every part at least 1.
+    pub flavor: Flavor,
 }
 
 /// List instances, in order of creation.

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use berth_common::{ids::InstanceId, names::InstanceName};
+use berth_common::{
+    ids::InstanceId,
+    names::InstanceName,
+    units::{DiskGb, MemoryMb, Vcpus},
+};
 use clap::{Args, Subcommand};
 
 use super::Wait;
@@ -71,6 +75,22 @@ pub(crate) enum Instance {
         /// Switch it off and on instead of asking the guest.
         #[arg(long)]
         hard: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give a stopped instance another size, on the hypervisor it is on. What is not named stays; a disk never shrinks.
+    Resize {
+        /// Name or id of the instance.
+        name: String,
+        /// Virtual CPUs.
+        #[arg(long, value_name = "N", required_unless_present_any = ["memory_mb", "disk_gb"])]
+        vcpus: Option<Vcpus>,
+        /// Memory in MiB.
+        #[arg(long, value_name = "N")]
+        memory_mb: Option<MemoryMb>,
+        /// Size of the root disk in GiB.
+        #[arg(long, value_name = "N")]
+        disk_gb: Option<DiskGb>,
         #[command(flatten)]
         wait: Wait,
     },

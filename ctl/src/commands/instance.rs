@@ -5,13 +5,13 @@ mod many;
 use std::path::PathBuf;
 
 use berth_common::{
-    document::RebootKind,
+    document::{Flavor, RebootKind},
     ids::{InstanceId, Nonce},
     message::{
         request::{
             InstanceCreate, InstanceDelete, InstanceList, InstanceListReply, InstancePause,
-            InstanceReboot, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
-            InstanceSuspend, InstanceUnpause, Method, default_page,
+            InstanceReboot, InstanceResize, InstanceResume, InstanceShow, InstanceStart,
+            InstanceStop, InstanceSuspend, InstanceUnpause, Method, default_page,
         },
         view::InstanceView,
     },
@@ -173,6 +173,36 @@ pub(super) async fn run<C: Caller>(
                     project,
                     kind,
                     nonce: Nonce::new(),
+                },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Resize {
+            name,
+            vcpus,
+            memory_mb,
+            disk_gb,
+            wait,
+        }) => {
+            let shown = context
+                .ask(&InstanceShow {
+                    instance: name,
+                    project: project.clone(),
+                })
+                .await?;
+            let flavor = Flavor {
+                vcpus: vcpus.unwrap_or(shown.flavor.vcpus),
+                memory_mb: memory_mb.unwrap_or(shown.flavor.memory_mb),
+                disk_gb: disk_gb.unwrap_or(shown.flavor.disk_gb),
+            };
+            change(
+                context,
+                meant(shown.id.to_string(), Goal::Stopped),
+                wait,
+                |instance, project| InstanceResize {
+                    instance,
+                    project,
+                    flavor,
                 },
             )
             .await

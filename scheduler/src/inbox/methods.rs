@@ -8,11 +8,11 @@ use berth_common::{
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
             HostSet, HostShow, InstanceCreate, InstanceCreateMany, InstanceCreateManyReply,
             InstanceCreateResult, InstanceDelete, InstanceList, InstancePause, InstanceReboot,
-            InstanceResume, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
-            InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
-            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
-            ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
-            VolumeList, VolumeShow,
+            InstanceResize, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
+            InstanceSuspend, InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList,
+            PlacementCapacity, PlacementExplain, PlacementPlace, ServerGroupCreate,
+            ServerGroupDelete, ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete,
+            VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
         },
         view::HostStatus,
     },
@@ -41,7 +41,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 29] = [
+const CHANGES: [&str; 30] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -52,6 +52,7 @@ const CHANGES: [&str; 29] = [
     InstanceSuspend::NAME,
     InstanceResume::NAME,
     InstanceReboot::NAME,
+    InstanceResize::NAME,
     VolumeCreate::NAME,
     VolumeDelete::NAME,
     VolumeExtend::NAME,
@@ -196,6 +197,11 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         InstanceResume::NAME => {
             let request: InstanceResume = read(message)?;
             reply(change_instance(w, &request.project, &request.instance, Change::Resume).await)
+        }
+        InstanceResize::NAME => {
+            let request: InstanceResize = read(message)?;
+            let resize = Change::Resize(request.flavor);
+            reply(change_instance(w, &request.project, &request.instance, resize).await)
         }
         InstanceReboot::NAME => {
             let request: InstanceReboot = read(message)?;

@@ -6,8 +6,8 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, PowerState},
         request::{
-            InstancePause, InstanceReboot, InstanceResume, InstanceShow, InstanceStart,
-            InstanceStop, InstanceSuspend, InstanceUnpause, Method,
+            InstancePause, InstanceReboot, InstanceResize, InstanceResume, InstanceShow,
+            InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause, Method,
         },
         view::{InstanceView, TaskState, VmState},
     },
@@ -219,4 +219,85 @@ async fn what_its_guest_switched_off_has_nothing_to_pause_or_keep() {
         .await;
     lab.refused(about!(InstanceSuspend), "is powered off; start it first")
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_instance_gets_another_size_where_its_host_has_room() {
+    let mut lab = Lab::new().await;
+    let resize = |vcpus: u64, memory_mb: u64, disk_gb: u64| -> InstanceResize {
+        serde_json::from_value(json!({
+            "instance": "web-1",
+            "flavor": { "vcpus": vcpus, "memory_mb": memory_mb, "disk_gb": disk_gb },
+        }))
+        .unwrap()
+    };
+    lab.refused(resize(2, 512, 1), "shall be running; stop it first")
+        .await;
+    // The size it has already is granted.
+    lab.granted(resize(1, 512, 1), None, DesiredPower::Running)
+        .await;
+    let off = Some(TaskState::PoweringOff);
+    lab.granted(about!(InstanceStop), off, DesiredPower::Stopped)
+        .await;
+    lab.becomes(PowerState::Shutdown, VmState::Stopped).await;
+
+    let before = lab.cloud.show_host("hv1").await;
+    for (request, code, words) in [
+        (
+            resize(1, 512, 0),
+            RefusalCode::Invalid,
+            "a disk never shrinks",
+        ),
+        (
+            resize(0, 512, 2),
+            RefusalCode::Invalid,
+            "flavor.vcpus must be at least 1",
+        ),
+        (
+            resize(1_000, 512, 1_000_000),
+            RefusalCode::NoValidHost,
+            "1000 vCPUs wanted, the host has",
+        ),
+    ] {
+        lab.cloud.refused(request, code, words).await;
+    }
+    assert_eq!(lab.cloud.show_host("hv1").await.used_max, before.used_max);
+
+    let resized = lab.cloud.ok(resize(2, 1024, 3)).await;
+    let after = lab.cloud.show_host("hv1").await;
+    let grown = after.used_max.saturating_sub(before.used_max);
+    assert_eq!(
+        (
+            grown.vcpus.get(),
+            grown.memory_mb.get(),
+            grown.disk_gb.get()
+        ),
+        (1, 512, 2)
+    );
+    // The same again changes nothing.
+    assert_eq!(
+        lab.cloud.ok(resize(2, 1024, 3)).await.generation,
+        resized.generation
+    );
+    let document = lab.host.next_about(lab.id).await;
+    let Document::Instance(wish) = &document else {
+        panic!("{document:?}")
+    };
+    let spec = wish.spec.as_ref().unwrap();
+    assert_eq!(
+        (spec.flavor.vcpus.get(), spec.disks[0].size_gb.get()),
+        (2, 3)
+    );
+    lab.host.carry_out(&document, PowerState::Shutdown).await;
+    let is_settled = |view: &InstanceView| view.observed_generation == resized.generation;
+    lab.cloud
+        .wait_for_instance(lab.id, "confirmed", is_settled)
+        .await;
+
+    // A scheduler that reads everything anew counts the same.
+    lab.cloud.crash_scheduler().await;
+    assert_eq!(lab.cloud.show_host("hv1").await.used_max, after.used_max);
+    // Smaller in all but its disk, whatever the host has left.
+    let smaller = lab.cloud.ok(resize(1, 64, 3)).await;
+    assert_eq!(smaller.flavor.memory_mb.get(), 64);
 }

@@ -1,4 +1,4 @@
-//! Pauses and suspensions, seen from inside the guest: it goes on where it was, whatever happens meanwhile.
+//! Pauses, suspensions and other sizes, seen from inside the guest: it goes on where it was, with all it had.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use berth_common::{
     message::{
         report::PowerState,
         request::{
-            InstancePause, InstanceReboot, InstanceResume, InstanceSuspend, InstanceUnpause, Method,
+            InstancePause, InstanceReboot, InstanceResize, InstanceResume, InstanceStart,
+            InstanceStop, InstanceSuspend, InstanceUnpause, Method,
         },
         view::{InstanceView, VmState},
     },
@@ -49,6 +50,47 @@ async fn change<M: Method<Reply = InstanceView>>(
         Ok(Seen::NotYet(format!("{view:?}")))
     })
     .await
+}
+
+#[test]
+fn a_stopped_guest_gets_another_size_and_keeps_its_disk() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            ..InstanceOptions::default()
+        };
+        let instance = cloud
+            .wait_active(cloud.create_instance("grows", &options).await?.id)
+            .await?;
+        let before = cloud.guest_answers(&instance).await?;
+        assert_eq!((before.vcpus, before.disk_bytes), (1, 1 << 30));
+        assert_eq!(cloud.keep(&instance, "vda", "kept").await?.failed, "");
+
+        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
+        let resize: InstanceResize = serde_json::from_value(serde_json::json!({
+            "instance": instance.id,
+            "flavor": { "vcpus": 2, "memory_mb": 160, "disk_gb": 2 },
+        }))?;
+        // The agent dies as soon as it knows of it; the next one finds the rest to do.
+        let asked = cloud.call(&resize).await?;
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        wait_for("the new size to be confirmed", CONVERGE_LIMIT, async || {
+            let view = cloud.show(instance.id).await?;
+            Ok(Seen::when(
+                view.observed_generation >= asked.generation,
+                format!("{view:?}"),
+            ))
+        })
+        .await?;
+        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!((after.vcpus, after.disk_bytes), (2, 2 << 30));
+        assert!(after.memory_kib > before.memory_kib, "{after:?}");
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "kept");
+        Ok(())
+    });
 }
 
 #[test]

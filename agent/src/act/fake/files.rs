@@ -61,6 +61,7 @@ impl Files {
                 .into_iter()
                 .flat_map(|disks| disks.keys().copied())
                 .collect(),
+            sizes: disks.cloned().unwrap_or_default(),
             config_drive: self.config_drives.contains_key(&instance),
         }
     }
@@ -122,6 +123,13 @@ impl Files {
                     .or_default()
                     .entry(plan.index)
                     .or_insert(plan.size);
+            }
+            StorageStep::GrowDisk(plan) => {
+                self.needs_room("the disk")?;
+                let disks = self.instances.entry(plan.instance).or_default();
+                if let Some(size) = disks.get_mut(&plan.index) {
+                    *size = plan.size.max(*size);
+                }
             }
             StorageStep::CreateConfigDrive(plan) => {
                 self.needs_room("the config drive")?;

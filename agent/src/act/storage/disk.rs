@@ -11,7 +11,10 @@ use std::{
     sync::Arc,
 };
 
-use berth_common::document::{DiskFormat, ImageFormat};
+use berth_common::{
+    document::{DiskFormat, ImageFormat},
+    units::ByteCount,
+};
 use nix::fcntl::OFlag;
 
 use super::{
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     act::command::{Account, Command, Confinement, Limits, Network},
-    decide::instance::DiskPlan,
+    decide::instance::{DiskPlan, LargerDisk},
 };
 
 /// What `qemu-img create` may use: it writes tables, not data. Far above what it needs, far below what hurts.
@@ -162,4 +165,57 @@ pub(super) fn finish(temporary: Temporary, path: PathBuf) -> Result<(), StorageF
     take_back(&file, temporary.path(), DISK_MODE)?;
     file.sync_all().map_err(failed)?;
     temporary.publish(&path)
+}
+
+/// Makes a disk larger that no guest has open, unless it is. Its image is not opened: nothing of it changes.
+pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), StorageFault> {
+    let (shared, planned) = (Arc::clone(inner), plan.clone());
+    let found = inner.files.run(move || size_of(&shared, &planned)).await?;
+    if found >= plan.size {
+        return Ok(());
+    }
+    let file = here(&plan.path);
+    let alone = serde_json::json!({
+        "driver": "qcow2",
+        "file": { "driver": "file", "filename": file },
+        "backing": null,
+    });
+    Command::new(&inner.options.qemu_img)
+        .args(["resize", "-q", "--"])
+        .arg(format!("json:{alone}"))
+        .arg(plan.size.get().to_string())
+        .directory(inner.paths.instance(plan.instance))
+        .limits(LIMITS)
+        .malloc_arenas(1)
+        .timeout(inner.options.create_deadline)
+        .run()
+        .await
+        .map_err(|source| StorageFault::Create {
+            index: plan.index,
+            path: plan.path.clone(),
+            source,
+        })?;
+    let path = plan.path.clone();
+    inner
+        .files
+        .run(move || {
+            fs::File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(|source| StorageFault::io("write to disk", &path, source))
+        })
+        .await
+}
+
+fn size_of(inner: &Inner, plan: &LargerDisk) -> Result<ByteCount, StorageFault> {
+    let expected = inner.paths.disk(plan.instance, plan.index, plan.format);
+    if plan.path != expected {
+        return Err(StorageFault::WrongPlace {
+            index: plan.index,
+            expected,
+            path: plan.path.clone(),
+        });
+    }
+    instances::virtual_size(&plan.path)?.ok_or_else(|| StorageFault::NotOurs {
+        path: plan.path.clone(),
+    })
 }

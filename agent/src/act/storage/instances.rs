@@ -5,17 +5,21 @@
 //! by planting a link in place of the console log.
 
 use std::{
-    fs::{self, DirBuilder, Permissions},
-    io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, DirBuilder, OpenOptions, Permissions},
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt as _, PermissionsExt, chown},
     path::Path,
 };
 
 use berth_common::{document::DiskFormat, ids::InstanceId, units::ByteCount};
-use nix::{sys::statvfs::statvfs, unistd::Group};
+use nix::{fcntl::OFlag, sys::statvfs::statvfs, unistd::Group};
 
 use super::{atomic::sync_directory, fault::StorageFault, options::StorageOptions};
-use crate::decide::instance::{InstanceFiles, Paths};
+use crate::decide::{
+    image_header::qcow2,
+    instance::{InstanceFiles, Paths},
+};
 
 /// Mode of the directories that hold images and instances: QEMU passes through, and sees only what it was told of.
 const ROOT_MODE: u32 = 0o711;
@@ -74,13 +78,38 @@ pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, St
             .is_some_and(|name| names.iter().any(|entry| name == entry.as_str()));
         named && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
     };
+    let disks: BTreeSet<u8> = (0..=u8::MAX)
+        .filter(|index| is_file(&paths.disk(id, *index, DiskFormat::Qcow2)))
+        .collect();
+    let mut sizes = BTreeMap::new();
+    for index in &disks {
+        let path = paths.disk(id, *index, DiskFormat::Qcow2);
+        // One that berth did not write so has no size that it could be grown from.
+        if let Some(size) = virtual_size(&path)? {
+            sizes.insert(*index, size);
+        }
+    }
     Ok(InstanceFiles {
         directory: true,
-        disks: (0..=u8::MAX)
-            .filter(|index| is_file(&paths.disk(id, *index, DiskFormat::Qcow2)))
-            .collect(),
+        disks,
+        sizes,
         config_drive: is_file(&paths.config_drive(id)),
     })
+}
+
+/// The virtual size of a disk that this host made; `None`: it is none.
+pub(super) fn virtual_size(path: &Path) -> Result<Option<ByteCount>, StorageFault> {
+    let failed = |source| StorageFault::io("read", path, source);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)
+        .map_err(failed)?;
+    let mut head = Vec::with_capacity(qcow2::SIZED);
+    file.take(u64::try_from(qcow2::SIZED).unwrap_or(u64::MAX))
+        .read_to_end(&mut head)
+        .map_err(failed)?;
+    Ok(qcow2::own_size(&head))
 }
 
 /// Ids of all instances that have a directory.

@@ -160,6 +160,7 @@ impl Storage for DirStorage {
         match step {
             StorageStep::FetchImage(image) => self.fetch_image(image, progress).await,
             StorageStep::CreateDisk(plan) => Ok(disk::create(&self.inner, plan).await?),
+            StorageStep::GrowDisk(plan) => Ok(disk::grow(&self.inner, plan).await?),
             StorageStep::CreateConfigDrive(plan) => {
                 Ok(config_drive::create(&self.inner, plan).await?)
             }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use berth_common::units::ByteCount;
+
 use super::SECTOR;
 
 /// The first bytes of every qcow2 image.
@@ -30,6 +32,18 @@ const EXT_END: u32 = 0;
 const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_ENCRYPTION: u32 = 0x0537_be77;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
+
+/// How much of the header tells the virtual size, in bytes.
+pub const SIZED: usize = 32;
+
+/// The virtual size of a disk that this host made itself: no judgement of anything else in it.
+#[must_use]
+pub fn own_size(head: &[u8]) -> Option<ByteCount> {
+    let bytes = head.get(24..SIZED).filter(|_| head.starts_with(&MAGIC))?;
+    Some(ByteCount::clamped(u64::from_be_bytes(
+        bytes.try_into().ok()?,
+    )))
+}
 
 /// How much of the header tells of the backing file, in bytes.
 pub(super) const BACKING_BYTES: usize = 20;

@@ -1,7 +1,7 @@
 //! Changing what is wanted of an instance, up to its end.
 
 use berth_common::{
-    document::{DesiredPower, DocumentKey, Kind, Reboot, RebootKind},
+    document::{DesiredPower, DocumentKey, Flavor, Kind, Reboot, RebootKind},
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, PowerState},
@@ -16,7 +16,7 @@ use berth_store::{
     nonces,
 };
 
-use super::{networks_of, resolve};
+use super::{networks_of, resize::resize, resolve};
 use crate::{
     claim::{ClaimError, conflict, not_found},
     context::Writing,
@@ -40,6 +40,8 @@ pub enum Change {
     Resume,
     /// Reboot it once.
     Reboot(Reboot),
+    /// Give it another size.
+    Resize(Flavor),
     /// Delete it.
     Delete,
 }
@@ -79,6 +81,7 @@ pub async fn change(
             )));
         }
         Change::Reboot(reboot) => reboot_once(writing, &row, reboot).await?,
+        Change::Resize(flavor) => resize(writing, &row, flavor).await?,
         Change::Start
         | Change::Stop
         | Change::Pause

@@ -4,6 +4,7 @@
 pub mod change;
 pub mod create;
 pub mod relocate;
+mod resize;
 
 use berth_common::{
     ids::{InstanceId, NetworkId},

@@ -1,0 +1,116 @@
+//! Giving a stopped instance another size, on the host it is on: a claim of the difference.
+
+use berth_common::{
+    document::{DesiredPower, Flavor},
+    ids::HostId,
+    message::view::Resources,
+    refusal::{Refusal, RefusalCode},
+};
+use berth_store::{
+    claims,
+    instances::{self, InstanceRow},
+};
+
+use super::create::{claim_row, flavor_mistakes};
+use crate::{
+    claim::{ClaimError, cloud::Placed, conflict, invalid},
+    context::Writing,
+    place::{Demand, Resource},
+};
+
+/// Changes the size of an instance. The same size again is granted.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub(super) async fn resize(
+    writing: &mut Writing<'_>,
+    row: &InstanceRow,
+    flavor: Flavor,
+) -> Result<(), ClaimError> {
+    let mut mistakes = flavor_mistakes(flavor);
+    if flavor.disk_gb < row.flavor.disk_gb {
+        mistakes.push(format!(
+            "a disk never shrinks: instance {} has {}; got flavor.disk_gb {}",
+            row.name,
+            row.flavor.disk_gb,
+            flavor.disk_gb.get()
+        ));
+    }
+    if !mistakes.is_empty() {
+        return Err(invalid(mistakes.join("; ")));
+    }
+    if flavor == row.flavor {
+        return Ok(());
+    }
+    if row.desired_power != DesiredPower::Stopped {
+        return Err(conflict(format!(
+            "instance {} shall be {}; stop it first, its size changes while it is off",
+            row.name,
+            row.desired_power.as_str()
+        )));
+    }
+    let Some(placed) = writing.cloud.placed(row.id).cloned() else {
+        return Err(conflict(format!("instance {} has no host yet", row.name)));
+    };
+    let demand = Demand {
+        resources: Resources::from(flavor),
+        ..placed.demand.clone()
+    };
+    check_room(writing, row, placed.host, flavor)?;
+    let host = placed.host;
+    writing.cloud.unplace(row.id);
+    writing.cloud.place(row.id, Placed { demand, ..placed });
+    let resized = InstanceRow {
+        flavor,
+        ..row.clone()
+    };
+    instances::set_flavor(writing.txn(), row.id, flavor, writing.now).await?;
+    claims::delete_of_instance(writing.txn(), row.id).await?;
+    claims::insert(writing.txn(), &claim_row(&resized, host)).await?;
+    tracing::info!(instance = %row.id, name = %row.name, ?flavor, "instance gets another size");
+    Ok(())
+}
+
+/// Refuses what its host has no room for, all of it at once.
+fn check_room(
+    writing: &Writing<'_>,
+    row: &InstanceRow,
+    host: HostId,
+    flavor: Flavor,
+) -> Result<(), ClaimError> {
+    let Some(host) = writing.cloud.table().host(host) else {
+        return Err(conflict(format!(
+            "instance {} is on a host that is gone",
+            row.name
+        )));
+    };
+    let amounts = |flavor: Flavor| {
+        [
+            (Resource::Vcpus, "vCPUs", flavor.vcpus.get()),
+            (Resource::MemoryMb, "MB of memory", flavor.memory_mb.get()),
+            (Resource::DiskGb, "GB of disk", flavor.disk_gb.get()),
+        ]
+    };
+    let mut lacking = Vec::new();
+    for ((resource, unit, wanted), (_, _, before)) in
+        amounts(flavor).into_iter().zip(amounts(row.flavor))
+    {
+        let more = wanted.saturating_sub(before);
+        let (physical, free) = (host.physical(resource), host.free(resource));
+        // Overcommit is of the sum, never of one; what does not grow needs nothing.
+        if more > 0 && wanted > physical {
+            lacking.push(format!("{wanted} {unit} wanted, the host has {physical}"));
+        } else if more > free {
+            lacking.push(format!("{more} more {unit} wanted, {free} free"));
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "the host of instance {} has no room for that size: {}",
+        row.name,
+        lacking.join("; ")
+    );
+    Err(Refusal::new(RefusalCode::NoValidHost, message).into())
+}
