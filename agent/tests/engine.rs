@@ -1125,6 +1125,7 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
         name: "theirs".to_owned(),
         power_state: PowerState::Running,
         off_reason: None,
+        leftover_memory: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::new(1).unwrap(),

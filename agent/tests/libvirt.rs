@@ -354,6 +354,13 @@ async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
     libvirt.apply(&DomainStep::Start(id)).await.unwrap();
     wait_for_console(&config, BOOTED, 3);
 
+    // A guest that is started afresh does not go back to memory that somebody saved meanwhile.
+    hypervisor.virsh(&["managedsave", &names::domain(id)]);
+    libvirt.apply(&DomainStep::Start(id)).await.unwrap();
+    wait_for_console(&config, BOOTED, 4);
+    let domain = observed(&libvirt, id).await;
+    assert!(!domain.leftover_memory, "{domain:?}");
+
     // A definition goes with the memory that was saved for it.
     twice(&libvirt, DomainStep::Save(id)).await;
     twice(&libvirt, DomainStep::Undefine(id)).await;

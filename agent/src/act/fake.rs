@@ -159,6 +159,11 @@ impl FakeHost {
         self.model().domains.pause(instance);
     }
 
+    /// Memory of an instance stays on disk while it runs, as a libvirtd leaves it that dies while it restores.
+    pub fn leave_memory(&self, instance: InstanceId) {
+        self.model().domains.leave_memory(instance);
+    }
+
     /// Somebody defines a domain that is not berth's.
     pub fn add_foreign(&self, domain: DomainObserved) {
         self.model().domains.add_foreign(domain);

@@ -145,6 +145,9 @@ pub struct DomainObserved {
     pub power_state: PowerState,
     /// Why it is off, if it is.
     pub off_reason: Option<OffReason>,
+    /// Whether memory of it is kept on disk although it is on: left over by a libvirtd that ended while it saved or
+    /// restored it. Once the domain is off, that would look like memory to go on with.
+    pub leftover_memory: bool,
     /// libvirt's state and reason as text, for people ("shut off: crashed").
     pub reason: String,
     /// Whether a definition is kept when it is off.
@@ -199,9 +202,9 @@ pub enum OffReason {
 pub enum DomainStep {
     /// Define it, or define it anew; a running one keeps running and gets the new definition when it starts next.
     Define(Box<DomainConfig>),
-    /// Start it.
+    /// Start it afresh, whatever memory of it is kept.
     Start(InstanceId),
-    /// Start it with its processors standing still.
+    /// Start it afresh with its processors standing still.
     StartPaused(InstanceId),
     /// Let a saved one go on where it was.
     Restore(InstanceId),

@@ -18,8 +18,8 @@ use std::{
 
 use berth_common::{
     document::{
-        Desired, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec, VolumeAccess,
-        VolumeFormat, VolumeLimits,
+        Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec,
+        VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{InstanceId, NetworkId, VolumeId},
     message::report::{Fault, FaultCode, PowerState},
@@ -176,8 +176,10 @@ pub struct Paths {
     pub instances: PathBuf,
     /// One file per image below this, named as [`CachedName`] says.
     pub images: PathBuf,
-    /// One file per volume below this, with its mark.
+    /// One file per volume below this.
     pub volumes: PathBuf,
+    /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
+    pub made: PathBuf,
 }
 
 impl Paths {
@@ -188,6 +190,7 @@ impl Paths {
             instances: state_dir.join("instances"),
             images: state_dir.join("images"),
             volumes: state_dir.join("volumes"),
+            made: state_dir.join("made"),
         }
     }
 
@@ -231,7 +234,7 @@ impl Paths {
     /// What says that a volume was made.
     #[must_use]
     pub fn volume_mark(&self, id: VolumeId) -> PathBuf {
-        self.volumes.join(format!("{id}.made"))
+        self.made.join(id.to_string())
     }
 }
 
@@ -406,12 +409,17 @@ fn converge(
             then: Then::Wait(Wait::Network(network)),
         };
     }
+    // A reboot would end as an outage: what it needs comes first.
+    let reboots = spec.power == DesiredPower::Running
+        && domain_steps
+            .iter()
+            .any(|step| matches!(step, DomainStep::Shutdown(_) | DomainStep::Destroy(_)));
     let absent = spec
         .volumes
         .iter()
         .map(|volume| volume.id)
         .find(|id| !observed.volumes_ready.contains(id));
-    if let (true, false, Some(volume)) = (starts, is_on, absent) {
+    if let (true, Some(volume)) = (starts || reboots, absent) {
         return Plan {
             steps,
             then: Then::Wait(Wait::Volume(volume)),
@@ -553,7 +561,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         format: volume.format.as_str(),
         backing: Vec::new(),
         target: disk_target(volume.position),
-        serial: volume.id.to_string().chars().take(SERIAL).collect(),
+        serial: serial(volume.id),
         access: volume.access,
         limits: volume.limits,
     });
@@ -593,6 +601,14 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
 
 /// The longest serial number of a virtio disk, in bytes.
 const SERIAL: usize = 20;
+
+/// What the guest sees as a volume's serial number: the end of its id. The beginning of one of version 7 is the time, and
+/// volumes that are made together would share it.
+fn serial(id: VolumeId) -> String {
+    let digits = id.as_uuid().simple().to_string();
+    let skipped = digits.len().saturating_sub(SERIAL);
+    digits.chars().skip(skipped).collect()
+}
 
 /// `vda`, `vdb`, … `vdz`, `vdaa`, …
 fn disk_target(index: u8) -> String {

@@ -4,7 +4,10 @@
 //! of passes, whatever step the agent dies after, and whatever goes wrong once.
 
 use berth_common::{
-    document::{ConfigDrive, DesiredPower, Flavor, ImageFormat, InstancePort, Reboot, RebootKind},
+    document::{
+        ConfigDrive, DesiredPower, Flavor, ImageFormat, InstancePort, InstanceVolume, Reboot,
+        RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
+    },
     ids::{HostId, Nonce, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
 };
@@ -337,6 +340,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         name: names::domain(instance()),
         power_state: state,
         off_reason: off,
+        leftover_memory: false,
         reason: String::new(),
         persistent: true,
         vcpus: config.vcpus,
@@ -503,7 +507,7 @@ fn a_disk_grows_while_its_guest_is_off_and_awake() {
         &["grow0", "define@0", "start", "define@2"],
         &Converged,
     );
-    check(off(Saved), &stopped(), &["define@2"], &Converged);
+    check(off(Saved), &stopped(), &["define@0", "restore"], &Converged);
     check(
         given(1, Running, None),
         &larger(2, DesiredPower::Running),
@@ -958,8 +962,8 @@ fn a_suspension_saves_the_memory_and_running_again_restores_it() {
     check(saved(2), &running(3), &["define@0", "restore"], &Converged);
     check(saved(0), &running(3), &["restore"], &Converged);
     check(saved(2), &paused(3), &["define@0", "restore"], &Converged);
-    // Nothing throws the memory away but who says so.
-    check(saved(2), &stopped(3), &["define@3"], &Converged);
+    // Nothing throws the memory away but who says so: a guest that shall stop can only be asked when it runs.
+    check(saved(2), &stopped(3), &["define@0", "restore"], &Converged);
     check(
         saved(2),
         &rebooting(3, RebootKind::Soft, 0),
@@ -992,6 +996,46 @@ fn a_suspension_saves_the_memory_and_running_again_restores_it() {
         &[],
         &Then::Wait(Wait::Network(network())),
     );
+}
+
+#[test]
+fn memory_that_is_left_over_while_the_guest_runs_is_never_gone_back_to() {
+    for state in [Running, Paused] {
+        for wish in [running(1), paused(2), suspended(2), stopped(2)] {
+            let left = given(1, state, None).domain(|domain| domain.leftover_memory = true);
+            check(left, &wish, &["discard"], &Converged);
+        }
+    }
+    // A libvirtd that dies while it restores leaves the file; the guest lives on, and is switched off later.
+    for last in [stopped(4), rebooting(4, RebootKind::Hard, 0)] {
+        let mut rig = Rig::after(&[running(1), suspended(2), running(3)]);
+        rig.host.leave_memory(instance());
+        rig.converge(&last);
+        rig.converge(&running(5));
+        let lives = rig.lives();
+        assert_eq!((lives.starts, lives.restores), (2, 1));
+    }
+}
+
+#[test]
+fn a_reboot_waits_until_the_volumes_it_needs_are_there() {
+    let mut wanted = spec();
+    wanted.volumes = vec![InstanceVolume {
+        id: id::<VolumeId>(77),
+        position: 1,
+        format: VolumeFormat::Qcow2,
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits::default(),
+    }];
+    let wait = Then::Wait(Wait::Volume(id::<VolumeId>(77)));
+    for kind in [RebootKind::Soft, RebootKind::Hard] {
+        wanted.reboot = Some(Reboot {
+            nonce: id::<Nonce>(1000),
+            kind,
+        });
+        let wish = desired(2, Some(wanted.clone()));
+        check(given(1, Running, None), &wish, &[], &wait);
+    }
 }
 
 #[test]

@@ -351,6 +351,7 @@ const fn may_mend_itself(code: FaultCode) -> bool {
 fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
     a.power_state == b.power_state
         && a.off_reason == b.off_reason
+        && a.leftover_memory == b.leftover_memory
         && a.persistent == b.persistent
         && a.metadata == b.metadata
         && a.disks.live == b.disks.live

@@ -15,7 +15,7 @@ use crate::{
     act::ActError,
     decide::{
         image_cache::CachedName,
-        instance::Paths,
+        instance::{Paths, Step, StorageStep},
         volume::{self, FORMATS, Usable, VolumeObserved, VolumePlan, VolumeThen, VolumeWait},
     },
 };
@@ -77,6 +77,10 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
                 return Err(BrokenOff);
             }
             if let Err(error) = apply(worker, step).await? {
+                // Whoever has use for it as it was need not wait for what it cannot become.
+                if let Step::Storage(StorageStep::GrowVolume(_)) = step {
+                    worker.tools.volumes.set(wish.id, Usable::Yes);
+                }
                 return Ok(Outcome::of_step(&error));
             }
         }

@@ -383,6 +383,7 @@ mod tests {
             name: name.to_owned(),
             power_state,
             off_reason: None,
+            leftover_memory: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(vcpus),

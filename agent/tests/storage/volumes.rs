@@ -442,6 +442,20 @@ async fn a_copy_of_what_is_written_meanwhile_is_thrown_away() {
 }
 
 #[tokio::test]
+async fn a_volume_whose_disk_is_absent_is_lost_and_not_made_anew() {
+    let host = Host::new();
+    let volume = host.new_volume(VolumeFormat::Raw, 4 * MIB, Content::Zeros);
+    host.make(&volume).await;
+    // The file system that holds the volumes is not mounted.
+    let away = host.root.join("away");
+    fs::rename(&host.paths.volumes, &away).unwrap();
+    let found = host.found(volume.id).await;
+    assert!(found.made && found.files.is_empty(), "{found:?}");
+    fs::rename(&away, &host.paths.volumes).unwrap();
+    assert_eq!(host.found(volume.id).await.files.len(), 1);
+}
+
+#[tokio::test]
 async fn leftovers_of_volumes_are_swept() {
     let host = Host::new();
     let volume = host.new_volume(VolumeFormat::Raw, 4 * MIB, Content::Zeros);
@@ -450,5 +464,6 @@ async fn leftovers_of_volumes_are_swept() {
         fs::write(host.paths.volumes.join(name), b"half").unwrap();
     }
     host.storage.sweep().await.unwrap();
-    assert_eq!(host.volume_files().len(), 2, "the file and its mark stay");
+    assert_eq!(host.volume_files(), [format!("{}.raw", volume.id)]);
+    assert!(host.paths.volume_mark(volume.id).is_file());
 }

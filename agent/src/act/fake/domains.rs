@@ -93,6 +93,7 @@ impl OwnDomain {
             } else {
                 self.off
             }),
+            leftover_memory: self.is_on() && self.saved.is_some(),
             reason: format!("{:?}", self.state),
             persistent: true,
             vcpus: self.config.vcpus,
@@ -169,6 +170,10 @@ impl Domains {
         });
     }
 
+    pub(super) fn leave_memory(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| domain.saved.clone_from(&domain.live));
+    }
+
     fn change(&mut self, instance: InstanceId, change: impl FnOnce(&mut OwnDomain)) {
         if let Some(domain) = self.own.get_mut(&instance.as_uuid()) {
             change(domain);
@@ -242,7 +247,7 @@ impl Domains {
         match step {
             DomainStep::Define(_) => {}
             step if step.starts_qemu() && domain.is_on() => {}
-            DomainStep::Start(_) | DomainStep::Restore(_) if domain.saved.is_some() => {
+            DomainStep::Restore(_) if domain.saved.is_some() => {
                 can_start(&domain.config, files, networks)?;
                 lives.restores += 1;
                 domain.live = domain.saved.take();
@@ -251,6 +256,7 @@ impl Domains {
             DomainStep::Start(_) | DomainStep::Restore(_) | DomainStep::StartPaused(_) => {
                 can_start(&domain.config, files, networks)?;
                 lives.starts += 1;
+                domain.saved = None;
                 domain.live = Some(domain.config.clone());
                 domain.state = match step {
                     DomainStep::StartPaused(_) => PowerState::Paused,

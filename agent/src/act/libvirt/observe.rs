@@ -70,10 +70,13 @@ pub(super) fn of(domain: &Domain) -> Result<Option<DomainObserved>, ActError> {
 fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     let uuid = domain.get_uuid()?;
     let (state, reason) = domain.get_state()?;
-    let power = match power::read(state, reason) {
-        // Over a boot of the host libvirt forgets why a domain is off, but not the memory it saved.
-        off if off.state == PowerState::Shutdown && domain.has_managed_save(0)? => power::saved(),
-        other => other,
+    let (power, has_memory) = (power::read(state, reason), domain.has_managed_save(0)?);
+    let is_off = power.state == PowerState::Shutdown;
+    // Over a boot of the host libvirt forgets why a domain is off, but not the memory it saved.
+    let power = if is_off && has_memory {
+        power::saved()
+    } else {
+        power
     };
     // The definition that is kept: it tells what was written last, and never waits for QEMU.
     let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
@@ -91,6 +94,7 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         name: domain.get_name()?,
         power_state: power.state,
         off_reason: power.off,
+        leftover_memory: has_memory && !is_off,
         reason: power.text,
         persistent: domain.is_persistent()?,
         vcpus: facts.vcpus,

@@ -66,11 +66,12 @@ pub(super) fn apply(
     };
     match step {
         DomainStep::Define(config) => job.define(config),
+        DomainStep::Start(id) => job.must_act(*id, is_off, |domain| start(domain, 0)),
         // libvirt restores saved memory by itself when it starts a domain that has some.
-        DomainStep::Start(id) | DomainStep::Restore(id) => {
-            job.must_act(*id, is_off, |domain| domain.create().map(drop))
-        }
-        DomainStep::StartPaused(id) => job.must_act(*id, is_off, start_paused),
+        DomainStep::Restore(id) => job.must_act(*id, is_off, |domain| domain.create().map(drop)),
+        DomainStep::StartPaused(id) => job.must_act(*id, is_off, |domain| {
+            start(domain, sys::VIR_DOMAIN_START_PAUSED)
+        }),
         DomainStep::DiscardSaved(id) => job
             .act(*id, is_saved, |domain| {
                 domain.managed_save_remove(0).map(drop)
@@ -133,12 +134,13 @@ fn is_running(domain: &DomainObserved) -> bool {
 }
 
 fn is_saved(domain: &DomainObserved) -> bool {
-    domain.off_reason == Some(OffReason::Saved)
+    domain.off_reason == Some(OffReason::Saved) || domain.leftover_memory
 }
 
-fn start_paused(domain: &Domain) -> Result<(), Error> {
+/// Afresh: memory that was saved without anybody's wish is thrown away.
+fn start(domain: &Domain, flags: sys::virDomainCreateFlags) -> Result<(), Error> {
     domain
-        .create_with_flags(sys::VIR_DOMAIN_START_PAUSED)
+        .create_with_flags(sys::VIR_DOMAIN_START_FORCE_BOOT | flags)
         .map(drop)
 }
 

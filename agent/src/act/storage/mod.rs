@@ -8,7 +8,7 @@
 //!   <instances>/<id>/config.iso    its config drive
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
 //!   <volumes>/<id>.qcow2 or .raw   a volume, with nothing below it
-//!   <volumes>/<id>.made            says that this volume was made: without its file, it was lost
+//!   <made>/<id>                    says that this volume was made: without its file, it was lost
 //!   <volumes>/.tmp-…               a volume that is being made (or a leftover: sweep)
 //!   <volumes>/.wipe-<id>.…         a deleted volume whose bytes are being wiped; its tombstone goes on with it
 //! ```
@@ -37,7 +37,7 @@ mod threads;
 mod volume;
 mod wipe;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use berth_common::{
@@ -62,6 +62,11 @@ use crate::decide::{
     volume::VolumeFiles,
 };
 
+/// Volumes that are wiped at once: more would only share the same disk.
+const WIPES: usize = 2;
+/// How long a wipe may take, with its turn: a slow disk takes half a day for ten terabytes.
+const WIPE_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Images, disks and volumes as files in three directories.
 #[derive(Debug, Clone)]
 pub struct DirStorage {
@@ -77,6 +82,8 @@ struct Inner {
     files: FileThreads,
     /// For work that takes as long as a volume is large.
     slow_files: FileThreads,
+    /// For work that takes as long as writing a volume over: it must not keep others from making theirs.
+    wipes: FileThreads,
     copies: Semaphore,
     downloads: Downloads,
     room: Arc<Room>,
@@ -99,6 +106,7 @@ impl DirStorage {
             inner: Arc::new(Inner {
                 copies: Semaphore::new(options.parallel_copies.max(1)),
                 slow_files,
+                wipes: FileThreads::new("berth-wipes", WIPES, WIPE_DEADLINE),
                 paths,
                 options,
                 temporaries: Temporaries::default(),

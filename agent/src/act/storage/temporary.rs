@@ -9,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+};
 use uuid::Uuid;
 
 use super::{atomic::TEMPORARY_PREFIX, fault::StorageFault, instances, partial::FROM};
@@ -89,10 +93,25 @@ impl Temporary {
         self.at_end = AtEnd::Leave;
     }
 
-    /// Gives the file, which is complete and on disk, its final name; durable when this returns.
+    /// Gives the file, which is complete and on disk, its final name; durable when this returns. A file that has the name
+    /// already stays: a step that was given up may have been faster, and a guest may be writing to what it made.
     pub(super) fn publish(self, path: &Path) -> Result<(), StorageFault> {
-        fs::rename(&self.path, path)
-            .map_err(|source| StorageFault::io("give its final name to", path, source))?;
+        match renameat2(
+            AT_FDCWD,
+            &self.path,
+            AT_FDCWD,
+            path,
+            RenameFlags::RENAME_NOREPLACE,
+        ) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            // A file system that cannot do that.
+            Err(Errno::EINVAL | Errno::ENOSYS) => fs::rename(&self.path, path)
+                .map_err(|source| StorageFault::io("give its final name to", path, source))?,
+            Err(errno) => {
+                let source = io::Error::from(errno);
+                return Err(StorageFault::io("give its final name to", path, source));
+            }
+        }
         let directory = path.parent().unwrap_or(Path::new("/"));
         super::atomic::sync_directory(directory)
             .map_err(|source| StorageFault::io("write to disk the directory", directory, source))

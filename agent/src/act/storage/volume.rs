@@ -52,7 +52,7 @@ use crate::{
 /// Prefix of a volume that was deleted and is being wiped: it has lost its name, and no sweep removes it.
 const WIPE: &str = ".wipe-";
 /// What the mark of a volume says, for people: that it is there is all that counts.
-const MARK: &[u8] = b"This volume was made. Without its file beside this one it was lost.\n";
+const MARK: &[u8] = b"This volume was made. Without its file it was lost, or its disk is absent.\n";
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Address space of `qemu-img`, in bytes: it keeps many threads and their stacks while it copies.
@@ -89,7 +89,13 @@ pub(super) fn list(paths: &Paths) -> Result<Vec<VolumeId>, StorageFault> {
             .filter(|parsed| parsed.to_string() == id)
     };
     let names = instances::entries(&paths.volumes)?.unwrap_or_default();
-    let mut ids: Vec<VolumeId> = names.iter().filter_map(|name| id(name)).collect();
+    let marks = instances::entries(&paths.made)?.unwrap_or_default();
+    let marked = marks.iter().filter_map(|name| name.parse().ok());
+    let mut ids: Vec<VolumeId> = names
+        .iter()
+        .filter_map(|name| id(name))
+        .chain(marked)
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
@@ -480,6 +486,7 @@ pub(super) fn mark(paths: &Paths, id: VolumeId) -> Result<(), StorageFault> {
     if is_file(&path)? {
         return Ok(());
     }
+    instances::make_root(&paths.made)?;
     write_atomically(&path, MARK).map_err(|source| StorageFault::io("write", &path, source))
 }
 
@@ -590,7 +597,7 @@ async fn wipe(
     let wiping = Arc::new(Wiping::default());
     let stop = StopWipe(Arc::clone(&wiping));
     let how = inner.options.volume_wipe;
-    let run = inner.slow_files.run(move || {
+    let run = inner.wipes.run(move || {
         wipe::wipe(&path, how, &wiping)
             .and_then(|()| remove_durably(&path))
             .map_err(|source| StorageFault::Wipe {

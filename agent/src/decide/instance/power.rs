@@ -19,7 +19,8 @@
 //! goes when the guest was watched for its whole stop timeout and did not. A guest that stands still cannot obey: the mark
 //! stays for when it goes on.
 //!
-//! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone.
+//! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone. What is left of it while the guest runs
+//! is of no use, and would be taken for more than it is: it goes at once.
 
 use std::time::Duration;
 
@@ -76,6 +77,10 @@ impl Wish<'_> {
             && carried_out_before
             && self.is_rebooted(domain);
         match (self.spec.power, domain.off_reason) {
+            // It was to go on, and then to stop: it can only be asked when it runs.
+            (DesiredPower::Stopped, Some(OffReason::Saved)) => {
+                (self.restore(domain), Then::Converged)
+            }
             (DesiredPower::Stopped | DesiredPower::Suspended, _) => self.settled(domain),
             (DesiredPower::Running | DesiredPower::Paused, Some(OffReason::Moved)) => {
                 (Vec::new(), Then::Refused(moved(domain)))
@@ -92,6 +97,9 @@ impl Wish<'_> {
 
     fn of_on(&self, domain: &DomainObserved, observed: &Observed) -> (Vec<DomainStep>, Then) {
         let id = self.config.id;
+        if domain.leftover_memory {
+            return (vec![DomainStep::DiscardSaved(id)], Then::Converged);
+        }
         match self.spec.power {
             DesiredPower::Stopped => self.power_off(domain, observed.asked),
             DesiredPower::Suspended => {

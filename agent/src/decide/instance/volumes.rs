@@ -187,6 +187,7 @@ mod tests {
             name: String::new(),
             power_state: state,
             off_reason: (state == PowerState::Shutdown).then_some(OffReason::Unknown),
+            leftover_memory: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(1),

@@ -324,6 +324,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
         name: name.to_owned(),
         power_state: PowerState::Running,
         off_reason: None,
+        leftover_memory: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
@@ -355,6 +356,7 @@ fn users_are_whoever_names_the_file_live_or_kept() {
         domain("detached", &[(&path, "vdd")], &[]),
         DomainObserved {
             off_reason: Some(OffReason::Saved),
+            leftover_memory: false,
             ..domain("saved", &[(&path, "vdb")], &[])
         },
         domain("off", &[], &[(other, "vda"), (&path, "vdb")]),
