@@ -120,3 +120,19 @@ pub fn patched(image: &Path, name: &str, at: usize, bytes: &[u8]) -> anyhow::Res
     std::fs::write(&path, content)?;
     Ok(path)
 }
+
+/// A raw image of 1 MiB with a word at its beginning, where the guest looks for what is kept on a disk.
+///
+/// # Errors
+/// It cannot be written.
+pub fn with_word(folder: &Path, word: &str) -> anyhow::Result<ImageRef> {
+    let path = folder.join(format!("{word}.raw"));
+    let mut bytes = word.as_bytes().to_vec();
+    bytes.resize(1 << 20, 0);
+    std::fs::write(&path, bytes)?;
+    let image = of_file(&path)?;
+    Ok(ImageRef {
+        format: ImageFormat::Raw,
+        ..image
+    })
+}

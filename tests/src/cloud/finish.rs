@@ -18,7 +18,7 @@ const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const DELETIONS: usize = 32;
 
 impl TestCloud {
-    /// Deletes all instances and networks, checks that hypervisors and queues are empty, and ends all services in
+    /// Deletes all instances, volumes and networks, checks that hypervisors and queues are empty, and ends all services in
     /// order.
     ///
     /// # Errors
@@ -49,6 +49,11 @@ impl TestCloud {
             Ok(Seen::when(left.is_empty(), left))
         })
         .await?;
+        wait_for("all volumes to be gone", CONVERGE_LIMIT, async || {
+            let left = self.volumes().await?;
+            Ok(Seen::when(left.is_empty(), left))
+        })
+        .await?;
         for network in self.networks().await? {
             self.call(&NetworkDelete {
                 network: network.id.to_string(),
@@ -73,7 +78,7 @@ impl TestCloud {
         self.stop_in_order().await
     }
 
-    /// Asks for the end of all instances.
+    /// Asks for the end of all instances and volumes. A volume of an instance that is being deleted goes after it.
     ///
     /// # Errors
     /// One is refused.
@@ -83,7 +88,11 @@ impl TestCloud {
             .map(|instance| self.delete(instance.id))
             .buffer_unordered(DELETIONS)
             .try_for_each(|_| std::future::ready(Ok(())))
-            .await
+            .await?;
+        for volume in self.volumes().await? {
+            self.delete_volume(volume.id).await?;
+        }
+        Ok(())
     }
 
     /// They are told of nothing any more, and say that nothing runs.

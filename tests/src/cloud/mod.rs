@@ -10,6 +10,7 @@ mod guest;
 mod power;
 mod scheduler;
 pub mod sim;
+pub mod volumes;
 mod writers;
 
 use std::{sync::Arc, time::Duration};
@@ -28,8 +29,10 @@ use crate::{
 pub use calls::{CALL_LIMIT, InstanceOptions};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
+pub use guest::Kept;
 pub use scheduler::Scheduler;
 pub use sim::{Sims, imaginary_image};
+pub use volumes::VolumeOptions;
 
 /// Clouds at once: as many as a small machine bears. More tests wait for their turn.
 static CLOUDS: Semaphore = Semaphore::const_new(2);

@@ -422,6 +422,16 @@ impl Hypervisor {
         Ok(found)
     }
 
+    /// The names of the files of volumes, with their marks.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn volume_files(&self) -> anyhow::Result<Vec<String>> {
+        let mut found = names(&self.state_dir().join("volumes").display().to_string())?;
+        found.sort_unstable();
+        Ok(found)
+    }
+
     /// What of berth is left on the machine, in words; empty when nothing is.
     ///
     /// # Errors
@@ -451,7 +461,7 @@ impl Hypervisor {
         {
             add("namespace", namespace);
         }
-        for folder in ["instances", "networks"] {
+        for folder in ["instances", "networks", "volumes"] {
             for file in names(&self.state_dir().join(folder).display().to_string())? {
                 add(&format!("file in {folder}/:"), &file);
             }

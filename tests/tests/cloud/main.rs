@@ -22,3 +22,4 @@ mod restart;
 mod scale;
 mod shipped_files;
 mod standstill;
+mod volumes;
