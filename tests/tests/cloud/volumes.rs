@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use berth_common::{
     document::{RebootKind, VolumeAccess, VolumeFormat},
     ids::{Nonce, VolumeId},
@@ -60,17 +61,18 @@ fn a_volume_goes_from_guest_to_guest_with_what_is_on_it() {
         it_outlives_a_reboot_and_a_suspension(cloud, &first, &data, &bare).await?;
         it_is_free_only_when_the_guest_gave_it_back(cloud, &first, &data, &bare).await?;
         its_content_can_be_copied(cloud, &first, &data).await?;
+        a_guest_can_have_eight(cloud, &first).await?;
         another_guest_finds_it_as_it_was(cloud, &data).await?;
 
-        // An instance that is deleted frees what it has; only a deleted volume is gone.
-        cloud.delete_and_wait(first.id).await?;
-        for volume in [&data, &bare] {
-            let free = cloud
-                .wait_volume(volume.id, VolumeStatus::Available)
-                .await?;
-            assert_eq!(free.attachment, None);
-            delete(cloud, volume.id).await?;
-        }
+        // An instance that is deleted frees what it has; only a deleted volume is gone, and after its instance.
+        cloud.attach(data.id, &first).await?;
+        cloud.delete(first.id).await?;
+        cloud.delete_volume(bare.id).await?;
+        cloud.wait_volume(bare.id, VolumeStatus::Deleted).await?;
+        cloud.wait_deleted(first.id).await?;
+        let free = cloud.wait_volume(data.id, VolumeStatus::Available).await?;
+        assert_eq!(free.attachment, None);
+        delete(cloud, data.id).await?;
         assert_eq!(cloud.hv1().volume_files()?, [""; 0]);
         Ok(())
     });
@@ -144,8 +146,8 @@ fn a_volume_is_attached_only_to_instances_of_its_own_host() {
     });
 }
 
-/// A guest on a network of its own, which answers.
-async fn start(cloud: &TestCloud, name: &str) -> anyhow::Result<InstanceView> {
+/// A guest on a network of its own.
+async fn create_guest(cloud: &TestCloud, name: &str) -> anyhow::Result<InstanceView> {
     let number = u8::try_from(cloud.networks().await?.len())? + 1;
     let network = cloud.create_network(name, number).await?;
     let options = InstanceOptions {
@@ -153,7 +155,12 @@ async fn start(cloud: &TestCloud, name: &str) -> anyhow::Result<InstanceView> {
         ..InstanceOptions::default()
     };
     let instance = cloud.create_instance(name, &options).await?;
-    let instance = cloud.wait_active(instance.id).await?;
+    cloud.wait_active(instance.id).await
+}
+
+/// A guest on a network of its own, which answers.
+async fn start(cloud: &TestCloud, name: &str) -> anyhow::Result<InstanceView> {
+    let instance = create_guest(cloud, name).await?;
     cloud.guest_answers(&instance).await?;
     Ok(instance)
 }
@@ -179,9 +186,9 @@ async fn delete(cloud: &TestCloud, volume: VolumeId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks what is on both volumes of the first guest.
-async fn both_words(cloud: &TestCloud, guest: &InstanceView) -> anyhow::Result<()> {
-    let data = cloud.guest_has(guest, "vdb", 2).await?;
+/// Checks what is on both volumes of the first guest. `size_gb`: of the one at vdb.
+async fn both_words(cloud: &TestCloud, guest: &InstanceView, size_gb: u64) -> anyhow::Result<()> {
+    let data = cloud.guest_has(guest, "vdb", size_gb).await?;
     assert_eq!((data.word.as_str(), data.read_only), ("from-first", false));
     let bare = cloud.guest_has(guest, "vdc", 3).await?;
     assert_eq!((bare.word.as_str(), bare.read_only), ("raw-word", false));
@@ -206,7 +213,7 @@ async fn it_is_given_to_a_running_guest_and_grows(
     }
     cloud.extend_volume(data.id, 2, VolumeStatus::InUse).await?;
     cloud.extend_volume(bare.id, 3, VolumeStatus::InUse).await?;
-    both_words(cloud, guest).await
+    both_words(cloud, guest, 2).await
 }
 
 async fn it_outlives_a_reboot_and_a_suspension(
@@ -230,7 +237,7 @@ async fn it_outlives_a_reboot_and_a_suspension(
     })
     .await?;
     cloud.wait_active(guest.id).await?;
-    both_words(cloud, guest).await?;
+    both_words(cloud, guest, 2).await?;
 
     cloud.call(&about!(InstanceSuspend, guest)).await?;
     let suspended = cloud
@@ -246,15 +253,16 @@ async fn it_outlives_a_reboot_and_a_suspension(
         })
         .await?;
     assert!(refusal.message.contains("attached"), "{refusal}");
+    // What its memory knows grows when it goes on.
+    cloud
+        .extend_volume(data.id, 3, VolumeStatus::Extending)
+        .await?;
     cloud.call(&about!(InstanceResume, guest)).await?;
     cloud.wait_active(guest.id).await?;
     for volume in [data, bare] {
-        assert_eq!(
-            cloud.show_volume(volume.id).await?.status,
-            VolumeStatus::InUse
-        );
+        cloud.wait_volume(volume.id, VolumeStatus::InUse).await?;
     }
-    both_words(cloud, guest).await
+    both_words(cloud, guest, 3).await
 }
 
 /// A guest that stands still cannot give anything back, whoever asks.
@@ -299,7 +307,7 @@ async fn its_content_can_be_copied(
 ) -> anyhow::Result<()> {
     let image = image::with_word(cloud.site.dir(), "from-image")?;
     let copies = [
-        ("copy", VolumeCreateSource::Volume(data.name.to_string()), 3),
+        ("copy", VolumeCreateSource::Volume(data.name.to_string()), 4),
         ("filled", VolumeCreateSource::Image(image), 1),
     ];
     let mut made = Vec::new();
@@ -332,15 +340,49 @@ async fn its_content_can_be_copied(
     Ok(())
 }
 
+/// As many as are allowed have room in the machine that the guest sees, beside its own disk and interface.
+async fn a_guest_can_have_eight(cloud: &TestCloud, guest: &InstanceView) -> anyhow::Result<()> {
+    let mut more = Vec::new();
+    // It has one already.
+    for number in 2..=9 {
+        let name = format!("more-{number}");
+        more.push(create(cloud, &name, VolumeFormat::Qcow2).await?.id);
+    }
+    let one_too_many = more.pop().context("there is one")?;
+    for id in &more {
+        let asked = attach(*id, guest.id, VolumeAccess::ReadWrite);
+        cloud.call(&asked).await?;
+    }
+    let asked = attach(one_too_many, guest.id, VolumeAccess::ReadWrite);
+    let refusal = cloud.refused(&asked).await?;
+    assert!(refusal.message.contains("8 volumes"), "{refusal}");
+    for id in &more {
+        cloud.wait_volume(*id, VolumeStatus::InUse).await?;
+    }
+    for disk in ["vdb", "vdd", "vde", "vdf", "vdg", "vdh", "vdi"] {
+        cloud.guest_has(guest, disk, 1).await?;
+    }
+    for id in &more {
+        cloud.call(&detach(*id)).await?;
+    }
+    for id in more.into_iter().chain([one_too_many]) {
+        cloud.wait_volume(id, VolumeStatus::Available).await?;
+        delete(cloud, id).await?;
+    }
+    Ok(())
+}
+
 async fn another_guest_finds_it_as_it_was(
     cloud: &TestCloud,
     data: &VolumeView,
 ) -> anyhow::Result<()> {
-    let second = start(cloud, "second").await?;
+    // It is given to the guest before that has its kernel.
+    let second = create_guest(cloud, "second").await?;
     let asked = attach(data.id, second.id, VolumeAccess::ReadOnly);
     cloud.call(&asked).await?;
     cloud.wait_volume(data.id, VolumeStatus::InUse).await?;
-    let kept = cloud.guest_has(&second, "vdb", 2).await?;
+    cloud.guest_answers(&second).await?;
+    let kept = cloud.guest_has(&second, "vdb", 3).await?;
     assert_eq!((kept.word.as_str(), kept.read_only), ("from-first", true));
     let refused = cloud.keep(&second, "vdb", "scribble").await?;
     assert_ne!(refused.failed, "");
