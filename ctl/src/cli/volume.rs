@@ -82,7 +82,7 @@ pub(crate) struct VolumeCreateArgs {
     pub(crate) image_sha256: Option<ImageSha256>,
     /// The image's format.
     #[arg(long, value_enum, requires = "image_url")]
-    pub(crate) image_format: Option<Format>,
+    pub(crate) image_format: Option<StatedFormat>,
     /// Name or id of the hypervisor it shall be on.
     #[arg(long, value_name = "HOST")]
     pub(crate) host: Option<String>,
@@ -99,7 +99,7 @@ pub(crate) struct VolumeCreateArgs {
     pub(crate) wait: Wait,
 }
 
-/// How volumes and images are stored.
+/// How volumes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// QEMU's copy-on-write format.
@@ -117,11 +117,29 @@ impl From<Format> for VolumeFormat {
     }
 }
 
-impl From<Format> for ImageFormat {
-    fn from(format: Format) -> Self {
+/// What an image may be, as its owner states it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatedFormat {
+    /// QEMU's copy-on-write format.
+    Qcow2,
+    /// The bare bytes.
+    Raw,
+    /// VMware's format, as one file; converted on the hypervisor.
+    Vmdk,
+    /// VirtualBox's format; converted on the hypervisor.
+    Vdi,
+    /// Hyper-V's format; converted on the hypervisor.
+    Vhdx,
+}
+
+impl From<StatedFormat> for ImageFormat {
+    fn from(format: StatedFormat) -> Self {
         match format {
-            Format::Qcow2 => Self::Qcow2,
-            Format::Raw => Self::Raw,
+            StatedFormat::Qcow2 => Self::Qcow2,
+            StatedFormat::Raw => Self::Raw,
+            StatedFormat::Vmdk => Self::Vmdk,
+            StatedFormat::Vdi => Self::Vdi,
+            StatedFormat::Vhdx => Self::Vhdx,
         }
     }
 }

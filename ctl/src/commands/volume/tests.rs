@@ -69,6 +69,20 @@ fn a_command_line_says_all_of_a_volume() {
     );
 }
 
+#[test]
+fn a_volume_can_be_made_from_every_format_that_images_may_have() {
+    let sha256 = "ab".repeat(32);
+    for format in ["qcow2", "raw", "vmdk", "vdi", "vhdx"] {
+        let asked = asked_for(&format!(
+            "volume create data --size 5 --image-url file:///x --image-sha256 {sha256} --image-format {format}"
+        ));
+        let Some(VolumeCreateSource::Image(from)) = asked.source else {
+            panic!("{format}: {:?}", asked.source)
+        };
+        assert_eq!(from.format.as_str(), format);
+    }
+}
+
 #[tokio::test]
 async fn silence_on_a_creation_is_told_with_the_id_to_repeat_it_with() {
     let request = asked_for("volume create data --size 5");
