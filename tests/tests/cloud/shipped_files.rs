@@ -133,6 +133,7 @@ fn the_documents_that_users_look_for_are_there() -> anyhow::Result<()> {
         "LICENSE",
         "Makefile",
         "docs/messages.md",
+        "docs/operations.md",
         "docs/instance.sample.toml",
         "docs/adr",
     ];
@@ -142,6 +143,68 @@ fn the_documents_that_users_look_for_are_there() -> anyhow::Result<()> {
         .collect();
     ensure!(absent.is_empty(), "missing: {absent:?}");
     Ok(())
+}
+
+#[test]
+fn operators_find_every_state_and_fault_explained_and_no_key_that_is_not_there()
+-> anyhow::Result<()> {
+    let read = |path: &str| {
+        std::fs::read_to_string(binaries::repository().join(path)).context(path.to_owned())
+    };
+    let (operations, messages) = (read("docs/operations.md")?, read("docs/messages.md")?);
+    let quoted: Vec<&str> = operations.split('`').skip(1).step_by(2).collect();
+    let words: Vec<&str> = messages
+        .lines()
+        .filter(|line| {
+            [
+                "| `code` | `\"no_v",
+                "| `vm_state` |",
+                "| `status` | `\"creating",
+            ]
+            .iter()
+            .any(|start| line.starts_with(start))
+        })
+        .flat_map(|line| line.split('`').filter_map(|word| word.strip_prefix('"')))
+        .map(|word| word.trim_end_matches('"'))
+        .collect();
+    ensure!(
+        words.len() > 20,
+        "only these are states and faults: {words:?}"
+    );
+    let absent: Vec<&&str> = words.iter().filter(|word| !quoted.contains(word)).collect();
+    ensure!(absent.is_empty(), "docs/operations.md lacks {absent:?}");
+
+    let keys = keys_in(&(read("systemd/agent.toml")? + &read("systemd/scheduler.toml")?));
+    let sections: Vec<&str> = keys
+        .iter()
+        .filter_map(|key| key.split('.').next())
+        .collect();
+    let looks_like_a_key = |word: &&&str| {
+        let section = word.split_once('.').map(|(section, _)| section);
+        section.is_some_and(|section| sections.contains(&section))
+    };
+    let named: Vec<&&str> = quoted.iter().filter(looks_like_a_key).collect();
+    ensure!(named.len() > 8, "only these look like keys: {named:?}");
+    let unknown: Vec<&&&str> = named
+        .iter()
+        .filter(|word| !keys.iter().any(|key| key == **word))
+        .collect();
+    ensure!(unknown.is_empty(), "docs/operations.md has {unknown:?}");
+    Ok(())
+}
+
+/// The keys of sample configurations, with their sections, also those that show a default.
+fn keys_in(samples: &str) -> Vec<String> {
+    let mut section = "";
+    let mut keys = Vec::new();
+    for line in samples.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+        } else if let Some((key, _)) = line.trim_start_matches("#: ").split_once(" = ") {
+            keys.push(format!("{section}.{key}"));
+        }
+    }
+    keys
 }
 
 /// What stands in backquotes and looks like a path of this repository: a folder (`common/`) or a file in one.
