@@ -10,4 +10,5 @@ pub mod image_header;
 pub mod instance;
 pub mod names;
 pub mod network;
+pub mod usage;
 pub mod volume;
