@@ -8,6 +8,7 @@ mod domains;
 mod faults;
 mod files;
 mod networks;
+mod usage;
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +26,7 @@ use berth_common::{
 use uuid::Uuid;
 
 use super::{
-    ActError, Compute, Net, Progress, Storage,
+    ActError, Compute, Net, Progress, Storage, Usage,
     machine::{Machine, Measure},
 };
 use crate::decide::{
@@ -33,15 +34,18 @@ use crate::decide::{
     image_cache::CachedName,
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    usage::{Activity, DomainUsage},
     volume::VolumeFiles,
 };
 use domains::Domains;
 use faults::Faults;
 use files::Files;
 use networks::Networks;
+use usage::Workloads;
 
 pub use domains::{Guest, Lives};
 pub use files::FakeVolume;
+pub use usage::Busy;
 
 /// Memory that the host itself takes, as the reserve that schedulers keep by default.
 const OWN_MEMORY_MB: u64 = 512;
@@ -59,6 +63,7 @@ struct Model {
     domains: Domains,
     files: Files,
     networks: Networks,
+    workloads: Workloads,
     faults: Faults,
 }
 
@@ -82,6 +87,7 @@ impl FakeHost {
                 domains: Domains::default(),
                 files: Files::default(),
                 networks: Networks::default(),
+                workloads: Workloads::default(),
                 faults: Faults::default(),
             })),
         }
@@ -167,6 +173,23 @@ impl FakeHost {
     /// Somebody defines a domain that is not berth's.
     pub fn add_foreign(&self, domain: DomainObserved) {
         self.model().domains.add_foreign(domain);
+    }
+
+    /// Somebody takes away a domain that is not berth's.
+    pub fn remove_foreign(&self, uuid: Uuid) {
+        self.model().domains.remove_foreign(uuid);
+    }
+
+    /// The guest of a domain works, if it runs: its first disk and its first NIC count on.
+    pub fn guest_works(&self, uuid: Uuid, work: Activity) {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        model.workloads.work(&model.domains, uuid, work);
+    }
+
+    /// Something else is done to a domain, from now on or no longer: it tells little of itself.
+    pub fn set_busy(&self, uuid: Uuid, busy: Busy) {
+        self.model().workloads.set_busy(uuid, busy);
     }
 
     /// What became of an instance's guest so far.
@@ -317,6 +340,15 @@ impl Compute for FakeHost {
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
         // Whatever a fake guest does is done at once.
         self.model().faults.look().map(|()| None)
+    }
+}
+
+#[async_trait]
+impl Usage for FakeHost {
+    async fn usage(&self) -> Result<Vec<DomainUsage>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.workloads.measure(&model.domains))
     }
 }
 

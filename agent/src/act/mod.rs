@@ -23,6 +23,7 @@ use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    usage::DomainUsage,
     volume::VolumeFiles,
 };
 
@@ -82,6 +83,13 @@ pub trait Compute: Send + Sync {
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError>;
     /// How far a long step on an instance's domain is; `None`: none runs.
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
+}
+
+/// What domains use. Apart from [`Compute`], so that measuring holds up no step.
+#[async_trait]
+pub trait Usage: Send + Sync {
+    /// All running domains, berth's and foreign ones, in one call. One that is busy is not waited for, and tells less.
+    async fn usage(&self) -> Result<Vec<DomainUsage>, ActError>;
 }
 
 /// Files: images, disks and volumes.

@@ -121,6 +121,24 @@ impl Domains {
         self.foreign.insert(domain.uuid, domain);
     }
 
+    pub(super) fn remove_foreign(&mut self, uuid: Uuid) {
+        self.foreign.remove(&uuid);
+    }
+
+    /// Who has QEMU running: each with its memory, and berth's own with what it was started with.
+    pub(super) fn on(&self) -> Vec<(Uuid, MemoryMb, Option<&DomainConfig>)> {
+        let own = self.own.values().filter_map(|domain| {
+            let live = domain.live.as_ref()?;
+            Some((live.id.as_uuid(), live.memory_mb, Some(live)))
+        });
+        let foreign = self
+            .foreign
+            .values()
+            .filter(|domain| domain.off_reason.is_none());
+        own.chain(foreign.map(|domain| (domain.uuid, domain.memory_mb, None)))
+            .collect()
+    }
+
     pub(super) fn lives(&self, instance: InstanceId) -> Lives {
         self.lives.get(&instance).copied().unwrap_or_default()
     }

@@ -9,8 +9,10 @@ mod facts;
 mod observe;
 mod pool;
 mod power;
+mod records;
 mod saved;
 mod session;
+mod stats;
 mod steps;
 
 use std::{path::PathBuf, time::Duration};
@@ -22,8 +24,11 @@ use virt::connect::Connect;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
 pub use pool::Limits;
 
-use super::{ActError, Compute};
-use crate::decide::domain::{DomainObserved, DomainStep, JobProgress, VirtType};
+use super::{ActError, Compute, Usage};
+use crate::decide::{
+    domain::{DomainObserved, DomainStep, JobProgress, VirtType},
+    usage::DomainUsage,
+};
 use error::{failed, no_answer};
 use pool::{Pool, Ticket};
 use session::Session;
@@ -45,6 +50,11 @@ pub struct Options {
     pub memory_deadline: Duration,
     /// How many guests' memories are saved or restored at once, hang, or wait.
     pub memory_limits: Limits,
+    /// How long measuring all domains may take.
+    pub usage_deadline: Duration,
+    /// How many measurements run at once, hang, or wait. One that hangs on a QEMU leaves that one busy, and the next
+    /// passes it by: so a second thread is enough to go on.
+    pub usage_limits: Limits,
     /// libvirt's configuration of QEMU.
     pub qemu_conf: PathBuf,
 }
@@ -64,6 +74,12 @@ impl Default for Options {
                 workers: 2,
                 stuck: 2,
                 queued: 1024,
+            },
+            usage_deadline: Duration::from_secs(10),
+            usage_limits: Limits {
+                workers: 1,
+                stuck: 4,
+                queued: 1,
             },
             qemu_conf: PathBuf::from("/etc/libvirt/qemu.conf"),
         }
@@ -92,6 +108,8 @@ pub struct Libvirt {
     pool: Pool<Session>,
     /// Whatever takes long has threads of its own, so that the others stay free.
     memory_pool: Pool<Session>,
+    /// Measuring asks every QEMU, so it is the first to hang: it takes no thread from the others.
+    usage_pool: Pool<Session>,
 }
 
 impl Libvirt {
@@ -106,6 +124,7 @@ impl Libvirt {
             uri: uri.to_owned(),
             pool: pool("libvirt", options.limits),
             memory_pool: pool("libvirt-memory", options.memory_limits),
+            usage_pool: pool("libvirt-usage", options.usage_limits),
             options,
         }
     }
@@ -113,7 +132,7 @@ impl Libvirt {
     /// How many calls did not come back in time and still hang.
     #[must_use]
     pub fn stuck_calls(&self) -> usize {
-        self.pool.stuck() + self.memory_pool.stuck()
+        self.pool.stuck() + self.memory_pool.stuck() + self.usage_pool.stuck()
     }
 
     /// What libvirt and this host are.
@@ -203,6 +222,18 @@ impl Compute for Libvirt {
         let what = format!("asking how far instance {instance} is");
         self.call(what, self.options.observe_deadline, move |connection, _| {
             observe::job(connection, instance)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Usage for Libvirt {
+    async fn usage(&self) -> Result<Vec<DomainUsage>, ActError> {
+        let what = "measuring the domains".to_owned();
+        let deadline = self.options.usage_deadline;
+        self.call_on(&self.usage_pool, what, deadline, |connection, _| {
+            stats::all(connection)
         })
         .await
     }
