@@ -1,6 +1,7 @@
 //! What a machine is made of, as measured just now. It needs no libvirt, and never waits for one.
 
 pub mod countables;
+pub mod memory;
 
 use std::{fs, path::Path};
 

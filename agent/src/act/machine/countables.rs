@@ -80,7 +80,7 @@ fn sorted(inventories: impl Iterator<Item = ResourceInventory>) -> Vec<ResourceI
 }
 
 /// What is in a folder; nothing where there is none.
-fn entries(root: &Path) -> impl Iterator<Item = (String, std::path::PathBuf)> {
+pub(super) fn entries(root: &Path) -> impl Iterator<Item = (String, std::path::PathBuf)> {
     fs::read_dir(root)
         .into_iter()
         .flatten()
@@ -88,7 +88,7 @@ fn entries(root: &Path) -> impl Iterator<Item = (String, std::path::PathBuf)> {
         .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
 }
 
-fn number(path: &Path, radix: u32) -> Option<u64> {
+pub(super) fn number(path: &Path, radix: u32) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let digits = text.trim();
     u64::from_str_radix(digits.strip_prefix("0x").unwrap_or(digits), radix).ok()
