@@ -1,8 +1,11 @@
 //! The agent's own figures. No label takes its value from a message: a series must not grow with what strangers
-//! send.
+//! send. The one exception, and what bounds it, is [`usage`].
+
+pub mod usage;
 
 use std::collections::BTreeMap;
 
+use self::usage::{UsageCollector, UsageFigures};
 use crate::decide::image_cache::Reason;
 use berth_common::{
     document::Kind,
@@ -31,6 +34,7 @@ pub struct AgentMetrics {
     images: IntGauge,
     image_bytes: IntGauge,
     image_evictions: IntCounterVec,
+    usage: UsageFigures,
 }
 
 impl AgentMetrics {
@@ -39,6 +43,13 @@ impl AgentMetrics {
     /// # Errors
     /// When a name is taken, which no configuration can cause.
     pub fn new(metrics: &Metrics) -> Result<Self, MetricsError> {
+        let usage = UsageFigures::default();
+        let register = |source| MetricsError::Register {
+            name: "berth_agent_domain_*".to_owned(),
+            source,
+        };
+        let collector = UsageCollector::new(usage.clone()).map_err(register)?;
+        metrics.register("berth_agent_domain_*", collector)?;
         Ok(Self {
             documents: metrics.gauges(
                 "berth_agent_documents",
@@ -104,7 +115,14 @@ impl AgentMetrics {
                 &["reason"],
             )?,
             image_bytes: metrics.gauge("berth_agent_images_cached_bytes", "Size of the images in the cache.")?,
+            usage,
         })
+    }
+
+    /// Where it is told what domains, the pool and the host use.
+    #[must_use]
+    pub fn usage(&self) -> &UsageFigures {
+        &self.usage
     }
 
     /// So many documents, by kind and status.

@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -41,6 +42,7 @@ use crate::{
     report::{
         glance::{Glances, STALE_AFTER},
         heartbeat::watch_bus,
+        usage::Meter,
     },
     state::StateDir,
     wiring::{Agent, Setup},
@@ -148,6 +150,16 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         ask_libvirt(Arc::clone(&libvirt), config.virt_type, facts, paths),
         cancel.clone(),
     ));
+    let meter = Meter {
+        usage: libvirt.clone(),
+        storage: storage.clone(),
+        glances: glances.clone(),
+        journal: Arc::clone(agent.journal()),
+        root: PathBuf::from("/"),
+        every: config.heartbeat_every,
+        figures: agent_metrics.usage().clone(),
+    };
+    beside.spawn(meter.run(cancel.clone()));
     beside.spawn(until_cancelled(
         gather(libvirt, storage, agent_metrics),
         cancel.clone(),

@@ -141,6 +141,12 @@ impl Agent {
         &self.pulse
     }
 
+    /// The documents of this agent.
+    #[must_use]
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.inbox.journal
+    }
+
     /// Works until cancelled, with what else belongs to this agent `beside` it. Reports go on until the engine has
     /// said its last. The connection stays open.
     ///
