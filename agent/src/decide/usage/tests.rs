@@ -73,6 +73,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         name: "theirs".to_owned(),
         power_state: PowerState::Running,
         off_reason: None,
+        leftover_memory: false,
         reason: "running".to_owned(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
