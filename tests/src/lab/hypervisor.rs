@@ -422,12 +422,15 @@ impl Hypervisor {
         Ok(found)
     }
 
-    /// The names of the files of volumes, with their marks.
+    /// The names of the files of volumes, and of the marks that they were made.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// A folder cannot be read.
     pub fn volume_files(&self) -> anyhow::Result<Vec<String>> {
-        let mut found = names(&self.state_dir().join("volumes").display().to_string())?;
+        let mut found = Vec::new();
+        for folder in ["volumes", "made"] {
+            found.extend(names(&self.state_dir().join(folder).display().to_string())?);
+        }
         found.sort_unstable();
         Ok(found)
     }
@@ -461,7 +464,7 @@ impl Hypervisor {
         {
             add("namespace", namespace);
         }
-        for folder in ["instances", "networks", "volumes"] {
+        for folder in ["instances", "networks", "volumes", "made"] {
             for file in names(&self.state_dir().join(folder).display().to_string())? {
                 add(&format!("file in {folder}/:"), &file);
             }
