@@ -3,13 +3,15 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use berth_common::{
-    document::{Document, DocumentKey, InstanceVolume, Kind, VolumeAccess, VolumeSource},
-    ids::VolumeId,
+    document::{
+        DesiredPower, Document, DocumentKey, InstanceVolume, Kind, VolumeAccess, VolumeSource,
+    },
+    ids::{InstanceId, VolumeId},
     message::{
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{
-            HostDelete, HostDisable, HostSet, InstanceResume, InstanceStop, InstanceSuspend,
-            VolumeCreate, VolumeList,
+            HostDelete, HostDisable, HostSet, InstanceResume, InstanceStart, InstanceStop,
+            InstanceSuspend, VolumeCreate, VolumeList,
         },
         view::{InstanceView, VmState, VolumeStatus, VolumeView},
     },
@@ -98,6 +100,30 @@ fn volumes_of(document: &Document) -> Vec<InstanceVolume> {
     match document {
         Document::Instance(desired) => desired.spec.clone().unwrap().volumes,
         other => panic!("{other:?}"),
+    }
+}
+
+fn power_of(document: &Document) -> DesiredPower {
+    match document {
+        Document::Instance(desired) => desired.spec.as_ref().unwrap().power,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The guest of an instance switches itself off.
+async fn goes_off(cloud: &Cloud, host: &mut Host, id: InstanceId, generation: Generation) {
+    let settled = ConvergeStatus::Converged;
+    host.report(key(id), generation, settled, PowerState::Shutdown)
+        .await;
+    cloud
+        .wait_for_instance(id, "off", |view| view.vm_state == VmState::Stopped)
+        .await;
+}
+
+fn start(instance: &str) -> InstanceStart {
+    InstanceStart {
+        instance: instance.to_owned(),
+        project: Default::default(),
     }
 }
 
@@ -763,6 +789,60 @@ async fn the_disks_of_a_suspended_instance_stay_as_its_memory_knows_them() {
     cloud.ok(detach("has")).await;
     until(&cloud, &mut host, "wants", VolumeStatus::InUse).await;
     until(&cloud, &mut host, "has", VolumeStatus::Available).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_switched_itself_off_stays_off_when_its_volumes_change() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    made(&cloud, &mut host, "data", 1).await;
+    let generation = cloud.show(web.id).await.generation;
+    goes_off(&cloud, &mut host, web.id, generation).await;
+    assert_eq!(
+        cloud.show(web.id).await.desired_power,
+        DesiredPower::Running
+    );
+
+    cloud.ok(attach("data", "web")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    assert_eq!(volumes_of(&document).len(), 1);
+    assert_eq!(power_of(&document), DesiredPower::Stopped);
+    host.carry_out(&document, PowerState::Shutdown).await;
+    wait_for(&cloud, "data", VolumeStatus::InUse).await;
+
+    // A start that its host has yet to confirm is no wish of the past, although the guest is still off.
+    cloud.ok(start("web")).await;
+    let starting = next_about(&mut host, key(web.id)).await;
+    assert_eq!(power_of(&starting), DesiredPower::Running);
+    cloud.ok(detach("data")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    assert_eq!(power_of(&document), DesiredPower::Running);
+    host.carry_out(&document, PowerState::Running).await;
+    wait_for(&cloud, "data", VolumeStatus::Available).await;
+
+    // Nor is one that its host failed at: without the volume it may well succeed.
+    cloud.ok(attach("data", "web")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    host.fail(&document, FaultCode::Hypervisor, "the volume is lost")
+        .await;
+    wait_for(&cloud, "data", VolumeStatus::Error).await;
+    cloud.ok(detach("data")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    assert_eq!(power_of(&document), DesiredPower::Running);
+    host.carry_out(&document, PowerState::Running).await;
+    wait_for(&cloud, "data", VolumeStatus::Available).await;
+
+    cloud.ok(attach("data", "web")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    host.carry_out(&document, PowerState::Running).await;
+    wait_for(&cloud, "data", VolumeStatus::InUse).await;
+    goes_off(&cloud, &mut host, web.id, document.generation()).await;
+    cloud.ok(detach("data")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    assert!(volumes_of(&document).is_empty());
+    assert_eq!(power_of(&document), DesiredPower::Stopped);
     assert_sound(&cloud).await;
 }
 

@@ -136,6 +136,36 @@ fn power_after(row: &InstanceRow, change: Change) -> Result<DesiredPower, ClaimE
     }
 }
 
+/// An instance whose guest switched itself off stays off, whatever else changes of it: a new generation of a document
+/// that says running would start it, and only its owner does that. A wish that its host has yet to confirm, or failed
+/// at, still stands.
+///
+/// # Errors
+/// When the database fails.
+pub(in crate::claim) async fn leave_off(
+    writing: &Writing<'_>,
+    host: HostId,
+    row: &InstanceRow,
+) -> Result<(), ClaimError> {
+    if !is_left_off(row) || row.observed.status != Some(ConvergeStatus::Converged) {
+        return Ok(());
+    }
+    let told = documents::get(writing.txn(), host, document_key(row.id)).await?;
+    if told.is_some_and(|told| row.observed.generation >= told.generation) {
+        let off = DesiredPower::Stopped;
+        instances::set_desired_power(writing.txn(), row.id, off, writing.now).await?;
+        tracing::info!(instance = %row.id, "its guest switched itself off, and it stays off");
+    }
+    Ok(())
+}
+
+fn document_key(id: InstanceId) -> DocumentKey {
+    DocumentKey {
+        kind: Kind::Instance,
+        id: id.as_uuid(),
+    }
+}
+
 /// An instance that must be there: it was just read.
 async fn get(txn: &Txn, id: InstanceId) -> Result<InstanceRow, ClaimError> {
     let row = instances::get(txn, id).await?;
@@ -169,10 +199,7 @@ async fn delete(
     // tombstone that its host could confirm.
     let is_told = match host {
         Some(host) => {
-            let key = DocumentKey {
-                kind: Kind::Instance,
-                id: row.id.as_uuid(),
-            };
+            let key = document_key(row.id);
             documents::get(writing.txn(), host, key).await?.is_some()
         }
         None => false,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A volume is free only when its host saw the device gone: until then nobody else gets it. An instance that may yet move
-//! to another host gets none.
+//! to another host gets none. A guest that switched itself off stays off when its volumes change.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,13 @@ use berth_store::{
 
 use super::{again, being_deleted, check_not_copied, check_room, resolve};
 use crate::{
-    claim::{ClaimError, cloud::PlacedVolume, conflict, instances as claim_instances, invalid},
+    claim::{
+        ClaimError,
+        cloud::PlacedVolume,
+        conflict,
+        instances::{self as claim_instances, change::leave_off},
+        invalid,
+    },
     context::Writing,
     report::show,
 };
@@ -76,6 +82,7 @@ pub async fn attach(
         bind(writing, &volume, host).await?;
     }
     attachments::insert(writing.txn(), &attachment).await?;
+    leave_off(writing, host, &instance).await?;
     writing.touch_instance(host, instance.id);
     writing.derive().await?;
     tracing::info!(volume = %volume.id, instance = %instance.id, "volume is to be attached");
@@ -226,12 +233,16 @@ pub async fn detach(
     if let Some(attachment) = attachments::of_volume(writing.txn(), row.id).await?
         && attachment.state != AttachmentState::Detaching
     {
-        if let Some(instance) = instances::get(writing.txn(), attachment.instance_id).await? {
-            check_suspended(&instance)?;
+        let instance = instances::get(writing.txn(), attachment.instance_id).await?;
+        if let Some(instance) = &instance {
+            check_suspended(instance)?;
         }
         let detaching = AttachmentState::Detaching;
         attachments::set_state(writing.txn(), row.id, detaching).await?;
         if let Some(host) = row.host_id {
+            if let Some(instance) = &instance {
+                leave_off(writing, host, instance).await?;
+            }
             writing.touch_instance(host, attachment.instance_id);
             writing.derive().await?;
         }
