@@ -69,7 +69,7 @@ const SUBJECTS: [&str; 7] = [
     "id",
 ];
 
-/// Plays a script to its end, and remembers what was asked: `method subject`.
+/// Plays a script to its end, and remembers what was asked: `method subject`, and `of instance` with volumes.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     script: RefCell<VecDeque<Play>>,
@@ -92,9 +92,14 @@ impl Caller for Scheduler {
             .iter()
             .find_map(|key| request[*key].as_str())
             .unwrap_or("-");
-        self.asked
-            .borrow_mut()
-            .push(format!("{} {subject}", M::NAME));
+        let mut asked = format!("{} {subject}", M::NAME);
+        // A volume's instance.
+        if let (Some(_), Some(instance)) =
+            (request["volume"].as_str(), request["instance"].as_str())
+        {
+            asked = format!("{asked} of {instance}");
+        }
+        self.asked.borrow_mut().push(asked);
         let play = self.script.borrow_mut().pop_front();
         match play.expect("nothing more was to be asked") {
             Play::Reply(reply) => Ok(serde_json::from_value(reply).unwrap()),

@@ -358,8 +358,21 @@ volume_requests! {
     VolumeDelete;
     /// Show one volume.
     VolumeShow;
-    /// Take a volume from its instance. It is free when its host saw the device gone.
-    VolumeDetach;
+}
+
+/// Take a volume from its instance. It is free when its host saw the device gone. Whoever may send the request again, or
+/// late, names the instance: by then the volume may be another one's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeDetach {
+    /// Id, or name within the project, of the volume.
+    pub volume: String,
+    /// Id, or name within the project, of the instance it shall be taken from; if that one does not have it, nothing is
+    /// changed. Null: from whichever has it.
+    #[serde(default)]
+    pub instance: Option<String>,
+    /// The project that names are looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
 }
 
 /// Make a volume larger, also while an instance has it. It never shrinks.

@@ -76,11 +76,8 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Volume) -> Res
         }
         Volume::Detach { name, wait } => {
             let meant = meant(name, VolumeGoal::Detached);
-            change(context, meant, wait, |volume, project| VolumeDetach {
-                volume,
-                project,
-            })
-            .await
+            let view = detached(&mut Asking::new(context, wait), meant).await?;
+            context.print(&view, |view, _| volume::outcome(view))
         }
     }
 }
@@ -192,6 +189,24 @@ async fn attached<C: Caller>(
     .await
 }
 
+/// Takes a volume from the instance that has it now: by the time the request is sent again, another one may.
+async fn detached<C: Caller>(
+    asking: &mut Asking<'_, C>,
+    meant: Change,
+) -> Result<VolumeView, CtlError> {
+    let goal = meant.goal;
+    let found = found(asking, meant).await?;
+    let Some(from) = &found.attachment else {
+        return Ok(found);
+    };
+    let request = VolumeDetach {
+        volume: found.id.to_string(),
+        instance: Some(from.instance_id.to_string()),
+        project: found.project.clone(),
+    };
+    ask(asking, found, &request, goal).await
+}
+
 /// Finds out which volume is meant, and from then on speaks of its id only: by the time a request is sent again, its
 /// name may belong to another one.
 async fn changed<C: Caller, M>(
@@ -202,16 +217,38 @@ async fn changed<C: Caller, M>(
 where
     M: Method<Reply = VolumeView> + Sync,
 {
+    let goal = change.goal;
+    let found = found(asking, change).await?;
+    let request = request(found.id.to_string(), found.project.clone());
+    ask(asking, found, &request, goal).await
+}
+
+/// The volume that is meant.
+async fn found<C: Caller>(
+    asking: &mut Asking<'_, C>,
+    change: Change,
+) -> Result<VolumeView, CtlError> {
     let show = VolumeShow {
         volume: change.name,
         project: change.project,
     };
-    let found = asking.send(&show).await.map_err(CtlError::before_asking)?;
-    let request = request(found.id.to_string(), found.project.clone());
-    match asking.send(&request).await {
-        Ok(accepted) => asking.until(accepted, change.goal).await,
+    asking.send(&show).await.map_err(CtlError::before_asking)
+}
+
+/// Asks for a change to a volume that was found.
+async fn ask<C: Caller, M>(
+    asking: &mut Asking<'_, C>,
+    found: VolumeView,
+    request: &M,
+    goal: VolumeGoal,
+) -> Result<VolumeView, CtlError>
+where
+    M: Method<Reply = VolumeView> + Sync,
+{
+    match asking.send(request).await {
+        Ok(accepted) => asking.until(accepted, goal).await,
         Err(CtlError::Refused(refusal))
-            if refusal.code == RefusalCode::NotFound && VolumeView::is_end(change.goal) =>
+            if refusal.code == RefusalCode::NotFound && VolumeView::is_end(goal) =>
         {
             Ok(found.gone())
         }

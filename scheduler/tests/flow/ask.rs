@@ -99,6 +99,7 @@ pub(crate) fn attach(volume: &str, instance: &str) -> VolumeAttach {
 pub(crate) fn detach(volume: &str) -> VolumeDetach {
     VolumeDetach {
         volume: volume.to_owned(),
+        instance: None,
         project: Default::default(),
     }
 }

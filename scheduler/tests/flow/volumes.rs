@@ -11,7 +11,7 @@ use berth_common::{
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{
             HostDelete, HostDisable, HostSet, InstanceResume, InstanceStart, InstanceStop,
-            InstanceSuspend, VolumeCreate, VolumeList,
+            InstanceSuspend, VolumeCreate, VolumeDetach, VolumeList,
         },
         view::{InstanceView, VmState, VolumeStatus, VolumeView},
     },
@@ -362,6 +362,43 @@ async fn a_volume_is_free_only_when_its_host_said_so() {
     until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
     let to = cloud.ok(show_volume("data")).await.attachment.unwrap();
     assert_eq!(to.instance.as_str(), "db");
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_detachment_takes_the_volume_from_nobody_else() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    active(&cloud, &mut host, "db").await;
+    made(&cloud, &mut host, "data", 5).await;
+    let from = |instance: &str| VolumeDetach {
+        instance: Some(instance.to_owned()),
+        ..detach("data")
+    };
+    let by_id = web.id.to_string();
+    // Nobody has it.
+    let free = cloud.ok(from("web")).await;
+    assert_eq!(free.status, VolumeStatus::Available);
+    cloud.ok(attach("data", "web")).await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    assert_eq!(cloud.ok(from("db")).await.status, VolumeStatus::InUse);
+    cloud
+        .refused(from("nobody"), NotFound, "has no instance \"nobody\"")
+        .await;
+    // Twice is once.
+    for _ in 0..2 {
+        let view = cloud.ok(from(&by_id)).await;
+        assert_eq!(view.status, VolumeStatus::Detaching);
+    }
+    until(&cloud, &mut host, "data", VolumeStatus::Available).await;
+    cloud.ok(attach("data", "db")).await;
+    let db = until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    // Once more, late: it is the other's now.
+    for instance in ["web", &by_id] {
+        assert_eq!(cloud.ok(from(instance)).await, db);
+    }
+    assert_eq!(cloud.ok(from("db")).await.status, VolumeStatus::Detaching);
     assert_sound(&cloud).await;
 }
 

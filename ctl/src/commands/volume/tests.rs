@@ -122,14 +122,14 @@ async fn an_attachment_is_asked_for_and_waited_for_by_ids() {
     .await
     .unwrap();
     assert_eq!(view.status, VolumeStatus::InUse);
-    let id = data().id;
+    let (id, with) = (data().id, instance().id);
     assert_eq!(
         *context.caller.asked.borrow(),
         [
             "instance.show web-1".to_owned(),
             "volume.show data".to_owned(),
-            format!("volume.attach {id}"),
-            format!("volume.attach {id}"),
+            format!("volume.attach {id} of {with}"),
+            format!("volume.attach {id} of {with}"),
             format!("volume.show {id}"),
         ]
     );
@@ -156,7 +156,11 @@ async fn a_volume_that_fails_ends_the_wait_with_its_fault() {
     let extended = changed(
         &mut Asking::with(&context, patient()),
         meant(VolumeGoal::Extended),
-        |volume, project| VolumeDetach { volume, project },
+        |volume, project| VolumeExtend {
+            volume,
+            project,
+            size_gb: data().size_gb,
+        },
     )
     .await;
     let error = extended.unwrap_err();
@@ -183,4 +187,38 @@ async fn a_deletion_that_was_carried_out_unheard_is_a_success() {
     .await
     .unwrap();
     assert_eq!(gone.status, VolumeStatus::Deleted);
+}
+
+#[tokio::test]
+async fn a_detachment_names_the_instance_that_had_the_volume() {
+    let free = VolumeView {
+        attachment: None,
+        ..with(VolumeStatus::Available)
+    };
+    let script = [
+        Play::view(&data()),
+        Play::Silence,
+        Play::view(&with(VolumeStatus::Detaching)),
+        Play::view(&free),
+    ];
+    let context = testing::context(None, script);
+    let mut asking = Asking::with(&context, patient());
+    let view = detached(&mut asking, meant(VolumeGoal::Detached)).await;
+    assert_eq!(view.unwrap(), free);
+    let (id, web) = (data().id, instance().id);
+    assert_eq!(
+        *context.caller.asked.borrow(),
+        [
+            "volume.show data".to_owned(),
+            format!("volume.detach {id} of {web}"),
+            format!("volume.detach {id} of {web}"),
+            format!("volume.show {id}"),
+        ]
+    );
+
+    // Of nothing it need not be detached, and by the time it was asked for somebody may have it.
+    let context = testing::context(None, [Play::view(&free)]);
+    let mut asking = Asking::with(&context, None);
+    let view = detached(&mut asking, meant(VolumeGoal::Detached)).await;
+    assert_eq!(view.unwrap(), free);
 }

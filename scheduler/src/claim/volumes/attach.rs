@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use berth_common::{
     document::DesiredPower,
-    ids::HostId,
+    ids::{HostId, InstanceId},
     message::{
         request::{VolumeAttach, VolumeDetach},
         view::{VolumeStatus, VolumeView},
@@ -221,7 +221,8 @@ async fn bind(
     Ok(())
 }
 
-/// Takes a volume from its instance. It is free when its host confirmed that.
+/// Takes a volume from its instance. It is free when its host confirmed that. From an instance that does not have it, it
+/// is taken already.
 ///
 /// # Errors
 /// A refusal, or a failure of the database; then nothing of it may be kept.
@@ -232,6 +233,7 @@ pub async fn detach(
     let row = resolve(writing.txn(), &request.project, &request.volume).await?;
     if let Some(attachment) = attachments::of_volume(writing.txn(), row.id).await?
         && attachment.state != AttachmentState::Detaching
+        && is_meant(writing, request, attachment.instance_id).await?
     {
         let instance = instances::get(writing.txn(), attachment.instance_id).await?;
         if let Some(instance) = &instance {
@@ -249,4 +251,17 @@ pub async fn detach(
         tracing::info!(volume = %row.id, instance = %attachment.instance_id, "volume is to be detached");
     }
     show::volume(writing.context(), writing.txn(), &row).await
+}
+
+/// Whether a volume shall be taken from the instance that has it.
+async fn is_meant(
+    writing: &Writing<'_>,
+    request: &VolumeDetach,
+    has: InstanceId,
+) -> Result<bool, ClaimError> {
+    let Some(instance) = &request.instance else {
+        return Ok(true);
+    };
+    let meant = claim_instances::resolve(writing.txn(), &request.project, instance).await?;
+    Ok(meant.id == has)
 }
