@@ -73,15 +73,19 @@ pub struct VolumeRef {
 /// How much a guest may do with a volume in a second, reads and writes together; null: as much as it can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeLimits {
-    /// I/O operations per second, at least 1.
+    /// I/O operations per second, 1 to 1000000000000000.
     #[serde(default)]
     pub total_iops: Option<u64>,
-    /// Bytes per second, at least 1.
+    /// Bytes per second, 1 to 1000000000000000.
     #[serde(default)]
     pub total_bytes_per_second: Option<u64>,
 }
 
 impl VolumeLimits {
+    /// The highest limit there is: the most that libvirt's QEMU driver takes for `iotune`
+    /// (`QEMU_BLOCK_IOTUNE_MAX`).
+    pub const MOST: u64 = 1_000_000_000_000_000;
+
     /// Whether nothing is limited.
     #[must_use]
     pub const fn is_unlimited(&self) -> bool {

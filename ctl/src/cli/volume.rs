@@ -1,7 +1,7 @@
 //! The words of `berthctl volume …`.
 
 use berth_common::{
-    document::{ImageFormat, VolumeFormat},
+    document::{ImageFormat, VolumeFormat, VolumeLimits},
     ids::VolumeId,
     names::{ImageSha256, ImageUrl, VolumeName},
     units::DiskGb,
@@ -87,10 +87,10 @@ pub(crate) struct VolumeCreateArgs {
     #[arg(long, value_name = "HOST")]
     pub(crate) host: Option<String>,
     /// How many I/O operations a guest may do in a second. Default: as many as it can.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=VolumeLimits::MOST))]
     pub(crate) iops: Option<u64>,
     /// How many bytes a guest may read and write in a second. Default: as many as it can.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=VolumeLimits::MOST))]
     pub(crate) bytes_per_second: Option<u64>,
     /// Its id: repeating a request with the same id is harmless. Default: a new one.
     #[arg(long, value_name = "UUID")]

@@ -703,7 +703,16 @@ async fn volumes_that_cannot_be() {
             "limits",
             json!({ "total_iops": 0, "total_bytes_per_second": 0 }),
             Invalid,
-            "limits.total_iops must be at least 1, or null for no limit; limits.total_bytes_per_second must be",
+            "limits.total_iops must be 1 to 1000000000000000, or null for no limit; got 0; \
+             limits.total_bytes_per_second must be 1 to 1000000000000000, or null for no limit; got 0",
+        ),
+        (
+            "limits",
+            json!({ "total_iops": 1_000_000_000_000_001_u64, "total_bytes_per_second": u64::MAX }),
+            Invalid,
+            "limits.total_iops must be 1 to 1000000000000000, or null for no limit; got 1000000000000001; \
+             limits.total_bytes_per_second must be 1 to 1000000000000000, or null for no limit; got \
+             18446744073709551615",
         ),
         (
             "limits",

@@ -2,7 +2,7 @@
 //! first instance they are attached to.
 
 use berth_common::{
-    document::{VolumeRef, VolumeSource},
+    document::{VolumeLimits, VolumeRef, VolumeSource},
     ids::HostId,
     message::{
         request::{VolumeCreate, VolumeCreateSource},
@@ -115,13 +115,19 @@ fn name_taken(request: &VolumeCreate) -> ClaimError {
 fn validate(request: &VolumeCreate) -> Result<(), ClaimError> {
     let mut mistakes = Vec::new();
     if request.size_gb.get() == 0 {
-        mistakes.push("size_gb must be at least 1");
+        mistakes.push("size_gb must be at least 1".to_owned());
     }
-    if request.limits.total_iops == Some(0) {
-        mistakes.push("limits.total_iops must be at least 1, or null for no limit");
-    }
-    if request.limits.total_bytes_per_second == Some(0) {
-        mistakes.push("limits.total_bytes_per_second must be at least 1, or null for no limit");
+    let limits = request.limits;
+    for (key, limit) in [
+        ("total_iops", limits.total_iops),
+        ("total_bytes_per_second", limits.total_bytes_per_second),
+    ] {
+        let most = VolumeLimits::MOST;
+        if let Some(wrong) = limit.filter(|limit| !(1..=most).contains(limit)) {
+            mistakes.push(format!(
+                "limits.{key} must be 1 to {most}, or null for no limit; got {wrong}"
+            ));
+        }
     }
     if mistakes.is_empty() {
         Ok(())
