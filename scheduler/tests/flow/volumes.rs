@@ -830,6 +830,65 @@ async fn the_disks_of_a_suspended_instance_stay_as_its_memory_knows_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_is_suspended_only_with_the_disks_it_is_known_to_have() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let fresh = hinted("web", json!({ "host": "hv1" }));
+    cloud.ok(fresh.clone()).await;
+    let suspend = || InstanceSuspend {
+        instance: "web".to_owned(),
+        project: Default::default(),
+    };
+    cloud
+        .refused(
+            suspend(),
+            Conflict,
+            "instance web is being built; suspend it when it is active",
+        )
+        .await;
+    converge(&mut host, &[key(fresh.id)]).await;
+    cloud
+        .wait_for_instance(fresh.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+    made(&cloud, &mut host, "data", 1).await;
+    cloud.ok(attach("data", "web")).await;
+    cloud
+        .refused(
+            suspend(),
+            Conflict,
+            "volume data is being attached to instance web; suspend it when the volume is in use, or detach the volume \
+             first",
+        )
+        .await;
+    let attaching = next_about(&mut host, key(fresh.id)).await;
+    host.fail(&attaching, FaultCode::Hypervisor, "no slot is free")
+        .await;
+    wait_for(&cloud, "data", VolumeStatus::Error).await;
+    host.report(
+        key(fresh.id),
+        attaching.generation(),
+        ConvergeStatus::Converging,
+        PowerState::Running,
+    )
+    .await;
+    wait_for(&cloud, "data", VolumeStatus::Attaching).await;
+    cloud.ok(detach("data")).await;
+    cloud
+        .refused(
+            suspend(),
+            Conflict,
+            "volume data is being detached from instance web; suspend it when the volume is available",
+        )
+        .await;
+    until(&cloud, &mut host, "data", VolumeStatus::Available).await;
+    cloud.ok(attach("data", "web")).await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    cloud.ok(suspend()).await;
+    cloud.ok(suspend()).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_switched_itself_off_stays_off_when_its_volumes_change() {
     let cloud = Cloud::start().await;
     let mut host = Host::join(&cloud, "hv1").await;

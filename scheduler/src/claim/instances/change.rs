@@ -11,9 +11,11 @@ use berth_common::{
     names::ProjectName,
 };
 use berth_store::{
-    Txn, documents,
+    Txn,
+    attachments::{self, AttachmentState},
+    documents,
     instances::{self, InstanceRow},
-    nonces,
+    nonces, volumes,
 };
 
 use super::{networks_of, resize::resize, resolve};
@@ -89,6 +91,9 @@ pub async fn change(
         | Change::Suspend
         | Change::Resume => {
             let power = power_after(&row, change)?;
+            if matches!(change, Change::Suspend) && row.desired_power != power {
+                check_volumes(writing, &row).await?;
+            }
             instances::set_desired_power(writing.txn(), row.id, power, now).await?;
             if matches!(change, Change::Start)
                 && is_left_off(&row)
@@ -127,6 +132,10 @@ fn power_after(row: &InstanceRow, change: Change) -> Result<DesiredPower, ClaimE
             "instance {} is powered off; start it first",
             row.name
         ))),
+        (Change::Suspend, Running) if !row.observed.was_active => Err(conflict(format!(
+            "instance {} is being built; suspend it when it is active",
+            row.name
+        ))),
         (Change::Pause, Running | Paused) => Ok(Paused),
         (Change::Suspend, Running | Suspended) => Ok(Suspended),
         (Change::Unpause, Running | Paused) | (Change::Resume, Running | Suspended) => Ok(Running),
@@ -134,6 +143,32 @@ fn power_after(row: &InstanceRow, change: Change) -> Result<DesiredPower, ClaimE
         (_, Suspended) => refused("resume it first, or reboot it hard and lose its memory"),
         (_, Running | Stopped) => refused("start it first"),
     }
+}
+
+/// Refuses to save the memory of a guest whose disks are changing: it knows those it has when it is saved, and it is
+/// known which only when its host said so.
+async fn check_volumes(writing: &Writing<'_>, row: &InstanceRow) -> Result<(), ClaimError> {
+    let attached = attachments::of_instances(writing.txn(), &[row.id]).await?;
+    let changing = attached
+        .iter()
+        .find(|attachment| attachment.state != AttachmentState::Attached);
+    let Some(attachment) = changing else {
+        return Ok(());
+    };
+    let volume = match volumes::get(writing.txn(), attachment.volume_id).await? {
+        Some(volume) => volume.name.to_string(),
+        None => attachment.volume_id.to_string(),
+    };
+    let instance = &row.name;
+    Err(conflict(match attachment.state {
+        AttachmentState::Attaching | AttachmentState::Attached => format!(
+            "volume {volume} is being attached to instance {instance}; suspend it when the volume is in use, or detach \
+             the volume first"
+        ),
+        AttachmentState::Detaching => format!(
+            "volume {volume} is being detached from instance {instance}; suspend it when the volume is available"
+        ),
+    }))
 }
 
 /// An instance whose guest switched itself off stays off, whatever else changes of it: a new generation of a document
