@@ -375,7 +375,7 @@ pub struct VolumeDetach {
     pub project: ProjectName,
 }
 
-/// Make a volume larger, also while an instance has it. It never shrinks.
+/// Make a volume larger, also while an instance has it that may write to it. It never shrinks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeExtend {
     /// Id, or name within the project, of the volume.

@@ -889,6 +889,39 @@ async fn an_instance_is_suspended_only_with_the_disks_it_is_known_to_have() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_guest_may_only_read_does_not_grow() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    active(&cloud, &mut host, "web").await;
+    made(&cloud, &mut host, "data", 5).await;
+    let mut read_only = attach("data", "web");
+    read_only.access = VolumeAccess::ReadOnly;
+    cloud.ok(read_only).await;
+    let words = |way_out: &str| {
+        format!(
+            "volume data is attached to instance web read-only, and QEMU cannot grow a disk that a guest may only \
+             read; {way_out}"
+        )
+    };
+    let refused = async |way_out: &str| {
+        cloud
+            .refused(extend("data", 6), Conflict, &words(way_out))
+            .await;
+    };
+    refused("detach it first").await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    refused("detach it first").await;
+    // What it has already is no change.
+    cloud.ok(extend("data", 5)).await;
+    cloud.ok(detach("data")).await;
+    refused("extend it when it is available").await;
+    assert_eq!(disk_used(&cloud, "hv1").await, 6);
+    until(&cloud, &mut host, "data", VolumeStatus::Available).await;
+    cloud.ok(extend("data", 6)).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_switched_itself_off_stays_off_when_its_volumes_change() {
     let cloud = Cloud::start().await;
     let mut host = Host::join(&cloud, "hv1").await;

@@ -1,6 +1,7 @@
 //! Changing what is wanted of a volume, up to its end.
 
 use berth_common::{
+    document::VolumeAccess,
     message::{
         request::{VolumeDelete, VolumeExtend},
         view::VolumeView,
@@ -105,6 +106,7 @@ pub async fn extend(
 
 async fn grow(writing: &mut Writing<'_>, row: &VolumeRow, size: DiskGb) -> Result<(), ClaimError> {
     check_not_copied(writing.txn(), row).await?;
+    check_writable(writing, row).await?;
     if let Some(host) = row.host_id {
         let more = size.saturating_sub(row.size_gb);
         check_room(writing, host, &row.name, size, more)?;
@@ -120,4 +122,27 @@ async fn grow(writing: &mut Writing<'_>, row: &VolumeRow, size: DiskGb) -> Resul
         writing.derive().await?;
     }
     Ok(())
+}
+
+/// Refuses to grow what a guest may only read: QEMU's `block_resize` opens nothing for writing that it has open for
+/// reading.
+async fn check_writable(writing: &Writing<'_>, row: &VolumeRow) -> Result<(), ClaimError> {
+    let txn = writing.txn();
+    let attachment = attachments::of_volume(txn, row.id).await?;
+    let Some(attachment) = attachment.filter(|of| of.access == VolumeAccess::ReadOnly) else {
+        return Ok(());
+    };
+    let instance = match instances::get(txn, attachment.instance_id).await? {
+        Some(instance) => instance.name.to_string(),
+        None => attachment.instance_id.to_string(),
+    };
+    let way_out = match attachment.state {
+        AttachmentState::Attaching | AttachmentState::Attached => "detach it first",
+        AttachmentState::Detaching => "extend it when it is available",
+    };
+    Err(conflict(format!(
+        "volume {} is attached to instance {instance} read-only, and QEMU cannot grow a disk that a guest may only \
+         read; {way_out}",
+        row.name
+    )))
 }
