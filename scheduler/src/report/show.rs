@@ -240,6 +240,9 @@ async fn volumes(
                     row: attachment,
                     instance,
                     failure: given_up(instance, told),
+                    progress: told
+                        .filter(|told| instance.observed.generation >= told.generation)
+                        .and(instance.observed.progress.as_deref()),
                 })
             });
             volume_view::volume(volume_view::VolumeFacts {

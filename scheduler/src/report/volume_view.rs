@@ -42,6 +42,8 @@ pub struct AttachedTo<'a> {
     pub instance: &'a InstanceRow,
     /// Why the instance's host gave up on what is wanted of the instance now, if it did.
     pub failure: Option<&'a Fault>,
+    /// What the instance's host is doing for what is wanted of the instance now.
+    pub progress: Option<&'a str>,
 }
 
 impl VolumeFacts<'_> {
@@ -65,6 +67,7 @@ pub fn volume(facts: VolumeFacts<'_>) -> VolumeView {
     let progress = facts
         .silence
         .map(Silence::in_words)
+        .or_else(|| changes_to(&facts, status))
         .or_else(|| row.observed.progress.clone());
     VolumeView {
         id: row.id,
@@ -92,6 +95,17 @@ pub fn volume(facts: VolumeFacts<'_>) -> VolumeView {
     }
 }
 
+/// How far the change of its attachment is: its instance's host makes it.
+fn changes_to(facts: &VolumeFacts<'_>, status: VolumeStatus) -> Option<String> {
+    match status {
+        VolumeStatus::Attaching | VolumeStatus::Detaching => {
+            let progress = facts.attachment.and_then(|to| to.progress);
+            progress.map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
 /// In which part of its life a volume is, and why it is in error.
 fn status(facts: &VolumeFacts<'_>) -> (VolumeStatus, Option<Fault>) {
     let row = facts.row;
@@ -99,13 +113,20 @@ fn status(facts: &VolumeFacts<'_>) -> (VolumeStatus, Option<Fault>) {
         return (VolumeStatus::Deleted, None);
     }
     let fault = row.observed.fault.clone();
+    let change = facts.attachment.and_then(changing);
+    // It is on its way, whatever failed of the volume before.
+    match (&change, facts.attachment) {
+        (_, Some(_)) if row.desired_deleted => return (VolumeStatus::Deleting, fault),
+        (Some((VolumeStatus::Detaching, _)), _) => return (VolumeStatus::Detaching, fault),
+        _ => {}
+    }
     if has_failed(row, facts.generation()) {
         return (VolumeStatus::Error, fault);
     }
     if row.desired_deleted {
         return (VolumeStatus::Deleting, fault);
     }
-    if let Some(found) = facts.attachment.and_then(changing) {
+    if let Some(found) = change {
         return found;
     }
     if row.host_id.is_none() {
@@ -331,6 +352,7 @@ mod tests {
                 row: &attachment,
                 instance: &web,
                 failure: None,
+                progress: None,
             };
             assert_eq!(check(&made, 1, None, Some(to)), (expected, None));
             to.failure = Some(&full);
@@ -347,6 +369,7 @@ mod tests {
             row: &attachment,
             instance: &web,
             failure: Some(&full),
+            progress: None,
         };
         assert_eq!(
             check(&made, 1, None, Some(to)),
@@ -356,6 +379,109 @@ mod tests {
         assert_eq!(check(&made, 2, None, None), (VolumeStatus::Deleting, None));
         made.deleted_at = Some(DateTime::UNIX_EPOCH);
         assert_eq!(check(&made, 2, None, None), (VolumeStatus::Deleted, None));
+    }
+
+    /// A volume that is there and failed to grow, and how an instance has it.
+    fn failed_and(state: AttachmentState) -> (VolumeRow, InstanceRow, AttachmentRow) {
+        let mut volume = row(Some(HostId::new()));
+        volume.observed = VolumeObserved {
+            status: Some(ConvergeStatus::Failed),
+            generation: Generation(2),
+            fault: Some(fault()),
+            was_available: true,
+            ..VolumeObserved::default()
+        };
+        let web = instance();
+        let attachment = AttachmentRow {
+            volume_id: volume.id,
+            instance_id: web.id,
+            position: 1,
+            access: VolumeAccess::ReadWrite,
+            state,
+            created_at: DateTime::UNIX_EPOCH,
+        };
+        (volume, web, attachment)
+    }
+
+    #[test]
+    fn a_volume_in_error_that_is_on_its_way_out_is_shown_so() {
+        let why = Some("it is full".to_owned());
+        for (state, expected) in [
+            (AttachmentState::Attaching, VolumeStatus::Error),
+            (AttachmentState::Attached, VolumeStatus::Error),
+            (AttachmentState::Detaching, VolumeStatus::Detaching),
+        ] {
+            let (mut data, mut web, attachment) = failed_and(state);
+            let to = |web| AttachedTo {
+                row: &attachment,
+                instance: web,
+                failure: None,
+                progress: None,
+            };
+            assert_eq!(
+                check(&data, 2, None, Some(to(&web))),
+                (expected, why.clone())
+            );
+            // The instance goes, and with it the volume.
+            web.desired_deleted = true;
+            let shown = check(&data, 2, None, Some(to(&web)));
+            assert_eq!(shown, (VolumeStatus::Detaching, why.clone()));
+            data.desired_deleted = true;
+            let shown = check(&data, 2, None, Some(to(&web)));
+            assert_eq!(shown, (VolumeStatus::Deleting, why.clone()));
+            // The failure of its own end is one.
+            let shown = check(&data, 2, None, None);
+            assert_eq!(shown, (VolumeStatus::Error, why.clone()));
+        }
+        // A detachment that failed is no way out.
+        let (data, web, attachment) = failed_and(AttachmentState::Detaching);
+        let kept = Fault {
+            code: FaultCode::Hypervisor,
+            message: "the guest keeps it".to_owned(),
+        };
+        let to = AttachedTo {
+            row: &attachment,
+            instance: &web,
+            failure: Some(&kept),
+            progress: None,
+        };
+        assert_eq!(check(&data, 2, None, Some(to)).0, VolumeStatus::Error);
+    }
+
+    #[test]
+    fn what_its_instance_waits_for_is_shown_while_the_attachment_changes() {
+        let waits = "waiting for the guest to give back vdb";
+        let own = "growing";
+        for (state, expected) in [
+            (AttachmentState::Attaching, waits),
+            (AttachmentState::Attached, own),
+            (AttachmentState::Detaching, waits),
+        ] {
+            let (mut data, web, attachment) = failed_and(state);
+            data.observed.status = Some(ConvergeStatus::Converging);
+            data.observed.progress = Some(own.to_owned());
+            let to = |progress| AttachedTo {
+                row: &attachment,
+                instance: &web,
+                failure: None,
+                progress,
+            };
+            let shown = |silence, progress| {
+                volume(VolumeFacts {
+                    row: &data,
+                    host: None,
+                    silence,
+                    document: None,
+                    attachment: Some(to(progress)),
+                })
+                .progress
+                .unwrap()
+            };
+            assert_eq!(shown(None, Some(waits)), expected);
+            assert_eq!(shown(None, None), own);
+            let down = Silence { age: None };
+            assert_eq!(shown(Some(down), Some(waits)), "its host is down");
+        }
     }
 
     #[test]
