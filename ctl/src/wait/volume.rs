@@ -93,6 +93,8 @@ fn judge(view: &VolumeView, goal: VolumeGoal) -> Verdict {
     use VolumeStatus::{Attaching, Available, Creating, Detaching, Extending, InUse};
     let overtaken = |what: &str| Verdict::Overtaken(what.to_owned());
     match (view.status, goal) {
+        // No instance has it, whatever else becomes of it.
+        (_, VolumeGoal::Detached) if view.attachment.is_none() => Verdict::Reached,
         (VolumeStatus::Deleted, VolumeGoal::Deleted) => Verdict::Reached,
         (VolumeStatus::Deleted, _) => overtaken("it was deleted meanwhile"),
         // A change makes a new document, and what was said of the one before it is no error any more.
@@ -110,7 +112,6 @@ fn judge(view: &VolumeView, goal: VolumeGoal) -> Verdict {
             overtaken("it was detached meanwhile")
         }
         (_, VolumeGoal::Attached) => Verdict::Reached,
-        (_, VolumeGoal::Detached) if view.attachment.is_none() => Verdict::Reached,
         (Detaching, VolumeGoal::Detached) => Verdict::Waiting,
         (Available | Attaching | Creating | Extending | InUse, VolumeGoal::Detached) => {
             overtaken("it was attached meanwhile")
@@ -195,6 +196,26 @@ mod tests {
         };
         for goal in [VolumeGoal::Made, VolumeGoal::Deleted] {
             check(&broken, goal, Verdict::Failed(Some(fault.clone())));
+        }
+        check(&broken, VolumeGoal::Detached, Verdict::Reached);
+        let kept = VolumeView {
+            attachment: volume().attachment,
+            ..broken
+        };
+        check(
+            &kept,
+            VolumeGoal::Detached,
+            Verdict::Failed(Some(fault.clone())),
+        );
+        for (status, goal) in [
+            (Detaching, VolumeGoal::Detached),
+            (Deleting, VolumeGoal::Deleted),
+        ] {
+            let on_its_way = VolumeView {
+                fault: Some(fault.clone()),
+                ..attached(status)
+            };
+            check(&on_its_way, goal, Verdict::Waiting);
         }
     }
 
