@@ -194,6 +194,13 @@ pub(crate) fn judge(view: &InstanceView, goal: Goal) -> Verdict {
         {
             Verdict::Reached
         }
+        // Its guest switched itself off first: there is nothing left whose processors or memory could be kept.
+        (VmState::Stopped, Some(DesiredPower::Paused)) if idle && confirmed => {
+            Verdict::Overtaken("it went off before it could be paused".to_owned())
+        }
+        (VmState::Stopped, Some(DesiredPower::Suspended)) if idle && confirmed => {
+            Verdict::Overtaken("it went off before it could be suspended".to_owned())
+        }
         (
             VmState::Active
             | VmState::Stopped

@@ -90,6 +90,34 @@ fn one_look_decides() {
 }
 
 #[test]
+fn a_guest_that_goes_off_first_is_not_waited_for() {
+    for (power, goal, word) in [
+        (DesiredPower::Paused, Goal::Paused, "paused"),
+        (DesiredPower::Suspended, Goal::Suspended, "suspended"),
+    ] {
+        let off = InstanceView {
+            vm_state: VmState::Stopped,
+            desired_power: power,
+            ..instance()
+        };
+        let reason = format!("it went off before it could be {word}");
+        for goal in [goal, Goal::Built(power)] {
+            assert_eq!(judge(&off, goal), Verdict::Overtaken(reason.clone()));
+        }
+        let unconfirmed = InstanceView {
+            generation: Generation(2),
+            ..off.clone()
+        };
+        assert_eq!(judge(&unconfirmed, goal), Verdict::Waiting);
+        let busy = InstanceView {
+            task_state: Some(TaskState::Suspending),
+            ..off
+        };
+        assert_eq!(judge(&busy, goal), Verdict::Waiting);
+    }
+}
+
+#[test]
 fn a_state_is_told_in_a_line() {
     assert_eq!(
         summary(&building()),
