@@ -403,6 +403,16 @@ mod tests {
         (volume, web, attachment)
     }
 
+    /// Attached, with nothing wrong about that.
+    fn unfailed<'a>(row: &'a AttachmentRow, instance: &'a InstanceRow) -> AttachedTo<'a> {
+        AttachedTo {
+            row,
+            instance,
+            failure: None,
+            progress: None,
+        }
+    }
+
     #[test]
     fn a_volume_in_error_that_is_on_its_way_out_is_shown_so() {
         let why = Some("it is full".to_owned());
@@ -412,22 +422,16 @@ mod tests {
             (AttachmentState::Detaching, VolumeStatus::Detaching),
         ] {
             let (mut data, mut web, attachment) = failed_and(state);
-            let to = |web| AttachedTo {
-                row: &attachment,
-                instance: web,
-                failure: None,
-                progress: None,
-            };
             assert_eq!(
-                check(&data, 2, None, Some(to(&web))),
+                check(&data, 2, None, Some(unfailed(&attachment, &web))),
                 (expected, why.clone())
             );
             // The instance goes, and with it the volume.
             web.desired_deleted = true;
-            let shown = check(&data, 2, None, Some(to(&web)));
+            let shown = check(&data, 2, None, Some(unfailed(&attachment, &web)));
             assert_eq!(shown, (VolumeStatus::Detaching, why.clone()));
             data.desired_deleted = true;
-            let shown = check(&data, 2, None, Some(to(&web)));
+            let shown = check(&data, 2, None, Some(unfailed(&attachment, &web)));
             assert_eq!(shown, (VolumeStatus::Deleting, why.clone()));
             // The failure of its own end is one.
             let shown = check(&data, 2, None, None);

@@ -62,6 +62,7 @@ pub fn detach(volume: VolumeId) -> VolumeDetach {
     VolumeDetach {
         volume: volume.to_string(),
         project: Default::default(),
+        instance: None,
     }
 }
 
