@@ -552,11 +552,11 @@ async fn however_many_domains_there_are_series_are_bounded() {
 async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() {
     let hypervisor = Hypervisor::start();
     let options = Options {
-        usage_deadline: Duration::from_secs(5),
+        usage_deadline: Duration::from_secs(30),
         ..Options::default()
     };
     let libvirt = Arc::new(Libvirt::start(&hypervisor.uri(), options));
-    assert_eq!(libvirt.usage().await.unwrap(), []);
+    told(&libvirt, <[DomainUsage]>::is_empty).await;
 
     let id = InstanceId::new();
     let network = NetworkId::new();
@@ -565,9 +565,9 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
     fs::copy(guest_image(), &image).unwrap();
     let mut config = config(id, network, vec![disk("vda", hypervisor.path())]);
     config.metadata.digest = config.digest();
-    let step = async |step| Compute::apply(&*libvirt, &step).await.unwrap();
+    let step = async |step| apply(&libvirt, step).await;
     step(DomainStep::Define(Box::new(config.clone()))).await;
-    assert_eq!(libvirt.usage().await.unwrap(), [], "it is off");
+    told(&libvirt, <[DomainUsage]>::is_empty).await;
     step(DomainStep::Start(id)).await;
     let theirs = hypervisor.path().join("theirs.xml");
     fs::write(&theirs, "<domain type='qemu'><name>theirs</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>").unwrap();
@@ -590,7 +590,7 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
         glances,
         journal,
         root: PathBuf::from("/"),
-        every: Duration::from_secs(1),
+        every: Duration::from_secs(5),
         figures: agent.usage().clone(),
     };
     let measuring = tokio::spawn(meter.run(cancel.clone()));
@@ -658,6 +658,16 @@ fn touch_all(agent: &AgentMetrics) {
     agent.images(1, ByteCount::clamped(1));
 }
 
+/// As the engine does: a libvirtd on a busy machine, asked for the first time, may fail without a cause.
+async fn apply(libvirt: &Libvirt, step: DomainStep) {
+    let mut tries = 5;
+    while let Err(error) = Compute::apply(libvirt, &step).await {
+        tries -= 1;
+        assert!(error.retryable && tries > 0, "{error:?}");
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// What the domains use once it is as expected: a busy machine takes its time, and a busy domain tells less.
 async fn told(libvirt: &Libvirt, expected: impl Fn(&[DomainUsage]) -> bool) -> Vec<DomainUsage> {
     let start = Instant::now();
@@ -687,7 +697,7 @@ async fn a_guest_that_hangs_costs_its_own_figures_and_a_libvirtd_that_restarts_c
     let [hung, well] = [InstanceId::new(), InstanceId::new()];
     let network = NetworkId::new();
     hypervisor.add_bridge(&names::bridge(network));
-    let step = async |step| Compute::apply(&*libvirt, &step).await.unwrap();
+    let step = async |step| apply(&libvirt, step).await;
     for id in [hung, well] {
         let folder = hypervisor.path().join(id.to_string());
         fs::create_dir(&folder).unwrap();

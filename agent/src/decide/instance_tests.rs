@@ -928,7 +928,20 @@ fn a_pause_stops_the_processors_and_nothing_else() {
 #[test]
 fn what_is_off_and_shall_stand_still_is_started_so() {
     let steps = &["define@0", "start-paused", "define@2"];
-    for reason in [Destroyed, Failed, Unknown, OffReason::Guest] {
+    check(
+        given(1, Shutdown, Some(OffReason::Guest)),
+        &paused(2),
+        &["define@2"],
+        &Converged,
+    );
+    // One that was asked to, for a stop that was taken back, is not off by itself.
+    check(
+        given(0, Shutdown, Some(OffReason::Guest)),
+        &paused(2),
+        steps,
+        &Converged,
+    );
+    for reason in [Destroyed, Failed, Unknown] {
         check(
             given(1, Shutdown, Some(reason)),
             &paused(2),
@@ -1174,9 +1187,13 @@ fn assert_as_desired(rig: &Rig, desired: &Desired<InstanceId, InstanceSpec>, the
         return;
     };
     assert_eq!(then, &Converged);
+    let domain = rig.host.domain(instance().as_uuid()).unwrap();
+    let left = domain.off_reason == Some(OffReason::Guest);
     assert_eq!(
         rig.power_state(),
         match spec.power {
+            // Its guest was faster than the pause.
+            DesiredPower::Paused if left => Shutdown,
             DesiredPower::Running => Running,
             DesiredPower::Stopped | DesiredPower::Suspended => Shutdown,
             DesiredPower::Paused => Paused,

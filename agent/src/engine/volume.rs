@@ -78,7 +78,10 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
             }
             if let Err(error) = apply(worker, step).await? {
                 // Whoever has use for it as it was need not wait for what it cannot become.
-                if let Step::Storage(StorageStep::GrowVolume(_)) = step {
+                if let Step::Storage(StorageStep::GrowVolume(larger)) = step
+                    && let Ok(files) = worker.tools.host.storage.observe_volume(wish.id).await
+                    && files.whole(larger.format).is_some()
+                {
                     worker.tools.volumes.set(wish.id, Usable::Yes);
                 }
                 return Ok(Outcome::of_step(&error));

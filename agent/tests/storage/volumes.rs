@@ -456,6 +456,30 @@ async fn a_volume_whose_disk_is_absent_is_lost_and_not_made_anew() {
 }
 
 #[tokio::test]
+async fn a_volume_that_shall_be_wiped_is_not_gone_before_its_disk_is_back() {
+    for wipe in [VolumeWipe::Zero, VolumeWipe::Discard] {
+        let host = Host::with(|options| options.volume_wipe = wipe);
+        let volume = host.new_volume(VolumeFormat::Raw, 4 * MIB, Content::Zeros);
+        host.make(&volume).await;
+        let away = host.root.join("away");
+        fs::rename(&host.paths.volumes, &away).unwrap();
+        fails(
+            host.step(StorageStep::RemoveVolume(volume.id)).await,
+            FaultCode::Volume,
+            true,
+            &[
+                "shall be wiped, and its file is missing",
+                "bring back the disk",
+            ],
+        );
+        fs::rename(&away, &host.paths.volumes).unwrap();
+        host.remove_volume(volume.id).await;
+        assert!(host.found(volume.id).await.is_empty());
+        host.remove_volume(volume.id).await;
+    }
+}
+
+#[tokio::test]
 async fn leftovers_of_volumes_are_swept() {
     let host = Host::new();
     let volume = host.new_volume(VolumeFormat::Raw, 4 * MIB, Content::Zeros);

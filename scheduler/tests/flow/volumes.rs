@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::{
     ask::{attach, delete, delete_volume, detach, extend, hinted, show_volume, small, volume},
     cloud::{Cloud, LIMIT, message, wait_until},
-    host::{Host, key},
+    host::{Host, key, resource},
     soundness::assert_sound,
 };
 
@@ -118,6 +118,13 @@ async fn goes_off(cloud: &Cloud, host: &mut Host, id: InstanceId, generation: Ge
     cloud
         .wait_for_instance(id, "off", |view| view.vm_state == VmState::Stopped)
         .await;
+}
+
+fn stop(instance: &str) -> InstanceStop {
+    InstanceStop {
+        instance: instance.to_owned(),
+        project: Default::default(),
+    }
 }
 
 fn start(instance: &str) -> InstanceStart {
@@ -230,11 +237,7 @@ async fn a_volume_lives_and_dies_by_its_documents() {
     converge(&mut host, &[volume_key(request.id)]).await;
     wait_for(&cloud, "data", VolumeStatus::InUse).await;
     // Other changes of the instance say nothing of its volume.
-    let stop = InstanceStop {
-        instance: "web".to_owned(),
-        project: Default::default(),
-    };
-    cloud.ok(stop).await;
+    cloud.ok(stop("web")).await;
     assert_eq!(
         cloud.ok(show_volume("data")).await.status,
         VolumeStatus::InUse
@@ -362,6 +365,40 @@ async fn a_volume_is_free_only_when_its_host_said_so() {
     until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
     let to = cloud.ok(show_volume("data")).await.attachment.unwrap();
     assert_eq!(to.instance.as_str(), "db");
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_says_what_its_guest_is_waited_for() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    made(&cloud, &mut host, "data", 5).await;
+    cloud.ok(attach("data", "web")).await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    cloud.ok(detach("data")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    let waits = "waiting for the guest to give back vdb";
+    let mut report = resource(
+        document.key(),
+        document.generation(),
+        ConvergeStatus::Converging,
+        PowerState::Running,
+    );
+    report.progress = Some(waits.to_owned());
+    host.say_all(vec![report]).await;
+    wait_until("the volume says so", async || {
+        let view = cloud.ok(show_volume("data")).await;
+        view.status == VolumeStatus::Detaching && view.progress.as_deref() == Some(waits)
+    })
+    .await;
+    // Once something else is wanted of the instance, that was said of the past.
+    cloud.ok(stop("web")).await;
+    let view = cloud.ok(show_volume("data")).await;
+    assert_eq!(
+        (view.status, view.progress),
+        (VolumeStatus::Detaching, None)
+    );
     assert_sound(&cloud).await;
 }
 

@@ -94,7 +94,8 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         name: domain.get_name()?,
         power_state: power.state,
         off_reason: power.off,
-        leftover_memory: has_memory && !is_off,
+        // While libvirt restores it, its memory is still where it was saved.
+        leftover_memory: has_memory && !is_off && !power::is_starting(state, reason),
         reason: power.text,
         persistent: domain.is_persistent()?,
         vcpus: facts.vcpus,

@@ -127,6 +127,13 @@ fn off(reason: u32) -> Power {
     }
 }
 
+/// Whether libvirt is on its way with it: it starts it, or restores it from saved memory.
+#[must_use]
+pub(super) fn is_starting(state: sys::virDomainState, reason: i32) -> bool {
+    state == sys::VIR_DOMAIN_PAUSED
+        && u32::try_from(reason) == Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP)
+}
+
 /// A domain that is off and whose memory libvirt keeps.
 #[must_use]
 pub(super) fn saved() -> Power {
@@ -222,5 +229,11 @@ mod tests {
             "paused: the guest crashed",
         );
         check(42, 0, PowerState::Nostate, None, "state 42");
+        let reason = |reason| i32::try_from(reason).unwrap();
+        let starting = reason(sys::VIR_DOMAIN_PAUSED_STARTING_UP);
+        assert!(is_starting(sys::VIR_DOMAIN_PAUSED, starting));
+        assert!(!is_starting(sys::VIR_DOMAIN_RUNNING, starting));
+        let by_somebody = reason(sys::VIR_DOMAIN_PAUSED_USER);
+        assert!(!is_starting(sys::VIR_DOMAIN_PAUSED, by_somebody));
     }
 }

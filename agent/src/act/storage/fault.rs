@@ -183,6 +183,12 @@ pub(super) enum StorageFault {
         expected: ByteCount,
         got: ByteCount,
     },
+    /// The bytes of a deleted volume are out of reach.
+    #[error(
+        "volume {id} shall be wiped, and its file is missing: bring back the disk it lies on, or remove {} to give it up",
+        mark.display()
+    )]
+    NothingToWipe { id: VolumeId, mark: PathBuf },
     /// The bytes of a deleted volume could not be wiped.
     #[error("could not wipe what is left of volume {id} at {}; its file stays until that is done", path.display())]
     Wipe {
@@ -246,6 +252,7 @@ impl StorageFault {
             | Self::VolumeNotThere { .. }
             | Self::WrittenMeanwhile { .. }
             | Self::Volume { .. }
+            | Self::NothingToWipe { .. }
             | Self::Wipe { .. } => FaultCode::Volume,
             Self::Io { .. }
             | Self::Hung { .. }
@@ -280,6 +287,7 @@ impl StorageFault {
             | Self::VolumeNotThere { .. }
             | Self::WrittenMeanwhile { .. }
             | Self::Volume { .. }
+            | Self::NothingToWipe { .. }
             | Self::Wipe { .. }
             | Self::Create { .. } => true,
             Self::NotOurs { .. }

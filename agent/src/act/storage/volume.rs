@@ -527,24 +527,31 @@ fn size_of(inner: &Inner, plan: &LargerVolume) -> Result<ByteCount, StorageFault
         })
 }
 
-/// Removes a volume: its name, its bytes as the host's rule says, and last its mark.
+/// Removes a volume: its name, its mark, and last its bytes as the host's rule says. What is being wiped needs no mark: it
+/// is found by the name it has then.
 pub(super) async fn remove(
     inner: &Arc<Inner>,
     id: VolumeId,
     progress: &Progress,
 ) -> Result<(), StorageFault> {
     let shared = Arc::clone(inner);
-    let left = inner.files.run(move || take_name(&shared, id)).await?;
+    let left = inner
+        .files
+        .run(move || {
+            let left = take_name(&shared, id)?;
+            let mark = shared.paths.volume_mark(id);
+            let wipes = shared.options.volume_wipe != VolumeWipe::None;
+            if wipes && left.is_empty() && is_file(&mark)? {
+                return Err(StorageFault::NothingToWipe { id, mark });
+            }
+            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))?;
+            Ok(left)
+        })
+        .await?;
     for path in left {
         wipe(inner, id, path, progress).await?;
     }
-    let mark = inner.paths.volume_mark(id);
-    inner
-        .files
-        .run(move || {
-            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
-        })
-        .await
+    Ok(())
 }
 
 /// Takes a volume's name from its file; answers what is to be wiped before it is removed.

@@ -90,6 +90,10 @@ impl Wish<'_> {
             }
             (DesiredPower::Running, _) if left_off_by_guest => self.settled(domain),
             (DesiredPower::Running, _) => (self.start(), Then::Converged),
+            // It switched itself off before the pause came: nobody asked for it to run again.
+            (DesiredPower::Paused, Some(OffReason::Guest)) if !is_marked(domain) => {
+                self.settled(domain)
+            }
             // Its memory is lost, of whatever it was off: it stands still at the very beginning.
             (DesiredPower::Paused, _) => (self.start_paused(), Then::Converged),
         }

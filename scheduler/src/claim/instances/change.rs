@@ -252,6 +252,12 @@ async fn reboot_once(
     reboot: Reboot,
 ) -> Result<(), ClaimError> {
     let refusal = match (row.desired_power, reboot.kind) {
+        // It was to stop before it could go on: its memory is still kept, and this is the way to lose it.
+        (DesiredPower::Stopped, RebootKind::Hard)
+            if row.observed.power_state == PowerState::Suspended =>
+        {
+            None
+        }
         (DesiredPower::Stopped, _) => Some("stopped; start it instead"),
         (DesiredPower::Paused, RebootKind::Soft) => {
             Some("paused, so its guest cannot be asked; unpause it first, or reboot it hard")

@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use berth_common::{
-    document::DesiredPower,
+    document::{DesiredPower, VolumeAccess},
     ids::{HostId, InstanceId},
     message::{
         request::{VolumeAttach, VolumeDetach},
@@ -68,7 +68,7 @@ pub async fn attach(
         return show::volume(writing.context(), writing.txn(), &volume).await;
     }
     check_suspended(&instance)?;
-    check_volume(writing, &volume).await?;
+    check_volume(writing, &volume, request.access).await?;
     check_host(writing, &volume, &instance, host).await?;
     let attachment = AttachmentRow {
         volume_id: volume.id,
@@ -154,13 +154,24 @@ async fn check_same(
     Ok(())
 }
 
-async fn check_volume(writing: &Writing<'_>, volume: &VolumeRow) -> Result<(), ClaimError> {
+async fn check_volume(
+    writing: &Writing<'_>,
+    volume: &VolumeRow,
+    access: VolumeAccess,
+) -> Result<(), ClaimError> {
     check_not_copied(writing.txn(), volume).await?;
     let shown = show::volume(writing.context(), writing.txn(), volume).await?;
     if shown.status == VolumeStatus::Error {
         let why = shown.fault.map_or_else(String::new, |fault| fault.message);
         return Err(conflict(format!(
             "volume {} is in error: {why}",
+            volume.name
+        )));
+    }
+    // A disk that a guest may only read cannot grow.
+    if shown.status == VolumeStatus::Extending && access == VolumeAccess::ReadOnly {
+        return Err(conflict(format!(
+            "volume {} is being extended; attach it for reading only when it is available",
             volume.name
         )));
     }
