@@ -201,6 +201,27 @@ async fn a_suspended_instance_keeps_its_memory_until_somebody_says_otherwise() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_that_cannot_be_restored_is_lost_by_a_hard_reboot_and_by_nothing_else() {
+    let mut lab = Lab::new().await;
+    let suspending = Some(TaskState::Suspending);
+    lab.granted(about!(InstanceSuspend), suspending, DesiredPower::Suspended)
+        .await;
+    lab.becomes(PowerState::Suspended, VmState::Suspended).await;
+    let resuming = Some(TaskState::Resuming);
+    lab.granted(about!(InstanceResume), resuming, DesiredPower::Running)
+        .await;
+    // Its host cannot restore it; its owner gives up.
+    let off = Some(TaskState::PoweringOff);
+    lab.granted(about!(InstanceStop), off, DesiredPower::Stopped)
+        .await;
+    lab.refused(reboot(RebootKind::Soft), "is stopped; start it instead")
+        .await;
+    lab.granted(reboot(RebootKind::Hard), resuming, DesiredPower::Running)
+        .await;
+    lab.becomes(PowerState::Running, VmState::Active).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_its_guest_switched_off_has_nothing_to_pause_or_keep() {
     let mut lab = Lab::new().await;
     let generation = lab.show().await.generation;
