@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use berth_common::{
     bus::{Bus, Message, Target},
-    document::DesiredPower,
+    document::{DOCUMENT_VERSION, DesiredPower},
     ids::{HostId, InstanceId, NetworkId},
     message::{
         request::{HostList, Method as _},
@@ -313,12 +313,16 @@ fn an_unusable_document_ends_in_the_dead_queue_and_the_next_one_is_carried_out()
         let cases = [
             (
                 "{\"kind\":\"instance\"".to_owned(),
-                1,
+                DOCUMENT_VERSION,
                 "the body is no document",
             ),
-            ("[]".to_owned(), 1, "the body is no document"),
-            (without_spec.to_string(), 1, "spec"),
-            (of_another_host.to_string(), 1, "the document is for host"),
+            ("[]".to_owned(), DOCUMENT_VERSION, "the body is no document"),
+            (without_spec.to_string(), DOCUMENT_VERSION, "spec"),
+            (
+                of_another_host.to_string(),
+                DOCUMENT_VERSION,
+                "the document is for host",
+            ),
             (of_another_host.to_string(), 7, "x-berth-version"),
         ];
         for (body, version, says) in cases {

@@ -11,7 +11,11 @@ use berth_common::{
     refusal::RefusalCode,
     units::{MemoryMb, Vcpus},
 };
-use berth_tests::{TestCloud, cloud::InstanceOptions, with_cloud};
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
+    with_cloud,
+};
 
 /// Memory that each hypervisor has to give, before overcommit.
 const FREE_MB: u64 = 512;
@@ -48,12 +52,13 @@ fn instances_spread_by_free_memory_and_fill_hosts_exactly_up_to_the_overcommit_r
         };
         let mut made = Vec::new();
         for number in 1..=12_u64 {
-            made.push(
-                cloud
-                    .create_instance(&format!("i{number}"), &options)
-                    .await?
-                    .id,
-            );
+            let name = format!("i{number}");
+            let id = cloud.create_instance(&name, &options).await?.id;
+            // A host that still builds one weighs less: here only memory shall count.
+            cloud
+                .wait_state(id, VmState::Stopped, CONVERGE_LIMIT)
+                .await?;
+            made.push(id);
             let hosts = cloud.hosts().await?;
             let counts: Vec<u64> = hosts.iter().map(|host| host.instances).collect();
             assert!(
@@ -72,7 +77,7 @@ fn instances_spread_by_free_memory_and_fill_hosts_exactly_up_to_the_overcommit_r
         the_next_one_is_refused_with_the_numbers(cloud, &options).await?;
         for id in &made {
             cloud
-                .wait_state(*id, VmState::Stopped, berth_tests::cloud::CONVERGE_LIMIT)
+                .wait_state(*id, VmState::Stopped, CONVERGE_LIMIT)
                 .await?;
         }
 
@@ -82,11 +87,7 @@ fn instances_spread_by_free_memory_and_fill_hosts_exactly_up_to_the_overcommit_r
         let next = cloud.create_instance("after", &options).await?;
         assert_eq!(next.host, gone.host);
         cloud
-            .wait_state(
-                next.id,
-                VmState::Stopped,
-                berth_tests::cloud::CONVERGE_LIMIT,
-            )
+            .wait_state(next.id, VmState::Stopped, CONVERGE_LIMIT)
             .await?;
         Ok(())
     });
