@@ -317,7 +317,7 @@ async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
         domain.reason
     );
     assert_eq!(hypervisor.qemu_pids(), "");
-    assert_eq!(libvirt.job(id).await.ok().flatten(), None);
+    assert_eq!(libvirt.job(id).await.unwrap(), None);
 
     // libvirt may be started anew meanwhile, and a newer definition be written.
     hypervisor.kill_libvirtd();

@@ -531,6 +531,24 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     }
     fs::rename(&elsewhere, &cached_path).unwrap();
 
+    // QEMU had it open. A header that says that its data is in another file makes root open nothing.
+    let own = fs::read(&plan.path).unwrap();
+    let mut other = own.clone();
+    other[79] |= 4;
+    fs::write(&plan.path, &other).unwrap();
+    assert_eq!(
+        host.storage.observe(id).await.unwrap().sizes,
+        BTreeMap::new()
+    );
+    let error = host
+        .storage
+        .apply(&grow(6 << 30), &Progress::new(None))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, FaultCode::ForeignObject);
+    assert_eq!(fs::read(&plan.path).unwrap(), other);
+    fs::write(&plan.path, &own).unwrap();
+
     for _ in 0..2 {
         host.remove(id).await.unwrap();
         assert_eq!(

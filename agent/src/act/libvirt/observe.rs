@@ -119,11 +119,22 @@ pub(super) fn job(
     let Some(domain) = lookup(connection, instance)? else {
         return Ok(None);
     };
-    match domain.get_job_info() {
-        Ok(info) if info.r#type == i32::try_from(sys::VIR_DOMAIN_JOB_NONE).unwrap_or_default() => {
+    // Of one that is off libvirt does not say that nothing is done to it: it refuses the question.
+    let asked = domain.is_active().and_then(|active| {
+        if active {
+            domain.get_job_info().map(Some)
+        } else {
             Ok(None)
         }
-        Ok(info) => Ok(Some(JobProgress {
+    });
+    match asked {
+        Ok(None) => Ok(None),
+        Ok(Some(info))
+            if info.r#type == i32::try_from(sys::VIR_DOMAIN_JOB_NONE).unwrap_or_default() =>
+        {
+            Ok(None)
+        }
+        Ok(Some(info)) => Ok(Some(JobProgress {
             done: info.data_processed.unwrap_or_default(),
             total: info.data_total.unwrap_or_default(),
         })),

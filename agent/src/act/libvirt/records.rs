@@ -1,7 +1,7 @@
 //! libvirt's figures of all running domains, copied out of its memory.
 //!
-//! The `virt` crate hands out bare pointers here, and leaks what they point to; so this asks libvirt itself. It is the
-//! only unsafe code of this module, and it does nothing but copy: [`super::stats`] says what the figures mean.
+//! The `virt` crate hands out bare pointers here, and leaks what they point to; so this asks libvirt itself. Its
+//! unsafe code does nothing but copy: [`super::stats`] says what the figures mean.
 
 #![expect(
     unsafe_code,

@@ -32,13 +32,7 @@ pub struct CachedImage {
 
 /// Whether an image is there.
 pub(super) fn has(paths: &Paths, image: &ImageRef) -> Result<bool, StorageFault> {
-    let path = paths.image(image);
-    match fs::symlink_metadata(&path) {
-        Ok(metadata) if metadata.is_file() => Ok(true),
-        Ok(_) => Err(StorageFault::NotOurs { path }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(StorageFault::io("look at", &path, source)),
-    }
+    instances::is_file(&paths.image(image))
 }
 
 /// All images that are there.

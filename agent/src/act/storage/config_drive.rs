@@ -2,8 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, OpenOptions, Permissions},
-    io::{self, Write as _},
+    fs::{OpenOptions, Permissions},
+    io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::PathBuf,
     sync::Arc,
@@ -68,15 +68,8 @@ impl Making {
 
 /// `None`: it is there.
 fn prepare(inner: &Inner, plan: &ConfigDrivePlan) -> Result<Option<Making>, StorageFault> {
-    match fs::symlink_metadata(&plan.path) {
-        Ok(metadata) if metadata.is_file() => return Ok(None),
-        Ok(_) => {
-            return Err(StorageFault::NotOurs {
-                path: plan.path.clone(),
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(StorageFault::io("look at", &plan.path, source)),
+    if instances::is_file(&plan.path)? {
+        return Ok(None);
     }
     instances::make(&inner.paths, plan.instance, &inner.options)?;
     let directory = inner.paths.instance(plan.instance);

@@ -1,11 +1,11 @@
-//! Makes a disk: a qcow2 overlay over a cached image.
+//! Makes a disk, a qcow2 overlay over a cached image, and makes it larger.
 //!
 //! The image's header is inspected here again, as the format this document states. `qemu-img` does not open the image:
-//! all it has to know of it is told, and it may write one file only, as a user without rights.
+//! all it has to know of it is told. Making runs as a user without rights, who may write one file only; growing runs as
+//! root, on a disk whose header names no other file for its data, and with its image left out.
 
 use std::{
     fs::{self, OpenOptions},
-    io,
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     sync::Arc,
@@ -73,6 +73,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         .run()
         .await
         .map_err(|source| StorageFault::Create {
+            what: "make",
             index: plan.index,
             path: plan.path.clone(),
             source,
@@ -110,15 +111,8 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
             path: plan.path.clone(),
         });
     }
-    match fs::symlink_metadata(&plan.path) {
-        Ok(metadata) if metadata.is_file() => return Ok(None),
-        Ok(_) => {
-            return Err(StorageFault::NotOurs {
-                path: plan.path.clone(),
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(StorageFault::io("look at", &plan.path, source)),
+    if instances::is_file(&plan.path)? {
+        return Ok(None);
     }
     let lease = inner.uses.lease(&plan.image);
     let facts =
@@ -191,6 +185,7 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
         .run()
         .await
         .map_err(|source| StorageFault::Create {
+            what: "grow",
             index: plan.index,
             path: plan.path.clone(),
             source,

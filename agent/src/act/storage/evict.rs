@@ -165,19 +165,12 @@ fn entries(inner: &Inner) -> Result<Vec<Entry>, StorageFault> {
     Ok(entries)
 }
 
-/// Where disks lie that may lean on images: one directory for each owner below these.
-fn owners_of_disks(paths: &Paths) -> [&Path; 1] {
-    [&paths.instances]
-}
-
 /// The names of all files that disks lean on, whoever has them.
 fn leaned_on(paths: &Paths) -> Result<BTreeSet<String>, StorageFault> {
     let mut names = BTreeSet::new();
-    for owners in owners_of_disks(paths) {
-        for owner in instances::entries(owners)?.unwrap_or_default() {
-            for file in listed(&owners.join(owner))? {
-                names.extend(backing_of(&file)?);
-            }
+    for owner in instances::entries(&paths.instances)?.unwrap_or_default() {
+        for file in listed(&paths.instances.join(owner))? {
+            names.extend(backing_of(&file)?);
         }
     }
     Ok(names)

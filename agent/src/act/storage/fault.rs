@@ -198,8 +198,9 @@ pub(super) enum StorageFault {
         source: io::Error,
     },
     /// `qemu-img` failed.
-    #[error("could not make disk {index} at {}", path.display())]
+    #[error("could not {what} disk {index} at {}", path.display())]
     Create {
+        what: &'static str,
         index: u8,
         path: PathBuf,
         #[source]

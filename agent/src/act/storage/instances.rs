@@ -178,6 +178,18 @@ pub(super) fn entries(directory: &Path) -> Result<Option<Vec<String>>, StorageFa
     Ok(Some(names))
 }
 
+/// Whether a file is there, itself and not a link to one. Something else in its place is an error.
+pub(super) fn is_file(path: &Path) -> Result<bool, StorageFault> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(true),
+        Ok(_) => Err(StorageFault::NotOurs {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StorageFault::io("look at", path, source)),
+    }
+}
+
 /// Whether it is a directory itself, not a link to one. Something else in its place is an error.
 fn is_directory(path: &Path) -> Result<bool, StorageFault> {
     match fs::symlink_metadata(path) {

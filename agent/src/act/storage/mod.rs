@@ -67,7 +67,7 @@ const WIPES: usize = 2;
 /// How long a wipe may take, with its turn: a slow disk takes half a day for ten terabytes.
 const WIPE_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Images, disks and volumes as files in three directories.
+/// Images, disks and volumes as files in four directories.
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     inner: Arc<Inner>,

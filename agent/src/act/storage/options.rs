@@ -55,9 +55,9 @@ pub struct StorageOptions {
     pub convert_deadline: Duration,
     /// How long making one disk may take.
     pub create_deadline: Duration,
-    /// How many volumes are copied at once, and how many are wiped: more would only share the same disk.
+    /// How many volumes are copied at once: more would only share the same disk.
     pub parallel_copies: usize,
-    /// How long copying, or wiping, one volume may take.
+    /// How long copying one volume may take.
     pub copy_deadline: Duration,
     /// What happens to the bytes of a volume that is deleted.
     pub volume_wipe: VolumeWipe,

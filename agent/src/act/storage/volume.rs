@@ -29,7 +29,7 @@ use super::{
     evict::{Lease, touch},
     fault::StorageFault,
     fetch::reserve,
-    instances,
+    instances::{self, is_file},
     room::{Load, Share},
     source::for_people,
     temporary::Temporary,
@@ -106,18 +106,6 @@ fn leaving(paths: &Paths, id: VolumeId, format: VolumeFormat) -> PathBuf {
     paths
         .volumes
         .join(format!("{WIPE}{id}.{}", format.as_str()))
-}
-
-/// Whether a file is there, itself and not a link to one. Something else in its place is an error.
-fn is_file(path: &Path) -> Result<bool, StorageFault> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() => Ok(true),
-        Ok(_) => Err(StorageFault::NotOurs {
-            path: path.to_owned(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(StorageFault::io("look at", path, source)),
-    }
 }
 
 /// What a volume's file holds. Of a raw one only the length counts: its bytes are the guest's, who may write there

@@ -33,16 +33,18 @@ const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXT_ENCRYPTION: u32 = 0x0537_be77;
 const EXT_DATA_FILE: u32 = 0x4441_5441;
 
-/// How much of the header tells the virtual size, in bytes.
-pub const SIZED: usize = 32;
+/// How much of the header tells the virtual size, and whether the data is elsewhere, in bytes.
+pub const SIZED: usize = 80;
 
-/// The virtual size of a disk that this host made itself: no judgement of anything else in it.
+/// The virtual size of a disk that this host made itself, of version 3; `None`: it is none, or its data would be in
+/// another file. QEMU had it open, so its header is believed only as far as nothing else is opened for it.
 #[must_use]
 pub fn own_size(head: &[u8]) -> Option<ByteCount> {
-    let bytes = head.get(24..SIZED).filter(|_| head.starts_with(&MAGIC))?;
-    Some(ByteCount::clamped(u64::from_be_bytes(
-        bytes.try_into().ok()?,
-    )))
+    let number = |range: Range<usize>| Some(u64::from_be_bytes(head.get(range)?.try_into().ok()?));
+    let is_version_3 = head.get(4..8) == Some(&3_u32.to_be_bytes());
+    let is_own =
+        head.starts_with(&MAGIC) && is_version_3 && number(72..SIZED)? & EXTERNAL_DATA == 0;
+    number(24..32).filter(|_| is_own).map(ByteCount::clamped)
 }
 
 /// How much of the header tells of the backing file, in bytes.
