@@ -163,7 +163,7 @@ impl AgentMetrics {
     /// A pass ended with a fault.
     pub fn pass_error(&self, kind: Kind, code: FaultCode) {
         self.pass_errors
-            .with_label_values(&[kind.as_str(), code_name(code)])
+            .with_label_values(&[kind.as_str(), code.as_str()])
             .inc();
     }
 
@@ -225,22 +225,5 @@ fn outcome(done: Result<(), ()>) -> &'static str {
     match done {
         Ok(()) => "ok",
         Err(()) => "error",
-    }
-}
-
-/// The name of a code on the wire.
-const fn code_name(code: FaultCode) -> &'static str {
-    match code {
-        FaultCode::NoValidHost => "no_valid_host",
-        FaultCode::ImageUnreachable => "image_unreachable",
-        FaultCode::ImageChecksum => "image_checksum",
-        FaultCode::ImageRefused => "image_refused",
-        FaultCode::DiskFull => "disk_full",
-        FaultCode::Network => "network",
-        FaultCode::Hypervisor => "hypervisor",
-        FaultCode::ForeignObject => "foreign_object",
-        FaultCode::Volume => "volume",
-        FaultCode::Unsupported => "unsupported",
-        FaultCode::Internal => "internal",
     }
 }

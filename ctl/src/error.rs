@@ -283,11 +283,8 @@ fn told_by_explain(id: InstanceId) -> String {
     format!("`berthctl explain {id}` tells what the hosts lacked")
 }
 
-fn fault_code(fault: Option<&Fault>) -> String {
-    fault
-        .and_then(|fault| serde_json::to_value(fault.code).ok())
-        .and_then(|code| code.as_str().map(str::to_owned))
-        .unwrap_or_else(|| "no fault given".to_owned())
+fn fault_code(fault: Option<&Fault>) -> &'static str {
+    fault.map_or("no fault given", |fault| fault.code.as_str())
 }
 
 fn fault_text(fault: Option<&Fault>) -> &str {

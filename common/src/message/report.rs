@@ -127,6 +127,24 @@ pub enum FaultCode {
 }
 
 impl FaultCode {
+    /// The name on the wire and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoValidHost => "no_valid_host",
+            Self::ImageUnreachable => "image_unreachable",
+            Self::ImageChecksum => "image_checksum",
+            Self::ImageRefused => "image_refused",
+            Self::DiskFull => "disk_full",
+            Self::Network => "network",
+            Self::Hypervisor => "hypervisor",
+            Self::ForeignObject => "foreign_object",
+            Self::Volume => "volume",
+            Self::Unsupported => "unsupported",
+            Self::Internal => "internal",
+        }
+    }
+
     /// Whether another host may do better: the host is to blame, not the request.
     #[must_use]
     pub const fn is_hosts(self) -> bool {
@@ -177,6 +195,31 @@ impl PowerState {
             Self::Shutdown => "shutdown",
             Self::Crashed => "crashed",
             Self::Suspended => "suspended",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_called_the_same_everywhere() {
+        for code in [
+            FaultCode::NoValidHost,
+            FaultCode::ImageUnreachable,
+            FaultCode::ImageChecksum,
+            FaultCode::ImageRefused,
+            FaultCode::DiskFull,
+            FaultCode::Network,
+            FaultCode::Hypervisor,
+            FaultCode::ForeignObject,
+            FaultCode::Volume,
+            FaultCode::Unsupported,
+            FaultCode::Internal,
+        ] {
+            let on_the_wire = serde_json::to_value(code).unwrap();
+            assert_eq!(on_the_wire, code.as_str());
         }
     }
 }

@@ -45,7 +45,6 @@ pub(crate) fn list(instances: &[InstanceView], width: Width) -> String {
 /// Everything about one instance, its fault in full.
 pub(crate) fn show(view: &InstanceView, width: Width) -> String {
     let fault = view.fault.as_ref();
-    let code = fault.and_then(|fault| serde_json::to_value(fault.code).ok());
     let mut properties = vec![
         ("ID", view.id.to_string()),
         ("Name", view.name.to_string()),
@@ -55,10 +54,7 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Progress", or_none(view.progress.as_ref())),
         ("Power", view.power_state.as_str().to_owned()),
         ("Wanted power", view.desired_power.as_str().to_owned()),
-        (
-            "Fault",
-            or_none(code.as_ref().and_then(serde_json::Value::as_str)),
-        ),
+        ("Fault", or_none(fault.map(|fault| fault.code.as_str()))),
         ("Fault message", or_none(fault.map(|fault| &fault.message))),
     ];
     let why = fault.and_then(|fault| why(fault, view.id));

@@ -39,17 +39,13 @@ pub(crate) fn list(volumes: &[VolumeView], width: Width) -> String {
 /// Everything about one volume, its fault in full.
 pub(crate) fn show(view: &VolumeView, width: Width) -> String {
     let fault = view.fault.as_ref();
-    let code = fault.and_then(|fault| serde_json::to_value(fault.code).ok());
     let lines = [
         ("ID", view.id.to_string()),
         ("Name", view.name.to_string()),
         ("Project", view.project.to_string()),
         ("Status", view.status.as_str().to_owned()),
         ("Progress", or_none(view.progress.as_ref())),
-        (
-            "Fault",
-            or_none(code.as_ref().and_then(serde_json::Value::as_str)),
-        ),
+        ("Fault", or_none(fault.map(|fault| fault.code.as_str()))),
         ("Fault message", or_none(fault.map(|fault| &fault.message))),
         ("Size GB", view.size_gb.get().to_string()),
         ("Format", view.format.as_str().to_owned()),
