@@ -65,7 +65,7 @@ pub enum StorageStep {
     MarkVolume(VolumeId),
     /// Make a volume that no guest has larger.
     GrowVolume(LargerVolume),
-    /// Remove a volume's file, as the host's rule for wiping says, and then its mark.
+    /// Take a volume's name and its mark away, and then its bytes as the host's rule for wiping says.
     RemoveVolume(VolumeId),
 }
 

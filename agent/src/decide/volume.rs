@@ -6,16 +6,15 @@
 //!      └──── remove: only once no domain of the host names it ───┘
 //! ```
 //!
-//! A file that has a volume's name is complete. The mark beside it says that the volume was made once: what is marked
+//! A file that has a volume's name is complete. Its mark, kept elsewhere, says that the volume was made once: what is marked
 //! and has no file was lost, and is never made anew, because that would look like success and be a loss of data. So
-//! a volume counts as made only with both, and only a tombstone takes the mark away, last of all.
+//! a volume counts as made only with both, and only a tombstone takes the mark away, once the file has lost its name.
 //!
 //! Who uses a volume is not in its document: it is read from the domains of the host, berth's and others, running
 //! and only defined. [`asks_for_users`] says when that must be known.
 
 use std::{
     collections::BTreeSet,
-    fmt,
     path::{Path, PathBuf},
 };
 
@@ -476,23 +475,6 @@ fn fault(message: String) -> Fault {
     Fault {
         code: FaultCode::Volume,
         message,
-    }
-}
-
-impl fmt::Display for VolumeWait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Users(names) => {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                write!(
-                    f,
-                    "waiting until these domains no longer use it: {}",
-                    names.join(", ")
-                )
-            }
-            Self::Copied => f.write_str("waiting until it is no longer being copied"),
-            Self::Source(id) => write!(f, "waiting for volume {id} to be made on this host"),
-        }
     }
 }
 

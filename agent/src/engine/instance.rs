@@ -273,8 +273,12 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch_image",
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "create_config_drive",
-        Step::Storage(StorageStep::GrowDisk(_)) => "grow_own_disk",
+        Step::Storage(StorageStep::GrowDisk(_)) => "grow_file",
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
+        Step::Storage(StorageStep::CreateVolume(_)) => "create_volume",
+        Step::Storage(StorageStep::MarkVolume(_)) => "mark_volume",
+        Step::Storage(StorageStep::GrowVolume(_)) => "grow_volume",
+        Step::Storage(StorageStep::RemoveVolume(_)) => "remove_volume",
         Step::Domain(DomainStep::Define(_)) => "define",
         Step::Domain(DomainStep::Start(_)) => "start",
         Step::Domain(DomainStep::StartPaused(_)) => "start_paused",
@@ -289,10 +293,6 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::Attach { .. }) => "attach",
         Step::Domain(DomainStep::Detach { .. }) => "detach",
         Step::Domain(DomainStep::GrowDisk { .. }) => "grow_disk",
-        Step::Storage(StorageStep::CreateVolume(_)) => "create_volume",
-        Step::Storage(StorageStep::MarkVolume(_)) => "mark_volume",
-        Step::Storage(StorageStep::GrowVolume(_)) => "grow_volume",
-        Step::Storage(StorageStep::RemoveVolume(_)) => "remove_volume",
     }
 }
 

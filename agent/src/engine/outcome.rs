@@ -10,10 +10,7 @@ use berth_common::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    act::ActError,
-    decide::{domain::DomainObserved, volume::VolumeWait},
-};
+use crate::{act::ActError, decide::domain::DomainObserved};
 
 /// What a pass came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,8 +78,8 @@ impl Waiting {
         match self {
             Self::Network(id) => format!("waiting for network {id} to be built on this host"),
             Self::Guest => "waiting for the guest to power off".to_owned(),
-            Self::Volume(id) => VolumeWait::Source(*id).to_string(),
-            Self::Copied => VolumeWait::Copied.to_string(),
+            Self::Volume(id) => format!("waiting for volume {id} to be made on this host"),
+            Self::Copied => "waiting until it is no longer being copied".to_owned(),
             Self::Detach(targets) => {
                 let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
                 format!(
@@ -91,7 +88,13 @@ impl Waiting {
                 )
             }
             Self::GuestGoesOn => "its volumes change when its guest goes on".to_owned(),
-            Self::Users(names) => VolumeWait::Users(names.clone()).to_string(),
+            Self::Users(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                format!(
+                    "waiting until these domains no longer use it: {}",
+                    names.join(", ")
+                )
+            }
             Self::Members(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 format!(
