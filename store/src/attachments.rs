@@ -169,7 +169,7 @@ pub async fn of_instances(
 }
 
 /// By instance and position, and each once: what several statements found may overlap.
-fn in_order(attachments: &mut Vec<AttachmentRow>) {
+pub(crate) fn in_order(attachments: &mut Vec<AttachmentRow>) {
     attachments.sort_by_key(|row| (row.instance_id, row.position));
     attachments.dedup_by_key(|row| row.volume_id);
 }

@@ -181,8 +181,7 @@ impl Found {
         let asked: Vec<VolumeId> = ids.iter().copied().collect();
         let mut attachments = attachments::of_instances(db, instances).await?;
         attachments.append(&mut attachments::of_volumes(db, &asked).await?);
-        attachments.sort_by_key(|row| (row.instance_id, row.position));
-        attachments.dedup_by_key(|row| row.volume_id);
+        attachments::in_order(&mut attachments);
         ids.extend(attachments.iter().map(|row| row.volume_id));
         let ids: Vec<VolumeId> = ids.into_iter().collect();
         self.volumes = volumes::of_ids(db, &ids).await?;

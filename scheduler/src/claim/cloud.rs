@@ -177,12 +177,6 @@ impl Cloud {
         }
     }
 
-    /// Where a volume lies.
-    #[must_use]
-    pub fn volume(&self, volume: VolumeId) -> Option<&PlacedVolume> {
-        self.volumes.get(&volume)
-    }
-
     /// The volumes that lie on a host.
     #[must_use]
     pub fn volumes_on(&self, host: HostId) -> Vec<VolumeId> {

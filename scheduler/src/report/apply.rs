@@ -221,20 +221,18 @@ async fn apply(
                 generation: report.generation,
                 status: report.status,
             });
+            let seen = Seen {
+                report,
+                tombstone: document.spec_json.is_none(),
+            };
             let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
             if let Some(row) = row {
                 let attached = known.attachments.get(&row.id).cloned();
-                let attached = attached.unwrap_or_default();
-                let seen = Seen {
-                    report,
-                    tombstone: document.spec_json.is_none(),
-                };
-                observe(writing, host, &row, &attached, seen).await?;
+                observe(writing, host, &row, &attached.unwrap_or_default(), seen).await?;
             }
             let row = volume_id(report).and_then(|id| known.volumes.get(&id).cloned());
             if let Some(row) = row {
-                let tombstone = document.spec_json.is_none();
-                observe_volume(writing, host, &row, Seen { report, tombstone }).await?;
+                observe_volume(writing, host, &row, seen).await?;
             }
         }
     }

@@ -26,7 +26,7 @@ use berth_store::{
     volumes::{self, VolumeRow},
 };
 
-use super::{again, being_deleted, check_not_copied, check_room, resolve};
+use super::{again, being_deleted, called, check_not_copied, check_room, resolve};
 use crate::{
     claim::{
         ClaimError,
@@ -128,10 +128,7 @@ async fn check_same(
     instance: &InstanceRow,
     request: &VolumeAttach,
 ) -> Result<(), ClaimError> {
-    let name = match instances::get(writing.txn(), there.instance_id).await? {
-        Some(row) => row.name.to_string(),
-        None => there.instance_id.to_string(),
-    };
+    let name = called(writing.txn(), there.instance_id).await?;
     let volume = &volume.name;
     if there.state == AttachmentState::Detaching {
         return Err(conflict(format!(

@@ -14,7 +14,7 @@ use berth_store::{
     volumes::{self, VolumeRow},
 };
 
-use super::{again, being_deleted, check_not_copied, check_room, is_told, resolve};
+use super::{again, being_deleted, called, check_not_copied, check_room, is_told, resolve};
 use crate::{
     claim::{ClaimError, cloud::PlacedVolume, conflict, invalid},
     context::Writing,
@@ -132,10 +132,7 @@ async fn check_writable(writing: &Writing<'_>, row: &VolumeRow) -> Result<(), Cl
     let Some(attachment) = attachment.filter(|of| of.access == VolumeAccess::ReadOnly) else {
         return Ok(());
     };
-    let instance = match instances::get(txn, attachment.instance_id).await? {
-        Some(instance) => instance.name.to_string(),
-        None => attachment.instance_id.to_string(),
-    };
+    let instance = called(txn, attachment.instance_id).await?;
     let way_out = match attachment.state {
         AttachmentState::Attaching | AttachmentState::Attached => "detach it first",
         AttachmentState::Detaching => "extend it when it is available",

@@ -15,9 +15,9 @@ use berth_store::{
     volumes::{self, VolumeObserved, VolumeRow},
 };
 
-use super::{check_room, resolve};
+use super::{check_room, no_such, resolve};
 use crate::{
-    claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid, not_found},
+    claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid},
     context::Writing,
     place::Admission,
     report::show,
@@ -150,10 +150,7 @@ async fn source(
         Some(VolumeCreateSource::Volume(volume)) => {
             let from = resolve(writing.txn(), &request.project, volume).await?;
             if from.project != request.project {
-                let project = &request.project;
-                return Err(not_found(format!(
-                    "project {project} has no volume {volume:?}, neither by id nor by name"
-                )));
+                return Err(no_such(&request.project, volume));
             }
             from
         }

@@ -13,13 +13,13 @@ pub mod create;
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, VolumeId},
+    ids::{HostId, InstanceId, VolumeId},
     names::{ProjectName, VolumeName},
     refusal::{Refusal, RefusalCode},
     units::DiskGb,
 };
 use berth_store::{
-    Executor, documents,
+    Executor, documents, instances,
     volumes::{self, VolumeRow},
 };
 
@@ -45,10 +45,20 @@ pub async fn resolve(
     {
         return Ok(row);
     }
+    Err(no_such(project, volume))
+}
+
+fn no_such(project: &ProjectName, volume: &str) -> ClaimError {
     let shown: String = volume.chars().take(80).collect();
-    Err(not_found(format!(
+    not_found(format!(
         "project {project} has no volume {shown:?}, neither by id nor by name"
-    )))
+    ))
+}
+
+/// What to call an instance that has a volume.
+async fn called(db: &impl Executor, id: InstanceId) -> Result<String, ClaimError> {
+    let row = instances::get(db, id).await?;
+    Ok(row.map_or_else(|| id.to_string(), |row| row.name.to_string()))
 }
 
 /// A volume as it is now; it was just read or written.
