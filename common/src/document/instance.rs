@@ -157,11 +157,8 @@ impl ImageFormat {
 
     /// Whether what lies in the cache is something else than what was fetched.
     #[must_use]
-    pub const fn is_converted(self) -> bool {
-        match self {
-            Self::Qcow2 | Self::Raw => false,
-            Self::Vmdk | Self::Vdi | Self::Vhdx => true,
-        }
+    pub fn is_converted(self) -> bool {
+        self.cached() != self
     }
 }
 
