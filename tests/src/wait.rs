@@ -62,7 +62,8 @@ pub async fn wait_for<T>(
     }
 }
 
-/// Lets some time pass. Only for choosing the moment of a fault: that is a time, not a condition.
+/// Lets some time pass. Only for choosing the moment of a fault, or for how long something must stay as it is: that is a
+/// time, not a condition.
 pub async fn moment(after: Duration) {
     tokio::time::sleep(after).await;
 }

@@ -363,14 +363,9 @@ fn one_of<T: Clone>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     let hint = closest(text, words.iter().map(|(word, _)| *word))
         .map(|near| format!(" (did you mean \"{near}\"?)"))
         .unwrap_or_default();
-    let (last, others) = all
-        .split_last()
-        .map_or(("", all.as_slice()), |(last, others)| {
-            (last.as_str(), others)
-        });
-    let choice = match others {
-        [] => last.to_owned(),
-        others => format!("{} or {last}", others.join(", ")),
+    let choice = match all.as_slice() {
+        [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        all => all.concat(),
     };
     Err(format!("must be {choice}{hint}"))
 }

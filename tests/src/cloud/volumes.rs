@@ -233,7 +233,7 @@ impl TestCloud {
         .await
     }
 
-    /// The disks that libvirt says a guest has now (`vda`, `vdb`), none if it is off.
+    /// The disks that libvirt says a guest has now (`vda`, `vdb`), or would have at its next boot if it is off.
     ///
     /// # Errors
     /// libvirt does not answer, or knows no such guest.

@@ -17,7 +17,7 @@ use berth_common::{
 use berth_tests::{
     TestCloud,
     cloud::{CONVERGE_LIMIT, InstanceOptions},
-    wait::{Seen, wait_for},
+    wait::{Seen, moment, wait_for},
     with_cloud,
 };
 
@@ -112,7 +112,7 @@ fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
         let paused = change(cloud, about!(InstancePause, instance), VmState::Paused).await?;
         assert_eq!(paused.power_state, PowerState::Paused);
         cloud.hv1_mut().kill_agent()?;
-        tokio::time::sleep(STANDS_STILL).await;
+        moment(STANDS_STILL).await;
         cloud.hv1_mut().spawn_agent().await?;
         cloud.wait_agent_healthy(cloud.hv1()).await?;
         assert!(!cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());

@@ -13,6 +13,7 @@ mod load;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 /// Measures berth, together with the scripts in bench/.
@@ -20,8 +21,8 @@ use clap::{Parser, Subcommand};
 #[command(name = "berth-bench")]
 struct Args {
     /// The broker and its vhost: amqp://user:password@host:port/vhost. Boot and domains make their own.
-    #[arg(long, default_value = "")]
-    bus_url: String,
+    #[arg(long)]
+    bus_url: Option<String>,
     /// Connections of this client.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
@@ -117,8 +118,11 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(args: &Args) -> anyhow::Result<()> {
+    let bus_url = args.bus_url.as_deref().context("--bus-url is missing")?;
     match &args.what {
-        What::Boot { .. } | What::Domains { .. } => Ok(()),
+        What::Boot { .. } | What::Domains { .. } => {
+            anyhow::bail!("boot and domains bring a runtime of their own")
+        }
         What::Durable {
             metrics,
             in_flight,
@@ -136,14 +140,14 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             };
             let mut processes = processes.clone();
             processes.push(cpu::Process::this("client")?);
-            durable::run(&args.bus_url, args.connections, plan, &processes).await
+            durable::run(bus_url, args.connections, plan, &processes).await
         }
         What::Load {
             in_flight,
             count,
             seconds,
         } => {
-            let clients = load::Clients::connect(&args.bus_url, args.connections).await?;
+            let clients = load::Clients::connect(bus_url, args.connections).await?;
             let bounds = load::Bounds {
                 in_flight: *in_flight,
                 count: *count,
@@ -178,7 +182,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
                 in_flight: *in_flight,
                 limit: Duration::from_secs(*limit),
             };
-            failover::run(&args.bus_url, args.connections, plan).await
+            failover::run(bus_url, args.connections, plan).await
         }
     }
 }
