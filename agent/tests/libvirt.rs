@@ -6,6 +6,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "libvirt/orphans.rs"]
+mod orphans;
 mod support;
 
 use std::{

@@ -7,6 +7,7 @@
 mod error;
 mod facts;
 mod observe;
+mod orphans;
 mod pool;
 mod power;
 mod records;
