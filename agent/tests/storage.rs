@@ -32,7 +32,7 @@ use berth_agent::{
         ActError, Progress, Storage,
         storage::{DirStorage, KeepFree, StorageOptions},
     },
-    decide::instance::{DiskPlan, InstanceFiles, LargerDisk, Paths, StorageStep},
+    decide::instance::{DiskName, DiskPlan, InstanceFiles, LargerDisk, Paths, StorageStep},
 };
 use berth_common::{
     document::{DiskFormat, ImageFormat, ImageRef},
@@ -136,8 +136,10 @@ impl Host {
     fn plan(&self, instance: InstanceId, image: &ImageRef, size: u64) -> DiskPlan {
         DiskPlan {
             instance,
-            index: 0,
-            path: self.paths.disk(instance, 0, DiskFormat::Qcow2),
+            name: DiskName::first(0),
+            path: self
+                .paths
+                .disk(instance, DiskName::first(0), DiskFormat::Qcow2),
             size: ByteCount::clamped(size),
             format: DiskFormat::Qcow2,
             image: image.clone(),
@@ -500,9 +502,9 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
 
     let files = InstanceFiles {
         directory: true,
-        disks: BTreeSet::from([0]),
-        sizes: BTreeMap::from([(0, ByteCount::clamped(3 << 30))]),
-        config_drive: false,
+        disks: BTreeSet::from([DiskName::first(0)]),
+        sizes: BTreeMap::from([(DiskName::first(0), ByteCount::clamped(3 << 30))]),
+        config_drives: BTreeSet::new(),
     };
     assert_eq!(host.storage.observe(id).await.unwrap(), files);
     assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
@@ -512,7 +514,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     let grow = |size| {
         StorageStep::GrowDisk(LargerDisk {
             instance: id,
-            index: 0,
+            name: DiskName::first(0),
             path: plan.path.clone(),
             format: plan.format,
             size: ByteCount::clamped(size),
@@ -527,7 +529,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
             .await
             .unwrap();
         let sizes = host.storage.observe(id).await.unwrap().sizes;
-        assert_eq!(sizes[&0], ByteCount::clamped(5 << 30));
+        assert_eq!(sizes[&DiskName::first(0)], ByteCount::clamped(5 << 30));
     }
     fs::rename(&elsewhere, &cached_path).unwrap();
 
@@ -593,7 +595,7 @@ async fn an_instance_directory_lets_qemu_in_but_not_at_what_others_made() {
         0o711
     );
     assert_eq!(
-        fs::metadata(host.paths.disk(id, 0, DiskFormat::Qcow2))
+        fs::metadata(host.paths.disk(id, DiskName::first(0), DiskFormat::Qcow2))
             .unwrap()
             .mode()
             & 0o777,
@@ -2728,7 +2730,7 @@ async fn removal_follows_no_link() {
             directory: true,
             disks: BTreeSet::new(),
             sizes: BTreeMap::new(),
-            config_drive: false,
+            config_drives: BTreeSet::new(),
         }
     );
     host.remove(id).await.unwrap();
@@ -2814,7 +2816,7 @@ async fn a_killed_agent_leaves_only_what_sweep_removes() {
     }
     assert_eq!(
         host.storage.observe(id).await.unwrap().disks,
-        BTreeSet::from([1])
+        BTreeSet::from([DiskName::first(1)])
     );
     for _ in 0..2 {
         host.storage.sweep().await.unwrap();

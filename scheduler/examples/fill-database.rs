@@ -159,6 +159,8 @@ fn instance(now: DateTime<Utc>) -> anyhow::Result<InstanceRow> {
         desired_deleted: false,
         hints: Default::default(),
         config_drive: None,
+        desired_rescue: None,
+        desired_incarnation: None,
         server_group_id: None,
         attempt: 1,
         failed_hosts: Vec::new(),

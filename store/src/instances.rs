@@ -3,11 +3,11 @@
 //! A row stays after the instance is deleted, so that a repeated request for the same id is recognised.
 
 use berth_common::{
-    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Reboot},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Incarnation, Reboot, Rescue},
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         placement::SchedulerHints,
-        report::{ConvergeStatus, Fault, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, PowerState},
         view::Resources,
     },
     names::{ImageSha256, ImageUrl, InstanceName, ProjectName},
@@ -73,6 +73,10 @@ pub struct InstanceRow {
     pub failed_hosts: Vec<HostId>,
     /// What it finds on its config drive.
     pub config_drive: Option<ConfigDrive>,
+    /// What it boots from instead of its own disk.
+    pub desired_rescue: Option<Rescue>,
+    /// Which of its root disks is the one it shall have; `None`: the first.
+    pub desired_incarnation: Option<Incarnation>,
 }
 
 /// How far the placement of an instance is.
@@ -97,6 +101,8 @@ pub struct InstanceObserved {
     pub power_state: PowerState,
     /// The last reboot that was carried out.
     pub reboot_nonce: Option<Nonce>,
+    /// What its domain boots from; `None`: the first disk, or there is no domain.
+    pub boot_disk: Option<BootDisk>,
     /// What the agent is busy with, for people.
     pub progress: Option<String>,
     /// What went wrong.
@@ -146,6 +152,7 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             .observed_reboot_nonce
             .map(|nonce| row.parsed("observed_reboot_nonce", nonce.parse()))
             .transpose()?,
+        boot_disk: row.opt_json("observed_boot_disk", model.observed_boot_disk.as_deref())?,
         progress: model.observed_progress,
         fault: row.fault(
             "observed_fault",
@@ -191,6 +198,9 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
         attempt: row.int("attempt", model.attempt)?,
         failed_hosts: row.json("failed_hosts", &model.failed_hosts)?,
         config_drive: row.opt_json("config_drive", model.config_drive.as_deref())?,
+        desired_rescue: row.opt_json("desired_rescue", model.desired_rescue.as_deref())?,
+        desired_incarnation: row
+            .opt_json("desired_incarnation", model.desired_incarnation.as_deref())?,
     })
 }
 
@@ -242,6 +252,12 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         attempt: i64::from(instance.attempt),
         failed_hosts: codec::json("instances.failed_hosts", &instance.failed_hosts)?,
         config_drive: codec::opt_json("instances.config_drive", &instance.config_drive)?,
+        desired_rescue: codec::opt_json("instances.desired_rescue", &instance.desired_rescue)?,
+        desired_incarnation: codec::opt_json(
+            "instances.desired_incarnation",
+            &instance.desired_incarnation,
+        )?,
+        observed_boot_disk: observed.boot_disk,
     })
 }
 
@@ -257,6 +273,7 @@ struct ObservedColumns {
     generation: i64,
     power_state: String,
     reboot_nonce: Option<String>,
+    boot_disk: Option<String>,
     progress: Option<String>,
     fault_code: Option<String>,
     fault_message: Option<String>,
@@ -273,6 +290,7 @@ fn write_observed(observed: &InstanceObserved) -> Result<ObservedColumns, StoreE
         generation: int("instances.observed_generation", observed.generation.0)?,
         power_state: word("instances.observed_power_state", &observed.power_state)?,
         reboot_nonce: observed.reboot_nonce.map(|nonce| nonce.to_string()),
+        boot_disk: codec::opt_json("instances.observed_boot_disk", &observed.boot_disk)?,
         progress: observed.progress.as_deref().map(prose),
         fault_code,
         fault_message,
@@ -502,6 +520,42 @@ pub async fn set_desired_reboot(
     apply(db, id, "instances::set_desired_reboot", update).await
 }
 
+/// Sets what it boots from instead of its own disk.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_desired_rescue(
+    db: &impl Executor,
+    id: InstanceId,
+    rescue: Option<&Rescue>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let rescue = codec::opt_json("instances.desired_rescue", &rescue)?;
+    let update = update(id, now).col_expr(Column::DesiredRescue, Expr::value(rescue));
+    apply(db, id, "instances::set_desired_rescue", update).await
+}
+
+/// Sets which root disk it shall have, and what that is made from.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_root_disk(
+    db: &impl Executor,
+    id: InstanceId,
+    incarnation: Incarnation,
+    image: &ImageRef,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let incarnation = codec::opt_json("instances.desired_incarnation", &Some(incarnation))?;
+    let format = word("instances.image_format", &image.format)?;
+    let update = update(id, now)
+        .col_expr(Column::DesiredIncarnation, Expr::value(incarnation))
+        .col_expr(Column::ImageUrl, Expr::value(image.url.to_string()))
+        .col_expr(Column::ImageSha256, Expr::value(image.sha256.to_string()))
+        .col_expr(Column::ImageFormat, Expr::value(format));
+    apply(db, id, "instances::set_root_disk", update).await
+}
+
 /// Sets that it shall be gone. It lives, and keeps its name, until [`mark_deleted`].
 ///
 /// # Errors
@@ -554,6 +608,7 @@ pub async fn set_observed(
             Column::ObservedRebootNonce,
             Expr::value(columns.reboot_nonce),
         )
+        .col_expr(Column::ObservedBootDisk, Expr::value(columns.boot_disk))
         .col_expr(Column::ObservedProgress, Expr::value(columns.progress))
         .col_expr(Column::ObservedFaultCode, Expr::value(columns.fault_code))
         .col_expr(

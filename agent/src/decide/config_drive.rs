@@ -170,6 +170,7 @@ mod tests {
             }],
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
         }
     }
 

@@ -5,8 +5,8 @@
 
 use berth_common::{
     document::{
-        ConfigDrive, DesiredPower, Flavor, ImageFormat, InstancePort, InstanceVolume, Reboot,
-        RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
+        ConfigDrive, DesiredPower, Flavor, ImageFormat, InstanceDisk, InstancePort, InstanceVolume,
+        Reboot, RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{HostId, Nonce, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
@@ -83,6 +83,7 @@ fn spec() -> InstanceSpec {
             size_gb: DiskGb::clamped(1),
             format: DiskFormat::Qcow2,
             source: DiskSource::Image(image()),
+            incarnation: None,
         }],
         ports: vec![InstancePort {
             id: id::<PortId>(3),
@@ -93,6 +94,7 @@ fn spec() -> InstanceSpec {
         }],
         volumes: Vec::new(),
         config_drive: None,
+        rescue: None,
     }
 }
 
@@ -293,11 +295,22 @@ impl Rig {
 
 /// Steps without their arguments: a plan at a glance.
 fn outline(plan: &Plan) -> Vec<String> {
+    let word = |name: DiskName| match name {
+        DiskName::Own { index, incarnation } => {
+            let number = incarnation.map_or(String::new(), |it| format!("-{}", it.number));
+            format!("disk{index}{number}")
+        }
+        DiskName::Rescue(_) => "rescue".to_owned(),
+    };
     let step = |step: &Step| match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch".to_owned(),
-        Step::Storage(StorageStep::CreateDisk(disk)) => format!("disk{}", disk.index),
+        Step::Storage(StorageStep::CreateDisk(disk)) => word(disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "config-drive".to_owned(),
-        Step::Storage(StorageStep::GrowDisk(disk)) => format!("grow{}", disk.index),
+        Step::Storage(StorageStep::GrowDisk(disk)) => word(disk.name).replace("disk", "grow"),
+        Step::Storage(StorageStep::RemoveOldFile(old)) => {
+            let name = DiskName::parse(&old.name);
+            format!("remove {}", name.map_or("config".to_owned(), word))
+        }
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove".to_owned(),
         Step::Domain(DomainStep::Define(config)) => {
             format!("define@{}", config.metadata.generation)
@@ -314,8 +327,8 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
-        Step::Domain(DomainStep::GrowDisk { .. })
-        | Step::Storage(
+        Step::Domain(DomainStep::GrowDisk { target, .. }) => format!("grow {target}"),
+        Step::Storage(
             StorageStep::CreateVolume(_)
             | StorageStep::MarkVolume(_)
             | StorageStep::GrowVolume(_)
@@ -353,9 +366,9 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
             domain: Some(domain),
             files: InstanceFiles {
                 directory: true,
-                disks: [0].into(),
-                sizes: [(0, ByteCount::from_gb(DiskGb::clamped(1)))].into(),
-                config_drive: false,
+                disks: [DiskName::first(0)].into(),
+                sizes: [(DiskName::first(0), ByteCount::from_gb(DiskGb::clamped(1)))].into(),
+                config_drives: BTreeSet::new(),
             },
             images: [CachedName::of(&image())].into(),
             networks_ready: [network()].into(),
@@ -469,7 +482,7 @@ fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
         ],
         &Converged,
     );
-    let there = |given: Given| given.but(|observed| observed.files.config_drive = true);
+    let there = |given: Given| given.but(|observed| observed.files.config_drives = [None].into());
     let off = || given(1, Shutdown, Some(Destroyed));
     let start = ["config-drive", "define@0", "start", "define@2"];
     check(off(), &wanted(2), &start, &Converged);
@@ -477,7 +490,7 @@ fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
     let config = domain_config(instance(), wanted(1).spec.as_ref().unwrap(), &host());
     assert_eq!(
         config.config_drive,
-        Some(host().paths.config_drive(instance()))
+        Some(host().paths.config_drive(instance(), None))
     );
     assert_ne!(
         config.digest(),
@@ -516,7 +529,8 @@ fn a_disk_grows_while_its_guest_is_off_and_awake() {
     );
     // It never shrinks, and one whose size nobody can read is left as it is.
     let large = off(Destroyed).but(|observed| {
-        observed.files.sizes = [(0, ByteCount::from_gb(DiskGb::clamped(3)))].into();
+        observed.files.sizes =
+            [(DiskName::first(0), ByteCount::from_gb(DiskGb::clamped(3)))].into();
     });
     check(large, &stopped(), &["define@2"], &Converged);
     let unread = off(Destroyed).but(|observed| observed.files.sizes.clear());
@@ -1294,7 +1308,7 @@ fn a_host_that_lost_power_starts_its_guests_again() {
 #[test]
 fn a_lost_disk_is_told_and_the_instance_can_still_be_deleted() {
     let mut rig = Rig::after(&[running(1)]);
-    rig.host.lose_disk(instance(), 0);
+    rig.host.lose_disk(instance(), DiskName::first(0));
     assert!(matches!(rig.converge(&running(2)), Then::Refused(_)));
     let then = rig.converge(&desired(3, None));
     assert_as_desired(&rig, &desired(3, None), &then);
@@ -1435,3 +1449,6 @@ proptest! {
         assert_as_desired(&rig, &tombstone, &then);
     }
 }
+
+#[path = "instance_tests/boot.rs"]
+mod boot;

@@ -52,6 +52,9 @@ pub struct InstanceView {
     pub flavor: Flavor,
     /// What its boot disk was made from.
     pub image: ImageRef,
+    /// Whether it shall boot from a rescue disk, with its own disks after that one and without its volumes.
+    #[serde(default)]
+    pub rescued: bool,
     /// Its ports.
     pub ports: Vec<PortView>,
     /// The volumes attached to it, by position.
@@ -125,6 +128,12 @@ pub enum TaskState {
     Suspending,
     /// Its memory is being restored.
     Resuming,
+    /// It is being booted from a rescue disk.
+    Rescuing,
+    /// It is being booted from its own disk again.
+    Unrescuing,
+    /// Its root disk is being made anew.
+    Rebuilding,
     /// It is being deleted.
     Deleting,
 }
@@ -142,6 +151,9 @@ impl TaskState {
             Self::Unpausing => "unpausing",
             Self::Suspending => "suspending",
             Self::Resuming => "resuming",
+            Self::Rescuing => "rescuing",
+            Self::Unrescuing => "unrescuing",
+            Self::Rebuilding => "rebuilding",
             Self::Deleting => "deleting",
         }
     }

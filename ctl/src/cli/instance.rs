@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use berth_common::{
+    document::ImageRef,
     ids::InstanceId,
-    names::InstanceName,
+    names::{ImageSha256, ImageUrl, InstanceName},
     units::{DiskGb, MemoryMb, Vcpus},
 };
 use clap::{Args, Subcommand};
 
-use super::Wait;
+use super::{Wait, volume::StatedFormat};
 
 /// How many instances one request may create.
 const MOST_AT_ONCE: i64 = 256;
@@ -78,7 +79,8 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Give a stopped instance another size, on the hypervisor it is on. What is not named stays; a disk never shrinks.
+    /// Give a stopped instance another size, on the hypervisor it is on; a running one only a larger disk. What is not
+    /// named stays; a disk never shrinks.
     Resize {
         /// Name or id of the instance.
         name: String,
@@ -91,6 +93,32 @@ pub(crate) enum Instance {
         /// Size of the root disk in GiB.
         #[arg(long, value_name = "N")]
         disk_gb: Option<DiskGb>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Boot an instance from a fresh disk, with its own disk as the next one (vdb) and without its volumes. It is powered
+    /// on if it was off.
+    Rescue {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        image: Image,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Boot a rescued instance from its own disk again. The rescue disk goes.
+    Unrescue {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Make an instance's root disk anew: WHAT IS ON IT IS LOST. Its id, addresses and volumes stay.
+    Rebuild {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        image: Image,
         #[command(flatten)]
         wait: Wait,
     },
@@ -113,6 +141,35 @@ pub(crate) enum Instance {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
         state_dir: PathBuf,
     },
+}
+
+/// An image; default: the one that the instance was made from.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Image {
+    /// Where to fetch an image: file://, http:// or https://. Default: the image the instance was made from.
+    #[arg(long, value_name = "URL", requires_all = ["image_sha256", "image_format"])]
+    pub(crate) image_url: Option<ImageUrl>,
+    /// What the image must contain: 64 hexadecimal digits.
+    #[arg(long, value_name = "SHA256", requires = "image_url")]
+    pub(crate) image_sha256: Option<ImageSha256>,
+    /// The image's format.
+    #[arg(long, value_enum, requires = "image_url")]
+    pub(crate) image_format: Option<StatedFormat>,
+}
+
+impl Image {
+    /// The image that was named.
+    pub(crate) fn named(self) -> Option<ImageRef> {
+        match (self.image_url, self.image_sha256, self.image_format) {
+            (Some(url), Some(sha256), Some(format)) => Some(ImageRef {
+                url,
+                sha256,
+                format: format.into(),
+            }),
+            // The command line has all of them or none.
+            _ => None,
+        }
+    }
 }
 
 /// A new instance.

@@ -69,6 +69,8 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Image sha256", view.image.sha256.to_string()),
         ("Image format", view.image.format.as_str().to_owned()),
     ]);
+    let rescued = view.rescued.then(|| "yes, its own disk is vdb".to_owned());
+    properties.extend(rescued.map(|rescued| ("Rescued", rescued)));
     properties.extend(view.ports.iter().map(|port| ("Port", describe(port))));
     let volumes = view.volumes.iter();
     properties.extend(volumes.map(|volume| ("Volume", describe_volume(volume))));

@@ -91,6 +91,7 @@ fn instance_spec(
             size_gb: instance.flavor.disk_gb,
             format: DiskFormat::Qcow2,
             source: DiskSource::Image(instance.image.clone()),
+            incarnation: instance.desired_incarnation,
         }],
         ports: ports
             .into_iter()
@@ -106,6 +107,7 @@ fn instance_spec(
             .collect(),
         volumes: instance_volumes(instance, rows),
         config_drive: instance.config_drive.clone(),
+        rescue: instance.desired_rescue.clone(),
     }
 }
 

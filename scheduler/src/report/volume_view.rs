@@ -246,6 +246,8 @@ mod tests {
             attempt: 1,
             failed_hosts: Vec::new(),
             config_drive: None,
+            desired_rescue: None,
+            desired_incarnation: None,
         }
     }
 

@@ -47,6 +47,12 @@ pub struct Model {
     pub failed_hosts: String,
     /// JSON: `ConfigDrive`; null: it has none.
     pub config_drive: Option<String>,
+    /// JSON: `Rescue`; null: it is not rescued.
+    pub desired_rescue: Option<String>,
+    /// JSON: `Incarnation`; null: its root disk is the first.
+    pub desired_incarnation: Option<String>,
+    /// JSON: `BootDisk`; null: the first, or none.
+    pub observed_boot_disk: Option<String>,
 }
 
 /// None that queries need.

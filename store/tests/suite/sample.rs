@@ -101,6 +101,8 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         attempt: 1,
         failed_hosts: vec![],
         config_drive: None,
+        desired_rescue: None,
+        desired_incarnation: None,
     }
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use berth_common::{
-    document::{DesiredPower, Reboot, RebootKind},
+    document::{DesiredPower, ImageFormat, ImageRef, Incarnation, Reboot, RebootKind, Rescue},
     ids::{HostId, InstanceId, Nonce},
     message::{
         heartbeat::ResourceInventory,
-        report::{ConvergeStatus, Fault, FaultCode, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::HostStatus,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
@@ -65,6 +65,36 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         Some(&expected)
     );
 
+    expected.desired_rescue = Some(Rescue {
+        nonce: Nonce::new(),
+        image: expected.image.clone(),
+    });
+    instances::set_desired_rescue(db, id, expected.desired_rescue.as_ref(), time(3))
+        .await
+        .unwrap();
+    let incarnation = Incarnation {
+        number: u32::MAX,
+        nonce: Nonce::new(),
+    };
+    expected.desired_incarnation = Some(incarnation);
+    expected.image = ImageRef {
+        url: "file:///srv/another.raw".parse().unwrap(),
+        sha256: "cd".repeat(32).parse().unwrap(),
+        format: ImageFormat::Raw,
+    };
+    instances::set_root_disk(db, id, incarnation, &expected.image, time(3))
+        .await
+        .unwrap();
+    expected.updated_at = time(3);
+    assert_eq!(
+        instances::get(db, id).await.unwrap().as_ref(),
+        Some(&expected)
+    );
+    instances::set_desired_rescue(db, id, None, time(3))
+        .await
+        .unwrap();
+    expected.desired_rescue = None;
+
     let failed = [HostId::new(), HostId::new()];
     let fault = Fault {
         code: FaultCode::Hypervisor,
@@ -92,6 +122,7 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         generation: Generation(4),
         power_state: PowerState::Running,
         reboot_nonce: Some(Nonce::new()),
+        boot_disk: Some(BootDisk::Rescue(Nonce::new())),
         progress: Some("downloading the image, 40 %".to_owned()),
         fault: Some(Fault {
             code: FaultCode::Hypervisor,

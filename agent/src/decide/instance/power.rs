@@ -14,6 +14,9 @@
 //! never repeated. A guest that powers itself off stays off until a new generation asks for it. A reboot that was not
 //! carried out before a pause or a suspension is carried out after it.
 //!
+//! A guest that was booted from another disk than it shall be (it is rescued, unrescued or rebuilt) is switched off as for a
+//! soft reboot, and started from that disk.
+//!
 //! The generation is set to 0 *before* a guest is asked to power off. Who wants it to run after all cannot take the
 //! question back: a guest that is marked so and still obeys is started again, by whatever agent sees it. The mark
 //! goes when the guest was watched for its whole stop timeout and did not. A guest that stands still cannot obey: the mark
@@ -106,6 +109,10 @@ impl Wish<'_> {
         }
         match self.spec.power {
             DesiredPower::Stopped => self.power_off(domain, observed.asked),
+            // What runs is another system: its memory is not what shall be kept.
+            DesiredPower::Suspended | DesiredPower::Paused if self.boots_otherwise(domain) => {
+                self.power_off(domain, observed.asked)
+            }
             DesiredPower::Suspended => {
                 let step = match domain.power_state {
                     // There is nothing left to go on with.
@@ -141,6 +148,9 @@ impl Wish<'_> {
         if domain.power_state == PowerState::Crashed {
             return self.anew(self.start());
         }
+        if self.boots_otherwise(domain) {
+            return self.power_off(domain, observed.asked);
+        }
         let (mut steps, then) = match self.may_obey_for(domain, observed.asked_before) {
             Some(left) => (
                 self.written(domain, Generation(0), self.nonce()),
@@ -152,6 +162,19 @@ impl Wish<'_> {
             steps.push(DomainStep::Resume(self.config.id));
         }
         (steps, then)
+    }
+
+    /// Whether a guest that is on was booted from another disk of its own than it shall be: it was rescued since, or
+    /// unrescued, or rebuilt.
+    fn boots_otherwise(&self, domain: &DomainObserved) -> bool {
+        let Some(boot) = self.config.disks.first() else {
+            return false;
+        };
+        domain.disks.live.iter().any(|file| {
+            file.target == boot.target
+                && file.path != boot.path
+                && file.path.parent() == boot.path.parent()
+        })
     }
 
     /// A guest that stands still as it shall.

@@ -168,6 +168,7 @@ mod tests {
             ports: Vec::new(),
             volumes: volumes.collect(),
             config_drive: None,
+            rescue: None,
         };
         domain_config(InstanceId::new(), &spec, &host())
     }

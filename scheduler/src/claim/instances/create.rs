@@ -448,6 +448,8 @@ fn new_row(
         desired_deleted: false,
         hints: request.hints.clone(),
         config_drive: request.config_drive.clone(),
+        desired_rescue: None,
+        desired_incarnation: None,
         server_group_id,
         attempt: FIRST_ATTEMPT,
         failed_hosts: Vec::new(),

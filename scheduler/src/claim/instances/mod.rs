@@ -1,6 +1,7 @@
 //! Instances: asked for ([`create`]), changed and deleted ([`change`](mod@change)), and moved on when a host cannot build
 //! them ([`relocate`]).
 
+pub(in crate::claim) mod boot;
 pub mod change;
 pub mod create;
 pub mod relocate;

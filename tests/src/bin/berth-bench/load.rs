@@ -174,10 +174,12 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
                 size_gb: request.flavor.disk_gb,
                 format: DiskFormat::Qcow2,
                 source: DiskSource::Image(request.image.clone()),
+                incarnation: None,
             }],
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
         }),
     });
     serde_json::to_vec(&document).context("a document has no JSON form")
