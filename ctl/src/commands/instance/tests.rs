@@ -184,11 +184,7 @@ async fn rescue_unrescue_and_rebuild_are_asked_for_by_id() {
         "--image-url file:///srv/x.qcow2 --image-sha256 {} --image-format qcow2",
         "b".repeat(64)
     );
-    let rescue = asked(
-        &format!("instance rescue web-1 {image}"),
-        [view(), view()],
-    )
-    .await;
+    let rescue = asked(&format!("instance rescue web-1 {image}"), [view(), view()]).await;
     assert_eq!(
         rescue,
         [
