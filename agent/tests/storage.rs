@@ -32,11 +32,13 @@ use berth_agent::{
         ActError, Progress, Storage,
         storage::{DirStorage, KeepFree, StorageOptions},
     },
-    decide::instance::{DiskName, DiskPlan, InstanceFiles, LargerDisk, Paths, StorageStep},
+    decide::instance::{
+        DiskName, DiskPlan, InstanceFiles, LargerDisk, OldFile, Paths, StorageStep,
+    },
 };
 use berth_common::{
-    document::{DiskFormat, ImageFormat, ImageRef},
-    ids::InstanceId,
+    document::{DiskFormat, ImageFormat, ImageRef, Incarnation},
+    ids::{InstanceId, Nonce},
     message::report::FaultCode,
     names::ImageSha256,
     units::ByteCount,
@@ -2736,6 +2738,53 @@ async fn removal_follows_no_link() {
     host.remove(id).await.unwrap();
     assert!(!host.paths.instance(id).exists());
     assert_eq!(fs::read(precious.join("file")).unwrap(), b"keep me");
+}
+
+#[tokio::test]
+async fn disks_of_several_wishes_lie_side_by_side_and_only_old_ones_are_removed() {
+    let host = Host::new();
+    let bytes = qcow2(&host, &[]);
+    let url = format!("file://{}", host.file("image", &bytes).display());
+    let image = image(&url, &bytes, ImageFormat::Qcow2);
+    host.fetch(&image).await.unwrap();
+    let id = InstanceId::new();
+    let first = host.plan(id, &image, 1 << 30);
+    let nonce = Nonce::new();
+    let rebuilt = DiskName::Own {
+        index: 0,
+        incarnation: Some(Incarnation { number: 1, nonce }),
+    };
+    let mut all = vec![first.clone()];
+    for name in [rebuilt, DiskName::Rescue(nonce)] {
+        all.push(DiskPlan {
+            name,
+            path: host.paths.disk(id, name, DiskFormat::Qcow2),
+            ..first.clone()
+        });
+    }
+    for plan in &all {
+        host.create(plan).await.unwrap();
+    }
+    let found = host.storage.observe(id).await.unwrap();
+    let wanted: BTreeSet<DiskName> = all.iter().map(|plan| plan.name).collect();
+    assert_eq!((&found.disks, found.sizes.len()), (&wanted, 3));
+
+    let remove = async |name: &str| {
+        let step = StorageStep::RemoveOldFile(OldFile {
+            instance: id,
+            name: name.to_owned(),
+        });
+        host.storage.apply(&step, &Progress::new(None)).await
+    };
+    for _ in 0..2 {
+        remove("disk0.qcow2").await.unwrap();
+        let left = host.storage.observe(id).await.unwrap().disks;
+        assert_eq!(left.len(), 2);
+    }
+    for other in ["console.log", "../../images/x", ".", "disk0.qcow2/x"] {
+        let error = remove(other).await.unwrap_err();
+        assert_eq!(error.code, FaultCode::ForeignObject, "{other}");
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ a killed agent

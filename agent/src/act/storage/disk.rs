@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     act::command::{Account, Command, Confinement, Limits, Network},
-    decide::instance::{DiskPlan, LargerDisk},
+    decide::instance::{DiskName, DiskPlan, LargerDisk},
 };
 
 /// What `qemu-img create` may use: it writes tables, not data. Far above what it needs, far below what hurts.
@@ -134,9 +134,13 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
         std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
     let account = Account::named(&inner.options.qemu_img_user)?;
     instances::make(&inner.paths, plan.instance, &inner.options)?;
+    let purpose = match plan.name {
+        DiskName::Own { index, .. } => format!("disk{index}"),
+        DiskName::Rescue(_) => "rescue".to_owned(),
+    };
     let temporary = inner
         .temporaries
-        .claim(&inner.paths.instance(plan.instance), "disk")?;
+        .claim(&inner.paths.instance(plan.instance), &purpose)?;
     lent(temporary.path(), account)?;
     Ok(Some(Making {
         account,
