@@ -422,6 +422,7 @@ impl Wish {
             volumes: Vec::new(),
             config_drive: None,
             rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }
     }
 

@@ -170,6 +170,7 @@ fn instance(host: &SimHost, power: DesiredPower) -> Document {
             volumes: Vec::new(),
             config_drive: None,
             rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }),
     })
 }

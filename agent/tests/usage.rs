@@ -235,6 +235,7 @@ fn document(id: InstanceId, host_id: HostId, name: &str) -> Document {
             volumes: Vec::new(),
             config_drive: None,
             rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }),
     })
 }

@@ -161,6 +161,8 @@ fn instance(now: DateTime<Utc>) -> anyhow::Result<InstanceRow> {
         config_drive: None,
         desired_rescue: None,
         desired_incarnation: None,
+        metadata: std::collections::BTreeMap::new(),
+        on_crash: berth_common::document::OnCrash::default(),
         server_group_id: None,
         attempt: 1,
         failed_hosts: Vec::new(),

@@ -2,15 +2,17 @@
 //!
 //! A row stays after the instance is deleted, so that a repeated request for the same id is recognised.
 
+use std::collections::BTreeMap;
+
 use berth_common::{
-    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Incarnation, Reboot, Rescue},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Incarnation, OnCrash, Reboot, Rescue},
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         placement::SchedulerHints,
         report::{BootDisk, ConvergeStatus, Fault, PowerState},
         view::Resources,
     },
-    names::{ImageSha256, ImageUrl, InstanceName, ProjectName},
+    names::{ImageSha256, ImageUrl, InstanceName, ProjectName, PropertyKey, PropertyValue},
     units::Generation,
 };
 use chrono::{DateTime, Utc};
@@ -77,6 +79,21 @@ pub struct InstanceRow {
     pub desired_rescue: Option<Rescue>,
     /// Which of its root disks is the one it shall have; `None`: the first.
     pub desired_incarnation: Option<Incarnation>,
+    /// What is said of it: at first, what its config drive says.
+    pub metadata: BTreeMap<PropertyKey, PropertyValue>,
+    /// What becomes of it when its guest crashes.
+    pub on_crash: OnCrash,
+}
+
+/// What its owner calls an instance and says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description<'a> {
+    /// Its name.
+    pub name: &'a InstanceName,
+    /// What is said of it.
+    pub metadata: &'a BTreeMap<PropertyKey, PropertyValue>,
+    /// What becomes of it when its guest crashes.
+    pub on_crash: OnCrash,
 }
 
 /// How far the placement of an instance is.
@@ -162,7 +179,14 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
         was_active: model.observed_was_active,
         at: row.opt_time("observed_at", model.observed_at)?,
     };
+    let config_drive: Option<ConfigDrive> =
+        row.opt_json("config_drive", model.config_drive.as_deref())?;
+    let metadata: Option<BTreeMap<PropertyKey, PropertyValue>> =
+        row.opt_json("metadata", model.metadata.as_deref())?;
+    let said = || config_drive.as_ref().map(|drive| drive.metadata.clone());
     Ok(InstanceRow {
+        metadata: metadata.or_else(said).unwrap_or_default(),
+        on_crash: row.opt_json("on_crash", model.on_crash.as_deref())?,
         id: row.parsed("id", model.id.parse())?,
         project: row.parsed("project", ProjectName::try_from(model.project))?,
         name: row.parsed("name", InstanceName::try_from(model.name))?,
@@ -197,7 +221,7 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             .transpose()?,
         attempt: row.int("attempt", model.attempt)?,
         failed_hosts: row.json("failed_hosts", &model.failed_hosts)?,
-        config_drive: row.opt_json("config_drive", model.config_drive.as_deref())?,
+        config_drive,
         desired_rescue: row.opt_json("desired_rescue", model.desired_rescue.as_deref())?,
         desired_incarnation: row
             .opt_json("desired_incarnation", model.desired_incarnation.as_deref())?,
@@ -258,6 +282,8 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
             &instance.desired_incarnation,
         )?,
         observed_boot_disk: observed.boot_disk,
+        metadata: Some(codec::json("instances.metadata", &instance.metadata)?),
+        on_crash: codec::opt_json("instances.on_crash", &instance.on_crash)?,
     })
 }
 
@@ -518,6 +544,28 @@ pub async fn set_desired_reboot(
         )
         .col_expr(Column::DesiredRebootKind, Expr::value(reboot_kind(reboot)?));
     apply(db, id, "instances::set_desired_reboot", update).await
+}
+
+/// Sets what it is called and what is said of it.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance, [`StoreError::Unique`] with `InstanceName`.
+pub async fn set_description(
+    db: &impl Executor,
+    id: InstanceId,
+    description: &Description<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let metadata = codec::json("instances.metadata", description.metadata)?;
+    let on_crash = codec::opt_json("instances.on_crash", &description.on_crash)?;
+    let name = description.name.to_string();
+    let update = update(id, now)
+        .col_expr(Column::Name, Expr::value(name.clone()))
+        .col_expr(Column::LiveName, Expr::value(Some(name)))
+        .col_expr(Column::Metadata, Expr::value(Some(metadata)))
+        .col_expr(Column::OnCrash, Expr::value(on_crash))
+        .filter(Column::DeletedAt.is_null());
+    apply(db, id, "instances::set_description", update).await
 }
 
 /// Sets what it boots from instead of its own disk.

@@ -6,7 +6,7 @@
 use berth_common::{
     document::{
         ConfigDrive, DesiredPower, Flavor, ImageFormat, InstanceDisk, InstancePort, InstanceVolume,
-        Reboot, RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
+        OnCrash, Reboot, RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{HostId, Nonce, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
@@ -95,6 +95,7 @@ fn spec() -> InstanceSpec {
         volumes: Vec::new(),
         config_drive: None,
         rescue: None,
+        on_crash: berth_common::document::OnCrash::default(),
     }
 }
 
@@ -626,6 +627,66 @@ fn what_is_as_it_shall_be_is_left_alone() {
         &["define@2"],
         &Converged,
     );
+}
+
+#[test]
+fn a_guest_that_crashed_is_started_again_unless_its_document_says_otherwise() {
+    let restarts = |generation, power| with_power(generation, power);
+    let stays = |generation, power| {
+        let mut wanted = with_power(generation, power);
+        wanted.spec.as_mut().unwrap().on_crash = OnCrash::Stop;
+        wanted
+    };
+    let crashed = || given(1, Shutdown, Some(OffReason::Crashed));
+    let start = ["define@0", "start", "define@1"];
+    let paused = ["define@0", "start-paused", "define@1"];
+    check(
+        crashed(),
+        &restarts(1, DesiredPower::Running),
+        &start,
+        &Converged,
+    );
+    check(
+        crashed(),
+        &restarts(1, DesiredPower::Paused),
+        &paused,
+        &Converged,
+    );
+    for power in [DesiredPower::Running, DesiredPower::Paused] {
+        let plan = plan(&stays(1, power), &crashed().observed, &host());
+        let starts = |step: &Step| matches!(step, Step::Domain(step) if step.starts_qemu());
+        assert!(!plan.steps.iter().any(starts), "{plan:?}");
+        // A new generation is a wish to start it, and one that never ran is not one that crashed.
+        for (given, generation) in [(crashed(), 2), (given(0, Shutdown, Some(Failed)), 1)] {
+            let plan = super::plan(&stays(generation, power), &given.observed, &host());
+            assert!(plan.steps.iter().any(starts), "{plan:?}");
+        }
+    }
+    // libvirt keeps it for whoever wants to look at it.
+    let kept = || given(1, Crashed, None);
+    let again = ["destroy", "define@0", "start", "define@1"];
+    check(
+        kept(),
+        &restarts(1, DesiredPower::Running),
+        &again,
+        &Converged,
+    );
+    let plan = plan(&stays(1, DesiredPower::Running), &kept().observed, &host());
+    assert!(
+        outline(&plan).iter().all(|step| step == "define@1"),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn another_name_or_crash_policy_is_for_the_next_start_and_the_guest_runs_on() {
+    let mut renamed = running(2);
+    let spec = renamed.spec.as_mut().unwrap();
+    spec.name = "web-2".parse().unwrap();
+    spec.on_crash = OnCrash::Stop;
+    let config = domain_config(instance(), spec, &host());
+    assert_eq!(config.title, "web-2");
+    check(given(1, Running, None), &renamed, &["define@2"], &Converged);
 }
 
 #[test]

@@ -314,6 +314,7 @@ impl Resource {
             (Some(Some(domain)), Kind::Instance) => (
                 Some(match domain.off_reason {
                     Some(OffReason::Saved) => PowerState::Suspended,
+                    Some(OffReason::Crashed) => PowerState::Crashed,
                     _ => domain.power_state,
                 }),
                 domain

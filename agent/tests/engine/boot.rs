@@ -1,7 +1,7 @@
 //! Rescue and rebuild through the whole agent: the law is that whatever step the agent dies after, whether its journal is kept
 //! or lost, and in whatever order and number documents come, a disk is made once for a wish, and no old content comes back.
 
-use berth_common::document::{Incarnation, Rescue};
+use berth_common::document::{Incarnation, OnCrash, Rescue};
 
 use super::*;
 
@@ -187,4 +187,26 @@ async fn a_rebuild_from_an_image_out_of_reach_leaves_the_guest_as_it_was() {
     lab.host.image_is_back(&other_image().url);
     lab.wait_status(&bad, ConvergeStatus::Converged).await;
     assert_eq!(contents(&lab, &wish), [image("cd")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_shall_not_be_started_after_a_crash_is_told_of_and_stays_off() {
+    let mut lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let stays = |spec: &mut InstanceSpec| spec.on_crash = OnCrash::Stop;
+    let document = wish.instance(2, stays);
+    lab.send(&document).await;
+    lab.wait_status(&document, ConvergeStatus::Converged).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 1);
+    lab.host.guest_crashes(wish.instance);
+    let crashed = |report: &ResourceReport| report.power_state == Some(PowerState::Crashed);
+    lab.wait(document.key(), "crashed", crashed).await;
+    lab.restart().await;
+    lab.send(&document).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 1);
+    let start = wish.instance(3, stays);
+    lab.send(&start).await;
+    lab.wait_status(&start, ConvergeStatus::Converged).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 2);
 }

@@ -41,6 +41,39 @@ pub struct InstanceSpec {
     /// What it boots from instead of its own disks; null: it boots from those.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rescue: Option<Rescue>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
+    pub on_crash: OnCrash,
+}
+
+/// What becomes of an instance that shall run when its guest crashes: QEMU ends by itself, or libvirt says so. (libvirt's
+/// `on_crash` knows more, for those who debug guests.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum OnCrash {
+    /// It is started again: it shall run, and a host that loses power starts it again as well.
+    #[default]
+    Restart,
+    /// It stays off, in error, until somebody starts it.
+    Stop,
+}
+
+impl OnCrash {
+    /// Whether it is started again.
+    #[must_use]
+    pub fn is_restart(&self) -> bool {
+        *self == Self::Restart
+    }
+
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+        }
+    }
 }
 
 /// A system that an instance is rescued with: it boots from a fresh disk, its own disks come after that one, and its

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     document::{
-        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, RebootKind, VolumeAccess,
-        VolumeFormat, VolumeLimits,
+        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
+        VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
     names::{
@@ -65,6 +65,7 @@ methods! {
     InstanceRescue => "instance.rescue", InstanceView;
     InstanceUnrescue => "instance.unrescue", InstanceView;
     InstanceRebuild => "instance.rebuild", InstanceView;
+    InstanceSet => "instance.set", InstanceView;
     InstanceShow => "instance.show" version 3, InstanceView;
     InstanceList => "instance.list" version 3, InstanceListReply;
     VolumeCreate => "volume.create", VolumeView;
@@ -156,6 +157,9 @@ pub struct InstanceCreate {
     /// What it finds on its config drive; null: it has none. An empty one still tells its name and its NICs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
+    pub on_crash: OnCrash,
 }
 
 /// Create several instances with one decision after the other, in the order given. Repeating the request is harmless,
@@ -308,6 +312,26 @@ pub struct InstanceRebuild {
     pub image: ImageRef,
     /// Chosen by the client: the same nonce again is the same rebuild.
     pub nonce: Nonce,
+}
+
+/// Change what an instance is called and what is said of it. What is not named stays. Its guest runs on: it gets the new host
+/// name by DHCP with its next lease, and finds the metadata of when its config drive was made there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceSet {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its new name, unique among the project's living instances.
+    #[serde(default)]
+    pub name: Option<InstanceName>,
+    /// Metadata to set, or with null to remove; at most 128 in all.
+    #[serde(default)]
+    pub metadata: BTreeMap<PropertyKey, Option<PropertyValue>>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default)]
+    pub on_crash: Option<OnCrash>,
 }
 
 /// List instances, in order of creation.

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use berth_common::{
-    document::ImageRef,
+    document::{ImageRef, OnCrash},
     ids::InstanceId,
-    names::{ImageSha256, ImageUrl, InstanceName},
+    names::{ImageSha256, ImageUrl, InstanceName, PropertyKey, PropertyValue},
     units::{DiskGb, MemoryMb, Vcpus},
 };
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Wait, volume::StatedFormat};
+use super::{Wait, aggregate::property, volume::StatedFormat};
 
 /// How many instances one request may create.
 const MOST_AT_ONCE: i64 = 256;
@@ -122,6 +122,9 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Change what an instance is called, what is said of it, and what becomes of it when it crashes. What is not named
+    /// stays, and the guest runs on: it learns its new name with its next DHCP lease.
+    Set(InstanceSetArgs),
     /// Delete an instance, its disks and its ports. Its volumes stay.
     Delete {
         /// Name or id of the instance.
@@ -141,6 +144,53 @@ pub(crate) enum Instance {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
         state_dir: PathBuf,
     },
+}
+
+/// What of an instance changes.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Changes {
+    /// Its new name, unique in the project.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<InstanceName>,
+    /// Say something of it. May be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = property)]
+    pub(crate) metadata: Vec<(PropertyKey, PropertyValue)>,
+    /// Say it no more. May be given several times.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unset_metadata: Vec<PropertyKey>,
+    /// What becomes of it when its guest crashes.
+    #[arg(long, value_enum)]
+    pub(crate) on_crash: Option<CrashPolicy>,
+}
+
+/// A change to what is said of an instance.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InstanceSetArgs {
+    /// Name or id of the instance.
+    pub(crate) instance: String,
+    #[command(flatten)]
+    pub(crate) changes: Changes,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// What becomes of an instance when its guest crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CrashPolicy {
+    /// It is started again.
+    Restart,
+    /// It stays off, in error.
+    Stop,
+}
+
+impl From<CrashPolicy> for OnCrash {
+    fn from(policy: CrashPolicy) -> Self {
+        match policy {
+            CrashPolicy::Restart => Self::Restart,
+            CrashPolicy::Stop => Self::Stop,
+        }
+    }
 }
 
 /// An image; default: the one that the instance was made from.

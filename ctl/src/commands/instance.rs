@@ -11,8 +11,8 @@ use berth_common::{
         request::{
             InstanceCreate, InstanceDelete, InstanceList, InstanceListReply, InstancePause,
             InstanceReboot, InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume,
-            InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
-            InstanceUnrescue, Method, default_page,
+            InstanceSet, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
+            InstanceUnpause, InstanceUnrescue, Method, default_page,
         },
         view::InstanceView,
     },
@@ -20,7 +20,7 @@ use berth_common::{
     refusal::{Refusal, RefusalCode},
 };
 
-use super::{Context, asking::Asking, read, repeat_with_id};
+use super::{Context, aggregate::properties, asking::Asking, read, repeat_with_id};
 use crate::{
     cli::{Instance, InstanceCreateArgs, Output, Wait},
     client::Caller,
@@ -242,6 +242,25 @@ pub(super) async fn run<C: Caller>(
                     project,
                     image,
                     nonce: Nonce::new(),
+                },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Set(arguments)) => {
+            let changes = arguments.changes;
+            let metadata = properties(&changes.metadata, &changes.unset_metadata)?;
+            let shown = shown(context, arguments.instance).await?;
+            let goal = Goal::Built(shown.desired_power);
+            change(
+                context,
+                meant(shown.id.to_string(), goal),
+                arguments.wait,
+                |instance, project| InstanceSet {
+                    instance,
+                    project,
+                    name: changes.name,
+                    metadata,
+                    on_crash: changes.on_crash.map(Into::into),
                 },
             )
             .await

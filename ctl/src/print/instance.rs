@@ -71,6 +71,9 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
     ]);
     let rescued = view.rescued.then(|| "yes, its own disk is vdb".to_owned());
     properties.extend(rescued.map(|rescued| ("Rescued", rescued)));
+    properties.push(("On crash", view.on_crash.as_str().to_owned()));
+    let metadata = view.metadata.iter();
+    properties.extend(metadata.map(|(key, value)| ("Metadata", format!("{key}={value}"))));
     properties.extend(view.ports.iter().map(|port| ("Port", describe(port))));
     let volumes = view.volumes.iter();
     properties.extend(volumes.map(|volume| ("Volume", describe_volume(volume))));

@@ -8,11 +8,12 @@ use berth_common::{
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
             HostSet, HostShow, InstanceCreate, InstanceCreateMany, InstanceCreateManyReply,
             InstanceCreateResult, InstanceDelete, InstanceList, InstancePause, InstanceReboot,
-            InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceShow,
-            InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause, InstanceUnrescue,
-            Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity, PlacementExplain,
-            PlacementPlace, ServerGroupCreate, ServerGroupDelete, ServerGroupList, VolumeAttach,
-            VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
+            InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceSet,
+            InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
+            InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
+            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
+            ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
+            VolumeList, VolumeShow,
         },
         view::HostStatus,
     },
@@ -41,7 +42,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 33] = [
+const CHANGES: [&str; 34] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -56,6 +57,7 @@ const CHANGES: [&str; 33] = [
     InstanceRescue::NAME,
     InstanceUnrescue::NAME,
     InstanceRebuild::NAME,
+    InstanceSet::NAME,
     VolumeCreate::NAME,
     VolumeDelete::NAME,
     VolumeExtend::NAME,
@@ -219,6 +221,12 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
             let request: InstanceRebuild = read(message)?;
             let (project, instance) = (request.project.clone(), request.instance.clone());
             reply(change_instance(w, &project, &instance, request.into()).await)
+        }
+        InstanceSet::NAME => {
+            let request: InstanceSet = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            let describe = Change::Describe(Box::new(request.into()));
+            reply(change_instance(w, &project, &instance, describe).await)
         }
         InstanceReboot::NAME => {
             let request: InstanceReboot = read(message)?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use berth_common::{
-    document::DesiredPower,
+    document::{DesiredPower, OnCrash},
     ids::{HostId, NetworkId},
     message::{
         report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
@@ -109,6 +109,8 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         flavor: row.flavor,
         image: row.image.clone(),
         rescued: row.desired_rescue.is_some(),
+        metadata: row.metadata.clone(),
+        on_crash: row.on_crash,
         ports: facts
             .ports
             .iter()
@@ -170,10 +172,26 @@ fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
             PowerState::Running => (VmState::Active, fault),
             PowerState::Paused => (VmState::Paused, fault),
             PowerState::Suspended => (VmState::Suspended, fault),
+            PowerState::Crashed
+                if row.on_crash == OnCrash::Stop && row.desired_power != DesiredPower::Stopped =>
+            {
+                (VmState::Error, fault.or_else(|| Some(crashed(row))))
+            }
             PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate => {
                 (VmState::Stopped, fault)
             }
         },
+    }
+}
+
+/// Its guest crashed, and is not to be started again by itself.
+fn crashed(row: &InstanceRow) -> Fault {
+    Fault {
+        code: FaultCode::Hypervisor,
+        message: format!(
+            "the guest of instance {} crashed, and its on_crash is stop: start it when you have looked at it",
+            row.name
+        ),
     }
 }
 

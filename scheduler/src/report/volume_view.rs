@@ -248,6 +248,8 @@ mod tests {
             config_drive: None,
             desired_rescue: None,
             desired_incarnation: None,
+            metadata: std::collections::BTreeMap::new(),
+            on_crash: berth_common::document::OnCrash::default(),
         }
     }
 

@@ -2,25 +2,26 @@
 //! meanwhile.
 
 use berth_common::{
-    document::{DesiredPower, Document, ImageFormat, ImageRef, InstanceSpec},
+    document::{DesiredPower, Document, ImageFormat, ImageRef, InstanceSpec, OnCrash},
     ids::{InstanceId, Nonce},
     message::{
-        report::{FaultCode, PowerState},
+        report::{ConvergeStatus, FaultCode, PowerState},
         request::{
-            InstancePause, InstanceRebuild, InstanceRescue, InstanceResize, InstanceShow,
-            InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause, InstanceUnrescue,
-            Method, VolumeAttach,
+            InstancePause, InstanceRebuild, InstanceRescue, InstanceResize, InstanceSet,
+            InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
+            InstanceUnrescue, Method, VolumeAttach,
         },
         view::{InstanceView, TaskState, VmState},
     },
     refusal::RefusalCode,
+    units::Generation,
 };
 use serde_json::json;
 
 use crate::{
     ask::{instance, volume},
     cloud::Cloud,
-    host::Host,
+    host::{Host, key},
 };
 
 macro_rules! about {
@@ -72,15 +73,20 @@ impl Lab {
         view
     }
 
-    /// The host carries out what it was told last, and says so.
-    async fn becomes(&mut self, power: PowerState, state: VmState) -> InstanceSpec {
-        let wanted = self.show().await.generation;
-        let document = loop {
+    /// What the host was told last; older documents may come again.
+    async fn newest(&mut self) -> (Document, Generation) {
+        let wanted = self.cloud.show(self.id).await.generation;
+        loop {
             let document = self.host.next_about(self.id).await;
             if document.generation() >= wanted {
-                break document;
+                return (document, wanted);
             }
-        };
+        }
+    }
+
+    /// The host carries out what it was told last, and says so.
+    async fn becomes(&mut self, power: PowerState, state: VmState) -> InstanceSpec {
+        let (document, wanted) = self.newest().await;
         self.host.carry_out(&document, power).await;
         let settled = |view: &InstanceView| {
             view.vm_state == state
@@ -246,7 +252,7 @@ async fn a_root_disk_is_made_anew_once_for_each_wish() {
 async fn a_rebuild_that_failed_can_be_asked_for_with_another_image() {
     let mut lab = Lab::new().await;
     lab.granted(rebuild(), Some(TaskState::Rebuilding)).await;
-    let document = lab.host.next_about(lab.id).await;
+    let (document, _) = lab.newest().await;
     lab.host
         .fail(&document, FaultCode::ImageChecksum, "not what it should be")
         .await;
@@ -285,4 +291,83 @@ async fn the_disk_of_a_running_instance_grows_and_nothing_else_of_it() {
         .await;
     lab.refused(resize(1, 4), "its memory knows the size it has")
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_is_called_and_described_differently_while_it_runs() {
+    let mut lab = Lab::new().await;
+    let set = |instance: &str, change: serde_json::Value| -> InstanceSet {
+        let mut request = change;
+        request["instance"] = json!(instance);
+        serde_json::from_value(request).unwrap()
+    };
+    let other = instance("web-9", 512, json!([]));
+    lab.cloud.call(other).await.unwrap();
+    lab.refused(
+        set("web-1", json!({ "name": "web-9" })),
+        "has an instance web-9 already",
+    )
+    .await;
+    let change = json!({ "name": "web-2", "metadata": { "team": "shop" }, "on_crash": "stop" });
+    let view = lab.cloud.ok(set("web-1", change)).await;
+    assert_eq!((view.name.as_str(), view.id), ("web-2", lab.id));
+    let (document, _) = lab.newest().await;
+    let Document::Instance(wish) = &document else {
+        panic!("{document:?}")
+    };
+    let spec = wish.spec.as_ref().unwrap();
+    assert_eq!(
+        (spec.name.as_str(), spec.on_crash, spec.power),
+        ("web-2", OnCrash::Stop, DesiredPower::Running)
+    );
+    lab.host.carry_out(&document, PowerState::Running).await;
+
+    // The old name is free, and the same again changes nothing.
+    let id = lab.id.to_string();
+    let again = lab.cloud.ok(set(&id, json!({ "name": "web-2" }))).await;
+    assert_eq!(again.generation, view.generation);
+    let shown: Vec<_> = again.metadata.into_iter().collect();
+    assert_eq!(shown, [("team".parse().unwrap(), "shop".parse().unwrap())]);
+    lab.cloud
+        .call(instance("web-1", 512, json!([])))
+        .await
+        .unwrap();
+    let unset = json!({ "metadata": { "team": null } });
+    let view = lab.cloud.ok(set("web-2", unset)).await;
+    assert!(view.metadata.is_empty());
+    let many: serde_json::Map<_, _> = (0..129).map(|n| (format!("k{n}"), json!("x"))).collect();
+    lab.cloud
+        .refused(
+            set("web-2", json!({ "metadata": many })),
+            RefusalCode::Invalid,
+            "metadata must be at most 128",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_crashed_and_stays_off_is_in_error_until_it_is_started() {
+    let mut lab = Lab::new().await;
+    let stop: InstanceSet =
+        serde_json::from_value(json!({ "instance": "web-1", "on_crash": "stop" })).unwrap();
+    lab.cloud.ok(stop).await;
+    lab.becomes(PowerState::Running, VmState::Active).await;
+    let generation = lab.show().await.generation;
+    lab.host
+        .report(
+            key(lab.id),
+            generation,
+            ConvergeStatus::Converged,
+            PowerState::Crashed,
+        )
+        .await;
+    let view = lab
+        .cloud
+        .wait_for_instance(lab.id, "in error", |view| view.vm_state == VmState::Error)
+        .await;
+    let fault = view.fault.unwrap();
+    assert!(fault.message.contains("crashed, and its on_crash is stop"));
+    lab.granted(about!(InstanceStart), Some(TaskState::PoweringOn))
+        .await;
+    lab.becomes(PowerState::Running, VmState::Active).await;
 }

@@ -53,6 +53,10 @@ pub struct Model {
     pub desired_incarnation: Option<String>,
     /// JSON: `BootDisk`; null: the first, or none.
     pub observed_boot_disk: Option<String>,
+    /// JSON: properties; null: those of its config drive.
+    pub metadata: Option<String>,
+    /// JSON: `OnCrash`; null: it is started again.
+    pub on_crash: Option<String>,
 }
 
 /// None that queries need.

@@ -1,4 +1,5 @@
-//! What instances are rescued with, and which of their root disks is theirs.
+//! What instances are rescued with, which of their root disks is theirs, what is said of them, and what becomes of them
+//! when they crash.
 
 use sea_orm_migration::{
     MigrationName, MigrationTrait, SchemaManager, async_trait, sea_orm::DbErr, sea_query::Table,
@@ -9,10 +10,12 @@ use super::columns::opt_prose;
 pub(super) struct Migration;
 
 /// The new columns of `instances`.
-const COLUMNS: [&str; 3] = [
+const COLUMNS: [&str; 5] = [
     "desired_rescue",
     "desired_incarnation",
     "observed_boot_disk",
+    "metadata",
+    "on_crash",
 ];
 
 impl MigrationName for Migration {

@@ -94,6 +94,8 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("config_drive", "'{\"user_data\": \"\"}'", "NULL"),
         ("desired_rescue", "'{\"nonce\": \"x\"}'", "NULL"),
         ("desired_incarnation", "'{\"number\": -1}'", "NULL"),
+        ("metadata", "'[1]'", "NULL"),
+        ("on_crash", "'\"preserve\"'", "NULL"),
         ("observed_boot_disk", "'{\"first\": 1}'", "NULL"),
     ] {
         let set =

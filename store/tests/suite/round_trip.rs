@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use berth_common::{
     document::{
-        ConfigDrive, DesiredPower, FixedIp, ImageFormat, Incarnation, Reboot, RebootKind, Rescue,
+        ConfigDrive, DesiredPower, FixedIp, ImageFormat, Incarnation, OnCrash, Reboot, RebootKind,
+        Rescue,
     },
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
@@ -202,6 +203,8 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
         number: u32::MAX,
         nonce: Nonce::new(),
     });
+    most.metadata = BTreeMap::from([("m".parse().unwrap(), "~ ".repeat(127).parse().unwrap())]);
+    most.on_crash = OnCrash::Stop;
     most.observed.boot_disk = Some(BootDisk::Rebuilt(Nonce::new()));
     most.config_drive = Some(ConfigDrive {
         user_data: Some("ü\n".repeat(21_845).parse().unwrap()),

@@ -103,6 +103,8 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         config_drive: None,
         desired_rescue: None,
         desired_incarnation: None,
+        metadata: std::collections::BTreeMap::new(),
+        on_crash: berth_common::document::OnCrash::default(),
     }
 }
 

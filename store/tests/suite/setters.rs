@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use berth_common::{
-    document::{DesiredPower, ImageFormat, ImageRef, Incarnation, Reboot, RebootKind, Rescue},
+    document::{
+        DesiredPower, ImageFormat, ImageRef, Incarnation, OnCrash, Reboot, RebootKind, Rescue,
+    },
     ids::{HostId, InstanceId, Nonce},
     message::{
         heartbeat::ResourceInventory,
@@ -15,7 +17,7 @@ use berth_common::{
 use berth_store::{
     StoreError,
     hosts::{self, HostOverrides, ReservedOverrides},
-    instances::{self, InstanceObserved, Placement},
+    instances::{self, Description, InstanceObserved, Placement},
 };
 
 use crate::{
@@ -94,6 +96,30 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         .await
         .unwrap();
     expected.desired_rescue = None;
+
+    expected.name = "web-two".parse().unwrap();
+    expected.metadata = [("team".parse().unwrap(), "shop".parse().unwrap())].into();
+    expected.on_crash = OnCrash::Stop;
+    let description = |name| Description {
+        name,
+        metadata: &expected.metadata,
+        on_crash: expected.on_crash,
+    };
+    instances::set_description(db, id, &description(&expected.name), time(3))
+        .await
+        .unwrap();
+    assert_eq!(
+        instances::get(db, id).await.unwrap().as_ref(),
+        Some(&expected)
+    );
+    let found = instances::find_by_name(db, &expected.project, &expected.name).await;
+    assert_eq!(found.unwrap().as_ref(), Some(&expected));
+    let taken = "neighbour".parse().unwrap();
+    let refused = instances::set_description(db, id, &description(&taken), time(3)).await;
+    assert!(
+        matches!(&refused, Err(StoreError::Unique { .. })),
+        "{refused:?}"
+    );
 
     let failed = [HostId::new(), HostId::new()];
     let fault = Fault {

@@ -4,12 +4,19 @@ use berth_common::{
     document::ImageRef,
     ids::Nonce,
     message::{
+        report::PowerState,
         request::{
-            InstanceRebuild, InstanceRescue, InstanceStart, InstanceStop, InstanceUnrescue, Method,
+            InstanceRebuild, InstanceRescue, InstanceSet, InstanceStart, InstanceStop,
+            InstanceUnrescue, Method,
         },
         view::{InstanceView, VmState},
     },
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use berth_tests::{
     TestCloud,
     cloud::{CONVERGE_LIMIT, InstanceOptions, VolumeOptions},
@@ -223,6 +230,52 @@ fn a_disk_grows_under_a_running_guest() {
         change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
         change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
         assert_eq!(cloud.guest_answers(&instance).await?.disk_bytes, 3 << 30);
+        cloud.delete_and_wait(instance.id).await
+    });
+}
+
+#[test]
+fn a_crashed_guest_is_started_again_or_stays_off_as_its_owner_says() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let instance = start(cloud, "fragile").await?;
+        let before = cloud.guest_answers(&instance).await?;
+        let crash = |cloud: &TestCloud| -> anyhow::Result<()> {
+            for pid in cloud.hv1().pids_of("qemu-system-x86_64")? {
+                kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGSEGV)?;
+            }
+            Ok(())
+        };
+        crash(cloud)?;
+        wait_for("another boot", CONVERGE_LIMIT, async || {
+            let status = cloud.guest_answers(&instance).await?;
+            Ok(Seen::when(
+                status.boot_id != before.boot_id,
+                format!("{status:?}"),
+            ))
+        })
+        .await?;
+
+        // It is called something else while it runs, and learns it by DHCP at its next boot at the latest.
+        let running = cloud.guest_answers(&instance).await?;
+        let set: InstanceSet = serde_json::from_value(serde_json::json!({
+            "instance": instance.id, "name": "sturdy", "on_crash": "stop",
+        }))?;
+        change(cloud, set, VmState::Active).await?;
+        assert_eq!(
+            cloud.guest_answers(&instance).await?.boot_id,
+            running.boot_id
+        );
+        crash(cloud)?;
+        let view = settled(cloud, &instance, VmState::Error).await?;
+        assert_eq!(view.power_state, PowerState::Crashed);
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        cloud.wait_agent_healthy(cloud.hv1()).await?;
+        assert!(cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
+        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.hostname, "sturdy");
+        assert_eq!(after.address, before.address);
         cloud.delete_and_wait(instance.id).await
     });
 }

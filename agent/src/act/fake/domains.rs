@@ -178,7 +178,7 @@ impl Domains {
     }
 
     pub(super) fn guest_crashes(&mut self, instance: InstanceId) {
-        self.change(instance, |domain| domain.switch_off(OffReason::Failed));
+        self.change(instance, |domain| domain.switch_off(OffReason::Crashed));
     }
 
     pub(super) fn pause(&mut self, instance: InstanceId) {

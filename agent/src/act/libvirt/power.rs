@@ -212,7 +212,7 @@ fn meaning(state: State) -> Meaning {
             ShutoffReason::Unknown => Off(OffReason::Unknown, ""),
             ShutoffReason::Shutdown => Off(OffReason::Guest, "by its guest"),
             ShutoffReason::Destroyed => Off(OffReason::Destroyed, "switched off"),
-            ShutoffReason::Crashed => Off(OffReason::Failed, "crashed"),
+            ShutoffReason::Crashed => Off(OffReason::Crashed, "crashed"),
             ShutoffReason::Migrated => Off(OffReason::Moved, "migrated to another host"),
             // By somebody, into a file of their own: what libvirt keeps itself is found by looking for it.
             ShutoffReason::Saved => Off(OffReason::Destroyed, "saved to a file"),
@@ -343,7 +343,7 @@ mod tests {
             OffReason::Unknown,
             OffReason::Guest,
             OffReason::Destroyed,
-            OffReason::Failed,
+            OffReason::Crashed,
             OffReason::Moved,
             OffReason::Destroyed,
             OffReason::Failed,
@@ -382,7 +382,7 @@ mod tests {
             sys::VIR_DOMAIN_SHUTOFF,
             sys::VIR_DOMAIN_SHUTOFF_CRASHED,
             off,
-            Some(OffReason::Failed),
+            Some(OffReason::Crashed),
             "shut off: crashed",
         );
         check(

@@ -169,6 +169,7 @@ mod tests {
             volumes: volumes.collect(),
             config_drive: None,
             rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         };
         domain_config(InstanceId::new(), &spec, &host())
     }

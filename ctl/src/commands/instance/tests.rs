@@ -253,3 +253,18 @@ async fn the_wait_for_a_rebuild_ends_when_the_new_disk_is_the_one_it_runs_from()
         ],
     );
 }
+
+#[tokio::test]
+async fn what_an_instance_is_called_changes_by_its_id() {
+    let view = || Play::view(&running());
+    let line =
+        "instance set web-1 --name web-2 --metadata team=shop --unset-metadata old --on-crash stop";
+    let found = asked(line, [view(), view(), view()]).await;
+    let id = running().id;
+    let expected = [
+        "instance.show web-1".to_owned(),
+        format!("instance.show {id}"),
+        format!("instance.set {id}"),
+    ];
+    assert_eq!(found, expected);
+}

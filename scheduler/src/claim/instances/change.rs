@@ -20,6 +20,7 @@ use berth_store::{
 
 use super::{
     boot::{RebuildWish, RescueWish, check_not_rescued, rebuild, rescue, unrescue},
+    describe::{Wording, describe},
     networks_of,
     resize::resize,
     resolve,
@@ -55,6 +56,8 @@ pub enum Change {
     Unrescue,
     /// Make its root disk anew.
     Rebuild(RebuildWish),
+    /// Call it something else, or say something else of it.
+    Describe(Box<Wording>),
     /// Delete it.
     Delete,
 }
@@ -116,6 +119,7 @@ pub async fn change(
         Change::Rescue(wish) => rescue(writing, &row, wish).await?,
         Change::Unrescue => unrescue(writing, &row).await?,
         Change::Rebuild(wish) => rebuild(writing, &row, wish, host).await?,
+        Change::Describe(wording) => describe(writing, &row, *wording, host).await?,
         Change::Start
         | Change::Stop
         | Change::Pause

@@ -4,6 +4,7 @@
 pub(in crate::claim) mod boot;
 pub mod change;
 pub mod create;
+pub mod describe;
 pub mod relocate;
 mod resize;
 

@@ -153,6 +153,7 @@ pub(crate) fn request() -> anyhow::Result<InstanceCreate> {
         stop_timeout_seconds: default_stop_timeout_seconds(),
         hints: Default::default(),
         config_drive: None,
+        on_crash: berth_common::document::OnCrash::default(),
     })
 }
 
@@ -180,6 +181,7 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
             volumes: Vec::new(),
             config_drive: None,
             rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }),
     });
     serde_json::to_vec(&document).context("a document has no JSON form")
