@@ -189,6 +189,7 @@ mod tests {
         | Image         | file:///srv/guest.qcow2                                                       |
         | Image sha256  | aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa              |
         | Image format  | qcow2                                                                         |
+        | On crash      | restart                                                                       |
         | Port          | net0=10.0.0.5, MAC 52:54:00:12:34:56, id 0191e7a0-0000-7000-8000-000000000002 |
         | Generation    | 1, confirmed by the host: 1                                                   |
         | Created       | 2026-01-02T03:04:05+00:00                                                     |
