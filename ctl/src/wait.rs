@@ -12,8 +12,8 @@ use berth_common::{
     message::{
         report::Fault,
         request::{
-            InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceShow,
-            Method, VolumeCreate, VolumeDelete,
+            InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceRebuild,
+            InstanceRescue, InstanceShow, Method, VolumeCreate, VolumeDelete,
         },
         view::{InstanceView, VmState},
     },
@@ -129,6 +129,10 @@ pub(crate) enum Goal {
     Suspended,
     /// It runs again.
     Rebooted,
+    /// It runs from its rescue disk.
+    Rescued,
+    /// It is as it was, with a root disk that was made anew.
+    Rebuilt(DesiredPower),
     /// It is gone.
     Deleted,
 }
@@ -142,6 +146,8 @@ impl Goal {
             Self::Built(DesiredPower::Paused) | Self::Paused => "paused",
             Self::Built(DesiredPower::Suspended) | Self::Suspended => "suspended",
             Self::Rebooted => "rebooted",
+            Self::Rescued => "rescued",
+            Self::Rebuilt(_) => "rebuilt",
             Self::Deleted => "deleted",
         }
     }
@@ -149,8 +155,8 @@ impl Goal {
     /// The power the instance has to be wanted in, for the goal ever to be reached.
     const fn power(self) -> Option<DesiredPower> {
         match self {
-            Self::Built(power) => Some(power),
-            Self::Running | Self::Rebooted => Some(DesiredPower::Running),
+            Self::Built(power) | Self::Rebuilt(power) => Some(power),
+            Self::Running | Self::Rebooted | Self::Rescued => Some(DesiredPower::Running),
             Self::Stopped => Some(DesiredPower::Stopped),
             Self::Paused => Some(DesiredPower::Paused),
             Self::Suspended => Some(DesiredPower::Suspended),
@@ -333,7 +339,7 @@ fn again(method: &str) -> &'static str {
         InstanceCreate::NAME | InstanceCreateMany::NAME | VolumeCreate::NAME => {
             "sending the same request again, with the same id: it is carried out only once"
         }
-        InstanceReboot::NAME => {
+        InstanceReboot::NAME | InstanceRescue::NAME | InstanceRebuild::NAME => {
             "sending the same request again, with the same nonce: it is carried out only once"
         }
         InstanceDelete::NAME => {

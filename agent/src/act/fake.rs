@@ -11,7 +11,7 @@ mod networks;
 mod usage;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -32,7 +32,7 @@ use super::{
 use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     image_cache::CachedName,
-    instance::{InstanceFiles, StorageStep},
+    instance::{DiskName, InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
     usage::{Activity, DomainUsage},
     volume::VolumeFiles,
@@ -44,7 +44,7 @@ use networks::Networks;
 use usage::Workloads;
 
 pub use domains::{Guest, Lives};
-pub use files::FakeVolume;
+pub use files::{FakeDisk, FakeVolume};
 pub use usage::Busy;
 
 /// Memory that the host itself takes, as the reserve that schedulers keep by default.
@@ -214,8 +214,25 @@ impl FakeHost {
     }
 
     /// A disk vanishes from under an instance.
-    pub fn lose_disk(&self, instance: InstanceId, index: u8) {
-        self.model().files.lose_disk(instance, index);
+    pub fn lose_disk(&self, instance: InstanceId, name: DiskName) {
+        self.model().files.lose_disk(instance, name);
+    }
+
+    /// The disks an instance has of its own, with what is on them.
+    #[must_use]
+    pub fn disks(&self, instance: InstanceId) -> BTreeMap<DiskName, FakeDisk> {
+        self.model().files.disks(instance)
+    }
+
+    /// The guest of an instance writes this to one of its disks (`vda`), if it is on.
+    pub fn guest_writes(&self, instance: InstanceId, target: &str, text: &str) {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        let domain = model.domains.peek(instance.as_uuid());
+        let live = domain.iter().flat_map(|domain| &domain.disks.live);
+        if let Some(disk) = live.into_iter().find(|disk| disk.target == target) {
+            model.files.write_disk(instance, &disk.path, text);
+        }
     }
 
     /// What is there of a volume's file.

@@ -189,7 +189,9 @@ pub enum OffReason {
     Saved,
     /// It was switched off from outside.
     Destroyed,
-    /// QEMU or the guest crashed, or it could not be started.
+    /// QEMU or the guest crashed.
+    Crashed,
+    /// It could not be started.
     Failed,
     /// It was migrated to another host, where it may be running: starting it here could ruin its disks.
     Moved,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use berth_common::{
-    document::{Desired, DiskSource, InstanceSpec},
+    document::{Desired, InstanceSpec},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
@@ -124,8 +124,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     let mut images = BTreeSet::new();
     let mut networks_ready = BTreeSet::new();
     if let Some(spec) = &wish.spec {
-        for disk in &spec.disks {
-            let DiskSource::Image(image) = &disk.source;
+        for image in instance::images(spec) {
             if host.storage.has_image(image).await? {
                 images.insert(CachedName::of(image));
             }
@@ -161,11 +160,14 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     })
 }
 
-/// A guest's own decision to be off holds until a document comes that was not carried out. Of one with the generation
+/// A guest's own decision to be off, or its crash, holds until a document comes that was not carried out. Of one with the generation
 /// of another, the domain's metadata cannot tell that.
 fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
     if let Some(domain) = observed.domain.as_mut().filter(|_| memory.overruled)
-        && domain.off_reason == Some(OffReason::Guest)
+        && matches!(
+            domain.off_reason,
+            Some(OffReason::Guest | OffReason::Crashed)
+        )
     {
         domain.off_reason = Some(OffReason::Destroyed);
     }
@@ -274,6 +276,7 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "create_config_drive",
         Step::Storage(StorageStep::GrowDisk(_)) => "grow_file",
+        Step::Storage(StorageStep::RemoveOldFile(_)) => "remove_old_file",
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
         Step::Storage(StorageStep::CreateVolume(_)) => "create_volume",
         Step::Storage(StorageStep::MarkVolume(_)) => "mark_volume",
@@ -299,9 +302,10 @@ pub(super) fn name(step: &Step) -> &'static str {
 fn text(step: &Step) -> String {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetching the image".to_owned(),
-        Step::Storage(StorageStep::CreateDisk(disk)) => format!("making disk {}", disk.index),
+        Step::Storage(StorageStep::CreateDisk(disk)) => format!("making {}", disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "making the config drive".to_owned(),
-        Step::Storage(StorageStep::GrowDisk(disk)) => format!("making disk {} larger", disk.index),
+        Step::Storage(StorageStep::GrowDisk(disk)) => format!("making {} larger", disk.name),
+        Step::Storage(StorageStep::RemoveOldFile(old)) => format!("removing {}", old.name),
         Step::Storage(StorageStep::RemoveInstance(_)) => "removing its files".to_owned(),
         Step::Domain(DomainStep::Define(_)) => "defining the domain".to_owned(),
         Step::Domain(DomainStep::Start(_)) => "starting".to_owned(),

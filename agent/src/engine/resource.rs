@@ -27,7 +27,10 @@ use super::{
     outcome::{Memory, Outcome, PassEnd, Waiting},
 };
 use crate::{
-    decide::domain::{DomainObserved, OffReason},
+    decide::{
+        domain::{DomainObserved, OffReason},
+        instance::boot_disk,
+    },
     inbox::journal::Entry,
 };
 
@@ -300,22 +303,25 @@ impl Resource {
     fn report(&self, status: ConvergeStatus, moment: Moment) -> ResourceReport {
         let key = self.document.key();
         let before = self.told.as_ref();
-        let (power_state, reboot_nonce) = match (&self.seen, key.kind) {
-            (_, Kind::Network | Kind::Router | Kind::Volume) => (None, None),
+        let (power_state, reboot_nonce, boot_disk) = match (&self.seen, key.kind) {
+            (_, Kind::Network | Kind::Router | Kind::Volume) => (None, None, None),
             (None, Kind::Instance) => (
                 before.and_then(|told| told.power_state),
                 before.and_then(|told| told.reboot_nonce),
+                before.and_then(|told| told.boot_disk),
             ),
-            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None),
+            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None, None),
             (Some(Some(domain)), Kind::Instance) => (
                 Some(match domain.off_reason {
                     Some(OffReason::Saved) => PowerState::Suspended,
+                    Some(OffReason::Crashed) => PowerState::Crashed,
                     _ => domain.power_state,
                 }),
                 domain
                     .metadata
                     .as_ref()
                     .and_then(|metadata| metadata.reboot_nonce),
+                boot_disk(domain),
             ),
         };
         ResourceReport {
@@ -326,6 +332,7 @@ impl Resource {
             fault: None,
             power_state,
             reboot_nonce,
+            boot_disk,
             observed_at: moment.at,
         }
     }

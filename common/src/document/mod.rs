@@ -18,8 +18,9 @@ use uuid::Uuid;
 
 pub use config_drive::ConfigDrive;
 pub use instance::{
-    DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk,
-    InstancePort, InstanceSpec, InstanceVolume, Reboot, RebootKind, VolumeAccess,
+    DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, Incarnation,
+    InstanceDisk, InstancePort, InstanceSpec, InstanceVolume, OnCrash, Reboot, RebootKind, Rescue,
+    VolumeAccess,
 };
 pub use network::{NetworkPort, NetworkSpec, NetworkType, SubnetSpec};
 pub use router::{RouterInterface, RouterSpec};
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Version of the document messages (`x-berth-version`).
-pub const DOCUMENT_VERSION: u32 = 2;
+pub const DOCUMENT_VERSION: u32 = 3;
 
 /// The kinds of resources that documents describe.
 #[derive(

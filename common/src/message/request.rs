@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     document::{
-        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, RebootKind, VolumeAccess,
-        VolumeFormat, VolumeLimits,
+        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
+        VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
     names::{
@@ -51,19 +51,23 @@ macro_rules! methods {
 }
 
 methods! {
-    InstanceCreate => "instance.create" version 3, InstanceView;
-    InstanceCreateMany => "instance.create_many" version 2, InstanceCreateManyReply;
-    InstanceDelete => "instance.delete" version 2, InstanceView;
-    InstanceStart => "instance.start" version 2, InstanceView;
-    InstanceStop => "instance.stop" version 2, InstanceView;
-    InstancePause => "instance.pause", InstanceView;
-    InstanceUnpause => "instance.unpause", InstanceView;
-    InstanceSuspend => "instance.suspend", InstanceView;
-    InstanceResume => "instance.resume", InstanceView;
-    InstanceReboot => "instance.reboot" version 2, InstanceView;
-    InstanceResize => "instance.resize", InstanceView;
-    InstanceShow => "instance.show" version 2, InstanceView;
-    InstanceList => "instance.list" version 2, InstanceListReply;
+    InstanceCreate => "instance.create" version 4, InstanceView;
+    InstanceCreateMany => "instance.create_many" version 3, InstanceCreateManyReply;
+    InstanceDelete => "instance.delete" version 3, InstanceView;
+    InstanceStart => "instance.start" version 3, InstanceView;
+    InstanceStop => "instance.stop" version 3, InstanceView;
+    InstancePause => "instance.pause" version 2, InstanceView;
+    InstanceUnpause => "instance.unpause" version 2, InstanceView;
+    InstanceSuspend => "instance.suspend" version 2, InstanceView;
+    InstanceResume => "instance.resume" version 2, InstanceView;
+    InstanceReboot => "instance.reboot" version 3, InstanceView;
+    InstanceResize => "instance.resize" version 2, InstanceView;
+    InstanceRescue => "instance.rescue", InstanceView;
+    InstanceUnrescue => "instance.unrescue", InstanceView;
+    InstanceRebuild => "instance.rebuild", InstanceView;
+    InstanceSet => "instance.set", InstanceView;
+    InstanceShow => "instance.show" version 3, InstanceView;
+    InstanceList => "instance.list" version 3, InstanceListReply;
     VolumeCreate => "volume.create", VolumeView;
     VolumeDelete => "volume.delete", VolumeView;
     VolumeShow => "volume.show", VolumeView;
@@ -153,6 +157,9 @@ pub struct InstanceCreate {
     /// What it finds on its config drive; null: it has none. An empty one still tells its name and its NICs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
+    pub on_crash: OnCrash,
 }
 
 /// Create several instances with one decision after the other, in the order given. Repeating the request is harmless,
@@ -242,6 +249,8 @@ instance_requests! {
     InstanceSuspend;
     /// Let a suspended instance go on where it was.
     InstanceResume;
+    /// Boot a rescued instance from its own disk again. The rescue disk goes, with all that is on it.
+    InstanceUnrescue;
     /// Show one instance.
     InstanceShow;
 }
@@ -261,7 +270,8 @@ pub struct InstanceReboot {
     pub nonce: Nonce,
 }
 
-/// Give a stopped instance another size on the hypervisor it is on. Its disk never shrinks.
+/// Give a stopped instance another size on the hypervisor it is on; a running one only a larger disk. Its disk never
+/// shrinks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceResize {
     /// Id, or name within the project, of the instance.
@@ -271,6 +281,57 @@ pub struct InstanceResize {
     pub project: ProjectName,
     /// Its new size; every part at least 1.
     pub flavor: Flavor,
+}
+
+/// Boot an instance from a fresh disk made from an image, with its own disks after that one (`vdb`) and without its
+/// volumes, until it is unrescued. It is powered on if it was off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceRescue {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// What it boots from; null: the image that its own disk was made from.
+    #[serde(default)]
+    pub image: Option<ImageRef>,
+    /// Chosen by the client: the same nonce again is the same rescue.
+    pub nonce: Nonce,
+}
+
+/// Make the root disk of an instance anew from an image, on the host it is on. **What was on it is lost.** Its id, ports,
+/// addresses and volumes stay, and so does its power.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceRebuild {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// What its root disk is made from.
+    pub image: ImageRef,
+    /// Chosen by the client: the same nonce again is the same rebuild.
+    pub nonce: Nonce,
+}
+
+/// Change what an instance is called and what is said of it. What is not named stays. Its guest runs on: it gets the new host
+/// name by DHCP with its next lease, and finds the metadata of when its config drive was made there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceSet {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its new name, unique among the project's living instances.
+    #[serde(default)]
+    pub name: Option<InstanceName>,
+    /// Metadata to set, or with null to remove; at most 128 in all.
+    #[serde(default)]
+    pub metadata: BTreeMap<PropertyKey, Option<PropertyValue>>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default)]
+    pub on_crash: Option<OnCrash>,
 }
 
 /// List instances, in order of creation.

@@ -1,6 +1,6 @@
 //! What replies show: instances, networks and hosts as they are now.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -12,13 +12,13 @@ use super::{
 };
 use crate::{
     document::{
-        DesiredPower, FixedIp, Flavor, ImageRef, NetworkType, VolumeAccess, VolumeFormat,
+        DesiredPower, FixedIp, Flavor, ImageRef, NetworkType, OnCrash, VolumeAccess, VolumeFormat,
         VolumeLimits, VolumeSource,
     },
     ids::{HostId, InstanceId, NetworkId, PortId, SubnetId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
-        ProjectName, ResourceClass, VolumeName, ZoneName,
+        ProjectName, PropertyKey, PropertyValue, ResourceClass, VolumeName, ZoneName,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
@@ -52,6 +52,15 @@ pub struct InstanceView {
     pub flavor: Flavor,
     /// What its boot disk was made from.
     pub image: ImageRef,
+    /// Whether it shall boot from a rescue disk, with its own disks after that one and without its volumes.
+    #[serde(default)]
+    pub rescued: bool,
+    /// What is said of it: at first, what its config drive said.
+    #[serde(default)]
+    pub metadata: BTreeMap<PropertyKey, PropertyValue>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default)]
+    pub on_crash: OnCrash,
     /// Its ports.
     pub ports: Vec<PortView>,
     /// The volumes attached to it, by position.
@@ -125,6 +134,12 @@ pub enum TaskState {
     Suspending,
     /// Its memory is being restored.
     Resuming,
+    /// It is being booted from a rescue disk.
+    Rescuing,
+    /// It is being booted from its own disk again.
+    Unrescuing,
+    /// Its root disk is being made anew.
+    Rebuilding,
     /// It is being deleted.
     Deleting,
 }
@@ -142,6 +157,9 @@ impl TaskState {
             Self::Unpausing => "unpausing",
             Self::Suspending => "suspending",
             Self::Resuming => "resuming",
+            Self::Rescuing => "rescuing",
+            Self::Unrescuing => "unrescuing",
+            Self::Rebuilding => "rebuilding",
             Self::Deleting => "deleting",
         }
     }

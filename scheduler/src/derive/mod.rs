@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use berth_common::{
     document::{
-        DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
+        ConfigDrive, DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
         InstanceVolume, Kind, NetworkPort, NetworkSpec, SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
@@ -91,6 +91,7 @@ fn instance_spec(
             size_gb: instance.flavor.disk_gb,
             format: DiskFormat::Qcow2,
             source: DiskSource::Image(instance.image.clone()),
+            incarnation: instance.desired_incarnation,
         }],
         ports: ports
             .into_iter()
@@ -105,7 +106,13 @@ fn instance_spec(
             })
             .collect(),
         volumes: instance_volumes(instance, rows),
-        config_drive: instance.config_drive.clone(),
+        // The drive is made once for each root disk, from what is said of the instance then.
+        config_drive: instance.config_drive.as_ref().map(|drive| ConfigDrive {
+            metadata: instance.metadata.clone(),
+            ..drive.clone()
+        }),
+        rescue: instance.desired_rescue.clone(),
+        on_crash: instance.on_crash,
     }
 }
 

@@ -8,11 +8,12 @@ use berth_common::{
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
             HostSet, HostShow, InstanceCreate, InstanceCreateMany, InstanceCreateManyReply,
             InstanceCreateResult, InstanceDelete, InstanceList, InstancePause, InstanceReboot,
-            InstanceResize, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
-            InstanceSuspend, InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList,
-            PlacementCapacity, PlacementExplain, PlacementPlace, ServerGroupCreate,
-            ServerGroupDelete, ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete,
-            VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
+            InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceSet,
+            InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
+            InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
+            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
+            ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
+            VolumeList, VolumeShow,
         },
         view::HostStatus,
     },
@@ -41,7 +42,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 30] = [
+const CHANGES: [&str; 34] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -53,6 +54,10 @@ const CHANGES: [&str; 30] = [
     InstanceResume::NAME,
     InstanceReboot::NAME,
     InstanceResize::NAME,
+    InstanceRescue::NAME,
+    InstanceUnrescue::NAME,
+    InstanceRebuild::NAME,
+    InstanceSet::NAME,
     VolumeCreate::NAME,
     VolumeDelete::NAME,
     VolumeExtend::NAME,
@@ -202,6 +207,26 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
             let request: InstanceResize = read(message)?;
             let resize = Change::Resize(request.flavor);
             reply(change_instance(w, &request.project, &request.instance, resize).await)
+        }
+        InstanceRescue::NAME => {
+            let request: InstanceRescue = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            reply(change_instance(w, &project, &instance, request.into()).await)
+        }
+        InstanceUnrescue::NAME => {
+            let request: InstanceUnrescue = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Unrescue).await)
+        }
+        InstanceRebuild::NAME => {
+            let request: InstanceRebuild = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            reply(change_instance(w, &project, &instance, request.into()).await)
+        }
+        InstanceSet::NAME => {
+            let request: InstanceSet = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            let describe = Change::Describe(Box::new(request.into()));
+            reply(change_instance(w, &project, &instance, describe).await)
         }
         InstanceReboot::NAME => {
             let request: InstanceReboot = read(message)?;

@@ -309,6 +309,7 @@ async fn observe(
         generation: report.generation,
         power_state: report.power_state.unwrap_or(row.observed.power_state),
         reboot_nonce: report.reboot_nonce.or(row.observed.reboot_nonce),
+        boot_disk: report.boot_disk,
         progress: report.progress.clone(),
         fault: report.fault.clone(),
         was_active: row.observed.was_active || report.status == ConvergeStatus::Converged,

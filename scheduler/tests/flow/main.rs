@@ -15,6 +15,7 @@ mod soundness;
 
 mod bad_input;
 mod batches;
+mod boot;
 mod explain;
 mod hints;
 mod invariants;

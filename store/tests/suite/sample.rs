@@ -101,6 +101,10 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         attempt: 1,
         failed_hosts: vec![],
         config_drive: None,
+        desired_rescue: None,
+        desired_incarnation: None,
+        metadata: std::collections::BTreeMap::new(),
+        on_crash: berth_common::document::OnCrash::default(),
     }
 }
 

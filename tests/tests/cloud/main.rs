@@ -1,5 +1,6 @@
 //! Integration tests: real processes, real libvirt, real guests. One binary, so that it is linked once.
 
+mod boot;
 mod broker_loss;
 mod config_drive;
 mod crashes;

@@ -17,6 +17,7 @@ use crate::{
     act::ActError,
     decide::{
         domain::{DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason},
+        instance::DiskName,
         names,
     },
 };
@@ -177,7 +178,7 @@ impl Domains {
     }
 
     pub(super) fn guest_crashes(&mut self, instance: InstanceId) {
-        self.change(instance, |domain| domain.switch_off(OffReason::Failed));
+        self.change(instance, |domain| domain.switch_off(OffReason::Crashed));
     }
 
     pub(super) fn pause(&mut self, instance: InstanceId) {
@@ -343,9 +344,14 @@ impl Domains {
                     return Ok(());
                 };
                 let disk = live.disks.iter().find(|disk| disk.target == *target);
-                match disk.and_then(|disk| files.volume_at(&disk.path)) {
-                    None => return Err(failed(format!("domain {id} has no volume as {target}"))),
-                    Some(volume) => files.grow(volume, *size)?,
+                let own = disk.and_then(|disk| files.grow_disk(id, &disk.path, *size));
+                if own.is_none() {
+                    match disk.and_then(|disk| files.volume_at(&disk.path)) {
+                        None => {
+                            return Err(failed(format!("domain {id} has no disk as {target}")));
+                        }
+                        Some(volume) => files.grow(volume, *size)?,
+                    }
                 }
             }
         }
@@ -374,23 +380,30 @@ fn files(config: &DomainConfig) -> Vec<DiskFile> {
         path: disk.path.clone(),
         target: disk.target.clone(),
     };
-    config.disks.iter().map(of).collect()
+    let drive = config.config_drive.iter().map(|path| DiskFile {
+        path: path.clone(),
+        target: "sda".to_owned(),
+    });
+    config.disks.iter().map(of).chain(drive).collect()
 }
 
 /// What QEMU would miss.
 fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Result<(), ActError> {
-    let disks = files.observe(config.id).disks;
-    let indices = config
-        .disks
-        .iter()
-        .filter_map(|disk| disk.serial.strip_prefix("disk")?.parse::<u8>().ok());
-    if let Some(missing) = indices.into_iter().find(|index| !disks.contains(index)) {
+    let is_volume = |path: &Path| path.parent().is_some_and(|it| it.ends_with("volumes"));
+    let there = files.observe(config.id).disks;
+    let mut own = config.disks.iter().filter(|disk| !is_volume(&disk.path));
+    let is_there = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(DiskName::parse)
+            .is_some_and(|name| there.contains(&name))
+    };
+    if let Some(missing) = own.find(|disk| !is_there(&disk.path)) {
         return Err(failed(format!(
-            "disk {missing} of {} is missing",
+            "{} of {} is missing",
+            missing.path.display(),
             config.id
         )));
     }
-    let is_volume = |path: &Path| path.parent().is_some_and(|it| it.ends_with("volumes"));
     let mut volumes = config.disks.iter().filter(|disk| is_volume(&disk.path));
     if let Some(disk) = volumes.find(|disk| files.volume_at(&disk.path).is_none()) {
         return Err(failed(format!("there is no {}", disk.path.display())));

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_common::{
@@ -19,7 +19,7 @@ use crate::{
     decide::{
         config_drive::DriveFile,
         image_cache::CachedName,
-        instance::{InstanceFiles, StorageStep},
+        instance::{DiskName, InstanceFiles, StorageStep, parse_config_drive},
         volume::{Content, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
@@ -29,8 +29,8 @@ pub(super) struct Files {
     pub(super) images: BTreeSet<CachedName>,
     pub(super) unreachable: BTreeSet<ImageUrl>,
     pub(super) disk: Disk,
-    instances: BTreeMap<InstanceId, BTreeMap<u8, ByteCount>>,
-    config_drives: BTreeMap<InstanceId, Vec<DriveFile>>,
+    instances: BTreeMap<InstanceId, BTreeMap<DiskName, FakeDisk>>,
+    config_drives: BTreeMap<InstanceId, BTreeMap<PathBuf, Vec<DriveFile>>>,
     volumes: BTreeMap<VolumeId, Volume>,
 }
 
@@ -39,6 +39,15 @@ pub(super) struct Files {
 struct Volume {
     file: Option<FakeVolume>,
     made: bool,
+}
+
+/// A disk of an instance on a fake host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakeDisk {
+    /// Its size.
+    pub size: ByteCount,
+    /// What is on it, in words: the image it was made from, and what was written since.
+    pub content: String,
 }
 
 /// A volume's file on a fake host.
@@ -61,8 +70,18 @@ impl Files {
                 .into_iter()
                 .flat_map(|disks| disks.keys().copied())
                 .collect(),
-            sizes: disks.cloned().unwrap_or_default(),
-            config_drive: self.config_drives.contains_key(&instance),
+            sizes: disks
+                .into_iter()
+                .flatten()
+                .map(|(name, disk)| (*name, disk.size))
+                .collect(),
+            config_drives: self
+                .config_drives
+                .get(&instance)
+                .into_iter()
+                .flat_map(BTreeMap::keys)
+                .filter_map(|path| parse_config_drive(path.file_name()?.to_str()?))
+                .collect(),
         }
     }
 
@@ -70,16 +89,45 @@ impl Files {
         self.instances.keys().copied().collect()
     }
 
-    pub(super) fn lose_disk(&mut self, instance: InstanceId, index: u8) {
+    pub(super) fn lose_disk(&mut self, instance: InstanceId, name: DiskName) {
         if let Some(disks) = self.instances.get_mut(&instance) {
-            disks.remove(&index);
+            disks.remove(&name);
         }
+    }
+
+    pub(super) fn disks(&self, instance: InstanceId) -> BTreeMap<DiskName, FakeDisk> {
+        self.instances.get(&instance).cloned().unwrap_or_default()
+    }
+
+    /// Writes to the disk that has this path, if it is there.
+    pub(super) fn write_disk(&mut self, instance: InstanceId, path: &Path, text: &str) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let disk = name
+            .and_then(DiskName::parse)
+            .and_then(|name| self.instances.get_mut(&instance)?.get_mut(&name));
+        if let Some(disk) = disk {
+            disk.content = format!("{} + {text}", disk.content);
+        }
+    }
+
+    /// Makes the disk that has this path larger; `None`: there is none.
+    pub(super) fn grow_disk(
+        &mut self,
+        instance: InstanceId,
+        path: &Path,
+        size: ByteCount,
+    ) -> Option<()> {
+        let name = DiskName::parse(path.file_name()?.to_str()?)?;
+        let disk = self.instances.get_mut(&instance)?.get_mut(&name)?;
+        disk.size = disk.size.max(size);
+        Some(())
     }
 
     /// Size and used bytes of a disk of this size.
     pub(super) fn space(&self, size: DiskGb) -> (ByteCount, ByteCount) {
         let total = ByteCount::from_gb(size);
-        let disks = self.instances.values().flat_map(BTreeMap::values).copied();
+        let disks = self.instances.values().flat_map(BTreeMap::values);
+        let disks = disks.map(|disk| disk.size);
         let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
         let used = disks.chain(volumes.map(|file| file.size)).sum();
         (
@@ -121,20 +169,37 @@ impl Files {
                 self.instances
                     .entry(plan.instance)
                     .or_default()
-                    .entry(plan.index)
-                    .or_insert(plan.size);
+                    .entry(plan.name)
+                    .or_insert_with(|| FakeDisk {
+                        size: plan.size,
+                        content: format!("image {}", plan.image.sha256),
+                    });
             }
             StorageStep::GrowDisk(plan) => {
                 self.needs_room("the disk")?;
                 let disks = self.instances.entry(plan.instance).or_default();
-                if let Some(size) = disks.get_mut(&plan.index) {
-                    *size = plan.size.max(*size);
+                if let Some(disk) = disks.get_mut(&plan.name) {
+                    disk.size = plan.size.max(disk.size);
                 }
             }
             StorageStep::CreateConfigDrive(plan) => {
                 self.needs_room("the config drive")?;
                 self.instances.entry(plan.instance).or_default();
-                self.config_drives.insert(plan.instance, plan.files.clone());
+                self.config_drives
+                    .entry(plan.instance)
+                    .or_default()
+                    .insert(plan.path.clone(), plan.files.clone());
+            }
+            StorageStep::RemoveOldFile(old) => {
+                if let (Some(name), Some(disks)) = (
+                    DiskName::parse(&old.name),
+                    self.instances.get_mut(&old.instance),
+                ) {
+                    disks.remove(&name);
+                }
+                if let Some(drives) = self.config_drives.get_mut(&old.instance) {
+                    drives.retain(|path, _| !path.ends_with(&old.name));
+                }
             }
             StorageStep::RemoveInstance(instance) => {
                 self.config_drives.remove(instance);

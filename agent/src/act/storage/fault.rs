@@ -18,7 +18,7 @@ use crate::{
         ActError,
         command::{AccountError, CommandError},
     },
-    decide::image_header::Refusal,
+    decide::{image_header::Refusal, instance::DiskName},
 };
 
 /// What the kernel and `qemu-img` (in its C locale) say when there is no room.
@@ -102,19 +102,19 @@ pub(super) enum StorageFault {
     Refused { url: String, refusal: Refusal },
     /// An overlay cannot be smaller than what is below it.
     #[error(
-        "disk {index} is to have {size} bytes, and the image's own disk has {needed}; choose a flavor with at least \
+        "{disk} is to have {size} bytes, and the image's own disk has {needed}; choose a flavor with at least \
          {} GB of disk",
         needed.get().div_ceil(1 << 30)
     )]
     DiskTooSmall {
-        index: u8,
+        disk: DiskName,
         size: u64,
         needed: ByteCount,
     },
     /// The plan names a place that is not the disk's.
-    #[error("disk {index} belongs at {}, and the plan says {}", expected.display(), path.display())]
+    #[error("{disk} belongs at {}, and the plan says {}", expected.display(), path.display())]
     WrongPlace {
-        index: u8,
+        disk: DiskName,
         expected: PathBuf,
         path: PathBuf,
     },
@@ -198,10 +198,10 @@ pub(super) enum StorageFault {
         source: io::Error,
     },
     /// `qemu-img` failed.
-    #[error("could not {what} disk {index} at {}", path.display())]
+    #[error("could not {what} {disk} at {}", path.display())]
     Create {
         what: &'static str,
-        index: u8,
+        disk: DiskName,
         path: PathBuf,
         #[source]
         source: CommandError,

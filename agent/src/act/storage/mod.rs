@@ -4,7 +4,7 @@
 //!   <images>/<sha256>              a whole, verified image; never changed
 //!   <images>/<sha256>.vmdk.qcow2   what was made of one in a format that guests do not run on; never changed
 //!   <images>/.partial-<sha256>     a download that runs, or one that a later one may continue (or a leftover: sweep)
-//!   <instances>/<id>/disk0.qcow2   an overlay over an image
+//!   <instances>/<id>/disk0.qcow2   an overlay over an image; rebuilt ones and rescue disks carry their nonce
 //!   <instances>/<id>/config.iso    its config drive
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
 //!   <volumes>/<id>.qcow2 or .raw   a volume, with nothing below it
@@ -171,6 +171,11 @@ impl Storage for DirStorage {
             StorageStep::GrowDisk(plan) => Ok(disk::grow(&self.inner, plan).await?),
             StorageStep::CreateConfigDrive(plan) => {
                 Ok(config_drive::create(&self.inner, plan).await?)
+            }
+            StorageStep::RemoveOldFile(old) => {
+                let old = old.clone();
+                self.on_files(move |inner| instances::remove_old(&inner.paths, &old))
+                    .await
             }
             StorageStep::RemoveInstance(id) => {
                 let id = *id;

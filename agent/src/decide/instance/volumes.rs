@@ -168,6 +168,8 @@ mod tests {
             ports: Vec::new(),
             volumes: volumes.collect(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         };
         domain_config(InstanceId::new(), &spec, &host())
     }
