@@ -1,8 +1,10 @@
-//! Waiting for an instance or a volume: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
-//! limit. What is waited for of a volume is in [`volume`].
+//! Waiting for an instance, a volume or a snapshot: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
+//! limit. What is waited for of a volume is in [`volume`], and of a
+//! snapshot in [`snapshot`].
 //!
 //! Waiting changes nothing: what was accepted goes on, whether somebody waits for it or not.
 
+pub(crate) mod snapshot;
 pub(crate) mod volume;
 
 use std::time::Duration;
@@ -13,7 +15,7 @@ use berth_common::{
         report::Fault,
         request::{
             InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceShow,
-            Method, VolumeCreate, VolumeDelete,
+            Method, SnapshotCreate, SnapshotDelete, VolumeCreate, VolumeDelete,
         },
         view::{InstanceView, VmState},
     },
@@ -330,7 +332,10 @@ pub(crate) async fn send<M: Method + Sync>(
 /// What sending a request again does.
 fn again(method: &str) -> &'static str {
     match method {
-        InstanceCreate::NAME | InstanceCreateMany::NAME | VolumeCreate::NAME => {
+        InstanceCreate::NAME
+        | InstanceCreateMany::NAME
+        | VolumeCreate::NAME
+        | SnapshotCreate::NAME => {
             "sending the same request again, with the same id: it is carried out only once"
         }
         InstanceReboot::NAME => {
@@ -341,6 +346,9 @@ fn again(method: &str) -> &'static str {
         }
         VolumeDelete::NAME => {
             "sending the same request again, with the volume's id: no other can be meant"
+        }
+        SnapshotDelete::NAME => {
+            "sending the same request again, with the snapshot's id: no other can be meant"
         }
         method if is_question(method) => "asking again",
         method if method.starts_with("volume.") => {

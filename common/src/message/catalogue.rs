@@ -13,8 +13,9 @@ use super::{
         InstanceReboot, InstanceResize, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
         InstanceSuspend, InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList,
         PlacementCapacity, PlacementExplain, PlacementPlace, Reply, ServerGroupCreate,
-        ServerGroupDelete, ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach,
-        VolumeExtend, VolumeList, VolumeShow,
+        ServerGroupDelete, ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList,
+        SnapshotShow, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
+        VolumeList, VolumeShow,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -92,6 +93,10 @@ pub fn all() -> Vec<MessageType> {
         request::<VolumeExtend>(),
         request::<VolumeAttach>(),
         request::<VolumeDetach>(),
+        request::<SnapshotCreate>(),
+        request::<SnapshotDelete>(),
+        request::<SnapshotShow>(),
+        request::<SnapshotList>(),
         request::<NetworkCreate>(),
         request::<NetworkDelete>(),
         request::<NetworkList>(),

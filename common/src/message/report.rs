@@ -17,7 +17,7 @@ use crate::{
 /// The `type` property of a report.
 pub const REPORT_TYPE: &str = "report";
 /// The version of reports (`x-berth-version`).
-pub const REPORT_VERSION: u32 = 2;
+pub const REPORT_VERSION: u32 = 3;
 
 /// The state of some of a host's documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -118,7 +118,7 @@ pub enum FaultCode {
     Hypervisor,
     /// Something that berth did not make is in the way.
     ForeignObject,
-    /// The volume, or what it shall be made from, is not as it must be.
+    /// The volume or snapshot, or what it shall be made from, is not as it must be.
     Volume,
     /// This version of the agent cannot act on the document.
     Unsupported,
