@@ -7,6 +7,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "engine/snapshots.rs"]
+mod snapshots;
 #[path = "engine/volumes.rs"]
 mod volumes;
 
@@ -29,6 +31,7 @@ use berth_agent::{
     decide::{
         domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskPlan, HostFacts, Paths, StorageStep, domain_config},
+        snapshot::BackupJob,
     },
     engine::{Engine, Host, Parts},
     inbox::{Inbox, journal::Journal},
@@ -121,6 +124,11 @@ impl Compute for FlakyLibvirt {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         self.ask()?;
         Compute::job(&self.host, instance).await
+    }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        self.ask()?;
+        Compute::backups(&self.host).await
     }
 }
 
@@ -1226,7 +1234,7 @@ async fn unusable_messages_go_to_the_dead_with_their_reason_and_the_next_is_serv
         ),
         (
             Message::from_json("document.instance", 9, "x", body(&instance)),
-            "must be 2",
+            "must be 3",
         ),
         (
             Message::from_json("instance.create", DOCUMENT_VERSION, "x", body(&instance)),

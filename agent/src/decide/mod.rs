@@ -10,5 +10,6 @@ pub mod image_header;
 pub mod instance;
 pub mod names;
 pub mod network;
+pub mod snapshot;
 pub mod usage;
 pub mod volume;

@@ -74,12 +74,38 @@ mod tests {
 
     #[test]
     fn snapshots_are_listed_with_their_volumes() {
-        insta::assert_snapshot!(list(&[snapshot()], Width::Unlimited), @"");
+        insta::assert_snapshot!(list(&[snapshot()], Width::Unlimited), @r#"
+        +--------------------------------------+--------+-----------+---------+--------+------+---------------------------+
+        | ID                                   | Name   | Status    | Size GB | Volume | Host | Created                   |
+        +--------------------------------------+--------+-----------+---------+--------+------+---------------------------+
+        | 0191e7a0-0000-7000-8000-000000000009 | monday | available |      20 | data   | hv1  | 2026-01-02T03:04:05+00:00 |
+        +--------------------------------------+--------+-----------+---------+--------+------+---------------------------+
+        "#);
     }
 
     #[test]
     fn a_snapshot_is_shown_whole() {
-        insta::assert_snapshot!(show(&snapshot(), Width::Unlimited), @"");
+        insta::assert_snapshot!(show(&snapshot(), Width::Unlimited), @r#"
+        +---------------+--------------------------------------+
+        | Field         | Value                                |
+        +---------------+--------------------------------------+
+        | ID            | 0191e7a0-0000-7000-8000-000000000009 |
+        | Name          | monday                               |
+        | Project       | lab                                  |
+        | Status        | available                            |
+        | Progress      | -                                    |
+        | Fault         | -                                    |
+        | Fault message | -                                    |
+        | Size GB       | 20                                   |
+        | Volume        | data                                 |
+        | Volume ID     | 0191e7a0-0000-7000-8000-000000000008 |
+        | Host          | hv1                                  |
+        | Host ID       | 0191e7a0-0000-7000-8000-000000000001 |
+        | Generation    | 1, confirmed by the host: 1          |
+        | Created       | 2026-01-02T03:04:05+00:00            |
+        | Updated       | 2026-01-02T03:04:15+00:00            |
+        +---------------+--------------------------------------+
+        "#);
     }
 
     #[test]
