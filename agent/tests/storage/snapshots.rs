@@ -227,7 +227,6 @@ fn a_disk_that_fills_up_hurts_the_snapshot_alone() {
         }
         assert!(host.kept(snapshot.id).await.is_empty());
         assert_eq!(host.snapshot_files(), [""; 0]);
-        check_content(&host, &volume, &content);
         // What a hypervisor writes is watched.
         let check = async || host.storage.check_snapshot_room(snapshot.id).await;
         check().await.unwrap();
@@ -236,6 +235,7 @@ fn a_disk_that_fills_up_hurts_the_snapshot_alone() {
         for path in [more, ballast] {
             fs::remove_file(path).unwrap();
         }
+        check_content(&host, &volume, &content);
         host.keep(&snapshot).await;
         assert_eq!(host.kept(snapshot.id).await, whole(12 * MIB));
     });

@@ -118,7 +118,7 @@ pub enum FaultCode {
     Hypervisor,
     /// Something that berth did not make is in the way.
     ForeignObject,
-    /// The volume or snapshot, or what it shall be made from, is not as it must be.
+    /// The volume, or what it shall be made from, is not as it must be.
     Volume,
     /// This version of the agent cannot act on the document.
     Unsupported,
