@@ -180,6 +180,9 @@ pub(super) enum StorageFault {
         path: PathBuf,
         why: String,
     },
+    /// QEMU does not let go of what it wrote.
+    #[error("the hypervisor still has {} open, which it wrote for snapshot {id}; it is thrown away", path.display())]
+    SnapshotOpen { id: SnapshotId, path: PathBuf },
     /// `qemu-img` failed on a snapshot.
     #[error("could not make snapshot {id} at {}", path.display())]
     Snapshot {
@@ -304,6 +307,7 @@ impl StorageFault {
             | Self::Wipe { .. }
             | Self::SnapshotNotThere { .. }
             | Self::SnapshotBroken { .. }
+            | Self::SnapshotOpen { .. }
             | Self::Snapshot { .. }
             | Self::SnapshotNothingToWipe { .. }
             | Self::SnapshotWipe { .. } => FaultCode::Volume,
@@ -345,6 +349,7 @@ impl StorageFault {
             | Self::Wipe { .. }
             | Self::SnapshotNotThere { .. }
             | Self::SnapshotBroken { .. }
+            | Self::SnapshotOpen { .. }
             | Self::Snapshot { .. }
             | Self::SnapshotNothingToWipe { .. }
             | Self::SnapshotWipe { .. }

@@ -200,15 +200,7 @@ impl Storage for DirStorage {
                 self.on_files(move |inner| snapshot::prepare(inner, &plan))
                     .await
             }
-            StorageStep::NameSnapshot(id) => {
-                let (inner, id) = (Arc::clone(&self.inner), *id);
-                // It is written to disk first, and is as large as its volume.
-                let work = self
-                    .inner
-                    .slow_files
-                    .run(move || snapshot::name(&inner, id));
-                Ok(work.await?)
-            }
+            StorageStep::NameSnapshot(id) => Ok(snapshot::name(&self.inner, *id).await?),
             StorageStep::MarkSnapshot(id) => {
                 let id = *id;
                 self.on_files(move |inner| snapshot::mark(&inner.paths, id))

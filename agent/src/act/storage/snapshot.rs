@@ -5,14 +5,20 @@
 //! What a hypervisor wrote is inspected first: it belongs to a process that a guest may have taken over.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use berth_common::{document::VolumeFormat, ids::SnapshotId};
-use nix::fcntl::OFlag;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+};
 
 use super::{
     Inner, VolumeWipe,
@@ -36,6 +42,9 @@ use crate::{
 
 /// Prefix of a file that a hypervisor writes.
 const LIVE: &str = ".live-";
+/// How often it is asked whether a hypervisor has closed a file, and how many times.
+const CLOSED_EVERY: Duration = Duration::from_millis(100);
+const CLOSED_LOOKS: u32 = 300;
 /// What the mark of a snapshot says, for people: that it is there is all that counts.
 const MARK: &[u8] =
     b"This snapshot was made. Without its file it was lost, or its disk is absent.\n";
@@ -175,10 +184,28 @@ pub(super) fn check_room(inner: &Inner, id: SnapshotId) -> Result<(), StorageFau
 }
 
 /// Gives the file that a hypervisor has written, whole, the snapshot's name.
-pub(super) fn name(inner: &Inner, id: SnapshotId) -> Result<(), StorageFault> {
+///
+/// libvirt tells the end of a job a moment before QEMU closes the file, and only then the last of its tables are written.
+pub(super) async fn name(inner: &Arc<Inner>, id: SnapshotId) -> Result<(), StorageFault> {
+    for _ in 0..CLOSED_LOOKS {
+        let shared = Arc::clone(inner);
+        let look = inner.slow_files.run(move || name_closed(&shared, id));
+        if look.await? {
+            return Ok(());
+        }
+        tokio::time::sleep(CLOSED_EVERY).await;
+    }
+    Err(StorageFault::SnapshotOpen {
+        id,
+        path: inner.paths.partial_snapshot(id),
+    })
+}
+
+/// The same, if nobody has the file open any more; answers whether that is so.
+fn name_closed(inner: &Inner, id: SnapshotId) -> Result<bool, StorageFault> {
     let (partial, path) = (inner.paths.partial_snapshot(id), inner.paths.snapshot(id));
     if is_file(&path)? {
-        return Ok(());
+        return Ok(true);
     }
     let failed = |source| StorageFault::io("write to disk", &partial, source);
     let file = OpenOptions::new()
@@ -186,6 +213,9 @@ pub(super) fn name(inner: &Inner, id: SnapshotId) -> Result<(), StorageFault> {
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&partial)
         .map_err(failed)?;
+    if !is_closed(&file).map_err(failed)? {
+        return Ok(false);
+    }
     take_back(&file, &partial, disk::DISK_MODE)?;
     if let VolumeContent::Unreadable(why) = volume::content(&partial, VolumeFormat::Qcow2)? {
         return Err(StorageFault::SnapshotBroken {
@@ -197,7 +227,25 @@ pub(super) fn name(inner: &Inner, id: SnapshotId) -> Result<(), StorageFault> {
     file.sync_all().map_err(failed)?;
     fs::rename(&partial, &path)
         .and_then(|()| sync_directory(&inner.paths.snapshots))
-        .map_err(|source| StorageFault::io("give its final name to", &path, source))
+        .map_err(|source| StorageFault::io("give its final name to", &path, source))?;
+    Ok(true)
+}
+
+/// Whether no QEMU has a file open: each holds locks on a few bytes of those it has (`RAW_LOCK_PERM_BASE` and
+/// `RAW_LOCK_SHARED_BASE` in its `block/file-posix.c`). The lock taken here ends with the file.
+fn is_closed(file: &File) -> io::Result<bool> {
+    let lock = libc::flock {
+        l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
+        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 100,
+        l_len: 200,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Removes the file that a hypervisor wrote.
