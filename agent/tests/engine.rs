@@ -9,6 +9,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/snapshots.rs"]
+mod snapshots;
 #[path = "engine/volumes.rs"]
 mod volumes;
 
@@ -31,6 +33,7 @@ use berth_agent::{
     decide::{
         domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskName, DiskPlan, HostFacts, Paths, StorageStep, domain_config},
+        snapshot::BackupJob,
     },
     engine::{Engine, Host, Parts},
     inbox::{Inbox, journal::Journal},
@@ -123,6 +126,11 @@ impl Compute for FlakyLibvirt {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         self.ask()?;
         Compute::job(&self.host, instance).await
+    }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        self.ask()?;
+        Compute::backups(&self.host).await
     }
 }
 

@@ -25,15 +25,15 @@ use berth_agent::{
     },
     decide::{
         domain::{
-            DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved,
-            DomainStep, OffReason, VirtType,
+            BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic,
+            DomainObserved, DomainStep, OffReason, VirtType,
         },
         names,
     },
 };
 use berth_common::{
     document::{VolumeAccess, VolumeLimits},
-    ids::{InstanceId, NetworkId, Nonce, PortId},
+    ids::{InstanceId, NetworkId, Nonce, PortId, SnapshotId},
     message::report::{FaultCode, PowerState},
     names::MacAddress,
     units::{ByteCount, Generation, MemoryMb, Vcpus},
@@ -708,5 +708,195 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
     };
     tokio::time::timeout(LIMIT, given_back).await.unwrap();
     twice(&libvirt, DomainStep::Destroy(id)).await;
+    twice(&libvirt, DomainStep::Undefine(id)).await;
+}
+
+/// Bytes of the volume in the test of backup jobs: enough for a job to be seen at work.
+const KEPT: usize = 512 << 20;
+
+/// The guest's disk is written to as if by the guest: through the device it has it as.
+fn guest_writes(hypervisor: &Hypervisor, config: &DomainConfig, byte: u8, offset: usize) {
+    let monitor = |command: String| {
+        let output = Command::new("virsh")
+            .args(["-c", &hypervisor.uri(), "qemu-monitor-command", "--hmp"])
+            .args([names::domain(config.id), command])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
+    };
+    let devices = monitor("info block".to_owned());
+    let device = devices
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Attached to:"))
+        .map(str::trim)
+        .find(|device| device.contains("virtio-disk1"))
+        .unwrap_or_else(|| panic!("no vdb in {devices}"));
+    let answer = monitor(format!(
+        "qemu-io -d {device} \"write -P {byte} {offset} 1M\""
+    ));
+    // What becomes of it QEMU tells on its standard output only.
+    assert_eq!(answer.trim(), "");
+}
+
+/// Slows the job on the guest's volume down; answers whether there was one left to slow down.
+fn slowed(hypervisor: &Hypervisor, config: &DomainConfig) -> bool {
+    Command::new("virsh")
+        .args(["-c", &hypervisor.uri(), "blockjob"])
+        .args([&names::domain(config.id), "vdb", "--bandwidth", "1"])
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+/// The content of a qcow2 file.
+fn content(path: &Path) -> Vec<u8> {
+    let raw = path.with_extension("read-back");
+    // The job has ended a moment before QEMU lets go of the file.
+    wait_for("the file to be free", || {
+        let output = Command::new("qemu-img")
+            .args(["convert", "-f", "qcow2", "-O", "raw"])
+            .args([path, &raw])
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    });
+    let content = fs::read(&raw).unwrap();
+    fs::remove_file(raw).unwrap();
+    content
+}
+
+#[tokio::test]
+async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ended() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let mut config = instance(&hypervisor);
+    let id = config.id;
+    let folder = config.disks[0].path.parent().unwrap().to_owned();
+    let path = folder.join("volume.raw");
+    let mut expected = vec![0x41_u8; KEPT];
+    fs::write(&path, &expected).unwrap();
+    config.disks.push(DomainDisk {
+        path: path.clone(),
+        format: "raw",
+        backing: Vec::new(),
+        target: "vdb".to_owned(),
+        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits::default(),
+    });
+    config.metadata.digest = config.digest();
+    let file = folder.join(".live-1.qcow2");
+    let backup = DomainStep::Backup(BackupPlan {
+        instance: id,
+        snapshot: SnapshotId::new(),
+        target: "vdb".to_owned(),
+        file: file.clone(),
+    });
+    let abort = DomainStep::AbortBackup {
+        instance: id,
+        file: file.clone(),
+    };
+    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+
+    // A guest that is off has nothing that QEMU could copy; one that stands still has.
+    let error = libvirt.apply(&backup).await.unwrap_err();
+    assert!(chain(&error).contains("its guest is not on"), "{error:?}");
+    twice(&libvirt, DomainStep::StartPaused(id)).await;
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    libvirt.apply(&backup).await.unwrap();
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    assert!(content(&file) == expected, "it is another content");
+    // A file that is there is not written over.
+    libvirt.apply(&backup).await.unwrap_err();
+    fs::remove_file(&file).unwrap();
+    twice(&libvirt, DomainStep::Resume(id)).await;
+    wait_for_console(&config, BOOTED, 1);
+
+    // What the guest writes after it began is not in it, wherever it writes.
+    let started = async || {
+        let jobs = libvirt.backups().await.unwrap();
+        let job = jobs.iter().find(|job| job.instance == id)?;
+        assert_eq!(job.files.as_slice(), std::slice::from_ref(&file));
+        Some(())
+    };
+    {
+        let mut work = std::pin::pin!(libvirt.apply(&backup));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => panic!("it was done before it was seen: {result:?}"),
+                seen = started() => if seen.is_some() { break },
+            }
+        }
+        guest_writes(&hypervisor, &config, 0x42, KEPT - (1 << 20));
+        work.await.unwrap();
+    }
+    assert!(
+        content(&file) == expected,
+        "it holds what was written later"
+    );
+    expected[KEPT - (1 << 20)..].fill(0x42);
+    assert!(
+        fs::read(&path).unwrap() == expected,
+        "the guest's write is lost"
+    );
+    fs::remove_file(&file).unwrap();
+
+    // Whoever began it dies: the job goes on, is seen by the next one, and ended.
+    {
+        let mut work = std::pin::pin!(libvirt.apply(&backup));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => panic!("it was done before it was seen: {result:?}"),
+                seen = started() => if seen.is_some() { break },
+            }
+        }
+    }
+    if slowed(&hypervisor, &config) {
+        assert!(started().await.is_some(), "it ended with its agent");
+        let other = DomainStep::Backup(BackupPlan {
+            instance: id,
+            snapshot: SnapshotId::new(),
+            target: "vda".to_owned(),
+            file: folder.join(".live-2.qcow2"),
+        });
+        libvirt.apply(&other).await.unwrap_err();
+    }
+    let elsewhere = DomainStep::AbortBackup {
+        instance: id,
+        file: folder.join("elsewhere"),
+    };
+    libvirt.apply(&elsewhere).await.unwrap();
+    twice(&libvirt, abort).await;
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    if file.exists() {
+        fs::remove_file(&file).unwrap();
+    }
+    libvirt.apply(&backup).await.unwrap();
+    assert!(content(&file) == expected, "it is another content");
+    fs::remove_file(&file).unwrap();
+
+    // Switching the guest off ends it, and that is no success.
+    let mut work = std::pin::pin!(libvirt.apply(&backup));
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut work => panic!("it was done before it was seen: {result:?}"),
+            seen = started() => if seen.is_some() { break },
+        }
+    }
+    let slow = slowed(&hypervisor, &config);
+    twice(&libvirt, DomainStep::Destroy(id)).await;
+    match work.await {
+        Ok(()) => assert!(!slow, "half a copy counts as whole"),
+        Err(error) => assert!(error.retryable, "{error:?}"),
+    }
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }

@@ -7,6 +7,8 @@
     reason = "a panic in a test is a failed assertion"
 )]
 
+#[path = "storage/snapshots.rs"]
+mod snapshots;
 #[path = "storage/volumes.rs"]
 mod volumes;
 

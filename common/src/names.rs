@@ -142,6 +142,10 @@ text_types! {
     VolumeName, "a volume name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
         pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a snapshot, unique among its project's living snapshots.
+    SnapshotName, "a snapshot name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
     /// Name of a project, the owner of resources.
     ProjectName, "a project name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",

@@ -87,6 +87,16 @@ pub(crate) enum CtlError {
         /// What its view says.
         fault: Option<Fault>,
     },
+    /// A snapshot that was waited for failed.
+    #[error(
+        "snapshot {snapshot} is in error ({}): {}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref())
+    )]
+    SnapshotFailed {
+        /// Its name and id.
+        snapshot: String,
+        /// What its view says.
+        fault: Option<Fault>,
+    },
     /// Somebody wanted something else meanwhile.
     #[error("{subject}: {reason}")]
     Overtaken {
@@ -329,6 +339,7 @@ impl CtlError {
             | Self::NoneCreated { .. }
             | Self::Failed { .. }
             | Self::VolumeFailed { .. }
+            | Self::SnapshotFailed { .. }
             | Self::Overtaken { .. }
             | Self::Console(_)
             | Self::Nonsense { .. }
@@ -366,6 +377,7 @@ impl CtlError {
             Self::FitsNowhere => "fits_nowhere",
             Self::Failed { .. } => "instance_in_error",
             Self::VolumeFailed { .. } => "volume_in_error",
+            Self::SnapshotFailed { .. } => "snapshot_in_error",
             Self::Overtaken { .. } => "overtaken",
             Self::NotYet { .. } => "not_yet",
             Self::InterruptedUnanswered { .. } | Self::InterruptedEarly | Self::Interrupted(_) => {
@@ -434,7 +446,9 @@ impl CtlError {
     /// For programs: one line.
     pub(crate) fn json(&self) -> String {
         let fault = match self {
-            Self::Failed { fault, .. } | Self::VolumeFailed { fault, .. } => fault.as_ref(),
+            Self::Failed { fault, .. }
+            | Self::VolumeFailed { fault, .. }
+            | Self::SnapshotFailed { fault, .. } => fault.as_ref(),
             _ => None,
         };
         let message = match self {

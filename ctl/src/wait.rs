@@ -1,8 +1,10 @@
-//! Waiting for an instance or a volume: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
-//! limit. What is waited for of a volume is in [`volume`].
+//! Waiting for an instance, a volume or a snapshot: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
+//! limit. What is waited for of a volume is in [`volume`], and of a
+//! snapshot in [`snapshot`].
 //!
 //! Waiting changes nothing: what was accepted goes on, whether somebody waits for it or not.
 
+pub(crate) mod snapshot;
 pub(crate) mod volume;
 
 use std::time::Duration;
@@ -13,7 +15,8 @@ use berth_common::{
         report::Fault,
         request::{
             InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceRebuild,
-            InstanceRescue, InstanceShow, Method, VolumeCreate, VolumeDelete,
+            InstanceRescue, InstanceShow, Method, SnapshotCreate, SnapshotDelete, VolumeCreate,
+            VolumeDelete,
         },
         view::{InstanceView, VmState},
     },
@@ -336,7 +339,10 @@ pub(crate) async fn send<M: Method + Sync>(
 /// What sending a request again does.
 fn again(method: &str) -> &'static str {
     match method {
-        InstanceCreate::NAME | InstanceCreateMany::NAME | VolumeCreate::NAME => {
+        InstanceCreate::NAME
+        | InstanceCreateMany::NAME
+        | VolumeCreate::NAME
+        | SnapshotCreate::NAME => {
             "sending the same request again, with the same id: it is carried out only once"
         }
         InstanceReboot::NAME | InstanceRescue::NAME | InstanceRebuild::NAME => {
@@ -347,6 +353,9 @@ fn again(method: &str) -> &'static str {
         }
         VolumeDelete::NAME => {
             "sending the same request again, with the volume's id: no other can be meant"
+        }
+        SnapshotDelete::NAME => {
+            "sending the same request again, with the snapshot's id: no other can be meant"
         }
         method if is_question(method) => "asking again",
         method if method.starts_with("volume.") => {

@@ -10,7 +10,7 @@ use std::{
 use berth_common::{
     bus::{Bus, compute_queue},
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
     names::HostName,
     telemetry::error_chain,
 };
@@ -162,6 +162,15 @@ impl Writing<'_> {
         let key = DocumentKey {
             kind: Kind::Volume,
             id: volume.as_uuid(),
+        };
+        self.touched.entry(host).or_default().keys.insert(key);
+    }
+
+    /// The document of a snapshot on a host may follow from other rows now.
+    pub fn touch_snapshot(&mut self, host: HostId, snapshot: SnapshotId) {
+        let key = DocumentKey {
+            kind: Kind::Snapshot,
+            id: snapshot.as_uuid(),
         };
         self.touched.entry(host).or_default().keys.insert(key);
     }

@@ -18,7 +18,7 @@ use std::{
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId, VolumeId},
+    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::view::Resources,
     names::ImageUrl,
     units::{ByteCount, DiskGb, MemoryMb, Vcpus},
@@ -30,10 +30,11 @@ use super::{
     machine::{Machine, Measure},
 };
 use crate::decide::{
-    domain::{DomainObserved, DomainStep, JobProgress},
+    domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    snapshot::{BackupJob, SnapshotFiles},
     usage::{Activity, DomainUsage},
     volume::VolumeFiles,
 };
@@ -251,6 +252,24 @@ impl FakeHost {
         self.model().files.write_volume(volume, text);
     }
 
+    /// What is there of a snapshot's file.
+    #[must_use]
+    pub fn snapshot(&self, snapshot: SnapshotId) -> Option<FakeVolume> {
+        self.model().files.snapshot(snapshot)
+    }
+
+    /// A snapshot's file vanishes.
+    pub fn lose_snapshot(&self, snapshot: SnapshotId) {
+        self.model().files.lose_snapshot(snapshot);
+    }
+
+    /// The hypervisor of an instance copies a disk from now on, and nobody waits for it any more.
+    pub fn leave_backup(&self, plan: &BackupPlan) {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        model.domains.leave_backup(plan, &mut model.files);
+    }
+
     /// All images vanish from the cache.
     pub fn lose_images(&self) {
         self.model().files.images.clear();
@@ -286,10 +305,22 @@ impl FakeHost {
             .volumes()
             .into_iter()
             .map(|id| format!("volume {id}"));
+        let snapshots = model
+            .files
+            .snapshots()
+            .into_iter()
+            .map(|id| format!("snapshot {id}"));
+        let jobs = model
+            .domains
+            .backups()
+            .into_iter()
+            .map(|job| format!("a backup job of {}", job.domain));
         domains
             .chain(files)
             .chain(networks)
             .chain(volumes)
+            .chain(snapshots)
+            .chain(jobs)
             .collect()
     }
 
@@ -358,6 +389,12 @@ impl Compute for FakeHost {
         // Whatever a fake guest does is done at once.
         self.model().faults.look().map(|()| None)
     }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.domains.backups())
+    }
 }
 
 #[async_trait]
@@ -416,6 +453,22 @@ impl Storage for FakeHost {
         let model = self.model();
         model.faults.look()?;
         Ok(model.files.volumes())
+    }
+
+    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.observe_snapshot(snapshot))
+    }
+
+    async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.snapshots())
+    }
+
+    async fn check_snapshot_room(&self, _: SnapshotId) -> Result<(), ActError> {
+        self.model().faults.look()
     }
 
     async fn sweep(&self) -> Result<(), ActError> {

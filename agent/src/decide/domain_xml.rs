@@ -15,12 +15,12 @@ use berth_common::{
 };
 
 use super::{
-    domain::{DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
+    domain::{BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
     names,
 };
 use element::Element;
 
-pub use read::{DomainFacts, read};
+pub use read::{DomainFacts, read, read_backup};
 
 /// The namespace of berth's metadata element. A new meaning of it gets a new number.
 pub const METADATA_NAMESPACE: &str = "urn:berth:domain:1";
@@ -107,6 +107,23 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
         .attribute("device", "disk")
         .child(Element::new("source").attribute("file", text(&file.path)?))
         .child(target(&file.target))
+        .write()
+}
+
+/// The XML that begins a backup job: the hypervisor pushes a copy of one disk into a file of its own.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_backup(plan: &BackupPlan) -> Result<String, DomainXmlError> {
+    let disk = Element::new("disk")
+        .attribute("name", plan.target.as_str())
+        .attribute("backup", "yes")
+        .attribute("type", "file")
+        .child(Element::new("driver").attribute("type", "qcow2"))
+        .child(Element::new("target").attribute("file", text(&plan.file)?));
+    Element::new("domainbackup")
+        .attribute("mode", "push")
+        .child(Element::new("disks").child(disk))
         .write()
 }
 

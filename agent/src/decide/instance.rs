@@ -22,7 +22,7 @@ use berth_common::{
         Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, Incarnation, InstanceSpec,
         InstanceVolume, VolumeAccess, VolumeFormat, VolumeLimits,
     },
-    ids::{InstanceId, NetworkId, VolumeId},
+    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode, PowerState},
     units::{ByteCount, Generation},
 };
@@ -35,6 +35,7 @@ use super::{
     },
     image_cache::CachedName,
     names,
+    snapshot::NewSnapshot,
     volume::{LargerVolume, NewVolume},
 };
 
@@ -72,6 +73,18 @@ pub enum StorageStep {
     GrowVolume(LargerVolume),
     /// Take a volume's name and its mark away, and then its bytes as the host's rule for wiping says.
     RemoveVolume(VolumeId),
+    /// Make a snapshot of a volume that no guest has open.
+    CreateSnapshot(NewSnapshot),
+    /// See that there is room for a snapshot that a hypervisor will write.
+    PrepareSnapshot(NewSnapshot),
+    /// Give the file that a hypervisor has written, whole, the snapshot's name.
+    NameSnapshot(SnapshotId),
+    /// Note durably that a snapshot was made.
+    MarkSnapshot(SnapshotId),
+    /// Remove the file that a hypervisor wrote, whole or not.
+    DiscardPartialSnapshot(SnapshotId),
+    /// Take a snapshot's name and its mark away, and then its bytes as the host's rule for wiping says.
+    RemoveSnapshot(SnapshotId),
 }
 
 /// A disk to make.
@@ -152,6 +165,8 @@ pub struct Observed {
     pub networks_ready: BTreeSet<NetworkId>,
     /// Which volumes guests may have.
     pub volumes_ready: BTreeSet<VolumeId>,
+    /// Which of the volumes of this host are being copied.
+    pub volumes_copied: BTreeSet<VolumeId>,
     /// How long ago the guest was asked last to give back a volume. `None`: not as far as this agent knows.
     pub detach_asked: Option<Duration>,
     /// How long ago the guest was asked to power off for this wish: first and last time. `None`: not asked.
@@ -192,6 +207,8 @@ pub struct Paths {
     pub images: PathBuf,
     /// One file per volume below this.
     pub volumes: PathBuf,
+    /// One file per snapshot below this.
+    pub snapshots: PathBuf,
     /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
     pub made: PathBuf,
 }
@@ -204,6 +221,7 @@ impl Paths {
             instances: state_dir.join("instances"),
             images: state_dir.join("images"),
             volumes: state_dir.join("volumes"),
+            snapshots: state_dir.join("snapshots"),
             made: state_dir.join("made"),
         }
     }
@@ -243,6 +261,24 @@ impl Paths {
     #[must_use]
     pub fn volume(&self, id: VolumeId, format: VolumeFormat) -> PathBuf {
         self.volumes.join(format!("{id}.{}", format.as_str()))
+    }
+
+    /// A snapshot's file.
+    #[must_use]
+    pub fn snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots.join(format!("{id}.qcow2"))
+    }
+
+    /// The file that a hypervisor writes a snapshot into. No sweep removes it: a job may still be at it.
+    #[must_use]
+    pub fn partial_snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots.join(format!(".live-{id}.qcow2"))
+    }
+
+    /// What says that a snapshot was made.
+    #[must_use]
+    pub fn snapshot_mark(&self, id: SnapshotId) -> PathBuf {
+        self.made.join(format!("snapshot-{id}"))
     }
 
     /// What says that a volume was made.
@@ -289,6 +325,8 @@ pub enum Wait {
     Detach(BTreeSet<String>),
     /// Its volumes change when its guest goes on.
     GuestGoesOn,
+    /// A volume that its guest has is being copied.
+    Copied(VolumeId),
 }
 
 /// The plan for an instance.
@@ -449,6 +487,20 @@ fn converge(
         return Plan {
             steps,
             then: Then::Wait(Wait::Volume(volume)),
+        };
+    }
+    // QEMU does one such thing at a time. Whoever switches it off ends the copying.
+    let saves = domain_steps
+        .iter()
+        .any(|step| matches!(step, DomainStep::Save(_)));
+    let copied = observed
+        .domain
+        .as_ref()
+        .and_then(|domain| volumes::copied(domain, observed, &host.paths));
+    if let (true, Some(volume)) = (saves, copied) {
+        return Plan {
+            steps,
+            then: Then::Wait(Wait::Copied(volume)),
         };
     }
     let stays = matches!(then, Then::Converged | Then::Watch(_))

@@ -335,6 +335,15 @@ fn outline(plan: &Plan) -> Vec<String> {
             | StorageStep::GrowVolume(_)
             | StorageStep::RemoveVolume(_),
         ) => "a step for volumes".to_owned(),
+        Step::Domain(DomainStep::Backup(_) | DomainStep::AbortBackup { .. })
+        | Step::Storage(
+            StorageStep::CreateSnapshot(_)
+            | StorageStep::PrepareSnapshot(_)
+            | StorageStep::NameSnapshot(_)
+            | StorageStep::MarkSnapshot(_)
+            | StorageStep::DiscardPartialSnapshot(_)
+            | StorageStep::RemoveSnapshot(_),
+        ) => "a step for snapshots".to_owned(),
     };
     plan.steps.iter().map(step).collect()
 }

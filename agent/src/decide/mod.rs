@@ -11,5 +11,6 @@ pub mod instance;
 pub mod names;
 pub mod network;
 pub mod orphan;
+pub mod snapshot;
 pub mod usage;
 pub mod volume;

@@ -283,7 +283,7 @@ pub fn activity(last: Option<&Sample>, now: &DomainUsage) -> Activity {
     done
 }
 
-/// How much space all disks and volumes of these documents may take once their guests have written them full.
+/// How much space all disks, volumes and snapshots of these documents may take once their guests have written them full.
 #[must_use]
 pub fn provisioned<'a>(documents: impl Iterator<Item = &'a Document>) -> ByteCount {
     documents
@@ -293,6 +293,13 @@ pub fn provisioned<'a>(documents: impl Iterator<Item = &'a Document>) -> ByteCou
                 disks.map(|disk| ByteCount::from_gb(disk.size_gb)).sum()
             }
             Document::Volume(wish) => {
+                let sizes = wish
+                    .spec
+                    .iter()
+                    .map(|spec| ByteCount::from_gb(spec.size_gb));
+                sizes.sum()
+            }
+            Document::Snapshot(wish) => {
                 let sizes = wish
                     .spec
                     .iter()
@@ -317,7 +324,10 @@ pub fn labels<'a>(
             };
             (wish.id, label)
         }),
-        Document::Network(_) | Document::Router(_) | Document::Volume(_) => None,
+        Document::Network(_)
+        | Document::Router(_)
+        | Document::Snapshot(_)
+        | Document::Volume(_) => None,
     });
     labelled.collect()
 }

@@ -231,7 +231,9 @@ impl Resource {
                 self.memory.overruled = false;
                 self.told = Some(self.report(ConvergeStatus::Converged, moment));
                 match self.document.key().kind {
-                    Kind::Instance | Kind::Volume => Some(backoff::spread(THOROUGH, moment.chance)),
+                    Kind::Instance | Kind::Snapshot | Kind::Volume => {
+                        Some(backoff::spread(THOROUGH, moment.chance))
+                    }
                     Kind::Network => Some(backoff::spread(resync, moment.chance)),
                     Kind::Router => None,
                 }
@@ -251,10 +253,12 @@ impl Resource {
                 });
                 self.waits_for = waiting.resource();
                 Some(match waiting {
-                    Waiting::Network(_) | Waiting::Volume(_) | Waiting::GuestGoesOn => {
-                        POLL_RESOURCE
-                    }
-                    Waiting::Users(_) | Waiting::Copied => POLL_USERS,
+                    Waiting::Network(_)
+                    | Waiting::Volume(_)
+                    | Waiting::Snapshot(_)
+                    | Waiting::CopiedVolume(_)
+                    | Waiting::GuestGoesOn => POLL_RESOURCE,
+                    Waiting::Users(_) | Waiting::Copied | Waiting::Turn(_) => POLL_USERS,
                     Waiting::Guest | Waiting::Detach(_) => POLL_GUEST,
                     Waiting::Members(_) => POLL_MEMBERS,
                 })
@@ -304,7 +308,7 @@ impl Resource {
         let key = self.document.key();
         let before = self.told.as_ref();
         let (power_state, reboot_nonce, boot_disk) = match (&self.seen, key.kind) {
-            (_, Kind::Network | Kind::Router | Kind::Volume) => (None, None, None),
+            (_, Kind::Network | Kind::Router | Kind::Snapshot | Kind::Volume) => (None, None, None),
             (None, Kind::Instance) => (
                 before.and_then(|told| told.power_state),
                 before.and_then(|told| told.reboot_nonce),

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ImageRef;
+use super::{ImageRef, SnapshotRef};
 use crate::{
     ids::VolumeId,
     names::{ProjectName, VolumeName},
@@ -59,6 +59,8 @@ pub enum VolumeSource {
     Image(ImageRef),
     /// The content of another volume of the same host.
     Volume(VolumeRef),
+    /// What a snapshot of the same host holds.
+    Snapshot(SnapshotRef),
 }
 
 /// Another volume of the same host, with what must be known to open its file.

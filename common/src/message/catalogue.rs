@@ -14,8 +14,8 @@ use super::{
         InstanceSet, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
         InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
         PlacementExplain, PlacementPlace, Reply, ServerGroupCreate, ServerGroupDelete,
-        ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
-        VolumeList, VolumeShow,
+        ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, VolumeAttach,
+        VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -97,6 +97,10 @@ pub fn all() -> Vec<MessageType> {
         request::<VolumeExtend>(),
         request::<VolumeAttach>(),
         request::<VolumeDetach>(),
+        request::<SnapshotCreate>(),
+        request::<SnapshotDelete>(),
+        request::<SnapshotShow>(),
+        request::<SnapshotList>(),
         request::<NetworkCreate>(),
         request::<NetworkDelete>(),
         request::<NetworkList>(),

@@ -14,17 +14,17 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
-    view::{HostView, InstanceView, NetworkView, VolumeView},
+    view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
 };
 use crate::{
     document::{
         ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
         VolumeAccess, VolumeFormat, VolumeLimits,
     },
-    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
+    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, SnapshotId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName,
-        PropertyKey, PropertyValue, ServerGroupName, VolumeName, ZoneName,
+        PropertyKey, PropertyValue, ServerGroupName, SnapshotName, VolumeName, ZoneName,
     },
     refusal::Refusal,
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
@@ -68,13 +68,17 @@ methods! {
     InstanceSet => "instance.set", InstanceView;
     InstanceShow => "instance.show" version 3, InstanceView;
     InstanceList => "instance.list" version 3, InstanceListReply;
-    VolumeCreate => "volume.create", VolumeView;
-    VolumeDelete => "volume.delete", VolumeView;
-    VolumeShow => "volume.show", VolumeView;
-    VolumeList => "volume.list", VolumeListReply;
-    VolumeExtend => "volume.extend", VolumeView;
-    VolumeAttach => "volume.attach", VolumeView;
-    VolumeDetach => "volume.detach", VolumeView;
+    VolumeCreate => "volume.create" version 2, VolumeView;
+    VolumeDelete => "volume.delete" version 2, VolumeView;
+    VolumeShow => "volume.show" version 2, VolumeView;
+    VolumeList => "volume.list" version 2, VolumeListReply;
+    VolumeExtend => "volume.extend" version 2, VolumeView;
+    VolumeAttach => "volume.attach" version 2, VolumeView;
+    VolumeDetach => "volume.detach" version 2, VolumeView;
+    SnapshotCreate => "snapshot.create", SnapshotView;
+    SnapshotDelete => "snapshot.delete", SnapshotView;
+    SnapshotShow => "snapshot.show", SnapshotView;
+    SnapshotList => "snapshot.list", SnapshotListReply;
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
@@ -398,6 +402,8 @@ pub enum VolumeCreateSource {
     Image(ImageRef),
     /// Id, or name within the project, of a volume that no instance has.
     Volume(String),
+    /// Id, or name within the project, of a snapshot.
+    Snapshot(String),
 }
 
 macro_rules! volume_requests {
@@ -483,6 +489,65 @@ pub struct VolumeList {
 pub struct VolumeListReply {
     /// The volumes.
     pub volumes: Vec<VolumeView>,
+    /// Whether more follow.
+    pub more: bool,
+}
+
+/// Create a snapshot of a volume: its content at one moment between this request and `available`, as after a power cut. The
+/// volume may be in use. Idempotent on its id, as instances are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotCreate {
+    /// Chosen by the client.
+    pub id: SnapshotId,
+    /// Its name, unique among the project's living snapshots.
+    pub name: SnapshotName,
+    /// The owner, also of the volume.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Id, or name within the project, of a volume that was made on a hypervisor.
+    pub volume: String,
+}
+
+macro_rules! snapshot_requests {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        pub struct $name {
+            /// Id, or name within the project, of the snapshot.
+            pub snapshot: String,
+            /// The project a name is looked up in.
+            #[serde(default)]
+            pub project: ProjectName,
+        }
+    )*};
+}
+
+snapshot_requests! {
+    /// Delete a snapshot that no volume is being made from, with its content. Deleting a deleted one is harmless.
+    SnapshotDelete;
+    /// Show one snapshot.
+    SnapshotShow;
+}
+
+/// List snapshots, in order of creation.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotList {
+    /// Only this project's; null: all.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
+    /// Only after the snapshot with this id, for the next page.
+    #[serde(default)]
+    pub after: Option<SnapshotId>,
+    /// At most so many, 1 to 1000.
+    #[serde(default = "default_page")]
+    pub limit: u32,
+}
+
+/// One page of snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotListReply {
+    /// The snapshots.
+    pub snapshots: Vec<SnapshotView>,
     /// Whether more follow.
     pub more: bool,
 }

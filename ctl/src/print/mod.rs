@@ -12,6 +12,7 @@ pub(crate) mod json;
 pub(crate) mod network;
 pub(crate) mod placement;
 pub(crate) mod server_group;
+pub(crate) mod snapshot;
 pub(crate) mod table;
 pub(crate) mod volume;
 

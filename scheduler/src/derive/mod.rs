@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use berth_common::{
     document::{
         ConfigDrive, DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
-        InstanceVolume, Kind, NetworkPort, NetworkSpec, SubnetSpec, VolumeSpec,
+        InstanceVolume, Kind, NetworkPort, NetworkSpec, SnapshotSpec, SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
 };
 use berth_store::{
     attachments::AttachmentState, host_rows::HostRows, instances::InstanceRow,
-    networks::NetworkRow, ports::PortRow, volumes::VolumeRow,
+    networks::NetworkRow, ports::PortRow, snapshots::SnapshotRow, volumes::VolumeRow,
 };
 use serde::Serialize;
 
@@ -63,6 +63,17 @@ pub fn derive(
             id: volume.id.as_uuid(),
         };
         documents.insert(key, json(&volume_spec(volume))?);
+    }
+    for snapshot in rows
+        .snapshots
+        .iter()
+        .filter(|snapshot| snapshot.host_id == Some(host) && !snapshot.desired_deleted)
+    {
+        let key = DocumentKey {
+            kind: Kind::Snapshot,
+            id: snapshot.id.as_uuid(),
+        };
+        documents.insert(key, json(&snapshot_spec(snapshot))?);
     }
     Ok(documents)
 }
@@ -144,6 +155,15 @@ fn volume_spec(volume: &VolumeRow) -> VolumeSpec {
         size_gb: volume.size_gb,
         format: volume.format,
         source: volume.source.clone(),
+    }
+}
+
+fn snapshot_spec(snapshot: &SnapshotRow) -> SnapshotSpec {
+    SnapshotSpec {
+        name: snapshot.name.clone(),
+        project: snapshot.project.clone(),
+        volume: snapshot.volume,
+        size_gb: snapshot.size_gb,
     }
 }
 

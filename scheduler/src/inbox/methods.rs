@@ -12,8 +12,9 @@ use berth_common::{
             InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
             InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
             PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
-            ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend,
-            VolumeList, VolumeShow,
+            ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow,
+            VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList,
+            VolumeShow,
         },
         view::HostStatus,
     },
@@ -32,7 +33,7 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, server_groups, volumes,
+        invalid, networks, server_groups, snapshots, volumes,
     },
     context::{Context, Image, Writing},
     report::{explain, show},
@@ -42,7 +43,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 34] = [
+const CHANGES: [&str; 36] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -63,6 +64,8 @@ const CHANGES: [&str; 34] = [
     VolumeExtend::NAME,
     VolumeAttach::NAME,
     VolumeDetach::NAME,
+    SnapshotCreate::NAME,
+    SnapshotDelete::NAME,
     NetworkCreate::NAME,
     NetworkDelete::NAME,
     HostEnable::NAME,
@@ -86,6 +89,8 @@ pub(super) fn only_reads(method: &str) -> bool {
         InstanceList::NAME,
         VolumeShow::NAME,
         VolumeList::NAME,
+        SnapshotShow::NAME,
+        SnapshotList::NAME,
         NetworkList::NAME,
         HostList::NAME,
         HostShow::NAME,
@@ -129,6 +134,15 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         VolumeList::NAME => {
             let request: VolumeList = read(message)?;
             reply(show::volume_list(context, pool, &request).await)
+        }
+        SnapshotShow::NAME => {
+            let request: SnapshotShow = read(message)?;
+            let row = snapshots::resolve(pool, &request.project, &request.snapshot).await?;
+            reply(show::snapshot(context, pool, &row).await)
+        }
+        SnapshotList::NAME => {
+            let request: SnapshotList = read(message)?;
+            reply(show::snapshot_list(context, pool, &request).await)
         }
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;
@@ -252,6 +266,14 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         VolumeDetach::NAME => {
             let request: VolumeDetach = read(message)?;
             reply(volumes::attach::detach(w, &request).await)
+        }
+        SnapshotCreate::NAME => {
+            let request: SnapshotCreate = read(message)?;
+            reply(snapshots::create(w, &request).await)
+        }
+        SnapshotDelete::NAME => {
+            let request: SnapshotDelete = read(message)?;
+            reply(snapshots::delete(w, &request).await)
         }
         NetworkCreate::NAME => {
             let request: NetworkCreate = read(message)?;

@@ -18,7 +18,7 @@ use berth_common::{
 use berth_store::{
     aggregates::Aggregate, attachments::AttachmentRow, claims::ClaimRow, documents::DocumentRow,
     hosts::HostRow, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
-    volumes::VolumeClaim,
+    snapshots::SnapshotClaim, volumes::VolumeClaim,
 };
 
 use super::volume_view::device;
@@ -277,20 +277,21 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
-/// What is claimed of a host, each with its project: by instances, and by volumes.
+/// What is claimed of a host, each with its project: by instances, by volumes, and by snapshots.
 fn claimed<'a>(
     seen: &HostSeen<'a>,
 ) -> impl Iterator<Item = (&'a ProjectName, Resources)> + use<'a> {
     let instances = seen.claims.iter();
     let instances = instances.map(|claim| (&claim.project, claim.resources));
-    let volumes = seen.volumes.iter().map(|claim| {
-        let resources = Resources {
-            disk_gb: claim.size_gb,
-            ..Resources::default()
-        };
-        (&claim.project, resources)
-    });
-    instances.chain(volumes)
+    let disk = |disk_gb| Resources {
+        disk_gb,
+        ..Resources::default()
+    };
+    let volumes = seen.volumes.iter();
+    let volumes = volumes.map(move |claim| (&claim.project, disk(claim.size_gb)));
+    let snapshots = seen.snapshots.iter();
+    let snapshots = snapshots.map(move |claim| (&claim.project, disk(claim.size_gb)));
+    instances.chain(volumes).chain(snapshots)
 }
 
 /// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
@@ -307,6 +308,8 @@ pub struct HostSeen<'a> {
     pub claims: &'a [&'a ClaimRow],
     /// What its volumes take.
     pub volumes: &'a [&'a VolumeClaim],
+    /// What its snapshots take.
+    pub snapshots: &'a [&'a SnapshotClaim],
     /// All aggregates there are.
     pub aggregates: &'a [Aggregate],
     /// How long ago it was heard of.
@@ -325,6 +328,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         age,
         state,
         volumes: _,
+        snapshots: _,
     } = seen;
     let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();

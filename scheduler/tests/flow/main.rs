@@ -24,5 +24,6 @@ mod life;
 mod many;
 mod ratios;
 mod relocation;
+mod snapshots;
 mod standstill;
 mod volumes;

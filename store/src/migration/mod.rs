@@ -10,6 +10,7 @@ mod m0001_first_light;
 mod m0002_placement;
 mod m0003_volumes;
 mod m0004_config_drive;
+mod m0006_snapshots;
 mod m0007_lifecycle;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_placement::Migration),
             Box::new(m0003_volumes::Migration),
             Box::new(m0004_config_drive::Migration),
+            Box::new(m0006_snapshots::Migration),
             Box::new(m0007_lifecycle::Migration),
         ]
     }

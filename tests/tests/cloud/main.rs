@@ -22,5 +22,6 @@ mod relocation;
 mod restart;
 mod scale;
 mod shipped_files;
+mod snapshots;
 mod standstill;
 mod volumes;

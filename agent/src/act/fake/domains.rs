@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_common::{
@@ -16,9 +16,12 @@ use super::{files::Files, networks::Networks};
 use crate::{
     act::ActError,
     decide::{
-        domain::{DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason},
+        domain::{
+            BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason,
+        },
         instance::DiskName,
         names,
+        snapshot::BackupJob,
     },
 };
 
@@ -69,6 +72,8 @@ struct OwnDomain {
     off: OffReason,
     /// Asked to power off: how often it will be looked at before it is off.
     going_off: Option<u32>,
+    /// A backup job that runs: the file it writes.
+    backup: Option<PathBuf>,
 }
 
 impl OwnDomain {
@@ -81,6 +86,7 @@ impl OwnDomain {
             self.state = PowerState::Shutdown;
             self.off = reason;
             self.going_off = None;
+            self.backup = None;
         }
     }
 
@@ -193,6 +199,27 @@ impl Domains {
         self.change(instance, |domain| domain.saved.clone_from(&domain.live));
     }
 
+    /// A backup job that nobody waits for any more.
+    pub(super) fn leave_backup(&mut self, plan: &BackupPlan, files: &mut Files) {
+        let Some(domain) = self.own.get_mut(&plan.instance.as_uuid()) else {
+            return;
+        };
+        if back_up(domain, plan, files).is_ok() {
+            domain.backup = Some(plan.file.clone());
+        }
+    }
+
+    pub(super) fn backups(&self) -> Vec<BackupJob> {
+        let job = |domain: &OwnDomain| {
+            Some(BackupJob {
+                instance: domain.config.id,
+                domain: names::domain(domain.config.id),
+                files: vec![domain.backup.clone()?],
+            })
+        };
+        self.own.values().filter_map(job).collect()
+    }
+
     fn change(&mut self, instance: InstanceId, change: impl FnOnce(&mut OwnDomain)) {
         if let Some(domain) = self.own.get_mut(&instance.as_uuid()) {
             change(domain);
@@ -259,6 +286,7 @@ impl Domains {
                 DomainStep::Shutdown(_)
                 | DomainStep::Destroy(_)
                 | DomainStep::DiscardSaved(_)
+                | DomainStep::AbortBackup { .. }
                 | DomainStep::Undefine(_) => Ok(()),
                 _ => Err(failed(format!("there is no domain {id}"))),
             };
@@ -287,6 +315,9 @@ impl Domains {
                 if domain.state == PowerState::Running {
                     domain.state = PowerState::Paused;
                 }
+            }
+            DomainStep::Save(_) if domain.backup.is_some() => {
+                return Err(failed(format!("domain {id} is being backed up")));
             }
             DomainStep::Save(_) => {
                 if let Some(live) = domain.live.clone() {
@@ -333,6 +364,9 @@ impl Domains {
                     live.disks.push((**disk).clone());
                 }
             }
+            DomainStep::Detach { .. } if domain.backup.is_some() => {
+                return Err(failed(format!("domain {id} is being backed up")));
+            }
             // A guest that does not hear of being switched off does not hear of this.
             DomainStep::Detach { disk, .. } => {
                 if let (Some(live), false) = (&mut domain.live, guest == Guest::IgnoresAcpi) {
@@ -354,6 +388,13 @@ impl Domains {
                     }
                 }
             }
+            // Nothing takes time here: it is done when it has begun.
+            DomainStep::Backup(plan) => back_up(domain, plan, files)?,
+            DomainStep::AbortBackup { file, .. } => {
+                if domain.backup.as_ref() == Some(file) {
+                    domain.backup = None;
+                }
+            }
         }
         Ok(())
     }
@@ -369,6 +410,7 @@ impl Domains {
                 state: PowerState::Shutdown,
                 off: OffReason::Unknown,
                 going_off: None,
+                backup: None,
             });
         domain.config = config.clone();
     }
@@ -430,5 +472,24 @@ fn failed(what: String) -> ActError {
         code: FaultCode::Hypervisor,
         retryable: true,
         source: None,
+    }
+}
+
+/// Copies a disk of a guest that is on, as it is now.
+fn back_up(domain: &OwnDomain, plan: &BackupPlan, files: &mut Files) -> Result<(), ActError> {
+    let id = plan.instance;
+    if domain.backup.is_some() {
+        return Err(failed(format!("domain {id} is being backed up already")));
+    }
+    let Some(live) = &domain.live else {
+        return Err(failed(format!("domain {id} is off")));
+    };
+    let disk = live.disks.iter().find(|disk| disk.target == plan.target);
+    match disk.and_then(|disk| files.volume_at(&disk.path)) {
+        None => Err(failed(format!(
+            "domain {id} has no volume as {}",
+            plan.target
+        ))),
+        Some(volume) => files.back_up(volume, plan.snapshot),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use berth_common::{
     document::VolumeFormat,
-    ids::{InstanceId, VolumeId},
+    ids::{InstanceId, SnapshotId, VolumeId},
     message::report::FaultCode,
     names::ImageUrl,
     units::{ByteCount, DiskGb},
@@ -20,6 +20,7 @@ use crate::{
         config_drive::DriveFile,
         image_cache::CachedName,
         instance::{DiskName, InstanceFiles, StorageStep, parse_config_drive},
+        snapshot::{NewSnapshot, SnapshotFiles},
         volume::{Content, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
@@ -32,6 +33,15 @@ pub(super) struct Files {
     instances: BTreeMap<InstanceId, BTreeMap<DiskName, FakeDisk>>,
     config_drives: BTreeMap<InstanceId, BTreeMap<PathBuf, Vec<DriveFile>>>,
     volumes: BTreeMap<VolumeId, Volume>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+}
+
+/// What is there of a snapshot: a file, its mark, and what a hypervisor wrote.
+#[derive(Debug, Default)]
+struct Snapshot {
+    file: Option<FakeVolume>,
+    made: bool,
+    partial: Option<FakeVolume>,
 }
 
 /// What is there of a volume: a file, its mark, or both.
@@ -59,6 +69,15 @@ pub struct FakeVolume {
     pub size: ByteCount,
     /// What is on it, in words: what it was made from, and what was written since.
     pub content: String,
+}
+
+/// What a step needs is not there.
+fn missing(what: String) -> Result<(), ActError> {
+    Err(ActError::retryable(
+        FaultCode::Internal,
+        what,
+        "no such file",
+    ))
 }
 
 impl Files {
@@ -129,7 +148,9 @@ impl Files {
         let disks = self.instances.values().flat_map(BTreeMap::values);
         let disks = disks.map(|disk| disk.size);
         let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
-        let used = disks.chain(volumes.map(|file| file.size)).sum();
+        let snapshots = self.snapshots.values().filter_map(|it| it.file.as_ref());
+        let stored = volumes.chain(snapshots);
+        let used = disks.chain(stored.map(|file| file.size)).sum();
         (
             total,
             match self.disk {
@@ -214,6 +235,32 @@ impl Files {
             StorageStep::RemoveVolume(id) => {
                 self.volumes.remove(id);
             }
+            StorageStep::CreateSnapshot(plan) => self.create_snapshot(plan)?,
+            StorageStep::PrepareSnapshot(_) => self.needs_room("the snapshot")?,
+            StorageStep::NameSnapshot(id) => {
+                let snapshot = self.snapshots.entry(*id).or_default();
+                if snapshot.file.is_none() {
+                    let Some(partial) = snapshot.partial.take() else {
+                        return missing(format!("nothing was written for snapshot {id}"));
+                    };
+                    snapshot.file = Some(partial);
+                }
+            }
+            StorageStep::MarkSnapshot(id) => {
+                self.needs_room("the mark")?;
+                self.snapshots.entry(*id).or_default().made = true;
+            }
+            StorageStep::DiscardPartialSnapshot(id) => {
+                if let Some(snapshot) = self.snapshots.get_mut(id) {
+                    snapshot.partial = None;
+                    if snapshot.file.is_none() && !snapshot.made {
+                        self.snapshots.remove(id);
+                    }
+                }
+            }
+            StorageStep::RemoveSnapshot(id) => {
+                self.snapshots.remove(id);
+            }
         }
         Ok(())
     }
@@ -268,13 +315,6 @@ impl Files {
         if self.volume(plan.id).is_some() {
             return Ok(());
         }
-        let missing = |what: String| {
-            Err(ActError::retryable(
-                FaultCode::Internal,
-                what,
-                "no such file",
-            ))
-        };
         let content = match &plan.content {
             Content::Zeros => "zeros".to_owned(),
             Content::Image(image) if !self.images.contains(&CachedName::of(image)) => {
@@ -285,6 +325,10 @@ impl Files {
                 None => return missing(format!("volume {} is not there", source.id)),
                 Some(file) => file.content,
             },
+            Content::Snapshot(source) => match self.snapshot(source.id) {
+                None => return missing(format!("snapshot {} is not there", source.id)),
+                Some(file) => file.content,
+            },
         };
         self.needs_room("the volume")?;
         self.volumes.entry(plan.id).or_default().file = Some(FakeVolume {
@@ -293,6 +337,70 @@ impl Files {
             content,
         });
         Ok(())
+    }
+
+    fn create_snapshot(&mut self, plan: &NewSnapshot) -> Result<(), ActError> {
+        if self.snapshot(plan.id).is_some() {
+            return Ok(());
+        }
+        let Some(content) = self.volume(plan.volume.id) else {
+            return missing(format!("volume {} is not there", plan.volume.id));
+        };
+        self.needs_room("the snapshot")?;
+        self.snapshots.entry(plan.id).or_default().file = Some(FakeVolume {
+            format: VolumeFormat::Qcow2,
+            ..content
+        });
+        Ok(())
+    }
+
+    /// A hypervisor copies a volume as it is now.
+    pub(super) fn back_up(&mut self, volume: VolumeId, id: SnapshotId) -> Result<(), ActError> {
+        self.needs_room("the snapshot")?;
+        let Some(content) = self.volume(volume) else {
+            return missing(format!("volume {volume} is not there"));
+        };
+        let snapshot = self.snapshots.entry(id).or_default();
+        if snapshot.partial.is_some() {
+            return Err(ActError::refused(
+                FaultCode::Hypervisor,
+                format!("the file of snapshot {id} is there already"),
+            ));
+        }
+        snapshot.partial = Some(FakeVolume {
+            format: VolumeFormat::Qcow2,
+            ..content
+        });
+        Ok(())
+    }
+
+    pub(super) fn observe_snapshot(&self, id: SnapshotId) -> SnapshotFiles {
+        let Some(snapshot) = self.snapshots.get(&id) else {
+            return SnapshotFiles::default();
+        };
+        SnapshotFiles {
+            file: snapshot
+                .file
+                .as_ref()
+                .map(|file| VolumeContent::Size(file.size)),
+            made: snapshot.made,
+            leaving: false,
+            partial: snapshot.partial.is_some(),
+        }
+    }
+
+    pub(super) fn snapshots(&self) -> Vec<SnapshotId> {
+        self.snapshots.keys().copied().collect()
+    }
+
+    pub(super) fn snapshot(&self, id: SnapshotId) -> Option<FakeVolume> {
+        self.snapshots.get(&id).and_then(|it| it.file.clone())
+    }
+
+    pub(super) fn lose_snapshot(&mut self, id: SnapshotId) {
+        if let Some(snapshot) = self.snapshots.get_mut(&id) {
+            snapshot.file = None;
+        }
     }
 
     /// Makes a volume larger; as on a real host, never smaller.

@@ -4,6 +4,7 @@
 //! threads, with a deadline ([`pool`]); each thread has its own connection ([`session`]). No decisions here:
 //! [`steps`] carries out what was decided, and refuses to touch what berth did not make.
 
+mod backup;
 mod error;
 mod facts;
 mod observe;
@@ -16,10 +17,13 @@ mod session;
 mod stats;
 mod steps;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use berth_common::ids::InstanceId;
+use berth_common::{ids::InstanceId, message::report::FaultCode};
 use virt::connect::Connect;
 
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
@@ -27,12 +31,20 @@ pub use pool::Limits;
 
 use super::{ActError, Compute, Usage};
 use crate::decide::{
-    domain::{DomainObserved, DomainStep, JobProgress, VirtType},
+    domain::{BackupPlan, DomainObserved, DomainStep, JobProgress, VirtType},
+    snapshot::BackupJob,
     usage::DomainUsage,
 };
-use error::{failed, no_answer};
+use error::{abandoned, failed, no_answer};
 use pool::{Pool, Ticket};
 use session::Session;
+
+/// How often a backup job is looked at.
+const BACKUP_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How many looks at a backup job in a row may fail: a libvirtd takes its time to start.
+const BACKUP_UNANSWERED: u32 = 120;
+/// How many looks it may take until an aborted job has ended.
+const BACKUP_ABORT_LOOKS: u32 = 120;
 
 /// The system's libvirtd on this host.
 pub const DEFAULT_URI: &str = "qemu:///system";
@@ -187,6 +199,75 @@ impl Libvirt {
     }
 }
 
+impl Libvirt {
+    /// Lets QEMU copy a disk, and waits until it has. Whoever stops waiting leaves a job that goes on.
+    async fn back_up(&self, plan: &BackupPlan) -> Result<(), ActError> {
+        let what = format!("copying disk {} of instance {}", plan.target, plan.instance);
+        let (words, begun) = (what.clone(), plan.clone());
+        let begin = move |connection: &Connect, ticket: &Ticket| {
+            if ticket.is_abandoned() {
+                return Err(abandoned(words.clone()));
+            }
+            backup::begin(connection, &begun, &words)
+        };
+        self.call(what.clone(), self.options.step_deadline, begin)
+            .await?;
+        let mut unanswered = 0_u32;
+        loop {
+            tokio::time::sleep(BACKUP_LOOK_EVERY).await;
+            let (words, instance) = (what.clone(), plan.instance);
+            let look =
+                move |connection: &Connect, _: &Ticket| backup::look(connection, instance, &words);
+            let deadline = self.options.observe_deadline;
+            match self.call(what.clone(), deadline, look).await {
+                Ok(backup::Seen::Running) => unanswered = 0,
+                Ok(backup::Seen::Succeeded) => return Ok(()),
+                Ok(backup::Seen::Failed { why }) => return Err(not_copied(what, why)),
+                // A libvirtd that is restarted goes on with the job, and is asked again.
+                Err(_) if unanswered < BACKUP_UNANSWERED => unanswered += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends a backup job, and waits until QEMU has let go of its file.
+    async fn abort_backup(&self, instance: InstanceId, file: &Path) -> Result<(), ActError> {
+        let what = format!("ending the backup job of instance {instance}");
+        let (words, path) = (what.clone(), file.to_owned());
+        let abort = move |connection: &Connect, _: &Ticket| {
+            backup::abort(connection, instance, &path, &words)
+        };
+        self.call(what.clone(), self.options.step_deadline, abort)
+            .await?;
+        for _ in 0..BACKUP_ABORT_LOOKS {
+            let path = file.to_owned();
+            let look =
+                move |connection: &Connect, _: &Ticket| backup::writes(connection, instance, &path);
+            let deadline = self.options.observe_deadline;
+            if !self.call(what.clone(), deadline, look).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(BACKUP_LOOK_EVERY).await;
+        }
+        Err(ActError {
+            what: format!("{what}: it still runs"),
+            code: FaultCode::Hypervisor,
+            retryable: true,
+            source: None,
+        })
+    }
+}
+
+/// A backup job did not get through.
+fn not_copied(what: String, why: String) -> ActError {
+    let code = if why.contains("No space left on device") {
+        FaultCode::DiskFull
+    } else {
+        FaultCode::Hypervisor
+    };
+    ActError::retryable(code, what, why)
+}
+
 #[async_trait]
 impl Compute for Libvirt {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
@@ -206,6 +287,13 @@ impl Compute for Libvirt {
     }
 
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
+        match step {
+            DomainStep::Backup(plan) => return self.back_up(plan).await,
+            DomainStep::AbortBackup { instance, file } => {
+                return self.abort_backup(*instance, file).await;
+            }
+            _ => {}
+        }
         let what = steps::describe(step);
         let moves_memory = step.moves_memory();
         let step = step.clone();
@@ -223,6 +311,14 @@ impl Compute for Libvirt {
         let what = format!("asking how far instance {instance} is");
         self.call(what, self.options.observe_deadline, move |connection, _| {
             observe::job(connection, instance)
+        })
+        .await
+    }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        let what = "looking for backup jobs".to_owned();
+        self.call(what, self.options.observe_deadline, |connection, _| {
+            backup::all(connection)
         })
         .await
     }

@@ -54,6 +54,12 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::GrowDisk {
             instance, target, ..
         } => format!("growing disk {target} of instance {instance}"),
+        DomainStep::Backup(plan) => {
+            format!("copying disk {} of instance {}", plan.target, plan.instance)
+        }
+        DomainStep::AbortBackup { instance, .. } => {
+            format!("ending the backup job of instance {instance}")
+        }
     }
 }
 
@@ -114,6 +120,11 @@ pub(super) fn apply(
                     .map(drop)
             })
             .map(drop),
+        // Jobs are waited for, and not on a thread.
+        DomainStep::Backup(_) | DomainStep::AbortBackup { .. } => Err(ActError::refused(
+            FaultCode::Internal,
+            format!("{}: it is no single call of libvirt", job.what),
+        )),
     }
 }
 

@@ -37,7 +37,7 @@ const LIMITS: Limits = Limits {
     file_size: Some(256 << 20),
 };
 /// libvirt gives the disk to QEMU's user when the domain starts.
-const DISK_MODE: u32 = 0o600;
+pub(super) const DISK_MODE: u32 = 0o600;
 
 /// Makes a disk, unless it is there.
 pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), StorageFault> {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use berth_common::{
-    ids::VolumeId, message::report::FaultCode, names::ImageSha256, units::ByteCount,
+    ids::{SnapshotId, VolumeId},
+    message::report::FaultCode,
+    names::ImageSha256,
+    units::ByteCount,
 };
 
 use super::source::SourceFault;
@@ -160,6 +163,48 @@ pub(super) enum StorageFault {
         #[source]
         source: CommandError,
     },
+    /// The plan names a place that is not the snapshot's.
+    #[error("snapshot {id} belongs at {}, and the plan says {}", expected.display(), path.display())]
+    SnapshotPlace {
+        id: SnapshotId,
+        expected: PathBuf,
+        path: PathBuf,
+    },
+    /// The snapshot to make a volume from vanished between two steps.
+    #[error("snapshot {id} is not whole on this host ({})", path.display())]
+    SnapshotNotThere { id: SnapshotId, path: PathBuf },
+    /// What a hypervisor wrote is no snapshot.
+    #[error("what the hypervisor wrote for snapshot {id} ({}) is no qcow2 disk of its own: {why}", path.display())]
+    SnapshotBroken {
+        id: SnapshotId,
+        path: PathBuf,
+        why: String,
+    },
+    /// QEMU does not let go of what it wrote.
+    #[error("the hypervisor still has {} open, which it wrote for snapshot {id}; it is thrown away", path.display())]
+    SnapshotOpen { id: SnapshotId, path: PathBuf },
+    /// `qemu-img` failed on a snapshot.
+    #[error("could not make snapshot {id} at {}", path.display())]
+    Snapshot {
+        id: SnapshotId,
+        path: PathBuf,
+        #[source]
+        source: CommandError,
+    },
+    /// The bytes of a deleted snapshot are out of reach.
+    #[error(
+        "snapshot {id} shall be wiped, and its file is missing: bring back the disk it lies on, or remove {} to give it up",
+        mark.display()
+    )]
+    SnapshotNothingToWipe { id: SnapshotId, mark: PathBuf },
+    /// The bytes of a deleted snapshot could not be wiped.
+    #[error("could not wipe what is left of snapshot {id} at {}; its file stays until that is done", path.display())]
+    SnapshotWipe {
+        id: SnapshotId,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// There is nobody without rights to be.
     #[error(transparent)]
     Account(#[from] AccountError),
@@ -226,13 +271,18 @@ impl StorageFault {
     /// What it means for the owner.
     fn code(&self) -> FaultCode {
         match self {
-            Self::Io { source, .. } | Self::Wipe { source, .. } if is_no_room(source) => {
+            Self::Io { source, .. }
+            | Self::Wipe { source, .. }
+            | Self::SnapshotWipe { source, .. }
+                if is_no_room(source) =>
+            {
                 FaultCode::DiskFull
             }
             Self::Create { source, .. }
             | Self::ConfigDrive { source, .. }
             | Self::Convert { source, .. }
             | Self::Volume { source, .. }
+            | Self::Snapshot { source, .. }
                 if NO_ROOM.iter().any(|text| source.stderr().contains(text)) =>
             {
                 FaultCode::DiskFull
@@ -254,12 +304,19 @@ impl StorageFault {
             | Self::WrittenMeanwhile { .. }
             | Self::Volume { .. }
             | Self::NothingToWipe { .. }
-            | Self::Wipe { .. } => FaultCode::Volume,
+            | Self::Wipe { .. }
+            | Self::SnapshotNotThere { .. }
+            | Self::SnapshotBroken { .. }
+            | Self::SnapshotOpen { .. }
+            | Self::Snapshot { .. }
+            | Self::SnapshotNothingToWipe { .. }
+            | Self::SnapshotWipe { .. } => FaultCode::Volume,
             Self::Io { .. }
             | Self::Hung { .. }
             | Self::Thread { .. }
             | Self::WrongPlace { .. }
             | Self::VolumePlace { .. }
+            | Self::SnapshotPlace { .. }
             | Self::NotCached { .. }
             | Self::ConfigDrive { .. }
             | Self::Account(_)
@@ -290,6 +347,12 @@ impl StorageFault {
             | Self::Volume { .. }
             | Self::NothingToWipe { .. }
             | Self::Wipe { .. }
+            | Self::SnapshotNotThere { .. }
+            | Self::SnapshotBroken { .. }
+            | Self::SnapshotOpen { .. }
+            | Self::Snapshot { .. }
+            | Self::SnapshotNothingToWipe { .. }
+            | Self::SnapshotWipe { .. }
             | Self::Create { .. } => true,
             Self::NotOurs { .. }
             | Self::TooLarge { .. }
@@ -300,6 +363,7 @@ impl StorageFault {
             | Self::OtherSize { .. }
             | Self::VolumeTooSmall { .. }
             | Self::VolumePlace { .. }
+            | Self::SnapshotPlace { .. }
             | Self::WrongPlace { .. } => false,
         }
     }

@@ -9,6 +9,9 @@
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
 //!   <volumes>/<id>.qcow2 or .raw   a volume, with nothing below it
 //!   <made>/<id>                    says that this volume was made: without its file, it was lost
+//!   <snapshots>/<id>.qcow2         a snapshot, with nothing below it
+//!   <snapshots>/.live-<id>.qcow2   one that a guest's hypervisor writes: no sweep removes it, its document does
+//!   <made>/snapshot-<id>           says that this snapshot was made
 //!   <volumes>/.tmp-…               a volume that is being made (or a leftover: sweep)
 //!   <volumes>/.wipe-<id>.…         a deleted volume whose bytes are being wiped; its tombstone goes on with it
 //! ```
@@ -31,6 +34,7 @@ mod options;
 mod partial;
 mod room;
 mod share;
+mod snapshot;
 mod source;
 mod temporary;
 mod threads;
@@ -42,7 +46,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, VolumeId},
+    ids::{InstanceId, SnapshotId, VolumeId},
     units::ByteCount,
 };
 use tokio::sync::Semaphore;
@@ -59,6 +63,7 @@ use super::{ActError, Progress, Storage};
 use crate::decide::{
     image_cache::Reason,
     instance::{InstanceFiles, Paths, StorageStep},
+    snapshot::SnapshotFiles,
     volume::VolumeFiles,
 };
 
@@ -192,6 +197,28 @@ impl Storage for DirStorage {
             }
             StorageStep::GrowVolume(plan) => Ok(volume::grow(&self.inner, plan).await?),
             StorageStep::RemoveVolume(id) => Ok(volume::remove(&self.inner, *id, progress).await?),
+            StorageStep::CreateSnapshot(plan) => {
+                Ok(snapshot::create(&self.inner, plan, progress).await?)
+            }
+            StorageStep::PrepareSnapshot(plan) => {
+                let plan = plan.clone();
+                self.on_files(move |inner| snapshot::prepare(inner, &plan))
+                    .await
+            }
+            StorageStep::NameSnapshot(id) => Ok(snapshot::name(&self.inner, *id).await?),
+            StorageStep::MarkSnapshot(id) => {
+                let id = *id;
+                self.on_files(move |inner| snapshot::mark(&inner.paths, id))
+                    .await
+            }
+            StorageStep::DiscardPartialSnapshot(id) => {
+                let id = *id;
+                self.on_files(move |inner| snapshot::discard(&inner.paths, id))
+                    .await
+            }
+            StorageStep::RemoveSnapshot(id) => {
+                Ok(snapshot::remove(&self.inner, *id, progress).await?)
+            }
         }
     }
 
@@ -202,6 +229,20 @@ impl Storage for DirStorage {
 
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {
         self.on_files(|inner| volume::list(&inner.paths)).await
+    }
+
+    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
+        self.on_files(move |inner| snapshot::observe(&inner.paths, snapshot))
+            .await
+    }
+
+    async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {
+        self.on_files(|inner| snapshot::list(&inner.paths)).await
+    }
+
+    async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError> {
+        self.on_files(move |inner| snapshot::check_room(inner, snapshot))
+            .await
     }
 
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {

@@ -31,6 +31,7 @@ use super::{
     fetch::reserve,
     instances::{self, is_file},
     room::{Load, Share},
+    snapshot,
     source::for_people,
     temporary::Temporary,
     wipe::{self, Wiping},
@@ -50,7 +51,7 @@ use crate::{
 };
 
 /// Prefix of a volume that was deleted and is being wiped: it has lost its name, and no sweep removes it.
-const WIPE: &str = ".wipe-";
+pub(super) const WIPE: &str = ".wipe-";
 /// What the mark of a volume says, for people: that it is there is all that counts.
 const MARK: &[u8] = b"This volume was made. Without its file it was lost, or its disk is absent.\n";
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
@@ -110,7 +111,7 @@ fn leaving(paths: &Paths, id: VolumeId, format: VolumeFormat) -> PathBuf {
 
 /// What a volume's file holds. Of a raw one only the length counts: its bytes are the guest's, who may write there
 /// whatever looks like something else.
-fn content(path: &Path, format: VolumeFormat) -> Result<VolumeContent, StorageFault> {
+pub(super) fn content(path: &Path, format: VolumeFormat) -> Result<VolumeContent, StorageFault> {
     let failed = |source| StorageFault::io("read", path, source);
     let file = open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
@@ -168,7 +169,13 @@ pub(super) async fn create(
         }
         Some(original) => {
             let size = original.size;
-            copy(inner, plan, (original, making.account), &file, progress).await?;
+            let target = Target {
+                file: file.clone(),
+                format: plan.format,
+                size: plan.size,
+                directory: inner.paths.volumes.clone(),
+            };
+            copy(inner, &target, (original, making.account), progress, failed).await?;
             if size < plan.size {
                 let command = confined(quick(inner, plan.size), making.account);
                 resize(command, &file, plan.format, plan.size)
@@ -191,18 +198,18 @@ struct Making {
     original: Option<Original>,
 }
 
-/// What a volume is copied from.
-struct Original {
+/// What a volume or a snapshot is copied from.
+pub(super) struct Original {
     path: PathBuf,
     format: &'static str,
     /// Its virtual size.
-    size: ByteCount,
+    pub(super) size: ByteCount,
     /// Bytes that it takes on its disk.
-    allocated: u64,
+    pub(super) allocated: u64,
     /// When it was written to last.
     written: (i64, i64),
     /// For people.
-    what: String,
+    pub(super) what: String,
     /// Of an image: it stays in the cache as long as this.
     lease: Option<Lease>,
 }
@@ -213,7 +220,7 @@ fn prepare(inner: &Inner, plan: &NewVolume) -> Result<Option<Making>, StorageFau
     if is_file(&plan.path)? {
         return Ok(None);
     }
-    let original = original(inner, plan)?;
+    let original = original(inner, &plan.content)?;
     if let Some(original) = original.as_ref().filter(|it| it.size > plan.size) {
         return Err(StorageFault::VolumeTooSmall {
             id: plan.id,
@@ -253,8 +260,8 @@ fn in_place(
 }
 
 /// What to copy, inspected as what it is said to be; `None`: the volume begins with zeros.
-fn original(inner: &Inner, plan: &NewVolume) -> Result<Option<Original>, StorageFault> {
-    let (path, format, size, what, lease) = match &plan.content {
+pub(super) fn original(inner: &Inner, content: &Content) -> Result<Option<Original>, StorageFault> {
+    let (path, format, size, what, lease) = match content {
         Content::Zeros => return Ok(None),
         Content::Image(image) => {
             let lease = inner.uses.lease(image);
@@ -279,6 +286,17 @@ fn original(inner: &Inner, plan: &NewVolume) -> Result<Option<Original>, Storage
             let what = format!("volume {}", source.id);
             (path, source.format.as_str(), size, what, None)
         }
+        Content::Snapshot(source) => {
+            let path = inner.paths.snapshot(source.id);
+            let Some(size) = snapshot::observe(&inner.paths, source.id)?.whole() else {
+                return Err(StorageFault::SnapshotNotThere {
+                    id: source.id,
+                    path,
+                });
+            };
+            let what = format!("snapshot {}", source.id);
+            (path, VolumeFormat::Qcow2.as_str(), size, what, None)
+        }
     };
     // `qemu-img` does not work in this process's directory.
     let path =
@@ -296,7 +314,7 @@ fn original(inner: &Inner, plan: &NewVolume) -> Result<Option<Original>, Storage
 }
 
 /// Bytes that a file takes on its disk.
-fn allocated(path: &Path) -> Result<u64, StorageFault> {
+pub(super) fn allocated(path: &Path) -> Result<u64, StorageFault> {
     let metadata =
         fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
     Ok(metadata.blocks().saturating_mul(512))
@@ -309,22 +327,33 @@ fn written(path: &Path) -> Result<(i64, i64), StorageFault> {
     Ok((metadata.mtime(), metadata.mtime_nsec()))
 }
 
+/// A file to copy into.
+pub(super) struct Target {
+    pub(super) file: PathBuf,
+    pub(super) format: VolumeFormat,
+    /// The most it may become.
+    pub(super) size: ByteCount,
+    /// Where it lies.
+    pub(super) directory: PathBuf,
+}
+
 /// Copies all of the original into the file, and watches the room meanwhile.
-async fn copy(
+pub(super) async fn copy(
     inner: &Arc<Inner>,
-    plan: &NewVolume,
+    target: &Target,
     (original, account): (Original, Account),
-    file: &Path,
     progress: &Progress,
+    failed: impl FnOnce(CommandError) -> StorageFault,
 ) -> Result<(), StorageFault> {
     progress.send_replace(Some("waiting for other copies".to_owned()));
     let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
     let mut watch = {
         let (shared, what) = (Arc::clone(inner), original.what.clone());
-        let (length, path) = (original.allocated, file.to_owned());
+        let (length, path) = (original.allocated, target.file.clone());
+        let directory = target.directory.clone();
         inner
             .files
-            .run(move || CopyWatch::begin(&shared, what, length, path))
+            .run(move || CopyWatch::begin(&shared, what, length, path, &directory))
             .await?
     };
     let command = Command::new(&inner.options.qemu_img)
@@ -337,15 +366,15 @@ async fn copy(
             original.format,
             "-O",
         ])
-        .args([plan.format.as_str(), "--"])
+        .args([target.format.as_str(), "--"])
         .arg(&original.path)
-        .arg(here(file))
-        .directory(&inner.paths.volumes)
+        .arg(here(&target.file))
+        .directory(&target.directory)
         .malloc_arenas(1)
         .limits(Limits {
             address_space: Some(ADDRESS_SPACE),
             cpu_seconds: Some(inner.options.copy_deadline.as_secs()),
-            file_size: Some(with_tables(plan.size.get())),
+            file_size: Some(with_tables(target.size.get())),
         })
         .timeout(inner.options.copy_deadline);
     // A stranger made the image. Another volume only root may read, and no guest writes what QEMU reads of it.
@@ -367,12 +396,7 @@ async fn copy(
             }
         }
     };
-    result.map_err(|source| StorageFault::Volume {
-        what: "make",
-        id: plan.id,
-        path: plan.path.clone(),
-        source,
-    })?;
+    result.map_err(failed)?;
     // QEMU's locks keep no guest from a raw file that is only read.
     let (path, before) = (original.path, original.written);
     if inner.files.run(move || written(&path)).await? == before {
@@ -399,12 +423,13 @@ impl CopyWatch {
         what: String,
         expected: u64,
         path: PathBuf,
+        directory: &Path,
     ) -> Result<Self, StorageFault> {
         let load = Load {
             verb: "copying",
             what: what.clone(),
         };
-        let share = reserve(inner, &inner.paths.volumes, &load, Some(expected))?;
+        let share = reserve(inner, directory, &load, Some(expected))?;
         Ok(Self {
             share,
             what,
@@ -537,7 +562,8 @@ pub(super) async fn remove(
         })
         .await?;
     for path in left {
-        wipe(inner, id, path, progress).await?;
+        let failed = move |path, source| StorageFault::Wipe { id, path, source };
+        wipe(inner, path, progress, failed).await?;
     }
     Ok(())
 }
@@ -582,24 +608,21 @@ impl Drop for StopWipe {
     }
 }
 
-async fn wipe(
+/// Wipes a file that has lost its name, and removes it.
+pub(super) async fn wipe(
     inner: &Arc<Inner>,
-    id: VolumeId,
     path: PathBuf,
     progress: &Progress,
+    failed: impl FnOnce(PathBuf, io::Error) -> StorageFault + Send + 'static,
 ) -> Result<(), StorageFault> {
-    progress.send_replace(Some("waiting for other volumes to be wiped".to_owned()));
+    progress.send_replace(Some("waiting for others to be wiped".to_owned()));
     let wiping = Arc::new(Wiping::default());
     let stop = StopWipe(Arc::clone(&wiping));
     let how = inner.options.volume_wipe;
     let run = inner.wipes.run(move || {
         wipe::wipe(&path, how, &wiping)
             .and_then(|()| remove_durably(&path))
-            .map_err(|source| StorageFault::Wipe {
-                id,
-                path: path.clone(),
-                source,
-            })
+            .map_err(|source| failed(path, source))
     });
     tokio::pin!(run);
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -612,7 +635,7 @@ async fn wipe(
                 if length > 0 {
                     let done = u128::from(stop.0.done.load(Ordering::Relaxed));
                     let percent = done * 100 / u128::from(length);
-                    progress.send_replace(Some(format!("wiping the volume, {percent} %")));
+                    progress.send_replace(Some(format!("wiping it, {percent} %")));
                 }
             }
         }

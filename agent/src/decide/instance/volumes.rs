@@ -72,7 +72,14 @@ pub(super) fn change(
         }
     }
     let mut change = Change::default();
-    if !surplus.is_empty() {
+    // QEMU gives no disk back that it copies.
+    let copied = surplus
+        .iter()
+        .filter_map(|file| volume_of(&file.path))
+        .find(|id| observed.volumes_copied.contains(id));
+    if let Some(volume) = copied {
+        change.wait = Some(Wait::Copied(volume));
+    } else if !surplus.is_empty() {
         let targets: BTreeSet<String> = surplus.iter().map(|file| file.target.clone()).collect();
         change.wait = Some(Wait::Detach(targets));
         let asked = observed.detach_asked;
@@ -103,6 +110,18 @@ pub(super) fn change(
         }
     }
     change
+}
+
+/// A volume that a guest has and that is being copied.
+pub(super) fn copied(
+    domain: &DomainObserved,
+    observed: &Observed,
+    paths: &Paths,
+) -> Option<VolumeId> {
+    let live = domain.disks.live.iter();
+    live.filter(|disk| disk.path.parent() == Some(paths.volumes.as_path()))
+        .filter_map(|disk| volume_of(&disk.path))
+        .find(|id| observed.volumes_copied.contains(id))
 }
 
 /// The volume whose file this is.
@@ -271,6 +290,19 @@ mod tests {
             &[],
             None,
         );
+    }
+
+    #[test]
+    fn a_guest_is_not_asked_for_a_disk_that_is_being_copied() {
+        let on = domain(PowerState::Running, &[(1, "vdb"), (2, "vdc")]);
+        let copied = |n| Observed {
+            volumes_copied: [volume(n)].into(),
+            ..Observed::default()
+        };
+        let wait = Some(Wait::Copied(volume(1)));
+        check(&config(&[(2, 2)]), &on, &copied(1), &[], wait);
+        let other = detach(&["vdb"]);
+        check(&config(&[(2, 2)]), &on, &copied(2), &["detach vdb"], other);
     }
 
     #[test]

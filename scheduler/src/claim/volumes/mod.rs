@@ -11,6 +11,8 @@ pub mod attach;
 pub mod change;
 pub mod create;
 
+pub(super) use create::check_admission;
+
 use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, VolumeId},
@@ -19,7 +21,7 @@ use berth_common::{
     units::DiskGb,
 };
 use berth_store::{
-    Executor, documents, instances,
+    Executor, documents, instances, snapshots,
     volumes::{self, VolumeRow},
 };
 
@@ -48,7 +50,8 @@ pub async fn resolve(
     Err(no_such(project, volume))
 }
 
-fn no_such(project: &ProjectName, volume: &str) -> ClaimError {
+/// There is no such volume.
+pub(super) fn no_such(project: &ProjectName, volume: &str) -> ClaimError {
     let shown: String = volume.chars().take(80).collect();
     not_found(format!(
         "project {project} has no volume {shown:?}, neither by id nor by name"
@@ -85,20 +88,31 @@ fn check_room(
     size: DiskGb,
     more: DiskGb,
 ) -> Result<(), ClaimError> {
+    check_room_for(writing, host, &format!("volume {name}"), size, more)
+}
+
+/// The same for whatever takes room by itself. `what`: what to call it.
+pub(super) fn check_room_for(
+    writing: &Writing<'_>,
+    host: HostId,
+    what: &str,
+    size: DiskGb,
+    more: DiskGb,
+) -> Result<(), ClaimError> {
     let Some(host) = writing.cloud.table().host(host) else {
-        return Err(conflict(format!("volume {name} is on a host that is gone")));
+        return Err(conflict(format!("{what} is on a host that is gone")));
     };
     let on = &host.facts().name;
     let (physical, free) = (host.physical(Resource::DiskGb), host.free(Resource::DiskGb));
     // Overcommit is of the sum, never of one.
     if size.get() > physical {
         return Err(no_room(format!(
-            "host {on} is too small for volume {name}: {size} are needed, its disk has {physical} GB"
+            "host {on} is too small for {what}: {size} are needed, its disk has {physical} GB"
         )));
     }
     if more.get() > free {
         return Err(no_room(format!(
-            "host {on} has no room for volume {name}: {more} are needed, {free} GB are free"
+            "host {on} has no room for {what}: {more} are needed, {free} GB are free"
         )));
     }
     Ok(())
@@ -106,6 +120,17 @@ fn check_room(
 
 fn no_room(message: String) -> ClaimError {
     Refusal::new(RefusalCode::NoValidHost, message).into()
+}
+
+/// Refuses what would change or end a volume while a snapshot is being made of it.
+async fn check_no_snapshot(db: &impl Executor, row: &VolumeRow) -> Result<(), ClaimError> {
+    match snapshots::being_made_of(db, row.id).await?.first() {
+        None => Ok(()),
+        Some(snapshot) => Err(conflict(format!(
+            "snapshot {} is being made of volume {}: wait until it is available, or delete it",
+            snapshot.name, row.name
+        ))),
+    }
 }
 
 /// Refuses what would change or end a volume while another one is being made from it.
@@ -119,6 +144,7 @@ async fn check_not_copied(db: &impl Executor, row: &VolumeRow) -> Result<(), Cla
     }
 }
 
-fn being_deleted(row: &VolumeRow) -> ClaimError {
+/// Refuses what a volume on its way out is asked for.
+pub(super) fn being_deleted(row: &VolumeRow) -> ClaimError {
     conflict(format!("volume {} is being deleted", row.name))
 }
