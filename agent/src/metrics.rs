@@ -6,7 +6,7 @@ pub mod usage;
 use std::collections::BTreeMap;
 
 use self::usage::{UsageCollector, UsageFigures};
-use crate::decide::image_cache::Reason;
+use crate::{ask::Outcome, decide::image_cache::Reason};
 use berth_common::{
     document::Kind,
     message::report::FaultCode,
@@ -31,6 +31,7 @@ pub struct AgentMetrics {
     unclaimed: IntGaugeVec,
     domains: IntGaugeVec,
     stuck: IntGauge,
+    questions: IntCounterVec,
     images: IntGauge,
     image_bytes: IntGauge,
     image_evictions: IntCounterVec,
@@ -108,6 +109,11 @@ impl AgentMetrics {
                 &["owner", "state"],
             )?,
             stuck: metrics.gauge("berth_agent_libvirt_stuck_calls", "Calls to libvirt that hang.")?,
+            questions: metrics.counters(
+                "berth_agent_questions_total",
+                "Questions about instances, by kind and outcome (answered, refused, failed, busy, expired, unusable).",
+                &["kind", "outcome"],
+            )?,
             images: metrics.gauge("berth_agent_images_cached", "Images in the cache.")?,
             image_evictions: metrics.counters(
                 "berth_agent_image_evictions_total",
@@ -200,6 +206,13 @@ impl AgentMetrics {
     /// So many calls to libvirt hang.
     pub fn stuck(&self, count: usize) {
         self.stuck.set(whole(count));
+    }
+
+    /// That became of a question.
+    pub fn question(&self, kind: &'static str, outcome: Outcome) {
+        self.questions
+            .with_label_values(&[kind, outcome.as_str()])
+            .inc();
     }
 
     /// So many more files were removed from the image cache.

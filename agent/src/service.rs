@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     act::{
         Compute, Storage,
+        inspect::Guests,
         libvirt::{Libvirt, Options, VirtTypeChoice},
         machine::ThisMachine,
         net::KernelNet,
@@ -112,6 +113,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             storage: files,
             net: Arc::new(KernelNet::new(state.root())),
         },
+        inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
             physical_networks: config.physical_networks.clone(),
             pci_pools: config.pci_pools.clone(),

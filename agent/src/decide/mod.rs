@@ -2,9 +2,11 @@
 //! to choose at execution.
 
 pub mod config_drive;
+pub mod console;
 pub mod dhcp;
 pub mod domain;
 pub mod domain_xml;
+pub mod endpoints;
 pub mod image_cache;
 pub mod image_header;
 pub mod instance;

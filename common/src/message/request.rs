@@ -14,6 +14,10 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
+    question::{
+        ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
+        InstancePingGuestAgent, InstanceScreenshot, Screenshot,
+    },
     view::{HostView, InstanceView, NetworkView, VolumeView},
 };
 use crate::{
@@ -64,6 +68,10 @@ methods! {
     InstanceResize => "instance.resize", InstanceView;
     InstanceShow => "instance.show" version 2, InstanceView;
     InstanceList => "instance.list" version 2, InstanceListReply;
+    InstanceConsoleOutput => "instance.console_output", ConsoleOutput;
+    InstanceScreenshot => "instance.screenshot", Screenshot;
+    InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
+    InstanceEndpoints => "instance.endpoints", Endpoints;
     VolumeCreate => "volume.create", VolumeView;
     VolumeDelete => "volume.delete", VolumeView;
     VolumeShow => "volume.show", VolumeView;

@@ -21,6 +21,7 @@ mod invariants;
 mod leading;
 mod life;
 mod many;
+mod questions;
 mod ratios;
 mod relocation;
 mod standstill;

@@ -3,8 +3,7 @@
 use berth_common::message::report::FaultCode;
 use virt::error::{Error, ErrorNumber};
 
-use super::pool::PoolError;
-use crate::act::ActError;
+use crate::act::{ActError, pool::PoolError};
 
 /// libvirt refused or failed.
 pub(super) fn failed(what: String, error: Error) -> ActError {

@@ -1,13 +1,13 @@
 //! Domains through libvirt: the only module that calls it.
 //!
 //! libvirt's calls block, and a call can hang for as long as libvirtd or QEMU does. So each runs on one of a few
-//! threads, with a deadline ([`pool`]); each thread has its own connection ([`session`]). No decisions here:
+//! threads, with a deadline ([`super::pool`]); each thread has its own connection ([`session`]). No decisions here:
 //! [`steps`] carries out what was decided, and refuses to touch what berth did not make.
 
 mod error;
 mod facts;
+mod inspect;
 mod observe;
-mod pool;
 mod power;
 mod records;
 mod saved;
@@ -21,16 +21,19 @@ use async_trait::async_trait;
 use berth_common::ids::InstanceId;
 use virt::connect::Connect;
 
+pub use super::pool::Limits;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
-pub use pool::Limits;
 
-use super::{ActError, Compute, Usage};
+use super::{
+    ActError, Compute, Usage,
+    inspect::{Agent, Inspected, LiveDomain, NotKnown, Picture},
+    pool::{Pool, Ticket},
+};
 use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress, VirtType},
     usage::DomainUsage,
 };
 use error::{failed, no_answer};
-use pool::{Pool, Ticket};
 use session::Session;
 
 /// The system's libvirtd on this host.
@@ -55,6 +58,8 @@ pub struct Options {
     /// How many measurements run at once, hang, or wait. One that hangs on a QEMU leaves that one busy, and the next
     /// passes it by: so a second thread is enough to go on.
     pub usage_limits: Limits,
+    /// How many questions about guests are asked at once, hang, or wait.
+    pub ask_limits: Limits,
     /// libvirt's configuration of QEMU.
     pub qemu_conf: PathBuf,
 }
@@ -80,6 +85,11 @@ impl Default for Options {
                 workers: 1,
                 stuck: 4,
                 queued: 1,
+            },
+            ask_limits: Limits {
+                workers: 2,
+                stuck: 4,
+                queued: 32,
             },
             qemu_conf: PathBuf::from("/etc/libvirt/qemu.conf"),
         }
@@ -110,6 +120,8 @@ pub struct Libvirt {
     memory_pool: Pool<Session>,
     /// Measuring asks every QEMU, so it is the first to hang: it takes no thread from the others.
     usage_pool: Pool<Session>,
+    /// What somebody wants to know of a guest may wait for that guest for as long as it likes.
+    ask_pool: Pool<Session>,
 }
 
 impl Libvirt {
@@ -125,6 +137,7 @@ impl Libvirt {
             pool: pool("libvirt", options.limits),
             memory_pool: pool("libvirt-memory", options.memory_limits),
             usage_pool: pool("libvirt-usage", options.usage_limits),
+            ask_pool: pool("libvirt-ask", options.ask_limits),
             options,
         }
     }
@@ -132,7 +145,10 @@ impl Libvirt {
     /// How many calls did not come back in time and still hang.
     #[must_use]
     pub fn stuck_calls(&self) -> usize {
-        self.pool.stuck() + self.memory_pool.stuck() + self.usage_pool.stuck()
+        self.pool.stuck()
+            + self.memory_pool.stuck()
+            + self.usage_pool.stuck()
+            + self.ask_pool.stuck()
     }
 
     /// What libvirt and this host are.
@@ -158,6 +174,74 @@ impl Libvirt {
             ask,
         )
         .await
+    }
+
+    /// A picture of a guest's display.
+    ///
+    /// # Errors
+    /// It has none, or none that fits; or libvirt does not answer in time.
+    pub(super) async fn screenshot(
+        &self,
+        instance: InstanceId,
+        limit: Duration,
+    ) -> Inspected<Picture> {
+        let what = format!("taking a picture of instance {instance}");
+        self.ask(what, limit, move |connection, what| {
+            inspect::screenshot(connection, instance, what)
+        })
+        .await
+    }
+
+    /// Asks a guest's agent whether it is there, and gives it most of the time to answer.
+    ///
+    /// # Errors
+    /// The guest does not run, or libvirt does not answer in time.
+    pub(super) async fn ping_guest_agent(
+        &self,
+        instance: InstanceId,
+        limit: Duration,
+    ) -> Inspected<Agent> {
+        let what = format!("asking the guest agent of instance {instance}");
+        self.ask(what, limit, move |connection, what| {
+            inspect::ping_guest_agent(connection, instance, what, limit)
+        })
+        .await
+    }
+
+    /// Where a guest's display and consoles are.
+    ///
+    /// # Errors
+    /// There is no such domain, or libvirt does not answer in time.
+    pub(super) async fn live_domain(
+        &self,
+        instance: InstanceId,
+        limit: Duration,
+    ) -> Inspected<LiveDomain> {
+        let what = format!("looking at the devices of instance {instance}");
+        self.ask(what, limit, move |connection, what| {
+            inspect::live_domain(connection, instance, what)
+        })
+        .await
+    }
+
+    /// Asks something that changes nothing.
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: String,
+        limit: Duration,
+        question: impl Fn(&Connect, &str) -> Inspected<T> + Send + 'static,
+    ) -> Inspected<T> {
+        let words = what.clone();
+        let answer = self
+            .call_on(&self.ask_pool, what, limit, move |connection, _| {
+                match question(connection, &words) {
+                    // A broken connection is a failure that a new one may mend; a plain no is an answer.
+                    Err(NotKnown::Failed(error)) => Err(error),
+                    answer => Ok(answer),
+                }
+            })
+            .await;
+        answer.map_err(NotKnown::Failed)?
     }
 
     async fn call<T: Send + 'static>(
