@@ -40,10 +40,11 @@ pub fn last(bytes: &[u8], lines: usize, most: usize, missing: bool) -> Part {
         .last()
         .unwrap_or(text.len());
     let start = start_of_lines.max(start_of_room);
-    // Of fewer lines than were asked for, the first may lack its beginning, or others before it.
-    let is_short = start_of_room > start_of_lines || start_of_lines == 0;
+    let is_short = start_of_room > start_of_lines;
+    // Where all that is here was asked for, what comes before it may have been too.
+    let is_all = start_of_lines == 0;
     Part {
-        cut: start > 0 || (missing && is_short),
+        cut: is_short || (missing && is_all),
         text: text.get(start..).unwrap_or_default().to_owned(),
         more: false,
         taken: size(whole),
@@ -118,17 +119,12 @@ mod tests {
             assert_eq!((part.text.as_str(), part.cut), (text, cut), "{bytes:?}");
         };
         check(b"", 5, false, "", false);
-        check(b"a\nb\nc\n", 2, false, "b\nc\n", true);
-        check(b"a\nb\nc", 2, false, "b\nc", true);
+        check(b"a\nb\nc\n", 2, true, "b\nc\n", false);
+        check(b"a\nb\nc", 2, false, "b\nc", false);
         check(b"a\nb\n", 2, false, "a\nb\n", false);
         check(b"a\nb\n", 2, true, "a\nb\n", true);
-        check(
-            b"a\r\n\x1b[2Jb\xff\n",
-            1,
-            false,
-            "\u{1b}[2Jb\u{fffd}\n",
-            true,
-        );
+        let hostile = b"a\r\n\x1b[2Jb\xff\n";
+        check(hostile, 1, false, "\u{1b}[2Jb\u{fffd}\n", false);
         check(b"caf\xc3", 1, false, "caf", false);
     }
 

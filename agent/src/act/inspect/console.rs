@@ -192,7 +192,7 @@ mod tests {
         );
         append(&log, b"one\ntwo\n");
         let got = read(&log, ConsoleFrom::Last(1)).unwrap();
-        assert_eq!((got.part.text.as_str(), got.part.cut), ("two\n", true));
+        assert_eq!((got.part.text.as_str(), got.part.cut), ("two\n", false));
         let place = got.next.unwrap();
         let (text, .., place) = follow(&log, place);
         assert_eq!(text, "");
