@@ -1,6 +1,7 @@
 //! Decisions, as pure functions: no I/O, no clock, no async. What they return is plain data that leaves nothing
 //! to choose at execution.
 
+pub mod breaker;
 pub mod config_drive;
 pub mod console;
 pub mod dhcp;

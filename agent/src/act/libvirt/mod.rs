@@ -15,10 +15,15 @@ mod session;
 mod stats;
 mod steps;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use berth_common::ids::InstanceId;
+use chrono::Utc;
 use virt::connect::Connect;
 
 pub use super::pool::Limits;
@@ -27,17 +32,25 @@ pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
 use super::{
     ActError, Compute, Usage,
     inspect::{Agent, Inspected, LiveDomain, NotKnown, Picture},
-    pool::{Pool, Ticket},
+    pool::{Pool, PoolError, Ticket},
 };
 use crate::decide::{
+    breaker::{Admission, Breaker, BreakerLimits, BreakerState},
     domain::{DomainObserved, DomainStep, JobProgress, VirtType},
     usage::DomainUsage,
 };
-use error::{failed, no_answer};
+use error::{failed, no_answer, not_asked};
 use session::Session;
 
 /// The system's libvirtd on this host.
 pub const DEFAULT_URI: &str = "qemu:///system";
+
+/// The thread that finds out whether libvirt is back.
+const PROBE_LIMITS: Limits = Limits {
+    workers: 1,
+    stuck: 1,
+    queued: 1,
+};
 
 /// How libvirt is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +73,8 @@ pub struct Options {
     pub usage_limits: Limits,
     /// How many questions about guests are asked at once, hang, or wait.
     pub ask_limits: Limits,
+    /// When a libvirt that does not answer is no longer asked, and how it is tried.
+    pub breaker: BreakerLimits,
     /// libvirt's configuration of QEMU.
     pub qemu_conf: PathBuf,
 }
@@ -91,6 +106,7 @@ impl Default for Options {
                 stuck: 4,
                 queued: 32,
             },
+            breaker: BreakerLimits::default(),
             qemu_conf: PathBuf::from("/etc/libvirt/qemu.conf"),
         }
     }
@@ -122,6 +138,18 @@ pub struct Libvirt {
     usage_pool: Pool<Session>,
     /// What somebody wants to know of a guest may wait for that guest for as long as it likes.
     ask_pool: Pool<Session>,
+    /// Finds out whether libvirt is back, with one thread that may hang.
+    probe_pool: Pool<Session>,
+    breaker: Mutex<Breaker>,
+}
+
+/// What calls that get no answer say of libvirt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// That it hangs.
+    OfLibvirt,
+    /// Nothing: whoever asks has little patience, and a guest that hangs is asked as well.
+    OfAnybody,
 }
 
 impl Libvirt {
@@ -138,6 +166,8 @@ impl Libvirt {
             memory_pool: pool("libvirt-memory", options.memory_limits),
             usage_pool: pool("libvirt-usage", options.usage_limits),
             ask_pool: pool("libvirt-ask", options.ask_limits),
+            probe_pool: pool("libvirt-probe", PROBE_LIMITS),
+            breaker: Mutex::new(Breaker::new(options.breaker)),
             options,
         }
     }
@@ -149,6 +179,18 @@ impl Libvirt {
             + self.memory_pool.stuck()
             + self.usage_pool.stuck()
             + self.ask_pool.stuck()
+            + self.probe_pool.stuck()
+    }
+
+    /// Whether libvirt is asked just now.
+    #[must_use]
+    pub fn breaker_state(&self) -> BreakerState {
+        self.breaker().state()
+    }
+
+    /// Nothing that runs under this lock can panic half-way, so a poisoned one is as good as any.
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What libvirt and this host are.
@@ -233,13 +275,19 @@ impl Libvirt {
     ) -> Inspected<T> {
         let words = what.clone();
         let answer = self
-            .call_on(&self.ask_pool, what, limit, move |connection, _| {
-                match question(connection, &words) {
-                    // A broken connection is a failure that a new one may mend; a plain no is an answer.
-                    Err(NotKnown::Failed(error)) => Err(error),
-                    answer => Ok(answer),
-                }
-            })
+            .call_on(
+                &self.ask_pool,
+                Silence::OfAnybody,
+                what,
+                limit,
+                move |connection, _| {
+                    match question(connection, &words) {
+                        // A broken connection is a failure that a new one may mend; a plain no is an answer.
+                        Err(NotKnown::Failed(error)) => Err(error),
+                        answer => Ok(answer),
+                    }
+                },
+            )
             .await;
         answer.map_err(NotKnown::Failed)?
     }
@@ -250,23 +298,84 @@ impl Libvirt {
         limit: Duration,
         operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
     ) -> Result<T, ActError> {
-        self.call_on(&self.pool, what, limit, operation).await
+        let silence = Silence::OfLibvirt;
+        self.call_on(&self.pool, silence, what, limit, operation)
+            .await
+    }
+
+    /// Whether libvirt may be asked. One that did not answer for a while is not, but for one caller now and then, who
+    /// finds out with a question that takes no time.
+    async fn admitted(&self, what: &str) -> Result<(), ActError> {
+        let admission = self.breaker().admit(Instant::now());
+        let since = match admission {
+            Admission::Call => return Ok(()),
+            Admission::Refused(since) => since,
+            Admission::Probe => {
+                let limit = self.options.breaker.probe;
+                let words = what.to_owned();
+                let probe = self.probe_pool.call(limit, move |session, ticket| {
+                    session.run(ticket, &words, |connection| {
+                        let version = connection.get_lib_version();
+                        version.map_err(|error| {
+                            failed("asking libvirt for its version".to_owned(), error)
+                        })
+                    })
+                });
+                match probe.await {
+                    // One that says no is there as well: whoever calls hears what is wrong with it.
+                    Ok(_) => {
+                        self.breaker().answered();
+                        tracing::info!(uri = self.uri, "libvirt answers again");
+                        return Ok(());
+                    }
+                    Err(_) => self.breaker().missed(Instant::now(), Utc::now()),
+                }
+                match self.breaker().admit(Instant::now()) {
+                    Admission::Refused(since) => since,
+                    // Somebody else was answered meanwhile, or it is time for the next probe already.
+                    Admission::Call | Admission::Probe => return Ok(()),
+                }
+            }
+        };
+        let pause = self.options.breaker.pause;
+        Err(not_asked(what, &self.uri, since, pause))
+    }
+
+    /// What the end of a call says of libvirt.
+    fn note<T>(&self, silence: Silence, answer: &Result<T, PoolError>) {
+        match (answer, silence) {
+            (Ok(_), _) => self.breaker().answered(),
+            (Err(PoolError::Deadline(_)), Silence::OfLibvirt) => {
+                let mut breaker = self.breaker();
+                let before = breaker.state();
+                breaker.missed(Instant::now(), Utc::now());
+                if before == BreakerState::Closed && breaker.state() == BreakerState::Open {
+                    tracing::warn!(
+                        uri = self.uri,
+                        "libvirt does not answer; it is not asked until a probe is answered"
+                    );
+                }
+            }
+            (Err(_), _) => {}
+        }
     }
 
     async fn call_on<T: Send + 'static>(
         &self,
         pool: &Pool<Session>,
+        silence: Silence,
         what: String,
         limit: Duration,
         operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
     ) -> Result<T, ActError> {
+        self.admitted(&what).await?;
         let words = what.clone();
-        let answer = pool.call(limit, move |session, ticket| {
+        let call = pool.call(limit, move |session, ticket| {
             session.run(ticket, &words, |connection| operation(connection, ticket))
         });
-        answer
-            .await
-            .map_err(|error| no_answer(&what, &self.uri, error))?
+        let answer = call.await;
+        self.note(silence, &answer);
+        answer.map_err(|error| no_answer(&what, &self.uri, error))?
     }
 }
 
@@ -299,7 +408,8 @@ impl Compute for Libvirt {
         } else {
             (&self.pool, self.options.step_deadline)
         };
-        self.call_on(pool, what, deadline, operation).await
+        self.call_on(pool, Silence::OfLibvirt, what, deadline, operation)
+            .await
     }
 
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
@@ -316,9 +426,14 @@ impl Usage for Libvirt {
     async fn usage(&self) -> Result<Vec<DomainUsage>, ActError> {
         let what = "measuring the domains".to_owned();
         let deadline = self.options.usage_deadline;
-        self.call_on(&self.usage_pool, what, deadline, |connection, _| {
-            stats::all(connection)
-        })
+        let silence = Silence::OfLibvirt;
+        self.call_on(
+            &self.usage_pool,
+            silence,
+            what,
+            deadline,
+            |connection, _| stats::all(connection),
+        )
         .await
     }
 }
