@@ -15,15 +15,16 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use berth_agent::{
     act::{
-        ActError, Compute,
+        ActError, Compute, Usage,
         libvirt::{Libvirt, Limits, Options, VirtTypeChoice},
     },
     decide::{
+        breaker::BreakerState,
         domain::{
             BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic,
             DomainObserved, DomainStep, OffReason, VirtType,
@@ -571,6 +572,57 @@ async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
         }
     });
     assert_eq!(libvirt.observe().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_libvirtd_that_hangs_on_is_not_asked_any_more_until_it_is_back() {
+    let hypervisor = Hypervisor::start();
+    let options = Options {
+        observe_deadline: Duration::from_secs(1),
+        usage_deadline: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let libvirt = Libvirt::start(&hypervisor.uri(), options);
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+    hypervisor.signal_libvirtd("STOP");
+    let since = chrono::Utc::now();
+    for _ in 0..3 {
+        assert_eq!(libvirt.breaker_state(), BreakerState::Closed);
+        let error = chain(&libvirt.observe().await.unwrap_err());
+        assert!(error.contains("no answer within 1 s"), "{error}");
+    }
+    assert_eq!(libvirt.breaker_state(), BreakerState::Open);
+    let stuck = libvirt.stuck_calls();
+
+    // However many ask, nobody waits for longer than a probe takes, and no thread more than the probe's hangs.
+    let mut refused = 0;
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(6) {
+        let asked = Instant::now();
+        let error = chain(&libvirt.observe().await.unwrap_err());
+        assert!(error.contains("does not answer since"), "{error}");
+        let year = since.format("%Y-").to_string();
+        assert!(error.contains(&year), "{error}");
+        assert!(asked.elapsed() < Duration::from_secs(4), "{error}");
+        let error = chain(&libvirt.usage().await.unwrap_err());
+        assert!(error.contains("it was not asked"), "{error}");
+        refused += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(refused > 5, "{refused}");
+    assert!(libvirt.stuck_calls() <= stuck + 2, "{stuck}");
+
+    hypervisor.signal_libvirtd("CONT");
+    let back = Instant::now();
+    while let Err(error) = libvirt.observe().await {
+        assert!(
+            back.elapsed() < Duration::from_secs(10),
+            "{}",
+            chain(&error)
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(libvirt.breaker_state(), BreakerState::Closed);
 }
 
 #[tokio::test]

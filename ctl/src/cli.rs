@@ -17,7 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use self::{
     aggregate::{Aggregate, AggregateCreateArgs, AggregateSetArgs, Member},
     host::{Host, HostSetArgs, WithReason},
-    instance::{Instance, InstanceCreateArgs},
+    instance::{ConsoleArgs, Instance, InstanceCreateArgs},
     network::{Network, NetworkCreateArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
@@ -253,6 +253,11 @@ mod tests {
             "from 1 to 86400",
         );
         check("instance console web-1 --lines 0", "1..=10000");
+        check(
+            "instance console web-1 --local --follow",
+            "cannot be used with",
+        );
+        check("instance screenshot web-1", "--file");
         check("--timeout 0 host list", "from 1 to 3600");
         check("instance sotp web-1", "stop");
         check(

@@ -153,6 +153,14 @@ pub(crate) enum CtlError {
         /// What the system says.
         source: io::Error,
     },
+    /// A result that was to be in a file is not.
+    #[error("the file {} cannot be written: {source}", path.display())]
+    WriteFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// There is no connection to the broker.
     #[error(
         "cannot reach the message broker at {address}: {reason}. Check that RabbitMQ runs there (`rabbitmqctl status`), \
@@ -344,6 +352,7 @@ impl CtlError {
             | Self::Console(_)
             | Self::Nonsense { .. }
             | Self::Output(_)
+            | Self::WriteFile { .. }
             | Self::Start(_) => 1,
             Self::Usage(_)
             | Self::Config(_)
@@ -391,12 +400,12 @@ impl CtlError {
             Self::Unanswered { .. } => "unanswered",
             Self::Nonsense { .. } => "answer_not_understood",
             Self::Console(_) => "console",
-            Self::Output(_) | Self::Start(_) => "system",
+            Self::Output(_) | Self::WriteFile { .. } | Self::Start(_) => "system",
         }
     }
 
     /// Whether the same command may succeed later.
-    fn retryable(&self) -> bool {
+    pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Refused(refusal)
             | Self::NoHost { refusal, .. }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_common::{
-    bus::{Bus, compute_queue},
+    bus::{Bus, ask_queue, compute_queue},
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
     names::HostName,
@@ -264,13 +264,10 @@ impl Writing<'_> {
         drop(self.cloud);
         for (id, name) in self.forgotten {
             self.context.liveness(|liveness| liveness.forget(id));
-            if let Err(error) = self
-                .context
-                .bus
-                .delete_queue(&compute_queue(name.as_str()))
-                .await
-            {
-                tracing::warn!(host = %name, error = %error_chain(&error), "the queue of a forgotten host is left");
+            for queue in [compute_queue(name.as_str()), ask_queue(name.as_str())] {
+                if let Err(error) = self.context.bus.delete_queue(&queue).await {
+                    tracing::warn!(queue, error = %error_chain(&error), "the queue of a forgotten host is left");
+                }
             }
         }
         self.context.dispatch.send(self.fresh).await;

@@ -7,6 +7,7 @@
 mod domains;
 mod faults;
 mod files;
+mod inspect;
 mod networks;
 mod usage;
 
@@ -41,11 +42,13 @@ use crate::decide::{
 use domains::Domains;
 use faults::Faults;
 use files::Files;
+use inspect::Consoles;
 use networks::Networks;
 use usage::Workloads;
 
 pub use domains::{Guest, Lives};
 pub use files::{FakeDisk, FakeVolume};
+pub use inspect::Answers;
 pub use usage::Busy;
 
 /// Memory that the host itself takes, as the reserve that schedulers keep by default.
@@ -65,6 +68,7 @@ struct Model {
     files: Files,
     networks: Networks,
     workloads: Workloads,
+    consoles: Consoles,
     faults: Faults,
 }
 
@@ -89,6 +93,7 @@ impl FakeHost {
                 files: Files::default(),
                 networks: Networks::default(),
                 workloads: Workloads::default(),
+                consoles: Consoles::default(),
                 faults: Faults::default(),
             })),
         }

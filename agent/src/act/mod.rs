@@ -6,9 +6,11 @@
 
 pub mod command;
 pub mod fake;
+pub mod inspect;
 pub mod libvirt;
 pub mod machine;
 pub mod net;
+mod pool;
 pub mod storage;
 
 use async_trait::async_trait;

@@ -5,6 +5,7 @@
 //! be able to write: the sockets of VNC and of the guest agent lie in libvirt's own directory of the domain.
 
 mod element;
+mod live;
 mod read;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use super::{
 };
 use element::Element;
 
+pub use live::{AgentChannel, GuestAgentChannel, LiveDevices, VncAddress, read_live};
 pub use read::{DomainFacts, read, read_backup};
 
 /// The namespace of berth's metadata element. A new meaning of it gets a new number.
@@ -200,7 +202,7 @@ fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
             Element::new("channel").attribute("type", "unix").child(
                 Element::new("target")
                     .attribute("type", "virtio")
-                    .attribute("name", "org.qemu.guest_agent.0"),
+                    .attribute("name", live::GUEST_AGENT),
             ),
         )
         .child(

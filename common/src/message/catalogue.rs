@@ -5,6 +5,10 @@ use sha2::{Digest, Sha256};
 
 use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
+    question::{
+        InstanceConsoleOutput, InstanceEndpoints, InstancePingGuestAgent, InstanceScreenshot,
+        QUESTION_TYPE, QUESTION_VERSION, Question,
+    },
     report::{REPORT_TYPE, REPORT_VERSION, Report},
     request::{
         AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
@@ -42,6 +46,8 @@ pub enum Route {
     Request,
     /// To queue `compute.<host>`, from the scheduler.
     Document,
+    /// To queue `ask.<host>`, from the scheduler.
+    Question,
     /// To topic `report.<host id>`, from agents.
     Report,
     /// To topic `heartbeat.<host id>`, from agents.
@@ -90,6 +96,10 @@ pub fn all() -> Vec<MessageType> {
         request::<InstanceSet>(),
         request::<InstanceShow>(),
         request::<InstanceList>(),
+        request::<InstanceConsoleOutput>(),
+        request::<InstanceScreenshot>(),
+        request::<InstancePingGuestAgent>(),
+        request::<InstanceEndpoints>(),
         request::<VolumeCreate>(),
         request::<VolumeDelete>(),
         request::<VolumeShow>(),
@@ -129,6 +139,13 @@ pub fn all() -> Vec<MessageType> {
         version: DOCUMENT_VERSION,
         route: Route::Document,
         body: schema::<Document>(),
+        reply: None,
+    });
+    types.push(MessageType {
+        name: QUESTION_TYPE.to_owned(),
+        version: QUESTION_VERSION,
+        route: Route::Question,
+        body: schema::<Question>(),
         reply: None,
     });
     types.push(MessageType {

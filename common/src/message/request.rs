@@ -14,6 +14,10 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
+    question::{
+        ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
+        InstancePingGuestAgent, InstanceScreenshot, Screenshot,
+    },
     view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
 };
 use crate::{
@@ -68,6 +72,10 @@ methods! {
     InstanceSet => "instance.set", InstanceView;
     InstanceShow => "instance.show" version 3, InstanceView;
     InstanceList => "instance.list" version 3, InstanceListReply;
+    InstanceConsoleOutput => "instance.console_output", ConsoleOutput;
+    InstanceScreenshot => "instance.screenshot", Screenshot;
+    InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
+    InstanceEndpoints => "instance.endpoints", Endpoints;
     VolumeCreate => "volume.create" version 2, VolumeView;
     VolumeDelete => "volume.delete" version 2, VolumeView;
     VolumeShow => "volume.show" version 2, VolumeView;

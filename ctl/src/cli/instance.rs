@@ -132,18 +132,48 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Show the end of an instance's serial console. Works on the hypervisor it is on; elsewhere it tells where to
-    /// look.
-    Console {
+    /// Show the end of an instance's serial console. Control characters of the guest are made visible.
+    Console(ConsoleArgs),
+    /// Save a picture of what an instance shows on its display.
+    Screenshot {
         /// Name or id of the instance.
         name: String,
-        /// How many lines, up to 10000.
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        lines: u32,
-        /// The agent's state directory on this machine.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
-        state_dir: PathBuf,
+        /// Where the picture goes: PNG, or PPM where QEMU is older than 7.1. An existing file is replaced.
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
     },
+    /// Ask whether the QEMU guest agent in an instance is present, absent or silent.
+    PingGuestAgent {
+        /// Name or id of the instance.
+        name: String,
+    },
+    /// Show where the display and the consoles of an instance are, and how an administrator reaches them.
+    Endpoints {
+        /// Name or id of the instance.
+        name: String,
+    },
+}
+
+/// Which part of a console is shown, and how.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConsoleArgs {
+    /// Name or id of the instance.
+    pub(crate) name: String,
+    /// How many lines, up to 10000.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) lines: u32,
+    /// Go on with what comes, until Ctrl-C.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Show what the guest wrote as it is. It can then do to the terminal what it likes.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Read the log on this machine, which must be the instance's hypervisor; its agent may be down.
+    #[arg(long, conflicts_with_all = ["follow", "raw"])]
+    pub(crate) local: bool,
+    /// The agent's state directory on this machine, for --local. Default: /var/lib/berth.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "raw"])]
+    pub(crate) state_dir: Option<PathBuf>,
 }
 
 /// What of an instance changes.

@@ -1,8 +1,7 @@
 //! `berthctl instance …`.
 
+mod guest;
 mod many;
-
-use std::path::PathBuf;
 
 use berth_common::{
     document::{Flavor, RebootKind},
@@ -22,14 +21,12 @@ use berth_common::{
 
 use super::{Context, aggregate::properties, asking::Asking, read, repeat_with_id};
 use crate::{
-    cli::{Instance, InstanceCreateArgs, Output, Wait},
+    cli::{Instance, InstanceCreateArgs, Wait},
     client::Caller,
-    console,
     error::CtlError,
     instance_file::{self, Overrides},
-    output,
     print::instance,
-    wait::{Goal, gone, label},
+    wait::{Goal, gone},
 };
 
 /// A command whose file is read.
@@ -274,11 +271,14 @@ pub(super) async fn run<C: Caller>(
             )
             .await
         }
-        Prepared::Other(Instance::Console {
-            name,
-            lines,
-            state_dir,
-        }) => show_console(context, name, lines, state_dir).await,
+        Prepared::Other(Instance::Console(arguments)) => guest::console(context, arguments).await,
+        Prepared::Other(Instance::Screenshot { name, file }) => {
+            guest::screenshot(context, name, file).await
+        }
+        Prepared::Other(Instance::PingGuestAgent { name }) => {
+            guest::ping_guest_agent(context, name).await
+        }
+        Prepared::Other(Instance::Endpoints { name }) => guest::endpoints(context, name).await,
     }
 }
 
@@ -397,44 +397,6 @@ async fn list<C: Caller>(context: &Context<C>) -> Result<(), CtlError> {
         more: false,
     };
     context.print(&all, |all, width| instance::list(&all.instances, width))
-}
-
-async fn show_console<C: Caller>(
-    context: &Context<C>,
-    name: String,
-    lines: u32,
-    state_dir: PathBuf,
-) -> Result<(), CtlError> {
-    let view = context
-        .ask(&InstanceShow {
-            instance: name,
-            project: context.project(),
-        })
-        .await?;
-    let host = view
-        .host
-        .as_ref()
-        .ok_or_else(|| console::ConsoleError::NoHost(label(&view)))?;
-    let path = console::path(&state_dir, view.id);
-    let text = console::tail(&path, host, usize::try_from(lines).unwrap_or(usize::MAX))?;
-    match context.output {
-        Output::Json => context.print(
-            &console::Tail {
-                host,
-                path: &path,
-                text: &text,
-            },
-            |_, _| String::new(),
-        ),
-        Output::Table => {
-            output::remark(&format!(
-                "# {} on {host}, {}\n",
-                label(&view),
-                path.display()
-            ));
-            output::result(&text).map_err(CtlError::Output)
-        }
-    }
 }
 
 #[cfg(test)]

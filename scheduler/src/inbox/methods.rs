@@ -3,6 +3,7 @@
 use berth_common::{
     bus::Message,
     message::{
+        question,
         request::{
             AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
@@ -84,6 +85,11 @@ const CHANGES: [&str; 36] = [
 
 /// Whether a method changes nothing.
 pub(super) fn only_reads(method: &str) -> bool {
+    question::is_question(method) || shows(method)
+}
+
+/// Whether the rows alone answer a method.
+fn shows(method: &str) -> bool {
     [
         InstanceShow::NAME,
         InstanceList::NAME,

@@ -174,8 +174,14 @@ impl TestCloud {
             Ok(Seen::when(empty && dead == self.expected_dead, depths))
         })
         .await?;
+        let questions = queues
+            .iter()
+            .filter_map(|queue| queue.strip_prefix("compute."))
+            .map(|host| format!("ask.{host}"));
         let known: Vec<String> = queues
-            .into_iter()
+            .iter()
+            .cloned()
+            .chain(questions)
             .chain(["scheduler.heartbeats", "scheduler.standby", "berth.dead"].map(str::to_owned))
             .collect();
         let strange: Vec<String> = self

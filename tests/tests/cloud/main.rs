@@ -17,6 +17,7 @@ mod operator;
 mod operator_placement;
 mod placement;
 mod python_client;
+mod questions;
 mod refusals;
 mod relocation;
 mod restart;

@@ -13,10 +13,9 @@ use virt::{connect::Connect, domain::Domain, error::Error, sys};
 use super::{
     error::{abandoned, failed, is_gone},
     observe, orphans,
-    pool::Ticket,
 };
 use crate::{
-    act::ActError,
+    act::{ActError, pool::Ticket},
     decide::{
         domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml::{self, DomainXmlError},
