@@ -28,7 +28,7 @@ use berth_common::{
 
 use self::{
     deadly::Death,
-    lab::{Lab, Wish},
+    lab::{Lab, Snapshots, Wish},
     support::wait_for,
 };
 
@@ -49,7 +49,7 @@ struct Operation {
     check: fn(&Lab),
 }
 
-const OPERATIONS: [Operation; 15] = [
+const OPERATIONS: [Operation; 20] = [
     Operation {
         name: "create",
         change: |wish| wish.create(),
@@ -73,6 +73,12 @@ const OPERATIONS: [Operation; 15] = [
             let info = lab.virsh(&["domblkinfo", &lab.domain(), "vdb"]);
             assert!(info.contains(&gb(2).get().to_string()), "{info}");
         },
+    },
+    Operation {
+        name: "snapshot under the guest",
+        change: |wish| wish.snapshots = Snapshots::One,
+        guest: Guest::StaysOn,
+        check: |lab| assert_eq!(lab.virtual_size(&lab.snapshot_path()), gb(2)),
     },
     Operation {
         name: "pause",
@@ -115,10 +121,45 @@ const OPERATIONS: [Operation; 15] = [
         check: |lab| assert_eq!(lab.block_devices().len(), 1, "{:?}", lab.block_devices()),
     },
     Operation {
+        name: "delete the snapshot",
+        change: |wish| wish.snapshots = Snapshots::Gone,
+        guest: Guest::StaysOn,
+        check: |lab| assert!(!lab.snapshot_path().exists()),
+    },
+    Operation {
         name: "hard reboot",
         change: |wish| wish.reboot(),
         guest: Guest::Changes,
         check: |lab| assert_eq!(lab.power_state(), Some(PowerState::Running)),
+    },
+    Operation {
+        name: "rescue",
+        change: |wish| wish.rescue(),
+        guest: Guest::Changes,
+        check: |lab| {
+            assert_eq!(lab.power_state(), Some(PowerState::Running));
+            assert_eq!(lab.instance_files("rescue").len(), 1);
+            let first = lab.block_devices().swap_remove(0);
+            assert!(first.contains("rescue"), "{first}");
+        },
+    },
+    Operation {
+        name: "unrescue",
+        change: |wish| wish.spec_mut().rescue = None,
+        guest: Guest::Changes,
+        check: |lab| {
+            assert_eq!(lab.power_state(), Some(PowerState::Running));
+            assert_eq!(lab.instance_files("rescue").len(), 0);
+        },
+    },
+    Operation {
+        name: "rebuild",
+        change: |wish| wish.rebuild(),
+        guest: Guest::Changes,
+        check: |lab| {
+            assert_eq!(lab.power_state(), Some(PowerState::Running));
+            assert_eq!(lab.virtual_size(&lab.root_disk()), gb(1));
+        },
     },
     Operation {
         name: "stop",
@@ -207,7 +248,7 @@ async fn law(death: Death) {
         .filter(|file| !file.starts_with("images/"))
         .collect();
     assert_eq!(left, [""; 0]);
-    let images = fs::read_dir(lab.paths().images.as_path()).unwrap().count();
+    let images = fs::read_dir(lab.paths().images).unwrap().count();
     assert_eq!(images, 1, "the image, whole, and no part of one");
     let met = lab.trap.met();
     println!("{death:?} met {} steps: {met:?}", met.len());

@@ -20,7 +20,7 @@ use berth_common::{
     },
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, DiskSource, Document, DocumentKey,
-        Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind,
+        Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind, OnCrash,
     },
     ids::{HostId, InstanceId},
     message::{
@@ -214,6 +214,7 @@ fn instance(id: InstanceId, host_id: HostId) -> Document {
                 size_gb: flavor.disk_gb,
                 format: DiskFormat::Qcow2,
                 source: DiskSource::Image(image),
+                incarnation: None,
             }],
             ports: Vec::new(),
             volumes: Vec::new(),
@@ -221,6 +222,8 @@ fn instance(id: InstanceId, host_id: HostId) -> Document {
             reboot: None,
             stop_timeout_seconds: 60,
             config_drive: None,
+            rescue: None,
+            on_crash: OnCrash::default(),
         }),
     })
 }

@@ -12,12 +12,13 @@ use berth_agent::{
     decide::{
         domain::{DomainObserved, DomainStep, JobProgress},
         instance::{InstanceFiles, StorageStep},
+        snapshot::{BackupJob, SnapshotFiles},
         volume::VolumeFiles,
     },
 };
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, VolumeId},
+    ids::{InstanceId, SnapshotId, VolumeId},
     units::ByteCount,
 };
 use tokio::sync::Notify;
@@ -164,6 +165,10 @@ impl Compute for Deadly<Libvirt> {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         self.real.job(instance).await
     }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        self.real.backups().await
+    }
 }
 
 #[async_trait]
@@ -195,6 +200,18 @@ impl Storage for Deadly<DirStorage> {
 
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {
         self.real.volumes_with_files().await
+    }
+
+    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
+        self.real.observe_snapshot(snapshot).await
+    }
+
+    async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {
+        self.real.snapshots_with_files().await
+    }
+
+    async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError> {
+        self.real.check_snapshot_room(snapshot).await
     }
 
     async fn sweep(&self) -> Result<(), ActError> {

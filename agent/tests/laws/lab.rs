@@ -33,10 +33,11 @@ use berth_agent::{
 use berth_common::{
     bus::{Bus, LocalBroker, Message, QueueDecl, Target},
     document::{
-        DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, Document, DocumentKey, InstanceSpec,
-        InstanceVolume, Reboot, RebootKind, VolumeFormat, VolumeSpec,
+        DOCUMENT_VERSION, Desired, DesiredPower, Document, DocumentKey, ImageRef, Incarnation,
+        InstanceSpec, InstanceVolume, Reboot, RebootKind, Rescue, SnapshotSpec, VolumeFormat,
+        VolumeSpec,
     },
-    ids::{HostId, InstanceId, Nonce, VolumeId},
+    ids::{HostId, InstanceId, Nonce, SnapshotId, VolumeId},
     message::{
         catalogue::document_type,
         report::{ConvergeStatus, PowerState, Report, ResourceReport},
@@ -70,6 +71,18 @@ pub(crate) struct Wish {
     volume: VolumeId,
     spec: Option<InstanceSpec>,
     pub(crate) volume_gb: u64,
+    snapshot: SnapshotId,
+    pub(crate) snapshots: Snapshots,
+}
+
+/// What is wished of the volume's snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    /// Nobody ever wished one.
+    Never,
+    One,
+    /// There was one.
+    Gone,
 }
 
 impl Wish {
@@ -77,9 +90,7 @@ impl Wish {
         let spec = json!({
             "name": "law", "project": "default", "power": "running", "stop_timeout_seconds": 2,
             "flavor": {"vcpus": 1, "memory_mb": 128, "disk_gb": 1},
-            "disks": [{"index": 0, "size_gb": 1, "format": "qcow2", "source": {"image": {
-                "url": format!("file://{}", self.image.display()), "sha256": self.sha256, "format": "qcow2",
-            }}}],
+            "disks": [{"index": 0, "size_gb": 1, "format": "qcow2", "source": {"image": self.image_ref()}}],
             "ports": [],
             "config_drive": {},
         });
@@ -113,6 +124,30 @@ impl Wish {
         self.spec_mut().volumes.clear();
     }
 
+    pub(crate) fn rescue(&mut self) {
+        let image = self.image_ref();
+        self.spec_mut().rescue = Some(Rescue {
+            nonce: Nonce::new(),
+            image,
+        });
+    }
+
+    pub(crate) fn rebuild(&mut self) {
+        for disk in &mut self.spec_mut().disks {
+            disk.incarnation = Some(Incarnation {
+                number: 1,
+                nonce: Nonce::new(),
+            });
+        }
+    }
+
+    fn image_ref(&self) -> ImageRef {
+        serde_json::from_value(json!({
+            "url": format!("file://{}", self.image.display()), "sha256": self.sha256, "format": "qcow2",
+        }))
+        .unwrap()
+    }
+
     pub(crate) fn delete(&mut self) {
         self.spec = None;
         self.volume_gb = 0;
@@ -125,7 +160,20 @@ impl Wish {
             }))
             .unwrap()
         });
-        vec![
+        let snapshot: Option<SnapshotSpec> = (self.snapshots == Snapshots::One).then(|| {
+            serde_json::from_value(json!({
+                "name": "before", "project": "default", "size_gb": self.volume_gb,
+                "volume": {"id": self.volume, "format": "qcow2"},
+            }))
+            .unwrap()
+        });
+        let snapshot = Document::Snapshot(Desired {
+            id: self.snapshot,
+            generation: Generation(generation),
+            host_id: self.host,
+            spec: snapshot,
+        });
+        let mut documents = vec![
             Document::Instance(Desired {
                 id: self.instance,
                 generation: Generation(generation),
@@ -138,7 +186,11 @@ impl Wish {
                 host_id: self.host,
                 spec: volume,
             }),
-        ]
+        ];
+        if self.snapshots != Snapshots::Never {
+            documents.push(snapshot);
+        }
+        documents
     }
 }
 
@@ -198,6 +250,8 @@ impl Lab {
                 volume: VolumeId::new(),
                 spec: None,
                 volume_gb: 0,
+                snapshot: SnapshotId::new(),
+                snapshots: Snapshots::Never,
             },
             generation: 0,
             sent: Vec::new(),
@@ -386,8 +440,28 @@ impl Lab {
         self.paths().volume(self.wish.volume, VolumeFormat::Qcow2)
     }
 
+    pub(crate) fn snapshot_path(&self) -> PathBuf {
+        self.paths().snapshot(self.wish.snapshot)
+    }
+
+    /// Its own root disk: there is one, whatever it was made from.
     pub(crate) fn root_disk(&self) -> PathBuf {
-        self.paths().disk(self.wish.instance, 0, DiskFormat::Qcow2)
+        let disks = self.instance_files("disk");
+        assert_eq!(disks.len(), 1, "{disks:?}");
+        disks.into_iter().next().unwrap()
+    }
+
+    /// Files of the instance whose names begin so.
+    pub(crate) fn instance_files(&self, prefix: &str) -> Vec<PathBuf> {
+        let folder = self.paths().instance(self.wish.instance);
+        let entries = fs::read_dir(folder).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .filter(|path| {
+                let name = path.file_name().unwrap().to_string_lossy();
+                name.starts_with(prefix)
+            })
+            .collect()
     }
 
     pub(crate) fn virtual_size(&self, path: &Path) -> ByteCount {
@@ -405,7 +479,7 @@ impl Lab {
     pub(crate) fn files(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut folders = ["images", "instances", "volumes", "made"]
+        let mut folders = ["images", "instances", "volumes", "snapshots", "made"]
             .map(|name| self.state().join(name))
             .to_vec();
         while let Some(folder) = folders.pop() {
