@@ -118,7 +118,7 @@ reasons! {
 
 /// `virDomainState`, each with its reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum DomainState {
     NoState(NoStateReason),
     Running(RunningReason),
     Blocked(BlockedReason),
@@ -131,7 +131,7 @@ enum State {
     Newer(sys::virDomainState),
 }
 
-impl State {
+impl DomainState {
     fn of(state: sys::virDomainState, reason: i32) -> Self {
         match state {
             sys::VIR_DOMAIN_NOSTATE => Self::NoState(NoStateReason::of(reason)),
@@ -159,15 +159,15 @@ enum Meaning {
 
 /// What each state and reason means. No arm takes what is left over: a guest that runs must never look off, nor one that was
 /// migrated away as if it could be started.
-fn meaning(state: State) -> Meaning {
+fn meaning(state: DomainState) -> Meaning {
     use Meaning::{NewerState, Off, OffNewer, On, OnNewer};
     use PowerState::{Crashed, Nostate, Paused, Running, Suspended};
     const GOING_DOWN: &str = "being shut down";
     const ASLEEP: &str = "suspended by its guest";
     match state {
-        State::NoState(NoStateReason::Unknown) => On(Nostate, "no state", ""),
-        State::NoState(NoStateReason::Newer(it)) => OnNewer(Nostate, "no state", it),
-        State::Running(reason) => match reason {
+        DomainState::NoState(NoStateReason::Unknown) => On(Nostate, "no state", ""),
+        DomainState::NoState(NoStateReason::Newer(it)) => OnNewer(Nostate, "no state", it),
+        DomainState::Running(reason) => match reason {
             RunningReason::Unknown => On(Running, "running", ""),
             RunningReason::Booted => On(Running, "running", "booted"),
             RunningReason::Migrated => On(Running, "running", "migrated from another host"),
@@ -182,9 +182,9 @@ fn meaning(state: State) -> Meaning {
             RunningReason::PostcopyFailed => On(Running, "running", "post-copy migration failed"),
             RunningReason::Newer(it) => OnNewer(Running, "running", it),
         },
-        State::Blocked(BlockedReason::Unknown) => On(Running, "blocked", ""),
-        State::Blocked(BlockedReason::Newer(it)) => OnNewer(Running, "blocked", it),
-        State::Paused(reason) => match reason {
+        DomainState::Blocked(BlockedReason::Unknown) => On(Running, "blocked", ""),
+        DomainState::Blocked(BlockedReason::Newer(it)) => OnNewer(Running, "blocked", it),
+        DomainState::Paused(reason) => match reason {
             PausedReason::Unknown => On(Paused, "paused", ""),
             PausedReason::User => On(Paused, "paused", "by somebody"),
             PausedReason::Migration => On(Paused, "paused", "migrating"),
@@ -205,10 +205,10 @@ fn meaning(state: State) -> Meaning {
             PausedReason::Newer(it) => OnNewer(Paused, "paused", it),
         },
         // The guest has powered off and QEMU is about to end: not off yet.
-        State::Shutdown(ShutdownReason::Unknown) => On(Running, GOING_DOWN, ""),
-        State::Shutdown(ShutdownReason::User) => On(Running, GOING_DOWN, "by somebody"),
-        State::Shutdown(ShutdownReason::Newer(it)) => OnNewer(Running, GOING_DOWN, it),
-        State::Shutoff(reason) => match reason {
+        DomainState::Shutdown(ShutdownReason::Unknown) => On(Running, GOING_DOWN, ""),
+        DomainState::Shutdown(ShutdownReason::User) => On(Running, GOING_DOWN, "by somebody"),
+        DomainState::Shutdown(ShutdownReason::Newer(it)) => OnNewer(Running, GOING_DOWN, it),
+        DomainState::Shutoff(reason) => match reason {
             ShutoffReason::Unknown => Off(OffReason::Unknown, ""),
             ShutoffReason::Shutdown => Off(OffReason::Guest, "by its guest"),
             ShutoffReason::Destroyed => Off(OffReason::Destroyed, "switched off"),
@@ -223,20 +223,22 @@ fn meaning(state: State) -> Meaning {
             ShutoffReason::Daemon => Off(OffReason::Unknown, "ended by libvirt when it started"),
             ShutoffReason::Newer(it) => OffNewer(it),
         },
-        State::Crashed(CrashedReason::Unknown) => On(Crashed, "crashed", ""),
-        State::Crashed(CrashedReason::Panicked) => On(Crashed, "crashed", "the guest panicked"),
-        State::Crashed(CrashedReason::Newer(it)) => OnNewer(Crashed, "crashed", it),
-        State::PmSuspended(PmSuspendedReason::Unknown) => On(Suspended, ASLEEP, ""),
-        State::PmSuspended(PmSuspendedReason::Newer(it)) => OnNewer(Suspended, ASLEEP, it),
+        DomainState::Crashed(CrashedReason::Unknown) => On(Crashed, "crashed", ""),
+        DomainState::Crashed(CrashedReason::Panicked) => {
+            On(Crashed, "crashed", "the guest panicked")
+        }
+        DomainState::Crashed(CrashedReason::Newer(it)) => OnNewer(Crashed, "crashed", it),
+        DomainState::PmSuspended(PmSuspendedReason::Unknown) => On(Suspended, ASLEEP, ""),
+        DomainState::PmSuspended(PmSuspendedReason::Newer(it)) => OnNewer(Suspended, ASLEEP, it),
         // Whatever it is, it is not known to be off.
-        State::Newer(state) => NewerState(state),
+        DomainState::Newer(state) => NewerState(state),
     }
 }
 
 /// Reads libvirt's state and reason. Those of a newer libvirt than these lists are told by number.
 #[must_use]
 pub(super) fn read(state: sys::virDomainState, reason: i32) -> Power {
-    match meaning(State::of(state, reason)) {
+    match meaning(DomainState::of(state, reason)) {
         Meaning::On(state, text, reason) => on(state, text, reason),
         Meaning::Off(reason, text) => off(reason, text),
         Meaning::OnNewer(state, text, number) => on(state, text, &format!("reason {number}")),
@@ -268,7 +270,7 @@ fn off(reason: OffReason, text: &str) -> Power {
 /// Whether libvirt is on its way with it: it starts it, or restores it from saved memory.
 #[must_use]
 pub(super) fn is_starting(state: sys::virDomainState, reason: i32) -> bool {
-    State::of(state, reason) == State::Paused(PausedReason::StartingUp)
+    DomainState::of(state, reason) == DomainState::Paused(PausedReason::StartingUp)
 }
 
 /// A domain that is off and whose memory libvirt keeps.
@@ -312,9 +314,12 @@ mod tests {
         assert_eq!(numbers(CrashedReason::KNOWN), all(2));
         assert_eq!(numbers(PmSuspendedReason::KNOWN), all(1));
         for state in 0..8 {
-            assert!(!matches!(State::of(state, 0), State::Newer(_)), "{state}");
+            assert!(
+                !matches!(DomainState::of(state, 0), DomainState::Newer(_)),
+                "{state}"
+            );
         }
-        assert_eq!(State::of(8, 0), State::Newer(8));
+        assert_eq!(DomainState::of(8, 0), DomainState::Newer(8));
     }
 
     /// The whole table, as libvirt numbers it: what is on, what is off and why.
