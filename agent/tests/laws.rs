@@ -58,6 +58,8 @@ const OPERATIONS: [Operation; 20] = [
         check: |lab| {
             assert_eq!(lab.power_state(), Some(PowerState::Running));
             assert_eq!(lab.virtual_size(&lab.volume_path()), gb(1));
+            // Something that copies must have, all of it.
+            lab.write_pattern(&lab.volume_path());
         },
     },
     Operation {
@@ -79,7 +81,10 @@ const OPERATIONS: [Operation; 20] = [
         name: "snapshot under the guest",
         change: |wish| wish.snapshots = Snapshots::One,
         guest: Guest::StaysOn,
-        check: |lab| assert_eq!(lab.virtual_size(&lab.snapshot_path()), gb(2)),
+        check: |lab| {
+            assert_eq!(lab.virtual_size(&lab.snapshot_path()), gb(2));
+            lab.assert_same(&lab.snapshot_path(), &lab.volume_path());
+        },
     },
     Operation {
         name: "pause",
@@ -160,6 +165,7 @@ const OPERATIONS: [Operation; 20] = [
         check: |lab| {
             assert_eq!(lab.power_state(), Some(PowerState::Running));
             assert_eq!(lab.virtual_size(&lab.root_disk()), gb(1));
+            assert_eq!(lab.instance_files("disk0-1-"), [lab.root_disk()]);
         },
     },
     Operation {

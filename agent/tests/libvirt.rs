@@ -94,6 +94,14 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
     config
 }
 
+/// A disk of a definition, as libvirt lists it.
+fn disk_of(config: &DomainConfig, index: usize) -> DiskFile {
+    DiskFile {
+        path: config.disks[index].path.clone(),
+        target: config.disks[index].target.clone(),
+    }
+}
+
 fn overlay(image: &Path, disk: &Path) {
     let status = Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
@@ -709,12 +717,26 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
         &libvirt,
         DomainStep::GrowDisk {
             instance: id,
-            target: "vdb".to_owned(),
+            disk: file.clone(),
             size: ByteCount::clamped(4 << 20),
         },
     )
     .await;
     assert_eq!(size(&path), 4 << 20);
+    // What has that name now may be another disk than the one that was meant.
+    let other = DiskFile {
+        path: path.with_file_name("other.raw"),
+        target: "vdb".to_owned(),
+    };
+    for elsewhere in [1 << 20, 8 << 20] {
+        let grow = DomainStep::GrowDisk {
+            instance: id,
+            disk: other.clone(),
+            size: ByteCount::clamped(elsewhere),
+        };
+        libvirt.apply(&grow).await.unwrap();
+        assert_eq!(size(&path), 4 << 20);
+    }
     twice(&libvirt, detach.clone()).await;
     let domain = observed(&libvirt, id).await;
     assert!(domain.disks.live.contains(&file), "{:?}", domain.disks);
@@ -847,7 +869,7 @@ async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ende
     let backup = DomainStep::Backup(BackupPlan {
         instance: id,
         snapshot: SnapshotId::new(),
-        target: "vdb".to_owned(),
+        disk: disk_of(&config, 1),
         file: file.clone(),
     });
     let abort = DomainStep::AbortBackup {
@@ -916,7 +938,7 @@ async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ende
         let other = DomainStep::Backup(BackupPlan {
             instance: id,
             snapshot: SnapshotId::new(),
-            target: "vda".to_owned(),
+            disk: disk_of(&config, 0),
             file: folder.join(".live-2.qcow2"),
         });
         libvirt.apply(&other).await.unwrap_err();

@@ -242,8 +242,8 @@ pub enum DomainStep {
     GrowDisk {
         /// The instance.
         instance: InstanceId,
-        /// The guest's name for the disk (`vdb`).
-        target: String,
+        /// The disk, by its file: what is `vdb` today may be another disk after the guest's next start.
+        disk: DiskFile,
         /// Its new size.
         size: ByteCount,
     },
@@ -266,8 +266,8 @@ pub struct BackupPlan {
     pub instance: InstanceId,
     /// The snapshot that the copy is for.
     pub snapshot: SnapshotId,
-    /// The guest's name for the disk (`vdb`).
-    pub target: String,
+    /// The disk: its file must still have this name when the copy has begun.
+    pub disk: DiskFile,
     /// The qcow2 file it is copied into, which is not there yet.
     pub file: PathBuf,
 }

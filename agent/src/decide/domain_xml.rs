@@ -118,7 +118,7 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
 /// As [`write`].
 pub fn write_backup(plan: &BackupPlan) -> Result<String, DomainXmlError> {
     let disk = Element::new("disk")
-        .attribute("name", plan.target.as_str())
+        .attribute("name", plan.disk.target.as_str())
         .attribute("backup", "yes")
         .attribute("type", "file")
         .child(Element::new("driver").attribute("type", "qcow2"))

@@ -420,12 +420,9 @@ fn converge(
     observed: &Observed,
     host: &HostFacts,
 ) -> Plan {
-    if let Some(fault) = disks::newer(spec, observed) {
-        return refused(fault);
-    }
-    let disks = match disks::missing(id, spec, observed, host) {
-        Ok(disks) => disks,
-        Err(fault) => return refused(fault),
+    let disks = match disks::newer(spec, observed) {
+        Some(fault) => Err(fault),
+        None => disks::missing(id, spec, observed, host),
     };
     let config = domain_config(id, spec, host);
     let wish = power::Wish {
@@ -439,9 +436,11 @@ fn converge(
         .domain
         .as_ref()
         .is_some_and(|domain| !power::is_off(domain));
+    let drive = missing_config_drive(id, spec, observed, host);
     // Switching off needs no disk: one that cannot be made keeps no guest on. The definition has to wait for it; that it
     // is of an older document is mark enough that the guest may have been asked.
-    if is_on && spec.power == DesiredPower::Stopped && !disks.is_empty() {
+    let lacks = disks.as_ref().map_or(true, |disks| !disks.is_empty()) || drive.is_some();
+    if is_on && spec.power == DesiredPower::Stopped && lacks {
         let off = domain_steps
             .into_iter()
             .filter(|step| !matches!(step, DomainStep::Define(_)));
@@ -450,6 +449,10 @@ fn converge(
             then,
         };
     }
+    let disks = match disks {
+        Ok(disks) => disks,
+        Err(fault) => return refused(fault),
+    };
 
     // A disk is no more than what differs from its image: without that, there is nothing to make or to start.
     let mut images: Vec<&ImageRef> = disks.iter().map(|disk| &disk.image).collect();
@@ -462,7 +465,7 @@ fn converge(
             .into_iter()
             .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
     );
-    steps.extend(missing_config_drive(id, spec, observed, host));
+    steps.extend(drive);
     steps.extend(disks::small(id, spec, observed, host));
     let unready = spec
         .ports

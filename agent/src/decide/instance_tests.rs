@@ -328,7 +328,7 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
-        Step::Domain(DomainStep::GrowDisk { target, .. }) => format!("grow {target}"),
+        Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("grow {}", disk.target),
         Step::Storage(
             StorageStep::CreateVolume(_)
             | StorageStep::MarkVolume(_)

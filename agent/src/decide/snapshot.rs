@@ -22,7 +22,7 @@ use berth_common::{
 };
 
 use super::{
-    domain::{BackupPlan, DomainStep},
+    domain::{BackupPlan, DiskFile, DomainStep},
     instance::{Paths, Step, StorageStep},
     volume::{Hold, VolumeContent, VolumeFiles, VolumeUser},
 };
@@ -228,11 +228,12 @@ fn make(
     observed: &SnapshotObserved,
     paths: &Paths,
 ) -> Result<Planned, Fault> {
-    let wait = |wait| Ok((Vec::new(), SnapshotThen::Wait(wait)));
+    // What was begun and is worth nothing any more takes no room meanwhile.
+    let wait = |steps, wait| Ok((steps, SnapshotThen::Wait(wait)));
     let volume = spec.volume;
     let mut steps = discard(id, observed, paths);
     let Some(found) = observed.source.whole(volume.format) else {
-        return Ok((steps, SnapshotThen::Wait(SnapshotWait::Volume(volume.id))));
+        return wait(steps, SnapshotWait::Volume(volume.id));
     };
     let most = ByteCount::from_gb(spec.size_gb);
     if found > most {
@@ -265,7 +266,7 @@ fn make(
             },
         ] => {
             if observed.jobs.iter().any(|job| job.instance == *instance) {
-                return wait(SnapshotWait::Turn(domain.clone()));
+                return wait(steps, SnapshotWait::Turn(domain.clone()));
             }
             steps.push(Step::Storage(StorageStep::PrepareSnapshot(NewSnapshot {
                 id,
@@ -275,14 +276,17 @@ fn make(
             steps.push(Step::Domain(DomainStep::Backup(BackupPlan {
                 instance: *instance,
                 snapshot: id,
-                target: target.clone(),
+                disk: DiskFile {
+                    path: paths.volume(volume.id, volume.format),
+                    target: target.clone(),
+                },
                 file: paths.partial_snapshot(id),
             })));
             steps.push(Step::Storage(StorageStep::NameSnapshot(id)));
         }
         _ => {
             let names = live.iter().map(|user| user.domain.clone()).collect();
-            return wait(SnapshotWait::Users(names));
+            return wait(steps, SnapshotWait::Users(names));
         }
     }
     steps.push(Step::Storage(StorageStep::MarkSnapshot(id)));

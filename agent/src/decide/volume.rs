@@ -26,7 +26,7 @@ use berth_common::{
 };
 
 use super::{
-    domain::{DomainObserved, DomainStep, OffReason},
+    domain::{DiskFile, DomainObserved, DomainStep, OffReason},
     image_cache::CachedName,
     instance::{Paths, Step, StorageStep},
 };
@@ -469,7 +469,10 @@ fn grow(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
             },
         ] => Planned::converged(vec![Step::Domain(DomainStep::GrowDisk {
             instance: *instance,
-            target: target.clone(),
+            disk: DiskFile {
+                path: larger.path,
+                target: target.clone(),
+            },
             size: larger.size,
         })]),
         _ => Planned::wait(wait_for(guests)),

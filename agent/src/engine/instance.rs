@@ -374,8 +374,8 @@ fn text(step: &Step) -> String {
         Step::Domain(DomainStep::Detach { disk, .. }) => {
             format!("asking the guest to give back disk {}", disk.target)
         }
-        Step::Domain(DomainStep::GrowDisk { target, .. }) => format!("growing disk {target}"),
-        Step::Domain(DomainStep::Backup(plan)) => format!("copying disk {}", plan.target),
+        Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("growing disk {}", disk.target),
+        Step::Domain(DomainStep::Backup(plan)) => format!("copying disk {}", plan.disk.target),
         Step::Domain(DomainStep::AbortBackup { .. }) => {
             "ending a backup job that nobody waited for".to_owned()
         }

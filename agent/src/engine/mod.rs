@@ -412,10 +412,14 @@ impl Engine {
                 message: format!("its {key}: {}", fault.message),
             },
             // A network may come back under its id, with all it was; what was on a volume does not.
-            None if key.kind == Kind::Volume && needed.document.is_tombstone() => Fault {
-                code: FaultCode::Volume,
-                message: format!("its {key} was deleted"),
-            },
+            None if matches!(key.kind, Kind::Volume | Kind::Snapshot)
+                && needed.document.is_tombstone() =>
+            {
+                Fault {
+                    code: FaultCode::Volume,
+                    message: format!("its {key} was deleted"),
+                }
+            }
             None => return end,
         };
         PassEnd {

@@ -4,6 +4,7 @@ use berth_common::{
     document::{Desired, SnapshotSpec},
     ids::{SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
+    telemetry::error_chain,
 };
 
 use super::{
@@ -79,6 +80,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
                 _ => None,
             };
             let result = apply(worker, step).await?;
+            end_without_room(worker, step, &result).await?;
             drop(turn);
             if let Err(error) = result {
                 return Ok(Outcome::of_step(&error));
@@ -86,6 +88,29 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+/// A job that took what is kept free for guests ends at once: the pass that looks again comes too late for them.
+async fn end_without_room(
+    worker: &mut Worker,
+    step: &Step,
+    result: &Result<(), ActError>,
+) -> Result<(), BrokenOff> {
+    if let (Step::Domain(DomainStep::Backup(plan)), Err(error)) = (step, result)
+        && error.code == FaultCode::DiskFull
+    {
+        let abort = Step::Domain(DomainStep::AbortBackup {
+            instance: plan.instance,
+            file: plan.file.clone(),
+        });
+        if let Err(error) = apply(worker, &abort).await? {
+            tracing::warn!(
+                instance = %plan.instance, error = %error_chain(&error),
+                "a copy that has no room could not be ended at once; the next pass ends it"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn outcome(then: SnapshotThen) -> Outcome {

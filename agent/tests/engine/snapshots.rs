@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use berth_agent::{act::fake::FakeVolume, decide::domain::BackupPlan};
+use berth_agent::{
+    act::fake::FakeVolume,
+    decide::domain::{BackupPlan, DiskFile},
+};
 use berth_common::{
     document::{
         InstanceVolume, SnapshotRef, SnapshotSpec, VolumeAccess, VolumeLimits, VolumeRef,
@@ -92,7 +95,10 @@ impl Wanted {
         BackupPlan {
             instance: wish.instance,
             snapshot: self.snapshot,
-            target: "vdb".to_owned(),
+            disk: DiskFile {
+                path: facts().paths.volume(self.volume, VolumeFormat::Qcow2),
+                target: "vdb".to_owned(),
+            },
             file: facts().paths.partial_snapshot(self.snapshot),
         }
     }

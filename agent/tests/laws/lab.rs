@@ -475,6 +475,27 @@ impl Lab {
         ByteCount::clamped(info["virtual-size"].as_u64().unwrap())
     }
 
+    /// Writes to a disk that nobody has.
+    pub(crate) fn write_pattern(&self, path: &Path) {
+        let written = Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", "write -P 0x5a 0 8M", "-c"])
+            .arg("write -P 0xa5 900M 8M")
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(written.status.success(), "{written:?}");
+    }
+
+    /// Both hold the same.
+    pub(crate) fn assert_same(&self, one: &Path, other: &Path) {
+        let compared = Command::new("qemu-img")
+            .args(["compare", "-U", "-f", "qcow2", "-F", "qcow2"])
+            .args([one, other])
+            .output()
+            .unwrap();
+        assert!(compared.status.success(), "{compared:?}");
+    }
+
     /// Everything in the directories of images, instances, volumes and marks, below the state directory.
     pub(crate) fn files(&self) -> Vec<String> {
         let mut found = Vec::new();

@@ -373,16 +373,18 @@ impl Domains {
                     live.disks.retain(|it| it.path != disk.path);
                 }
             }
-            DomainStep::GrowDisk { target, size, .. } => {
+            // What the guest does not have any more is not grown under it.
+            DomainStep::GrowDisk { disk, size, .. } => {
                 let Some(live) = &domain.live else {
                     return Ok(());
                 };
-                let disk = live.disks.iter().find(|disk| disk.target == *target);
-                let own = disk.and_then(|disk| files.grow_disk(id, &disk.path, *size));
-                if own.is_none() {
-                    match disk.and_then(|disk| files.volume_at(&disk.path)) {
+                let Some(disk) = live.disks.iter().find(|it| it.path == disk.path) else {
+                    return Ok(());
+                };
+                if files.grow_disk(id, &disk.path, *size).is_none() {
+                    match files.volume_at(&disk.path) {
                         None => {
-                            return Err(failed(format!("domain {id} has no disk as {target}")));
+                            return Err(failed(format!("there is no {}", disk.path.display())));
                         }
                         Some(volume) => files.grow(volume, *size)?,
                     }
@@ -484,11 +486,14 @@ fn back_up(domain: &OwnDomain, plan: &BackupPlan, files: &mut Files) -> Result<(
     let Some(live) = &domain.live else {
         return Err(failed(format!("domain {id} is off")));
     };
-    let disk = live.disks.iter().find(|disk| disk.target == plan.target);
+    let disk = live
+        .disks
+        .iter()
+        .find(|disk| disk.path == plan.disk.path && disk.target == plan.disk.target);
     match disk.and_then(|disk| files.volume_at(&disk.path)) {
         None => Err(failed(format!(
             "domain {id} has no volume as {}",
-            plan.target
+            plan.disk.target
         ))),
         Some(volume) => files.back_up(volume, plan.snapshot),
     }

@@ -92,17 +92,47 @@ pub(super) fn begin(connection: &Connect, plan: &BackupPlan, what: &str) -> Resu
             // Escaped text holds no zero byte.
             CString::new(xml).map_err(|error| ActError::retryable(FaultCode::Internal, what, error))
         })?;
-    let failed = |error| failed(what.to_owned(), error);
+    // libvirt has no word of its own for what passes by itself: a file that is there of a job that runs, a disk that is
+    // gone with the guest's next start. Whoever planned this looks again.
+    let failed = |error| ActError {
+        retryable: true,
+        ..failed(what.to_owned(), error)
+    };
     let domain = own(connection, plan.instance, what)?;
+    let is_same = |xml: String| domain_xml::read_backup(&xml).contains(&plan.file);
+    if description(&domain).map_err(failed)?.is_some_and(is_same) {
+        return check_disk(connection, &domain, plan, what);
+    }
     // What is told of the last job is told of this one afterwards.
     last(&domain).map_err(failed)?;
     // SAFETY: the domain is open as long as it is borrowed, and libvirt copies the text.
     let begun = unsafe { sys::virDomainBackupBegin(domain.as_ptr(), xml.as_ptr(), ptr::null(), 0) };
     if begun == 0 {
-        Ok(())
+        check_disk(connection, &domain, plan, what)
     } else {
         Err(failed(Error::last_error()))
     }
+}
+
+/// libvirt names the disks of a job by the guest's names only, and by the time the job began those may have been other
+/// disks: as long as it runs they stay what they are, so this is the time to look.
+fn check_disk(
+    connection: &Connect,
+    domain: &Domain,
+    plan: &BackupPlan,
+    what: &str,
+) -> Result<(), ActError> {
+    let observed = observe::of(domain)?;
+    if observed.is_some_and(|it| it.disks.live.contains(&plan.disk)) {
+        return Ok(());
+    }
+    abort(connection, plan.instance, &plan.file, what)?;
+    Err(ActError {
+        what: format!("{what}: {} is another disk by now", plan.disk.target),
+        code: FaultCode::Hypervisor,
+        retryable: true,
+        source: None,
+    })
 }
 
 /// How far the job is that was begun last.
@@ -170,10 +200,12 @@ pub(super) fn writes(
     instance: InstanceId,
     file: &std::path::Path,
 ) -> Result<bool, ActError> {
-    let jobs = all(connection)?;
-    Ok(jobs
-        .iter()
-        .any(|job| job.instance == instance && job.files.iter().any(|it| it == file)))
+    let what = || format!("looking at the backup job of instance {instance}");
+    let Some(domain) = observe::lookup(connection, instance)? else {
+        return Ok(false);
+    };
+    let job = description(&domain).map_err(|error| failed(what(), error))?;
+    Ok(job.is_some_and(|xml| domain_xml::read_backup(&xml).iter().any(|it| it == file)))
 }
 
 /// berth's own domain of an instance, which is on.
@@ -253,7 +285,7 @@ fn last(domain: &Domain) -> Result<Option<Ended>, Error> {
     if ended.kind == 0 || params.is_null() {
         return Ok(None);
     }
-    let mut success = 1;
+    let mut success = 0;
     // SAFETY: `params` holds so many parameters until it is freed, once, at the end; texts are copied before that. A
     // value that is not there leaves its place alone.
     unsafe {

@@ -392,7 +392,10 @@ impl Libvirt {
 impl Libvirt {
     /// Lets QEMU copy a disk, and waits until it has. Whoever stops waiting leaves a job that goes on.
     async fn back_up(&self, plan: &BackupPlan) -> Result<(), ActError> {
-        let what = format!("copying disk {} of instance {}", plan.target, plan.instance);
+        let what = format!(
+            "copying disk {} of instance {}",
+            plan.disk.target, plan.instance
+        );
         let (words, begun) = (what.clone(), plan.clone());
         let begin = move |connection: &Connect, ticket: &Ticket| {
             if ticket.is_abandoned() {

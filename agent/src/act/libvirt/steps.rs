@@ -7,6 +7,7 @@ use berth_common::{
     ids::InstanceId,
     message::report::{FaultCode, PowerState},
     telemetry::error_chain,
+    units::ByteCount,
 };
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     act::{ActError, pool::Ticket},
     decide::{
-        domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
+        domain::{DiskFile, DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml::{self, DomainXmlError},
         names,
         orphan::Removal,
@@ -50,11 +51,14 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::Detach { instance, disk } => {
             format!("detaching disk {} from instance {instance}", disk.target)
         }
-        DomainStep::GrowDisk {
-            instance, target, ..
-        } => format!("growing disk {target} of instance {instance}"),
+        DomainStep::GrowDisk { instance, disk, .. } => {
+            format!("growing disk {} of instance {instance}", disk.target)
+        }
         DomainStep::Backup(plan) => {
-            format!("copying disk {} of instance {}", plan.target, plan.instance)
+            format!(
+                "copying disk {} of instance {}",
+                plan.disk.target, plan.instance
+            )
         }
         DomainStep::AbortBackup { instance, .. } => {
             format!("ending the backup job of instance {instance}")
@@ -110,15 +114,9 @@ pub(super) fn apply(
         // A guest that went off meanwhile has no disks to grow: whoever planned this looks again.
         DomainStep::GrowDisk {
             instance,
-            target,
+            disk,
             size,
-        } => job
-            .act(*instance, is_on, |domain| {
-                domain
-                    .block_resize(target, size.get(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-                    .map(drop)
-            })
-            .map(drop),
+        } => job.grow(*instance, disk, *size),
         // Jobs are waited for, and not on a thread.
         DomainStep::Backup(_) | DomainStep::AbortBackup { .. } => Err(ActError::refused(
             FaultCode::Internal,
@@ -174,6 +172,11 @@ fn attach(domain: &Domain, xml: &str, file: &Path) -> Result<(), Error> {
     let Err(error) = try_it() else {
         return Ok(());
     };
+    // Another call, whose caller gave up, may have attached it meanwhile.
+    let is_there = |now: &DomainObserved| now.disks.live.iter().any(|it| it.path == file);
+    if matches!(observe::of(domain), Ok(Some(now)) if is_there(&now)) {
+        return Ok(());
+    }
     match orphans::remove(domain, file) {
         Ok(Removal::Nothing) => Err(error),
         Ok(Removal::Nodes(nodes)) => {
@@ -263,6 +266,26 @@ impl Job<'_> {
             Outcome::Done => Ok(()),
             Outcome::Missing => Err(self.undefined()),
         }
+    }
+
+    /// By its file, which libvirt finds once it has the domain to itself: the guest may have been started anew by then,
+    /// with other disks under the same names, and a disk that is larger already would shrink.
+    fn grow(&self, id: InstanceId, disk: &DiskFile, size: ByteCount) -> Result<(), ActError> {
+        let path = disk.path.to_str().ok_or_else(|| ActError {
+            what: format!("{}: its path is no text", self.what),
+            code: FaultCode::Internal,
+            retryable: false,
+            source: None,
+        })?;
+        let needed = |domain: &DomainObserved| {
+            is_on(domain) && domain.disks.live.iter().any(|it| it.path == disk.path)
+        };
+        self.act(id, needed, |domain| {
+            domain
+                .block_resize(path, size.get(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+                .map(drop)
+        })
+        .map(drop)
     }
 
     fn define(&self, config: &DomainConfig) -> Result<(), ActError> {

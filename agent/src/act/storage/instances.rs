@@ -104,7 +104,7 @@ pub(super) fn virtual_size(path: &Path) -> Result<Option<ByteCount>, StorageFaul
     let failed = |source| StorageFault::io("read", path, source);
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(path)
         .map_err(failed)?;
     let mut head = Vec::with_capacity(qcow2::SIZED);

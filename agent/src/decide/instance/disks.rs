@@ -311,7 +311,7 @@ pub(super) fn small_live(
         let live = domain.disks.live.iter().find(|file| file.path == path)?;
         Some(DomainStep::GrowDisk {
             instance: id,
-            target: live.target.clone(),
+            disk: live.clone(),
             size: disk.size,
         })
     };

@@ -205,6 +205,12 @@ fn an_older_disk_never_takes_the_place_of_a_newer_one() {
         let new = Some(format!("{} + new", second_image()));
         assert_eq!(content(&rig, rebuilt_disk(2)), new);
         assert_eq!(rig.power_state(), Running);
+        // Its owner may switch it off all the same.
+        let mut off = older.clone();
+        off.generation = Generation(6);
+        off.spec.as_mut().unwrap().power = DesiredPower::Stopped;
+        assert!(matches!(rig.converge(&off), Then::Refused(_)));
+        assert_eq!(rig.power_state(), Shutdown);
     }
     // The same number of another database is another disk.
     let mut other = rebuilt(5, 2);

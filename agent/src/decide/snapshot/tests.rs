@@ -167,7 +167,7 @@ fn a_volume_of_a_guest_that_is_on_is_kept_by_its_hypervisor() {
         panic!("{plan:?}");
     };
     assert_eq!(
-        (backup.instance, backup.target.as_str()),
+        (backup.instance, backup.disk.target.as_str()),
         (case.instance, "vdb")
     );
     assert_eq!(

@@ -220,10 +220,14 @@ fn a_volume_grows_where_it_is_in_use_and_never_shrinks() {
     check(&wish(None), &used(&[kept()]), &["grow"], &DONE, Usable::No);
     let instance = InstanceId::new();
     let ours = live(Some(instance));
-    let grown = plan(&wish(None), &used(&[ours.clone(), kept()]), &paths());
+    let wished = wish(None);
+    let grown = plan(&wished, &used(&[ours.clone(), kept()]), &paths());
     let step = DomainStep::GrowDisk {
         instance,
-        target: "vdb".to_owned(),
+        disk: DiskFile {
+            path: paths().volume(wished.id, VolumeFormat::Qcow2),
+            target: "vdb".to_owned(),
+        },
         size: ByteCount::clamped(2 * GB),
     };
     assert_eq!(grown.steps, [Step::Domain(step)]);
