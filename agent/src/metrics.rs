@@ -6,7 +6,7 @@ pub mod usage;
 use std::collections::BTreeMap;
 
 use self::usage::{UsageCollector, UsageFigures};
-use crate::decide::image_cache::Reason;
+use crate::{act::PoolState, decide::image_cache::Reason};
 use berth_common::{
     document::Kind,
     message::report::FaultCode,
@@ -34,6 +34,7 @@ pub struct AgentMetrics {
     images: IntGauge,
     image_bytes: IntGauge,
     image_evictions: IntCounterVec,
+    pool_up: IntGaugeVec,
     usage: UsageFigures,
 }
 
@@ -115,6 +116,11 @@ impl AgentMetrics {
                 &["reason"],
             )?,
             image_bytes: metrics.gauge("berth_agent_images_cached_bytes", "Size of the images in the cache.")?,
+            pool_up: metrics.gauges(
+                "berth_agent_pool_up",
+                "Whether a storage pool works (1) or not (0).",
+                &["pool"],
+            )?,
             usage,
         })
     }
@@ -207,6 +213,14 @@ impl AgentMetrics {
         self.image_evictions
             .with_label_values(&[reason.as_str()])
             .inc_by(count);
+    }
+
+    /// Which storage pools work, by their configured names.
+    pub fn pools(&self, pools: &[PoolState]) {
+        for pool in pools {
+            let up = self.pool_up.with_label_values(&[pool.name.as_str()]);
+            up.set(i64::from(pool.report.is_ok()));
+        }
     }
 
     /// The image cache.

@@ -8,6 +8,7 @@ pub mod domain_xml;
 pub mod image_cache;
 pub mod image_header;
 pub mod instance;
+pub mod lvm;
 pub mod names;
 pub mod network;
 pub mod usage;

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Version of the document messages (`x-berth-version`).
-pub const DOCUMENT_VERSION: u32 = 2;
+pub const DOCUMENT_VERSION: u32 = 3;
 
 /// The kinds of resources that documents describe.
 #[derive(

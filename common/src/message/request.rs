@@ -23,8 +23,8 @@ use crate::{
     },
     ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
     names::{
-        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName,
-        PropertyKey, PropertyValue, ServerGroupName, VolumeName, ZoneName,
+        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PoolName,
+        ProjectName, PropertyKey, PropertyValue, ServerGroupName, VolumeName, ZoneName,
     },
     refusal::Refusal,
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
@@ -64,22 +64,22 @@ methods! {
     InstanceResize => "instance.resize", InstanceView;
     InstanceShow => "instance.show" version 2, InstanceView;
     InstanceList => "instance.list" version 2, InstanceListReply;
-    VolumeCreate => "volume.create", VolumeView;
-    VolumeDelete => "volume.delete", VolumeView;
-    VolumeShow => "volume.show", VolumeView;
-    VolumeList => "volume.list", VolumeListReply;
-    VolumeExtend => "volume.extend", VolumeView;
-    VolumeAttach => "volume.attach", VolumeView;
-    VolumeDetach => "volume.detach", VolumeView;
+    VolumeCreate => "volume.create" version 2, VolumeView;
+    VolumeDelete => "volume.delete" version 2, VolumeView;
+    VolumeShow => "volume.show" version 2, VolumeView;
+    VolumeList => "volume.list" version 2, VolumeListReply;
+    VolumeExtend => "volume.extend" version 2, VolumeView;
+    VolumeAttach => "volume.attach" version 2, VolumeView;
+    VolumeDetach => "volume.detach" version 2, VolumeView;
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
-    HostList => "host.list" version 3, HostListReply;
-    HostShow => "host.show" version 2, HostView;
-    HostEnable => "host.enable" version 2, HostView;
-    HostDisable => "host.disable" version 2, HostView;
-    HostDrain => "host.drain", HostView;
-    HostSet => "host.set", HostView;
+    HostList => "host.list" version 4, HostListReply;
+    HostShow => "host.show" version 3, HostView;
+    HostEnable => "host.enable" version 3, HostView;
+    HostDisable => "host.disable" version 3, HostView;
+    HostDrain => "host.drain" version 2, HostView;
+    HostSet => "host.set" version 2, HostView;
     HostDelete => "host.delete", HostDeleteReply;
     AggregateCreate => "aggregate.create", AggregateView;
     AggregateSet => "aggregate.set", AggregateView;
@@ -314,9 +314,12 @@ pub struct VolumeCreate {
     pub project: ProjectName,
     /// Its size in GiB, at least 1 and at least that of its source.
     pub size_gb: DiskGb,
-    /// How it is stored.
+    /// How it is stored; null: `qcow2` in the pool `local`, and `raw` in any other one, which holds nothing else.
     #[serde(default)]
-    pub format: VolumeFormat,
+    pub format: Option<VolumeFormat>,
+    /// The storage pool of its host that it shall be in; null: `local`, which every host has.
+    #[serde(default)]
+    pub pool: Option<PoolName>,
     /// What is on it at first; null: zeros.
     #[serde(default)]
     pub source: Option<VolumeCreateSource>,

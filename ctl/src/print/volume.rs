@@ -19,6 +19,7 @@ pub(crate) fn list(volumes: &[VolumeView], width: Width) -> String {
         Column::Text("Status"),
         Column::Number("Size GB"),
         Column::Text("Format"),
+        Column::Text("Pool"),
         Column::Text("Host"),
         Column::Text("Attached to"),
     ];
@@ -29,6 +30,7 @@ pub(crate) fn list(volumes: &[VolumeView], width: Width) -> String {
             view.status.as_str().to_owned(),
             view.size_gb.get().to_string(),
             view.format.as_str().to_owned(),
+            view.pool.to_string(),
             or_none(view.host.as_ref()),
             or_none(view.attachment.as_ref().map(place)),
         ]
@@ -49,6 +51,7 @@ pub(crate) fn show(view: &VolumeView, width: Width) -> String {
         ("Fault message", or_none(fault.map(|fault| &fault.message))),
         ("Size GB", view.size_gb.get().to_string()),
         ("Format", view.format.as_str().to_owned()),
+        ("Pool", view.pool.to_string()),
         ("Made from", or_none(view.source.as_ref().map(source))),
         ("IOPS limit", or_none(view.limits.total_iops)),
         (

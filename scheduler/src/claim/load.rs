@@ -71,6 +71,7 @@ async fn place_volumes(db: &impl Executor, cloud: &mut Cloud) -> Result<(), Stor
         for claim in page {
             let placed = PlacedVolume {
                 host: claim.host_id,
+                pool: claim.pool,
                 size_gb: claim.size_gb,
             };
             cloud.place_volume(claim.volume_id, placed);

@@ -121,6 +121,7 @@ fn instance_volumes(instance: &InstanceRow, rows: &HostRows) -> Vec<InstanceVolu
                 id: volume.id,
                 position: row.position,
                 format: volume.format,
+                pool: volume.pool.clone(),
                 access: row.access,
                 limits: volume.limits,
             })
@@ -136,6 +137,7 @@ fn volume_spec(volume: &VolumeRow) -> VolumeSpec {
         project: volume.project.clone(),
         size_gb: volume.size_gb,
         format: volume.format,
+        pool: volume.pool.clone(),
         source: volume.source.clone(),
     }
 }

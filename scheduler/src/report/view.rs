@@ -8,8 +8,8 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
-            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage,
-            ResourceUsage, Resources, TaskState, VmState,
+            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PoolUsage, PortView,
+            ProjectUsage, ResourceUsage, Resources, TaskState, VmState,
         },
     },
     names::{AggregateName, HostName, NetworkName, ProjectName, VolumeName},
@@ -244,7 +244,7 @@ fn claimed<'a>(
     let instances = instances.map(|claim| (&claim.project, claim.resources));
     let volumes = seen.volumes.iter().map(|claim| {
         let resources = Resources {
-            disk_gb: claim.size_gb,
+            disk_gb: claim.of_host_disk(),
             ..Resources::default()
         };
         (&claim.project, resources)
@@ -283,7 +283,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         aggregates,
         age,
         state,
-        volumes: _,
+        volumes,
     } = seen;
     let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
@@ -333,6 +333,18 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
                     .iter()
                     .filter_map(|claim| claim.extra.get(&inventory.class))
                     .fold(0, |sum, amount| sum.saturating_add(*amount)),
+            })
+            .collect(),
+        pools: row
+            .pools
+            .iter()
+            .map(|report| PoolUsage {
+                report: report.clone(),
+                claimed_gb: volumes
+                    .iter()
+                    .filter(|claim| claim.pool == report.name)
+                    .map(|claim| claim.size_gb)
+                    .sum(),
             })
             .collect(),
         instances: u64::try_from(claims.len()).unwrap_or(u64::MAX),

@@ -10,6 +10,7 @@ mod m0001_first_light;
 mod m0002_placement;
 mod m0003_volumes;
 mod m0004_config_drive;
+mod m0005_pools;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_placement::Migration),
             Box::new(m0003_volumes::Migration),
             Box::new(m0004_config_drive::Migration),
+            Box::new(m0005_pools::Migration),
         ]
     }
 

@@ -68,6 +68,7 @@ pub(crate) fn heartbeat(name: &str) -> Heartbeat {
         foreign_domains: vec![],
         physical_networks: vec![],
         resources: vec![],
+        pools: vec![],
     }
 }
 
@@ -223,6 +224,7 @@ pub(crate) fn volume(name: &str, host: Option<HostId>) -> VolumeRow {
         host_id: host,
         size_gb: DiskGb::new(10).unwrap(),
         format: VolumeFormat::Qcow2,
+        pool: Default::default(),
         source: None,
         limits: VolumeLimits::default(),
         fingerprint: "f1".to_owned(),

@@ -1,4 +1,4 @@
-//! Volumes: making them, looking at them, growing and removing them.
+//! Volumes of the pool `local`, which are files: making them, looking at them, growing and removing them.
 //!
 //! A volume is a whole copy of what it is made from, with nothing below it. `qemu-img` works on temporary files of
 //! the agent's own and on volumes that no guest has, is told every format, and QEMU's own locks on the files keep it
@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -16,6 +16,7 @@ use std::{
 use berth_common::{
     document::{ImageFormat, VolumeFormat},
     ids::VolumeId,
+    names::PoolName,
     units::ByteCount,
 };
 use nix::fcntl::OFlag;
@@ -23,15 +24,14 @@ use nix::fcntl::OFlag;
 use super::{
     Inner, VolumeWipe,
     atomic::{remove_durably, sync_directory, write_atomically},
-    cache::{self, FileWindow},
+    cache::FileWindow,
     convert::{COROUTINES, here, lent},
     disk,
-    evict::{Lease, touch},
     fault::StorageFault,
     fetch::reserve,
     instances::{self, is_file},
+    original::{self, Original, allocated},
     room::{Load, Share},
-    source::for_people,
     temporary::Temporary,
     wipe::{self, Wiping},
 };
@@ -43,9 +43,7 @@ use crate::{
     decide::{
         image_header::{self, Judgement},
         instance::Paths,
-        volume::{
-            Content, FORMATS, LargerVolume, NewVolume, VolumeContent, VolumeFile, VolumeFiles,
-        },
+        volume::{FORMATS, LargerVolume, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
 
@@ -54,29 +52,37 @@ const WIPE: &str = ".wipe-";
 /// What the mark of a volume says, for people: that it is there is all that counts.
 const MARK: &[u8] = b"This volume was made. Without its file it was lost, or its disk is absent.\n";
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Address space of `qemu-img`, in bytes: it keeps many threads and their stacks while it copies.
-const ADDRESS_SPACE: u64 = 2 << 30;
+pub(super) const ADDRESS_SPACE: u64 = 2 << 30;
 /// What qcow2's tables may add to a file of this size: they take less than a thousandth, and a few at the beginning.
-const fn with_tables(size: u64) -> u64 {
+pub(super) const fn with_tables(size: u64) -> u64 {
     size.saturating_add(size / 512).saturating_add(64 << 20)
 }
 
 /// What is there of a volume.
 pub(super) fn observe(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
-    let mut found = VolumeFiles::default();
+    let mut found = observe_mark(paths, id)?;
     for format in FORMATS {
-        let path = paths.volume(id, format);
+        let path = paths.volume_file(id, format);
         if is_file(&path)? {
             found.files.push(VolumeFile {
+                pool: PoolName::default(),
                 format,
                 content: content(&path, format)?,
             });
         }
         found.leaving |= is_file(&leaving(paths, id, format))?;
     }
-    found.made = is_file(&paths.volume_mark(id))?;
     Ok(found)
+}
+
+/// Whether a volume was made, in whatever pool.
+pub(super) fn observe_mark(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
+    Ok(VolumeFiles {
+        made: is_file(&paths.volume_mark(id))?,
+        ..VolumeFiles::default()
+    })
 }
 
 /// Ids of all volumes of which anything is there.
@@ -145,9 +151,17 @@ pub(super) async fn create(
     progress: &Progress,
 ) -> Result<(), StorageFault> {
     let (shared, planned) = (Arc::clone(inner), plan.clone());
-    let Some(making) = inner.files.run(move || prepare(&shared, &planned)).await? else {
-        return Ok(());
+    let is_there = move || {
+        in_place(&shared, planned.id, planned.format, &planned.path)?;
+        is_file(&planned.path)
     };
+    if inner.files.run(is_there).await? {
+        return Ok(());
+    }
+    // Everything that can be refused is refused before anything exists.
+    let original = original::of(inner, plan).await?;
+    let (shared, id) = (Arc::clone(inner), plan.id);
+    let making = inner.files.run(move || prepare(&shared, id)).await?;
     let failed = |source| StorageFault::Volume {
         what: "make",
         id: plan.id,
@@ -156,7 +170,7 @@ pub(super) async fn create(
     };
     let format = plan.format.as_str();
     let file = making.temporary.path().to_owned();
-    match making.original {
+    match original {
         None => {
             confined(quick(inner, plan.size), making.account)
                 .args(["create", "-q", "-f", format, "--"])
@@ -188,51 +202,17 @@ pub(super) async fn create(
 struct Making {
     account: Account,
     temporary: Temporary,
-    original: Option<Original>,
 }
 
-/// What a volume is copied from.
-struct Original {
-    path: PathBuf,
-    format: &'static str,
-    /// Its virtual size.
-    size: ByteCount,
-    /// Bytes that it takes on its disk.
-    allocated: u64,
-    /// When it was written to last.
-    written: (i64, i64),
-    /// For people.
-    what: String,
-    /// Of an image: it stays in the cache as long as this.
-    lease: Option<Lease>,
-}
-
-/// Everything that can be refused is refused here, before anything exists. `None`: the volume is there.
-fn prepare(inner: &Inner, plan: &NewVolume) -> Result<Option<Making>, StorageFault> {
-    in_place(inner, plan.id, plan.format, &plan.path)?;
-    if is_file(&plan.path)? {
-        return Ok(None);
-    }
-    let original = original(inner, plan)?;
-    if let Some(original) = original.as_ref().filter(|it| it.size > plan.size) {
-        return Err(StorageFault::VolumeTooSmall {
-            id: plan.id,
-            size: plan.size.get(),
-            needed: original.size.get(),
-        });
-    }
+fn prepare(inner: &Inner, id: VolumeId) -> Result<Making, StorageFault> {
     let account = Account::named(&inner.options.qemu_img_user)?;
     instances::make_root(&inner.paths.volumes)?;
     let temporary = inner
         .temporaries
-        .claim(&inner.paths.volumes, &plan.id.to_string())?;
+        .claim(&inner.paths.volumes, &id.to_string())?;
     // `qemu-img` keeps the mode and the owner of a file that is there.
     lent(temporary.path(), account)?;
-    Ok(Some(Making {
-        account,
-        temporary,
-        original,
-    }))
+    Ok(Making { account, temporary })
 }
 
 fn in_place(
@@ -241,7 +221,7 @@ fn in_place(
     format: VolumeFormat,
     path: &Path,
 ) -> Result<(), StorageFault> {
-    let expected = inner.paths.volume(id, format);
+    let expected = inner.paths.volume_file(id, format);
     if path == expected {
         return Ok(());
     }
@@ -250,63 +230,6 @@ fn in_place(
         expected,
         path: path.to_owned(),
     })
-}
-
-/// What to copy, inspected as what it is said to be; `None`: the volume begins with zeros.
-fn original(inner: &Inner, plan: &NewVolume) -> Result<Option<Original>, StorageFault> {
-    let (path, format, size, what, lease) = match &plan.content {
-        Content::Zeros => return Ok(None),
-        Content::Image(image) => {
-            let lease = inner.uses.lease(image);
-            let facts =
-                cache::facts(&inner.paths, image)?.ok_or_else(|| StorageFault::NotCached {
-                    sha256: image.sha256.clone(),
-                })?;
-            let path = inner.paths.image(image);
-            touch(&path);
-            let what = format!("the image {}", for_people(&image.url));
-            let format = image.format.cached().as_str();
-            (path, format, facts.virtual_size, what, Some(lease))
-        }
-        Content::Volume(source) => {
-            let path = inner.paths.volume(source.id, source.format);
-            let Some(size) = observe(&inner.paths, source.id)?.whole(source.format) else {
-                return Err(StorageFault::VolumeNotThere {
-                    id: source.id,
-                    path,
-                });
-            };
-            let what = format!("volume {}", source.id);
-            (path, source.format.as_str(), size, what, None)
-        }
-    };
-    // `qemu-img` does not work in this process's directory.
-    let path =
-        std::path::absolute(&path).map_err(|source| StorageFault::io("find", &path, source))?;
-    let (allocated, written) = (allocated(&path)?, written(&path)?);
-    Ok(Some(Original {
-        written,
-        path,
-        format,
-        size,
-        allocated,
-        what,
-        lease,
-    }))
-}
-
-/// Bytes that a file takes on its disk.
-fn allocated(path: &Path) -> Result<u64, StorageFault> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
-    Ok(metadata.blocks().saturating_mul(512))
-}
-
-/// When a file was written to last: seconds and nanoseconds.
-fn written(path: &Path) -> Result<(i64, i64), StorageFault> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
-    Ok((metadata.mtime(), metadata.mtime_nsec()))
 }
 
 /// Copies all of the original into the file, and watches the room meanwhile.
@@ -321,7 +244,7 @@ async fn copy(
     let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
     let mut watch = {
         let (shared, what) = (Arc::clone(inner), original.what.clone());
-        let (length, path) = (original.allocated, file.to_owned());
+        let (length, path) = (original.allocated.unwrap_or(0), file.to_owned());
         inner
             .files
             .run(move || CopyWatch::begin(&shared, what, length, path))
@@ -373,15 +296,7 @@ async fn copy(
         path: plan.path.clone(),
         source,
     })?;
-    // QEMU's locks keep no guest from a raw file that is only read.
-    let (path, before) = (original.path, original.written);
-    if inner.files.run(move || written(&path)).await? == before {
-        Ok(())
-    } else {
-        Err(StorageFault::WrittenMeanwhile {
-            what: original.what,
-        })
-    }
+    original::check_unwritten(inner, original).await
 }
 
 /// How far a copy is, and the room it takes.
@@ -446,7 +361,7 @@ fn quick(inner: &Inner, size: ByteCount) -> Command {
 }
 
 /// As a user without rights, who sees no network.
-fn confined(command: Command, account: Account) -> Command {
+pub(super) fn confined(command: Command, account: Account) -> Command {
     command.confined(Confinement {
         account,
         network: Network::None,
@@ -508,46 +423,20 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), 
 fn size_of(inner: &Inner, plan: &LargerVolume) -> Result<ByteCount, StorageFault> {
     in_place(inner, plan.id, plan.format, &plan.path)?;
     observe(&inner.paths, plan.id)?
-        .whole(plan.format)
+        .whole(&plan.pool, plan.format)
         .ok_or_else(|| StorageFault::VolumeNotThere {
             id: plan.id,
             path: plan.path.clone(),
         })
 }
 
-/// Removes a volume: its name, its mark, and last its bytes as the host's rule says. What is being wiped needs no mark: it
-/// is found by the name it has then.
-pub(super) async fn remove(
-    inner: &Arc<Inner>,
-    id: VolumeId,
-    progress: &Progress,
-) -> Result<(), StorageFault> {
-    let shared = Arc::clone(inner);
-    let left = inner
-        .files
-        .run(move || {
-            let left = take_name(&shared, id)?;
-            let mark = shared.paths.volume_mark(id);
-            let wipes = shared.options.volume_wipe != VolumeWipe::None;
-            if wipes && left.is_empty() && is_file(&mark)? {
-                return Err(StorageFault::NothingToWipe { id, mark });
-            }
-            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))?;
-            Ok(left)
-        })
-        .await?;
-    for path in left {
-        wipe(inner, id, path, progress).await?;
-    }
-    Ok(())
-}
-
-/// Takes a volume's name from its file; answers what is to be wiped before it is removed.
-fn take_name(inner: &Inner, id: VolumeId) -> Result<Vec<PathBuf>, StorageFault> {
+/// Takes a volume's name from its file; answers what is to be wiped before it is removed. `None`: there was nothing.
+pub(super) fn take_name(inner: &Inner, id: VolumeId) -> Result<Option<Vec<PathBuf>>, StorageFault> {
     let paths = &inner.paths;
-    let mut left = Vec::new();
+    let (mut left, mut found) = (Vec::new(), false);
     for format in FORMATS {
-        let (path, doomed) = (paths.volume(id, format), leaving(paths, id, format));
+        let (path, doomed) = (paths.volume_file(id, format), leaving(paths, id, format));
+        found |= is_file(&path)? || is_file(&doomed)?;
         match inner.options.volume_wipe {
             VolumeWipe::None => {
                 for path in [&path, &doomed] {
@@ -570,11 +459,11 @@ fn take_name(inner: &Inner, id: VolumeId) -> Result<Vec<PathBuf>, StorageFault> 
             }
         }
     }
-    Ok(left)
+    Ok(found.then_some(left))
 }
 
 /// Ends a wipe that nobody waits for.
-struct StopWipe(Arc<Wiping>);
+pub(super) struct StopWipe(pub(super) Arc<Wiping>);
 
 impl Drop for StopWipe {
     fn drop(&mut self) {
@@ -582,25 +471,31 @@ impl Drop for StopWipe {
     }
 }
 
-async fn wipe(
+pub(super) async fn wipe(
     inner: &Arc<Inner>,
     id: VolumeId,
     path: PathBuf,
     progress: &Progress,
 ) -> Result<(), StorageFault> {
+    let how = inner.options.volume_wipe;
+    let work = move |wiping: &Wiping| {
+        wipe::wipe(&path, how, wiping)
+            .and_then(|()| remove_durably(&path))
+            .map_err(|source| StorageFault::Wipe { id, path, source })
+    };
+    on_wipe_thread(inner, work, progress).await
+}
+
+/// Overwrites something on a thread that nobody else waits for, and tells how far it is.
+pub(super) async fn on_wipe_thread(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(&Wiping) -> Result<(), StorageFault> + Send + 'static,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
     progress.send_replace(Some("waiting for other volumes to be wiped".to_owned()));
     let wiping = Arc::new(Wiping::default());
     let stop = StopWipe(Arc::clone(&wiping));
-    let how = inner.options.volume_wipe;
-    let run = inner.wipes.run(move || {
-        wipe::wipe(&path, how, &wiping)
-            .and_then(|()| remove_durably(&path))
-            .map_err(|source| StorageFault::Wipe {
-                id,
-                path: path.clone(),
-                source,
-            })
-    });
+    let run = inner.wipes.run(move || work(&wiping));
     tokio::pin!(run);
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {

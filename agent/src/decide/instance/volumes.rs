@@ -11,7 +11,7 @@ use super::{Observed, Paths, Wait, power::ASK_AGAIN_AFTER};
 use crate::decide::domain::{
     DiskFile, DomainConfig, DomainDisk, DomainObserved, DomainStep, OffReason,
 };
-use berth_common::{ids::VolumeId, message::report::PowerState};
+use berth_common::message::report::PowerState;
 
 /// What a guest's volumes need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,7 +29,7 @@ pub(super) fn change(
     observed: &Observed,
     paths: &Paths,
 ) -> Change {
-    let is_volume = |path: &Path| path.parent() == Some(paths.volumes.as_path());
+    let is_volume = |path: &Path| paths.volume_at(path).is_some();
     let wanted: Vec<&DomainDisk> = config
         .disks
         .iter()
@@ -92,7 +92,7 @@ pub(super) fn change(
         {
             continue;
         }
-        match volume_of(&disk.path) {
+        match paths.volume_at(&disk.path) {
             Some(id) if !observed.volumes_ready.contains(&id) => {
                 change.wait.get_or_insert(Wait::Volume(id));
             }
@@ -105,11 +105,6 @@ pub(super) fn change(
     change
 }
 
-/// The volume whose file this is.
-fn volume_of(path: &Path) -> Option<VolumeId> {
-    path.file_stem()?.to_str()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use berth_common::{
@@ -117,7 +112,7 @@ mod tests {
             DesiredPower, Flavor, InstanceSpec, InstanceVolume, VolumeAccess, VolumeFormat,
             VolumeLimits,
         },
-        ids::InstanceId,
+        ids::{InstanceId, VolumeId},
         units::{DiskGb, MemoryMb, Vcpus},
     };
     use uuid::Uuid;
@@ -150,6 +145,7 @@ mod tests {
             id: volume(*n),
             position: *position,
             format: VolumeFormat::Raw,
+            pool: Default::default(),
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
         });
@@ -179,7 +175,7 @@ mod tests {
             target: "vda".to_owned(),
         };
         let volumes = live.iter().map(|(n, target)| DiskFile {
-            path: host().paths.volume(volume(*n), VolumeFormat::Raw),
+            path: host().paths.volume_file(volume(*n), VolumeFormat::Raw),
             target: (*target).to_owned(),
         });
         DomainObserved {

@@ -5,18 +5,18 @@
 //!              └──── a host, or a volume to be made from, is named ────▶ on that host
 //! ```
 //!
-//! A volume is on one host, and claims its size there from then until the host says that it is gone.
+//! A volume is in one storage pool of one host, and claims its size there from then until the host says that it is gone
+//! ([`room`]).
 
 pub mod attach;
 pub mod change;
 pub mod create;
+mod room;
 
 use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, VolumeId},
     names::{ProjectName, VolumeName},
-    refusal::{Refusal, RefusalCode},
-    units::DiskGb,
 };
 use berth_store::{
     Executor, documents, instances,
@@ -24,7 +24,7 @@ use berth_store::{
 };
 
 use super::{ClaimError, conflict, not_found};
-use crate::{context::Writing, place::Resource};
+use room::{Wanted, check_room};
 
 /// The volume a request names, by id or by name; by id also a deleted one.
 ///
@@ -74,38 +74,6 @@ async fn is_told(db: &impl Executor, host: HostId, id: VolumeId) -> Result<bool,
         id: id.as_uuid(),
     };
     Ok(documents::get(db, host, key).await?.is_some())
-}
-
-/// Refuses what needs more disk on a host than may be claimed there. `size`: of the whole volume; `more`: what of it is
-/// not claimed yet.
-fn check_room(
-    writing: &Writing<'_>,
-    host: HostId,
-    name: &VolumeName,
-    size: DiskGb,
-    more: DiskGb,
-) -> Result<(), ClaimError> {
-    let Some(host) = writing.cloud.table().host(host) else {
-        return Err(conflict(format!("volume {name} is on a host that is gone")));
-    };
-    let on = &host.facts().name;
-    let (physical, free) = (host.physical(Resource::DiskGb), host.free(Resource::DiskGb));
-    // Overcommit is of the sum, never of one.
-    if size.get() > physical {
-        return Err(no_room(format!(
-            "host {on} is too small for volume {name}: {size} are needed, its disk has {physical} GB"
-        )));
-    }
-    if more.get() > free {
-        return Err(no_room(format!(
-            "host {on} has no room for volume {name}: {more} are needed, {free} GB are free"
-        )));
-    }
-    Ok(())
-}
-
-fn no_room(message: String) -> ClaimError {
-    Refusal::new(RefusalCode::NoValidHost, message).into()
 }
 
 /// Refuses what would change or end a volume while another one is being made from it.
