@@ -157,7 +157,7 @@ timeout --kill-after=5 "$limit" qemu-system-x86_64 -machine q35 "${accelerator[@
 	-append "console=ttyS0 quiet loglevel=3 panic=-1 berth.run=$run" \
 	-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
 	-device virtio-9p-pci,fsdev=root,mount_tag=root -device virtio-rng-pci \
-	-serial stdio </dev/null 2>&1 | tr -d '\r' | tee "$log" | grep -v "^$mark" || true
+	-serial stdio </dev/null 2>&1 | sed -u 's/\r//g' | tee "$log" | grep --line-buffered -v "^$mark" || true
 status=${PIPESTATUS[0]}
 exec 9>&-
 code=$(sed -n "s/^$mark \([0-9]*\)$/\1/p" "$log" | tail -n 1)

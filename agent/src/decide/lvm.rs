@@ -21,10 +21,10 @@ use serde::Deserialize;
 
 use super::{names, volume::VolumeContent};
 
-/// What [`volumes`] reads of each logical volume.
-pub const VOLUME_FIELDS: &str =
-    "lv_name,lv_size,lv_tags,lv_active,lv_layout,pool_lv,data_percent,metadata_percent,zero";
-/// What [`group`] reads of a volume group.
+/// What [`group`] reads, in one report: of the volume group, and of each logical volume in it.
+pub const FIELDS: &str = "vg_size,vg_free,vg_extent_size,lv_name,lv_size,lv_tags,lv_active,lv_layout,pool_lv,data_percent,\
+                          metadata_percent,zero";
+/// What [`group`] reads where that is empty: LVM says nothing of a volume group without logical volumes then.
 pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size";
 /// On a volume that grew: a guest that has it may not know.
 pub const GROWN: &str = "berth.grown";
@@ -209,51 +209,63 @@ pub enum ReportError {
 }
 
 #[derive(Deserialize)]
-struct Report<T> {
-    report: Vec<T>,
-}
-
-#[derive(Deserialize)]
-struct Volumes {
-    lv: Vec<RawVolume>,
+struct Report {
+    report: Vec<Groups>,
 }
 
 #[derive(Deserialize)]
 struct Groups {
-    vg: Vec<RawGroup>,
+    vg: Vec<Row>,
 }
 
+/// A volume group, and one of its logical volumes if the report is of these.
 #[derive(Deserialize)]
-struct RawVolume {
-    lv_name: String,
-    lv_size: String,
-    lv_tags: String,
-    lv_active: String,
-    lv_layout: String,
-    pool_lv: String,
-    data_percent: String,
-    metadata_percent: String,
-    zero: String,
-}
-
-#[derive(Deserialize)]
-struct RawGroup {
+struct Row {
     vg_size: String,
     vg_free: String,
     vg_extent_size: String,
+    #[serde(default)]
+    lv_name: String,
+    #[serde(default)]
+    lv_size: String,
+    #[serde(default)]
+    lv_tags: String,
+    #[serde(default)]
+    lv_active: String,
+    #[serde(default)]
+    lv_layout: String,
+    #[serde(default)]
+    pool_lv: String,
+    #[serde(default)]
+    data_percent: String,
+    #[serde(default)]
+    metadata_percent: String,
+    #[serde(default)]
+    zero: String,
 }
 
-/// The logical volumes in what `lvs` printed as JSON, in bytes without a suffix.
+/// The volume group and its logical volumes in what `vgs` printed as JSON, in bytes without a suffix; `None`: nothing is in
+/// the report.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn volumes(json: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
-    let report: Report<Volumes> = serde_json::from_slice(json).map_err(ReportError::Json)?;
-    let raw = report.report.into_iter().flat_map(|part| part.lv);
-    raw.map(volume).collect()
+pub fn group(json: &[u8]) -> Result<Option<(VolumeGroup, Vec<LogicalVolume>)>, ReportError> {
+    let report: Report = serde_json::from_slice(json).map_err(ReportError::Json)?;
+    let rows: Vec<Row> = report.report.into_iter().flat_map(|part| part.vg).collect();
+    let Some(first) = rows.first() else {
+        return Ok(None);
+    };
+    let group = VolumeGroup {
+        size: bytes("vg_size", &first.vg_size)?,
+        free: bytes("vg_free", &first.vg_free)?,
+        extent: bytes("vg_extent_size", &first.vg_extent_size)?,
+    };
+    let rows = rows.into_iter().filter(|row| !row.lv_name.is_empty());
+    let volumes = rows.map(volume).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some((group, volumes)))
 }
 
-fn volume(raw: RawVolume) -> Result<LogicalVolume, ReportError> {
+fn volume(raw: Row) -> Result<LogicalVolume, ReportError> {
     let is_pool = raw.lv_layout.split(',').any(|word| word == "pool")
         && raw.lv_layout.split(',').any(|word| word == "thin");
     let pool = if is_pool {
@@ -277,21 +289,6 @@ fn volume(raw: RawVolume) -> Result<LogicalVolume, ReportError> {
         active: raw.lv_active == "active",
         thin_pool: Some(raw.pool_lv).filter(|pool| !pool.is_empty()),
         pool,
-    })
-}
-
-/// The volume group in what `vgs` printed as JSON, in bytes without a suffix.
-///
-/// # Errors
-/// It cannot be read.
-pub fn group(json: &[u8]) -> Result<VolumeGroup, ReportError> {
-    let report: Report<Groups> = serde_json::from_slice(json).map_err(ReportError::Json)?;
-    let mut groups = report.report.into_iter().flat_map(|part| part.vg);
-    let raw = groups.next().ok_or(ReportError::Empty)?;
-    Ok(VolumeGroup {
-        size: bytes("vg_size", &raw.vg_size)?,
-        free: bytes("vg_free", &raw.vg_free)?,
-        extent: bytes("vg_extent_size", &raw.vg_extent_size)?,
     })
 }
 
@@ -501,15 +498,22 @@ mod tests {
 
     #[test]
     fn reports_are_read_as_lvm_writes_them() {
-        let json = br#"{"report": [{"lv": [
-            {"lv_name":"tp", "lv_size":"1073741824", "lv_tags":"", "lv_active":"active", "lv_layout":"thin,pool",
+        let json = br#"{"report": [{"vg": [
+            {"vg_size":"10", "vg_free":"4", "vg_extent_size":"2",
+             "lv_name":"tp", "lv_size":"1073741824", "lv_tags":"", "lv_active":"active", "lv_layout":"thin,pool",
              "pool_lv":"", "data_percent":"12.50", "metadata_percent":"10.9", "zero":"zero"},
-            {"lv_name":"root", "lv_size":"4194304", "lv_tags":"a,b", "lv_active":"", "lv_layout":"linear",
+            {"vg_size":"10", "vg_free":"4", "vg_extent_size":"2",
+             "lv_name":"root", "lv_size":"4194304", "lv_tags":"a,b", "lv_active":"", "lv_layout":"linear",
              "pool_lv":"", "data_percent":"", "metadata_percent":"", "zero":"unknown"},
-            {"lv_name":"t1", "lv_size":"8", "lv_tags":"", "lv_active":"active", "lv_layout":"thin,sparse",
+            {"vg_size":"10", "vg_free":"4", "vg_extent_size":"2",
+             "lv_name":"t1", "lv_size":"8", "lv_tags":"", "lv_active":"active", "lv_layout":"thin,sparse",
              "pool_lv":"tp", "data_percent":"0.00", "metadata_percent":"", "zero":""}
         ]}]}"#;
-        let found = volumes(json).unwrap();
+        let (of, found) = group(json).unwrap().unwrap();
+        assert_eq!(
+            [of.size, of.free, of.extent].map(ByteCount::get),
+            [10, 4, 2]
+        );
         let pool = ThinPool {
             data: 1250,
             metadata: 1090,
@@ -519,14 +523,14 @@ mod tests {
         assert_eq!(found[1].tags, ["a", "b"]);
         assert!(!found[1].active && found[1].pool.is_none() && found[1].thin_pool.is_none());
         assert_eq!(found[2].thin_pool.as_deref(), Some("tp"));
-        let json = br#"{"report":[{"vg":[{"vg_size":"10","vg_free":"4","vg_extent_size":"2"}]}]}"#;
-        assert_eq!(group(json).unwrap().free.get(), 4);
+        let bare = br#"{"report":[{"vg":[{"vg_size":"10","vg_free":"4","vg_extent_size":"2"}]}]}"#;
+        assert_eq!(group(bare).unwrap().unwrap().1, []);
         let nothing = br#"{"report":[{"vg":[]}]}"#;
-        assert!(matches!(group(nothing), Err(ReportError::Empty)));
+        assert_eq!(group(nothing).unwrap(), None);
         let nonsense =
             br#"{"report":[{"vg":[{"vg_size":"1g","vg_free":"4","vg_extent_size":"2"}]}]}"#;
         assert!(group(nonsense).unwrap_err().to_string().contains("vg_size"));
-        assert!(volumes(b"").is_err());
+        assert!(group(b"").is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use berth_common::{
     ids::{HostId, InstanceId},
     message::{
         heartbeat::{
-            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth,
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth, PoolReport,
             ResourceInventory,
         },
         report::{

@@ -33,7 +33,9 @@ use super::{
 use crate::{
     act::{Progress, command::CommandError},
     decide::{
-        lvm::{self, GROUP_FIELDS, GROWN, LogicalVolume, PoolContent, ROLES, Role, VOLUME_FIELDS},
+        lvm::{
+            self, FIELDS, GROUP_FIELDS, GROWN, LogicalVolume, PoolContent, ROLES, ReportError, Role,
+        },
         names,
         volume::{Content, LargerVolume, NewVolume, VolumeFile, VolumeFiles},
     },
@@ -120,13 +122,19 @@ impl LvmPool {
             pool: self.name.clone(),
             source,
         };
-        let groups = self.tool.report("vgs", GROUP_FIELDS, self.group()).await;
-        let group = lvm::group(&groups.map_err(look())?).map_err(read)?;
-        let volumes = self.tool.report("lvs", VOLUME_FIELDS, self.group()).await;
+        let mut found = None;
+        for fields in [FIELDS, GROUP_FIELDS] {
+            let report = self.tool.report("vgs", fields, self.group()).await;
+            found = lvm::group(&report.map_err(look())?).map_err(read)?;
+            if found.is_some() {
+                break;
+            }
+        }
+        let (group, volumes) = found.ok_or(ReportError::Empty).map_err(read)?;
         let thin_pool = self.options.thin_pool.as_ref();
         let content = PoolContent {
             group,
-            volumes: lvm::volumes(&volumes.map_err(look())?).map_err(read)?,
+            volumes,
             thin_pool: thin_pool.map(|name| name.as_str().to_owned()),
         };
         match content.check(&self.options.volume_group) {
@@ -521,8 +529,10 @@ impl LvmPool {
         name: &str,
         progress: &Progress,
     ) -> Result<(), StorageFault> {
-        self.activate_named(name).await?;
         let device = self.device(name);
+        if !device.exists() {
+            self.activate_named(name).await?;
+        }
         let is_thin = self.options.thin_pool.is_some();
         match inner.options.volume_wipe {
             VolumeWipe::None => {}
