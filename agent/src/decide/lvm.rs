@@ -389,7 +389,7 @@ impl PoolContent {
         let unfit = |what, fix| Err(Unfit { what, fix });
         let group = group.as_str();
         let extent = self.group.extent.get();
-        if extent == 0 || (1_u64 << 30) % extent != 0 {
+        if !(1_u64 << 30).is_multiple_of(extent) {
             return unfit(
                 format!("volume group {group} has extents of {extent} bytes, and sizes of volumes are whole GiB"),
                 "make the volume group with extents that divide 1 GiB: vgcreate --physicalextentsize 4m".to_owned(),
