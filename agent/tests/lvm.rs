@@ -781,6 +781,9 @@ async fn volumes_that_are_not_active_are_activated_and_ill_pools_are_told() {
     assert!(chain(&lost).contains("not found"), "{}", chain(&lost));
     let step = StorageStep::RemoveVolume(volume.id);
     assert!(lab.step(step).await.is_err());
+    // Of what was never there nobody is kept from saying that it is gone.
+    let never = lab.storage.observe_volume(VolumeId::new(), None).await;
+    assert!(never.unwrap().is_empty());
     lab.group = group;
     lab.restart(VolumeWipe::None);
     // A thin pool that does not fill with zeros is none.

@@ -1,8 +1,8 @@
 //! Which driver a volume is the business of: files for the pool `local`, logical volumes for every other one.
 //!
-//! A document says in which pool a volume is; a tombstone does not, and then all are looked at. A pool that cannot be looked
-//! at keeps nobody from what lies in another one, but while a volume is found nowhere it may be there, so that is a failure
-//! and not an end.
+//! A document says in which pool a volume is; a tombstone does not, and then all are looked at, and the mark says where it
+//! was made. A pool that cannot be looked at keeps nobody from what lies in another one, but what was made in it is not gone
+//! because it is not found.
 
 use std::sync::Arc;
 
@@ -32,30 +32,38 @@ pub(super) async fn observe(
 ) -> Result<VolumeFiles, StorageFault> {
     let shared = Arc::clone(inner);
     let is_local = pool.is_none_or(PoolName::is_local);
-    let mut found = inner
+    let (mut found, marked) = inner
         .files
         .run(move || {
+            let marked = volume::marked_pool(&shared.paths, id)?;
+            let mut found = VolumeFiles::default();
             if is_local {
-                volume::observe(&shared.paths, id)
-            } else {
-                volume::observe_mark(&shared.paths, id)
+                found = volume::observe(&shared.paths, id)?;
             }
+            found.made = marked.is_some();
+            Ok((found, marked))
         })
         .await?;
-    let mut ill = None;
+    if pool.is_none() {
+        check_configured(inner, marked.as_ref())?;
+    }
     for (name, lvm) in &inner.pools {
         if pool.is_some_and(|pool| pool != name) {
             continue;
         }
         match lvm.observe(id, &mut found).await {
-            Ok(()) => {}
-            Err(fault) if pool.is_none() => ill = Some(fault),
-            Err(fault) => return Err(fault),
+            Err(fault) if pool.is_some() || marked.as_ref() == Some(name) => return Err(fault),
+            Ok(()) | Err(_) => {}
         }
     }
-    match ill {
-        Some(fault) if found.files.is_empty() && !found.leaving && !found.partial => Err(fault),
-        Some(_) | None => Ok(found),
+    Ok(found)
+}
+
+/// Refuses to look for what was made in a pool that is not configured any more.
+fn check_configured(inner: &Inner, marked: Option<&PoolName>) -> Result<(), StorageFault> {
+    match marked {
+        Some(pool) if !pool.is_local() => driver(inner, pool).map(drop),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -154,10 +162,17 @@ pub(super) async fn apply(
         StorageStep::ActivateVolume(of) => driver(inner, &of.pool)?.activate(of.id).await,
         StorageStep::RemoveVolume(id) => remove(inner, *id, progress).await,
         StorageStep::MarkVolume(id) => {
+            let found = observe(inner, *id, None).await?;
+            let file = found.files.first();
+            let file = file.ok_or_else(|| StorageFault::VolumeNotThere {
+                id: *id,
+                path: inner.paths.volumes.clone(),
+            })?;
+            let pool = file.pool.clone();
             let (shared, id) = (Arc::clone(inner), *id);
             inner
                 .files
-                .run(move || volume::mark(&shared.paths, id))
+                .run(move || volume::mark(&shared.paths, id, &pool))
                 .await
         }
         StorageStep::FetchImage(_)
@@ -171,13 +186,18 @@ pub(super) async fn apply(
 /// Removes a volume: its name wherever it has one, its mark, and last its bytes as the host's rule says. What is being
 /// wiped needs no mark: it is found by the name it has then.
 async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result<(), StorageFault> {
-    let mut ill = None;
+    let shared = Arc::clone(inner);
+    let marked = inner
+        .files
+        .run(move || volume::marked_pool(&shared.paths, id))
+        .await?;
+    check_configured(inner, marked.as_ref())?;
     let mut devices = Vec::new();
-    for lvm in inner.pools.values() {
+    for (name, lvm) in &inner.pools {
         match lvm.take_name(id, inner.options.volume_wipe).await {
             Ok(Some(left)) => devices.push((lvm, left)),
-            Ok(None) => {}
-            Err(fault) => ill = Some(fault),
+            Err(fault) if marked.as_ref() == Some(name) => return Err(fault),
+            Ok(None) | Err(_) => {}
         }
     }
     let shared = Arc::clone(inner);
@@ -185,9 +205,6 @@ async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result
         .files
         .run(move || volume::take_name(&shared, id))
         .await?;
-    if let Some(fault) = ill.filter(|_| files.is_none() && devices.is_empty()) {
-        return Err(fault);
-    }
     let found = files.is_some() || !devices.is_empty();
     let shared = Arc::clone(inner);
     inner

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -49,8 +49,12 @@ use crate::{
 
 /// Prefix of a volume that was deleted and is being wiped: it has lost its name, and no sweep removes it.
 const WIPE: &str = ".wipe-";
-/// What the mark of a volume says, for people: that it is there is all that counts.
-const MARK: &[u8] = b"This volume was made. Without its file it was lost, or its disk is absent.\n";
+/// What the mark of a volume says, for people: that it is there counts, and its last line.
+const MARK: &str = "This volume was made. Without its file it was lost, or its disk is absent.\n";
+/// What begins that line: the storage pool it was made in. A mark without it is of `local`.
+const MARK_POOL: &str = "Storage pool: ";
+/// More than a mark has, in bytes.
+const MARK_MOST: u64 = 4096;
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Address space of `qemu-img`, in bytes: it keeps many threads and their stacks while it copies.
@@ -60,9 +64,12 @@ pub(super) const fn with_tables(size: u64) -> u64 {
     size.saturating_add(size / 512).saturating_add(64 << 20)
 }
 
-/// What is there of a volume.
+/// What is there of a volume in the pool `local`.
 pub(super) fn observe(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
-    let mut found = observe_mark(paths, id)?;
+    let mut found = VolumeFiles {
+        made: marked_pool(paths, id)?.is_some(),
+        ..VolumeFiles::default()
+    };
     for format in FORMATS {
         let path = paths.volume_file(id, format);
         if is_file(&path)? {
@@ -75,14 +82,6 @@ pub(super) fn observe(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, Storag
         found.leaving |= is_file(&leaving(paths, id, format))?;
     }
     Ok(found)
-}
-
-/// Whether a volume was made, in whatever pool.
-pub(super) fn observe_mark(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
-    Ok(VolumeFiles {
-        made: is_file(&paths.volume_mark(id))?,
-        ..VolumeFiles::default()
-    })
 }
 
 /// Ids of all volumes of which anything is there.
@@ -383,14 +382,31 @@ async fn resize(
         .map(drop)
 }
 
-/// Notes durably that a volume was made.
-pub(super) fn mark(paths: &Paths, id: VolumeId) -> Result<(), StorageFault> {
+/// Notes durably that a volume was made, and in which pool.
+pub(super) fn mark(paths: &Paths, id: VolumeId, pool: &PoolName) -> Result<(), StorageFault> {
     let path = paths.volume_mark(id);
     if is_file(&path)? {
         return Ok(());
     }
     instances::make_root(&paths.made)?;
-    write_atomically(&path, MARK).map_err(|source| StorageFault::io("write", &path, source))
+    let text = format!("{MARK}{MARK_POOL}{pool}\n");
+    write_atomically(&path, text.as_bytes())
+        .map_err(|source| StorageFault::io("write", &path, source))
+}
+
+/// The pool that a volume was made in; `None`: it was not made, or its tombstone was carried out.
+pub(super) fn marked_pool(paths: &Paths, id: VolumeId) -> Result<Option<PoolName>, StorageFault> {
+    let path = paths.volume_mark(id);
+    if !is_file(&path)? {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    open(&path)
+        .and_then(|file| file.take(MARK_MOST).read_to_string(&mut text))
+        .map_err(|source| StorageFault::io("read", &path, source))?;
+    let named = text.lines().find_map(|line| line.strip_prefix(MARK_POOL));
+    let pool = named.and_then(|name| name.parse().ok());
+    Ok(Some(pool.unwrap_or_default()))
 }
 
 /// Makes a volume that no guest has larger, unless it is.
