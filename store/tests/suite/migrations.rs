@@ -169,7 +169,7 @@ async fn rows_of_the_second_schema_are_read_by_the_third(database: Arc<TestDatab
     for sql in [
         "DROP TABLE attachments",
         "DROP TABLE volumes",
-        "DELETE FROM berth_migrations WHERE version = 'm0003_volumes'",
+        "DELETE FROM berth_migrations WHERE version IN ('m0003_volumes', 'm0005_pools')",
     ] {
         connection.execute_unprepared(sql).await.unwrap();
     }
