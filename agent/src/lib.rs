@@ -5,6 +5,7 @@
 //! - [`inbox`] takes documents off `compute.<host>`, journals them on disk and only then acknowledges them.
 //! - [`decide`] is pure: desired × observed → an ordered plan that is plain data.
 //! - [`act`] is I/O behind narrow traits: libvirt, the kernel's network, files and images.
+//! - [`ask`] answers what somebody wants to know of a guest, and nothing else.
 //! - [`report`] tells the scheduler what was observed, and sends heartbeats.
 //! - [`engine`] runs the loop over all of it.
 //! - [`wiring`] joins these to an agent; [`service`] runs one on its machine, [`sim`] many on hosts in memory.
@@ -13,6 +14,7 @@
 //! killed or upgraded at any instant.
 
 pub mod act;
+pub mod ask;
 pub mod config;
 pub mod decide;
 pub mod engine;

@@ -6,7 +6,11 @@ pub mod usage;
 use std::collections::BTreeMap;
 
 use self::usage::{UsageCollector, UsageFigures};
-use crate::{act::PoolState, decide::image_cache::Reason};
+use crate::{
+    act::PoolState,
+    ask::Outcome,
+    decide::{breaker::BreakerState, image_cache::Reason},
+};
 use berth_common::{
     document::Kind,
     message::report::FaultCode,
@@ -31,6 +35,8 @@ pub struct AgentMetrics {
     unclaimed: IntGaugeVec,
     domains: IntGaugeVec,
     stuck: IntGauge,
+    questions: IntCounterVec,
+    breaker: IntGaugeVec,
     images: IntGauge,
     image_bytes: IntGauge,
     image_evictions: IntCounterVec,
@@ -109,6 +115,17 @@ impl AgentMetrics {
                 &["owner", "state"],
             )?,
             stuck: metrics.gauge("berth_agent_libvirt_stuck_calls", "Calls to libvirt that hang.")?,
+            breaker: metrics.gauges(
+                "berth_agent_libvirt_breaker",
+                "Whether libvirt is asked (closed), not asked because it did not answer (open), or tried (probing): 1 for the \
+                 state that it is in.",
+                &["state"],
+            )?,
+            questions: metrics.counters(
+                "berth_agent_questions_total",
+                "Questions about instances, by kind and outcome (answered, refused, failed, busy, expired, unusable).",
+                &["kind", "outcome"],
+            )?,
             images: metrics.gauge("berth_agent_images_cached", "Images in the cache.")?,
             image_evictions: metrics.counters(
                 "berth_agent_image_evictions_total",
@@ -206,6 +223,22 @@ impl AgentMetrics {
     /// So many calls to libvirt hang.
     pub fn stuck(&self, count: usize) {
         self.stuck.set(whole(count));
+    }
+
+    /// Whether libvirt is asked.
+    pub fn breaker(&self, now: BreakerState) {
+        for state in BreakerState::ALL {
+            self.breaker
+                .with_label_values(&[state.as_str()])
+                .set(i64::from(state == now));
+        }
+    }
+
+    /// That became of a question.
+    pub fn question(&self, kind: &'static str, outcome: Outcome) {
+        self.questions
+            .with_label_values(&[kind, outcome.as_str()])
+            .inc();
     }
 
     /// So many more files were removed from the image cache.

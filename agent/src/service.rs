@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     act::{
         Compute, Storage,
+        inspect::Guests,
         libvirt::{Libvirt, Options, VirtTypeChoice},
         machine::ThisMachine,
         net::KernelNet,
@@ -52,6 +53,8 @@ use crate::{
 const ASK_LIBVIRT: Duration = Duration::from_secs(2);
 /// How often figures are gathered that nobody else sets.
 const GATHER: Duration = Duration::from_secs(30);
+/// How often it is looked whether libvirt is asked: it takes no call.
+const WATCH_BREAKER: Duration = Duration::from_secs(1);
 /// How often old images are looked for: days pass before one is old, and all disks' headers are read.
 const EVICT: Duration = Duration::from_secs(3600);
 /// How often it is tried to mend what a full disk prevented.
@@ -120,6 +123,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             storage: files,
             net: Arc::new(KernelNet::new(state.root())),
         },
+        inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
             physical_networks: config.physical_networks.clone(),
             pci_pools: config.pci_pools.clone(),
@@ -168,6 +172,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         figures: agent_metrics.usage().clone(),
     };
     beside.spawn(meter.run(cancel.clone()));
+    beside.spawn(until_cancelled(
+        watch_breaker(Arc::clone(&libvirt), agent_metrics.clone()),
+        cancel.clone(),
+    ));
     beside.spawn(until_cancelled(
         gather(libvirt, storage, agent_metrics),
         cancel.clone(),
@@ -280,6 +288,14 @@ async fn gather(libvirt: Arc<Libvirt>, storage: Arc<DirStorage>, metrics: AgentM
             }
         }
         sleep(GATHER).await;
+    }
+}
+
+/// Shows whether libvirt is asked.
+async fn watch_breaker(libvirt: Arc<Libvirt>, metrics: AgentMetrics) {
+    loop {
+        metrics.breaker(libvirt.breaker_state());
+        sleep(WATCH_BREAKER).await;
     }
 }
 

@@ -254,6 +254,7 @@ impl Start<'_> {
                 storage: Arc::new(host.host.clone()),
                 net: Arc::new(host.host.clone()),
             },
+            inspect: Arc::new(host.host.clone()),
             machine: Arc::new(host.host.clone()),
             facts,
             bus: Arc::clone(&bus),

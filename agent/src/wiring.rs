@@ -1,4 +1,4 @@
-//! An agent's parts, joined: inbox, engine, reports and the pulse over one host and one connection. The agent of a
+//! An agent's parts, joined: inbox, engine, answers, reports and the pulse over one host and one connection. The agent of a
 //! real machine ([`crate::service`]) and simulated ones ([`crate::sim`]) are put together here.
 //!
 //! It knows neither libvirt nor RabbitMQ nor a configuration file: it gets a host, a bus and figures.
@@ -19,7 +19,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    act::machine::Measure,
+    act::{inspect::Inspect, machine::Measure},
+    ask::Answerer,
     decide::instance::HostFacts,
     engine::{Engine, Host, Parts},
     inbox::{
@@ -49,6 +50,8 @@ pub struct Setup {
     pub ballast: Ballast,
     /// What acts on it.
     pub acts: Host,
+    /// What is asked about its guests.
+    pub inspect: Arc<dyn Inspect>,
     /// How its processors and memory are measured.
     pub machine: Arc<dyn Measure>,
     /// What it can do, once that is known.
@@ -72,6 +75,7 @@ pub struct Agent {
     bus: Arc<dyn Bus>,
     metrics: AgentMetrics,
     inbox: Inbox,
+    answerer: Answerer,
     engine: Engine,
     reports: Reports,
     sender: Sender,
@@ -103,6 +107,14 @@ impl Agent {
             concurrent_operations: setup.concurrent_operations,
         });
         Ok(Self {
+            answerer: Answerer {
+                bus: Arc::clone(&setup.bus),
+                host_id: setup.host_id,
+                host: setup.host.clone(),
+                journal: Arc::clone(&journal),
+                inspect: setup.inspect,
+                metrics: setup.metrics.clone(),
+            },
             inbox: Inbox {
                 bus: Arc::clone(&setup.bus),
                 host_id: setup.host_id,
@@ -161,6 +173,7 @@ impl Agent {
         );
         let mut tasks = beside;
         tasks.spawn(self.inbox.run(cancel.clone()));
+        tasks.spawn(self.answerer.run(cancel.clone()));
         tasks.spawn(self.engine.run(cancel.clone()));
         let mut outcome = Ok(());
         loop {

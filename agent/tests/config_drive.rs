@@ -65,7 +65,7 @@ impl Host {
         };
         StorageStep::CreateConfigDrive(ConfigDrivePlan {
             instance: id,
-            path: self.paths.config_drive(id),
+            path: self.paths.config_drive(id, None),
             files: FILES.map(file).into(),
         })
     }
@@ -100,9 +100,9 @@ async fn a_guest_finds_every_file_under_the_label_that_cloud_init_looks_for() {
             .unwrap();
     }
     let files = host.storage.observe(id).await.unwrap();
-    assert!(files.directory && files.config_drive && files.disks.is_empty());
+    assert!(files.directory && files.config_drives.contains(&None) && files.disks.is_empty());
     assert_eq!(host.names(id), ["config.iso"], "nothing else is left");
-    let image = host.paths.config_drive(id);
+    let image = host.paths.config_drive(id, None);
     let mode = fs::metadata(&image).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600, "it may hold secrets");
 
@@ -141,7 +141,7 @@ async fn a_tool_that_is_missing_or_fails_leaves_nothing_and_is_told() {
         assert!(chain.contains("could not make the config drive"), "{chain}");
         assert!(host.names(id).is_empty(), "{:?}", host.names(id));
         let files = host.storage.observe(id).await.unwrap();
-        assert!(!files.config_drive);
+        assert!(files.config_drives.is_empty());
     };
     check(
         "/nonexistent/xorriso".into(),

@@ -7,6 +7,10 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "engine/boot.rs"]
+mod boot;
+#[path = "engine/snapshots.rs"]
+mod snapshots;
 #[path = "engine/volumes.rs"]
 mod volumes;
 
@@ -28,7 +32,8 @@ use berth_agent::{
     },
     decide::{
         domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
-        instance::{DiskPlan, HostFacts, Paths, StorageStep, domain_config},
+        instance::{DiskName, DiskPlan, HostFacts, Paths, StorageStep, domain_config},
+        snapshot::BackupJob,
     },
     engine::{Engine, Host, Parts},
     inbox::{Inbox, journal::Journal},
@@ -50,7 +55,7 @@ use berth_common::{
     ids::{HostId, InstanceId, NetworkId, Nonce, PortId, RouterId, SubnetId, VolumeId},
     message::{
         catalogue::document_type,
-        report::{ConvergeStatus, FaultCode, PowerState, Report, ResourceReport},
+        report::{BootDisk, ConvergeStatus, FaultCode, PowerState, Report, ResourceReport},
     },
     names::{HostName, ImageUrl, MacAddress, PoolName},
     telemetry::{health::Health, registry::Metrics},
@@ -121,6 +126,11 @@ impl Compute for FlakyLibvirt {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         self.ask()?;
         Compute::job(&self.host, instance).await
+    }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        self.ask()?;
+        Compute::backups(&self.host).await
     }
 }
 
@@ -420,6 +430,7 @@ impl Wish {
                     sha256: "ab".repeat(32).parse().unwrap(),
                     format: ImageFormat::Qcow2,
                 }),
+                incarnation: None,
             }],
             ports: vec![InstancePort {
                 id: self.port,
@@ -430,6 +441,8 @@ impl Wish {
             }],
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }
     }
 
@@ -922,7 +935,7 @@ async fn files_that_reappear_are_removed_again() {
     let DiskSource::Image(image) = wish.spec().disks.remove(0).source;
     let disk = StorageStep::CreateDisk(DiskPlan {
         instance: wish.instance,
-        index: 0,
+        name: DiskName::first(0),
         path: "/somewhere".into(),
         size: ByteCount::from_gb(DiskGb::new(1).unwrap()),
         format: DiskFormat::Qcow2,
@@ -973,7 +986,7 @@ async fn a_change_to_a_refused_instance_is_noticed() {
     let stop = wish.instance(2, stopped);
     lab.send(&stop).await;
     lab.wait_status(&stop, ConvergeStatus::Converged).await;
-    lab.host.lose_disk(wish.instance, 0);
+    lab.host.lose_disk(wish.instance, DiskName::first(0));
     let start = wish.instance(3, |_| {});
     lab.send(&start).await;
     lab.wait_status(&start, ConvergeStatus::Failed).await;
@@ -1238,7 +1251,7 @@ async fn unusable_messages_go_to_the_dead_with_their_reason_and_the_next_is_serv
         ),
         (
             Message::from_json("document.instance", 9, "x", body(&instance)),
-            "must be 2",
+            "must be 3",
         ),
         (
             Message::from_json("instance.create", DOCUMENT_VERSION, "x", body(&instance)),

@@ -6,6 +6,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "libvirt/orphans.rs"]
+mod orphans;
 mod support;
 
 use std::{
@@ -13,25 +15,26 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use berth_agent::{
     act::{
-        ActError, Compute,
+        ActError, Compute, Usage,
         libvirt::{Libvirt, Limits, Options, VirtTypeChoice},
     },
     decide::{
+        breaker::BreakerState,
         domain::{
-            DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved,
-            DomainStep, OffReason, VirtType,
+            BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic,
+            DomainObserved, DomainStep, OffReason, VirtType,
         },
         names,
     },
 };
 use berth_common::{
     document::{VolumeAccess, VolumeLimits},
-    ids::{InstanceId, NetworkId, Nonce, PortId},
+    ids::{InstanceId, NetworkId, Nonce, PortId, SnapshotId},
     message::report::{FaultCode, PowerState},
     names::MacAddress,
     units::{ByteCount, Generation, MemoryMb, Vcpus},
@@ -572,6 +575,57 @@ async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
 }
 
 #[tokio::test]
+async fn a_libvirtd_that_hangs_on_is_not_asked_any_more_until_it_is_back() {
+    let hypervisor = Hypervisor::start();
+    let options = Options {
+        observe_deadline: Duration::from_secs(1),
+        usage_deadline: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let libvirt = Libvirt::start(&hypervisor.uri(), options);
+    assert_eq!(libvirt.observe().await.unwrap(), []);
+    hypervisor.signal_libvirtd("STOP");
+    let since = chrono::Utc::now();
+    for _ in 0..3 {
+        assert_eq!(libvirt.breaker_state(), BreakerState::Closed);
+        let error = chain(&libvirt.observe().await.unwrap_err());
+        assert!(error.contains("no answer within 1 s"), "{error}");
+    }
+    assert_eq!(libvirt.breaker_state(), BreakerState::Open);
+    let stuck = libvirt.stuck_calls();
+
+    // However many ask, nobody waits for longer than a probe takes, and no thread more than the probe's hangs.
+    let mut refused = 0;
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(6) {
+        let asked = Instant::now();
+        let error = chain(&libvirt.observe().await.unwrap_err());
+        assert!(error.contains("does not answer since"), "{error}");
+        let year = since.format("%Y-").to_string();
+        assert!(error.contains(&year), "{error}");
+        assert!(asked.elapsed() < Duration::from_secs(4), "{error}");
+        let error = chain(&libvirt.usage().await.unwrap_err());
+        assert!(error.contains("it was not asked"), "{error}");
+        refused += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(refused > 5, "{refused}");
+    assert!(libvirt.stuck_calls() <= stuck + 2, "{stuck}");
+
+    hypervisor.signal_libvirtd("CONT");
+    let back = Instant::now();
+    while let Err(error) = libvirt.observe().await {
+        assert!(
+            back.elapsed() < Duration::from_secs(10),
+            "{}",
+            chain(&error)
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(libvirt.breaker_state(), BreakerState::Closed);
+}
+
+#[tokio::test]
 async fn an_absent_libvirtd_is_told_by_its_address_and_may_come_later() {
     let libvirt = Libvirt::start(
         "qemu+unix:///system?socket=/nonexistent/libvirt-sock",
@@ -706,5 +760,195 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
     };
     tokio::time::timeout(LIMIT, given_back).await.unwrap();
     twice(&libvirt, DomainStep::Destroy(id)).await;
+    twice(&libvirt, DomainStep::Undefine(id)).await;
+}
+
+/// Bytes of the volume in the test of backup jobs: enough for a job to be seen at work.
+const KEPT: usize = 512 << 20;
+
+/// The guest's disk is written to as if by the guest: through the device it has it as.
+fn guest_writes(hypervisor: &Hypervisor, config: &DomainConfig, byte: u8, offset: usize) {
+    let monitor = |command: String| {
+        let output = Command::new("virsh")
+            .args(["-c", &hypervisor.uri(), "qemu-monitor-command", "--hmp"])
+            .args([names::domain(config.id), command])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
+    };
+    let devices = monitor("info block".to_owned());
+    let device = devices
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Attached to:"))
+        .map(str::trim)
+        .find(|device| device.contains("virtio-disk1"))
+        .unwrap_or_else(|| panic!("no vdb in {devices}"));
+    let answer = monitor(format!(
+        "qemu-io -d {device} \"write -P {byte} {offset} 1M\""
+    ));
+    // What becomes of it QEMU tells on its standard output only.
+    assert_eq!(answer.trim(), "");
+}
+
+/// Slows the job on the guest's volume down; answers whether there was one left to slow down.
+fn slowed(hypervisor: &Hypervisor, config: &DomainConfig) -> bool {
+    Command::new("virsh")
+        .args(["-c", &hypervisor.uri(), "blockjob"])
+        .args([&names::domain(config.id), "vdb", "--bandwidth", "1"])
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+/// The content of a qcow2 file.
+fn content(path: &Path) -> Vec<u8> {
+    let raw = path.with_extension("read-back");
+    // The job has ended a moment before QEMU lets go of the file.
+    wait_for("the file to be free", || {
+        let output = Command::new("qemu-img")
+            .args(["convert", "-f", "qcow2", "-O", "raw"])
+            .args([path, &raw])
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    });
+    let content = fs::read(&raw).unwrap();
+    fs::remove_file(raw).unwrap();
+    content
+}
+
+#[tokio::test]
+async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ended() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let mut config = instance(&hypervisor);
+    let id = config.id;
+    let folder = config.disks[0].path.parent().unwrap().to_owned();
+    let path = folder.join("volume.raw");
+    let mut expected = vec![0x41_u8; KEPT];
+    fs::write(&path, &expected).unwrap();
+    config.disks.push(DomainDisk {
+        path: path.clone(),
+        format: "raw",
+        backing: Vec::new(),
+        target: "vdb".to_owned(),
+        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits::default(),
+    });
+    config.metadata.digest = config.digest();
+    let file = folder.join(".live-1.qcow2");
+    let backup = DomainStep::Backup(BackupPlan {
+        instance: id,
+        snapshot: SnapshotId::new(),
+        target: "vdb".to_owned(),
+        file: file.clone(),
+    });
+    let abort = DomainStep::AbortBackup {
+        instance: id,
+        file: file.clone(),
+    };
+    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+
+    // A guest that is off has nothing that QEMU could copy; one that stands still has.
+    let error = libvirt.apply(&backup).await.unwrap_err();
+    assert!(chain(&error).contains("its guest is not on"), "{error:?}");
+    twice(&libvirt, DomainStep::StartPaused(id)).await;
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    libvirt.apply(&backup).await.unwrap();
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    assert!(content(&file) == expected, "it is another content");
+    // A file that is there is not written over.
+    libvirt.apply(&backup).await.unwrap_err();
+    fs::remove_file(&file).unwrap();
+    twice(&libvirt, DomainStep::Resume(id)).await;
+    wait_for_console(&config, BOOTED, 1);
+
+    // What the guest writes after it began is not in it, wherever it writes.
+    let started = async || {
+        let jobs = libvirt.backups().await.unwrap();
+        let job = jobs.iter().find(|job| job.instance == id)?;
+        assert_eq!(job.files.as_slice(), std::slice::from_ref(&file));
+        Some(())
+    };
+    {
+        let mut work = std::pin::pin!(libvirt.apply(&backup));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => panic!("it was done before it was seen: {result:?}"),
+                seen = started() => if seen.is_some() { break },
+            }
+        }
+        guest_writes(&hypervisor, &config, 0x42, KEPT - (1 << 20));
+        work.await.unwrap();
+    }
+    assert!(
+        content(&file) == expected,
+        "it holds what was written later"
+    );
+    expected[KEPT - (1 << 20)..].fill(0x42);
+    assert!(
+        fs::read(&path).unwrap() == expected,
+        "the guest's write is lost"
+    );
+    fs::remove_file(&file).unwrap();
+
+    // Whoever began it dies: the job goes on, is seen by the next one, and ended.
+    {
+        let mut work = std::pin::pin!(libvirt.apply(&backup));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => panic!("it was done before it was seen: {result:?}"),
+                seen = started() => if seen.is_some() { break },
+            }
+        }
+    }
+    if slowed(&hypervisor, &config) {
+        assert!(started().await.is_some(), "it ended with its agent");
+        let other = DomainStep::Backup(BackupPlan {
+            instance: id,
+            snapshot: SnapshotId::new(),
+            target: "vda".to_owned(),
+            file: folder.join(".live-2.qcow2"),
+        });
+        libvirt.apply(&other).await.unwrap_err();
+    }
+    let elsewhere = DomainStep::AbortBackup {
+        instance: id,
+        file: folder.join("elsewhere"),
+    };
+    libvirt.apply(&elsewhere).await.unwrap();
+    twice(&libvirt, abort).await;
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    if file.exists() {
+        fs::remove_file(&file).unwrap();
+    }
+    libvirt.apply(&backup).await.unwrap();
+    assert!(content(&file) == expected, "it is another content");
+    fs::remove_file(&file).unwrap();
+
+    // Switching the guest off ends it, and that is no success.
+    let mut work = std::pin::pin!(libvirt.apply(&backup));
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut work => panic!("it was done before it was seen: {result:?}"),
+            seen = started() => if seen.is_some() { break },
+        }
+    }
+    let slow = slowed(&hypervisor, &config);
+    twice(&libvirt, DomainStep::Destroy(id)).await;
+    match work.await {
+        Ok(()) => assert!(!slow, "half a copy counts as whole"),
+        Err(error) => assert!(error.retryable, "{error:?}"),
+    }
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }

@@ -164,10 +164,13 @@ fn instance(host: &SimHost, power: DesiredPower) -> Document {
                     sha256: "ab".repeat(32).parse().unwrap(),
                     format: ImageFormat::Qcow2,
                 }),
+                incarnation: None,
             }],
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }),
     })
 }

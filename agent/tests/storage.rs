@@ -7,6 +7,8 @@
     reason = "a panic in a test is a failed assertion"
 )]
 
+#[path = "storage/snapshots.rs"]
+mod snapshots;
 #[path = "storage/volumes.rs"]
 mod volumes;
 
@@ -32,11 +34,13 @@ use berth_agent::{
         ActError, Progress, Storage,
         storage::{DirStorage, KeepFree, StorageOptions},
     },
-    decide::instance::{DiskPlan, InstanceFiles, LargerDisk, Paths, StorageStep},
+    decide::instance::{
+        DiskName, DiskPlan, InstanceFiles, LargerDisk, OldFile, Paths, StorageStep,
+    },
 };
 use berth_common::{
-    document::{DiskFormat, ImageFormat, ImageRef},
-    ids::InstanceId,
+    document::{DiskFormat, ImageFormat, ImageRef, Incarnation},
+    ids::{InstanceId, Nonce},
     message::report::FaultCode,
     names::ImageSha256,
     units::ByteCount,
@@ -136,8 +140,10 @@ impl Host {
     fn plan(&self, instance: InstanceId, image: &ImageRef, size: u64) -> DiskPlan {
         DiskPlan {
             instance,
-            index: 0,
-            path: self.paths.disk(instance, 0, DiskFormat::Qcow2),
+            name: DiskName::first(0),
+            path: self
+                .paths
+                .disk(instance, DiskName::first(0), DiskFormat::Qcow2),
             size: ByteCount::clamped(size),
             format: DiskFormat::Qcow2,
             image: image.clone(),
@@ -500,9 +506,9 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
 
     let files = InstanceFiles {
         directory: true,
-        disks: BTreeSet::from([0]),
-        sizes: BTreeMap::from([(0, ByteCount::clamped(3 << 30))]),
-        config_drive: false,
+        disks: BTreeSet::from([DiskName::first(0)]),
+        sizes: BTreeMap::from([(DiskName::first(0), ByteCount::clamped(3 << 30))]),
+        config_drives: BTreeSet::new(),
     };
     assert_eq!(host.storage.observe(id).await.unwrap(), files);
     assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
@@ -512,7 +518,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
     let grow = |size| {
         StorageStep::GrowDisk(LargerDisk {
             instance: id,
-            index: 0,
+            name: DiskName::first(0),
             path: plan.path.clone(),
             format: plan.format,
             size: ByteCount::clamped(size),
@@ -527,7 +533,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
             .await
             .unwrap();
         let sizes = host.storage.observe(id).await.unwrap().sizes;
-        assert_eq!(sizes[&0], ByteCount::clamped(5 << 30));
+        assert_eq!(sizes[&DiskName::first(0)], ByteCount::clamped(5 << 30));
     }
     fs::rename(&elsewhere, &cached_path).unwrap();
 
@@ -593,7 +599,7 @@ async fn an_instance_directory_lets_qemu_in_but_not_at_what_others_made() {
         0o711
     );
     assert_eq!(
-        fs::metadata(host.paths.disk(id, 0, DiskFormat::Qcow2))
+        fs::metadata(host.paths.disk(id, DiskName::first(0), DiskFormat::Qcow2))
             .unwrap()
             .mode()
             & 0o777,
@@ -2728,12 +2734,59 @@ async fn removal_follows_no_link() {
             directory: true,
             disks: BTreeSet::new(),
             sizes: BTreeMap::new(),
-            config_drive: false,
+            config_drives: BTreeSet::new(),
         }
     );
     host.remove(id).await.unwrap();
     assert!(!host.paths.instance(id).exists());
     assert_eq!(fs::read(precious.join("file")).unwrap(), b"keep me");
+}
+
+#[tokio::test]
+async fn disks_of_several_wishes_lie_side_by_side_and_only_old_ones_are_removed() {
+    let host = Host::new();
+    let bytes = qcow2(&host, &[]);
+    let url = format!("file://{}", host.file("image", &bytes).display());
+    let image = image(&url, &bytes, ImageFormat::Qcow2);
+    host.fetch(&image).await.unwrap();
+    let id = InstanceId::new();
+    let first = host.plan(id, &image, 1 << 30);
+    let nonce = Nonce::new();
+    let rebuilt = DiskName::Own {
+        index: 0,
+        incarnation: Some(Incarnation { number: 1, nonce }),
+    };
+    let mut all = vec![first.clone()];
+    for name in [rebuilt, DiskName::Rescue(nonce)] {
+        all.push(DiskPlan {
+            name,
+            path: host.paths.disk(id, name, DiskFormat::Qcow2),
+            ..first.clone()
+        });
+    }
+    for plan in &all {
+        host.create(plan).await.unwrap();
+    }
+    let found = host.storage.observe(id).await.unwrap();
+    let wanted: BTreeSet<DiskName> = all.iter().map(|plan| plan.name).collect();
+    assert_eq!((&found.disks, found.sizes.len()), (&wanted, 3));
+
+    let remove = async |name: &str| {
+        let step = StorageStep::RemoveOldFile(OldFile {
+            instance: id,
+            name: name.to_owned(),
+        });
+        host.storage.apply(&step, &Progress::new(None)).await
+    };
+    for _ in 0..2 {
+        remove("disk0.qcow2").await.unwrap();
+        let left = host.storage.observe(id).await.unwrap().disks;
+        assert_eq!(left.len(), 2);
+    }
+    for other in ["console.log", "../../images/x", ".", "disk0.qcow2/x"] {
+        let error = remove(other).await.unwrap_err();
+        assert_eq!(error.code, FaultCode::ForeignObject, "{other}");
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ a killed agent
@@ -2814,7 +2867,7 @@ async fn a_killed_agent_leaves_only_what_sweep_removes() {
     }
     assert_eq!(
         host.storage.observe(id).await.unwrap().disks,
-        BTreeSet::from([1])
+        BTreeSet::from([DiskName::first(1)])
     );
     for _ in 0..2 {
         host.storage.sweep().await.unwrap();

@@ -217,6 +217,7 @@ fn document(id: InstanceId, host_id: HostId, name: &str) -> Document {
         size_gb: flavor.disk_gb,
         format: DiskFormat::Qcow2,
         source: DiskSource::Image(image),
+        incarnation: None,
     };
     Document::Instance(Desired {
         id,
@@ -233,6 +234,8 @@ fn document(id: InstanceId, host_id: HostId, name: &str) -> Document {
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }),
     })
 }

@@ -107,6 +107,8 @@ typed_ids! {
     PortId = "port id";
     /// A volume.
     VolumeId = "volume id";
+    /// A snapshot of a volume. Chosen by the client that asks for it.
+    SnapshotId = "snapshot id";
     /// A router.
     RouterId = "router id";
     /// A host aggregate. Chosen by the client that asks for it.

@@ -149,6 +149,10 @@ text_types! {
         |text| (1..=32).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
             && text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    /// Name of a snapshot, unique among its project's living snapshots.
+    SnapshotName, "a snapshot name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
     /// Name of a project, the owner of resources.
     ProjectName, "a project name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",

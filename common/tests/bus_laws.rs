@@ -850,6 +850,53 @@ async fn who_consumes_a_queue_is_counted(h: &dyn Harness) {
     wait_count(None).await;
 }
 
+async fn questions_go_with_who_answers_them_and_with_their_time(h: &dyn Harness) {
+    let (asker, agent) = (h.bus().await, h.bus().await);
+    for bus in [&asker, &agent] {
+        wait_connected(bus).await;
+    }
+    let queue = QueueDecl::ask("hv1");
+    let ask = async |n: u32, patience: Duration| {
+        let mut question = number(n);
+        question.expiration = Some(patience);
+        asker.publish(Target::queue(&queue.name), question).await
+    };
+    let unheard = |asked: Result<(), PublishError>| {
+        assert!(
+            matches!(asked, Err(PublishError::Unroutable { .. })),
+            "{asked:?}"
+        );
+    };
+    unheard(ask(0, LIMIT).await);
+
+    let mut answers = agent.consume(&queue, 1).await.unwrap();
+    wait_depth(&asker, &queue.name, Some(0)).await;
+    ask(1, LIMIT).await.unwrap();
+    let (got, in_hand) = next_number(&mut answers).await;
+    assert_eq!(got, 1);
+    // One whose asker has given up is gone before it is anybody's turn.
+    ask(2, Duration::from_millis(100)).await.unwrap();
+    wait_depth(&asker, &queue.name, Some(0)).await;
+    ask(3, LIMIT).await.unwrap();
+    in_hand.ack().await;
+    let (got, delivery) = next_number(&mut answers).await;
+    assert_eq!(got, 3);
+    delivery.ack().await;
+    ask(4, LIMIT).await.unwrap();
+    drop(answers);
+    wait_depth(&asker, &queue.name, None).await;
+    unheard(ask(5, LIMIT).await);
+
+    // What was left there does not come back with the next one.
+    let mut answers = agent.consume(&queue, 1).await.unwrap();
+    ask(6, LIMIT).await.unwrap();
+    let (got, _) = next_number(&mut answers).await;
+    assert_eq!(got, 6);
+    agent.close().await;
+    wait_depth(&asker, &queue.name, None).await;
+    assert_eq!(asker.queue_depth(DEAD).await.unwrap().unwrap_or(0), 0);
+}
+
 async fn one_that_is_given_up_while_it_begins_consumes_nothing(h: &dyn Harness) {
     let sign = QueueDecl::standby();
     let (bus, asks) = (h.bus().await, h.bus().await);
@@ -1058,6 +1105,7 @@ laws! {
     a_queue_with_other_arguments_is_a_clear_error
     a_deleted_queue_is_made_again_by_its_consumer
     who_consumes_a_queue_is_counted
+    questions_go_with_who_answers_them_and_with_their_time
     one_that_is_given_up_while_it_begins_consumes_nothing
     closing_ends_consumers_and_publishers
     a_deleted_vhost_is_furnished_again_when_it_is_back

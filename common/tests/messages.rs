@@ -102,6 +102,7 @@ fn render() -> String {
     for (title, route) in [
         ("Requests", Route::Request),
         ("Documents", Route::Document),
+        ("Questions", Route::Question),
         ("Reports", Route::Report),
         ("Heartbeats", Route::Heartbeat),
     ] {

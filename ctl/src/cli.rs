@@ -6,6 +6,7 @@ mod instance;
 mod network;
 mod placement;
 mod server_group;
+mod snapshot;
 mod volume;
 
 use std::{ffi::OsString, fmt::Display, path::PathBuf, str::FromStr, time::Duration};
@@ -16,17 +17,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use self::{
     aggregate::{Aggregate, AggregateCreateArgs, AggregateSetArgs, Member},
     host::{Host, HostSetArgs, WithReason},
-    instance::{Instance, InstanceCreateArgs},
+    instance::{ConsoleArgs, Instance, InstanceCreateArgs},
     network::{Network, NetworkCreateArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
+    snapshot::Snapshot,
     volume::{Volume, VolumeCreateArgs},
 };
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    refused, or an instance or a volume is in error
+  1    refused, or an instance, a volume or a snapshot is in error
   2    a mistake in the command, the configuration or the instance file
   3    the message broker or the scheduler cannot be reached, or did not answer
   4    --wait ended before it was there; berth goes on with it
@@ -110,6 +112,9 @@ pub(crate) enum Command {
     /// Volumes: disks of their own, which outlive the instances they are attached to.
     #[command(subcommand)]
     Volume(Volume),
+    /// Snapshots: what volumes held at one moment, to make new volumes from.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Host aggregates: hypervisors with an availability zone, properties or ratios in common.
     #[command(subcommand)]
     Aggregate(Aggregate),
@@ -248,6 +253,11 @@ mod tests {
             "from 1 to 86400",
         );
         check("instance console web-1 --lines 0", "1..=10000");
+        check(
+            "instance console web-1 --local --follow",
+            "cannot be used with",
+        );
+        check("instance screenshot web-1", "--file");
         check("--timeout 0 host list", "from 1 to 3600");
         check("instance sotp web-1", "stop");
         check(
@@ -280,7 +290,16 @@ mod tests {
             "cannot be used with",
         );
         check("volume create data --size 1 --iops 0", "--iops");
+        check(
+            "volume create data --size 1 --from a --snapshot b",
+            "cannot be used with",
+        );
         check("volume attach data", "INSTANCE");
+        check("snapshot create monday", "--volume");
+        check(
+            "snapshot create a/b --volume data",
+            "a snapshot name must be",
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use berth_common::{
     },
     config::Secret,
     message::{
-        app,
+        app, question,
         request::{Method, Reply},
     },
     telemetry::{error_chain, trace::TraceContext},
@@ -123,7 +123,10 @@ impl Caller for Client {
 
 /// Whether a method only asks, and changes nothing.
 pub(crate) fn is_question(method: &str) -> bool {
-    method.ends_with(".show") || method.ends_with(".list") || method.starts_with("placement.")
+    question::is_question(method)
+        || method.ends_with(".show")
+        || method.ends_with(".list")
+        || method.starts_with("placement.")
 }
 
 fn bus_error(error: &BusError, address: &str) -> CtlError {
@@ -165,6 +168,11 @@ fn rpc_error(error: &RpcError, method: &str, address: &str) -> CtlError {
             }
         },
         RpcError::NotConnected { .. } | RpcError::Closed { .. } => unanswered(reason),
+        RpcError::Timeout { waited, .. } if question::is_question(method) => unanswered(format!(
+            "no answer to {method} within {} s. The instance's hypervisor may have stopped just now: `berthctl host \
+             list` shows how it is",
+            waited.as_secs()
+        )),
         RpcError::Timeout { waited, .. } => unanswered(format!(
             "no answer to {method} within {} s",
             waited.as_secs()
@@ -183,6 +191,8 @@ mod tests {
         check("placement.explain", true);
         check("placement.place", true);
         check("placement.capacity", true);
+        check("instance.console_output", true);
+        check("instance.ping_guest_agent", true);
         check("host.drain", false);
         check("aggregate.set", false);
     }

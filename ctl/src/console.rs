@@ -25,8 +25,8 @@ pub(crate) enum ConsoleError {
     NoHost(String),
     /// The log is on another machine.
     #[error(
-        "the console log of the instance is on hypervisor {host}, in {}; run `berthctl instance console` there, or read \
-         the file. (There is no such file on this machine. An instance that has not been powered on has none yet.)",
+        "the console log of the instance is on hypervisor {host}, in {}; leave --local away, or run the command there. \
+         (There is no such file on this machine. An instance that has not been powered on has none yet.)",
         path.display()
     )]
     Elsewhere {
@@ -54,6 +54,11 @@ pub(crate) struct Tail<'t> {
     pub(crate) path: &'t Path,
     /// Its last lines, harmless for a terminal.
     pub(crate) text: &'t str,
+}
+
+/// Where an agent keeps everything, unless its configuration says otherwise.
+pub(crate) fn state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/berth")
 }
 
 /// Where an agent keeps the console log of an instance.

@@ -87,6 +87,16 @@ pub(crate) enum CtlError {
         /// What its view says.
         fault: Option<Fault>,
     },
+    /// A snapshot that was waited for failed.
+    #[error(
+        "snapshot {snapshot} is in error ({}): {}", fault_code(.fault.as_ref()), fault_text(.fault.as_ref())
+    )]
+    SnapshotFailed {
+        /// Its name and id.
+        snapshot: String,
+        /// What its view says.
+        fault: Option<Fault>,
+    },
     /// Somebody wanted something else meanwhile.
     #[error("{subject}: {reason}")]
     Overtaken {
@@ -138,6 +148,14 @@ pub(crate) enum CtlError {
     /// The instance file cannot be read.
     #[error("the instance file {} {}", path.display(), unreadable(source))]
     ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A result that was to be in a file is not.
+    #[error("the file {} cannot be written: {source}", path.display())]
+    WriteFile {
         /// The file.
         path: PathBuf,
         /// What the system says.
@@ -329,10 +347,12 @@ impl CtlError {
             | Self::NoneCreated { .. }
             | Self::Failed { .. }
             | Self::VolumeFailed { .. }
+            | Self::SnapshotFailed { .. }
             | Self::Overtaken { .. }
             | Self::Console(_)
             | Self::Nonsense { .. }
             | Self::Output(_)
+            | Self::WriteFile { .. }
             | Self::Start(_) => 1,
             Self::Usage(_)
             | Self::Config(_)
@@ -366,6 +386,7 @@ impl CtlError {
             Self::FitsNowhere => "fits_nowhere",
             Self::Failed { .. } => "instance_in_error",
             Self::VolumeFailed { .. } => "volume_in_error",
+            Self::SnapshotFailed { .. } => "snapshot_in_error",
             Self::Overtaken { .. } => "overtaken",
             Self::NotYet { .. } => "not_yet",
             Self::InterruptedUnanswered { .. } | Self::InterruptedEarly | Self::Interrupted(_) => {
@@ -379,12 +400,12 @@ impl CtlError {
             Self::Unanswered { .. } => "unanswered",
             Self::Nonsense { .. } => "answer_not_understood",
             Self::Console(_) => "console",
-            Self::Output(_) | Self::Start(_) => "system",
+            Self::Output(_) | Self::WriteFile { .. } | Self::Start(_) => "system",
         }
     }
 
     /// Whether the same command may succeed later.
-    fn retryable(&self) -> bool {
+    pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Refused(refusal)
             | Self::NoHost { refusal, .. }
@@ -434,7 +455,9 @@ impl CtlError {
     /// For programs: one line.
     pub(crate) fn json(&self) -> String {
         let fault = match self {
-            Self::Failed { fault, .. } | Self::VolumeFailed { fault, .. } => fault.as_ref(),
+            Self::Failed { fault, .. }
+            | Self::VolumeFailed { fault, .. }
+            | Self::SnapshotFailed { fault, .. } => fault.as_ref(),
             _ => None,
         };
         let message = match self {

@@ -9,6 +9,23 @@ pub(crate) fn result(text: &str) -> io::Result<()> {
     written(io::stdout().lock(), text)
 }
 
+/// Whether anybody still reads what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listener {
+    There,
+    Gone,
+}
+
+/// Writes a piece of a result that has no end.
+pub(crate) fn stream(text: &str) -> io::Result<Listener> {
+    let mut to = io::stdout().lock();
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        Ok(()) => Ok(Listener::There),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Listener::Gone),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes an error or a progress line. Where even that fails, there is nobody to tell.
 pub(crate) fn remark(text: &str) {
     let _ = written(io::stderr().lock(), text);

@@ -16,6 +16,45 @@ pub(crate) fn visible_lines(text: &str) -> String {
     })
 }
 
+/// JSON text with escapes for what a terminal could obey. It means the same: such characters stand within strings only.
+pub(crate) fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character != '\n' && is_dangerous(character) {
+            // Writing to a String cannot fail; all of these are in the basic plane.
+            let _ = write!(escaped, "\\u{:04x}", u32::from(character));
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
+}
+
+/// Many lines of text that come in pieces, as [`visible_lines`] would show them in one piece.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    /// The last piece ended with a carriage return, which a line break may follow.
+    is_returning: bool,
+}
+
+impl Lines {
+    /// The next piece, as it is shown. A carriage return at its end is shown with what follows it.
+    pub(crate) fn add(&mut self, piece: &str) -> String {
+        let text = if std::mem::take(&mut self.is_returning) {
+            format!("\r{piece}")
+        } else {
+            piece.to_owned()
+        };
+        match text.strip_suffix('\r') {
+            Some(rest) => {
+                self.is_returning = true;
+                visible_lines(rest)
+            }
+            None => visible_lines(&text),
+        }
+    }
+}
+
 fn shown(text: &str, keep: impl Fn(char) -> bool) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -78,6 +117,23 @@ mod tests {
                 let line = visible(&text);
                 prop_assert!(!line.chars().any(char::is_control), "{line:?}");
             }
+        }
+
+        #[test]
+        fn pieces_are_shown_as_the_whole(text in "[a\r\n\x1b\u{9b}é]{0,20}", cut in 0_usize..20) {
+            let cut = text.floor_char_boundary(cut.min(text.len()));
+            let mut lines = Lines::default();
+            let shown = lines.add(&text[..cut]) + &lines.add(&text[cut..]) + &lines.add("!");
+            prop_assert_eq!(shown, visible_lines(&format!("{text}!")));
+        }
+
+        #[test]
+        fn escaped_json_means_the_same_and_drives_nothing(text in any::<String>()) {
+            let json = serde_json::to_string_pretty(&[&text, "\u{9b}31m\u{7f}\u{202e}"]).unwrap();
+            let escaped = escaped(&json);
+            prop_assert!(!escaped.chars().any(|c| is_dangerous(c) && c != '\n'), "{escaped:?}");
+            let back: Vec<String> = serde_json::from_str(&escaped).unwrap();
+            prop_assert_eq!(&back[0], &text);
         }
 
         #[test]

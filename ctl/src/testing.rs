@@ -6,7 +6,7 @@ use berth_common::{
     message::{
         placement::{AggregateView, DecisionView, ServerGroupView},
         request::Method,
-        view::{HostStatus, HostView, InstanceView, NetworkView, VolumeView},
+        view::{HostStatus, HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
     },
     refusal::{Refusal, RefusalCode},
 };
@@ -59,7 +59,8 @@ pub(crate) fn context(
 }
 
 /// The keys that say what a request is about, the first that is there.
-const SUBJECTS: [&str; 7] = [
+const SUBJECTS: [&str; 8] = [
+    "snapshot",
     "volume",
     "instance",
     "network",
@@ -177,6 +178,27 @@ pub(crate) fn volume() -> VolumeView {
         },
         "generation": 2,
         "observed_generation": 2,
+        "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:04:15Z",
+    }))
+}
+
+/// A snapshot that is whole.
+pub(crate) fn snapshot() -> SnapshotView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000009",
+        "name": "monday",
+        "project": "lab",
+        "volume_id": "0191e7a0-0000-7000-8000-000000000008",
+        "volume": "data",
+        "size_gb": 20,
+        "status": "available",
+        "progress": null,
+        "fault": null,
+        "host": "hv1",
+        "host_id": "0191e7a0-0000-7000-8000-000000000001",
+        "generation": 1,
+        "observed_generation": 1,
         "created_at": "2026-01-02T03:04:05Z",
         "updated_at": "2026-01-02T03:04:15Z",
     }))

@@ -1,8 +1,10 @@
-//! Waiting for an instance or a volume: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
-//! limit. What is waited for of a volume is in [`volume`].
+//! Waiting for an instance, a volume or a snapshot: [`Awaited::judge`] decides (pure), [`until`] asks again and again, within a
+//! limit. What is waited for of a volume is in [`volume`], and of a
+//! snapshot in [`snapshot`].
 //!
 //! Waiting changes nothing: what was accepted goes on, whether somebody waits for it or not.
 
+pub(crate) mod snapshot;
 pub(crate) mod volume;
 
 use std::time::Duration;
@@ -12,8 +14,9 @@ use berth_common::{
     message::{
         report::Fault,
         request::{
-            InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceShow,
-            Method, VolumeCreate, VolumeDelete,
+            InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceReboot, InstanceRebuild,
+            InstanceRescue, InstanceShow, Method, SnapshotCreate, SnapshotDelete, VolumeCreate,
+            VolumeDelete,
         },
         view::{InstanceView, VmState},
     },
@@ -129,6 +132,10 @@ pub(crate) enum Goal {
     Suspended,
     /// It runs again.
     Rebooted,
+    /// It runs from its rescue disk.
+    Rescued,
+    /// It is as it was, with a root disk that was made anew.
+    Rebuilt(DesiredPower),
     /// It is gone.
     Deleted,
 }
@@ -142,6 +149,8 @@ impl Goal {
             Self::Built(DesiredPower::Paused) | Self::Paused => "paused",
             Self::Built(DesiredPower::Suspended) | Self::Suspended => "suspended",
             Self::Rebooted => "rebooted",
+            Self::Rescued => "rescued",
+            Self::Rebuilt(_) => "rebuilt",
             Self::Deleted => "deleted",
         }
     }
@@ -149,8 +158,8 @@ impl Goal {
     /// The power the instance has to be wanted in, for the goal ever to be reached.
     const fn power(self) -> Option<DesiredPower> {
         match self {
-            Self::Built(power) => Some(power),
-            Self::Running | Self::Rebooted => Some(DesiredPower::Running),
+            Self::Built(power) | Self::Rebuilt(power) => Some(power),
+            Self::Running | Self::Rebooted | Self::Rescued => Some(DesiredPower::Running),
             Self::Stopped => Some(DesiredPower::Stopped),
             Self::Paused => Some(DesiredPower::Paused),
             Self::Suspended => Some(DesiredPower::Suspended),
@@ -330,10 +339,13 @@ pub(crate) async fn send<M: Method + Sync>(
 /// What sending a request again does.
 fn again(method: &str) -> &'static str {
     match method {
-        InstanceCreate::NAME | InstanceCreateMany::NAME | VolumeCreate::NAME => {
+        InstanceCreate::NAME
+        | InstanceCreateMany::NAME
+        | VolumeCreate::NAME
+        | SnapshotCreate::NAME => {
             "sending the same request again, with the same id: it is carried out only once"
         }
-        InstanceReboot::NAME => {
+        InstanceReboot::NAME | InstanceRescue::NAME | InstanceRebuild::NAME => {
             "sending the same request again, with the same nonce: it is carried out only once"
         }
         InstanceDelete::NAME => {
@@ -341,6 +353,9 @@ fn again(method: &str) -> &'static str {
         }
         VolumeDelete::NAME => {
             "sending the same request again, with the volume's id: no other can be meant"
+        }
+        SnapshotDelete::NAME => {
+            "sending the same request again, with the snapshot's id: no other can be meant"
         }
         method if is_question(method) => "asking again",
         method if method.starts_with("volume.") => {

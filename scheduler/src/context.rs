@@ -8,9 +8,9 @@ use std::{
 };
 
 use berth_common::{
-    bus::{Bus, compute_queue},
+    bus::{Bus, ask_queue, compute_queue},
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
     names::HostName,
     telemetry::error_chain,
 };
@@ -166,6 +166,15 @@ impl Writing<'_> {
         self.touched.entry(host).or_default().keys.insert(key);
     }
 
+    /// The document of a snapshot on a host may follow from other rows now.
+    pub fn touch_snapshot(&mut self, host: HostId, snapshot: SnapshotId) {
+        let key = DocumentKey {
+            kind: Kind::Snapshot,
+            id: snapshot.as_uuid(),
+        };
+        self.touched.entry(host).or_default().keys.insert(key);
+    }
+
     /// The document of an instance gets a new generation even if nothing differs.
     pub fn again(&mut self, host: HostId, instance: InstanceId) {
         self.touch_instance(host, instance);
@@ -255,13 +264,10 @@ impl Writing<'_> {
         drop(self.cloud);
         for (id, name) in self.forgotten {
             self.context.liveness(|liveness| liveness.forget(id));
-            if let Err(error) = self
-                .context
-                .bus
-                .delete_queue(&compute_queue(name.as_str()))
-                .await
-            {
-                tracing::warn!(host = %name, error = %error_chain(&error), "the queue of a forgotten host is left");
+            for queue in [compute_queue(name.as_str()), ask_queue(name.as_str())] {
+                if let Err(error) = self.context.bus.delete_queue(&queue).await {
+                    tracing::warn!(queue, error = %error_chain(&error), "the queue of a forgotten host is left");
+                }
             }
         }
         self.context.dispatch.send(self.fresh).await;

@@ -8,8 +8,8 @@ case $place in
 memory) file=/run/kept bytes=0 read_only=0 ;;
 vd[a-z])
 	file=/dev/$place bytes=0 read_only=0
-	# The disk it boots from has room behind its partition, which ends before 64 MiB.
-	[ "$place" != vda ] || sector=1000000
+	# A disk that one can boot from has room behind its partition, which ends before 64 MiB.
+	[ ! -e "/sys/class/block/${place}1" ] || sector=1000000
 	if [ -b "$file" ]; then
 		read -r sectors <"/sys/class/block/$place/size"
 		read -r read_only <"/sys/class/block/$place/ro"

@@ -76,6 +76,12 @@ pub(crate) const VOLUME_NAME: UniqueIndex = UniqueIndex {
     table: "volumes",
     columns: &["project", "live_name"],
 };
+/// A living snapshot's name in its project.
+pub(crate) const SNAPSHOT_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_snapshot_name",
+    table: "snapshots",
+    columns: &["project", "live_name"],
+};
 /// An instance's volumes have one position each.
 pub(crate) const ATTACHMENT_POSITION: UniqueIndex = UniqueIndex {
     name: "uq_attachment_position",
@@ -101,6 +107,7 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("leadership", &["id"]),
     ("volumes", &["id"]),
     ("attachments", &["volume_id"]),
+    ("snapshots", &["id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -113,6 +120,7 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (AGGREGATE_NAME.name, UniqueWhat::AggregateName),
         (SERVER_GROUP_NAME.name, UniqueWhat::ServerGroupName),
         (VOLUME_NAME.name, UniqueWhat::VolumeName),
+        (SNAPSHOT_NAME.name, UniqueWhat::SnapshotName),
     ];
     meanings
         .into_iter()
@@ -162,6 +170,7 @@ fn sqlite_index(message: &str) -> String {
         AGGREGATE_NAME,
         SERVER_GROUP_NAME,
         VOLUME_NAME,
+        SNAPSHOT_NAME,
         ATTACHMENT_POSITION,
     ];
     if PRIMARY_KEYS

@@ -39,6 +39,8 @@ pub enum UniqueWhat {
     ServerGroupName,
     /// The name of a living volume in its project.
     VolumeName,
+    /// The name of a living snapshot in its project.
+    SnapshotName,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -56,6 +58,7 @@ impl fmt::Display for UniqueWhat {
             Self::AggregateName => "the aggregate name",
             Self::ServerGroupName => "the server group name",
             Self::VolumeName => "the volume name",
+            Self::SnapshotName => "the snapshot name",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use berth_common::ids::{HostId, InstanceId, NetworkId, VolumeId};
+use berth_common::ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
     sea_query::SelectStatement,
@@ -18,6 +18,7 @@ use crate::{
     instances::{self, InstanceRow},
     networks::{self, NetworkRow},
     ports::{self, PortRow},
+    snapshots::{self, SnapshotRow},
     volumes::{self, VolumeRow},
 };
 
@@ -32,6 +33,8 @@ pub struct HostRows {
     pub volumes: Vec<VolumeRow>,
     /// Which of these instances have which of these volumes, by instance and position.
     pub attachments: Vec<AttachmentRow>,
+    /// The snapshots that are on the host and are not gone yet.
+    pub snapshots: Vec<SnapshotRow>,
 }
 
 /// The instances of a host: those with a current claim there that are not gone.
@@ -87,6 +90,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let networks = networks::load(db, networks_of(host)).await?;
     let volumes = volumes::of_host(db, host).await?;
     let attachments = attachments::load(db, attachments_of(host)).await?;
+    let snapshots = snapshots::of_host(db, host).await?;
     let mut by_instance: HashMap<_, Vec<PortRow>> = HashMap::new();
     for port in ports {
         by_instance.entry(port.instance_id).or_default().push(port);
@@ -103,10 +107,11 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
         networks,
         volumes,
         attachments,
+        snapshots,
     })
 }
 
-/// Some documents of a host: those of these instances, networks and volumes.
+/// Some documents of a host: those of these instances, networks, volumes and snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostPart {
     /// The instances.
@@ -115,12 +120,14 @@ pub struct HostPart {
     pub networks: BTreeSet<NetworkId>,
     /// The volumes.
     pub volumes: BTreeSet<VolumeId>,
+    /// The snapshots.
+    pub snapshots: BTreeSet<SnapshotId>,
 }
 
-/// Reads what some documents of some hosts are derived from: ten queries, and more only beyond thousands of ids.
+/// Reads what some documents of some hosts are derived from: eleven queries, and more only beyond thousands of ids.
 /// Every host that is asked for is in the answer.
 ///
-/// The documents of the instances, networks and volumes asked for come out as from all rows of the host, [`of_host`];
+/// The documents of the instances, networks, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
 /// what is asked for and not there has none. Others that come out are incomplete and must be left out: a network's
 /// document lists all ports on the host, so their instances are read too, with no other ports and no volumes; and an
 /// instance's document tells of its networks and its volumes.
@@ -153,7 +160,30 @@ pub async fn of_parts(
         .collect();
     found.add_neighbours(ports::on_hosts(db, &pairs).await?);
     found.add_volumes(db, &on_host, parts).await?;
-    found.read(db, parts).await
+    let mut rows = found.read(db, parts).await?;
+    add_snapshots(db, &mut rows, parts).await?;
+    Ok(rows)
+}
+
+/// Adds the snapshots asked for.
+async fn add_snapshots(
+    db: &impl Executor,
+    rows: &mut BTreeMap<HostId, HostRows>,
+    parts: &BTreeMap<HostId, HostPart>,
+) -> Result<(), StoreError> {
+    let ids: BTreeSet<SnapshotId> = parts
+        .values()
+        .flat_map(|part| &part.snapshots)
+        .copied()
+        .collect();
+    let ids: Vec<SnapshotId> = ids.into_iter().collect();
+    for snapshot in snapshots::of_ids(db, &ids).await? {
+        let host = snapshot.host_id.filter(|_| snapshot.deleted_at.is_none());
+        if let Some(of_host) = host.and_then(|host| rows.get_mut(&host)) {
+            of_host.snapshots.push(snapshot);
+        }
+    }
+    Ok(())
 }
 
 /// What was found so far of the parts of some hosts.

@@ -23,7 +23,7 @@ use crate::{
     aggregates, bulk,
     codec::{self, Amounts, RowReader, int, millis, prose, word},
     documents,
-    entity::{claim, host, volume},
+    entity::{claim, host, snapshot, volume},
     error::{StoreError, failed},
     executor::{Executor, scope},
 };
@@ -485,7 +485,7 @@ pub async fn set_overrides(
 /// Deletes a host, its documents and its places in aggregates, all or nothing.
 ///
 /// # Errors
-/// [`StoreError::InUse`] while an instance has a claim on it or a volume is on it, [`StoreError::NotFound`] if there is no such host.
+/// [`StoreError::InUse`] while an instance has a claim on it, or a volume or snapshot is on it, [`StoreError::NotFound`] if there is no such host.
 pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
     let in_use = |by| StoreError::InUse {
         table: TABLE,
@@ -509,6 +509,14 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
     if volumes > 0 {
         return Err(in_use("volumes"));
     }
+    let snapshots = snapshot::Entity::find()
+        .filter(snapshot::Column::HostId.eq(id.to_string()))
+        .count(&scope.handle())
+        .await
+        .map_err(failed("hosts::delete"))?;
+    if snapshots > 0 {
+        return Err(in_use("snapshots"));
+    }
     documents::delete_of_host(&scope.handle(), id).await?;
     aggregates::remove_host_from_all(&scope.handle(), id).await?;
     let deleted = host::Entity::delete_by_id(id.to_string())
@@ -516,7 +524,7 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
         .await
         .map_err(failed("hosts::delete"))
         .map_err(|error| match error {
-            // A claim, a volume, a document, or a place in an aggregate that came since.
+            // A claim, a volume, a snapshot, a document, or a place in an aggregate that came since.
             StoreError::ForeignKey { .. } => in_use("claims"),
             other => other,
         })?;

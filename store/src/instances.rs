@@ -2,15 +2,17 @@
 //!
 //! A row stays after the instance is deleted, so that a repeated request for the same id is recognised.
 
+use std::collections::BTreeMap;
+
 use berth_common::{
-    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Reboot},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, Incarnation, OnCrash, Reboot, Rescue},
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         placement::SchedulerHints,
-        report::{ConvergeStatus, Fault, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, PowerState},
         view::Resources,
     },
-    names::{ImageSha256, ImageUrl, InstanceName, ProjectName},
+    names::{ImageSha256, ImageUrl, InstanceName, ProjectName, PropertyKey, PropertyValue},
     units::Generation,
 };
 use chrono::{DateTime, Utc};
@@ -73,6 +75,25 @@ pub struct InstanceRow {
     pub failed_hosts: Vec<HostId>,
     /// What it finds on its config drive.
     pub config_drive: Option<ConfigDrive>,
+    /// What it boots from instead of its own disk.
+    pub desired_rescue: Option<Rescue>,
+    /// Which of its root disks is the one it shall have; `None`: the first.
+    pub desired_incarnation: Option<Incarnation>,
+    /// What is said of it: at first, what its config drive says.
+    pub metadata: BTreeMap<PropertyKey, PropertyValue>,
+    /// What becomes of it when its guest crashes.
+    pub on_crash: OnCrash,
+}
+
+/// What its owner calls an instance and says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description<'a> {
+    /// Its name.
+    pub name: &'a InstanceName,
+    /// What is said of it.
+    pub metadata: &'a BTreeMap<PropertyKey, PropertyValue>,
+    /// What becomes of it when its guest crashes.
+    pub on_crash: OnCrash,
 }
 
 /// How far the placement of an instance is.
@@ -97,6 +118,8 @@ pub struct InstanceObserved {
     pub power_state: PowerState,
     /// The last reboot that was carried out.
     pub reboot_nonce: Option<Nonce>,
+    /// What its domain boots from; `None`: the first disk, or there is no domain.
+    pub boot_disk: Option<BootDisk>,
     /// What the agent is busy with, for people.
     pub progress: Option<String>,
     /// What went wrong.
@@ -146,6 +169,7 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             .observed_reboot_nonce
             .map(|nonce| row.parsed("observed_reboot_nonce", nonce.parse()))
             .transpose()?,
+        boot_disk: row.opt_json("observed_boot_disk", model.observed_boot_disk.as_deref())?,
         progress: model.observed_progress,
         fault: row.fault(
             "observed_fault",
@@ -155,7 +179,14 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
         was_active: model.observed_was_active,
         at: row.opt_time("observed_at", model.observed_at)?,
     };
+    let config_drive: Option<ConfigDrive> =
+        row.opt_json("config_drive", model.config_drive.as_deref())?;
+    let metadata: Option<BTreeMap<PropertyKey, PropertyValue>> =
+        row.opt_json("metadata", model.metadata.as_deref())?;
+    let said = || config_drive.as_ref().map(|drive| drive.metadata.clone());
     Ok(InstanceRow {
+        metadata: metadata.or_else(said).unwrap_or_default(),
+        on_crash: row.opt_json("on_crash", model.on_crash.as_deref())?,
         id: row.parsed("id", model.id.parse())?,
         project: row.parsed("project", ProjectName::try_from(model.project))?,
         name: row.parsed("name", InstanceName::try_from(model.name))?,
@@ -190,7 +221,10 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             .transpose()?,
         attempt: row.int("attempt", model.attempt)?,
         failed_hosts: row.json("failed_hosts", &model.failed_hosts)?,
-        config_drive: row.opt_json("config_drive", model.config_drive.as_deref())?,
+        config_drive,
+        desired_rescue: row.opt_json("desired_rescue", model.desired_rescue.as_deref())?,
+        desired_incarnation: row
+            .opt_json("desired_incarnation", model.desired_incarnation.as_deref())?,
     })
 }
 
@@ -242,6 +276,14 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         attempt: i64::from(instance.attempt),
         failed_hosts: codec::json("instances.failed_hosts", &instance.failed_hosts)?,
         config_drive: codec::opt_json("instances.config_drive", &instance.config_drive)?,
+        desired_rescue: codec::opt_json("instances.desired_rescue", &instance.desired_rescue)?,
+        desired_incarnation: codec::opt_json(
+            "instances.desired_incarnation",
+            &instance.desired_incarnation,
+        )?,
+        observed_boot_disk: observed.boot_disk,
+        metadata: Some(codec::json("instances.metadata", &instance.metadata)?),
+        on_crash: codec::opt_json("instances.on_crash", &instance.on_crash)?,
     })
 }
 
@@ -257,6 +299,7 @@ struct ObservedColumns {
     generation: i64,
     power_state: String,
     reboot_nonce: Option<String>,
+    boot_disk: Option<String>,
     progress: Option<String>,
     fault_code: Option<String>,
     fault_message: Option<String>,
@@ -273,6 +316,7 @@ fn write_observed(observed: &InstanceObserved) -> Result<ObservedColumns, StoreE
         generation: int("instances.observed_generation", observed.generation.0)?,
         power_state: word("instances.observed_power_state", &observed.power_state)?,
         reboot_nonce: observed.reboot_nonce.map(|nonce| nonce.to_string()),
+        boot_disk: codec::opt_json("instances.observed_boot_disk", &observed.boot_disk)?,
         progress: observed.progress.as_deref().map(prose),
         fault_code,
         fault_message,
@@ -502,6 +546,64 @@ pub async fn set_desired_reboot(
     apply(db, id, "instances::set_desired_reboot", update).await
 }
 
+/// Sets what it is called and what is said of it.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance, [`StoreError::Unique`] with `InstanceName`.
+pub async fn set_description(
+    db: &impl Executor,
+    id: InstanceId,
+    description: &Description<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let metadata = codec::json("instances.metadata", description.metadata)?;
+    let on_crash = codec::opt_json("instances.on_crash", &description.on_crash)?;
+    let name = description.name.to_string();
+    let update = update(id, now)
+        .col_expr(Column::Name, Expr::value(name.clone()))
+        .col_expr(Column::LiveName, Expr::value(Some(name)))
+        .col_expr(Column::Metadata, Expr::value(Some(metadata)))
+        .col_expr(Column::OnCrash, Expr::value(on_crash))
+        .filter(Column::DeletedAt.is_null());
+    apply(db, id, "instances::set_description", update).await
+}
+
+/// Sets what it boots from instead of its own disk.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_desired_rescue(
+    db: &impl Executor,
+    id: InstanceId,
+    rescue: Option<&Rescue>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let rescue = codec::opt_json("instances.desired_rescue", &rescue)?;
+    let update = update(id, now).col_expr(Column::DesiredRescue, Expr::value(rescue));
+    apply(db, id, "instances::set_desired_rescue", update).await
+}
+
+/// Sets which root disk it shall have, and what that is made from.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such instance.
+pub async fn set_root_disk(
+    db: &impl Executor,
+    id: InstanceId,
+    incarnation: Incarnation,
+    image: &ImageRef,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let incarnation = codec::opt_json("instances.desired_incarnation", &Some(incarnation))?;
+    let format = word("instances.image_format", &image.format)?;
+    let update = update(id, now)
+        .col_expr(Column::DesiredIncarnation, Expr::value(incarnation))
+        .col_expr(Column::ImageUrl, Expr::value(image.url.to_string()))
+        .col_expr(Column::ImageSha256, Expr::value(image.sha256.to_string()))
+        .col_expr(Column::ImageFormat, Expr::value(format));
+    apply(db, id, "instances::set_root_disk", update).await
+}
+
 /// Sets that it shall be gone. It lives, and keeps its name, until [`mark_deleted`].
 ///
 /// # Errors
@@ -554,6 +656,7 @@ pub async fn set_observed(
             Column::ObservedRebootNonce,
             Expr::value(columns.reboot_nonce),
         )
+        .col_expr(Column::ObservedBootDisk, Expr::value(columns.boot_disk))
         .col_expr(Column::ObservedProgress, Expr::value(columns.progress))
         .col_expr(Column::ObservedFaultCode, Expr::value(columns.fault_code))
         .col_expr(

@@ -5,7 +5,7 @@
 
 use berth_common::{
     document::{VolumeFormat, VolumeLimits, VolumeSource},
-    ids::{HostId, VolumeId},
+    ids::{HostId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault},
     names::{PoolName, ProjectName, VolumeName},
     units::{DiskGb, Generation},
@@ -132,6 +132,10 @@ fn read(model: volume::Model) -> Result<VolumeRow, StoreError> {
     if named != model.source_volume_id {
         return Err(row.corrupt("source_volume_id", "it is not the volume in source"));
     }
+    let named = source_snapshot(source.as_ref()).map(|id| id.to_string());
+    if named != model.source_snapshot_id {
+        return Err(row.corrupt("source_snapshot_id", "it is not the snapshot in source"));
+    }
     Ok(VolumeRow {
         id: row.parsed("id", model.id.parse())?,
         project: row.parsed("project", ProjectName::try_from(model.project))?,
@@ -157,7 +161,14 @@ fn read(model: volume::Model) -> Result<VolumeRow, StoreError> {
 fn source_volume(source: Option<&VolumeSource>) -> Option<VolumeId> {
     match source {
         Some(VolumeSource::Volume(volume)) => Some(volume.id),
-        Some(VolumeSource::Image(_)) | None => None,
+        Some(VolumeSource::Image(_) | VolumeSource::Snapshot(_)) | None => None,
+    }
+}
+
+fn source_snapshot(source: Option<&VolumeSource>) -> Option<SnapshotId> {
+    match source {
+        Some(VolumeSource::Snapshot(snapshot)) => Some(snapshot.id),
+        Some(VolumeSource::Image(_) | VolumeSource::Volume(_)) | None => None,
     }
 }
 
@@ -174,6 +185,7 @@ fn write(volume: &VolumeRow) -> Result<volume::Model, StoreError> {
         pool: volume.pool.to_string(),
         source: codec::opt_json("volumes.source", &volume.source)?,
         source_volume_id: source_volume(volume.source.as_ref()).map(|id| id.to_string()),
+        source_snapshot_id: source_snapshot(volume.source.as_ref()).map(|id| id.to_string()),
         limits: codec::opt_json("volumes.limits", &volume.limits)?,
         fingerprint: volume.fingerprint.clone(),
         desired_deleted: volume.desired_deleted,
@@ -190,14 +202,17 @@ fn write(volume: &VolumeRow) -> Result<volume::Model, StoreError> {
     })
 }
 
-/// A size in the range that can be read back.
 fn size(size: DiskGb) -> Result<i64, StoreError> {
-    const COLUMN: &str = "volumes.size_gb";
+    size_column("volumes.size_gb", size)
+}
+
+/// A size in the range that can be read back.
+pub(crate) fn size_column(column: &'static str, size: DiskGb) -> Result<i64, StoreError> {
     let size = DiskGb::new(size.get()).map_err(|error| StoreError::Unstorable {
-        column: COLUMN,
+        column,
         what: error.to_string(),
     })?;
-    int(COLUMN, size.get())
+    int(column, size.get())
 }
 
 /// The observation's columns that need converting.
@@ -296,12 +311,27 @@ pub async fn being_made_from(
     db: &impl Executor,
     source: VolumeId,
 ) -> Result<Vec<VolumeRow>, StoreError> {
-    let which = Condition::all()
-        .add(Column::SourceVolumeId.eq(source.to_string()))
+    let which = being_made().add(Column::SourceVolumeId.eq(source.to_string()));
+    load(db, which, None).await
+}
+
+/// The living volumes that are being made from a snapshot: not there yet, and not to be deleted.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn being_made_from_snapshot(
+    db: &impl Executor,
+    source: SnapshotId,
+) -> Result<Vec<VolumeRow>, StoreError> {
+    let which = being_made().add(Column::SourceSnapshotId.eq(source.to_string()));
+    load(db, which, None).await
+}
+
+fn being_made() -> Condition {
+    Condition::all()
         .add(Column::DeletedAt.is_null())
         .add(Column::DesiredDeleted.eq(false))
-        .add(Column::ObservedWasAvailable.eq(false));
-    load(db, which, None).await
+        .add(Column::ObservedWasAvailable.eq(false))
 }
 
 /// The living volume with this name.

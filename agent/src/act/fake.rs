@@ -7,18 +7,19 @@
 mod domains;
 mod faults;
 mod files;
+mod inspect;
 mod networks;
 mod usage;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId, VolumeId},
+    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::{
         heartbeat::{PoolKind, PoolReport},
         view::Resources,
@@ -33,21 +34,24 @@ use super::{
     machine::{Machine, Measure},
 };
 use crate::decide::{
-    domain::{DomainObserved, DomainStep, JobProgress},
+    domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
     image_cache::CachedName,
-    instance::{InstanceFiles, StorageStep},
+    instance::{DiskName, InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    snapshot::{BackupJob, SnapshotFiles},
     usage::{Activity, DomainUsage},
     volume::VolumeFiles,
 };
 use domains::Domains;
 use faults::Faults;
 use files::Files;
+use inspect::Consoles;
 use networks::Networks;
 use usage::Workloads;
 
 pub use domains::{Guest, Lives};
-pub use files::FakeVolume;
+pub use files::{FakeDisk, FakeVolume};
+pub use inspect::Answers;
 pub use usage::Busy;
 
 /// Memory that the host itself takes, as the reserve that schedulers keep by default.
@@ -67,6 +71,7 @@ struct Model {
     files: Files,
     networks: Networks,
     workloads: Workloads,
+    consoles: Consoles,
     faults: Faults,
 }
 
@@ -91,6 +96,7 @@ impl FakeHost {
                 files: Files::default(),
                 networks: Networks::default(),
                 workloads: Workloads::default(),
+                consoles: Consoles::default(),
                 faults: Faults::default(),
             })),
         }
@@ -223,8 +229,25 @@ impl FakeHost {
     }
 
     /// A disk vanishes from under an instance.
-    pub fn lose_disk(&self, instance: InstanceId, index: u8) {
-        self.model().files.lose_disk(instance, index);
+    pub fn lose_disk(&self, instance: InstanceId, name: DiskName) {
+        self.model().files.lose_disk(instance, name);
+    }
+
+    /// The disks an instance has of its own, with what is on them.
+    #[must_use]
+    pub fn disks(&self, instance: InstanceId) -> BTreeMap<DiskName, FakeDisk> {
+        self.model().files.disks(instance)
+    }
+
+    /// The guest of an instance writes this to one of its disks (`vda`), if it is on.
+    pub fn guest_writes(&self, instance: InstanceId, target: &str, text: &str) {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        let domain = model.domains.peek(instance.as_uuid());
+        let live = domain.iter().flat_map(|domain| &domain.disks.live);
+        if let Some(disk) = live.into_iter().find(|disk| disk.target == target) {
+            model.files.write_disk(instance, &disk.path, text);
+        }
     }
 
     /// What is there of a volume's file.
@@ -241,6 +264,24 @@ impl FakeHost {
     /// Somebody writes this to a volume.
     pub fn write_volume(&self, volume: VolumeId, text: &str) {
         self.model().files.write_volume(volume, text);
+    }
+
+    /// What is there of a snapshot's file.
+    #[must_use]
+    pub fn snapshot(&self, snapshot: SnapshotId) -> Option<FakeVolume> {
+        self.model().files.snapshot(snapshot)
+    }
+
+    /// A snapshot's file vanishes.
+    pub fn lose_snapshot(&self, snapshot: SnapshotId) {
+        self.model().files.lose_snapshot(snapshot);
+    }
+
+    /// The hypervisor of an instance copies a disk from now on, and nobody waits for it any more.
+    pub fn leave_backup(&self, plan: &BackupPlan) {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        model.domains.leave_backup(plan, &mut model.files);
     }
 
     /// All images vanish from the cache.
@@ -278,10 +319,22 @@ impl FakeHost {
             .volumes()
             .into_iter()
             .map(|id| format!("volume {id}"));
+        let snapshots = model
+            .files
+            .snapshots()
+            .into_iter()
+            .map(|id| format!("snapshot {id}"));
+        let jobs = model
+            .domains
+            .backups()
+            .into_iter()
+            .map(|job| format!("a backup job of {}", job.domain));
         domains
             .chain(files)
             .chain(networks)
             .chain(volumes)
+            .chain(snapshots)
+            .chain(jobs)
             .collect()
     }
 
@@ -349,6 +402,12 @@ impl Compute for FakeHost {
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
         // Whatever a fake guest does is done at once.
         self.model().faults.look().map(|()| None)
+    }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.domains.backups())
     }
 }
 
@@ -432,6 +491,22 @@ impl Storage for FakeHost {
         let model = self.model();
         model.faults.look()?;
         Ok(model.files.volumes())
+    }
+
+    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.observe_snapshot(snapshot))
+    }
+
+    async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.files.snapshots())
+    }
+
+    async fn check_snapshot_room(&self, _: SnapshotId) -> Result<(), ActError> {
+        self.model().faults.look()
     }
 
     async fn sweep(&self) -> Result<(), ActError> {

@@ -6,15 +6,17 @@
 
 pub mod command;
 pub mod fake;
+pub mod inspect;
 pub mod libvirt;
 pub mod machine;
 pub mod net;
+mod pool;
 pub mod storage;
 
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId, VolumeId},
+    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::{heartbeat::PoolReport, report::FaultCode},
     names::PoolName,
     units::ByteCount,
@@ -24,6 +26,7 @@ use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    snapshot::{BackupJob, SnapshotFiles},
     usage::DomainUsage,
     volume::VolumeFiles,
 };
@@ -93,6 +96,8 @@ pub trait Compute: Send + Sync {
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError>;
     /// How far a long step on an instance's domain is; `None`: none runs.
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
+    /// The backup jobs that run on the host's domains, berth's and others.
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError>;
 }
 
 /// What domains use. Apart from [`Compute`], so that measuring holds up no step.
@@ -125,6 +130,12 @@ pub trait Storage: Send + Sync {
     async fn pools(&self) -> Vec<PoolState>;
     /// Ids of all volumes of which anything is on this host, whether or not a document names them.
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError>;
+    /// What is there of a snapshot.
+    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError>;
+    /// Ids of all snapshots of which anything is on this host, whether or not a document names them.
+    async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError>;
+    /// Whether the disk has room for more of a snapshot that a hypervisor writes just now.
+    async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError>;
     /// Removes leftovers of interrupted work (temporary files that no running step owns). Called once at start.
     async fn sweep(&self) -> Result<(), ActError>;
     /// Fetches an image into the cache, verified; concurrent requests for one image share one download.

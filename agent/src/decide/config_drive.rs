@@ -170,6 +170,8 @@ mod tests {
             }],
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }
     }
 

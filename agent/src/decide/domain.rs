@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use berth_common::{
     document::{VolumeAccess, VolumeLimits},
-    ids::{InstanceId, Nonce},
+    ids::{InstanceId, Nonce, SnapshotId},
     message::report::PowerState,
     names::MacAddress,
     units::{ByteCount, Generation, MemoryMb, Vcpus},
@@ -189,7 +189,9 @@ pub enum OffReason {
     Saved,
     /// It was switched off from outside.
     Destroyed,
-    /// QEMU or the guest crashed, or it could not be started.
+    /// QEMU or the guest crashed.
+    Crashed,
+    /// It could not be started.
     Failed,
     /// It was migrated to another host, where it may be running: starting it here could ruin its disks.
     Moved,
@@ -245,6 +247,29 @@ pub enum DomainStep {
         /// Its new size.
         size: ByteCount,
     },
+    /// Let the hypervisor of a guest that is on copy one of its disks into a file of its own, as the disk is when this
+    /// begins; done once all of it is there.
+    Backup(BackupPlan),
+    /// End the backup job that writes this file, if it still runs.
+    AbortBackup {
+        /// The instance.
+        instance: InstanceId,
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// A disk of a guest that is on, to be copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupPlan {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The snapshot that the copy is for.
+    pub snapshot: SnapshotId,
+    /// The guest's name for the disk (`vdb`).
+    pub target: String,
+    /// The qcow2 file it is copied into, which is not there yet.
+    pub file: PathBuf,
 }
 
 impl DomainStep {
@@ -263,7 +288,9 @@ impl DomainStep {
             | Self::Undefine(_)
             | Self::Attach { .. }
             | Self::Detach { .. }
-            | Self::GrowDisk { .. } => false,
+            | Self::GrowDisk { .. }
+            | Self::Backup(_)
+            | Self::AbortBackup { .. } => false,
         }
     }
 
@@ -290,7 +317,9 @@ impl DomainStep {
             | Self::Undefine(id) => *id,
             Self::Attach { instance, .. }
             | Self::Detach { instance, .. }
-            | Self::GrowDisk { instance, .. } => *instance,
+            | Self::GrowDisk { instance, .. }
+            | Self::AbortBackup { instance, .. } => *instance,
+            Self::Backup(plan) => plan.instance,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! be able to write: the sockets of VNC and of the guest agent lie in libvirt's own directory of the domain.
 
 mod element;
+mod live;
 mod read;
 
 use std::path::{Path, PathBuf};
@@ -15,12 +16,13 @@ use berth_common::{
 };
 
 use super::{
-    domain::{DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
+    domain::{BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
     names,
 };
 use element::Element;
 
-pub use read::{DomainFacts, read};
+pub use live::{AgentChannel, GuestAgentChannel, LiveDevices, VncAddress, read_live};
+pub use read::{DomainFacts, read, read_backup};
 
 /// The namespace of berth's metadata element. A new meaning of it gets a new number.
 pub const METADATA_NAMESPACE: &str = "urn:berth:domain:1";
@@ -113,6 +115,23 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
         .write()
 }
 
+/// The XML that begins a backup job: the hypervisor pushes a copy of one disk into a file of its own.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_backup(plan: &BackupPlan) -> Result<String, DomainXmlError> {
+    let disk = Element::new("disk")
+        .attribute("name", plan.target.as_str())
+        .attribute("backup", "yes")
+        .attribute("type", "file")
+        .child(Element::new("driver").attribute("type", "qcow2"))
+        .child(Element::new("target").attribute("file", text(&plan.file)?));
+    Element::new("domainbackup")
+        .attribute("mode", "push")
+        .child(Element::new("disks").child(disk))
+        .write()
+}
+
 /// berth's own element, as it stands below `<metadata>`.
 fn metadata(metadata: &DomainMetadata) -> Element {
     let own = |name: &str| Element::new(format!("{METADATA_PREFIX}:{name}"));
@@ -186,7 +205,7 @@ fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
             Element::new("channel").attribute("type", "unix").child(
                 Element::new("target")
                     .attribute("type", "virtio")
-                    .attribute("name", "org.qemu.guest_agent.0"),
+                    .attribute("name", live::GUEST_AGENT),
             ),
         )
         .child(

@@ -7,6 +7,7 @@
 //!
 //! Every pass plans from what is observed, so a crash between any two steps is just another start.
 
+mod disks;
 mod power;
 mod volumes;
 
@@ -18,10 +19,10 @@ use std::{
 
 use berth_common::{
     document::{
-        Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, InstanceDisk, InstanceSpec,
-        VolumeAccess, VolumeFormat, VolumeLimits,
+        Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, Incarnation, InstanceSpec,
+        InstanceVolume, VolumeAccess, VolumeFormat, VolumeLimits,
     },
-    ids::{InstanceId, NetworkId, VolumeId},
+    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode, PowerState},
     names::PoolName,
     units::{ByteCount, Generation},
@@ -30,13 +31,16 @@ use berth_common::{
 use super::{
     config_drive::{self, DriveFile},
     domain::{
-        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, OffReason,
-        VirtType, cpu_shares,
+        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
+        cpu_shares,
     },
     image_cache::CachedName,
     names,
+    snapshot::NewSnapshot,
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
 };
+
+pub use disks::{DiskName, boot_disk, images, parse_config_drive};
 
 /// One step for an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub enum StorageStep {
     CreateConfigDrive(ConfigDrivePlan),
     /// Make a disk larger that no guest has open.
     GrowDisk(LargerDisk),
+    /// Remove a disk or a config drive that another one took the place of.
+    RemoveOldFile(OldFile),
     /// Remove all files of an instance.
     RemoveInstance(InstanceId),
     /// Make the file of a volume.
@@ -72,6 +78,18 @@ pub enum StorageStep {
     ActivateVolume(StoredVolume),
     /// Take a volume's name and its mark away, and then its bytes as the host's rule for wiping says.
     RemoveVolume(VolumeId),
+    /// Make a snapshot of a volume that no guest has open.
+    CreateSnapshot(NewSnapshot),
+    /// See that there is room for a snapshot that a hypervisor will write.
+    PrepareSnapshot(NewSnapshot),
+    /// Give the file that a hypervisor has written, whole, the snapshot's name.
+    NameSnapshot(SnapshotId),
+    /// Note durably that a snapshot was made.
+    MarkSnapshot(SnapshotId),
+    /// Remove the file that a hypervisor wrote, whole or not.
+    DiscardPartialSnapshot(SnapshotId),
+    /// Take a snapshot's name and its mark away, and then its bytes as the host's rule for wiping says.
+    RemoveSnapshot(SnapshotId),
 }
 
 /// A disk to make.
@@ -79,8 +97,8 @@ pub enum StorageStep {
 pub struct DiskPlan {
     /// Its instance.
     pub instance: InstanceId,
-    /// Its position.
-    pub index: u8,
+    /// Which one.
+    pub name: DiskName,
     /// Where.
     pub path: PathBuf,
     /// Its virtual size.
@@ -96,14 +114,23 @@ pub struct DiskPlan {
 pub struct LargerDisk {
     /// Its instance.
     pub instance: InstanceId,
-    /// Its position.
-    pub index: u8,
+    /// Which one.
+    pub name: DiskName,
     /// Where.
     pub path: PathBuf,
     /// How it is stored.
     pub format: DiskFormat,
     /// Its new virtual size.
     pub size: ByteCount,
+}
+
+/// A file of an instance that nothing needs any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldFile {
+    /// Its instance.
+    pub instance: InstanceId,
+    /// Its name in the instance's directory: that of a disk or of a config drive.
+    pub name: String,
 }
 
 /// A config drive to make.
@@ -122,12 +149,12 @@ pub struct ConfigDrivePlan {
 pub struct InstanceFiles {
     /// Whether anything of the instance is there at all.
     pub directory: bool,
-    /// Positions of the disks that are complete.
-    pub disks: BTreeSet<u8>,
-    /// Virtual sizes of those disks, by position.
-    pub sizes: BTreeMap<u8, ByteCount>,
-    /// Whether its config drive is complete.
-    pub config_drive: bool,
+    /// The disks that are complete.
+    pub disks: BTreeSet<DiskName>,
+    /// Virtual sizes of those disks.
+    pub sizes: BTreeMap<DiskName, ByteCount>,
+    /// The config drives that are complete, by the root disk that each belongs to.
+    pub config_drives: BTreeSet<Option<Incarnation>>,
 }
 
 /// What is there of an instance and of what it needs.
@@ -143,6 +170,8 @@ pub struct Observed {
     pub networks_ready: BTreeSet<NetworkId>,
     /// Which volumes guests may have.
     pub volumes_ready: BTreeSet<VolumeId>,
+    /// Which of the volumes of this host are being copied.
+    pub volumes_copied: BTreeSet<VolumeId>,
     /// How long ago the guest was asked last to give back a volume. `None`: not as far as this agent knows.
     pub detach_asked: Option<Duration>,
     /// How long ago the guest was asked to power off for this wish: first and last time. `None`: not asked.
@@ -188,6 +217,8 @@ pub struct Paths {
     pub volumes: PathBuf,
     /// The other storage pools, each with the directory of its block devices.
     pub pools: BTreeMap<PoolName, PathBuf>,
+    /// One file per snapshot below this.
+    pub snapshots: PathBuf,
     /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
     pub made: PathBuf,
 }
@@ -201,6 +232,7 @@ impl Paths {
             images: state_dir.join("images"),
             volumes: state_dir.join("volumes"),
             pools: BTreeMap::new(),
+            snapshots: state_dir.join("snapshots"),
             made: state_dir.join("made"),
         }
     }
@@ -213,15 +245,15 @@ impl Paths {
 
     /// A disk of an instance.
     #[must_use]
-    pub fn disk(&self, id: InstanceId, index: u8, format: DiskFormat) -> PathBuf {
-        let DiskFormat::Qcow2 = format;
-        self.instance(id).join(format!("disk{index}.qcow2"))
+    pub fn disk(&self, id: InstanceId, name: DiskName, format: DiskFormat) -> PathBuf {
+        self.instance(id).join(name.file_name(format))
     }
 
-    /// The config drive of an instance.
+    /// The config drive of an instance that belongs to this root disk.
     #[must_use]
-    pub fn config_drive(&self, id: InstanceId) -> PathBuf {
-        self.instance(id).join("config.iso")
+    pub fn config_drive(&self, id: InstanceId, incarnation: Option<Incarnation>) -> PathBuf {
+        self.instance(id)
+            .join(disks::config_drive_name(incarnation))
     }
 
     /// What the guest printed on its serial port.
@@ -286,6 +318,24 @@ impl Paths {
         names.join(", ")
     }
 
+    /// A snapshot's file.
+    #[must_use]
+    pub fn snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots.join(format!("{id}.qcow2"))
+    }
+
+    /// The file that a hypervisor writes a snapshot into. No sweep removes it: a job may still be at it.
+    #[must_use]
+    pub fn partial_snapshot(&self, id: SnapshotId) -> PathBuf {
+        self.snapshots.join(format!(".live-{id}.qcow2"))
+    }
+
+    /// What says that a snapshot was made.
+    #[must_use]
+    pub fn snapshot_mark(&self, id: SnapshotId) -> PathBuf {
+        self.made.join(format!("snapshot-{id}"))
+    }
+
     /// What says that a volume was made.
     #[must_use]
     pub fn volume_mark(&self, id: VolumeId) -> PathBuf {
@@ -330,6 +380,8 @@ pub enum Wait {
     Detach(BTreeSet<String>),
     /// Its volumes change when its guest goes on.
     GuestGoesOn,
+    /// A volume that its guest has is being copied.
+    Copied(VolumeId),
 }
 
 /// The plan for an instance.
@@ -423,7 +475,10 @@ fn converge(
     observed: &Observed,
     host: &HostFacts,
 ) -> Plan {
-    let disks = match missing_disks(id, spec, observed, host) {
+    if let Some(fault) = disks::newer(spec, observed) {
+        return refused(fault);
+    }
+    let disks = match disks::missing(id, spec, observed, host) {
         Ok(disks) => disks,
         Err(fault) => return refused(fault),
     };
@@ -435,11 +490,26 @@ fn converge(
     };
     let (domain_steps, then) = wish.plan(observed);
     let starts = domain_steps.iter().any(DomainStep::starts_qemu);
+    let is_on = observed
+        .domain
+        .as_ref()
+        .is_some_and(|domain| !power::is_off(domain));
+    // Switching off needs no disk: one that cannot be made keeps no guest on. The definition has to wait for it; that it
+    // is of an older document is mark enough that the guest may have been asked.
+    if is_on && spec.power == DesiredPower::Stopped && !disks.is_empty() {
+        let off = domain_steps
+            .into_iter()
+            .filter(|step| !matches!(step, DomainStep::Define(_)));
+        return Plan {
+            steps: off.map(Step::Domain).collect(),
+            then,
+        };
+    }
 
     // A disk is no more than what differs from its image: without that, there is nothing to make or to start.
     let mut images: Vec<&ImageRef> = disks.iter().map(|disk| &disk.image).collect();
     if starts {
-        images.extend(spec.disks.iter().map(|disk| image_of(&disk.source)));
+        images.extend(disks::images(spec));
     }
     let mut steps = missing_images(images, observed);
     steps.extend(
@@ -448,11 +518,7 @@ fn converge(
             .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
     );
     steps.extend(missing_config_drive(id, spec, observed, host));
-    steps.extend(small_disks(id, spec, observed, host));
-    let is_on = observed
-        .domain
-        .as_ref()
-        .is_some_and(|domain| !power::is_off(domain));
+    steps.extend(disks::small(id, spec, observed, host));
     let unready = spec
         .ports
         .iter()
@@ -469,15 +535,27 @@ fn converge(
         && domain_steps
             .iter()
             .any(|step| matches!(step, DomainStep::Shutdown(_) | DomainStep::Destroy(_)));
-    let absent = spec
-        .volumes
-        .iter()
+    let absent = volumes_of(spec)
         .map(|volume| volume.id)
         .find(|id| !observed.volumes_ready.contains(id));
     if let (true, Some(volume)) = (starts || reboots, absent) {
         return Plan {
             steps,
             then: Then::Wait(Wait::Volume(volume)),
+        };
+    }
+    // QEMU does one such thing at a time. Whoever switches it off ends the copying.
+    let saves = domain_steps
+        .iter()
+        .any(|step| matches!(step, DomainStep::Save(_)));
+    let copied = observed
+        .domain
+        .as_ref()
+        .and_then(|domain| volumes::copied(domain, observed, &host.paths));
+    if let (true, Some(volume)) = (saves, copied) {
+        return Plan {
+            steps,
+            then: Then::Wait(Wait::Copied(volume)),
         };
     }
     let stays = matches!(then, Then::Converged | Then::Watch(_))
@@ -487,77 +565,19 @@ fn converge(
     steps.extend(domain_steps.into_iter().map(Step::Domain));
     // What changes how far the guest runs comes first; the next look sees what it has then.
     let change = match &observed.domain {
-        Some(domain) if stays => volumes::change(&config, domain, observed, &host.paths),
+        Some(domain) if stays => {
+            let larger = disks::small_live(id, spec, domain, observed, host);
+            steps.extend(larger.into_iter().map(Step::Domain));
+            volumes::change(&config, domain, observed, &host.paths)
+        }
         Some(_) | None => volumes::Change::default(),
     };
     steps.extend(change.steps.into_iter().map(Step::Domain));
+    if steps.is_empty() {
+        steps.extend(disks::old_files(id, spec, observed, host));
+    }
     let then = change.wait.map_or(then, Then::Wait);
     Plan { steps, then }
-}
-
-/// The disks that are not there. One that vanished from under a domain is never made anew: that would look like
-/// success and be a loss of data.
-fn missing_disks(
-    id: InstanceId,
-    spec: &InstanceSpec,
-    observed: &Observed,
-    host: &HostFacts,
-) -> Result<Vec<DiskPlan>, Fault> {
-    let missing = spec
-        .disks
-        .iter()
-        .filter(|disk| !observed.files.disks.contains(&disk.index));
-    let plan = |disk: &InstanceDisk| {
-        let path = host.paths.disk(id, disk.index, disk.format);
-        if observed.domain.is_some() {
-            return Err(Fault {
-                code: FaultCode::Hypervisor,
-                message: format!(
-                    "disk {} is missing on the host ({})",
-                    disk.index,
-                    path.display()
-                ),
-            });
-        }
-        Ok(DiskPlan {
-            instance: id,
-            index: disk.index,
-            path,
-            size: ByteCount::from_gb(disk.size_gb),
-            format: disk.format,
-            image: image_of(&disk.source).clone(),
-        })
-    };
-    missing.map(plan).collect()
-}
-
-/// The disks that are to become larger. While a guest is on, or sleeps, it knows them as they are.
-fn small_disks(
-    id: InstanceId,
-    spec: &InstanceSpec,
-    observed: &Observed,
-    host: &HostFacts,
-) -> Vec<Step> {
-    let in_use = observed.domain.as_ref().is_some_and(|domain| {
-        !power::is_off(domain) || domain.off_reason == Some(OffReason::Saved)
-    });
-    if in_use {
-        return Vec::new();
-    }
-    let small = |disk: &&InstanceDisk| {
-        let size = observed.files.sizes.get(&disk.index);
-        size.is_some_and(|size| *size < ByteCount::from_gb(disk.size_gb))
-    };
-    let grow = |disk: &InstanceDisk| {
-        Step::Storage(StorageStep::GrowDisk(LargerDisk {
-            instance: id,
-            index: disk.index,
-            path: host.paths.disk(id, disk.index, disk.format),
-            format: disk.format,
-            size: ByteCount::from_gb(disk.size_gb),
-        }))
-    };
-    spec.disks.iter().filter(small).map(grow).collect()
 }
 
 /// The config drive, if it is not there. Everything on it is in the document, so one that was lost is made anew.
@@ -568,10 +588,11 @@ fn missing_config_drive(
     host: &HostFacts,
 ) -> Option<Step> {
     let drive = spec.config_drive.as_ref()?;
-    (!observed.files.config_drive).then(|| {
+    let incarnation = disks::incarnation(spec);
+    (!observed.files.config_drives.contains(&incarnation)).then(|| {
         Step::Storage(StorageStep::CreateConfigDrive(ConfigDrivePlan {
             instance: id,
-            path: host.paths.config_drive(id),
+            path: host.paths.config_drive(id, incarnation),
             files: config_drive::files(id, spec, drive),
         }))
     })
@@ -590,6 +611,12 @@ fn missing_images(images: Vec<&ImageRef>, observed: &Observed) -> Vec<Step> {
         .collect()
 }
 
+/// The volumes that its guest shall have now: none while it is rescued.
+fn volumes_of(spec: &InstanceSpec) -> impl Iterator<Item = &InstanceVolume> {
+    let volumes = spec.volumes.iter();
+    volumes.filter(|_| spec.rescue.is_none())
+}
+
 fn image_of(source: &DiskSource) -> &ImageRef {
     let DiskSource::Image(image) = source;
     image
@@ -598,20 +625,22 @@ fn image_of(source: &DiskSource) -> &ImageRef {
 /// The domain an instance's document describes, with generation 0 and its digest filled in.
 #[must_use]
 pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> DomainConfig {
-    let disks = spec.disks.iter().map(|disk| {
-        let image = image_of(&disk.source);
+    let disks = disks::own(spec).into_iter().map(|disk| {
         let DiskFormat::Qcow2 = disk.format;
         DomainDisk {
-            path: host.paths.disk(id, disk.index, disk.format),
+            path: host.paths.disk(id, disk.name, disk.format),
             format: "qcow2",
-            backing: vec![(host.paths.image(image), image.format.cached().as_str())],
-            target: disk_target(disk.index),
-            serial: format!("disk{}", disk.index),
+            backing: vec![(
+                host.paths.image(disk.image),
+                disk.image.format.cached().as_str(),
+            )],
+            target: disk_target(disk.position),
+            serial: disk.serial,
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
         }
     });
-    let volumes = spec.volumes.iter().map(|volume| DomainDisk {
+    let volumes = volumes_of(spec).map(|volume| DomainDisk {
         path: host.paths.volume(&volume.pool, volume.id, volume.format),
         format: volume.format.as_str(),
         backing: Vec::new(),
@@ -641,7 +670,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         config_drive: spec
             .config_drive
             .as_ref()
-            .map(|_| host.paths.config_drive(id)),
+            .map(|_| host.paths.config_drive(id, disks::incarnation(spec))),
         console_log: host.paths.console_log(id),
         metadata: DomainMetadata {
             instance_id: id,

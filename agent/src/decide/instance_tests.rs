@@ -5,8 +5,8 @@
 
 use berth_common::{
     document::{
-        ConfigDrive, DesiredPower, Flavor, ImageFormat, InstancePort, InstanceVolume, Reboot,
-        RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
+        ConfigDrive, DesiredPower, Flavor, ImageFormat, InstanceDisk, InstancePort, InstanceVolume,
+        OnCrash, Reboot, RebootKind, VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{HostId, Nonce, PortId},
     units::{DiskGb, MemoryMb, Vcpus},
@@ -83,6 +83,7 @@ fn spec() -> InstanceSpec {
             size_gb: DiskGb::clamped(1),
             format: DiskFormat::Qcow2,
             source: DiskSource::Image(image()),
+            incarnation: None,
         }],
         ports: vec![InstancePort {
             id: id::<PortId>(3),
@@ -93,6 +94,8 @@ fn spec() -> InstanceSpec {
         }],
         volumes: Vec::new(),
         config_drive: None,
+        rescue: None,
+        on_crash: berth_common::document::OnCrash::default(),
     }
 }
 
@@ -293,11 +296,22 @@ impl Rig {
 
 /// Steps without their arguments: a plan at a glance.
 fn outline(plan: &Plan) -> Vec<String> {
+    let word = |name: DiskName| match name {
+        DiskName::Own { index, incarnation } => {
+            let number = incarnation.map_or(String::new(), |it| format!("-{}", it.number));
+            format!("disk{index}{number}")
+        }
+        DiskName::Rescue(_) => "rescue".to_owned(),
+    };
     let step = |step: &Step| match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch".to_owned(),
-        Step::Storage(StorageStep::CreateDisk(disk)) => format!("disk{}", disk.index),
+        Step::Storage(StorageStep::CreateDisk(disk)) => word(disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "config-drive".to_owned(),
-        Step::Storage(StorageStep::GrowDisk(disk)) => format!("grow{}", disk.index),
+        Step::Storage(StorageStep::GrowDisk(disk)) => word(disk.name).replace("disk", "grow"),
+        Step::Storage(StorageStep::RemoveOldFile(old)) => {
+            let name = DiskName::parse(&old.name);
+            format!("remove {}", name.map_or("config".to_owned(), word))
+        }
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove".to_owned(),
         Step::Domain(DomainStep::Define(config)) => {
             format!("define@{}", config.metadata.generation)
@@ -314,8 +328,8 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
-        Step::Domain(DomainStep::GrowDisk { .. })
-        | Step::Storage(
+        Step::Domain(DomainStep::GrowDisk { target, .. }) => format!("grow {target}"),
+        Step::Storage(
             StorageStep::CreateVolume(_)
             | StorageStep::SettleVolume(_)
             | StorageStep::ActivateVolume(_)
@@ -323,6 +337,15 @@ fn outline(plan: &Plan) -> Vec<String> {
             | StorageStep::GrowVolume(_)
             | StorageStep::RemoveVolume(_),
         ) => "a step for volumes".to_owned(),
+        Step::Domain(DomainStep::Backup(_) | DomainStep::AbortBackup { .. })
+        | Step::Storage(
+            StorageStep::CreateSnapshot(_)
+            | StorageStep::PrepareSnapshot(_)
+            | StorageStep::NameSnapshot(_)
+            | StorageStep::MarkSnapshot(_)
+            | StorageStep::DiscardPartialSnapshot(_)
+            | StorageStep::RemoveSnapshot(_),
+        ) => "a step for snapshots".to_owned(),
     };
     plan.steps.iter().map(step).collect()
 }
@@ -355,9 +378,9 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
             domain: Some(domain),
             files: InstanceFiles {
                 directory: true,
-                disks: [0].into(),
-                sizes: [(0, ByteCount::from_gb(DiskGb::clamped(1)))].into(),
-                config_drive: false,
+                disks: [DiskName::first(0)].into(),
+                sizes: [(DiskName::first(0), ByteCount::from_gb(DiskGb::clamped(1)))].into(),
+                config_drives: BTreeSet::new(),
             },
             images: [CachedName::of(&image())].into(),
             networks_ready: [network()].into(),
@@ -471,7 +494,7 @@ fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
         ],
         &Converged,
     );
-    let there = |given: Given| given.but(|observed| observed.files.config_drive = true);
+    let there = |given: Given| given.but(|observed| observed.files.config_drives = [None].into());
     let off = || given(1, Shutdown, Some(Destroyed));
     let start = ["config-drive", "define@0", "start", "define@2"];
     check(off(), &wanted(2), &start, &Converged);
@@ -479,7 +502,7 @@ fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
     let config = domain_config(instance(), wanted(1).spec.as_ref().unwrap(), &host());
     assert_eq!(
         config.config_drive,
-        Some(host().paths.config_drive(instance()))
+        Some(host().paths.config_drive(instance(), None))
     );
     assert_ne!(
         config.digest(),
@@ -518,7 +541,8 @@ fn a_disk_grows_while_its_guest_is_off_and_awake() {
     );
     // It never shrinks, and one whose size nobody can read is left as it is.
     let large = off(Destroyed).but(|observed| {
-        observed.files.sizes = [(0, ByteCount::from_gb(DiskGb::clamped(3)))].into();
+        observed.files.sizes =
+            [(DiskName::first(0), ByteCount::from_gb(DiskGb::clamped(3)))].into();
     });
     check(large, &stopped(), &["define@2"], &Converged);
     let unread = off(Destroyed).but(|observed| observed.files.sizes.clear());
@@ -614,6 +638,66 @@ fn what_is_as_it_shall_be_is_left_alone() {
         &["define@2"],
         &Converged,
     );
+}
+
+#[test]
+fn a_guest_that_crashed_is_started_again_unless_its_document_says_otherwise() {
+    let restarts = |generation, power| with_power(generation, power);
+    let stays = |generation, power| {
+        let mut wanted = with_power(generation, power);
+        wanted.spec.as_mut().unwrap().on_crash = OnCrash::Stop;
+        wanted
+    };
+    let crashed = || given(1, Shutdown, Some(OffReason::Crashed));
+    let start = ["define@0", "start", "define@1"];
+    let paused = ["define@0", "start-paused", "define@1"];
+    check(
+        crashed(),
+        &restarts(1, DesiredPower::Running),
+        &start,
+        &Converged,
+    );
+    check(
+        crashed(),
+        &restarts(1, DesiredPower::Paused),
+        &paused,
+        &Converged,
+    );
+    for power in [DesiredPower::Running, DesiredPower::Paused] {
+        let plan = plan(&stays(1, power), &crashed().observed, &host());
+        let starts = |step: &Step| matches!(step, Step::Domain(step) if step.starts_qemu());
+        assert!(!plan.steps.iter().any(starts), "{plan:?}");
+        // A new generation is a wish to start it, and one that never ran is not one that crashed.
+        for (given, generation) in [(crashed(), 2), (given(0, Shutdown, Some(Failed)), 1)] {
+            let plan = super::plan(&stays(generation, power), &given.observed, &host());
+            assert!(plan.steps.iter().any(starts), "{plan:?}");
+        }
+    }
+    // libvirt keeps it for whoever wants to look at it.
+    let kept = || given(1, Crashed, None);
+    let again = ["destroy", "define@0", "start", "define@1"];
+    check(
+        kept(),
+        &restarts(1, DesiredPower::Running),
+        &again,
+        &Converged,
+    );
+    let plan = plan(&stays(1, DesiredPower::Running), &kept().observed, &host());
+    assert!(
+        outline(&plan).iter().all(|step| step == "define@1"),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn another_name_or_crash_policy_is_for_the_next_start_and_the_guest_runs_on() {
+    let mut renamed = running(2);
+    let spec = renamed.spec.as_mut().unwrap();
+    spec.name = "web-2".parse().unwrap();
+    spec.on_crash = OnCrash::Stop;
+    let config = domain_config(instance(), spec, &host());
+    assert_eq!(config.title, "web-2");
+    check(given(1, Running, None), &renamed, &["define@2"], &Converged);
 }
 
 #[test]
@@ -1297,7 +1381,7 @@ fn a_host_that_lost_power_starts_its_guests_again() {
 #[test]
 fn a_lost_disk_is_told_and_the_instance_can_still_be_deleted() {
     let mut rig = Rig::after(&[running(1)]);
-    rig.host.lose_disk(instance(), 0);
+    rig.host.lose_disk(instance(), DiskName::first(0));
     assert!(matches!(rig.converge(&running(2)), Then::Refused(_)));
     let then = rig.converge(&desired(3, None));
     assert_as_desired(&rig, &desired(3, None), &then);
@@ -1438,3 +1522,6 @@ proptest! {
         assert_as_desired(&rig, &tombstone, &then);
     }
 }
+
+#[path = "instance_tests/boot.rs"]
+mod boot;

@@ -284,7 +284,7 @@ pub fn activity(last: Option<&Sample>, now: &DomainUsage) -> Activity {
 }
 
 /// How much space of a storage pool the volumes of these documents may take once their guests have written them full, and
-/// of `local` the disks as well.
+/// of `local` the disks and the snapshots as well.
 #[must_use]
 pub fn provisioned<'a>(
     documents: impl Iterator<Item = &'a Document>,
@@ -304,7 +304,17 @@ pub fn provisioned<'a>(
                     .map(|spec| ByteCount::from_gb(spec.size_gb));
                 sizes.sum()
             }
-            Document::Instance(_) | Document::Network(_) | Document::Router(_) => ByteCount::ZERO,
+            Document::Snapshot(wish) if pool.is_local() => {
+                let sizes = wish
+                    .spec
+                    .iter()
+                    .map(|spec| ByteCount::from_gb(spec.size_gb));
+                sizes.sum()
+            }
+            Document::Instance(_)
+            | Document::Snapshot(_)
+            | Document::Network(_)
+            | Document::Router(_) => ByteCount::ZERO,
         })
         .sum()
 }
@@ -322,7 +332,10 @@ pub fn labels<'a>(
             };
             (wish.id, label)
         }),
-        Document::Network(_) | Document::Router(_) | Document::Volume(_) => None,
+        Document::Network(_)
+        | Document::Router(_)
+        | Document::Snapshot(_)
+        | Document::Volume(_) => None,
     });
     labelled.collect()
 }

@@ -23,8 +23,8 @@ use std::{
 };
 
 use berth_common::{
-    document::{Desired, ImageRef, VolumeFormat, VolumeRef, VolumeSource, VolumeSpec},
-    ids::{InstanceId, VolumeId},
+    document::{Desired, ImageRef, SnapshotRef, VolumeFormat, VolumeRef, VolumeSource, VolumeSpec},
+    ids::{InstanceId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
     names::PoolName,
     units::ByteCount,
@@ -65,6 +65,8 @@ pub enum Content {
     Image(ImageRef),
     /// What another volume holds that nobody uses.
     Volume(VolumeRef),
+    /// What a snapshot holds.
+    Snapshot(SnapshotRef),
 }
 
 /// A volume to make larger.
@@ -163,7 +165,9 @@ pub struct VolumeObserved {
     pub images: BTreeSet<CachedName>,
     /// What is there of the volume it is made from; nothing if it is made from none.
     pub source: VolumeFiles,
-    /// Whether another volume is being made from it.
+    /// Of the snapshot it is made from: its size, if it is whole.
+    pub snapshot: Option<ByteCount>,
+    /// Whether another volume or a snapshot is being made from it.
     pub copied: bool,
     /// Who uses it. Looked at only if [`asks_for_users`] says so.
     pub users: Vec<VolumeUser>,
@@ -236,7 +240,9 @@ pub enum VolumeWait {
     Users(BTreeSet<String>),
     /// The volume it is made from is not made yet.
     Source(VolumeId),
-    /// Another volume is being made from it.
+    /// The snapshot it is made from is not made yet.
+    Snapshot(SnapshotId),
+    /// Another volume or a snapshot is being made from it.
     Copied,
 }
 
@@ -471,16 +477,15 @@ fn make(
                 return Ok(Planned::wait(VolumeWait::Source(source.id)));
             };
             may_be_copied(source.id, &observed.source_users)?;
-            if found > size {
-                return Err(fault(format!(
-                    "volume {id} is to have {} bytes, and volume {} that it is made from has {}; a volume is at \
-                     least as large as its source",
-                    size.get(),
-                    source.id,
-                    found.get()
-                )));
-            }
+            check_size(id, size, found, &format!("volume {}", source.id))?;
             Content::Volume(source.clone())
+        }
+        Some(VolumeSource::Snapshot(source)) => {
+            let Some(found) = observed.snapshot else {
+                return Ok(Planned::wait(VolumeWait::Snapshot(source.id)));
+            };
+            check_size(id, size, found, &format!("snapshot {}", source.id))?;
+            Content::Snapshot(*source)
         }
     };
     steps.push(Step::Storage(StorageStep::CreateVolume(NewVolume {
@@ -493,6 +498,19 @@ fn make(
     })));
     steps.push(Step::Storage(StorageStep::MarkVolume(id)));
     Ok(Planned::converged(steps))
+}
+
+/// A volume is at least as large as what it is made from.
+fn check_size(id: VolumeId, size: ByteCount, found: ByteCount, source: &str) -> Result<(), Fault> {
+    if found <= size {
+        return Ok(());
+    }
+    Err(fault(format!(
+        "volume {id} is to have {} bytes, and {source} that it is made from has {}; a volume is at least as large as its \
+         source",
+        size.get(),
+        found.get()
+    )))
 }
 
 /// What a guest writes while it is copied would be there in parts.
@@ -539,9 +557,12 @@ fn told(larger: &LargerVolume, observed: &VolumeObserved) -> Result<Told, Volume
 /// Grows it under the guest that has it, or what nobody has. QEMU grows a file itself; a block device it only looks at.
 fn grow(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
     let is_file = larger.pool.is_local();
+    // Also of one that a guest has: a snapshot may be made of it.
+    if observed.copied {
+        return Planned::wait(VolumeWait::Copied);
+    }
     match told(&larger, observed) {
         Err(wait) => Planned::wait(wait),
-        Ok(Told::Nobody) if observed.copied => Planned::wait(VolumeWait::Copied),
         Ok(Told::Guest(tell)) if is_file => Planned::converged(vec![Step::Domain(tell)]),
         // How it goes on, is told when that is done and looked at.
         Ok(Told::Nobody | Told::Guest(_)) => {

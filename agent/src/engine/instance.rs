@@ -1,9 +1,9 @@
 //! A pass over one instance: look, plan, do, and look again, until there is nothing left to do.
 
-use std::{collections::BTreeSet, convert::Infallible, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use berth_common::{
-    document::{Desired, DiskSource, InstanceSpec},
+    document::{Desired, InstanceSpec},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     act::{ActError, Progress},
     decide::{
-        domain::{DomainStep, OffReason},
+        domain::{BackupPlan, DomainStep, OffReason},
         image_cache::CachedName,
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
     },
@@ -32,11 +32,16 @@ type Wish = Desired<InstanceId, InstanceSpec>;
 
 /// Carries out an instance's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish, memory: Memory) -> PassEnd {
+    let tools = Arc::clone(&worker.tools);
     let mut end = PassEnd {
         memory,
         ..PassEnd::of(Outcome::Superseded)
     };
     end.outcome = match rounds(&mut worker, wish, &mut end).await {
+        // It is there, and only lent.
+        Ok(Outcome::Waiting(Waiting::Volume(id))) if tools.volumes.is_whole(id) => {
+            Outcome::Waiting(Waiting::CopiedVolume(id))
+        }
         Ok(outcome) => outcome,
         Err(BrokenOff) => Outcome::Superseded,
     };
@@ -111,6 +116,7 @@ fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
         Then::Wait(Wait::GuestPowersOff) => Outcome::Waiting(Waiting::Guest),
         Then::Wait(Wait::Volume(id)) => Outcome::Waiting(Waiting::Volume(id)),
         Then::Wait(Wait::Detach(targets)) => Outcome::Waiting(Waiting::Detach(targets)),
+        Then::Wait(Wait::Copied(id)) => Outcome::Waiting(Waiting::CopiedVolume(id)),
         Then::Wait(Wait::GuestGoesOn) => Outcome::Waiting(Waiting::GuestGoesOn),
         Then::Refused(fault) => Outcome::Refused(fault),
     }
@@ -124,8 +130,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     let mut images = BTreeSet::new();
     let mut networks_ready = BTreeSet::new();
     if let Some(spec) = &wish.spec {
-        for disk in &spec.disks {
-            let DiskSource::Image(image) = &disk.source;
+        for image in instance::images(spec) {
             if host.storage.has_image(image).await? {
                 images.insert(CachedName::of(image));
             }
@@ -145,6 +150,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         .map(|volume| volume.id)
         .filter(|id| worker.tools.volumes.is_ready(*id))
         .collect();
+    let volumes_copied = worker.tools.volumes.all_held();
     let asked = memory.asked.map(|asked| Asked {
         first: asked.first.elapsed(),
         last: asked.last.elapsed(),
@@ -155,17 +161,21 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         images,
         networks_ready,
         volumes_ready,
+        volumes_copied,
         detach_asked: memory.detach_asked.map(|asked| asked.elapsed()),
         asked,
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
     })
 }
 
-/// A guest's own decision to be off holds until a document comes that was not carried out. Of one with the generation
+/// A guest's own decision to be off, or its crash, holds until a document comes that was not carried out. Of one with the generation
 /// of another, the domain's metadata cannot tell that.
 fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
     if let Some(domain) = observed.domain.as_mut().filter(|_| memory.overruled)
-        && domain.off_reason == Some(OffReason::Guest)
+        && matches!(
+            domain.off_reason,
+            Some(OffReason::Guest | OffReason::Crashed)
+        )
     {
         domain.off_reason = Some(OffReason::Destroyed);
     }
@@ -198,7 +208,9 @@ fn remember(memory: &mut Memory, step: &Step) {
             | DomainStep::Pause(_)
             | DomainStep::Undefine(_)
             | DomainStep::Attach { .. }
-            | DomainStep::GrowDisk { .. },
+            | DomainStep::GrowDisk { .. }
+            | DomainStep::Backup(_)
+            | DomainStep::AbortBackup { .. },
         )
         | Step::Storage(_) => {}
     }
@@ -209,16 +221,23 @@ fn takes_long(step: &StorageStep) -> bool {
     match step {
         StorageStep::FetchImage(_)
         | StorageStep::CreateVolume(_)
-        | StorageStep::RemoveVolume(_) => true,
+        | StorageStep::RemoveVolume(_)
+        | StorageStep::CreateSnapshot(_)
+        | StorageStep::RemoveSnapshot(_) => true,
         // The new part of a block device is filled with zeros.
         StorageStep::GrowVolume(larger) => !larger.pool.is_local(),
         StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
         | StorageStep::GrowDisk(_)
+        | StorageStep::RemoveOldFile(_)
         | StorageStep::RemoveInstance(_)
         | StorageStep::MarkVolume(_)
         | StorageStep::SettleVolume(_)
-        | StorageStep::ActivateVolume(_) => false,
+        | StorageStep::ActivateVolume(_)
+        | StorageStep::PrepareSnapshot(_)
+        | StorageStep::NameSnapshot(_)
+        | StorageStep::MarkSnapshot(_)
+        | StorageStep::DiscardPartialSnapshot(_) => false,
     }
 }
 
@@ -261,6 +280,25 @@ pub(super) async fn apply(
             worker.take_slot().await?;
             Ok(result)
         }
+        // The hypervisor goes on with it when nobody waits any more: whoever looks next ends it.
+        Step::Domain(step @ DomainStep::Backup(plan)) => {
+            worker.leave_slot();
+            let work = worker.step(name, &text, async |progress| {
+                tokio::select! {
+                    biased;
+                    result = host.compute.apply(step) => result,
+                    full = watch_room(&host, plan) => Err(full),
+                    never = watch_job(&host, step, &text, &progress) => match never {},
+                }
+            });
+            let result = tokio::select! {
+                biased;
+                () = worker.cancel.cancelled() => return Err(BrokenOff),
+                result = work => result,
+            };
+            worker.take_slot().await?;
+            Ok(result)
+        }
         Step::Domain(step) => Ok(worker
             .step(name, &text, async |_| host.compute.apply(step).await)
             .await),
@@ -281,6 +319,19 @@ async fn watch_job(host: &Host, step: &DomainStep, text: &str, progress: &Progre
     }
 }
 
+/// Sees to it that what a hypervisor writes takes no room that is kept for guests; ends with the reason to end that.
+async fn watch_room(host: &Host, plan: &BackupPlan) -> ActError {
+    let mut ticks = tokio::time::interval(WATCH_JOB_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = host.storage.check_snapshot_room(plan.snapshot).await
+            && error.code == FaultCode::DiskFull
+        {
+            return error;
+        }
+    }
+}
+
 /// The word for a step in figures and logs.
 pub(super) fn name(step: &Step) -> &'static str {
     match step {
@@ -288,6 +339,7 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "create_config_drive",
         Step::Storage(StorageStep::GrowDisk(_)) => "grow_file",
+        Step::Storage(StorageStep::RemoveOldFile(_)) => "remove_old_file",
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
         Step::Storage(StorageStep::CreateVolume(_)) => "create_volume",
         Step::Storage(StorageStep::MarkVolume(_)) => "mark_volume",
@@ -295,6 +347,12 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::SettleVolume(_)) => "settle_volume",
         Step::Storage(StorageStep::ActivateVolume(_)) => "activate_volume",
         Step::Storage(StorageStep::RemoveVolume(_)) => "remove_volume",
+        Step::Storage(StorageStep::CreateSnapshot(_)) => "create_snapshot",
+        Step::Storage(StorageStep::PrepareSnapshot(_)) => "prepare_snapshot",
+        Step::Storage(StorageStep::NameSnapshot(_)) => "name_snapshot",
+        Step::Storage(StorageStep::MarkSnapshot(_)) => "mark_snapshot",
+        Step::Storage(StorageStep::DiscardPartialSnapshot(_)) => "discard_partial_snapshot",
+        Step::Storage(StorageStep::RemoveSnapshot(_)) => "remove_snapshot",
         Step::Domain(DomainStep::Define(_)) => "define",
         Step::Domain(DomainStep::Start(_)) => "start",
         Step::Domain(DomainStep::StartPaused(_)) => "start_paused",
@@ -309,15 +367,18 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::Attach { .. }) => "attach",
         Step::Domain(DomainStep::Detach { .. }) => "detach",
         Step::Domain(DomainStep::GrowDisk { .. }) => "grow_disk",
+        Step::Domain(DomainStep::Backup(_)) => "backup",
+        Step::Domain(DomainStep::AbortBackup { .. }) => "abort_backup",
     }
 }
 
 fn text(step: &Step) -> String {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetching the image".to_owned(),
-        Step::Storage(StorageStep::CreateDisk(disk)) => format!("making disk {}", disk.index),
+        Step::Storage(StorageStep::CreateDisk(disk)) => format!("making {}", disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "making the config drive".to_owned(),
-        Step::Storage(StorageStep::GrowDisk(disk)) => format!("making disk {} larger", disk.index),
+        Step::Storage(StorageStep::GrowDisk(disk)) => format!("making {} larger", disk.name),
+        Step::Storage(StorageStep::RemoveOldFile(old)) => format!("removing {}", old.name),
         Step::Storage(StorageStep::RemoveInstance(_)) => "removing its files".to_owned(),
         Step::Domain(DomainStep::Define(_)) => "defining the domain".to_owned(),
         Step::Domain(DomainStep::Start(_)) => "starting".to_owned(),
@@ -335,6 +396,20 @@ fn text(step: &Step) -> String {
             format!("asking the guest to give back disk {}", disk.target)
         }
         Step::Domain(DomainStep::GrowDisk { target, .. }) => format!("growing disk {target}"),
+        Step::Domain(DomainStep::Backup(plan)) => format!("copying disk {}", plan.target),
+        Step::Domain(DomainStep::AbortBackup { .. }) => {
+            "ending a backup job that nobody waited for".to_owned()
+        }
+        Step::Storage(
+            StorageStep::CreateSnapshot(_)
+            | StorageStep::PrepareSnapshot(_)
+            | StorageStep::NameSnapshot(_)
+            | StorageStep::MarkSnapshot(_),
+        ) => "making the snapshot".to_owned(),
+        Step::Storage(StorageStep::DiscardPartialSnapshot(_)) => {
+            "discarding an interrupted snapshot".to_owned()
+        }
+        Step::Storage(StorageStep::RemoveSnapshot(_)) => "removing the snapshot".to_owned(),
         Step::Storage(StorageStep::CreateVolume(_) | StorageStep::MarkVolume(_)) => {
             "making the volume".to_owned()
         }

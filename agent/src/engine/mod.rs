@@ -11,7 +11,7 @@
 //! than the next start.
 //!
 //! - [`resource`]: what is kept of a resource, and when it is looked at next (pure);
-//! - [`instance`], [`network`], [`volume`]: one pass over a resource;
+//! - [`instance`], [`network`], [`snapshot`], [`volume`]: one pass over a resource;
 //! - [`survey`]: the regular look at the whole host.
 
 mod backoff;
@@ -19,6 +19,7 @@ mod instance;
 mod network;
 mod outcome;
 mod resource;
+mod snapshot;
 mod survey;
 mod tools;
 mod volume;
@@ -31,7 +32,7 @@ use std::{
 
 use berth_common::{
     document::{Document, DocumentKey, Kind, VolumeSource},
-    ids::VolumeId,
+    ids::{SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, FaultCode},
     telemetry::{error_chain, health::Component},
     units::Generation,
@@ -49,7 +50,7 @@ use self::{
     outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{ReadyNetworks, ReadyVolumes, Slots, Tools, Worker},
+    tools::{ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
 };
 use crate::{
     decide::{domain::DomainObserved, instance::HostFacts},
@@ -156,7 +157,9 @@ impl Engine {
             metrics: parts.metrics,
             slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
-            volumes: ReadyVolumes::default(),
+            volumes: ReadyFiles::default(),
+            snapshots: ReadyFiles::default(),
+            turns: Turns::default(),
         };
         let handle = EngineHandle {
             events: sender.clone(),
@@ -369,6 +372,9 @@ impl Engine {
             Kind::Volume => {
                 VolumeId::try_from(key.id).is_ok_and(|id| self.tools.volumes.is_ready(id))
             }
+            Kind::Snapshot => {
+                SnapshotId::try_from(key.id).is_ok_and(|id| self.tools.snapshots.is_whole(id))
+            }
             Kind::Instance | Kind::Router => false,
         };
         if let Some(resource) = self.resources.get_mut(&key) {
@@ -379,15 +385,8 @@ impl Engine {
             self.wake_waiting(key);
         }
         // This one copies nothing any more. If it waits for its source itself, nothing has changed for others.
-        if !waits
-            && let Document::Volume(wish) = &*document
-            && let Some(VolumeSource::Volume(source)) =
-                wish.spec.as_ref().and_then(|spec| spec.source.as_ref())
-        {
-            self.wake_waiting(DocumentKey {
-                kind: Kind::Volume,
-                id: source.id.as_uuid(),
-            });
+        if !waits && let Some(source) = source(&document) {
+            self.wake_waiting(source);
         }
     }
 
@@ -507,6 +506,20 @@ impl Engine {
     }
 }
 
+/// What a volume or a snapshot is made from, if that is a resource.
+fn source(document: &Document) -> Option<DocumentKey> {
+    let (kind, id) = match document {
+        Document::Volume(wish) => match wish.spec.as_ref()?.source.as_ref()? {
+            VolumeSource::Volume(source) => (Kind::Volume, source.id.as_uuid()),
+            VolumeSource::Snapshot(source) => (Kind::Snapshot, source.id.as_uuid()),
+            VolumeSource::Image(_) => return None,
+        },
+        Document::Snapshot(wish) => (Kind::Volume, wish.spec.as_ref()?.volume.id.as_uuid()),
+        Document::Instance(_) | Document::Network(_) | Document::Router(_) => return None,
+    };
+    Some(DocumentKey { kind, id })
+}
+
 /// Carries out one document as far as it goes now.
 async fn pass(worker: Worker, document: &Document, memory: outcome::Memory) -> PassEnd {
     let tools = Arc::clone(&worker.tools);
@@ -515,6 +528,7 @@ async fn pass(worker: Worker, document: &Document, memory: outcome::Memory) -> P
         Document::Instance(wish) => instance::pass(worker, wish, memory).await,
         Document::Network(wish) => network::pass(worker, wish).await,
         Document::Router(wish) => PassEnd::of(unsupported("routers", wish.spec.is_none())),
+        Document::Snapshot(wish) => snapshot::pass(worker, wish).await,
         Document::Volume(wish) => volume::pass(worker, wish).await,
     };
     if end.outcome == Outcome::Gone {

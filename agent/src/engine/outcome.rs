@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{NetworkId, VolumeId},
+    ids::{NetworkId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
     telemetry::error_chain,
 };
@@ -44,8 +44,14 @@ pub(super) enum Waiting {
     Volume(VolumeId),
     /// A volume, until these domains no longer use it.
     Users(BTreeSet<String>),
-    /// A volume, until it is no longer being copied.
+    /// A volume or a snapshot, until it is no longer being copied.
     Copied,
+    /// An instance, until a volume is no longer being copied.
+    CopiedVolume(VolumeId),
+    /// A volume, until the snapshot it is made from is there.
+    Snapshot(SnapshotId),
+    /// A snapshot, until another backup job on this domain has ended.
+    Turn(String),
     /// An instance, until its guest has given back these disks.
     Detach(BTreeSet<String>),
     /// An instance, until its guest goes on.
@@ -60,7 +66,11 @@ impl Waiting {
                 kind: Kind::Network,
                 id: id.as_uuid(),
             }),
-            Self::Volume(id) => Some(DocumentKey {
+            Self::Snapshot(id) => Some(DocumentKey {
+                kind: Kind::Snapshot,
+                id: id.as_uuid(),
+            }),
+            Self::Volume(id) | Self::CopiedVolume(id) => Some(DocumentKey {
                 kind: Kind::Volume,
                 id: id.as_uuid(),
             }),
@@ -68,6 +78,7 @@ impl Waiting {
             | Self::Members(_)
             | Self::Users(_)
             | Self::Copied
+            | Self::Turn(_)
             | Self::Detach(_)
             | Self::GuestGoesOn => None,
         }
@@ -80,6 +91,13 @@ impl Waiting {
             Self::Guest => "waiting for the guest to power off".to_owned(),
             Self::Volume(id) => format!("waiting for volume {id} to be made on this host"),
             Self::Copied => "waiting until it is no longer being copied".to_owned(),
+            Self::CopiedVolume(id) => {
+                format!("waiting until volume {id} is no longer being copied")
+            }
+            Self::Snapshot(id) => format!("waiting for snapshot {id} to be made on this host"),
+            Self::Turn(domain) => format!(
+                "waiting for its turn: another backup job runs on domain {domain}, and there is one at a time"
+            ),
             Self::Detach(targets) => {
                 let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
                 format!(

@@ -27,7 +27,10 @@ use super::{
     outcome::{Memory, Outcome, PassEnd, Waiting},
 };
 use crate::{
-    decide::domain::{DomainObserved, OffReason},
+    decide::{
+        domain::{DomainObserved, OffReason},
+        instance::boot_disk,
+    },
     inbox::journal::Entry,
 };
 
@@ -228,7 +231,9 @@ impl Resource {
                 self.memory.overruled = false;
                 self.told = Some(self.report(ConvergeStatus::Converged, moment));
                 match self.document.key().kind {
-                    Kind::Instance | Kind::Volume => Some(backoff::spread(THOROUGH, moment.chance)),
+                    Kind::Instance | Kind::Snapshot | Kind::Volume => {
+                        Some(backoff::spread(THOROUGH, moment.chance))
+                    }
                     Kind::Network => Some(backoff::spread(resync, moment.chance)),
                     Kind::Router => None,
                 }
@@ -248,10 +253,12 @@ impl Resource {
                 });
                 self.waits_for = waiting.resource();
                 Some(match waiting {
-                    Waiting::Network(_) | Waiting::Volume(_) | Waiting::GuestGoesOn => {
-                        POLL_RESOURCE
-                    }
-                    Waiting::Users(_) | Waiting::Copied => POLL_USERS,
+                    Waiting::Network(_)
+                    | Waiting::Volume(_)
+                    | Waiting::Snapshot(_)
+                    | Waiting::CopiedVolume(_)
+                    | Waiting::GuestGoesOn => POLL_RESOURCE,
+                    Waiting::Users(_) | Waiting::Copied | Waiting::Turn(_) => POLL_USERS,
                     Waiting::Guest | Waiting::Detach(_) => POLL_GUEST,
                     Waiting::Members(_) => POLL_MEMBERS,
                 })
@@ -300,22 +307,25 @@ impl Resource {
     fn report(&self, status: ConvergeStatus, moment: Moment) -> ResourceReport {
         let key = self.document.key();
         let before = self.told.as_ref();
-        let (power_state, reboot_nonce) = match (&self.seen, key.kind) {
-            (_, Kind::Network | Kind::Router | Kind::Volume) => (None, None),
+        let (power_state, reboot_nonce, boot_disk) = match (&self.seen, key.kind) {
+            (_, Kind::Network | Kind::Router | Kind::Snapshot | Kind::Volume) => (None, None, None),
             (None, Kind::Instance) => (
                 before.and_then(|told| told.power_state),
                 before.and_then(|told| told.reboot_nonce),
+                before.and_then(|told| told.boot_disk),
             ),
-            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None),
+            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None, None),
             (Some(Some(domain)), Kind::Instance) => (
                 Some(match domain.off_reason {
                     Some(OffReason::Saved) => PowerState::Suspended,
+                    Some(OffReason::Crashed) => PowerState::Crashed,
                     _ => domain.power_state,
                 }),
                 domain
                     .metadata
                     .as_ref()
                     .and_then(|metadata| metadata.reboot_nonce),
+                boot_disk(domain),
             ),
         };
         ResourceReport {
@@ -326,6 +336,7 @@ impl Resource {
             fault: None,
             power_state,
             reboot_nonce,
+            boot_disk,
             observed_at: moment.at,
         }
     }

@@ -22,7 +22,7 @@ use tokio::{
 use super::{Event, tools::Tools};
 use crate::{decide::domain::DomainObserved, report::glance::Glances};
 
-/// How often files, volumes and networks without a document are looked for, and old tombstones are forgotten.
+/// How often files, volumes, snapshots and networks without a document are looked for, and old tombstones are forgotten.
 const RARELY: Duration = Duration::from_secs(300);
 /// How soon a failed look is repeated.
 const SOON: Duration = Duration::from_secs(2);
@@ -44,6 +44,7 @@ pub(super) struct Unclaimed {
     files: BTreeSet<DocumentKey>,
     networks: BTreeSet<DocumentKey>,
     volumes: BTreeSet<DocumentKey>,
+    snapshots: BTreeSet<DocumentKey>,
 }
 
 impl Survey {
@@ -152,6 +153,20 @@ impl Survey {
             self.tools.metrics.unclaimed("volume", found.len());
             tell("volume", &self.unclaimed.volumes, &found);
             self.unclaimed.volumes = found;
+        }
+        if let Ok(ids) = self.tools.host.storage.snapshots_with_files().await {
+            let keys: Vec<_> = ids
+                .iter()
+                .map(|id| DocumentKey {
+                    kind: Kind::Snapshot,
+                    id: id.as_uuid(),
+                })
+                .collect();
+            self.tell_reappeared(&keys).await;
+            let found = self.without_document(keys.into_iter());
+            self.tools.metrics.unclaimed("snapshot", found.len());
+            tell("snapshot", &self.unclaimed.snapshots, &found);
+            self.unclaimed.snapshots = found;
         }
         if let Ok(ids) = self.tools.host.net.networks_present().await {
             let keys: Vec<_> = ids

@@ -8,7 +8,7 @@ use std::{
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{NetworkId, PortId, VolumeId},
+    ids::{InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
     units::Generation,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -42,7 +42,9 @@ pub(super) struct Tools {
     pub(super) metrics: AgentMetrics,
     pub(super) slots: Slots,
     pub(super) networks: ReadyNetworks,
-    pub(super) volumes: ReadyVolumes,
+    pub(super) volumes: ReadyFiles<VolumeId>,
+    pub(super) snapshots: ReadyFiles<SnapshotId>,
+    pub(super) turns: Turns,
 }
 
 /// How many work at once. Networks have slots of their own: they do not need libvirt, and a libvirt that hangs must
@@ -64,7 +66,7 @@ impl Slots {
     fn of(&self, kind: Kind) -> Arc<Semaphore> {
         Arc::clone(match kind {
             Kind::Network => &self.networks,
-            Kind::Instance | Kind::Router | Kind::Volume => &self.others,
+            Kind::Instance | Kind::Router | Kind::Snapshot | Kind::Volume => &self.others,
         })
     }
 }
@@ -94,71 +96,122 @@ impl ReadyNetworks {
     }
 }
 
-/// The volumes that guests may have, and those that are being copied.
+/// The volumes that guests may have, or the snapshots that are whole, and those that are being copied.
 ///
 /// Who copies one takes hold of it before asking whether it is whole, and who removes one says that it is not before
 /// asking whether somebody has hold of it: of the two, one always sees the other.
-#[derive(Debug, Default)]
-pub(super) struct ReadyVolumes {
-    ids: Mutex<BTreeSet<VolumeId>>,
-    held: Mutex<BTreeMap<VolumeId, usize>>,
+#[derive(Debug)]
+pub(super) struct ReadyFiles<I: Ord> {
+    ids: Mutex<BTreeSet<I>>,
+    held: Arc<Holds<I>>,
 }
 
-/// A volume that is being copied, until this is dropped.
-pub(super) struct Held {
-    tools: Arc<Tools>,
-    volume: VolumeId,
-}
+/// How many copy which.
+#[derive(Debug)]
+struct Holds<I: Ord>(Mutex<BTreeMap<I, usize>>);
 
-impl Held {
-    /// Takes hold of a volume.
-    pub(super) fn new(tools: &Arc<Tools>, volume: VolumeId) -> Self {
-        *tools.volumes.held().entry(volume).or_default() += 1;
-        Self {
-            tools: Arc::clone(tools),
-            volume,
-        }
+impl<I: Ord> Holds<I> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<I, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Held {
+/// A volume or a snapshot that is being copied, until this is dropped.
+pub(super) struct Held<I: Ord> {
+    holds: Arc<Holds<I>>,
+    id: I,
+}
+
+impl<I: Ord> Drop for Held<I> {
     fn drop(&mut self) {
-        let mut held = self.tools.volumes.held();
-        match held.get_mut(&self.volume) {
+        let mut held = self.holds.lock();
+        match held.get_mut(&self.id) {
             Some(count) if *count > 1 => *count -= 1,
-            Some(_) | None => drop(held.remove(&self.volume)),
+            Some(_) | None => drop(held.remove(&self.id)),
         }
     }
 }
 
-impl ReadyVolumes {
-    /// Whether guests may have a volume, from now on.
-    pub(super) fn set(&self, volume: VolumeId, usable: Usable) {
-        let mut volumes = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+impl<I: Ord> Default for ReadyFiles<I> {
+    fn default() -> Self {
+        Self {
+            ids: Mutex::default(),
+            held: Arc::new(Holds(Mutex::default())),
+        }
+    }
+}
+
+impl<I: Ord + Copy> ReadyFiles<I> {
+    /// Takes hold of one.
+    pub(super) fn hold(&self, id: I) -> Held<I> {
+        *self.held.lock().entry(id).or_default() += 1;
+        Held {
+            holds: Arc::clone(&self.held),
+            id,
+        }
+    }
+
+    /// Whether it may be used, from now on.
+    pub(super) fn set(&self, id: I, usable: Usable) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         match usable {
-            Usable::Yes => volumes.insert(volume),
-            Usable::No => volumes.remove(&volume),
+            Usable::Yes => ids.insert(id),
+            Usable::No => ids.remove(&id),
         };
     }
 
-    /// Whether they may now: nobody copies it.
-    pub(super) fn is_ready(&self, volume: VolumeId) -> bool {
-        self.is_whole(volume) && !self.is_held(volume)
+    /// Whether guests may have it now: nobody copies it.
+    pub(super) fn is_ready(&self, id: I) -> bool {
+        self.is_whole(id) && !self.is_held(id)
     }
 
     /// Whether it is whole, copied or not.
-    pub(super) fn is_whole(&self, volume: VolumeId) -> bool {
-        let volumes = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        volumes.contains(&volume)
+    pub(super) fn is_whole(&self, id: I) -> bool {
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.contains(&id)
     }
 
     /// Whether somebody copies it.
-    pub(super) fn is_held(&self, volume: VolumeId) -> bool {
-        self.held().contains_key(&volume)
+    pub(super) fn is_held(&self, id: I) -> bool {
+        self.held.lock().contains_key(&id)
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<VolumeId, usize>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Which are being copied.
+    pub(super) fn all_held(&self) -> BTreeSet<I> {
+        self.held.lock().keys().copied().collect()
+    }
+}
+
+/// The instances whose disks this agent lets be copied: one at a time of each.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Turns(Arc<Mutex<BTreeSet<InstanceId>>>);
+
+/// The turn of a copy of an instance's disk, until this is dropped.
+pub(super) struct Turn {
+    turns: Turns,
+    instance: InstanceId,
+}
+
+impl Turn {
+    /// Takes it, if nobody has it.
+    pub(super) fn take(turns: &Turns, instance: InstanceId) -> Option<Self> {
+        let is_free = turns.lock().insert(instance);
+        is_free.then(|| Self {
+            turns: turns.clone(),
+            instance,
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.turns.lock().remove(&self.instance);
+    }
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<InstanceId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use berth_common::{
     document::{Desired, VolumeSource, VolumeSpec},
-    ids::VolumeId,
+    ids::{SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
 };
 
@@ -25,6 +25,13 @@ const ROUNDS: usize = 6;
 
 type Wish = Desired<VolumeId, VolumeSpec>;
 
+/// What a volume is made from, as long as it is.
+#[derive(Default)]
+struct Source {
+    volume: Option<Held<VolumeId>>,
+    snapshot: Option<Held<SnapshotId>>,
+}
+
 /// Carries out a volume's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
     if wish.spec.is_none() {
@@ -38,7 +45,7 @@ pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
 
 async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> {
     let mut left = String::new();
-    let mut held = None;
+    let mut held = Source::default();
     for _ in 0..ROUNDS {
         worker.take_slot().await?;
         // Where the files are is among them, and who uses a volume only libvirt knows.
@@ -68,6 +75,9 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
                 }
                 VolumeThen::Wait(VolumeWait::Copied) => Outcome::Waiting(Waiting::Copied),
                 VolumeThen::Wait(VolumeWait::Source(id)) => Outcome::Waiting(Waiting::Volume(id)),
+                VolumeThen::Wait(VolumeWait::Snapshot(id)) => {
+                    Outcome::Waiting(Waiting::Snapshot(id))
+                }
                 VolumeThen::Refused(fault) => Outcome::Refused(fault),
             });
         }
@@ -97,7 +107,7 @@ async fn look(
     worker: &Worker,
     wish: &Wish,
     paths: &Paths,
-    held: &mut Option<Held>,
+    held: &mut Source,
 ) -> Result<VolumeObserved, ActError> {
     let host = &worker.tools.host;
     // A tombstone does not say where it is.
@@ -107,7 +117,7 @@ async fn look(
         copied: worker.tools.volumes.is_held(wish.id),
         ..VolumeObserved::default()
     };
-    *held = None;
+    *held = Source::default();
     let source = wish.spec.as_ref().and_then(|spec| spec.source.as_ref());
     // What it was made from says nothing any more once it is there.
     match source.filter(|_| observed.files.files.is_empty()) {
@@ -116,12 +126,19 @@ async fn look(
             observed.images = cached.then(|| CachedName::of(image)).into_iter().collect();
         }
         Some(VolumeSource::Volume(source)) => {
-            *held = Some(Held::new(&worker.tools, source.id));
+            held.volume = Some(worker.tools.volumes.hold(source.id));
             if worker.tools.volumes.is_whole(source.id) {
                 observed.source = host
                     .storage
                     .observe_volume(source.id, Some(&source.pool))
                     .await?;
+            }
+        }
+        Some(VolumeSource::Snapshot(source)) => {
+            held.snapshot = Some(worker.tools.snapshots.hold(source.id));
+            if worker.tools.snapshots.is_whole(source.id) {
+                let files = host.storage.observe_snapshot(source.id).await?;
+                observed.snapshot = files.whole();
             }
         }
         None => {}

@@ -139,6 +139,7 @@ impl Reports {
             fault: None,
             power_state: None,
             reboot_nonce: None,
+            boot_disk: None,
             observed_at: Utc::now(),
         });
         if report.generation == generation {
@@ -397,6 +398,7 @@ mod tests {
             fault: None,
             power_state: None,
             reboot_nonce: None,
+            boot_disk: None,
             observed_at: Utc::now(),
         }
     }

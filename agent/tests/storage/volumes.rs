@@ -12,10 +12,15 @@ use berth_common::{
 use super::*;
 
 const GIB: u64 = 1 << 30;
-const FORMATS: [VolumeFormat; 2] = [VolumeFormat::Qcow2, VolumeFormat::Raw];
+pub(super) const FORMATS: [VolumeFormat; 2] = [VolumeFormat::Qcow2, VolumeFormat::Raw];
 
 impl Host {
-    fn new_volume(&self, format: VolumeFormat, size: u64, content: Content) -> NewVolume {
+    pub(super) fn new_volume(
+        &self,
+        format: VolumeFormat,
+        size: u64,
+        content: Content,
+    ) -> NewVolume {
         let id = VolumeId::new();
         NewVolume {
             pool: Default::default(),
@@ -27,12 +32,12 @@ impl Host {
         }
     }
 
-    async fn step(&self, step: StorageStep) -> Result<(), ActError> {
+    pub(super) async fn step(&self, step: StorageStep) -> Result<(), ActError> {
         self.storage.apply(&step, &watch::channel(None).0).await
     }
 
     /// Makes and marks a volume.
-    async fn make(&self, volume: &NewVolume) {
+    pub(super) async fn make(&self, volume: &NewVolume) {
         self.step(StorageStep::CreateVolume(volume.clone()))
             .await
             .unwrap();
@@ -54,7 +59,7 @@ impl Host {
         self.storage.observe_volume(id, None).await.unwrap()
     }
 
-    async fn remove_volume(&self, id: VolumeId) {
+    pub(super) async fn remove_volume(&self, id: VolumeId) {
         self.step(StorageStep::RemoveVolume(id)).await.unwrap();
     }
 
@@ -63,7 +68,7 @@ impl Host {
     }
 
     /// An image in the cache with a disk of 4 MiB: a qcow2 of these bytes.
-    async fn cached(&self, content: &[u8]) -> ImageRef {
+    pub(super) async fn cached(&self, content: &[u8]) -> ImageRef {
         let raw = self.file("content.raw", content);
         let packed = self.root.join("content.qcow2");
         run(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw, &packed]);
@@ -79,12 +84,12 @@ impl Host {
 }
 
 /// Bytes that are free on the file system of a directory.
-fn room(directory: &Path) -> u64 {
+pub(super) fn room(directory: &Path) -> u64 {
     let status = nix::sys::statvfs::statvfs(directory).unwrap();
     status.blocks_available() * status.fragment_size()
 }
 
-fn run(args: &[&str], paths: &[&Path]) -> String {
+pub(super) fn run(args: &[&str], paths: &[&Path]) -> String {
     let output = Command::new("qemu-img")
         .args(args)
         .args(paths)
@@ -111,7 +116,7 @@ fn check_file(volume: &NewVolume, size: u64) {
 }
 
 /// The first bytes a guest would read, and that all others are zeros.
-fn check_content(host: &Host, volume: &NewVolume, expected: &[u8]) {
+pub(super) fn check_content(host: &Host, volume: &NewVolume, expected: &[u8]) {
     let raw = host.root.join("read-back");
     run(
         &["convert", "-f", volume.format.as_str(), "-O", "raw"],

@@ -25,6 +25,17 @@ mount --make-rprivate /
 for private in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do
     mount -t tmpfs -o mode=755 tmpfs "$private"
 done
+# A /dev without kvm: libvirt probes QEMU anew before every other call where /dev/kvm opens for root alone.
+mkdir /run/dev
+mount -t tmpfs -o mode=755 dev /run/dev
+mkdir /run/dev/net /run/dev/pts /run/dev/shm
+for node in fd stdin stdout stderr null zero full random urandom tty ptmx net/tun; do
+    cp -a "/dev/$node" "/run/dev/$node"
+done
+mount --bind /dev/pts /run/dev/pts
+umount --lazy --recursive /dev
+mount --move /run/dev /dev
+rmdir /run/dev
 mkdir -p /run/libvirt /run/lock /var/lib/libvirt/qemu /var/lib/libvirt/boot /var/log/libvirt/qemu "$dir/socket"
 chown libvirt-qemu /var/lib/libvirt/qemu
 printf '%s\n' 'cgroup_controllers = []' 'security_driver = "none"' >/etc/libvirt/qemu.conf

@@ -42,7 +42,7 @@ pub use local::{Faults, LocalBroker, LocalBus};
 pub use message::{DecodeError, EncodeError, MAX_MESSAGE_BYTES, Message, Unfit};
 pub use rabbit::{RabbitBus, RabbitConfig};
 pub use rpc::{RpcClient, RpcError};
-pub use topology::{QueueDecl, compute_queue, heartbeat_key, report_key};
+pub use topology::{QueueDecl, ask_queue, compute_queue, heartbeat_key, report_key};
 
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -26,6 +26,10 @@ pub const HEARTBEAT_TTL: Duration = Duration::from_secs(60);
 pub const HEARTBEAT_MAX_LENGTH: u32 = 100_000;
 /// Documents kept at most for one host; a host that is away gets them again when it is back.
 pub const COMPUTE_MAX_LENGTH: u32 = 10_000;
+/// Questions kept at most for one host: more than anybody answers in time.
+pub const ASK_MAX_LENGTH: u32 = 100;
+/// How long a question is worth anything; each expires earlier, with the patience of whoever asks.
+pub const ASK_TTL: Duration = Duration::from_secs(60);
 /// Bytes of poison messages kept at most; the oldest go first (256 MiB).
 pub const DEAD_MAX_BYTES: u32 = 256 * 1024 * 1024;
 
@@ -153,6 +157,24 @@ impl QueueDecl {
         }
     }
 
+    /// `ask.<host>`: questions for one host. It goes with the agent, so that a question for a host without one reaches no
+    /// queue and is refused at once; what a silent agent leaves there expires. Of several agents that have the name by
+    /// mistake each gets some, and refuses what is not for its host.
+    #[must_use]
+    pub fn ask(host: &str) -> Self {
+        Self {
+            name: ask_queue(host),
+            kind: QueueKind::AutoDelete,
+            consumers: Consumers::Shared,
+            delivery_limit: None,
+            dead_letter: DeadLetter::Drop,
+            message_ttl: Some(ASK_TTL),
+            max_length: Some(ASK_MAX_LENGTH),
+            max_length_bytes: None,
+            topic: None,
+        }
+    }
+
     /// `scheduler.reports`: observed documents, whichever host they come from.
     ///
     /// Single active consumer as well: one scheduler at a time holds the state.
@@ -219,6 +241,12 @@ pub fn compute_queue(host: &str) -> String {
     format!("compute.{host}")
 }
 
+/// The name of a host's queue of questions.
+#[must_use]
+pub fn ask_queue(host: &str) -> String {
+    format!("ask.{host}")
+}
+
 /// The routing key of a host's reports. `host_id` is the host's UUID: one word, no dots.
 #[must_use]
 pub fn report_key(host_id: impl std::fmt::Display) -> String {
@@ -279,6 +307,16 @@ mod tests {
         assert_eq!(compute.overflow(), Overflow::RefuseNewest);
         assert_eq!(QueueDecl::heartbeats().overflow(), Overflow::DropOldest);
         assert_eq!(QueueDecl::dead().overflow(), Overflow::DropOldest);
+        assert_eq!(QueueDecl::ask("hv1").overflow(), Overflow::DropOldest);
+    }
+
+    #[test]
+    fn questions_leave_nothing_behind() {
+        let ask = QueueDecl::ask("hv1.example.org");
+        assert_eq!(ask.name, "ask.hv1.example.org");
+        assert!(ask.kind.auto_delete());
+        assert_eq!(ask.dead_letter, DeadLetter::Drop);
+        assert!(ask.message_ttl.is_some() && ask.max_length.is_some());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub struct ConfigDrive {
     /// SSH keys that may log in, by name; at most 16.
     #[serde(default)]
     pub public_keys: BTreeMap<KeyName, PublicKey>,
-    /// Facts for programs in the guest; at most 128.
+    /// Facts for programs in the guest, as they were when the drive was made: the instance's metadata. At most 128.
     #[serde(default)]
     pub metadata: BTreeMap<PropertyKey, PropertyValue>,
 }

@@ -38,6 +38,52 @@ pub struct InstanceSpec {
     /// What it finds on its config drive; null: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// What it boots from instead of its own disks; null: it boots from those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue: Option<Rescue>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
+    pub on_crash: OnCrash,
+}
+
+/// What becomes of an instance that shall run when its guest crashes: QEMU ends by itself, or libvirt says so. (libvirt's
+/// `on_crash` knows more, for those who debug guests.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum OnCrash {
+    /// It is started again: it shall run, and a host that loses power starts it again as well.
+    #[default]
+    Restart,
+    /// It stays off, in error, until somebody starts it.
+    Stop,
+}
+
+impl OnCrash {
+    /// Whether it is started again.
+    #[must_use]
+    pub fn is_restart(&self) -> bool {
+        *self == Self::Restart
+    }
+
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// A system that an instance is rescued with: it boots from a fresh disk, its own disks come after that one, and its
+/// volumes are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Rescue {
+    /// Chosen by the client; it names the disk, so that none is ever taken for that of another rescue.
+    pub nonce: Nonce,
+    /// What the disk is made from. It is as large as the root disk.
+    pub image: ImageRef,
 }
 
 /// How far an instance shall run.
@@ -173,6 +219,22 @@ pub struct InstanceDisk {
     pub format: DiskFormat,
     /// What is on it at first.
     pub source: DiskSource,
+    /// Which of the disks that this one was so far; null: the first, made with the instance. A higher one is made anew
+    /// and takes the place of those before it, whose content is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
+}
+
+/// Which of several disks that were one after the other in the same place. It is part of the file's name, so that what
+/// lies on the host says it, and nothing else has to be remembered.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub struct Incarnation {
+    /// How often it was made anew, from 1: a host never replaces a disk with one of a lower or the same number.
+    pub number: u32,
+    /// Chosen by the client that asked for it.
+    pub nonce: Nonce,
 }
 
 /// How a disk is stored on the host.

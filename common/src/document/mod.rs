@@ -8,6 +8,7 @@ mod config_drive;
 mod instance;
 mod network;
 mod router;
+mod snapshot;
 mod volume;
 
 use std::fmt;
@@ -18,15 +19,17 @@ use uuid::Uuid;
 
 pub use config_drive::ConfigDrive;
 pub use instance::{
-    DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk,
-    InstancePort, InstanceSpec, InstanceVolume, Reboot, RebootKind, VolumeAccess,
+    DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, Incarnation,
+    InstanceDisk, InstancePort, InstanceSpec, InstanceVolume, OnCrash, Reboot, RebootKind, Rescue,
+    VolumeAccess,
 };
 pub use network::{NetworkPort, NetworkSpec, NetworkType, SubnetSpec};
 pub use router::{RouterInterface, RouterSpec};
+pub use snapshot::{SnapshotRef, SnapshotSpec};
 pub use volume::{VolumeFormat, VolumeLimits, VolumeRef, VolumeSource, VolumeSpec};
 
 use crate::{
-    ids::{HostId, InstanceId, NetworkId, RouterId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     units::Generation,
 };
 
@@ -45,6 +48,8 @@ pub enum Kind {
     Network,
     /// A router.
     Router,
+    /// A snapshot of a volume.
+    Snapshot,
     /// A volume.
     Volume,
 }
@@ -57,6 +62,7 @@ impl Kind {
             Self::Instance => "instance",
             Self::Network => "network",
             Self::Router => "router",
+            Self::Snapshot => "snapshot",
             Self::Volume => "volume",
         }
     }
@@ -64,9 +70,15 @@ impl Kind {
     /// The kind with this name, if there is one.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Instance, Self::Network, Self::Router, Self::Volume]
-            .into_iter()
-            .find(|kind| kind.as_str() == name)
+        [
+            Self::Instance,
+            Self::Network,
+            Self::Router,
+            Self::Snapshot,
+            Self::Volume,
+        ]
+        .into_iter()
+        .find(|kind| kind.as_str() == name)
     }
 }
 
@@ -103,6 +115,8 @@ pub enum Document {
     Network(Desired<NetworkId, NetworkSpec>),
     /// A router.
     Router(Desired<RouterId, RouterSpec>),
+    /// A snapshot of a volume.
+    Snapshot(Desired<SnapshotId, SnapshotSpec>),
     /// A volume.
     Volume(Desired<VolumeId, VolumeSpec>),
 }
@@ -138,6 +152,7 @@ impl Document {
             Self::Instance(desired) => (Kind::Instance, desired.id.as_uuid()),
             Self::Network(desired) => (Kind::Network, desired.id.as_uuid()),
             Self::Router(desired) => (Kind::Router, desired.id.as_uuid()),
+            Self::Snapshot(desired) => (Kind::Snapshot, desired.id.as_uuid()),
             Self::Volume(desired) => (Kind::Volume, desired.id.as_uuid()),
         };
         DocumentKey { kind, id }
@@ -150,6 +165,7 @@ impl Document {
             Self::Instance(desired) => desired.generation,
             Self::Network(desired) => desired.generation,
             Self::Router(desired) => desired.generation,
+            Self::Snapshot(desired) => desired.generation,
             Self::Volume(desired) => desired.generation,
         }
     }
@@ -161,6 +177,7 @@ impl Document {
             Self::Instance(desired) => desired.host_id,
             Self::Network(desired) => desired.host_id,
             Self::Router(desired) => desired.host_id,
+            Self::Snapshot(desired) => desired.host_id,
             Self::Volume(desired) => desired.host_id,
         }
     }
@@ -172,6 +189,7 @@ impl Document {
             Self::Instance(desired) => desired.spec.is_none(),
             Self::Network(desired) => desired.spec.is_none(),
             Self::Router(desired) => desired.spec.is_none(),
+            Self::Snapshot(desired) => desired.spec.is_none(),
             Self::Volume(desired) => desired.spec.is_none(),
         }
     }
@@ -183,6 +201,7 @@ impl Document {
             Self::Instance(desired) => desired.generation = generation,
             Self::Network(desired) => desired.generation = generation,
             Self::Router(desired) => desired.generation = generation,
+            Self::Snapshot(desired) => desired.generation = generation,
             Self::Volume(desired) => desired.generation = generation,
         }
         self
@@ -196,6 +215,7 @@ impl Document {
             Self::Instance(desired) => desired.spec = None,
             Self::Network(desired) => desired.spec = None,
             Self::Router(desired) => desired.spec = None,
+            Self::Snapshot(desired) => desired.spec = None,
             Self::Volume(desired) => desired.spec = None,
         }
         tombstone

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ImageRef;
+use super::{ImageRef, SnapshotRef};
 use crate::{
     ids::VolumeId,
     names::{PoolName, ProjectName, VolumeName},
@@ -78,6 +78,8 @@ pub enum VolumeSource {
     Image(ImageRef),
     /// The content of another volume of the same host.
     Volume(VolumeRef),
+    /// What a snapshot of the same host holds.
+    Snapshot(SnapshotRef),
 }
 
 /// Another volume of the same host, with what must be known to open it.

@@ -5,16 +5,21 @@ use sha2::{Digest, Sha256};
 
 use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
+    question::{
+        InstanceConsoleOutput, InstanceEndpoints, InstancePingGuestAgent, InstanceScreenshot,
+        QUESTION_TYPE, QUESTION_VERSION, Question,
+    },
     report::{REPORT_TYPE, REPORT_VERSION, Report},
     request::{
         AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
         AggregateSet, HostDelete, HostDisable, HostDrain, HostEnable, HostList, HostSet, HostShow,
         InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceList, InstancePause,
-        InstanceReboot, InstanceResize, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
-        InstanceSuspend, InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList,
-        PlacementCapacity, PlacementExplain, PlacementPlace, Reply, ServerGroupCreate,
-        ServerGroupDelete, ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach,
-        VolumeExtend, VolumeList, VolumeShow,
+        InstanceReboot, InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume,
+        InstanceSet, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
+        InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
+        PlacementExplain, PlacementPlace, Reply, ServerGroupCreate, ServerGroupDelete,
+        ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, VolumeAttach,
+        VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -41,6 +46,8 @@ pub enum Route {
     Request,
     /// To queue `compute.<host>`, from the scheduler.
     Document,
+    /// To queue `ask.<host>`, from the scheduler.
+    Question,
     /// To topic `report.<host id>`, from agents.
     Report,
     /// To topic `heartbeat.<host id>`, from agents.
@@ -83,8 +90,16 @@ pub fn all() -> Vec<MessageType> {
         request::<InstanceResume>(),
         request::<InstanceReboot>(),
         request::<InstanceResize>(),
+        request::<InstanceRescue>(),
+        request::<InstanceUnrescue>(),
+        request::<InstanceRebuild>(),
+        request::<InstanceSet>(),
         request::<InstanceShow>(),
         request::<InstanceList>(),
+        request::<InstanceConsoleOutput>(),
+        request::<InstanceScreenshot>(),
+        request::<InstancePingGuestAgent>(),
+        request::<InstanceEndpoints>(),
         request::<VolumeCreate>(),
         request::<VolumeDelete>(),
         request::<VolumeShow>(),
@@ -92,6 +107,10 @@ pub fn all() -> Vec<MessageType> {
         request::<VolumeExtend>(),
         request::<VolumeAttach>(),
         request::<VolumeDetach>(),
+        request::<SnapshotCreate>(),
+        request::<SnapshotDelete>(),
+        request::<SnapshotShow>(),
+        request::<SnapshotList>(),
         request::<NetworkCreate>(),
         request::<NetworkDelete>(),
         request::<NetworkList>(),
@@ -120,6 +139,13 @@ pub fn all() -> Vec<MessageType> {
         version: DOCUMENT_VERSION,
         route: Route::Document,
         body: schema::<Document>(),
+        reply: None,
+    });
+    types.push(MessageType {
+        name: QUESTION_TYPE.to_owned(),
+        version: QUESTION_VERSION,
+        route: Route::Question,
+        body: schema::<Question>(),
         reply: None,
     });
     types.push(MessageType {

@@ -17,7 +17,7 @@ use crate::{
 /// The `type` property of a report.
 pub const REPORT_TYPE: &str = "report";
 /// The version of reports (`x-berth-version`).
-pub const REPORT_VERSION: u32 = 2;
+pub const REPORT_VERSION: u32 = 3;
 
 /// The state of some of a host's documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -56,8 +56,21 @@ pub struct ResourceReport {
     /// Of instances: the last reboot that was carried out.
     #[serde(default)]
     pub reboot_nonce: Option<Nonce>,
+    /// Of instances: what its domain boots from; null: from the disk that was made with it, or there is no domain.
+    #[serde(default)]
+    pub boot_disk: Option<BootDisk>,
     /// When the agent looked.
     pub observed_at: DateTime<Utc>,
+}
+
+/// What an instance boots from, if not from the disk that was made with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BootDisk {
+    /// The disk of the rebuild with this nonce.
+    Rebuilt(Nonce),
+    /// The disk of the rescue with this nonce.
+    Rescue(Nonce),
 }
 
 /// How far a host is with a document.

@@ -14,17 +14,22 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
-    view::{HostView, InstanceView, NetworkView, VolumeView},
+    question::{
+        ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
+        InstancePingGuestAgent, InstanceScreenshot, Screenshot,
+    },
+    view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
 };
 use crate::{
     document::{
-        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, RebootKind, VolumeAccess,
-        VolumeFormat, VolumeLimits,
+        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
+        VolumeAccess, VolumeFormat, VolumeLimits,
     },
-    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, VolumeId},
+    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, SnapshotId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PoolName,
-        ProjectName, PropertyKey, PropertyValue, ServerGroupName, VolumeName, ZoneName,
+        ProjectName, PropertyKey, PropertyValue, ServerGroupName, SnapshotName, VolumeName,
+        ZoneName,
     },
     refusal::Refusal,
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
@@ -51,19 +56,27 @@ macro_rules! methods {
 }
 
 methods! {
-    InstanceCreate => "instance.create" version 3, InstanceView;
-    InstanceCreateMany => "instance.create_many" version 2, InstanceCreateManyReply;
-    InstanceDelete => "instance.delete" version 2, InstanceView;
-    InstanceStart => "instance.start" version 2, InstanceView;
-    InstanceStop => "instance.stop" version 2, InstanceView;
-    InstancePause => "instance.pause", InstanceView;
-    InstanceUnpause => "instance.unpause", InstanceView;
-    InstanceSuspend => "instance.suspend", InstanceView;
-    InstanceResume => "instance.resume", InstanceView;
-    InstanceReboot => "instance.reboot" version 2, InstanceView;
-    InstanceResize => "instance.resize", InstanceView;
-    InstanceShow => "instance.show" version 2, InstanceView;
-    InstanceList => "instance.list" version 2, InstanceListReply;
+    InstanceCreate => "instance.create" version 4, InstanceView;
+    InstanceCreateMany => "instance.create_many" version 3, InstanceCreateManyReply;
+    InstanceDelete => "instance.delete" version 3, InstanceView;
+    InstanceStart => "instance.start" version 3, InstanceView;
+    InstanceStop => "instance.stop" version 3, InstanceView;
+    InstancePause => "instance.pause" version 2, InstanceView;
+    InstanceUnpause => "instance.unpause" version 2, InstanceView;
+    InstanceSuspend => "instance.suspend" version 2, InstanceView;
+    InstanceResume => "instance.resume" version 2, InstanceView;
+    InstanceReboot => "instance.reboot" version 3, InstanceView;
+    InstanceResize => "instance.resize" version 2, InstanceView;
+    InstanceRescue => "instance.rescue", InstanceView;
+    InstanceUnrescue => "instance.unrescue", InstanceView;
+    InstanceRebuild => "instance.rebuild", InstanceView;
+    InstanceSet => "instance.set", InstanceView;
+    InstanceShow => "instance.show" version 3, InstanceView;
+    InstanceList => "instance.list" version 3, InstanceListReply;
+    InstanceConsoleOutput => "instance.console_output", ConsoleOutput;
+    InstanceScreenshot => "instance.screenshot", Screenshot;
+    InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
+    InstanceEndpoints => "instance.endpoints", Endpoints;
     VolumeCreate => "volume.create" version 2, VolumeView;
     VolumeDelete => "volume.delete" version 2, VolumeView;
     VolumeShow => "volume.show" version 2, VolumeView;
@@ -71,6 +84,10 @@ methods! {
     VolumeExtend => "volume.extend" version 2, VolumeView;
     VolumeAttach => "volume.attach" version 2, VolumeView;
     VolumeDetach => "volume.detach" version 2, VolumeView;
+    SnapshotCreate => "snapshot.create", SnapshotView;
+    SnapshotDelete => "snapshot.delete", SnapshotView;
+    SnapshotShow => "snapshot.show", SnapshotView;
+    SnapshotList => "snapshot.list", SnapshotListReply;
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
@@ -153,6 +170,9 @@ pub struct InstanceCreate {
     /// What it finds on its config drive; null: it has none. An empty one still tells its name and its NICs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
+    pub on_crash: OnCrash,
 }
 
 /// Create several instances with one decision after the other, in the order given. Repeating the request is harmless,
@@ -242,6 +262,8 @@ instance_requests! {
     InstanceSuspend;
     /// Let a suspended instance go on where it was.
     InstanceResume;
+    /// Boot a rescued instance from its own disk again. The rescue disk goes, with all that is on it.
+    InstanceUnrescue;
     /// Show one instance.
     InstanceShow;
 }
@@ -261,7 +283,8 @@ pub struct InstanceReboot {
     pub nonce: Nonce,
 }
 
-/// Give a stopped instance another size on the hypervisor it is on. Its disk never shrinks.
+/// Give a stopped instance another size on the hypervisor it is on; a running one only a larger disk. Its disk never
+/// shrinks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceResize {
     /// Id, or name within the project, of the instance.
@@ -271,6 +294,57 @@ pub struct InstanceResize {
     pub project: ProjectName,
     /// Its new size; every part at least 1.
     pub flavor: Flavor,
+}
+
+/// Boot an instance from a fresh disk made from an image, with its own disks after that one (`vdb`) and without its
+/// volumes, until it is unrescued. It is powered on if it was off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceRescue {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// What it boots from; null: the image that its own disk was made from.
+    #[serde(default)]
+    pub image: Option<ImageRef>,
+    /// Chosen by the client: the same nonce again is the same rescue.
+    pub nonce: Nonce,
+}
+
+/// Make the root disk of an instance anew from an image, on the host it is on. **What was on it is lost.** Its id, ports,
+/// addresses and volumes stay, and so does its power.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceRebuild {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// What its root disk is made from.
+    pub image: ImageRef,
+    /// Chosen by the client: the same nonce again is the same rebuild.
+    pub nonce: Nonce,
+}
+
+/// Change what an instance is called and what is said of it. What is not named stays. Its guest runs on: it gets the new host
+/// name by DHCP with its next lease, and finds the metadata of when its config drive was made there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceSet {
+    /// Id, or name within the project, of the instance.
+    pub instance: String,
+    /// The project a name is looked up in.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Its new name, unique among the project's living instances.
+    #[serde(default)]
+    pub name: Option<InstanceName>,
+    /// Metadata to set, or with null to remove; at most 128 in all.
+    #[serde(default)]
+    pub metadata: BTreeMap<PropertyKey, Option<PropertyValue>>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default)]
+    pub on_crash: Option<OnCrash>,
 }
 
 /// List instances, in order of creation.
@@ -340,6 +414,8 @@ pub enum VolumeCreateSource {
     Image(ImageRef),
     /// Id, or name within the project, of a volume that no instance has.
     Volume(String),
+    /// Id, or name within the project, of a snapshot.
+    Snapshot(String),
 }
 
 macro_rules! volume_requests {
@@ -425,6 +501,65 @@ pub struct VolumeList {
 pub struct VolumeListReply {
     /// The volumes.
     pub volumes: Vec<VolumeView>,
+    /// Whether more follow.
+    pub more: bool,
+}
+
+/// Create a snapshot of a volume: its content at one moment between this request and `available`, as after a power cut. The
+/// volume may be in use. Idempotent on its id, as instances are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotCreate {
+    /// Chosen by the client.
+    pub id: SnapshotId,
+    /// Its name, unique among the project's living snapshots.
+    pub name: SnapshotName,
+    /// The owner, also of the volume.
+    #[serde(default)]
+    pub project: ProjectName,
+    /// Id, or name within the project, of a volume that was made on a hypervisor.
+    pub volume: String,
+}
+
+macro_rules! snapshot_requests {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        pub struct $name {
+            /// Id, or name within the project, of the snapshot.
+            pub snapshot: String,
+            /// The project a name is looked up in.
+            #[serde(default)]
+            pub project: ProjectName,
+        }
+    )*};
+}
+
+snapshot_requests! {
+    /// Delete a snapshot that no volume is being made from, with its content. Deleting a deleted one is harmless.
+    SnapshotDelete;
+    /// Show one snapshot.
+    SnapshotShow;
+}
+
+/// List snapshots, in order of creation.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotList {
+    /// Only this project's; null: all.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
+    /// Only after the snapshot with this id, for the next page.
+    #[serde(default)]
+    pub after: Option<SnapshotId>,
+    /// At most so many, 1 to 1000.
+    #[serde(default = "default_page")]
+    pub limit: u32,
+}
+
+/// One page of snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotListReply {
+    /// The snapshots.
+    pub snapshots: Vec<SnapshotView>,
     /// Whether more follow.
     pub more: bool,
 }

@@ -1,6 +1,6 @@
 //! What replies show: instances, networks and hosts as they are now.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -12,13 +12,14 @@ use super::{
 };
 use crate::{
     document::{
-        DesiredPower, FixedIp, Flavor, ImageRef, NetworkType, VolumeAccess, VolumeFormat,
+        DesiredPower, FixedIp, Flavor, ImageRef, NetworkType, OnCrash, VolumeAccess, VolumeFormat,
         VolumeLimits, VolumeSource,
     },
-    ids::{HostId, InstanceId, NetworkId, PortId, SubnetId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, SubnetId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
-        PoolName, ProjectName, ResourceClass, VolumeName, ZoneName,
+        PoolName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName, VolumeName,
+        ZoneName,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
@@ -52,6 +53,15 @@ pub struct InstanceView {
     pub flavor: Flavor,
     /// What its boot disk was made from.
     pub image: ImageRef,
+    /// Whether it shall boot from a rescue disk, with its own disks after that one and without its volumes.
+    #[serde(default)]
+    pub rescued: bool,
+    /// What is said of it: at first, what its config drive said.
+    #[serde(default)]
+    pub metadata: BTreeMap<PropertyKey, PropertyValue>,
+    /// What becomes of it when its guest crashes.
+    #[serde(default)]
+    pub on_crash: OnCrash,
     /// Its ports.
     pub ports: Vec<PortView>,
     /// The volumes attached to it, by position.
@@ -125,6 +135,12 @@ pub enum TaskState {
     Suspending,
     /// Its memory is being restored.
     Resuming,
+    /// It is being booted from a rescue disk.
+    Rescuing,
+    /// It is being booted from its own disk again.
+    Unrescuing,
+    /// Its root disk is being made anew.
+    Rebuilding,
     /// It is being deleted.
     Deleting,
 }
@@ -142,6 +158,9 @@ impl TaskState {
             Self::Unpausing => "unpausing",
             Self::Suspending => "suspending",
             Self::Resuming => "resuming",
+            Self::Rescuing => "rescuing",
+            Self::Unrescuing => "unrescuing",
+            Self::Rebuilding => "rebuilding",
             Self::Deleting => "deleting",
         }
     }
@@ -251,6 +270,72 @@ impl VolumeStatus {
             Self::InUse => "in-use",
             Self::Detaching => "detaching",
             Self::Extending => "extending",
+            Self::Deleting => "deleting",
+            Self::Error => "error",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// A snapshot of a volume as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotView {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// Its owner.
+    pub project: ProjectName,
+    /// The volume whose content it is; it may be gone since.
+    pub volume_id: VolumeId,
+    /// That volume's name; null once it is deleted.
+    pub volume: Option<VolumeName>,
+    /// Its size in GiB: the least that a volume made from it has.
+    pub size_gb: DiskGb,
+    /// In which part of its life it is.
+    pub status: SnapshotStatus,
+    /// What berth is busy with, for people ("copying, 40 %").
+    pub progress: Option<String>,
+    /// Why it is in error, if it is.
+    pub fault: Option<Fault>,
+    /// The hypervisor it is on.
+    pub host: Option<HostName>,
+    /// The id of that hypervisor.
+    pub host_id: Option<HostId>,
+    /// The version of what is wanted of it.
+    pub generation: Generation,
+    /// The version its host last confirmed.
+    pub observed_generation: Generation,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When anything of it last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// In which part of its life a snapshot is; Cinder's `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum SnapshotStatus {
+    /// Its host makes it.
+    Creating,
+    /// It is whole, and volumes can be made from it.
+    Available,
+    /// It is being deleted.
+    Deleting,
+    /// Something failed; `fault` says what.
+    Error,
+    /// It is gone.
+    Deleted,
+}
+
+impl SnapshotStatus {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Available => "available",
             Self::Deleting => "deleting",
             Self::Error => "error",
             Self::Deleted => "deleted",

@@ -97,7 +97,7 @@ fn or_none<T: FromStr<Err: Display>>(text: &str) -> Result<Change<T>, String> {
     value_or("none", text)
 }
 
-fn property(text: &str) -> Result<(PropertyKey, PropertyValue), String> {
+pub(super) fn property(text: &str) -> Result<(PropertyKey, PropertyValue), String> {
     let (key, value) = text
         .split_once('=')
         .ok_or_else(|| "must be written KEY=VALUE, like disk=ssd".to_owned())?;

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use berth_common::{
+    document::{ImageRef, OnCrash},
     ids::InstanceId,
-    names::InstanceName,
+    names::{ImageSha256, ImageUrl, InstanceName, PropertyKey, PropertyValue},
     units::{DiskGb, MemoryMb, Vcpus},
 };
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
-use super::Wait;
+use super::{Wait, aggregate::property, volume::StatedFormat};
 
 /// How many instances one request may create.
 const MOST_AT_ONCE: i64 = 256;
@@ -78,7 +79,8 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Give a stopped instance another size, on the hypervisor it is on. What is not named stays; a disk never shrinks.
+    /// Give a stopped instance another size, on the hypervisor it is on; a running one only a larger disk. What is not
+    /// named stays; a disk never shrinks.
     Resize {
         /// Name or id of the instance.
         name: String,
@@ -94,6 +96,35 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Boot an instance from a fresh disk, with its own disk as the next one (vdb) and without its volumes. It is powered
+    /// on if it was off.
+    Rescue {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        image: Image,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Boot a rescued instance from its own disk again. The rescue disk goes.
+    Unrescue {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Make an instance's root disk anew: WHAT IS ON IT IS LOST. Its id, addresses and volumes stay.
+    Rebuild {
+        /// Name or id of the instance.
+        name: String,
+        #[command(flatten)]
+        image: Image,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Change what an instance is called, what is said of it, and what becomes of it when it crashes. What is not named
+    /// stays, and the guest runs on: it learns its new name with its next DHCP lease.
+    Set(InstanceSetArgs),
     /// Delete an instance, its disks and its ports. Its volumes stay.
     Delete {
         /// Name or id of the instance.
@@ -101,18 +132,124 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Show the end of an instance's serial console. Works on the hypervisor it is on; elsewhere it tells where to
-    /// look.
-    Console {
+    /// Show the end of an instance's serial console. Control characters of the guest are made visible.
+    Console(ConsoleArgs),
+    /// Save a picture of what an instance shows on its display.
+    Screenshot {
         /// Name or id of the instance.
         name: String,
-        /// How many lines, up to 10000.
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        lines: u32,
-        /// The agent's state directory on this machine.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
-        state_dir: PathBuf,
+        /// Where the picture goes: PNG, or PPM where QEMU is older than 7.1. An existing file is replaced.
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
     },
+    /// Ask whether the QEMU guest agent in an instance is present, absent or silent.
+    PingGuestAgent {
+        /// Name or id of the instance.
+        name: String,
+    },
+    /// Show where the display and the consoles of an instance are, and how an administrator reaches them.
+    Endpoints {
+        /// Name or id of the instance.
+        name: String,
+    },
+}
+
+/// Which part of a console is shown, and how.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConsoleArgs {
+    /// Name or id of the instance.
+    pub(crate) name: String,
+    /// How many lines, up to 10000.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) lines: u32,
+    /// Go on with what comes, until Ctrl-C.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Show what the guest wrote as it is. It can then do to the terminal what it likes.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Read the log on this machine, which must be the instance's hypervisor; its agent may be down.
+    #[arg(long, conflicts_with_all = ["follow", "raw"])]
+    pub(crate) local: bool,
+    /// The agent's state directory on this machine, for --local. Default: /var/lib/berth.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "raw"])]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// What of an instance changes.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Changes {
+    /// Its new name, unique in the project.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<InstanceName>,
+    /// Say something of it. May be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = property)]
+    pub(crate) metadata: Vec<(PropertyKey, PropertyValue)>,
+    /// Say it no more. May be given several times.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unset_metadata: Vec<PropertyKey>,
+    /// What becomes of it when its guest crashes.
+    #[arg(long, value_enum)]
+    pub(crate) on_crash: Option<CrashPolicy>,
+}
+
+/// A change to what is said of an instance.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InstanceSetArgs {
+    /// Name or id of the instance.
+    pub(crate) instance: String,
+    #[command(flatten)]
+    pub(crate) changes: Changes,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// What becomes of an instance when its guest crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CrashPolicy {
+    /// It is started again.
+    Restart,
+    /// It stays off, in error.
+    Stop,
+}
+
+impl From<CrashPolicy> for OnCrash {
+    fn from(policy: CrashPolicy) -> Self {
+        match policy {
+            CrashPolicy::Restart => Self::Restart,
+            CrashPolicy::Stop => Self::Stop,
+        }
+    }
+}
+
+/// An image; default: the one that the instance was made from.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Image {
+    /// Where to fetch an image: file://, http:// or https://. Default: the image the instance was made from.
+    #[arg(long, value_name = "URL", requires_all = ["image_sha256", "image_format"])]
+    pub(crate) image_url: Option<ImageUrl>,
+    /// What the image must contain: 64 hexadecimal digits.
+    #[arg(long, value_name = "SHA256", requires = "image_url")]
+    pub(crate) image_sha256: Option<ImageSha256>,
+    /// The image's format.
+    #[arg(long, value_enum, requires = "image_url")]
+    pub(crate) image_format: Option<StatedFormat>,
+}
+
+impl Image {
+    /// The image that was named.
+    pub(crate) fn named(self) -> Option<ImageRef> {
+        match (self.image_url, self.image_sha256, self.image_format) {
+            (Some(url), Some(sha256), Some(format)) => Some(ImageRef {
+                url,
+                sha256,
+                format: format.into(),
+            }),
+            // The command line has all of them or none.
+            _ => None,
+        }
+    }
 }
 
 /// A new instance.

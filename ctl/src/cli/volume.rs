@@ -13,7 +13,7 @@ use super::Wait;
 /// Commands on volumes.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Volume {
-    /// Create a volume. Without --host and --from it gets the hypervisor of the first instance it is attached to.
+    /// Create a volume. Without --host, --from and --snapshot it gets the hypervisor of the first instance it is attached to.
     Create(VolumeCreateArgs),
     /// List volumes.
     List,
@@ -77,6 +77,9 @@ pub(crate) struct VolumeCreateArgs {
     /// Name or id of a volume to copy; no instance may have it.
     #[arg(long, value_name = "VOLUME", conflicts_with = "image_url")]
     pub(crate) from: Option<String>,
+    /// Name or id of a snapshot to begin with.
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["image_url", "from"])]
+    pub(crate) snapshot: Option<String>,
     /// Where to fetch an image to begin with: file://, http:// or https://.
     #[arg(long, value_name = "URL", requires_all = ["image_sha256", "image_format"])]
     pub(crate) image_url: Option<ImageUrl>,

@@ -194,7 +194,7 @@ fn set_request(arguments: &AggregateSetArgs) -> Result<AggregateSet, CtlError> {
 }
 
 /// What becomes of each property; one that is named twice is a mistake.
-fn properties(
+pub(super) fn properties(
     set: &[(PropertyKey, PropertyValue)],
     unset: &[PropertyKey],
 ) -> Result<BTreeMap<PropertyKey, Option<PropertyValue>>, CtlError> {

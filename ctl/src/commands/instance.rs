@@ -1,8 +1,7 @@
 //! `berthctl instance …`.
 
+mod guest;
 mod many;
-
-use std::path::PathBuf;
 
 use berth_common::{
     document::{Flavor, RebootKind},
@@ -10,8 +9,9 @@ use berth_common::{
     message::{
         request::{
             InstanceCreate, InstanceDelete, InstanceList, InstanceListReply, InstancePause,
-            InstanceReboot, InstanceResize, InstanceResume, InstanceShow, InstanceStart,
-            InstanceStop, InstanceSuspend, InstanceUnpause, Method, default_page,
+            InstanceReboot, InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume,
+            InstanceSet, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
+            InstanceUnpause, InstanceUnrescue, Method, default_page,
         },
         view::InstanceView,
     },
@@ -19,16 +19,14 @@ use berth_common::{
     refusal::{Refusal, RefusalCode},
 };
 
-use super::{Context, asking::Asking, read, repeat_with_id};
+use super::{Context, aggregate::properties, asking::Asking, read, repeat_with_id};
 use crate::{
-    cli::{Instance, InstanceCreateArgs, Output, Wait},
+    cli::{Instance, InstanceCreateArgs, Wait},
     client::Caller,
-    console,
     error::CtlError,
     instance_file::{self, Overrides},
-    output,
     print::instance,
-    wait::{Goal, gone, label},
+    wait::{Goal, gone},
 };
 
 /// A command whose file is read.
@@ -184,12 +182,7 @@ pub(super) async fn run<C: Caller>(
             disk_gb,
             wait,
         }) => {
-            let shown = context
-                .ask(&InstanceShow {
-                    instance: name,
-                    project: project.clone(),
-                })
-                .await?;
+            let shown = shown(context, name).await?;
             let flavor = Flavor {
                 vcpus: vcpus.unwrap_or(shown.flavor.vcpus),
                 memory_mb: memory_mb.unwrap_or(shown.flavor.memory_mb),
@@ -197,12 +190,74 @@ pub(super) async fn run<C: Caller>(
             };
             change(
                 context,
-                meant(shown.id.to_string(), Goal::Stopped),
+                meant(shown.id.to_string(), Goal::Built(shown.desired_power)),
                 wait,
                 |instance, project| InstanceResize {
                     instance,
                     project,
                     flavor,
+                },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Rescue { name, image, wait }) => {
+            let image = image.named();
+            change(
+                context,
+                meant(name, Goal::Rescued),
+                wait,
+                |instance, project| InstanceRescue {
+                    instance,
+                    project,
+                    image,
+                    nonce: Nonce::new(),
+                },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Unrescue { name, wait }) => {
+            let shown = shown(context, name).await?;
+            let goal = Goal::Built(shown.desired_power);
+            change(
+                context,
+                meant(shown.id.to_string(), goal),
+                wait,
+                |instance, project| InstanceUnrescue { instance, project },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Rebuild { name, image, wait }) => {
+            let shown = shown(context, name).await?;
+            let image = image.named().unwrap_or(shown.image);
+            let goal = Goal::Rebuilt(shown.desired_power);
+            change(
+                context,
+                meant(shown.id.to_string(), goal),
+                wait,
+                |instance, project| InstanceRebuild {
+                    instance,
+                    project,
+                    image,
+                    nonce: Nonce::new(),
+                },
+            )
+            .await
+        }
+        Prepared::Other(Instance::Set(arguments)) => {
+            let changes = arguments.changes;
+            let metadata = properties(&changes.metadata, &changes.unset_metadata)?;
+            let shown = shown(context, arguments.instance).await?;
+            let goal = Goal::Built(shown.desired_power);
+            change(
+                context,
+                meant(shown.id.to_string(), goal),
+                arguments.wait,
+                |instance, project| InstanceSet {
+                    instance,
+                    project,
+                    name: changes.name,
+                    metadata,
+                    on_crash: changes.on_crash.map(Into::into),
                 },
             )
             .await
@@ -216,12 +271,24 @@ pub(super) async fn run<C: Caller>(
             )
             .await
         }
-        Prepared::Other(Instance::Console {
-            name,
-            lines,
-            state_dir,
-        }) => show_console(context, name, lines, state_dir).await,
+        Prepared::Other(Instance::Console(arguments)) => guest::console(context, arguments).await,
+        Prepared::Other(Instance::Screenshot { name, file }) => {
+            guest::screenshot(context, name, file).await
+        }
+        Prepared::Other(Instance::PingGuestAgent { name }) => {
+            guest::ping_guest_agent(context, name).await
+        }
+        Prepared::Other(Instance::Endpoints { name }) => guest::endpoints(context, name).await,
     }
+}
+
+/// The instance as it is now: what a change to it needs to know.
+async fn shown<C: Caller>(context: &Context<C>, name: String) -> Result<InstanceView, CtlError> {
+    let show = InstanceShow {
+        instance: name,
+        project: context.project(),
+    };
+    context.ask(&show).await
 }
 
 async fn create<C: Caller>(
@@ -299,13 +366,15 @@ where
     }
 }
 
-/// What repeating a change does: all but a reboot only say how the instance shall be.
+/// What repeating a change does: most only say how the instance shall be.
 fn advice(goal: Goal, id: InstanceId) -> String {
     match goal {
         Goal::Rebooted => "repeating the command may reboot it once more".to_owned(),
         Goal::Deleted => {
             format!("repeating it as `berthctl instance delete {id}` is harmless")
         }
+        Goal::Rebuilt(_) => "repeating the command makes its disk anew once more".to_owned(),
+        Goal::Rescued => "repeating the command is refused if it was carried out".to_owned(),
         Goal::Built(_) | Goal::Running | Goal::Stopped | Goal::Paused | Goal::Suspended => {
             format!("repeating the command with the id {id} is harmless")
         }
@@ -328,44 +397,6 @@ async fn list<C: Caller>(context: &Context<C>) -> Result<(), CtlError> {
         more: false,
     };
     context.print(&all, |all, width| instance::list(&all.instances, width))
-}
-
-async fn show_console<C: Caller>(
-    context: &Context<C>,
-    name: String,
-    lines: u32,
-    state_dir: PathBuf,
-) -> Result<(), CtlError> {
-    let view = context
-        .ask(&InstanceShow {
-            instance: name,
-            project: context.project(),
-        })
-        .await?;
-    let host = view
-        .host
-        .as_ref()
-        .ok_or_else(|| console::ConsoleError::NoHost(label(&view)))?;
-    let path = console::path(&state_dir, view.id);
-    let text = console::tail(&path, host, usize::try_from(lines).unwrap_or(usize::MAX))?;
-    match context.output {
-        Output::Json => context.print(
-            &console::Tail {
-                host,
-                path: &path,
-                text: &text,
-            },
-            |_, _| String::new(),
-        ),
-        Output::Table => {
-            output::remark(&format!(
-                "# {} on {host}, {}\n",
-                label(&view),
-                path.display()
-            ));
-            output::result(&text).map_err(CtlError::Output)
-        }
-    }
 }
 
 #[cfg(test)]

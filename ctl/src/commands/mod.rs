@@ -9,6 +9,7 @@ mod lookup;
 mod network;
 mod placement;
 mod server_group;
+mod snapshot;
 mod volume;
 
 use std::{path::Path, time::Duration};
@@ -131,6 +132,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
         Prepared::Network(command) => network::run(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
         Prepared::Volume(command) => volume::run(&context, command).await,
+        Prepared::Snapshot(command) => snapshot::run(&context, command).await,
         Prepared::Aggregate(command) => aggregate::run(&context, command).await,
         Prepared::ServerGroup(command) => server_group::run(&context, command).await,
         Prepared::Placement(question) => placement::run(&context, question).await,
@@ -145,6 +147,7 @@ enum Prepared {
     Network(crate::cli::Network),
     Instance(instance::Prepared),
     Volume(crate::cli::Volume),
+    Snapshot(crate::cli::Snapshot),
     Aggregate(crate::cli::Aggregate),
     ServerGroup(crate::cli::ServerGroup),
     Placement(placement::Question),
@@ -157,6 +160,7 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
         Command::Network(command) => Prepared::Network(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
         Command::Volume(command) => Prepared::Volume(command),
+        Command::Snapshot(command) => Prepared::Snapshot(command),
         Command::Aggregate(command) => Prepared::Aggregate(aggregate::checked(command)?),
         Command::ServerGroup(command) => Prepared::ServerGroup(server_group::checked(command)?),
         Command::Explain(arguments) => Prepared::Placement(placement::explain(arguments, project)),
@@ -195,6 +199,7 @@ mod tests {
                 "reboot",
                 "drain",
                 "server-group",
+                "snapshot",
                 "soft-affinity",
                 "explain",
                 "wait-timeout",

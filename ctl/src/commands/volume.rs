@@ -108,6 +108,7 @@ fn request(arguments: VolumeCreateArgs, project: ProjectName) -> VolumeCreate {
         _ => None,
     };
     let copied = arguments.from.map(VolumeCreateSource::Volume);
+    let kept = arguments.snapshot.map(VolumeCreateSource::Snapshot);
     VolumeCreate {
         id: arguments.id.unwrap_or_else(VolumeId::new),
         name: arguments.name,
@@ -115,7 +116,7 @@ fn request(arguments: VolumeCreateArgs, project: ProjectName) -> VolumeCreate {
         size_gb: arguments.size,
         format: arguments.format.map(Into::into),
         pool: arguments.pool,
-        source: copied.or(image.map(VolumeCreateSource::Image)),
+        source: copied.or(kept).or(image.map(VolumeCreateSource::Image)),
         limits: VolumeLimits {
             total_iops: arguments.iops,
             total_bytes_per_second: arguments.bytes_per_second,

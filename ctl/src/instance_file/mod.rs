@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::Path};
 
 use berth_common::{
     config::{Mistake, closest},
-    document::{ConfigDrive, DesiredPower, Flavor, ImageFormat, ImageRef},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageFormat, ImageRef, OnCrash},
     ids::InstanceId,
     message::{
         placement::SchedulerHints,
@@ -30,7 +30,7 @@ const MAX_NETWORKS: usize = 8;
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
-const ALL_KEYS: [&str; 28] = [
+const ALL_KEYS: [&str; 29] = [
     "name",
     "project",
     "vcpus",
@@ -38,6 +38,7 @@ const ALL_KEYS: [&str; 28] = [
     "disk_gb",
     "power",
     "stop_timeout_seconds",
+    "on_crash",
     "image.url",
     "image.sha256",
     "image.format",
@@ -113,6 +114,7 @@ pub(crate) fn parse(
                 .unwrap_or_else(default_stop_timeout_seconds),
             hints: parts.hints,
             config_drive: parts.config_drive,
+            on_crash: parts.on_crash.unwrap_or_default(),
         }),
         _ => Err(FileMistakes(mistakes)),
     }
@@ -158,6 +160,7 @@ struct Parts {
     stop_timeout_seconds: Option<u32>,
     hints: SchedulerHints,
     config_drive: Option<ConfigDrive>,
+    on_crash: Option<OnCrash>,
 }
 
 fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
@@ -186,6 +189,7 @@ fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
                 " seconds",
             )
             .value(),
+        on_crash: on_crash(&mut reader, &mut root),
         hints: hints::read(&mut reader, &mut root),
         config_drive: config_drive::read(&mut reader, &mut root),
     };
@@ -200,6 +204,16 @@ fn power<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<DesiredP
     ];
     reader
         .text(root, "power", |text| one_of(text, &POWER))
+        .value()
+}
+
+fn on_crash<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<OnCrash> {
+    const ON_CRASH: [(&str, OnCrash); 2] = [
+        (OnCrash::Restart.as_str(), OnCrash::Restart),
+        (OnCrash::Stop.as_str(), OnCrash::Stop),
+    ];
+    reader
+        .text(root, "on_crash", |text| one_of(text, &ON_CRASH))
         .value()
 }
 

@@ -69,6 +69,11 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Image sha256", view.image.sha256.to_string()),
         ("Image format", view.image.format.as_str().to_owned()),
     ]);
+    let rescued = view.rescued.then(|| "yes, its own disk is vdb".to_owned());
+    properties.extend(rescued.map(|rescued| ("Rescued", rescued)));
+    properties.push(("On crash", view.on_crash.as_str().to_owned()));
+    let metadata = view.metadata.iter();
+    properties.extend(metadata.map(|(key, value)| ("Metadata", format!("{key}={value}"))));
     properties.extend(view.ports.iter().map(|port| ("Port", describe(port))));
     let volumes = view.volumes.iter();
     properties.extend(volumes.map(|volume| ("Volume", describe_volume(volume))));
@@ -184,6 +189,7 @@ mod tests {
         | Image         | file:///srv/guest.qcow2                                                       |
         | Image sha256  | aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa              |
         | Image format  | qcow2                                                                         |
+        | On crash      | restart                                                                       |
         | Port          | net0=10.0.0.5, MAC 52:54:00:12:34:56, id 0191e7a0-0000-7000-8000-000000000002 |
         | Generation    | 1, confirmed by the host: 1                                                   |
         | Created       | 2026-01-02T03:04:05+00:00                                                     |

@@ -1,10 +1,13 @@
-//! Results for programs: the JSON of the answer, unchanged, over several lines.
+//! Results for programs: the JSON of the answer, unchanged, over several lines. JSON escapes most control characters;
+//! those that it need not are escaped too, because people look at it on terminals.
 
 use serde::Serialize;
 
+use crate::terminal::escaped;
+
 /// The JSON of a value, ending with a line break.
 pub(crate) fn text<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
-    serde_json::to_string_pretty(value).map(|json| json + "\n")
+    serde_json::to_string_pretty(value).map(|json| escaped(&json) + "\n")
 }
 
 #[cfg(test)]

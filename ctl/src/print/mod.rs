@@ -3,15 +3,18 @@
 //! - [`table`]: how tables look; every cell is made harmless for terminals there.
 //! - [`json`]: the scheduler's answer as it is, for programs.
 //! - [`host`], [`instance`], [`network`] and so on: which columns a resource has.
+//! - [`guest`]: what a hypervisor says of a guest.
 //! - [`placement`]: how decisions read.
 
 pub(crate) mod aggregate;
+pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod instance;
 pub(crate) mod json;
 pub(crate) mod network;
 pub(crate) mod placement;
 pub(crate) mod server_group;
+pub(crate) mod snapshot;
 pub(crate) mod table;
 pub(crate) mod volume;
 

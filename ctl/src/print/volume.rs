@@ -100,6 +100,7 @@ fn source(source: &VolumeSource) -> String {
     match source {
         VolumeSource::Image(image) => format!("image {}", image.url),
         VolumeSource::Volume(volume) => format!("volume {}", volume.id),
+        VolumeSource::Snapshot(snapshot) => format!("snapshot {}", snapshot.id),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_common::{
-    ids::{HostId, InstanceId, ServerGroupId, VolumeId},
+    ids::{HostId, InstanceId, ServerGroupId, SnapshotId, VolumeId},
     message::view::{HostState, Resources},
     names::PoolName,
     units::DiskGb,
@@ -36,7 +36,16 @@ pub struct Placed {
     pub building: bool,
 }
 
-/// Where a volume lies, and what it takes there.
+/// What of a host's disk is claimed by itself, and not by an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stored {
+    /// A volume.
+    Volume(VolumeId),
+    /// A snapshot of one.
+    Snapshot(SnapshotId),
+}
+
+/// Where a volume or a snapshot lies, and what it takes there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedVolume {
     /// The host.
@@ -72,9 +81,9 @@ enum Undo {
     /// It lay there.
     Replace(InstanceId, Placed),
     /// It had no place.
-    UnplaceVolume(VolumeId),
+    UnplaceStored(Stored),
     /// It lay there.
-    ReplaceVolume(VolumeId, PlacedVolume),
+    ReplaceStored(Stored, PlacedVolume),
     /// The host had these facts; none: it was not there.
     Host(HostId, Option<Box<HostFacts>>),
     /// These were the aggregates.
@@ -86,7 +95,7 @@ enum Undo {
 pub struct Cloud {
     table: HostTable,
     placed: HashMap<InstanceId, Placed>,
-    volumes: HashMap<VolumeId, PlacedVolume>,
+    stored: HashMap<Stored, PlacedVolume>,
     groups: HashMap<ServerGroupId, BTreeMap<HostId, u64>>,
     builds: HashMap<HostId, u64>,
     /// Which hosts were blamed for an instance that is not built yet.
@@ -184,18 +193,38 @@ impl Cloud {
     /// The volumes that lie on a host.
     #[must_use]
     pub fn volumes_on(&self, host: HostId) -> Vec<VolumeId> {
+        self.stored_on(host)
+            .filter_map(|stored| match stored {
+                Stored::Volume(volume) => Some(volume),
+                Stored::Snapshot(_) => None,
+            })
+            .collect()
+    }
+
+    /// The snapshots that lie on a host.
+    #[must_use]
+    pub fn snapshots_on(&self, host: HostId) -> Vec<SnapshotId> {
+        self.stored_on(host)
+            .filter_map(|stored| match stored {
+                Stored::Snapshot(snapshot) => Some(snapshot),
+                Stored::Volume(_) => None,
+            })
+            .collect()
+    }
+
+    fn stored_on(&self, host: HostId) -> impl Iterator<Item = Stored> + '_ {
         let on_host = self
-            .volumes
+            .stored
             .iter()
-            .filter(|(_, placed)| placed.host == host);
-        on_host.map(|(volume, _)| *volume).collect()
+            .filter(move |(_, placed)| placed.host == host);
+        on_host.map(|(stored, _)| *stored)
     }
 
     /// What is claimed of a storage pool of a host.
     #[must_use]
     pub fn claimed_of_pool(&self, host: HostId, pool: &PoolName) -> DiskGb {
         let in_pool = self
-            .volumes
+            .stored
             .values()
             .filter(|placed| placed.host == host && placed.pool == *pool);
         in_pool.map(|placed| placed.size_gb).sum()
@@ -203,15 +232,33 @@ impl Cloud {
 
     /// A volume lies there now; it lay nowhere, or there with another size.
     pub fn place_volume(&mut self, volume: VolumeId, placed: PlacedVolume) {
-        self.unplace_volume(volume);
-        self.undo.push(Undo::UnplaceVolume(volume));
-        self.put_volume(volume, placed);
+        self.place_stored(Stored::Volume(volume), placed);
+    }
+
+    /// A snapshot lies there now; it lay nowhere.
+    pub fn place_snapshot(&mut self, snapshot: SnapshotId, placed: PlacedVolume) {
+        self.place_stored(Stored::Snapshot(snapshot), placed);
+    }
+
+    fn place_stored(&mut self, stored: Stored, placed: PlacedVolume) {
+        self.unplace_stored(stored);
+        self.undo.push(Undo::UnplaceStored(stored));
+        self.put_stored(stored, placed);
     }
 
     /// A volume lies nowhere any more.
     pub fn unplace_volume(&mut self, volume: VolumeId) {
-        if let Some(placed) = self.take_volume(volume) {
-            self.undo.push(Undo::ReplaceVolume(volume, placed));
+        self.unplace_stored(Stored::Volume(volume));
+    }
+
+    /// A snapshot lies nowhere any more.
+    pub fn unplace_snapshot(&mut self, snapshot: SnapshotId) {
+        self.unplace_stored(Stored::Snapshot(snapshot));
+    }
+
+    fn unplace_stored(&mut self, stored: Stored) {
+        if let Some(placed) = self.take_stored(stored) {
+            self.undo.push(Undo::ReplaceStored(stored, placed));
         }
     }
 
@@ -312,10 +359,10 @@ impl Cloud {
                     self.take(instance);
                 }
                 Some(Undo::Replace(instance, placed)) => self.put(instance, placed),
-                Some(Undo::UnplaceVolume(volume)) => {
-                    self.take_volume(volume);
+                Some(Undo::UnplaceStored(stored)) => {
+                    self.take_stored(stored);
                 }
-                Some(Undo::ReplaceVolume(volume, placed)) => self.put_volume(volume, placed),
+                Some(Undo::ReplaceStored(stored, placed)) => self.put_stored(stored, placed),
                 Some(Undo::Host(_, Some(facts))) => self.table.upsert(*facts),
                 Some(Undo::Aggregates(before)) => self.aggregates = before,
                 Some(Undo::Host(id, None)) => {
@@ -388,17 +435,17 @@ impl Cloud {
         Some(placed)
     }
 
-    fn put_volume(&mut self, volume: VolumeId, placed: PlacedVolume) {
+    fn put_stored(&mut self, stored: Stored, placed: PlacedVolume) {
         if let Err(error) = self.table.claim(placed.host, &placed.demand()) {
-            tracing::error!(%volume, host = %placed.host, %error, "a volume is not counted");
+            tracing::error!(?stored, host = %placed.host, %error, "it is not counted");
         }
-        self.volumes.insert(volume, placed);
+        self.stored.insert(stored, placed);
     }
 
-    fn take_volume(&mut self, volume: VolumeId) -> Option<PlacedVolume> {
-        let placed = self.volumes.remove(&volume)?;
+    fn take_stored(&mut self, stored: Stored) -> Option<PlacedVolume> {
+        let placed = self.stored.remove(&stored)?;
         if let Err(error) = self.table.release(placed.host, &placed.demand()) {
-            tracing::error!(%volume, host = %placed.host, %error, "the room of a volume is not given back");
+            tracing::error!(?stored, host = %placed.host, %error, "its room is not given back");
         }
         Some(placed)
     }
@@ -449,7 +496,7 @@ impl Cloud {
     #[must_use]
     pub fn differs_from(&self, other: &Self) -> Option<String> {
         differing("places", &sorted(&self.placed), &sorted(&other.placed))
-            .or_else(|| differing("volumes", &sorted(&self.volumes), &sorted(&other.volumes)))
+            .or_else(|| differing("volumes", &sorted(&self.stored), &sorted(&other.stored)))
             .or_else(|| differing("groups", &sorted(&self.groups), &sorted(&other.groups)))
             .or_else(|| differing("builds", &sorted(&self.builds), &sorted(&other.builds)))
             .or_else(|| {

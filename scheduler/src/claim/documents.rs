@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
     names::HostName,
     units::Generation,
 };
@@ -87,6 +87,7 @@ fn part(keys: &BTreeSet<DocumentKey>) -> HostPart {
             Kind::Instance => part.instances.extend(InstanceId::try_from(key.id)),
             Kind::Network => part.networks.extend(NetworkId::try_from(key.id)),
             Kind::Volume => part.volumes.extend(VolumeId::try_from(key.id)),
+            Kind::Snapshot => part.snapshots.extend(SnapshotId::try_from(key.id)),
             Kind::Router => {}
         }
     }

@@ -11,7 +11,7 @@ use berth_common::{
 use berth_store::{
     Executor, aggregates,
     hosts::{self, HostOverrides, HostRow, ReservedOverrides},
-    instances, volumes,
+    instances, snapshots, volumes,
 };
 
 use super::{ClaimError, conflict, facts, invalid, not_found};
@@ -65,10 +65,10 @@ pub async fn set(writing: &mut Writing<'_>, request: &HostSet) -> Result<HostVie
     changed(writing, row.id).await
 }
 
-/// Forgets a host that is gone for good, and with it the instances and volumes there that were being deleted.
+/// Forgets a host that is gone for good, and with it the instances, volumes and snapshots there that were being deleted.
 ///
 /// # Errors
-/// A refusal while it is heard of, or while it has instances or volumes that nobody deleted; or a failure of the database.
+/// A refusal while it is heard of, or while it has instances, volumes or snapshots that nobody deleted; or a failure of the database.
 pub async fn delete(
     writing: &mut Writing<'_>,
     request: &HostDelete,
@@ -98,6 +98,15 @@ pub async fn delete(
             row.name
         )));
     }
+    let on_host = writing.cloud.snapshots_on(row.id);
+    let snapshots = snapshots::of_ids(writing.txn(), &on_host).await?;
+    let wanted = snapshots.iter().filter(|row| !row.desired_deleted).count();
+    if wanted > 0 {
+        return Err(conflict(format!(
+            "host {} still has {wanted} snapshots that nobody deleted: delete them first, or bring the host back",
+            row.name
+        )));
+    }
     // Their host will never confirm that they are gone; by this request its operator does.
     for instance in instances {
         instances::mark_deleted(writing.txn(), instance.id, writing.now).await?;
@@ -106,6 +115,10 @@ pub async fn delete(
     for volume in volumes {
         volumes::mark_deleted(writing.txn(), volume.id, writing.now).await?;
         writing.cloud.unplace_volume(volume.id);
+    }
+    for snapshot in snapshots {
+        snapshots::mark_deleted(writing.txn(), snapshot.id, writing.now).await?;
+        writing.cloud.unplace_snapshot(snapshot.id);
     }
     hosts::delete(writing.txn(), row.id).await?;
     writing.cloud.remove_host(row.id);

@@ -1,10 +1,10 @@
 //! Reads the writer's memory from the rows, when a scheduler takes over or doubts what it remembers.
 
-use berth_common::{ids::ServerGroupId, message::view::HostState};
+use berth_common::{ids::ServerGroupId, message::view::HostState, names::PoolName};
 use berth_store::{
     Executor, StoreError, aggregates,
     claims::{self, ClaimRole, ClaimRow, GroupedClaim},
-    hosts, volumes,
+    hosts, snapshots, volumes,
 };
 
 use super::{
@@ -16,7 +16,7 @@ use crate::{
     place::{Demand, ResourceClass},
 };
 
-/// Claims or volumes read at once.
+/// Claims, volumes or snapshots read at once.
 const PAGE: u32 = 4096;
 
 /// All hosts, and all that lies on them. Who is alive is not in the rows: nobody is, until it is looked at.
@@ -55,6 +55,7 @@ pub async fn cloud(db: &impl Executor, placement: &Placement) -> Result<Cloud, S
         cloud.settle();
     }
     place_volumes(db, &mut cloud).await?;
+    place_snapshots(db, &mut cloud).await?;
     cloud.settle();
     Ok(cloud)
 }
@@ -75,6 +76,27 @@ async fn place_volumes(db: &impl Executor, cloud: &mut Cloud) -> Result<(), Stor
                 size_gb: claim.size_gb,
             };
             cloud.place_volume(claim.volume_id, placed);
+        }
+        cloud.settle();
+    }
+}
+
+/// The snapshots that have a host.
+async fn place_snapshots(db: &impl Executor, cloud: &mut Cloud) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let page = snapshots::page_of_claims(db, after, PAGE).await?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.snapshot_id);
+        for claim in page {
+            let placed = PlacedVolume {
+                host: claim.host_id,
+                pool: PoolName::default(),
+                size_gb: claim.size_gb,
+            };
+            cloud.place_snapshot(claim.snapshot_id, placed);
         }
         cloud.settle();
     }

@@ -17,6 +17,7 @@ pub mod load;
 pub mod networks;
 pub mod ports;
 pub mod server_groups;
+pub mod snapshots;
 pub mod volumes;
 
 use berth_common::{

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 use berth_common::{
     document::{
-        DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
-        InstanceVolume, Kind, NetworkPort, NetworkSpec, SubnetSpec, VolumeSpec,
+        ConfigDrive, DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
+        InstanceVolume, Kind, NetworkPort, NetworkSpec, SnapshotSpec, SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
 };
 use berth_store::{
     attachments::AttachmentState, host_rows::HostRows, instances::InstanceRow,
-    networks::NetworkRow, ports::PortRow, volumes::VolumeRow,
+    networks::NetworkRow, ports::PortRow, snapshots::SnapshotRow, volumes::VolumeRow,
 };
 use serde::Serialize;
 
@@ -64,6 +64,17 @@ pub fn derive(
         };
         documents.insert(key, json(&volume_spec(volume))?);
     }
+    for snapshot in rows
+        .snapshots
+        .iter()
+        .filter(|snapshot| snapshot.host_id == Some(host) && !snapshot.desired_deleted)
+    {
+        let key = DocumentKey {
+            kind: Kind::Snapshot,
+            id: snapshot.id.as_uuid(),
+        };
+        documents.insert(key, json(&snapshot_spec(snapshot))?);
+    }
     Ok(documents)
 }
 
@@ -91,6 +102,7 @@ fn instance_spec(
             size_gb: instance.flavor.disk_gb,
             format: DiskFormat::Qcow2,
             source: DiskSource::Image(instance.image.clone()),
+            incarnation: instance.desired_incarnation,
         }],
         ports: ports
             .into_iter()
@@ -105,7 +117,13 @@ fn instance_spec(
             })
             .collect(),
         volumes: instance_volumes(instance, rows),
-        config_drive: instance.config_drive.clone(),
+        // The drive is made once for each root disk, from what is said of the instance then.
+        config_drive: instance.config_drive.as_ref().map(|drive| ConfigDrive {
+            metadata: instance.metadata.clone(),
+            ..drive.clone()
+        }),
+        rescue: instance.desired_rescue.clone(),
+        on_crash: instance.on_crash,
     }
 }
 
@@ -139,6 +157,15 @@ fn volume_spec(volume: &VolumeRow) -> VolumeSpec {
         format: volume.format,
         pool: volume.pool.clone(),
         source: volume.source.clone(),
+    }
+}
+
+fn snapshot_spec(snapshot: &SnapshotRow) -> SnapshotSpec {
+    SnapshotSpec {
+        name: snapshot.name.clone(),
+        project: snapshot.project.clone(),
+        volume: snapshot.volume.clone(),
+        size_gb: snapshot.size_gb,
     }
 }
 

@@ -3,16 +3,19 @@
 use berth_common::{
     bus::Message,
     message::{
+        question,
         request::{
             AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
             AggregateSet, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostList,
             HostSet, HostShow, InstanceCreate, InstanceCreateMany, InstanceCreateManyReply,
             InstanceCreateResult, InstanceDelete, InstanceList, InstancePause, InstanceReboot,
-            InstanceResize, InstanceResume, InstanceShow, InstanceStart, InstanceStop,
-            InstanceSuspend, InstanceUnpause, Method, NetworkCreate, NetworkDelete, NetworkList,
-            PlacementCapacity, PlacementExplain, PlacementPlace, ServerGroupCreate,
-            ServerGroupDelete, ServerGroupList, VolumeAttach, VolumeCreate, VolumeDelete,
-            VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
+            InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceSet,
+            InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
+            InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
+            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
+            ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow,
+            VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList,
+            VolumeShow,
         },
         view::HostStatus,
     },
@@ -31,7 +34,7 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, server_groups, volumes,
+        invalid, networks, server_groups, snapshots, volumes,
     },
     context::{Context, Image, Writing},
     report::{explain, show},
@@ -41,7 +44,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 30] = [
+const CHANGES: [&str; 36] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -53,11 +56,17 @@ const CHANGES: [&str; 30] = [
     InstanceResume::NAME,
     InstanceReboot::NAME,
     InstanceResize::NAME,
+    InstanceRescue::NAME,
+    InstanceUnrescue::NAME,
+    InstanceRebuild::NAME,
+    InstanceSet::NAME,
     VolumeCreate::NAME,
     VolumeDelete::NAME,
     VolumeExtend::NAME,
     VolumeAttach::NAME,
     VolumeDetach::NAME,
+    SnapshotCreate::NAME,
+    SnapshotDelete::NAME,
     NetworkCreate::NAME,
     NetworkDelete::NAME,
     HostEnable::NAME,
@@ -76,11 +85,18 @@ const CHANGES: [&str; 30] = [
 
 /// Whether a method changes nothing.
 pub(super) fn only_reads(method: &str) -> bool {
+    question::is_question(method) || shows(method)
+}
+
+/// Whether the rows alone answer a method.
+fn shows(method: &str) -> bool {
     [
         InstanceShow::NAME,
         InstanceList::NAME,
         VolumeShow::NAME,
         VolumeList::NAME,
+        SnapshotShow::NAME,
+        SnapshotList::NAME,
         NetworkList::NAME,
         HostList::NAME,
         HostShow::NAME,
@@ -124,6 +140,15 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         VolumeList::NAME => {
             let request: VolumeList = read(message)?;
             reply(show::volume_list(context, pool, &request).await)
+        }
+        SnapshotShow::NAME => {
+            let request: SnapshotShow = read(message)?;
+            let row = snapshots::resolve(pool, &request.project, &request.snapshot).await?;
+            reply(show::snapshot(context, pool, &row).await)
+        }
+        SnapshotList::NAME => {
+            let request: SnapshotList = read(message)?;
+            reply(show::snapshot_list(context, pool, &request).await)
         }
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;
@@ -203,6 +228,26 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
             let resize = Change::Resize(request.flavor);
             reply(change_instance(w, &request.project, &request.instance, resize).await)
         }
+        InstanceRescue::NAME => {
+            let request: InstanceRescue = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            reply(change_instance(w, &project, &instance, request.into()).await)
+        }
+        InstanceUnrescue::NAME => {
+            let request: InstanceUnrescue = read(message)?;
+            reply(change_instance(w, &request.project, &request.instance, Change::Unrescue).await)
+        }
+        InstanceRebuild::NAME => {
+            let request: InstanceRebuild = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            reply(change_instance(w, &project, &instance, request.into()).await)
+        }
+        InstanceSet::NAME => {
+            let request: InstanceSet = read(message)?;
+            let (project, instance) = (request.project.clone(), request.instance.clone());
+            let describe = Change::Describe(Box::new(request.into()));
+            reply(change_instance(w, &project, &instance, describe).await)
+        }
         InstanceReboot::NAME => {
             let request: InstanceReboot = read(message)?;
             let reboot = Change::from(&request);
@@ -227,6 +272,14 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         VolumeDetach::NAME => {
             let request: VolumeDetach = read(message)?;
             reply(volumes::attach::detach(w, &request).await)
+        }
+        SnapshotCreate::NAME => {
+            let request: SnapshotCreate = read(message)?;
+            reply(snapshots::create(w, &request).await)
+        }
+        SnapshotDelete::NAME => {
+            let request: SnapshotDelete = read(message)?;
+            reply(snapshots::delete(w, &request).await)
         }
         NetworkCreate::NAME => {
             let request: NetworkCreate = read(message)?;

@@ -5,6 +5,7 @@
 
 pub mod heartbeats;
 mod methods;
+mod questions;
 pub mod reports;
 pub mod requests;
 

@@ -14,6 +14,7 @@ use berth_common::{
     bus::{BusError, Consumer, Delivery, Message, PublishError, Target, Unfit},
     message::{
         app,
+        question::is_question,
         request::{InstanceCreate, InstanceCreateMany, Method, Reply},
         understands,
     },
@@ -27,7 +28,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     RETRY_PAUSE, cut, gather,
     methods::{self, Unserved},
-    misfit, next, wrong_version,
+    misfit, next,
+    questions::{self, Passing},
+    wrong_version,
 };
 use crate::{
     claim::{
@@ -52,10 +55,21 @@ const MAX_METHOD: usize = 200;
 enum Outcome {
     /// It was granted or refused.
     Answered(Result<Value, Refusal>),
+    /// Its instance's host is to answer it.
+    PassedOn(Box<Passing>),
     /// Nobody could use it: it is refused and goes to `berth.dead`.
     Poison(Refusal),
     /// A scheduler's word to itself, or a question whose answer nobody waits for.
     Nothing,
+}
+
+/// What is still to be sent when a request is settled.
+#[derive(Debug)]
+enum Answer {
+    /// This, to whoever asked.
+    Own(Result<Value, Refusal>),
+    /// The question, to the host that is to answer it; since when it is at work on it.
+    OfHost(Box<Passing>, Instant),
 }
 
 /// How far a request of a batch got.
@@ -144,14 +158,15 @@ pub async fn run(
                     continue;
                 }
             };
-            let answer = settle(&context, &asked.message, delivery, outcome, seconds).await;
+            let timing = Timing { started, seconds };
+            let answer = settle(&context, &asked.message, delivery, outcome, timing).await;
             if let Some(answer) = answer
                 && asked.message.reply_to.is_some()
                 && let Ok(permit) = Arc::clone(&answers).acquire_owned().await
             {
                 let context = Arc::clone(&context);
                 tokio::spawn(async move {
-                    send_answer(&context, &asked.message, answer).await;
+                    send(&context, &asked.message, answer).await;
                     drop(permit);
                 });
             }
@@ -165,6 +180,15 @@ pub async fn run(
     }
 }
 
+/// How long a request took.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    /// When its batch began.
+    started: Instant,
+    /// How long that took.
+    seconds: f64,
+}
+
 /// Settles a delivery; its answer, if it has one, is sent after that: a lost connection must not bring an older request
 /// back after a newer one was answered.
 async fn settle(
@@ -172,8 +196,8 @@ async fn settle(
     request: &Message,
     delivery: Delivery,
     outcome: Outcome,
-    seconds: f64,
-) -> Option<Result<Value, Refusal>> {
+    Timing { started, seconds }: Timing,
+) -> Option<Answer> {
     match outcome {
         Outcome::Nothing => {
             delivery.ack().await;
@@ -183,7 +207,12 @@ async fn settle(
             let code = result.as_ref().err().map(|refusal| refusal.code);
             context.metrics.request(&request.method, code, seconds);
             delivery.ack().await;
-            Some(result)
+            Some(Answer::Own(result))
+        }
+        // One that is lost from here on is asked again by whoever still wants to know.
+        Outcome::PassedOn(passing) => {
+            delivery.ack().await;
+            Some(Answer::OfHost(passing, started))
         }
         Outcome::Poison(refusal) => {
             // Not the sender's text: a label must not grow with what strangers send.
@@ -196,7 +225,23 @@ async fn settle(
             );
             context.metrics.dead("scheduler");
             delivery.dead(&refusal.message).await;
-            Some(Err(refusal))
+            Some(Answer::Own(Err(refusal)))
+        }
+    }
+}
+
+/// Sends what is still to be sent of a request.
+async fn send(context: &Context, request: &Message, answer: Answer) {
+    match answer {
+        Answer::Own(result) => send_answer(context, request, result).await,
+        Answer::OfHost(passing, started) => {
+            let passed = questions::pass_on(context, request, *passing).await;
+            let code = passed.as_ref().err().map(|refusal| refusal.code);
+            let seconds = started.elapsed().as_secs_f64();
+            context.metrics.request(&request.method, code, seconds);
+            if let Err(refusal) = passed {
+                send_answer(context, request, Err(refusal)).await;
+            }
         }
     }
 }
@@ -308,6 +353,14 @@ async fn serve(context: &Context, batch: &[Asked]) -> Option<Vec<Served>> {
 /// Serves a run of changes in one transaction, or a single read.
 async fn together(context: &Context, run: &[&Asked]) -> Result<Vec<Outcome>, Trouble> {
     match run {
+        [one] if is_question(&one.message.method) => {
+            let found = questions::look_up(context, &one.message).await;
+            let found = found.map(|passing| match passing {
+                Some(passing) => Outcome::PassedOn(Box::new(passing)),
+                None => Outcome::Nothing,
+            });
+            Ok(vec![outcome_or(found)?])
+        }
         [one] if methods::only_reads(&one.message.method) => {
             let shown = methods::show(context, &one.message).await;
             Ok(vec![outcome(shown)?])
@@ -355,8 +408,13 @@ fn while_away(asked: &Asked) -> Served {
 
 /// A refusal is an answer; a failure of the database is the whole transaction's.
 fn outcome(result: Result<Value, Unserved>) -> Result<Outcome, ClaimError> {
+    outcome_or(result.map(|reply| Outcome::Answered(Ok(reply))))
+}
+
+/// The same for what may be answered in another way.
+fn outcome_or(result: Result<Outcome, Unserved>) -> Result<Outcome, ClaimError> {
     match result {
-        Ok(reply) => Ok(Outcome::Answered(Ok(reply))),
+        Ok(outcome) => Ok(outcome),
         Err(Unserved::Poison(refusal)) => Ok(Outcome::Poison(refusal)),
         Err(Unserved::Failed(ClaimError::Refused(refusal))) => Ok(Outcome::Answered(Err(refusal))),
         Err(Unserved::Failed(error)) => Err(error),

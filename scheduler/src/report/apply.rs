@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, VolumeId},
+    ids::{HostId, InstanceId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, Report, ResourceReport},
     units::Generation,
 };
@@ -12,6 +12,7 @@ use berth_store::{
     attachments::{self, AttachmentRow, AttachmentState},
     documents::{self, DocumentRow, Observation},
     instances::{self, InstanceObserved, InstanceRow},
+    snapshots::{self, SnapshotRow},
     volumes::{self, VolumeObserved, VolumeRow},
 };
 
@@ -96,6 +97,12 @@ fn volume_id(report: &ResourceReport) -> Option<VolumeId> {
         .filter(|_| report.key.kind == Kind::Volume)
 }
 
+fn snapshot_id(report: &ResourceReport) -> Option<SnapshotId> {
+    SnapshotId::try_from(report.key.id)
+        .ok()
+        .filter(|_| report.key.kind == Kind::Snapshot)
+}
+
 /// The rows that reports are about, and what will be written of documents.
 struct Known {
     documents: HashMap<(HostId, DocumentKey), DocumentRow>,
@@ -103,6 +110,7 @@ struct Known {
     /// The volumes of these instances.
     attachments: HashMap<InstanceId, Vec<AttachmentRow>>,
     volumes: HashMap<VolumeId, VolumeRow>,
+    snapshots: HashMap<SnapshotId, SnapshotRow>,
     observations: Vec<Observation>,
     /// Whether a document was made due.
     due: bool,
@@ -120,9 +128,13 @@ impl Known {
         let volume_ids: Vec<VolumeId> = of_kind(Kind::Volume)
             .filter_map(|(_, key)| VolumeId::try_from(key.id).ok())
             .collect();
+        let snapshot_ids: Vec<SnapshotId> = of_kind(Kind::Snapshot)
+            .filter_map(|(_, key)| SnapshotId::try_from(key.id).ok())
+            .collect();
         let documents = documents::of_host_resources(writing.txn(), keys).await?;
         let instances = instances::of_ids(writing.txn(), &ids).await?;
         let volumes = volumes::of_ids(writing.txn(), &volume_ids).await?;
+        let snapshots = snapshots::of_ids(writing.txn(), &snapshot_ids).await?;
         let mut attachments: HashMap<InstanceId, Vec<AttachmentRow>> = HashMap::new();
         for row in attachments::of_instances(writing.txn(), &ids).await? {
             attachments.entry(row.instance_id).or_default().push(row);
@@ -135,6 +147,7 @@ impl Known {
             instances: instances.into_iter().map(|row| (row.id, row)).collect(),
             attachments,
             volumes: volumes.into_iter().map(|row| (row.id, row)).collect(),
+            snapshots: snapshots.into_iter().map(|row| (row.id, row)).collect(),
             observations: Vec::new(),
             due: false,
         })
@@ -234,14 +247,18 @@ async fn apply(
             if let Some(row) = row {
                 observe_volume(writing, host, &row, seen).await?;
             }
+            let row = snapshot_id(report).and_then(|id| known.snapshots.get(&id).cloned());
+            if let Some(row) = row {
+                observe_snapshot(writing, host, &row, seen).await?;
+            }
         }
     }
     Ok(Applied::Done)
 }
 
 /// A host speaks of something it was not told of, as far as the database knows: the host was forgotten and is back, or
-/// the database was set back. An instance that shall not be there is ended, and so is a volume that was deleted; what
-/// nobody knows is left alone, and so is a volume that anybody may still want.
+/// the database was set back. An instance that shall not be there is ended, and so is a volume or a snapshot that was
+/// deleted; what nobody knows is left alone, and so is what anybody may still want.
 async fn strayed(
     writing: &mut Writing<'_>,
     known: &mut Known,
@@ -256,8 +273,10 @@ async fn strayed(
             .is_some_and(|placed| placed.host == host)
     };
     let volume = volume_id(report).and_then(|id| known.volumes.get(&id));
+    let snapshot = snapshot_id(report).and_then(|id| known.snapshots.get(&id));
     let shall_go = row.is_some_and(|row| !lies_here(row))
-        || volume.is_some_and(|volume| volume.deleted_at.is_some());
+        || volume.is_some_and(|volume| volume.deleted_at.is_some())
+        || snapshot.is_some_and(|snapshot| snapshot.deleted_at.is_some());
     let is_host = writing.cloud.table().host(host).is_some();
     if !shall_go || !is_host || report.status == ConvergeStatus::Gone {
         tracing::debug!(%host, resource = %report.key, "a report about a resource this host was never told of");
@@ -309,6 +328,7 @@ async fn observe(
         generation: report.generation,
         power_state: report.power_state.unwrap_or(row.observed.power_state),
         reboot_nonce: report.reboot_nonce.or(row.observed.reboot_nonce),
+        boot_disk: report.boot_disk,
         progress: report.progress.clone(),
         fault: report.fault.clone(),
         was_active: row.observed.was_active || report.status == ConvergeStatus::Converged,
@@ -383,15 +403,7 @@ async fn observe_volume(
         }
         return Ok(());
     }
-    let is_made = report.status == ConvergeStatus::Converged && !tombstone;
-    let observed = VolumeObserved {
-        status: Some(report.status),
-        generation: report.generation,
-        progress: report.progress.clone(),
-        fault: report.fault.clone(),
-        was_available: row.observed.was_available || is_made,
-        at: Some(report.observed_at),
-    };
+    let observed = stored_observed(&row.observed, seen);
     if let (ConvergeStatus::Failed, Some(fault)) = (report.status, &report.fault)
         && row.observed.status != Some(ConvergeStatus::Failed)
     {
@@ -403,6 +415,55 @@ async fn observe_volume(
     };
     if repeated != row.observed {
         volumes::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
+    }
+    Ok(())
+}
+
+/// What is known of a volume or a snapshot after its host said this.
+fn stored_observed(before: &VolumeObserved, seen: Seen<'_>) -> VolumeObserved {
+    let Seen { report, tombstone } = seen;
+    let is_made = report.status == ConvergeStatus::Converged && !tombstone;
+    VolumeObserved {
+        status: Some(report.status),
+        generation: report.generation,
+        progress: report.progress.clone(),
+        fault: report.fault.clone(),
+        was_available: before.was_available || is_made,
+        at: Some(report.observed_at),
+    }
+}
+
+/// Writes down what a host says of a snapshot; only the snapshot's own host speaks for it.
+async fn observe_snapshot(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    row: &SnapshotRow,
+    seen: Seen<'_>,
+) -> Result<(), ClaimError> {
+    let Seen { report, tombstone } = seen;
+    if row.host_id != Some(host) {
+        return Ok(());
+    }
+    if tombstone && report.status == ConvergeStatus::Gone {
+        if row.desired_deleted {
+            snapshots::mark_deleted(writing.txn(), row.id, writing.now).await?;
+            writing.cloud.unplace_snapshot(row.id);
+            tracing::info!(snapshot = %row.id, %host, "snapshot is gone");
+        }
+        return Ok(());
+    }
+    let observed = stored_observed(&row.observed, seen);
+    if let (ConvergeStatus::Failed, Some(fault)) = (report.status, &report.fault)
+        && row.observed.status != Some(ConvergeStatus::Failed)
+    {
+        tracing::warn!(snapshot = %row.id, reason = fault.message, "snapshot is in error");
+    }
+    let repeated = VolumeObserved {
+        at: row.observed.at,
+        ..observed.clone()
+    };
+    if repeated != row.observed {
+        snapshots::set_observed(writing.txn(), row.id, &observed, writing.now).await?;
     }
     Ok(())
 }

@@ -6,5 +6,6 @@ pub mod decision;
 pub mod explain;
 pub mod order;
 pub mod show;
+pub mod snapshot_view;
 pub mod view;
 pub mod volume_view;

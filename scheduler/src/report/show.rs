@@ -8,14 +8,14 @@ use std::{
 use berth_common::{
     bus::MAX_MESSAGE_BYTES,
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
     message::{
         report::{ConvergeStatus, Fault},
         request::{
             HostList, HostListReply, InstanceList, InstanceListReply, NetworkList,
-            NetworkListReply, VolumeList, VolumeListReply,
+            NetworkListReply, SnapshotList, SnapshotListReply, VolumeList, VolumeListReply,
         },
-        view::{HostView, InstanceView, VolumeView},
+        view::{HostView, InstanceView, SnapshotView, VolumeView},
     },
     names::{HostName, NetworkName, VolumeName},
 };
@@ -29,11 +29,13 @@ use berth_store::{
     instances::{self, InstanceRow},
     networks,
     ports::{self, PortRow},
+    snapshots::{self, SnapshotClaim, SnapshotRow},
     volumes::{self, VolumeClaim, VolumeRow},
 };
 use serde::Serialize;
 
 use super::{
+    snapshot_view,
     view::{self, Silence},
     volume_view::{self, AttachedTo},
 };
@@ -286,6 +288,86 @@ pub async fn volume_list(
     })
 }
 
+/// One snapshot.
+///
+/// # Errors
+/// When the database fails.
+pub async fn snapshot(
+    context: &Context,
+    db: &impl Executor,
+    row: &SnapshotRow,
+) -> Result<SnapshotView, ClaimError> {
+    let mut views = snapshots(context, db, std::slice::from_ref(row)).await?;
+    views
+        .pop()
+        .ok_or_else(|| crate::claim::not_found(format!("snapshot {} is gone", row.id)))
+}
+
+/// Some snapshots, with a fixed number of queries.
+async fn snapshots(
+    context: &Context,
+    db: &impl Executor,
+    rows: &[SnapshotRow],
+) -> Result<Vec<SnapshotView>, ClaimError> {
+    let of: BTreeSet<VolumeId> = rows.iter().map(|row| row.volume.id).collect();
+    let of: Vec<VolumeId> = of.into_iter().collect();
+    let volumes: BTreeMap<VolumeId, VolumeName> = volumes::of_ids(db, &of)
+        .await?
+        .into_iter()
+        .filter(|row| row.deleted_at.is_none())
+        .map(|row| (row.id, row.name))
+        .collect();
+    let on: BTreeSet<HostId> = rows.iter().filter_map(|row| row.host_id).collect();
+    let on: Vec<HostId> = on.into_iter().collect();
+    let names: BTreeMap<HostId, HostName> = hosts::names(db, &on).await?;
+    let silences = silences(context, &on);
+    let key = |id: SnapshotId| DocumentKey {
+        kind: Kind::Snapshot,
+        id: id.as_uuid(),
+    };
+    let keys: Vec<DocumentKey> = rows.iter().map(|row| key(row.id)).collect();
+    let documents: BTreeMap<(HostId, DocumentKey), DocumentRow> = documents::of_keys(db, &keys)
+        .await?
+        .into_iter()
+        .map(|row| ((row.host_id, row.key), row))
+        .collect();
+    let view = |row: &SnapshotRow| {
+        let host = row
+            .host_id
+            .and_then(|id| names.get(&id).map(|name| (id, name)));
+        snapshot_view::snapshot(snapshot_view::SnapshotFacts {
+            row,
+            volume: volumes.get(&row.volume.id),
+            host,
+            silence: host.and_then(|(id, _)| silences.get(&id).copied()),
+            document: host.and_then(|(id, _)| documents.get(&(id, key(row.id)))),
+        })
+    };
+    Ok(rows.iter().map(view).collect())
+}
+
+/// One page of snapshots.
+///
+/// # Errors
+/// When the database fails.
+pub async fn snapshot_list(
+    context: &Context,
+    db: &impl Executor,
+    request: &SnapshotList,
+) -> Result<SnapshotListReply, ClaimError> {
+    let limit = request.limit.clamp(1, 1000);
+    let mut rows = snapshots::list(db, request.project.as_ref(), request.after, limit + 1).await?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let mut snapshots = snapshots(context, db, &rows).await?;
+    let is_cut = cut(&mut snapshots)?;
+    Ok(SnapshotListReply {
+        snapshots,
+        more: more || is_cut,
+    })
+}
+
 /// What of a message is left for the frame of an answer.
 const FRAME_BYTES: usize = 4096;
 
@@ -332,10 +414,12 @@ pub async fn host(
 ) -> Result<HostView, ClaimError> {
     let claims = claims::of_hosts(db, &[row.id]).await?;
     let volumes = volumes::claims_of_hosts(db, &[row.id]).await?;
+    let snapshots = snapshots::claims_of_hosts(db, &[row.id]).await?;
     let aggregates = aggregates::all(db).await?;
     let claimed = Claimed {
         instances: claims.iter().collect(),
         volumes: volumes.iter().collect(),
+        snapshots: snapshots.iter().collect(),
     };
     Ok(host_view(context, row, &claimed, &aggregates))
 }
@@ -358,6 +442,7 @@ pub async fn host_list(
     let ids: Vec<HostId> = names.iter().map(|(_, id)| *id).collect();
     let all = claims::of_hosts(db, &ids).await?;
     let all_volumes = volumes::claims_of_hosts(db, &ids).await?;
+    let all_snapshots = snapshots::claims_of_hosts(db, &ids).await?;
     let mut by_host: BTreeMap<HostId, Claimed<'_>> = BTreeMap::new();
     for claim in &all {
         let of_host = by_host.entry(claim.host_id).or_default();
@@ -369,6 +454,10 @@ pub async fn host_list(
             .or_default()
             .volumes
             .push(claim);
+    }
+    for claim in &all_snapshots {
+        let of_host = by_host.entry(claim.host_id).or_default();
+        of_host.snapshots.push(claim);
     }
     let nothing = Claimed::default();
     let aggregates = aggregates::all(db).await?;
@@ -391,6 +480,7 @@ pub async fn host_list(
 struct Claimed<'a> {
     instances: Vec<&'a ClaimRow>,
     volumes: Vec<&'a VolumeClaim>,
+    snapshots: Vec<&'a SnapshotClaim>,
 }
 
 fn host_view(
@@ -410,6 +500,7 @@ fn host_view(
         row,
         claims: &claimed.instances,
         volumes: &claimed.volumes,
+        snapshots: &claimed.snapshots,
         aggregates,
         age,
         state,

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use berth_common::{
-    document::DesiredPower,
+    document::{DesiredPower, OnCrash},
     ids::{HostId, NetworkId},
     message::{
-        report::{ConvergeStatus, Fault, FaultCode, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
             AttachedVolume, HostState, HostView, InstanceView, NetworkView, PoolUsage, PortView,
             ProjectUsage, ResourceUsage, Resources, TaskState, VmState,
@@ -18,7 +18,7 @@ use berth_common::{
 use berth_store::{
     aggregates::Aggregate, attachments::AttachmentRow, claims::ClaimRow, documents::DocumentRow,
     hosts::HostRow, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
-    volumes::VolumeClaim,
+    snapshots::SnapshotClaim, volumes::VolumeClaim,
 };
 
 use super::volume_view::device;
@@ -108,6 +108,9 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         host_id: facts.host.map(|(id, _)| id),
         flavor: row.flavor,
         image: row.image.clone(),
+        rescued: row.desired_rescue.is_some(),
+        metadata: row.metadata.clone(),
+        on_crash: row.on_crash,
         ports: facts
             .ports
             .iter()
@@ -169,10 +172,26 @@ fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
             PowerState::Running => (VmState::Active, fault),
             PowerState::Paused => (VmState::Paused, fault),
             PowerState::Suspended => (VmState::Suspended, fault),
+            PowerState::Crashed
+                if row.on_crash == OnCrash::Stop && row.desired_power != DesiredPower::Stopped =>
+            {
+                (VmState::Error, fault.or_else(|| Some(crashed(row))))
+            }
             PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate => {
                 (VmState::Stopped, fault)
             }
         },
+    }
+}
+
+/// Its guest crashed, and is not to be started again by itself.
+fn crashed(row: &InstanceRow) -> Fault {
+    Fault {
+        code: FaultCode::Hypervisor,
+        message: format!(
+            "the guest of instance {} crashed, and its on_crash is stop: start it when you have looked at it",
+            row.name
+        ),
     }
 }
 
@@ -192,8 +211,14 @@ fn task_state(row: &InstanceRow, vm_state: VmState, generation: Generation) -> O
     let settled = row.observed.generation >= generation
         && row.observed.status == Some(ConvergeStatus::Converged);
     let rebooted = row.desired_reboot.map(|reboot| reboot.nonce) == row.observed.reboot_nonce;
+    let booting = boots_otherwise(row);
     match (row.desired_power, row.observed.power_state) {
         _ if settled => None,
+        (DesiredPower::Running, _)
+        | (
+            DesiredPower::Stopped,
+            PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate,
+        ) if booting.is_some() => booting,
         (DesiredPower::Running, PowerState::Paused) => Some(TaskState::Unpausing),
         (DesiredPower::Running, PowerState::Suspended) => Some(TaskState::Resuming),
         (DesiredPower::Running, _) if !rebooted => Some(TaskState::Rebooting),
@@ -217,6 +242,22 @@ fn task_state(row: &InstanceRow, vm_state: VmState, generation: Generation) -> O
     }
 }
 
+/// What is being done to an instance whose host booted it, or would, from another disk than it shall have.
+fn boots_otherwise(row: &InstanceRow) -> Option<TaskState> {
+    let rebuilt = row
+        .desired_incarnation
+        .map(|it| BootDisk::Rebuilt(it.nonce));
+    let rescue = row.desired_rescue.as_ref();
+    let wanted = rescue.map(|it| BootDisk::Rescue(it.nonce)).or(rebuilt);
+    let observed = row.observed.boot_disk;
+    match (wanted, observed) {
+        _ if wanted == observed => None,
+        (Some(BootDisk::Rescue(_)), _) => Some(TaskState::Rescuing),
+        (_, Some(BootDisk::Rescue(_))) => Some(TaskState::Unrescuing),
+        (Some(BootDisk::Rebuilt(_)) | None, _) => Some(TaskState::Rebuilding),
+    }
+}
+
 /// A network from outside.
 #[must_use]
 pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
@@ -236,20 +277,21 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
-/// What is claimed of a host, each with its project: by instances, and by volumes.
+/// What is claimed of a host, each with its project: by instances, by volumes, and by snapshots.
 fn claimed<'a>(
     seen: &HostSeen<'a>,
 ) -> impl Iterator<Item = (&'a ProjectName, Resources)> + use<'a> {
     let instances = seen.claims.iter();
     let instances = instances.map(|claim| (&claim.project, claim.resources));
-    let volumes = seen.volumes.iter().map(|claim| {
-        let resources = Resources {
-            disk_gb: claim.of_host_disk(),
-            ..Resources::default()
-        };
-        (&claim.project, resources)
-    });
-    instances.chain(volumes)
+    let disk = |disk_gb| Resources {
+        disk_gb,
+        ..Resources::default()
+    };
+    let volumes = seen.volumes.iter();
+    let volumes = volumes.map(move |claim| (&claim.project, disk(claim.of_host_disk())));
+    let snapshots = seen.snapshots.iter();
+    let snapshots = snapshots.map(move |claim| (&claim.project, disk(claim.size_gb)));
+    instances.chain(volumes).chain(snapshots)
 }
 
 /// Row `(used_max)`: the sum of the claims, plus what foreign domains take.
@@ -266,6 +308,8 @@ pub struct HostSeen<'a> {
     pub claims: &'a [&'a ClaimRow],
     /// What its volumes take.
     pub volumes: &'a [&'a VolumeClaim],
+    /// What its snapshots take.
+    pub snapshots: &'a [&'a SnapshotClaim],
     /// All aggregates there are.
     pub aggregates: &'a [Aggregate],
     /// How long ago it was heard of.
@@ -284,6 +328,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         age,
         state,
         volumes,
+        snapshots: _,
     } = seen;
     let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();

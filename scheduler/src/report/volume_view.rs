@@ -249,6 +249,10 @@ mod tests {
             attempt: 1,
             failed_hosts: Vec::new(),
             config_drive: None,
+            desired_rescue: None,
+            desired_incarnation: None,
+            metadata: std::collections::BTreeMap::new(),
+            on_crash: berth_common::document::OnCrash::default(),
         }
     }
 

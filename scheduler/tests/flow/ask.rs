@@ -1,11 +1,12 @@
 //! Requests, each in a line.
 
 use berth_common::{
-    ids::{AggregateId, InstanceId, NetworkId, ServerGroupId, VolumeId},
+    ids::{AggregateId, InstanceId, NetworkId, ServerGroupId, SnapshotId, VolumeId},
     message::request::{
         AggregateCreate, CreateMode, InstanceCreate, InstanceCreateMany, InstanceDelete,
-        NetworkCreate, PlacementCapacity, PlacementPlace, ServerGroupCreate, VolumeAttach,
-        VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeShow,
+        NetworkCreate, PlacementCapacity, PlacementPlace, ServerGroupCreate, SnapshotCreate,
+        SnapshotDelete, SnapshotShow, VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach,
+        VolumeExtend, VolumeShow,
     },
 };
 use serde_json::{Value, json};
@@ -112,6 +113,30 @@ pub(crate) fn extend(volume: &str, size_gb: u64) -> VolumeExtend {
 pub(crate) fn delete_volume(volume: &str) -> VolumeDelete {
     VolumeDelete {
         volume: volume.to_owned(),
+        project: Default::default(),
+    }
+}
+
+/// A snapshot of a volume.
+pub(crate) fn snapshot(name: &str, volume: &str) -> SnapshotCreate {
+    SnapshotCreate {
+        id: SnapshotId::new(),
+        name: name.parse().unwrap(),
+        project: Default::default(),
+        volume: volume.to_owned(),
+    }
+}
+
+pub(crate) fn show_snapshot(snapshot: &str) -> SnapshotShow {
+    SnapshotShow {
+        snapshot: snapshot.to_owned(),
+        project: Default::default(),
+    }
+}
+
+pub(crate) fn delete_snapshot(snapshot: &str) -> SnapshotDelete {
+    SnapshotDelete {
+        snapshot: snapshot.to_owned(),
         project: Default::default(),
     }
 }

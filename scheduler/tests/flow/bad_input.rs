@@ -681,7 +681,7 @@ async fn volumes_that_cannot_be() {
         ("source", json!("image"), Malformed, "invalid"),
         (
             "source",
-            json!({ "snapshot": "x" }),
+            json!({ "backup": "x" }),
             Malformed,
             "unknown variant",
         ),

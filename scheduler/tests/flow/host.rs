@@ -7,7 +7,7 @@ use std::{
 
 use berth_common::{
     bus::{Bus, Consumer, Message, QueueDecl, Target, heartbeat_key, report_key},
-    document::{Document, DocumentKey, Kind},
+    document::{Document, DocumentKey, InstanceSpec, Kind},
     ids::{HostId, InstanceId},
     message::{
         heartbeat::{
@@ -15,8 +15,8 @@ use berth_common::{
             ResourceInventory,
         },
         report::{
-            ConvergeStatus, Fault, FaultCode, PowerState, REPORT_TYPE, REPORT_VERSION, Report,
-            ResourceReport,
+            BootDisk, ConvergeStatus, Fault, FaultCode, PowerState, REPORT_TYPE, REPORT_VERSION,
+            Report, ResourceReport,
         },
         view::Resources,
     },
@@ -232,8 +232,11 @@ impl Host {
         } else {
             ConvergeStatus::Converged
         };
-        self.report(document.key(), document.generation(), status, power)
-            .await;
+        let mut report = resource(document.key(), document.generation(), status, power);
+        if let Document::Instance(document) = document {
+            report.boot_disk = document.spec.as_ref().and_then(boot_disk);
+        }
+        self.say(report).await;
     }
 
     /// Deletes what it was told to delete of these instances, as often as it is told.
@@ -256,6 +259,15 @@ impl Host {
     }
 }
 
+/// What an instance boots from once its host has done as it was told.
+fn boot_disk(spec: &InstanceSpec) -> Option<BootDisk> {
+    let rescue = spec.rescue.as_ref();
+    let rebuilt = spec.disks.first().and_then(|disk| disk.incarnation);
+    rescue
+        .map(|it| BootDisk::Rescue(it.nonce))
+        .or(rebuilt.map(|it| BootDisk::Rebuilt(it.nonce)))
+}
+
 /// What a report says of one resource.
 pub(crate) fn resource(
     key: DocumentKey,
@@ -271,6 +283,7 @@ pub(crate) fn resource(
         fault: None,
         power_state: (key.kind == Kind::Instance).then_some(power),
         reboot_nonce: None,
+        boot_disk: None,
         observed_at: Utc::now(),
     }
 }

@@ -14,7 +14,7 @@ use berth_common::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState, Report, ResourceReport},
         request::{
             Change, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostSet,
-            InstanceCreate, InstanceStart, InstanceStop, Method, VolumeCreate,
+            InstanceCreate, InstanceStart, InstanceStop, Method, SnapshotCreate, VolumeCreate,
         },
         view::{HostStatus, Resources},
     },
@@ -27,7 +27,7 @@ use berth_scheduler::{
     service::TaskError,
 };
 use berth_store::{
-    StoreError, aggregates, attachments, claims, documents, hosts, instances,
+    StoreError, aggregates, attachments, claims, documents, hosts, instances, snapshots,
     volumes::{self, VolumeClaim},
 };
 use proptest::prelude::*;
@@ -36,7 +36,8 @@ use uuid::Uuid;
 
 use crate::{
     ask::{
-        attach, delete, delete_volume, detach, extend, hinted, many, network, server_group, volume,
+        attach, delete, delete_snapshot, delete_volume, detach, extend, hinted, many, network,
+        server_group, snapshot, volume,
     },
     cloud::{Cloud, LIMIT, message},
     host::{Host, inventory, resource},
@@ -116,6 +117,11 @@ enum Step {
     DeleteVolume(usize),
     /// The host of a volume cannot do what its document says.
     VolumeFault(usize),
+    /// A snapshot of a volume.
+    Snapshot(usize),
+    DeleteSnapshot(usize),
+    /// A volume from a snapshot, so much larger.
+    FromSnapshot(usize, u64),
     /// In one batch: one is created, attached, grown, detached and perhaps deleted.
     VolumeBatch(u64, usize, bool),
 }
@@ -174,6 +180,9 @@ fn volume_step() -> impl Strategy<Value = Step> {
         2 => (one(), 0_u64..60).prop_map(|(volume, size)| Step::Extend(volume, size)),
         2 => one().prop_map(Step::DeleteVolume),
         1 => one().prop_map(Step::VolumeFault),
+        3 => one().prop_map(Step::Snapshot),
+        1 => one().prop_map(Step::DeleteSnapshot),
+        1 => (one(), 0_u64..20).prop_map(|(of, more)| Step::FromSnapshot(of, more)),
         1 => (size, one(), any::<bool>()).prop_map(|(size, with, goes)| Step::VolumeBatch(size, with, goes)),
     ]
 }
@@ -184,6 +193,7 @@ struct World {
     hosts: Vec<Host>,
     asked: Vec<InstanceCreate>,
     volumes: Vec<VolumeCreate>,
+    snapshots: Vec<SnapshotCreate>,
     /// Whether the bus has [`FAULTS`].
     faulty: bool,
 }
@@ -211,6 +221,7 @@ impl World {
             hosts,
             asked: Vec::new(),
             volumes: Vec::new(),
+            snapshots: Vec::new(),
             faulty,
         }
     }
@@ -266,6 +277,12 @@ impl World {
         Some(self.volumes.get(index)?.id.to_string())
     }
 
+    /// The id of one of the snapshots that were asked for.
+    fn snapshot(&self, n: usize) -> Option<String> {
+        let index = n.checked_rem(self.snapshots.len())?;
+        Some(self.snapshots.get(index)?.id.to_string())
+    }
+
     async fn new_volume(&mut self, size: u64, more: serde_json::Value) {
         let request = self.volume_request(size, more);
         self.ask(request).await;
@@ -315,6 +332,24 @@ impl World {
                 }
             }
             Step::VolumeFault(n) => self.volume_fault(*n).await,
+            Step::Snapshot(n) => {
+                if let Some(of) = self.volume(*n) {
+                    let request = snapshot(&format!("s-{}", self.snapshots.len()), &of);
+                    self.snapshots.push(request.clone());
+                    self.ask(request).await;
+                }
+            }
+            Step::DeleteSnapshot(n) => {
+                if let Some(id) = self.snapshot(*n) {
+                    self.ask(delete_snapshot(&id)).await;
+                }
+            }
+            Step::FromSnapshot(n, more) => {
+                if let Some(of) = self.snapshot(*n) {
+                    let source = json!({ "source": { "snapshot": of } });
+                    self.new_volume(20 + more, source).await;
+                }
+            }
             Step::VolumeBatch(size, instance, goes) => {
                 let request = self.volume_request(*size, json!({}));
                 let id = request.id.to_string();
@@ -615,6 +650,16 @@ impl World {
         for request in &self.volumes {
             self.ask(delete_volume(&request.id.to_string())).await;
         }
+        for request in &self.snapshots {
+            self.ask(delete_snapshot(&request.id.to_string())).await;
+        }
+        for host in 0..HOSTS.len() {
+            self.reports(host, ConvergeStatus::Converged).await;
+        }
+        // What was being made from another one, or was the source of it.
+        for request in &self.volumes {
+            self.ask(delete_volume(&request.id.to_string())).await;
+        }
         for host in 0..HOSTS.len() {
             self.reports(host, ConvergeStatus::Converged).await;
         }
@@ -623,6 +668,10 @@ impl World {
         let living = volumes::list(self.cloud.pool(), None, None, 1).await;
         if let Some(volume) = living.unwrap().pop() {
             return Ok(Some(format!("{volume:?}")));
+        }
+        let living = snapshots::list(self.cloud.pool(), None, None, 1).await;
+        if let Some(snapshot) = living.unwrap().pop() {
+            return Ok(Some(format!("{snapshot:?}")));
         }
         let claim = self.cloud.claims().await.pop();
         Ok(claim.map(|claim| format!("{claim:?}")))
@@ -643,6 +692,15 @@ async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<Uuid, Resources>> {
         };
         let of_host = by_host.entry(claim.host_id).or_default();
         of_host.insert(claim.volume_id.as_uuid(), resources);
+    }
+    let page = snapshots::page_of_claims(cloud.pool(), None, u32::MAX).await;
+    for claim in page.unwrap() {
+        let resources = Resources {
+            disk_gb: claim.size_gb,
+            ..Resources::default()
+        };
+        let of_host = by_host.entry(claim.host_id).or_default();
+        of_host.insert(claim.snapshot_id.as_uuid(), resources);
     }
     by_host
 }

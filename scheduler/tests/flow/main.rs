@@ -15,13 +15,16 @@ mod soundness;
 
 mod bad_input;
 mod batches;
+mod boot;
 mod explain;
 mod hints;
 mod invariants;
 mod leading;
 mod life;
 mod many;
+mod questions;
 mod ratios;
 mod relocation;
+mod snapshots;
 mod standstill;
 mod volumes;

@@ -15,7 +15,7 @@ use berth_scheduler::{
 use berth_store::{
     attachments,
     claims::{ClaimRole, ClaimRow},
-    documents, host_rows, hosts, instances, server_groups, volumes,
+    documents, host_rows, hosts, instances, server_groups, snapshots, volumes,
 };
 
 use crate::cloud::Cloud;
@@ -37,6 +37,9 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
     let all_volumes = volumes::page_of_claims(cloud.pool(), None, u32::MAX)
         .await
         .unwrap();
+    let all_snapshots = snapshots::page_of_claims(cloud.pool(), None, u32::MAX)
+        .await
+        .unwrap();
     for host in hosts::all(cloud.pool()).await.unwrap() {
         let counted = image.table().host(host.id).unwrap();
         let on_host: Vec<&ClaimRow> = claims
@@ -48,6 +51,10 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
             if of == Resource::DiskGb {
                 let volumes = all_volumes.iter().filter(|claim| claim.host_id == host.id);
                 sum += volumes.map(|claim| claim.of_host_disk().get()).sum::<u64>();
+                let snapshots = all_snapshots
+                    .iter()
+                    .filter(|claim| claim.host_id == host.id);
+                sum += snapshots.map(|claim| claim.size_gb.get()).sum::<u64>();
             }
             if counted.used(of) != sum + of.of(&counted.facts().foreign) {
                 return Err(format!("{of} of {}: the claims sum up to {sum}", host.name));

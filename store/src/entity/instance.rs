@@ -47,6 +47,16 @@ pub struct Model {
     pub failed_hosts: String,
     /// JSON: `ConfigDrive`; null: it has none.
     pub config_drive: Option<String>,
+    /// JSON: `Rescue`; null: it is not rescued.
+    pub desired_rescue: Option<String>,
+    /// JSON: `Incarnation`; null: its root disk is the first.
+    pub desired_incarnation: Option<String>,
+    /// JSON: `BootDisk`; null: the first, or none.
+    pub observed_boot_disk: Option<String>,
+    /// JSON: properties; null: those of its config drive.
+    pub metadata: Option<String>,
+    /// JSON: `OnCrash`; null: it is started again.
+    pub on_crash: Option<String>,
 }
 
 /// None that queries need.

@@ -19,5 +19,6 @@ pub(crate) mod network;
 pub(crate) mod nonce;
 pub(crate) mod port;
 pub(crate) mod server_group;
+pub(crate) mod snapshot;
 pub(crate) mod subnet;
 pub(crate) mod volume;

@@ -20,6 +20,8 @@ pub struct Model {
     pub source: Option<String>,
     /// The volume in `source`, to be found by.
     pub source_volume_id: Option<String>,
+    /// The snapshot in `source`, to be found by.
+    pub source_snapshot_id: Option<String>,
     /// JSON: `VolumeLimits`; null: none.
     pub limits: Option<String>,
     pub fingerprint: String,

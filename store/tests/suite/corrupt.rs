@@ -92,6 +92,11 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("attempt", "-1", "1"),
         ("failed_hosts", "'[1]'", "'[]'"),
         ("config_drive", "'{\"user_data\": \"\"}'", "NULL"),
+        ("desired_rescue", "'{\"nonce\": \"x\"}'", "NULL"),
+        ("desired_incarnation", "'{\"number\": -1}'", "NULL"),
+        ("metadata", "'[1]'", "NULL"),
+        ("on_crash", "'\"preserve\"'", "NULL"),
+        ("observed_boot_disk", "'{\"first\": 1}'", "NULL"),
     ] {
         let set =
             |value| format!("UPDATE instances SET placement_fault_code = NULL, {column} = {value}");

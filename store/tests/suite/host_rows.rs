@@ -10,7 +10,7 @@ use berth_store::{
     attachments, claims,
     claims::ClaimRole,
     host_rows::{self, HostPart, HostRows},
-    instances, ports, volumes,
+    instances, ports, snapshots, volumes,
 };
 
 use crate::{
@@ -156,7 +156,13 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         })
         .copied()
         .collect();
-    (instances, networks, ports, volumes, attachments)
+    let snapshots: Vec<_> = rows
+        .snapshots
+        .iter()
+        .filter(|snapshot| part.snapshots.contains(&snapshot.id))
+        .cloned()
+        .collect();
+    (instances, networks, ports, volumes, attachments, snapshots)
 }
 
 async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
@@ -217,6 +223,18 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
     let unbound = sample::volume("unbound", None);
     volumes::insert(db, &unbound).await.unwrap();
     disks.push(unbound.id);
+    // On hosts 0 and 1; one is gone.
+    let mut snapshots = vec![];
+    for number in 0_u8..4 {
+        let host = hosts[usize::from(number) % 2];
+        let volume = sample::volume("gone", Some(host));
+        let row = sample::snapshot(&format!("s{number}"), &volume);
+        snapshots::insert(db, &row).await.unwrap();
+        snapshots.push(row.id);
+    }
+    snapshots::mark_deleted(db, snapshots[3], time(20))
+        .await
+        .unwrap();
 
     let mut whole = BTreeMap::new();
     for host in &hosts {
@@ -236,6 +254,10 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 .collect(),
             // Other ones with every part, those of instances asked for and others.
             volumes: (0..7).filter(|n| asked(18 - n)).map(|n| disks[n]).collect(),
+            snapshots: (0..4)
+                .filter(|n| asked(3 * n))
+                .map(|n| snapshots[n])
+                .collect(),
         };
         let parts: BTreeMap<_, _> = hosts.iter().map(|host| (*host, part.clone())).collect();
         let read = host_rows::of_parts(db, &parts).await.unwrap();
@@ -266,6 +288,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 instances: [instances[2], instances[1]].into(),
                 networks: [networks[0].id].into(),
                 volumes: [disks[0]].into(),
+                snapshots: [snapshots[0]].into(),
             },
         ),
         (
@@ -274,6 +297,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 instances: [].into(),
                 networks: [networks[1].id].into(),
                 volumes: [disks[3], disks[0]].into(),
+                snapshots: [snapshots[0], snapshots[3]].into(),
             },
         ),
     ]);

@@ -30,5 +30,6 @@ mod sample;
 mod savepoints;
 mod server_groups;
 mod setters;
+mod snapshots;
 mod unique;
 mod volumes;

@@ -125,6 +125,7 @@ async fn rows_of_the_first_schema_are_read_by_the_newest(database: Arc<TestDatab
     }
     for table in [
         "attachments",
+        "snapshots",
         "volumes",
         "aggregate_hosts",
         "aggregates",
@@ -137,7 +138,8 @@ async fn rows_of_the_first_schema_are_read_by_the_newest(database: Arc<TestDatab
     }
     connection
         .execute_unprepared(
-            "DELETE FROM berth_migrations WHERE version IN ('m0002_placement', 'm0003_volumes')",
+            "DELETE FROM berth_migrations WHERE version IN ('m0002_placement', 'm0003_volumes', \
+             'm0005_pools', 'm0006_snapshots')",
         )
         .await
         .unwrap();
@@ -168,8 +170,9 @@ async fn rows_of_the_second_schema_are_read_by_the_third(database: Arc<TestDatab
     let connection = database.raw().await;
     for sql in [
         "DROP TABLE attachments",
+        "DROP TABLE snapshots",
         "DROP TABLE volumes",
-        "DELETE FROM berth_migrations WHERE version IN ('m0003_volumes', 'm0005_pools')",
+        "DELETE FROM berth_migrations WHERE version IN ('m0003_volumes', 'm0005_pools', 'm0006_snapshots')",
     ] {
         connection.execute_unprepared(sql).await.unwrap();
     }

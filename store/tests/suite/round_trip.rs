@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use berth_common::{
-    document::{ConfigDrive, DesiredPower, FixedIp, ImageFormat, Reboot, RebootKind},
+    document::{
+        ConfigDrive, DesiredPower, FixedIp, ImageFormat, Incarnation, OnCrash, Reboot, RebootKind,
+        Rescue,
+    },
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         heartbeat::{ForeignDomain, PartHealth},
         placement::SchedulerHints,
-        report::{ConvergeStatus, Fault, FaultCode, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::{HostStatus, Resources},
     },
     names::{HostName, MacAddress},
@@ -192,6 +195,17 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
     most.server_group_id = Some(ServerGroupId::new());
     most.attempt = u32::MAX;
     most.failed_hosts = vec![HostId::new(); 1000];
+    most.desired_rescue = Some(Rescue {
+        nonce: Nonce::new(),
+        image: most.image.clone(),
+    });
+    most.desired_incarnation = Some(Incarnation {
+        number: u32::MAX,
+        nonce: Nonce::new(),
+    });
+    most.metadata = BTreeMap::from([("m".parse().unwrap(), "~ ".repeat(127).parse().unwrap())]);
+    most.on_crash = OnCrash::Stop;
+    most.observed.boot_disk = Some(BootDisk::Rebuilt(Nonce::new()));
     most.config_drive = Some(ConfigDrive {
         user_data: Some("ü\n".repeat(21_845).parse().unwrap()),
         public_keys: BTreeMap::from([(

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use berth_common::{
     document::{
         DesiredPower, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind, NetworkType,
-        VolumeAccess, VolumeFormat, VolumeLimits,
+        VolumeAccess, VolumeFormat, VolumeLimits, VolumeRef,
     },
     ids::{
-        AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, ServerGroupId, SubnetId,
-        VolumeId,
+        AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, ServerGroupId, SnapshotId,
+        SubnetId, VolumeId,
     },
     message::{
         heartbeat::{Heartbeat, PartHealth},
@@ -32,6 +32,7 @@ use berth_store::{
     networks::{self, NetworkRow, SubnetRow},
     ports::PortRow,
     server_groups::ServerGroupRow,
+    snapshots::SnapshotRow,
     volumes::{VolumeObserved, VolumeRow},
 };
 use chrono::{DateTime, TimeDelta, Utc};
@@ -102,6 +103,10 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         attempt: 1,
         failed_hosts: vec![],
         config_drive: None,
+        desired_rescue: None,
+        desired_incarnation: None,
+        metadata: std::collections::BTreeMap::new(),
+        on_crash: berth_common::document::OnCrash::default(),
     }
 }
 
@@ -227,6 +232,27 @@ pub(crate) fn volume(name: &str, host: Option<HostId>) -> VolumeRow {
         pool: Default::default(),
         source: None,
         limits: VolumeLimits::default(),
+        fingerprint: "f1".to_owned(),
+        desired_deleted: false,
+        observed: VolumeObserved::default(),
+        created_at: time(0),
+        updated_at: time(0),
+        deleted_at: None,
+    }
+}
+
+pub(crate) fn snapshot(name: &str, volume: &VolumeRow) -> SnapshotRow {
+    SnapshotRow {
+        id: SnapshotId::new(),
+        project: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+        volume: VolumeRef {
+            id: volume.id,
+            format: volume.format,
+            pool: volume.pool.clone(),
+        },
+        host_id: volume.host_id,
+        size_gb: volume.size_gb,
         fingerprint: "f1".to_owned(),
         desired_deleted: false,
         observed: VolumeObserved::default(),

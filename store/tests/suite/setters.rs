@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use berth_common::{
-    document::{DesiredPower, Reboot, RebootKind},
+    document::{
+        DesiredPower, ImageFormat, ImageRef, Incarnation, OnCrash, Reboot, RebootKind, Rescue,
+    },
     ids::{HostId, InstanceId, Nonce},
     message::{
         heartbeat::ResourceInventory,
-        report::{ConvergeStatus, Fault, FaultCode, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::HostStatus,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
@@ -15,7 +17,7 @@ use berth_common::{
 use berth_store::{
     StoreError,
     hosts::{self, HostOverrides, ReservedOverrides},
-    instances::{self, InstanceObserved, Placement},
+    instances::{self, Description, InstanceObserved, Placement},
 };
 
 use crate::{
@@ -65,6 +67,60 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         Some(&expected)
     );
 
+    expected.desired_rescue = Some(Rescue {
+        nonce: Nonce::new(),
+        image: expected.image.clone(),
+    });
+    instances::set_desired_rescue(db, id, expected.desired_rescue.as_ref(), time(3))
+        .await
+        .unwrap();
+    let incarnation = Incarnation {
+        number: u32::MAX,
+        nonce: Nonce::new(),
+    };
+    expected.desired_incarnation = Some(incarnation);
+    expected.image = ImageRef {
+        url: "file:///srv/another.raw".parse().unwrap(),
+        sha256: "cd".repeat(32).parse().unwrap(),
+        format: ImageFormat::Raw,
+    };
+    instances::set_root_disk(db, id, incarnation, &expected.image, time(3))
+        .await
+        .unwrap();
+    expected.updated_at = time(3);
+    assert_eq!(
+        instances::get(db, id).await.unwrap().as_ref(),
+        Some(&expected)
+    );
+    instances::set_desired_rescue(db, id, None, time(3))
+        .await
+        .unwrap();
+    expected.desired_rescue = None;
+
+    expected.name = "web-two".parse().unwrap();
+    expected.metadata = [("team".parse().unwrap(), "shop".parse().unwrap())].into();
+    expected.on_crash = OnCrash::Stop;
+    let description = |name| Description {
+        name,
+        metadata: &expected.metadata,
+        on_crash: expected.on_crash,
+    };
+    instances::set_description(db, id, &description(&expected.name), time(3))
+        .await
+        .unwrap();
+    assert_eq!(
+        instances::get(db, id).await.unwrap().as_ref(),
+        Some(&expected)
+    );
+    let found = instances::find_by_name(db, &expected.project, &expected.name).await;
+    assert_eq!(found.unwrap().as_ref(), Some(&expected));
+    let taken = "neighbour".parse().unwrap();
+    let refused = instances::set_description(db, id, &description(&taken), time(3)).await;
+    assert!(
+        matches!(&refused, Err(StoreError::Unique { .. })),
+        "{refused:?}"
+    );
+
     let failed = [HostId::new(), HostId::new()];
     let fault = Fault {
         code: FaultCode::Hypervisor,
@@ -92,6 +148,7 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         generation: Generation(4),
         power_state: PowerState::Running,
         reboot_nonce: Some(Nonce::new()),
+        boot_disk: Some(BootDisk::Rescue(Nonce::new())),
         progress: Some("downloading the image, 40 %".to_owned()),
         fault: Some(Fault {
             code: FaultCode::Hypervisor,

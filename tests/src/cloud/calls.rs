@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use berth_common::{
     bus::RpcError,
-    document::{ConfigDrive, DesiredPower, Flavor, ImageRef},
+    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, OnCrash},
     ids::{InstanceId, NetworkId},
     message::{
         request::{
@@ -40,6 +40,8 @@ pub struct InstanceOptions {
     pub memory_mb: u64,
     /// What it finds on its config drive.
     pub config_drive: Option<ConfigDrive>,
+    /// What becomes of it when its guest crashes.
+    pub on_crash: OnCrash,
 }
 
 impl Default for InstanceOptions {
@@ -50,6 +52,7 @@ impl Default for InstanceOptions {
             image: None,
             memory_mb: 96,
             config_drive: None,
+            on_crash: OnCrash::default(),
         }
     }
 }
@@ -148,6 +151,7 @@ impl TestCloud {
             stop_timeout_seconds: 30,
             hints: Default::default(),
             config_drive: options.config_drive.clone(),
+            on_crash: options.on_crash,
         })
     }
 

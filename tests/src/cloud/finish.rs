@@ -18,7 +18,7 @@ const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const DELETIONS: usize = 32;
 
 impl TestCloud {
-    /// Deletes all instances, volumes and networks, checks that hypervisors and queues are empty, and ends all services in
+    /// Deletes all instances, volumes, snapshots and networks, checks that hypervisors and queues are empty, and ends all services in
     /// order.
     ///
     /// # Errors
@@ -54,6 +54,11 @@ impl TestCloud {
             Ok(Seen::when(left.is_empty(), left))
         })
         .await?;
+        wait_for("all snapshots to be gone", CONVERGE_LIMIT, async || {
+            let left = self.snapshots().await?;
+            Ok(Seen::when(left.is_empty(), left))
+        })
+        .await?;
         for network in self.networks().await? {
             self.call(&NetworkDelete {
                 network: network.id.to_string(),
@@ -78,7 +83,7 @@ impl TestCloud {
         self.stop_in_order().await
     }
 
-    /// Asks for the end of all instances and volumes. A volume of an instance that is being deleted goes after it.
+    /// Asks for the end of all instances, volumes and snapshots. A volume of an instance that is being deleted goes after it.
     ///
     /// # Errors
     /// One is refused.
@@ -91,6 +96,9 @@ impl TestCloud {
             .await?;
         for volume in self.volumes().await? {
             self.delete_volume(volume.id).await?;
+        }
+        for snapshot in self.snapshots().await? {
+            self.delete_snapshot(snapshot.id).await?;
         }
         Ok(())
     }
@@ -166,8 +174,14 @@ impl TestCloud {
             Ok(Seen::when(empty && dead == self.expected_dead, depths))
         })
         .await?;
+        let questions = queues
+            .iter()
+            .filter_map(|queue| queue.strip_prefix("compute."))
+            .map(|host| format!("ask.{host}"));
         let known: Vec<String> = queues
-            .into_iter()
+            .iter()
+            .cloned()
+            .chain(questions)
             .chain(["scheduler.heartbeats", "scheduler.standby", "berth.dead"].map(str::to_owned))
             .collect();
         let strange: Vec<String> = self

@@ -10,6 +10,7 @@ mod guest;
 mod power;
 mod scheduler;
 pub mod sim;
+mod snapshots;
 pub mod volumes;
 mod writers;
 

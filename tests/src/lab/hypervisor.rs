@@ -464,7 +464,7 @@ impl Hypervisor {
         {
             add("namespace", namespace);
         }
-        for folder in ["instances", "networks", "volumes", "made"] {
+        for folder in ["instances", "networks", "volumes", "snapshots", "made"] {
             for file in names(&self.state_dir().join(folder).display().to_string())? {
                 add(&format!("file in {folder}/:"), &file);
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use berth_common::document::DesiredPower;
+use berth_common::ids::InstanceId;
 use berth_common::message::view::VmState;
 use berth_tests::{
     TestCloud,
@@ -13,6 +14,8 @@ use berth_tests::{
 };
 
 const NOTICE_LIMIT: Duration = Duration::from_secs(40);
+/// A few deadlines have to pass, of which the usual ones are 10 and 30 seconds.
+const HANG_LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn an_agent_without_libvirt_says_so_waits_and_leaves_running_guests_alone() {
@@ -63,6 +66,84 @@ fn an_agent_without_libvirt_says_so_waits_and_leaves_running_guests_alone() {
             .await?;
         Ok(())
     });
+}
+
+#[test]
+fn a_libvirt_that_hangs_is_not_asked_any_more_and_all_goes_on_seconds_after_it_is_back() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            ..InstanceOptions::default()
+        };
+        let instance = cloud
+            .wait_active(cloud.create_instance("web-1", &options).await?.id)
+            .await?;
+        let before = cloud.guest_answers(&instance).await?;
+        signal_libvirtd(cloud, "-STOP").await?;
+        let hung = it_is_not_asked_any_more(cloud, &options).await;
+        signal_libvirtd(cloud, "-CONT").await?;
+        let waiting = hung?;
+        let closed = "berth_agent_libvirt_breaker{state=\"closed\"} 1";
+        wait_for(
+            "libvirt to be asked again",
+            Duration::from_secs(20),
+            async || {
+                let metrics = TestCloud::agent_metrics(cloud.hv1()).await?;
+                let shown = lines_with(&metrics, "libvirt_breaker");
+                Ok(Seen::when(metrics.contains(closed), shown))
+            },
+        )
+        .await?;
+        libvirt_is_back(cloud).await?;
+        cloud
+            .wait_state(waiting, VmState::Stopped, CONVERGE_LIMIT)
+            .await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.boot_id, before.boot_id);
+        Ok(())
+    });
+}
+
+/// Waits until it says so everywhere. Documents are taken and heartbeats sent meanwhile.
+async fn it_is_not_asked_any_more(
+    cloud: &TestCloud,
+    options: &InstanceOptions,
+) -> anyhow::Result<InstanceId> {
+    let options = InstanceOptions {
+        power: DesiredPower::Stopped,
+        ..options.clone()
+    };
+    let waiting = cloud.create_instance("waiting", &options).await?;
+    let words = "does not answer since";
+    wait_for("libvirt not to be asked any more", HANG_LIMIT, async || {
+        let (status, body) = TestCloud::agent_healthz(cloud.hv1()).await?;
+        let host = cloud.host("hv1").await?;
+        let metrics = TestCloud::agent_metrics(cloud.hv1()).await?;
+        let part = host.health.iter().find(|part| part.part == "libvirt");
+        let told = part
+            .and_then(|part| part.reason.as_ref())
+            .is_some_and(|reason| reason.contains(words));
+        let is_open = !metrics.contains("berth_agent_libvirt_breaker{state=\"closed\"} 1");
+        let is_so = status == 503 && body.contains(words) && told && is_open;
+        let shown = lines_with(&metrics, "libvirt_");
+        Ok(Seen::when(is_so, (body, host, shown)))
+    })
+    .await?;
+    Ok(waiting.id)
+}
+
+fn lines_with(text: &str, words: &str) -> Vec<String> {
+    let lines = text.lines().filter(|line| line.contains(words));
+    lines.map(str::to_owned).collect()
+}
+
+async fn signal_libvirtd(cloud: &TestCloud, signal: &str) -> anyhow::Result<()> {
+    let pids = cloud.hv1().pids_of("libvirtd")?;
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    let mut argv = vec!["kill", signal];
+    argv.extend(pids.iter().map(String::as_str));
+    cloud.hv1().text(&argv).await.map(drop)
 }
 
 #[test]

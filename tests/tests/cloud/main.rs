@@ -1,5 +1,6 @@
 //! Integration tests: real processes, real libvirt, real guests. One binary, so that it is linked once.
 
+mod boot;
 mod broker_loss;
 mod config_drive;
 mod crashes;
@@ -16,10 +17,12 @@ mod operator;
 mod operator_placement;
 mod placement;
 mod python_client;
+mod questions;
 mod refusals;
 mod relocation;
 mod restart;
 mod scale;
 mod shipped_files;
+mod snapshots;
 mod standstill;
 mod volumes;

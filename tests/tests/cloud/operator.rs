@@ -42,7 +42,7 @@ fn an_operator_gets_from_nothing_to_a_guest_and_back_with_berthctl() {
     });
 }
 
-/// `console` works on the hypervisor itself.
+/// `console` works from anywhere, and on the hypervisor itself from the file.
 async fn the_console_is_shown(cloud: &TestCloud) -> anyhow::Result<()> {
     let instance = cloud.instances().await?.remove(0);
     cloud.guest_answers(&instance).await?;
@@ -53,14 +53,21 @@ async fn the_console_is_shown(cloud: &TestCloud) -> anyhow::Result<()> {
         cloud.site.address(1),
         cloud.vhost.name()
     );
-    let console = cloud
-        .hv1()
-        .text(&[&program, "--url", &broker, "instance", "console", "web-1"])
-        .await?;
-    assert!(
-        console.contains("berth-guest: ready address=10.77.1.20 hostname=web-1"),
-        "{console}"
-    );
+    let local = [
+        &program, "--url", &broker, "instance", "console", "web-1", "--local",
+    ];
+    let consoles = [
+        Berthctl::new(cloud)?
+            .text(&["instance", "console", "web-1"])
+            .await?,
+        cloud.hv1().text(&local).await?,
+    ];
+    for console in consoles {
+        assert!(
+            console.contains("berth-guest: ready address=10.77.1.20 hostname=web-1"),
+            "{console}"
+        );
+    }
     Ok(())
 }
 

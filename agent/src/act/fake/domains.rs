@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_common::{
@@ -16,8 +16,12 @@ use super::{files::Files, networks::Networks};
 use crate::{
     act::ActError,
     decide::{
-        domain::{DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason},
+        domain::{
+            BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason,
+        },
+        instance::DiskName,
         names,
+        snapshot::BackupJob,
     },
 };
 
@@ -68,6 +72,8 @@ struct OwnDomain {
     off: OffReason,
     /// Asked to power off: how often it will be looked at before it is off.
     going_off: Option<u32>,
+    /// A backup job that runs: the file it writes.
+    backup: Option<PathBuf>,
 }
 
 impl OwnDomain {
@@ -80,6 +86,7 @@ impl OwnDomain {
             self.state = PowerState::Shutdown;
             self.off = reason;
             self.going_off = None;
+            self.backup = None;
         }
     }
 
@@ -177,7 +184,7 @@ impl Domains {
     }
 
     pub(super) fn guest_crashes(&mut self, instance: InstanceId) {
-        self.change(instance, |domain| domain.switch_off(OffReason::Failed));
+        self.change(instance, |domain| domain.switch_off(OffReason::Crashed));
     }
 
     pub(super) fn pause(&mut self, instance: InstanceId) {
@@ -190,6 +197,27 @@ impl Domains {
 
     pub(super) fn leave_memory(&mut self, instance: InstanceId) {
         self.change(instance, |domain| domain.saved.clone_from(&domain.live));
+    }
+
+    /// A backup job that nobody waits for any more.
+    pub(super) fn leave_backup(&mut self, plan: &BackupPlan, files: &mut Files) {
+        let Some(domain) = self.own.get_mut(&plan.instance.as_uuid()) else {
+            return;
+        };
+        if back_up(domain, plan, files).is_ok() {
+            domain.backup = Some(plan.file.clone());
+        }
+    }
+
+    pub(super) fn backups(&self) -> Vec<BackupJob> {
+        let job = |domain: &OwnDomain| {
+            Some(BackupJob {
+                instance: domain.config.id,
+                domain: names::domain(domain.config.id),
+                files: vec![domain.backup.clone()?],
+            })
+        };
+        self.own.values().filter_map(job).collect()
     }
 
     fn change(&mut self, instance: InstanceId, change: impl FnOnce(&mut OwnDomain)) {
@@ -258,6 +286,7 @@ impl Domains {
                 DomainStep::Shutdown(_)
                 | DomainStep::Destroy(_)
                 | DomainStep::DiscardSaved(_)
+                | DomainStep::AbortBackup { .. }
                 | DomainStep::Undefine(_) => Ok(()),
                 _ => Err(failed(format!("there is no domain {id}"))),
             };
@@ -286,6 +315,9 @@ impl Domains {
                 if domain.state == PowerState::Running {
                     domain.state = PowerState::Paused;
                 }
+            }
+            DomainStep::Save(_) if domain.backup.is_some() => {
+                return Err(failed(format!("domain {id} is being backed up")));
             }
             DomainStep::Save(_) => {
                 if let Some(live) = domain.live.clone() {
@@ -332,6 +364,9 @@ impl Domains {
                     live.disks.push((**disk).clone());
                 }
             }
+            DomainStep::Detach { .. } if domain.backup.is_some() => {
+                return Err(failed(format!("domain {id} is being backed up")));
+            }
             // A guest that does not hear of being switched off does not hear of this.
             DomainStep::Detach { disk, .. } => {
                 if let (Some(live), false) = (&mut domain.live, guest == Guest::IgnoresAcpi) {
@@ -343,9 +378,21 @@ impl Domains {
                     return Ok(());
                 };
                 let disk = live.disks.iter().find(|disk| disk.target == *target);
-                match disk.and_then(|disk| files.volume_at(&disk.path)) {
-                    None => return Err(failed(format!("domain {id} has no volume as {target}"))),
-                    Some(volume) => files.grow(volume, *size)?,
+                let own = disk.and_then(|disk| files.grow_disk(id, &disk.path, *size));
+                if own.is_none() {
+                    match disk.and_then(|disk| files.volume_at(&disk.path)) {
+                        None => {
+                            return Err(failed(format!("domain {id} has no disk as {target}")));
+                        }
+                        Some(volume) => files.grow(volume, *size)?,
+                    }
+                }
+            }
+            // Nothing takes time here: it is done when it has begun.
+            DomainStep::Backup(plan) => back_up(domain, plan, files)?,
+            DomainStep::AbortBackup { file, .. } => {
+                if domain.backup.as_ref() == Some(file) {
+                    domain.backup = None;
                 }
             }
         }
@@ -363,6 +410,7 @@ impl Domains {
                 state: PowerState::Shutdown,
                 off: OffReason::Unknown,
                 going_off: None,
+                backup: None,
             });
         domain.config = config.clone();
     }
@@ -374,23 +422,30 @@ fn files(config: &DomainConfig) -> Vec<DiskFile> {
         path: disk.path.clone(),
         target: disk.target.clone(),
     };
-    config.disks.iter().map(of).collect()
+    let drive = config.config_drive.iter().map(|path| DiskFile {
+        path: path.clone(),
+        target: "sda".to_owned(),
+    });
+    config.disks.iter().map(of).chain(drive).collect()
 }
 
 /// What QEMU would miss.
 fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Result<(), ActError> {
-    let disks = files.observe(config.id).disks;
-    let indices = config
-        .disks
-        .iter()
-        .filter_map(|disk| disk.serial.strip_prefix("disk")?.parse::<u8>().ok());
-    if let Some(missing) = indices.into_iter().find(|index| !disks.contains(index)) {
+    let is_volume = |path: &Path| path.parent().is_some_and(|it| it.ends_with("volumes"));
+    let there = files.observe(config.id).disks;
+    let mut own = config.disks.iter().filter(|disk| !is_volume(&disk.path));
+    let is_there = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(DiskName::parse)
+            .is_some_and(|name| there.contains(&name))
+    };
+    if let Some(missing) = own.find(|disk| !is_there(&disk.path)) {
         return Err(failed(format!(
-            "disk {missing} of {} is missing",
+            "{} of {} is missing",
+            missing.path.display(),
             config.id
         )));
     }
-    let is_volume = |path: &Path| path.parent().is_some_and(|it| it.ends_with("volumes"));
     let mut volumes = config.disks.iter().filter(|disk| is_volume(&disk.path));
     if let Some(disk) = volumes.find(|disk| files.volume_at(&disk.path).is_none()) {
         return Err(failed(format!("there is no {}", disk.path.display())));
@@ -417,5 +472,24 @@ fn failed(what: String) -> ActError {
         code: FaultCode::Hypervisor,
         retryable: true,
         source: None,
+    }
+}
+
+/// Copies a disk of a guest that is on, as it is now.
+fn back_up(domain: &OwnDomain, plan: &BackupPlan, files: &mut Files) -> Result<(), ActError> {
+    let id = plan.instance;
+    if domain.backup.is_some() {
+        return Err(failed(format!("domain {id} is being backed up already")));
+    }
+    let Some(live) = &domain.live else {
+        return Err(failed(format!("domain {id} is off")));
+    };
+    let disk = live.disks.iter().find(|disk| disk.target == plan.target);
+    match disk.and_then(|disk| files.volume_at(&disk.path)) {
+        None => Err(failed(format!(
+            "domain {id} has no volume as {}",
+            plan.target
+        ))),
+        Some(volume) => files.back_up(volume, plan.snapshot),
     }
 }

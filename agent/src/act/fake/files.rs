@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_common::{
     document::VolumeFormat,
-    ids::{InstanceId, VolumeId},
+    ids::{InstanceId, SnapshotId, VolumeId},
     message::{
         heartbeat::{PoolKind, PoolReport},
         report::FaultCode,
@@ -22,8 +22,9 @@ use crate::{
     decide::{
         config_drive::DriveFile,
         image_cache::CachedName,
-        instance::{InstanceFiles, StorageStep},
+        instance::{DiskName, InstanceFiles, StorageStep, parse_config_drive},
         names,
+        snapshot::{NewSnapshot, SnapshotFiles},
         volume::{Content, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
@@ -33,11 +34,20 @@ pub(super) struct Files {
     pub(super) images: BTreeSet<CachedName>,
     pub(super) unreachable: BTreeSet<ImageUrl>,
     pub(super) disk: Disk,
-    instances: BTreeMap<InstanceId, BTreeMap<u8, ByteCount>>,
-    config_drives: BTreeMap<InstanceId, Vec<DriveFile>>,
+    instances: BTreeMap<InstanceId, BTreeMap<DiskName, FakeDisk>>,
+    config_drives: BTreeMap<InstanceId, BTreeMap<PathBuf, Vec<DriveFile>>>,
     volumes: BTreeMap<VolumeId, Volume>,
     /// The pools besides `local`, with the bytes each has.
     pub(super) pools: BTreeMap<PoolName, ByteCount>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+}
+
+/// What is there of a snapshot: a file, its mark, and what a hypervisor wrote.
+#[derive(Debug, Default)]
+struct Snapshot {
+    file: Option<FakeVolume>,
+    made: bool,
+    partial: Option<FakeVolume>,
 }
 
 /// What is there of a volume: a file, its mark, or both.
@@ -45,6 +55,15 @@ pub(super) struct Files {
 struct Volume {
     file: Option<FakeVolume>,
     made: bool,
+}
+
+/// A disk of an instance on a fake host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakeDisk {
+    /// Its size.
+    pub size: ByteCount,
+    /// What is on it, in words: the image it was made from, and what was written since.
+    pub content: String,
 }
 
 /// A volume's file on a fake host.
@@ -66,6 +85,15 @@ pub struct FakeVolume {
     pub active: bool,
 }
 
+/// What a step needs is not there.
+fn missing(what: String) -> Result<(), ActError> {
+    Err(ActError::retryable(
+        FaultCode::Internal,
+        what,
+        "no such file",
+    ))
+}
+
 impl Files {
     pub(super) fn observe(&self, instance: InstanceId) -> InstanceFiles {
         let disks = self.instances.get(&instance);
@@ -75,8 +103,18 @@ impl Files {
                 .into_iter()
                 .flat_map(|disks| disks.keys().copied())
                 .collect(),
-            sizes: disks.cloned().unwrap_or_default(),
-            config_drive: self.config_drives.contains_key(&instance),
+            sizes: disks
+                .into_iter()
+                .flatten()
+                .map(|(name, disk)| (*name, disk.size))
+                .collect(),
+            config_drives: self
+                .config_drives
+                .get(&instance)
+                .into_iter()
+                .flat_map(BTreeMap::keys)
+                .filter_map(|path| parse_config_drive(path.file_name()?.to_str()?))
+                .collect(),
         }
     }
 
@@ -84,19 +122,50 @@ impl Files {
         self.instances.keys().copied().collect()
     }
 
-    pub(super) fn lose_disk(&mut self, instance: InstanceId, index: u8) {
+    pub(super) fn lose_disk(&mut self, instance: InstanceId, name: DiskName) {
         if let Some(disks) = self.instances.get_mut(&instance) {
-            disks.remove(&index);
+            disks.remove(&name);
         }
+    }
+
+    pub(super) fn disks(&self, instance: InstanceId) -> BTreeMap<DiskName, FakeDisk> {
+        self.instances.get(&instance).cloned().unwrap_or_default()
+    }
+
+    /// Writes to the disk that has this path, if it is there.
+    pub(super) fn write_disk(&mut self, instance: InstanceId, path: &Path, text: &str) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let disk = name
+            .and_then(DiskName::parse)
+            .and_then(|name| self.instances.get_mut(&instance)?.get_mut(&name));
+        if let Some(disk) = disk {
+            disk.content = format!("{} + {text}", disk.content);
+        }
+    }
+
+    /// Makes the disk that has this path larger; `None`: there is none.
+    pub(super) fn grow_disk(
+        &mut self,
+        instance: InstanceId,
+        path: &Path,
+        size: ByteCount,
+    ) -> Option<()> {
+        let name = DiskName::parse(path.file_name()?.to_str()?)?;
+        let disk = self.instances.get_mut(&instance)?.get_mut(&name)?;
+        disk.size = disk.size.max(size);
+        Some(())
     }
 
     /// Size and used bytes of a disk of this size.
     pub(super) fn space(&self, size: DiskGb) -> (ByteCount, ByteCount) {
         let total = ByteCount::from_gb(size);
-        let disks = self.instances.values().flat_map(BTreeMap::values).copied();
+        let disks = self.instances.values().flat_map(BTreeMap::values);
+        let disks = disks.map(|disk| disk.size);
         let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
         let volumes = volumes.filter(|file| file.pool.is_local());
-        let used = disks.chain(volumes.map(|file| file.size)).sum();
+        let snapshots = self.snapshots.values().filter_map(|it| it.file.as_ref());
+        let stored = volumes.chain(snapshots);
+        let used = disks.chain(stored.map(|file| file.size)).sum();
         (
             total,
             match self.disk {
@@ -136,20 +205,37 @@ impl Files {
                 self.instances
                     .entry(plan.instance)
                     .or_default()
-                    .entry(plan.index)
-                    .or_insert(plan.size);
+                    .entry(plan.name)
+                    .or_insert_with(|| FakeDisk {
+                        size: plan.size,
+                        content: format!("image {}", plan.image.sha256),
+                    });
             }
             StorageStep::GrowDisk(plan) => {
                 self.needs_room("the disk")?;
                 let disks = self.instances.entry(plan.instance).or_default();
-                if let Some(size) = disks.get_mut(&plan.index) {
-                    *size = plan.size.max(*size);
+                if let Some(disk) = disks.get_mut(&plan.name) {
+                    disk.size = plan.size.max(disk.size);
                 }
             }
             StorageStep::CreateConfigDrive(plan) => {
                 self.needs_room("the config drive")?;
                 self.instances.entry(plan.instance).or_default();
-                self.config_drives.insert(plan.instance, plan.files.clone());
+                self.config_drives
+                    .entry(plan.instance)
+                    .or_default()
+                    .insert(plan.path.clone(), plan.files.clone());
+            }
+            StorageStep::RemoveOldFile(old) => {
+                if let (Some(name), Some(disks)) = (
+                    DiskName::parse(&old.name),
+                    self.instances.get_mut(&old.instance),
+                ) {
+                    disks.remove(&name);
+                }
+                if let Some(drives) = self.config_drives.get_mut(&old.instance) {
+                    drives.retain(|path, _| !path.ends_with(&old.name));
+                }
             }
             StorageStep::RemoveInstance(instance) => {
                 self.config_drives.remove(instance);
@@ -178,6 +264,32 @@ impl Files {
             StorageStep::ActivateVolume(volume) => self.file(volume.id)?.active = true,
             StorageStep::RemoveVolume(id) => {
                 self.volumes.remove(id);
+            }
+            StorageStep::CreateSnapshot(plan) => self.create_snapshot(plan)?,
+            StorageStep::PrepareSnapshot(_) => self.needs_room("the snapshot")?,
+            StorageStep::NameSnapshot(id) => {
+                let snapshot = self.snapshots.entry(*id).or_default();
+                if snapshot.file.is_none() {
+                    let Some(partial) = snapshot.partial.take() else {
+                        return missing(format!("nothing was written for snapshot {id}"));
+                    };
+                    snapshot.file = Some(partial);
+                }
+            }
+            StorageStep::MarkSnapshot(id) => {
+                self.needs_room("the mark")?;
+                self.snapshots.entry(*id).or_default().made = true;
+            }
+            StorageStep::DiscardPartialSnapshot(id) => {
+                if let Some(snapshot) = self.snapshots.get_mut(id) {
+                    snapshot.partial = None;
+                    if snapshot.file.is_none() && !snapshot.made {
+                        self.snapshots.remove(id);
+                    }
+                }
+            }
+            StorageStep::RemoveSnapshot(id) => {
+                self.snapshots.remove(id);
             }
         }
         Ok(())
@@ -285,13 +397,6 @@ impl Files {
         if self.volume(plan.id).is_some() {
             return Ok(());
         }
-        let missing = |what: String| {
-            Err(ActError::retryable(
-                FaultCode::Internal,
-                what,
-                "no such file",
-            ))
-        };
         let content = match &plan.content {
             Content::Zeros => "zeros".to_owned(),
             Content::Image(image) if !self.images.contains(&CachedName::of(image)) => {
@@ -300,6 +405,10 @@ impl Files {
             Content::Image(image) => format!("image {}", image.sha256),
             Content::Volume(source) => match self.volume(source.id) {
                 None => return missing(format!("volume {} is not there", source.id)),
+                Some(file) => file.content,
+            },
+            Content::Snapshot(source) => match self.snapshot(source.id) {
+                None => return missing(format!("snapshot {} is not there", source.id)),
                 Some(file) => file.content,
             },
         };
@@ -317,6 +426,70 @@ impl Files {
             active: true,
         });
         Ok(())
+    }
+
+    fn create_snapshot(&mut self, plan: &NewSnapshot) -> Result<(), ActError> {
+        if self.snapshot(plan.id).is_some() {
+            return Ok(());
+        }
+        let Some(content) = self.volume(plan.volume.id) else {
+            return missing(format!("volume {} is not there", plan.volume.id));
+        };
+        self.needs_room("the snapshot")?;
+        self.snapshots.entry(plan.id).or_default().file = Some(FakeVolume {
+            format: VolumeFormat::Qcow2,
+            ..content
+        });
+        Ok(())
+    }
+
+    /// A hypervisor copies a volume as it is now.
+    pub(super) fn back_up(&mut self, volume: VolumeId, id: SnapshotId) -> Result<(), ActError> {
+        self.needs_room("the snapshot")?;
+        let Some(content) = self.volume(volume) else {
+            return missing(format!("volume {volume} is not there"));
+        };
+        let snapshot = self.snapshots.entry(id).or_default();
+        if snapshot.partial.is_some() {
+            return Err(ActError::refused(
+                FaultCode::Hypervisor,
+                format!("the file of snapshot {id} is there already"),
+            ));
+        }
+        snapshot.partial = Some(FakeVolume {
+            format: VolumeFormat::Qcow2,
+            ..content
+        });
+        Ok(())
+    }
+
+    pub(super) fn observe_snapshot(&self, id: SnapshotId) -> SnapshotFiles {
+        let Some(snapshot) = self.snapshots.get(&id) else {
+            return SnapshotFiles::default();
+        };
+        SnapshotFiles {
+            file: snapshot
+                .file
+                .as_ref()
+                .map(|file| VolumeContent::Size(file.size)),
+            made: snapshot.made,
+            leaving: false,
+            partial: snapshot.partial.is_some(),
+        }
+    }
+
+    pub(super) fn snapshots(&self) -> Vec<SnapshotId> {
+        self.snapshots.keys().copied().collect()
+    }
+
+    pub(super) fn snapshot(&self, id: SnapshotId) -> Option<FakeVolume> {
+        self.snapshots.get(&id).and_then(|it| it.file.clone())
+    }
+
+    pub(super) fn lose_snapshot(&mut self, id: SnapshotId) {
+        if let Some(snapshot) = self.snapshots.get_mut(&id) {
+            snapshot.file = None;
+        }
     }
 
     /// Makes a file larger, never smaller; of a block device whoever has it gets to know how large it is.

@@ -1,10 +1,12 @@
 //! libvirt's errors as what they mean for an instance.
 
+use std::time::Duration;
+
 use berth_common::message::report::FaultCode;
+use chrono::{DateTime, SecondsFormat, Utc};
 use virt::error::{Error, ErrorNumber};
 
-use super::pool::PoolError;
-use crate::act::ActError;
+use crate::act::{ActError, pool::PoolError};
 
 /// libvirt refused or failed.
 pub(super) fn failed(what: String, error: Error) -> ActError {
@@ -37,6 +39,21 @@ pub(super) fn no_answer(what: &str, uri: &str, error: PoolError) -> ActError {
         format!("{what}: libvirt at {uri} does not answer"),
         error,
     )
+}
+
+/// libvirt has not answered for a while, so it was not asked.
+pub(super) fn not_asked(what: &str, uri: &str, since: DateTime<Utc>, pause: Duration) -> ActError {
+    ActError {
+        what: format!(
+            "{what}: libvirt at {uri} does not answer since {}, so it was not asked; every {} s it is tried whether it is \
+             back",
+            since.to_rfc3339_opts(SecondsFormat::Secs, true),
+            pause.as_secs()
+        ),
+        code: FaultCode::Hypervisor,
+        retryable: true,
+        source: None,
+    }
 }
 
 /// The caller gave up before anything was changed.

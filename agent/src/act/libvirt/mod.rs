@@ -1,13 +1,15 @@
 //! Domains through libvirt: the only module that calls it.
 //!
 //! libvirt's calls block, and a call can hang for as long as libvirtd or QEMU does. So each runs on one of a few
-//! threads, with a deadline ([`pool`]); each thread has its own connection ([`session`]). No decisions here:
+//! threads, with a deadline ([`super::pool`]); each thread has its own connection ([`session`]). No decisions here:
 //! [`steps`] carries out what was decided, and refuses to touch what berth did not make.
 
+mod backup;
 mod error;
 mod facts;
+mod inspect;
 mod observe;
-mod pool;
+mod orphans;
 mod power;
 mod records;
 mod saved;
@@ -15,26 +17,50 @@ mod session;
 mod stats;
 mod steps;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
-use berth_common::ids::InstanceId;
+use berth_common::{ids::InstanceId, message::report::FaultCode};
+use chrono::Utc;
 use virt::connect::Connect;
 
+pub use super::pool::Limits;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
-pub use pool::Limits;
 
-use super::{ActError, Compute, Usage};
+use super::{
+    ActError, Compute, Usage,
+    inspect::{Agent, Inspected, LiveDomain, NotKnown, Picture},
+    pool::{Pool, PoolError, Ticket},
+};
 use crate::decide::{
-    domain::{DomainObserved, DomainStep, JobProgress, VirtType},
+    breaker::{Admission, Breaker, BreakerLimits, BreakerState},
+    domain::{BackupPlan, DomainObserved, DomainStep, JobProgress, VirtType},
+    snapshot::BackupJob,
     usage::DomainUsage,
 };
-use error::{failed, no_answer};
-use pool::{Pool, Ticket};
+use error::{abandoned, failed, no_answer, not_asked};
 use session::Session;
+
+/// How often a backup job is looked at.
+const BACKUP_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How many looks at a backup job in a row may fail: a libvirtd takes its time to start.
+const BACKUP_UNANSWERED: u32 = 120;
+/// How many looks it may take until an aborted job has ended.
+const BACKUP_ABORT_LOOKS: u32 = 120;
 
 /// The system's libvirtd on this host.
 pub const DEFAULT_URI: &str = "qemu:///system";
+
+/// The thread that finds out whether libvirt is back.
+const PROBE_LIMITS: Limits = Limits {
+    workers: 1,
+    stuck: 1,
+    queued: 1,
+};
 
 /// How libvirt is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +81,10 @@ pub struct Options {
     /// How many measurements run at once, hang, or wait. One that hangs on a QEMU leaves that one busy, and the next
     /// passes it by: so a second thread is enough to go on.
     pub usage_limits: Limits,
+    /// How many questions about guests are asked at once, hang, or wait.
+    pub ask_limits: Limits,
+    /// When a libvirt that does not answer is no longer asked, and how it is tried.
+    pub breaker: BreakerLimits,
     /// libvirt's configuration of QEMU.
     pub qemu_conf: PathBuf,
 }
@@ -81,6 +111,12 @@ impl Default for Options {
                 stuck: 4,
                 queued: 1,
             },
+            ask_limits: Limits {
+                workers: 2,
+                stuck: 4,
+                queued: 32,
+            },
+            breaker: BreakerLimits::default(),
             qemu_conf: PathBuf::from("/etc/libvirt/qemu.conf"),
         }
     }
@@ -110,6 +146,20 @@ pub struct Libvirt {
     memory_pool: Pool<Session>,
     /// Measuring asks every QEMU, so it is the first to hang: it takes no thread from the others.
     usage_pool: Pool<Session>,
+    /// What somebody wants to know of a guest may wait for that guest for as long as it likes.
+    ask_pool: Pool<Session>,
+    /// Finds out whether libvirt is back, with one thread that may hang.
+    probe_pool: Pool<Session>,
+    breaker: Mutex<Breaker>,
+}
+
+/// What calls that get no answer say of libvirt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// That it hangs.
+    OfLibvirt,
+    /// Nothing: whoever asks has little patience, and a guest that hangs is asked as well.
+    OfAnybody,
 }
 
 impl Libvirt {
@@ -125,6 +175,9 @@ impl Libvirt {
             pool: pool("libvirt", options.limits),
             memory_pool: pool("libvirt-memory", options.memory_limits),
             usage_pool: pool("libvirt-usage", options.usage_limits),
+            ask_pool: pool("libvirt-ask", options.ask_limits),
+            probe_pool: pool("libvirt-probe", PROBE_LIMITS),
+            breaker: Mutex::new(Breaker::new(options.breaker)),
             options,
         }
     }
@@ -132,7 +185,22 @@ impl Libvirt {
     /// How many calls did not come back in time and still hang.
     #[must_use]
     pub fn stuck_calls(&self) -> usize {
-        self.pool.stuck() + self.memory_pool.stuck() + self.usage_pool.stuck()
+        self.pool.stuck()
+            + self.memory_pool.stuck()
+            + self.usage_pool.stuck()
+            + self.ask_pool.stuck()
+            + self.probe_pool.stuck()
+    }
+
+    /// Whether libvirt is asked just now.
+    #[must_use]
+    pub fn breaker_state(&self) -> BreakerState {
+        self.breaker().state()
+    }
+
+    /// Nothing that runs under this lock can panic half-way, so a poisoned one is as good as any.
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What libvirt and this host are.
@@ -160,30 +228,234 @@ impl Libvirt {
         .await
     }
 
+    /// A picture of a guest's display.
+    ///
+    /// # Errors
+    /// It has none, or none that fits; or libvirt does not answer in time.
+    pub(super) async fn screenshot(
+        &self,
+        instance: InstanceId,
+        limit: Duration,
+    ) -> Inspected<Picture> {
+        let what = format!("taking a picture of instance {instance}");
+        self.ask(what, limit, move |connection, what| {
+            inspect::screenshot(connection, instance, what)
+        })
+        .await
+    }
+
+    /// Asks a guest's agent whether it is there, and gives it most of the time to answer.
+    ///
+    /// # Errors
+    /// The guest does not run, or libvirt does not answer in time.
+    pub(super) async fn ping_guest_agent(
+        &self,
+        instance: InstanceId,
+        limit: Duration,
+    ) -> Inspected<Agent> {
+        let what = format!("asking the guest agent of instance {instance}");
+        self.ask(what, limit, move |connection, what| {
+            inspect::ping_guest_agent(connection, instance, what, limit)
+        })
+        .await
+    }
+
+    /// Where a guest's display and consoles are.
+    ///
+    /// # Errors
+    /// There is no such domain, or libvirt does not answer in time.
+    pub(super) async fn live_domain(
+        &self,
+        instance: InstanceId,
+        limit: Duration,
+    ) -> Inspected<LiveDomain> {
+        let what = format!("looking at the devices of instance {instance}");
+        self.ask(what, limit, move |connection, what| {
+            inspect::live_domain(connection, instance, what)
+        })
+        .await
+    }
+
+    /// Asks something that changes nothing.
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: String,
+        limit: Duration,
+        question: impl Fn(&Connect, &str) -> Inspected<T> + Send + 'static,
+    ) -> Inspected<T> {
+        let words = what.clone();
+        let answer = self
+            .call_on(
+                &self.ask_pool,
+                Silence::OfAnybody,
+                what,
+                limit,
+                move |connection, _| {
+                    match question(connection, &words) {
+                        // A broken connection is a failure that a new one may mend; a plain no is an answer.
+                        Err(NotKnown::Failed(error)) => Err(error),
+                        answer => Ok(answer),
+                    }
+                },
+            )
+            .await;
+        answer.map_err(NotKnown::Failed)?
+    }
+
     async fn call<T: Send + 'static>(
         &self,
         what: String,
         limit: Duration,
         operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
     ) -> Result<T, ActError> {
-        self.call_on(&self.pool, what, limit, operation).await
+        let silence = Silence::OfLibvirt;
+        self.call_on(&self.pool, silence, what, limit, operation)
+            .await
+    }
+
+    /// Whether libvirt may be asked. One that did not answer for a while is not, but for one caller now and then, who
+    /// finds out with a question that takes no time.
+    async fn admitted(&self, what: &str) -> Result<(), ActError> {
+        let admission = self.breaker().admit(Instant::now());
+        let since = match admission {
+            Admission::Call => return Ok(()),
+            Admission::Refused(since) => since,
+            Admission::Probe => {
+                let limit = self.options.breaker.probe;
+                let words = what.to_owned();
+                let probe = self.probe_pool.call(limit, move |session, ticket| {
+                    session.run(ticket, &words, |connection| {
+                        let version = connection.get_lib_version();
+                        version.map_err(|error| {
+                            failed("asking libvirt for its version".to_owned(), error)
+                        })
+                    })
+                });
+                match probe.await {
+                    // One that says no is there as well: whoever calls hears what is wrong with it.
+                    Ok(_) => {
+                        self.breaker().answered();
+                        tracing::info!(uri = self.uri, "libvirt answers again");
+                        return Ok(());
+                    }
+                    Err(_) => self.breaker().missed(Instant::now(), Utc::now()),
+                }
+                match self.breaker().admit(Instant::now()) {
+                    Admission::Refused(since) => since,
+                    // Somebody else was answered meanwhile, or it is time for the next probe already.
+                    Admission::Call | Admission::Probe => return Ok(()),
+                }
+            }
+        };
+        let pause = self.options.breaker.pause;
+        Err(not_asked(what, &self.uri, since, pause))
+    }
+
+    /// What the end of a call says of libvirt.
+    fn note<T>(&self, silence: Silence, answer: &Result<T, PoolError>) {
+        match (answer, silence) {
+            (Ok(_), _) => self.breaker().answered(),
+            (Err(PoolError::Deadline(_)), Silence::OfLibvirt) => {
+                let mut breaker = self.breaker();
+                let before = breaker.state();
+                breaker.missed(Instant::now(), Utc::now());
+                if before == BreakerState::Closed && breaker.state() == BreakerState::Open {
+                    tracing::warn!(
+                        uri = self.uri,
+                        "libvirt does not answer; it is not asked until a probe is answered"
+                    );
+                }
+            }
+            (Err(_), _) => {}
+        }
     }
 
     async fn call_on<T: Send + 'static>(
         &self,
         pool: &Pool<Session>,
+        silence: Silence,
         what: String,
         limit: Duration,
         operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
     ) -> Result<T, ActError> {
+        self.admitted(&what).await?;
         let words = what.clone();
-        let answer = pool.call(limit, move |session, ticket| {
+        let call = pool.call(limit, move |session, ticket| {
             session.run(ticket, &words, |connection| operation(connection, ticket))
         });
-        answer
-            .await
-            .map_err(|error| no_answer(&what, &self.uri, error))?
+        let answer = call.await;
+        self.note(silence, &answer);
+        answer.map_err(|error| no_answer(&what, &self.uri, error))?
     }
+}
+
+impl Libvirt {
+    /// Lets QEMU copy a disk, and waits until it has. Whoever stops waiting leaves a job that goes on.
+    async fn back_up(&self, plan: &BackupPlan) -> Result<(), ActError> {
+        let what = format!("copying disk {} of instance {}", plan.target, plan.instance);
+        let (words, begun) = (what.clone(), plan.clone());
+        let begin = move |connection: &Connect, ticket: &Ticket| {
+            if ticket.is_abandoned() {
+                return Err(abandoned(words.clone()));
+            }
+            backup::begin(connection, &begun, &words)
+        };
+        self.call(what.clone(), self.options.step_deadline, begin)
+            .await?;
+        let mut unanswered = 0_u32;
+        loop {
+            tokio::time::sleep(BACKUP_LOOK_EVERY).await;
+            let (words, instance) = (what.clone(), plan.instance);
+            let look =
+                move |connection: &Connect, _: &Ticket| backup::look(connection, instance, &words);
+            let deadline = self.options.observe_deadline;
+            match self.call(what.clone(), deadline, look).await {
+                Ok(backup::Seen::Running) => unanswered = 0,
+                Ok(backup::Seen::Succeeded) => return Ok(()),
+                Ok(backup::Seen::Failed { why }) => return Err(not_copied(what, why)),
+                // A libvirtd that is restarted goes on with the job, and is asked again.
+                Err(_) if unanswered < BACKUP_UNANSWERED => unanswered += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends a backup job, and waits until QEMU has let go of its file.
+    async fn abort_backup(&self, instance: InstanceId, file: &Path) -> Result<(), ActError> {
+        let what = format!("ending the backup job of instance {instance}");
+        let (words, path) = (what.clone(), file.to_owned());
+        let abort = move |connection: &Connect, _: &Ticket| {
+            backup::abort(connection, instance, &path, &words)
+        };
+        self.call(what.clone(), self.options.step_deadline, abort)
+            .await?;
+        for _ in 0..BACKUP_ABORT_LOOKS {
+            let path = file.to_owned();
+            let look =
+                move |connection: &Connect, _: &Ticket| backup::writes(connection, instance, &path);
+            let deadline = self.options.observe_deadline;
+            if !self.call(what.clone(), deadline, look).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(BACKUP_LOOK_EVERY).await;
+        }
+        Err(ActError {
+            what: format!("{what}: it still runs"),
+            code: FaultCode::Hypervisor,
+            retryable: true,
+            source: None,
+        })
+    }
+}
+
+/// A backup job did not get through.
+fn not_copied(what: String, why: String) -> ActError {
+    let code = if why.contains("No space left on device") {
+        FaultCode::DiskFull
+    } else {
+        FaultCode::Hypervisor
+    };
+    ActError::retryable(code, what, why)
 }
 
 #[async_trait]
@@ -205,6 +477,13 @@ impl Compute for Libvirt {
     }
 
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
+        match step {
+            DomainStep::Backup(plan) => return self.back_up(plan).await,
+            DomainStep::AbortBackup { instance, file } => {
+                return self.abort_backup(*instance, file).await;
+            }
+            _ => {}
+        }
         let what = steps::describe(step);
         let moves_memory = step.moves_memory();
         let step = step.clone();
@@ -215,13 +494,22 @@ impl Compute for Libvirt {
         } else {
             (&self.pool, self.options.step_deadline)
         };
-        self.call_on(pool, what, deadline, operation).await
+        self.call_on(pool, Silence::OfLibvirt, what, deadline, operation)
+            .await
     }
 
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         let what = format!("asking how far instance {instance} is");
         self.call(what, self.options.observe_deadline, move |connection, _| {
             observe::job(connection, instance)
+        })
+        .await
+    }
+
+    async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
+        let what = "looking for backup jobs".to_owned();
+        self.call(what, self.options.observe_deadline, |connection, _| {
+            backup::all(connection)
         })
         .await
     }
@@ -232,9 +520,14 @@ impl Usage for Libvirt {
     async fn usage(&self) -> Result<Vec<DomainUsage>, ActError> {
         let what = "measuring the domains".to_owned();
         let deadline = self.options.usage_deadline;
-        self.call_on(&self.usage_pool, what, deadline, |connection, _| {
-            stats::all(connection)
-        })
+        let silence = Silence::OfLibvirt;
+        self.call_on(
+            &self.usage_pool,
+            silence,
+            what,
+            deadline,
+            |connection, _| stats::all(connection),
+        )
         .await
     }
 }

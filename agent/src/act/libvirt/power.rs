@@ -1,4 +1,8 @@
 //! What libvirt's states and reasons mean to berth: the one place where they are told apart.
+//!
+//! The numbers of libvirt's interface become enums first, with what a newer libvirt may say as a variant of its own; then one
+//! `match` without a catch-all tells what each of them means. A reason that is added here does not compile before somebody has
+//! said what it means.
 
 use berth_common::message::report::PowerState;
 use virt::sys;
@@ -16,25 +20,230 @@ pub(super) struct Power {
     pub(super) text: String,
 }
 
-/// Reads libvirt's state and reason. States and reasons of a newer libvirt than this list are told by number.
+/// Enums of what libvirt numbers, as its header names them, up to the version they were copied from (9.0).
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident { $($variant:ident = $constant:ident,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        enum $name {
+            $($variant,)*
+            /// Of a newer libvirt.
+            Newer(i32),
+        }
+
+        impl $name {
+            fn of(number: i32) -> Self {
+                match u32::try_from(number) {
+                    $(Ok(sys::$constant) => Self::$variant,)*
+                    Ok(_) | Err(_) => Self::Newer(number),
+                }
+            }
+
+            /// All that are known, with their numbers.
+            #[cfg(test)]
+            const KNOWN: &'static [(u32, Self)] = &[$((sys::$constant, Self::$variant),)*];
+        }
+    )*};
+}
+
+reasons! {
+    /// `virDomainNostateReason`.
+    NoStateReason {
+        Unknown = VIR_DOMAIN_NOSTATE_UNKNOWN,
+    }
+    /// `virDomainRunningReason`.
+    RunningReason {
+        Unknown = VIR_DOMAIN_RUNNING_UNKNOWN,
+        Booted = VIR_DOMAIN_RUNNING_BOOTED,
+        Migrated = VIR_DOMAIN_RUNNING_MIGRATED,
+        Restored = VIR_DOMAIN_RUNNING_RESTORED,
+        FromSnapshot = VIR_DOMAIN_RUNNING_FROM_SNAPSHOT,
+        Unpaused = VIR_DOMAIN_RUNNING_UNPAUSED,
+        MigrationCanceled = VIR_DOMAIN_RUNNING_MIGRATION_CANCELED,
+        SaveCanceled = VIR_DOMAIN_RUNNING_SAVE_CANCELED,
+        Wakeup = VIR_DOMAIN_RUNNING_WAKEUP,
+        Crashed = VIR_DOMAIN_RUNNING_CRASHED,
+        Postcopy = VIR_DOMAIN_RUNNING_POSTCOPY,
+        PostcopyFailed = VIR_DOMAIN_RUNNING_POSTCOPY_FAILED,
+    }
+    /// `virDomainBlockedReason`.
+    BlockedReason {
+        Unknown = VIR_DOMAIN_BLOCKED_UNKNOWN,
+    }
+    /// `virDomainPausedReason`.
+    PausedReason {
+        Unknown = VIR_DOMAIN_PAUSED_UNKNOWN,
+        User = VIR_DOMAIN_PAUSED_USER,
+        Migration = VIR_DOMAIN_PAUSED_MIGRATION,
+        Save = VIR_DOMAIN_PAUSED_SAVE,
+        Dump = VIR_DOMAIN_PAUSED_DUMP,
+        IoError = VIR_DOMAIN_PAUSED_IOERROR,
+        Watchdog = VIR_DOMAIN_PAUSED_WATCHDOG,
+        FromSnapshot = VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
+        ShuttingDown = VIR_DOMAIN_PAUSED_SHUTTING_DOWN,
+        Snapshot = VIR_DOMAIN_PAUSED_SNAPSHOT,
+        Crashed = VIR_DOMAIN_PAUSED_CRASHED,
+        StartingUp = VIR_DOMAIN_PAUSED_STARTING_UP,
+        Postcopy = VIR_DOMAIN_PAUSED_POSTCOPY,
+        PostcopyFailed = VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+        ApiError = VIR_DOMAIN_PAUSED_API_ERROR,
+    }
+    /// `virDomainShutdownReason`.
+    ShutdownReason {
+        Unknown = VIR_DOMAIN_SHUTDOWN_UNKNOWN,
+        User = VIR_DOMAIN_SHUTDOWN_USER,
+    }
+    /// `virDomainShutoffReason`.
+    ShutoffReason {
+        Unknown = VIR_DOMAIN_SHUTOFF_UNKNOWN,
+        Shutdown = VIR_DOMAIN_SHUTOFF_SHUTDOWN,
+        Destroyed = VIR_DOMAIN_SHUTOFF_DESTROYED,
+        Crashed = VIR_DOMAIN_SHUTOFF_CRASHED,
+        Migrated = VIR_DOMAIN_SHUTOFF_MIGRATED,
+        Saved = VIR_DOMAIN_SHUTOFF_SAVED,
+        Failed = VIR_DOMAIN_SHUTOFF_FAILED,
+        FromSnapshot = VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT,
+        Daemon = VIR_DOMAIN_SHUTOFF_DAEMON,
+    }
+    /// `virDomainCrashedReason`.
+    CrashedReason {
+        Unknown = VIR_DOMAIN_CRASHED_UNKNOWN,
+        Panicked = VIR_DOMAIN_CRASHED_PANICKED,
+    }
+    /// `virDomainPMSuspendedReason`.
+    PmSuspendedReason {
+        Unknown = VIR_DOMAIN_PMSUSPENDED_UNKNOWN,
+    }
+}
+
+/// `virDomainState`, each with its reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DomainState {
+    NoState(NoStateReason),
+    Running(RunningReason),
+    Blocked(BlockedReason),
+    Paused(PausedReason),
+    Shutdown(ShutdownReason),
+    Shutoff(ShutoffReason),
+    Crashed(CrashedReason),
+    PmSuspended(PmSuspendedReason),
+    /// Of a newer libvirt.
+    Newer(sys::virDomainState),
+}
+
+impl DomainState {
+    fn of(state: sys::virDomainState, reason: i32) -> Self {
+        match state {
+            sys::VIR_DOMAIN_NOSTATE => Self::NoState(NoStateReason::of(reason)),
+            sys::VIR_DOMAIN_RUNNING => Self::Running(RunningReason::of(reason)),
+            sys::VIR_DOMAIN_BLOCKED => Self::Blocked(BlockedReason::of(reason)),
+            sys::VIR_DOMAIN_PAUSED => Self::Paused(PausedReason::of(reason)),
+            sys::VIR_DOMAIN_SHUTDOWN => Self::Shutdown(ShutdownReason::of(reason)),
+            sys::VIR_DOMAIN_SHUTOFF => Self::Shutoff(ShutoffReason::of(reason)),
+            sys::VIR_DOMAIN_CRASHED => Self::Crashed(CrashedReason::of(reason)),
+            sys::VIR_DOMAIN_PMSUSPENDED => Self::PmSuspended(PmSuspendedReason::of(reason)),
+            newer => Self::Newer(newer),
+        }
+    }
+}
+
+/// What a state means: whether it is on and how, and libvirt's words.
+enum Meaning {
+    On(PowerState, &'static str, &'static str),
+    Off(OffReason, &'static str),
+    /// A number that only a newer libvirt can explain, in a state that is known.
+    OnNewer(PowerState, &'static str, i32),
+    OffNewer(i32),
+    NewerState(sys::virDomainState),
+}
+
+/// What each state and reason means. No arm takes what is left over: a guest that runs must never look off, nor one that was
+/// migrated away as if it could be started.
+fn meaning(state: DomainState) -> Meaning {
+    use Meaning::{NewerState, Off, OffNewer, On, OnNewer};
+    use PowerState::{Crashed, Nostate, Paused, Running, Suspended};
+    const GOING_DOWN: &str = "being shut down";
+    const ASLEEP: &str = "suspended by its guest";
+    match state {
+        DomainState::NoState(NoStateReason::Unknown) => On(Nostate, "no state", ""),
+        DomainState::NoState(NoStateReason::Newer(it)) => OnNewer(Nostate, "no state", it),
+        DomainState::Running(reason) => match reason {
+            RunningReason::Unknown => On(Running, "running", ""),
+            RunningReason::Booted => On(Running, "running", "booted"),
+            RunningReason::Migrated => On(Running, "running", "migrated from another host"),
+            RunningReason::Restored => On(Running, "running", "restored"),
+            RunningReason::FromSnapshot => On(Running, "running", "from a snapshot"),
+            RunningReason::Unpaused => On(Running, "running", "unpaused"),
+            RunningReason::MigrationCanceled => On(Running, "running", "migration cancelled"),
+            RunningReason::SaveCanceled => On(Running, "running", "save cancelled"),
+            RunningReason::Wakeup => On(Running, "running", "woken up"),
+            RunningReason::Crashed => On(Running, "running", "resumed after a crash"),
+            RunningReason::Postcopy => On(Running, "running", "migrating, post-copy"),
+            RunningReason::PostcopyFailed => On(Running, "running", "post-copy migration failed"),
+            RunningReason::Newer(it) => OnNewer(Running, "running", it),
+        },
+        DomainState::Blocked(BlockedReason::Unknown) => On(Running, "blocked", ""),
+        DomainState::Blocked(BlockedReason::Newer(it)) => OnNewer(Running, "blocked", it),
+        DomainState::Paused(reason) => match reason {
+            PausedReason::Unknown => On(Paused, "paused", ""),
+            PausedReason::User => On(Paused, "paused", "by somebody"),
+            PausedReason::Migration => On(Paused, "paused", "migrating"),
+            PausedReason::Save => On(Paused, "paused", "being saved"),
+            PausedReason::Dump => On(Paused, "paused", "being dumped"),
+            PausedReason::IoError => On(Paused, "paused", "a disk failed or is full"),
+            PausedReason::Watchdog => On(Paused, "paused", "by its watchdog"),
+            PausedReason::FromSnapshot => On(Paused, "paused", "from a snapshot"),
+            PausedReason::Snapshot => On(Paused, "paused", "being snapshotted"),
+            PausedReason::Postcopy => On(Paused, "paused", "migrating, post-copy"),
+            PausedReason::PostcopyFailed => On(Paused, "paused", "post-copy migration failed"),
+            PausedReason::ApiError => On(Paused, "paused", "an operation of libvirt failed"),
+            // On the way up or down: libvirt itself carries on, nobody has to resume it.
+            PausedReason::ShuttingDown => On(Running, "paused", "shutting down"),
+            PausedReason::StartingUp => On(Running, "paused", "starting up"),
+            // libvirt does not resume a guest that panicked.
+            PausedReason::Crashed => On(Crashed, "paused", "the guest crashed"),
+            PausedReason::Newer(it) => OnNewer(Paused, "paused", it),
+        },
+        // The guest has powered off and QEMU is about to end: not off yet.
+        DomainState::Shutdown(ShutdownReason::Unknown) => On(Running, GOING_DOWN, ""),
+        DomainState::Shutdown(ShutdownReason::User) => On(Running, GOING_DOWN, "by somebody"),
+        DomainState::Shutdown(ShutdownReason::Newer(it)) => OnNewer(Running, GOING_DOWN, it),
+        DomainState::Shutoff(reason) => match reason {
+            ShutoffReason::Unknown => Off(OffReason::Unknown, ""),
+            ShutoffReason::Shutdown => Off(OffReason::Guest, "by its guest"),
+            ShutoffReason::Destroyed => Off(OffReason::Destroyed, "switched off"),
+            ShutoffReason::Crashed => Off(OffReason::Crashed, "crashed"),
+            ShutoffReason::Migrated => Off(OffReason::Moved, "migrated to another host"),
+            // By somebody, into a file of their own: what libvirt keeps itself is found by looking for it.
+            ShutoffReason::Saved => Off(OffReason::Destroyed, "saved to a file"),
+            ShutoffReason::Failed => Off(OffReason::Failed, "it could not be started"),
+            ShutoffReason::FromSnapshot => {
+                Off(OffReason::Destroyed, "reverted to a snapshot that was off")
+            }
+            ShutoffReason::Daemon => Off(OffReason::Unknown, "ended by libvirt when it started"),
+            ShutoffReason::Newer(it) => OffNewer(it),
+        },
+        DomainState::Crashed(CrashedReason::Unknown) => On(Crashed, "crashed", ""),
+        DomainState::Crashed(CrashedReason::Panicked) => {
+            On(Crashed, "crashed", "the guest panicked")
+        }
+        DomainState::Crashed(CrashedReason::Newer(it)) => OnNewer(Crashed, "crashed", it),
+        DomainState::PmSuspended(PmSuspendedReason::Unknown) => On(Suspended, ASLEEP, ""),
+        DomainState::PmSuspended(PmSuspendedReason::Newer(it)) => OnNewer(Suspended, ASLEEP, it),
+        // Whatever it is, it is not known to be off.
+        DomainState::Newer(state) => NewerState(state),
+    }
+}
+
+/// Reads libvirt's state and reason. Those of a newer libvirt than these lists are told by number.
 #[must_use]
 pub(super) fn read(state: sys::virDomainState, reason: i32) -> Power {
-    let number = u32::try_from(reason).unwrap_or_default();
-    match state {
-        sys::VIR_DOMAIN_NOSTATE => on(PowerState::Nostate, "no state", ""),
-        sys::VIR_DOMAIN_RUNNING => on(PowerState::Running, "running", running(number)),
-        sys::VIR_DOMAIN_BLOCKED => on(PowerState::Running, "blocked", ""),
-        sys::VIR_DOMAIN_PAUSED => paused(number),
-        // The guest has powered off and QEMU is about to end: not off yet.
-        sys::VIR_DOMAIN_SHUTDOWN => on(
-            PowerState::Running,
-            "being shut down",
-            shutting_down(number),
-        ),
-        sys::VIR_DOMAIN_SHUTOFF => off(number),
-        sys::VIR_DOMAIN_CRASHED => on(PowerState::Crashed, "crashed", crashed(number)),
-        sys::VIR_DOMAIN_PMSUSPENDED => on(PowerState::Suspended, "suspended by its guest", ""),
-        unknown => on(PowerState::Nostate, &format!("state {unknown}"), ""),
+    match meaning(DomainState::of(state, reason)) {
+        Meaning::On(state, text, reason) => on(state, text, reason),
+        Meaning::Off(reason, text) => off(reason, text),
+        Meaning::OnNewer(state, text, number) => on(state, text, &format!("reason {number}")),
+        Meaning::OffNewer(number) => off(OffReason::Unknown, &format!("reason {number}")),
+        Meaning::NewerState(state) => on(PowerState::Nostate, &format!("state {state}"), ""),
     }
 }
 
@@ -51,78 +260,9 @@ fn on(state: PowerState, text: &str, reason: &str) -> Power {
     }
 }
 
-fn running(reason: u32) -> &'static str {
-    match reason {
-        sys::VIR_DOMAIN_RUNNING_BOOTED => "booted",
-        sys::VIR_DOMAIN_RUNNING_MIGRATED => "migrated from another host",
-        sys::VIR_DOMAIN_RUNNING_RESTORED => "restored",
-        sys::VIR_DOMAIN_RUNNING_FROM_SNAPSHOT => "from a snapshot",
-        sys::VIR_DOMAIN_RUNNING_UNPAUSED => "unpaused",
-        sys::VIR_DOMAIN_RUNNING_MIGRATION_CANCELED => "migration cancelled",
-        sys::VIR_DOMAIN_RUNNING_SAVE_CANCELED => "save cancelled",
-        sys::VIR_DOMAIN_RUNNING_WAKEUP => "woken up",
-        sys::VIR_DOMAIN_RUNNING_CRASHED => "resumed after a crash",
-        sys::VIR_DOMAIN_RUNNING_POSTCOPY => "migrating, post-copy",
-        sys::VIR_DOMAIN_RUNNING_POSTCOPY_FAILED => "post-copy migration failed",
-        _ => "",
-    }
-}
-
-fn paused(reason: u32) -> Power {
-    use PowerState::{Crashed, Paused, Running};
-    let (state, text) = match reason {
-        sys::VIR_DOMAIN_PAUSED_USER => (Paused, "by somebody"),
-        sys::VIR_DOMAIN_PAUSED_MIGRATION => (Paused, "migrating"),
-        sys::VIR_DOMAIN_PAUSED_SAVE => (Paused, "being saved"),
-        sys::VIR_DOMAIN_PAUSED_DUMP => (Paused, "being dumped"),
-        sys::VIR_DOMAIN_PAUSED_IOERROR => (Paused, "a disk failed or is full"),
-        sys::VIR_DOMAIN_PAUSED_WATCHDOG => (Paused, "by its watchdog"),
-        sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT => (Paused, "from a snapshot"),
-        sys::VIR_DOMAIN_PAUSED_SNAPSHOT => (Paused, "being snapshotted"),
-        sys::VIR_DOMAIN_PAUSED_POSTCOPY => (Paused, "migrating, post-copy"),
-        sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED => (Paused, "post-copy migration failed"),
-        sys::VIR_DOMAIN_PAUSED_API_ERROR => (Paused, "an operation of libvirt failed"),
-        // On the way up or down: libvirt itself carries on, nobody has to resume it.
-        sys::VIR_DOMAIN_PAUSED_SHUTTING_DOWN => (Running, "shutting down"),
-        sys::VIR_DOMAIN_PAUSED_STARTING_UP => (Running, "starting up"),
-        // libvirt does not resume a guest that panicked.
-        sys::VIR_DOMAIN_PAUSED_CRASHED => (Crashed, "the guest crashed"),
-        _ => (Paused, ""),
-    };
-    on(state, "paused", text)
-}
-
-fn shutting_down(reason: u32) -> &'static str {
-    match reason {
-        sys::VIR_DOMAIN_SHUTDOWN_USER => "by somebody",
-        _ => "",
-    }
-}
-
-fn crashed(reason: u32) -> &'static str {
-    match reason {
-        sys::VIR_DOMAIN_CRASHED_PANICKED => "the guest panicked",
-        _ => "",
-    }
-}
-
-fn off(reason: u32) -> Power {
-    let (off, text) = match reason {
-        sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN => (OffReason::Guest, "by its guest"),
-        sys::VIR_DOMAIN_SHUTOFF_DESTROYED => (OffReason::Destroyed, "switched off"),
-        sys::VIR_DOMAIN_SHUTOFF_CRASHED => (OffReason::Failed, "crashed"),
-        sys::VIR_DOMAIN_SHUTOFF_MIGRATED => (OffReason::Moved, "migrated to another host"),
-        // By somebody, into a file of their own: what libvirt keeps itself is found by looking for it.
-        sys::VIR_DOMAIN_SHUTOFF_SAVED => (OffReason::Destroyed, "saved to a file"),
-        sys::VIR_DOMAIN_SHUTOFF_FAILED => (OffReason::Failed, "it could not be started"),
-        sys::VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT => {
-            (OffReason::Destroyed, "reverted to a snapshot that was off")
-        }
-        sys::VIR_DOMAIN_SHUTOFF_DAEMON => (OffReason::Unknown, "ended by libvirt when it started"),
-        _ => (OffReason::Unknown, ""),
-    };
+fn off(reason: OffReason, text: &str) -> Power {
     Power {
-        off: Some(off),
+        off: Some(reason),
         ..on(PowerState::Shutdown, "shut off", text)
     }
 }
@@ -130,17 +270,13 @@ fn off(reason: u32) -> Power {
 /// Whether libvirt is on its way with it: it starts it, or restores it from saved memory.
 #[must_use]
 pub(super) fn is_starting(state: sys::virDomainState, reason: i32) -> bool {
-    state == sys::VIR_DOMAIN_PAUSED
-        && u32::try_from(reason) == Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP)
+    DomainState::of(state, reason) == DomainState::Paused(PausedReason::StartingUp)
 }
 
 /// A domain that is off and whose memory libvirt keeps.
 #[must_use]
 pub(super) fn saved() -> Power {
-    Power {
-        off: Some(OffReason::Saved),
-        ..on(PowerState::Shutdown, "shut off", "its memory is saved")
-    }
+    off(OffReason::Saved, "its memory is saved")
 }
 
 #[cfg(test)]
@@ -160,6 +296,67 @@ mod tests {
                 assert!(!power.text.is_empty());
             }
         }
+    }
+
+    /// How many states and reasons libvirt 9.0 has: the `_LAST` of each list in `libvirt-domain.h`.
+    #[test]
+    fn every_state_and_reason_of_libvirt_9_0_is_known() {
+        fn numbers<T>(known: &[(u32, T)]) -> Vec<u32> {
+            known.iter().map(|(number, _)| *number).collect()
+        }
+        let all = |last: u32| (0..last).collect::<Vec<_>>();
+        assert_eq!(numbers(NoStateReason::KNOWN), all(1));
+        assert_eq!(numbers(RunningReason::KNOWN), all(12));
+        assert_eq!(numbers(BlockedReason::KNOWN), all(1));
+        assert_eq!(numbers(PausedReason::KNOWN), all(15));
+        assert_eq!(numbers(ShutdownReason::KNOWN), all(2));
+        assert_eq!(numbers(ShutoffReason::KNOWN), all(9));
+        assert_eq!(numbers(CrashedReason::KNOWN), all(2));
+        assert_eq!(numbers(PmSuspendedReason::KNOWN), all(1));
+        for state in 0..8 {
+            assert!(
+                !matches!(DomainState::of(state, 0), DomainState::Newer(_)),
+                "{state}"
+            );
+        }
+        assert_eq!(DomainState::of(8, 0), DomainState::Newer(8));
+    }
+
+    /// The whole table, as libvirt numbers it: what is on, what is off and why.
+    #[test]
+    fn what_every_state_and_reason_means() {
+        let table = [
+            (0, 1, "nostate"),
+            (1, 12, "running"),
+            (2, 1, "running"),
+            (4, 2, "running"),
+            (6, 2, "crashed"),
+            (7, 1, "suspended"),
+        ];
+        for (state, last, expected) in table {
+            // One more than there are: what is newer means the same as its state.
+            for reason in 0..=last {
+                assert_eq!(read(state, reason).state.as_str(), expected);
+            }
+        }
+        let paused: Vec<&str> = (0..16).map(|it| read(3, it).state.as_str()).collect();
+        let mut expected = ["paused"; 16];
+        (expected[8], expected[10], expected[11]) = ("running", "crashed", "running");
+        assert_eq!(paused, expected);
+        let shutoff: Vec<Option<OffReason>> = (0..10).map(|it| read(5, it).off).collect();
+        let expected = [
+            OffReason::Unknown,
+            OffReason::Guest,
+            OffReason::Destroyed,
+            OffReason::Crashed,
+            OffReason::Moved,
+            OffReason::Destroyed,
+            OffReason::Failed,
+            OffReason::Destroyed,
+            OffReason::Unknown,
+            OffReason::Unknown,
+        ];
+        assert_eq!(shutoff, expected.map(Some));
     }
 
     #[test]
@@ -190,7 +387,7 @@ mod tests {
             sys::VIR_DOMAIN_SHUTOFF,
             sys::VIR_DOMAIN_SHUTOFF_CRASHED,
             off,
-            Some(OffReason::Failed),
+            Some(OffReason::Crashed),
             "shut off: crashed",
         );
         check(
@@ -198,7 +395,7 @@ mod tests {
             99,
             off,
             Some(OffReason::Unknown),
-            "shut off",
+            "shut off: reason 99",
         );
         check(
             sys::VIR_DOMAIN_SHUTOFF,

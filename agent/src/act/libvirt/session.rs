@@ -7,11 +7,8 @@ use std::sync::OnceLock;
 
 use virt::{connect::Connect, event};
 
-use super::{
-    error::{abandoned, unreachable},
-    pool::Ticket,
-};
-use crate::act::ActError;
+use super::error::{abandoned, unreachable};
+use crate::act::{ActError, pool::Ticket};
 
 /// Seconds between two questions whether libvirtd is still there.
 const KEEPALIVE_INTERVAL: i32 = 5;

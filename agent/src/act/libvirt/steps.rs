@@ -1,23 +1,26 @@
 //! Carries out one step on a domain. Every step looks at the domain first: one that berth did not make is left
 //! alone, and what is done already is not done again.
 
+use std::path::Path;
+
 use berth_common::{
     ids::InstanceId,
     message::report::{FaultCode, PowerState},
+    telemetry::error_chain,
 };
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use super::{
     error::{abandoned, failed, is_gone},
-    observe,
-    pool::Ticket,
+    observe, orphans,
 };
 use crate::{
-    act::ActError,
+    act::{ActError, pool::Ticket},
     decide::{
         domain::{DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml::{self, DomainXmlError},
         names,
+        orphan::Removal,
     },
 };
 
@@ -50,6 +53,12 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::GrowDisk {
             instance, target, ..
         } => format!("growing disk {target} of instance {instance}"),
+        DomainStep::Backup(plan) => {
+            format!("copying disk {} of instance {}", plan.target, plan.instance)
+        }
+        DomainStep::AbortBackup { instance, .. } => {
+            format!("ending the backup job of instance {instance}")
+        }
     }
 }
 
@@ -88,12 +97,8 @@ pub(super) fn apply(
             let needed = |domain: &DomainObserved| {
                 is_on(domain) && !domain.disks.live.iter().any(|it| it.path == disk.path)
             };
-            job.act(*instance, needed, |domain| {
-                domain
-                    .attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
-                    .map(drop)
-            })
-            .map(drop)
+            job.act(*instance, needed, |domain| attach(domain, &xml, &disk.path))
+                .map(drop)
         }
         DomainStep::Detach { instance, disk } => {
             let xml = job.written(domain_xml::write_disk_file(disk))?;
@@ -114,6 +119,11 @@ pub(super) fn apply(
                     .map(drop)
             })
             .map(drop),
+        // Jobs are waited for, and not on a thread.
+        DomainStep::Backup(_) | DomainStep::AbortBackup { .. } => Err(ActError::refused(
+            FaultCode::Internal,
+            format!("{}: it is no single call of libvirt", job.what),
+        )),
     }
 }
 
@@ -153,6 +163,38 @@ fn ask_to_power_off(domain: &Domain) -> Result<(), Error> {
     domain
         .shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
         .map(drop)
+}
+
+/// A libvirtd that died while it attached the disk has left parts of it in QEMU, which keep the file locked.
+fn attach(domain: &Domain, xml: &str, file: &Path) -> Result<(), Error> {
+    let try_it = || {
+        let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
+        result.map(drop)
+    };
+    let Err(error) = try_it() else {
+        return Ok(());
+    };
+    match orphans::remove(domain, file) {
+        Ok(Removal::Nothing) => Err(error),
+        Ok(Removal::Nodes(nodes)) => {
+            tracing::warn!(file = %file.display(), ?nodes, "removed what an interrupted attachment had left in QEMU");
+            try_it()
+        }
+        Ok(Removal::AskBack(devices)) => {
+            tracing::warn!(
+                file = %file.display(), ?devices,
+                "an interrupted attachment has left devices with the guest; it was asked to give them back"
+            );
+            Err(error)
+        }
+        Err(second) => {
+            tracing::warn!(
+                file = %file.display(), error = %error_chain(&second),
+                "what is left of an attachment in QEMU could not be looked for"
+            );
+            Err(error)
+        }
+    }
 }
 
 /// The guest answers when it likes, so being asked is all there is to do. QEMU says so of one that is asked twice.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     act::command::{Account, Command, Confinement, Limits, Network},
-    decide::instance::{DiskPlan, LargerDisk},
+    decide::instance::{DiskName, DiskPlan, LargerDisk},
 };
 
 /// What `qemu-img create` may use: it writes tables, not data. Far above what it needs, far below what hurts.
@@ -37,7 +37,7 @@ const LIMITS: Limits = Limits {
     file_size: Some(256 << 20),
 };
 /// libvirt gives the disk to QEMU's user when the domain starts.
-const DISK_MODE: u32 = 0o600;
+pub(super) const DISK_MODE: u32 = 0o600;
 
 /// Makes a disk, unless it is there.
 pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), StorageFault> {
@@ -74,7 +74,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         .await
         .map_err(|source| StorageFault::Create {
             what: "make",
-            index: plan.index,
+            disk: plan.name,
             path: plan.path.clone(),
             source,
         })?;
@@ -103,10 +103,10 @@ struct Making {
 /// Everything that can be refused is refused here, before anything exists. `None`: the disk is there.
 fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFault> {
     let DiskFormat::Qcow2 = plan.format;
-    let expected = inner.paths.disk(plan.instance, plan.index, plan.format);
+    let expected = inner.paths.disk(plan.instance, plan.name, plan.format);
     if plan.path != expected {
         return Err(StorageFault::WrongPlace {
-            index: plan.index,
+            disk: plan.name,
             expected,
             path: plan.path.clone(),
         });
@@ -120,9 +120,9 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
             sha256: plan.image.sha256.clone(),
         })?;
     if plan.size < facts.virtual_size {
-        let (index, size) = (plan.index, plan.size.get());
+        let (disk, size) = (plan.name, plan.size.get());
         return Err(StorageFault::DiskTooSmall {
-            index,
+            disk,
             size,
             needed: facts.virtual_size,
         });
@@ -134,10 +134,13 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
         std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
     let account = Account::named(&inner.options.qemu_img_user)?;
     instances::make(&inner.paths, plan.instance, &inner.options)?;
-    let temporary = inner.temporaries.claim(
-        &inner.paths.instance(plan.instance),
-        &format!("disk{}", plan.index),
-    )?;
+    let purpose = match plan.name {
+        DiskName::Own { index, .. } => format!("disk{index}"),
+        DiskName::Rescue(_) => "rescue".to_owned(),
+    };
+    let temporary = inner
+        .temporaries
+        .claim(&inner.paths.instance(plan.instance), &purpose)?;
     lent(temporary.path(), account)?;
     Ok(Some(Making {
         account,
@@ -186,7 +189,7 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
         .await
         .map_err(|source| StorageFault::Create {
             what: "grow",
-            index: plan.index,
+            disk: plan.name,
             path: plan.path.clone(),
             source,
         })?;
@@ -202,10 +205,10 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
 }
 
 fn size_of(inner: &Inner, plan: &LargerDisk) -> Result<ByteCount, StorageFault> {
-    let expected = inner.paths.disk(plan.instance, plan.index, plan.format);
+    let expected = inner.paths.disk(plan.instance, plan.name, plan.format);
     if plan.path != expected {
         return Err(StorageFault::WrongPlace {
-            index: plan.index,
+            disk: plan.name,
             expected,
             path: plan.path.clone(),
         });

@@ -9,7 +9,7 @@ use std::{
 };
 
 use berth_common::{
-    ids::VolumeId,
+    ids::{SnapshotId, VolumeId},
     message::report::FaultCode,
     names::{ImageSha256, PoolName},
     units::ByteCount,
@@ -21,7 +21,7 @@ use crate::{
         ActError,
         command::{AccountError, CommandError},
     },
-    decide::{image_header::Refusal, lvm::ReportError},
+    decide::{image_header::Refusal, instance::DiskName, lvm::ReportError},
 };
 
 /// What the kernel and `qemu-img` (in its C locale) say when there is no room.
@@ -105,19 +105,19 @@ pub(super) enum StorageFault {
     Refused { url: String, refusal: Refusal },
     /// An overlay cannot be smaller than what is below it.
     #[error(
-        "disk {index} is to have {size} bytes, and the image's own disk has {needed}; choose a flavor with at least \
+        "{disk} is to have {size} bytes, and the image's own disk has {needed}; choose a flavor with at least \
          {} GB of disk",
         needed.get().div_ceil(1 << 30)
     )]
     DiskTooSmall {
-        index: u8,
+        disk: DiskName,
         size: u64,
         needed: ByteCount,
     },
     /// The plan names a place that is not the disk's.
-    #[error("disk {index} belongs at {}, and the plan says {}", expected.display(), path.display())]
+    #[error("{disk} belongs at {}, and the plan says {}", expected.display(), path.display())]
     WrongPlace {
-        index: u8,
+        disk: DiskName,
         expected: PathBuf,
         path: PathBuf,
     },
@@ -162,6 +162,48 @@ pub(super) enum StorageFault {
         path: PathBuf,
         #[source]
         source: CommandError,
+    },
+    /// The plan names a place that is not the snapshot's.
+    #[error("snapshot {id} belongs at {}, and the plan says {}", expected.display(), path.display())]
+    SnapshotPlace {
+        id: SnapshotId,
+        expected: PathBuf,
+        path: PathBuf,
+    },
+    /// The snapshot to make a volume from vanished between two steps.
+    #[error("snapshot {id} is not whole on this host ({})", path.display())]
+    SnapshotNotThere { id: SnapshotId, path: PathBuf },
+    /// What a hypervisor wrote is no snapshot.
+    #[error("what the hypervisor wrote for snapshot {id} ({}) is no qcow2 disk of its own: {why}", path.display())]
+    SnapshotBroken {
+        id: SnapshotId,
+        path: PathBuf,
+        why: String,
+    },
+    /// QEMU does not let go of what it wrote.
+    #[error("the hypervisor still has {} open, which it wrote for snapshot {id}; it is thrown away", path.display())]
+    SnapshotOpen { id: SnapshotId, path: PathBuf },
+    /// `qemu-img` failed on a snapshot.
+    #[error("could not make snapshot {id} at {}", path.display())]
+    Snapshot {
+        id: SnapshotId,
+        path: PathBuf,
+        #[source]
+        source: CommandError,
+    },
+    /// The bytes of a deleted snapshot are out of reach.
+    #[error(
+        "snapshot {id} shall be wiped, and its file is missing: bring back the disk it lies on, or remove {} to give it up",
+        mark.display()
+    )]
+    SnapshotNothingToWipe { id: SnapshotId, mark: PathBuf },
+    /// The bytes of a deleted snapshot could not be wiped.
+    #[error("could not wipe what is left of snapshot {id} at {}; its file stays until that is done", path.display())]
+    SnapshotWipe {
+        id: SnapshotId,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     /// There is nobody without rights to be.
     #[error(transparent)]
@@ -254,10 +296,10 @@ pub(super) enum StorageFault {
     )]
     ForeignVolume { id: VolumeId, device: String },
     /// `qemu-img` failed.
-    #[error("could not {what} disk {index} at {}", path.display())]
+    #[error("could not {what} {disk} at {}", path.display())]
     Create {
         what: &'static str,
-        index: u8,
+        disk: DiskName,
         path: PathBuf,
         #[source]
         source: CommandError,
@@ -282,13 +324,18 @@ impl StorageFault {
     /// What it means for the owner.
     fn code(&self) -> FaultCode {
         match self {
-            Self::Io { source, .. } | Self::Wipe { source, .. } if is_no_room(source) => {
+            Self::Io { source, .. }
+            | Self::Wipe { source, .. }
+            | Self::SnapshotWipe { source, .. }
+                if is_no_room(source) =>
+            {
                 FaultCode::DiskFull
             }
             Self::Create { source, .. }
             | Self::ConfigDrive { source, .. }
             | Self::Convert { source, .. }
             | Self::Volume { source, .. }
+            | Self::Snapshot { source, .. }
                 if NO_ROOM.iter().any(|text| source.stderr().contains(text)) =>
             {
                 FaultCode::DiskFull
@@ -318,12 +365,19 @@ impl StorageFault {
             | Self::PoolUnfit { .. }
             | Self::Lvm { .. }
             | Self::LvmReport { .. }
-            | Self::Wipe { .. } => FaultCode::Volume,
+            | Self::Wipe { .. }
+            | Self::SnapshotNotThere { .. }
+            | Self::SnapshotBroken { .. }
+            | Self::SnapshotOpen { .. }
+            | Self::Snapshot { .. }
+            | Self::SnapshotNothingToWipe { .. }
+            | Self::SnapshotWipe { .. } => FaultCode::Volume,
             Self::Io { .. }
             | Self::Hung { .. }
             | Self::Thread { .. }
             | Self::WrongPlace { .. }
             | Self::VolumePlace { .. }
+            | Self::SnapshotPlace { .. }
             | Self::NotCached { .. }
             | Self::ConfigDrive { .. }
             | Self::Account(_)
@@ -360,6 +414,12 @@ impl StorageFault {
             | Self::ThinPoolFull { .. }
             | Self::NoThinRoom { .. }
             | Self::ForeignVolume { .. }
+            | Self::SnapshotNotThere { .. }
+            | Self::SnapshotBroken { .. }
+            | Self::SnapshotOpen { .. }
+            | Self::Snapshot { .. }
+            | Self::SnapshotNothingToWipe { .. }
+            | Self::SnapshotWipe { .. }
             | Self::Create { .. } => true,
             Self::NotOurs { .. }
             | Self::UnknownPool { .. }
@@ -371,6 +431,7 @@ impl StorageFault {
             | Self::OtherSize { .. }
             | Self::VolumeTooSmall { .. }
             | Self::VolumePlace { .. }
+            | Self::SnapshotPlace { .. }
             | Self::WrongPlace { .. } => false,
         }
     }

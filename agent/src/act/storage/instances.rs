@@ -18,7 +18,7 @@ use nix::{fcntl::OFlag, sys::statvfs::statvfs, unistd::Group};
 use super::{atomic::sync_directory, fault::StorageFault, options::StorageOptions};
 use crate::decide::{
     image_header::qcow2,
-    instance::{InstanceFiles, Paths},
+    instance::{DiskName, InstanceFiles, OldFile, Paths, parse_config_drive},
 };
 
 /// Mode of the directories that hold images and instances: QEMU passes through, and sees only what it was told of.
@@ -72,28 +72,30 @@ pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, St
     let Some(names) = entries(&directory)? else {
         return Ok(InstanceFiles::default());
     };
-    let is_file = |path: &Path| {
-        let named = path
-            .file_name()
-            .is_some_and(|name| names.iter().any(|entry| name == entry.as_str()));
-        named && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
-    };
-    let disks: BTreeSet<u8> = (0..=u8::MAX)
-        .filter(|index| is_file(&paths.disk(id, *index, DiskFormat::Qcow2)))
+    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    let disks: BTreeSet<DiskName> = names
+        .iter()
+        .filter_map(|name| DiskName::parse(name))
+        .filter(|name| is_file(&paths.disk(id, *name, DiskFormat::Qcow2)))
         .collect();
     let mut sizes = BTreeMap::new();
-    for index in &disks {
-        let path = paths.disk(id, *index, DiskFormat::Qcow2);
+    for name in &disks {
+        let path = paths.disk(id, *name, DiskFormat::Qcow2);
         // One that berth did not write so has no size that it could be grown from.
         if let Some(size) = virtual_size(&path)? {
-            sizes.insert(*index, size);
+            sizes.insert(*name, size);
         }
     }
+    let config_drives = names
+        .iter()
+        .filter_map(|name| parse_config_drive(name))
+        .filter(|incarnation| is_file(&paths.config_drive(id, *incarnation)))
+        .collect();
     Ok(InstanceFiles {
         directory: true,
         disks,
         sizes,
-        config_drive: is_file(&paths.config_drive(id)),
+        config_drives,
     })
 }
 
@@ -128,6 +130,23 @@ pub(super) fn list(paths: &Paths) -> Result<Vec<InstanceId>, StorageFault> {
         .collect();
     ids.sort_unstable();
     Ok(ids)
+}
+
+/// Removes a disk or a config drive that another one took the place of; nothing else, whatever it is asked. One that is
+/// gone already is no error.
+pub(super) fn remove_old(paths: &Paths, old: &OldFile) -> Result<(), StorageFault> {
+    let directory = paths.instance(old.instance);
+    let path = directory.join(&old.name);
+    if DiskName::parse(&old.name).is_none() && parse_config_drive(&old.name).is_none() {
+        return Err(StorageFault::NotOurs { path });
+    }
+    match fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StorageFault::io("remove", &path, source)),
+    }
+    sync_directory(&directory)
+        .map_err(|source| StorageFault::io("write to disk the directory", &directory, source))
 }
 
 /// Removes an instance's directory with all that is in it. The standard library walks it by descriptors and never

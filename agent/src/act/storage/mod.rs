@@ -4,11 +4,14 @@
 //!   <images>/<sha256>              a whole, verified image; never changed
 //!   <images>/<sha256>.vmdk.qcow2   what was made of one in a format that guests do not run on; never changed
 //!   <images>/.partial-<sha256>     a download that runs, or one that a later one may continue (or a leftover: sweep)
-//!   <instances>/<id>/disk0.qcow2   an overlay over an image
+//!   <instances>/<id>/disk0.qcow2   an overlay over an image; rebuilt ones and rescue disks carry their nonce
 //!   <instances>/<id>/config.iso    its config drive
 //!   <instances>/<id>/.tmp-…        a disk that is being made (or a leftover: sweep)
 //!   <volumes>/<id>.qcow2 or .raw   a volume, with nothing below it
 //!   <made>/<id>                    says that this volume was made: without its file, it was lost
+//!   <snapshots>/<id>.qcow2         a snapshot, with nothing below it
+//!   <snapshots>/.live-<id>.qcow2   one that a guest's hypervisor writes: no sweep removes it, its document does
+//!   <made>/snapshot-<id>           says that this snapshot was made
 //!   <volumes>/.tmp-…               a volume that is being made (or a leftover: sweep)
 //!   <volumes>/.wipe-<id>.…         a deleted volume whose bytes are being wiped; its tombstone goes on with it
 //! ```
@@ -36,6 +39,7 @@ mod partial;
 mod pools;
 mod room;
 mod share;
+mod snapshot;
 mod source;
 mod temporary;
 mod threads;
@@ -47,7 +51,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, VolumeId},
+    ids::{InstanceId, SnapshotId, VolumeId},
     names::PoolName,
     units::ByteCount,
 };
@@ -66,6 +70,7 @@ use super::{ActError, PoolState, Progress, Storage};
 use crate::decide::{
     image_cache::Reason,
     instance::{InstanceFiles, Paths, StorageStep},
+    snapshot::SnapshotFiles,
     volume::VolumeFiles,
 };
 
@@ -182,6 +187,11 @@ impl Storage for DirStorage {
             StorageStep::CreateConfigDrive(plan) => {
                 Ok(config_drive::create(&self.inner, plan).await?)
             }
+            StorageStep::RemoveOldFile(old) => {
+                let old = old.clone();
+                self.on_files(move |inner| instances::remove_old(&inner.paths, &old))
+                    .await
+            }
             StorageStep::RemoveInstance(id) => {
                 let id = *id;
                 self.on_files(move |inner| instances::remove(&inner.paths, id))
@@ -193,6 +203,24 @@ impl Storage for DirStorage {
             | StorageStep::SettleVolume(_)
             | StorageStep::ActivateVolume(_)
             | StorageStep::RemoveVolume(_) => Ok(pools::apply(&self.inner, step, progress).await?),
+            StorageStep::CreateSnapshot(plan) => {
+                Ok(snapshot::create(&self.inner, plan, progress).await?)
+            }
+            StorageStep::PrepareSnapshot(plan) => Ok(snapshot::prepare(&self.inner, plan).await?),
+            StorageStep::NameSnapshot(id) => Ok(snapshot::name(&self.inner, *id).await?),
+            StorageStep::MarkSnapshot(id) => {
+                let id = *id;
+                self.on_files(move |inner| snapshot::mark(&inner.paths, id))
+                    .await
+            }
+            StorageStep::DiscardPartialSnapshot(id) => {
+                let id = *id;
+                self.on_files(move |inner| snapshot::discard(&inner.paths, id))
+                    .await
+            }
+            StorageStep::RemoveSnapshot(id) => {
+                Ok(snapshot::remove(&self.inner, *id, progress).await?)
+            }
         }
     }
 
@@ -210,6 +238,20 @@ impl Storage for DirStorage {
 
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {
         Ok(pools::list(&self.inner).await?)
+    }
+
+    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
+        self.on_files(move |inner| snapshot::observe(&inner.paths, snapshot))
+            .await
+    }
+
+    async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {
+        self.on_files(|inner| snapshot::list(&inner.paths)).await
+    }
+
+    async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError> {
+        self.on_files(move |inner| snapshot::check_room(inner, snapshot))
+            .await
     }
 
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {

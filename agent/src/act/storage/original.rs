@@ -1,4 +1,4 @@
-//! What a volume is made from: a cached image or another volume, in whatever pool that is.
+//! What a volume or a snapshot is made from: a cached image, another volume, in whatever pool that is, or a snapshot.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_common::{
-    document::{ImageRef, VolumeRef},
+    document::{ImageRef, SnapshotRef, VolumeFormat, VolumeRef},
     units::ByteCount,
 };
 use nix::sys::stat::{major, minor};
@@ -17,12 +17,12 @@ use super::{
     Inner, cache,
     evict::{Lease, touch},
     fault::StorageFault,
-    pools,
+    pools, snapshot,
     source::for_people,
 };
 use crate::decide::volume::{Content, NewVolume};
 
-/// What a volume is copied from.
+/// What a volume or a snapshot is copied from.
 pub(super) struct Original {
     /// Where.
     pub(super) path: PathBuf,
@@ -61,6 +61,10 @@ pub(super) async fn of(
             inner.files.run(move || cached(&shared, &image)).await?
         }
         Content::Volume(source) => volume(inner, source).await?,
+        Content::Snapshot(source) => {
+            let (shared, source) = (Arc::clone(inner), *source);
+            inner.files.run(move || kept(&shared, source)).await?
+        }
     };
     if original.size > plan.size {
         return Err(StorageFault::VolumeTooSmall {
@@ -88,7 +92,11 @@ fn cached(inner: &Inner, image: &ImageRef) -> Result<Original, StorageFault> {
     })
 }
 
-async fn volume(inner: &Arc<Inner>, source: &VolumeRef) -> Result<Original, StorageFault> {
+/// Another volume.
+pub(super) async fn volume(
+    inner: &Arc<Inner>,
+    source: &VolumeRef,
+) -> Result<Original, StorageFault> {
     let path = inner.paths.volume(&source.pool, source.id, source.format);
     let found = pools::observe(inner, source.id, Some(&source.pool)).await?;
     let Some(size) = found.whole(&source.pool, source.format) else {
@@ -103,6 +111,22 @@ async fn volume(inner: &Arc<Inner>, source: &VolumeRef) -> Result<Original, Stor
         size,
         what: format!("volume {}", source.id),
         ..bare
+    })
+}
+
+fn kept(inner: &Inner, source: SnapshotRef) -> Result<Original, StorageFault> {
+    let path = inner.paths.snapshot(source.id);
+    let Some(size) = snapshot::observe(&inner.paths, source.id)?.whole() else {
+        return Err(StorageFault::SnapshotNotThere {
+            id: source.id,
+            path,
+        });
+    };
+    Ok(Original {
+        format: VolumeFormat::Qcow2.as_str(),
+        size,
+        what: format!("snapshot {}", source.id),
+        ..at(&path)?
     })
 }
 

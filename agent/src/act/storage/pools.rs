@@ -179,7 +179,14 @@ pub(super) async fn apply(
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
         | StorageStep::GrowDisk(_)
-        | StorageStep::RemoveInstance(_) => Ok(()),
+        | StorageStep::RemoveOldFile(_)
+        | StorageStep::RemoveInstance(_)
+        | StorageStep::CreateSnapshot(_)
+        | StorageStep::PrepareSnapshot(_)
+        | StorageStep::NameSnapshot(_)
+        | StorageStep::MarkSnapshot(_)
+        | StorageStep::DiscardPartialSnapshot(_)
+        | StorageStep::RemoveSnapshot(_) => Ok(()),
     }
 }
 
@@ -219,7 +226,8 @@ async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result
         })
         .await?;
     for path in files.into_iter().flatten() {
-        volume::wipe(inner, id, path, progress).await?;
+        let failed = move |path, source| StorageFault::Wipe { id, path, source };
+        volume::wipe(inner, path, progress, failed).await?;
     }
     for (lvm, left) in devices {
         for name in left {

@@ -168,6 +168,7 @@ pub(super) fn sweep(
         paths.images.clone(),
         paths.instances.clone(),
         paths.volumes.clone(),
+        paths.snapshots.clone(),
     ];
     directories.extend(
         instances::list(paths)?

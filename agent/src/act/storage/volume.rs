@@ -48,7 +48,7 @@ use crate::{
 };
 
 /// Prefix of a volume that was deleted and is being wiped: it has lost its name, and no sweep removes it.
-const WIPE: &str = ".wipe-";
+pub(super) const WIPE: &str = ".wipe-";
 /// What the mark of a volume says, for people: that it is there counts, and its last line.
 const MARK: &str = "This volume was made. Without its file it was lost, or its disk is absent.\n";
 /// What begins that line: the storage pool it was made in. A mark without it is of `local`.
@@ -115,7 +115,7 @@ fn leaving(paths: &Paths, id: VolumeId, format: VolumeFormat) -> PathBuf {
 
 /// What a volume's file holds. Of a raw one only the length counts: its bytes are the guest's, who may write there
 /// whatever looks like something else.
-fn content(path: &Path, format: VolumeFormat) -> Result<VolumeContent, StorageFault> {
+pub(super) fn content(path: &Path, format: VolumeFormat) -> Result<VolumeContent, StorageFault> {
     let failed = |source| StorageFault::io("read", path, source);
     let file = open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
@@ -181,7 +181,13 @@ pub(super) async fn create(
         }
         Some(original) => {
             let size = original.size;
-            copy(inner, plan, (original, making.account), &file, progress).await?;
+            let target = Target {
+                file: file.clone(),
+                format: plan.format,
+                size: plan.size,
+                directory: inner.paths.volumes.clone(),
+            };
+            copy(inner, &target, (original, making.account), progress, failed).await?;
             if size < plan.size {
                 let command = confined(quick(inner, plan.size), making.account);
                 resize(command, &file, plan.format, plan.size)
@@ -231,22 +237,33 @@ fn in_place(
     })
 }
 
+/// A file to copy into.
+pub(super) struct Target {
+    pub(super) file: PathBuf,
+    pub(super) format: VolumeFormat,
+    /// The most it may become.
+    pub(super) size: ByteCount,
+    /// Where it lies.
+    pub(super) directory: PathBuf,
+}
+
 /// Copies all of the original into the file, and watches the room meanwhile.
-async fn copy(
+pub(super) async fn copy(
     inner: &Arc<Inner>,
-    plan: &NewVolume,
+    target: &Target,
     (original, account): (Original, Account),
-    file: &Path,
     progress: &Progress,
+    failed: impl FnOnce(CommandError) -> StorageFault,
 ) -> Result<(), StorageFault> {
     progress.send_replace(Some("waiting for other copies".to_owned()));
     let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
     let mut watch = {
         let (shared, what) = (Arc::clone(inner), original.what.clone());
-        let (length, path) = (original.allocated.unwrap_or(0), file.to_owned());
+        let (length, path) = (original.allocated.unwrap_or(0), target.file.clone());
+        let directory = target.directory.clone();
         inner
             .files
-            .run(move || CopyWatch::begin(&shared, what, length, path))
+            .run(move || CopyWatch::begin(&shared, what, length, path, &directory))
             .await?
     };
     let command = Command::new(&inner.options.qemu_img)
@@ -259,15 +276,15 @@ async fn copy(
             original.format,
             "-O",
         ])
-        .args([plan.format.as_str(), "--"])
+        .args([target.format.as_str(), "--"])
         .arg(&original.path)
-        .arg(here(file))
-        .directory(&inner.paths.volumes)
+        .arg(here(&target.file))
+        .directory(&target.directory)
         .malloc_arenas(1)
         .limits(Limits {
             address_space: Some(ADDRESS_SPACE),
             cpu_seconds: Some(inner.options.copy_deadline.as_secs()),
-            file_size: Some(with_tables(plan.size.get())),
+            file_size: Some(with_tables(target.size.get())),
         })
         .timeout(inner.options.copy_deadline);
     // A stranger made the image. Another volume only root may read, and no guest writes what QEMU reads of it.
@@ -289,12 +306,7 @@ async fn copy(
             }
         }
     };
-    result.map_err(|source| StorageFault::Volume {
-        what: "make",
-        id: plan.id,
-        path: plan.path.clone(),
-        source,
-    })?;
+    result.map_err(failed)?;
     original::check_unwritten(inner, original).await
 }
 
@@ -313,12 +325,13 @@ impl CopyWatch {
         what: String,
         expected: u64,
         path: PathBuf,
+        directory: &Path,
     ) -> Result<Self, StorageFault> {
         let load = Load {
             verb: "copying",
             what: what.clone(),
         };
-        let share = reserve(inner, &inner.paths.volumes, &load, Some(expected))?;
+        let share = reserve(inner, directory, &load, Some(expected))?;
         Ok(Self {
             share,
             what,
@@ -487,17 +500,18 @@ impl Drop for StopWipe {
     }
 }
 
+/// Wipes a file that has lost its name, and removes it.
 pub(super) async fn wipe(
     inner: &Arc<Inner>,
-    id: VolumeId,
     path: PathBuf,
     progress: &Progress,
+    failed: impl FnOnce(PathBuf, io::Error) -> StorageFault + Send + 'static,
 ) -> Result<(), StorageFault> {
     let how = inner.options.volume_wipe;
     let work = move |wiping: &Wiping| {
         wipe::wipe(&path, how, wiping)
             .and_then(|()| remove_durably(&path))
-            .map_err(|source| StorageFault::Wipe { id, path, source })
+            .map_err(|source| failed(path, source))
     };
     on_wipe_thread(inner, work, progress).await
 }
@@ -508,7 +522,7 @@ pub(super) async fn on_wipe_thread(
     work: impl FnOnce(&Wiping) -> Result<(), StorageFault> + Send + 'static,
     progress: &Progress,
 ) -> Result<(), StorageFault> {
-    progress.send_replace(Some("waiting for other volumes to be wiped".to_owned()));
+    progress.send_replace(Some("waiting for others to be wiped".to_owned()));
     let wiping = Arc::new(Wiping::default());
     let stop = StopWipe(Arc::clone(&wiping));
     let run = inner.wipes.run(move || work(&wiping));
@@ -523,7 +537,7 @@ pub(super) async fn on_wipe_thread(
                 if length > 0 {
                     let done = u128::from(stop.0.done.load(Ordering::Relaxed));
                     let percent = done * 100 / u128::from(length);
-                    progress.send_replace(Some(format!("wiping the volume, {percent} %")));
+                    progress.send_replace(Some(format!("wiping it, {percent} %")));
                 }
             }
         }

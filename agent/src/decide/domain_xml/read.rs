@@ -50,6 +50,24 @@ pub fn read(xml: &str) -> DomainFacts {
     }
 }
 
+/// The files that a backup job writes, as far as its XML can be read.
+#[must_use]
+pub fn read_backup(xml: &str) -> Vec<PathBuf> {
+    let mut reader = NsReader::from_str(xml);
+    let mut files = Vec::new();
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(element) | Event::Empty(element))
+                if element.local_name().as_ref() == "target" =>
+            {
+                files.extend(attribute(&element, "file").flatten().map(PathBuf::from));
+            }
+            Ok(Event::Eof) | Err(_) => return files,
+            Ok(_) => {}
+        }
+    }
+}
+
 /// What an element on the way down means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {

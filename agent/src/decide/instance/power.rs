@@ -11,8 +11,12 @@
 //!
 //! Two marks in the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
 //! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
-//! never repeated. A guest that powers itself off stays off until a new generation asks for it. A reboot that was not
+//! never repeated. A guest that powers itself off stays off until a new generation asks for it, and so does one that crashed
+//! if its document says so. A reboot that was not
 //! carried out before a pause or a suspension is carried out after it.
+//!
+//! A guest that was booted from another disk than it shall be (it is rescued, unrescued or rebuilt) is switched off as for a
+//! soft reboot, and started from that disk.
 //!
 //! The generation is set to 0 *before* a guest is asked to power off. Who wants it to run after all cannot take the
 //! question back: a guest that is marked so and still obeys is started again, by whatever agent sees it. The mark
@@ -25,7 +29,7 @@
 use std::time::Duration;
 
 use berth_common::{
-    document::{DesiredPower, InstanceSpec, RebootKind},
+    document::{DesiredPower, InstanceSpec, OnCrash, RebootKind},
     ids::Nonce,
     message::report::{Fault, FaultCode, PowerState},
     units::Generation,
@@ -70,10 +74,9 @@ impl Wish<'_> {
     }
 
     fn of_off(&self, domain: &DomainObserved) -> (Vec<DomainStep>, Then) {
-        let metadata = domain.metadata.as_ref();
-        let carried_out_before =
-            metadata.is_some_and(|metadata| metadata.generation == self.generation);
-        let left_off_by_guest = domain.off_reason == Some(OffReason::Guest)
+        let carried_out_before = self.is_carried_out(domain);
+        let left_off_by_guest = (domain.off_reason == Some(OffReason::Guest)
+            || self.stays_crashed(domain))
             && carried_out_before
             && self.is_rebooted(domain);
         match (self.spec.power, domain.off_reason) {
@@ -90,6 +93,11 @@ impl Wish<'_> {
             }
             (DesiredPower::Running, _) if left_off_by_guest => self.settled(domain),
             (DesiredPower::Running, _) => (self.start(), Then::Converged),
+            (DesiredPower::Paused, Some(OffReason::Crashed))
+                if self.stays_crashed(domain) && carried_out_before =>
+            {
+                self.settled(domain)
+            }
             // It switched itself off before the pause came: nobody asked for it to run again.
             (DesiredPower::Paused, Some(OffReason::Guest)) if !is_marked(domain) => {
                 self.settled(domain)
@@ -106,6 +114,10 @@ impl Wish<'_> {
         }
         match self.spec.power {
             DesiredPower::Stopped => self.power_off(domain, observed.asked),
+            // What runs is another system: its memory is not what shall be kept.
+            DesiredPower::Suspended | DesiredPower::Paused if self.boots_otherwise(domain) => {
+                self.power_off(domain, observed.asked)
+            }
             DesiredPower::Suspended => {
                 let step = match domain.power_state {
                     // There is nothing left to go on with.
@@ -115,9 +127,13 @@ impl Wish<'_> {
                 (vec![step], Then::Converged)
             }
             DesiredPower::Paused => match domain.power_state {
-                PowerState::Crashed => self.anew(self.start_paused()),
-                // A guest that went to sleep by itself stands still as well.
-                PowerState::Paused | PowerState::Suspended => self.standing_still(domain),
+                PowerState::Crashed if self.spec.on_crash == OnCrash::Restart => {
+                    self.anew(self.start_paused())
+                }
+                // A guest that crashed, or went to sleep by itself, stands still as well.
+                PowerState::Paused | PowerState::Suspended | PowerState::Crashed => {
+                    self.standing_still(domain)
+                }
                 _ => (vec![DomainStep::Pause(id)], Then::Converged),
             },
             DesiredPower::Running => self.running(domain, observed),
@@ -139,7 +155,15 @@ impl Wish<'_> {
             _ => {}
         }
         if domain.power_state == PowerState::Crashed {
-            return self.anew(self.start());
+            let stays = self.spec.on_crash == OnCrash::Stop && self.is_carried_out(domain);
+            return if stays {
+                self.settled(domain)
+            } else {
+                self.anew(self.start())
+            };
+        }
+        if self.boots_otherwise(domain) {
+            return self.power_off(domain, observed.asked);
         }
         let (mut steps, then) = match self.may_obey_for(domain, observed.asked_before) {
             Some(left) => (
@@ -152,6 +176,19 @@ impl Wish<'_> {
             steps.push(DomainStep::Resume(self.config.id));
         }
         (steps, then)
+    }
+
+    /// Whether a guest that is on was booted from another disk of its own than it shall be: it was rescued since, or
+    /// unrescued, or rebuilt.
+    fn boots_otherwise(&self, domain: &DomainObserved) -> bool {
+        let Some(boot) = self.config.disks.first() else {
+            return false;
+        };
+        domain.disks.live.iter().any(|file| {
+            file.target == boot.target
+                && file.path != boot.path
+                && file.path.parent() == boot.path.parent()
+        })
     }
 
     /// A guest that stands still as it shall.
@@ -179,6 +216,17 @@ impl Wish<'_> {
 
     fn is_rebooted(&self, domain: &DomainObserved) -> bool {
         nonce_of(domain) == self.nonce() && domain.metadata.is_some()
+    }
+
+    /// Whether the document was carried out before.
+    fn is_carried_out(&self, domain: &DomainObserved) -> bool {
+        let metadata = domain.metadata.as_ref();
+        metadata.is_some_and(|metadata| metadata.generation == self.generation)
+    }
+
+    /// Whether its guest crashed, and shall not be started again for that.
+    fn stays_crashed(&self, domain: &DomainObserved) -> bool {
+        domain.off_reason == Some(OffReason::Crashed) && self.spec.on_crash == OnCrash::Stop
     }
 
     fn define(&self, generation: Generation, reboot_nonce: Option<Nonce>) -> DomainStep {

@@ -11,7 +11,7 @@ use super::{Observed, Paths, Wait, power::ASK_AGAIN_AFTER};
 use crate::decide::domain::{
     DiskFile, DomainConfig, DomainDisk, DomainObserved, DomainStep, OffReason,
 };
-use berth_common::message::report::PowerState;
+use berth_common::{ids::VolumeId, message::report::PowerState};
 
 /// What a guest's volumes need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,7 +72,14 @@ pub(super) fn change(
         }
     }
     let mut change = Change::default();
-    if !surplus.is_empty() {
+    // QEMU gives no disk back that it copies.
+    let copied = surplus
+        .iter()
+        .filter_map(|file| paths.volume_at(&file.path))
+        .find(|id| observed.volumes_copied.contains(id));
+    if let Some(volume) = copied {
+        change.wait = Some(Wait::Copied(volume));
+    } else if !surplus.is_empty() {
         let targets: BTreeSet<String> = surplus.iter().map(|file| file.target.clone()).collect();
         change.wait = Some(Wait::Detach(targets));
         let asked = observed.detach_asked;
@@ -103,6 +110,17 @@ pub(super) fn change(
         }
     }
     change
+}
+
+/// A volume that a guest has and that is being copied.
+pub(super) fn copied(
+    domain: &DomainObserved,
+    observed: &Observed,
+    paths: &Paths,
+) -> Option<VolumeId> {
+    let live = domain.disks.live.iter();
+    live.filter_map(|disk| paths.volume_at(&disk.path))
+        .find(|id| observed.volumes_copied.contains(id))
 }
 
 #[cfg(test)]
@@ -164,6 +182,8 @@ mod tests {
             ports: Vec::new(),
             volumes: volumes.collect(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         };
         domain_config(InstanceId::new(), &spec, &host())
     }
@@ -265,6 +285,19 @@ mod tests {
             &[],
             None,
         );
+    }
+
+    #[test]
+    fn a_guest_is_not_asked_for_a_disk_that_is_being_copied() {
+        let on = domain(PowerState::Running, &[(1, "vdb"), (2, "vdc")]);
+        let copied = |n| Observed {
+            volumes_copied: [volume(n)].into(),
+            ..Observed::default()
+        };
+        let wait = Some(Wait::Copied(volume(1)));
+        check(&config(&[(2, 2)]), &on, &copied(1), &[], wait);
+        let other = detach(&["vdb"]);
+        check(&config(&[(2, 2)]), &on, &copied(2), &["detach vdb"], other);
     }
 
     #[test]

@@ -163,3 +163,108 @@ async fn no_host_ends_a_creation_at_once_with_the_id_to_go_on_with() {
         assert!(error.to_string().contains(&hint), "{error}");
     }
 }
+
+/// Runs a command line, and returns what was asked for.
+async fn asked(line: &str, script: impl IntoIterator<Item = Play>) -> Vec<String> {
+    let context = context(script);
+    let crate::cli::Command::Instance(command) = testing::parsed(line).command else {
+        panic!("{line}")
+    };
+    let prepared = prepare(command, None).unwrap();
+    run(&context, prepared).await.unwrap();
+    context.caller.asked.into_inner()
+}
+
+#[tokio::test]
+async fn rescue_unrescue_and_rebuild_are_asked_for_by_id() {
+    let id = running().id;
+    let view = || Play::view(&running());
+    let show = format!("instance.show {id}");
+    let image = format!(
+        "--image-url file:///srv/x.qcow2 --image-sha256 {} --image-format qcow2",
+        "b".repeat(64)
+    );
+    let rescue = asked(&format!("instance rescue web-1 {image}"), [view(), view()]).await;
+    assert_eq!(
+        rescue,
+        [
+            "instance.show web-1".to_owned(),
+            format!("instance.rescue {id}")
+        ]
+    );
+    for (command, method) in [
+        ("unrescue", "instance.unrescue"),
+        ("rebuild", "instance.rebuild"),
+    ] {
+        let asked = asked(
+            &format!("instance {command} web-1"),
+            [view(), view(), view()],
+        )
+        .await;
+        let expected = [
+            "instance.show web-1".to_owned(),
+            show.clone(),
+            format!("{method} {id}"),
+        ];
+        assert_eq!(asked, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_wait_for_a_rebuild_ends_when_the_new_disk_is_the_one_it_runs_from() {
+    let rebuilding = InstanceView {
+        task_state: Some(berth_common::message::view::TaskState::Rebuilding),
+        ..running()
+    };
+    let context = context([
+        Play::view(&running()),
+        Play::Silence,
+        Play::view(&rebuilding),
+        Play::view(&rebuilding),
+        Play::view(&running()),
+    ]);
+    let power = running().desired_power;
+    let meant = Change {
+        name: "web-1".to_owned(),
+        project: ProjectName::default(),
+        goal: Goal::Rebuilt(power),
+    };
+    let nonce = Nonce::new();
+    let done = changed(
+        &mut Asking::with(&context, patient()),
+        meant,
+        |instance, project| InstanceRebuild {
+            instance,
+            project,
+            image: running().image,
+            nonce,
+        },
+    )
+    .await
+    .unwrap();
+    assert_eq!(done, running());
+    assert_asked(
+        &context,
+        &[
+            "instance.rebuild",
+            "instance.rebuild",
+            "instance.show",
+            "instance.show",
+        ],
+    );
+}
+
+#[tokio::test]
+async fn what_an_instance_is_called_changes_by_its_id() {
+    let view = || Play::view(&running());
+    let line =
+        "instance set web-1 --name web-2 --metadata team=shop --unset-metadata old --on-crash stop";
+    let found = asked(line, [view(), view(), view()]).await;
+    let id = running().id;
+    let expected = [
+        "instance.show web-1".to_owned(),
+        format!("instance.show {id}"),
+        format!("instance.set {id}"),
+    ];
+    assert_eq!(found, expected);
+}

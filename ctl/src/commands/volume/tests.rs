@@ -51,6 +51,11 @@ fn a_command_line_says_all_of_a_volume() {
         (copy.format, copy.host.as_deref()),
         (Some(VolumeFormat::Raw), Some("hv1"))
     );
+    let kept = asked_for("volume create data --size 5 --snapshot monday");
+    assert_eq!(
+        kept.source,
+        Some(VolumeCreateSource::Snapshot("monday".to_owned()))
+    );
     let sha256 = "ab".repeat(32);
     let image = asked_for(&format!(
         "volume create data --size 5 --image-url file:///x --image-sha256 {sha256} --image-format raw --iops 100 \

@@ -5,7 +5,7 @@ use berth_common::{
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, PowerState},
-        request::{InstanceReboot, Method},
+        request::{InstanceReboot, InstanceRebuild, InstanceRescue, Method},
         view::InstanceView,
     },
     names::ProjectName,
@@ -18,7 +18,13 @@ use berth_store::{
     nonces, volumes,
 };
 
-use super::{networks_of, resize::resize, resolve};
+use super::{
+    boot::{RebuildWish, RescueWish, check_not_rescued, rebuild, rescue, unrescue},
+    describe::{Wording, describe},
+    networks_of,
+    resize::resize,
+    resolve,
+};
 use crate::{
     claim::{ClaimError, conflict, not_found},
     context::Writing,
@@ -26,7 +32,7 @@ use crate::{
 };
 
 /// A change to an existing instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Power it on.
     Start,
@@ -44,8 +50,34 @@ pub enum Change {
     Reboot(Reboot),
     /// Give it another size.
     Resize(Flavor),
+    /// Boot it from another disk.
+    Rescue(RescueWish),
+    /// Boot it from its own disk again.
+    Unrescue,
+    /// Make its root disk anew.
+    Rebuild(RebuildWish),
+    /// Call it something else, or say something else of it.
+    Describe(Box<Wording>),
     /// Delete it.
     Delete,
+}
+
+impl From<InstanceRescue> for Change {
+    fn from(request: InstanceRescue) -> Self {
+        Self::Rescue(RescueWish {
+            nonce: request.nonce,
+            image: request.image,
+        })
+    }
+}
+
+impl From<InstanceRebuild> for Change {
+    fn from(request: InstanceRebuild) -> Self {
+        Self::Rebuild(RebuildWish {
+            nonce: request.nonce,
+            image: request.image,
+        })
+    }
 }
 
 impl From<&InstanceReboot> for Change {
@@ -83,14 +115,18 @@ pub async fn change(
             )));
         }
         Change::Reboot(reboot) => reboot_once(writing, &row, reboot).await?,
-        Change::Resize(flavor) => resize(writing, &row, flavor).await?,
+        Change::Resize(flavor) => resize(writing, &row, flavor, host).await?,
+        Change::Rescue(wish) => rescue(writing, &row, wish).await?,
+        Change::Unrescue => unrescue(writing, &row).await?,
+        Change::Rebuild(wish) => rebuild(writing, &row, wish, host).await?,
+        Change::Describe(wording) => describe(writing, &row, *wording, host).await?,
         Change::Start
         | Change::Stop
         | Change::Pause
         | Change::Unpause
         | Change::Suspend
         | Change::Resume => {
-            let power = power_after(&row, change)?;
+            let power = power_after(&row, &change)?;
             if matches!(change, Change::Suspend) && row.desired_power != power {
                 check_volumes(writing, &row).await?;
             }
@@ -116,7 +152,7 @@ pub async fn change(
 
 /// The power an instance shall have after a change, or why that change is not for it. A change that was made already is
 /// granted again; memory is never lost by one that does not say so.
-fn power_after(row: &InstanceRow, change: Change) -> Result<DesiredPower, ClaimError> {
+fn power_after(row: &InstanceRow, change: &Change) -> Result<DesiredPower, ClaimError> {
     use DesiredPower::{Paused, Running, Stopped, Suspended};
     let refused = |instead: &str| {
         Err(conflict(format!(
@@ -125,6 +161,9 @@ fn power_after(row: &InstanceRow, change: Change) -> Result<DesiredPower, ClaimE
             row.desired_power.as_str()
         )))
     };
+    if matches!(change, Change::Pause | Change::Suspend) {
+        check_not_rescued(row)?;
+    }
     match (change, row.desired_power) {
         (Change::Start, Running | Stopped) => Ok(Running),
         (Change::Stop, Running | Stopped | Paused) => Ok(Stopped),

@@ -448,6 +448,14 @@ fn new_row(
         desired_deleted: false,
         hints: request.hints.clone(),
         config_drive: request.config_drive.clone(),
+        desired_rescue: None,
+        desired_incarnation: None,
+        metadata: request
+            .config_drive
+            .as_ref()
+            .map(|drive| drive.metadata.clone())
+            .unwrap_or_default(),
+        on_crash: request.on_crash,
         server_group_id,
         attempt: FIRST_ATTEMPT,
         failed_hosts: Vec::new(),

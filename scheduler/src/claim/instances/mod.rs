@@ -1,8 +1,10 @@
 //! Instances: asked for ([`create`]), changed and deleted ([`change`](mod@change)), and moved on when a host cannot build
 //! them ([`relocate`]).
 
+pub(in crate::claim) mod boot;
 pub mod change;
 pub mod create;
+pub mod describe;
 pub mod relocate;
 mod resize;
 

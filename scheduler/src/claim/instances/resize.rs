@@ -1,4 +1,5 @@
-//! Giving a stopped instance another size, on the host it is on: a claim of the difference.
+//! Giving an instance another size, on the host it is on: a claim of the difference. A guest that is on gets a larger disk
+//! only.
 
 use berth_common::{
     document::{DesiredPower, Flavor},
@@ -11,7 +12,11 @@ use berth_store::{
     instances::{self, InstanceRow},
 };
 
-use super::create::{claim_row, flavor_mistakes};
+use super::{
+    boot::check_not_rescued,
+    change::leave_off,
+    create::{claim_row, flavor_mistakes},
+};
 use crate::{
     claim::{ClaimError, cloud::Placed, conflict, invalid},
     context::Writing,
@@ -26,6 +31,7 @@ pub(super) async fn resize(
     writing: &mut Writing<'_>,
     row: &InstanceRow,
     flavor: Flavor,
+    host: Option<HostId>,
 ) -> Result<(), ClaimError> {
     let mut mistakes = flavor_mistakes(flavor);
     if flavor.disk_gb < row.flavor.disk_gb {
@@ -42,12 +48,11 @@ pub(super) async fn resize(
     if flavor == row.flavor {
         return Ok(());
     }
-    if row.desired_power != DesiredPower::Stopped {
-        return Err(conflict(format!(
-            "instance {} shall be {}; stop it first, its size changes while it is off",
-            row.name,
-            row.desired_power.as_str()
-        )));
+    check_not_rescued(row)?;
+    check_power(row, flavor)?;
+    // A larger disk is no reason to start a guest that switched itself off.
+    if let Some(host) = host {
+        leave_off(writing, host, row).await?;
     }
     let Some(placed) = writing.cloud.placed(row.id).cloned() else {
         return Err(conflict(format!("instance {} has no host yet", row.name)));
@@ -69,6 +74,28 @@ pub(super) async fn resize(
     claims::insert(writing.txn(), &claim_row(&resized, host)).await?;
     tracing::info!(instance = %row.id, name = %row.name, ?flavor, "instance gets another size");
     Ok(())
+}
+
+/// Refuses what a guest that is on cannot be given: of its size, only its disk grows under it.
+fn check_power(row: &InstanceRow, flavor: Flavor) -> Result<(), ClaimError> {
+    let only_disk = Flavor {
+        disk_gb: row.flavor.disk_gb,
+        ..flavor
+    } == row.flavor;
+    match row.desired_power {
+        DesiredPower::Stopped => Ok(()),
+        DesiredPower::Running | DesiredPower::Paused if only_disk => Ok(()),
+        DesiredPower::Running | DesiredPower::Paused => Err(conflict(format!(
+            "instance {} shall be {}; stop it first: while it is on, only its disk grows",
+            row.name,
+            row.desired_power.as_str()
+        ))),
+        DesiredPower::Suspended => Err(conflict(format!(
+            "instance {} shall be {}, and its memory knows the size it has; resume it first",
+            row.name,
+            row.desired_power.as_str()
+        ))),
+    }
 }
 
 /// Refuses what its host has no room for, all of it at once.

@@ -32,7 +32,7 @@ use crate::{
         ClaimError,
         cloud::PlacedVolume,
         conflict,
-        instances::{self as claim_instances, change::leave_off},
+        instances::{self as claim_instances, boot::check_not_rescued, change::leave_off},
         invalid,
     },
     context::Writing,
@@ -68,6 +68,7 @@ pub async fn attach(
         return show::volume(writing.context(), writing.txn(), &volume).await;
     }
     check_suspended(&instance)?;
+    check_not_rescued(&instance)?;
     check_volume(writing, &volume, request.access).await?;
     check_host(writing, &volume, &instance, host).await?;
     let attachment = AttachmentRow {
@@ -222,7 +223,7 @@ async fn bind(
 ) -> Result<(), ClaimError> {
     let size_gb = volume.size_gb;
     let wanted = Wanted {
-        name: &volume.name,
+        what: &format!("volume {}", volume.name),
         pool: &volume.pool,
         size: size_gb,
         more: size_gb,
@@ -256,6 +257,7 @@ pub async fn detach(
         let instance = instances::get(writing.txn(), attachment.instance_id).await?;
         if let Some(instance) = &instance {
             check_suspended(instance)?;
+            check_not_rescued(instance)?;
         }
         let detaching = AttachmentState::Detaching;
         attachments::set_state(writing.txn(), row.id, detaching).await?;

@@ -14,7 +14,10 @@ use berth_store::{
     volumes::{self, VolumeRow},
 };
 
-use super::{Wanted, again, being_deleted, called, check_not_copied, check_room, is_told, resolve};
+use super::{
+    Wanted, again, being_deleted, called, check_no_snapshot, check_not_copied, check_room, is_told,
+    resolve,
+};
 use crate::{
     claim::{ClaimError, cloud::PlacedVolume, conflict, invalid},
     context::Writing,
@@ -54,6 +57,7 @@ pub async fn delete(
 async fn check_deletable(writing: &Writing<'_>, row: &VolumeRow) -> Result<(), ClaimError> {
     let txn = writing.txn();
     check_not_copied(txn, row).await?;
+    check_no_snapshot(txn, row).await?;
     let Some(attachment) = attachments::of_volume(txn, row.id).await? else {
         return Ok(());
     };
@@ -106,11 +110,12 @@ pub async fn extend(
 
 async fn grow(writing: &mut Writing<'_>, row: &VolumeRow, size: DiskGb) -> Result<(), ClaimError> {
     check_not_copied(writing.txn(), row).await?;
+    check_no_snapshot(writing.txn(), row).await?;
     check_writable(writing, row).await?;
     if let Some(host) = row.host_id {
         let more = size.saturating_sub(row.size_gb);
         let wanted = Wanted {
-            name: &row.name,
+            what: &format!("volume {}", row.name),
             pool: &row.pool,
             size,
             more,

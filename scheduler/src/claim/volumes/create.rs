@@ -2,14 +2,15 @@
 //! first instance they are attached to.
 
 use berth_common::{
-    document::{VolumeFormat, VolumeLimits, VolumeRef, VolumeSource},
+    document::{SnapshotRef, VolumeFormat, VolumeLimits, VolumeRef, VolumeSource},
     ids::HostId,
     message::{
         request::{VolumeCreate, VolumeCreateSource},
-        view::{HostState, VolumeStatus, VolumeView},
+        view::{HostState, SnapshotStatus, VolumeStatus, VolumeView},
     },
     names::PoolName,
     refusal::{Refusal, RefusalCode},
+    units::DiskGb,
 };
 use berth_store::{
     StoreError, UniqueWhat, hosts as host_rows,
@@ -18,7 +19,7 @@ use berth_store::{
 
 use super::{Wanted, check_room, no_such, resolve};
 use crate::{
-    claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid},
+    claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid, snapshots},
     context::Writing,
     place::Admission,
     report::show,
@@ -83,9 +84,9 @@ async fn add(
         return Err(name_taken(request));
     }
     if let Some(host) = row.host_id {
-        check_admission(writing, host)?;
+        check_admission(writing, host, "the volume")?;
         let wanted = Wanted {
-            name: &row.name,
+            what: &format!("volume {}", row.name),
             pool: &row.pool,
             size: row.size_gb,
             more: row.size_gb,
@@ -173,6 +174,9 @@ async fn source(
             }
             from
         }
+        Some(VolumeCreateSource::Snapshot(snapshot)) => {
+            return from_snapshot(writing, request, snapshot, named).await;
+        }
     };
     let shown = show::volume(writing.context(), writing.txn(), &from).await?;
     if let Some(attachment) = &shown.attachment {
@@ -194,24 +198,8 @@ async fn source(
             from.name
         )));
     };
-    if let Some(other) = named.filter(|other| *other != host) {
-        let names = host_rows::names(writing.txn(), &[host, other]).await?;
-        let name = |id| names.get(&id).map_or_else(String::new, ToString::to_string);
-        return Err(conflict(format!(
-            "volume {} is on host {}, and a copy of it can only be made there; asked for was host {}",
-            from.name,
-            name(host),
-            name(other)
-        )));
-    }
-    if request.size_gb < from.size_gb {
-        return Err(invalid(format!(
-            "size_gb must be at least {}, the size of volume {}; got {}",
-            from.size_gb.get(),
-            from.name,
-            request.size_gb.get()
-        )));
-    }
+    let called = format!("volume {}", from.name);
+    check_copy(writing, request, named, (&called, host, from.size_gb)).await?;
     let source = VolumeSource::Volume(VolumeRef {
         id: from.id,
         format: from.format,
@@ -220,16 +208,81 @@ async fn source(
     Ok((Some(source), Some(host)))
 }
 
-/// Refuses a new volume on a host that gets nothing new.
-fn check_admission(writing: &Writing<'_>, host: HostId) -> Result<(), ClaimError> {
+/// The same of a snapshot.
+async fn from_snapshot(
+    writing: &Writing<'_>,
+    request: &VolumeCreate,
+    snapshot: &str,
+    named: Option<HostId>,
+) -> Result<(Option<VolumeSource>, Option<HostId>), ClaimError> {
+    let from = snapshots::resolve(writing.txn(), &request.project, snapshot).await?;
+    if from.project != request.project {
+        return Err(snapshots::no_such_snapshot(&request.project, snapshot));
+    }
+    let shown = show::snapshot(writing.context(), writing.txn(), &from).await?;
+    let host = from
+        .host_id
+        .filter(|_| shown.status == SnapshotStatus::Available);
+    let Some(host) = host else {
+        return Err(conflict(format!(
+            "snapshot {} is {}: only from an available snapshot a volume can be made",
+            from.name,
+            shown.status.as_str()
+        )));
+    };
+    let called = format!("snapshot {}", from.name);
+    check_copy(writing, request, named, (&called, host, from.size_gb)).await?;
+    let source = VolumeSource::Snapshot(SnapshotRef { id: from.id });
+    Ok((Some(source), Some(host)))
+}
+
+/// Refuses a copy on another host than its source's, or smaller than that. `source`: what to call it, its host and size.
+async fn check_copy(
+    writing: &Writing<'_>,
+    request: &VolumeCreate,
+    named: Option<HostId>,
+    source: (&str, HostId, DiskGb),
+) -> Result<(), ClaimError> {
+    let (called, host, size) = source;
+    if let Some(other) = named.filter(|other| *other != host) {
+        let names = host_rows::names(writing.txn(), &[host, other]).await?;
+        let name = |id| names.get(&id).map_or_else(String::new, ToString::to_string);
+        return Err(conflict(format!(
+            "{called} is on host {}, and a copy of it can only be made there; asked for was host {}",
+            name(host),
+            name(other)
+        )));
+    }
+    if request.size_gb < size {
+        return Err(invalid(format!(
+            "size_gb must be at least {}, the size of {called}; got {}",
+            size.get(),
+            request.size_gb.get()
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses something new on a host that gets nothing new. `what`: what it is.
+pub(in crate::claim) fn check_admission(
+    writing: &Writing<'_>,
+    host: HostId,
+    what: &str,
+) -> Result<(), ClaimError> {
     let Some(known) = writing.cloud.table().host(host) else {
         return Ok(());
     };
     let facts = known.facts();
     let why = match (facts.admission, facts.liveness) {
-        (Admission::Disabled, _) => "is disabled: it gets nothing new until it is enabled",
-        (Admission::Draining, _) => "is draining: it gets nothing new until it is enabled",
-        (Admission::Enabled, HostState::Down) => "is down: nobody there would make the volume",
+        (Admission::Disabled, _) => {
+            "is disabled: it gets nothing new until it is enabled".to_owned()
+        }
+        (Admission::Draining, _) => {
+            "is draining: it gets nothing new until it is enabled".to_owned()
+        }
+        (Admission::Enabled, HostState::Down) => {
+            format!("is down: nobody there would make {what}")
+        }
         (Admission::Enabled, HostState::Up) => return Ok(()),
     };
     Err(Refusal::new(

@@ -13,18 +13,20 @@ pub mod change;
 pub mod create;
 mod room;
 
+pub(super) use create::check_admission;
+
 use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, VolumeId},
     names::{ProjectName, VolumeName},
 };
 use berth_store::{
-    Executor, documents, instances,
+    Executor, documents, instances, snapshots,
     volumes::{self, VolumeRow},
 };
 
 use super::{ClaimError, conflict, not_found};
-use room::{Wanted, check_room};
+pub(super) use room::{Wanted, check_room};
 
 /// The volume a request names, by id or by name; by id also a deleted one.
 ///
@@ -48,7 +50,8 @@ pub async fn resolve(
     Err(no_such(project, volume))
 }
 
-fn no_such(project: &ProjectName, volume: &str) -> ClaimError {
+/// There is no such volume.
+pub(super) fn no_such(project: &ProjectName, volume: &str) -> ClaimError {
     let shown: String = volume.chars().take(80).collect();
     not_found(format!(
         "project {project} has no volume {shown:?}, neither by id nor by name"
@@ -76,6 +79,17 @@ async fn is_told(db: &impl Executor, host: HostId, id: VolumeId) -> Result<bool,
     Ok(documents::get(db, host, key).await?.is_some())
 }
 
+/// Refuses what would change or end a volume while a snapshot is being made of it.
+async fn check_no_snapshot(db: &impl Executor, row: &VolumeRow) -> Result<(), ClaimError> {
+    match snapshots::being_made_of(db, row.id).await?.first() {
+        None => Ok(()),
+        Some(snapshot) => Err(conflict(format!(
+            "snapshot {} is being made of volume {}: wait until it is available, or delete it",
+            snapshot.name, row.name
+        ))),
+    }
+}
+
 /// Refuses what would change or end a volume while another one is being made from it.
 async fn check_not_copied(db: &impl Executor, row: &VolumeRow) -> Result<(), ClaimError> {
     match volumes::being_made_from(db, row.id).await?.first() {
@@ -87,6 +101,7 @@ async fn check_not_copied(db: &impl Executor, row: &VolumeRow) -> Result<(), Cla
     }
 }
 
-fn being_deleted(row: &VolumeRow) -> ClaimError {
+/// Refuses what a volume on its way out is asked for.
+pub(super) fn being_deleted(row: &VolumeRow) -> ClaimError {
     conflict(format!("volume {} is being deleted", row.name))
 }

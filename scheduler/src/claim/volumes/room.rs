@@ -7,7 +7,7 @@
 use berth_common::{
     ids::HostId,
     message::heartbeat::{PoolKind, PoolReport},
-    names::{PoolName, VolumeName},
+    names::PoolName,
     refusal::{Refusal, RefusalCode},
     units::{ByteCount, DiskGb},
 };
@@ -18,29 +18,29 @@ use crate::{
     place::{Host, Resource},
 };
 
-/// Room that a volume needs.
+/// Room that a volume or a snapshot needs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted<'a> {
-    /// Its name.
-    pub(super) name: &'a VolumeName,
+pub(in crate::claim) struct Wanted<'a> {
+    /// What to call it.
+    pub(in crate::claim) what: &'a str,
     /// Where.
-    pub(super) pool: &'a PoolName,
-    /// Of the whole volume.
-    pub(super) size: DiskGb,
+    pub(in crate::claim) pool: &'a PoolName,
+    /// Of the whole of it.
+    pub(in crate::claim) size: DiskGb,
     /// What of it is not claimed yet.
-    pub(super) more: DiskGb,
+    pub(in crate::claim) more: DiskGb,
 }
 
 /// Refuses what needs more than may be claimed, or a pool that the host does not have.
-pub(super) fn check_room(
+pub(in crate::claim) fn check_room(
     writing: &Writing<'_>,
     host: HostId,
     wanted: Wanted<'_>,
 ) -> Result<(), ClaimError> {
     let Some(known) = writing.cloud.table().host(host) else {
         return Err(conflict(format!(
-            "volume {} is on a host that is gone",
-            wanted.name
+            "{} is on a host that is gone",
+            wanted.what
         )));
     };
     let refusal = if wanted.pool.is_local() {
@@ -58,25 +58,24 @@ pub(super) fn check_room(
 /// Why the disk of a host has no room.
 fn of_disk(host: &Host, wanted: Wanted<'_>) -> Option<String> {
     let Wanted {
-        name, size, more, ..
+        what, size, more, ..
     } = wanted;
     let on = &host.facts().name;
     let (physical, free) = (host.physical(Resource::DiskGb), host.free(Resource::DiskGb));
     // Overcommit is of the sum, never of one.
     if size.get() > physical {
         return Some(format!(
-            "host {on} is too small for volume {name}: {size} are needed, its disk has {physical} GB"
+            "host {on} is too small for {what}: {size} are needed, its disk has {physical} GB"
         ));
     }
-    (more.get() > free).then(|| {
-        format!("host {on} has no room for volume {name}: {more} are needed, {free} GB are free")
-    })
+    (more.get() > free)
+        .then(|| format!("host {on} has no room for {what}: {more} are needed, {free} GB are free"))
 }
 
 /// Why another pool of a host has no room, or is not there. `claimed`: of that pool, by volumes.
 fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
     let Wanted {
-        name,
+        what,
         pool,
         size,
         more,
@@ -85,7 +84,7 @@ fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
     let pools = &host.facts().pools;
     let Some(report) = pools.iter().find(|report| report.name == *pool) else {
         return Some(format!(
-            "host {on} has no storage pool {pool}, which volume {name} shall be in; it has {}",
+            "host {on} has no storage pool {pool}, which {what} shall be in; it has {}",
             names(pools)
         ));
     };
@@ -93,7 +92,7 @@ fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
     // Overcommit is of the sum, never of one.
     if size > total {
         return Some(format!(
-            "pool {pool} of host {on} is too small for volume {name}: {size} are needed, it has {total}"
+            "pool {pool} of host {on} is too small for {what}: {size} are needed, it has {total}"
         ));
     }
     match report.kind {
@@ -102,7 +101,7 @@ fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
             let free = free(report, claimed);
             (more > free).then(|| {
                 format!(
-                    "pool {pool} of host {on} has no room for volume {name}: {more} are needed, {free} are free of {total}"
+                    "pool {pool} of host {on} has no room for {what}: {more} are needed, {free} are free of {total}"
                 )
             })
         }
@@ -159,9 +158,9 @@ mod tests {
             pools,
             ..HostFacts::new(id, "hv1".parse().unwrap(), Resources::default())
         });
-        let (name, pool) = ("data".parse().unwrap(), to.parse().unwrap());
+        let pool = to.parse().unwrap();
         let wanted = Wanted {
-            name: &name,
+            what: "volume data",
             pool: &pool,
             size: DiskGb::clamped(size),
             more: DiskGb::clamped(size),

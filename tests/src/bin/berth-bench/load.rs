@@ -153,6 +153,7 @@ pub(crate) fn request() -> anyhow::Result<InstanceCreate> {
         stop_timeout_seconds: default_stop_timeout_seconds(),
         hints: Default::default(),
         config_drive: None,
+        on_crash: berth_common::document::OnCrash::default(),
     })
 }
 
@@ -174,10 +175,13 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
                 size_gb: request.flavor.disk_gb,
                 format: DiskFormat::Qcow2,
                 source: DiskSource::Image(request.image.clone()),
+                incarnation: None,
             }],
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            rescue: None,
+            on_crash: berth_common::document::OnCrash::default(),
         }),
     });
     serde_json::to_vec(&document).context("a document has no JSON form")

@@ -1,4 +1,4 @@
-//! Copies an image or a volume onto a new logical volume.
+//! Copies an image, a volume or a snapshot onto a new logical volume.
 //!
 //! `qemu-img` reads what a stranger made as a user without rights, to whom the device is lent for that time. Its own sparse
 //! copying does the rest: a thin volume is known to be zeros, of a thick one everything is written.
@@ -52,7 +52,7 @@ pub(super) async fn copy(
     let device = job.device.to_owned();
     let account = match original.lease {
         Some(_) => Some(Account::named(&inner.options.qemu_img_user)?),
-        // Another volume only root may read, and no guest writes what QEMU reads of it.
+        // Another volume or a snapshot only root may read, and no guest writes what QEMU reads of it.
         None => None,
     };
     let lent = inner

@@ -349,7 +349,7 @@ impl LvmPool {
             {
                 Some(Role::Whole.name(source.id))
             }
-            Content::Volume(_) | Content::Image(_) | Content::Zeros => None,
+            Content::Volume(_) | Content::Snapshot(_) | Content::Image(_) | Content::Zeros => None,
         }
     }
 

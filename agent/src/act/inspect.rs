@@ -1,0 +1,176 @@
+//! What can be asked of a guest: its console, its display, its guest agent, and how to reach them. Nothing here changes
+//! anything, and nothing that convergence needs is used for it: a guest, a disk or a libvirt that hangs costs whoever
+//! asks its patience, and a thread of a few.
+
+mod console;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use berth_common::{
+    ids::InstanceId,
+    message::{
+        question::{ConsolePlace, GuestAgentState},
+        report::{FaultCode, PowerState},
+    },
+};
+
+use super::{
+    ActError,
+    libvirt::Libvirt,
+    pool::{Limits, Pool},
+};
+use crate::decide::{console::Part, domain_xml::LiveDevices, instance::Paths};
+
+/// Threads that read console logs. One that hangs on its disk is replaced, a few times.
+const CONSOLE_LIMITS: Limits = Limits {
+    workers: 2,
+    stuck: 4,
+    queued: 32,
+};
+
+/// Why something is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum NotKnown {
+    /// libvirt has no domain of the instance.
+    #[error(
+        "instance {0} has no domain on this hypervisor (yet); it is made when the instance is built"
+    )]
+    NoDomain(InstanceId),
+    /// It does not run.
+    #[error("instance {instance} does not run: its power state is {}; power it on first", power.as_str())]
+    Off {
+        /// The instance.
+        instance: InstanceId,
+        /// What libvirt says of it.
+        power: PowerState,
+    },
+    /// The answer would not fit into a message.
+    #[error(
+        "the picture has more than {0} bytes, and an answer has room for no more: make the guest's display smaller"
+    )]
+    TooLarge(usize),
+    /// It could not be found out.
+    #[error(transparent)]
+    Failed(#[from] ActError),
+}
+
+/// What is known of something, or why it is not.
+pub type Inspected<T> = Result<T, NotKnown>;
+
+/// Which part of a console is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleFrom {
+    /// So many lines from the end.
+    Last(u32),
+    /// What comes after this place.
+    After(ConsolePlace),
+}
+
+/// A part of a console's log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConsolePart {
+    /// What is there.
+    pub part: Part,
+    /// Where to go on; `None`: there is no log.
+    pub next: Option<ConsolePlace>,
+}
+
+/// A picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// What it is, such as `image/png`.
+    pub media_type: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What became of asking a guest agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Whether it is there.
+    pub state: GuestAgentState,
+    /// The same in words.
+    pub detail: String,
+}
+
+/// A domain as somebody who wants to reach it needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveDomain {
+    /// Whether it runs.
+    pub power: PowerState,
+    /// What of it can be reached.
+    pub devices: LiveDevices,
+}
+
+/// What can be asked of a guest. Each call ends within its limit.
+#[async_trait]
+pub trait Inspect: Send + Sync {
+    /// What it wrote to its console.
+    async fn console(
+        &self,
+        instance: InstanceId,
+        from: ConsoleFrom,
+        limit: Duration,
+    ) -> Inspected<ConsolePart>;
+    /// A picture of its display.
+    async fn screenshot(&self, instance: InstanceId, limit: Duration) -> Inspected<Picture>;
+    /// Whether its guest agent is there.
+    async fn ping_guest_agent(&self, instance: InstanceId, limit: Duration) -> Inspected<Agent>;
+    /// Where its display and consoles are.
+    async fn live_domain(&self, instance: InstanceId, limit: Duration) -> Inspected<LiveDomain>;
+}
+
+/// The guests of this machine.
+pub struct Guests {
+    libvirt: Arc<Libvirt>,
+    paths: Paths,
+    files: Pool<()>,
+}
+
+impl Guests {
+    /// Those of this libvirt, with their files below these paths.
+    #[must_use]
+    pub fn new(libvirt: Arc<Libvirt>, paths: Paths) -> Self {
+        Self {
+            libvirt,
+            paths,
+            files: Pool::new("console-logs", CONSOLE_LIMITS, || ()),
+        }
+    }
+}
+
+#[async_trait]
+impl Inspect for Guests {
+    async fn console(
+        &self,
+        instance: InstanceId,
+        from: ConsoleFrom,
+        limit: Duration,
+    ) -> Inspected<ConsolePart> {
+        let path = self.paths.console_log(instance);
+        let what = || format!("reading the console log {}", path.display());
+        let log = path.clone();
+        let read = self
+            .files
+            .call(limit, move |(), _| console::read(&log, from))
+            .await;
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            NotKnown::Failed(ActError::retryable(FaultCode::Internal, what(), error))
+        };
+        read.map_err(|error| failed(error.into()))?
+            .map_err(|error| failed(error.into()))
+    }
+
+    async fn screenshot(&self, instance: InstanceId, limit: Duration) -> Inspected<Picture> {
+        self.libvirt.screenshot(instance, limit).await
+    }
+
+    async fn ping_guest_agent(&self, instance: InstanceId, limit: Duration) -> Inspected<Agent> {
+        self.libvirt.ping_guest_agent(instance, limit).await
+    }
+
+    async fn live_domain(&self, instance: InstanceId, limit: Duration) -> Inspected<LiveDomain> {
+        self.libvirt.live_domain(instance, limit).await
+    }
+}

@@ -1,0 +1,92 @@
+//! Gets rid of what an interrupted attachment left in QEMU, over QEMU's own monitor: libvirt does not know of it.
+//!
+//! What to remove is decided in [`crate::decide::orphan`]. Only ever called when an attachment failed.
+
+use std::path::Path;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use virt::{domain::Domain, error::Error};
+
+use crate::decide::orphan::{self, BlockDevice, BlockNode, Removal};
+
+/// The monitor did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MonitorError {
+    /// libvirt did not pass it on, or got no answer.
+    #[error("the monitor was not asked")]
+    Libvirt(#[source] Error),
+    /// QEMU refused.
+    #[error("QEMU refused {command}: {why}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// QEMU's words.
+        why: String,
+    },
+    /// The answer has another shape than QEMU documents.
+    #[error("QEMU's answer to {command} cannot be read")]
+    Shape {
+        /// The command.
+        command: &'static str,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// An answer of the monitor: one of the two, beside the question's number.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(rename = "return", default)]
+    value: Value,
+    #[serde(default)]
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+/// Removes what is left of a file that is no disk of this domain. Whether it is gone: a guest that has it is only asked to
+/// give it back.
+pub(super) fn remove(domain: &Domain, file: &Path) -> Result<Removal, MonitorError> {
+    let nodes: Vec<BlockNode> = ask(domain, "query-named-block-nodes", &json!({"flat": true}))?;
+    let devices: Vec<BlockDevice> = ask(domain, "query-block", &json!({}))?;
+    let removal = orphan::removal(file, &nodes, &devices);
+    match &removal {
+        Removal::Nothing => {}
+        Removal::AskBack(aliases) => {
+            for alias in aliases {
+                let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
+            }
+        }
+        Removal::Nodes(names) => {
+            for name in names {
+                let _: Value = ask(domain, "blockdev-del", &json!({ "node-name": name }))?;
+            }
+        }
+    }
+    Ok(removal)
+}
+
+fn ask<T: DeserializeOwned>(
+    domain: &Domain,
+    command: &'static str,
+    arguments: &Value,
+) -> Result<T, MonitorError> {
+    let question = json!({ "execute": command, "arguments": arguments }).to_string();
+    let answer = domain
+        .qemu_monitor_command(&question, 0)
+        .map_err(MonitorError::Libvirt)?;
+    let shape = |source| MonitorError::Shape { command, source };
+    let answer: Answer = serde_json::from_str(&answer).map_err(shape)?;
+    match answer.error {
+        None => serde_json::from_value(answer.value).map_err(shape),
+        Some(refusal) => Err(MonitorError::Refused {
+            command,
+            why: refusal.desc,
+        }),
+    }
+}

@@ -1,0 +1,120 @@
+//! One question: what is known on this host, as the reply of its method.
+
+use std::time::Duration;
+
+use berth_common::{
+    document::{DocumentKey, Kind},
+    ids::InstanceId,
+    message::question::{
+        Ask, Base64, ConsoleOutput, Endpoints, GuestAgent, MAX_CONSOLE_LINES, Question, Screenshot,
+    },
+    refusal::{Refusal, RefusalCode},
+    telemetry::error_chain,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Answerer;
+use crate::{
+    act::{
+        ActError,
+        inspect::{ConsoleFrom, NotKnown},
+    },
+    decide::{endpoints::endpoints, names},
+};
+
+/// Answers a question within the limit.
+///
+/// # Errors
+/// What whoever asked is told instead.
+pub(super) async fn answer(
+    answerer: &Answerer,
+    question: &Question,
+    limit: Duration,
+) -> Result<Value, Refusal> {
+    let instance_id = question.instance_id;
+    if !is_here(answerer, instance_id) {
+        let text = format!("hypervisor {} has no instance {instance_id}", answerer.host);
+        return Err(Refusal::new(RefusalCode::NotFound, text));
+    }
+    let host = answerer.host.clone();
+    let inspect = &answerer.inspect;
+    match &question.ask {
+        Ask::ConsoleOutput { lines, after } => {
+            let from = match after {
+                Some(place) => ConsoleFrom::After(*place),
+                None => ConsoleFrom::Last((*lines).clamp(1, MAX_CONSOLE_LINES)),
+            };
+            let console = inspect.console(instance_id, from, limit).await;
+            let console = console.map_err(|why| refusal(&why))?;
+            reply(&ConsoleOutput {
+                instance_id,
+                host,
+                text: console.part.text,
+                cut: console.part.cut,
+                more: console.part.more,
+                next: console.next,
+            })
+        }
+        Ask::Screenshot {} => {
+            let picture = inspect.screenshot(instance_id, limit).await;
+            let picture = picture.map_err(|why| refusal(&why))?;
+            reply(&Screenshot {
+                instance_id,
+                host,
+                media_type: picture.media_type,
+                picture: Base64(picture.bytes),
+            })
+        }
+        Ask::PingGuestAgent {} => {
+            let agent = inspect.ping_guest_agent(instance_id, limit).await;
+            let agent = agent.map_err(|why| refusal(&why))?;
+            reply(&GuestAgent {
+                instance_id,
+                host,
+                state: agent.state,
+                detail: agent.detail,
+            })
+        }
+        Ask::Endpoints {} => {
+            let live = inspect.live_domain(instance_id, limit).await;
+            let live = live.map_err(|why| refusal(&why))?;
+            let domain = names::domain(instance_id);
+            reply(&Endpoints {
+                endpoints: endpoints(&host, &domain, &live.devices),
+                power_state: live.power,
+                instance_id,
+                host,
+                domain,
+            })
+        }
+    }
+}
+
+/// Whether this host was told to have an instance. What else is here is nobody's to look at.
+fn is_here(answerer: &Answerer, instance: InstanceId) -> bool {
+    let key = DocumentKey {
+        kind: Kind::Instance,
+        id: instance.as_uuid(),
+    };
+    let entry = answerer.journal.get(key);
+    entry.is_some_and(|entry| !entry.document.is_tombstone())
+}
+
+fn reply(answer: &impl Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(answer)
+        .map_err(|error| Refusal::new(RefusalCode::Internal, error.to_string()))
+}
+
+/// Why something is not known, for whoever asked.
+fn refusal(why: &NotKnown) -> Refusal {
+    let code = match why {
+        NotKnown::NoDomain(_) | NotKnown::Off { .. } => RefusalCode::Conflict,
+        NotKnown::TooLarge(_) => RefusalCode::TooLarge,
+        NotKnown::Failed(ActError {
+            retryable: true, ..
+        }) => RefusalCode::Unavailable,
+        NotKnown::Failed(_) => RefusalCode::Internal,
+    };
+    Refusal::new(code, error_chain(why))
+}

@@ -1,0 +1,131 @@
+//! A pass over one snapshot: look, plan, do, and look again, until there is nothing left to do.
+
+use berth_common::{
+    document::{Desired, SnapshotSpec},
+    ids::{SnapshotId, VolumeId},
+    message::report::{Fault, FaultCode},
+};
+
+use super::{
+    instance::{apply, name},
+    outcome::{Outcome, PassEnd, Waiting},
+    tools::{BrokenOff, Held, Turn, Worker},
+};
+use crate::{
+    act::ActError,
+    decide::{
+        domain::DomainStep,
+        instance::{Paths, Step},
+        snapshot::{self, SnapshotObserved, SnapshotPlan, SnapshotThen, SnapshotWait},
+        volume::{self as volumes, Usable},
+    },
+};
+
+/// How often a pass plans anew before it counts as going round in circles.
+const ROUNDS: usize = 6;
+
+type Wish = Desired<SnapshotId, SnapshotSpec>;
+
+/// Carries out a snapshot's document as far as it goes now.
+pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
+    if wish.spec.is_none() {
+        worker.tools.snapshots.set(wish.id, Usable::No);
+    }
+    let outcome = rounds(&mut worker, wish)
+        .await
+        .unwrap_or(Outcome::Superseded);
+    PassEnd::of(outcome)
+}
+
+async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> {
+    let mut left = String::new();
+    let mut held = None;
+    for _ in 0..ROUNDS {
+        worker.take_slot().await?;
+        // Where the files are is among them, and who uses a volume only libvirt knows.
+        let facts = worker.tools.facts.borrow().clone();
+        let Some(facts) = facts else {
+            return Ok(Outcome::Unseen(Fault {
+                code: FaultCode::Hypervisor,
+                message: "libvirt has not answered since the agent started".to_owned(),
+            }));
+        };
+        let observed = match look(worker, wish, &facts.paths, &mut held).await {
+            Ok(observed) => observed,
+            Err(error) => return Ok(Outcome::of_look(&error)),
+        };
+        let SnapshotPlan { steps, then } = snapshot::plan(wish, &observed, &facts.paths);
+        let usable = match observed.files.whole() {
+            Some(_) if wish.spec.is_some() => Usable::Yes,
+            Some(_) | None => Usable::No,
+        };
+        worker.tools.snapshots.set(wish.id, usable);
+        if steps.is_empty() {
+            return Ok(outcome(then));
+        }
+        left = steps.iter().map(name).collect::<Vec<_>>().join(", ");
+        for step in &steps {
+            if worker.cancel.is_cancelled() {
+                return Err(BrokenOff);
+            }
+            // libvirt refuses a second job on a domain, but only after it began to make the file.
+            let turn = match step {
+                Step::Domain(DomainStep::Backup(plan)) => {
+                    let Some(turn) = Turn::take(&worker.tools.turns, plan.instance) else {
+                        return Ok(Outcome::Waiting(Waiting::Turn(plan.instance.to_string())));
+                    };
+                    Some(turn)
+                }
+                _ => None,
+            };
+            let result = apply(worker, step).await?;
+            drop(turn);
+            if let Err(error) = result {
+                return Ok(Outcome::of_step(&error));
+            }
+        }
+    }
+    Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+fn outcome(then: SnapshotThen) -> Outcome {
+    match then {
+        SnapshotThen::Converged => Outcome::Converged,
+        SnapshotThen::Gone => Outcome::Gone,
+        SnapshotThen::Wait(SnapshotWait::Volume(id)) => Outcome::Waiting(Waiting::Volume(id)),
+        SnapshotThen::Wait(SnapshotWait::Copied) => Outcome::Waiting(Waiting::Copied),
+        SnapshotThen::Wait(SnapshotWait::Users(names)) => Outcome::Waiting(Waiting::Users(names)),
+        SnapshotThen::Wait(SnapshotWait::Turn(domain)) => Outcome::Waiting(Waiting::Turn(domain)),
+        SnapshotThen::Refused(fault) => Outcome::Refused(fault),
+    }
+}
+
+/// What is there of the snapshot and of what it needs. Takes hold of its volume, as long as the snapshot is not there.
+async fn look(
+    worker: &Worker,
+    wish: &Wish,
+    paths: &Paths,
+    held: &mut Option<Held<VolumeId>>,
+) -> Result<SnapshotObserved, ActError> {
+    let host = &worker.tools.host;
+    let mut observed = SnapshotObserved {
+        files: host.storage.observe_snapshot(wish.id).await?,
+        copied: worker.tools.snapshots.is_held(wish.id),
+        ..SnapshotObserved::default()
+    };
+    *held = None;
+    // What it was made of says nothing any more once it is there.
+    if let Some(spec) = wish.spec.as_ref().filter(|_| observed.files.file.is_none()) {
+        let (volume, pool) = (spec.volume.id, &spec.volume.pool);
+        *held = Some(worker.tools.volumes.hold(volume));
+        if worker.tools.volumes.is_whole(volume) {
+            observed.source = host.storage.observe_volume(volume, Some(pool)).await?;
+        }
+        let domains = host.compute.observe().await?;
+        observed.users = volumes::users(&paths.volume_places(volume), &domains);
+    }
+    if snapshot::asks_for_jobs(&observed.files, &observed.users) {
+        observed.jobs = host.compute.backups().await?;
+    }
+    Ok(observed)
+}

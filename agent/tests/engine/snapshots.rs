@@ -1,0 +1,467 @@
+//! Snapshots through the whole agent, over a host in memory, together with their volumes and the instances that use them.
+
+use std::collections::BTreeSet;
+
+use berth_agent::{act::fake::FakeVolume, decide::domain::BackupPlan};
+use berth_common::{
+    document::{
+        InstanceVolume, SnapshotRef, SnapshotSpec, VolumeAccess, VolumeLimits, VolumeRef,
+        VolumeSource,
+    },
+    ids::SnapshotId,
+};
+
+use super::*;
+
+/// A volume, a snapshot of it, and a volume made from that.
+struct Wanted {
+    host: HostId,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+    copy: VolumeId,
+}
+
+impl Wanted {
+    fn new(lab: &Lab) -> Self {
+        Self {
+            host: lab.host_id,
+            volume: VolumeId::new(),
+            snapshot: SnapshotId::new(),
+            copy: VolumeId::new(),
+        }
+    }
+
+    /// Another snapshot of the same volume.
+    fn another(&self) -> Self {
+        Self {
+            snapshot: SnapshotId::new(),
+            copy: VolumeId::new(),
+            ..*self
+        }
+    }
+
+    fn volume(&self, generation: u64, gb: u64) -> Document {
+        self.document_of(self.volume, generation, gb, None)
+    }
+
+    fn copy(&self, gb: u64) -> Document {
+        let source = SnapshotRef { id: self.snapshot };
+        self.document_of(self.copy, 1, gb, Some(VolumeSource::Snapshot(source)))
+    }
+
+    fn document_of(
+        &self,
+        id: VolumeId,
+        generation: u64,
+        gb: u64,
+        source: Option<VolumeSource>,
+    ) -> Document {
+        Document::Volume(Desired {
+            id,
+            generation: Generation(generation),
+            host_id: self.host,
+            spec: Some(VolumeSpec {
+                name: "data".parse().unwrap(),
+                project: "default".parse().unwrap(),
+                size_gb: DiskGb::new(gb).unwrap(),
+                format: VolumeFormat::Qcow2,
+                pool: PoolName::default(),
+                source,
+            }),
+        })
+    }
+
+    fn snapshot(&self) -> Document {
+        Document::Snapshot(Desired {
+            id: self.snapshot,
+            generation: Generation(1),
+            host_id: self.host,
+            spec: Some(SnapshotSpec {
+                name: "monday".parse().unwrap(),
+                project: "default".parse().unwrap(),
+                volume: VolumeRef {
+                    id: self.volume,
+                    format: VolumeFormat::Qcow2,
+                    pool: PoolName::default(),
+                },
+                size_gb: DiskGb::new(1).unwrap(),
+            }),
+        })
+    }
+
+    /// The job that copies the volume of an instance for this snapshot.
+    fn job(&self, wish: &Wish) -> BackupPlan {
+        BackupPlan {
+            instance: wish.instance,
+            snapshot: self.snapshot,
+            target: "vdb".to_owned(),
+            file: facts().paths.partial_snapshot(self.snapshot),
+        }
+    }
+}
+
+fn holds(gb: u64, content: &str) -> Option<FakeVolume> {
+    let size = ByteCount::from_gb(DiskGb::new(gb).unwrap());
+    Some(FakeVolume {
+        pool: PoolName::default(),
+        format: VolumeFormat::Qcow2,
+        size,
+        content: content.to_owned(),
+        known: size,
+        grown: false,
+        active: true,
+    })
+}
+
+async fn converged(lab: &Lab, document: &Document) {
+    lab.send(document).await;
+    lab.wait_status(document, ConvergeStatus::Converged).await;
+}
+
+async fn gone(lab: &Lab, document: &Document) {
+    lab.send(&document.tombstone()).await;
+    lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)
+        .await;
+}
+
+/// A volume with something written on it.
+async fn written(lab: &Lab) -> Wanted {
+    let wanted = Wanted::new(lab);
+    converged(lab, &wanted.volume(1, 1)).await;
+    lab.host.write_volume(wanted.volume, "monday");
+    wanted
+}
+
+/// An instance that has a volume.
+fn with_volume(wish: &Wish, generation: u64, volume: Option<VolumeId>) -> Document {
+    wish.instance(generation, |spec| {
+        let attached = volume.map(|id| InstanceVolume {
+            id,
+            position: 1,
+            format: VolumeFormat::Qcow2,
+            pool: PoolName::default(),
+            access: VolumeAccess::ReadWrite,
+            limits: VolumeLimits::default(),
+        });
+        spec.volumes = attached.into_iter().collect();
+    })
+}
+
+/// A guest that is on and has a volume with something written on it.
+async fn used(lab: &Lab) -> (Wish, Wanted) {
+    let (wish, ..) = running(lab).await;
+    let wanted = written(lab).await;
+    converged(lab, &with_volume(&wish, 2, Some(wanted.volume))).await;
+    (wish, wanted)
+}
+
+fn says<'a>(part: &'a str) -> impl Fn(&ResourceReport) -> bool + 'a {
+    move |report| {
+        let progress = report.progress.as_ref();
+        progress.is_some_and(|it| it.contains(part))
+    }
+}
+
+async fn wait_fault(lab: &Lab, document: &Document, code: FaultCode, part: &str) {
+    let report = lab.wait_status(document, ConvergeStatus::Failed).await;
+    let fault = report.fault.unwrap();
+    assert_eq!(fault.code, code, "{}", fault.message);
+    assert!(fault.message.contains(part), "{}", fault.message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_stands_alone_and_a_volume_is_made_from_it() {
+    let lab = Lab::new().await;
+    let wanted = written(&lab).await;
+    converged(&lab, &wanted.snapshot()).await;
+    let kept = holds(1, "zeros + monday");
+    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+    lab.host.write_volume(wanted.volume, "tuesday");
+    converged(&lab, &wanted.volume(2, 3)).await;
+    gone(&lab, &wanted.volume(2, 3)).await;
+    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+    converged(&lab, &wanted.copy(2)).await;
+    assert_eq!(lab.host.volume(wanted.copy), holds(2, "zeros + monday"));
+    gone(&lab, &wanted.snapshot()).await;
+    assert_eq!(lab.host.volume(wanted.copy), holds(2, "zeros + monday"));
+    gone(&lab, &wanted.copy(2)).await;
+    assert_eq!(lab.host.leftovers(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_made_under_a_guest_that_goes_on() {
+    let lab = Lab::new().await;
+    let (wish, wanted) = used(&lab).await;
+    converged(&lab, &wanted.snapshot()).await;
+    lab.host.write_volume(wanted.volume, "tuesday");
+    let kept = holds(1, "zeros + monday");
+    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+    let lives = lab.host.lives(wish.instance);
+    assert_eq!((lives.starts, lives.destroys, lives.saves), (1, 0, 0));
+    converged(&lab, &wanted.copy(1)).await;
+    assert_eq!(lab.host.volume(wanted.copy), kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_sleeps_keeps_its_memory_while_its_volume_is_copied() {
+    let lab = Lab::new().await;
+    let (wish, wanted) = used(&lab).await;
+    let mut asleep = with_volume(&wish, 3, Some(wanted.volume));
+    if let Document::Instance(desired) = &mut asleep {
+        desired.spec.as_mut().unwrap().power = DesiredPower::Suspended;
+    }
+    converged(&lab, &asleep).await;
+    converged(&lab, &wanted.snapshot()).await;
+    let kept = holds(1, "zeros + monday");
+    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+    converged(&lab, &with_volume(&wish, 4, Some(wanted.volume))).await;
+    let lives = lab.host.lives(wish.instance);
+    assert_eq!((lives.saves, lives.restores, lives.starts), (1, 1, 1));
+}
+
+/// How a law disturbs.
+#[derive(Debug, Clone, Copy)]
+enum Disturb {
+    Fail,
+    Crash,
+}
+
+/// Disturbs every step there is, until one run gets through undisturbed. All documents come twice, in this order, and end
+/// with this status; then `check` looks at what there is.
+async fn law(
+    status: ConvergeStatus,
+    prepare: impl AsyncFn(&Lab) -> (Wanted, Vec<Document>),
+    check: impl Fn(&Lab, &Wanted, &str),
+) {
+    for disturb in [Disturb::Fail, Disturb::Crash] {
+        for steps in 0.. {
+            let mut lab = Lab::new().await;
+            let (wanted, documents) = prepare(&lab).await;
+            let before = lab.host.steps_done();
+            match disturb {
+                Disturb::Fail => lab.host.fail_after(steps),
+                Disturb::Crash => lab.host.crash_after(steps),
+            }
+            for document in documents.iter().chain(&documents) {
+                lab.send(document).await;
+            }
+            let done = || {
+                documents.iter().all(|document| {
+                    lab.newest(document.key()).is_some_and(|report| {
+                        report.generation == document.generation() && report.status == status
+                    })
+                })
+            };
+            lab.wait_until("the crash or the end", || lab.host.is_crashed() || done())
+                .await;
+            let untouched = lab.host.steps_done() - before <= steps && !lab.host.is_crashed();
+            lab.restart().await;
+            // As the scheduler does with what was not confirmed.
+            for document in &documents {
+                lab.send(document).await;
+            }
+            for document in &documents {
+                lab.wait_status(document, status).await;
+            }
+            check(&lab, &wanted, &format!("{disturb:?} at step {steps}"));
+            lab.kill().await;
+            if untouched {
+                assert!(steps > 0, "nothing was ever disturbed");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn volume_snapshot_and_copy_are_made_in_turn_whatever_goes_wrong_and_comes_first() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        law(
+            ConvergeStatus::Converged,
+            async |lab| {
+                let wanted = Wanted::new(lab);
+                let all = [wanted.volume(1, 1), wanted.snapshot(), wanted.copy(2)];
+                let documents = order.iter().map(|index| all[*index].clone()).collect();
+                (wanted, documents)
+            },
+            |lab, wanted, when| {
+                assert_eq!(
+                    lab.host.snapshot(wanted.snapshot),
+                    holds(1, "zeros"),
+                    "{when}"
+                );
+                assert_eq!(lab.host.volume(wanted.copy), holds(2, "zeros"), "{when}");
+                assert_eq!(lab.host.leftovers().len(), 3, "{when}");
+            },
+        )
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_under_a_guest_is_whole_or_not_there_whatever_goes_wrong() {
+    law(
+        ConvergeStatus::Converged,
+        async |lab| {
+            let (wish, wanted) = used(lab).await;
+            // The guest is told something else at the same time.
+            let documents = vec![
+                wanted.snapshot(),
+                with_volume(&wish, 3, Some(wanted.volume)),
+                wanted.copy(1),
+            ];
+            (wanted, documents)
+        },
+        |lab, wanted, when| {
+            let kept = holds(1, "zeros + monday");
+            assert_eq!(lab.host.snapshot(wanted.snapshot), kept, "{when}");
+            assert_eq!(lab.host.volume(wanted.copy), kept, "{when}");
+            let left = lab.host.leftovers();
+            assert!(!left.iter().any(|it| it.contains("job")), "{left:?} {when}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_and_a_detachment_at_once_end_as_both_say_whatever_goes_wrong() {
+    law(
+        ConvergeStatus::Converged,
+        async |lab| {
+            let (wish, wanted) = used(lab).await;
+            let documents = vec![wanted.snapshot(), with_volume(&wish, 3, None)];
+            (wanted, documents)
+        },
+        |lab, wanted, when| {
+            let kept = holds(1, "zeros + monday");
+            assert_eq!(lab.host.snapshot(wanted.snapshot), kept, "{when}");
+        },
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_what_is_deleted_in_any_order_whatever_goes_wrong() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        law(
+            ConvergeStatus::Gone,
+            async |lab| {
+                let wanted = written(lab).await;
+                let all = [wanted.volume(1, 1), wanted.snapshot(), wanted.copy(2)];
+                for document in &all {
+                    converged(lab, document).await;
+                }
+                let documents = order.iter().map(|index| all[*index].tombstone());
+                (wanted, documents.collect())
+            },
+            |lab, _, when| assert_eq!(lab.host.leftovers(), [""; 0], "{when}"),
+        )
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_agent_died_is_ended_and_the_snapshot_made_anew() {
+    let mut lab = Lab::new().await;
+    let (wish, wanted) = used(&lab).await;
+    lab.kill().await;
+    lab.host.leave_backup(&wanted.job(&wish));
+    lab.host.write_volume(wanted.volume, "tuesday");
+    lab.start();
+    converged(&lab, &wanted.snapshot()).await;
+    // Of the moment after it was begun again, and not of the one nobody knows.
+    let kept = holds(1, "zeros + monday + tuesday");
+    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+    let left = BTreeSet::from_iter(lab.host.leftovers());
+    assert!(!left.iter().any(|it| it.contains("job")), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_ends_the_job_that_nobody_waits_for() {
+    let mut lab = Lab::new().await;
+    let (wish, wanted) = used(&lab).await;
+    lab.kill().await;
+    lab.host.leave_backup(&wanted.job(&wish));
+    lab.start();
+    gone(&lab, &wanted.snapshot()).await;
+    let left = lab.host.leftovers();
+    let of_it = |it: &&String| it.contains("job") || it.contains("snapshot");
+    assert_eq!(left.iter().find(of_it), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_of_one_guests_volumes_take_turns() {
+    let lab = Lab::new().await;
+    let (wish, first) = used(&lab).await;
+    // A job of somebody else, as far as this snapshot knows.
+    let other = first.another();
+    lab.host.leave_backup(&other.job(&wish));
+    lab.send(&first.snapshot()).await;
+    let key = first.snapshot().key();
+    lab.wait(key, "waiting for its turn", says("waiting for its turn"))
+        .await;
+    converged(&lab, &other.snapshot()).await;
+    lab.wait_status(&first.snapshot(), ConvergeStatus::Converged)
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn switching_a_guest_off_ends_its_job_and_the_copy_is_made_then() {
+    let lab = Lab::new().await;
+    let (wish, first) = used(&lab).await;
+    let other = first.another();
+    lab.host.leave_backup(&other.job(&wish));
+    lab.send(&first.snapshot()).await;
+    let key = first.snapshot().key();
+    lab.wait(key, "waiting for its turn", says("waiting for its turn"))
+        .await;
+    let mut off = with_volume(&wish, 3, Some(first.volume));
+    if let Document::Instance(desired) = &mut off {
+        stopped(desired.spec.as_mut().unwrap());
+    }
+    converged(&lab, &off).await;
+    lab.wait_status(&first.snapshot(), ConvergeStatus::Converged)
+        .await;
+    let kept = holds(1, "zeros + monday");
+    assert_eq!(lab.host.snapshot(first.snapshot), kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_vanished_is_told_and_not_made_anew() {
+    let mut lab = Lab::new().await;
+    let wanted = written(&lab).await;
+    converged(&lab, &wanted.snapshot()).await;
+    lab.host.lose_snapshot(wanted.snapshot);
+    lab.restart().await;
+    let missing = "its file is missing";
+    wait_fault(&lab, &wanted.snapshot(), FaultCode::Volume, missing).await;
+    gone(&lab, &wanted.snapshot()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_told_and_mended() {
+    let lab = Lab::new().await;
+    let (_, wanted) = used(&lab).await;
+    lab.host.set_disk(Disk::Full);
+    lab.send(&wanted.snapshot()).await;
+    let code = FaultCode::DiskFull;
+    wait_fault(&lab, &wanted.snapshot(), code, "the snapshot").await;
+    assert_eq!(lab.host.snapshot(wanted.snapshot), None);
+    lab.host.set_disk(Disk::Roomy);
+    lab.wait_status(&wanted.snapshot(), ConvergeStatus::Converged)
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_without_a_document_is_left_alone() {
+    let mut lab = Lab::new().await;
+    let (wish, wanted) = used(&lab).await;
+    let stranger = wanted.another();
+    lab.kill().await;
+    lab.host.leave_backup(&stranger.job(&wish));
+    lab.start();
+    sleep(LIMIT).await;
+    let left = lab.host.leftovers();
+    let name = format!("snapshot {}", stranger.snapshot);
+    assert!(left.contains(&name), "{left:?}");
+}

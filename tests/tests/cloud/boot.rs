@@ -1,0 +1,281 @@
+//! Rescue, rebuild and a disk that grows, seen from inside the guest: what it boots from, and what is on its disks.
+
+use berth_common::{
+    document::ImageRef,
+    ids::Nonce,
+    message::{
+        report::PowerState,
+        request::{
+            InstanceRebuild, InstanceRescue, InstanceSet, InstanceStart, InstanceStop,
+            InstanceUnrescue, Method,
+        },
+        view::{InstanceView, VmState},
+    },
+};
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions, VolumeOptions},
+    image,
+    wait::{Seen, moment, wait_for},
+    with_cloud,
+};
+
+macro_rules! about {
+    ($request:ident, $instance:expr) => {
+        $request {
+            instance: $instance.id.to_string(),
+            project: Default::default(),
+        }
+    };
+}
+
+async fn start(cloud: &TestCloud, name: &str) -> anyhow::Result<InstanceView> {
+    let network = cloud.create_network("front", 1).await?;
+    let options = InstanceOptions {
+        networks: vec![network.id],
+        ..InstanceOptions::default()
+    };
+    cloud
+        .wait_active(cloud.create_instance(name, &options).await?.id)
+        .await
+}
+
+/// Waits until what was asked for is done.
+async fn settled(
+    cloud: &TestCloud,
+    asked: &InstanceView,
+    state: VmState,
+) -> anyhow::Result<InstanceView> {
+    let what = format!("the instance to be {}", state.as_str());
+    wait_for(&what, CONVERGE_LIMIT, async || {
+        let view = cloud.show(asked.id).await?;
+        let done = view.vm_state == state
+            && view.task_state.is_none()
+            && view.observed_generation >= asked.generation;
+        if done {
+            return Ok(Seen::Done(view));
+        }
+        Ok(Seen::NotYet(format!("{view:?}")))
+    })
+    .await
+}
+
+async fn change<M: Method<Reply = InstanceView>>(
+    cloud: &TestCloud,
+    request: M,
+    state: VmState,
+) -> anyhow::Result<InstanceView> {
+    let asked = cloud.call(&request).await?;
+    settled(cloud, &asked, state).await
+}
+
+/// The files of an instance's own disks.
+fn disk_files(cloud: &TestCloud, instance: &InstanceView) -> anyhow::Result<Vec<String>> {
+    let state = cloud.hypervisor_of(instance)?.state_dir();
+    let folder = state.join("instances").join(instance.id.to_string());
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        names.extend(name.ends_with(".qcow2").then_some(name));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn other_image(cloud: &TestCloud, name: &str) -> anyhow::Result<ImageRef> {
+    let guest = &cloud.services.guest_image;
+    image::of_file(&image::fresh_copy(guest, cloud.site.dir(), name)?)
+}
+
+#[test]
+fn a_rescued_guest_has_its_own_disk_beside_the_one_it_boots_from() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let instance = start(cloud, "patient").await?;
+        let before = cloud.guest_answers(&instance).await?;
+        assert_eq!(cloud.keep(&instance, "vda", "mine").await?.failed, "");
+        let data = cloud
+            .create_volume("data", &VolumeOptions::default())
+            .await?;
+        cloud.attach(data.id, &instance).await?;
+        cloud.guest_has(&instance, "vdb", 1).await?;
+        assert_eq!(cloud.keep(&instance, "vdb", "data").await?.failed, "");
+
+        let rescue = InstanceRescue {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+            image: Some(other_image(cloud, "rescue")?),
+            nonce: Nonce::new(),
+        };
+        // The agent dies while it is at it; the next one finds the rest to do.
+        let asked = cloud.call(&rescue).await?;
+        moment(std::time::Duration::from_millis(500)).await;
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        let rescued = settled(cloud, &asked, VmState::Active).await?;
+        assert!(rescued.rescued);
+        let inside = cloud.guest_answers(&instance).await?;
+        assert_ne!(inside.boot_id, before.boot_id);
+        assert_eq!(inside.address, before.address);
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "");
+        assert_eq!(cloud.kept(&instance, "vdb").await?.word, "mine");
+        assert!(!cloud.kept(&instance, "vdc").await?.there);
+        assert_eq!(disk_files(cloud, &instance)?.len(), 2);
+
+        // Off and on it stays rescued.
+        assert_eq!(cloud.keep(&instance, "vda", "notes").await?.failed, "");
+        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
+        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "notes");
+        assert_eq!(cloud.keep(&instance, "vdb", "mended").await?.failed, "");
+
+        let unrescued = change(cloud, about!(InstanceUnrescue, instance), VmState::Active).await?;
+        assert!(!unrescued.rescued);
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "mended");
+        assert_eq!(cloud.kept(&instance, "vdb").await?.word, "data");
+        assert_eq!(disk_files(cloud, &instance)?, ["disk0.qcow2"]);
+        cloud.detach(data.id).await?;
+        cloud.delete_volume(data.id).await?;
+        cloud.delete_and_wait(instance.id).await
+    });
+}
+
+#[test]
+fn a_rebuilt_guest_has_a_new_disk_and_keeps_its_address_and_its_volume() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let instance = start(cloud, "again").await?;
+        let before = cloud.guest_answers(&instance).await?;
+        assert_eq!(cloud.keep(&instance, "vda", "old").await?.failed, "");
+        let data = cloud
+            .create_volume("data", &VolumeOptions::default())
+            .await?;
+        cloud.attach(data.id, &instance).await?;
+        cloud.guest_has(&instance, "vdb", 1).await?;
+        assert_eq!(cloud.keep(&instance, "vdb", "data").await?.failed, "");
+
+        // From an image that is not what it should be, nothing happens to it.
+        let mut bad = other_image(cloud, "bad")?;
+        bad.sha256 = "ab".repeat(32).parse()?;
+        let rebuild = |image: ImageRef| InstanceRebuild {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+            image,
+            nonce: Nonce::new(),
+        };
+        change(cloud, rebuild(bad), VmState::Error).await?;
+        let still = cloud.guest_answers(&instance).await?;
+        assert_eq!(still.boot_id, before.boot_id);
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "old");
+
+        let good = rebuild(other_image(cloud, "good")?);
+        let asked = cloud.call(&good).await?;
+        moment(std::time::Duration::from_millis(500)).await;
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        settled(cloud, &asked, VmState::Active).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_ne!(after.boot_id, before.boot_id);
+        assert_eq!(
+            (after.address, after.mac, after.hostname),
+            (before.address, before.mac, before.hostname)
+        );
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "");
+        assert_eq!(cloud.kept(&instance, "vdb").await?.word, "data");
+        let files = disk_files(cloud, &instance)?;
+        assert_eq!(files, [format!("disk0-2-{}.qcow2", good.nonce)]);
+
+        // What it writes from now on outlives the repetition of the wish, and new agents.
+        assert_eq!(cloud.keep(&instance, "vda", "new").await?.failed, "");
+        assert_eq!(cloud.call(&good).await?.generation, asked.generation);
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        cloud.wait_agent_healthy(cloud.hv1()).await?;
+        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
+        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "new");
+        cloud.detach(data.id).await?;
+        cloud.delete_volume(data.id).await?;
+        cloud.delete_and_wait(instance.id).await
+    });
+}
+
+#[test]
+fn a_disk_grows_under_a_running_guest() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let instance = start(cloud, "grows").await?;
+        let before = cloud.guest_answers(&instance).await?;
+        assert_eq!(before.disk_bytes, 1 << 30);
+        assert_eq!(cloud.keep(&instance, "vda", "kept").await?.failed, "");
+        let resize: berth_common::message::request::InstanceResize =
+            serde_json::from_value(serde_json::json!({
+                "instance": instance.id,
+                "flavor": {
+                    "vcpus": before.vcpus,
+                    "memory_mb": instance.flavor.memory_mb,
+                    "disk_gb": 3,
+                },
+            }))?;
+        cloud.call(&resize).await?;
+        cloud.guest_has(&instance, "vda", 3).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.boot_id, before.boot_id, "it was not rebooted");
+        assert!(after.uptime_seconds > before.uptime_seconds);
+        assert_eq!(after.disk_bytes, 3 << 30);
+        assert_eq!(cloud.kept(&instance, "vda").await?.word, "kept");
+        // It is as large for its next start.
+        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
+        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        assert_eq!(cloud.guest_answers(&instance).await?.disk_bytes, 3 << 30);
+        cloud.delete_and_wait(instance.id).await
+    });
+}
+
+/// QEMU ends by itself. Its process id is the machine's, so it is the machine that sends the signal.
+async fn crash(cloud: &TestCloud) -> anyhow::Result<()> {
+    for pid in cloud.hv1().pids_of("qemu-system-x86_64")? {
+        cloud
+            .hv1()
+            .text(&["kill", "-SEGV", &pid.to_string()])
+            .await?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_crashed_guest_is_started_again_or_stays_off_as_its_owner_says() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let instance = start(cloud, "fragile").await?;
+        let before = cloud.guest_answers(&instance).await?;
+        crash(cloud).await?;
+        wait_for("another boot", CONVERGE_LIMIT, async || {
+            let status = cloud.guest_answers(&instance).await?;
+            Ok(Seen::when(
+                status.boot_id != before.boot_id,
+                format!("{status:?}"),
+            ))
+        })
+        .await?;
+
+        // It is called something else while it runs, and learns it by DHCP at its next boot at the latest.
+        let running = cloud.guest_answers(&instance).await?;
+        let set: InstanceSet = serde_json::from_value(serde_json::json!({
+            "instance": instance.id, "name": "sturdy", "on_crash": "stop",
+        }))?;
+        change(cloud, set, VmState::Active).await?;
+        assert_eq!(
+            cloud.guest_answers(&instance).await?.boot_id,
+            running.boot_id
+        );
+        crash(cloud).await?;
+        let view = settled(cloud, &instance, VmState::Error).await?;
+        assert_eq!(view.power_state, PowerState::Crashed);
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        cloud.wait_agent_healthy(cloud.hv1()).await?;
+        assert!(cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
+        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.hostname, "sturdy");
+        assert_eq!(after.address, before.address);
+        cloud.delete_and_wait(instance.id).await
+    });
+}

@@ -1,0 +1,268 @@
+//! Questions about a real guest, over a real broker: what it said, what it shows, whether its agent is there, how to
+//! reach it; and what becomes of them when agent or libvirt do not answer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use berth_common::{
+    message::{
+        question::{
+            EndpointKind, GuestAgentState, InstanceConsoleOutput, InstanceEndpoints,
+            InstancePingGuestAgent, InstanceScreenshot,
+        },
+        report::PowerState,
+        request::InstanceStop,
+        view::{InstanceView, VmState},
+    },
+    refusal::RefusalCode,
+};
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions},
+    ctl::Berthctl,
+    wait::{Seen, wait_for},
+    with_cloud,
+};
+
+/// How long whoever asks is made to wait at most: the default patience.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn console(instance: &InstanceView) -> InstanceConsoleOutput {
+    InstanceConsoleOutput {
+        instance: instance.id.to_string(),
+        project: Default::default(),
+        lines: 1000,
+        after: None,
+    }
+}
+
+fn screenshot(instance: &InstanceView) -> InstanceScreenshot {
+    InstanceScreenshot {
+        instance: instance.id.to_string(),
+        project: Default::default(),
+    }
+}
+
+#[test]
+fn a_guest_is_looked_at_from_anywhere() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let instance = booted(cloud).await?;
+        the_console_says_what_the_guest_wrote(cloud, &instance).await?;
+        the_display_is_a_picture(cloud, &instance).await?;
+        the_guest_agent_is_absent(cloud, &instance).await?;
+        the_endpoints_are_there(cloud, &instance).await?;
+        libvirt_that_hangs_is_told_in_time(cloud, &instance).await?;
+        what_is_off_has_only_its_log(cloud, &instance).await?;
+        an_agent_that_is_gone_is_told_at_once(cloud, &instance).await
+    });
+}
+
+async fn booted(cloud: &TestCloud) -> anyhow::Result<InstanceView> {
+    let network = cloud.create_network("front", 1).await?;
+    let options = InstanceOptions {
+        networks: vec![network.id],
+        ..InstanceOptions::default()
+    };
+    let created = cloud.create_instance("web-1", &options).await?;
+    let instance = cloud.wait_active(created.id).await?;
+    cloud.guest_answers(&instance).await?;
+    Ok(instance)
+}
+
+async fn the_console_says_what_the_guest_wrote(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    let ready = "berth-guest: ready address=";
+    let output = cloud.call(&console(instance)).await?;
+    ensure!(output.text.contains(ready), "{output:?}");
+    ensure!(
+        output.text.contains("press Enter for a shell") && !output.cut,
+        "{output:?}"
+    );
+    // Whoever goes on there sees nothing twice.
+    let mut later = console(instance);
+    later.after = output.next;
+    let rest = cloud.call(&later).await?;
+    ensure!(!rest.text.contains(ready), "{rest:?}");
+
+    let ctl = Berthctl::new(cloud)?;
+    let shown = ctl.text(&["instance", "console", "web-1"]).await?;
+    ensure!(shown.contains(ready), "{shown}");
+    ensure!(
+        !shown
+            .chars()
+            .any(|c| c.is_control() && c != '\n' && c != '\t'),
+        "{shown:?}"
+    );
+    Ok(())
+}
+
+async fn the_display_is_a_picture(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    let file = cloud.site.dir().join("web-1.png");
+    let name = file.display().to_string();
+    let ctl = Berthctl::new(cloud)?;
+    let saved = ctl
+        .json(&["instance", "screenshot", "web-1", "--file", &name])
+        .await?;
+    let picture = std::fs::read(&file)?;
+    ensure!(saved["bytes"] == picture.len(), "{saved}");
+    let (width, height) = match saved["media_type"].as_str() {
+        Some("image/png") => {
+            ensure!(picture.starts_with(b"\x89PNG\r\n\x1a\n"), "no PNG: {saved}");
+            let size = |at: usize| -> anyhow::Result<u32> {
+                let bytes = picture.get(at..at + 4).context("it is too short")?;
+                Ok(u32::from_be_bytes(bytes.try_into()?))
+            };
+            (size(16)?, size(20)?)
+        }
+        Some("image/x-portable-pixmap") => {
+            ensure!(picture.starts_with(b"P6"), "no PPM: {saved}");
+            let head = String::from_utf8_lossy(picture.get(..40).unwrap_or_default());
+            let mut words = head.split_ascii_whitespace().skip(1);
+            let mut size = || anyhow::Ok(words.next().context("it is too short")?.parse()?);
+            (size()?, size()?)
+        }
+        other => anyhow::bail!("{other:?} is no picture"),
+    };
+    ensure!(
+        (320..=4096).contains(&width) && (200..=4096).contains(&height),
+        "{width}×{height}"
+    );
+    let answer = cloud.call(&screenshot(instance)).await?;
+    ensure!(answer.host == "hv1".parse()?, "{answer:?}");
+    Ok(())
+}
+
+async fn the_guest_agent_is_absent(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    let agent = cloud
+        .call(&InstancePingGuestAgent {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+        })
+        .await?;
+    ensure!(agent.state == GuestAgentState::Absent, "{agent:?}");
+    Ok(())
+}
+
+async fn the_endpoints_are_there(cloud: &TestCloud, instance: &InstanceView) -> anyhow::Result<()> {
+    let answer = cloud
+        .call(&InstanceEndpoints {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+        })
+        .await?;
+    ensure!(answer.power_state == PowerState::Running, "{answer:?}");
+    let kinds: Vec<_> = answer.endpoints.iter().map(|it| it.kind).collect();
+    let expected = [
+        EndpointKind::Vnc,
+        EndpointKind::Serial,
+        EndpointKind::ConsoleLog,
+        EndpointKind::GuestAgent,
+    ];
+    ensure!(kinds == expected, "{answer:?}");
+    for endpoint in &answer.endpoints {
+        let (sort, path) = endpoint.address.split_once(':').context("no address")?;
+        let test = match sort {
+            "unix" => "-S",
+            "pty" => "-c",
+            "file" => "-f",
+            other => anyhow::bail!("{other}: something is open to the network: {endpoint:?}"),
+        };
+        cloud.hv1().text(&["test", test, path]).await?;
+    }
+    Ok(())
+}
+
+/// The agent says so while whoever asked still waits, and goes on with everything else.
+async fn libvirt_that_hangs_is_told_in_time(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    let libvirtd: Vec<String> = cloud
+        .hv1()
+        .pids_of("libvirtd")?
+        .into_iter()
+        .map(|pid| pid.to_string())
+        .collect();
+    let signal = async |signal: &str| -> anyhow::Result<()> {
+        let mut argv = vec!["kill", signal];
+        argv.extend(libvirtd.iter().map(String::as_str));
+        cloud.hv1().text(&argv).await.map(drop)
+    };
+    signal("-STOP").await?;
+    let asked = Instant::now();
+    let refusal = cloud.refused(&screenshot(instance)).await;
+    let waited = asked.elapsed();
+    let console = cloud.call(&console(instance)).await;
+    let host = cloud.host("hv1").await;
+    signal("-CONT").await?;
+    let refusal = refusal?;
+    ensure!(refusal.code == RefusalCode::Unavailable, "{refusal}");
+    ensure!(refusal.message.contains("does not answer"), "{refusal}");
+    ensure!(waited < PATIENCE, "{waited:?}");
+    // A console is a file.
+    ensure!(!console?.text.is_empty());
+    ensure!(host?.last_heartbeat_seconds.is_some_and(|age| age < 30));
+    wait_for("pictures to be taken again", CONVERGE_LIMIT, async || {
+        let answer = cloud.try_call(&screenshot(instance), PATIENCE).await?;
+        Ok(Seen::when(answer.is_ok(), answer))
+    })
+    .await?;
+    Ok(())
+}
+
+async fn what_is_off_has_only_its_log(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    cloud
+        .call(&InstanceStop {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+        })
+        .await?;
+    cloud
+        .wait_state(instance.id, VmState::Stopped, CONVERGE_LIMIT)
+        .await?;
+    let refusal = cloud.refused(&screenshot(instance)).await?;
+    ensure!(refusal.code == RefusalCode::Conflict, "{refusal}");
+    ensure!(refusal.message.contains("does not run"), "{refusal}");
+    let output = cloud.call(&console(instance)).await?;
+    ensure!(output.text.contains("power button pressed"), "{output:?}");
+    let answer = cloud
+        .call(&InstanceEndpoints {
+            instance: instance.id.to_string(),
+            project: Default::default(),
+        })
+        .await?;
+    let kinds: Vec<_> = answer.endpoints.iter().map(|it| it.kind).collect();
+    ensure!(kinds == [EndpointKind::ConsoleLog], "{answer:?}");
+    Ok(())
+}
+
+async fn an_agent_that_is_gone_is_told_at_once(
+    cloud: &mut TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    cloud.hv1_mut().kill_agent()?;
+    let asked = Instant::now();
+    let refusal = cloud.refused(&console(instance)).await?;
+    let waited = asked.elapsed();
+    ensure!(refusal.code == RefusalCode::Unavailable, "{refusal}");
+    ensure!(refusal.message.contains("hypervisor hv1"), "{refusal}");
+    ensure!(waited < PATIENCE, "{waited:?}");
+    cloud.hv1_mut().spawn_agent().await?;
+    wait_for("the agent to answer again", CONVERGE_LIMIT, async || {
+        let answer = cloud.try_call(&console(instance), PATIENCE).await?;
+        Ok(Seen::when(answer.is_ok(), answer))
+    })
+    .await?;
+    Ok(())
+}
