@@ -8,7 +8,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "in a test, a panic is a failed assertion"
+    clippy::print_stdout,
+    reason = "in a test, a panic is a failed assertion; this one prints what it met"
 )]
 
 #[path = "laws/deadly.rs"]
@@ -166,7 +167,13 @@ const OPERATIONS: [Operation; 20] = [
         change: |wish| wish.power(DesiredPower::Stopped),
         guest: Guest::Changes,
         check: |lab| {
-            assert_eq!(lab.power_state(), Some(PowerState::Shutdown));
+            // Of a guest that libvirtd was switching off when it died, the next one says that it crashed.
+            let power_state = lab.power_state();
+            let is_off = matches!(
+                power_state,
+                Some(PowerState::Shutdown | PowerState::Crashed)
+            );
+            assert!(is_off, "{power_state:?}");
             assert_eq!(lab.qemu_pid(), None);
         },
     },

@@ -30,6 +30,7 @@ use berth_agent::{
             DomainConfig, DomainDisk, DomainDisks, DomainMetadata, DomainNic, DomainObserved,
             DomainStep, VirtType,
         },
+        instance::DiskName,
         names,
         usage::{Activity, DomainUsage, OwnUsage, Picture, Rates, Traffic, Transfer},
     },
@@ -140,7 +141,17 @@ impl Bench {
         let id = InstanceId::new();
         let network = NetworkId::new();
         self.host.have_bridge(network);
-        let config = config(id, network, vec![disk("vda", self.directory.path())]);
+        let root = DiskName::first(0);
+        let disk = DomainDisk {
+            path: self
+                .directory
+                .path()
+                .join(root.file_name(DiskFormat::Qcow2)),
+            ..disk("vda", self.directory.path())
+        };
+        let config = config(id, network, vec![disk]);
+        let size = ByteCount::from_gb(DiskGb::clamped(1));
+        self.host.have_disk(id, root, size);
         self.journal.put(document(id, self.host_id, name)).unwrap();
         self.step(DomainStep::Define(Box::new(config))).await;
         self.step(DomainStep::Start(id)).await;

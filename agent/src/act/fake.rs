@@ -228,6 +228,11 @@ impl FakeHost {
         self.model().files.disk = disk;
     }
 
+    /// An instance has a disk of this size, whoever made it.
+    pub fn have_disk(&self, instance: InstanceId, name: DiskName, size: ByteCount) {
+        self.model().files.have_disk(instance, name, size);
+    }
+
     /// A disk vanishes from under an instance.
     pub fn lose_disk(&self, instance: InstanceId, name: DiskName) {
         self.model().files.lose_disk(instance, name);

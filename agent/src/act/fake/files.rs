@@ -122,6 +122,17 @@ impl Files {
         self.instances.keys().copied().collect()
     }
 
+    pub(super) fn have_disk(&mut self, instance: InstanceId, name: DiskName, size: ByteCount) {
+        let disk = FakeDisk {
+            size,
+            content: "zeros".to_owned(),
+        };
+        self.instances
+            .entry(instance)
+            .or_default()
+            .insert(name, disk);
+    }
+
     pub(super) fn lose_disk(&mut self, instance: InstanceId, name: DiskName) {
         if let Some(disks) = self.instances.get_mut(&instance) {
             disks.remove(&name);
