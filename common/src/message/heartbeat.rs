@@ -66,7 +66,7 @@ pub struct PoolReport {
     pub total_bytes: ByteCount,
     /// What is taken of it, whoever took it.
     pub used_bytes: ByteCount,
-    /// The sum of the virtual sizes of berth's volumes in it.
+    /// The sum of the virtual sizes of berth's volumes and snapshots in it.
     pub provisioned_bytes: ByteCount,
     /// How full the tables of a thin pool are, in percent, rounded up; null: it has none.
     #[serde(default)]

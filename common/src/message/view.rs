@@ -451,7 +451,7 @@ pub struct PoolUsage {
     /// As its host sees it.
     #[serde(flatten)]
     pub report: PoolReport,
-    /// The sum of the sizes of the volumes that shall be in it, in GiB.
+    /// The sum of the sizes of the volumes and snapshots that shall be in it, in GiB.
     pub claimed_gb: DiskGb,
 }
 

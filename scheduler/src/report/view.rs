@@ -12,7 +12,8 @@ use berth_common::{
             ProjectUsage, ResourceUsage, Resources, TaskState, VmState,
         },
     },
-    names::{AggregateName, HostName, NetworkName, ProjectName, VolumeName},
+    names::{AggregateName, HostName, NetworkName, PoolName, ProjectName, VolumeName},
+    units::DiskGb,
     units::Generation,
 };
 use berth_store::{
@@ -277,6 +278,20 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
+/// What is claimed of a storage pool of a host: by volumes, and of `local`, where they lie, by snapshots.
+fn claimed_of_pool(
+    pool: &PoolName,
+    volumes: &[&VolumeClaim],
+    snapshots: &[&SnapshotClaim],
+) -> DiskGb {
+    let volumes = volumes.iter().filter(|claim| claim.pool == *pool);
+    let snapshots = snapshots.iter().filter(|_| pool.is_local());
+    volumes
+        .map(|claim| claim.size_gb)
+        .chain(snapshots.map(|claim| claim.size_gb))
+        .sum()
+}
+
 /// What is claimed of a host, each with its project: by instances, by volumes, and by snapshots.
 fn claimed<'a>(
     seen: &HostSeen<'a>,
@@ -328,7 +343,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         age,
         state,
         volumes,
-        snapshots: _,
+        snapshots,
     } = seen;
     let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
@@ -385,11 +400,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
             .iter()
             .map(|report| PoolUsage {
                 report: report.clone(),
-                claimed_gb: volumes
-                    .iter()
-                    .filter(|claim| claim.pool == report.name)
-                    .map(|claim| claim.size_gb)
-                    .sum(),
+                claimed_gb: claimed_of_pool(&report.name, volumes, snapshots),
             })
             .collect(),
         instances: u64::try_from(claims.len()).unwrap_or(u64::MAX),

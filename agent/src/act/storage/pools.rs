@@ -14,7 +14,8 @@ use berth_common::{
 };
 
 use super::{
-    Inner, VolumeWipe, atomic::remove_durably, fault::StorageFault, instances, lvm::LvmPool, volume,
+    Inner, VolumeWipe, atomic::remove_durably, fault::StorageFault, instances, lvm::LvmPool,
+    snapshot, volume,
 };
 use crate::{
     act::{PoolState, Progress},
@@ -119,6 +120,11 @@ fn local(inner: &Inner) -> Result<PoolReport, StorageFault> {
             if let VolumeContent::Size(size) = file.content {
                 provisioned = provisioned.saturating_add(size);
             }
+        }
+    }
+    for id in snapshot::list(&inner.paths)? {
+        if let Some(VolumeContent::Size(size)) = snapshot::observe(&inner.paths, id)?.file {
+            provisioned = provisioned.saturating_add(size);
         }
     }
     Ok(PoolReport {

@@ -142,6 +142,22 @@ fn refused(case: &Case, observed: &SnapshotObserved, expected: &str) {
 }
 
 #[test]
+fn a_volume_in_another_pool_is_refused_by_its_name() {
+    let case = Case::new();
+    let mut wish = case.desired();
+    wish.spec.as_mut().unwrap().volume.pool = "fast".parse().unwrap();
+    let plan = plan(&wish, &Case::ready(), &Case::paths());
+    assert_eq!(plan.steps, []);
+    let SnapshotThen::Refused(fault) = plan.then else {
+        panic!("{:?}", plan.then);
+    };
+    assert_eq!(fault.code, FaultCode::Volume);
+    let text =
+        "is in the storage pool fast, and snapshots are made of volumes in the pool local only";
+    assert!(fault.message.contains(text), "{}", fault.message);
+}
+
+#[test]
 fn a_volume_that_no_guest_has_is_copied_also_one_of_a_guest_that_sleeps() {
     let case = Case::new();
     for hold in [None, Some(Hold::Kept), Some(Hold::Saved)] {
