@@ -13,8 +13,7 @@ use berth_common::{
         },
     },
     names::{AggregateName, HostName, NetworkName, PoolName, ProjectName, VolumeName},
-    units::DiskGb,
-    units::Generation,
+    units::{DiskGb, Generation},
 };
 use berth_store::{
     aggregates::Aggregate, attachments::AttachmentRow, claims::ClaimRow, documents::DocumentRow,
