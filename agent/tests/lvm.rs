@@ -21,14 +21,15 @@ use berth_agent::{
     },
     decide::{
         instance::{Paths, StorageStep},
+        snapshot::NewSnapshot,
         volume::{
             Content, LargerVolume, NewVolume, StoredVolume, VolumeContent, VolumeFile, VolumeFiles,
         },
     },
 };
 use berth_common::{
-    document::{ImageFormat, ImageRef, VolumeFormat, VolumeRef},
-    ids::VolumeId,
+    document::{ImageFormat, ImageRef, SnapshotRef, VolumeFormat, VolumeRef},
+    ids::{SnapshotId, VolumeId},
     message::{
         heartbeat::{PoolKind, PoolReport},
         report::FaultCode,
@@ -418,6 +419,45 @@ async fn volumes_of_every_pool_are_made_grown_copied_and_removed() {
             lab.remove(volume).await;
         }
     }
+    lab.end(&["tp"]);
+}
+
+#[tokio::test]
+async fn a_volume_of_every_pool_is_made_from_a_snapshot_of_a_file() {
+    let lab = Lab::new(96).with_thin_pool(32);
+    let content = noise(4 * MIB);
+    let image = lab.cached(&content).await;
+    let kept = lab.new_volume("local", 8, Content::Image(image));
+    lab.make(&kept).await;
+    let id = SnapshotId::new();
+    let snapshot = NewSnapshot {
+        id,
+        path: lab.paths.snapshot(id),
+        volume: VolumeRef {
+            id: kept.id,
+            format: kept.format,
+            pool: kept.pool.clone(),
+        },
+    };
+    let steps = [
+        StorageStep::CreateSnapshot(snapshot),
+        StorageStep::MarkSnapshot(id),
+    ];
+    for step in steps {
+        lab.step(step).await.unwrap();
+    }
+    let local = lab.report("local").await;
+    assert_eq!(local.provisioned_bytes.get(), 16 * MIB);
+    lab.remove(&kept).await;
+    for pool in ["thick", "thin"] {
+        let source = Content::Snapshot(SnapshotRef { id });
+        let copy = lab.new_volume(pool, 12, source);
+        lab.make(&copy).await;
+        lab.is_whole(&copy, 12).await;
+        check(&copy.path, &content, 12);
+        lab.remove(&copy).await;
+    }
+    lab.step(StorageStep::RemoveSnapshot(id)).await.unwrap();
     lab.end(&["tp"]);
 }
 
