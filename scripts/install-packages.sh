@@ -7,7 +7,8 @@
 #   run     be a hypervisor with a broker: QEMU, libvirt, RabbitMQ, dnsmasq, nftables; and what the demo looks
 #           at them with: curl, jq, ping
 #   guest   build the test guest (scripts/guest-image.sh)
-#   test    what the test tiers use on top: PostgreSQL, MariaDB, a Python AMQP client, ssh, jq, strace, promtool
+#   test    what the test tiers use on top: PostgreSQL, MariaDB, a Python AMQP client, ssh, jq, strace, promtool,
+#           LVM
 #   all     all of these
 #
 # On a machine without systemd no service is started by the installation; with systemd, Debian's own rules
@@ -26,8 +27,8 @@ run_packages=(
 )
 guest_packages=(busybox-static dropbear-bin fdisk mtools qemu-utils syslinux syslinux-common)
 test_packages=(
-	iproute2 jq mariadb-client mariadb-server openssh-client postgresql postgresql-client procps
-	prometheus python3 python3-pika sshpass strace systemd util-linux
+	iproute2 jq lvm2 mariadb-client mariadb-server openssh-client postgresql postgresql-client procps
+	prometheus python3 python3-pika sshpass strace systemd thin-provisioning-tools util-linux
 )
 
 say() { printf 'packages: %s\n' "$*"; }

@@ -3,21 +3,23 @@
 //! It reads and checks texts only; whether the host fits them is [`crate::preflight`]'s question.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
 use berth_common::{
     config::{ConfigErrors, Reader, Secret, parse},
-    names::{HostName, PhysicalNetworkName},
+    names::{HostName, PhysicalNetworkName, PoolName},
     telemetry::{http, logging::LogConfig},
 };
 
 use crate::act::{
     libvirt::{DEFAULT_URI, VirtTypeChoice},
     machine::countables::PciPool,
-    storage::VolumeWipe,
+    storage::{LvmPoolOptions, VolumeWipe},
 };
 
 /// Everything the agent can be told.
@@ -47,6 +49,8 @@ pub struct Config {
     pub image_cache_max_age: Duration,
     /// `storage.volume_wipe`: `none`, `zero` or `discard`.
     pub volume_wipe: VolumeWipe,
+    /// `storage.pools.NAME`: the storage pools besides `local`.
+    pub pools: BTreeMap<PoolName, LvmPoolOptions>,
     /// `limits.concurrent_operations`: how many instances are worked on at once, and how many
     /// networks.
     pub concurrent_operations: usize,
@@ -136,6 +140,7 @@ impl Config {
             parse::from_str("\"none\", \"zero\" or \"discard\""),
             VolumeWipe::None,
         );
+        let pools = read_pools(&mut c);
         let concurrent_operations = c.optional(
             "limits.concurrent_operations",
             parse::integer(1..=64),
@@ -157,11 +162,80 @@ impl Config {
                 qemu_img_user,
                 image_cache_max_age: DAY * image_cache_max_age_days,
                 volume_wipe,
+                pools,
                 concurrent_operations,
                 listen,
                 log,
             })
         })
+    }
+}
+
+/// The storage pools: `[storage.pools.NAME]` with `type = "lvm"`, `volume_group` and, for thin volumes, `thin_pool`. Each
+/// volume group, or thin pool, is one pool only: what is claimed of it must not be claimed twice.
+fn read_pools(c: &mut Reader) -> BTreeMap<PoolName, LvmPoolOptions> {
+    const LVM_NAME: &str = "a name of LVM's, such as vg0";
+    let mut pools = BTreeMap::<PoolName, LvmPoolOptions>::new();
+    for text in c.names_of("storage.pools") {
+        let at = |key: &str| format!("storage.pools.{text}.{key}");
+        let kind = c.required(&at("type"), parse::from_str("\"lvm\""));
+        let volume_group = c.required(&at("volume_group"), parse::from_str(LVM_NAME));
+        let thin_pool = c.maybe(&at("thin_pool"), parse::from_str(LVM_NAME));
+        let key = format!("storage.pools.{text}");
+        let name = match text.parse::<PoolName>() {
+            Ok(name) if name.is_local() => {
+                c.reject(
+                    &key,
+                    "must have another name: local is the pool of files that every host has",
+                );
+                continue;
+            }
+            Ok(name) => name,
+            Err(error) => {
+                c.reject(&key, error.to_string());
+                continue;
+            }
+        };
+        let (Some(PoolType::Lvm), Some(volume_group)) = (kind, volume_group) else {
+            continue;
+        };
+        let pool = LvmPoolOptions {
+            volume_group,
+            thin_pool,
+        };
+        let mut others = pools.iter();
+        match others.find(|(_, other)| **other == pool) {
+            Some((other, _)) => {
+                let what = format!("must not be what the pool {other} is already");
+                c.reject(&at("volume_group"), what);
+            }
+            None => {
+                pools.insert(name, pool);
+            }
+        }
+    }
+    pools
+}
+
+/// What a storage pool is made of, as far as it can be configured.
+#[derive(Debug, Clone, Copy)]
+enum PoolType {
+    Lvm,
+}
+
+/// The text names no type of a storage pool.
+#[derive(Debug, thiserror::Error)]
+#[error("no type of a storage pool")]
+struct UnknownPoolType;
+
+impl FromStr for PoolType {
+    type Err = UnknownPoolType;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPoolType> {
+        match text {
+            "lvm" => Ok(Self::Lvm),
+            _ => Err(UnknownPoolType),
+        }
     }
 }
 
@@ -231,6 +305,46 @@ mod tests {
             "image_cache_max_age_days",
         ] {
             assert!(errors.contains(key), "{key} is missing in:\n{errors}");
+        }
+    }
+
+    const BUS: &str = "[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n";
+
+    #[test]
+    fn pools_are_read_by_name() {
+        let text = "[storage.pools.fast]\ntype = \"lvm\"\nvolume_group = \"vg0\"\n\
+                    [storage.pools.thin]\ntype = \"lvm\"\nvolume_group = \"vg0\"\nthin_pool = \"tp\"\n";
+        let config = read(&format!("{BUS}{text}"), Some("hv1")).unwrap();
+        let names: Vec<&str> = config.pools.keys().map(PoolName::as_str).collect();
+        assert_eq!(names, ["fast", "thin"]);
+        let thin = config.pools.values().next_back().unwrap();
+        assert_eq!(thin.devices(), Path::new("/dev/vg0"));
+        assert_eq!(
+            thin.thin_pool.as_ref().map(|pool| pool.as_str()),
+            Some("tp")
+        );
+        assert!(read(BUS, Some("hv1")).unwrap().pools.is_empty());
+    }
+
+    #[test]
+    fn all_mistakes_of_all_pools_are_told_at_once() {
+        let text = "[storage.pools.local]\ntype = \"lvm\"\nvolume_group = \"vg0\"\n\
+                    [storage.pools.Big]\ntype = \"lvm\"\nvolume_group = \"vg0\"\n\
+                    [storage.pools.a]\ntype = \"zfs\"\nvolume_group = \"../vg\"\nthin = \"x\"\n\
+                    [storage.pools.b]\ntype = \"lvm\"\n\
+                    [storage.pools.c]\ntype = \"lvm\"\nvolume_group = \"vg1\"\n\
+                    [storage.pools.d]\ntype = \"lvm\"\nvolume_group = \"vg1\"\n";
+        let errors = read(&format!("{BUS}{text}"), Some("hv1")).unwrap_err();
+        for part in [
+            "local is the pool of files",
+            "lower-case",
+            "pools.a.type",
+            "pools.a.volume_group",
+            "thin",
+            "pools.b.volume_group",
+            "what the pool c is already",
+        ] {
+            assert!(errors.contains(part), "{part} is missing in:\n{errors}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use self::usage::{UsageCollector, UsageFigures};
 use crate::{
+    act::PoolState,
     ask::Outcome,
     decide::{breaker::BreakerState, image_cache::Reason},
 };
@@ -39,6 +40,7 @@ pub struct AgentMetrics {
     images: IntGauge,
     image_bytes: IntGauge,
     image_evictions: IntCounterVec,
+    pool_up: IntGaugeVec,
     usage: UsageFigures,
 }
 
@@ -131,6 +133,11 @@ impl AgentMetrics {
                 &["reason"],
             )?,
             image_bytes: metrics.gauge("berth_agent_images_cached_bytes", "Size of the images in the cache.")?,
+            pool_up: metrics.gauges(
+                "berth_agent_pool_up",
+                "Whether a storage pool works (1) or not (0).",
+                &["pool"],
+            )?,
             usage,
         })
     }
@@ -239,6 +246,14 @@ impl AgentMetrics {
         self.image_evictions
             .with_label_values(&[reason.as_str()])
             .inc_by(count);
+    }
+
+    /// Which storage pools work, by their configured names.
+    pub fn pools(&self, pools: &[PoolState]) {
+        for pool in pools {
+            let up = self.pool_up.with_label_values(&[pool.name.as_str()]);
+            up.set(i64::from(pool.report.is_ok()));
+        }
     }
 
     /// The image cache.

@@ -4,12 +4,14 @@
 //! libvirt is a finding, but not a reason to stop: the agent waits for it.
 
 use std::{
+    collections::BTreeMap,
     env, fmt, fs,
     net::Shutdown,
     os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
 };
 
+use berth_common::names::PoolName;
 use nix::{
     sched::{CloneFlags, unshare},
     sys::statvfs::statvfs,
@@ -21,6 +23,7 @@ use crate::{
         command::PATH,
         libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
         machine::{Measure as _, ThisMachine},
+        storage::{LvmPoolOptions, StorageOptions, check_lvm_pool},
     },
     config::Config,
 };
@@ -142,6 +145,7 @@ pub fn check(config: &Config) -> Findings {
     check_tun(&mut findings);
     check_kernel(&mut findings);
     check_space(&mut findings, &config.state_dir);
+    check_pools(&mut findings, &config.pools);
     check_libvirt(&mut findings, &config.libvirt_uri);
     check_virtualisation(&mut findings, config.virt_type, KvmEvidence::gather());
     check_kvm_rights(&mut findings);
@@ -314,6 +318,42 @@ fn check_space(findings: &mut Findings, state_dir: &Path) {
             format!("{} cannot be used: {errno}", state_dir.display()),
             Some("make it, or set host.state_dir"),
         ),
+    }
+}
+
+/// The storage pools that are configured. One that cannot be used keeps nobody from what lies elsewhere.
+fn check_pools(findings: &mut Findings, pools: &BTreeMap<PoolName, LvmPoolOptions>) {
+    if pools.is_empty() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let what = format!("the storage pools could not be looked at: {error}");
+            findings.add(Severity::Warning, what, None);
+            return;
+        }
+    };
+    for (name, pool) in pools {
+        let group = pool.volume_group.as_str();
+        let checked = runtime.block_on(check_lvm_pool(name, pool, &StorageOptions::default()));
+        match checked {
+            Ok(()) => findings.add(
+                Severity::Note,
+                format!("storage pool {name}: volume group {group}"),
+                None,
+            ),
+            Err(reason) => {
+                let fix = format!(
+                    "make the volume group {group} (vgcreate {group} DEVICE), install lvm2 and thin-provisioning-tools, or \
+                     take [storage.pools.{name}] out of the configuration; until then nothing in this pool works"
+                );
+                findings.add(Severity::Warning, reason, Some(&fix));
+            }
+        }
     }
 }
 

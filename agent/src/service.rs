@@ -89,13 +89,21 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     ));
 
-    let paths = Paths::below(state.root());
+    let paths = Paths {
+        pools: config
+            .pools
+            .iter()
+            .map(|(name, pool)| (name.clone(), pool.devices()))
+            .collect(),
+        ..Paths::below(state.root())
+    };
     let libvirt = Arc::new(Libvirt::start(&config.libvirt_uri, Options::default()));
     let storage_options = StorageOptions {
         not_below: vec![state.root().to_owned()],
         qemu_img_user: config.qemu_img_user.clone(),
         image_max_age: config.image_cache_max_age,
         volume_wipe: config.volume_wipe,
+        pools: config.pools.clone(),
         ..StorageOptions::default()
     };
     let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));

@@ -57,7 +57,7 @@ use berth_common::{
         catalogue::document_type,
         report::{BootDisk, ConvergeStatus, FaultCode, PowerState, Report, ResourceReport},
     },
-    names::{HostName, ImageUrl, MacAddress},
+    names::{HostName, ImageUrl, MacAddress, PoolName},
     telemetry::{health::Health, registry::Metrics},
     units::{ByteCount, DiskGb, Generation, MemoryMb, Vcpus},
 };
@@ -140,8 +140,16 @@ fn facts() -> HostFacts {
         virt_type: VirtType::Qemu,
         arch: "x86_64".to_owned(),
         has_cpu_controller: false,
-        paths: Paths::below(Path::new("/var/lib/berth")),
+        paths: Paths {
+            pools: BTreeMap::from([(fast(), "/dev/vg0".into())]),
+            ..Paths::below(Path::new("/var/lib/berth"))
+        },
     }
+}
+
+/// The host's pool of block devices.
+fn fast() -> PoolName {
+    "fast".parse().unwrap()
 }
 
 /// What the scheduler knows by reports.
@@ -158,6 +166,8 @@ struct Lab {
     name: HostName,
     known: Known,
     agent: Option<Agent>,
+    /// Where volumes are.
+    pool: PoolName,
 }
 
 /// A running agent. Dropping it is `kill -9`.
@@ -173,6 +183,7 @@ impl Lab {
         let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
         let state = tempfile::tempdir().unwrap();
         let host = FakeHost::new();
+        host.have_pool(fast(), ByteCount::clamped(1 << 40));
         let known = Known::default();
         tokio::spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
         let name: HostName = "hv1".parse().unwrap();
@@ -195,6 +206,7 @@ impl Lab {
             name,
             known,
             agent: None,
+            pool: PoolName::default(),
         };
         lab.start();
         lab

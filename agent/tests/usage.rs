@@ -436,10 +436,7 @@ async fn each_instance_has_its_series_and_they_go_with_it() {
         "a guest that tells nothing"
     );
     assert_eq!(
-        value(
-            &page,
-            "berth_agent_pool_provisioned_bytes{pool=\"default\"}"
-        ),
+        value(&page, "berth_agent_pool_provisioned_bytes{pool=\"local\"}"),
         f64::from(6) * f64::from(1 << 30)
     );
     assert_eq!(
@@ -517,7 +514,7 @@ async fn when_libvirt_is_away_or_hangs_the_figures_of_domains_vanish_and_the_oth
             value(page, "berth_agent_host_memory_bytes"),
             f64::from(4 << 20)
         );
-        assert!(value(page, "berth_agent_pool_capacity_bytes{pool=\"default\"}") > 0.0);
+        assert!(value(page, "berth_agent_pool_capacity_bytes{pool=\"local\"}") > 0.0);
         let foreign = page.contains("\nberth_agent_foreign_domains_running");
         assert_eq!(foreign, series_of(page, &web.to_string()) > 0, "{page}");
         foreign

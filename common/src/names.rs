@@ -142,6 +142,13 @@ text_types! {
     VolumeName, "a volume name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
         pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a storage pool of a host: where volumes lie. Every host has the pool `local`.
+    PoolName, "the name of a storage pool",
+        "must be 1 to 32 lower-case letters, digits, '-' and '_', starting with a letter",
+        pattern "^[a-z][a-z0-9_-]{0,31}$",
+        |text| (1..=32).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     /// Name of a snapshot, unique among its project's living snapshots.
     SnapshotName, "a snapshot name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
@@ -221,6 +228,24 @@ text_types! {
 impl Default for ProjectName {
     fn default() -> Self {
         Self("default".to_owned())
+    }
+}
+
+impl PoolName {
+    /// The pool that every host has: files on the disk of its agent's state.
+    pub const LOCAL: &'static str = "local";
+
+    /// Whether it is the pool that every host has. What lies there takes of the host's disk, which instances take of as
+    /// well; any other pool is of block devices, and has room of its own.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.0 == Self::LOCAL
+    }
+}
+
+impl Default for PoolName {
+    fn default() -> Self {
+        Self(Self::LOCAL.to_owned())
     }
 }
 

@@ -247,6 +247,16 @@ pub(crate) fn rich_host() -> HostView {
             { "class": "HUGEPAGES_2048K", "total": 1024, "used": 512 },
             { "class": "PCI_GPU", "total": 2, "used": 1 },
         ])),
+        pools: read(json!([
+            {
+                "name": "local", "type": "dir", "total_bytes": 100_u64 << 30, "used_bytes": 11_u64 << 30,
+                "provisioned_bytes": 30_u64 << 30, "claimed_gb": 30,
+            },
+            {
+                "name": "thin", "type": "lvm_thin", "total_bytes": 500_u64 << 30, "used_bytes": 20_u64 << 30,
+                "provisioned_bytes": 800_u64 << 30, "metadata_percent": 3, "claimed_gb": 810,
+            },
+        ])),
         ..host()
     }
 }

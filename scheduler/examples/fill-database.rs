@@ -133,6 +133,7 @@ fn heartbeat(number: usize, guests: usize) -> anyhow::Result<Heartbeat> {
         foreign_domains: Vec::new(),
         physical_networks: Vec::new(),
         resources: Vec::new(),
+        pools: Vec::new(),
     })
 }
 

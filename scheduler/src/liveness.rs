@@ -251,6 +251,11 @@ fn same_facts(a: &Heartbeat, b: &Heartbeat) -> bool {
     let mut a = a.clone();
     a.sequence = b.sequence;
     a.used_now = b.used_now;
+    for (pool, other) in a.pools.iter_mut().zip(&b.pools) {
+        pool.used_bytes = other.used_bytes;
+        pool.provisioned_bytes = other.provisioned_bytes;
+        pool.metadata_percent = other.metadata_percent;
+    }
     a == *b
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use berth_common::{
     ids::HostId,
     message::{
-        heartbeat::{ForeignDomain, Heartbeat, PartHealth, ResourceInventory},
+        heartbeat::{ForeignDomain, Heartbeat, PartHealth, PoolReport, ResourceInventory},
         view::{HostStatus, Resources},
     },
     names::{HostName, PhysicalNetworkName},
@@ -67,6 +67,8 @@ pub struct HostRow {
     pub physical_networks: Vec<PhysicalNetworkName>,
     /// Countable resources besides CPUs, memory and disk.
     pub resources: Vec<ResourceInventory>,
+    /// Its storage pools that work.
+    pub pools: Vec<PoolReport>,
     /// The host's own CPU ratio; none: its aggregates', or the scheduler's.
     pub cpu_ratio: Option<AllocationRatio>,
     /// The host's own memory ratio; none: its aggregates', or the scheduler's.
@@ -147,6 +149,7 @@ fn read(model: host::Model) -> Result<HostRow, StoreError> {
         created_at: row.time("created_at", model.created_at)?,
         physical_networks: row.json("physical_networks", &model.physical_networks)?,
         resources: row.json("resources", &model.resources)?,
+        pools: row.json("pools", &model.pools)?,
         cpu_ratio: row.ratio("cpu_ratio", model.cpu_ratio)?,
         ram_ratio: row.ratio("ram_ratio", model.ram_ratio)?,
         disk_ratio: row.ratio("disk_ratio", model.disk_ratio)?,
@@ -204,6 +207,7 @@ fn after(
         reserved_disk_gb: before.as_ref().and_then(|before| before.reserved_disk_gb),
         physical_networks: codec::json("hosts.physical_networks", &heartbeat.physical_networks)?,
         resources: codec::json("hosts.resources", &heartbeat.resources)?,
+        pools: codec::json("hosts.pools", &heartbeat.pools)?,
     })
 }
 

@@ -1,12 +1,12 @@
 //! Snapshots of volumes: what their owners want and, in columns of their own, what their hosts last said.
 //!
 //! A row stays after the snapshot is deleted, so that a repeated request for the same id is recognised. The size of a
-//! living snapshot is a claim on its host, as that of a volume is.
+//! living snapshot is a claim on its host's disk: it lies in the pool `local`, as its volume did.
 
 use berth_common::{
     document::{VolumeFormat, VolumeRef},
     ids::{HostId, SnapshotId, VolumeId},
-    names::{ProjectName, SnapshotName},
+    names::{PoolName, ProjectName, SnapshotName},
     units::{DiskGb, Generation},
 };
 use chrono::{DateTime, Utc};
@@ -97,6 +97,7 @@ fn read(model: snapshot::Model) -> Result<SnapshotRow, StoreError> {
         volume: VolumeRef {
             id: volume_id,
             format,
+            pool: PoolName::default(),
         },
         host_id: model
             .host_id

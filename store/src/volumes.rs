@@ -1,13 +1,13 @@
 //! Volumes: what their owners want and, in columns of their own, what their hosts last said.
 //!
 //! A row stays after the volume is deleted, so that a repeated request for the same id is recognised. The size of a
-//! living volume with a host is a claim on that host.
+//! living volume with a host is a claim on that host: in the pool `local` on its disk, in another one on that pool.
 
 use berth_common::{
     document::{VolumeFormat, VolumeLimits, VolumeSource},
     ids::{HostId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault},
-    names::{ProjectName, VolumeName},
+    names::{PoolName, ProjectName, VolumeName},
     units::{DiskGb, Generation},
 };
 use chrono::{DateTime, Utc};
@@ -41,6 +41,8 @@ pub struct VolumeRow {
     pub size_gb: DiskGb,
     /// How it is stored.
     pub format: VolumeFormat,
+    /// The storage pool of its host that it is in.
+    pub pool: PoolName,
     /// What is on it at first.
     pub source: Option<VolumeSource>,
     /// How much a guest may do with it.
@@ -83,10 +85,26 @@ pub struct VolumeClaim {
     pub volume_id: VolumeId,
     /// The host.
     pub host_id: HostId,
+    /// The storage pool of the host.
+    pub pool: PoolName,
     /// How much.
     pub size_gb: DiskGb,
     /// The volume's owner.
     pub project: ProjectName,
+}
+
+impl VolumeClaim {
+    /// What of it is a claim on the host's own disk, which instances take of as well.
+    #[must_use]
+    pub fn of_host_disk(&self) -> DiskGb {
+        of_host_disk(&self.pool, self.size_gb)
+    }
+}
+
+/// What a volume of this size in this pool takes of its host's own disk: other pools than `local` have their own room.
+#[must_use]
+pub fn of_host_disk(pool: &PoolName, size: DiskGb) -> DiskGb {
+    if pool.is_local() { size } else { DiskGb::ZERO }
 }
 
 fn read(model: volume::Model) -> Result<VolumeRow, StoreError> {
@@ -128,6 +146,7 @@ fn read(model: volume::Model) -> Result<VolumeRow, StoreError> {
             .transpose()?,
         size_gb: row.parsed("size_gb", DiskGb::new(row.int("size_gb", model.size_gb)?))?,
         format: row.word("format", &model.format)?,
+        pool: row.parsed("pool", PoolName::try_from(model.pool))?,
         source,
         limits: row.opt_json("limits", model.limits.as_deref())?,
         fingerprint: model.fingerprint,
@@ -163,6 +182,7 @@ fn write(volume: &VolumeRow) -> Result<volume::Model, StoreError> {
         host_id: volume.host_id.map(|id| id.to_string()),
         size_gb: size(volume.size_gb)?,
         format: word("volumes.format", &volume.format)?,
+        pool: volume.pool.to_string(),
         source: codec::opt_json("volumes.source", &volume.source)?,
         source_volume_id: source_volume(volume.source.as_ref()).map(|id| id.to_string()),
         source_snapshot_id: source_snapshot(volume.source.as_ref()).map(|id| id.to_string()),
@@ -374,9 +394,15 @@ async fn claims(
     which: Condition,
     limit: Option<u64>,
 ) -> Result<Vec<VolumeClaim>, StoreError> {
-    let found: Vec<(String, Option<String>, i64, String)> = volume::Entity::find()
+    let found: Vec<(String, Option<String>, String, i64, String)> = volume::Entity::find()
         .select_only()
-        .columns([Column::Id, Column::HostId, Column::SizeGb, Column::Project])
+        .columns([
+            Column::Id,
+            Column::HostId,
+            Column::Pool,
+            Column::SizeGb,
+            Column::Project,
+        ])
         .filter(Column::DeletedAt.is_null())
         .filter(which)
         .order_by_asc(Column::Id)
@@ -387,15 +413,22 @@ async fn claims(
         .map_err(failed("volumes::claims"))?;
     found
         .into_iter()
-        .filter_map(|(id, host, size, project)| Some(read_claim(&id, &host?, size, project)))
+        .filter_map(|(id, host, pool, size, project)| {
+            Some(read_claim(&id, &host?, (pool, size, project)))
+        })
         .collect()
 }
 
-fn read_claim(id: &str, host: &str, size: i64, project: String) -> Result<VolumeClaim, StoreError> {
+fn read_claim(
+    id: &str,
+    host: &str,
+    (pool, size, project): (String, i64, String),
+) -> Result<VolumeClaim, StoreError> {
     let row = RowReader { table: TABLE, id };
     Ok(VolumeClaim {
         volume_id: row.parsed("id", id.parse())?,
         host_id: row.parsed("host_id", host.parse())?,
+        pool: row.parsed("pool", PoolName::try_from(pool))?,
         size_gb: row.parsed("size_gb", DiskGb::new(row.int("size_gb", size)?))?,
         project: row.parsed("project", ProjectName::try_from(project))?,
     })

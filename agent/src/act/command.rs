@@ -43,7 +43,9 @@ const DRAIN: Duration = Duration::from_millis(500);
 
 /// Which Debian package a tool comes with.
 const PACKAGES: &[(&str, &str)] = &[
+    ("blkdiscard", "util-linux"),
     ("dnsmasq", "dnsmasq-base"),
+    ("lvm", "lvm2"),
     ("qemu-img", "qemu-utils"),
     ("xorriso", "xorriso"),
 ];

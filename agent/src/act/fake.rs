@@ -20,14 +20,17 @@ use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
     ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
-    message::view::Resources,
-    names::ImageUrl,
+    message::{
+        heartbeat::{PoolKind, PoolReport},
+        view::Resources,
+    },
+    names::{ImageUrl, PoolName},
     units::{ByteCount, DiskGb, MemoryMb, Vcpus},
 };
 use uuid::Uuid;
 
 use super::{
-    ActError, Compute, Net, Progress, Storage, Usage,
+    ActError, Compute, Net, PoolState, Progress, Storage, Usage,
     machine::{Machine, Measure},
 };
 use crate::decide::{
@@ -141,6 +144,7 @@ impl FakeHost {
     pub fn power_cut(&self) {
         let mut model = self.model();
         model.domains.power_cut();
+        model.files.power_cut();
         model.networks = Networks::default();
     }
 
@@ -212,6 +216,11 @@ impl FakeHost {
     /// The image at this address can be fetched again.
     pub fn image_is_back(&self, url: &ImageUrl) {
         self.model().files.unreachable.remove(url);
+    }
+
+    /// There is a storage pool of block devices, of this size.
+    pub fn have_pool(&self, pool: PoolName, size: ByteCount) {
+        self.model().files.pools.insert(pool, size);
     }
 
     /// No file can be made, from now on or no longer.
@@ -453,10 +462,34 @@ impl Storage for FakeHost {
         Ok(model.files.instances())
     }
 
-    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError> {
+    async fn observe_volume(
+        &self,
+        volume: VolumeId,
+        pool: Option<&PoolName>,
+    ) -> Result<VolumeFiles, ActError> {
         let model = self.model();
         model.faults.look()?;
-        Ok(model.files.observe_volume(volume))
+        Ok(model.files.observe_volume(volume, pool))
+    }
+
+    async fn pools(&self) -> Vec<PoolState> {
+        let model = self.model();
+        let (total_bytes, used_bytes) = model.files.space(model.size.disk_gb);
+        let local = PoolReport {
+            name: PoolName::default(),
+            kind: PoolKind::Dir,
+            total_bytes,
+            used_bytes,
+            provisioned_bytes: used_bytes,
+            metadata_percent: None,
+        };
+        let local = PoolState {
+            name: local.name.clone(),
+            report: Ok(local),
+        };
+        let mut pools = model.files.pools();
+        pools.insert(0, local);
+        pools
     }
 
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {

@@ -17,7 +17,8 @@ use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
     ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
-    message::report::FaultCode,
+    message::{heartbeat::PoolReport, report::FaultCode},
+    names::PoolName,
     units::ByteCount,
 };
 
@@ -72,6 +73,15 @@ impl ActError {
     }
 }
 
+/// A storage pool as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolState {
+    /// Its name.
+    pub name: PoolName,
+    /// How full it is, or what is wrong with it.
+    pub report: Result<PoolReport, String>,
+}
+
 /// Where a long step tells how far it is ("downloading the image, 40 %").
 pub type Progress = tokio::sync::watch::Sender<Option<String>>;
 
@@ -110,8 +120,14 @@ pub trait Storage: Send + Sync {
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError>;
     /// Ids of all instances that have files on this host, whether or not a document names them.
     async fn instances_with_files(&self) -> Result<Vec<InstanceId>, ActError>;
-    /// What is there of a volume.
-    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError>;
+    /// What is there of a volume in a storage pool, if it is known in which it can only be, and otherwise in any.
+    async fn observe_volume(
+        &self,
+        volume: VolumeId,
+        pool: Option<&PoolName>,
+    ) -> Result<VolumeFiles, ActError>;
+    /// Every storage pool, by name: how full it is, or why that cannot be said.
+    async fn pools(&self) -> Vec<PoolState>;
     /// Ids of all volumes of which anything is on this host, whether or not a document names them.
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError>;
     /// What is there of a snapshot.

@@ -26,6 +26,8 @@ pub use read::{DomainFacts, read, read_backup};
 
 /// The namespace of berth's metadata element. A new meaning of it gets a new number.
 pub const METADATA_NAMESPACE: &str = "urn:berth:domain:1";
+/// Where devices are.
+pub const DEVICES: &str = "/dev";
 /// The prefix libvirt shows it with.
 const METADATA_PREFIX: &str = "berth";
 /// How often QEMU asks the guest for its memory figures, in seconds.
@@ -104,10 +106,11 @@ pub fn write_disk(disk: &DomainDisk) -> Result<String, DomainXmlError> {
 /// # Errors
 /// [`DomainXmlError`] for paths that XML cannot hold.
 pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
+    let source = Source::of(&file.path);
     Element::new("disk")
-        .attribute("type", "file")
+        .attribute("type", source.kind)
         .attribute("device", "disk")
-        .child(Element::new("source").attribute("file", text(&file.path)?))
+        .child(Element::new("source").attribute(source.attribute, text(&file.path)?))
         .child(target(&file.target))
         .write()
 }
@@ -251,6 +254,29 @@ fn root_ports(config: &DomainConfig) -> Vec<Element> {
     }
 }
 
+/// How libvirt is told where a disk's bytes are.
+struct Source {
+    kind: &'static str,
+    attribute: &'static str,
+}
+
+impl Source {
+    /// What is in the directory of devices is a block device; files of berth's are never there.
+    fn of(path: &Path) -> Self {
+        if path.starts_with(DEVICES) {
+            Self {
+                kind: "block",
+                attribute: "dev",
+            }
+        } else {
+            Self {
+                kind: "file",
+                attribute: "file",
+            }
+        }
+    }
+}
+
 fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
     // An empty element ends the chain: without it libvirt would look into the last file for more.
     let mut backing = Element::new("backingStore");
@@ -265,8 +291,9 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
             )
             .child(backing);
     }
+    let source = Source::of(&disk.path);
     Ok(Element::new("disk")
-        .attribute("type", "file")
+        .attribute("type", source.kind)
         .attribute("device", "disk")
         .child(
             Element::new("driver")
@@ -274,7 +301,7 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
                 .attribute("type", disk.format)
                 .attribute("discard", "unmap"),
         )
-        .child(Element::new("source").attribute("file", text(&disk.path)?))
+        .child(Element::new("source").attribute(source.attribute, text(&disk.path)?))
         .child(backing)
         .child(target(&disk.target))
         .children(iotune(disk.limits))

@@ -24,6 +24,7 @@ use berth_common::{
     },
     ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode, PowerState},
+    names::PoolName,
     units::{ByteCount, Generation},
 };
 
@@ -36,7 +37,7 @@ use super::{
     image_cache::CachedName,
     names,
     snapshot::NewSnapshot,
-    volume::{LargerVolume, NewVolume},
+    volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
 };
 
 pub use disks::{DiskName, boot_disk, images, parse_config_drive};
@@ -69,8 +70,12 @@ pub enum StorageStep {
     CreateVolume(NewVolume),
     /// Note durably that a volume was made.
     MarkVolume(VolumeId),
-    /// Make a volume that no guest has larger.
+    /// Make a volume larger: a file that no guest has, or a block device, whose guest sees it only when it is told.
     GrowVolume(LargerVolume),
+    /// Note durably that whoever has a block device that grew knows its size.
+    SettleVolume(StoredVolume),
+    /// Make the block device of a volume that is whole appear.
+    ActivateVolume(StoredVolume),
     /// Take a volume's name and its mark away, and then its bytes as the host's rule for wiping says.
     RemoveVolume(VolumeId),
     /// Make a snapshot of a volume that no guest has open.
@@ -198,6 +203,9 @@ pub struct HostFacts {
     pub paths: Paths,
 }
 
+/// Nothing is ever below this directory.
+const NO_POOL: &str = "/nonexistent/berth-pools";
+
 /// Where an agent keeps the files of instances.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -205,8 +213,10 @@ pub struct Paths {
     pub instances: PathBuf,
     /// One file per image below this, named as [`CachedName`] says.
     pub images: PathBuf,
-    /// One file per volume below this.
+    /// One file per volume of the pool `local` below this.
     pub volumes: PathBuf,
+    /// The other storage pools, each with the directory of its block devices.
+    pub pools: BTreeMap<PoolName, PathBuf>,
     /// One file per snapshot below this.
     pub snapshots: PathBuf,
     /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
@@ -221,6 +231,7 @@ impl Paths {
             instances: state_dir.join("instances"),
             images: state_dir.join("images"),
             volumes: state_dir.join("volumes"),
+            pools: BTreeMap::new(),
             snapshots: state_dir.join("snapshots"),
             made: state_dir.join("made"),
         }
@@ -257,10 +268,54 @@ impl Paths {
         self.images.join(CachedName::of(image).file_name())
     }
 
-    /// A volume.
+    /// A volume of the pool `local`.
     #[must_use]
-    pub fn volume(&self, id: VolumeId, format: VolumeFormat) -> PathBuf {
+    pub fn volume_file(&self, id: VolumeId, format: VolumeFormat) -> PathBuf {
         self.volumes.join(format!("{id}.{}", format.as_str()))
+    }
+
+    /// A volume; of a pool that this host does not have, a place where never anything is.
+    #[must_use]
+    pub fn volume(&self, pool: &PoolName, id: VolumeId, format: VolumeFormat) -> PathBuf {
+        match self.pools.get(pool) {
+            _ if pool.is_local() => self.volume_file(id, format),
+            Some(devices) => devices.join(names::logical_volume(id)),
+            None => Path::new(NO_POOL).join(pool.as_str()).join(id.to_string()),
+        }
+    }
+
+    /// Everywhere a volume can be.
+    #[must_use]
+    pub fn volume_places(&self, id: VolumeId) -> Vec<PathBuf> {
+        let files = FORMATS.map(|format| self.volume_file(id, format));
+        let devices = self.pools.values();
+        let devices = devices.map(|devices| devices.join(names::logical_volume(id)));
+        files.into_iter().chain(devices).collect()
+    }
+
+    /// The volume that lies here; `None`: none of berth's can.
+    #[must_use]
+    pub fn volume_at(&self, path: &Path) -> Option<VolumeId> {
+        let directory = path.parent()?;
+        if directory == self.volumes {
+            return path.file_stem()?.to_str()?.parse().ok();
+        }
+        let is_pool = self.pools.values().any(|devices| devices == directory);
+        is_pool.then(|| names::volume_of(path.file_name()?.to_str()?))?
+    }
+
+    /// Whether this host has a storage pool.
+    #[must_use]
+    pub fn has_pool(&self, pool: &PoolName) -> bool {
+        pool.is_local() || self.pools.contains_key(pool)
+    }
+
+    /// Its storage pools, for people.
+    #[must_use]
+    pub fn pool_names(&self) -> String {
+        let mut names = vec![PoolName::LOCAL];
+        names.extend(self.pools.keys().map(PoolName::as_str));
+        names.join(", ")
     }
 
     /// A snapshot's file.
@@ -589,7 +644,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         }
     });
     let volumes = volumes_of(spec).map(|volume| DomainDisk {
-        path: host.paths.volume(volume.id, volume.format),
+        path: host.paths.volume(&volume.pool, volume.id, volume.format),
         format: volume.format.as_str(),
         backing: Vec::new(),
         target: disk_target(volume.position),

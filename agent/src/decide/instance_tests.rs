@@ -331,6 +331,8 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("grow {}", disk.target),
         Step::Storage(
             StorageStep::CreateVolume(_)
+            | StorageStep::SettleVolume(_)
+            | StorageStep::ActivateVolume(_)
             | StorageStep::MarkVolume(_)
             | StorageStep::GrowVolume(_)
             | StorageStep::RemoveVolume(_),
@@ -1118,6 +1120,7 @@ fn memory_that_is_left_over_while_the_guest_runs_is_never_gone_back_to() {
 fn a_reboot_waits_until_the_volumes_it_needs_are_there() {
     let mut wanted = spec();
     wanted.volumes = vec![InstanceVolume {
+        pool: Default::default(),
         id: id::<VolumeId>(77),
         position: 1,
         format: VolumeFormat::Qcow2,

@@ -11,6 +11,7 @@ pub mod endpoints;
 pub mod image_cache;
 pub mod image_header;
 pub mod instance;
+pub mod lvm;
 pub mod names;
 pub mod network;
 pub mod orphan;

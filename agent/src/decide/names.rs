@@ -4,7 +4,7 @@
 //! the kernel takes. A hash can collide, so each link also carries its full id as `ifalias`
 //! ([`link_alias`]); a link whose alias is another's is a collision and is refused, never reused.
 
-use berth_common::ids::{InstanceId, NetworkId, PortId};
+use berth_common::ids::{InstanceId, NetworkId, PortId, VolumeId};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -12,6 +12,10 @@ use uuid::Uuid;
 pub const LINK_PREFIX: &str = "bt";
 /// Every namespace and domain of berth starts with this.
 pub const NAME_PREFIX: &str = "berth-";
+/// What follows it in the name of a logical volume that is being made.
+const PARTIAL: &str = "tmp-";
+/// What follows it in the name of one that is being wiped.
+const LEAVING: &str = "wipe-";
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +48,38 @@ impl LinkRole {
             Self::Tap => "port",
         }
     }
+}
+
+/// The logical volume of a volume that is whole.
+#[must_use]
+pub fn logical_volume(volume: VolumeId) -> String {
+    format!("{NAME_PREFIX}{volume}")
+}
+
+/// The logical volume of a volume that is being made: a leftover, unless somebody is at it.
+#[must_use]
+pub fn partial_volume(volume: VolumeId) -> String {
+    format!("{NAME_PREFIX}{PARTIAL}{volume}")
+}
+
+/// The logical volume of a volume that was deleted and is being wiped.
+#[must_use]
+pub fn leaving_volume(volume: VolumeId) -> String {
+    format!("{NAME_PREFIX}{LEAVING}{volume}")
+}
+
+/// The tag that says whose a logical volume is: without it, it is foreign, whatever its name.
+#[must_use]
+pub fn volume_tag(volume: VolumeId) -> String {
+    format!("berth.volume={volume}")
+}
+
+/// The volume whose whole logical volume has this name.
+#[must_use]
+pub fn volume_of(name: &str) -> Option<VolumeId> {
+    let id = name.strip_prefix(NAME_PREFIX)?;
+    let parsed: VolumeId = id.parse().ok()?;
+    (parsed.to_string() == id).then_some(parsed)
 }
 
 /// The bridge of a network.

@@ -10,7 +10,7 @@
 //!
 //! A file that has a snapshot's name is complete. The partial file of a backup job gets that name only from the pass that
 //! began the job and saw it succeed; whoever else finds a partial file begins again. A snapshot that was made and
-//! whose file is missing is never made anew: it would hold another moment.
+//! whose file is missing is never made anew: it would hold another moment. Only volumes in the pool `local` are kept so.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -18,6 +18,7 @@ use berth_common::{
     document::{Desired, SnapshotSpec, VolumeRef},
     ids::{InstanceId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
+    names::PoolName,
     units::ByteCount,
 };
 
@@ -211,6 +212,12 @@ fn converge(
             "the file of snapshot {id} ({}) is no qcow2 snapshot of berth's: {why}",
             path.display()
         ))),
+        Some(VolumeContent::Inactive | VolumeContent::Growing(_) | VolumeContent::Grown(_)) => {
+            Err(fault(format!(
+                "what is in the place of snapshot {id} ({}) is a block device; a snapshot is a file",
+                path.display()
+            )))
+        }
         Some(VolumeContent::Size(_)) => {
             let mut steps = Vec::new();
             if !observed.files.made {
@@ -230,9 +237,17 @@ fn make(
 ) -> Result<Planned, Fault> {
     // What was begun and is worth nothing any more takes no room meanwhile.
     let wait = |steps, wait| Ok((steps, SnapshotThen::Wait(wait)));
-    let volume = spec.volume;
+    let volume = spec.volume.clone();
+    if !volume.pool.is_local() {
+        return Err(fault(format!(
+            "volume {} is in the storage pool {}, and snapshots are made of volumes in the pool {} only; delete the snapshot",
+            volume.id,
+            volume.pool,
+            PoolName::LOCAL
+        )));
+    }
     let mut steps = discard(id, observed, paths);
-    let Some(found) = observed.source.whole(volume.format) else {
+    let Some(found) = observed.source.whole(&volume.pool, volume.format) else {
         return wait(steps, SnapshotWait::Volume(volume.id));
     };
     let most = ByteCount::from_gb(spec.size_gb);

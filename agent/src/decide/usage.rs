@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, time::Duration};
 use berth_common::{
     document::Document,
     ids::InstanceId,
-    names::{InstanceName, ProjectName},
+    names::{InstanceName, PoolName, ProjectName},
     units::ByteCount,
 };
 use uuid::Uuid;
@@ -283,12 +283,16 @@ pub fn activity(last: Option<&Sample>, now: &DomainUsage) -> Activity {
     done
 }
 
-/// How much space all disks, volumes and snapshots of these documents may take once their guests have written them full.
+/// How much space of a storage pool the volumes of these documents may take once their guests have written them full, and
+/// of `local` the disks and the snapshots as well.
 #[must_use]
-pub fn provisioned<'a>(documents: impl Iterator<Item = &'a Document>) -> ByteCount {
+pub fn provisioned<'a>(
+    documents: impl Iterator<Item = &'a Document>,
+    pool: &PoolName,
+) -> ByteCount {
     documents
         .map(|document| match document {
-            Document::Instance(wish) => {
+            Document::Instance(wish) if pool.is_local() => {
                 let disks = wish.spec.iter().flat_map(|spec| &spec.disks);
                 disks.map(|disk| ByteCount::from_gb(disk.size_gb)).sum()
             }
@@ -296,17 +300,21 @@ pub fn provisioned<'a>(documents: impl Iterator<Item = &'a Document>) -> ByteCou
                 let sizes = wish
                     .spec
                     .iter()
+                    .filter(|spec| spec.pool == *pool)
                     .map(|spec| ByteCount::from_gb(spec.size_gb));
                 sizes.sum()
             }
-            Document::Snapshot(wish) => {
+            Document::Snapshot(wish) if pool.is_local() => {
                 let sizes = wish
                     .spec
                     .iter()
                     .map(|spec| ByteCount::from_gb(spec.size_gb));
                 sizes.sum()
             }
-            Document::Network(_) | Document::Router(_) => ByteCount::ZERO,
+            Document::Instance(_)
+            | Document::Snapshot(_)
+            | Document::Network(_)
+            | Document::Router(_) => ByteCount::ZERO,
         })
         .sum()
 }

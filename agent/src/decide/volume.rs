@@ -10,6 +10,10 @@
 //! and has no file was lost, and is never made anew, because that would look like success and be a loss of data. So
 //! a volume counts as made only with both, and only a tombstone takes the mark away, once the file has lost its name.
 //!
+//! A volume of another pool than `local` is a block device. It grows in three steps, of which the device itself says how far
+//! they are: it is larger, its new part holds zeros, whoever has it knows. So the new part is never shown with what somebody
+//! else once had there, and never overwritten once a guest has it.
+//!
 //! Who uses a volume is not in its document: it is read from the domains of the host, berth's and others, running
 //! and only defined. [`asks_for_users`] says when that must be known.
 
@@ -22,6 +26,7 @@ use berth_common::{
     document::{Desired, ImageRef, SnapshotRef, VolumeFormat, VolumeRef, VolumeSource, VolumeSpec},
     ids::{InstanceId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
+    names::PoolName,
     units::ByteCount,
 };
 
@@ -39,6 +44,8 @@ pub const FORMATS: [VolumeFormat; 2] = [VolumeFormat::Qcow2, VolumeFormat::Raw];
 pub struct NewVolume {
     /// The volume.
     pub id: VolumeId,
+    /// The storage pool.
+    pub pool: PoolName,
     /// Where.
     pub path: PathBuf,
     /// How it is stored.
@@ -62,11 +69,13 @@ pub enum Content {
     Snapshot(SnapshotRef),
 }
 
-/// A volume to make larger while no guest has it.
+/// A volume to make larger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LargerVolume {
     /// The volume.
     pub id: VolumeId,
+    /// The storage pool.
+    pub pool: PoolName,
     /// Where it is.
     pub path: PathBuf,
     /// How it is stored.
@@ -75,40 +84,57 @@ pub struct LargerVolume {
     pub size: ByteCount,
 }
 
+/// A volume in a pool of block devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// The storage pool.
+    pub pool: PoolName,
+}
+
 /// What is there of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VolumeFiles {
-    /// The files that have its name, at most one of a format; more than one is nothing berth ever makes.
+    /// The files and block devices that have its name, at most one of a format in a pool; more than one is nothing berth ever makes.
     pub files: Vec<VolumeFile>,
     /// Whether it was made once, and its tombstone was not carried out.
     pub made: bool,
     /// Whether a file of it is on its way out: it has lost its name, and its bytes are being wiped.
     pub leaving: bool,
+    /// Whether a block device is there that was to become it: nobody's, unless somebody is at it.
+    pub partial: bool,
 }
 
 impl VolumeFiles {
     /// Whether there is nothing.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.files.is_empty() && !self.made && !self.leaving
+        self.files.is_empty() && !self.made && !self.leaving && !self.partial
     }
 
     /// Its size, if it is whole and stored so and in no other way.
     #[must_use]
-    pub fn whole(&self, format: VolumeFormat) -> Option<ByteCount> {
+    pub fn whole(&self, pool: &PoolName, format: VolumeFormat) -> Option<ByteCount> {
         match self.files.as_slice() {
-            [file] if file.format == format && self.made && !self.leaving => match &file.content {
-                VolumeContent::Size(size) => Some(*size),
-                VolumeContent::Unreadable(_) => None,
-            },
+            [file] if file.format == format && file.pool == *pool && self.made && !self.leaving => {
+                match &file.content {
+                    VolumeContent::Size(size) | VolumeContent::Grown(size) => Some(*size),
+                    VolumeContent::Growing(_)
+                    | VolumeContent::Inactive
+                    | VolumeContent::Unreadable(_) => None,
+                }
+            }
             _ => None,
         }
     }
 }
 
-/// A file that has a volume's name.
+/// A file or block device that has a volume's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeFile {
+    /// The storage pool it is in.
+    pub pool: PoolName,
     /// How it is stored, as its name says.
     pub format: VolumeFormat,
     /// What it holds.
@@ -120,6 +146,12 @@ pub struct VolumeFile {
 pub enum VolumeContent {
     /// A disk of this virtual size.
     Size(ByteCount),
+    /// A block device that was made larger: beyond this size there may be what somebody else once had.
+    Growing(ByteCount),
+    /// A block device of this size that grew: a guest that has it may not know.
+    Grown(ByteCount),
+    /// A block device that is whole, and not there until it is activated, as after a boot of the host.
+    Inactive,
     /// No disk of its format, for this reason.
     Unreadable(String),
 }
@@ -248,7 +280,8 @@ pub fn asks_for_users(desired: &Desired<VolumeId, VolumeSpec>, files: &VolumeFil
             [] => matches!(spec.source, Some(VolumeSource::Volume(_))),
             [file] => match &file.content {
                 VolumeContent::Size(size) => *size < ByteCount::from_gb(spec.size_gb),
-                VolumeContent::Unreadable(_) => false,
+                VolumeContent::Growing(_) | VolumeContent::Grown(_) => true,
+                VolumeContent::Inactive | VolumeContent::Unreadable(_) => false,
             },
             _ => false,
         },
@@ -270,8 +303,13 @@ pub fn plan(
             steps: Vec::new(),
             then: VolumeThen::Refused(fault),
         });
-    let is_touched = steps.iter().any(|step| matches!(step, Step::Storage(_)));
-    let usable = match observed.files.whole(spec.format) {
+    let touches = |step: &Step| match step {
+        // It only notes what is.
+        Step::Storage(StorageStep::SettleVolume(_)) | Step::Domain(_) => false,
+        Step::Storage(_) => true,
+    };
+    let is_touched = steps.iter().any(touches);
+    let usable = match observed.files.whole(&spec.pool, spec.format) {
         Some(_) if !is_touched => Usable::Yes,
         Some(_) | None => Usable::No,
     };
@@ -332,12 +370,21 @@ fn converge(
     observed: &VolumeObserved,
     paths: &Paths,
 ) -> Result<Planned, Fault> {
-    let path = paths.volume(id, spec.format);
+    if !paths.has_pool(&spec.pool) {
+        return Err(fault(format!(
+            "volume {id} is in the storage pool {}, which this host does not have; it has {}: configure it \
+             ([storage.pools.{}]) and start the agent again",
+            spec.pool,
+            paths.pool_names(),
+            spec.pool
+        )));
+    }
+    let path = paths.volume(&spec.pool, id, spec.format);
     let size = ByteCount::from_gb(spec.size_gb);
     if observed.files.leaving {
         return Err(fault(format!(
-            "volume {id} was deleted and its bytes are being wiped ({}); it is not made anew",
-            paths.volumes.display()
+            "volume {id} was deleted and its bytes are being wiped (pool {}); it is not made anew",
+            spec.pool
         )));
     }
     if let Some(other) = observed
@@ -349,40 +396,63 @@ fn converge(
         return Err(fault(format!(
             "volume {id} is stored as {} on this host ({}), and its document says {}; it was left alone",
             other.format.as_str(),
-            paths.volume(id, other.format).display(),
+            paths.volume(&other.pool, id, other.format).display(),
             spec.format.as_str()
         )));
     }
-    match observed.files.files.first().map(|file| &file.content) {
-        None if observed.files.made => Err(fault(format!(
-            "volume {id} was made on this host and its file is missing ({}); it is not made anew, because its data \
-             would be zeros: bring the file back, or delete the volume",
-            path.display()
-        ))),
-        None => make(id, spec, observed, path, size),
-        Some(VolumeContent::Unreadable(why)) => Err(fault(format!(
-            "the file of volume {id} ({}) is no {} volume of berth's: {why}",
-            path.display(),
-            spec.format.as_str()
-        ))),
-        Some(VolumeContent::Size(found)) => {
-            if !observed.files.made {
-                // First of all, and also if it cannot have its size: it is there.
-                let mark = Step::Storage(StorageStep::MarkVolume(id));
-                return Ok(Planned::converged(vec![mark]));
-            }
-            let larger = LargerVolume {
-                id,
-                path,
-                format: spec.format,
-                size,
-            };
-            match found.cmp(&size) {
-                std::cmp::Ordering::Equal => Ok(Planned::converged(Vec::new())),
-                std::cmp::Ordering::Less => Ok(grow(larger, observed)),
-                std::cmp::Ordering::Greater => Err(shrinks(id, *found, size)),
-            }
+    let content = observed.files.files.first().map(|file| &file.content);
+    let found = match content {
+        None if observed.files.made => {
+            return Err(fault(format!(
+                "volume {id} was made on this host and its file is missing ({}); it is not made anew, because its data \
+                 would be zeros: bring the file back, or delete the volume",
+                path.display()
+            )));
         }
+        None => return make(id, spec, observed, path, size),
+        Some(VolumeContent::Unreadable(why)) => {
+            return Err(fault(format!(
+                "the file of volume {id} ({}) is no {} volume of berth's: {why}",
+                path.display(),
+                spec.format.as_str()
+            )));
+        }
+        // First of all, and also if it cannot have its size: it is there.
+        Some(_) if !observed.files.made => {
+            let mark = Step::Storage(StorageStep::MarkVolume(id));
+            return Ok(Planned::converged(vec![mark]));
+        }
+        Some(VolumeContent::Inactive) => {
+            let activate = StorageStep::ActivateVolume(stored(id, spec));
+            return Ok(Planned::converged(vec![Step::Storage(activate)]));
+        }
+        Some(
+            VolumeContent::Size(found)
+            | VolumeContent::Grown(found)
+            | VolumeContent::Growing(found),
+        ) => *found,
+    };
+    let larger = LargerVolume {
+        id,
+        pool: spec.pool.clone(),
+        path,
+        format: spec.format,
+        size,
+    };
+    match (found.cmp(&size), content) {
+        (std::cmp::Ordering::Greater, _) => Err(shrinks(id, found, size)),
+        (std::cmp::Ordering::Less, _) | (_, Some(VolumeContent::Growing(_))) => {
+            Ok(grow(larger, observed))
+        }
+        (std::cmp::Ordering::Equal, Some(VolumeContent::Grown(_))) => Ok(tell(larger, observed)),
+        (std::cmp::Ordering::Equal, _) => Ok(Planned::converged(Vec::new())),
+    }
+}
+
+fn stored(id: VolumeId, spec: &VolumeSpec) -> StoredVolume {
+    StoredVolume {
+        id,
+        pool: spec.pool.clone(),
     }
 }
 
@@ -403,12 +473,12 @@ fn make(
             Content::Image(image.clone())
         }
         Some(VolumeSource::Volume(source)) => {
-            let Some(found) = observed.source.whole(source.format) else {
+            let Some(found) = observed.source.whole(&source.pool, source.format) else {
                 return Ok(Planned::wait(VolumeWait::Source(source.id)));
             };
             may_be_copied(source.id, &observed.source_users)?;
             check_size(id, size, found, &format!("volume {}", source.id))?;
-            Content::Volume(*source)
+            Content::Volume(source.clone())
         }
         Some(VolumeSource::Snapshot(source)) => {
             let Some(found) = observed.snapshot else {
@@ -420,6 +490,7 @@ fn make(
     };
     steps.push(Step::Storage(StorageStep::CreateVolume(NewVolume {
         id,
+        pool: spec.pool.clone(),
         path,
         format: spec.format,
         size,
@@ -454,29 +525,67 @@ fn may_be_copied(source: VolumeId, users: &[VolumeUser]) -> Result<(), Fault> {
     }
 }
 
-/// Grows it under the guest that has it, or the file that nobody has.
-fn grow(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
+/// Who has to be told that a volume grew.
+enum Told {
+    /// No guest has it.
+    Nobody,
+    /// This guest, of its disk.
+    Guest(DomainStep),
+}
+
+/// Who has to be told that a volume grew; otherwise, whom to wait for.
+fn told(larger: &LargerVolume, observed: &VolumeObserved) -> Result<Told, VolumeWait> {
     let users = observed.users.iter();
     let guests: Vec<_> = users.filter(|user| user.hold != Hold::Kept).collect();
     match guests.as_slice() {
-        _ if observed.copied => Planned::wait(VolumeWait::Copied),
-        [] => Planned::converged(vec![Step::Storage(StorageStep::GrowVolume(larger))]),
+        [] => Ok(Told::Nobody),
         [
             VolumeUser {
                 instance: Some(instance),
                 hold: Hold::Live { target },
                 ..
             },
-        ] => Planned::converged(vec![Step::Domain(DomainStep::GrowDisk {
+        ] => Ok(Told::Guest(DomainStep::GrowDisk {
             instance: *instance,
             disk: DiskFile {
                 path: larger.path,
                 target: target.clone(),
             },
             size: larger.size,
-        })]),
-        _ => Planned::wait(wait_for(guests)),
+        })),
+        _ => Err(wait_for(guests)),
     }
+}
+
+/// Grows it under the guest that has it, or what nobody has. QEMU grows a file itself; a block device it only looks at.
+fn grow(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
+    let is_file = larger.pool.is_local();
+    // Also of one that a guest has: a snapshot may be made of it.
+    if observed.copied {
+        return Planned::wait(VolumeWait::Copied);
+    }
+    match told(&larger, observed) {
+        Err(wait) => Planned::wait(wait),
+        Ok(Told::Guest(tell)) if is_file => Planned::converged(vec![Step::Domain(tell)]),
+        // How it goes on, is told when that is done and looked at.
+        Ok(Told::Nobody | Told::Guest(_)) => {
+            Planned::converged(vec![Step::Storage(StorageStep::GrowVolume(larger))])
+        }
+    }
+}
+
+/// Lets the guest that has a block device know that it grew.
+fn tell(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
+    let guest = match told(&larger, observed) {
+        Err(wait) => return Planned::wait(wait),
+        Ok(Told::Nobody) => None,
+        Ok(Told::Guest(tell)) => Some(Step::Domain(tell)),
+    };
+    let settle = StorageStep::SettleVolume(StoredVolume {
+        id: larger.id,
+        pool: larger.pool,
+    });
+    Planned::converged(guest.into_iter().chain([Step::Storage(settle)]).collect())
 }
 
 fn wait_for<'a>(users: impl IntoIterator<Item = &'a VolumeUser>) -> VolumeWait {

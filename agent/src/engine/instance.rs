@@ -216,6 +216,31 @@ fn remember(memory: &mut Memory, step: &Step) {
     }
 }
 
+/// Whether a step may take as long as what it works on is large.
+fn takes_long(step: &StorageStep) -> bool {
+    match step {
+        StorageStep::FetchImage(_)
+        | StorageStep::CreateVolume(_)
+        | StorageStep::RemoveVolume(_)
+        | StorageStep::CreateSnapshot(_)
+        | StorageStep::RemoveSnapshot(_) => true,
+        // The new part of a block device is filled with zeros.
+        StorageStep::GrowVolume(larger) => !larger.pool.is_local(),
+        StorageStep::CreateDisk(_)
+        | StorageStep::CreateConfigDrive(_)
+        | StorageStep::GrowDisk(_)
+        | StorageStep::RemoveOldFile(_)
+        | StorageStep::RemoveInstance(_)
+        | StorageStep::MarkVolume(_)
+        | StorageStep::SettleVolume(_)
+        | StorageStep::ActivateVolume(_)
+        | StorageStep::PrepareSnapshot(_)
+        | StorageStep::NameSnapshot(_)
+        | StorageStep::MarkSnapshot(_)
+        | StorageStep::DiscardPartialSnapshot(_) => false,
+    }
+}
+
 /// Carries out one step. The outer error: the pass was broken off.
 pub(super) async fn apply(
     worker: &mut Worker,
@@ -225,13 +250,7 @@ pub(super) async fn apply(
     let (name, text) = (name(step), text(step));
     match step {
         // What takes minutes has bounds of its own: it keeps nobody from work, and ends with its wish.
-        Step::Storage(
-            long @ (StorageStep::FetchImage(_)
-            | StorageStep::CreateVolume(_)
-            | StorageStep::RemoveVolume(_)
-            | StorageStep::CreateSnapshot(_)
-            | StorageStep::RemoveSnapshot(_)),
-        ) => {
+        Step::Storage(long) if takes_long(long) => {
             worker.leave_slot();
             let result = tokio::select! {
                 biased;
@@ -325,6 +344,8 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::CreateVolume(_)) => "create_volume",
         Step::Storage(StorageStep::MarkVolume(_)) => "mark_volume",
         Step::Storage(StorageStep::GrowVolume(_)) => "grow_volume",
+        Step::Storage(StorageStep::SettleVolume(_)) => "settle_volume",
+        Step::Storage(StorageStep::ActivateVolume(_)) => "activate_volume",
         Step::Storage(StorageStep::RemoveVolume(_)) => "remove_volume",
         Step::Storage(StorageStep::CreateSnapshot(_)) => "create_snapshot",
         Step::Storage(StorageStep::PrepareSnapshot(_)) => "prepare_snapshot",
@@ -392,7 +413,10 @@ fn text(step: &Step) -> String {
         Step::Storage(StorageStep::CreateVolume(_) | StorageStep::MarkVolume(_)) => {
             "making the volume".to_owned()
         }
-        Step::Storage(StorageStep::GrowVolume(_)) => "growing the volume".to_owned(),
+        Step::Storage(StorageStep::GrowVolume(_) | StorageStep::SettleVolume(_)) => {
+            "growing the volume".to_owned()
+        }
+        Step::Storage(StorageStep::ActivateVolume(_)) => "activating the volume".to_owned(),
         Step::Storage(StorageStep::RemoveVolume(_)) => "removing the volume".to_owned(),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         domain::DomainStep,
         instance::{Paths, Step},
         snapshot::{self, SnapshotObserved, SnapshotPlan, SnapshotThen, SnapshotWait},
-        volume::{self as volumes, FORMATS, Usable},
+        volume::{self as volumes, Usable},
     },
 };
 
@@ -141,14 +141,13 @@ async fn look(
     *held = None;
     // What it was made of says nothing any more once it is there.
     if let Some(spec) = wish.spec.as_ref().filter(|_| observed.files.file.is_none()) {
-        let volume = spec.volume.id;
+        let (volume, pool) = (spec.volume.id, &spec.volume.pool);
         *held = Some(worker.tools.volumes.hold(volume));
         if worker.tools.volumes.is_whole(volume) {
-            observed.source = host.storage.observe_volume(volume).await?;
+            observed.source = host.storage.observe_volume(volume, Some(pool)).await?;
         }
         let domains = host.compute.observe().await?;
-        let files = FORMATS.map(|format| paths.volume(volume, format));
-        observed.users = volumes::users(&files, &domains);
+        observed.users = volumes::users(&paths.volume_places(volume), &domains);
     }
     if snapshot::asks_for_jobs(&observed.files, &observed.users) {
         observed.jobs = host.compute.backups().await?;

@@ -56,6 +56,7 @@ impl Survey {
         loop {
             ticks.tick().await;
             self.look_at_space().await;
+            self.look_at_pools().await;
             let seen = self.look_at_domains().await;
             if seen.is_err() && self.every > SOON {
                 ticks.reset_after(SOON);
@@ -81,6 +82,12 @@ impl Survey {
                 .glances
                 .update(|glance| glance.storage_error = Some(error_chain(&error))),
         }
+    }
+
+    async fn look_at_pools(&self) {
+        let pools = self.tools.host.storage.pools().await;
+        self.tools.metrics.pools(&pools);
+        self.glances.update(|glance| glance.pools = pools);
     }
 
     async fn look_at_domains(&mut self) -> Result<Arc<Vec<DomainObserved>>, ()> {

@@ -16,7 +16,7 @@ use crate::{
     decide::{
         image_cache::CachedName,
         instance::{Paths, Step, StorageStep},
-        volume::{self, FORMATS, Usable, VolumeObserved, VolumePlan, VolumeThen, VolumeWait},
+        volume::{self, Usable, VolumeObserved, VolumePlan, VolumeThen, VolumeWait},
     },
 };
 
@@ -89,8 +89,9 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
             if let Err(error) = apply(worker, step).await? {
                 // Whoever has use for it as it was need not wait for what it cannot become.
                 if let Step::Storage(StorageStep::GrowVolume(larger)) = step
-                    && let Ok(files) = worker.tools.host.storage.observe_volume(wish.id).await
-                    && files.whole(larger.format).is_some()
+                    && let storage = &worker.tools.host.storage
+                    && let Ok(files) = storage.observe_volume(wish.id, Some(&larger.pool)).await
+                    && files.whole(&larger.pool, larger.format).is_some()
                 {
                     worker.tools.volumes.set(wish.id, Usable::Yes);
                 }
@@ -109,8 +110,10 @@ async fn look(
     held: &mut Source,
 ) -> Result<VolumeObserved, ActError> {
     let host = &worker.tools.host;
+    // A tombstone does not say where it is.
+    let pool = wish.spec.as_ref().map(|spec| &spec.pool);
     let mut observed = VolumeObserved {
-        files: host.storage.observe_volume(wish.id).await?,
+        files: host.storage.observe_volume(wish.id, pool).await?,
         copied: worker.tools.volumes.is_held(wish.id),
         ..VolumeObserved::default()
     };
@@ -125,7 +128,10 @@ async fn look(
         Some(VolumeSource::Volume(source)) => {
             held.volume = Some(worker.tools.volumes.hold(source.id));
             if worker.tools.volumes.is_whole(source.id) {
-                observed.source = host.storage.observe_volume(source.id).await?;
+                observed.source = host
+                    .storage
+                    .observe_volume(source.id, Some(&source.pool))
+                    .await?;
             }
         }
         Some(VolumeSource::Snapshot(source)) => {
@@ -139,10 +145,9 @@ async fn look(
     }
     if volume::asks_for_users(wish, &observed.files) {
         let domains = host.compute.observe().await?;
-        let files = |id| FORMATS.map(|format| paths.volume(id, format));
-        observed.users = volume::users(&files(wish.id), &domains);
+        observed.users = volume::users(&paths.volume_places(wish.id), &domains);
         if let Some(VolumeSource::Volume(source)) = source {
-            observed.source_users = volume::users(&files(source.id), &domains);
+            observed.source_users = volume::users(&paths.volume_places(source.id), &domains);
         }
     }
     Ok(observed)

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use berth_common::units::ByteCount;
+use berth_common::{names::PoolName, units::ByteCount};
 use prometheus::{
     core::{Collector, Desc},
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
@@ -34,9 +34,6 @@ use crate::{
 /// How many domains have series of their own: more than a host runs. With two disks and two NICs each has 37 series.
 pub const MOST_DOMAINS: usize = 1024;
 
-/// The only pool there is: the files below the state directory.
-const POOL: &str = "default";
-
 /// The newest figures. Clones are handles to the same ones.
 #[derive(Debug, Clone, Default)]
 pub struct UsageFigures {
@@ -46,7 +43,7 @@ pub struct UsageFigures {
 #[derive(Debug, Default)]
 struct Newest {
     domains: Option<Fresh<Picture>>,
-    pool: Option<Fresh<Pool>>,
+    pools: Option<Fresh<Vec<Pool>>>,
     memory: Option<Fresh<Memory>>,
 }
 
@@ -63,15 +60,19 @@ impl<T> Fresh<T> {
     }
 }
 
-/// The space for disks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The space in a storage pool.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pool {
+    /// Its name: `local`, or one that is configured.
+    pub name: PoolName,
     /// All of it.
     pub capacity: ByteCount,
     /// What is used of it, by whomever.
     pub used: ByteCount,
     /// What disks may take once their guests have written them full.
     pub provisioned: ByteCount,
+    /// How full the tables of a thin pool are, in percent.
+    pub metadata_percent: Option<u8>,
 }
 
 impl UsageFigures {
@@ -80,9 +81,9 @@ impl UsageFigures {
         self.change(|newest| newest.domains = picture.map(|it| fresh(it, for_how_long)));
     }
 
-    /// The space for disks; shown for so long. `None`: nobody can tell.
-    pub fn pool(&self, pool: Option<Pool>, for_how_long: Duration) {
-        self.change(|newest| newest.pool = pool.map(|it| fresh(it, for_how_long)));
+    /// The space in those storage pools of which somebody can tell; shown for so long.
+    pub fn pools(&self, pools: Vec<Pool>, for_how_long: Duration) {
+        self.change(|newest| newest.pools = Some(fresh(pools, for_how_long)));
     }
 
     /// The host's memory; shown for so long.
@@ -105,10 +106,15 @@ impl UsageFigures {
             page.count(&UNSHOWN, &[], unshown);
             page.foreign(&picture.foreign);
         }
-        if let Some(pool) = newest.pool.as_ref().and_then(|it| it.at(now)) {
-            page.bytes(&POOL_CAPACITY, &[POOL], pool.capacity);
-            page.bytes(&POOL_USED, &[POOL], pool.used);
-            page.bytes(&POOL_PROVISIONED, &[POOL], pool.provisioned);
+        let pools = newest.pools.as_ref().and_then(|it| it.at(now));
+        for pool in pools.into_iter().flatten() {
+            let label = &[pool.name.as_str()];
+            page.bytes(&POOL_CAPACITY, label, pool.capacity);
+            page.bytes(&POOL_USED, label, pool.used);
+            page.bytes(&POOL_PROVISIONED, label, pool.provisioned);
+            if let Some(percent) = pool.metadata_percent {
+                page.count(&POOL_METADATA, label, usize::from(percent));
+            }
         }
         if let Some(memory) = newest.memory.as_ref().and_then(|it| it.at(now)) {
             page.memory(memory);

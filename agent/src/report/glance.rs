@@ -8,7 +8,7 @@ use std::{
 use berth_common::units::ByteCount;
 use tokio::time::Instant;
 
-use crate::decide::domain::DomainObserved;
+use crate::{act::PoolState, decide::domain::DomainObserved};
 
 /// A look older than this says nothing about now.
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
@@ -28,6 +28,8 @@ pub struct Glance {
     pub libvirt_error: Option<String>,
     /// Size and used bytes of the file system of the disks.
     pub space: Option<(ByteCount, ByteCount)>,
+    /// Every storage pool, as it was seen last.
+    pub pools: Vec<PoolState>,
     /// Why the last look at the file system failed, if it did.
     pub storage_error: Option<String>,
     /// Why the journal cannot be written, if so.

@@ -14,7 +14,9 @@ use berth_common::{
     ids::HostId,
     message::{
         app,
-        heartbeat::{ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth},
+        heartbeat::{
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth, PoolReport,
+        },
         report::PowerState,
         view::Resources,
     },
@@ -233,14 +235,18 @@ impl Pulse {
                     .whole_mb(),
                 disk_gb: round_up(disk_used),
             },
-            health: vec![
+            health: [
                 agent_health(&glance, now),
                 libvirt_health(&glance, now),
                 storage_health(&glance),
-            ],
+            ]
+            .into_iter()
+            .chain(pools_health(&glance))
+            .collect(),
             foreign_domains: foreign_domains(&glance),
             physical_networks: machine.physical_networks,
             resources: machine.countables,
+            pools: pools(&glance),
         }
     }
 }
@@ -353,14 +359,33 @@ fn storage_health(glance: &Glance) -> PartHealth {
     part("storage", glance.storage_error.clone())
 }
 
+/// The pools that an operator configured. How `local` is, `storage` says.
+fn pools_health(glance: &Glance) -> impl Iterator<Item = PartHealth> {
+    let configured = glance.pools.iter().filter(|pool| !pool.name.is_local());
+    configured.map(|pool| {
+        let reason = pool.report.as_ref().err().cloned();
+        part(&format!("pool {}", pool.name), reason)
+    })
+}
+
+/// The pools that work.
+fn pools(glance: &Glance) -> Vec<PoolReport> {
+    let reports = glance.pools.iter();
+    reports
+        .filter_map(|pool| pool.report.as_ref().ok().cloned())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use berth_common::{telemetry::registry::Metrics, units::MemoryMb};
+    use berth_common::{
+        message::heartbeat::PoolKind, telemetry::registry::Metrics, units::MemoryMb,
+    };
     use uuid::Uuid;
 
     use super::*;
     use crate::{
-        act::machine::ThisMachine,
+        act::{PoolState, machine::ThisMachine},
         decide::domain::{DomainDisks, DomainObserved},
     };
 
@@ -374,6 +399,17 @@ mod tests {
             glances: Glances::default(),
             facts: watch::channel(None).1,
             metrics: AgentMetrics::new(&Metrics::new("test", "1").unwrap()).unwrap(),
+        }
+    }
+
+    fn fast() -> PoolReport {
+        PoolReport {
+            name: "fast".parse().unwrap(),
+            kind: PoolKind::Lvm,
+            total_bytes: ByteCount::clamped(4),
+            used_bytes: ByteCount::clamped(2),
+            provisioned_bytes: ByteCount::clamped(1),
+            metadata_percent: None,
         }
     }
 
@@ -404,6 +440,16 @@ mod tests {
         pulse.glances.update(|glance| {
             glance.domains = Some((seen, Arc::new(domains)));
             glance.space = Some((ByteCount::clamped(100 << 30), ByteCount::clamped(1)));
+            glance.pools = vec![
+                PoolState {
+                    name: "fast".parse().unwrap(),
+                    report: Ok(fast()),
+                },
+                PoolState {
+                    name: "slow".parse().unwrap(),
+                    report: Err("no such volume group".to_owned()),
+                },
+            ];
         });
         let heartbeat = pulse.heartbeat(
             1,
@@ -428,6 +474,14 @@ mod tests {
                 .clone()
         };
         assert!(health(&heartbeat, "libvirt").ok);
+        let ill = health(&heartbeat, "pool slow");
+        assert_eq!(
+            (ill.ok, ill.reason.as_deref()),
+            (false, Some("no such volume group"))
+        );
+        assert!(health(&heartbeat, "pool fast").ok);
+        let names = heartbeat.pools.iter().map(|pool| pool.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["fast"]);
         let late = pulse.heartbeat(
             2,
             ThisMachine::default().measure(),

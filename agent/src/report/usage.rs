@@ -6,7 +6,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use berth_common::telemetry::error_chain;
+use berth_common::{names::PoolName, telemetry::error_chain};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +47,7 @@ impl Meter {
         tokio::select! {
             () = cancel.cancelled() => {}
             () = self.measure_domains() => {}
-            () = self.measure_pool() => {}
+            () = self.measure_pools() => {}
             () = self.measure_memory() => {}
         }
     }
@@ -94,19 +94,35 @@ impl Meter {
     }
 
     /// Never ends. What hangs here is a file system.
-    async fn measure_pool(&self) {
+    async fn measure_pools(&self) {
         let mut ticks = self.ticks();
         loop {
             ticks.tick().await;
             // The engine looks as well, and says what is wrong.
             let space = self.storage.space().await.ok();
             let documents = self.journal.all();
-            let pool = space.map(|(capacity, used)| Pool {
+            let provisioned_of =
+                |pool: &PoolName| provisioned(documents.iter().map(|entry| &*entry.document), pool);
+            let local = space.map(|(capacity, used)| Pool {
                 capacity,
                 used,
-                provisioned: provisioned(documents.iter().map(|entry| &*entry.document)),
+                provisioned: provisioned_of(&PoolName::default()),
+                ..Pool::default()
             });
-            self.figures.pool(pool, self.shown());
+            let others = self.glances.newest().pools;
+            let others = others.iter().filter(|pool| !pool.name.is_local());
+            let others = others.filter_map(|pool| {
+                let report = pool.report.as_ref().ok()?;
+                Some(Pool {
+                    name: pool.name.clone(),
+                    capacity: report.total_bytes,
+                    used: report.used_bytes,
+                    provisioned: provisioned_of(&pool.name),
+                    metadata_percent: report.metadata_percent,
+                })
+            });
+            self.figures
+                .pools(local.into_iter().chain(others).collect(), self.shown());
         }
     }
 

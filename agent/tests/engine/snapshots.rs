@@ -68,6 +68,7 @@ impl Wanted {
                 project: "default".parse().unwrap(),
                 size_gb: DiskGb::new(gb).unwrap(),
                 format: VolumeFormat::Qcow2,
+                pool: PoolName::default(),
                 source,
             }),
         })
@@ -84,6 +85,7 @@ impl Wanted {
                 volume: VolumeRef {
                     id: self.volume,
                     format: VolumeFormat::Qcow2,
+                    pool: PoolName::default(),
                 },
                 size_gb: DiskGb::new(1).unwrap(),
             }),
@@ -105,10 +107,15 @@ impl Wanted {
 }
 
 fn holds(gb: u64, content: &str) -> Option<FakeVolume> {
+    let size = ByteCount::from_gb(DiskGb::new(gb).unwrap());
     Some(FakeVolume {
+        pool: PoolName::default(),
         format: VolumeFormat::Qcow2,
-        size: ByteCount::from_gb(DiskGb::new(gb).unwrap()),
+        size,
         content: content.to_owned(),
+        known: size,
+        grown: false,
+        active: true,
     })
 }
 
@@ -138,6 +145,7 @@ fn with_volume(wish: &Wish, generation: u64, volume: Option<VolumeId>) -> Docume
             id,
             position: 1,
             format: VolumeFormat::Qcow2,
+            pool: PoolName::default(),
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
         });

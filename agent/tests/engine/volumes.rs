@@ -12,6 +12,7 @@ use super::*;
 struct Wanted {
     host: HostId,
     id: VolumeId,
+    pool: PoolName,
     source: Option<VolumeSource>,
 }
 
@@ -20,6 +21,7 @@ impl Wanted {
         Self {
             host: lab.host_id,
             id: VolumeId::new(),
+            pool: lab.pool.clone(),
             source,
         }
     }
@@ -30,8 +32,9 @@ impl Wanted {
 
     fn copy_of(lab: &Lab, other: &Self) -> Self {
         let source = VolumeRef {
+            pool: other.pool.clone(),
             id: other.id,
-            format: VolumeFormat::Qcow2,
+            format: other.format(),
         };
         Self::new(lab, Some(VolumeSource::Volume(source)))
     }
@@ -42,17 +45,22 @@ impl Wanted {
             generation: Generation(generation),
             host_id: self.host,
             spec: Some(VolumeSpec {
+                pool: self.pool.clone(),
                 name: "data".parse().unwrap(),
                 project: "default".parse().unwrap(),
                 size_gb: DiskGb::new(gb).unwrap(),
-                format: VolumeFormat::Qcow2,
+                format: self.format(),
                 source: self.source.clone(),
             }),
         })
     }
 
     fn path(&self) -> std::path::PathBuf {
-        facts().paths.volume(self.id, VolumeFormat::Qcow2)
+        facts().paths.volume(&self.pool, self.id, self.format())
+    }
+
+    fn format(&self) -> VolumeFormat {
+        VolumeFormat::usual(&self.pool)
     }
 }
 
@@ -64,12 +72,19 @@ fn image() -> ImageRef {
     }
 }
 
-fn holds(gb: u64, content: &str) -> Option<FakeVolume> {
-    Some(FakeVolume {
-        format: VolumeFormat::Qcow2,
-        size: ByteCount::from_gb(DiskGb::new(gb).unwrap()),
-        content: content.to_owned(),
-    })
+/// A volume's size and what is on it.
+type Held = Option<(ByteCount, String)>;
+
+fn holds(gb: u64, content: &str) -> Held {
+    let size = ByteCount::from_gb(DiskGb::new(gb).unwrap());
+    Some((size, content.to_owned()))
+}
+
+/// What there is of a volume at rest.
+fn held(lab: &Lab, id: VolumeId) -> Held {
+    let found: FakeVolume = lab.host.volume(id)?;
+    assert!(found.active && !found.grown, "{found:?}");
+    Some((found.size, found.content))
 }
 
 fn of_image() -> String {
@@ -128,18 +143,18 @@ async fn a_volume_is_made_grown_copied_and_removed() {
     let lab = Lab::new().await;
     let volume = Wanted::of_image(&lab);
     made(&lab, &volume, 1).await;
-    assert_eq!(lab.host.volume(volume.id), holds(1, &of_image()));
+    assert_eq!(held(&lab, volume.id), holds(1, &of_image()));
     lab.host.write_volume(volume.id, "work");
     let content = format!("{} + work", of_image());
 
     let larger = volume.document(2, 3);
     lab.send(&larger).await;
     lab.wait_status(&larger, ConvergeStatus::Converged).await;
-    assert_eq!(lab.host.volume(volume.id), holds(3, &content));
+    assert_eq!(held(&lab, volume.id), holds(3, &content));
 
     let copy = Wanted::copy_of(&lab, &volume);
     let document = made(&lab, &copy, 4).await;
-    assert_eq!(lab.host.volume(copy.id), holds(4, &content));
+    assert_eq!(held(&lab, copy.id), holds(4, &content));
 
     // A copy stands alone.
     for tombstone in [larger.tombstone(), document.tombstone()] {
@@ -153,7 +168,7 @@ async fn a_volume_is_made_grown_copied_and_removed() {
 struct Case {
     documents: Vec<Document>,
     status: ConvergeStatus,
-    volumes: Vec<(VolumeId, Option<FakeVolume>)>,
+    volumes: Vec<(VolumeId, Held)>,
 }
 
 /// How a law disturbs.
@@ -165,9 +180,19 @@ enum Disturb {
 
 /// Disturbs every step there is, until one run gets through undisturbed. Each document comes twice.
 async fn law(prepare: impl AsyncFn(&Lab) -> Case) {
+    for pool in POOLS {
+        law_in(&pool.parse().unwrap(), &prepare).await;
+    }
+}
+
+/// The host's pools, of files and of block devices.
+const POOLS: [&str; 2] = ["local", "fast"];
+
+async fn law_in(pool: &PoolName, prepare: &impl AsyncFn(&Lab) -> Case) {
     for disturb in [Disturb::Fail, Disturb::Crash] {
         for steps in 0.. {
             let mut lab = Lab::new().await;
+            lab.pool = pool.clone();
             let case = prepare(&lab).await;
             let before = lab.host.steps_done();
             match disturb {
@@ -196,7 +221,7 @@ async fn law(prepare: impl AsyncFn(&Lab) -> Case) {
                 lab.wait_status(document, case.status).await;
             }
             for (id, expected) in &case.volumes {
-                let found = lab.host.volume(*id);
+                let found = held(&lab, *id);
                 assert_eq!(&found, expected, "{disturb:?} at step {steps}");
             }
             let left = lab.host.leftovers();
@@ -302,10 +327,10 @@ async fn a_volume_stays_while_any_domain_names_it() {
     off.disks.kept.clone_from(&theirs.disks.kept);
     lab.host.add_foreign(off.clone());
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(lab.host.volume(volume.id), holds(1, "zeros"));
+    assert_eq!(held(&lab, volume.id), holds(1, "zeros"));
     lab.host.add_foreign(without_disks(&off));
     lab.wait_status(&tombstone, ConvergeStatus::Gone).await;
-    assert_eq!(lab.host.volume(volume.id), None);
+    assert_eq!(held(&lab, volume.id), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -322,7 +347,7 @@ async fn a_volume_that_vanished_is_told_and_not_made_anew() {
     lab.send(&larger).await;
     wait_fault(&lab, &larger, FaultCode::Volume, "its file is missing").await;
     sleep(LIMIT).await;
-    assert_eq!(lab.host.volume(volume.id), None);
+    assert_eq!(held(&lab, volume.id), None);
     lab.send(&larger.tombstone()).await;
     lab.wait_status(&larger.tombstone(), ConvergeStatus::Gone)
         .await;
@@ -337,7 +362,7 @@ async fn a_volume_never_shrinks_and_stays_as_it_is() {
     let smaller = volume.document(2, 1);
     lab.send(&smaller).await;
     wait_fault(&lab, &smaller, FaultCode::Volume, "never shrinks").await;
-    assert_eq!(lab.host.volume(volume.id), holds(3, "zeros"));
+    assert_eq!(held(&lab, volume.id), holds(3, "zeros"));
     let back = volume.document(3, 3);
     lab.send(&back).await;
     lab.wait_status(&back, ConvergeStatus::Converged).await;
@@ -354,16 +379,16 @@ async fn a_volume_in_use_is_neither_copied_nor_grown_behind_its_users_back() {
     let document = copy.document(1, 2);
     lab.send(&document).await;
     wait_fault(&lab, &document, FaultCode::Volume, "\"theirs\"").await;
-    assert_eq!(lab.host.volume(copy.id), None);
+    assert_eq!(held(&lab, copy.id), None);
     let larger = volume.document(2, 2);
     lab.send(&larger).await;
     lab.wait(larger.key(), "waiting", |report| report.progress.is_some())
         .await;
-    assert_eq!(lab.host.volume(volume.id), holds(1, "zeros"));
+    assert_eq!(held(&lab, volume.id), holds(1, "zeros"));
     lab.host.add_foreign(without_disks(&theirs));
     lab.wait_status(&larger, ConvergeStatus::Converged).await;
     lab.wait_status(&document, ConvergeStatus::Converged).await;
-    assert_eq!(lab.host.volume(copy.id), holds(2, "zeros"));
+    assert_eq!(held(&lab, copy.id), holds(2, "zeros"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -440,9 +465,10 @@ async fn what_reappears_of_a_removed_volume_is_removed_again_and_what_has_no_doc
 fn with_volumes(wish: &Wish, generation: u64, volumes: &[&Wanted]) -> Document {
     wish.instance(generation, |spec| {
         let attached = (1..).zip(volumes).map(|(position, volume)| InstanceVolume {
+            pool: volume.pool.clone(),
             id: volume.id,
             position,
-            format: VolumeFormat::Qcow2,
+            format: volume.format(),
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
         });
@@ -454,7 +480,7 @@ fn with_volumes(wish: &Wish, generation: u64, volumes: &[&Wanted]) -> Document {
 fn live(lab: &Lab, wish: &Wish) -> Vec<String> {
     let domain = lab.host.domain(wish.instance.as_uuid()).unwrap();
     let disks = domain.disks.live.into_iter();
-    let volumes = disks.filter(|disk| disk.path.starts_with(facts().paths.volumes));
+    let volumes = disks.filter(|disk| facts().paths.volume_at(&disk.path).is_some());
     volumes.map(|disk| disk.target).collect()
 }
 
@@ -482,29 +508,121 @@ async fn an_instance_starts_with_its_volume_once_that_is_made() {
 
 #[tokio::test(start_paused = true)]
 async fn a_running_guest_gets_a_volume_that_grows_under_it_and_gives_it_back() {
-    let lab = Lab::new().await;
-    let (wish, ..) = running(&lab).await;
-    let volume = Wanted::new(&lab, None);
+    for pool in POOLS {
+        let mut lab = Lab::new().await;
+        lab.pool = pool.parse().unwrap();
+        grows_under_its_guest(&lab).await;
+    }
+}
+
+async fn grows_under_its_guest(lab: &Lab) {
+    let (wish, ..) = running(lab).await;
+    let volume = Wanted::new(lab, None);
     let instance = with_volumes(&wish, 2, &[&volume]);
     // The instance's document may come first.
     lab.send(&instance).await;
-    made(&lab, &volume, 1).await;
+    made(lab, &volume, 1).await;
     lab.wait_status(&instance, ConvergeStatus::Converged).await;
-    assert_eq!(live(&lab, &wish), ["vdb"]);
+    assert_eq!(live(lab, &wish), ["vdb"]);
     let larger = volume.document(2, 2);
     lab.send(&larger).await;
     lab.wait_status(&larger, ConvergeStatus::Converged).await;
-    assert_eq!(lab.host.volume(volume.id), holds(2, "zeros"));
+    assert_eq!(held(lab, volume.id), holds(2, "zeros"));
+    let known = lab.host.volume(volume.id).unwrap().known;
+    assert_eq!(known, ByteCount::from_gb(DiskGb::new(2).unwrap()));
     // Deleted in the wrong order, it stays until the guest has given it back.
     lab.send(&larger.tombstone()).await;
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(lab.host.volume(volume.id), holds(2, "zeros"));
+    assert_eq!(held(lab, volume.id), holds(2, "zeros"));
     let without = with_volumes(&wish, 3, &[]);
     lab.send(&without).await;
     lab.wait_status(&without, ConvergeStatus::Converged).await;
     lab.wait_status(&larger.tombstone(), ConvergeStatus::Gone)
         .await;
     assert_eq!(lab.host.lives(wish.instance).starts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_gets_to_know_that_its_block_device_grew_whatever_goes_wrong() {
+    for disturb in [Disturb::Fail, Disturb::Crash] {
+        for steps in 0.. {
+            let mut lab = Lab::new().await;
+            lab.pool = fast();
+            let (wish, ..) = running(&lab).await;
+            let volume = Wanted::new(&lab, None);
+            made(&lab, &volume, 1).await;
+            let with = with_volumes(&wish, 2, &[&volume]);
+            lab.send(&with).await;
+            lab.wait_status(&with, ConvergeStatus::Converged).await;
+            let done = lab.host.steps_done();
+            match disturb {
+                Disturb::Fail => lab.host.fail_after(steps),
+                Disturb::Crash => lab.host.crash_after(steps),
+            }
+            let larger = volume.document(2, 3);
+            lab.send(&larger).await;
+            let settled = || {
+                lab.newest(larger.key()).is_some_and(|report| {
+                    report.generation == larger.generation()
+                        && report.status == ConvergeStatus::Converged
+                })
+            };
+            lab.wait_until("the crash or the end", || {
+                lab.host.is_crashed() || settled()
+            })
+            .await;
+            let untouched = lab.host.steps_done() - done <= steps && !lab.host.is_crashed();
+            lab.restart().await;
+            lab.send(&larger).await;
+            lab.wait_status(&larger, ConvergeStatus::Converged).await;
+            assert_eq!(held(&lab, volume.id), holds(3, "zeros"));
+            let known = lab.host.volume(volume.id).unwrap().known;
+            assert_eq!(known, ByteCount::from_gb(DiskGb::new(3).unwrap()));
+            lab.kill().await;
+            if untouched {
+                assert!(steps > 0, "nothing was ever disturbed");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn block_devices_appear_again_after_the_host_lost_power() {
+    let mut lab = Lab::new().await;
+    lab.pool = fast();
+    let (wish, ..) = running(&lab).await;
+    let volume = Wanted::of_image(&lab);
+    made(&lab, &volume, 1).await;
+    let with = with_volumes(&wish, 2, &[&volume]);
+    lab.send(&with).await;
+    lab.wait_status(&with, ConvergeStatus::Converged).await;
+    lab.kill().await;
+    lab.host.power_cut();
+    assert!(!lab.host.volume(volume.id).unwrap().active);
+    lab.restart().await;
+    lab.send(&with).await;
+    lab.wait_until("the guest runs with its volume", || {
+        lab.host.volume(volume.id).is_some_and(|it| it.active)
+            && lab.host.lives(wish.instance).starts == 2
+    })
+    .await;
+    assert_eq!(live(&lab, &wish), ["vdb"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_the_host_does_not_have_is_told_by_name() {
+    let mut lab = Lab::new().await;
+    lab.pool = "slow".parse().unwrap();
+    let volume = Wanted::new(&lab, None);
+    let document = volume.document(1, 1);
+    lab.send(&document).await;
+    let part = "is in the storage pool slow, which this host does not have; it has local, fast";
+    wait_fault(&lab, &document, FaultCode::Volume, part).await;
+    lab.send(&document.tombstone()).await;
+    lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)
+        .await;
+    assert_eq!(lab.host.leftovers(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -543,9 +661,16 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
 
 /// Disturbs every step of a change of an instance's volumes.
 async fn attach_law(before: &[usize], after: &[usize]) {
+    for pool in POOLS {
+        attach_law_in(&pool.parse().unwrap(), before, after).await;
+    }
+}
+
+async fn attach_law_in(pool: &PoolName, before: &[usize], after: &[usize]) {
     for disturb in [Disturb::Fail, Disturb::Crash] {
         for steps in 0.. {
             let mut lab = Lab::new().await;
+            lab.pool = pool.clone();
             let (wish, ..) = running(&lab).await;
             let volumes = [(); 2].map(|()| Wanted::new(&lab, None));
             for volume in &volumes {
@@ -584,7 +709,7 @@ async fn attach_law(before: &[usize], after: &[usize]) {
                 let found: Vec<_> = files
                     .iter()
                     .map(|file| file.path.clone())
-                    .filter(|path| path.starts_with(facts().paths.volumes))
+                    .filter(|path| facts().paths.volume_at(path).is_some())
                     .collect();
                 assert_eq!(found, expected, "{disturb:?} at step {steps}");
             }

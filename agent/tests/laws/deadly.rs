@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use berth_agent::{
-    act::{ActError, Compute, Progress, Storage, libvirt::Libvirt, storage::DirStorage},
+    act::{ActError, Compute, PoolState, Progress, Storage, libvirt::Libvirt, storage::DirStorage},
     decide::{
         domain::{DomainObserved, DomainStep, JobProgress},
         instance::{InstanceFiles, StorageStep},
@@ -19,6 +19,7 @@ use berth_agent::{
 use berth_common::{
     document::ImageRef,
     ids::{InstanceId, SnapshotId, VolumeId},
+    names::PoolName,
     units::ByteCount,
 };
 use tokio::sync::Notify;
@@ -194,8 +195,16 @@ impl Storage for Deadly<DirStorage> {
         self.real.instances_with_files().await
     }
 
-    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError> {
-        self.real.observe_volume(volume).await
+    async fn observe_volume(
+        &self,
+        volume: VolumeId,
+        pool: Option<&PoolName>,
+    ) -> Result<VolumeFiles, ActError> {
+        self.real.observe_volume(volume, pool).await
+    }
+
+    async fn pools(&self) -> Vec<PoolState> {
+        self.real.pools().await
     }
 
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {

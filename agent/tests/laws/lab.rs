@@ -437,7 +437,8 @@ impl Lab {
     }
 
     pub(crate) fn volume_path(&self) -> PathBuf {
-        self.paths().volume(self.wish.volume, VolumeFormat::Qcow2)
+        self.paths()
+            .volume_file(self.wish.volume, VolumeFormat::Qcow2)
     }
 
     pub(crate) fn snapshot_path(&self) -> PathBuf {

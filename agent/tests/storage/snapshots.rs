@@ -26,6 +26,7 @@ impl Host {
             volume: VolumeRef {
                 id: volume.id,
                 format: volume.format,
+                pool: volume.pool.clone(),
             },
         }
     }
@@ -66,6 +67,7 @@ fn whole(size: u64) -> SnapshotFiles {
 fn as_volume(snapshot: &NewSnapshot, size: u64) -> NewVolume {
     NewVolume {
         id: snapshot.volume.id,
+        pool: snapshot.volume.pool.clone(),
         path: snapshot.path.clone(),
         format: VolumeFormat::Qcow2,
         size: ByteCount::clamped(size),

@@ -23,8 +23,9 @@ impl Host {
     ) -> NewVolume {
         let id = VolumeId::new();
         NewVolume {
+            pool: Default::default(),
             id,
-            path: self.paths.volume(id, format),
+            path: self.paths.volume_file(id, format),
             format,
             size: ByteCount::clamped(size),
             content,
@@ -45,6 +46,7 @@ impl Host {
 
     async fn grow(&self, volume: &NewVolume, size: u64) -> Result<(), ActError> {
         self.step(StorageStep::GrowVolume(LargerVolume {
+            pool: Default::default(),
             id: volume.id,
             path: volume.path.clone(),
             format: volume.format,
@@ -54,7 +56,7 @@ impl Host {
     }
 
     async fn found(&self, id: VolumeId) -> VolumeFiles {
-        self.storage.observe_volume(id).await.unwrap()
+        self.storage.observe_volume(id, None).await.unwrap()
     }
 
     pub(super) async fn remove_volume(&self, id: VolumeId) {
@@ -130,11 +132,12 @@ pub(super) fn check_content(host: &Host, volume: &NewVolume, expected: &[u8]) {
 fn whole(format: VolumeFormat, size: u64) -> VolumeFiles {
     VolumeFiles {
         files: vec![VolumeFile {
+            pool: Default::default(),
             format,
             content: VolumeContent::Size(ByteCount::clamped(size)),
         }],
         made: true,
-        leaving: false,
+        ..VolumeFiles::default()
     }
 }
 
@@ -147,6 +150,7 @@ async fn volumes_are_made_empty_from_images_and_from_each_other_and_grow() {
         let empty = host.new_volume(format, 8 * MIB, Content::Zeros);
         let full = host.new_volume(format, 8 * MIB, Content::Image(image.clone()));
         let source = VolumeRef {
+            pool: Default::default(),
             id: full.id,
             format,
         };
@@ -161,7 +165,7 @@ async fn volumes_are_made_empty_from_images_and_from_each_other_and_grow() {
         check_content(&host, &empty, &[]);
         check_content(&host, &full, &content);
         for other in FORMATS {
-            let copy = host.new_volume(other, 12 * MIB, Content::Volume(source));
+            let copy = host.new_volume(other, 12 * MIB, Content::Volume(source.clone()));
             host.make(&copy).await;
             check_file(&copy, 12 * MIB);
             check_content(&host, &copy, &content);
@@ -206,6 +210,7 @@ async fn what_does_not_fit_or_is_not_there_is_refused_and_leaves_nothing() {
         &["2097152", "4194304"],
     );
     let other = VolumeRef {
+        pool: Default::default(),
         id: VolumeId::new(),
         format: VolumeFormat::Raw,
     };
@@ -255,10 +260,15 @@ async fn the_content_of_a_raw_volume_is_never_taken_for_a_header() {
         whole(VolumeFormat::Raw, 8 * MIB)
     );
     let source = VolumeRef {
+        pool: Default::default(),
         id: volume.id,
         format: VolumeFormat::Raw,
     };
-    let copy = host.new_volume(VolumeFormat::Qcow2, 8 * MIB, Content::Volume(source));
+    let copy = host.new_volume(
+        VolumeFormat::Qcow2,
+        8 * MIB,
+        Content::Volume(source.clone()),
+    );
     host.make(&copy).await;
     check_file(&copy, 8 * MIB);
     check_content(&host, &copy, &header);
@@ -433,6 +443,7 @@ async fn a_copy_of_what_is_written_meanwhile_is_thrown_away() {
     );
     install(&host.root.join("qemu-img"), &script);
     let from = VolumeRef {
+        pool: Default::default(),
         id: source.id,
         format: VolumeFormat::Raw,
     };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigDrive, VolumeFormat, VolumeLimits};
 use crate::{
     ids::{NetworkId, Nonce, PortId, SubnetId, VolumeId},
-    names::{ImageSha256, ImageUrl, InstanceName, MacAddress, ProjectName},
+    names::{ImageSha256, ImageUrl, InstanceName, MacAddress, PoolName, ProjectName},
     units::{DiskGb, MemoryMb, Vcpus},
 };
 
@@ -288,6 +288,9 @@ pub struct InstanceVolume {
     pub position: u8,
     /// How it is stored.
     pub format: VolumeFormat,
+    /// Where on its host it is stored.
+    #[serde(default)]
+    pub pool: PoolName,
     /// Whether the guest may write to it.
     #[serde(default)]
     pub access: VolumeAccess,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ImageRef, SnapshotRef};
 use crate::{
     ids::VolumeId,
-    names::{ProjectName, VolumeName},
+    names::{PoolName, ProjectName, VolumeName},
     units::DiskGb,
 };
 
@@ -23,6 +23,9 @@ pub struct VolumeSpec {
     pub size_gb: DiskGb,
     /// How it is stored.
     pub format: VolumeFormat,
+    /// Where on its host it is stored.
+    #[serde(default)]
+    pub pool: PoolName,
     /// What is on it at first; null: zeros. Once it is there, this says nothing any more.
     #[serde(default)]
     pub source: Option<VolumeSource>,
@@ -36,11 +39,27 @@ pub enum VolumeFormat {
     /// A qcow2 file of its own, with nothing below it.
     #[default]
     Qcow2,
-    /// The bare bytes, in a sparse file.
+    /// The bare bytes, in a sparse file or on a block device.
     Raw,
 }
 
 impl VolumeFormat {
+    /// How a volume is stored in a pool unless its owner says otherwise.
+    #[must_use]
+    pub fn usual(pool: &PoolName) -> Self {
+        if pool.is_local() {
+            Self::Qcow2
+        } else {
+            Self::Raw
+        }
+    }
+
+    /// Whether a volume can be stored so in a pool: a block device holds the bare bytes.
+    #[must_use]
+    pub fn fits(self, pool: &PoolName) -> bool {
+        pool.is_local() || self == Self::Raw
+    }
+
     /// The name on the wire, and the one `qemu-img` and libvirt use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -63,13 +82,16 @@ pub enum VolumeSource {
     Snapshot(SnapshotRef),
 }
 
-/// Another volume of the same host, with what must be known to open its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+/// Another volume of the same host, with what must be known to open it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeRef {
     /// The volume.
     pub id: VolumeId,
     /// How it is stored.
     pub format: VolumeFormat,
+    /// Where.
+    #[serde(default)]
+    pub pool: PoolName,
 }
 
 /// How much a guest may do with a volume in a second, reads and writes together; null: as much as it can.

@@ -9,14 +9,14 @@ use uuid::Uuid;
 use super::{report::PowerState, view::Resources};
 use crate::{
     ids::HostId,
-    names::{HostName, PhysicalNetworkName, ResourceClass},
-    units::{MemoryMb, Vcpus},
+    names::{HostName, PhysicalNetworkName, PoolName, ResourceClass},
+    units::{ByteCount, MemoryMb, Vcpus},
 };
 
 /// The `type` property of a heartbeat.
 pub const HEARTBEAT_TYPE: &str = "heartbeat";
 /// The version of heartbeats (`x-berth-version`).
-pub const HEARTBEAT_VERSION: u32 = 2;
+pub const HEARTBEAT_VERSION: u32 = 3;
 
 /// What a host is, has and uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +49,53 @@ pub struct Heartbeat {
     /// Countable resources besides CPUs, memory and disk: huge pages, PCI devices.
     #[serde(default)]
     pub resources: Vec<ResourceInventory>,
+    /// Its storage pools that work, by name. An agent that knew none has `local` only, and says nothing of it.
+    #[serde(default)]
+    pub pools: Vec<PoolReport>,
+}
+
+/// A storage pool of a host: where its volumes lie.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolReport {
+    /// Its name.
+    pub name: PoolName,
+    /// What it is made of.
+    #[serde(rename = "type")]
+    pub kind: PoolKind,
+    /// Its size in bytes: of its file system, of its volume group, or of its thin pool.
+    pub total_bytes: ByteCount,
+    /// What is taken of it, whoever took it.
+    pub used_bytes: ByteCount,
+    /// The sum of the virtual sizes of berth's volumes and snapshots in it.
+    pub provisioned_bytes: ByteCount,
+    /// How full the tables of a thin pool are, in percent, rounded up; null: it has none.
+    #[serde(default)]
+    pub metadata_percent: Option<u8>,
+}
+
+/// What a storage pool is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum PoolKind {
+    /// Files in a directory.
+    Dir,
+    /// Logical volumes that have all their extents.
+    Lvm,
+    /// Logical volumes that take extents of a thin pool when they are written to.
+    LvmThin,
+}
+
+impl PoolKind {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dir => "dir",
+            Self::Lvm => "lvm",
+            Self::LvmThin => "lvm_thin",
+        }
+    }
 }
 
 /// How much of a countable resource a host has.

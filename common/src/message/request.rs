@@ -27,8 +27,9 @@ use crate::{
     },
     ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, SnapshotId, VolumeId},
     names::{
-        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, ProjectName,
-        PropertyKey, PropertyValue, ServerGroupName, SnapshotName, VolumeName, ZoneName,
+        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PoolName,
+        ProjectName, PropertyKey, PropertyValue, ServerGroupName, SnapshotName, VolumeName,
+        ZoneName,
     },
     refusal::Refusal,
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
@@ -90,12 +91,12 @@ methods! {
     NetworkCreate => "network.create", NetworkView;
     NetworkDelete => "network.delete", NetworkView;
     NetworkList => "network.list", NetworkListReply;
-    HostList => "host.list" version 3, HostListReply;
-    HostShow => "host.show" version 2, HostView;
-    HostEnable => "host.enable" version 2, HostView;
-    HostDisable => "host.disable" version 2, HostView;
-    HostDrain => "host.drain", HostView;
-    HostSet => "host.set", HostView;
+    HostList => "host.list" version 4, HostListReply;
+    HostShow => "host.show" version 3, HostView;
+    HostEnable => "host.enable" version 3, HostView;
+    HostDisable => "host.disable" version 3, HostView;
+    HostDrain => "host.drain" version 2, HostView;
+    HostSet => "host.set" version 2, HostView;
     HostDelete => "host.delete", HostDeleteReply;
     AggregateCreate => "aggregate.create", AggregateView;
     AggregateSet => "aggregate.set", AggregateView;
@@ -387,9 +388,12 @@ pub struct VolumeCreate {
     pub project: ProjectName,
     /// Its size in GiB, at least 1 and at least that of its source.
     pub size_gb: DiskGb,
-    /// How it is stored.
+    /// How it is stored; null: `qcow2` in the pool `local`, and `raw` in any other one, which holds nothing else.
     #[serde(default)]
-    pub format: VolumeFormat,
+    pub format: Option<VolumeFormat>,
+    /// The storage pool of its host that it shall be in; null: `local`, which every host has.
+    #[serde(default)]
+    pub pool: Option<PoolName>,
     /// What is on it at first; null: zeros.
     #[serde(default)]
     pub source: Option<VolumeCreateSource>,

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    heartbeat::{ForeignDomain, PartHealth},
+    heartbeat::{ForeignDomain, PartHealth, PoolReport},
     report::{Fault, PowerState},
 };
 use crate::{
@@ -18,7 +18,8 @@ use crate::{
     ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, SubnetId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
-        ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName, VolumeName, ZoneName,
+        PoolName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName, VolumeName,
+        ZoneName,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
@@ -191,6 +192,9 @@ pub struct VolumeView {
     pub size_gb: DiskGb,
     /// How it is stored.
     pub format: VolumeFormat,
+    /// The storage pool of its host that it is in.
+    #[serde(default)]
+    pub pool: PoolName,
     /// What was on it at first; null: zeros.
     pub source: Option<VolumeSource>,
     /// How much a guest may do with it.
@@ -436,6 +440,19 @@ pub struct HostView {
     /// Countable resources besides CPUs, memory and disk.
     #[serde(default)]
     pub resources: Vec<ResourceUsage>,
+    /// Its storage pools that work, by name.
+    #[serde(default)]
+    pub pools: Vec<PoolUsage>,
+}
+
+/// A storage pool of a host, and how much of it is claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolUsage {
+    /// As its host sees it.
+    #[serde(flatten)]
+    pub report: PoolReport,
+    /// The sum of the sizes of the volumes and snapshots that shall be in it, in GiB.
+    pub claimed_gb: DiskGb,
 }
 
 /// How much of a countable resource a host has, and how much of it is claimed.

@@ -3,7 +3,7 @@
 use berth_common::{
     document::{ImageFormat, VolumeFormat, VolumeLimits},
     ids::VolumeId,
-    names::{ImageSha256, ImageUrl, VolumeName},
+    names::{ImageSha256, ImageUrl, PoolName, VolumeName},
     units::DiskGb,
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -68,9 +68,12 @@ pub(crate) struct VolumeCreateArgs {
     /// Its size in GiB.
     #[arg(long, value_name = "GB")]
     pub(crate) size: DiskGb,
-    /// How it is stored.
-    #[arg(long, value_enum, default_value = "qcow2")]
-    pub(crate) format: Format,
+    /// How it is stored. Default: qcow2 in the pool local, raw in any other one.
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+    /// The storage pool of its hypervisor that it shall be in. Default: local, which every hypervisor has.
+    #[arg(long, value_name = "POOL")]
+    pub(crate) pool: Option<PoolName>,
     /// Name or id of a volume to copy; no instance may have it.
     #[arg(long, value_name = "VOLUME", conflicts_with = "image_url")]
     pub(crate) from: Option<String>,

@@ -114,7 +114,8 @@ fn request(arguments: VolumeCreateArgs, project: ProjectName) -> VolumeCreate {
         name: arguments.name,
         project,
         size_gb: arguments.size,
-        format: arguments.format.into(),
+        format: arguments.format.map(Into::into),
+        pool: arguments.pool,
         source: copied.or(kept).or(image.map(VolumeCreateSource::Image)),
         limits: VolumeLimits {
             total_iops: arguments.iops,

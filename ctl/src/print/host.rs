@@ -2,8 +2,9 @@
 
 use berth_common::message::{
     request::HostDeleteReply,
-    view::{HostState, HostStatus, HostView, ResourceUsage, Resources},
+    view::{HostState, HostStatus, HostView, PoolUsage, ResourceUsage, Resources},
 };
+use berth_common::units::ByteCount;
 
 use super::{
     NONE, joined, or_none,
@@ -85,6 +86,10 @@ pub(crate) fn show(host: &HostView, width: Width) -> String {
     if !host.resources.is_empty() {
         text.push_str("Countable resources:\n");
         text.push_str(&resources(host, width));
+    }
+    if !host.pools.is_empty() {
+        text.push_str("Storage pools:\n");
+        text.push_str(&pools(host, width));
     }
     if !host.foreign_domains.is_empty() {
         text.push_str("Domains that berth did not make and never touches:\n");
@@ -184,6 +189,32 @@ fn resources(host: &HostView, width: Width) -> String {
         ]
     };
     rows(&columns, host.resources.iter().map(row), width)
+}
+
+fn pools(host: &HostView, width: Width) -> String {
+    let columns = [
+        Column::Text("Pool"),
+        Column::Text("Type"),
+        Column::Number("Total GB"),
+        Column::Number("Used GB"),
+        Column::Number("Provisioned GB"),
+        Column::Number("Claimed GB"),
+        Column::Number("Metadata %"),
+    ];
+    let row = |pool: &PoolUsage| {
+        let report = &pool.report;
+        let gb = |bytes: ByteCount| bytes.whole_gb().get().to_string();
+        vec![
+            report.name.to_string(),
+            report.kind.as_str().to_owned(),
+            gb(report.total_bytes),
+            gb(report.used_bytes),
+            gb(report.provisioned_bytes),
+            pool.claimed_gb.get().to_string(),
+            or_none(report.metadata_percent),
+        ]
+    };
+    rows(&columns, host.pools.iter().map(row), width)
 }
 
 fn foreign_domains(host: &HostView, width: Width) -> String {
@@ -388,6 +419,13 @@ mod tests {
         | HUGEPAGES_2048K |  1024 |  512 |
         | PCI_GPU         |     2 |    1 |
         +-----------------+-------+------+
+        Storage pools:
+        +-------+----------+----------+---------+----------------+------------+------------+
+        | Pool  | Type     | Total GB | Used GB | Provisioned GB | Claimed GB | Metadata % |
+        +-------+----------+----------+---------+----------------+------------+------------+
+        | local | dir      |      100 |      11 |             30 |         30 |          - |
+        | thin  | lvm_thin |      500 |      20 |            800 |        810 |          3 |
+        +-------+----------+----------+---------+----------------+------------+------------+
         "#);
     }
 

@@ -19,6 +19,7 @@ pub(crate) fn list(volumes: &[VolumeView], width: Width) -> String {
         Column::Text("Status"),
         Column::Number("Size GB"),
         Column::Text("Format"),
+        Column::Text("Pool"),
         Column::Text("Host"),
         Column::Text("Attached to"),
     ];
@@ -29,6 +30,7 @@ pub(crate) fn list(volumes: &[VolumeView], width: Width) -> String {
             view.status.as_str().to_owned(),
             view.size_gb.get().to_string(),
             view.format.as_str().to_owned(),
+            view.pool.to_string(),
             or_none(view.host.as_ref()),
             or_none(view.attachment.as_ref().map(place)),
         ]
@@ -49,6 +51,7 @@ pub(crate) fn show(view: &VolumeView, width: Width) -> String {
         ("Fault message", or_none(fault.map(|fault| &fault.message))),
         ("Size GB", view.size_gb.get().to_string()),
         ("Format", view.format.as_str().to_owned()),
+        ("Pool", view.pool.to_string()),
         ("Made from", or_none(view.source.as_ref().map(source))),
         ("IOPS limit", or_none(view.limits.total_iops)),
         (
@@ -117,12 +120,12 @@ mod tests {
             ..volume()
         };
         insta::assert_snapshot!(list(&[volume(), bare], Width::Unlimited), @r#"
-        +--------------------------------------+------+-----------+---------+--------+------+----------------+
-        | ID                                   | Name | Status    | Size GB | Format | Host | Attached to    |
-        +--------------------------------------+------+-----------+---------+--------+------+----------------+
-        | 0191e7a0-0000-7000-8000-000000000008 | data | in-use    |      20 | raw    | hv1  | web-1=/dev/vdb |
-        | 0191e7a0-0000-7000-8000-000000000008 | data | available |      20 | raw    | -    | -              |
-        +--------------------------------------+------+-----------+---------+--------+------+----------------+
+        +--------------------------------------+------+-----------+---------+--------+-------+------+----------------+
+        | ID                                   | Name | Status    | Size GB | Format | Pool  | Host | Attached to    |
+        +--------------------------------------+------+-----------+---------+--------+-------+------+----------------+
+        | 0191e7a0-0000-7000-8000-000000000008 | data | in-use    |      20 | raw    | local | hv1  | web-1=/dev/vdb |
+        | 0191e7a0-0000-7000-8000-000000000008 | data | available |      20 | raw    | local | -    | -              |
+        +--------------------------------------+------+-----------+---------+--------+-------+------+----------------+
         "#);
     }
 
@@ -141,6 +144,7 @@ mod tests {
         | Fault message          | -                                                                   |
         | Size GB                | 20                                                                  |
         | Format                 | raw                                                                 |
+        | Pool                   | local                                                               |
         | Made from              | image file:///srv/guest.qcow2                                       |
         | IOPS limit             | 500                                                                 |
         | Bytes per second limit | -                                                                   |

@@ -12,10 +12,11 @@ use std::{
 use berth_common::{
     ids::{HostId, InstanceId, ServerGroupId, SnapshotId, VolumeId},
     message::view::{HostState, Resources},
+    names::PoolName,
     units::DiskGb,
 };
 
-use berth_store::aggregates::Aggregate;
+use berth_store::{aggregates::Aggregate, volumes::of_host_disk};
 
 use crate::place::{
     self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Resource,
@@ -45,19 +46,22 @@ pub enum Stored {
 }
 
 /// Where a volume or a snapshot lies, and what it takes there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedVolume {
     /// The host.
     pub host: HostId,
+    /// The storage pool of the host.
+    pub pool: PoolName,
     /// What it takes.
     pub size_gb: DiskGb,
 }
 
 impl PlacedVolume {
-    fn demand(self) -> Demand {
+    /// What it takes of what instances take of as well.
+    fn demand(&self) -> Demand {
         Demand {
             resources: Resources {
-                disk_gb: self.size_gb,
+                disk_gb: of_host_disk(&self.pool, self.size_gb),
                 ..Resources::default()
             },
             ..Demand::default()
@@ -214,6 +218,16 @@ impl Cloud {
             .iter()
             .filter(move |(_, placed)| placed.host == host);
         on_host.map(|(stored, _)| *stored)
+    }
+
+    /// What is claimed of a storage pool of a host.
+    #[must_use]
+    pub fn claimed_of_pool(&self, host: HostId, pool: &PoolName) -> DiskGb {
+        let in_pool = self
+            .stored
+            .values()
+            .filter(|placed| placed.host == host && placed.pool == *pool);
+        in_pool.map(|placed| placed.size_gb).sum()
     }
 
     /// A volume lies there now; it lay nowhere, or there with another size.

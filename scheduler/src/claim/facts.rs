@@ -66,6 +66,7 @@ pub fn of_host(
                 (class, inventory)
             })
             .collect::<BTreeMap<_, _>>(),
+        pools: row.pools.clone(),
     }
 }
 

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Once it is made it is independent of its volume: that one may grow, be attached elsewhere or go. Until then the volume
-//! is neither grown nor deleted. Its size is a claim on its host's disk, as that of a volume is.
+//! is neither grown nor deleted. A snapshot lies in the pool `local`, and so must its volume: its size is a claim on its
+//! host's disk, as that of such a volume is.
 
 use berth_common::{
     document::{DocumentKey, Kind, VolumeRef},
@@ -14,7 +15,7 @@ use berth_common::{
         request::{SnapshotCreate, SnapshotDelete},
         view::{SnapshotView, VolumeStatus},
     },
-    names::{ProjectName, SnapshotName},
+    names::{PoolName, ProjectName, SnapshotName},
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat, documents,
@@ -26,7 +27,9 @@ use super::{
     ClaimError,
     cloud::PlacedVolume,
     conflict, fingerprint, not_found,
-    volumes::{being_deleted, check_admission, check_room_for, no_such, resolve as resolve_volume},
+    volumes::{
+        Wanted, being_deleted, check_admission, check_room, no_such, resolve as resolve_volume,
+    },
 };
 use crate::{context::Writing, report::show};
 
@@ -89,8 +92,14 @@ pub async fn create(
         return Err(name_taken(request));
     }
     check_admission(writing, host, "the snapshot")?;
-    let (what, size_gb) = (format!("snapshot {}", request.name), volume.size_gb);
-    check_room_for(writing, host, &what, size_gb, size_gb)?;
+    let size_gb = volume.size_gb;
+    let wanted = Wanted {
+        what: &format!("snapshot {}", request.name),
+        pool: &PoolName::default(),
+        size: size_gb,
+        more: size_gb,
+    };
+    check_room(writing, host, wanted)?;
     let row = SnapshotRow {
         id: request.id,
         project: request.project.clone(),
@@ -98,6 +107,7 @@ pub async fn create(
         volume: VolumeRef {
             id: volume.id,
             format: volume.format,
+            pool: volume.pool.clone(),
         },
         host_id: Some(host),
         size_gb,
@@ -117,7 +127,11 @@ pub async fn create(
             } => name_taken(request),
             error => error.into(),
         })?;
-    let placed = PlacedVolume { host, size_gb };
+    let placed = PlacedVolume {
+        host,
+        pool: PoolName::default(),
+        size_gb,
+    };
     writing.cloud.place_snapshot(row.id, placed);
     writing.touch_snapshot(host, row.id);
     writing.derive().await?;
@@ -131,6 +145,14 @@ async fn check_volume(writing: &Writing<'_>, volume: &VolumeRow) -> Result<HostI
         return Err(being_deleted(volume));
     }
     let name = &volume.name;
+    if !volume.pool.is_local() {
+        return Err(conflict(format!(
+            "volume {name} is in the storage pool {}, and snapshots are made of volumes in the pool {} only; a copy of \
+             it, made with a volume as its source, can be kept instead",
+            volume.pool,
+            PoolName::LOCAL
+        )));
+    }
     let Some(host) = volume.host_id else {
         return Err(conflict(format!(
             "volume {name} has no host yet, so there is nothing on it to keep; attach it first"

@@ -139,6 +139,7 @@ fn instance_volumes(instance: &InstanceRow, rows: &HostRows) -> Vec<InstanceVolu
                 id: volume.id,
                 position: row.position,
                 format: volume.format,
+                pool: volume.pool.clone(),
                 access: row.access,
                 limits: volume.limits,
             })
@@ -154,6 +155,7 @@ fn volume_spec(volume: &VolumeRow) -> VolumeSpec {
         project: volume.project.clone(),
         size_gb: volume.size_gb,
         format: volume.format,
+        pool: volume.pool.clone(),
         source: volume.source.clone(),
     }
 }
@@ -162,7 +164,7 @@ fn snapshot_spec(snapshot: &SnapshotRow) -> SnapshotSpec {
     SnapshotSpec {
         name: snapshot.name.clone(),
         project: snapshot.project.clone(),
-        volume: snapshot.volume,
+        volume: snapshot.volume.clone(),
         size_gb: snapshot.size_gb,
     }
 }

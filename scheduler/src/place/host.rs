@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     ids::HostId,
+    message::heartbeat::PoolReport,
     message::view::{AllocationRatios, HostState as Liveness, Resources},
     names::HostName,
     units::{DiskGb, MemoryMb, Vcpus},
@@ -78,6 +79,8 @@ pub struct HostFacts {
     pub physical_networks: BTreeSet<String>,
     /// Its countable resources.
     pub countables: BTreeMap<ResourceClass, Inventory>,
+    /// Its storage pools, for volumes; instances take of none but its disk.
+    pub pools: Vec<PoolReport>,
 }
 
 impl HostFacts {
@@ -105,6 +108,7 @@ impl HostFacts {
             virt_types: BTreeSet::new(),
             physical_networks: BTreeSet::new(),
             countables: BTreeMap::new(),
+            pools: Vec::new(),
         }
     }
 

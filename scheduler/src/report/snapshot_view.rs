@@ -98,6 +98,7 @@ mod tests {
     use berth_common::{
         document::{DocumentKey, Kind, VolumeFormat, VolumeRef},
         ids::{SnapshotId, VolumeId},
+        names::PoolName,
         units::DiskGb,
     };
     use berth_store::volumes::VolumeObserved;
@@ -113,6 +114,7 @@ mod tests {
             volume: VolumeRef {
                 id: VolumeId::new(),
                 format: VolumeFormat::Raw,
+                pool: PoolName::default(),
             },
             host_id: Some(HostId::new()),
             size_gb: DiskGb::new(5).unwrap(),

@@ -8,12 +8,12 @@ use berth_common::{
     message::{
         report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
-            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PortView, ProjectUsage,
-            ResourceUsage, Resources, TaskState, VmState,
+            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PoolUsage, PortView,
+            ProjectUsage, ResourceUsage, Resources, TaskState, VmState,
         },
     },
-    names::{AggregateName, HostName, NetworkName, ProjectName, VolumeName},
-    units::Generation,
+    names::{AggregateName, HostName, NetworkName, PoolName, ProjectName, VolumeName},
+    units::{DiskGb, Generation},
 };
 use berth_store::{
     aggregates::Aggregate, attachments::AttachmentRow, claims::ClaimRow, documents::DocumentRow,
@@ -277,6 +277,20 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
+/// What is claimed of a storage pool of a host: by volumes, and of `local`, where they lie, by snapshots.
+fn claimed_of_pool(
+    pool: &PoolName,
+    volumes: &[&VolumeClaim],
+    snapshots: &[&SnapshotClaim],
+) -> DiskGb {
+    let volumes = volumes.iter().filter(|claim| claim.pool == *pool);
+    let snapshots = snapshots.iter().filter(|_| pool.is_local());
+    volumes
+        .map(|claim| claim.size_gb)
+        .chain(snapshots.map(|claim| claim.size_gb))
+        .sum()
+}
+
 /// What is claimed of a host, each with its project: by instances, by volumes, and by snapshots.
 fn claimed<'a>(
     seen: &HostSeen<'a>,
@@ -288,7 +302,7 @@ fn claimed<'a>(
         ..Resources::default()
     };
     let volumes = seen.volumes.iter();
-    let volumes = volumes.map(move |claim| (&claim.project, disk(claim.size_gb)));
+    let volumes = volumes.map(move |claim| (&claim.project, disk(claim.of_host_disk())));
     let snapshots = seen.snapshots.iter();
     let snapshots = snapshots.map(move |claim| (&claim.project, disk(claim.size_gb)));
     instances.chain(volumes).chain(snapshots)
@@ -327,8 +341,8 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         aggregates,
         age,
         state,
-        volumes: _,
-        snapshots: _,
+        volumes,
+        snapshots,
     } = seen;
     let facts = facts::of_host(row, aggregates, state, placement);
     let mut projects: BTreeMap<&ProjectName, Resources> = BTreeMap::new();
@@ -378,6 +392,14 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
                     .iter()
                     .filter_map(|claim| claim.extra.get(&inventory.class))
                     .fold(0, |sum, amount| sum.saturating_add(*amount)),
+            })
+            .collect(),
+        pools: row
+            .pools
+            .iter()
+            .map(|report| PoolUsage {
+                report: report.clone(),
+                claimed_gb: claimed_of_pool(&report.name, volumes, snapshots),
             })
             .collect(),
         instances: u64::try_from(claims.len()).unwrap_or(u64::MAX),

@@ -75,6 +75,7 @@ pub fn volume(facts: VolumeFacts<'_>) -> VolumeView {
         project: row.project.clone(),
         size_gb: row.size_gb,
         format: row.format,
+        pool: row.pool.clone(),
         source: row.source.clone(),
         limits: row.limits,
         status,
@@ -190,6 +191,7 @@ mod tests {
         },
         ids::{InstanceId, VolumeId},
         message::placement::SchedulerHints,
+        names::PoolName,
         units::{DiskGb, MemoryMb, Vcpus},
     };
     use berth_store::{instances::InstanceObserved, volumes::VolumeObserved};
@@ -204,6 +206,7 @@ mod tests {
             name: "data".parse().unwrap(),
             host_id: host,
             size_gb: DiskGb::new(5).unwrap(),
+            pool: PoolName::default(),
             format: VolumeFormat::Qcow2,
             source: None,
             limits: VolumeLimits::default(),

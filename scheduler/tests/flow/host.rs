@@ -11,7 +11,7 @@ use berth_common::{
     ids::{HostId, InstanceId},
     message::{
         heartbeat::{
-            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth,
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth, PoolReport,
             ResourceInventory,
         },
         report::{
@@ -36,6 +36,7 @@ pub(crate) struct Host {
     pub(crate) arch: String,
     pub(crate) virt_type: String,
     pub(crate) resources: Vec<ResourceInventory>,
+    pub(crate) pools: Vec<PoolReport>,
     pub(crate) foreign_domains: Vec<ForeignDomain>,
     pub(crate) health: Vec<PartHealth>,
     pub(crate) session: u64,
@@ -89,6 +90,7 @@ impl Host {
             arch: "x86_64".to_owned(),
             virt_type: "qemu".to_owned(),
             resources: Vec::new(),
+            pools: Vec::new(),
             foreign_domains: Vec::new(),
             health: Vec::new(),
             session: 1,
@@ -125,6 +127,7 @@ impl Host {
             foreign_domains: self.foreign_domains.clone(),
             physical_networks: Vec::new(),
             resources: self.resources.clone(),
+            pools: self.pools.clone(),
         };
         let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, "test", &heartbeat).unwrap();
         self.bus

@@ -687,7 +687,7 @@ async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<Uuid, Resources>> {
     }
     for claim in of_volumes(cloud).await {
         let resources = Resources {
-            disk_gb: claim.size_gb,
+            disk_gb: claim.of_host_disk(),
             ..Resources::default()
         };
         let of_host = by_host.entry(claim.host_id).or_default();

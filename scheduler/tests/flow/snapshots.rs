@@ -6,12 +6,13 @@ use berth_common::{
     document::{Document, DocumentKey, Kind, VolumeSource},
     ids::{SnapshotId, VolumeId},
     message::{
+        heartbeat::{PoolKind, PoolReport},
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{HostDelete, HostDisable, SnapshotList},
         view::{SnapshotStatus, SnapshotView, VolumeStatus},
     },
     refusal::RefusalCode::{Conflict, Invalid, NoValidHost, NotFound},
-    units::Generation,
+    units::{ByteCount, Generation},
 };
 use serde_json::json;
 
@@ -441,4 +442,54 @@ async fn snapshots_are_listed_in_pages() {
         ..SnapshotList::default()
     };
     assert_eq!(cloud.call(unknown).await.unwrap_err().code, NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_of_the_local_pool_and_volumes_from_them_of_any() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    host.pools = ["local", "fast"].map(pool).to_vec();
+    host.tell(&cloud).await;
+    let fast = volume("fast", 1, json!({ "host": "hv1", "pool": "fast" }));
+    cloud.ok(fast.clone()).await;
+    converge(&mut host, &[volume_key(fast.id)]).await;
+    wait_for_volume(&cloud, "fast", VolumeStatus::Available).await;
+    let text = "volume fast is in the storage pool fast, and snapshots are made of volumes in the pool local only";
+    cloud.refused(snapshot("s", "fast"), Conflict, text).await;
+    made(&cloud, &mut host, "data", 10).await;
+    kept(&cloud, &mut host, "monday", "data").await;
+    assert_sound(&cloud).await;
+
+    let more = json!({ "source": { "snapshot": "monday" }, "pool": "fast" });
+    let copy = volume("copy", 12, more);
+    let view = cloud.ok(copy.clone()).await;
+    assert_eq!((view.pool.as_str(), view.format.as_str()), ("fast", "raw"));
+    let told = converge(&mut host, &[volume_key(copy.id)]).await;
+    let [Document::Volume(told)] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    let source = told.spec.as_ref().unwrap().source.as_ref();
+    assert!(matches!(source, Some(VolumeSource::Snapshot(_))));
+    // Of the host's disk there is the volume in local, and its snapshot.
+    let shown = cloud.show_host("hv1").await;
+    assert_eq!(shown.used_max.disk_gb.get(), 20);
+    let claimed = shown.pools.iter().map(|pool| pool.claimed_gb.get());
+    assert_eq!(claimed.collect::<Vec<_>>(), [20, 13]);
+    assert_sound(&cloud).await;
+}
+
+/// A pool of a host that reports it, of 50 GB.
+fn pool(name: &str) -> PoolReport {
+    let kind = match name {
+        "local" => PoolKind::Dir,
+        _ => PoolKind::Lvm,
+    };
+    PoolReport {
+        name: name.parse().unwrap(),
+        kind,
+        total_bytes: ByteCount::clamped(50 << 30),
+        used_bytes: ByteCount::ZERO,
+        provisioned_bytes: ByteCount::ZERO,
+        metadata_percent: None,
+    }
 }

@@ -50,7 +50,7 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
             let mut sum: u64 = on_host.iter().map(|claim| of.of(&claim.resources)).sum();
             if of == Resource::DiskGb {
                 let volumes = all_volumes.iter().filter(|claim| claim.host_id == host.id);
-                sum += volumes.map(|claim| claim.size_gb.get()).sum::<u64>();
+                sum += volumes.map(|claim| claim.of_host_disk().get()).sum::<u64>();
                 let snapshots = all_snapshots
                     .iter()
                     .filter(|claim| claim.host_id == host.id);

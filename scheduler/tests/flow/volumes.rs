@@ -4,10 +4,12 @@ use std::{collections::BTreeSet, time::Instant};
 
 use berth_common::{
     document::{
-        DesiredPower, Document, DocumentKey, InstanceVolume, Kind, VolumeAccess, VolumeSource,
+        DesiredPower, Document, DocumentKey, InstanceVolume, Kind, VolumeAccess, VolumeFormat,
+        VolumeSource,
     },
     ids::{InstanceId, VolumeId},
     message::{
+        heartbeat::{PoolKind, PoolReport},
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{
             HostDelete, HostDisable, HostSet, InstanceResume, InstanceStart, InstanceStop,
@@ -16,7 +18,7 @@ use berth_common::{
         view::{InstanceView, VmState, VolumeStatus, VolumeView},
     },
     refusal::RefusalCode::{self, Conflict, Invalid, NoValidHost, NotFound},
-    units::Generation,
+    units::{ByteCount, DiskGb, Generation},
 };
 use serde_json::{Value, json};
 
@@ -625,6 +627,102 @@ async fn volumes_share_a_hosts_room_with_instances() {
             "host hv1 is too small for volume more: 101 GB are needed, its disk has 100 GB",
         )
         .await;
+    assert_sound(&cloud).await;
+}
+
+fn pool(name: &str, kind: PoolKind, [total, used, provisioned]: [u64; 3]) -> PoolReport {
+    let gb = |gb| ByteCount::from_gb(DiskGb::clamped(gb));
+    PoolReport {
+        name: name.parse().unwrap(),
+        kind,
+        total_bytes: gb(total),
+        used_bytes: gb(used),
+        provisioned_bytes: gb(provisioned),
+        metadata_percent: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pools_have_their_own_room_and_are_refused_where_they_are_not() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let host = hosts.get_mut("hv1").unwrap();
+    host.pools = vec![
+        pool("local", PoolKind::Dir, [100, 1, 0]),
+        pool("fast", PoolKind::Lvm, [50, 20, 0]),
+        pool("thin", PoolKind::LvmThin, [40, 1, 0]),
+    ];
+    host.tell(&cloud).await;
+    active(&cloud, host, "web").await;
+    // The pool's room, not the host's; and raw without being asked for.
+    let on =
+        |name: &str, size, pool: &str| volume(name, size, json!({ "host": "hv1", "pool": pool }));
+    let request = on("f1", 25, "fast");
+    cloud.ok(request.clone()).await;
+    let told = converge(host, &[volume_key(request.id)]).await;
+    let [Document::Volume(told)] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    let spec = told.spec.as_ref().unwrap();
+    assert_eq!(
+        (spec.pool.as_str(), spec.format),
+        ("fast", VolumeFormat::Raw)
+    );
+    let view = wait_for(&cloud, "f1", VolumeStatus::Available).await;
+    assert_eq!(
+        (view.pool.as_str(), view.format),
+        ("fast", VolumeFormat::Raw)
+    );
+    let text =
+        "pool fast of host hv1 has no room for volume f2: 6 GB are needed, 5 GB are free of 50 GB";
+    cloud.refused(on("f2", 6, "fast"), NoValidHost, text).await;
+    let text =
+        "pool fast of host hv1 has no room for volume f1: 6 GB are needed, 5 GB are free of 50 GB";
+    cloud.refused(extend("f1", 31), NoValidHost, text).await;
+    // A thin one may promise more than it has.
+    for name in ["t1", "t2", "t3"] {
+        cloud.ok(on(name, 40, "thin")).await;
+    }
+    let text = "pool thin of host hv1 is too small for volume t4: 41 GB are needed, it has 40 GB";
+    cloud.refused(on("t4", 41, "thin"), NoValidHost, text).await;
+    assert_sound(&cloud).await;
+    let shown = cloud.show_host("hv1").await;
+    assert_eq!(
+        shown.used_max.disk_gb,
+        DiskGb::clamped(1),
+        "the instance's alone"
+    );
+    let claimed: Vec<(&str, u64)> = shown
+        .pools
+        .iter()
+        .map(|pool| (pool.report.name.as_str(), pool.claimed_gb.get()))
+        .collect();
+    assert_eq!(claimed, [("local", 0), ("fast", 25), ("thin", 120)]);
+    // All of the host's disk is there for others.
+    cloud.ok(on("l1", 99, "local")).await;
+    assert_sound(&cloud).await;
+    // A host without the pool, named or chosen by attaching.
+    let text = "host hv2 has no storage pool fast, which volume f3 shall be in; it has local";
+    let elsewhere = volume("f3", 1, json!({ "host": "hv2", "pool": "fast" }));
+    cloud.refused(elsewhere, NoValidHost, text).await;
+    active(&cloud, hosts.get_mut("hv2").unwrap(), "other").await;
+    cloud.ok(volume("f3", 1, json!({ "pool": "fast" }))).await;
+    cloud
+        .refused(attach("f3", "other"), NoValidHost, text)
+        .await;
+    cloud.ok(attach("f3", "web")).await;
+    let host = hosts.get_mut("hv1").unwrap();
+    let view = until(&cloud, host, "f3", VolumeStatus::InUse).await;
+    assert_eq!(view.host.unwrap().as_str(), "hv1");
+    // Only local holds files.
+    let text = "format must be raw or null in pool fast";
+    let qcow2 = volume("q", 1, json!({ "pool": "fast", "format": "qcow2" }));
+    cloud.refused(qcow2, Invalid, text).await;
+    let view = cloud.ok(volume("plain", 1, json!({}))).await;
+    assert_eq!(
+        (view.pool.as_str(), view.format),
+        ("local", VolumeFormat::Qcow2)
+    );
     assert_sound(&cloud).await;
 }
 

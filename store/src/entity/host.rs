@@ -40,6 +40,8 @@ pub struct Model {
     pub physical_networks: String,
     /// JSON: `[ResourceInventory]`.
     pub resources: String,
+    /// JSON: `[PoolReport]`.
+    pub pools: String,
 }
 
 /// None that queries need.

@@ -36,6 +36,7 @@ pub struct Model {
     pub created_at: i64,
     pub updated_at: i64,
     pub deleted_at: Option<i64>,
+    pub pool: String,
 }
 
 /// None that queries need.

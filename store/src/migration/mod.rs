@@ -10,6 +10,7 @@ mod m0001_first_light;
 mod m0002_placement;
 mod m0003_volumes;
 mod m0004_config_drive;
+mod m0005_pools;
 mod m0006_snapshots;
 mod m0007_lifecycle;
 
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_placement::Migration),
             Box::new(m0003_volumes::Migration),
             Box::new(m0004_config_drive::Migration),
+            Box::new(m0005_pools::Migration),
             Box::new(m0006_snapshots::Migration),
             Box::new(m0007_lifecycle::Migration),
         ]

@@ -69,6 +69,7 @@ pub(crate) fn heartbeat(name: &str) -> Heartbeat {
         foreign_domains: vec![],
         physical_networks: vec![],
         resources: vec![],
+        pools: vec![],
     }
 }
 
@@ -228,6 +229,7 @@ pub(crate) fn volume(name: &str, host: Option<HostId>) -> VolumeRow {
         host_id: host,
         size_gb: DiskGb::new(10).unwrap(),
         format: VolumeFormat::Qcow2,
+        pool: Default::default(),
         source: None,
         limits: VolumeLimits::default(),
         fingerprint: "f1".to_owned(),
@@ -247,6 +249,7 @@ pub(crate) fn snapshot(name: &str, volume: &VolumeRow) -> SnapshotRow {
         volume: VolumeRef {
             id: volume.id,
             format: volume.format,
+            pool: volume.pool.clone(),
         },
         host_id: volume.host_id,
         size_gb: volume.size_gb,

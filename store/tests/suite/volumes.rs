@@ -89,6 +89,7 @@ async fn volumes_are_read_back_at_their_extremes(database: Arc<TestDatabase>) {
     copy.source = Some(VolumeSource::Volume(VolumeRef {
         id: least.id,
         format: VolumeFormat::Raw,
+        pool: Default::default(),
     }));
     for volume in [least, most, copy] {
         volumes::insert(db, &volume).await.unwrap();
@@ -287,6 +288,7 @@ async fn what_volumes_take_is_the_sum_of_the_living_with_a_host(database: Arc<Te
             expected.push(VolumeClaim {
                 volume_id: row.id,
                 host_id,
+                pool: row.pool,
                 size_gb: row.size_gb,
                 project: row.project,
             });
@@ -422,6 +424,7 @@ async fn copies_under_way_are_found_by_their_source(database: Arc<TestDatabase>)
         copy.source = Some(VolumeSource::Volume(VolumeRef {
             id: source.id,
             format: source.format,
+            pool: Default::default(),
         }));
         copy.observed.was_available = name == "there";
         copy.desired_deleted = name == "leaving";

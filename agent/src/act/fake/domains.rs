@@ -433,7 +433,8 @@ fn files(config: &DomainConfig) -> Vec<DiskFile> {
 
 /// What QEMU would miss.
 fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Result<(), ActError> {
-    let is_volume = |path: &Path| path.parent().is_some_and(|it| it.ends_with("volumes"));
+    let own = config.id.to_string();
+    let is_volume = |path: &Path| !path.parent().is_some_and(|it| it.ends_with(&own));
     let there = files.observe(config.id).disks;
     let mut own = config.disks.iter().filter(|disk| !is_volume(&disk.path));
     let is_there = |path: &Path| {

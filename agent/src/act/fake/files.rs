@@ -8,18 +8,22 @@ use std::{
 use berth_common::{
     document::VolumeFormat,
     ids::{InstanceId, SnapshotId, VolumeId},
-    message::report::FaultCode,
-    names::ImageUrl,
+    message::{
+        heartbeat::{PoolKind, PoolReport},
+        report::FaultCode,
+    },
+    names::{ImageUrl, PoolName},
     units::{ByteCount, DiskGb},
 };
 
 use super::Disk;
 use crate::{
-    act::ActError,
+    act::{ActError, PoolState},
     decide::{
         config_drive::DriveFile,
         image_cache::CachedName,
         instance::{DiskName, InstanceFiles, StorageStep, parse_config_drive},
+        names,
         snapshot::{NewSnapshot, SnapshotFiles},
         volume::{Content, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
@@ -33,6 +37,8 @@ pub(super) struct Files {
     instances: BTreeMap<InstanceId, BTreeMap<DiskName, FakeDisk>>,
     config_drives: BTreeMap<InstanceId, BTreeMap<PathBuf, Vec<DriveFile>>>,
     volumes: BTreeMap<VolumeId, Volume>,
+    /// The pools besides `local`, with the bytes each has.
+    pub(super) pools: BTreeMap<PoolName, ByteCount>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
 }
 
@@ -63,12 +69,20 @@ pub struct FakeDisk {
 /// A volume's file on a fake host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FakeVolume {
+    /// The storage pool it is in.
+    pub pool: PoolName,
     /// How it is stored.
     pub format: VolumeFormat,
     /// Its size.
     pub size: ByteCount,
     /// What is on it, in words: what it was made from, and what was written since.
     pub content: String,
+    /// Of a block device: how much of it whoever has it knows of.
+    pub known: ByteCount,
+    /// Of a block device: whether it is noted that whoever has it may not know its size.
+    pub grown: bool,
+    /// Of a block device: whether it is there. The host has booted since it was, if it is not.
+    pub active: bool,
 }
 
 /// What a step needs is not there.
@@ -159,6 +173,7 @@ impl Files {
         let disks = self.instances.values().flat_map(BTreeMap::values);
         let disks = disks.map(|disk| disk.size);
         let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
+        let volumes = volumes.filter(|file| file.pool.is_local());
         let snapshots = self.snapshots.values().filter_map(|it| it.file.as_ref());
         let stored = volumes.chain(snapshots);
         let used = disks.chain(stored.map(|file| file.size)).sum();
@@ -242,7 +257,22 @@ impl Files {
                 self.needs_room("the mark")?;
                 self.volumes.entry(*id).or_default().made = true;
             }
-            StorageStep::GrowVolume(plan) => self.grow(plan.id, plan.size)?,
+            StorageStep::GrowVolume(plan) if plan.pool.is_local() => {
+                self.grow(plan.id, plan.size)?;
+            }
+            StorageStep::GrowVolume(plan) => {
+                self.needs_room("the volume")?;
+                let file = self.file(plan.id)?;
+                if plan.size > file.size {
+                    file.size = plan.size;
+                    file.grown = true;
+                }
+            }
+            StorageStep::SettleVolume(volume) => {
+                let file = self.file(volume.id)?;
+                file.grown = false;
+            }
+            StorageStep::ActivateVolume(volume) => self.file(volume.id)?.active = true,
             StorageStep::RemoveVolume(id) => {
                 self.volumes.remove(id);
             }
@@ -276,18 +306,29 @@ impl Files {
         Ok(())
     }
 
-    pub(super) fn observe_volume(&self, id: VolumeId) -> VolumeFiles {
+    pub(super) fn observe_volume(&self, id: VolumeId, pool: Option<&PoolName>) -> VolumeFiles {
         let Some(volume) = self.volumes.get(&id) else {
             return VolumeFiles::default();
         };
         let file = |file: &FakeVolume| VolumeFile {
+            pool: file.pool.clone(),
             format: file.format,
-            content: VolumeContent::Size(file.size),
+            content: match () {
+                () if !file.active => VolumeContent::Inactive,
+                () if file.grown => VolumeContent::Grown(file.size),
+                () => VolumeContent::Size(file.size),
+            },
         };
         VolumeFiles {
-            files: volume.file.iter().map(file).collect(),
+            files: volume
+                .file
+                .iter()
+                .filter(|file| pool.is_none_or(|pool| file.pool == *pool))
+                .map(file)
+                .collect(),
             made: volume.made,
             leaving: false,
+            partial: false,
         }
     }
 
@@ -311,8 +352,14 @@ impl Files {
         }
     }
 
-    /// Whose file this is, if it is a volume's that is there.
+    /// Whose file or block device this is, if it is a volume's that is there.
     pub(super) fn volume_at(&self, path: &Path) -> Option<VolumeId> {
+        if let Some(id) = names::volume_of(path.file_name()?.to_str()?) {
+            return self
+                .volume(id)
+                .filter(|file| !file.pool.is_local() && file.active)
+                .map(|_| id);
+        }
         let id = path.file_stem()?.to_str()?.parse().ok()?;
         self.volume(id)
             .filter(|file| {
@@ -320,6 +367,41 @@ impl Files {
                     .is_some_and(|it| it == file.format.as_str())
             })
             .map(|_| id)
+    }
+
+    /// The host boots: block devices are there only once they are activated.
+    pub(super) fn power_cut(&mut self) {
+        for file in self.volumes.values_mut().filter_map(|it| it.file.as_mut()) {
+            file.active = file.pool.is_local();
+        }
+    }
+
+    /// Every pool besides `local`, and how full it is.
+    pub(super) fn pools(&self) -> Vec<PoolState> {
+        let report = |(name, total): (&PoolName, &ByteCount)| {
+            let files = self.volumes.values().filter_map(|it| it.file.as_ref());
+            let used: ByteCount = files
+                .filter(|file| file.pool == *name)
+                .map(|file| file.size)
+                .sum();
+            PoolState {
+                name: name.clone(),
+                report: Ok(PoolReport {
+                    name: name.clone(),
+                    kind: PoolKind::Lvm,
+                    total_bytes: *total,
+                    used_bytes: used,
+                    provisioned_bytes: used,
+                    metadata_percent: None,
+                }),
+            }
+        };
+        self.pools.iter().map(report).collect()
+    }
+
+    fn file(&mut self, id: VolumeId) -> Result<&mut FakeVolume, ActError> {
+        let file = self.volumes.get_mut(&id).and_then(|it| it.file.as_mut());
+        file.ok_or_else(|| not_there(id))
     }
 
     fn create_volume(&mut self, plan: &NewVolume) -> Result<(), ActError> {
@@ -342,10 +424,17 @@ impl Files {
             },
         };
         self.needs_room("the volume")?;
+        if !plan.pool.is_local() && !self.pools.contains_key(&plan.pool) {
+            return missing(format!("pool {} is not there", plan.pool));
+        }
         self.volumes.entry(plan.id).or_default().file = Some(FakeVolume {
+            pool: plan.pool.clone(),
             format: plan.format,
             size: plan.size,
             content,
+            known: plan.size,
+            grown: false,
+            active: true,
         });
         Ok(())
     }
@@ -414,19 +503,20 @@ impl Files {
         }
     }
 
-    /// Makes a volume larger; as on a real host, never smaller.
+    /// Makes a file larger, never smaller; of a block device whoever has it gets to know how large it is.
     pub(super) fn grow(&mut self, id: VolumeId, size: ByteCount) -> Result<(), ActError> {
-        match self.volumes.get_mut(&id).and_then(|it| it.file.as_mut()) {
-            None => Err(ActError::retryable(
-                FaultCode::Internal,
-                format!("volume {id} is not there"),
-                "no such file",
-            )),
-            Some(file) => {
-                file.size = file.size.max(size);
-                Ok(())
-            }
+        let file = self.file(id)?;
+        if file.pool.is_local() {
+            file.size = file.size.max(size);
+        } else if size > file.size {
+            return Err(ActError::retryable(
+                FaultCode::Hypervisor,
+                format!("could not resize volume {id}"),
+                "Cannot grow device files",
+            ));
         }
+        file.known = size;
+        Ok(())
     }
 
     fn needs_room(&self, what: &str) -> Result<(), ActError> {
@@ -439,4 +529,12 @@ impl Files {
             )),
         }
     }
+}
+
+fn not_there(id: VolumeId) -> ActError {
+    ActError::retryable(
+        FaultCode::Internal,
+        format!("volume {id} is not there"),
+        "no such file",
+    )
 }

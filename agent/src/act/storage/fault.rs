@@ -11,7 +11,7 @@ use std::{
 use berth_common::{
     ids::{SnapshotId, VolumeId},
     message::report::FaultCode,
-    names::ImageSha256,
+    names::{ImageSha256, PoolName},
     units::ByteCount,
 };
 
@@ -21,7 +21,7 @@ use crate::{
         ActError,
         command::{AccountError, CommandError},
     },
-    decide::{image_header::Refusal, instance::DiskName},
+    decide::{image_header::Refusal, instance::DiskName, lvm::ReportError},
 };
 
 /// What the kernel and `qemu-img` (in its C locale) say when there is no room.
@@ -242,6 +242,59 @@ pub(super) enum StorageFault {
         #[source]
         source: io::Error,
     },
+    /// The document names a storage pool that is not configured.
+    #[error(
+        "this host has no storage pool {pool}: configure it ([storage.pools.{pool}]) and start the agent again"
+    )]
+    UnknownPool { pool: PoolName },
+    /// The storage pool is not there, or not as it must be.
+    #[error("the storage pool {pool} cannot be used: {what} ({fix})")]
+    PoolUnfit {
+        pool: PoolName,
+        what: String,
+        fix: String,
+    },
+    /// LVM refused, or could not be asked.
+    #[error("could not {what} in the storage pool {pool}")]
+    Lvm {
+        pool: PoolName,
+        what: String,
+        #[source]
+        source: CommandError,
+    },
+    /// LVM said something that is not understood.
+    #[error("could not look at the storage pool {pool}")]
+    LvmReport {
+        pool: PoolName,
+        #[source]
+        source: ReportError,
+    },
+    /// A thin pool has no room, or none for its tables.
+    #[error(
+        "the thin pool of the storage pool {pool} is full ({data} % of its data, {metadata} % of its tables): nothing more \
+         is written to it until it is extended (lvextend) or volumes are deleted"
+    )]
+    ThinPoolFull {
+        pool: PoolName,
+        data: u64,
+        metadata: u64,
+    },
+    /// It is known beforehand that there is no room in a thin pool.
+    #[error(
+        "{what} has {needed} bytes, and the thin pool of the storage pool {pool} has {free} left"
+    )]
+    NoThinRoom {
+        pool: PoolName,
+        what: String,
+        needed: u64,
+        free: u64,
+    },
+    /// Something else has the name of a logical volume.
+    #[error(
+        "logical volume {device} is in the way of volume {id} and does not carry its tag, so it is not berth's; it was left \
+         alone"
+    )]
+    ForeignVolume { id: VolumeId, device: String },
     /// `qemu-img` failed.
     #[error("could not {what} {disk} at {}", path.display())]
     Create {
@@ -287,7 +340,11 @@ impl StorageFault {
             {
                 FaultCode::DiskFull
             }
-            Self::NoRoom { .. } | Self::Full { .. } => FaultCode::DiskFull,
+            Self::Lvm { source, .. } if is_no_extents(source) => FaultCode::DiskFull,
+            Self::NoRoom { .. }
+            | Self::Full { .. }
+            | Self::ThinPoolFull { .. }
+            | Self::NoThinRoom { .. } => FaultCode::DiskFull,
             Self::Source { .. } | Self::TooSlow { .. } | Self::Cancelled { .. } => {
                 FaultCode::ImageUnreachable
             }
@@ -298,12 +355,16 @@ impl StorageFault {
             | Self::DiskTooSmall { .. }
             | Self::Swollen { .. }
             | Self::OtherSize { .. } => FaultCode::ImageRefused,
-            Self::NotOurs { .. } => FaultCode::ForeignObject,
+            Self::NotOurs { .. } | Self::ForeignVolume { .. } => FaultCode::ForeignObject,
             Self::VolumeTooSmall { .. }
             | Self::VolumeNotThere { .. }
             | Self::WrittenMeanwhile { .. }
             | Self::Volume { .. }
             | Self::NothingToWipe { .. }
+            | Self::UnknownPool { .. }
+            | Self::PoolUnfit { .. }
+            | Self::Lvm { .. }
+            | Self::LvmReport { .. }
             | Self::Wipe { .. }
             | Self::SnapshotNotThere { .. }
             | Self::SnapshotBroken { .. }
@@ -347,6 +408,12 @@ impl StorageFault {
             | Self::Volume { .. }
             | Self::NothingToWipe { .. }
             | Self::Wipe { .. }
+            | Self::PoolUnfit { .. }
+            | Self::Lvm { .. }
+            | Self::LvmReport { .. }
+            | Self::ThinPoolFull { .. }
+            | Self::NoThinRoom { .. }
+            | Self::ForeignVolume { .. }
             | Self::SnapshotNotThere { .. }
             | Self::SnapshotBroken { .. }
             | Self::SnapshotOpen { .. }
@@ -355,6 +422,7 @@ impl StorageFault {
             | Self::SnapshotWipe { .. }
             | Self::Create { .. } => true,
             Self::NotOurs { .. }
+            | Self::UnknownPool { .. }
             | Self::TooLarge { .. }
             | Self::Checksum { .. }
             | Self::Refused { .. }
@@ -380,6 +448,15 @@ fn other_bytes(expected: &ImageSha256, got: Option<&str>) -> String {
 /// be started, was too slow or was killed (it aborts when memory runs out) may be the host's fault.
 fn is_verdict(error: &CommandError) -> bool {
     matches!(error, CommandError::Failed { status, .. } if status.code().is_some())
+}
+
+/// Whether LVM found too few extents, in its words: `Volume group "vg" has insufficient free space (3 extents): 256
+/// required.`, `Insufficient free space: 256 extents needed, but only 3 available`.
+fn is_no_extents(error: &CommandError) -> bool {
+    error
+        .stderr()
+        .to_ascii_lowercase()
+        .contains("insufficient free space")
 }
 
 fn is_no_room(error: &io::Error) -> bool {

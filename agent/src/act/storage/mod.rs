@@ -16,6 +16,8 @@
 //!   <volumes>/.wipe-<id>.…         a deleted volume whose bytes are being wiped; its tombstone goes on with it
 //! ```
 //!
+//! Volumes of other pools are logical volumes, by the same rules: see [`lvm`].
+//!
 //! A file gets its final name only when it is complete and on disk, so a name says everything there is to know
 //! after a crash. No image is opened by any tool before its header was inspected, and every tool is told its format.
 //!
@@ -30,8 +32,11 @@ mod evict;
 mod fault;
 mod fetch;
 mod instances;
+mod lvm;
 mod options;
+mod original;
 mod partial;
+mod pools;
 mod room;
 mod share;
 mod snapshot;
@@ -41,25 +46,27 @@ mod threads;
 mod volume;
 mod wipe;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
     ids::{InstanceId, SnapshotId, VolumeId},
+    names::PoolName,
     units::ByteCount,
 };
 use tokio::sync::Semaphore;
 
 pub use cache::CachedImage;
-pub use options::{StorageOptions, UnknownWipe, VolumeWipe};
+pub use lvm::check as check_lvm_pool;
+pub use options::{LvmPoolOptions, StorageOptions, UnknownWipe, VolumeWipe};
 pub use room::KeepFree;
 
 use self::{
-    evict::Uses, fault::StorageFault, room::Room, share::Downloads, temporary::Temporaries,
-    threads::FileThreads,
+    evict::Uses, fault::StorageFault, lvm::LvmPool, room::Room, share::Downloads,
+    temporary::Temporaries, threads::FileThreads,
 };
-use super::{ActError, Progress, Storage};
+use super::{ActError, PoolState, Progress, Storage};
 use crate::decide::{
     image_cache::Reason,
     instance::{InstanceFiles, Paths, StorageStep},
@@ -93,6 +100,8 @@ struct Inner {
     downloads: Downloads,
     room: Arc<Room>,
     uses: Uses,
+    /// Those besides `local`.
+    pools: BTreeMap<PoolName, LvmPool>,
 }
 
 impl DirStorage {
@@ -112,6 +121,7 @@ impl DirStorage {
                 copies: Semaphore::new(options.parallel_copies.max(1)),
                 slow_files,
                 wipes: FileThreads::new("berth-wipes", WIPES, WIPE_DEADLINE),
+                pools: LvmPool::all(&options),
                 paths,
                 options,
                 temporaries: Temporaries::default(),
@@ -187,24 +197,16 @@ impl Storage for DirStorage {
                 self.on_files(move |inner| instances::remove(&inner.paths, id))
                     .await
             }
-            StorageStep::CreateVolume(plan) => {
-                Ok(volume::create(&self.inner, plan, progress).await?)
-            }
-            StorageStep::MarkVolume(id) => {
-                let id = *id;
-                self.on_files(move |inner| volume::mark(&inner.paths, id))
-                    .await
-            }
-            StorageStep::GrowVolume(plan) => Ok(volume::grow(&self.inner, plan).await?),
-            StorageStep::RemoveVolume(id) => Ok(volume::remove(&self.inner, *id, progress).await?),
+            StorageStep::CreateVolume(_)
+            | StorageStep::MarkVolume(_)
+            | StorageStep::GrowVolume(_)
+            | StorageStep::SettleVolume(_)
+            | StorageStep::ActivateVolume(_)
+            | StorageStep::RemoveVolume(_) => Ok(pools::apply(&self.inner, step, progress).await?),
             StorageStep::CreateSnapshot(plan) => {
                 Ok(snapshot::create(&self.inner, plan, progress).await?)
             }
-            StorageStep::PrepareSnapshot(plan) => {
-                let plan = plan.clone();
-                self.on_files(move |inner| snapshot::prepare(inner, &plan))
-                    .await
-            }
+            StorageStep::PrepareSnapshot(plan) => Ok(snapshot::prepare(&self.inner, plan).await?),
             StorageStep::NameSnapshot(id) => Ok(snapshot::name(&self.inner, *id).await?),
             StorageStep::MarkSnapshot(id) => {
                 let id = *id;
@@ -222,13 +224,20 @@ impl Storage for DirStorage {
         }
     }
 
-    async fn observe_volume(&self, volume: VolumeId) -> Result<VolumeFiles, ActError> {
-        self.on_files(move |inner| volume::observe(&inner.paths, volume))
-            .await
+    async fn observe_volume(
+        &self,
+        volume: VolumeId,
+        pool: Option<&PoolName>,
+    ) -> Result<VolumeFiles, ActError> {
+        Ok(pools::observe(&self.inner, volume, pool).await?)
+    }
+
+    async fn pools(&self) -> Vec<PoolState> {
+        pools::report(&self.inner).await
     }
 
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError> {
-        self.on_files(|inner| volume::list(&inner.paths)).await
+        Ok(pools::list(&self.inner).await?)
     }
 
     async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
@@ -254,6 +263,7 @@ impl Storage for DirStorage {
     }
 
     async fn sweep(&self) -> Result<(), ActError> {
+        pools::sweep(&self.inner).await;
         self.on_files(|inner| {
             let keep_partial = inner.options.partial_max_age;
             temporary::sweep(&inner.paths, &inner.temporaries, keep_partial)

@@ -1,10 +1,11 @@
 //! What an operator may choose about storage. Every bound has its unit and a reason.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
 
-use berth_common::units::ByteCount;
+use berth_common::{names::PoolName, units::ByteCount};
 
 use super::KeepFree;
+use crate::decide::{domain_xml::DEVICES, lvm::LvmName};
 
 /// Bounds and places of the storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,29 @@ pub struct StorageOptions {
     pub copy_deadline: Duration,
     /// What happens to the bytes of a volume that is deleted.
     pub volume_wipe: VolumeWipe,
+    /// The `lvm` to run, by name or absolute path.
+    pub lvm: PathBuf,
+    /// The `blkdiscard` to run, by name or absolute path.
+    pub blkdiscard: PathBuf,
+    /// The storage pools besides `local`.
+    pub pools: BTreeMap<PoolName, LvmPoolOptions>,
+}
+
+/// A storage pool of logical volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LvmPoolOptions {
+    /// The volume group.
+    pub volume_group: LvmName,
+    /// The thin pool in it; without one volumes are thick.
+    pub thin_pool: Option<LvmName>,
+}
+
+impl LvmPoolOptions {
+    /// The directory of its block devices.
+    #[must_use]
+    pub fn devices(&self) -> PathBuf {
+        PathBuf::from(DEVICES).join(self.volume_group.as_str())
+    }
 }
 
 /// What happens to the bytes of a volume that is deleted, before its file is.
@@ -121,6 +145,9 @@ impl Default for StorageOptions {
             parallel_copies: 2,
             copy_deadline: Duration::from_secs(4 * 3600),
             volume_wipe: VolumeWipe::None,
+            lvm: PathBuf::from("lvm"),
+            blkdiscard: PathBuf::from("blkdiscard"),
+            pools: BTreeMap::new(),
         }
     }
 }

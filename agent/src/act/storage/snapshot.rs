@@ -28,15 +28,16 @@ use super::{
     fault::StorageFault,
     fetch::reserve,
     instances::{self, is_file},
+    original,
     room::Load,
-    volume::{self, Original, Target, WIPE},
+    volume::{self, Target, WIPE},
 };
 use crate::{
     act::{Progress, command::Account},
     decide::{
         instance::Paths,
         snapshot::{NewSnapshot, SnapshotFiles},
-        volume::{Content, VolumeContent},
+        volume::VolumeContent,
     },
 };
 
@@ -106,16 +107,6 @@ fn in_place(inner: &Inner, plan: &NewSnapshot) -> Result<(), StorageFault> {
     })
 }
 
-/// The volume to be kept.
-fn original(inner: &Inner, plan: &NewSnapshot) -> Result<Original, StorageFault> {
-    volume::original(inner, &Content::Volume(plan.volume))?.ok_or_else(|| {
-        StorageFault::VolumeNotThere {
-            id: plan.volume.id,
-            path: inner.paths.volume(plan.volume.id, plan.volume.format),
-        }
-    })
-}
-
 /// Makes a snapshot of a volume that no guest has open, unless it is there.
 pub(super) async fn create(
     inner: &Arc<Inner>,
@@ -123,23 +114,25 @@ pub(super) async fn create(
     progress: &Progress,
 ) -> Result<(), StorageFault> {
     let (shared, planned) = (Arc::clone(inner), plan.clone());
-    let prepare = move || {
+    let is_there = move || {
         in_place(&shared, &planned)?;
-        if is_file(&planned.path)? {
-            return Ok(None);
-        }
-        let original = original(&shared, &planned)?;
+        is_file(&planned.path)
+    };
+    if inner.files.run(is_there).await? {
+        return Ok(());
+    }
+    let original = original::volume(inner, &plan.volume).await?;
+    let (shared, id) = (Arc::clone(inner), plan.id);
+    let prepare = move || {
         let account = Account::named(&shared.options.qemu_img_user)?;
         instances::make_root(&shared.paths.snapshots)?;
         let temporary = shared
             .temporaries
-            .claim(&shared.paths.snapshots, &planned.id.to_string())?;
+            .claim(&shared.paths.snapshots, &id.to_string())?;
         lent(temporary.path(), account)?;
-        Ok(Some((original, account, temporary)))
+        Ok((account, temporary))
     };
-    let Some((original, account, temporary)) = inner.files.run(prepare).await? else {
-        return Ok(());
-    };
+    let (account, temporary) = inner.files.run(prepare).await?;
     let target = Target {
         file: temporary.path().to_owned(),
         format: VolumeFormat::Qcow2,
@@ -160,16 +153,20 @@ pub(super) async fn create(
 }
 
 /// Sees that there is a place and room for what a hypervisor will write.
-pub(super) fn prepare(inner: &Inner, plan: &NewSnapshot) -> Result<(), StorageFault> {
+pub(super) async fn prepare(inner: &Arc<Inner>, plan: &NewSnapshot) -> Result<(), StorageFault> {
     in_place(inner, plan)?;
-    let original = original(inner, plan)?;
-    instances::make_root(&inner.paths.snapshots)?;
-    let load = Load {
-        verb: "copying",
-        what: original.what,
+    let original = original::volume(inner, &plan.volume).await?;
+    let shared = Arc::clone(inner);
+    let prepare = move || {
+        instances::make_root(&shared.paths.snapshots)?;
+        let load = Load {
+            verb: "copying",
+            what: original.what,
+        };
+        let directory = &shared.paths.snapshots;
+        reserve(&shared, directory, &load, original.allocated).map(drop)
     };
-    let directory = &inner.paths.snapshots;
-    reserve(inner, directory, &load, Some(original.allocated)).map(drop)
+    inner.files.run(prepare).await
 }
 
 /// Whether what a hypervisor writes leaves the room that is kept for guests.

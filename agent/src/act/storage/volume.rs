@@ -1,4 +1,4 @@
-//! Volumes: making them, looking at them, growing and removing them.
+//! Volumes of the pool `local`, which are files: making them, looking at them, growing and removing them.
 //!
 //! A volume is a whole copy of what it is made from, with nothing below it. `qemu-img` works on temporary files of
 //! the agent's own and on volumes that no guest has, is told every format, and QEMU's own locks on the files keep it
@@ -6,8 +6,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -16,6 +16,7 @@ use std::{
 use berth_common::{
     document::{ImageFormat, VolumeFormat},
     ids::VolumeId,
+    names::PoolName,
     units::ByteCount,
 };
 use nix::fcntl::OFlag;
@@ -23,16 +24,14 @@ use nix::fcntl::OFlag;
 use super::{
     Inner, VolumeWipe,
     atomic::{remove_durably, sync_directory, write_atomically},
-    cache::{self, FileWindow},
+    cache::FileWindow,
     convert::{COROUTINES, here, lent},
     disk,
-    evict::{Lease, touch},
     fault::StorageFault,
     fetch::reserve,
     instances::{self, is_file},
+    original::{self, Original, allocated},
     room::{Load, Share},
-    snapshot,
-    source::for_people,
     temporary::Temporary,
     wipe::{self, Wiping},
 };
@@ -44,39 +43,44 @@ use crate::{
     decide::{
         image_header::{self, Judgement},
         instance::Paths,
-        volume::{
-            Content, FORMATS, LargerVolume, NewVolume, VolumeContent, VolumeFile, VolumeFiles,
-        },
+        volume::{FORMATS, LargerVolume, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
 
 /// Prefix of a volume that was deleted and is being wiped: it has lost its name, and no sweep removes it.
 pub(super) const WIPE: &str = ".wipe-";
-/// What the mark of a volume says, for people: that it is there is all that counts.
-const MARK: &[u8] = b"This volume was made. Without its file it was lost, or its disk is absent.\n";
+/// What the mark of a volume says, for people: that it is there counts, and its last line.
+const MARK: &str = "This volume was made. Without its file it was lost, or its disk is absent.\n";
+/// What begins that line: the storage pool it was made in. A mark without it is of `local`.
+const MARK_POOL: &str = "Storage pool: ";
+/// More than a mark has, in bytes.
+const MARK_MOST: u64 = 4096;
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Address space of `qemu-img`, in bytes: it keeps many threads and their stacks while it copies.
-const ADDRESS_SPACE: u64 = 2 << 30;
+pub(super) const ADDRESS_SPACE: u64 = 2 << 30;
 /// What qcow2's tables may add to a file of this size: they take less than a thousandth, and a few at the beginning.
-const fn with_tables(size: u64) -> u64 {
+pub(super) const fn with_tables(size: u64) -> u64 {
     size.saturating_add(size / 512).saturating_add(64 << 20)
 }
 
-/// What is there of a volume.
+/// What is there of a volume in the pool `local`.
 pub(super) fn observe(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
-    let mut found = VolumeFiles::default();
+    let mut found = VolumeFiles {
+        made: marked_pool(paths, id)?.is_some(),
+        ..VolumeFiles::default()
+    };
     for format in FORMATS {
-        let path = paths.volume(id, format);
+        let path = paths.volume_file(id, format);
         if is_file(&path)? {
             found.files.push(VolumeFile {
+                pool: PoolName::default(),
                 format,
                 content: content(&path, format)?,
             });
         }
         found.leaving |= is_file(&leaving(paths, id, format))?;
     }
-    found.made = is_file(&paths.volume_mark(id))?;
     Ok(found)
 }
 
@@ -146,9 +150,17 @@ pub(super) async fn create(
     progress: &Progress,
 ) -> Result<(), StorageFault> {
     let (shared, planned) = (Arc::clone(inner), plan.clone());
-    let Some(making) = inner.files.run(move || prepare(&shared, &planned)).await? else {
-        return Ok(());
+    let is_there = move || {
+        in_place(&shared, planned.id, planned.format, &planned.path)?;
+        is_file(&planned.path)
     };
+    if inner.files.run(is_there).await? {
+        return Ok(());
+    }
+    // Everything that can be refused is refused before anything exists.
+    let original = original::of(inner, plan).await?;
+    let (shared, id) = (Arc::clone(inner), plan.id);
+    let making = inner.files.run(move || prepare(&shared, id)).await?;
     let failed = |source| StorageFault::Volume {
         what: "make",
         id: plan.id,
@@ -157,7 +169,7 @@ pub(super) async fn create(
     };
     let format = plan.format.as_str();
     let file = making.temporary.path().to_owned();
-    match making.original {
+    match original {
         None => {
             confined(quick(inner, plan.size), making.account)
                 .args(["create", "-q", "-f", format, "--"])
@@ -195,51 +207,17 @@ pub(super) async fn create(
 struct Making {
     account: Account,
     temporary: Temporary,
-    original: Option<Original>,
 }
 
-/// What a volume or a snapshot is copied from.
-pub(super) struct Original {
-    path: PathBuf,
-    format: &'static str,
-    /// Its virtual size.
-    pub(super) size: ByteCount,
-    /// Bytes that it takes on its disk.
-    pub(super) allocated: u64,
-    /// When it was written to last.
-    written: (i64, i64),
-    /// For people.
-    pub(super) what: String,
-    /// Of an image: it stays in the cache as long as this.
-    lease: Option<Lease>,
-}
-
-/// Everything that can be refused is refused here, before anything exists. `None`: the volume is there.
-fn prepare(inner: &Inner, plan: &NewVolume) -> Result<Option<Making>, StorageFault> {
-    in_place(inner, plan.id, plan.format, &plan.path)?;
-    if is_file(&plan.path)? {
-        return Ok(None);
-    }
-    let original = original(inner, &plan.content)?;
-    if let Some(original) = original.as_ref().filter(|it| it.size > plan.size) {
-        return Err(StorageFault::VolumeTooSmall {
-            id: plan.id,
-            size: plan.size.get(),
-            needed: original.size.get(),
-        });
-    }
+fn prepare(inner: &Inner, id: VolumeId) -> Result<Making, StorageFault> {
     let account = Account::named(&inner.options.qemu_img_user)?;
     instances::make_root(&inner.paths.volumes)?;
     let temporary = inner
         .temporaries
-        .claim(&inner.paths.volumes, &plan.id.to_string())?;
+        .claim(&inner.paths.volumes, &id.to_string())?;
     // `qemu-img` keeps the mode and the owner of a file that is there.
     lent(temporary.path(), account)?;
-    Ok(Some(Making {
-        account,
-        temporary,
-        original,
-    }))
+    Ok(Making { account, temporary })
 }
 
 fn in_place(
@@ -248,7 +226,7 @@ fn in_place(
     format: VolumeFormat,
     path: &Path,
 ) -> Result<(), StorageFault> {
-    let expected = inner.paths.volume(id, format);
+    let expected = inner.paths.volume_file(id, format);
     if path == expected {
         return Ok(());
     }
@@ -257,74 +235,6 @@ fn in_place(
         expected,
         path: path.to_owned(),
     })
-}
-
-/// What to copy, inspected as what it is said to be; `None`: the volume begins with zeros.
-pub(super) fn original(inner: &Inner, content: &Content) -> Result<Option<Original>, StorageFault> {
-    let (path, format, size, what, lease) = match content {
-        Content::Zeros => return Ok(None),
-        Content::Image(image) => {
-            let lease = inner.uses.lease(image);
-            let facts =
-                cache::facts(&inner.paths, image)?.ok_or_else(|| StorageFault::NotCached {
-                    sha256: image.sha256.clone(),
-                })?;
-            let path = inner.paths.image(image);
-            touch(&path);
-            let what = format!("the image {}", for_people(&image.url));
-            let format = image.format.cached().as_str();
-            (path, format, facts.virtual_size, what, Some(lease))
-        }
-        Content::Volume(source) => {
-            let path = inner.paths.volume(source.id, source.format);
-            let Some(size) = observe(&inner.paths, source.id)?.whole(source.format) else {
-                return Err(StorageFault::VolumeNotThere {
-                    id: source.id,
-                    path,
-                });
-            };
-            let what = format!("volume {}", source.id);
-            (path, source.format.as_str(), size, what, None)
-        }
-        Content::Snapshot(source) => {
-            let path = inner.paths.snapshot(source.id);
-            let Some(size) = snapshot::observe(&inner.paths, source.id)?.whole() else {
-                return Err(StorageFault::SnapshotNotThere {
-                    id: source.id,
-                    path,
-                });
-            };
-            let what = format!("snapshot {}", source.id);
-            (path, VolumeFormat::Qcow2.as_str(), size, what, None)
-        }
-    };
-    // `qemu-img` does not work in this process's directory.
-    let path =
-        std::path::absolute(&path).map_err(|source| StorageFault::io("find", &path, source))?;
-    let (allocated, written) = (allocated(&path)?, written(&path)?);
-    Ok(Some(Original {
-        written,
-        path,
-        format,
-        size,
-        allocated,
-        what,
-        lease,
-    }))
-}
-
-/// Bytes that a file takes on its disk.
-pub(super) fn allocated(path: &Path) -> Result<u64, StorageFault> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
-    Ok(metadata.blocks().saturating_mul(512))
-}
-
-/// When a file was written to last: seconds and nanoseconds.
-fn written(path: &Path) -> Result<(i64, i64), StorageFault> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
-    Ok((metadata.mtime(), metadata.mtime_nsec()))
 }
 
 /// A file to copy into.
@@ -349,7 +259,7 @@ pub(super) async fn copy(
     let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
     let mut watch = {
         let (shared, what) = (Arc::clone(inner), original.what.clone());
-        let (length, path) = (original.allocated, target.file.clone());
+        let (length, path) = (original.allocated.unwrap_or(0), target.file.clone());
         let directory = target.directory.clone();
         inner
             .files
@@ -397,15 +307,7 @@ pub(super) async fn copy(
         }
     };
     result.map_err(failed)?;
-    // QEMU's locks keep no guest from a raw file that is only read.
-    let (path, before) = (original.path, original.written);
-    if inner.files.run(move || written(&path)).await? == before {
-        Ok(())
-    } else {
-        Err(StorageFault::WrittenMeanwhile {
-            what: original.what,
-        })
-    }
+    original::check_unwritten(inner, original).await
 }
 
 /// How far a copy is, and the room it takes.
@@ -471,7 +373,7 @@ fn quick(inner: &Inner, size: ByteCount) -> Command {
 }
 
 /// As a user without rights, who sees no network.
-fn confined(command: Command, account: Account) -> Command {
+pub(super) fn confined(command: Command, account: Account) -> Command {
     command.confined(Confinement {
         account,
         network: Network::None,
@@ -493,14 +395,31 @@ async fn resize(
         .map(drop)
 }
 
-/// Notes durably that a volume was made.
-pub(super) fn mark(paths: &Paths, id: VolumeId) -> Result<(), StorageFault> {
+/// Notes durably that a volume was made, and in which pool.
+pub(super) fn mark(paths: &Paths, id: VolumeId, pool: &PoolName) -> Result<(), StorageFault> {
     let path = paths.volume_mark(id);
     if is_file(&path)? {
         return Ok(());
     }
     instances::make_root(&paths.made)?;
-    write_atomically(&path, MARK).map_err(|source| StorageFault::io("write", &path, source))
+    let text = format!("{MARK}{MARK_POOL}{pool}\n");
+    write_atomically(&path, text.as_bytes())
+        .map_err(|source| StorageFault::io("write", &path, source))
+}
+
+/// The pool that a volume was made in; `None`: it was not made, or its tombstone was carried out.
+pub(super) fn marked_pool(paths: &Paths, id: VolumeId) -> Result<Option<PoolName>, StorageFault> {
+    let path = paths.volume_mark(id);
+    if !is_file(&path)? {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    open(&path)
+        .and_then(|file| file.take(MARK_MOST).read_to_string(&mut text))
+        .map_err(|source| StorageFault::io("read", &path, source))?;
+    let named = text.lines().find_map(|line| line.strip_prefix(MARK_POOL));
+    let pool = named.and_then(|name| name.parse().ok());
+    Ok(Some(pool.unwrap_or_default()))
 }
 
 /// Makes a volume that no guest has larger, unless it is.
@@ -533,47 +452,20 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), 
 fn size_of(inner: &Inner, plan: &LargerVolume) -> Result<ByteCount, StorageFault> {
     in_place(inner, plan.id, plan.format, &plan.path)?;
     observe(&inner.paths, plan.id)?
-        .whole(plan.format)
+        .whole(&plan.pool, plan.format)
         .ok_or_else(|| StorageFault::VolumeNotThere {
             id: plan.id,
             path: plan.path.clone(),
         })
 }
 
-/// Removes a volume: its name, its mark, and last its bytes as the host's rule says. What is being wiped needs no mark: it
-/// is found by the name it has then.
-pub(super) async fn remove(
-    inner: &Arc<Inner>,
-    id: VolumeId,
-    progress: &Progress,
-) -> Result<(), StorageFault> {
-    let shared = Arc::clone(inner);
-    let left = inner
-        .files
-        .run(move || {
-            let left = take_name(&shared, id)?;
-            let mark = shared.paths.volume_mark(id);
-            let wipes = shared.options.volume_wipe != VolumeWipe::None;
-            if wipes && left.is_empty() && is_file(&mark)? {
-                return Err(StorageFault::NothingToWipe { id, mark });
-            }
-            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))?;
-            Ok(left)
-        })
-        .await?;
-    for path in left {
-        let failed = move |path, source| StorageFault::Wipe { id, path, source };
-        wipe(inner, path, progress, failed).await?;
-    }
-    Ok(())
-}
-
-/// Takes a volume's name from its file; answers what is to be wiped before it is removed.
-fn take_name(inner: &Inner, id: VolumeId) -> Result<Vec<PathBuf>, StorageFault> {
+/// Takes a volume's name from its file; answers what is to be wiped before it is removed. `None`: there was nothing.
+pub(super) fn take_name(inner: &Inner, id: VolumeId) -> Result<Option<Vec<PathBuf>>, StorageFault> {
     let paths = &inner.paths;
-    let mut left = Vec::new();
+    let (mut left, mut found) = (Vec::new(), false);
     for format in FORMATS {
-        let (path, doomed) = (paths.volume(id, format), leaving(paths, id, format));
+        let (path, doomed) = (paths.volume_file(id, format), leaving(paths, id, format));
+        found |= is_file(&path)? || is_file(&doomed)?;
         match inner.options.volume_wipe {
             VolumeWipe::None => {
                 for path in [&path, &doomed] {
@@ -596,11 +488,11 @@ fn take_name(inner: &Inner, id: VolumeId) -> Result<Vec<PathBuf>, StorageFault> 
             }
         }
     }
-    Ok(left)
+    Ok(found.then_some(left))
 }
 
 /// Ends a wipe that nobody waits for.
-struct StopWipe(Arc<Wiping>);
+pub(super) struct StopWipe(pub(super) Arc<Wiping>);
 
 impl Drop for StopWipe {
     fn drop(&mut self) {
@@ -615,15 +507,25 @@ pub(super) async fn wipe(
     progress: &Progress,
     failed: impl FnOnce(PathBuf, io::Error) -> StorageFault + Send + 'static,
 ) -> Result<(), StorageFault> {
+    let how = inner.options.volume_wipe;
+    let work = move |wiping: &Wiping| {
+        wipe::wipe(&path, how, wiping)
+            .and_then(|()| remove_durably(&path))
+            .map_err(|source| failed(path, source))
+    };
+    on_wipe_thread(inner, work, progress).await
+}
+
+/// Overwrites something on a thread that nobody else waits for, and tells how far it is.
+pub(super) async fn on_wipe_thread(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(&Wiping) -> Result<(), StorageFault> + Send + 'static,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
     progress.send_replace(Some("waiting for others to be wiped".to_owned()));
     let wiping = Arc::new(Wiping::default());
     let stop = StopWipe(Arc::clone(&wiping));
-    let how = inner.options.volume_wipe;
-    let run = inner.wipes.run(move || {
-        wipe::wipe(&path, how, &wiping)
-            .and_then(|()| remove_durably(&path))
-            .map_err(|source| failed(path, source))
-    });
+    let run = inner.wipes.run(move || work(&wiping));
     tokio::pin!(run);
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {

@@ -35,7 +35,7 @@ pub(super) struct Wiping {
 }
 
 impl Wiping {
-    fn reached(&self, position: i64) -> io::Result<()> {
+    pub(super) fn reached(&self, position: i64) -> io::Result<()> {
         self.done
             .store(u64::try_from(position).unwrap_or(0), Ordering::Relaxed);
         if self.stopped.load(Ordering::Relaxed) {

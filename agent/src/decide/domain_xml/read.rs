@@ -209,11 +209,12 @@ impl Walk {
             }
             // Also of what lies below it, or what it is being copied to.
             (Some(_), "source") if self.is_in_disk() => {
-                self.disks
-                    .extend(attribute(start, "file")?.map(|path| DiskFile {
-                        path: PathBuf::from(path),
-                        target: String::new(),
-                    }));
+                let file = attribute(start, "file")?;
+                let device = attribute(start, "dev")?;
+                self.disks.extend(file.or(device).map(|path| DiskFile {
+                    path: PathBuf::from(path),
+                    target: String::new(),
+                }));
                 Place::Elsewhere
             }
             (Some(Place::Value(_)), _) => {

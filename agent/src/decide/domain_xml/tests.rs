@@ -103,6 +103,34 @@ fn a_guest_with_no_disk_and_no_nic() {
 }
 
 #[test]
+fn a_guest_with_a_block_device() {
+    let mut config = config(VirtType::Qemu);
+    let device = DomainDisk {
+        path: "/dev/vg0/berth-0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11".into(),
+        format: "raw",
+        backing: Vec::new(),
+        target: "vdb".to_owned(),
+        serial: "7b5e9d2a3f6f5f0c2a11".to_owned(),
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits {
+            total_iops: Some(500),
+            total_bytes_per_second: None,
+        },
+    };
+    let file = DiskFile {
+        path: device.path.clone(),
+        target: "vdb".to_owned(),
+    };
+    let detach = write_disk_file(&file).unwrap();
+    assert!(detach.contains("type=\"block\"") && detach.contains("dev=\"/dev/vg0/berth-"));
+    config.disks.push(device);
+    check_golden("domain_block_device", &config);
+    // Read back, it is one of the domain's disks.
+    let found = read(&write(&config).unwrap()).disks;
+    assert!(found.contains(&file), "{found:?}");
+}
+
+#[test]
 fn a_guest_with_a_config_drive() {
     let mut config = config(VirtType::Qemu);
     config.config_drive = Some("/var/lib/berth/instances/x/config.iso".into());
@@ -248,7 +276,7 @@ fn every_file_a_domain_names_is_found_with_the_guests_name_for_it() {
          <target dev='vda' bus='virtio'/></disk><disk type='block'><source dev='/dev/sdb'/><target dev='vdb'/></disk>\
          <disk type='file' device='cdrom'><target dev='sda'/></disk>\
          <disk><target dev='vdc'/><source file='/late'/></disk>",
-        &[("/a&b", "vda"), ("/late", "")],
+        &[("/a&b", "vda"), ("/dev/sdb", "vdb"), ("/late", "")],
     );
     // What a disk is being copied to is in use as well.
     check(

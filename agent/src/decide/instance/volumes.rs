@@ -29,7 +29,7 @@ pub(super) fn change(
     observed: &Observed,
     paths: &Paths,
 ) -> Change {
-    let is_volume = |path: &Path| path.parent() == Some(paths.volumes.as_path());
+    let is_volume = |path: &Path| paths.volume_at(path).is_some();
     let wanted: Vec<&DomainDisk> = config
         .disks
         .iter()
@@ -75,7 +75,7 @@ pub(super) fn change(
     // QEMU gives no disk back that it copies.
     let copied = surplus
         .iter()
-        .filter_map(|file| volume_of(&file.path))
+        .filter_map(|file| paths.volume_at(&file.path))
         .find(|id| observed.volumes_copied.contains(id));
     if let Some(volume) = copied {
         change.wait = Some(Wait::Copied(volume));
@@ -99,7 +99,7 @@ pub(super) fn change(
         {
             continue;
         }
-        match volume_of(&disk.path) {
+        match paths.volume_at(&disk.path) {
             Some(id) if !observed.volumes_ready.contains(&id) => {
                 change.wait.get_or_insert(Wait::Volume(id));
             }
@@ -119,14 +119,8 @@ pub(super) fn copied(
     paths: &Paths,
 ) -> Option<VolumeId> {
     let live = domain.disks.live.iter();
-    live.filter(|disk| disk.path.parent() == Some(paths.volumes.as_path()))
-        .filter_map(|disk| volume_of(&disk.path))
+    live.filter_map(|disk| paths.volume_at(&disk.path))
         .find(|id| observed.volumes_copied.contains(id))
-}
-
-/// The volume whose file this is.
-fn volume_of(path: &Path) -> Option<VolumeId> {
-    path.file_stem()?.to_str()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -136,7 +130,7 @@ mod tests {
             DesiredPower, Flavor, InstanceSpec, InstanceVolume, VolumeAccess, VolumeFormat,
             VolumeLimits,
         },
-        ids::InstanceId,
+        ids::{InstanceId, VolumeId},
         units::{DiskGb, MemoryMb, Vcpus},
     };
     use uuid::Uuid;
@@ -169,6 +163,7 @@ mod tests {
             id: volume(*n),
             position: *position,
             format: VolumeFormat::Raw,
+            pool: Default::default(),
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
         });
@@ -200,7 +195,7 @@ mod tests {
             target: "vda".to_owned(),
         };
         let volumes = live.iter().map(|(n, target)| DiskFile {
-            path: host().paths.volume(volume(*n), VolumeFormat::Raw),
+            path: host().paths.volume_file(volume(*n), VolumeFormat::Raw),
             target: (*target).to_owned(),
         });
         DomainObserved {

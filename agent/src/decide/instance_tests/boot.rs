@@ -318,6 +318,7 @@ fn volumes_are_left_out_of_a_rescue_and_the_config_drive_is_made_anew_by_a_rebui
         id: id(50),
         position: 1,
         format: VolumeFormat::Qcow2,
+        pool: PoolName::default(),
         access: VolumeAccess::ReadWrite,
         limits: VolumeLimits::default(),
     };

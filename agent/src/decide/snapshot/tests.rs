@@ -43,6 +43,7 @@ impl Case {
                 volume: VolumeRef {
                     id: self.volume,
                     format: VolumeFormat::Raw,
+                    pool: PoolName::default(),
                 },
                 size_gb: DiskGb::new(2).unwrap(),
             }),
@@ -61,11 +62,12 @@ impl Case {
         SnapshotObserved {
             source: VolumeFiles {
                 files: vec![VolumeFile {
+                    pool: PoolName::default(),
                     format: VolumeFormat::Raw,
                     content: VolumeContent::Size(ByteCount::clamped(2 * GB)),
                 }],
                 made: true,
-                leaving: false,
+                ..VolumeFiles::default()
             },
             ..SnapshotObserved::default()
         }
@@ -137,6 +139,22 @@ fn refused(case: &Case, observed: &SnapshotObserved, expected: &str) {
     };
     assert_eq!(fault.code, FaultCode::Volume);
     assert!(fault.message.contains(expected), "{}", fault.message);
+}
+
+#[test]
+fn a_volume_in_another_pool_is_refused_by_its_name() {
+    let case = Case::new();
+    let mut wish = case.desired();
+    wish.spec.as_mut().unwrap().volume.pool = "fast".parse().unwrap();
+    let plan = plan(&wish, &Case::ready(), &Case::paths());
+    assert_eq!(plan.steps, []);
+    let SnapshotThen::Refused(fault) = plan.then else {
+        panic!("{:?}", plan.then);
+    };
+    assert_eq!(fault.code, FaultCode::Volume);
+    let text =
+        "is in the storage pool fast, and snapshots are made of volumes in the pool local only";
+    assert!(fault.message.contains(text), "{}", fault.message);
 }
 
 #[test]

@@ -244,12 +244,24 @@ fn provisioned_is_what_all_documents_may_take() {
         project: "p".parse().unwrap(),
         size_gb: DiskGb::clamped(3),
         format: berth_common::document::VolumeFormat::Raw,
+        pool: Default::default(),
         source: None,
     };
-    let documents = [volume(Some(spec.clone())), volume(None), volume(Some(spec))];
-    assert_eq!(
-        provisioned(documents.iter()),
-        ByteCount::from_gb(DiskGb::clamped(6))
-    );
+    let fast = berth_common::document::VolumeSpec {
+        pool: "fast".parse().unwrap(),
+        ..spec.clone()
+    };
+    let documents = [
+        volume(Some(spec.clone())),
+        volume(None),
+        volume(Some(spec)),
+        volume(Some(fast.clone())),
+    ];
+    for (pool, gb) in [(PoolName::default(), 6), (fast.pool, 3)] {
+        assert_eq!(
+            provisioned(documents.iter(), &pool),
+            ByteCount::from_gb(DiskGb::clamped(gb))
+        );
+    }
     assert!(labels(documents.iter()).is_empty());
 }

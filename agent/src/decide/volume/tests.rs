@@ -35,6 +35,7 @@ fn wish(source: Option<VolumeSource>) -> Desired<VolumeId, VolumeSpec> {
         generation: Generation(1),
         host_id: HostId::new(),
         spec: Some(VolumeSpec {
+            pool: Default::default(),
             name: "data".parse().unwrap(),
             project: "default".parse().unwrap(),
             size_gb: DiskGb::new(2).unwrap(),
@@ -46,6 +47,7 @@ fn wish(source: Option<VolumeSource>) -> Desired<VolumeId, VolumeSpec> {
 
 fn file(gb: u64) -> VolumeFile {
     VolumeFile {
+        pool: Default::default(),
         format: VolumeFormat::Qcow2,
         content: VolumeContent::Size(ByteCount::clamped(gb * GB)),
     }
@@ -55,7 +57,7 @@ fn made(gb: u64) -> VolumeFiles {
     VolumeFiles {
         files: vec![file(gb)],
         made: true,
-        leaving: false,
+        ..VolumeFiles::default()
     }
 }
 
@@ -152,6 +154,7 @@ fn a_volume_is_made_and_then_marked() {
     check(&from_image, &cached, &["create", "mark"], &DONE, Usable::No);
     let plan = plan(&from_image, &cached, &paths());
     let expected = NewVolume {
+        pool: Default::default(),
         id: from_image.id,
         path: paths().volumes.join(format!("{}.qcow2", from_image.id)),
         format: VolumeFormat::Qcow2,
@@ -254,10 +257,11 @@ fn a_volume_grows_where_it_is_in_use_and_never_shrinks() {
 #[test]
 fn a_copy_waits_for_its_source_and_is_not_taken_from_a_guest_that_writes() {
     let source = VolumeRef {
+        pool: Default::default(),
         id: VolumeId::new(),
         format: VolumeFormat::Qcow2,
     };
-    let wish = wish(Some(VolumeSource::Volume(source)));
+    let wish = wish(Some(VolumeSource::Volume(source.clone())));
     let wait = VolumeThen::Wait(VolumeWait::Source(source.id));
     check(&wish, &with(VolumeFiles::default()), &[], &wait, Usable::No);
     let there = |gb, users: &[VolumeUser]| VolumeObserved {
@@ -344,7 +348,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
 #[test]
 fn users_are_whoever_names_the_file_live_or_kept() {
     let id = VolumeId::new();
-    let path = paths().volume(id, VolumeFormat::Raw);
+    let path = paths().volume_file(id, VolumeFormat::Raw);
     let other = Path::new("/else");
     let mut ours = domain("both", &[(&path, "vdc")], &[(&path, "vdb")]);
     let instance = InstanceId::new();
@@ -365,7 +369,10 @@ fn users_are_whoever_names_the_file_live_or_kept() {
         },
         domain("off", &[], &[(other, "vda"), (&path, "vdb")]),
     ];
-    let users = users(&[paths().volume(id, VolumeFormat::Qcow2), path], &domains);
+    let users = users(
+        &[paths().volume_file(id, VolumeFormat::Qcow2), path],
+        &domains,
+    );
     let hold = |target: &str| Hold::Live {
         target: target.to_owned(),
     };
@@ -390,12 +397,17 @@ fn any_files() -> impl Strategy<Value = VolumeFiles> {
         Just(VolumeContent::Unreadable("no".to_owned())),
     ];
     let format = prop_oneof![Just(VolumeFormat::Qcow2), Just(VolumeFormat::Raw)];
-    let file = (format, content).prop_map(|(format, content)| VolumeFile { format, content });
+    let file = (format, content).prop_map(|(format, content)| VolumeFile {
+        pool: Default::default(),
+        format,
+        content,
+    });
     let files = prop::collection::vec(file, 0..2);
     (files, any::<bool>(), any::<bool>()).prop_map(|(files, made, leaving)| VolumeFiles {
         files,
         made,
         leaving,
+        partial: false,
     })
 }
 
@@ -407,7 +419,7 @@ proptest! {
         tombstone in any::<bool>(),
         copy in any::<bool>(),
     ) {
-        let other = VolumeRef { id: VolumeId::new(), format: VolumeFormat::Qcow2 };
+        let other = VolumeRef { pool: Default::default(), id: VolumeId::new(), format: VolumeFormat::Qcow2 };
         let mut wish = wish(copy.then_some(VolumeSource::Volume(other)));
         if tombstone {
             wish.spec = None;
@@ -444,7 +456,7 @@ proptest! {
         }
         // Whoever may have it has something whole.
         if plan(&wish, &free, &paths()).usable == Usable::Yes {
-            prop_assert!(free.files.whole(VolumeFormat::Qcow2).is_some());
+            prop_assert!(free.files.whole(&PoolName::default(), VolumeFormat::Qcow2).is_some());
         }
     }
 }

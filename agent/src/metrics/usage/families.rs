@@ -107,11 +107,13 @@ families! {
         "Packets from all domains that are not berth's that were dropped, since the agent looks.";
 
     POOL_CAPACITY GAUGE "berth_agent_pool_capacity_bytes" ["pool"]
-        "Size of the file system that holds the disks.";
+        "Size of a storage pool: of the file system of local, which holds the disks as well, or of the volume group or thin pool.";
     POOL_USED GAUGE "berth_agent_pool_used_bytes" ["pool"]
-        "Used space of the file system that holds the disks, whoever uses it.";
+        "Used space of a storage pool, whoever uses it.";
     POOL_PROVISIONED GAUGE "berth_agent_pool_provisioned_bytes" ["pool"]
-        "Sum of the virtual sizes of all disks and volumes that shall be there.";
+        "Sum of the virtual sizes of all volumes that shall be in a storage pool, in local also of all disks.";
+    POOL_METADATA GAUGE "berth_agent_pool_metadata_percent" ["pool"]
+        "How full the tables of a thin pool are, in percent.";
 
     HOST_MEMORY GAUGE "berth_agent_host_memory_bytes" []
         "Memory of this host.";

@@ -76,7 +76,11 @@ fn figures(for_how_long: Duration) -> UsageFigures {
         foreign,
     };
     figures.domains(Some(picture), for_how_long);
-    figures.pool(Some(Pool::default()), for_how_long);
+    let pool = Pool {
+        metadata_percent: Some(1),
+        ..Pool::default()
+    };
+    figures.pools(vec![pool], for_how_long);
     let memory = Memory {
         ksm: Some(Ksm::default()),
         huge_pages: vec![HugePages {

@@ -39,7 +39,7 @@ fn a_command_line_says_all_of_a_volume() {
     let plain = asked_for("volume create data --size 5");
     assert_eq!(
         (plain.size_gb.get(), plain.format, plain.source, plain.host),
-        (5, VolumeFormat::Qcow2, None, None)
+        (5, None, None, None)
     );
     assert!(plain.limits.is_unlimited());
     let copy = asked_for("volume create data --size 5 --from golden --format raw --host hv1");
@@ -49,7 +49,7 @@ fn a_command_line_says_all_of_a_volume() {
     );
     assert_eq!(
         (copy.format, copy.host.as_deref()),
-        (VolumeFormat::Raw, Some("hv1"))
+        (Some(VolumeFormat::Raw), Some("hv1"))
     );
     let kept = asked_for("volume create data --size 5 --snapshot monday");
     assert_eq!(

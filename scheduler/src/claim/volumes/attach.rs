@@ -26,7 +26,7 @@ use berth_store::{
     volumes::{self, VolumeRow},
 };
 
-use super::{again, being_deleted, called, check_not_copied, check_room, resolve};
+use super::{Wanted, again, being_deleted, called, check_not_copied, check_room, resolve};
 use crate::{
     claim::{
         ClaimError,
@@ -222,9 +222,19 @@ async fn bind(
     host: HostId,
 ) -> Result<(), ClaimError> {
     let size_gb = volume.size_gb;
-    check_room(writing, host, &volume.name, size_gb, size_gb)?;
+    let wanted = Wanted {
+        what: &format!("volume {}", volume.name),
+        pool: &volume.pool,
+        size: size_gb,
+        more: size_gb,
+    };
+    check_room(writing, host, wanted)?;
     volumes::set_host(writing.txn(), volume.id, host, writing.now).await?;
-    let placed = PlacedVolume { host, size_gb };
+    let placed = PlacedVolume {
+        host,
+        pool: volume.pool.clone(),
+        size_gb,
+    };
     writing.cloud.place_volume(volume.id, placed);
     writing.touch_volume(host, volume.id);
     Ok(())

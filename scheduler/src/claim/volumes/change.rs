@@ -15,7 +15,8 @@ use berth_store::{
 };
 
 use super::{
-    again, being_deleted, called, check_no_snapshot, check_not_copied, check_room, is_told, resolve,
+    Wanted, again, being_deleted, called, check_no_snapshot, check_not_copied, check_room, is_told,
+    resolve,
 };
 use crate::{
     claim::{ClaimError, cloud::PlacedVolume, conflict, invalid},
@@ -113,12 +114,19 @@ async fn grow(writing: &mut Writing<'_>, row: &VolumeRow, size: DiskGb) -> Resul
     check_writable(writing, row).await?;
     if let Some(host) = row.host_id {
         let more = size.saturating_sub(row.size_gb);
-        check_room(writing, host, &row.name, size, more)?;
+        let wanted = Wanted {
+            what: &format!("volume {}", row.name),
+            pool: &row.pool,
+            size,
+            more,
+        };
+        check_room(writing, host, wanted)?;
     }
     volumes::set_size(writing.txn(), row.id, size, writing.now).await?;
     if let Some(host) = row.host_id {
         let placed = PlacedVolume {
             host,
+            pool: row.pool.clone(),
             size_gb: size,
         };
         writing.cloud.place_volume(row.id, placed);

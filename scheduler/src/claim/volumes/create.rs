@@ -2,12 +2,13 @@
 //! first instance they are attached to.
 
 use berth_common::{
-    document::{SnapshotRef, VolumeLimits, VolumeRef, VolumeSource},
+    document::{SnapshotRef, VolumeFormat, VolumeLimits, VolumeRef, VolumeSource},
     ids::HostId,
     message::{
         request::{VolumeCreate, VolumeCreateSource},
         view::{HostState, SnapshotStatus, VolumeStatus, VolumeView},
     },
+    names::PoolName,
     refusal::{Refusal, RefusalCode},
     units::DiskGb,
 };
@@ -16,7 +17,7 @@ use berth_store::{
     volumes::{self, VolumeObserved, VolumeRow},
 };
 
-use super::{check_room, no_such, resolve};
+use super::{Wanted, check_room, no_such, resolve};
 use crate::{
     claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid, snapshots},
     context::Writing,
@@ -48,13 +49,15 @@ pub async fn create(
         Some(host) => Some(hosts::resolve(writing.txn(), host).await?.id),
     };
     let (source, host) = source(writing, request, named).await?;
+    let pool = request.pool.clone().unwrap_or_default();
     let row = VolumeRow {
         id: request.id,
         project: request.project.clone(),
         name: request.name.clone(),
         host_id: host,
         size_gb: request.size_gb,
-        format: request.format,
+        format: request.format.unwrap_or_else(|| VolumeFormat::usual(&pool)),
+        pool,
         source,
         limits: request.limits,
         fingerprint,
@@ -82,7 +85,13 @@ async fn add(
     }
     if let Some(host) = row.host_id {
         check_admission(writing, host, "the volume")?;
-        check_room(writing, host, &row.name, row.size_gb, row.size_gb)?;
+        let wanted = Wanted {
+            what: &format!("volume {}", row.name),
+            pool: &row.pool,
+            size: row.size_gb,
+            more: row.size_gb,
+        };
+        check_room(writing, host, wanted)?;
     }
     volumes::insert(writing.txn(), row)
         .await
@@ -96,6 +105,7 @@ async fn add(
     if let Some(host) = row.host_id {
         let placed = PlacedVolume {
             host,
+            pool: row.pool.clone(),
             size_gb: row.size_gb,
         };
         writing.cloud.place_volume(row.id, placed);
@@ -117,6 +127,15 @@ fn validate(request: &VolumeCreate) -> Result<(), ClaimError> {
     let mut mistakes = Vec::new();
     if request.size_gb.get() == 0 {
         mistakes.push("size_gb must be at least 1".to_owned());
+    }
+    if let (Some(format), Some(pool)) = (request.format, &request.pool)
+        && !format.fits(pool)
+    {
+        mistakes.push(format!(
+            "format must be raw or null in pool {pool}: only the pool {} holds files, and so {}",
+            PoolName::LOCAL,
+            format.as_str()
+        ));
     }
     let limits = request.limits;
     for (key, limit) in [
@@ -184,6 +203,7 @@ async fn source(
     let source = VolumeSource::Volume(VolumeRef {
         id: from.id,
         format: from.format,
+        pool: from.pool,
     });
     Ok((Some(source), Some(host)))
 }

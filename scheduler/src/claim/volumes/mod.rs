@@ -5,11 +5,13 @@
 //!              └──── a host, or a volume to be made from, is named ────▶ on that host
 //! ```
 //!
-//! A volume is on one host, and claims its size there from then until the host says that it is gone.
+//! A volume is in one storage pool of one host, and claims its size there from then until the host says that it is gone
+//! ([`room`]).
 
 pub mod attach;
 pub mod change;
 pub mod create;
+mod room;
 
 pub(super) use create::check_admission;
 
@@ -17,8 +19,6 @@ use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, VolumeId},
     names::{ProjectName, VolumeName},
-    refusal::{Refusal, RefusalCode},
-    units::DiskGb,
 };
 use berth_store::{
     Executor, documents, instances, snapshots,
@@ -26,7 +26,7 @@ use berth_store::{
 };
 
 use super::{ClaimError, conflict, not_found};
-use crate::{context::Writing, place::Resource};
+pub(super) use room::{Wanted, check_room};
 
 /// The volume a request names, by id or by name; by id also a deleted one.
 ///
@@ -77,49 +77,6 @@ async fn is_told(db: &impl Executor, host: HostId, id: VolumeId) -> Result<bool,
         id: id.as_uuid(),
     };
     Ok(documents::get(db, host, key).await?.is_some())
-}
-
-/// Refuses what needs more disk on a host than may be claimed there. `size`: of the whole volume; `more`: what of it is
-/// not claimed yet.
-fn check_room(
-    writing: &Writing<'_>,
-    host: HostId,
-    name: &VolumeName,
-    size: DiskGb,
-    more: DiskGb,
-) -> Result<(), ClaimError> {
-    check_room_for(writing, host, &format!("volume {name}"), size, more)
-}
-
-/// The same for whatever takes room by itself. `what`: what to call it.
-pub(super) fn check_room_for(
-    writing: &Writing<'_>,
-    host: HostId,
-    what: &str,
-    size: DiskGb,
-    more: DiskGb,
-) -> Result<(), ClaimError> {
-    let Some(host) = writing.cloud.table().host(host) else {
-        return Err(conflict(format!("{what} is on a host that is gone")));
-    };
-    let on = &host.facts().name;
-    let (physical, free) = (host.physical(Resource::DiskGb), host.free(Resource::DiskGb));
-    // Overcommit is of the sum, never of one.
-    if size.get() > physical {
-        return Err(no_room(format!(
-            "host {on} is too small for {what}: {size} are needed, its disk has {physical} GB"
-        )));
-    }
-    if more.get() > free {
-        return Err(no_room(format!(
-            "host {on} has no room for {what}: {more} are needed, {free} GB are free"
-        )));
-    }
-    Ok(())
-}
-
-fn no_room(message: String) -> ClaimError {
-    Refusal::new(RefusalCode::NoValidHost, message).into()
 }
 
 /// Refuses what would change or end a volume while a snapshot is being made of it.

@@ -1,0 +1,159 @@
+//! Copies an image, a volume or a snapshot onto a new logical volume.
+//!
+//! `qemu-img` reads what a stranger made as a user without rights, to whom the device is lent for that time. Its own sparse
+//! copying does the rest: a thin volume is known to be zeros, of a thick one everything is written.
+
+use std::{fs::File, path::Path, sync::Arc, time::Duration};
+
+use berth_common::{ids::VolumeId, units::ByteCount};
+
+use super::{
+    super::{
+        Inner,
+        convert::COROUTINES,
+        fault::StorageFault,
+        original::{self, Original, Written},
+        volume::{ADDRESS_SPACE, confined, with_tables},
+    },
+    LvmPool,
+};
+use crate::act::{
+    Progress,
+    command::{Account, Command, Limits},
+};
+
+/// How often it is looked at how far a copy is, and how full a thin pool is.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Bytes in a sector of the kernel's statistics.
+const SECTOR: u64 = 512;
+
+/// A copy to make.
+pub(super) struct Job<'a> {
+    /// The volume.
+    pub(super) id: VolumeId,
+    /// Its block device.
+    pub(super) device: &'a Path,
+    /// Its size.
+    pub(super) size: ByteCount,
+    /// Whether the device reads as zeros, and takes room only where it is written to.
+    pub(super) is_thin: bool,
+}
+
+/// Copies all of the original to the beginning of the device, durably.
+pub(super) async fn copy(
+    inner: &Arc<Inner>,
+    pool: &LvmPool,
+    job: &Job<'_>,
+    original: Original,
+    progress: &Progress,
+) -> Result<(), StorageFault> {
+    progress.send_replace(Some("waiting for other copies".to_owned()));
+    let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
+    let device = job.device.to_owned();
+    let account = match original.lease {
+        Some(_) => Some(Account::named(&inner.options.qemu_img_user)?),
+        // Another volume or a snapshot only root may read, and no guest writes what QEMU reads of it.
+        None => None,
+    };
+    let lent = inner
+        .files
+        .run(move || {
+            let failed = |source| StorageFault::io("lend", &device, source);
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open(&device)
+                .map_err(failed)?;
+            if let Some(account) = account {
+                owned_by(&file, account.uid(), account.gid()).map_err(failed)?;
+            }
+            Ok(file)
+        })
+        .await?;
+    let command = command(inner, job, &original);
+    let command = match account {
+        Some(account) => confined(command, account),
+        None => command,
+    };
+    let run = command.run();
+    tokio::pin!(run);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = &mut run => break result,
+            _ = looks.tick() => {
+                // The kernel lets what it writes to a full pool wait for long: returning here ends it.
+                if job.is_thin {
+                    pool.check_thin_room(&pool.look().await?, None)?;
+                }
+                progress.send_replace(Some(text(inner, job, &original).await?));
+            }
+        }
+    };
+    result.map_err(|source| StorageFault::Volume {
+        what: "make",
+        id: job.id,
+        path: job.device.to_owned(),
+        source,
+    })?;
+    let device = job.device.to_owned();
+    inner
+        .slow_files
+        .run(move || {
+            let failed = |source| StorageFault::io("write to disk", &device, source);
+            lent.sync_all().map_err(failed)?;
+            owned_by(&lent, 0, 0).map_err(failed)
+        })
+        .await?;
+    original::check_unwritten(inner, original).await
+}
+
+fn owned_by(device: &File, user: u32, group: u32) -> std::io::Result<()> {
+    std::os::unix::fs::fchown(device, Some(user), Some(group))
+}
+
+fn command(inner: &Inner, job: &Job<'_>, original: &Original) -> Command {
+    let deadline = inner.options.copy_deadline;
+    Command::new(&inner.options.qemu_img)
+        .args([
+            "convert",
+            "-q",
+            "-n",
+            "-m",
+            COROUTINES,
+            "-f",
+            original.format,
+            "-O",
+            "raw",
+        ])
+        .args(job.is_thin.then_some("--target-is-zero"))
+        .arg("--")
+        .arg(&original.path)
+        .arg(job.device)
+        .malloc_arenas(1)
+        .limits(Limits {
+            address_space: Some(ADDRESS_SPACE),
+            cpu_seconds: Some(deadline.as_secs()),
+            file_size: Some(with_tables(job.size.get())),
+        })
+        .timeout(deadline)
+}
+
+/// How far a copy is, by what was written to the new device, for people.
+async fn text(
+    inner: &Arc<Inner>,
+    job: &Job<'_>,
+    original: &Original,
+) -> Result<String, StorageFault> {
+    let device = job.device.to_owned();
+    let written = inner.files.run(move || original::written(&device)).await?;
+    let what = &original.what;
+    let Written::Sectors(sectors) = written else {
+        return Ok(format!("copying {what}"));
+    };
+    Ok(format!(
+        "copying {what}, {} MB",
+        sectors.saturating_mul(SECTOR) >> 20
+    ))
+}

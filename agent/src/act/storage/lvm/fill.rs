@@ -1,0 +1,67 @@
+//! Zeros on a block device, on a thread that may block.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::Ordering,
+};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::super::wipe::Wiping;
+
+/// How much is zeroed at a time, in bytes: between two pieces the work can be stopped.
+const PIECE: u64 = 64 << 20;
+/// How much is looked at at a time, in bytes.
+const LOOK: usize = 1 << 20;
+
+/// Writes zeros from a position on to the end of a block device, durably. The kernel leaves that to the disk where the disk
+/// guarantees it (`blkdev_issue_zeroout`), and otherwise writes them.
+pub(super) fn zero(device: &Path, from: u64, wiping: &Wiping) -> io::Result<()> {
+    let (file, length) = open(device, wiping)?;
+    let mut position = from;
+    while position < length {
+        let count = PIECE.min(length - position);
+        wiping.reached(signed(position)?)?;
+        fallocate(
+            &file,
+            FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            signed(position)?,
+            signed(count)?,
+        )?;
+        position += count;
+    }
+    file.sync_all()
+}
+
+/// Overwrites what is not zero, durably. For thin volumes: what was never written to reads as zeros, and must not begin to
+/// take room now.
+pub(super) fn overwrite(device: &Path, wiping: &Wiping) -> io::Result<()> {
+    let (file, length) = open(device, wiping)?;
+    let (mut buffer, zeros) = (vec![0; LOOK], vec![0; LOOK]);
+    let mut position = 0;
+    while position < length {
+        wiping.reached(signed(position)?)?;
+        let left = usize::try_from(length - position).map_err(io::Error::other)?;
+        let count = left.min(LOOK);
+        file.read_exact_at(&mut buffer[..count], position)?;
+        if buffer[..count] != zeros[..count] {
+            file.write_all_at(&zeros[..count], position)?;
+        }
+        position += u64::try_from(count).map_err(io::Error::other)?;
+    }
+    file.sync_all()
+}
+
+fn open(device: &Path, wiping: &Wiping) -> io::Result<(File, u64)> {
+    let mut file = OpenOptions::new().read(true).write(true).open(device)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    wiping.length.store(length, Ordering::Relaxed);
+    Ok((file, length))
+}
+
+fn signed(position: u64) -> io::Result<i64> {
+    i64::try_from(position).map_err(io::Error::other)
+}

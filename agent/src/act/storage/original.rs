@@ -1,0 +1,197 @@
+//! What a volume or a snapshot is made from: a cached image, another volume, in whatever pool that is, or a snapshot.
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use berth_common::{
+    document::{ImageRef, SnapshotRef, VolumeFormat, VolumeRef},
+    units::ByteCount,
+};
+use nix::sys::stat::{major, minor};
+
+use super::{
+    Inner, cache,
+    evict::{Lease, touch},
+    fault::StorageFault,
+    pools, snapshot,
+    source::for_people,
+};
+use crate::decide::volume::{Content, NewVolume};
+
+/// What a volume or a snapshot is copied from.
+pub(super) struct Original {
+    /// Where.
+    pub(super) path: PathBuf,
+    /// How it is stored.
+    pub(super) format: &'static str,
+    /// Its virtual size.
+    pub(super) size: ByteCount,
+    /// Bytes that it takes on its disk; `None`: a block device does not tell.
+    pub(super) allocated: Option<u64>,
+    /// When it was written to last.
+    pub(super) written: Written,
+    /// For people.
+    pub(super) what: String,
+    /// Of an image, which a stranger made: it stays in the cache as long as this.
+    pub(super) lease: Option<Lease>,
+}
+
+/// When something was written to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    /// A file, by its seconds and nanoseconds.
+    At(i64, i64),
+    /// A block device, by how many sectors were written since it is there.
+    Sectors(u64),
+}
+
+/// What to copy, inspected as what it is said to be; `None`: the volume begins with zeros.
+pub(super) async fn of(
+    inner: &Arc<Inner>,
+    plan: &NewVolume,
+) -> Result<Option<Original>, StorageFault> {
+    let original = match &plan.content {
+        Content::Zeros => return Ok(None),
+        Content::Image(image) => {
+            let (shared, image) = (Arc::clone(inner), image.clone());
+            inner.files.run(move || cached(&shared, &image)).await?
+        }
+        Content::Volume(source) => volume(inner, source).await?,
+        Content::Snapshot(source) => {
+            let (shared, source) = (Arc::clone(inner), *source);
+            inner.files.run(move || kept(&shared, source)).await?
+        }
+    };
+    if original.size > plan.size {
+        return Err(StorageFault::VolumeTooSmall {
+            id: plan.id,
+            size: plan.size.get(),
+            needed: original.size.get(),
+        });
+    }
+    Ok(Some(original))
+}
+
+fn cached(inner: &Inner, image: &ImageRef) -> Result<Original, StorageFault> {
+    let lease = inner.uses.lease(image);
+    let facts = cache::facts(&inner.paths, image)?.ok_or_else(|| StorageFault::NotCached {
+        sha256: image.sha256.clone(),
+    })?;
+    let path = inner.paths.image(image);
+    touch(&path);
+    Ok(Original {
+        format: image.format.cached().as_str(),
+        size: facts.virtual_size,
+        what: format!("the image {}", for_people(&image.url)),
+        lease: Some(lease),
+        ..at(&path)?
+    })
+}
+
+/// Another volume.
+pub(super) async fn volume(
+    inner: &Arc<Inner>,
+    source: &VolumeRef,
+) -> Result<Original, StorageFault> {
+    let path = inner.paths.volume(&source.pool, source.id, source.format);
+    let found = pools::observe(inner, source.id, Some(&source.pool)).await?;
+    let Some(size) = found.whole(&source.pool, source.format) else {
+        return Err(StorageFault::VolumeNotThere {
+            id: source.id,
+            path,
+        });
+    };
+    let bare = inner.files.run(move || at(&path)).await?;
+    Ok(Original {
+        format: source.format.as_str(),
+        size,
+        what: format!("volume {}", source.id),
+        ..bare
+    })
+}
+
+fn kept(inner: &Inner, source: SnapshotRef) -> Result<Original, StorageFault> {
+    let path = inner.paths.snapshot(source.id);
+    let Some(size) = snapshot::observe(&inner.paths, source.id)?.whole() else {
+        return Err(StorageFault::SnapshotNotThere {
+            id: source.id,
+            path,
+        });
+    };
+    Ok(Original {
+        format: VolumeFormat::Qcow2.as_str(),
+        size,
+        what: format!("snapshot {}", source.id),
+        ..at(&path)?
+    })
+}
+
+/// What can be said of anything that lies here.
+fn at(path: &Path) -> Result<Original, StorageFault> {
+    // `qemu-img` does not work in this process's directory.
+    let path =
+        std::path::absolute(path).map_err(|source| StorageFault::io("find", path, source))?;
+    let written = written(&path)?;
+    Ok(Original {
+        allocated: match written {
+            Written::At(..) => Some(allocated(&path)?),
+            Written::Sectors(_) => None,
+        },
+        written,
+        path,
+        format: "raw",
+        size: ByteCount::ZERO,
+        what: String::new(),
+        lease: None,
+    })
+}
+
+/// Bytes that a file takes on its disk.
+pub(super) fn allocated(path: &Path) -> Result<u64, StorageFault> {
+    let metadata =
+        fs::symlink_metadata(path).map_err(|source| StorageFault::io("look at", path, source))?;
+    Ok(metadata.blocks().saturating_mul(512))
+}
+
+/// When a file or a block device was written to last.
+pub(super) fn written(path: &Path) -> Result<Written, StorageFault> {
+    let failed = |source| StorageFault::io("look at", path, source);
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if metadata.file_type().is_block_device() {
+        return sectors_written(metadata.rdev())
+            .map(Written::Sectors)
+            .map_err(failed);
+    }
+    Ok(Written::At(metadata.mtime(), metadata.mtime_nsec()))
+}
+
+/// How many sectors were written to a block device: the seventh figure of its statistics
+/// (Documentation/block/stat.rst of the kernel).
+fn sectors_written(device: u64) -> std::io::Result<u64> {
+    let path = format!("/sys/dev/block/{}:{}/stat", major(device), minor(device));
+    let text = fs::read_to_string(path)?;
+    let figure = text.split_ascii_whitespace().nth(6);
+    figure
+        .and_then(|figure| figure.parse().ok())
+        .ok_or_else(|| std::io::Error::other("the kernel tells no sectors written of it"))
+}
+
+/// Refuses a copy that may hold parts of what was written meanwhile: QEMU's locks keep no guest from raw bytes that are
+/// only read.
+pub(super) async fn check_unwritten(
+    inner: &Arc<Inner>,
+    original: Original,
+) -> Result<(), StorageFault> {
+    let (path, before) = (original.path, original.written);
+    if inner.files.run(move || written(&path)).await? == before {
+        Ok(())
+    } else {
+        Err(StorageFault::WrittenMeanwhile {
+            what: original.what,
+        })
+    }
+}
