@@ -283,6 +283,10 @@ fn make(
             if observed.jobs.iter().any(|job| job.instance == *instance) {
                 return wait(steps, SnapshotWait::Turn(domain.clone()));
             }
+            let disk = DiskFile {
+                path: paths.volume(&volume.pool, volume.id, volume.format),
+                target: target.clone(),
+            };
             steps.push(Step::Storage(StorageStep::PrepareSnapshot(NewSnapshot {
                 id,
                 path,
@@ -291,10 +295,7 @@ fn make(
             steps.push(Step::Domain(DomainStep::Backup(BackupPlan {
                 instance: *instance,
                 snapshot: id,
-                disk: DiskFile {
-                    path: paths.volume(volume.id, volume.format),
-                    target: target.clone(),
-                },
+                disk,
                 file: paths.partial_snapshot(id),
             })));
             steps.push(Step::Storage(StorageStep::NameSnapshot(id)));

@@ -548,7 +548,7 @@ fn told(larger: &LargerVolume, observed: &VolumeObserved) -> Result<Told, Volume
         ] => Ok(Told::Guest(DomainStep::GrowDisk {
             instance: *instance,
             disk: DiskFile {
-                path: larger.path,
+                path: larger.path.clone(),
                 target: target.clone(),
             },
             size: larger.size,

@@ -98,7 +98,7 @@ impl Wanted {
             instance: wish.instance,
             snapshot: self.snapshot,
             disk: DiskFile {
-                path: facts().paths.volume(self.volume, VolumeFormat::Qcow2),
+                path: facts().paths.volume_file(self.volume, VolumeFormat::Qcow2),
                 target: "vdb".to_owned(),
             },
             file: facts().paths.partial_snapshot(self.snapshot),
