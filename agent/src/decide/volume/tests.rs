@@ -228,7 +228,7 @@ fn a_volume_grows_where_it_is_in_use_and_never_shrinks() {
     let step = DomainStep::GrowDisk {
         instance,
         disk: DiskFile {
-            path: paths().volume(wished.id, VolumeFormat::Qcow2),
+            path: paths().volume_file(wished.id, VolumeFormat::Qcow2),
             target: "vdb".to_owned(),
         },
         size: ByteCount::clamped(2 * GB),
