@@ -289,7 +289,7 @@ pub struct InstanceVolume {
     /// How it is stored.
     pub format: VolumeFormat,
     /// Where on its host it is stored.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
     /// Whether the guest may write to it.
     #[serde(default)]

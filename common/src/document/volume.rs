@@ -24,7 +24,7 @@ pub struct VolumeSpec {
     /// How it is stored.
     pub format: VolumeFormat,
     /// Where on its host it is stored.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
     /// What is on it at first; null: zeros. Once it is there, this says nothing any more.
     #[serde(default)]
@@ -90,7 +90,7 @@ pub struct VolumeRef {
     /// How it is stored.
     pub format: VolumeFormat,
     /// Where.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
 }
 
