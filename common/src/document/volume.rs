@@ -23,7 +23,7 @@ pub struct VolumeSpec {
     pub size_gb: DiskGb,
     /// How it is stored.
     pub format: VolumeFormat,
-    /// Where on its host it is stored.
+    /// Where on its host it is stored; absent: `local`.
     #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
     /// What is on it at first; null: zeros. Once it is there, this says nothing any more.
@@ -89,7 +89,7 @@ pub struct VolumeRef {
     pub id: VolumeId,
     /// How it is stored.
     pub format: VolumeFormat,
-    /// Where.
+    /// Where; absent: `local`.
     #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
 }
