@@ -42,11 +42,21 @@ mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock -w 300 9 || die "another call holds $cache/lock for more than 5 minutes"
 
-# The kernel package that the metapackage names today; without apt lists, the one downloaded before.
+# The kernel that the metapackage names today; nothing without apt lists.
+kernel_name() {
+	apt-cache depends linux-image-amd64 2>/dev/null |
+		sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*-amd64\)$/\1/p' | head -n 1 || true
+}
+
+# The package of that kernel; without apt lists, the one downloaded before, and if there is none, with apt lists.
 kernel_package() {
 	local name
-	name=$(apt-cache depends linux-image-amd64 2>/dev/null |
-		sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*-amd64\)$/\1/p' | head -n 1)
+	name=$(kernel_name)
+	if [[ -z $name && ! -f $cache/kernel.name ]]; then
+		say "apt knows no linux-image-amd64: updating its lists"
+		apt-get -qq update >&2 || say "apt-get update failed"
+		name=$(kernel_name)
+	fi
 	if [[ -n $name ]]; then
 		printf '%s=%s\n' "$name" "$(apt-cache policy "$name" | sed -n 's/^ *Candidate: //p')"
 	elif [[ -f $cache/kernel.name ]]; then

@@ -82,6 +82,10 @@ impl Lab {
     }
 
     fn with(megabytes: u64, wipe: VolumeWipe) -> Self {
+        Self::of_sectors(512, megabytes, wipe)
+    }
+
+    fn of_sectors(sector: u64, megabytes: u64, wipe: VolumeWipe) -> Self {
         let alone = KERNEL.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(
             Path::new("/dev/mapper/control").exists(),
@@ -95,7 +99,9 @@ impl Lab {
         for piece in 0..megabytes {
             file.write_all_at(&stale, piece * MIB).unwrap();
         }
-        let device = run("losetup", &["--find", "--show", disk.to_str().unwrap()]);
+        let (disk, sector) = (disk.to_str().unwrap(), sector.to_string());
+        let args = ["--find", "--show", "--sector-size", &sector, disk];
+        let device = run("losetup", &args);
         let group = format!("bt{}", VolumeId::new().as_uuid().simple());
         lvm("pvcreate", &["-ff", "--yes", "--zero", "y", &device]);
         lvm("vgcreate", &["--physicalextentsize", "1m", &group, &device]);
@@ -525,6 +531,34 @@ async fn a_new_volume_shows_nothing_of_what_was_there_before() {
 }
 
 #[tokio::test]
+async fn a_disk_that_takes_no_discards_is_wiped_with_zeros() {
+    let lab = Lab::with(24, VolumeWipe::Discard);
+    let name = lab.device.strip_prefix("/dev/").unwrap();
+    let most = format!("/sys/block/{name}/queue/discard_max_bytes");
+    fs::write(most, "0").unwrap();
+    let volume = lab.new_volume("thick", 4, Content::Zeros);
+    lab.make(&volume).await;
+    write(&volume.path, &noise(4 * MIB), 0);
+    lab.remove(&volume).await;
+    let raw = fs::read(lab.directory.path().join("disk")).unwrap();
+    let needle = &noise(4 * MIB)[4096..4096 + 512];
+    assert!(raw.chunks_exact(512).all(|piece| piece != needle));
+    lab.end(&[]);
+}
+
+#[tokio::test]
+async fn an_image_may_end_within_a_sector_of_the_disk() {
+    let lab = Lab::of_sectors(4096, 24, VolumeWipe::Zero);
+    let content = noise(MIB + 512);
+    let image = lab.cached(&content).await;
+    let volume = lab.new_volume("thick", 4, Content::Image(image));
+    lab.make(&volume).await;
+    check(&volume.path, &content, 4);
+    lab.remove(&volume).await;
+    lab.end(&[]);
+}
+
+#[tokio::test]
 async fn a_full_pool_is_told_leaves_nothing_and_is_mended() {
     let lab = Lab::new(96).with_thin_pool(8);
     // Thick: what does not fit is not begun.
@@ -672,6 +706,26 @@ async fn foreign_logical_volumes_are_never_touched_and_count() {
     lvm("lvremove", &["--yes", &format!("{}/{name}", lab.group)]);
     lab.make(&volume).await;
     assert_eq!(lab.report("thick").await.provisioned_bytes.get(), 16 * MIB);
+    // What it grows by lies behind another one, and it is still one volume.
+    lab.grow(&volume, 24).await;
+    let segments = lvm("lvs", &["--noheadings", "--segments", &lab.group]);
+    assert_eq!(segments.lines().count(), 3, "{segments}");
+    assert_eq!(lab.report("thick").await.provisioned_bytes.get(), 24 * MIB);
+    // A snapshot that somebody made of it is not removed with it.
+    write(&volume.path, b"ours", 0);
+    let (full, backup) = (
+        format!("{}/{name}", lab.group),
+        format!("{}/backup", lab.group),
+    );
+    lvm(
+        "lvcreate",
+        &["--yes", "-s", "--name", "backup", "--size", "4m", &full],
+    );
+    let remove = StorageStep::RemoveVolume(volume.id);
+    lab.fails(remove, FaultCode::ForeignObject, &backup).await;
+    check(&volume.path, b"ours", 24);
+    check(&Path::new("/dev").join(&backup), b"ours", 24);
+    lvm("lvremove", &["--yes", &backup]);
     lab.remove(&volume).await;
     lab.end(&["root"]);
 }

@@ -2,7 +2,7 @@
 //! without rights where the caller says so.
 //!
 //! No shell ever sees a byte of it. A tool that takes too long is killed with its whole process group and reaped,
-//! also when the caller is cancelled. A tool that puts itself into the background (dnsmasq) is done when the
+//! also when the caller is cancelled, unless it must never be killed. A tool that puts itself into the background (dnsmasq) is done when the
 //! process that was started ends; what it left behind is not touched.
 //!
 //! This file decides nothing about what the tools mean: callers read status and output.
@@ -87,6 +87,22 @@ pub enum CommandError {
         /// The end of what it printed as errors.
         stderr: String,
     },
+    /// It took too long, and must not be killed.
+    #[error("`{}` did not end within {} s and was left running", line(argv), after.as_secs_f32())]
+    Unfinished {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// It was not started: another one that must not be killed still runs.
+    #[error("`{}` was not begun within {} s: what was begun before still runs", line(argv), after.as_secs_f32())]
+    NotBegun {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// It printed more than its caller wants to hold in memory.
     #[error("`{}` printed more than {limit} bytes and was killed", line(argv))]
     TooMuchOutput {
@@ -116,6 +132,8 @@ impl CommandError {
             Self::Missing { .. }
             | Self::Start { .. }
             | Self::Wait { .. }
+            | Self::Unfinished { .. }
+            | Self::NotBegun { .. }
             | Self::TooMuchOutput { .. } => "",
         }
     }
@@ -152,6 +170,15 @@ pub struct Output {
     pub stderr: String,
 }
 
+/// What becomes of a tool that takes too long, or that nobody waits for any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Abandoned {
+    /// It is killed with its process group.
+    Killed,
+    /// It runs to its end: it has no deadline.
+    Left,
+}
+
 /// An external tool with its arguments and bounds.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -159,6 +186,7 @@ pub struct Command {
     args: Vec<OsString>,
     directory: PathBuf,
     timeout: Duration,
+    abandoned: Abandoned,
     stdout_limit: usize,
     limits: Limits,
     confinement: Option<Confinement>,
@@ -174,6 +202,7 @@ impl Command {
             args: Vec::new(),
             directory: PathBuf::from("/"),
             timeout: DEFAULT_TIMEOUT,
+            abandoned: Abandoned::Killed,
             stdout_limit: DEFAULT_STDOUT_LIMIT,
             limits: Limits::default(),
             confinement: None,
@@ -207,6 +236,13 @@ impl Command {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// It is never killed: not for taking too long, and not for nobody waiting for it any more.
+    #[must_use]
+    pub fn never_killed(mut self) -> Self {
+        self.abandoned = Abandoned::Left;
         self
     }
 
@@ -248,7 +284,7 @@ impl Command {
             .collect()
     }
 
-    /// Runs it to its end. Dropping the future kills it.
+    /// Runs it to its end. Dropping the future kills it, unless it is never killed.
     ///
     /// # Errors
     /// [`CommandError`]: it is missing, cannot be started, fails, takes too long or prints too much.
@@ -265,7 +301,10 @@ impl Command {
         heard: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<Output, CommandError> {
         let mut child = self.spawn()?;
-        let group = Group::of(&child);
+        let group = match self.abandoned {
+            Abandoned::Killed => Group::of(&child),
+            Abandoned::Left => Group(None),
+        };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let wait = |source| CommandError::Wait {
             argv: self.argv(),
@@ -273,7 +312,11 @@ impl Command {
         };
         let mut errors = Tail::default();
         let work = self.attend(&mut child, stdout, stderr, &mut errors, heard);
-        let result = match tokio::time::timeout(self.timeout, work).await {
+        let ended = match self.abandoned {
+            Abandoned::Killed => tokio::time::timeout(self.timeout, work).await,
+            Abandoned::Left => Ok(work.await),
+        };
+        let result = match ended {
             Ok(Ended::Exit(status, output)) => Ok((status, output)),
             Ok(Ended::TooMuch) => Err(CommandError::TooMuchOutput {
                 argv: self.argv(),
@@ -333,7 +376,7 @@ impl Command {
             confinement.impose_on(&mut command);
         }
         let mut command = tokio::process::Command::from(command);
-        command.kill_on_drop(true);
+        command.kill_on_drop(self.abandoned == Abandoned::Killed);
         command.spawn().map_err(|source| match source.kind() {
             io::ErrorKind::NotFound if self.directory.is_dir() => CommandError::Missing {
                 program: self.program.to_string_lossy().into_owned(),

@@ -9,7 +9,7 @@
 //! A logical volume is berth's only if it has one of these names *and* carries the tag with the same id. Whatever else is in
 //! the volume group is foreign: it counts as used and is never touched.
 
-use std::str::FromStr;
+use std::{collections::BTreeSet, str::FromStr};
 
 use berth_common::{
     ids::VolumeId,
@@ -23,7 +23,7 @@ use super::{names, volume::VolumeContent};
 
 /// What [`group`] reads, in one report: of the volume group, and of each logical volume in it.
 pub const FIELDS: &str = "vg_size,vg_free,vg_extent_size,lv_name,lv_size,lv_tags,lv_active,lv_layout,pool_lv,data_percent,\
-                          metadata_percent,zero";
+                          metadata_percent,zero,origin";
 /// What [`group`] reads where that is empty: LVM says nothing of a volume group without logical volumes then.
 pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size";
 /// On a volume that grew: a guest that has it may not know.
@@ -101,6 +101,8 @@ pub struct LogicalVolume {
     pub thin_pool: Option<String>,
     /// What it is if others take their extents of it.
     pub pool: Option<ThinPool>,
+    /// The logical volume that it is a snapshot of.
+    pub origin: Option<String>,
 }
 
 /// A thin pool.
@@ -242,6 +244,8 @@ struct Row {
     metadata_percent: String,
     #[serde(default)]
     zero: String,
+    #[serde(default)]
+    origin: String,
 }
 
 /// The volume group and its logical volumes in what `vgs` printed as JSON, in bytes without a suffix; `None`: nothing is in
@@ -260,7 +264,11 @@ pub fn group(json: &[u8]) -> Result<Option<(VolumeGroup, Vec<LogicalVolume>)>, R
         free: bytes("vg_free", &first.vg_free)?,
         extent: bytes("vg_extent_size", &first.vg_extent_size)?,
     };
-    let rows = rows.into_iter().filter(|row| !row.lv_name.is_empty());
+    // LVM has a row for each segment where it is asked for anything of segments.
+    let mut seen = BTreeSet::new();
+    let rows = rows
+        .into_iter()
+        .filter(|row| !row.lv_name.is_empty() && seen.insert(row.lv_name.clone()));
     let volumes = rows.map(volume).collect::<Result<Vec<_>, _>>()?;
     Ok(Some((group, volumes)))
 }
@@ -289,6 +297,7 @@ fn volume(raw: Row) -> Result<LogicalVolume, ReportError> {
         active: raw.lv_active == "active",
         thin_pool: Some(raw.pool_lv).filter(|pool| !pool.is_empty()),
         pool,
+        origin: Some(raw.origin).filter(|origin| !origin.is_empty()),
     })
 }
 
@@ -360,6 +369,18 @@ impl PoolContent {
         (self.find(id, role) != Some(named)).then_some(named)
     }
 
+    /// A foreign snapshot that LVM would remove with this logical volume. Snapshots in the thin pool of their origin are not
+    /// such: they have all that they need.
+    #[must_use]
+    pub fn goes_with(&self, name: &str) -> Option<&LogicalVolume> {
+        let origin = self.volumes.iter().find(|volume| volume.name == name)?;
+        self.volumes.iter().find(|volume| {
+            volume.origin.as_deref() == Some(name)
+                && volume.owner().is_none()
+                && (volume.thin_pool.is_none() || volume.thin_pool != origin.thin_pool)
+        })
+    }
+
     /// Berth's logical volumes in this pool, each with what it is.
     pub fn own(&self) -> impl Iterator<Item = (VolumeId, Role, &LogicalVolume)> {
         self.members()
@@ -423,11 +444,8 @@ impl PoolContent {
     /// What the scheduler is told of it.
     #[must_use]
     pub fn report(&self, name: &PoolName) -> PoolReport {
-        let provisioned = self
-            .own()
-            .filter(|(_, role, _)| *role != Role::Leaving)
-            .map(|(_, _, volume)| volume.size)
-            .sum();
+        // Also what is being wiped: its claim is kept until it is gone.
+        let provisioned = self.own().map(|(_, _, volume)| volume.size).sum();
         let (kind, total, used, metadata) = match self.thin() {
             None => {
                 let used = self.group.size.saturating_sub(self.group.free);
@@ -481,6 +499,7 @@ mod tests {
             active: true,
             thin_pool: None,
             pool: None,
+            origin: None,
         }
     }
 
@@ -507,7 +526,7 @@ mod tests {
              "pool_lv":"", "data_percent":"", "metadata_percent":"", "zero":"unknown"},
             {"vg_size":"10", "vg_free":"4", "vg_extent_size":"2",
              "lv_name":"t1", "lv_size":"8", "lv_tags":"", "lv_active":"active", "lv_layout":"thin,sparse",
-             "pool_lv":"tp", "data_percent":"0.00", "metadata_percent":"", "zero":""}
+             "pool_lv":"tp", "data_percent":"0.00", "metadata_percent":"", "zero":"", "origin":"root"}
         ]}]}"#;
         let (of, found) = group(json).unwrap().unwrap();
         assert_eq!(
@@ -523,6 +542,10 @@ mod tests {
         assert_eq!(found[1].tags, ["a", "b"]);
         assert!(!found[1].active && found[1].pool.is_none() && found[1].thin_pool.is_none());
         assert_eq!(found[2].thin_pool.as_deref(), Some("tp"));
+        assert_eq!(
+            (found[1].origin.as_deref(), found[2].origin.as_deref()),
+            (None, Some("root"))
+        );
         let bare = br#"{"report":[{"vg":[{"vg_size":"10","vg_free":"4","vg_extent_size":"2"}]}]}"#;
         assert_eq!(group(bare).unwrap().unwrap().1, []);
         let nothing = br#"{"report":[{"vg":[]}]}"#;
@@ -531,6 +554,56 @@ mod tests {
             br#"{"report":[{"vg":[{"vg_size":"1g","vg_free":"4","vg_extent_size":"2"}]}]}"#;
         assert!(group(nonsense).unwrap_err().to_string().contains("vg_size"));
         assert!(group(b"").is_err());
+    }
+
+    #[test]
+    fn a_volume_of_two_segments_is_one() {
+        let row = format!(
+            r#"{{"vg_size":"10", "vg_free":"4", "vg_extent_size":"2", "lv_name":"berth-{ID}", "lv_size":"4",
+                "lv_tags":"berth.volume={ID}", "lv_active":"active", "lv_layout":"linear", "zero":"unknown"}}"#
+        );
+        let json = format!(r#"{{"report": [{{"vg": [{row}, {row}]}}]}}"#);
+        let (group, volumes) = group(json.as_bytes()).unwrap().unwrap();
+        assert_eq!(volumes.len(), 1);
+        let content = PoolContent {
+            group,
+            volumes,
+            thin_pool: None,
+        };
+        let report = content.report(&"fast".parse().unwrap());
+        assert_eq!(report.provisioned_bytes.get(), 4);
+    }
+
+    #[test]
+    fn what_goes_with_a_volume_is_a_foreign_snapshot_that_needs_it() {
+        let tag = format!("berth.volume={ID}");
+        let whole = format!("berth-{ID}");
+        let thin = Some("tp");
+        for (of, pool, snapshot, origin, expected) in [
+            (None, None, "backup", whole.as_str(), true),
+            (None, None, "backup", "root", false),
+            // Of a thin volume both kinds can be made: one with room of its own needs it, one of its pool does not.
+            (thin, None, "backup", &whole, true),
+            (thin, thin, "backup", &whole, false),
+            // With an external origin a thin volume needs what is not in its pool.
+            (None, thin, "backup", &whole, true),
+            // What berth made itself is no obstacle.
+            (None, None, &format!("berth-wipe-{ID}"), &whole, false),
+        ] {
+            let mut volume_of_berth = volume(&whole, 1, &[&tag]);
+            volume_of_berth.thin_pool = of.map(str::to_owned);
+            let tags: &[&str] = if snapshot == "backup" { &[] } else { &[&tag] };
+            let mut copy = volume(snapshot, 1, tags);
+            copy.thin_pool = pool.map(str::to_owned);
+            copy.origin = Some(origin.to_owned());
+            let content = content(vec![volume_of_berth, copy], of);
+            let found = content.goes_with(&whole).map(|it| it.name.as_str());
+            assert_eq!(
+                found,
+                expected.then_some(snapshot),
+                "{of:?} {pool:?} {origin}"
+            );
+        }
     }
 
     #[test]
@@ -585,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_counts_as_used_and_what_is_wiped_is_not_provisioned() {
+    fn what_others_have_counts_as_used_and_what_is_wiped_stays_provisioned() {
         let tag = format!("berth.volume={ID}");
         let all = vec![
             volume("root", 20, &[]),
@@ -598,7 +671,7 @@ mod tests {
             report.used_bytes,
             report.provisioned_bytes,
         ];
-        assert_eq!(sizes, [gb(100), gb(40), gb(10)]);
+        assert_eq!(sizes, [gb(100), gb(40), gb(20)]);
     }
 
     #[test]

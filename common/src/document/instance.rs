@@ -288,8 +288,8 @@ pub struct InstanceVolume {
     pub position: u8,
     /// How it is stored.
     pub format: VolumeFormat,
-    /// Where on its host it is stored.
-    #[serde(default)]
+    /// Where on its host it is stored; absent: `local`.
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
     /// Whether the guest may write to it.
     #[serde(default)]

@@ -23,8 +23,8 @@ pub struct VolumeSpec {
     pub size_gb: DiskGb,
     /// How it is stored.
     pub format: VolumeFormat,
-    /// Where on its host it is stored.
-    #[serde(default)]
+    /// Where on its host it is stored; absent: `local`.
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
     /// What is on it at first; null: zeros. Once it is there, this says nothing any more.
     #[serde(default)]
@@ -89,8 +89,8 @@ pub struct VolumeRef {
     pub id: VolumeId,
     /// How it is stored.
     pub format: VolumeFormat,
-    /// Where.
-    #[serde(default)]
+    /// Where; absent: `local`.
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
     pub pool: PoolName,
 }
 

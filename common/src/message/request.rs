@@ -392,7 +392,7 @@ pub struct VolumeCreate {
     #[serde(default)]
     pub format: Option<VolumeFormat>,
     /// The storage pool of its host that it shall be in; null: `local`, which every host has.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
     /// What is on it at first; null: zeros.
     #[serde(default)]

@@ -105,6 +105,33 @@ async fn dropping_the_caller_kills_the_tool() {
 }
 
 #[tokio::test]
+async fn a_tool_that_is_never_killed_outlives_its_deadline_and_its_caller() {
+    let directory = tempfile::tempdir().unwrap();
+    let (begun, ended) = (
+        directory.path().join("begun"),
+        directory.path().join("ended"),
+    );
+    let script = format!(
+        "echo $$ >{0}; sleep 1; echo said; echo x >{1}",
+        begun.display(),
+        ended.display()
+    );
+    let command = sh(&script)
+        .timeout(Duration::from_millis(10))
+        .never_killed();
+    let waited = tokio::time::timeout(Duration::from_millis(500), command.run()).await;
+    assert!(waited.is_err(), "{waited:?}");
+    let pid = std::fs::read_to_string(&begun).unwrap();
+    assert!(alive(pid.trim()) && !ended.exists());
+    let limit = Instant::now() + Duration::from_secs(10);
+    while alive(pid.trim()) {
+        assert!(Instant::now() < limit, "it still runs");
+        std::thread::yield_now();
+    }
+    assert_eq!(command.run().await.unwrap().stdout, b"said\n");
+}
+
+#[tokio::test]
 async fn a_tool_that_goes_to_the_background_is_done_and_stays() {
     let output = sh("sleep 600 & echo $!").run().await.unwrap();
     let pid = String::from_utf8(output.stdout).unwrap();

@@ -295,6 +295,16 @@ pub(super) enum StorageFault {
          alone"
     )]
     ForeignVolume { id: VolumeId, device: String },
+    /// LVM would remove what an operator made of a volume together with it.
+    #[error(
+        "logical volume {snapshot} is a snapshot of {device} and would be removed with it, and does not carry berth's tag: \
+         volume {id} stays until it is removed (lvremove {snapshot})"
+    )]
+    ForeignSnapshot {
+        id: VolumeId,
+        device: String,
+        snapshot: String,
+    },
     /// `qemu-img` failed.
     #[error("could not {what} {disk} at {}", path.display())]
     Create {
@@ -355,7 +365,9 @@ impl StorageFault {
             | Self::DiskTooSmall { .. }
             | Self::Swollen { .. }
             | Self::OtherSize { .. } => FaultCode::ImageRefused,
-            Self::NotOurs { .. } | Self::ForeignVolume { .. } => FaultCode::ForeignObject,
+            Self::NotOurs { .. } | Self::ForeignVolume { .. } | Self::ForeignSnapshot { .. } => {
+                FaultCode::ForeignObject
+            }
             Self::VolumeTooSmall { .. }
             | Self::VolumeNotThere { .. }
             | Self::WrittenMeanwhile { .. }
@@ -414,6 +426,7 @@ impl StorageFault {
             | Self::ThinPoolFull { .. }
             | Self::NoThinRoom { .. }
             | Self::ForeignVolume { .. }
+            | Self::ForeignSnapshot { .. }
             | Self::SnapshotNotThere { .. }
             | Self::SnapshotBroken { .. }
             | Self::SnapshotOpen { .. }

@@ -76,7 +76,7 @@ use crate::decide::{
 
 /// Volumes that are wiped at once: more would only share the same disk.
 const WIPES: usize = 2;
-/// How long a wipe may take, with its turn: a slow disk takes half a day for ten terabytes.
+/// How long a wipe, or the first zeros of a volume, may take, with its turn: a slow disk takes half a day for ten terabytes.
 const WIPE_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Images, disks and volumes as files in four directories.
@@ -96,6 +96,8 @@ struct Inner {
     slow_files: FileThreads,
     /// For work that takes as long as writing a volume over: it must not keep others from making theirs.
     wipes: FileThreads,
+    /// For work that takes as long as filling a new volume: the same.
+    zeros: FileThreads,
     copies: Semaphore,
     downloads: Downloads,
     room: Arc<Room>,
@@ -121,6 +123,7 @@ impl DirStorage {
                 copies: Semaphore::new(options.parallel_copies.max(1)),
                 slow_files,
                 wipes: FileThreads::new("berth-wipes", WIPES, WIPE_DEADLINE),
+                zeros: FileThreads::new("berth-zeros", options.parallel_copies, WIPE_DEADLINE),
                 pools: LvmPool::all(&options),
                 paths,
                 options,

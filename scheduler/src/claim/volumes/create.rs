@@ -34,7 +34,9 @@ pub async fn create(
     request: &VolumeCreate,
 ) -> Result<VolumeView, ClaimError> {
     validate(request)?;
-    let fingerprint = fingerprint(request)?;
+    let pool = request.pool.clone().unwrap_or_default();
+    let format = request.format.unwrap_or_else(|| VolumeFormat::usual(&pool));
+    let fingerprint = fingerprint(&filled_in(request, format))?;
     if let Some(existing) = volumes::get(writing.txn(), request.id).await? {
         if existing.fingerprint != fingerprint {
             return Err(conflict(format!(
@@ -49,14 +51,13 @@ pub async fn create(
         Some(host) => Some(hosts::resolve(writing.txn(), host).await?.id),
     };
     let (source, host) = source(writing, request, named).await?;
-    let pool = request.pool.clone().unwrap_or_default();
     let row = VolumeRow {
         id: request.id,
         project: request.project.clone(),
         name: request.name.clone(),
         host_id: host,
         size_gb: request.size_gb,
-        format: request.format.unwrap_or_else(|| VolumeFormat::usual(&pool)),
+        format,
         pool,
         source,
         limits: request.limits,
@@ -70,6 +71,15 @@ pub async fn create(
     add(writing, request, &row).await?;
     tracing::info!(volume = %row.id, name = %row.name, ?host, "volume accepted");
     show::volume(writing.context(), writing.txn(), &row).await
+}
+
+/// A request with its format said. Requests of schedulers before there were pools had theirs filled in as they were read, and
+/// one of those may be repeated today.
+fn filled_in(request: &VolumeCreate, format: VolumeFormat) -> VolumeCreate {
+    VolumeCreate {
+        format: Some(format),
+        ..request.clone()
+    }
 }
 
 /// Writes a new volume down and gives it its room, if it has a host.
@@ -290,4 +300,23 @@ pub(in crate::claim) fn check_admission(
         format!("host {} {why}", facts.name),
     )
     .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_from_before_there_were_pools_is_the_same_when_it_is_repeated() {
+        let id = "0191e7a0-7c1f-7b5e-9d2a-000000000001";
+        let request: VolumeCreate =
+            serde_json::from_str(&format!(r#"{{"id":"{id}","name":"data","size_gb":1}}"#)).unwrap();
+        let filled = filled_in(&request, VolumeFormat::usual(&PoolName::default()));
+        assert_eq!(
+            serde_json::to_string(&filled).unwrap(),
+            format!(
+                r#"{{"id":"{id}","name":"data","project":"default","size_gb":1,"format":"qcow2","source":null,"limits":{{"total_iops":null,"total_bytes_per_second":null}},"host":null}}"#
+            )
+        );
+    }
 }

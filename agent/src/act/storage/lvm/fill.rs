@@ -1,14 +1,17 @@
 //! Zeros on a block device, on a thread that may block.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::atomic::Ordering,
 };
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    sys::stat::{major, minor},
+};
 
 use super::super::wipe::Wiping;
 
@@ -16,12 +19,16 @@ use super::super::wipe::Wiping;
 const PIECE: u64 = 64 << 20;
 /// How much is looked at at a time, in bytes.
 const LOOK: usize = 1 << 20;
+/// No disk has larger sectors, in bytes; the kernel refuses to zero a part of one.
+const SECTOR: u64 = 4096;
 
 /// Writes zeros from a position on to the end of a block device, durably. The kernel leaves that to the disk where the disk
 /// guarantees it (`blkdev_issue_zeroout`), and otherwise writes them.
 pub(super) fn zero(device: &Path, from: u64, wiping: &Wiping) -> io::Result<()> {
     let (file, length) = open(device, wiping)?;
-    let mut position = from;
+    let mut position = from.next_multiple_of(SECTOR).min(length);
+    let head = usize::try_from(position.saturating_sub(from)).map_err(io::Error::other)?;
+    file.write_all_at(&vec![0; head], from)?;
     while position < length {
         let count = PIECE.min(length - position);
         wiping.reached(signed(position)?)?;
@@ -34,6 +41,17 @@ pub(super) fn zero(device: &Path, from: u64, wiping: &Wiping) -> io::Result<()> 
         position += count;
     }
     file.sync_all()
+}
+
+/// Whether a block device can be discarded. Where it cannot, `blkdiscard` fails, today and tomorrow.
+pub(super) fn can_discard(device: &Path) -> io::Result<bool> {
+    let number = fs::metadata(device)?.rdev();
+    let most = format!(
+        "/sys/dev/block/{}:{}/queue/discard_max_bytes",
+        major(number),
+        minor(number)
+    );
+    Ok(fs::read_to_string(most)?.trim() != "0")
 }
 
 /// Overwrites what is not zero, durably. For thin volumes: what was never written to reads as zeros, and must not begin to

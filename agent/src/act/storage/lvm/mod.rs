@@ -104,8 +104,8 @@ impl LvmPool {
     /// Runs a command of LVM's that changes something.
     async fn change(&self, what: &str, command: &str, args: &[&str]) -> Result<(), StorageFault> {
         tracing::debug!(pool = %self.name, command, ?args, "lvm");
-        let run = self.tool.run(command, args).await;
-        run.map(drop).map_err(self.failed(what))
+        let run = self.tool.change(command, args).await;
+        run.map_err(self.failed(what))
     }
 
     /// All that is there, if it can be used.
@@ -172,13 +172,31 @@ impl LvmPool {
         for (id, role, volume) in content.own() {
             if role == Role::Partial {
                 tracing::info!(volume = %id, pool = %self.name, "removing a leftover");
-                self.remove(&volume.name).await?;
+                self.remove(id, &volume.name).await?;
             }
         }
         Ok(())
     }
 
-    async fn remove(&self, name: &str) -> Result<(), StorageFault> {
+    /// Refuses to remove, or to wipe before that, what an operator's snapshot needs: LVM would remove both.
+    fn check_alone(
+        &self,
+        content: &PoolContent,
+        id: VolumeId,
+        name: &str,
+    ) -> Result<(), StorageFault> {
+        match content.goes_with(name) {
+            None => Ok(()),
+            Some(snapshot) => Err(StorageFault::ForeignSnapshot {
+                id,
+                device: self.full(name),
+                snapshot: self.full(&snapshot.name),
+            }),
+        }
+    }
+
+    async fn remove(&self, id: VolumeId, name: &str) -> Result<(), StorageFault> {
+        self.check_alone(&self.look().await?, id, name)?;
         let what = format!("remove logical volume {name}");
         self.change(&what, "lvremove", &["--yes", "--", &self.full(name)])
             .await
@@ -212,14 +230,14 @@ impl LvmPool {
         }
         let partial = Role::Partial.name(plan.id);
         if content.find(plan.id, Role::Partial).is_some() {
-            self.remove(&partial).await?;
+            self.remove(plan.id, &partial).await?;
         }
         // Everything that can be refused is refused before anything exists.
         let original = original::of(inner, plan).await?;
         self.check_thin_room(&content, original.as_ref())?;
         let made = self.make(inner, plan, original, progress).await;
         if made.is_err()
-            && let Err(fault) = self.remove(&partial).await
+            && let Err(fault) = self.remove(plan.id, &partial).await
         {
             // It never was there, or goes when it is tried again, or when the volume is deleted, or the agent starts.
             tracing::debug!(volume = %plan.id, error = %error_chain(&fault), "a part of a volume stays");
@@ -333,7 +351,7 @@ impl LvmPool {
         // Nobody waits any more if this is dropped, and the thread ends at the next piece.
         let _stop = super::volume::StopWipe(Arc::clone(&wiping));
         inner
-            .slow_files
+            .zeros
             .run(move || {
                 fill::zero(&device, from, &wiping)
                     .map_err(|source| StorageFault::io("write zeros to", &device, source))
@@ -503,11 +521,14 @@ impl LvmPool {
         if there.is_empty() {
             return Ok(None);
         }
+        for role in &there {
+            self.check_alone(&content, id, &role.name(id))?;
+        }
         let mut left = Vec::new();
         for role in there {
             let name = role.name(id);
             match (wipe, role) {
-                (VolumeWipe::None, _) | (_, Role::Partial) => self.remove(&name).await?,
+                (VolumeWipe::None, _) | (_, Role::Partial) => self.remove(id, &name).await?,
                 (_, Role::Leaving) => left.push(name),
                 // One that is on its way out already is finished first: it must not be replaced.
                 (_, Role::Whole) if content.find(id, Role::Leaving).is_some() => {}
@@ -529,12 +550,17 @@ impl LvmPool {
         name: &str,
         progress: &Progress,
     ) -> Result<(), StorageFault> {
+        self.check_alone(&self.look().await?, id, name)?;
         let device = self.device(name);
         if !device.exists() {
             self.activate_named(name).await?;
         }
         let is_thin = self.options.thin_pool.is_some();
-        match inner.options.volume_wipe {
+        let how = match inner.options.volume_wipe {
+            VolumeWipe::Discard if !can_discard(inner, id, &device).await? => VolumeWipe::Zero,
+            how => how,
+        };
+        match how {
             VolumeWipe::None => {}
             VolumeWipe::Zero => {
                 let work = move |wiping: &Wiping| {
@@ -560,7 +586,7 @@ impl LvmPool {
                     .map_err(self.failed(what))?;
             }
         }
-        self.remove(name).await
+        self.remove(id, name).await
     }
 
     fn whole<'a>(
@@ -586,4 +612,21 @@ impl LvmPool {
             path: path.to_owned(),
         })
     }
+}
+
+/// Whether what is below a block device takes back what is not needed any more.
+async fn can_discard(
+    inner: &Arc<Inner>,
+    id: VolumeId,
+    device: &Path,
+) -> Result<bool, StorageFault> {
+    let device = device.to_owned();
+    let look = move || {
+        fill::can_discard(&device).map_err(|source| StorageFault::Wipe {
+            id,
+            path: device,
+            source,
+        })
+    };
+    inner.files.run(look).await
 }

@@ -1,12 +1,21 @@
 //! Runs LVM's own tools, and `blkdiscard`: argv only, with a deadline and limits.
 //!
+//! What changes something is never killed: between suspending a device and resuming it that would freeze it, and the guest
+//! that has it. Past its deadline, or when nobody waits for it any more, it is left alone; what comes after waits for it, so
+//! that nobody takes what it is about to make for not there.
+//!
 //! LVM is told to look for volume groups on everything but logical volumes: what a guest writes to its disk may well look
 //! like a volume group, with the name or the id of one of the host's, and must never be looked at, let alone activated.
 
 use std::{
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
+
+use berth_common::telemetry::error_chain;
+use tokio::sync::RwLock;
 
 use super::super::StorageOptions;
 use crate::act::command::{Command, CommandError, Limits};
@@ -28,6 +37,8 @@ pub(super) struct Tool {
     blkdiscard: PathBuf,
     deadline: Duration,
     discard_deadline: Duration,
+    /// Held for writing by what changes something, until it has ended.
+    changes: Arc<RwLock<()>>,
 }
 
 impl Tool {
@@ -37,29 +48,52 @@ impl Tool {
             blkdiscard: options.blkdiscard.clone(),
             deadline: options.create_deadline,
             discard_deadline: options.copy_deadline,
+            changes: Arc::default(),
         }
     }
 
-    /// Runs one of LVM's commands; answers what it printed.
-    pub(super) async fn run(&self, command: &str, args: &[&str]) -> Result<Vec<u8>, CommandError> {
+    fn command(&self, command: &str, args: &[&str]) -> Command {
         let config = if Path::new(UDEV).exists() {
             NO_GUESTS
         } else {
             NO_UDEV
         };
-        let run = Command::new(&self.lvm)
+        Command::new(&self.lvm)
             .args([command, "--config", config])
             .args(args)
-            .limits(Limits {
-                address_space: Some(ADDRESS_SPACE),
-                cpu_seconds: Some(self.deadline.as_secs()),
-                file_size: None,
-            })
-            .timeout(self.deadline)
-            .stdout_limit(16 << 20)
-            .run()
-            .await?;
-        Ok(run.stdout)
+    }
+
+    /// Runs one of LVM's commands that changes something.
+    pub(super) async fn change(&self, command: &str, args: &[&str]) -> Result<(), CommandError> {
+        let run = self.command(command, args).limits(Limits {
+            address_space: Some(ADDRESS_SPACE),
+            cpu_seconds: None,
+            file_size: None,
+        });
+        let run = run.never_killed();
+        let after = self.deadline;
+        let argv = run.argv();
+        let changes = Arc::clone(&self.changes);
+        let Ok(alone) = tokio::time::timeout(after, changes.write_owned()).await else {
+            return Err(CommandError::NotBegun { argv, after });
+        };
+        let task = tokio::spawn(async move {
+            let result = run.run().await;
+            if let Err(error) = &result {
+                // Perhaps nobody waits for it any more.
+                tracing::debug!(error = %error_chain(error), "lvm");
+            }
+            drop(alone);
+            result
+        });
+        match tokio::time::timeout(after, task).await {
+            Ok(Ok(result)) => result.map(drop),
+            Ok(Err(lost)) => Err(CommandError::Wait {
+                argv,
+                source: io::Error::other(lost),
+            }),
+            Err(_) => Err(CommandError::Unfinished { argv, after }),
+        }
     }
 
     /// Reads a report, as JSON in bytes.
@@ -80,7 +114,22 @@ impl Tool {
             "--",
             group,
         ];
-        self.run(command, &args).await
+        let run = self
+            .command(command, &args)
+            .limits(Limits {
+                address_space: Some(ADDRESS_SPACE),
+                cpu_seconds: Some(self.deadline.as_secs()),
+                file_size: None,
+            })
+            .timeout(self.deadline)
+            .stdout_limit(16 << 20);
+        let Ok(_unchanged) = tokio::time::timeout(self.deadline, self.changes.read()).await else {
+            return Err(CommandError::NotBegun {
+                argv: run.argv(),
+                after: self.deadline,
+            });
+        };
+        run.run().await.map(|output| output.stdout)
     }
 
     /// Gives all of a block device back to what is below it.
