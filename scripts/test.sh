@@ -54,7 +54,7 @@ cargo test --workspace --locked --exclude berth-tests
 tier "storage pools on Debian's stock kernel"
 lvm_test=$(cargo test -p berth-agent --test lvm --locked --no-run --message-format=json |
 	jq -r 'select(.reason == "compiler-artifact" and .target.name == "lvm") | .executable')
-scripts/stock-kernel.sh --limit 600 "$lvm_test" --test-threads=1
+scripts/stock-kernel.sh --limit 1200 "$lvm_test" --test-threads=1
 
 # The services as users get them. The tests were built with tokio's test-util and other features that only they ask
 # for, so this compiles tokio and what stands on it a second time, once per change of the lock file.
