@@ -141,6 +141,22 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
+    /// The same, of an instance that shall run so far by now: the request may have settled that one which switched itself
+    /// off stays off.
+    pub(crate) const fn with_power(self, power: DesiredPower) -> Self {
+        match self {
+            Self::Built(_) => Self::Built(power),
+            Self::Rebuilt(_) => Self::Rebuilt(power),
+            Self::Running
+            | Self::Stopped
+            | Self::Paused
+            | Self::Suspended
+            | Self::Rebooted
+            | Self::Rescued
+            | Self::Deleted => self,
+        }
+    }
+
     /// The state that is waited for, in a word.
     pub(crate) const fn word(self) -> &'static str {
         match self {

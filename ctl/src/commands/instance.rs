@@ -356,7 +356,10 @@ where
     let found = asking.send(&show).await.map_err(CtlError::before_asking)?;
     let request = request(found.id.to_string(), found.project.clone());
     match asking.send(&request).await {
-        Ok(accepted) => asking.until(accepted, change.goal).await,
+        Ok(accepted) => {
+            let goal = change.goal.with_power(accepted.desired_power);
+            asking.until(accepted, goal).await
+        }
         Err(CtlError::Refused(refusal))
             if refusal.code == RefusalCode::NotFound && change.goal == Goal::Deleted =>
         {

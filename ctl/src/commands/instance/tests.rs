@@ -268,3 +268,32 @@ async fn what_an_instance_is_called_changes_by_its_id() {
     ];
     assert_eq!(found, expected);
 }
+
+#[tokio::test]
+async fn a_guest_that_switched_itself_off_stays_off_and_the_wait_knows_it() {
+    let off = InstanceView {
+        vm_state: VmState::Stopped,
+        power_state: berth_common::message::report::PowerState::Shutdown,
+        desired_power: berth_common::document::DesiredPower::Stopped,
+        ..running()
+    };
+    // Before the request, it was to run.
+    let context = context([Play::view(&running()), Play::view(&off), Play::view(&off)]);
+    let meant = Change {
+        name: "web-1".to_owned(),
+        project: ProjectName::default(),
+        goal: Goal::Built(running().desired_power),
+    };
+    let done = changed(
+        &mut Asking::with(&context, patient()),
+        meant,
+        |instance, project| InstanceResize {
+            instance,
+            project,
+            flavor: running().flavor,
+        },
+    )
+    .await
+    .unwrap();
+    assert_eq!(done, off);
+}
