@@ -146,6 +146,7 @@ impl Bench {
             path: self
                 .directory
                 .path()
+                .join(id.to_string())
                 .join(root.file_name(DiskFormat::Qcow2)),
             ..disk("vda", self.directory.path())
         };
