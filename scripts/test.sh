@@ -52,7 +52,7 @@ cargo test --workspace --locked --exclude berth-tests
 
 # What the running kernel may not have. The test is not among those above, and fails where it cannot run.
 tier "storage pools on Debian's stock kernel"
-lvm_test=$(cargo test -p berth-agent --test lvm --locked --no-run --message-format=json |
+lvm_test=$(cargo test --workspace --test lvm --locked --no-run --message-format=json |
 	jq -r 'select(.reason == "compiler-artifact" and .target.name == "lvm") | .executable')
 scripts/stock-kernel.sh --limit 1200 "$lvm_test" --test-threads=1
 
