@@ -234,7 +234,7 @@ impl AgentMetrics {
         }
     }
 
-    /// That became of a question.
+    /// What became of a question.
     pub fn question(&self, kind: &'static str, outcome: Outcome) {
         self.questions
             .with_label_values(&[kind, outcome.as_str()])

@@ -168,8 +168,8 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     })
 }
 
-/// A guest's own decision to be off, or its crash, holds until a document comes that was not carried out. Of one with the generation
-/// of another, the domain's metadata cannot tell that.
+/// A guest's own decision to be off, or its crash, holds until a document comes that was not carried out. Of one with the
+/// generation of another, the domain's metadata cannot tell that.
 fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
     if let Some(domain) = observed.domain.as_mut().filter(|_| memory.overruled)
         && matches!(

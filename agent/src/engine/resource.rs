@@ -34,7 +34,7 @@ use crate::{
     inbox::journal::Entry,
 };
 
-/// How often a converged instance is looked at with its files and networks, and a volume with its file; domains are
+/// How often a converged instance is looked at with its files and networks, and a volume or a snapshot with its file; domains are
 /// watched all the time.
 const THOROUGH: Duration = Duration::from_secs(300);
 /// How often a guest that was asked to power off, or to give back a volume, is looked at.
@@ -43,7 +43,7 @@ const POLL_GUEST: Duration = Duration::from_secs(1);
 const POLL_MEMBERS: Duration = Duration::from_secs(1);
 /// How often a volume that waits for its last users is looked at; each time, all domains are.
 const POLL_USERS: Duration = Duration::from_secs(2);
-/// Who waits for a network or a volume is woken when that is ready. This is for the case that nobody wakes it.
+/// Who waits for a network, a volume or a snapshot is woken when that is ready. This is for the case that nobody wakes it.
 const POLL_RESOURCE: Duration = Duration::from_secs(30);
 /// How often it is tried whether what was refused is possible by now: something foreign has gone, a disk is back.
 const POLL_REFUSED: Duration = Duration::from_secs(300);

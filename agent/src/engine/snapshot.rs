@@ -17,6 +17,7 @@ use crate::{
     decide::{
         domain::DomainStep,
         instance::{Paths, Step},
+        names,
         snapshot::{self, SnapshotObserved, SnapshotPlan, SnapshotThen, SnapshotWait},
         volume::{self as volumes, Usable},
     },
@@ -73,7 +74,9 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
             let turn = match step {
                 Step::Domain(DomainStep::Backup(plan)) => {
                     let Some(turn) = Turn::take(&worker.tools.turns, plan.instance) else {
-                        return Ok(Outcome::Waiting(Waiting::Turn(plan.instance.to_string())));
+                        return Ok(Outcome::Waiting(Waiting::Turn(names::domain(
+                            plan.instance,
+                        ))));
                     };
                     Some(turn)
                 }

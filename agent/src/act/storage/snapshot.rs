@@ -270,11 +270,10 @@ pub(super) async fn remove(
     let shared = Arc::clone(inner);
     let take = move || {
         let paths = &shared.paths;
-        let had_partial = is_file(&paths.partial_snapshot(id))?;
         let left = take_name(&shared, id)?;
         let mark = paths.snapshot_mark(id);
         let wipes = shared.options.volume_wipe != VolumeWipe::None;
-        if wipes && left.is_none() && !had_partial && is_file(&mark)? {
+        if wipes && left.is_none() && is_file(&mark)? {
             return Err(StorageFault::SnapshotNothingToWipe { id, mark });
         }
         remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))?;

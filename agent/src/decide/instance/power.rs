@@ -11,9 +11,9 @@
 //!
 //! Two marks in the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
 //! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
-//! never repeated. A guest that powers itself off stays off until a new generation asks for it, and so does one that crashed
-//! if its document says so. A reboot that was not
-//! carried out before a pause or a suspension is carried out after it.
+//! never repeated. A guest that powers itself off stays off until a new generation asks for it, and so does one that
+//! crashed if its document says so. A reboot that was not carried out before a pause or a suspension is carried out after
+//! it.
 //!
 //! A guest that was booted from another disk than it shall be (it is rescued, unrescued or rebuilt) is switched off as for a
 //! soft reboot, and started from that disk.
