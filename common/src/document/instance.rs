@@ -231,7 +231,7 @@ pub struct InstanceDisk {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 pub struct Incarnation {
-    /// How often it was made anew, from 1: a host never replaces a disk with one of a lower or the same number.
+    /// Higher than that of every disk before it: a host never replaces a disk with one of a lower or the same number.
     pub number: u32,
     /// Chosen by the client that asked for it.
     pub nonce: Nonce,

@@ -220,7 +220,7 @@ async fn a_root_disk_is_made_anew_once_for_each_wish() {
     );
     let spec = lab.becomes(PowerState::Running, VmState::Active).await;
     let told = spec.disks[0].incarnation.unwrap();
-    assert_eq!((told.number, told.nonce), (1, wish.nonce));
+    assert_eq!(told.nonce, wish.nonce);
 
     let generation = lab.show().await.generation;
     lab.granted(wish.clone(), None).await;
@@ -244,7 +244,7 @@ async fn a_root_disk_is_made_anew_once_for_each_wish() {
     lab.becomes(PowerState::Shutdown, VmState::Stopped).await;
     lab.granted(rebuild(), Some(TaskState::Rebuilding)).await;
     let spec = lab.becomes(PowerState::Shutdown, VmState::Stopped).await;
-    assert_eq!(spec.disks[0].incarnation.unwrap().number, 2);
+    assert!(spec.disks[0].incarnation.unwrap().number > told.number);
     assert_eq!(spec.power, DesiredPower::Stopped);
 }
 
@@ -253,6 +253,10 @@ async fn a_rebuild_that_failed_can_be_asked_for_with_another_image() {
     let mut lab = Lab::new().await;
     lab.granted(rebuild(), Some(TaskState::Rebuilding)).await;
     let (document, _) = lab.newest().await;
+    let Document::Instance(first) = &document else {
+        panic!("{document:?}")
+    };
+    let first = first.spec.as_ref().unwrap().disks[0].incarnation.unwrap();
     lab.host
         .fail(&document, FaultCode::ImageChecksum, "not what it should be")
         .await;
@@ -272,7 +276,7 @@ async fn a_rebuild_that_failed_can_be_asked_for_with_another_image() {
     };
     lab.granted(better, Some(TaskState::Rebuilding)).await;
     let spec = lab.becomes(PowerState::Running, VmState::Active).await;
-    assert_eq!(spec.disks[0].incarnation.unwrap().number, 2);
+    assert!(spec.disks[0].incarnation.unwrap().number > first.number);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -223,8 +223,8 @@ pub(super) fn newer(spec: &InstanceSpec, observed: &Observed) -> Option<Fault> {
     Some(Fault {
         code: FaultCode::ForeignObject,
         message: format!(
-            "its root disk on the host was rebuilt {there} times, and the document is of when it was to be rebuilt {wanted} \
-             times (was the scheduler's database restored?); it was left as it is: rebuild the instance to have a new disk"
+            "its root disk on the host has the number {there}, and the document is of an older one with the number {wanted} (was \
+             the scheduler's database restored?); it was left as it is: rebuild the instance to have a new disk"
         ),
     })
 }

@@ -15,6 +15,7 @@ use berth_store::{
     instances::{self, InstanceRow},
     nonces,
 };
+use chrono::{DateTime, Utc};
 
 use super::change::leave_off;
 use crate::{
@@ -115,9 +116,8 @@ pub(super) async fn rebuild(
     if let Some(host) = host {
         leave_off(writing, host, row).await?;
     }
-    let before = row.desired_incarnation.map_or(0, |it| it.number);
     let incarnation = Incarnation {
-        number: before.checked_add(1).ok_or_else(|| {
+        number: next_number(row.desired_incarnation, now).ok_or_else(|| {
             conflict(format!(
                 "instance {} was rebuilt as often as can be counted; create another one",
                 row.name
@@ -133,6 +133,14 @@ pub(super) async fn rebuild(
     Ok(())
 }
 
+/// The number of the next root disk: above the one before it, and above those that a database knew which was restored to an
+/// earlier time since. The clock gives the latter, in seconds since 1970; one that was set back changes nothing of the former.
+fn next_number(before: Option<Incarnation>, now: DateTime<Utc>) -> Option<u32> {
+    let counted = before.map_or(0, |it| it.number).checked_add(1)?;
+    let by_clock = u32::try_from(now.timestamp()).unwrap_or(0);
+    Some(counted.max(by_clock))
+}
+
 /// What stands still or sleeps knows the disks it has.
 fn check_awake(row: &InstanceRow) -> Result<(), ClaimError> {
     let first = match row.desired_power {
@@ -145,4 +153,37 @@ fn check_awake(row: &InstanceRow) -> Result<(), ClaimError> {
         row.name,
         row.desired_power.as_str()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::ids::Nonce;
+    use chrono::{DateTime, Utc};
+
+    use super::{Incarnation, next_number};
+
+    #[test]
+    fn numbers_of_disks_grow_with_a_restored_database_and_with_a_clock_set_back() {
+        let at = |seconds| DateTime::<Utc>::from_timestamp(seconds, 0).unwrap();
+        let after = |number| {
+            Some(Incarnation {
+                number,
+                nonce: Nonce::new(),
+            })
+        };
+        let first = next_number(None, at(1_795_000_000)).unwrap();
+        // Two within a second.
+        assert_eq!(
+            next_number(after(first), at(1_795_000_000)),
+            Some(first + 1)
+        );
+        assert_eq!(
+            next_number(after(first), at(1_000_000_000)),
+            Some(first + 1)
+        );
+        // The database knows nothing of the rebuild above.
+        assert!(next_number(None, at(1_795_000_060)).unwrap() > first);
+        assert_eq!(next_number(after(7), at(-5)), Some(8));
+        assert_eq!(next_number(after(u32::MAX), at(1_795_000_000)), None);
+    }
 }
