@@ -22,7 +22,7 @@ use berth_store::{
     documents::{self, DocumentRow},
     host_rows::HostRows,
     hosts,
-    instances::{self, InstanceObserved, InstanceRow},
+    instances::{self, BootSource, InstanceObserved, InstanceRow},
 };
 use chrono::{DateTime, Utc};
 
@@ -148,11 +148,11 @@ fn instance(now: DateTime<Utc>) -> anyhow::Result<InstanceRow> {
             memory_mb: MemoryMb::clamped(1024),
             disk_gb: DiskGb::clamped(10),
         },
-        image: ImageRef {
+        boot_source: BootSource::Image(ImageRef {
             url: "http://images.example.org/berth/bench.qcow2".parse()?,
             sha256: "ab".repeat(32).parse()?,
             format: ImageFormat::Qcow2,
-        },
+        }),
         stop_timeout_seconds: 60,
         fingerprint: "ab".repeat(32),
         desired_power: DesiredPower::Running,

@@ -25,6 +25,9 @@ use crate::{
 
 const TABLE: &str = "attachments";
 
+/// The position of the volume that an instance boots from.
+pub const ROOT: u8 = 0;
+
 /// How far an attachment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AttachmentState {
@@ -62,7 +65,7 @@ pub struct AttachmentRow {
     pub volume_id: VolumeId,
     /// The instance.
     pub instance_id: InstanceId,
-    /// The guest's order of volumes, from 1; unique in the instance.
+    /// The guest's order of disks, unique in the instance: [`ROOT`], what it boots from, or 1 and more.
     pub position: u8,
     /// Whether the guest may write to it.
     pub access: VolumeAccess,

@@ -10,10 +10,10 @@ use berth_common::{
     message::{
         placement::SchedulerHints,
         report::{BootDisk, ConvergeStatus, Fault, PowerState},
-        view::Resources,
+        view::{Resources, RootVolume},
     },
     names::{ImageSha256, ImageUrl, InstanceName, ProjectName, PropertyKey, PropertyValue},
-    units::Generation,
+    units::{DiskGb, Generation},
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -43,8 +43,8 @@ pub struct InstanceRow {
     pub name: InstanceName,
     /// Its size.
     pub flavor: Flavor,
-    /// What its boot disk is made from.
-    pub image: ImageRef,
+    /// What it boots from.
+    pub boot_source: BootSource,
     /// How long its guest may take to power itself off.
     pub stop_timeout_seconds: u32,
     /// What the request that made it contained, to recognise its repetition.
@@ -83,6 +83,51 @@ pub struct InstanceRow {
     pub metadata: BTreeMap<PropertyKey, PropertyValue>,
     /// What becomes of it when its guest crashes.
     pub on_crash: OnCrash,
+}
+
+/// What an instance boots from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BootSource {
+    /// A disk of its own, made from this.
+    Image(ImageRef),
+    /// A volume. Its attachment, of position [`crate::attachments::ROOT`], is there from when the instance has a host
+    /// until it is gone.
+    Volume(RootVolume),
+}
+
+impl BootSource {
+    /// What its own disk is made from.
+    #[must_use]
+    pub const fn image(&self) -> Option<&ImageRef> {
+        match self {
+            Self::Image(image) => Some(image),
+            Self::Volume(_) => None,
+        }
+    }
+
+    /// The volume it boots from.
+    #[must_use]
+    pub const fn volume(&self) -> Option<&RootVolume> {
+        match self {
+            Self::Image(_) => None,
+            Self::Volume(volume) => Some(volume),
+        }
+    }
+}
+
+impl InstanceRow {
+    /// What it takes of a host by itself, at this size. A volume that it boots from has a claim of its own.
+    #[must_use]
+    pub fn claimed(&self, flavor: Flavor) -> Resources {
+        let resources = Resources::from(flavor);
+        match self.boot_source {
+            BootSource::Image(_) => resources,
+            BootSource::Volume(_) => Resources {
+                disk_gb: DiskGb::ZERO,
+                ..resources
+            },
+        }
+    }
 }
 
 /// What its owner calls an instance and says of it.
@@ -195,10 +240,13 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             memory_mb,
             disk_gb,
         },
-        image: ImageRef {
-            url: row.parsed("image_url", ImageUrl::try_from(model.image_url))?,
-            sha256: row.parsed("image_sha256", ImageSha256::try_from(model.image_sha256))?,
-            format: row.word("image_format", &model.image_format)?,
+        boot_source: match row.opt_json("root_volume", model.root_volume.as_deref())? {
+            Some(volume) => BootSource::Volume(volume),
+            None => BootSource::Image(ImageRef {
+                url: row.parsed("image_url", ImageUrl::try_from(model.image_url))?,
+                sha256: row.parsed("image_sha256", ImageSha256::try_from(model.image_sha256))?,
+                format: row.word("image_format", &model.image_format)?,
+            }),
         },
         stop_timeout_seconds: row.int("stop_timeout_seconds", model.stop_timeout_seconds)?,
         fingerprint: model.fingerprint,
@@ -235,6 +283,7 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         instance.placement_fault.as_ref(),
     )?;
     let observed = write_observed(&instance.observed)?;
+    let image = image_columns(&instance.boot_source)?;
     Ok(instance::Model {
         id: instance.id.to_string(),
         project: instance.project.to_string(),
@@ -246,9 +295,9 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         vcpus: amounts.vcpus,
         memory_mb: amounts.memory_mb,
         disk_gb: amounts.disk_gb,
-        image_url: instance.image.url.to_string(),
-        image_sha256: instance.image.sha256.to_string(),
-        image_format: word("instances.image_format", &instance.image.format)?,
+        image_url: image.url,
+        image_sha256: image.sha256,
+        image_format: image.format,
         stop_timeout_seconds: i64::from(instance.stop_timeout_seconds),
         fingerprint: instance.fingerprint.clone(),
         desired_power: word("instances.desired_power", &instance.desired_power)?,
@@ -284,6 +333,26 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         observed_boot_disk: observed.boot_disk,
         metadata: Some(codec::json("instances.metadata", &instance.metadata)?),
         on_crash: codec::opt_json("instances.on_crash", &instance.on_crash)?,
+        root_volume: codec::opt_json("instances.root_volume", &instance.boot_source.volume())?,
+    })
+}
+
+/// The columns of an image: empty for an instance that boots from a volume, since they were there first, and never null.
+#[derive(Default)]
+struct ImageColumns {
+    url: String,
+    sha256: String,
+    format: String,
+}
+
+fn image_columns(source: &BootSource) -> Result<ImageColumns, StoreError> {
+    let Some(image) = source.image() else {
+        return Ok(ImageColumns::default());
+    };
+    Ok(ImageColumns {
+        url: image.url.to_string(),
+        sha256: image.sha256.to_string(),
+        format: word("instances.image_format", &image.format)?,
     })
 }
 

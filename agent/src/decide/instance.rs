@@ -56,6 +56,8 @@ pub enum Step {
 pub enum StorageStep {
     /// Fetch an image into the cache.
     FetchImage(ImageRef),
+    /// Make the directory of an instance that has no disk of its own, which would make it.
+    CreateDirectory(InstanceId),
     /// Make a disk from a cached image.
     CreateDisk(DiskPlan),
     /// Make a config drive.
@@ -484,6 +486,7 @@ fn converge(
         config: &config,
         generation,
         spec,
+        paths: &host.paths,
     };
     let (domain_steps, then) = wish.plan(observed);
     let starts = domain_steps.iter().any(DomainStep::starts_qemu);
@@ -515,6 +518,10 @@ fn converge(
         images.extend(disks::images(spec));
     }
     let mut steps = missing_images(images, observed);
+    // What the guest prints is kept there too.
+    if spec.disks.is_empty() && !observed.files.directory {
+        steps.push(Step::Storage(StorageStep::CreateDirectory(id)));
+    }
     steps.extend(
         disks
             .into_iter()
@@ -614,10 +621,13 @@ fn missing_images(images: Vec<&ImageRef>, observed: &Observed) -> Vec<Step> {
         .collect()
 }
 
-/// The volumes that its guest shall have now: none while it is rescued.
+/// The position of the volume that an instance boots from.
+const ROOT: u8 = 0;
+
+/// The volumes that its guest shall have now, in its order: while it is rescued, none but the one it boots from otherwise.
 fn volumes_of(spec: &InstanceSpec) -> impl Iterator<Item = &InstanceVolume> {
     let volumes = spec.volumes.iter();
-    volumes.filter(|_| spec.rescue.is_none())
+    volumes.filter(|volume| spec.rescue.is_none() || volume.position == ROOT)
 }
 
 fn image_of(source: &DiskSource) -> &ImageRef {
@@ -647,7 +657,12 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         path: host.paths.volume(&volume.pool, volume.id, volume.format),
         format: volume.format.as_str(),
         backing: Vec::new(),
-        target: disk_target(volume.position),
+        // A rescue disk comes before what is rescued.
+        target: disk_target(
+            volume
+                .position
+                .saturating_add(u8::from(spec.rescue.is_some())),
+        ),
         serial: serial(volume.id),
         access: volume.access,
         limits: volume.limits,

@@ -305,6 +305,7 @@ fn outline(plan: &Plan) -> Vec<String> {
     };
     let step = |step: &Step| match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch".to_owned(),
+        Step::Storage(StorageStep::CreateDirectory(_)) => "directory".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => word(disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "config-drive".to_owned(),
         Step::Storage(StorageStep::GrowDisk(disk)) => word(disk.name).replace("disk", "grow"),

@@ -226,7 +226,8 @@ fn takes_long(step: &StorageStep) -> bool {
         | StorageStep::RemoveSnapshot(_) => true,
         // The new part of a block device is filled with zeros.
         StorageStep::GrowVolume(larger) => !larger.pool.is_local(),
-        StorageStep::CreateDisk(_)
+        StorageStep::CreateDirectory(_)
+        | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
         | StorageStep::GrowDisk(_)
         | StorageStep::RemoveOldFile(_)
@@ -336,6 +337,7 @@ async fn watch_room(host: &Host, plan: &BackupPlan) -> ActError {
 pub(super) fn name(step: &Step) -> &'static str {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetch_image",
+        Step::Storage(StorageStep::CreateDirectory(_)) => "create_directory",
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "create_config_drive",
         Step::Storage(StorageStep::GrowDisk(_)) => "grow_file",
@@ -375,6 +377,7 @@ pub(super) fn name(step: &Step) -> &'static str {
 fn text(step: &Step) -> String {
     match step {
         Step::Storage(StorageStep::FetchImage(_)) => "fetching the image".to_owned(),
+        Step::Storage(StorageStep::CreateDirectory(_)) => "making its directory".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => format!("making {}", disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "making the config drive".to_owned(),
         Step::Storage(StorageStep::GrowDisk(disk)) => format!("making {} larger", disk.name),

@@ -25,6 +25,7 @@ fn rescue(nonce: Nonce) -> impl Fn(&mut InstanceSpec) + Copy {
         spec.rescue = Some(Rescue {
             nonce,
             image: other_image(),
+            size_gb: None,
         });
     }
 }

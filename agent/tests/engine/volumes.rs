@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use berth_agent::{act::fake::FakeVolume, decide::domain::DiskFile};
-use berth_common::document::{InstanceVolume, VolumeAccess, VolumeLimits, VolumeRef, VolumeSource};
+use berth_common::document::{
+    InstanceVolume, Rescue, VolumeAccess, VolumeLimits, VolumeRef, VolumeSource,
+};
 
 use super::*;
 
@@ -729,4 +731,151 @@ async fn volumes_are_attached_and_detached_whatever_goes_wrong() {
     attach_law(&[0, 1], &[]).await;
     // The other one in the same place.
     attach_law(&[0], &[1]).await;
+}
+
+/// An instance that boots from the first of these volumes.
+fn rooted(wish: &Wish, generation: u64, volumes: &[&Wanted]) -> Document {
+    let mut document = with_volumes(wish, generation, volumes);
+    if let Document::Instance(desired) = &mut document {
+        let spec = desired.spec.as_mut().unwrap();
+        spec.disks.clear();
+        for (position, volume) in (0..).zip(&mut spec.volumes) {
+            volume.position = position;
+        }
+    }
+    document
+}
+
+fn rescued(document: Document, nonce: Nonce) -> Document {
+    match document {
+        Document::Instance(mut desired) => {
+            desired.spec.as_mut().unwrap().rescue = Some(Rescue {
+                nonce,
+                image: image(),
+                size_gb: None,
+            });
+            Document::Instance(desired)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Sends documents, disturbs a step, and lets the agent do the rest; whether nothing was disturbed.
+async fn disturbed(lab: &mut Lab, documents: &[Document], disturb: Disturb, steps: u64) -> bool {
+    let before = lab.host.steps_done();
+    match disturb {
+        Disturb::Fail => lab.host.fail_after(steps),
+        Disturb::Crash => lab.host.crash_after(steps),
+    }
+    for document in documents.iter().chain(documents) {
+        lab.send(document).await;
+    }
+    let done = || {
+        documents.iter().all(|document| {
+            lab.newest(document.key()).is_some_and(|report| {
+                report.generation == document.generation()
+                    && matches!(
+                        report.status,
+                        ConvergeStatus::Converged | ConvergeStatus::Gone
+                    )
+            })
+        })
+    };
+    lab.wait_until("the crash or the end", || lab.host.is_crashed() || done())
+        .await;
+    let untouched = lab.host.steps_done() - before <= steps && !lab.host.is_crashed();
+    lab.restart().await;
+    for document in documents {
+        lab.send(document).await;
+    }
+    untouched
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_boots_from_its_volume_whatever_goes_wrong_and_leaves_it_behind() {
+    for (pool, swapped) in POOLS.into_iter().zip([false, true]) {
+        for disturb in [Disturb::Fail, Disturb::Crash] {
+            for steps in 0.. {
+                let mut lab = Lab::new().await;
+                lab.pool = pool.parse().unwrap();
+                let (wish, root) = (Wish::new(&lab), Wanted::of_image(&lab));
+                let data = Wanted::new(&lab, None);
+                let mut documents = vec![
+                    wish.network(1, &[wish.port]),
+                    root.document(1, 1),
+                    data.document(1, 1),
+                    rooted(&wish, 1, &[&root, &data]),
+                ];
+                if swapped {
+                    documents.reverse();
+                }
+                let untouched = disturbed(&mut lab, &documents, disturb, steps).await;
+                for document in &documents {
+                    lab.wait_status(document, ConvergeStatus::Converged).await;
+                }
+                assert_eq!(live(&lab, &wish), ["vda", "vdb"]);
+                assert_eq!(lab.host.lives(wish.instance).starts, 1);
+                assert!(lab.host.disks(wish.instance).is_empty());
+                lab.host.guest_writes(wish.instance, "vda", "work");
+
+                let end = rooted(&wish, 1, &[&root]).tombstone();
+                let untouched_too = disturbed(&mut lab, &[end.clone()], disturb, steps).await;
+                lab.wait_status(&end, ConvergeStatus::Gone).await;
+                let content = format!("{} + work", of_image());
+                assert_eq!(held(&lab, root.id), holds(1, &content));
+                // Another instance goes on with what is on it.
+                let next = Wish::new(&lab);
+                let documents = [next.network(1, &[next.port]), rooted(&next, 1, &[&root])];
+                for document in &documents {
+                    lab.send(document).await;
+                    lab.wait_status(document, ConvergeStatus::Converged).await;
+                }
+                assert_eq!(live(&lab, &next), ["vda"]);
+                assert_eq!(held(&lab, root.id), holds(1, &content));
+                lab.kill().await;
+                if untouched && untouched_too {
+                    assert!(steps > 4, "nothing was ever disturbed");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_a_root_volume_outlives_a_rescue_whatever_goes_wrong() {
+    for disturb in [Disturb::Fail, Disturb::Crash] {
+        for steps in 0.. {
+            let mut lab = Lab::new().await;
+            let (wish, root) = (Wish::new(&lab), Wanted::of_image(&lab));
+            lab.send(&wish.network(1, &[wish.port])).await;
+            made(&lab, &root, 1).await;
+            let first = rooted(&wish, 1, &[&root]);
+            lab.send(&first).await;
+            lab.wait_status(&first, ConvergeStatus::Converged).await;
+            lab.host.guest_writes(wish.instance, "vda", "work");
+
+            let rescue = rescued(rooted(&wish, 2, &[&root]), Nonce::new());
+            let mut untouched = disturbed(&mut lab, &[rescue.clone()], disturb, steps).await;
+            lab.wait_status(&rescue, ConvergeStatus::Converged).await;
+            assert_eq!(live(&lab, &wish), ["vdb"]);
+            assert_eq!(lab.host.lives(wish.instance).starts, 2);
+            lab.host.guest_writes(wish.instance, "vdb", "mended");
+            lab.host.guest_writes(wish.instance, "vda", "notes");
+
+            let back = rooted(&wish, 3, &[&root]);
+            untouched &= disturbed(&mut lab, &[back.clone()], disturb, steps).await;
+            lab.wait_status(&back, ConvergeStatus::Converged).await;
+            assert_eq!(live(&lab, &wish), ["vda"]);
+            assert_eq!(lab.host.lives(wish.instance).starts, 3);
+            let content = format!("{} + work + mended", of_image());
+            assert_eq!(held(&lab, root.id), holds(1, &content));
+            assert!(lab.host.disks(wish.instance).is_empty());
+            lab.kill().await;
+            if untouched {
+                assert!(steps > 2, "nothing was ever disturbed");
+                break;
+            }
+        }
+    }
 }

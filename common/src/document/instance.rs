@@ -28,7 +28,7 @@ pub struct InstanceSpec {
     pub stop_timeout_seconds: u32,
     /// Its size.
     pub flavor: Flavor,
-    /// Its disks; the first one is the boot disk.
+    /// Its disks, made with it; the first one is the boot disk. None: it boots from its volume of position 0.
     pub disks: Vec<InstanceDisk>,
     /// Its virtual NICs, in the order the guest sees them.
     pub ports: Vec<InstancePort>,
@@ -84,6 +84,9 @@ pub struct Rescue {
     pub nonce: Nonce,
     /// What the disk is made from. It is as large as the root disk.
     pub image: ImageRef,
+    /// The size of that disk, where the flavor's is not that of the root disk: of an instance that boots from a volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_gb: Option<DiskGb>,
 }
 
 /// How far an instance shall run.
@@ -144,7 +147,7 @@ pub struct Flavor {
     pub vcpus: Vcpus,
     /// Memory in MiB, at least 1.
     pub memory_mb: MemoryMb,
-    /// Size of the root disk in GiB, at least 1.
+    /// Size of the root disk in GiB, at least 1. Not used by an instance that boots from a volume.
     pub disk_gb: DiskGb,
 }
 
@@ -283,8 +286,8 @@ pub struct FixedIp {
 pub struct InstanceVolume {
     /// The volume.
     pub id: VolumeId,
-    /// Which of the guest's disks it is, counted on from those of the instance itself: 1 is `vdb`. It stays the same as
-    /// long as the volume is attached.
+    /// Which of the guest's disks it is: 1 is `vdb`. 0 is what the instance boots from, `vda`; otherwise that is a disk of
+    /// its own. It stays the same as long as the volume is attached; a rescued instance has its root volume as `vdb`.
     pub position: u8,
     /// How it is stored.
     pub format: VolumeFormat,

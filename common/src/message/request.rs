@@ -151,10 +151,14 @@ pub struct InstanceCreate {
     /// The owner.
     #[serde(default)]
     pub project: ProjectName,
-    /// Its size; every part at least 1.
+    /// Its size; every part at least 1, but for the disk of one that boots from a volume, which is not used.
     pub flavor: Flavor,
-    /// What its boot disk is made from.
-    pub image: ImageRef,
+    /// What its boot disk is made from. Exactly one of this and a block device with boot index 0 is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
+    /// What it boots from instead: one volume, with boot index 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub block_devices: Vec<BlockDevice>,
     /// The networks it is plugged into, one port each, in the order the guest sees them; at most 8.
     #[serde(default)]
     pub networks: Vec<NetworkAttachment>,
@@ -173,6 +177,20 @@ pub struct InstanceCreate {
     /// What becomes of it when its guest crashes.
     #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
     pub on_crash: OnCrash,
+}
+
+/// A disk that an instance is created with: an entry of OpenStack's `block_device_mapping_v2` whose source and destination
+/// are a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BlockDevice {
+    /// Id, or name within the project, of the volume: available, and made from an image, a snapshot or another volume.
+    pub volume: String,
+    /// Its place in the order of booting. Only 0, what the instance boots from; other volumes are attached when it is built.
+    #[serde(default)]
+    pub boot_index: u8,
+    /// Whether the volume is deleted with the instance.
+    #[serde(default)]
+    pub delete_on_termination: bool,
 }
 
 /// Create several instances with one decision after the other, in the order given. Repeating the request is harmless,

@@ -51,8 +51,12 @@ pub struct InstanceView {
     pub host_id: Option<HostId>,
     /// Its size.
     pub flavor: Flavor,
-    /// What its boot disk was made from.
-    pub image: ImageRef,
+    /// What its boot disk was made from; null: it boots from a volume.
+    #[serde(default)]
+    pub image: Option<ImageRef>,
+    /// The volume that it boots from; null: a disk of its own. Its flavor's disk is not used, and nothing claimed for it.
+    #[serde(default)]
+    pub root_volume: Option<RootVolume>,
     /// Whether it shall boot from a rescue disk, with its own disks after that one and without its volumes.
     #[serde(default)]
     pub rescued: bool,
@@ -75,6 +79,16 @@ pub struct InstanceView {
     pub created_at: DateTime<Utc>,
     /// When anything of it last changed.
     pub updated_at: DateTime<Utc>,
+}
+
+/// A volume that an instance boots from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct RootVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Whether it is deleted with the instance.
+    #[serde(default)]
+    pub delete_on_termination: bool,
 }
 
 /// In which part of its life an instance is; Nova's `vm_state`.

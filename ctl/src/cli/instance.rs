@@ -261,6 +261,13 @@ pub(crate) struct InstanceCreateArgs {
     /// Its name, instead of the file's.
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<InstanceName>,
+    /// Boot from this volume, by name or id, instead of the file's image. It must be available, and made from an image, a
+    /// snapshot or another volume. The file needs neither [image] nor disk_gb then, and neither is used.
+    #[arg(long, value_name = "VOLUME", conflicts_with = "count")]
+    pub(crate) volume: Option<String>,
+    /// With --volume: delete the volume when the instance is deleted. Otherwise it stays.
+    #[arg(long, requires = "volume")]
+    pub(crate) delete_volume_on_termination: bool,
     /// Create so many, 1 to 256, named NAME-1, NAME-2 and so on; all of them or, if one cannot be, none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_AT_ONCE))]
     pub(crate) count: Option<u32>,

@@ -8,10 +8,10 @@ use berth_common::{
     ids::{InstanceId, Nonce},
     message::{
         request::{
-            InstanceCreate, InstanceDelete, InstanceList, InstanceListReply, InstancePause,
-            InstanceReboot, InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume,
-            InstanceSet, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend,
-            InstanceUnpause, InstanceUnrescue, Method, default_page,
+            BlockDevice, InstanceCreate, InstanceDelete, InstanceList, InstanceListReply,
+            InstancePause, InstanceReboot, InstanceRebuild, InstanceRescue, InstanceResize,
+            InstanceResume, InstanceSet, InstanceShow, InstanceStart, InstanceStop,
+            InstanceSuspend, InstanceUnpause, InstanceUnrescue, Method, default_page,
         },
         view::InstanceView,
     },
@@ -72,6 +72,11 @@ fn read_request(
             id,
             name: arguments.name.clone(),
             project,
+            volume: arguments.volume.clone().map(|volume| BlockDevice {
+                volume,
+                boot_index: 0,
+                delete_on_termination: arguments.delete_volume_on_termination,
+            }),
         },
     )?)
 }
@@ -228,7 +233,13 @@ pub(super) async fn run<C: Caller>(
         }
         Prepared::Other(Instance::Rebuild { name, image, wait }) => {
             let shown = shown(context, name).await?;
-            let image = image.named().unwrap_or(shown.image);
+            let Some(image) = image.named().or(shown.image) else {
+                return Err(CtlError::Usage(format!(
+                    "instance {} boots from a volume, and is not rebuilt: create a volume from the image (`berthctl volume \
+                     create`), and an instance from that volume",
+                    shown.name
+                )));
+            };
             let goal = Goal::Rebuilt(shown.desired_power);
             change(
                 context,

@@ -16,7 +16,8 @@ use berth_common::{
     message::{
         placement::SchedulerHints,
         request::{
-            InstanceCreate, NetworkAttachment, PlacementPlace, default_stop_timeout_seconds,
+            BlockDevice, InstanceCreate, NetworkAttachment, PlacementPlace,
+            default_stop_timeout_seconds,
         },
     },
     names::{InstanceName, InvalidText, MacAddress, NetworkName, ProjectName},
@@ -27,6 +28,8 @@ use toml::de::DeTable;
 
 /// Ports of an instance at most.
 const MAX_NETWORKS: usize = 8;
+/// The key of the root disk's size.
+const DISK: &str = "disk_gb";
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
@@ -71,6 +74,8 @@ pub(crate) struct Overrides {
     pub(crate) name: Option<InstanceName>,
     /// `--project`.
     pub(crate) project: Option<ProjectName>,
+    /// `--volume`: what it boots from instead of an image.
+    pub(crate) volume: Option<BlockDevice>,
 }
 
 /// All mistakes of one instance file.
@@ -98,15 +103,22 @@ pub(crate) fn parse(
 ) -> Result<InstanceCreate, FileMistakes> {
     let needs = Needs::Instance {
         name: overrides.name,
+        boot: match overrides.volume {
+            Some(_) => Boot::Volume,
+            None => Boot::Image,
+        },
     };
     let (parts, mistakes) = read(file, text, needs);
-    match (parts.name, parts.flavor, parts.image) {
-        (Some(name), Some(flavor), Some(image)) if mistakes.is_empty() => Ok(InstanceCreate {
+    let image = parts.image.filter(|_| overrides.volume.is_none());
+    let boots = image.is_some() || overrides.volume.is_some();
+    match (parts.name, parts.flavor) {
+        (Some(name), Some(flavor)) if boots && mistakes.is_empty() => Ok(InstanceCreate {
             id: overrides.id,
             name,
             project: overrides.project.or(parts.project).unwrap_or_default(),
             flavor,
             image,
+            block_devices: overrides.volume.into_iter().collect(),
             networks: parts.networks,
             power: parts.power.unwrap_or_default(),
             stop_timeout_seconds: parts
@@ -144,9 +156,20 @@ enum Needs {
     Instance {
         /// The name that the command line gives.
         name: Option<InstanceName>,
+        /// What it boots from.
+        boot: Boot,
     },
     /// A size.
     Placement,
+}
+
+/// What an instance boots from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    /// The file's image.
+    Image,
+    /// A volume that the command line names: neither an image is needed, nor the size of a disk.
+    Volume,
 }
 
 /// What a file has.
@@ -167,14 +190,17 @@ fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
     let (table, syntax) = DeTable::parse_recoverable(text);
     let mut reader = Reader::new(file, text, &syntax);
     let mut root = Section::root(table.get_ref());
-    let needs_image = needs != Needs::Placement;
+    let boot = match &needs {
+        Needs::Instance { boot, .. } => Some(*boot),
+        Needs::Placement => None,
+    };
     let parts = Parts {
         name: name(&mut reader, &mut root, needs),
         project: reader
             .text(&mut root, "project", word::<ProjectName>)
             .value(),
-        flavor: flavor(&mut reader, &mut root),
-        image: if needs_image || root.has("image") {
+        flavor: flavor(&mut reader, &mut root, boot),
+        image: if boot == Some(Boot::Image) || root.has("image") {
             image(&mut reader, &mut root)
         } else {
             None
@@ -219,7 +245,7 @@ fn on_crash<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<OnCra
 
 fn name<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>, needs: Needs) -> Option<InstanceName> {
     let in_file = reader.text(root, "name", word::<InstanceName>);
-    let Needs::Instance { name: given } = needs else {
+    let Needs::Instance { name: given, .. } = needs else {
         return in_file.value();
     };
     if in_file == Field::Absent && given.is_none() {
@@ -232,9 +258,16 @@ fn name<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>, needs: Needs) -> Op
     given.or(in_file.value())
 }
 
-fn flavor<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<Flavor> {
+fn flavor<'t>(
+    reader: &mut Reader<'t>,
+    root: &mut Section<'t>,
+    boot: Option<Boot>,
+) -> Option<Flavor> {
     let mut size = |name: &'static str, most: u64, unit: &str, example: &str| {
         let size = reader.integer(root, name, &(1..=most), unit);
+        if name == DISK && size == Field::Absent && boot == Some(Boot::Volume) {
+            return Some(0);
+        }
         if size == Field::Absent {
             let range = format!("must be an integer from 1 to {most}{unit}");
             reader.missing(
@@ -247,7 +280,7 @@ fn flavor<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<Flavor>
     };
     let vcpus = size("vcpus", Vcpus::MAX.get(), "", "1");
     let memory_mb = size("memory_mb", MemoryMb::MAX.get(), " (MiB)", "512");
-    let disk_gb = size("disk_gb", DiskGb::MAX.get(), " (GiB)", "10");
+    let disk_gb = size(DISK, DiskGb::MAX.get(), " (GiB)", "10");
     Some(Flavor {
         vcpus: Vcpus::new(vcpus?).ok()?,
         memory_mb: MemoryMb::new(memory_mb?).ok()?,

@@ -10,6 +10,7 @@ fn overrides() -> Overrides {
         id,
         name: None,
         project: None,
+        volume: None,
     }
 }
 
@@ -181,7 +182,8 @@ fn hints_that_contradict_each_other_or_are_too_many_are_mistakes() {
 #[test]
 fn a_minimal_file_is_enough_and_a_path_becomes_a_url() {
     let request = read(&minimal()).unwrap();
-    assert_eq!(request.image.url.as_str(), "file:///srv/guest.qcow2");
+    let image = request.image.unwrap();
+    assert_eq!(image.url.as_str(), "file:///srv/guest.qcow2");
     assert_eq!(request.project.as_str(), "default");
     assert_eq!(request.power, DesiredPower::Running);
     assert_eq!(request.stop_timeout_seconds, 60);
@@ -207,6 +209,33 @@ fn the_command_line_wins_over_the_file() {
         parse(Path::new("web.toml"), &nameless, given).unwrap(),
         request
     );
+}
+
+#[test]
+fn a_volume_takes_the_place_of_the_image_and_needs_no_disk() {
+    let volume = BlockDevice {
+        volume: "root".to_owned(),
+        boot_index: 0,
+        delete_on_termination: true,
+    };
+    let given = Overrides {
+        volume: Some(volume.clone()),
+        ..overrides()
+    };
+    let without = minimal().split("[image]").next().unwrap().to_owned();
+    let without_disk = without.replace("disk_gb = 1\n", "");
+    for (text, disk_gb) in [(minimal(), 1), (without, 1), (without_disk, 0)] {
+        let request = parse(Path::new("web.toml"), &text, given.clone()).unwrap();
+        assert_eq!(request.image, None);
+        assert_eq!(
+            request.block_devices.as_slice(),
+            [volume.clone()].as_slice()
+        );
+        assert_eq!(request.flavor.disk_gb.get(), disk_gb);
+    }
+    // What is wrong is told all the same.
+    let wrong = minimal().replace("disk_gb = 1", "disk_gb = 0");
+    assert!(parse(Path::new("web.toml"), &wrong, given).is_err());
 }
 
 #[test]

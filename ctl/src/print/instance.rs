@@ -1,6 +1,6 @@
 //! Instances as tables.
 
-use berth_common::message::view::{AttachedVolume, InstanceView, PortView};
+use berth_common::message::view::{AttachedVolume, InstanceView, PortView, RootVolume};
 
 use super::{
     joined, or_none,
@@ -36,7 +36,10 @@ pub(crate) fn list(instances: &[InstanceView], width: Width) -> String {
             or_none(view.host.as_ref()),
             view.flavor.vcpus.get().to_string(),
             view.flavor.memory_mb.get().to_string(),
-            view.flavor.disk_gb.get().to_string(),
+            match view.root_volume {
+                Some(_) => "-".to_owned(),
+                None => view.flavor.disk_gb.get().to_string(),
+            },
         ]
     };
     rows(&columns, instances.iter().map(row), width)
@@ -64,11 +67,17 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Host ID", or_none(view.host_id)),
         ("vCPU", view.flavor.vcpus.get().to_string()),
         ("RAM MB", view.flavor.memory_mb.get().to_string()),
-        ("Disk GB", view.flavor.disk_gb.get().to_string()),
-        ("Image", view.image.url.to_string()),
-        ("Image sha256", view.image.sha256.to_string()),
-        ("Image format", view.image.format.as_str().to_owned()),
+        ("Disk GB", disk(view)),
     ]);
+    if let Some(image) = &view.image {
+        properties.extend([
+            ("Image", image.url.to_string()),
+            ("Image sha256", image.sha256.to_string()),
+            ("Image format", image.format.as_str().to_owned()),
+        ]);
+    }
+    let root = view.root_volume.map(|root| boots_from(view, root));
+    properties.extend(root.map(|root| ("Boots from", root)));
     let rescued = view.rescued.then(|| "yes, its own disk is vdb".to_owned());
     properties.extend(rescued.map(|rescued| ("Rescued", rescued)));
     properties.push(("On crash", view.on_crash.as_str().to_owned()));
@@ -89,6 +98,26 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("Updated", view.updated_at.to_rfc3339()),
     ]);
     fields(properties, width)
+}
+
+/// The size of its root disk: the flavor's, if that is used.
+fn disk(view: &InstanceView) -> String {
+    match view.root_volume {
+        Some(_) => "- (it boots from a volume: the flavor's disk is not used)".to_owned(),
+        None => view.flavor.disk_gb.get().to_string(),
+    }
+}
+
+/// The volume it boots from, and whether that outlives it.
+fn boots_from(view: &InstanceView, root: RootVolume) -> String {
+    let named = view.volumes.iter().find(|volume| volume.id == root.id);
+    let name = named.map_or_else(|| root.id.to_string(), |volume| volume.name.to_string());
+    let end = if root.delete_on_termination {
+        "is deleted with it"
+    } else {
+        "stays when it is deleted"
+    };
+    format!("volume {name}, which {end}")
 }
 
 /// What became of a request, in a line.
@@ -214,6 +243,39 @@ mod tests {
         let line = "data=/dev/vdb, read_only, id 0191e7a0-0000-7000-8000-000000000008";
         let shown = text.lines().find(|shown| shown.starts_with("| Volume"));
         assert!(shown.unwrap().contains(line), "{text}");
+    }
+
+    #[test]
+    fn an_instance_that_boots_from_a_volume_shows_which_and_no_disk_of_its_own() {
+        let id = "0191e7a0-0000-7000-8000-000000000008".parse().unwrap();
+        let mut view = InstanceView {
+            image: None,
+            root_volume: Some(RootVolume {
+                id,
+                delete_on_termination: false,
+            }),
+            ..instance()
+        };
+        let text = show(&view, Width::Unlimited);
+        assert!(!text.contains("Image"), "{text}");
+        assert!(text.contains("the flavor's disk is not used"), "{text}");
+        let line = format!("volume {id}, which stays when it is deleted");
+        assert!(text.contains(&line), "{text}");
+        view.root_volume = Some(RootVolume {
+            id,
+            delete_on_termination: true,
+        });
+        view.volumes = vec![AttachedVolume {
+            id,
+            name: "root".parse().unwrap(),
+            device: "/dev/vda".to_owned(),
+            access: berth_common::document::VolumeAccess::ReadWrite,
+        }];
+        let text = show(&view, Width::Unlimited);
+        assert!(
+            text.contains("volume root, which is deleted with it"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -230,6 +230,17 @@ impl Cloud {
         in_pool.map(|placed| placed.size_gb).sum()
     }
 
+    /// What is claimed of a storage pool, host by host.
+    #[must_use]
+    pub fn claimed_of_pools(&self, pool: &PoolName) -> BTreeMap<HostId, DiskGb> {
+        let mut claimed = BTreeMap::new();
+        for placed in self.stored.values().filter(|placed| placed.pool == *pool) {
+            let sum: &mut DiskGb = claimed.entry(placed.host).or_default();
+            *sum = sum.saturating_add(placed.size_gb);
+        }
+        claimed
+    }
+
     /// A volume lies there now; it lay nowhere, or there with another size.
     pub fn place_volume(&mut self, volume: VolumeId, placed: PlacedVolume) {
         self.place_stored(Stored::Volume(volume), placed);

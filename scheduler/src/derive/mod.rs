@@ -97,13 +97,7 @@ fn instance_spec(
         reboot: instance.desired_reboot,
         stop_timeout_seconds: instance.stop_timeout_seconds,
         flavor: instance.flavor,
-        disks: vec![InstanceDisk {
-            index: 0,
-            size_gb: instance.flavor.disk_gb,
-            format: DiskFormat::Qcow2,
-            source: DiskSource::Image(instance.image.clone()),
-            incarnation: instance.desired_incarnation,
-        }],
+        disks: own_disks(instance),
         ports: ports
             .into_iter()
             .map(|port| InstancePort {
@@ -125,6 +119,19 @@ fn instance_spec(
         rescue: instance.desired_rescue.clone(),
         on_crash: instance.on_crash,
     }
+}
+
+/// The disks that are made with an instance: none, if it boots from a volume.
+fn own_disks(instance: &InstanceRow) -> Vec<InstanceDisk> {
+    let image = instance.boot_source.image();
+    let disk = image.map(|image| InstanceDisk {
+        index: 0,
+        size_gb: instance.flavor.disk_gb,
+        format: DiskFormat::Qcow2,
+        source: DiskSource::Image(image.clone()),
+        incarnation: instance.desired_incarnation,
+    });
+    disk.into_iter().collect()
 }
 
 /// The volumes an instance shall have: all of its but those that it is being freed of.

@@ -110,8 +110,11 @@ impl Decision {
             })
         };
         // Whoever asks for a host wants to know what is wrong with that one: it is told first, though others, wrong
-        // only in that they are not it, came further.
-        let requested = request.requested_host.and_then(|host| table.slot(host));
+        // only in that they are not it, came further. A volume asks for the host it is on.
+        let requested = request
+            .requested_host
+            .or_else(|| request.host_of_volume())
+            .and_then(|host| table.slot(host));
         let others = survey.nearest.values();
         let others = others.filter(|slot| Some(**slot) != requested);
         let asked = survey

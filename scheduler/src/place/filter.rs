@@ -75,7 +75,7 @@ filters! {
     SameHost = 11, "same_host", same_host;
     /// The hard policies of the server group, and its limit per host.
     ServerGroup = 12, "server_group", server_group;
-    /// The host reaches the volume.
+    /// The host reaches the volume, or has room for it in its storage pool.
     VolumeLocality = 13, "volume_locality", volume_locality;
     /// The host is connected to the physical networks.
     PhysicalNetwork = 14, "physical_network", physical_network;
@@ -276,12 +276,26 @@ fn server_group(question: &Question<'_>) -> Result<(), Rejection> {
 }
 
 fn volume_locality(question: &Question<'_>) -> Result<(), Rejection> {
-    match &question.request.volume_hosts {
-        Some(hosts) if !hosts.contains(&question.host.facts().id) => {
-            Err(Rejection::VolumeOutOfReach)
-        }
-        _ => Ok(()),
+    let id = question.host.facts().id;
+    let Some(hosts) = &question.request.volume_hosts else {
+        return Ok(());
+    };
+    if hosts.contains(&id) {
+        return Ok(());
     }
+    let Some(room) = &question.request.volume_room else {
+        return Err(Rejection::VolumeOutOfReach);
+    };
+    let pool = room.pool.clone();
+    Err(match room.lacking.get(&id) {
+        None => Rejection::NoPool { needed: pool },
+        Some((free, total)) => Rejection::PoolFull {
+            pool,
+            needed: room.needed,
+            free: *free,
+            total: *total,
+        },
+    })
 }
 
 fn physical_network(question: &Question<'_>) -> Result<(), Rejection> {

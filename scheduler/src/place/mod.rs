@@ -42,7 +42,9 @@ pub use failures::{FailureCount, FailureHistory, Millis};
 pub use filter::FilterName;
 pub use host::{Admission, Host, HostFacts, Inventory};
 pub use rejection::Rejection;
-pub use request::{Demand, GroupPolicy, ImageNeeds, Request, ResourceClass, ServerGroup};
+pub use request::{
+    Demand, GroupPolicy, ImageNeeds, Request, ResourceClass, ServerGroup, VolumeRoom,
+};
 pub use scan::Scratch;
 pub use settings::{Multiplier, Settings, Weights};
 pub use table::{HostTable, TableError};

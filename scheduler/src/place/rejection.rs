@@ -98,6 +98,22 @@ pub enum Rejection {
     },
     /// It does not reach the volume.
     VolumeOutOfReach,
+    /// It does not have the storage pool that the volume shall be in.
+    NoPool {
+        /// The pool.
+        needed: String,
+    },
+    /// Its storage pool has too little left for the volume.
+    PoolFull {
+        /// The pool.
+        pool: String,
+        /// What the volume takes, in GiB.
+        needed: u64,
+        /// What may still be claimed.
+        free: u64,
+        /// What the pool has.
+        total: u64,
+    },
     /// It is not connected to a physical network.
     NoPhysicalNetwork {
         /// The one that is missing.
@@ -207,6 +223,17 @@ impl fmt::Display for Rejection {
                 "it holds {members} of the server group, at most {limit} may lie on one host"
             ),
             Self::VolumeOutOfReach => f.write_str("it does not reach the volume"),
+            Self::NoPool { needed } => write!(f, "it has no storage pool {needed}"),
+            Self::PoolFull {
+                pool,
+                needed,
+                free,
+                total,
+            } => write!(
+                f,
+                "needs {needed} GB in storage pool {pool} for the volume, {free} free of {total}, {} missing",
+                needed.saturating_sub(*free)
+            ),
             Self::NoPhysicalNetwork { needed, found } => {
                 write!(f, "needs physical network {needed}, it is connected to ")?;
                 list(f, found)

@@ -110,6 +110,18 @@ pub struct ImageNeeds {
     pub virt_type: Option<String>,
 }
 
+/// What a volume needs that gets its host with the instance: room in a storage pool. Hosts that have it are in
+/// [`Request::volume_hosts`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRoom {
+    /// The pool.
+    pub pool: String,
+    /// How much, in GiB.
+    pub needed: u64,
+    /// Of hosts whose pool has too little: what is free, and what the pool has. Others have no such pool.
+    pub lacking: BTreeMap<HostId, (u64, u64)>,
+}
+
 /// A request for one instance: everything placement may know of it.
 ///
 /// What is empty or `None` is not asked, and costs nothing.
@@ -138,6 +150,8 @@ pub struct Request {
     pub group: Option<ServerGroup>,
     /// Hosts that reach its volume. None: it has no volume, or every host reaches it.
     pub volume_hosts: Option<BTreeSet<HostId>>,
+    /// Why the others do not, if it is the room in a storage pool.
+    pub volume_room: Option<VolumeRoom>,
     /// Hosts on which this very request has failed already.
     pub excluded_hosts: BTreeSet<HostId>,
     /// Decides between hosts that are equally good.
@@ -165,6 +179,7 @@ impl Request {
             same_hosts: BTreeSet::new(),
             group: None,
             volume_hosts: None,
+            volume_room: None,
             excluded_hosts: BTreeSet::new(),
             seed: 0,
             now: Millis(0),
@@ -178,6 +193,13 @@ impl Request {
             resources: self.resources,
             countables: self.countables.clone(),
         }
+    }
+
+    /// The one host that its volume is on.
+    pub(super) fn host_of_volume(&self) -> Option<HostId> {
+        let hosts = self.volume_hosts.as_ref()?;
+        let only = hosts.first().copied();
+        only.filter(|_| hosts.len() == 1 && self.volume_room.is_none())
     }
 
     /// The request once so many of its like were placed on a host: its group has grown.

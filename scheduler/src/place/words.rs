@@ -49,7 +49,12 @@ impl Request {
             }
             words.push(text);
         }
-        if let Some(reaching) = &self.volume_hosts {
+        if let Some(room) = &self.volume_room {
+            words.push(format!(
+                "{} GB in storage pool {} for a volume",
+                room.needed, room.pool
+            ));
+        } else if let Some(reaching) = &self.volume_hosts {
             words.push(format!("a volume that {} can reach", hosts(reaching.len())));
         }
         for network in &self.physical_networks {

@@ -76,6 +76,8 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
         | Rejection::GroupElsewhere
         | Rejection::GroupFull { .. }
         | Rejection::VolumeOutOfReach
+        | Rejection::NoPool { .. }
+        | Rejection::PoolFull { .. }
         | Rejection::FailedThisRequest
         | Rejection::FailedRecently { .. } => Some(rejection.to_string()),
         // It has the id of the one that was.

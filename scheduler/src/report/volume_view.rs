@@ -194,7 +194,10 @@ mod tests {
         names::PoolName,
         units::{DiskGb, MemoryMb, Vcpus},
     };
-    use berth_store::{instances::InstanceObserved, volumes::VolumeObserved};
+    use berth_store::{
+        instances::{BootSource, InstanceObserved},
+        volumes::VolumeObserved,
+    };
     use chrono::DateTime;
 
     use super::*;
@@ -229,11 +232,11 @@ mod tests {
                 memory_mb: MemoryMb::new(64).unwrap(),
                 disk_gb: DiskGb::new(1).unwrap(),
             },
-            image: ImageRef {
+            boot_source: BootSource::Image(ImageRef {
                 url: "file:///x".parse().unwrap(),
                 sha256: "00".repeat(32).parse().unwrap(),
                 format: ImageFormat::Raw,
-            },
+            }),
             stop_timeout_seconds: 60,
             fingerprint: String::new(),
             desired_power: DesiredPower::Running,

@@ -81,6 +81,22 @@ pub(crate) fn volume(name: &str, size_gb: u64, mut more: Value) -> VolumeCreate 
     serde_json::from_value(more).unwrap()
 }
 
+/// A volume of an image, with what else is said of it.
+pub(crate) fn bootable(name: &str, size_gb: u64, mut more: Value) -> VolumeCreate {
+    more["source"] = json!({ "image": {
+        "url": "file:///image", "sha256": "0".repeat(64), "format": "qcow2",
+    }});
+    volume(name, size_gb, more)
+}
+
+/// A small instance that boots from a volume.
+pub(crate) fn rooted(name: &str, volume: &str, hints: Value) -> InstanceCreate {
+    let mut body = body(name, hints);
+    body["image"] = Value::Null;
+    body["block_devices"] = json!([{ "volume": volume }]);
+    serde_json::from_value(body).unwrap()
+}
+
 pub(crate) fn show_volume(volume: &str) -> VolumeShow {
     VolumeShow {
         volume: volume.to_owned(),

@@ -51,7 +51,7 @@ impl Lab {
             cloud,
             host,
             id: request.id,
-            image: request.image,
+            image: request.image.unwrap(),
         };
         lab.becomes(PowerState::Running, VmState::Active).await;
         lab
@@ -216,7 +216,7 @@ async fn a_root_disk_is_made_anew_once_for_each_wish() {
     let view = lab.granted(wish.clone(), Some(TaskState::Rebuilding)).await;
     assert_eq!(
         (view.image, view.host, view.ports),
-        (other_image(), before.host, before.ports)
+        (Some(other_image()), before.host, before.ports)
     );
     let spec = lab.becomes(PowerState::Running, VmState::Active).await;
     let told = spec.disks[0].incarnation.unwrap();

@@ -13,8 +13,9 @@ use berth_common::{
     message::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState, Report, ResourceReport},
         request::{
-            Change, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable, HostSet,
-            InstanceCreate, InstanceStart, InstanceStop, Method, SnapshotCreate, VolumeCreate,
+            BlockDevice, Change, CreateMode, HostDelete, HostDisable, HostDrain, HostEnable,
+            HostSet, InstanceCreate, InstanceStart, InstanceStop, Method, SnapshotCreate,
+            VolumeCreate,
         },
         view::{HostStatus, Resources},
     },
@@ -124,6 +125,10 @@ enum Step {
     FromSnapshot(usize, u64),
     /// In one batch: one is created, attached, grown, detached and perhaps deleted.
     VolumeBatch(u64, usize, bool),
+    /// One that boots from a volume, which perhaps goes with it.
+    Boot(usize, Like, bool),
+    /// In one batch: a volume, two that boot from it, and the first is perhaps deleted.
+    BootBatch(u64, Like, bool),
 }
 
 fn like() -> impl Strategy<Value = Like> {
@@ -183,7 +188,9 @@ fn volume_step() -> impl Strategy<Value = Step> {
         3 => one().prop_map(Step::Snapshot),
         1 => one().prop_map(Step::DeleteSnapshot),
         1 => (one(), 0_u64..20).prop_map(|(of, more)| Step::FromSnapshot(of, more)),
-        1 => (size, one(), any::<bool>()).prop_map(|(size, with, goes)| Step::VolumeBatch(size, with, goes)),
+        1 => (size.clone(), one(), any::<bool>()).prop_map(|(size, with, goes)| Step::VolumeBatch(size, with, goes)),
+        4 => (one(), like(), any::<bool>()).prop_map(|(of, like, ends)| Step::Boot(of, like, ends)),
+        1 => (size, like(), any::<bool>()).prop_map(|(size, like, goes)| Step::BootBatch(size, like, goes)),
     ]
 }
 
@@ -265,6 +272,21 @@ impl World {
         request
     }
 
+    /// The same of one that boots from a volume.
+    fn rooted(&mut self, like: &Like, volume: String, ends: bool) -> InstanceCreate {
+        let mut request = self.request(like);
+        request.image = None;
+        request.block_devices = vec![BlockDevice {
+            volume,
+            boot_index: 0,
+            delete_on_termination: ends,
+        }];
+        if let Some(last) = self.asked.last_mut() {
+            last.clone_from(&request);
+        }
+        request
+    }
+
     /// One of those that were asked for.
     fn one(&self, n: usize) -> Option<InstanceCreate> {
         let index = n.checked_rem(self.asked.len())?;
@@ -298,7 +320,12 @@ impl World {
         match step {
             Step::Volume(size, host) => {
                 let host = host.map(|n| HOSTS[n]);
-                self.new_volume(*size, json!({ "host": host })).await;
+                // Nothing boots from an empty one.
+                let source = (*size < 45).then(|| {
+                    json!({ "image": { "url": "file:///image", "sha256": "0".repeat(64), "format": "qcow2" } })
+                });
+                self.new_volume(*size, json!({ "host": host, "source": source }))
+                    .await;
             }
             Step::Copy(of, more) => {
                 if let Some(of) = self.volume(*of) {
@@ -361,6 +388,24 @@ impl World {
                 messages.push(message(&detach(&id)));
                 if *goes {
                     messages.push(message(&delete_volume(&id)));
+                }
+                self.batch(messages).await;
+            }
+            Step::Boot(n, like, ends) => {
+                if let Some(volume) = self.volume(*n) {
+                    let request = self.rooted(like, volume, *ends);
+                    self.ask(request).await;
+                }
+            }
+            Step::BootBatch(size, like, goes) => {
+                let source = json!({ "image": { "url": "file:///image", "sha256": "0".repeat(64), "format": "qcow2" } });
+                let volume = self.volume_request(*size, json!({ "source": source }));
+                let id = volume.id.to_string();
+                let first = self.rooted(like, id.clone(), *goes);
+                let second = self.rooted(like, id, false);
+                let mut messages = vec![message(&volume), message(&first), message(&second)];
+                if *goes {
+                    messages.push(message(&delete(first.id)));
                 }
                 self.batch(messages).await;
             }
@@ -637,8 +682,12 @@ impl World {
             self.reports(host, ConvergeStatus::Converged).await;
         }
         let ids: Vec<_> = self.volumes.iter().map(|request| request.id).collect();
-        let attached = attachments::of_volumes(self.cloud.pool(), &ids).await;
-        if let Some(stuck) = attached.unwrap().pop() {
+        let mut attached = attachments::of_volumes(self.cloud.pool(), &ids)
+            .await
+            .unwrap();
+        // What an instance boots from goes with it.
+        attached.retain(|row| row.position != attachments::ROOT);
+        if let Some(stuck) = attached.pop() {
             return Ok(Some(format!("{stuck:?}")));
         }
         for request in &self.asked {

@@ -25,6 +25,7 @@ mod many;
 mod questions;
 mod ratios;
 mod relocation;
+mod root_volumes;
 mod snapshots;
 mod standstill;
 mod volumes;

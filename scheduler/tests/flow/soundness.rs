@@ -137,15 +137,50 @@ async fn volumes_lie_with_their_instances(
         let claim = claims
             .iter()
             .find(|claim| claim.instance_id == attachment.instance_id);
-        let built = living
-            .iter()
-            .any(|row| row.id == attachment.instance_id && row.observed.was_active);
+        let instance = living.iter().find(|row| row.id == attachment.instance_id);
+        let boots = instance.and_then(|row| row.boot_source.volume());
+        let is_root = boots.is_some_and(|root| root.id == attachment.volume_id);
+        if is_root != (attachment.position == attachments::ROOT) {
+            return Err(format!(
+                "{attachment:?}, and its instance boots from {boots:?}"
+            ));
+        }
+        // What boots from a volume has it from the beginning, since it never moves.
+        let built = is_root || instance.is_some_and(|row| row.observed.was_active);
         let on = volume.and_then(|volume| volume.host_id);
         if on.is_none() || on != claim.map(|claim| claim.host_id) || !built {
             return Err(format!("{attachment:?}: {volume:?} and {claim:?}"));
         }
-        if !(1..=8).contains(&attachment.position) {
+        if !(0..=8).contains(&attachment.position) {
             return Err(format!("{attachment:?} is beyond the last position"));
+        }
+    }
+    for row in living {
+        let Some(root) = row.boot_source.volume() else {
+            continue;
+        };
+        let claim = claims.iter().find(|claim| claim.instance_id == row.id);
+        if claim.is_some_and(|claim| claim.resources.disk_gb.get() > 0) {
+            return Err(format!(
+                "{} boots from a volume and claims a disk",
+                row.name
+            ));
+        }
+        let has_it = of_volumes
+            .iter()
+            .any(|it| (it.volume_id, it.instance_id) == (root.id, row.id));
+        if has_it != claim.is_some() {
+            return Err(format!(
+                "{} has {claim:?}, and its root volume: {has_it}",
+                row.name
+            ));
+        }
+        if row
+            .failed_hosts
+            .iter()
+            .any(|host| Some(*host) == claim.map(|claim| claim.host_id))
+        {
+            return Err(format!("{} is leaving its root volume behind", row.name));
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ pub struct Model {
     pub vcpus: i64,
     pub memory_mb: i64,
     pub disk_gb: i64,
+    /// Empty, as the other two: it boots from a volume.
     pub image_url: String,
     pub image_sha256: String,
     pub image_format: String,
@@ -57,6 +58,8 @@ pub struct Model {
     pub metadata: Option<String>,
     /// JSON: `OnCrash`; null: it is started again.
     pub on_crash: Option<String>,
+    /// JSON: `RootVolume`; null: it boots from a disk of its own.
+    pub root_volume: Option<String>,
 }
 
 /// None that queries need.

@@ -4,22 +4,22 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use berth_common::{
     document::{
-        ConfigDrive, DesiredPower, FixedIp, ImageFormat, Incarnation, OnCrash, Reboot, RebootKind,
-        Rescue,
+        ConfigDrive, DesiredPower, FixedIp, ImageFormat, ImageRef, Incarnation, OnCrash, Reboot,
+        RebootKind, Rescue,
     },
-    ids::{HostId, InstanceId, Nonce, ServerGroupId},
+    ids::{HostId, InstanceId, Nonce, ServerGroupId, VolumeId},
     message::{
         heartbeat::{ForeignDomain, PartHealth},
         placement::SchedulerHints,
         report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
-        view::{HostStatus, Resources},
+        view::{HostStatus, Resources, RootVolume},
     },
     names::{HostName, MacAddress},
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
 use berth_store::{
-    StoreError, claims, claims::ClaimRole, documents, hosts, instances, networks, ports,
-    whole_millis,
+    StoreError, claims, claims::ClaimRole, documents, hosts, instances, instances::BootSource,
+    networks, ports, whole_millis,
 };
 use chrono::{DateTime, Utc};
 
@@ -154,8 +154,12 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
     most.flavor.vcpus = Vcpus::MAX;
     most.flavor.memory_mb = MemoryMb::MAX;
     most.flavor.disk_gb = DiskGb::MAX;
-    most.image.url = format!("http://{}", "~".repeat(2041)).parse().unwrap();
-    most.image.format = ImageFormat::Raw;
+    let image = ImageRef {
+        url: format!("http://{}", "~".repeat(2041)).parse().unwrap(),
+        format: ImageFormat::Raw,
+        ..sample::image()
+    };
+    most.boot_source = BootSource::Image(image.clone());
     most.stop_timeout_seconds = u32::MAX;
     most.fingerprint = long_text();
     most.desired_power = DesiredPower::Stopped;
@@ -197,7 +201,8 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
     most.failed_hosts = vec![HostId::new(); 1000];
     most.desired_rescue = Some(Rescue {
         nonce: Nonce::new(),
-        image: most.image.clone(),
+        image,
+        size_gb: Some(DiskGb::MAX),
     });
     most.desired_incarnation = Some(Incarnation {
         number: u32::MAX,
@@ -214,7 +219,16 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
         )]),
         metadata: BTreeMap::from([("p".parse().unwrap(), " ~".repeat(127).parse().unwrap())]),
     });
-    for instance in [least, most] {
+    let rooted = [false, true].map(|delete_on_termination| {
+        let mut rooted = sample::instance(&format!("rooted-{delete_on_termination}"));
+        rooted.flavor.disk_gb = DiskGb::ZERO;
+        rooted.boot_source = BootSource::Volume(RootVolume {
+            id: VolumeId::new(),
+            delete_on_termination,
+        });
+        rooted
+    });
+    for instance in rooted.into_iter().chain([least, most]) {
         instances::insert(db, &instance).await.unwrap();
         assert_eq!(
             instances::get(db, instance.id).await.unwrap(),

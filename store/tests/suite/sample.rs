@@ -28,7 +28,7 @@ use berth_store::{
     decisions::DecisionRow,
     documents::{self, DocumentRow, Observation},
     hosts,
-    instances::{self, InstanceObserved, InstanceRow},
+    instances::{self, BootSource, InstanceObserved, InstanceRow},
     networks::{self, NetworkRow, SubnetRow},
     ports::PortRow,
     server_groups::ServerGroupRow,
@@ -73,6 +73,14 @@ pub(crate) fn heartbeat(name: &str) -> Heartbeat {
     }
 }
 
+pub(crate) fn image() -> ImageRef {
+    ImageRef {
+        url: "file:///images/guest.qcow2".parse().unwrap(),
+        sha256: "ab".repeat(32).parse().unwrap(),
+        format: ImageFormat::Qcow2,
+    }
+}
+
 pub(crate) fn instance(name: &str) -> InstanceRow {
     InstanceRow {
         id: InstanceId::new(),
@@ -83,11 +91,7 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
             memory_mb: MemoryMb::new(512).unwrap(),
             disk_gb: DiskGb::new(5).unwrap(),
         },
-        image: ImageRef {
-            url: "file:///images/guest.qcow2".parse().unwrap(),
-            sha256: "ab".repeat(32).parse().unwrap(),
-            format: ImageFormat::Qcow2,
-        },
+        boot_source: BootSource::Image(image()),
         stop_timeout_seconds: 60,
         fingerprint: "f1".to_owned(),
         desired_power: DesiredPower::Running,

@@ -17,7 +17,7 @@ use berth_common::{
 use berth_store::{
     StoreError,
     hosts::{self, HostOverrides, ReservedOverrides},
-    instances::{self, Description, InstanceObserved, Placement},
+    instances::{self, BootSource, Description, InstanceObserved, Placement},
 };
 
 use crate::{
@@ -69,7 +69,8 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
 
     expected.desired_rescue = Some(Rescue {
         nonce: Nonce::new(),
-        image: expected.image.clone(),
+        image: sample::image(),
+        size_gb: None,
     });
     instances::set_desired_rescue(db, id, expected.desired_rescue.as_ref(), time(3))
         .await
@@ -79,12 +80,13 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         nonce: Nonce::new(),
     };
     expected.desired_incarnation = Some(incarnation);
-    expected.image = ImageRef {
+    let image = ImageRef {
         url: "file:///srv/another.raw".parse().unwrap(),
         sha256: "cd".repeat(32).parse().unwrap(),
         format: ImageFormat::Raw,
     };
-    instances::set_root_disk(db, id, incarnation, &expected.image, time(3))
+    expected.boot_source = BootSource::Image(image.clone());
+    instances::set_root_disk(db, id, incarnation, &image, time(3))
         .await
         .unwrap();
     expected.updated_at = time(3);

@@ -327,7 +327,8 @@ async fn a_volume_has_one_instance_at_most(database: Arc<TestDatabase>) {
     );
     volumes::insert(db, &first).await.unwrap();
     volumes::insert(db, &second).await.unwrap();
-    attachments::insert(db, &sample::attachment(&first, web.id, 1))
+    // What it boots from is the one with this position, as any other.
+    attachments::insert(db, &sample::attachment(&first, web.id, attachments::ROOT))
         .await
         .unwrap();
     taken(
@@ -335,7 +336,7 @@ async fn a_volume_has_one_instance_at_most(database: Arc<TestDatabase>) {
         &UniqueWhat::Id,
     );
     taken(
-        attachments::insert(db, &sample::attachment(&second, web.id, 1)).await,
+        attachments::insert(db, &sample::attachment(&second, web.id, attachments::ROOT)).await,
         &UniqueWhat::Other("uq_attachment_position".to_owned()),
     );
     attachments::insert(db, &sample::attachment(&second, web.id, 2))

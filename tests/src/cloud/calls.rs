@@ -6,11 +6,11 @@ use anyhow::{Context, bail};
 use berth_common::{
     bus::RpcError,
     document::{ConfigDrive, DesiredPower, Flavor, ImageRef, OnCrash},
-    ids::{InstanceId, NetworkId},
+    ids::{InstanceId, NetworkId, VolumeId},
     message::{
         request::{
-            HostList, InstanceCreate, InstanceDelete, InstanceList, InstanceShow, Method,
-            NetworkAttachment, NetworkCreate, NetworkList, Reply,
+            BlockDevice, HostList, InstanceCreate, InstanceDelete, InstanceList, InstanceShow,
+            Method, NetworkAttachment, NetworkCreate, NetworkList, Reply,
         },
         view::{HostView, InstanceView, NetworkView, VmState},
     },
@@ -36,6 +36,8 @@ pub struct InstanceOptions {
     pub power: DesiredPower,
     /// Its image; the guest unless said otherwise.
     pub image: Option<ImageRef>,
+    /// The volume it boots from instead of an image.
+    pub root_volume: Option<VolumeId>,
     /// Its memory in MiB.
     pub memory_mb: u64,
     /// What it finds on its config drive.
@@ -50,6 +52,7 @@ impl Default for InstanceOptions {
             networks: Vec::new(),
             power: DesiredPower::Running,
             image: None,
+            root_volume: None,
             memory_mb: 96,
             config_drive: None,
             on_crash: OnCrash::default(),
@@ -127,10 +130,16 @@ impl TestCloud {
         name: &str,
         options: &InstanceOptions,
     ) -> anyhow::Result<InstanceCreate> {
-        let image = match &options.image {
-            Some(image) => image.clone(),
-            None => image::of_file(&self.services.guest_image)?,
+        let image = match (&options.image, &options.root_volume) {
+            (_, Some(_)) => None,
+            (Some(image), None) => Some(image.clone()),
+            (None, None) => Some(image::of_file(&self.services.guest_image)?),
         };
+        let block_devices = options.root_volume.iter().map(|volume| BlockDevice {
+            volume: volume.to_string(),
+            boot_index: 0,
+            delete_on_termination: false,
+        });
         let attach = |network: &NetworkId| NetworkAttachment {
             network: network.to_string(),
             ip_address: None,
@@ -146,6 +155,7 @@ impl TestCloud {
                 disk_gb: DiskGb::new(1)?,
             },
             image,
+            block_devices: block_devices.collect(),
             networks: options.networks.iter().map(attach).collect(),
             power: options.power,
             stop_timeout_seconds: 30,

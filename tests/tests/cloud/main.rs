@@ -21,6 +21,7 @@ mod questions;
 mod refusals;
 mod relocation;
 mod restart;
+mod root_volumes;
 mod scale;
 mod shipped_files;
 mod snapshots;

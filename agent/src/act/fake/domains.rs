@@ -435,7 +435,15 @@ fn files(config: &DomainConfig) -> Vec<DiskFile> {
 fn can_start(config: &DomainConfig, files: &Files, networks: &Networks) -> Result<(), ActError> {
     let own = config.id.to_string();
     let is_volume = |path: &Path| !path.parent().is_some_and(|it| it.ends_with(&own));
-    let there = files.observe(config.id).disks;
+    let found = files.observe(config.id);
+    if !found.directory {
+        return Err(failed(format!(
+            "there is no {} to keep what the guest of {} prints",
+            config.console_log.display(),
+            config.id
+        )));
+    }
+    let there = found.disks;
     let mut own = config.disks.iter().filter(|disk| !is_volume(&disk.path));
     let is_there = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str());

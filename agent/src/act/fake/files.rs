@@ -151,6 +151,8 @@ impl Files {
             .and_then(|name| self.instances.get_mut(&instance)?.get_mut(&name));
         if let Some(disk) = disk {
             disk.content = format!("{} + {text}", disk.content);
+        } else if let Some(id) = self.volume_at(path) {
+            self.write_volume(id, text);
         }
     }
 
@@ -202,6 +204,10 @@ impl Files {
                 }
                 self.needs_room("the image")?;
                 self.images.insert(CachedName::of(image));
+            }
+            StorageStep::CreateDirectory(instance) => {
+                self.needs_room("the directory")?;
+                self.instances.entry(*instance).or_default();
             }
             StorageStep::CreateDisk(plan) => {
                 if !self.images.contains(&CachedName::of(&plan.image)) {

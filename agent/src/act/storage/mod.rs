@@ -185,6 +185,11 @@ impl Storage for DirStorage {
     async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError> {
         match step {
             StorageStep::FetchImage(image) => self.fetch_image(image, progress).await,
+            StorageStep::CreateDirectory(id) => {
+                let id = *id;
+                self.on_files(move |inner| instances::make(&inner.paths, id, &inner.options))
+                    .await
+            }
             StorageStep::CreateDisk(plan) => Ok(disk::create(&self.inner, plan).await?),
             StorageStep::GrowDisk(plan) => Ok(disk::grow(&self.inner, plan).await?),
             StorageStep::CreateConfigDrive(plan) => {

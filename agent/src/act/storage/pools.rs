@@ -182,6 +182,7 @@ pub(super) async fn apply(
                 .await
         }
         StorageStep::FetchImage(_)
+        | StorageStep::CreateDirectory(_)
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
         | StorageStep::GrowDisk(_)

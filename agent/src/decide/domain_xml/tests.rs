@@ -131,6 +131,32 @@ fn a_guest_with_a_block_device() {
 }
 
 #[test]
+fn a_guest_that_boots_from_a_volume() {
+    for (name, path, format) in [
+        (
+            "domain_root_volume",
+            "/var/lib/berth/volumes/0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11.qcow2",
+            "qcow2",
+        ),
+        (
+            "domain_root_device",
+            "/dev/vg0/berth-0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11",
+            "raw",
+        ),
+    ] {
+        let mut config = config(VirtType::Qemu);
+        config.disks = vec![DomainDisk {
+            path: path.into(),
+            format,
+            backing: Vec::new(),
+            serial: "7b5e9d2a3f6f5f0c2a11".to_owned(),
+            ..config.disks[0].clone()
+        }];
+        check_golden(name, &config);
+    }
+}
+
+#[test]
 fn a_guest_with_a_config_drive() {
     let mut config = config(VirtType::Qemu);
     config.config_drive = Some("/var/lib/berth/instances/x/config.iso".into());

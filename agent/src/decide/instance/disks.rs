@@ -171,7 +171,7 @@ pub(super) fn own(spec: &InstanceSpec) -> Vec<OwnDisk<'_>> {
     let rescue = spec.rescue.as_ref().map(|rescue| OwnDisk {
         name: DiskName::Rescue(rescue.nonce),
         position: 0,
-        size: ByteCount::from_gb(spec.flavor.disk_gb),
+        size: ByteCount::from_gb(rescue.size_gb.unwrap_or(spec.flavor.disk_gb)),
         format: DiskFormat::Qcow2,
         image: &rescue.image,
         serial: "rescue".to_owned(),

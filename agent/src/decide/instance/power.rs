@@ -26,7 +26,7 @@
 //! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone. What is left of it while the guest runs
 //! is of no use, and would be taken for more than it is: it goes at once.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use berth_common::{
     document::{DesiredPower, InstanceSpec, OnCrash, RebootKind},
@@ -35,7 +35,7 @@ use berth_common::{
     units::Generation,
 };
 
-use super::{Asked, Observed, Then, Wait};
+use super::{Asked, Observed, Paths, Then, Wait};
 use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, OffReason};
 
 /// How long after asking a guest to power off it is asked again: it may not have listened yet.
@@ -50,6 +50,8 @@ pub(super) struct Wish<'a> {
     pub(super) generation: Generation,
     /// The rest of it.
     pub(super) spec: &'a InstanceSpec,
+    /// Where its disks are.
+    pub(super) paths: &'a Paths,
 }
 
 impl Wish<'_> {
@@ -184,11 +186,15 @@ impl Wish<'_> {
         let Some(boot) = self.config.disks.first() else {
             return false;
         };
-        domain.disks.live.iter().any(|file| {
-            file.target == boot.target
-                && file.path != boot.path
-                && file.path.parent() == boot.path.parent()
-        })
+        // A disk of the instance, or the volume that is one: what else it may have, berth did not give it.
+        let directory = self.paths.instance(self.config.id);
+        let is_ours =
+            |path: &Path| path.parent() == Some(&directory) || self.paths.volume_at(path).is_some();
+        domain
+            .disks
+            .live
+            .iter()
+            .any(|file| file.target == boot.target && file.path != boot.path && is_ours(&file.path))
     }
 
     /// A guest that stands still as it shall.

@@ -21,6 +21,7 @@ fn rescued(generation: u64, n: u128) -> Desired<InstanceId, InstanceSpec> {
     let rescue = Some(Rescue {
         nonce: nonce(n),
         image: other_image(),
+        size_gb: None,
     });
     desired(generation, Some(InstanceSpec { rescue, ..spec() }))
 }
@@ -353,4 +354,137 @@ fn volumes_are_left_out_of_a_rescue_and_the_config_drive_is_made_anew_by_a_rebui
         rig.observe().unwrap().files.config_drives,
         [incarnation].into()
     );
+}
+
+fn root() -> InstanceVolume {
+    InstanceVolume {
+        id: id(60),
+        position: 0,
+        format: VolumeFormat::Qcow2,
+        pool: PoolName::default(),
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits::default(),
+    }
+}
+
+fn rooted(generation: u64) -> Desired<InstanceId, InstanceSpec> {
+    let rooted = InstanceSpec {
+        disks: Vec::new(),
+        volumes: vec![root()],
+        ..spec()
+    };
+    desired(generation, Some(rooted))
+}
+
+#[test]
+fn an_instance_that_boots_from_a_volume_needs_neither_image_nor_disk_and_starts_when_the_volume_is_made()
+ {
+    let rig = Rig::new();
+    let mut observed = rig.observe().unwrap();
+    let wanted = rooted(1);
+    let early = plan(&wanted, &observed, &host());
+    assert_eq!(outline(&early), ["directory"]);
+    assert_eq!(early.then, Then::Wait(Wait::Volume(root().id)));
+    observed.volumes_ready = [root().id].into();
+    let ready = plan(&wanted, &observed, &host());
+    assert_eq!(
+        outline(&ready),
+        ["directory", "define@0", "start", "define@1"]
+    );
+    assert_eq!(ready.then, Then::Converged);
+    // Off, it waits for nothing.
+    observed.volumes_ready.clear();
+    let mut off = wanted;
+    off.spec.as_mut().unwrap().power = DesiredPower::Stopped;
+    let off = plan(&off, &observed, &host());
+    assert_eq!((outline(&off).len(), off.then), (2, Then::Converged));
+}
+
+#[test]
+fn a_root_volume_is_the_first_disk_and_the_second_while_its_instance_is_rescued() {
+    let mut wanted = rooted(1).spec.unwrap();
+    wanted.volumes.push(InstanceVolume {
+        id: id(61),
+        position: 1,
+        ..root()
+    });
+    let disks = |spec: &InstanceSpec| -> Vec<(String, PathBuf, bool)> {
+        let config = domain_config(instance(), spec, &host());
+        let disks = config.disks.into_iter();
+        disks
+            .map(|disk| (disk.target, disk.path, disk.backing.is_empty()))
+            .collect()
+    };
+    let volume = |n| host().paths.volume_file(id(n), VolumeFormat::Qcow2);
+    assert_eq!(
+        disks(&wanted),
+        [
+            ("vda".to_owned(), volume(60), true),
+            ("vdb".to_owned(), volume(61), true)
+        ]
+    );
+    wanted.rescue = Some(Rescue {
+        nonce: nonce(1),
+        image: other_image(),
+        size_gb: Some(DiskGb::clamped(7)),
+    });
+    let rescue = host()
+        .paths
+        .disk(instance(), DiskName::Rescue(nonce(1)), DiskFormat::Qcow2);
+    assert_eq!(
+        disks(&wanted),
+        [
+            ("vda".to_owned(), rescue, false),
+            ("vdb".to_owned(), volume(60), true)
+        ]
+    );
+    let size = own(&wanted)[0].size;
+    assert_eq!(size, ByteCount::from_gb(DiskGb::clamped(7)));
+}
+
+#[test]
+fn a_guest_is_switched_off_between_its_root_volume_and_a_rescue_disk() {
+    let mut rescue = rooted(2);
+    rescue.spec.as_mut().unwrap().rescue = Some(Rescue {
+        nonce: nonce(1),
+        image: other_image(),
+        size_gb: None,
+    });
+    for (from, to) in [(rooted(1), rescue.clone()), (rescue, rooted(3))] {
+        let config = domain_config(instance(), from.spec.as_ref().unwrap(), &host());
+        let files: Vec<DiskFile> = config
+            .disks
+            .iter()
+            .map(|disk| DiskFile {
+                path: disk.path.clone(),
+                target: disk.target.clone(),
+            })
+            .collect();
+        let rig = Rig::after(&[running(1)]);
+        let mut observed = rig.observe().unwrap();
+        let domain = observed.domain.as_mut().unwrap();
+        domain.metadata = Some(config.metadata);
+        domain.disks.live.clone_from(&files);
+        domain.disks.kept = files;
+        observed.volumes_ready = [root().id].into();
+        observed.images = [image(), other_image()]
+            .iter()
+            .map(CachedName::of)
+            .collect();
+        observed.files.disks = [DiskName::Rescue(nonce(1))].into();
+        let next = plan(&to, &observed, &host());
+        assert!(
+            outline(&next).contains(&"shutdown".to_owned()),
+            "{:?}",
+            outline(&next)
+        );
+        assert_eq!(next.then, Then::Wait(Wait::GuestPowersOff));
+        // The same again is as it shall be.
+        let same = plan(&from, &observed, &host());
+        assert!(
+            !outline(&same).contains(&"shutdown".to_owned()),
+            "{:?}",
+            outline(&same)
+        );
+    }
 }

@@ -236,7 +236,7 @@ async fn the_wait_for_a_rebuild_ends_when_the_new_disk_is_the_one_it_runs_from()
         |instance, project| InstanceRebuild {
             instance,
             project,
-            image: running().image,
+            image: running().image.unwrap(),
             nonce,
         },
     )

@@ -17,9 +17,9 @@ use berth_store::{
 };
 use chrono::{DateTime, Utc};
 
-use super::change::leave_off;
+use super::{change::leave_off, root};
 use crate::{
-    claim::{ClaimError, conflict},
+    claim::{ClaimError, conflict, invalid},
     context::Writing,
 };
 
@@ -73,9 +73,16 @@ pub(super) async fn rescue(
             row.name
         )));
     }
+    let Some(image) = wish.image.or_else(|| row.boot_source.image().cloned()) else {
+        return Err(invalid(format!(
+            "instance {} boots from a volume, so there is no image that it was made from: give image, what to rescue it with",
+            row.name
+        )));
+    };
     let rescue = Rescue {
         nonce: wish.nonce,
-        image: wish.image.unwrap_or_else(|| row.image.clone()),
+        image,
+        size_gb: root::size(writing, row).await?,
     };
     instances::set_desired_rescue(txn, row.id, Some(&rescue), now).await?;
     instances::set_desired_power(txn, row.id, DesiredPower::Running, now).await?;
@@ -101,6 +108,13 @@ pub(super) async fn rebuild(
     host: Option<HostId>,
 ) -> Result<(), ClaimError> {
     let (txn, now) = (writing.txn(), writing.now);
+    if let Some(volume) = root::name(writing, row).await? {
+        return Err(conflict(format!(
+            "instance {} boots from volume {volume}, and is not rebuilt: create a volume from the image, and an instance \
+             from that volume",
+            row.name
+        )));
+    }
     if !nonces::remember(txn, row.id, wish.nonce, InstanceRebuild::NAME, now).await? {
         return Ok(());
     }

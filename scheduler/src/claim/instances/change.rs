@@ -23,7 +23,7 @@ use super::{
     describe::{Wording, describe},
     networks_of,
     resize::resize,
-    resolve,
+    resolve, root,
 };
 use crate::{
     claim::{ClaimError, conflict, not_found},
@@ -267,6 +267,9 @@ async fn delete(
 ) -> Result<(), ClaimError> {
     if row.deleted_at.is_some() {
         return Ok(());
+    }
+    if !row.desired_deleted {
+        root::end(writing, row).await?;
     }
     instances::set_desired_deleted(writing.txn(), row.id, writing.now).await?;
     // One that is created and deleted in one transaction has a host, and no document there: there would never be a

@@ -16,21 +16,23 @@ use berth_common::{
     message::{
         report::{Fault, FaultCode},
         request::InstanceCreate,
-        view::{InstanceView, Resources},
+        view::InstanceView,
     },
-    names::{HostName, InstanceName, NetworkName, ProjectName},
+    names::{HostName, InstanceName, NetworkName, ProjectName, VolumeName},
     refusal::{Refusal, RefusalCode},
     units::{Generation, MemoryMb, Vcpus},
 };
 use berth_store::{
     StoreError, UniqueWhat,
+    attachments::AttachmentRow,
     claims::{self, ClaimRole, ClaimRow},
     decisions::{self, DecisionRow},
     documents::DocumentRow,
-    instances::{self, InstanceObserved, InstanceRow, Placement},
+    instances::{self, BootSource, InstanceObserved, InstanceRow, Placement},
     ports::{self, PortRow},
 };
 
+use super::root::{self, Given, Root};
 use crate::{
     claim::{
         ClaimError,
@@ -108,6 +110,14 @@ fn name_taken(request: &InstanceCreate) -> ClaimError {
     ))
 }
 
+/// What was found out for one request.
+struct Means<'a> {
+    fingerprint: String,
+    planned: &'a Planned,
+    /// The volume that the instance boots from.
+    root: Option<&'a Root>,
+}
+
 /// What a batch knows, and what it will write.
 struct Batch {
     /// The rows that some of its ids have, also those it is going to write.
@@ -120,6 +130,8 @@ struct Batch {
     rows: Vec<InstanceRow>,
     ports: Vec<PortRow>,
     claims: Vec<ClaimRow>,
+    /// The volumes that some of them boot from.
+    given: Vec<Given>,
     /// Rows that are there and were placed again: why they have no place, if they have none.
     again: Vec<(InstanceId, Option<Fault>)>,
 }
@@ -144,6 +156,7 @@ impl Batch {
             rows: Vec::new(),
             ports: Vec::new(),
             claims: Vec::new(),
+            given: Vec::new(),
             again: Vec::new(),
         })
     }
@@ -175,9 +188,14 @@ impl Batch {
             return Err(name_taken(request));
         }
 
+        let root = Root::find(writing, request, before.as_ref(), &self.given).await?;
         let planned = self.addresses.plan(writing.txn(), request).await?;
-        let placed = self.place(writing, request, before.as_ref(), fingerprint, &planned);
-        let placed = placed.await;
+        let means = Means {
+            fingerprint,
+            planned: &planned,
+            root: root.as_ref(),
+        };
+        let placed = self.place(writing, request, before.as_ref(), means).await;
         let is_on_host = matches!(&placed, Ok(Ok(_)));
         if !is_on_host {
             self.addresses.give_back(&planned.ports);
@@ -200,8 +218,14 @@ impl Batch {
             .collect();
         // Its claim is a row only when the whole batch is written.
         if self.claims.iter().any(|fresh| fresh.instance_id == row.id) {
+            let volumes: Vec<_> = self
+                .given
+                .iter()
+                .filter(|given| given.attachment.instance_id == row.id)
+                .map(|given| (given.attachment, given.name.clone()))
+                .collect();
             let names = self.addresses.names();
-            return Ok(first_view(writing, row, host, &ports, &names));
+            return Ok(first_view(writing, row, host, (&ports, &volumes), &names));
         }
         show::instance(writing.context(), writing.txn(), row).await
     }
@@ -211,16 +235,25 @@ impl Batch {
         writing: &mut Writing<'_>,
         request: &InstanceCreate,
         before: Option<&InstanceRow>,
-        fingerprint: String,
-        planned: &Planned,
+        means: Means<'_>,
     ) -> Result<Answer, ClaimError> {
+        let Means {
+            fingerprint,
+            planned,
+            root,
+        } = means;
+        let boot_source = match (root, &request.image) {
+            (Some(root), _) => root.boot_source(),
+            (None, Some(image)) => BootSource::Image(image.clone()),
+            (None, None) => return Err(invalid("image is missing")),
+        };
         let asker = Asker {
             project: &request.project,
             seed: seed(request.id),
             now: writing.context().millis(),
         };
         let Resolved {
-            request: wanted,
+            request: mut wanted,
             group,
         } = self
             .lookups
@@ -232,6 +265,10 @@ impl Batch {
                 &request.hints,
             )
             .await?;
+        let demand = match root {
+            None => wanted.demand(),
+            Some(root) => root.ask(&writing.cloud, &mut wanted),
+        };
         let decided = writing.cloud.decide(&wanted);
         writing.decided(DecisionRow {
             id: DecisionId::new(),
@@ -243,7 +280,15 @@ impl Batch {
             message: decision::public_text(&decided),
         });
         let row = before.map_or_else(
-            || new_row(request, fingerprint, group, fault.clone(), writing.now),
+            || {
+                let row = NewRow {
+                    boot_source,
+                    fingerprint,
+                    server_group_id: group,
+                    placement_fault: fault.clone(),
+                };
+                row.of(request, writing.now)
+            },
             |before| InstanceRow {
                 placement_fault: fault.clone(),
                 updated_at: writing.now,
@@ -262,8 +307,8 @@ impl Batch {
         match (decided.chosen.as_ref(), fault) {
             (Some(chosen), _) => {
                 metrics.placed();
-                let demand = wanted.demand();
-                let view = self.claim(writing, &row, chosen.host_id, demand, planned);
+                let place = (chosen.host_id, demand);
+                let view = self.claim(writing, &row, place, planned, root);
                 tracing::info!(instance = %row.id, name = %row.name, host = %chosen.host, "instance accepted");
                 Ok(Ok(view))
             }
@@ -281,9 +326,9 @@ impl Batch {
         &mut self,
         writing: &mut Writing<'_>,
         row: &InstanceRow,
-        host: HostId,
-        demand: Demand,
+        (host, demand): (HostId, Demand),
         planned: &Planned,
+        root: Option<&Root>,
     ) -> InstanceView {
         self.ports.extend(planned.ports.iter().cloned());
         self.claims.push(claim_row(row, host));
@@ -300,8 +345,14 @@ impl Batch {
         for network in &planned.networks {
             writing.touch_network(host, network.id);
         }
+        let given = root.map(|root| root.give(writing, row, host));
+        let volumes = given
+            .iter()
+            .map(|given| (given.attachment, given.name.clone()));
+        let volumes: Vec<_> = volumes.collect();
+        self.given.extend(given);
         let names = self.addresses.names();
-        first_view(writing, row, Some(host), &planned.ports, &names)
+        first_view(writing, row, Some(host), (&planned.ports, &volumes), &names)
     }
 
     async fn write(self, writing: &Writing<'_>) -> Result<(), ClaimError> {
@@ -319,7 +370,7 @@ impl Batch {
         }
         ports::insert_many(txn, &self.ports).await?;
         claims::insert_many(txn, &self.claims).await?;
-        Ok(())
+        root::write(writing, &self.given).await
     }
 }
 
@@ -330,7 +381,7 @@ pub fn claim_row(row: &InstanceRow, host_id: HostId) -> ClaimRow {
         instance_id: row.id,
         host_id,
         role: ClaimRole::Current,
-        resources: Resources::from(row.flavor),
+        resources: row.claimed(row.flavor),
         project: row.project.clone(),
         extra: row.hints.resources.clone(),
     }
@@ -341,7 +392,7 @@ fn first_view(
     writing: &Writing<'_>,
     row: &InstanceRow,
     host: Option<HostId>,
-    ports: &[PortRow],
+    (ports, volumes): (&[PortRow], &[(AttachmentRow, VolumeName)]),
     networks: &BTreeMap<NetworkId, NetworkName>,
 ) -> InstanceView {
     let named: Option<(HostId, HostName)> = host
@@ -365,7 +416,7 @@ fn first_view(
     view::instance(view::InstanceFacts {
         row,
         ports,
-        volumes: &[],
+        volumes,
         host: named.as_ref().map(|(id, name)| (*id, name)),
         // It was chosen for being up.
         silence: None,
@@ -382,7 +433,12 @@ pub fn seed(instance: InstanceId) -> u64 {
 
 /// Everything that can be said of a request without looking at any row; all mistakes at once.
 fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
-    let mut mistakes = flavor_mistakes(request.flavor);
+    let flavor = match request.block_devices.as_slice() {
+        [] => request.flavor,
+        _ => root::without_disk(request.flavor),
+    };
+    let mut mistakes = flavor_mistakes(flavor);
+    mistakes.extend(root::mistakes(request));
     if !(1..=3600).contains(&request.stop_timeout_seconds) {
         mistakes.push(format!(
             "stop_timeout_seconds must be from 1 to 3600; got {}",
@@ -428,41 +484,45 @@ pub fn flavor_mistakes(flavor: berth_common::document::Flavor) -> Vec<String> {
     mistakes
 }
 
-fn new_row(
-    request: &InstanceCreate,
+/// What a new instance is made of besides its request.
+struct NewRow {
+    boot_source: BootSource,
     fingerprint: String,
     server_group_id: Option<ServerGroupId>,
     placement_fault: Option<Fault>,
-    now: chrono::DateTime<chrono::Utc>,
-) -> InstanceRow {
-    InstanceRow {
-        id: request.id,
-        name: request.name.clone(),
-        project: request.project.clone(),
-        flavor: request.flavor,
-        image: request.image.clone(),
-        stop_timeout_seconds: request.stop_timeout_seconds,
-        fingerprint,
-        desired_power: request.power,
-        desired_reboot: None,
-        desired_deleted: false,
-        hints: request.hints.clone(),
-        config_drive: request.config_drive.clone(),
-        desired_rescue: None,
-        desired_incarnation: None,
-        metadata: request
-            .config_drive
-            .as_ref()
-            .map(|drive| drive.metadata.clone())
-            .unwrap_or_default(),
-        on_crash: request.on_crash,
-        server_group_id,
-        attempt: FIRST_ATTEMPT,
-        failed_hosts: Vec::new(),
-        placement_fault,
-        observed: InstanceObserved::default(),
-        created_at: now,
-        updated_at: now,
-        deleted_at: None,
+}
+
+impl NewRow {
+    fn of(self, request: &InstanceCreate, now: chrono::DateTime<chrono::Utc>) -> InstanceRow {
+        InstanceRow {
+            id: request.id,
+            name: request.name.clone(),
+            project: request.project.clone(),
+            flavor: request.flavor,
+            boot_source: self.boot_source,
+            stop_timeout_seconds: request.stop_timeout_seconds,
+            fingerprint: self.fingerprint,
+            desired_power: request.power,
+            desired_reboot: None,
+            desired_deleted: false,
+            hints: request.hints.clone(),
+            config_drive: request.config_drive.clone(),
+            desired_rescue: None,
+            desired_incarnation: None,
+            metadata: request
+                .config_drive
+                .as_ref()
+                .map(|drive| drive.metadata.clone())
+                .unwrap_or_default(),
+            on_crash: request.on_crash,
+            server_group_id: self.server_group_id,
+            attempt: FIRST_ATTEMPT,
+            failed_hosts: Vec::new(),
+            placement_fault: self.placement_fault,
+            observed: InstanceObserved::default(),
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+        }
     }
 }

@@ -7,6 +7,7 @@ pub mod create;
 pub mod describe;
 pub mod relocate;
 mod resize;
+mod root;
 
 use berth_common::{
     ids::{InstanceId, NetworkId},

@@ -7,7 +7,7 @@
 //!
 //! Only one that never ran moves: there is nothing of it to lose. It keeps its claim and its addresses until the host
 //! that failed has confirmed that nothing is left there, so it can never run twice. That host is not asked again for
-//! it, and weighs less for a while.
+//! it, and weighs less for a while. One that boots from a volume stays: a volume never moves.
 
 use berth_common::{
     ids::{DecisionId, HostId},
@@ -19,7 +19,7 @@ use berth_store::{
     instances::{self, InstanceObserved, InstanceRow, Placement},
 };
 
-use super::{create, networks_of};
+use super::{create, networks_of, root};
 use crate::{
     claim::{
         ClaimError,
@@ -77,6 +77,11 @@ pub async fn give_up(
     if is_held_against_host(fault.code) {
         let now = writing.context().millis();
         writing.cloud.failed_to_build(from, row.id, now);
+    }
+    if let Some(volume) = root::name(writing, row).await? {
+        return Ok(Relocation::Stays {
+            why: format!("it boots from volume {volume}, which is on its host"),
+        });
     }
     let most = writing.context().config.max_attempts;
     if row.attempt >= most {

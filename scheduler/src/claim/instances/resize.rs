@@ -4,7 +4,6 @@
 use berth_common::{
     document::{DesiredPower, Flavor},
     ids::HostId,
-    message::view::Resources,
     refusal::{Refusal, RefusalCode},
 };
 use berth_store::{
@@ -16,6 +15,7 @@ use super::{
     boot::check_not_rescued,
     change::leave_off,
     create::{claim_row, flavor_mistakes},
+    root,
 };
 use crate::{
     claim::{ClaimError, cloud::Placed, conflict, invalid},
@@ -33,8 +33,19 @@ pub(super) async fn resize(
     flavor: Flavor,
     host: Option<HostId>,
 ) -> Result<(), ClaimError> {
-    let mut mistakes = flavor_mistakes(flavor);
-    if flavor.disk_gb < row.flavor.disk_gb {
+    let named = root::name(writing, row).await?;
+    let mut mistakes = flavor_mistakes(match &named {
+        None => flavor,
+        Some(_) => root::without_disk(flavor),
+    });
+    if let Some(volume) = named.filter(|_| flavor.disk_gb != row.flavor.disk_gb) {
+        mistakes.push(format!(
+            "instance {} boots from volume {volume}, and its flavor's disk is not used: extend the volume instead, and leave \
+             flavor.disk_gb {}",
+            row.name,
+            row.flavor.disk_gb.get()
+        ));
+    } else if flavor.disk_gb < row.flavor.disk_gb {
         mistakes.push(format!(
             "a disk never shrinks: instance {} has {}; got flavor.disk_gb {}",
             row.name,
@@ -58,7 +69,7 @@ pub(super) async fn resize(
         return Err(conflict(format!("instance {} has no host yet", row.name)));
     };
     let demand = Demand {
-        resources: Resources::from(flavor),
+        resources: row.claimed(flavor),
         ..placed.demand.clone()
     };
     check_room(writing, row, placed.host, flavor)?;

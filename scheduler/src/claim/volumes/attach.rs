@@ -20,7 +20,7 @@ use berth_common::{
     },
 };
 use berth_store::{
-    attachments::{self, AttachmentRow, AttachmentState},
+    attachments::{self, AttachmentRow, AttachmentState, ROOT},
     hosts,
     instances::{self, InstanceRow},
     volumes::{self, VolumeRow},
@@ -152,7 +152,11 @@ async fn check_same(
     Ok(())
 }
 
-async fn check_volume(
+/// Refuses a volume that is copied, in error, or cannot be given away so.
+///
+/// # Errors
+/// A refusal, or a failure of the database.
+pub(in crate::claim) async fn check_volume(
     writing: &Writing<'_>,
     volume: &VolumeRow,
     access: VolumeAccess,
@@ -256,6 +260,7 @@ pub async fn detach(
     {
         let instance = instances::get(writing.txn(), attachment.instance_id).await?;
         if let Some(instance) = &instance {
+            check_root(&row, &attachment, instance)?;
             check_suspended(instance)?;
             check_not_rescued(instance)?;
         }
@@ -271,6 +276,21 @@ pub async fn detach(
         tracing::info!(volume = %row.id, instance = %attachment.instance_id, "volume is to be detached");
     }
     show::volume(writing.context(), writing.txn(), &row).await
+}
+
+/// An instance keeps what it boots from.
+fn check_root(
+    volume: &VolumeRow,
+    attachment: &AttachmentRow,
+    instance: &InstanceRow,
+) -> Result<(), ClaimError> {
+    if attachment.position == ROOT {
+        return Err(conflict(format!(
+            "instance {} boots from volume {}: it is detached when the instance is deleted",
+            instance.name, volume.name
+        )));
+    }
+    Ok(())
 }
 
 /// Whether a volume shall be taken from the instance that has it.

@@ -2,6 +2,7 @@
 
 use berth_common::{
     document::VolumeAccess,
+    ids::VolumeId,
     message::{
         request::{VolumeDelete, VolumeExtend},
         view::VolumeView,
@@ -9,7 +10,7 @@ use berth_common::{
     units::DiskGb,
 };
 use berth_store::{
-    attachments::{self, AttachmentState},
+    attachments::{self, AttachmentState, ROOT},
     instances,
     volumes::{self, VolumeRow},
 };
@@ -36,22 +37,47 @@ pub async fn delete(
     let row = resolve(writing.txn(), &request.project, &request.volume).await?;
     if row.deleted_at.is_none() && !row.desired_deleted {
         check_deletable(writing, &row).await?;
-        volumes::set_desired_deleted(writing.txn(), row.id, writing.now).await?;
-        let is_told = match row.host_id {
-            Some(host) => is_told(writing.txn(), host, row.id).await?,
-            None => false,
-        };
-        if let Some(host) = row.host_id.filter(|_| is_told) {
-            writing.touch_volume(host, row.id);
-            writing.derive().await?;
-        } else {
-            volumes::mark_deleted(writing.txn(), row.id, writing.now).await?;
-            writing.cloud.unplace_volume(row.id);
-        }
-        tracing::info!(volume = %row.id, name = %row.name, "volume is to be deleted");
+        end(writing, &row).await?;
+        writing.derive().await?;
     }
     let row = again(writing.txn(), row.id).await?;
     show::volume(writing.context(), writing.txn(), &row).await
+}
+
+/// Deletes a volume whose instance is being deleted, and takes it along. Documents are left to be derived.
+///
+/// # Errors
+/// A refusal while it is copied or a snapshot is made of it, or a failure of the database.
+pub(in crate::claim) async fn delete_with_instance(
+    writing: &mut Writing<'_>,
+    id: VolumeId,
+) -> Result<(), ClaimError> {
+    let Some(row) = volumes::get(writing.txn(), id).await? else {
+        return Ok(());
+    };
+    if row.deleted_at.is_some() || row.desired_deleted {
+        return Ok(());
+    }
+    check_not_copied(writing.txn(), &row).await?;
+    check_no_snapshot(writing.txn(), &row).await?;
+    end(writing, &row).await
+}
+
+/// It shall be gone: when its host says so, or at once if no host was told of it.
+async fn end(writing: &mut Writing<'_>, row: &VolumeRow) -> Result<(), ClaimError> {
+    volumes::set_desired_deleted(writing.txn(), row.id, writing.now).await?;
+    let is_told = match row.host_id {
+        Some(host) => is_told(writing.txn(), host, row.id).await?,
+        None => false,
+    };
+    if let Some(host) = row.host_id.filter(|_| is_told) {
+        writing.touch_volume(host, row.id);
+    } else {
+        volumes::mark_deleted(writing.txn(), row.id, writing.now).await?;
+        writing.cloud.unplace_volume(row.id);
+    }
+    tracing::info!(volume = %row.id, name = %row.name, "volume is to be deleted");
+    Ok(())
 }
 
 async fn check_deletable(writing: &Writing<'_>, row: &VolumeRow) -> Result<(), ClaimError> {
@@ -68,6 +94,11 @@ async fn check_deletable(writing: &Writing<'_>, row: &VolumeRow) -> Result<(), C
                 format!(
                     "volume {} is being detached from instance {}; delete it when it is available",
                     row.name, instance.name
+                )
+            } else if attachment.position == ROOT {
+                format!(
+                    "instance {} boots from volume {}; delete the instance first",
+                    instance.name, row.name
                 )
             } else {
                 format!(

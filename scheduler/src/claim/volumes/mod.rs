@@ -26,7 +26,7 @@ use berth_store::{
 };
 
 use super::{ClaimError, conflict, not_found};
-pub(super) use room::{Wanted, check_room};
+pub(super) use room::{PoolRoom, Wanted, check_room, pool_room};
 
 /// The volume a request names, by id or by name; by id also a deleted one.
 ///
@@ -59,7 +59,7 @@ pub(super) fn no_such(project: &ProjectName, volume: &str) -> ClaimError {
 }
 
 /// What to call an instance that has a volume.
-async fn called(db: &impl Executor, id: InstanceId) -> Result<String, ClaimError> {
+pub(super) async fn called(db: &impl Executor, id: InstanceId) -> Result<String, ClaimError> {
     let row = instances::get(db, id).await?;
     Ok(row.map_or_else(|| id.to_string(), |row| row.name.to_string()))
 }

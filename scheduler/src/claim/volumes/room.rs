@@ -72,6 +72,49 @@ fn of_disk(host: &Host, wanted: Wanted<'_>) -> Option<String> {
         .then(|| format!("host {on} has no room for {what}: {more} are needed, {free} GB are free"))
 }
 
+/// What a storage pool of a host, other than `local`, says to a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::claim) enum PoolRoom {
+    /// It has room.
+    Enough,
+    /// The host has no such pool.
+    NoPool,
+    /// All of it is not enough.
+    TooSmall {
+        /// What it has.
+        total: DiskGb,
+    },
+    /// What is left is not enough.
+    Full {
+        /// What may still be claimed.
+        free: DiskGb,
+        /// What it has.
+        total: DiskGb,
+    },
+}
+
+/// Whether another pool of a host than `local` has room. `claimed`: of that pool, by volumes.
+pub(in crate::claim) fn pool_room(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> PoolRoom {
+    let pools = &host.facts().pools;
+    let Some(report) = pools.iter().find(|report| report.name == *wanted.pool) else {
+        return PoolRoom::NoPool;
+    };
+    let total = report.total_bytes.whole_gb();
+    // Overcommit is of the sum, never of one.
+    if wanted.size > total {
+        return PoolRoom::TooSmall { total };
+    }
+    let free = match report.kind {
+        PoolKind::LvmThin => return PoolRoom::Enough,
+        PoolKind::Dir | PoolKind::Lvm => free(report, claimed),
+    };
+    if wanted.more > free {
+        PoolRoom::Full { free, total }
+    } else {
+        PoolRoom::Enough
+    }
+}
+
 /// Why another pool of a host has no room, or is not there. `claimed`: of that pool, by volumes.
 fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
     let Wanted {
@@ -81,30 +124,18 @@ fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
         more,
     } = wanted;
     let on = &host.facts().name;
-    let pools = &host.facts().pools;
-    let Some(report) = pools.iter().find(|report| report.name == *pool) else {
-        return Some(format!(
+    match pool_room(host, wanted, claimed) {
+        PoolRoom::Enough => None,
+        PoolRoom::NoPool => Some(format!(
             "host {on} has no storage pool {pool}, which {what} shall be in; it has {}",
-            names(pools)
-        ));
-    };
-    let total = report.total_bytes.whole_gb();
-    // Overcommit is of the sum, never of one.
-    if size > total {
-        return Some(format!(
+            names(&host.facts().pools)
+        )),
+        PoolRoom::TooSmall { total } => Some(format!(
             "pool {pool} of host {on} is too small for {what}: {size} are needed, it has {total}"
-        ));
-    }
-    match report.kind {
-        PoolKind::LvmThin => None,
-        PoolKind::Dir | PoolKind::Lvm => {
-            let free = free(report, claimed);
-            (more > free).then(|| {
-                format!(
-                    "pool {pool} of host {on} has no room for {what}: {more} are needed, {free} are free of {total}"
-                )
-            })
-        }
+        )),
+        PoolRoom::Full { free, total } => Some(format!(
+            "pool {pool} of host {on} has no room for {what}: {more} are needed, {free} are free of {total}"
+        )),
     }
 }
 

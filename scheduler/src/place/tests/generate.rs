@@ -207,6 +207,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
             same_hosts: same.unwrap_or_default(),
             group,
             volume_hosts,
+            volume_room: None,
             excluded_hosts: excluded.unwrap_or_default(),
             seed,
             now: Millis(now),

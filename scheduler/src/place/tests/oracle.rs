@@ -182,8 +182,11 @@ proptest! {
         }
         let latest = cloud.hosts.iter().filter_map(|model| rejected(&cloud, model)).max();
         // The host that was asked for by name is told first, however early it was rejected.
+        // So is the host that the volume is on, if nobody asked for another.
+        let volume = cloud.request.volume_hosts.as_ref().filter(|hosts| hosts.len() == 1);
+        let volume = volume.and_then(|hosts| hosts.first().copied());
         let requested = cloud.hosts.iter().find(|model| {
-            Some(model.facts.id) == cloud.request.requested_host
+            Some(model.facts.id) == cloud.request.requested_host.or(volume)
         });
         let told_first = requested.and_then(|model| rejected(&cloud, model)).or(latest);
         prop_assert_eq!(decision.nearest.first().map(|near| near.filter), told_first);

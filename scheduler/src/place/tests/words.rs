@@ -201,6 +201,28 @@ fn every_constraint_refuses_in_words() {
         FilterName::VolumeLocality,
         "it does not reach the volume",
     );
+    let room = |lacking: &[(u128, (u64, u64))]| Request {
+        volume_hosts: Some([].into()),
+        volume_room: Some(VolumeRoom {
+            pool: "fast".to_owned(),
+            needed: 30,
+            lacking: lacking
+                .iter()
+                .map(|(id, lack)| (host_id(*id), *lack))
+                .collect(),
+        }),
+        ..plain()
+    };
+    check(
+        room(&[(1, (12, 20))]),
+        FilterName::VolumeLocality,
+        "needs 30 GB in storage pool fast for the volume, 12 free of 20, 18 missing",
+    );
+    check(
+        room(&[(2, (12, 20))]),
+        FilterName::VolumeLocality,
+        "it has no storage pool fast",
+    );
     check(
         Request {
             excluded_hosts: [host_id(1)].into(),

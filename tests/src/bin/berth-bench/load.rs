@@ -143,11 +143,12 @@ pub(crate) fn request() -> anyhow::Result<InstanceCreate> {
             memory_mb: MemoryMb::clamped(64),
             disk_gb: DiskGb::clamped(1),
         },
-        image: ImageRef {
+        image: Some(ImageRef {
             url: "http://images.example.org/berth/bench.qcow2".parse()?,
             sha256: "ab".repeat(32).parse()?,
             format: ImageFormat::Qcow2,
-        },
+        }),
+        block_devices: Vec::new(),
         networks: Vec::new(),
         power: DesiredPower::Stopped,
         stop_timeout_seconds: default_stop_timeout_seconds(),
@@ -174,7 +175,7 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
                 index: 0,
                 size_gb: request.flavor.disk_gb,
                 format: DiskFormat::Qcow2,
-                source: DiskSource::Image(request.image.clone()),
+                source: DiskSource::Image(request.image.clone().context("it has an image")?),
                 incarnation: None,
             }],
             ports: Vec::new(),
