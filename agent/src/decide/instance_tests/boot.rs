@@ -320,6 +320,7 @@ fn volumes_are_left_out_of_a_rescue_and_the_config_drive_is_made_anew_by_a_rebui
         format: VolumeFormat::Qcow2,
         pool: PoolName::default(),
         access: VolumeAccess::ReadWrite,
+        disk_bus: Default::default(),
         limits: VolumeLimits::default(),
     };
     let mut wanted = rescued(2, 1).spec.unwrap();
