@@ -26,7 +26,8 @@ salt=berthguest
 # In load order of need; busybox depmod finds what they depend on among themselves.
 modules=(
 	virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk failover net_failover
-	virtio_net virtio-rng virtio_balloon evdev button scsi_common scsi_mod virtio_scsi cdrom sr_mod isofs
+	virtio_net virtio-rng virtio_balloon evdev button scsi_common scsi_mod virtio_scsi sd_mod cdrom
+	sr_mod isofs
 )
 
 say() { printf 'guest-image: %s\n' "$*"; }

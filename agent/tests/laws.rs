@@ -50,7 +50,7 @@ struct Operation {
     check: fn(&Lab),
 }
 
-const OPERATIONS: [Operation; 20] = [
+const OPERATIONS: [Operation; 23] = [
     Operation {
         name: "create",
         change: |wish| wish.create(),
@@ -133,10 +133,47 @@ const OPERATIONS: [Operation; 20] = [
         check: |lab| assert!(!lab.snapshot_path().exists()),
     },
     Operation {
-        name: "hard reboot",
-        change: |wish| wish.reboot(),
+        name: "hard reboot, without a config drive",
+        change: |wish| {
+            wish.spec_mut().config_drive = None;
+            wish.reboot();
+        },
         guest: Guest::Changes,
-        check: |lab| assert_eq!(lab.power_state(), Some(PowerState::Running)),
+        check: |lab| {
+            assert_eq!(lab.power_state(), Some(PowerState::Running));
+            let xml = lab.virsh(&["dumpxml", &lab.domain()]);
+            assert!(!xml.contains("virtio-scsi"), "{xml}");
+        },
+    },
+    Operation {
+        name: "attach on scsi",
+        change: |wish| wish.attach_on_scsi(),
+        guest: Guest::StaysOn,
+        check: |lab| {
+            let disks = lab.block_devices();
+            assert_eq!(disks.len(), 2, "{disks:?}");
+            assert!(disks[1].trim().starts_with("sdb "), "{disks:?}");
+            let xml = lab.virsh(&["dumpxml", &lab.domain()]);
+            assert_eq!(xml.matches("model='virtio-scsi'").count(), 1, "{xml}");
+        },
+    },
+    Operation {
+        name: "grow the volume on scsi",
+        change: |wish| wish.volume_gb = 3,
+        guest: Guest::StaysOn,
+        check: |lab| {
+            let info = lab.virsh(&["domblkinfo", &lab.domain(), "sdb"]);
+            assert!(info.contains(&gb(3).get().to_string()), "{info}");
+        },
+    },
+    Operation {
+        name: "detach from scsi",
+        change: |wish| {
+            wish.detach();
+            wish.spec_mut().config_drive = Some(Default::default());
+        },
+        guest: Guest::StaysOn,
+        check: |lab| assert_eq!(lab.block_devices().len(), 1, "{:?}", lab.block_devices()),
     },
     Operation {
         name: "rescue",
@@ -185,9 +222,9 @@ const OPERATIONS: [Operation; 20] = [
     },
     Operation {
         name: "grow the volume that nobody has",
-        change: |wish| wish.volume_gb = 3,
+        change: |wish| wish.volume_gb = 4,
         guest: Guest::StaysOn,
-        check: |lab| assert_eq!(lab.virtual_size(&lab.volume_path()), gb(3)),
+        check: |lab| assert_eq!(lab.virtual_size(&lab.volume_path()), gb(4)),
     },
     Operation {
         name: "attach to one that is off",

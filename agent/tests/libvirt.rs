@@ -8,6 +8,8 @@
 
 #[path = "libvirt/orphans.rs"]
 mod orphans;
+#[path = "libvirt/scsi.rs"]
+mod scsi;
 mod support;
 
 use std::{

@@ -234,6 +234,10 @@ mod tests {
             assert!(error.to_string().contains(expected), "{line}: {error}");
         };
         check(
+            "volume attach data web --disk-bus ide",
+            "[possible values: virtio, scsi]",
+        );
+        check(
             "network create a;b --cidr 10.0.0.0/24",
             "a network name must be",
         );

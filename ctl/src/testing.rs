@@ -100,6 +100,9 @@ impl Caller for Scheduler {
         {
             asked = format!("{asked} of {instance}");
         }
+        if let Some("scsi") = request["disk_bus"].as_str() {
+            asked = format!("{asked} on scsi");
+        }
         self.asked.borrow_mut().push(asked);
         let play = self.script.borrow_mut().pop_front();
         match play.expect("nothing more was to be asked") {

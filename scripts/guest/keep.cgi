@@ -1,19 +1,25 @@
 #!/bin/sh
 # Keeps a word in the guest's memory or at the beginning of one of its disks, and says what is kept there:
-# GET /cgi-bin/keep?memory, ?memory=word, ?vdb, ?vdb=word
+# GET /cgi-bin/keep?memory, ?memory=word, ?vdb, ?vdb=word, ?sda, …; ?sda=--discard throws all of a disk away.
 export PATH=/bin
 place=${QUERY_STRING%%=*}
 sector=0
 case $place in
-memory) file=/run/kept bytes=0 read_only=0 ;;
-vd[a-z])
-	file=/dev/$place bytes=0 read_only=0
+memory) file=/run/kept bytes=0 read_only=0 serial= ;;
+vd[a-z] | sd[a-z])
+	file=/dev/$place bytes=0 read_only=0 serial=
 	# A disk that one can boot from has room behind its partition, which ends before 64 MiB.
 	[ ! -e "/sys/class/block/${place}1" ] || sector=1000000
 	if [ -b "$file" ]; then
 		read -r sectors <"/sys/class/block/$place/size"
 		read -r read_only <"/sys/class/block/$place/ro"
 		bytes=$((sectors * 512))
+		# What udev names a disk by: a virtio disk says it, a SCSI disk has it on a page after four bytes.
+		case $place in
+		vd*) serial=$(cat "/sys/class/block/$place/serial") ;;
+		sd*) serial=$(tail -c +5 "/sys/class/block/$place/device/vpd_pg80") ;;
+		esac
+		serial=$(printf '%s' "$serial" | tr -dc 'A-Za-z0-9._-')
 	fi
 	;;
 *)
@@ -27,6 +33,8 @@ case $QUERY_STRING in
 	word=${QUERY_STRING#*=}
 	if [ "$place" = memory ]; then
 		printf '%s\n' "$word" >"$file"
+	elif [ "$word" = --discard ]; then
+		failed=$(blkdiscard "$file" 2>&1) && failed=
 	elif [ ! -b "$file" ]; then
 		failed='no such disk'
 	else
@@ -41,5 +49,5 @@ failed=$(printf '%s' "$failed" | tr -d '"\\\n')
 there=false
 [ ! -e "$file" ] || there=true
 printf 'Content-Type: application/json\r\n\r\n'
-printf '{"there":%s,"bytes":%s,"read_only":%s,"word":"%s","failed":"%s"}\n' \
-	"$there" "$bytes" "$([ "$read_only" = 1 ] && echo true || echo false)" "$word" "$failed"
+printf '{"there":%s,"bytes":%s,"read_only":%s,"serial":"%s","word":"%s","failed":"%s"}\n' \
+	"$there" "$bytes" "$([ "$read_only" = 1 ] && echo true || echo false)" "$serial" "$word" "$failed"

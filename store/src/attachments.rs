@@ -6,7 +6,7 @@
 //! ```
 
 use berth_common::{
-    document::VolumeAccess,
+    document::{DiskBus, VolumeAccess},
     ids::{InstanceId, VolumeId},
 };
 use chrono::{DateTime, Utc};
@@ -69,6 +69,8 @@ pub struct AttachmentRow {
     pub position: u8,
     /// Whether the guest may write to it.
     pub access: VolumeAccess,
+    /// Which bus the guest has it on.
+    pub disk_bus: DiskBus,
     /// How far it is.
     pub state: AttachmentState,
     /// When it was asked for.
@@ -85,6 +87,7 @@ fn read(model: &attachment::Model) -> Result<AttachmentRow, StoreError> {
         instance_id: row.parsed("instance_id", model.instance_id.parse())?,
         position: row.int("position", model.position)?,
         access: row.word("access", &model.access)?,
+        disk_bus: row.word("disk_bus", &model.disk_bus)?,
         state: row.parsed("state", AttachmentState::from_name(&model.state))?,
         created_at: row.time("created_at", model.created_at)?,
     })
@@ -116,6 +119,7 @@ pub async fn insert(db: &impl Executor, attachment: &AttachmentRow) -> Result<()
         instance_id: attachment.instance_id.to_string(),
         position: i64::from(attachment.position),
         access: word("attachments.access", &attachment.access)?,
+        disk_bus: word("attachments.disk_bus", &attachment.disk_bus)?,
         state: attachment.state.as_str().to_owned(),
         created_at: millis(attachment.created_at),
     };

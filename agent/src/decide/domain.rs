@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::{
-    document::{VolumeAccess, VolumeLimits},
+    document::{DiskBus, VolumeAccess, VolumeLimits},
     ids::{InstanceId, Nonce, SnapshotId},
     message::report::PowerState,
     names::MacAddress,
@@ -11,6 +11,8 @@ use berth_common::{
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use super::disk_target;
 
 /// Everything that goes into a domain's XML. Built from an instance's document by
 /// [`super::instance::domain_config`], written as XML by [`super::domain_xml`].
@@ -72,7 +74,7 @@ pub struct DomainDisk {
     pub format: &'static str,
     /// The formats of the files below it, nearest first, with their paths; stated, so that libvirt never probes.
     pub backing: Vec<(PathBuf, &'static str)>,
-    /// The guest's name for it (`vda`).
+    /// The guest's name for it (`vda`), which says on which bus it is: [`super::disk_target`].
     pub target: String,
     /// What the guest sees as its serial number, at most 20 bytes.
     pub serial: String,
@@ -117,6 +119,13 @@ pub fn cpu_shares(vcpus: Vcpus) -> u64 {
 }
 
 impl DomainConfig {
+    /// Whether it has anything that sits behind a SCSI controller.
+    #[must_use]
+    pub fn needs_scsi_controller(&self) -> bool {
+        let on_scsi = |disk: &DomainDisk| disk_target::bus(&disk.target) == DiskBus::Scsi;
+        self.config_drive.is_some() || self.disks.iter().any(on_scsi)
+    }
+
     /// A fingerprint of everything but generation, reboot nonce and the digest itself: equal digests mean that
     /// nothing would change by defining the domain anew.
     #[must_use]
@@ -169,6 +178,8 @@ pub struct DomainDisks {
     pub live: Vec<DiskFile>,
     /// Those its next start will use.
     pub kept: Vec<DiskFile>,
+    /// Whether its guest has the controller that SCSI disks sit behind.
+    pub scsi_controller: bool,
 }
 
 /// A file that a domain has as a disk, or below one.
@@ -224,7 +235,9 @@ pub enum DomainStep {
     Destroy(InstanceId),
     /// Forget its definition; the domain must be off.
     Undefine(InstanceId),
-    /// Give a guest that is on another disk.
+    /// Give a guest that is on the controller that SCSI disks sit behind.
+    AttachScsiController(InstanceId),
+    /// Give a guest that is on another disk; one on the bus scsi needs the controller there.
     Attach {
         /// The instance.
         instance: InstanceId,
@@ -286,6 +299,7 @@ impl DomainStep {
             | Self::Shutdown(_)
             | Self::Destroy(_)
             | Self::Undefine(_)
+            | Self::AttachScsiController(_)
             | Self::Attach { .. }
             | Self::Detach { .. }
             | Self::GrowDisk { .. }
@@ -314,7 +328,8 @@ impl DomainStep {
             | Self::Save(id)
             | Self::Shutdown(id)
             | Self::Destroy(id)
-            | Self::Undefine(id) => *id,
+            | Self::Undefine(id)
+            | Self::AttachScsiController(id) => *id,
             Self::Attach { instance, .. }
             | Self::Detach { instance, .. }
             | Self::GrowDisk { instance, .. }

@@ -11,11 +11,12 @@ mod read;
 use std::path::{Path, PathBuf};
 
 use berth_common::{
-    document::{VolumeAccess, VolumeLimits},
+    document::{DiskBus, VolumeAccess, VolumeLimits},
     units::{ByteCount, MemoryMb},
 };
 
 use super::{
+    disk_target,
     domain::{BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
     names,
 };
@@ -32,10 +33,11 @@ pub const DEVICES: &str = "/dev";
 const METADATA_PREFIX: &str = "berth";
 /// How often QEMU asks the guest for its memory figures, in seconds.
 const BALLOON_STATS_PERIOD: &str = "10";
-/// How many disks can be given to a guest while it is on.
+/// How many disks can be given to a guest while it is on, each in a port of its own.
 const SPARE_PORTS: usize = 8;
-/// Devices beside disks and NICs that sit in ports of their own: memory balloon, random numbers, serial channels.
-const OTHER_DEVICES: usize = 3;
+/// Devices beside disks and NICs that sit in ports of their own: memory balloon, random numbers, serial channels, and
+/// the SCSI controller, which a guest without one may be given.
+const OTHER_DEVICES: usize = 4;
 
 /// A domain cannot be told as XML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +117,14 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
         .write()
 }
 
+/// The XML of the controller that SCSI disks sit behind, as a guest that is on is given it.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_scsi_controller() -> Result<String, DomainXmlError> {
+    scsi_controller().write()
+}
+
 /// The XML that begins a backup job: the hypervisor pushes a copy of one disk into a file of its own.
 ///
 /// # Errors
@@ -177,12 +187,11 @@ fn cpu(virt_type: VirtType) -> Element {
 
 fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
     let disks: Vec<_> = config.disks.iter().map(disk).collect::<Result<_, _>>()?;
-    let cd = match &config.config_drive {
-        Some(path) => vec![scsi_controller(), cd(path)?],
-        None => Vec::new(),
-    };
+    let controller = config.needs_scsi_controller().then(scsi_controller);
+    let cd = config.config_drive.as_deref().map(cd).transpose()?;
     Ok(Element::new("devices")
         .children(disks)
+        .children(controller)
         .children(cd)
         .children(config.nics.iter().map(nic))
         .children(root_ports(config))
@@ -243,8 +252,9 @@ fn root_ports(config: &DomainConfig) -> Vec<Element> {
                 .attribute("type", "pci")
                 .attribute("index", "0")
                 .attribute("model", "pcie-root");
-            let cd = usize::from(config.config_drive.is_some());
-            let taken = config.disks.len() + config.nics.len() + cd + OTHER_DEVICES;
+            let on_virtio = |disk: &&DomainDisk| disk_target::bus(&disk.target) == DiskBus::Virtio;
+            let disks = config.disks.iter().filter(on_virtio).count();
+            let taken = disks + config.nics.len() + OTHER_DEVICES;
             [root]
                 .into_iter()
                 .chain((0..taken + SPARE_PORTS).map(port))
@@ -304,6 +314,7 @@ fn disk(disk: &DomainDisk) -> Result<Element, DomainXmlError> {
         .child(Element::new("source").attribute(source.attribute, text(&disk.path)?))
         .child(backing)
         .child(target(&disk.target))
+        .children(scsi_address(&disk.target))
         .children(iotune(disk.limits))
         .children((disk.access == VolumeAccess::ReadOnly).then(|| Element::new("readonly")))
         .child(Element::new("serial").text(&disk.serial)))
@@ -329,7 +340,7 @@ fn cd(path: &Path) -> Result<Element, DomainXmlError> {
         .child(Element::new("source").attribute("file", text(path)?))
         .child(
             Element::new("target")
-                .attribute("dev", "sda")
+                .attribute("dev", disk_target::CONFIG_DRIVE)
                 .attribute("bus", "scsi"),
         )
         .child(Element::new("readonly")))
@@ -338,7 +349,20 @@ fn cd(path: &Path) -> Result<Element, DomainXmlError> {
 fn target(name: &str) -> Element {
     Element::new("target")
         .attribute("dev", name)
-        .attribute("bus", "virtio")
+        .attribute("bus", disk_target::bus(name).as_str())
+}
+
+/// Each disk is a target of its own, all of them behind one controller: libvirt would begin another controller after
+/// seven, of a model that it chooses.
+fn scsi_address(name: &str) -> Option<Element> {
+    disk_target::scsi_target(name).map(|target| {
+        Element::new("address")
+            .attribute("type", "drive")
+            .attribute("controller", "0")
+            .attribute("bus", "0")
+            .attribute("target", target.to_string())
+            .attribute("unit", "0")
+    })
 }
 
 fn iotune(limits: VolumeLimits) -> Option<Element> {

@@ -19,8 +19,8 @@ use std::{
 
 use berth_common::{
     document::{
-        Desired, DesiredPower, DiskFormat, DiskSource, ImageRef, Incarnation, InstanceSpec,
-        InstanceVolume, VolumeAccess, VolumeFormat, VolumeLimits,
+        Desired, DesiredPower, DiskBus, DiskFormat, DiskSource, ImageRef, Incarnation,
+        InstanceSpec, InstanceVolume, VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode, PowerState},
@@ -30,6 +30,7 @@ use berth_common::{
 
 use super::{
     config_drive::{self, DriveFile},
+    disk_target,
     domain::{
         DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
         cpu_shares,
@@ -647,7 +648,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
                 host.paths.image(disk.image),
                 disk.image.format.cached().as_str(),
             )],
-            target: disk_target(disk.position),
+            target: disk_target::name(DiskBus::Virtio, disk.position),
             serial: disk.serial,
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
@@ -658,7 +659,8 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         format: volume.format.as_str(),
         backing: Vec::new(),
         // A rescue disk comes before what is rescued.
-        target: disk_target(
+        target: disk_target::name(
+            volume.disk_bus,
             volume
                 .position
                 .saturating_add(u8::from(spec.rescue.is_some())),
@@ -710,15 +712,6 @@ fn serial(id: VolumeId) -> String {
     let digits = id.as_uuid().simple().to_string();
     let skipped = digits.len().saturating_sub(SERIAL);
     digits.chars().skip(skipped).collect()
-}
-
-/// `vda`, `vdb`, … `vdz`, `vdaa`, …
-fn disk_target(index: u8) -> String {
-    let letter = |n: u8| char::from(b'a' + n % 26);
-    match index / 26 {
-        0 => format!("vd{}", letter(index)),
-        tens => format!("vd{}{}", letter(tens - 1), letter(index)),
-    }
 }
 
 #[cfg(test)]

@@ -327,6 +327,7 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "destroy".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
+        Step::Domain(DomainStep::AttachScsiController(_)) => "attach controller".to_owned(),
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
         Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("grow {}", disk.target),
@@ -1126,6 +1127,7 @@ fn a_reboot_waits_until_the_volumes_it_needs_are_there() {
         position: 1,
         format: VolumeFormat::Qcow2,
         access: VolumeAccess::ReadWrite,
+        disk_bus: Default::default(),
         limits: VolumeLimits::default(),
     }];
     let wait = Then::Wait(Wait::Volume(id::<VolumeId>(77)));
@@ -1217,20 +1219,6 @@ fn the_weight_of_a_guest_is_in_proportion_to_its_vcpus_where_the_host_can_weigh(
     );
     assert_eq!(cpu_shares(Vcpus::clamped(4)), 4096);
     assert_eq!(cpu_shares(Vcpus::MAX), 262_144);
-}
-
-#[test]
-fn disks_are_named_as_the_kernel_names_them() {
-    for (index, name) in [
-        (0, "vda"),
-        (25, "vdz"),
-        (26, "vdaa"),
-        (51, "vdaz"),
-        (52, "vdba"),
-        (255, "vdiv"),
-    ] {
-        assert_eq!(disk_target(index), name);
-    }
 }
 
 /// The documents whose plans are interrupted, each with those carried out before it.

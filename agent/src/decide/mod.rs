@@ -5,6 +5,7 @@ pub mod breaker;
 pub mod config_drive;
 pub mod console;
 pub mod dhcp;
+pub mod disk_target;
 pub mod domain;
 pub mod domain_xml;
 pub mod endpoints;

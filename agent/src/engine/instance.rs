@@ -207,6 +207,7 @@ fn remember(memory: &mut Memory, step: &Step) {
             | DomainStep::DiscardSaved(_)
             | DomainStep::Pause(_)
             | DomainStep::Undefine(_)
+            | DomainStep::AttachScsiController(_)
             | DomainStep::Attach { .. }
             | DomainStep::GrowDisk { .. }
             | DomainStep::Backup(_)
@@ -366,6 +367,7 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown",
         Step::Domain(DomainStep::Destroy(_)) => "destroy",
         Step::Domain(DomainStep::Undefine(_)) => "undefine",
+        Step::Domain(DomainStep::AttachScsiController(_)) => "attach_scsi_controller",
         Step::Domain(DomainStep::Attach { .. }) => "attach",
         Step::Domain(DomainStep::Detach { .. }) => "detach",
         Step::Domain(DomainStep::GrowDisk { .. }) => "grow_disk",
@@ -394,6 +396,9 @@ fn text(step: &Step) -> String {
         Step::Domain(DomainStep::Shutdown(_)) => "asking the guest to power off".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "switching off".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "removing the domain".to_owned(),
+        Step::Domain(DomainStep::AttachScsiController(_)) => {
+            "attaching a SCSI controller".to_owned()
+        }
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attaching disk {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => {
             format!("asking the guest to give back disk {}", disk.target)

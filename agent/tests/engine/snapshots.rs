@@ -147,6 +147,7 @@ fn with_volume(wish: &Wish, generation: u64, volume: Option<VolumeId>) -> Docume
             format: VolumeFormat::Qcow2,
             pool: PoolName::default(),
             access: VolumeAccess::ReadWrite,
+            disk_bus: Default::default(),
             limits: VolumeLimits::default(),
         });
         spec.volumes = attached.into_iter().collect();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use berth_agent::{act::fake::FakeVolume, decide::domain::DiskFile};
 use berth_common::document::{
-    InstanceVolume, Rescue, VolumeAccess, VolumeLimits, VolumeRef, VolumeSource,
+    DiskBus, InstanceVolume, Rescue, VolumeAccess, VolumeLimits, VolumeRef, VolumeSource,
 };
 
 use super::*;
@@ -113,6 +113,7 @@ fn foreign(volume: &Wanted) -> DomainObserved {
         disks: DomainDisks {
             live: vec![disk.clone()],
             kept: vec![disk],
+            scsi_controller: false,
         },
     }
 }
@@ -465,6 +466,15 @@ async fn what_reappears_of_a_removed_volume_is_removed_again_and_what_has_no_doc
 
 /// An instance with these volumes.
 fn with_volumes(wish: &Wish, generation: u64, volumes: &[&Wanted]) -> Document {
+    with_volumes_on(DiskBus::Virtio, wish, generation, volumes)
+}
+
+fn with_volumes_on(
+    disk_bus: DiskBus,
+    wish: &Wish,
+    generation: u64,
+    volumes: &[&Wanted],
+) -> Document {
     wish.instance(generation, |spec| {
         let attached = (1..).zip(volumes).map(|(position, volume)| InstanceVolume {
             pool: volume.pool.clone(),
@@ -472,6 +482,7 @@ fn with_volumes(wish: &Wish, generation: u64, volumes: &[&Wanted]) -> Document {
             position,
             format: volume.format(),
             access: VolumeAccess::ReadWrite,
+            disk_bus,
             limits: VolumeLimits::default(),
         });
         spec.volumes = attached.collect();
@@ -662,13 +673,16 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
 }
 
 /// Disturbs every step of a change of an instance's volumes.
-async fn attach_law(before: &[usize], after: &[usize]) {
+async fn attach_law(before: &Has, after: &Has) {
     for pool in POOLS {
         attach_law_in(&pool.parse().unwrap(), before, after).await;
     }
 }
 
-async fn attach_law_in(pool: &PoolName, before: &[usize], after: &[usize]) {
+/// The volumes that a guest has, and the bus they are on.
+type Has = (DiskBus, &'static [usize]);
+
+async fn attach_law_in(pool: &PoolName, before: &Has, after: &Has) {
     for disturb in [Disturb::Fail, Disturb::Crash] {
         for steps in 0.. {
             let mut lab = Lab::new().await;
@@ -679,8 +693,8 @@ async fn attach_law_in(pool: &PoolName, before: &[usize], after: &[usize]) {
                 made(&lab, volume, 1).await;
             }
             let pick = |indices: &[usize]| indices.iter().map(|it| &volumes[*it]).collect();
-            let chosen: [Vec<&Wanted>; 2] = [pick(before), pick(after)];
-            let first = with_volumes(&wish, 2, &chosen[0]);
+            let chosen: [Vec<&Wanted>; 2] = [pick(before.1), pick(after.1)];
+            let first = with_volumes_on(before.0, &wish, 2, &chosen[0]);
             lab.send(&first).await;
             lab.wait_status(&first, ConvergeStatus::Converged).await;
             let done = lab.host.steps_done();
@@ -688,7 +702,7 @@ async fn attach_law_in(pool: &PoolName, before: &[usize], after: &[usize]) {
                 Disturb::Fail => lab.host.fail_after(steps),
                 Disturb::Crash => lab.host.crash_after(steps),
             }
-            let second = with_volumes(&wish, 3, &chosen[1]);
+            let second = with_volumes_on(after.0, &wish, 3, &chosen[1]);
             lab.send(&second).await;
             lab.send(&second).await;
             let settled = || {
@@ -727,10 +741,42 @@ async fn attach_law_in(pool: &PoolName, before: &[usize], after: &[usize]) {
 
 #[tokio::test(start_paused = true)]
 async fn volumes_are_attached_and_detached_whatever_goes_wrong() {
-    attach_law(&[], &[0, 1]).await;
-    attach_law(&[0, 1], &[]).await;
-    // The other one in the same place.
-    attach_law(&[0], &[1]).await;
+    for bus in [DiskBus::Virtio, DiskBus::Scsi] {
+        attach_law(&(bus, &[]), &(bus, &[0, 1])).await;
+        attach_law(&(bus, &[0, 1]), &(bus, &[])).await;
+        // The other one in the same place.
+        attach_law(&(bus, &[0]), &(bus, &[1])).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_goes_from_one_bus_to_another_whatever_goes_wrong() {
+    let (virtio, scsi) = (DiskBus::Virtio, DiskBus::Scsi);
+    attach_law(&(virtio, &[0]), &(scsi, &[0])).await;
+    attach_law(&(scsi, &[0, 1]), &(virtio, &[1])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scsi_disk_is_taken_from_a_guest_that_hears_nothing() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let volume = Wanted::new(&lab, None);
+    made(&lab, &volume, 1).await;
+    let with = with_volumes_on(DiskBus::Scsi, &wish, 2, &[&volume]);
+    lab.send(&with).await;
+    lab.wait_status(&with, ConvergeStatus::Converged).await;
+    assert_eq!(live(&lab, &wish), ["sdb"]);
+    lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
+    let without = with_volumes(&wish, 3, &[]);
+    lab.send(&without).await;
+    lab.wait_status(&without, ConvergeStatus::Converged).await;
+    assert_eq!(live(&lab, &wish), [""; 0]);
+    // Its next start has what its definition says.
+    lab.send(&with_volumes_on(DiskBus::Scsi, &wish, 4, &[&volume]))
+        .await;
+    lab.wait_until("the volume", || live(&lab, &wish) == ["sdb"])
+        .await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 1);
 }
 
 /// An instance that boots from the first of these volumes.

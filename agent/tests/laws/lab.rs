@@ -33,9 +33,9 @@ use berth_agent::{
 use berth_common::{
     bus::{Bus, LocalBroker, Message, QueueDecl, Target},
     document::{
-        DOCUMENT_VERSION, Desired, DesiredPower, Document, DocumentKey, ImageRef, Incarnation,
-        InstanceSpec, InstanceVolume, Reboot, RebootKind, Rescue, SnapshotSpec, VolumeFormat,
-        VolumeSpec,
+        DOCUMENT_VERSION, Desired, DesiredPower, DiskBus, Document, DocumentKey, ImageRef,
+        Incarnation, InstanceSpec, InstanceVolume, Reboot, RebootKind, Rescue, SnapshotSpec,
+        VolumeFormat, VolumeSpec,
     },
     ids::{HostId, InstanceId, Nonce, SnapshotId, VolumeId},
     message::{
@@ -120,6 +120,13 @@ impl Wish {
         self.spec_mut().volumes = vec![volume];
     }
 
+    pub(crate) fn attach_on_scsi(&mut self) {
+        self.attach();
+        for volume in &mut self.spec_mut().volumes {
+            volume.disk_bus = DiskBus::Scsi;
+        }
+    }
+
     pub(crate) fn detach(&mut self) {
         self.spec_mut().volumes.clear();
     }
@@ -129,6 +136,7 @@ impl Wish {
         self.spec_mut().rescue = Some(Rescue {
             nonce: Nonce::new(),
             image,
+            size_gb: None,
         });
     }
 

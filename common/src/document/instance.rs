@@ -286,8 +286,9 @@ pub struct FixedIp {
 pub struct InstanceVolume {
     /// The volume.
     pub id: VolumeId,
-    /// Which of the guest's disks it is: 1 is `vdb`. 0 is what the instance boots from, `vda`; otherwise that is a disk of
-    /// its own. It stays the same as long as the volume is attached; a rescued instance has its root volume as `vdb`.
+    /// Which of the guest's disks it is: 1 is `vdb`, or `sdb` on the bus `scsi`. 0 is what the instance boots from, `vda`;
+    /// otherwise that is a disk of its own. It stays the same as long as the volume is attached; a rescued instance has its
+    /// root volume as `vdb`.
     pub position: u8,
     /// How it is stored.
     pub format: VolumeFormat,
@@ -297,6 +298,9 @@ pub struct InstanceVolume {
     /// Whether the guest may write to it.
     #[serde(default)]
     pub access: VolumeAccess,
+    /// Which bus the guest has it on; absent: `virtio`.
+    #[serde(default, skip_serializing_if = "DiskBus::is_virtio")]
+    pub disk_bus: DiskBus,
     /// How much the guest may do with it.
     #[serde(default, skip_serializing_if = "VolumeLimits::is_unlimited")]
     pub limits: VolumeLimits,
@@ -322,5 +326,43 @@ impl VolumeAccess {
             Self::ReadWrite => "read_write",
             Self::ReadOnly => "read_only",
         }
+    }
+}
+
+/// Which bus a guest has a disk on; OpenStack's `disk_bus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum DiskBus {
+    /// A device of its own: virtio-blk.
+    #[default]
+    Virtio,
+    /// A disk behind a controller: virtio-scsi.
+    Scsi,
+}
+
+impl DiskBus {
+    /// The name on the wire, in the database and of libvirt.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::Scsi => "scsi",
+        }
+    }
+
+    /// How the names of its disks begin: the kernel's drivers have prefixes of their own.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Virtio => "vd",
+            Self::Scsi => "sd",
+        }
+    }
+
+    /// Whether it is the one that disks are on if nothing else is said.
+    #[must_use]
+    pub fn is_virtio(&self) -> bool {
+        *self == Self::Virtio
     }
 }

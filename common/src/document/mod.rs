@@ -19,9 +19,9 @@ use uuid::Uuid;
 
 pub use config_drive::ConfigDrive;
 pub use instance::{
-    DesiredPower, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef, Incarnation,
-    InstanceDisk, InstancePort, InstanceSpec, InstanceVolume, OnCrash, Reboot, RebootKind, Rescue,
-    VolumeAccess,
+    DesiredPower, DiskBus, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef,
+    Incarnation, InstanceDisk, InstancePort, InstanceSpec, InstanceVolume, OnCrash, Reboot,
+    RebootKind, Rescue, VolumeAccess,
 };
 pub use network::{NetworkPort, NetworkSpec, NetworkType, SubnetSpec};
 pub use router::{RouterInterface, RouterSpec};

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     document::{
-        ConfigDrive, DesiredPower, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
+        ConfigDrive, DesiredPower, DiskBus, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
         VolumeAccess, VolumeFormat, VolumeLimits,
     },
     ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, SnapshotId, VolumeId},
@@ -498,6 +498,9 @@ pub struct VolumeAttach {
     /// Whether the guest may write to it.
     #[serde(default)]
     pub access: VolumeAccess,
+    /// Which bus the guest has it on.
+    #[serde(default)]
+    pub disk_bus: DiskBus,
 }
 
 /// List volumes, in order of creation.

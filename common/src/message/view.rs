@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     document::{
-        DesiredPower, FixedIp, Flavor, ImageRef, NetworkType, OnCrash, VolumeAccess, VolumeFormat,
-        VolumeLimits, VolumeSource,
+        DesiredPower, DiskBus, FixedIp, Flavor, ImageRef, NetworkType, OnCrash, VolumeAccess,
+        VolumeFormat, VolumeLimits, VolumeSource,
     },
     ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, SubnetId, VolumeId},
     names::{
@@ -187,10 +187,13 @@ pub struct AttachedVolume {
     pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
-    /// The guest's usual name of it (`/dev/vdb`).
+    /// The guest's usual name of it (`/dev/vdb`); on the bus `scsi` libvirt's (`/dev/sdb`), and the guest counts on its own.
     pub device: String,
     /// Whether the guest may write to it.
     pub access: VolumeAccess,
+    /// Which bus the guest has it on.
+    #[serde(default)]
+    pub disk_bus: DiskBus,
 }
 
 /// A volume as it is now.
@@ -242,10 +245,14 @@ pub struct AttachmentView {
     pub instance_id: InstanceId,
     /// Its name.
     pub instance: InstanceName,
-    /// The guest's usual name of the volume (`/dev/vdb`).
+    /// The guest's usual name of the volume (`/dev/vdb`); on the bus `scsi` libvirt's (`/dev/sdb`), and the guest counts on
+    /// its own.
     pub device: String,
     /// Whether the guest may write to it.
     pub access: VolumeAccess,
+    /// Which bus the guest has it on.
+    #[serde(default)]
+    pub disk_bus: DiskBus,
 }
 
 /// In which part of its life a volume is; Cinder's `status`.

@@ -1,7 +1,7 @@
 //! The words of `berthctl volume …`.
 
 use berth_common::{
-    document::{ImageFormat, VolumeFormat, VolumeLimits},
+    document::{DiskBus, ImageFormat, VolumeFormat, VolumeLimits},
     ids::VolumeId,
     names::{ImageSha256, ImageUrl, PoolName, VolumeName},
     units::DiskGb,
@@ -48,6 +48,9 @@ pub(crate) enum Volume {
         /// The guest may not write to it.
         #[arg(long)]
         read_only: bool,
+        /// Which bus the guest has it on.
+        #[arg(long, value_enum, default_value_t = StatedBus::Virtio)]
+        disk_bus: StatedBus,
         #[command(flatten)]
         wait: Wait,
     },
@@ -119,6 +122,24 @@ impl From<Format> for VolumeFormat {
         match format {
             Format::Qcow2 => Self::Qcow2,
             Format::Raw => Self::Raw,
+        }
+    }
+}
+
+/// Which bus a guest has a volume on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatedBus {
+    /// A device of its own (virtio-blk), vdb and so on.
+    Virtio,
+    /// Behind a controller (virtio-scsi), sdb and so on: more of them, and no PCI port for each.
+    Scsi,
+}
+
+impl From<StatedBus> for DiskBus {
+    fn from(bus: StatedBus) -> Self {
+        match bus {
+            StatedBus::Virtio => Self::Virtio,
+            StatedBus::Scsi => Self::Scsi,
         }
     }
 }

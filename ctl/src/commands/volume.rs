@@ -1,7 +1,7 @@
 //! `berthctl volume …`.
 
 use berth_common::{
-    document::{ImageRef, VolumeAccess, VolumeLimits},
+    document::{DiskBus, ImageRef, VolumeAccess, VolumeLimits},
     ids::VolumeId,
     message::{
         request::{
@@ -62,6 +62,7 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Volume) -> Res
             name,
             instance,
             read_only,
+            disk_bus,
             wait,
         } => {
             let access = if read_only {
@@ -71,7 +72,11 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Volume) -> Res
             };
             let meant = meant(name, VolumeGoal::Attached);
             let mut asking = Asking::new(context, wait);
-            let view = attached(&mut asking, meant, instance, access).await?;
+            let given = Given {
+                access,
+                disk_bus: disk_bus.into(),
+            };
+            let view = attached(&mut asking, meant, instance, given).await?;
             context.print(&view, |view, _| volume::outcome(view))
         }
         Volume::Detach { name, wait } => {
@@ -170,12 +175,19 @@ where
     context.print(&view, |view, _| volume::outcome(view))
 }
 
+/// How an instance is to have a volume.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    access: VolumeAccess,
+    disk_bus: DiskBus,
+}
+
 /// Attaches a volume; from the first question on both are spoken of by their ids.
 async fn attached<C: Caller>(
     asking: &mut Asking<'_, C>,
     meant: Change,
     instance: String,
-    access: VolumeAccess,
+    given: Given,
 ) -> Result<VolumeView, CtlError> {
     let show = InstanceShow {
         instance,
@@ -186,7 +198,8 @@ async fn attached<C: Caller>(
         volume,
         instance: with.id.to_string(),
         project,
-        access,
+        access: given.access,
+        disk_bus: given.disk_bus,
     })
     .await
 }

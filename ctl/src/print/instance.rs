@@ -158,10 +158,11 @@ fn describe(port: &PortView) -> String {
 
 fn describe_volume(volume: &AttachedVolume) -> String {
     format!(
-        "{}={}, {}, id {}",
+        "{}={}, {}, {}, id {}",
         volume.name,
         volume.device,
         volume.access.as_str(),
+        volume.disk_bus.as_str(),
         volume.id
     )
 }
@@ -232,15 +233,16 @@ mod tests {
         let volumes = serde_json::from_value(serde_json::json!([{
             "id": "0191e7a0-0000-7000-8000-000000000008",
             "name": "data",
-            "device": "/dev/vdb",
+            "device": "/dev/sdb",
             "access": "read_only",
+            "disk_bus": "scsi",
         }]));
         let view = InstanceView {
             volumes: volumes.unwrap(),
             ..instance()
         };
         let text = show(&view, Width::Unlimited);
-        let line = "data=/dev/vdb, read_only, id 0191e7a0-0000-7000-8000-000000000008";
+        let line = "data=/dev/sdb, read_only, scsi, id 0191e7a0-0000-7000-8000-000000000008";
         let shown = text.lines().find(|shown| shown.starts_with("| Volume"));
         assert!(shown.unwrap().contains(line), "{text}");
     }
@@ -270,6 +272,7 @@ mod tests {
             name: "root".parse().unwrap(),
             device: "/dev/vda".to_owned(),
             access: berth_common::document::VolumeAccess::ReadWrite,
+            disk_bus: berth_common::document::DiskBus::Virtio,
         }];
         let text = show(&view, Width::Unlimited);
         assert!(

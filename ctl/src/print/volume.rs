@@ -89,9 +89,10 @@ fn place(to: &AttachmentView) -> String {
 
 fn describe(to: &AttachmentView) -> String {
     format!(
-        "{}, {}, id {}",
+        "{}, {}, {}, id {}",
         place(to),
         to.access.as_str(),
+        to.disk_bus.as_str(),
         to.instance_id
     )
 }
@@ -132,29 +133,29 @@ mod tests {
     #[test]
     fn a_volume_is_shown_whole() {
         insta::assert_snapshot!(show(&volume(), Width::Unlimited), @r#"
-        +------------------------+---------------------------------------------------------------------+
-        | Field                  | Value                                                               |
-        +------------------------+---------------------------------------------------------------------+
-        | ID                     | 0191e7a0-0000-7000-8000-000000000008                                |
-        | Name                   | data                                                                |
-        | Project                | lab                                                                 |
-        | Status                 | in-use                                                              |
-        | Progress               | -                                                                   |
-        | Fault                  | -                                                                   |
-        | Fault message          | -                                                                   |
-        | Size GB                | 20                                                                  |
-        | Format                 | raw                                                                 |
-        | Pool                   | local                                                               |
-        | Made from              | image file:///srv/guest.qcow2                                       |
-        | IOPS limit             | 500                                                                 |
-        | Bytes per second limit | -                                                                   |
-        | Host                   | hv1                                                                 |
-        | Host ID                | 0191e7a0-0000-7000-8000-000000000001                                |
-        | Attached to            | web-1=/dev/vdb, read_write, id 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 |
-        | Generation             | 2, confirmed by the host: 2                                         |
-        | Created                | 2026-01-02T03:04:05+00:00                                           |
-        | Updated                | 2026-01-02T03:04:15+00:00                                           |
-        +------------------------+---------------------------------------------------------------------+
+        +------------------------+-----------------------------------------------------------------------------+
+        | Field                  | Value                                                                       |
+        +------------------------+-----------------------------------------------------------------------------+
+        | ID                     | 0191e7a0-0000-7000-8000-000000000008                                        |
+        | Name                   | data                                                                        |
+        | Project                | lab                                                                         |
+        | Status                 | in-use                                                                      |
+        | Progress               | -                                                                           |
+        | Fault                  | -                                                                           |
+        | Fault message          | -                                                                           |
+        | Size GB                | 20                                                                          |
+        | Format                 | raw                                                                         |
+        | Pool                   | local                                                                       |
+        | Made from              | image file:///srv/guest.qcow2                                               |
+        | IOPS limit             | 500                                                                         |
+        | Bytes per second limit | -                                                                           |
+        | Host                   | hv1                                                                         |
+        | Host ID                | 0191e7a0-0000-7000-8000-000000000001                                        |
+        | Attached to            | web-1=/dev/vdb, read_write, virtio, id 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 |
+        | Generation             | 2, confirmed by the host: 2                                                 |
+        | Created                | 2026-01-02T03:04:05+00:00                                                   |
+        | Updated                | 2026-01-02T03:04:15+00:00                                                   |
+        +------------------------+-----------------------------------------------------------------------------+
         "#);
     }
 

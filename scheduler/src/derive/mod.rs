@@ -148,6 +148,7 @@ fn instance_volumes(instance: &InstanceRow, rows: &HostRows) -> Vec<InstanceVolu
                 format: volume.format,
                 pool: volume.pool.clone(),
                 access: row.access,
+                disk_bus: row.disk_bus,
                 limits: volume.limits,
             })
         })

@@ -123,8 +123,9 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
             .map(|(attachment, name)| AttachedVolume {
                 id: attachment.volume_id,
                 name: name.clone(),
-                device: device(attachment.position),
+                device: device(attachment.position, attachment.disk_bus),
                 access: attachment.access,
+                disk_bus: attachment.disk_bus,
             })
             .collect(),
         generation,

@@ -1,6 +1,7 @@
 //! What a volume looks like from outside: a pure function of rows.
 
 use berth_common::{
+    document::DiskBus,
     ids::HostId,
     message::{
         report::{ConvergeStatus, Fault, FaultCode},
@@ -53,10 +54,11 @@ impl VolumeFacts<'_> {
     }
 }
 
-/// The guest's usual name of the volume at a position: 1 is `/dev/vdb`.
+/// The guest's usual name of the volume at a position: 1 is `/dev/vdb`, or `/dev/sdb`.
 #[must_use]
-pub fn device(position: u8) -> String {
-    format!("/dev/vd{}", char::from(b'a'.saturating_add(position)))
+pub fn device(position: u8, bus: DiskBus) -> String {
+    let letter = char::from(b'a'.saturating_add(position));
+    format!("/dev/{}{letter}", bus.prefix())
 }
 
 /// A volume from outside.
@@ -86,8 +88,9 @@ pub fn volume(facts: VolumeFacts<'_>) -> VolumeView {
         attachment: facts.attachment.map(|to| AttachmentView {
             instance_id: to.instance.id,
             instance: to.instance.name.clone(),
-            device: device(to.row.position),
+            device: device(to.row.position, to.row.disk_bus),
             access: to.row.access,
+            disk_bus: to.row.disk_bus,
         }),
         generation: facts.generation(),
         observed_generation: row.observed.generation,
@@ -348,6 +351,7 @@ mod tests {
             instance_id: web.id,
             position: 1,
             access: VolumeAccess::ReadWrite,
+            disk_bus: DiskBus::Virtio,
             state: AttachmentState::Attaching,
             created_at: DateTime::UNIX_EPOCH,
         };
@@ -407,6 +411,7 @@ mod tests {
             instance_id: web.id,
             position: 1,
             access: VolumeAccess::ReadWrite,
+            disk_bus: DiskBus::Virtio,
             state,
             created_at: DateTime::UNIX_EPOCH,
         };
@@ -500,7 +505,9 @@ mod tests {
 
     #[test]
     fn positions_are_the_guests_usual_names() {
-        assert_eq!(device(1), "/dev/vdb");
-        assert_eq!(device(8), "/dev/vdi");
+        assert_eq!(device(1, DiskBus::Virtio), "/dev/vdb");
+        assert_eq!(device(8, DiskBus::Virtio), "/dev/vdi");
+        assert_eq!(device(1, DiskBus::Scsi), "/dev/sdb");
+        assert_eq!(device(24, DiskBus::Scsi), "/dev/sdy");
     }
 }

@@ -110,6 +110,7 @@ pub(crate) fn attach(volume: &str, instance: &str) -> VolumeAttach {
         instance: instance.to_owned(),
         project: Default::default(),
         access: Default::default(),
+        disk_bus: Default::default(),
     }
 }
 

@@ -784,6 +784,14 @@ async fn volumes_that_cannot_be() {
     asked
         .check(
             "volume.attach",
+            json!({ "volume": "data", "instance": "web", "disk_bus": "ide" }),
+            Malformed,
+            "unknown variant `ide`, expected `virtio` or `scsi`",
+        )
+        .await;
+    asked
+        .check(
+            "volume.attach",
             json!({ "volume": "data" }),
             Malformed,
             "missing field `instance`",

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, time::Instant};
 
 use berth_common::{
     document::{
-        DesiredPower, Document, DocumentKey, InstanceVolume, Kind, VolumeAccess, VolumeFormat,
-        VolumeSource,
+        DesiredPower, DiskBus, Document, DocumentKey, InstanceVolume, Kind, VolumeAccess,
+        VolumeFormat, VolumeSource,
     },
     ids::{InstanceId, VolumeId},
     message::{
@@ -13,7 +13,7 @@ use berth_common::{
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{
             HostDelete, HostDisable, HostSet, InstanceResume, InstanceStart, InstanceStop,
-            InstanceSuspend, VolumeCreate, VolumeDetach, VolumeList,
+            InstanceSuspend, VolumeAttach, VolumeCreate, VolumeDetach, VolumeList,
         },
         view::{InstanceView, VmState, VolumeStatus, VolumeView},
     },
@@ -204,6 +204,7 @@ async fn a_volume_lives_and_dies_by_its_documents() {
     assert_eq!(view.status, VolumeStatus::Attaching);
     let to = view.attachment.unwrap();
     assert_eq!((to.instance_id, to.device.as_str()), (web.id, "/dev/vdb"));
+    assert_eq!(to.disk_bus, DiskBus::Virtio);
     // Twice is once.
     cloud.ok(attach("data", "web")).await;
     let told = converge(&mut host, &[key(web.id)]).await;
@@ -914,9 +915,41 @@ async fn what_cannot_be_attached_is_refused_with_the_way_out() {
         "v9",
         "web",
         Conflict,
-        "instance web has 8 volumes, which is the most; detach one first",
+        "instance web has 8 volumes on the bus virtio, which is the most; detach one first, or attach it on the bus scsi",
     )
     .await;
+    // Behind a SCSI controller there is room for more, up to a limit of all together.
+    let scsi = |name: &str| VolumeAttach {
+        disk_bus: DiskBus::Scsi,
+        ..attach(name, "web")
+    };
+    for n in 10..=25 {
+        let name = format!("v{n}");
+        cloud.ok(volume(&name, 1, json!({}))).await;
+        let to = cloud.ok(scsi(&name)).await.attachment.unwrap();
+        let device = format!("/dev/sd{}", char::from(b'a' + n - 1));
+        assert_eq!((to.device, to.disk_bus), (device, DiskBus::Scsi));
+    }
+    cloud
+        .refused(
+            scsi("v9"),
+            Conflict,
+            "instance web has 24 volumes, which is the most; detach one first",
+        )
+        .await;
+    cloud
+        .refused(
+            attach("v10", "web"),
+            Conflict,
+            "volume v10 is attached to instance web already, on the bus scsi; detach it first to attach it on the bus virtio",
+        )
+        .await;
+    let one = hosts.get_mut("hv1").unwrap();
+    for n in 10..=25 {
+        let name = format!("v{n}");
+        cloud.ok(detach(&name)).await;
+        until(&cloud, one, &name, VolumeStatus::Available).await;
+    }
     // One that is being detached keeps its place until it is gone; then it is the first to be taken.
     cloud.ok(detach("v3")).await;
     refused("v9", "web", Conflict, "instance web has 8 volumes").await;
@@ -933,6 +966,40 @@ async fn what_cannot_be_attached_is_refused_with_the_way_out() {
         .collect();
     assert!(devices.is_sorted() && devices.len() == 8, "{devices:?}");
     cloud.ok(delete(fresh.id)).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_on_the_bus_that_was_asked_for() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await.id;
+    let data = made(&cloud, &mut host, "data", 1).await.id;
+    for (disk_bus, device) in [
+        (DiskBus::Scsi, "/dev/sdb"),
+        (DiskBus::Virtio, "/dev/vdb"),
+        (DiskBus::Scsi, "/dev/sdb"),
+    ] {
+        let asked = VolumeAttach {
+            disk_bus,
+            ..attach("data", "web")
+        };
+        cloud.ok(asked.clone()).await;
+        // Twice is once.
+        let to = cloud.ok(asked).await.attachment.unwrap();
+        assert_eq!((to.device.as_str(), to.disk_bus), (device, disk_bus));
+        let told = converge(&mut host, &[key(web)]).await;
+        let has = volumes_of(&told[0]);
+        assert_eq!((has[0].id, has[0].position), (data, 1));
+        assert_eq!(has[0].disk_bus, disk_bus);
+        let shown = cloud.show(web).await.volumes;
+        assert_eq!(
+            (shown[0].device.as_str(), shown[0].disk_bus),
+            (device, disk_bus)
+        );
+        cloud.ok(detach("data")).await;
+        until(&cloud, &mut host, "data", VolumeStatus::Available).await;
+    }
     assert_sound(&cloud).await;
 }
 

@@ -12,6 +12,7 @@ pub struct Model {
     /// The guest's order of volumes, from 1.
     pub position: i64,
     pub access: String,
+    pub disk_bus: String,
     pub state: String,
     pub created_at: i64,
 }

@@ -14,6 +14,7 @@ mod m0005_pools;
 mod m0006_snapshots;
 mod m0007_lifecycle;
 mod m0008_root_volume;
+mod m0009_disk_bus;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -38,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_snapshots::Migration),
             Box::new(m0007_lifecycle::Migration),
             Box::new(m0008_root_volume::Migration),
+            Box::new(m0009_disk_bus::Migration),
         ]
     }
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use berth_common::{
     document::{
-        DesiredPower, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind, NetworkType,
-        VolumeAccess, VolumeFormat, VolumeLimits, VolumeRef,
+        DesiredPower, DiskBus, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind,
+        NetworkType, VolumeAccess, VolumeFormat, VolumeLimits, VolumeRef,
     },
     ids::{
         AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, ServerGroupId, SnapshotId,
@@ -272,6 +272,7 @@ pub(crate) fn attachment(volume: &VolumeRow, instance: InstanceId, position: u8)
         instance_id: instance,
         position,
         access: VolumeAccess::ReadWrite,
+        disk_bus: DiskBus::Virtio,
         state: AttachmentState::Attaching,
         created_at: time(0),
     }

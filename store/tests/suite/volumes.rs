@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use berth_common::{
     document::{
-        ImageFormat, ImageRef, VolumeAccess, VolumeFormat, VolumeLimits, VolumeRef, VolumeSource,
+        DiskBus, ImageFormat, ImageRef, VolumeAccess, VolumeFormat, VolumeLimits, VolumeRef,
+        VolumeSource,
     },
     ids::{HostId, VolumeId},
     message::report::{ConvergeStatus, Fault, FaultCode},
@@ -356,15 +357,16 @@ async fn attachments_are_read_back_and_go_with_either_end(database: Arc<TestData
     let (host, _, web) = sample::populate(&store).await;
     let other = sample::add_instance(db, "db").await;
     let mut rows = vec![];
-    for (number, access, instance) in [
-        (3_u8, VolumeAccess::ReadOnly, web.id),
-        (1, VolumeAccess::ReadWrite, web.id),
-        (u8::MAX, VolumeAccess::ReadWrite, other.id),
+    for (number, access, disk_bus, instance) in [
+        (3_u8, VolumeAccess::ReadOnly, DiskBus::Virtio, web.id),
+        (1, VolumeAccess::ReadWrite, DiskBus::Scsi, web.id),
+        (u8::MAX, VolumeAccess::ReadWrite, DiskBus::Scsi, other.id),
     ] {
         let volume = sample::volume(&format!("v{number}"), Some(host));
         volumes::insert(db, &volume).await.unwrap();
         let mut row = sample::attachment(&volume, instance, number);
         row.access = access;
+        row.disk_bus = disk_bus;
         row.created_at = time(i64::from(number));
         attachments::insert(db, &row).await.unwrap();
         rows.push(row);
@@ -482,7 +484,12 @@ async fn corrupt_volumes_are_named(database: Arc<TestDatabase>) {
         }
         database.execute(&set(right)).await;
     }
-    for (column, value) in [("position", "256"), ("access", "'all'"), ("state", "'new'")] {
+    for (column, value) in [
+        ("position", "256"),
+        ("access", "'all'"),
+        ("disk_bus", "'ide'"),
+        ("state", "'new'"),
+    ] {
         let set = format!("UPDATE attachments SET {column} = {value}");
         database.execute(&set).await;
         let read = attachments::of_volume(db, volume.id).await;

@@ -45,6 +45,8 @@ pub struct Kept {
     pub bytes: u64,
     /// Whether the disk cannot be written to.
     pub read_only: bool,
+    /// The disk's serial number.
+    pub serial: String,
     /// The word that is kept there.
     pub word: String,
     /// Why a word could not be kept, if it could not.
@@ -130,6 +132,14 @@ impl TestCloud {
     ) -> anyhow::Result<Kept> {
         self.ask_guest(instance, &format!("keep?{place}={word}"))
             .await
+    }
+
+    /// Lets a guest tell one of its disks that it needs nothing of it any more.
+    ///
+    /// # Errors
+    /// The guest does not answer in time.
+    pub async fn discard(&self, instance: &InstanceView, disk: &str) -> anyhow::Result<Kept> {
+        self.keep(instance, disk, "--discard").await
     }
 
     /// A file of the config drive, as the guest reads it; empty when there is none.

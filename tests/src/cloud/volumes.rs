@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_common::{
-    document::{VolumeAccess, VolumeFormat, VolumeLimits},
+    document::{DiskBus, VolumeAccess, VolumeFormat, VolumeLimits},
     ids::{InstanceId, VolumeId},
     message::{
         request::{
@@ -53,6 +53,7 @@ pub fn attach(volume: VolumeId, instance: InstanceId, access: VolumeAccess) -> V
         instance: instance.to_string(),
         project: Default::default(),
         access,
+        disk_bus: DiskBus::Virtio,
     }
 }
 

@@ -1,19 +1,22 @@
 //! Volumes, seen from inside the guests that have them: their size, whether they can be written to, and the word that a
 //! guest left on them.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use berth_common::{
-    document::{RebootKind, VolumeAccess, VolumeFormat},
+    document::{DiskBus, RebootKind, VolumeAccess, VolumeFormat},
     ids::{Nonce, VolumeId},
     message::{
         report::PowerState,
         request::{
             InstancePause, InstanceReboot, InstanceResume, InstanceSuspend, InstanceUnpause,
-            VolumeCreateSource,
+            VolumeAttach, VolumeCreateSource,
         },
-        view::{InstanceView, VmState, VolumeStatus, VolumeView},
+        view::{InstanceView, SnapshotStatus, VmState, VolumeStatus, VolumeView},
     },
     refusal::RefusalCode,
 };
@@ -75,6 +78,82 @@ fn a_volume_goes_from_guest_to_guest_with_what_is_on_it() {
         delete(cloud, data.id).await?;
         assert_eq!(cloud.hv1().volume_files()?, [""; 0]);
         Ok(())
+    });
+}
+
+#[test]
+fn a_volume_behind_a_scsi_controller_grows_and_goes_to_another_guest_with_what_is_on_it() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        // It was started without such a controller.
+        let first = start(cloud, "first").await?;
+        let booted = cloud.guest_answers(&first).await?.boot_id;
+        let data = create(cloud, "data", VolumeFormat::Raw).await?;
+        let given = attach_on_scsi(cloud, data.id, &first).await?;
+        let to = given.attachment.context("it has it")?;
+        assert_eq!(
+            (to.device.as_str(), to.disk_bus),
+            ("/dev/sdb", DiskBus::Scsi)
+        );
+        assert_eq!(cloud.live_disks(&first).await?, ["vda", "sdb"]);
+
+        // The guest counts its SCSI disks on its own; by its serial number it knows each on any bus.
+        let empty = cloud.guest_has(&first, "sda", 1).await?;
+        assert_eq!((empty.word.as_str(), empty.read_only), ("", false));
+        let digits = data.id.as_uuid().simple().to_string();
+        assert_eq!(empty.serial, digits[12..]);
+        let kept = cloud.keep(&first, "sda", "thrown-away").await?;
+        assert_eq!(
+            (kept.word.as_str(), kept.failed.as_str()),
+            ("thrown-away", "")
+        );
+        let path = cloud
+            .hv1()
+            .state_dir()
+            .join(format!("volumes/{}.raw", data.id));
+        let takes = || anyhow::Ok(std::fs::metadata(&path)?.blocks());
+        assert!(takes()? > 0);
+        assert_eq!(cloud.discard(&first, "sda").await?.failed, "");
+        assert_eq!(takes()?, 0, "the host was not told");
+        cloud.keep(&first, "sda", "from-scsi").await?;
+        cloud.extend_volume(data.id, 2, VolumeStatus::InUse).await?;
+        let larger = cloud.guest_has(&first, "sda", 2).await?;
+        assert_eq!(larger.word, "from-scsi");
+        let snapshot = cloud.create_snapshot("live", data.id).await?;
+        cloud
+            .wait_snapshot(snapshot.id, SnapshotStatus::Available)
+            .await?;
+
+        // Its memory knows the controller that it was given.
+        cloud.call(&about!(InstanceSuspend, &first)).await?;
+        cloud
+            .wait_state(first.id, VmState::Suspended, CONVERGE_LIMIT)
+            .await?;
+        cloud.call(&about!(InstanceResume, &first)).await?;
+        cloud.wait_active(first.id).await?;
+        cloud.guest_has(&first, "sda", 2).await?;
+        assert_eq!(cloud.guest_answers(&first).await?.boot_id, booted);
+
+        // No guest is asked for it: one that stands still has it no more.
+        cloud.call(&about!(InstancePause, &first)).await?;
+        cloud
+            .wait_state(first.id, VmState::Paused, CONVERGE_LIMIT)
+            .await?;
+        cloud.detach(data.id).await?;
+        cloud.call(&about!(InstanceUnpause, &first)).await?;
+        cloud.wait_active(first.id).await?;
+        let gone = wait_for("the guest to notice", CONVERGE_LIMIT, async || {
+            let kept = cloud.kept(&first, "sda").await?;
+            Ok(Seen::when(!kept.there, kept))
+        });
+        gone.await?;
+
+        let second = start(cloud, "second").await?;
+        cloud.attach(data.id, &second).await?;
+        let there = cloud.guest_has(&second, "vdb", 2).await?;
+        assert_eq!(there.word, "from-scsi");
+        assert_eq!(there.serial, empty.serial);
+
+        more_than_there_are_ports(cloud, &first).await
     });
 }
 
@@ -144,6 +223,49 @@ fn a_volume_is_attached_only_to_instances_of_its_own_host() {
         }
         Ok(())
     });
+}
+
+async fn attach_on_scsi(
+    cloud: &TestCloud,
+    volume: VolumeId,
+    guest: &InstanceView,
+) -> anyhow::Result<VolumeView> {
+    let asked = VolumeAttach {
+        disk_bus: DiskBus::Scsi,
+        ..attach(volume, guest.id, VolumeAccess::ReadWrite)
+    };
+    cloud.call(&asked).await?;
+    cloud.wait_volume(volume, VolumeStatus::InUse).await
+}
+
+/// Disks behind a controller take no ports: a guest has ten of them, and after its next boot again.
+async fn more_than_there_are_ports(cloud: &TestCloud, guest: &InstanceView) -> anyhow::Result<()> {
+    for number in 0..10 {
+        let volume = create(cloud, &format!("scsi-{number}"), VolumeFormat::Qcow2).await?;
+        attach_on_scsi(cloud, volume.id, guest).await?;
+    }
+    for disk in 'a'..='j' {
+        cloud.guest_has(guest, &format!("sd{disk}"), 1).await?;
+    }
+    let before = cloud.guest_answers(guest).await?;
+    cloud
+        .call(&InstanceReboot {
+            instance: guest.id.to_string(),
+            project: Default::default(),
+            kind: RebootKind::Hard,
+            nonce: Nonce::new(),
+        })
+        .await?;
+    wait_for("the guest to boot again", CONVERGE_LIMIT, async || {
+        let now = cloud.guest_answers(guest).await?;
+        Ok(Seen::when(now.boot_id != before.boot_id, now))
+    })
+    .await?;
+    cloud.wait_active(guest.id).await?;
+    for disk in 'a'..='j' {
+        cloud.guest_has(guest, &format!("sd{disk}"), 1).await?;
+    }
+    Ok(())
 }
 
 /// A guest on a network of its own.

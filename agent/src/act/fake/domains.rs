@@ -6,6 +6,7 @@ use std::{
 };
 
 use berth_common::{
+    document::DiskBus,
     ids::InstanceId,
     message::report::{FaultCode, PowerState},
     units::MemoryMb,
@@ -16,6 +17,7 @@ use super::{files::Files, networks::Networks};
 use crate::{
     act::ActError,
     decide::{
+        disk_target,
         domain::{
             BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason,
         },
@@ -74,6 +76,8 @@ struct OwnDomain {
     going_off: Option<u32>,
     /// A backup job that runs: the file it writes.
     backup: Option<PathBuf>,
+    /// Whether the guest that is on, or saved, has a controller for SCSI disks.
+    scsi_controller: bool,
 }
 
 impl OwnDomain {
@@ -114,6 +118,7 @@ impl OwnDomain {
                     .map(files)
                     .unwrap_or_default(),
                 kept: files(&self.config),
+                scsi_controller: self.scsi_controller && (self.is_on() || self.saved.is_some()),
             },
         }
     }
@@ -305,6 +310,7 @@ impl Domains {
                 lives.starts += 1;
                 domain.saved = None;
                 domain.live = Some(domain.config.clone());
+                domain.scsi_controller = domain.config.needs_scsi_controller();
                 domain.state = match step {
                     DomainStep::StartPaused(_) => PowerState::Paused,
                     _ => PowerState::Running,
@@ -353,10 +359,14 @@ impl Domains {
             DomainStep::Undefine(_) => {
                 self.own.remove(&uuid);
             }
+            DomainStep::AttachScsiController(_) => domain.scsi_controller |= domain.is_on(),
             DomainStep::Attach { disk, .. } => {
                 let Some(live) = &mut domain.live else {
                     return Ok(());
                 };
+                if is_on_scsi(&disk.target) && !domain.scsi_controller {
+                    return Err(failed(format!("domain {id} has no SCSI controller")));
+                }
                 if files.volume_at(&disk.path).is_none() {
                     return Err(failed(format!("there is no {}", disk.path.display())));
                 }
@@ -367,9 +377,10 @@ impl Domains {
             DomainStep::Detach { .. } if domain.backup.is_some() => {
                 return Err(failed(format!("domain {id} is being backed up")));
             }
-            // A guest that does not hear of being switched off does not hear of this.
+            // A guest that does not hear of being switched off does not hear of this; a SCSI disk is simply taken.
             DomainStep::Detach { disk, .. } => {
-                if let (Some(live), false) = (&mut domain.live, guest == Guest::IgnoresAcpi) {
+                let is_deaf = guest == Guest::IgnoresAcpi && !is_on_scsi(&disk.target);
+                if let (Some(live), false) = (&mut domain.live, is_deaf) {
                     live.disks.retain(|it| it.path != disk.path);
                 }
             }
@@ -413,9 +424,14 @@ impl Domains {
                 off: OffReason::Unknown,
                 going_off: None,
                 backup: None,
+                scsi_controller: false,
             });
         domain.config = config.clone();
     }
+}
+
+fn is_on_scsi(target: &str) -> bool {
+    disk_target::bus(target) == DiskBus::Scsi
 }
 
 /// The files that a definition names.
@@ -426,7 +442,7 @@ fn files(config: &DomainConfig) -> Vec<DiskFile> {
     };
     let drive = config.config_drive.iter().map(|path| DiskFile {
         path: path.clone(),
-        target: "sda".to_owned(),
+        target: disk_target::CONFIG_DRIVE.to_owned(),
     });
     config.disks.iter().map(of).chain(drive).collect()
 }

@@ -11,7 +11,7 @@ use crate::{
     act::ActError,
     decide::{
         domain::{DomainDisks, DomainObserved, JobProgress, OffReason},
-        domain_xml,
+        domain_xml::{self, DomainFacts},
     },
 };
 
@@ -82,12 +82,12 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
     let live = if domain.is_active()? {
         // libvirt answers this from its own memory as well.
-        domain_xml::read(&domain.get_xml_desc(0)?).disks
+        domain_xml::read(&domain.get_xml_desc(0)?)
     } else if power.off == Some(OffReason::Saved) {
         // Memory that cannot be read is nobody's disk either; what was defined is the best guess.
-        saved::xml(domain).map_or_else(|_| facts.disks.clone(), |xml| domain_xml::read(&xml).disks)
+        saved::xml(domain).map_or_else(|_| facts.clone(), |xml| domain_xml::read(&xml))
     } else {
-        Vec::new()
+        DomainFacts::default()
     };
     Ok(DomainObserved {
         uuid,
@@ -105,8 +105,9 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
             .metadata
             .filter(|metadata| metadata.instance_id.as_uuid() == uuid),
         disks: DomainDisks {
-            live,
+            live: live.disks,
             kept: facts.disks,
+            scsi_controller: live.scsi_controller,
         },
     })
 }

@@ -71,6 +71,32 @@ pub(super) fn remove(domain: &Domain, file: &Path) -> Result<Removal, MonitorErr
     Ok(removal)
 }
 
+/// Whether there was anything to give back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// QEMU has no such device.
+    Nobody,
+    /// The guest was asked, and answers when it likes.
+    TheGuest,
+}
+
+/// Something in QEMU's object tree.
+#[derive(Deserialize)]
+struct Object {
+    name: String,
+}
+
+/// Asks the guest to give back a device that libvirt does not know.
+pub(super) fn ask_back(domain: &Domain, alias: &str) -> Result<Asked, MonitorError> {
+    let devices = json!({"path": "/machine/peripheral"});
+    let devices: Vec<Object> = ask(domain, "qom-list", &devices)?;
+    if !devices.iter().any(|device| device.name == alias) {
+        return Ok(Asked::Nobody);
+    }
+    let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
+    Ok(Asked::TheGuest)
+}
+
 fn ask<T: DeserializeOwned>(
     domain: &Domain,
     command: &'static str,

@@ -13,7 +13,8 @@ use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use super::{
     error::{abandoned, failed, is_gone},
-    observe, orphans,
+    observe,
+    orphans::{self, Asked},
 };
 use crate::{
     act::{ActError, pool::Ticket},
@@ -31,6 +32,9 @@ const UNDEFINE_ALL: sys::virDomainUndefineFlagsValues = sys::VIR_DOMAIN_UNDEFINE
     | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
 
+/// libvirt's name of the first SCSI controller.
+const SCSI_CONTROLLER: &str = "scsi0";
+
 /// A step as words for errors.
 pub(super) fn describe(step: &DomainStep) -> String {
     match step {
@@ -45,6 +49,9 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::Shutdown(id) => format!("asking instance {id} to power off"),
         DomainStep::Destroy(id) => format!("switching off instance {id}"),
         DomainStep::Undefine(id) => format!("undefining the domain of instance {id}"),
+        DomainStep::AttachScsiController(id) => {
+            format!("attaching a SCSI controller to instance {id}")
+        }
         DomainStep::Attach { instance, disk } => {
             format!("attaching disk {} to instance {instance}", disk.target)
         }
@@ -96,6 +103,12 @@ pub(super) fn apply(
         DomainStep::Shutdown(id) => job.act(*id, is_on, ask_to_power_off).map(drop),
         DomainStep::Destroy(id) => job.act(*id, is_on, destroy).map(drop),
         DomainStep::Undefine(id) => job.undefine(*id),
+        DomainStep::AttachScsiController(id) => {
+            let xml = job.written(domain_xml::write_scsi_controller())?;
+            let needed = |domain: &DomainObserved| is_on(domain) && !domain.disks.scsi_controller;
+            job.act(*id, needed, |domain| attach_controller(domain, &xml))
+                .map(drop)
+        }
         DomainStep::Attach { instance, disk } => {
             let xml = job.written(domain_xml::write_disk(disk))?;
             let needed = |domain: &DomainObserved| {
@@ -198,6 +211,29 @@ fn attach(domain: &Domain, xml: &str, file: &Path) -> Result<(), Error> {
             Err(error)
         }
     }
+}
+
+/// A libvirtd that died while it attached the controller has left it in QEMU, under the name that the next one gets.
+fn attach_controller(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
+    let Err(error) = result else {
+        return Ok(());
+    };
+    // Another call, whose caller gave up, may have attached it meanwhile: then it is no orphan.
+    if !matches!(observe::of(domain), Ok(Some(now)) if !now.disks.scsi_controller) {
+        return Err(error);
+    }
+    match orphans::ask_back(domain, SCSI_CONTROLLER) {
+        Ok(Asked::Nobody) => {}
+        Ok(Asked::TheGuest) => tracing::warn!(
+            "an interrupted attachment has left a SCSI controller with the guest; it was asked to give it back"
+        ),
+        Err(second) => tracing::warn!(
+            error = %error_chain(&second),
+            "a SCSI controller that libvirt does not know could not be looked for in QEMU"
+        ),
+    }
+    Err(error)
 }
 
 /// The guest answers when it likes, so being asked is all there is to do. QEMU says so of one that is asked twice.

@@ -32,6 +32,8 @@ pub struct DomainFacts {
     /// All files it names as disks or below them, as far as it could be read: whoever asks whether a file is in use
     /// is better told too much than too little.
     pub disks: Vec<DiskFile>,
+    /// Whether it has the controller that SCSI disks sit behind.
+    pub scsi_controller: bool,
 }
 
 /// Reads a domain's XML. Facts that are missing or make no sense are left at their default.
@@ -47,6 +49,7 @@ pub fn read(xml: &str) -> DomainFacts {
         vcpus: walk.vcpus.unwrap_or_default(),
         memory_mb: walk.memory_mb.unwrap_or_default(),
         disks: walk.disks,
+        scsi_controller: walk.scsi_controller,
     }
 }
 
@@ -146,6 +149,7 @@ struct Walk {
     draft: Option<Draft>,
     drafts: usize,
     disks: Vec<DiskFile>,
+    scsi_controller: bool,
 }
 
 impl Walk {
@@ -201,6 +205,12 @@ impl Walk {
             (Some(Place::Devices), "disk") if !foreign && !ours => Place::Disk {
                 before: self.disks.len(),
             },
+            (Some(Place::Devices), "controller") if !foreign && !ours => {
+                let has = |name, value| attribute(start, name).flatten().as_deref() == Some(value);
+                self.scsi_controller |=
+                    has("type", "scsi") && has("index", "0") && has("model", "virtio-scsi");
+                Place::Elsewhere
+            }
             (Some(Place::Disk { before }), "target") => {
                 let target = attribute(start, "dev")?.unwrap_or_default();
                 let files = self.disks.iter_mut().skip(*before);

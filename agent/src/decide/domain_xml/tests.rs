@@ -164,6 +164,75 @@ fn a_guest_with_a_config_drive() {
 }
 
 #[test]
+fn a_guest_with_disks_behind_a_scsi_controller() {
+    let mut config = config(VirtType::Qemu);
+    for (target, access) in [
+        ("sdb", VolumeAccess::ReadWrite),
+        ("sdi", VolumeAccess::ReadOnly),
+    ] {
+        config.disks.push(DomainDisk {
+            path: format!("/var/lib/berth/volumes/{target}.raw").into(),
+            format: "raw",
+            backing: Vec::new(),
+            target: target.to_owned(),
+            serial: format!("7b5e9d2a3f6f5f0c2a{target}"),
+            access,
+            limits: VolumeLimits {
+                total_iops: Some(500),
+                total_bytes_per_second: None,
+            },
+        });
+    }
+    check_golden("domain_scsi", &config);
+    // One controller for all of them and the config drive, and no port for any of them.
+    let ports = |config: &DomainConfig| write(config).unwrap().matches("pcie-root-port").count();
+    let controllers = |config: &DomainConfig| write(config).unwrap().matches("virtio-scsi").count();
+    let before = (ports(&config), controllers(&config));
+    config.config_drive = Some("/var/lib/berth/instances/x/config.iso".into());
+    assert_eq!((ports(&config), controllers(&config)), before);
+    assert_eq!(before.1, 1);
+    // It is found again as what the guest calls it.
+    let found = read(&write(&config).unwrap());
+    assert!(found.scsi_controller);
+    let file = DiskFile {
+        path: "/var/lib/berth/volumes/sdi.raw".into(),
+        target: "sdi".to_owned(),
+    };
+    assert!(found.disks.contains(&file), "{:?}", found.disks);
+    let detach = write_disk_file(&file).unwrap();
+    assert!(detach.contains("dev=\"sdi\" bus=\"scsi\""), "{detach}");
+}
+
+#[test]
+fn only_the_controller_that_disks_are_put_behind_counts() {
+    let check = |controller: &str, expected: bool| {
+        let xml = format!("<domain><devices>{controller}</devices></domain>");
+        assert_eq!(read(&xml).scsi_controller, expected, "{xml}");
+    };
+    check(
+        "<controller type='scsi' index='0' model='virtio-scsi'><alias name='scsi0'/></controller>",
+        true,
+    );
+    check(
+        "<controller type='scsi' index='1' model='virtio-scsi'/>",
+        false,
+    );
+    check(
+        "<controller type='scsi' index='0' model='lsilogic'/>",
+        false,
+    );
+    check(
+        "<controller type='pci' index='0' model='pcie-root'/>",
+        false,
+    );
+    check(
+        "<x><controller type='scsi' index='0' model='virtio-scsi'/></x>",
+        false,
+    );
+    assert!(!read(&write(&config(VirtType::Qemu)).unwrap()).scsi_controller);
+}
+
+#[test]
 fn what_xml_cannot_hold_is_refused_or_left_out_of_titles() {
     let mut odd = config(VirtType::Qemu);
     odd.title = "a\u{0}b\n</title>&amp;\u{FFFF}".to_owned();

@@ -8,10 +8,11 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{Observed, Paths, Wait, power::ASK_AGAIN_AFTER};
-use crate::decide::domain::{
-    DiskFile, DomainConfig, DomainDisk, DomainObserved, DomainStep, OffReason,
+use crate::decide::{
+    disk_target,
+    domain::{DiskFile, DomainConfig, DomainDisk, DomainObserved, DomainStep, OffReason},
 };
-use berth_common::{ids::VolumeId, message::report::PowerState};
+use berth_common::{document::DiskBus, ids::VolumeId, message::report::PowerState};
 
 /// What a guest's volumes need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -91,6 +92,7 @@ pub(super) fn change(
             change.steps.extend(surplus.iter().map(detach));
         }
     }
+    let mut has_controller = domain.disks.scsi_controller;
     for disk in missing {
         // The same place, or the same volume elsewhere: it has to be free first.
         if surplus
@@ -103,10 +105,20 @@ pub(super) fn change(
             Some(id) if !observed.volumes_ready.contains(&id) => {
                 change.wait.get_or_insert(Wait::Volume(id));
             }
-            Some(_) | None => change.steps.push(DomainStep::Attach {
-                instance: config.id,
-                disk: Box::new(disk.clone()),
-            }),
+            Some(_) | None => {
+                let on_scsi = disk_target::bus(&disk.target) == DiskBus::Scsi;
+                if on_scsi && !has_controller {
+                    let instance = config.id;
+                    change
+                        .steps
+                        .push(DomainStep::AttachScsiController(instance));
+                    has_controller = true;
+                }
+                change.steps.push(DomainStep::Attach {
+                    instance: config.id,
+                    disk: Box::new(disk.clone()),
+                });
+            }
         }
     }
     change
@@ -159,12 +171,17 @@ mod tests {
 
     /// The definition of an instance with these volumes, by position.
     fn config(volumes: &[(u128, u8)]) -> DomainConfig {
+        config_on(DiskBus::Virtio, volumes)
+    }
+
+    fn config_on(disk_bus: DiskBus, volumes: &[(u128, u8)]) -> DomainConfig {
         let volumes = volumes.iter().map(|(n, position)| InstanceVolume {
             id: volume(*n),
             position: *position,
             format: VolumeFormat::Raw,
             pool: Default::default(),
             access: VolumeAccess::ReadWrite,
+            disk_bus,
             limits: VolumeLimits::default(),
         });
         let spec = InstanceSpec {
@@ -212,6 +229,7 @@ mod tests {
             disks: DomainDisks {
                 live: [own].into_iter().chain(volumes).collect(),
                 kept: Vec::new(),
+                scsi_controller: false,
             },
         }
     }
@@ -232,6 +250,7 @@ mod tests {
     ) {
         let change = change(config, domain, observed, &host().paths);
         let word = |step: &DomainStep| match step {
+            DomainStep::AttachScsiController(_) => "attach controller".to_owned(),
             DomainStep::Attach { disk, .. } => format!("attach {}", disk.target),
             DomainStep::Detach { disk, .. } => format!("detach {}", disk.target),
             other => format!("{other:?}"),
@@ -259,6 +278,28 @@ mod tests {
             let full = domain(state, &[(1, "vdb"), (2, "vdc")]);
             check(&wanted, &full, &ready(&[]), &[], None);
         }
+    }
+
+    #[test]
+    fn a_scsi_disk_comes_after_its_controller_which_a_guest_gets_once() {
+        let wanted = config_on(DiskBus::Scsi, &[(1, 1), (2, 2)]);
+        let mut on = domain(PowerState::Running, &[]);
+        let steps = ["attach controller", "attach sdb", "attach sdc"];
+        check(&wanted, &on, &ready(&[1, 2]), &steps, None);
+        // Nothing to sit behind it yet: it is not given.
+        let wait = Some(Wait::Volume(volume(1)));
+        check(&wanted, &on, &ready(&[]), &[], wait);
+        on.disks.scsi_controller = true;
+        let steps = ["attach sdb", "attach sdc"];
+        check(&wanted, &on, &ready(&[1, 2]), &steps, None);
+    }
+
+    #[test]
+    fn a_volume_changes_its_bus_only_when_the_guest_gave_it_back() {
+        let on = domain(PowerState::Running, &[(1, "vdb")]);
+        let wanted = config_on(DiskBus::Scsi, &[(1, 1)]);
+        let steps = ["detach vdb"];
+        check(&wanted, &on, &ready(&[1]), &steps, detach(&["vdb"]));
     }
 
     #[test]

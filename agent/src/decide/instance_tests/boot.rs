@@ -1,6 +1,6 @@
 //! Rescue, rebuild, and disks that grow under a guest: which files there are at each step, and what is on them.
 
-use berth_common::document::{Incarnation, Rescue};
+use berth_common::document::{DiskBus, Incarnation, Rescue};
 
 use super::*;
 use crate::decide::{domain::DiskFile, instance::disks::own};
@@ -321,6 +321,7 @@ fn volumes_are_left_out_of_a_rescue_and_the_config_drive_is_made_anew_by_a_rebui
         format: VolumeFormat::Qcow2,
         pool: PoolName::default(),
         access: VolumeAccess::ReadWrite,
+        disk_bus: Default::default(),
         limits: VolumeLimits::default(),
     };
     let mut wanted = rescued(2, 1).spec.unwrap();
@@ -363,6 +364,7 @@ fn root() -> InstanceVolume {
         format: VolumeFormat::Qcow2,
         pool: PoolName::default(),
         access: VolumeAccess::ReadWrite,
+        disk_bus: DiskBus::Virtio,
         limits: VolumeLimits::default(),
     }
 }

@@ -341,6 +341,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
         disks: DomainDisks {
             live: files(live),
             kept: files(kept),
+            scsi_controller: false,
         },
     }
 }

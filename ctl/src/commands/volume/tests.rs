@@ -117,12 +117,15 @@ async fn an_attachment_is_asked_for_and_waited_for_by_ids() {
         ],
     );
     let mut asking = Asking::with(&context, patient());
-    let access = VolumeAccess::ReadOnly;
+    let given = Given {
+        access: VolumeAccess::ReadOnly,
+        disk_bus: DiskBus::Scsi,
+    };
     let view = attached(
         &mut asking,
         meant(VolumeGoal::Attached),
         "web-1".to_owned(),
-        access,
+        given,
     )
     .await
     .unwrap();
@@ -133,8 +136,8 @@ async fn an_attachment_is_asked_for_and_waited_for_by_ids() {
         [
             "instance.show web-1".to_owned(),
             "volume.show data".to_owned(),
-            format!("volume.attach {id} of {with}"),
-            format!("volume.attach {id} of {with}"),
+            format!("volume.attach {id} of {with} on scsi"),
+            format!("volume.attach {id} of {with} on scsi"),
             format!("volume.show {id}"),
         ]
     );

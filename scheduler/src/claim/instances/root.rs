@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
-    document::{Flavor, VolumeAccess},
+    document::{DiskBus, Flavor, VolumeAccess},
     ids::HostId,
     message::{request::InstanceCreate, view::RootVolume},
     names::VolumeName,
@@ -206,6 +206,7 @@ impl Root {
             instance_id: instance.id,
             position: ROOT,
             access: VolumeAccess::ReadWrite,
+            disk_bus: DiskBus::Virtio,
             state: AttachmentState::Attaching,
             created_at: writing.now,
         };

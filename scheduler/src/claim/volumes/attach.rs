@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use berth_common::{
-    document::{DesiredPower, VolumeAccess},
+    document::{DesiredPower, DiskBus, VolumeAccess},
     ids::{HostId, InstanceId},
     message::{
         request::{VolumeAttach, VolumeDetach},
@@ -39,8 +39,10 @@ use crate::{
     report::show,
 };
 
-/// The most volumes an instance may have: what QEMU's first PCI bus takes with room to spare.
-pub const MAX_VOLUMES: u8 = 8;
+/// The most volumes an instance may have, each with a name of one letter after its own disk's.
+pub const MAX_VOLUMES: u8 = 24;
+/// The most of them on the bus virtio: each sits in a PCI port of its own, and a machine has so many spare ones.
+pub const MAX_VIRTIO_VOLUMES: usize = 8;
 
 /// Attaches a volume to an instance; one without a host gets the instance's.
 ///
@@ -74,8 +76,9 @@ pub async fn attach(
     let attachment = AttachmentRow {
         volume_id: volume.id,
         instance_id: instance.id,
-        position: free_position(writing, &instance).await?,
+        position: free_position(writing, &instance, request.disk_bus).await?,
         access: request.access,
+        disk_bus: request.disk_bus,
         state: AttachmentState::Attaching,
         created_at: writing.now,
     };
@@ -149,6 +152,14 @@ async fn check_same(
             request.access.as_str()
         )));
     }
+    if there.disk_bus != request.disk_bus {
+        return Err(conflict(format!(
+            "volume {volume} is attached to instance {name} already, on the bus {}; detach it first to attach it on the \
+             bus {}",
+            there.disk_bus.as_str(),
+            request.disk_bus.as_str()
+        )));
+    }
     Ok(())
 }
 
@@ -204,17 +215,25 @@ async fn check_host(
 }
 
 /// The lowest position that no volume of an instance has; those being detached keep theirs.
-async fn free_position(writing: &Writing<'_>, instance: &InstanceRow) -> Result<u8, ClaimError> {
-    let taken: BTreeSet<u8> = attachments::of_instances(writing.txn(), &[instance.id])
-        .await?
-        .into_iter()
-        .map(|row| row.position)
-        .collect();
+async fn free_position(
+    writing: &Writing<'_>,
+    instance: &InstanceRow,
+    bus: DiskBus,
+) -> Result<u8, ClaimError> {
+    let has = attachments::of_instances(writing.txn(), &[instance.id]).await?;
+    let name = &instance.name;
+    let on_virtio = has.iter().filter(|row| row.disk_bus == DiskBus::Virtio);
+    if bus == DiskBus::Virtio && on_virtio.count() >= MAX_VIRTIO_VOLUMES {
+        return Err(conflict(format!(
+            "instance {name} has {MAX_VIRTIO_VOLUMES} volumes on the bus virtio, which is the most; detach one first, or \
+             attach it on the bus scsi"
+        )));
+    }
+    let taken: BTreeSet<u8> = has.iter().map(|row| row.position).collect();
     let free = (1..=MAX_VOLUMES).find(|position| !taken.contains(position));
     free.ok_or_else(|| {
         conflict(format!(
-            "instance {} has {MAX_VOLUMES} volumes, which is the most; detach one first",
-            instance.name
+            "instance {name} has {MAX_VOLUMES} volumes, which is the most; detach one first"
         ))
     })
 }
