@@ -605,6 +605,18 @@ async fn an_instance_directory_lets_qemu_in_but_not_at_what_others_made() {
             & 0o777,
         0o600
     );
+    // One without a disk of its own has the same directory, however often it is made.
+    let bare = InstanceId::new();
+    for _ in 0..2 {
+        let step = StorageStep::CreateDirectory(bare);
+        let progress = watch::channel(None).0;
+        host.storage.apply(&step, &progress).await.unwrap();
+        let made = fs::metadata(host.paths.instance(bare)).unwrap();
+        assert_eq!(
+            (made.mode() & 0o7777, made.uid(), made.gid()),
+            (expected, 0, directory.gid())
+        );
+    }
 }
 
 #[tokio::test]

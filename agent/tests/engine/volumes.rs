@@ -865,7 +865,8 @@ async fn an_instance_boots_from_its_volume_whatever_goes_wrong_and_leaves_it_beh
                 lab.host.guest_writes(wish.instance, "vda", "work");
 
                 let end = rooted(&wish, 1, &[&root]).tombstone();
-                let untouched_too = disturbed(&mut lab, &[end.clone()], disturb, steps).await;
+                let untouched_too =
+                    disturbed(&mut lab, std::slice::from_ref(&end), disturb, steps).await;
                 lab.wait_status(&end, ConvergeStatus::Gone).await;
                 let content = format!("{} + work", of_image());
                 assert_eq!(held(&lab, root.id), holds(1, &content));
@@ -902,7 +903,8 @@ async fn what_is_on_a_root_volume_outlives_a_rescue_whatever_goes_wrong() {
             lab.host.guest_writes(wish.instance, "vda", "work");
 
             let rescue = rescued(rooted(&wish, 2, &[&root]), Nonce::new());
-            let mut untouched = disturbed(&mut lab, &[rescue.clone()], disturb, steps).await;
+            let mut untouched =
+                disturbed(&mut lab, std::slice::from_ref(&rescue), disturb, steps).await;
             lab.wait_status(&rescue, ConvergeStatus::Converged).await;
             assert_eq!(live(&lab, &wish), ["vdb"]);
             assert_eq!(lab.host.lives(wish.instance).starts, 2);
@@ -910,7 +912,7 @@ async fn what_is_on_a_root_volume_outlives_a_rescue_whatever_goes_wrong() {
             lab.host.guest_writes(wish.instance, "vda", "notes");
 
             let back = rooted(&wish, 3, &[&root]);
-            untouched &= disturbed(&mut lab, &[back.clone()], disturb, steps).await;
+            untouched &= disturbed(&mut lab, std::slice::from_ref(&back), disturb, steps).await;
             lab.wait_status(&back, ConvergeStatus::Converged).await;
             assert_eq!(live(&lab, &wish), ["vda"]);
             assert_eq!(lab.host.lives(wish.instance).starts, 3);

@@ -147,7 +147,7 @@ pub struct Flavor {
     pub vcpus: Vcpus,
     /// Memory in MiB, at least 1.
     pub memory_mb: MemoryMb,
-    /// Size of the root disk in GiB, at least 1. Not used by an instance that boots from a volume.
+    /// Size of the root disk in GiB, at least 1.
     pub disk_gb: DiskGb,
 }
 

@@ -1,5 +1,7 @@
 //! Instances that boot from volumes: where they are placed, what they take, and what is refused while they have them.
 
+use std::time::Instant;
+
 use berth_common::{
     document::{Document, DocumentKey, InstanceSpec, Kind},
     ids::{Nonce, VolumeId},
@@ -22,7 +24,7 @@ use crate::{
         attach, body, bootable, delete, delete_volume, detach, extend, many, rooted, show_volume,
         small, snapshot, volume,
     },
-    cloud::{Cloud, message, wait_until},
+    cloud::{Cloud, LIMIT, message, wait_until},
     host::{Host, key},
     soundness::assert_sound,
 };
@@ -68,11 +70,19 @@ async fn active(
     (view, document)
 }
 
-async fn has_status(cloud: &Cloud, name: &str, status: VolumeStatus) {
-    wait_until(&format!("{name} is {}", status.as_str()), async || {
-        cloud.ok(show_volume(name)).await.status == status
-    })
-    .await;
+/// A host does as it is told until a volume is so.
+async fn has_status(cloud: &Cloud, host: &mut Host, name: &str, status: VolumeStatus) {
+    let deadline = Instant::now() + LIMIT;
+    while cloud.ok(show_volume(name)).await.status != status {
+        assert!(Instant::now() < deadline, "{name} never became {status:?}");
+        let soon = std::time::Duration::from_millis(20);
+        if let Ok(delivery) = tokio::time::timeout(soon, host.queue.next()).await {
+            let delivery = delivery.unwrap();
+            let document: Document = serde_json::from_slice(&delivery.message.body).unwrap();
+            delivery.ack().await;
+            host.carry_out(&document, PowerState::Running).await;
+        }
+    }
 }
 
 async fn disk_used(cloud: &Cloud, host: &str) -> u64 {
@@ -135,7 +145,7 @@ async fn an_instance_boots_from_a_volume_that_gets_its_host_and_its_room_with_it
     assert!(spec.disks.is_empty());
     assert_eq!((spec.volumes[0].id, spec.volumes[0].position), (root.id, 0));
     assert!(told.iter().any(|it| it.key() == volume_key(root.id)));
-    has_status(&cloud, "root", VolumeStatus::InUse).await;
+    has_status(&cloud, &mut host, "root", VolumeStatus::InUse).await;
     // The same again is the same, with its volume.
     assert_eq!(cloud.ok(request.clone()).await.id, request.id);
     let other = rooted("web", "other", json!({}));
@@ -149,7 +159,7 @@ async fn an_instance_boots_from_a_volume_that_gets_its_host_and_its_room_with_it
     cloud.ok(extend("root", 12)).await;
     assert_eq!(disk_used(&cloud, "hv1").await, 12);
     converge(&mut host, volume_key(root.id)).await;
-    has_status(&cloud, "root", VolumeStatus::InUse).await;
+    has_status(&cloud, &mut host, "root", VolumeStatus::InUse).await;
     cloud.ok(snapshot("before", "root")).await;
 
     // Deleted, it leaves its volume, and another one boots from that.
@@ -164,7 +174,7 @@ async fn an_instance_boots_from_a_volume_that_gets_its_host_and_its_room_with_it
         request.id
     );
     host.bury(&cloud, &[request.id]).await;
-    has_status(&cloud, "root", VolumeStatus::Available).await;
+    has_status(&cloud, &mut host, "root", VolumeStatus::Available).await;
     let next = rooted("next", &root.id.to_string(), json!({}));
     let (view, _) = active(&cloud, &mut host, &next).await;
     assert_eq!(view.root_volume.unwrap().id, root.id);
@@ -338,7 +348,7 @@ async fn what_cannot_be_booted_from_is_refused_in_words() {
     };
     host.fail(&document, FaultCode::ImageChecksum, "these are other bytes")
         .await;
-    has_status(&cloud, "broken", VolumeStatus::Error).await;
+    has_status(&cloud, &mut host, "broken", VolumeStatus::Error).await;
     let text = "volume broken is in error: these are other bytes";
     cloud
         .refused(rooted("other", "broken", json!({})), Conflict, text)
@@ -446,7 +456,7 @@ async fn what_boots_from_a_volume_keeps_it() {
         .map(|it| it.position)
         .collect();
     assert_eq!(positions, [0, 1]);
-    has_status(&cloud, "data", VolumeStatus::InUse).await;
+    has_status(&cloud, &mut host, "data", VolumeStatus::InUse).await;
 
     // Rescued, it needs to be said with what; the disk is as large as the volume.
     let rescue = |image| InstanceRescue {
@@ -510,7 +520,7 @@ async fn what_cannot_be_built_stays_with_its_volume() {
             view.vm_state == VmState::Active
         })
         .await;
-    has_status(&cloud, "root", VolumeStatus::InUse).await;
+    has_status(&cloud, host, "root", VolumeStatus::InUse).await;
     assert_sound(&cloud).await;
 }
 
@@ -530,6 +540,7 @@ async fn a_volume_goes_with_its_instance_if_that_was_said() {
     let request = ending("web", "root");
     let (view, _) = active(&cloud, &mut host, &request).await;
     assert!(view.root_volume.unwrap().delete_on_termination);
+    has_status(&cloud, &mut host, "root", VolumeStatus::InUse).await;
 
     // Not while a snapshot is being made of it: that would have nothing to be made of.
     let taken = snapshot("before", "root");
@@ -559,7 +570,13 @@ async fn a_volume_goes_with_its_instance_if_that_was_said() {
             break;
         }
     }
-    has_status(&cloud, &root.id.to_string(), VolumeStatus::Deleted).await;
+    has_status(
+        &cloud,
+        &mut host,
+        &root.id.to_string(),
+        VolumeStatus::Deleted,
+    )
+    .await;
 
     // Never placed, it never had it; created and deleted in one batch, nobody was told of either.
     cloud.ok(bootable("kept", 1, json!({}))).await;
