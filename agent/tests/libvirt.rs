@@ -6,6 +6,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "libvirt/full.rs"]
+mod full;
 #[path = "libvirt/orphans.rs"]
 mod orphans;
 #[path = "libvirt/scsi.rs"]

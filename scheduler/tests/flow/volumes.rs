@@ -13,7 +13,7 @@ use berth_common::{
         report::{ConvergeStatus, FaultCode, PowerState},
         request::{
             HostDelete, HostDisable, HostSet, InstanceResume, InstanceStart, InstanceStop,
-            InstanceSuspend, VolumeCreate, VolumeDetach, VolumeList,
+            InstanceSuspend, VolumeAttach, VolumeCreate, VolumeDetach, VolumeList,
         },
         view::{InstanceView, VmState, VolumeStatus, VolumeView},
     },
