@@ -6,6 +6,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "libvirt/full.rs"]
+mod full;
 #[path = "libvirt/orphans.rs"]
 mod orphans;
 #[path = "libvirt/scsi.rs"]
@@ -777,6 +779,8 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
         observed(&libvirt, id).await.disks.live.len(),
         before.disks.live.len() + 8
     );
+    // One port is kept for the controller of more of them.
+    twice(&libvirt, DomainStep::AttachScsiController(id)).await;
     let given_back = async {
         loop {
             libvirt.apply(&detach).await.unwrap();

@@ -136,6 +136,8 @@ pub trait Storage: Send + Sync {
     async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError>;
     /// Whether the disk has room for more of a snapshot that a hypervisor writes just now.
     async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError>;
+    /// Gives back what is left of the room that was promised when such a snapshot was prepared.
+    fn release_snapshot_room(&self, snapshot: SnapshotId);
     /// Removes leftovers of interrupted work (temporary files that no running step owns). Called once at start.
     async fn sweep(&self) -> Result<(), ActError>;
     /// Fetches an image into the cache, verified; concurrent requests for one image share one download.

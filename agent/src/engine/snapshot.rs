@@ -1,5 +1,7 @@
 //! A pass over one snapshot: look, plan, do, and look again, until there is nothing left to do.
 
+use std::sync::Arc;
+
 use berth_common::{
     document::{Desired, SnapshotSpec},
     ids::{SnapshotId, VolumeId},
@@ -13,7 +15,7 @@ use super::{
     tools::{BrokenOff, Held, Turn, Worker},
 };
 use crate::{
-    act::ActError,
+    act::{ActError, Storage},
     decide::{
         domain::DomainStep,
         instance::{Paths, Step},
@@ -42,6 +44,11 @@ pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
 async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> {
     let mut left = String::new();
     let mut held = None;
+    // Whatever ends this pass, nobody writes a snapshot for it any more.
+    let _promised = PromisedRoom {
+        storage: Arc::clone(&worker.tools.host.storage),
+        snapshot: wish.id,
+    };
     for _ in 0..ROUNDS {
         worker.take_slot().await?;
         // Where the files are is among them, and who uses a volume only libvirt knows.
@@ -91,6 +98,18 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+/// The room that a snapshot of a guest that is on is promised while it is made.
+struct PromisedRoom {
+    storage: Arc<dyn Storage>,
+    snapshot: SnapshotId,
+}
+
+impl Drop for PromisedRoom {
+    fn drop(&mut self) {
+        self.storage.release_snapshot_room(self.snapshot);
+    }
 }
 
 /// A job that took what is kept free for guests ends at once: the pass that looks again comes too late for them.

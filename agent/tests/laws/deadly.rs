@@ -223,6 +223,10 @@ impl Storage for Deadly<DirStorage> {
         self.real.check_snapshot_room(snapshot).await
     }
 
+    fn release_snapshot_room(&self, snapshot: SnapshotId) {
+        self.real.release_snapshot_room(snapshot);
+    }
+
     async fn sweep(&self) -> Result<(), ActError> {
         self.real.sweep().await
     }

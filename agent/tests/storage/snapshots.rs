@@ -243,6 +243,47 @@ fn a_disk_that_fills_up_hurts_the_snapshot_alone() {
     });
 }
 
+#[test]
+fn a_snapshot_that_is_being_made_keeps_the_room_that_it_still_takes() {
+    on_a_small_file_system("32m", move |root| async move {
+        let host = Host::at(&root, |options| {
+            options.keep_free.bytes = ByteCount::clamped(MIB);
+        });
+        let mut snapshots = Vec::new();
+        for _ in 0..2 {
+            let volume = host.new_volume(VolumeFormat::Raw, 6 * MIB, Content::Zeros);
+            host.make(&volume).await;
+            fs::write(&volume.path, noise(6 * MIB)).unwrap();
+            snapshots.push(host.new_snapshot(&volume));
+        }
+        host.file("ballast", &noise(room(&host.root).saturating_sub(10 * MIB)));
+        let prepare = async |snapshot: &NewSnapshot| {
+            let step = StorageStep::PrepareSnapshot(snapshot.clone());
+            host.step(step).await
+        };
+        let check = async |snapshot: &NewSnapshot| {
+            let checked = host.storage.check_snapshot_room(snapshot.id).await;
+            checked.unwrap();
+        };
+        // Each fits alone, and not both.
+        let [first, second] = snapshots.as_slice() else {
+            panic!("there are two");
+        };
+        prepare(first).await.unwrap();
+        prepare(first).await.unwrap();
+        let full = &["volume", "has room for"];
+        fails(prepare(second).await, FaultCode::DiskFull, true, full);
+        // What is written of it is room that is gone, and promised no more.
+        host.write_live(first.id, &noise(4 * MIB));
+        check(first).await;
+        fails(prepare(second).await, FaultCode::DiskFull, true, full);
+        host.storage.release_snapshot_room(first.id);
+        let partial = StorageStep::DiscardPartialSnapshot(first.id);
+        host.step(partial).await.unwrap();
+        prepare(second).await.unwrap();
+    });
+}
+
 #[tokio::test]
 async fn deleted_snapshots_are_wiped_as_volumes_are() {
     for how in [VolumeWipe::Zero, VolumeWipe::Discard] {

@@ -147,7 +147,8 @@ impl Hypervisor {
         self.try_run(argv).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn try_run(&self, argv: &[&str]) -> Result<String, String> {
+    /// As [`Self::run`], where it may fail.
+    pub(crate) fn try_run(&self, argv: &[&str]) -> Result<String, String> {
         let output = Command::new("nsenter")
             .args([
                 "--target",

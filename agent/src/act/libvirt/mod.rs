@@ -415,7 +415,9 @@ impl Libvirt {
             match self.call(what.clone(), deadline, look).await {
                 Ok(backup::Seen::Running) => unanswered = 0,
                 Ok(backup::Seen::Succeeded) => return Ok(()),
-                Ok(backup::Seen::Failed { why }) => return Err(not_copied(what, why)),
+                Ok(backup::Seen::Failed { why }) => {
+                    return Err(not_copied(what, &plan.file, why));
+                }
                 // A libvirtd that is restarted goes on with the job, and is asked again.
                 Err(_) if unanswered < BACKUP_UNANSWERED => unanswered += 1,
                 Err(error) => return Err(error),
@@ -452,13 +454,13 @@ impl Libvirt {
 }
 
 /// A backup job did not get through.
-fn not_copied(what: String, why: String) -> ActError {
-    let code = if why.contains("No space left on device") {
-        FaultCode::DiskFull
-    } else {
-        FaultCode::Hypervisor
-    };
-    ActError::retryable(code, what, why)
+fn not_copied(what: String, file: &Path, why: String) -> ActError {
+    if !why.contains("No space left on device") {
+        return ActError::retryable(FaultCode::Hypervisor, what, why);
+    }
+    let directory = file.parent().unwrap_or(file);
+    let what = format!("{what}: the disk of {} is full", directory.display());
+    ActError::retryable(FaultCode::DiskFull, what, why)
 }
 
 #[async_trait]

@@ -101,6 +101,7 @@ struct Inner {
     copies: Semaphore,
     downloads: Downloads,
     room: Arc<Room>,
+    live: snapshot::LiveShares,
     uses: Uses,
     /// Those besides `local`.
     pools: BTreeMap<PoolName, LvmPool>,
@@ -131,6 +132,7 @@ impl DirStorage {
                 files,
                 downloads,
                 room,
+                live: snapshot::LiveShares::default(),
                 uses: Uses::default(),
             }),
         }
@@ -260,6 +262,10 @@ impl Storage for DirStorage {
     async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError> {
         self.on_files(move |inner| snapshot::check_room(inner, snapshot))
             .await
+    }
+
+    fn release_snapshot_room(&self, snapshot: SnapshotId) {
+        self.inner.live.end(snapshot);
     }
 
     async fn space(&self) -> Result<(ByteCount, ByteCount), ActError> {

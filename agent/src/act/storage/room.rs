@@ -81,6 +81,7 @@ impl Room {
             directory: directory.to_owned(),
             load,
             known: length.is_some(),
+            expected: needed,
             left: needed,
         };
         let (free, kept) = share.look()?;
@@ -125,6 +126,7 @@ pub(super) struct Share {
     directory: PathBuf,
     load: Load,
     known: bool,
+    expected: u64,
     left: u64,
 }
 
@@ -141,6 +143,12 @@ impl Share {
     pub(super) fn taken(&mut self, count: u64) -> Result<(), StorageFault> {
         self.note(count);
         self.leaves_enough(0)
+    }
+
+    /// Told how much of it somebody else has written by now, all in all.
+    pub(super) fn written(&mut self, total: u64) -> Result<(), StorageFault> {
+        let left = self.expected.saturating_sub(total);
+        self.taken(self.left.saturating_sub(left))
     }
 
     fn leaves_enough(&self, count: u64) -> Result<(), StorageFault> {
@@ -196,6 +204,47 @@ mod tests {
         assert_eq!(keep.of(10 << 30), 1 << 30);
         assert_eq!(keep.of(100 << 30), 5 << 30);
         assert_eq!(keep.of(u64::MAX), u64::MAX / 20);
+    }
+
+    #[test]
+    fn what_a_hypervisor_still_has_to_write_is_promised_to_it() {
+        let nothing_kept = KeepFree {
+            bytes: ByteCount::clamped(0),
+            percent: 0,
+        };
+        let room = Arc::new(Room::new(nothing_kept));
+        let directory = tempfile::tempdir().unwrap();
+        let free = statvfs(directory.path()).unwrap();
+        let free = free.blocks_available() * free.fragment_size();
+        let reserve = |bytes: u64| {
+            let load = Load {
+                verb: "copying",
+                what: "it".to_owned(),
+            };
+            room.reserve(directory.path(), load, Some(bytes))
+        };
+        let promised = || room.promised.load(Ordering::SeqCst);
+        // Each of them alone would fit.
+        let part = free / 4 * 3;
+        let mut first = reserve(part).unwrap();
+        let refused = reserve(part).unwrap_err();
+        assert!(
+            matches!(refused, StorageFault::NoRoom { promised, .. } if promised == part),
+            "{refused:?}"
+        );
+        for (total, left) in [
+            (10, part - 10),
+            (4, part - 10),
+            (part - 1, 1),
+            (part + 7, 0),
+        ] {
+            first.written(total).unwrap();
+            assert_eq!(promised(), left, "{total} are written");
+        }
+        let mut second = reserve(part).unwrap();
+        second.written(5).unwrap();
+        drop((first, second));
+        assert_eq!(promised(), 0);
     }
 
     #[test]

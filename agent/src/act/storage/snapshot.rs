@@ -5,11 +5,12 @@
 //! What a hypervisor wrote is inspected first: it belongs to a process that a guest may have taken over.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -29,7 +30,7 @@ use super::{
     fetch::reserve,
     instances::{self, is_file},
     original,
-    room::Load,
+    room::{Load, Share},
     volume::{self, Target, WIPE},
 };
 use crate::{
@@ -41,6 +42,8 @@ use crate::{
     },
 };
 
+/// The unit of `st_blocks`, in bytes.
+const BLOCK: u64 = 512;
 /// Prefix of a file that a hypervisor writes.
 const LIVE: &str = ".live-";
 /// How often it is asked whether a hypervisor has closed a file, and how many times.
@@ -156,7 +159,7 @@ pub(super) async fn create(
 pub(super) async fn prepare(inner: &Arc<Inner>, plan: &NewSnapshot) -> Result<(), StorageFault> {
     in_place(inner, plan)?;
     let original = original::volume(inner, &plan.volume).await?;
-    let shared = Arc::clone(inner);
+    let (shared, id) = (Arc::clone(inner), plan.id);
     let prepare = move || {
         instances::make_root(&shared.paths.snapshots)?;
         let load = Load {
@@ -164,7 +167,10 @@ pub(super) async fn prepare(inner: &Arc<Inner>, plan: &NewSnapshot) -> Result<()
             what: original.what,
         };
         let directory = &shared.paths.snapshots;
-        reserve(&shared, directory, &load, original.allocated).map(drop)
+        shared.live.end(id);
+        let share = reserve(&shared, directory, &load, original.allocated)?;
+        shared.live.begin(id, share);
+        Ok(())
     };
     inner.files.run(prepare).await
 }
@@ -175,9 +181,41 @@ pub(super) fn check_room(inner: &Inner, id: SnapshotId) -> Result<(), StorageFau
         verb: "copying",
         what: format!("the volume for snapshot {id}"),
     };
+    // A sparse file has what was written, and no more.
+    let written = match fs::metadata(inner.paths.partial_snapshot(id)) {
+        Ok(metadata) => metadata.blocks().saturating_mul(BLOCK),
+        Err(_) => 0,
+    };
+    if let Some(result) = inner.live.written(id, written) {
+        return result;
+    }
     let directory = &inner.paths.snapshots;
     let mut share = inner.room.reserve(directory, load, Some(0))?;
     share.taken(0)
+}
+
+/// What is promised to those snapshots that hypervisors are about to write, or write just now: another one begins only if
+/// it fits beside them.
+#[derive(Debug, Default)]
+pub(super) struct LiveShares(Mutex<BTreeMap<SnapshotId, Share>>);
+
+impl LiveShares {
+    fn begin(&self, id: SnapshotId, share: Share) {
+        self.shares().insert(id, share);
+    }
+
+    fn written(&self, id: SnapshotId, total: u64) -> Option<Result<(), StorageFault>> {
+        self.shares().get_mut(&id).map(|share| share.written(total))
+    }
+
+    /// Gives back what is left of it.
+    pub(super) fn end(&self, id: SnapshotId) {
+        self.shares().remove(&id);
+    }
+
+    fn shares(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Share>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Gives the file that a hypervisor has written, whole, the snapshot's name.
