@@ -8,6 +8,8 @@
 
 #[path = "libvirt/orphans.rs"]
 mod orphans;
+#[path = "libvirt/size.rs"]
+mod size;
 mod support;
 
 use std::{
@@ -35,6 +37,7 @@ use berth_agent::{
             DomainObserved, DomainStep, OffReason, VirtType,
         },
         names,
+        room::Room,
     },
 };
 use berth_common::{
@@ -71,6 +74,7 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
         vcpus: Vcpus::clamped(1),
         cpu_shares: None,
         memory_mb: MemoryMb::clamped(128),
+        room: Room::none(Vcpus::clamped(1), MemoryMb::clamped(128)),
         disks: vec![DomainDisk {
             path: disk,
             format: "qcow2",

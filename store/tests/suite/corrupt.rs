@@ -97,6 +97,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("metadata", "'[1]'", "NULL"),
         ("on_crash", "'\"preserve\"'", "NULL"),
         ("observed_boot_disk", "'{\"first\": 1}'", "NULL"),
+        ("observed_running", "'{\"vcpus\": 1}'", "NULL"),
     ] {
         let set =
             |value| format!("UPDATE instances SET placement_fault_code = NULL, {column} = {value}");

@@ -8,7 +8,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use virt::{domain::Domain, error::Error};
 
-use crate::decide::orphan::{self, BlockDevice, BlockNode, Removal};
+use crate::decide::orphan::{
+    self, BlockDevice, BlockNode, MemoryDevice, MemoryRemoval, QemuObject, Removal,
+};
 
 /// The monitor did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +69,24 @@ pub(super) fn remove(domain: &Domain, file: &Path) -> Result<Removal, MonitorErr
                 let _: Value = ask(domain, "blockdev-del", &json!({ "node-name": name }))?;
             }
         }
+    }
+    Ok(removal)
+}
+
+/// Removes memory of berth's that QEMU has and libvirt does not know as a device of this domain. Whether it is gone: a
+/// guest that has it is only asked to give it back.
+pub(super) fn remove_memory(
+    domain: &Domain,
+    known: &[String],
+) -> Result<MemoryRemoval, MonitorError> {
+    let objects: Vec<QemuObject> = ask(domain, "qom-list", &json!({ "path": "/objects" }))?;
+    let devices: Vec<MemoryDevice> = ask(domain, "query-memory-devices", &json!({}))?;
+    let removal = orphan::memory_removal(known, &objects, &devices);
+    for alias in &removal.held {
+        let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
+    }
+    for object in &removal.unused {
+        let _: Value = ask(domain, "object-del", &json!({ "id": object }))?;
     }
     Ok(removal)
 }
