@@ -83,7 +83,11 @@ pub(super) fn remove_memory(
     let devices: Vec<MemoryDevice> = ask(domain, "query-memory-devices", &json!({}))?;
     let removal = orphan::memory_removal(known, &objects, &devices);
     for alias in &removal.held {
-        let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
+        match ask::<Value>(domain, "device_del", &json!({ "id": alias })) {
+            // It was asked before, and answers when it likes.
+            Ok(_) | Err(MonitorError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     for object in &removal.unused {
         let _: Value = ask(domain, "object-del", &json!({ "id": object }))?;
