@@ -50,7 +50,7 @@ struct Operation {
     check: fn(&Lab),
 }
 
-const OPERATIONS: [Operation; 20] = [
+const OPERATIONS: [Operation; 24] = [
     Operation {
         name: "create",
         change: |wish| wish.create(),

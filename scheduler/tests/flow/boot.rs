@@ -303,7 +303,7 @@ fn sized(vcpus: u64, memory_mb: u64) -> InstanceResize {
 async fn a_running_instance_gets_more_and_hears_what_waits_for_its_next_start() {
     let mut lab = Lab::new().await;
     let running = lab.show().await.running.unwrap();
-    assert_eq!((running.vcpus.get(), running.vcpus_max.get()), (1, 4));
+    assert_eq!((running.vcpus.get(), running.vcpus_max.get()), (1, 2));
     let before = lab.cloud.show_host("hv1").await.used_max;
     let pending = |part, running, wanted, takes_effect| PendingSize {
         part,
@@ -333,15 +333,15 @@ async fn a_running_instance_gets_more_and_hears_what_waits_for_its_next_start() 
     );
 
     // There is no room for so many, and none for an odd amount of memory: what is wanted is claimed, and waits.
-    let view = lab.granted(sized(6, 1100), None).await;
+    let view = lab.granted(sized(3, 1100), None).await;
     let waiting = [
-        pending(SizePart::Vcpus, 2, 6, TakesEffect::NextStart),
+        pending(SizePart::Vcpus, 2, 3, TakesEffect::NextStart),
         pending(SizePart::MemoryMb, 1024, 1100, TakesEffect::NextStart),
     ];
     assert_eq!(view.pending, waiting);
     let after = lab.cloud.show_host("hv1").await.used_max;
     let grown = after.saturating_sub(before);
-    assert_eq!((grown.vcpus.get(), grown.memory_mb.get()), (5, 588));
+    assert_eq!((grown.vcpus.get(), grown.memory_mb.get()), (2, 588));
     let (document, _) = lab.newest().await;
     lab.host
         .carry_out_with(&document, PowerState::Running, running_with(2, 1024))
@@ -366,7 +366,7 @@ async fn a_running_instance_gets_more_and_hears_what_waits_for_its_next_start() 
     let view = lab.show().await;
     assert_eq!(
         (view.pending, view.running.unwrap().vcpus.get()),
-        (vec![], 6)
+        (vec![], 3)
     );
 }
 

@@ -293,7 +293,7 @@ fn running(spec: &InstanceSpec) -> RunningSize {
 pub(crate) fn running_with(vcpus: u64, memory_mb: u64) -> RunningSize {
     RunningSize {
         vcpus: Vcpus::clamped(vcpus),
-        vcpus_max: Vcpus::clamped(vcpus.max(4)),
+        vcpus_max: Vcpus::clamped(vcpus.max(2)),
         memory_mb: MemoryMb::clamped(memory_mb),
         memory_mb_max: MemoryMb::clamped(memory_mb.max(2048)),
         memory_step_mb: MemoryMb::clamped(128),
