@@ -140,6 +140,7 @@ make_root() {
 	cp "$parts/inittab" "$tree/etc/inittab"
 	install -m 755 "$parts/rc" "$tree/etc/rc"
 	install -m 755 "$parts/console" "$tree/etc/console"
+	install -m 755 "$parts/hotplug" "$tree/etc/hotplug"
 	install -m 755 "$parts/udhcpc.script" "$tree/etc/udhcpc.script"
 	install -m 755 "$parts/power.sh" "$tree/etc/acpi/PWRF/00000080"
 	install -m 755 "$parts/status.cgi" "$tree/www/cgi-bin/status"

@@ -31,12 +31,15 @@ use crate::{
         Compute, Storage,
         inspect::Guests,
         libvirt::{Libvirt, Options, VirtTypeChoice},
-        machine::ThisMachine,
+        machine::{Measure, ThisMachine},
         net::KernelNet,
         storage::{DirStorage, StorageOptions},
     },
     config::Config,
-    decide::instance::{HostFacts, Paths},
+    decide::{
+        instance::{HostFacts, Paths},
+        room::HostSize,
+    },
     engine::Host,
     metrics::AgentMetrics,
     preflight,
@@ -221,6 +224,7 @@ async fn ask_libvirt(
     loop {
         match libvirt.host_facts(choice).await {
             Ok(known) => {
+                let machine = ThisMachine::default().measure();
                 tracing::info!(
                     arch = known.arch,
                     virt_type = known.virt_type.as_str(),
@@ -233,6 +237,10 @@ async fn ask_libvirt(
                     virt_type: known.virt_type,
                     arch: known.arch,
                     has_cpu_controller: known.has_cpu_controller,
+                    size: HostSize {
+                        cpus: machine.cpus,
+                        memory_mb: machine.memory_total.whole_mb(),
+                    },
                     paths,
                 }));
                 return;

@@ -41,6 +41,7 @@ use crate::{
     decide::{
         domain::VirtType,
         instance::{HostFacts, Paths},
+        room::HostSize,
     },
     engine::Host,
     metrics::AgentMetrics,
@@ -240,6 +241,10 @@ impl Start<'_> {
             virt_type: VirtType::Qemu,
             arch: std::env::consts::ARCH.to_owned(),
             has_cpu_controller: true,
+            size: HostSize {
+                cpus: self.options.size.vcpus.get(),
+                memory_mb: self.options.size.memory_mb,
+            },
             paths: Paths::below(&root),
         }));
         let agent = Agent::assemble(Setup {

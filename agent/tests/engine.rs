@@ -9,6 +9,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/size.rs"]
+mod size;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
 #[path = "engine/volumes.rs"]
@@ -33,6 +35,7 @@ use berth_agent::{
     decide::{
         domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskName, DiskPlan, HostFacts, Paths, StorageStep, domain_config},
+        room::HostSize,
         snapshot::BackupJob,
     },
     engine::{Engine, Host, Parts},
@@ -140,6 +143,10 @@ fn facts() -> HostFacts {
         virt_type: VirtType::Qemu,
         arch: "x86_64".to_owned(),
         has_cpu_controller: false,
+        size: HostSize {
+            cpus: 16,
+            memory_mb: MemoryMb::clamped(65_536),
+        },
         paths: Paths {
             pools: BTreeMap::from([(fast(), "/dev/vg0".into())]),
             ..Paths::below(Path::new("/var/lib/berth"))
@@ -1155,6 +1162,7 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
         persistent: true,
         vcpus: Vcpus::new(1).unwrap(),
         memory_mb: MemoryMb::new(64).unwrap(),
+        running: None,
         metadata: None,
         disks: DomainDisks::default(),
     };

@@ -50,7 +50,7 @@ struct Operation {
     check: fn(&Lab),
 }
 
-const OPERATIONS: [Operation; 23] = [
+const OPERATIONS: [Operation; 27] = [
     Operation {
         name: "create",
         change: |wish| wish.create(),
@@ -236,7 +236,8 @@ const OPERATIONS: [Operation; 23] = [
         name: "resize",
         change: |wish| {
             wish.spec_mut().flavor.vcpus = Vcpus::clamped(2);
-            wish.spec_mut().flavor.memory_mb = MemoryMb::clamped(160);
+            // With room for more: smaller guests have none.
+            wish.spec_mut().flavor.memory_mb = MemoryMb::clamped(1024);
             wish.spec_mut().flavor.disk_gb = DiskGb::clamped(2);
             for disk in &mut wish.spec_mut().disks {
                 disk.size_gb = DiskGb::clamped(2);
@@ -251,13 +252,47 @@ const OPERATIONS: [Operation; 23] = [
         guest: Guest::Changes,
         check: |lab| {
             assert_eq!(lab.power_state(), Some(PowerState::Running));
-            let info = lab.virsh(&["dominfo", &lab.domain()]);
-            let has = |line: &str, value: &str| {
-                let mut lines = info.lines().filter(|it| it.starts_with(line));
-                lines.any(|it| it.split_whitespace().any(|word| word == value))
-            };
-            assert!(has("CPU(s):", "2"), "{info}");
-            assert!(has("Max memory:", &(160 * 1024).to_string()), "{info}");
+            assert_size(lab, 2, 1024);
+        },
+    },
+    Operation {
+        name: "resize under the guest",
+        change: |wish| {
+            wish.spec_mut().flavor.vcpus = Vcpus::clamped(4);
+            wish.spec_mut().flavor.memory_mb = MemoryMb::clamped(1152);
+        },
+        guest: Guest::StaysOn,
+        check: |lab| {
+            assert_size(lab, 4, 1152);
+            assert_eq!(pieces(lab), 1);
+        },
+    },
+    Operation {
+        name: "suspend with what it was given",
+        change: |wish| wish.power(DesiredPower::Suspended),
+        guest: Guest::Changes,
+        check: |lab| assert_eq!(lab.saved_memories(), 1),
+    },
+    Operation {
+        name: "resume with what it was given",
+        change: |wish| wish.power(DesiredPower::Running),
+        guest: Guest::Changes,
+        check: |lab| {
+            assert_size(lab, 4, 1152);
+            assert_eq!(pieces(lab), 1);
+            wait_for("the saved memory to go", || match lab.saved_memories() {
+                0 => Ok(()),
+                left => Err(format!("{left} files")),
+            });
+        },
+    },
+    Operation {
+        name: "hard reboot of the larger one",
+        change: |wish| wish.reboot(),
+        guest: Guest::Changes,
+        check: |lab| {
+            assert_size(lab, 4, 1152);
+            assert_eq!(pieces(lab), 0);
         },
     },
     Operation {
@@ -267,6 +302,23 @@ const OPERATIONS: [Operation; 23] = [
         check: |lab| assert_eq!(lab.power_state(), Some(PowerState::Nostate)),
     },
 ];
+
+/// What the guest that is on has, by libvirt's word.
+fn assert_size(lab: &Lab, vcpus: u64, memory_mb: u64) {
+    let info = lab.virsh(&["dominfo", &lab.domain()]);
+    let has = |line: &str, value: u64| {
+        let mut lines = info.lines().filter(|it| it.starts_with(line));
+        lines.any(|it| it.split_whitespace().any(|word| word == value.to_string()))
+    };
+    assert!(has("CPU(s):", vcpus), "{info}");
+    assert!(has("Max memory:", memory_mb * 1024), "{info}");
+}
+
+/// How many pieces of memory it was given while it was on.
+fn pieces(lab: &Lab) -> usize {
+    let xml = lab.virsh(&["dumpxml", &lab.domain()]);
+    xml.matches("<memory model=").count()
+}
 
 fn gb(size: u64) -> ByteCount {
     ByteCount::from_gb(DiskGb::clamped(size))

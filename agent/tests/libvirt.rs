@@ -12,6 +12,8 @@ mod full;
 mod orphans;
 #[path = "libvirt/scsi.rs"]
 mod scsi;
+#[path = "libvirt/size.rs"]
+mod size;
 mod support;
 
 use std::{
@@ -39,6 +41,7 @@ use berth_agent::{
             DomainObserved, DomainStep, OffReason, VirtType,
         },
         names,
+        room::Room,
     },
 };
 use berth_common::{
@@ -75,6 +78,7 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
         vcpus: Vcpus::clamped(1),
         cpu_shares: None,
         memory_mb: MemoryMb::clamped(128),
+        room: Room::none(Vcpus::clamped(1), MemoryMb::clamped(128)),
         disks: vec![DomainDisk {
             path: disk,
             format: "qcow2",

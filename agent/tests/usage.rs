@@ -32,6 +32,7 @@ use berth_agent::{
         },
         instance::DiskName,
         names,
+        room::Room,
         usage::{Activity, DomainUsage, OwnUsage, Picture, Rates, Traffic, Transfer},
     },
     inbox::journal::Journal,
@@ -275,6 +276,7 @@ fn config(id: InstanceId, network: NetworkId, disks: Vec<DomainDisk>) -> DomainC
         vcpus: Vcpus::clamped(1),
         cpu_shares: None,
         memory_mb: MemoryMb::clamped(128),
+        room: Room::none(Vcpus::clamped(1), MemoryMb::clamped(128)),
         disks,
         nics: vec![DomainNic {
             mac_address: MacAddress::derived(port.as_uuid().as_bytes()),
@@ -303,6 +305,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         persistent: true,
         vcpus: Vcpus::clamped(1),
         memory_mb: MemoryMb::clamped(64),
+        running: None,
         disks: DomainDisks::default(),
         leftover_memory: false,
         metadata: None,

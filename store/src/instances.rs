@@ -9,7 +9,7 @@ use berth_common::{
     ids::{HostId, InstanceId, Nonce, ServerGroupId},
     message::{
         placement::SchedulerHints,
-        report::{BootDisk, ConvergeStatus, Fault, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, PowerState, RunningSize},
         view::{Resources, RootVolume},
     },
     names::{ImageSha256, ImageUrl, InstanceName, ProjectName, PropertyKey, PropertyValue},
@@ -165,6 +165,8 @@ pub struct InstanceObserved {
     pub reboot_nonce: Option<Nonce>,
     /// What its domain boots from; `None`: the first disk, or there is no domain.
     pub boot_disk: Option<BootDisk>,
+    /// What its guest has; `None`: it is off, or its host does not tell.
+    pub running: Option<RunningSize>,
     /// What the agent is busy with, for people.
     pub progress: Option<String>,
     /// What went wrong.
@@ -215,6 +217,7 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
             .map(|nonce| row.parsed("observed_reboot_nonce", nonce.parse()))
             .transpose()?,
         boot_disk: row.opt_json("observed_boot_disk", model.observed_boot_disk.as_deref())?,
+        running: row.opt_json("observed_running", model.observed_running.as_deref())?,
         progress: model.observed_progress,
         fault: row.fault(
             "observed_fault",
@@ -331,6 +334,7 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
             &instance.desired_incarnation,
         )?,
         observed_boot_disk: observed.boot_disk,
+        observed_running: observed.running,
         metadata: Some(codec::json("instances.metadata", &instance.metadata)?),
         on_crash: codec::opt_json("instances.on_crash", &instance.on_crash)?,
         root_volume: codec::opt_json("instances.root_volume", &instance.boot_source.volume())?,
@@ -369,6 +373,7 @@ struct ObservedColumns {
     power_state: String,
     reboot_nonce: Option<String>,
     boot_disk: Option<String>,
+    running: Option<String>,
     progress: Option<String>,
     fault_code: Option<String>,
     fault_message: Option<String>,
@@ -386,6 +391,7 @@ fn write_observed(observed: &InstanceObserved) -> Result<ObservedColumns, StoreE
         power_state: word("instances.observed_power_state", &observed.power_state)?,
         reboot_nonce: observed.reboot_nonce.map(|nonce| nonce.to_string()),
         boot_disk: codec::opt_json("instances.observed_boot_disk", &observed.boot_disk)?,
+        running: codec::opt_json("instances.observed_running", &observed.running)?,
         progress: observed.progress.as_deref().map(prose),
         fault_code,
         fault_message,
@@ -726,6 +732,7 @@ pub async fn set_observed(
             Expr::value(columns.reboot_nonce),
         )
         .col_expr(Column::ObservedBootDisk, Expr::value(columns.boot_disk))
+        .col_expr(Column::ObservedRunning, Expr::value(columns.running))
         .col_expr(Column::ObservedProgress, Expr::value(columns.progress))
         .col_expr(Column::ObservedFaultCode, Expr::value(columns.fault_code))
         .col_expr(

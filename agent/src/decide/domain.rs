@@ -1,18 +1,18 @@
 //! Domains as plain data: what is wanted of libvirt, and what libvirt says.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use berth_common::{
     document::{DiskBus, VolumeAccess, VolumeLimits},
     ids::{InstanceId, Nonce, SnapshotId},
-    message::report::PowerState,
+    message::report::{PowerState, RunningSize},
     names::MacAddress,
     units::{ByteCount, Generation, MemoryMb, Vcpus},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::disk_target;
+use super::{disk_target, room::Room};
 
 /// Everything that goes into a domain's XML. Built from an instance's document by
 /// [`super::instance::domain_config`], written as XML by [`super::domain_xml`].
@@ -33,6 +33,8 @@ pub struct DomainConfig {
     pub cpu_shares: Option<u64>,
     /// Memory in MiB.
     pub memory_mb: MemoryMb,
+    /// How large it may become while it is on.
+    pub room: Room,
     /// Disks in the guest's order; the first boots.
     pub disks: Vec<DomainDisk>,
     /// NICs in the guest's order.
@@ -127,19 +129,59 @@ impl DomainConfig {
     }
 
     /// A fingerprint of everything but generation, reboot nonce and the digest itself: equal digests mean that
-    /// nothing would change by defining the domain anew.
+    /// nothing would change by defining the domain anew. Room to grow is left out as well: it follows from the size and
+    /// from the host, and a host that gets more memory is no reason to define all its domains anew. A start takes the
+    /// newest definition in any case.
     #[must_use]
     pub fn digest(&self) -> String {
         let mut bare = self.clone();
         bare.metadata.generation = Generation(0);
         bare.metadata.reboot_nonce = None;
         bare.metadata.digest.clear();
-        let digest = Sha256::digest(format!("{bare:?}").as_bytes());
+        let digest = Sha256::digest(format!("{:?}", Digested(&bare)).as_bytes());
         digest
             .iter()
             .take(16)
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+}
+
+/// What a digest is made of: what the derived `Debug` would say without room to grow, so that definitions of before there was
+/// any have the digest that they had.
+struct Digested<'a>(&'a DomainConfig);
+
+impl fmt::Debug for Digested<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DomainConfig {
+            id,
+            title,
+            virt_type,
+            arch,
+            vcpus,
+            cpu_shares,
+            memory_mb,
+            room: _,
+            disks,
+            nics,
+            config_drive,
+            console_log,
+            metadata,
+        } = self.0;
+        f.debug_struct("DomainConfig")
+            .field("id", id)
+            .field("title", title)
+            .field("virt_type", virt_type)
+            .field("arch", arch)
+            .field("vcpus", vcpus)
+            .field("cpu_shares", cpu_shares)
+            .field("memory_mb", memory_mb)
+            .field("disks", disks)
+            .field("nics", nics)
+            .field("config_drive", config_drive)
+            .field("console_log", console_log)
+            .field("metadata", metadata)
+            .finish()
     }
 }
 
@@ -161,10 +203,12 @@ pub struct DomainObserved {
     pub reason: String,
     /// Whether a definition is kept when it is off.
     pub persistent: bool,
-    /// Virtual CPUs.
+    /// Virtual CPUs it is defined with.
     pub vcpus: Vcpus,
-    /// Memory in MiB.
+    /// Memory it is defined with, in MiB.
     pub memory_mb: MemoryMb,
+    /// What its guest has just now; `None`: it is off.
+    pub running: Option<RunningSize>,
     /// berth's metadata, if it carries any that is valid: without it, the domain is foreign.
     pub metadata: Option<DomainMetadata>,
     /// The files it names as disks.
@@ -260,6 +304,24 @@ pub enum DomainStep {
         /// Its new size.
         size: ByteCount,
     },
+    /// Give a guest that is on more virtual CPUs.
+    SetVcpus {
+        /// The instance.
+        instance: InstanceId,
+        /// As many as it shall have.
+        vcpus: Vcpus,
+        /// Its weight with them; `None` where the host has no cpu controller.
+        cpu_shares: Option<u64>,
+    },
+    /// Give a guest that is on more memory.
+    PlugMemory {
+        /// The instance.
+        instance: InstanceId,
+        /// What it must have before: two at a time would give it too much.
+        before: MemoryMb,
+        /// What it has with it.
+        with: MemoryMb,
+    },
     /// Let the hypervisor of a guest that is on copy one of its disks into a file of its own, as the disk is when this
     /// begins; done once all of it is there.
     Backup(BackupPlan),
@@ -303,6 +365,8 @@ impl DomainStep {
             | Self::Attach { .. }
             | Self::Detach { .. }
             | Self::GrowDisk { .. }
+            | Self::SetVcpus { .. }
+            | Self::PlugMemory { .. }
             | Self::Backup(_)
             | Self::AbortBackup { .. } => false,
         }
@@ -333,6 +397,8 @@ impl DomainStep {
             Self::Attach { instance, .. }
             | Self::Detach { instance, .. }
             | Self::GrowDisk { instance, .. }
+            | Self::SetVcpus { instance, .. }
+            | Self::PlugMemory { instance, .. }
             | Self::AbortBackup { instance, .. } => *instance,
             Self::Backup(plan) => plan.instance,
         }

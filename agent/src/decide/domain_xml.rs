@@ -19,6 +19,7 @@ use super::{
     disk_target,
     domain::{BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
     names,
+    room::MEMORY_SLOTS,
 };
 use element::Element;
 
@@ -66,12 +67,13 @@ pub fn write(config: &DomainConfig) -> Result<String, DomainXmlError> {
         .child(Element::new("uuid").text(config.id.to_string()))
         .child(Element::new("title").text(one_line(&config.title)))
         .child(Element::new("metadata").child(metadata(&config.metadata)))
+        .children(max_memory(config))
         .child(
             Element::new("memory")
                 .attribute("unit", "KiB")
                 .text(kib(config.memory_mb).to_string()),
         )
-        .child(Element::new("vcpu").text(config.vcpus.get().to_string()))
+        .child(vcpu(config))
         .children(config.cpu_shares.map(|shares| {
             Element::new("cputune").child(Element::new("shares").text(shares.to_string()))
         }))
@@ -86,7 +88,7 @@ pub fn write(config: &DomainConfig) -> Result<String, DomainXmlError> {
                 .child(Element::new("boot").attribute("dev", "hd")),
         )
         .children(features(&config.arch))
-        .child(cpu(config.virt_type))
+        .child(cpu(config.virt_type).children(numa(config)))
         .child(Element::new("clock").attribute("offset", "utc"))
         .child(Element::new("on_poweroff").text("destroy"))
         .child(Element::new("on_reboot").text("restart"))
@@ -123,6 +125,26 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
 /// As [`write`].
 pub fn write_scsi_controller() -> Result<String, DomainXmlError> {
     scsi_controller().write()
+}
+
+/// The XML of a piece of memory that a guest is given while it is on.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_memory(before: MemoryMb, with: MemoryMb) -> Result<String, DomainXmlError> {
+    Element::new("memory")
+        .attribute("model", "dimm")
+        .child(
+            Element::new("target")
+                .child(
+                    Element::new("size")
+                        .attribute("unit", "KiB")
+                        .text(kib(with.saturating_sub(before)).to_string()),
+                )
+                .child(Element::new("node").text("0")),
+        )
+        .child(Element::new("alias").attribute("name", names::memory_alias(with)))
+        .write()
 }
 
 /// The XML that begins a backup job: the hypervisor pushes a copy of one disk into a file of its own.
@@ -164,6 +186,44 @@ fn machine(arch: &str) -> Option<&'static str> {
         "aarch64" | "riscv64" => Some("virt"),
         _ => None,
     }
+}
+
+fn has_room_for_memory(config: &DomainConfig) -> bool {
+    config.room.memory_mb > config.memory_mb
+}
+
+fn max_memory(config: &DomainConfig) -> Option<Element> {
+    has_room_for_memory(config).then(|| {
+        Element::new("maxMemory")
+            .attribute("slots", MEMORY_SLOTS.to_string())
+            .attribute("unit", "KiB")
+            .text(kib(config.room.memory_mb).to_string())
+    })
+}
+
+/// Memory can only be added to a NUMA node: all that the guest has, and may have, is in one.
+fn numa(config: &DomainConfig) -> Option<Element> {
+    let last = config.room.vcpus.max(config.vcpus).get().saturating_sub(1);
+    has_room_for_memory(config).then(|| {
+        Element::new("numa").child(
+            Element::new("cell")
+                .attribute("id", "0")
+                .attribute("cpus", format!("0-{last}"))
+                .attribute("memory", kib(config.memory_mb).to_string())
+                .attribute("unit", "KiB"),
+        )
+    })
+}
+
+/// As many as it may have, and as many as it starts with.
+fn vcpu(config: &DomainConfig) -> Element {
+    let (now, most) = (config.vcpus, config.room.vcpus);
+    Element::new("vcpu")
+        .optional_attribute(
+            "current",
+            (most > now).then(|| now.get().to_string()).as_deref(),
+        )
+        .text(most.max(now).get().to_string())
 }
 
 /// Without ACPI an x86 guest cannot be asked to power off.

@@ -9,6 +9,7 @@
 
 mod disks;
 mod power;
+mod size;
 mod volumes;
 
 use std::{
@@ -37,6 +38,7 @@ use super::{
     },
     image_cache::CachedName,
     names,
+    room::{HostSize, Room},
     snapshot::NewSnapshot,
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
 };
@@ -202,6 +204,8 @@ pub struct HostFacts {
     pub arch: String,
     /// Whether libvirt can weigh guests against each other (the cgroup controller `cpu`).
     pub has_cpu_controller: bool,
+    /// How large it is.
+    pub size: HostSize,
     /// Where things are.
     pub paths: Paths,
 }
@@ -584,6 +588,11 @@ fn converge(
         Some(_) | None => volumes::Change::default(),
     };
     steps.extend(change.steps.into_iter().map(Step::Domain));
+    // Last: a guest that cannot be given more keeps nobody from its volumes.
+    if let Some(domain) = observed.domain.as_ref().filter(|_| stays) {
+        let more = size::more(&config, domain);
+        steps.extend(more.into_iter().map(Step::Domain));
+    }
     if steps.is_empty() {
         steps.extend(disks::old_files(id, spec, observed, host));
     }
@@ -685,6 +694,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
             .has_cpu_controller
             .then(|| cpu_shares(spec.flavor.vcpus)),
         memory_mb: spec.flavor.memory_mb,
+        room: Room::of(spec.flavor, &host.arch, host.size),
         disks: disks.chain(volumes).collect(),
         nics: nics.collect(),
         config_drive: spec

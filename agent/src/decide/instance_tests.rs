@@ -22,7 +22,7 @@ use crate::{
         ActError, Compute, Net, Progress, Storage,
         fake::{Disk, FakeHost, Guest, Lives},
     },
-    decide::domain::DomainDisks,
+    decide::{domain::DomainDisks, room::HostSize},
 };
 
 /// More passes than any plan needs, however often it is interrupted.
@@ -54,6 +54,10 @@ fn host() -> HostFacts {
         virt_type: VirtType::Qemu,
         arch: "x86_64".to_owned(),
         has_cpu_controller: false,
+        size: HostSize {
+            cpus: 16,
+            memory_mb: MemoryMb::clamped(65_536),
+        },
         paths: Paths::below(Path::new("/var/lib/berth")),
     }
 }
@@ -331,6 +335,10 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
         Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("grow {}", disk.target),
+        Step::Domain(DomainStep::SetVcpus { vcpus, .. }) => format!("vcpus {}", vcpus.get()),
+        Step::Domain(DomainStep::PlugMemory { before, with, .. }) => {
+            format!("memory {}-{}", before.get(), with.get())
+        }
         Step::Storage(
             StorageStep::CreateVolume(_)
             | StorageStep::SettleVolume(_)
@@ -372,6 +380,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         persistent: true,
         vcpus: config.vcpus,
         memory_mb: config.memory_mb,
+        running: None,
         metadata: Some(config.metadata),
         disks: DomainDisks::default(),
     };
@@ -1514,3 +1523,5 @@ proptest! {
 
 #[path = "instance_tests/boot.rs"]
 mod boot;
+#[path = "instance_tests/size.rs"]
+mod size;

@@ -16,6 +16,7 @@ pub mod lvm;
 pub mod names;
 pub mod network;
 pub mod orphan;
+pub mod room;
 pub mod snapshot;
 pub mod usage;
 pub mod volume;

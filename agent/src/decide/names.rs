@@ -4,7 +4,10 @@
 //! the kernel takes. A hash can collide, so each link also carries its full id as `ifalias`
 //! ([`link_alias`]); a link whose alias is another's is a collision and is refused, never reused.
 
-use berth_common::ids::{InstanceId, NetworkId, PortId, VolumeId};
+use berth_common::{
+    ids::{InstanceId, NetworkId, PortId, VolumeId},
+    units::MemoryMb,
+};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -12,10 +15,19 @@ use uuid::Uuid;
 pub const LINK_PREFIX: &str = "bt";
 /// Every namespace and domain of berth starts with this.
 pub const NAME_PREFIX: &str = "berth-";
+/// The aliases of memory that guests were given while they were on start with this. libvirt takes no others from outside than
+/// those that start with `ua-`.
+pub const MEMORY_ALIAS: &str = "ua-berth-memory-";
 /// What follows it in the name of a logical volume that is being made.
 const PARTIAL: &str = "tmp-";
 /// What follows it in the name of one that is being wiped.
 const LEAVING: &str = "wipe-";
+
+/// The alias of the piece of memory with which a guest has so much.
+#[must_use]
+pub fn memory_alias(with: MemoryMb) -> String {
+    format!("{MEMORY_ALIAS}{}", with.get())
+}
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

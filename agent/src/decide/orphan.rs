@@ -10,6 +10,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::names;
+
 /// A node of QEMU's block layer: a file, or a format over one.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct BlockNode {
@@ -50,6 +52,62 @@ pub enum Removal {
     AskBack(Vec<String>),
     /// Nobody has it: these nodes go, each before those that it stands on.
     Nodes(Vec<String>),
+}
+
+/// An object of QEMU's, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct QemuObject {
+    /// Its name.
+    pub name: String,
+}
+
+/// A piece of memory that a guest was given (QEMU's `query-memory-devices`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct MemoryDevice {
+    /// What is said of it.
+    pub data: MemoryDeviceData,
+}
+
+/// What QEMU says of a piece of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct MemoryDeviceData {
+    /// Its alias.
+    #[serde(default)]
+    pub id: Option<String>,
+}
+
+/// How QEMU gets rid of memory that was left.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MemoryRemoval {
+    /// Nobody has it: these objects go.
+    pub unused: Vec<String>,
+    /// The guest has it: it is asked to give these devices back, by their aliases.
+    pub held: Vec<String>,
+}
+
+/// How to get rid of berth's pieces of memory that libvirt does not know by these aliases.
+#[must_use]
+pub fn memory_removal(
+    known: &[String],
+    objects: &[QemuObject],
+    devices: &[MemoryDevice],
+) -> MemoryRemoval {
+    let is_lost = |alias: &str| {
+        alias.starts_with(names::MEMORY_ALIAS) && !known.iter().any(|known| known == alias)
+    };
+    let held: Vec<String> = devices
+        .iter()
+        .filter_map(|device| device.data.id.clone())
+        .filter(|alias| is_lost(alias))
+        .collect();
+    // libvirt calls the object behind the device `x` `memx`.
+    let unused = objects
+        .iter()
+        .filter_map(|object| Some((object, object.name.strip_prefix("mem")?)))
+        .filter(|(_, alias)| is_lost(alias) && !held.iter().any(|held| held == alias))
+        .map(|(object, _)| object.name.clone())
+        .collect();
+    MemoryRemoval { unused, held }
 }
 
 /// How to get rid of what is left of a file that libvirt does not know as a disk of this guest.
@@ -105,6 +163,46 @@ mod tests {
             drv: drv.to_owned(),
             file: file.to_owned(),
         }
+    }
+
+    #[test]
+    fn memory_that_libvirt_does_not_know_goes_and_no_other() {
+        let object = |name: &str| QemuObject {
+            name: name.to_owned(),
+        };
+        let device = |id: &str| MemoryDevice {
+            data: MemoryDeviceData {
+                id: Some(id.to_owned()),
+            },
+        };
+        let objects = [
+            object("ram-node0"),
+            object("memdimm0"),
+            object("memua-berth-memory-1152"),
+            object("memua-berth-memory-1280"),
+            object("memua-berth-memory-1408"),
+            object("type"),
+        ];
+        let devices = [
+            device("dimm0"),
+            device("ua-berth-memory-1152"),
+            device("ua-berth-memory-1280"),
+        ];
+        let known = ["ua-berth-memory-1152".to_owned()];
+        let expected = MemoryRemoval {
+            unused: vec!["memua-berth-memory-1408".to_owned()],
+            held: vec!["ua-berth-memory-1280".to_owned()],
+        };
+        assert_eq!(memory_removal(&known, &objects, &devices), expected);
+        let all = [
+            "ua-berth-memory-1152".to_owned(),
+            "ua-berth-memory-1280".to_owned(),
+            "ua-berth-memory-1408".to_owned(),
+        ];
+        assert_eq!(
+            memory_removal(&all, &objects, &devices),
+            MemoryRemoval::default()
+        );
     }
 
     fn device(qdev: Option<&str>, node: &str) -> BlockDevice {

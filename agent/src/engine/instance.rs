@@ -210,6 +210,8 @@ fn remember(memory: &mut Memory, step: &Step) {
             | DomainStep::AttachScsiController(_)
             | DomainStep::Attach { .. }
             | DomainStep::GrowDisk { .. }
+            | DomainStep::SetVcpus { .. }
+            | DomainStep::PlugMemory { .. }
             | DomainStep::Backup(_)
             | DomainStep::AbortBackup { .. },
         )
@@ -368,6 +370,8 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::Destroy(_)) => "destroy",
         Step::Domain(DomainStep::Undefine(_)) => "undefine",
         Step::Domain(DomainStep::AttachScsiController(_)) => "attach_scsi_controller",
+        Step::Domain(DomainStep::SetVcpus { .. }) => "set_vcpus",
+        Step::Domain(DomainStep::PlugMemory { .. }) => "plug_memory",
         Step::Domain(DomainStep::Attach { .. }) => "attach",
         Step::Domain(DomainStep::Detach { .. }) => "detach",
         Step::Domain(DomainStep::GrowDisk { .. }) => "grow_disk",
@@ -404,6 +408,10 @@ fn text(step: &Step) -> String {
             format!("asking the guest to give back disk {}", disk.target)
         }
         Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("growing disk {}", disk.target),
+        Step::Domain(DomainStep::SetVcpus { vcpus, .. }) => format!("giving it {vcpus}"),
+        Step::Domain(DomainStep::PlugMemory { with, .. }) => {
+            format!("giving it {with} of memory")
+        }
         Step::Domain(DomainStep::Backup(plan)) => format!("copying disk {}", plan.disk.target),
         Step::Domain(DomainStep::AbortBackup { .. }) => {
             "ending a backup job that nobody waited for".to_owned()

@@ -307,14 +307,17 @@ impl Resource {
     fn report(&self, status: ConvergeStatus, moment: Moment) -> ResourceReport {
         let key = self.document.key();
         let before = self.told.as_ref();
-        let (power_state, reboot_nonce, boot_disk) = match (&self.seen, key.kind) {
-            (_, Kind::Network | Kind::Router | Kind::Snapshot | Kind::Volume) => (None, None, None),
+        let (power_state, reboot_nonce, boot_disk, running) = match (&self.seen, key.kind) {
+            (_, Kind::Network | Kind::Router | Kind::Snapshot | Kind::Volume) => {
+                (None, None, None, None)
+            }
             (None, Kind::Instance) => (
                 before.and_then(|told| told.power_state),
                 before.and_then(|told| told.reboot_nonce),
                 before.and_then(|told| told.boot_disk),
+                before.and_then(|told| told.running),
             ),
-            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None, None),
+            (Some(None), Kind::Instance) => (Some(PowerState::Nostate), None, None, None),
             (Some(Some(domain)), Kind::Instance) => (
                 Some(match domain.off_reason {
                     Some(OffReason::Saved) => PowerState::Suspended,
@@ -326,6 +329,7 @@ impl Resource {
                     .as_ref()
                     .and_then(|metadata| metadata.reboot_nonce),
                 boot_disk(domain),
+                domain.running,
             ),
         };
         ResourceReport {
@@ -337,6 +341,7 @@ impl Resource {
             power_state,
             reboot_nonce,
             boot_disk,
+            running,
             observed_at: moment.at,
         }
     }

@@ -295,7 +295,7 @@ fn running_vcpus(glance: &Glance) -> Vcpus {
     domains
         .iter()
         .filter(|domain| is_running(domain.power_state))
-        .map(|domain| domain.vcpus)
+        .map(|domain| domain.running.map_or(domain.vcpus, |running| running.vcpus))
         .sum()
 }
 
@@ -424,6 +424,7 @@ mod tests {
             persistent: true,
             vcpus: Vcpus::clamped(vcpus),
             memory_mb: MemoryMb::clamped(64),
+            running: None,
             metadata: None,
             disks: DomainDisks::default(),
         }

@@ -140,6 +140,7 @@ impl Reports {
             power_state: None,
             reboot_nonce: None,
             boot_disk: None,
+            running: None,
             observed_at: Utc::now(),
         });
         if report.generation == generation {
@@ -399,6 +400,7 @@ mod tests {
             power_state: None,
             reboot_nonce: None,
             boot_disk: None,
+            running: None,
             observed_at: Utc::now(),
         }
     }

@@ -109,6 +109,7 @@ fn foreign(volume: &Wanted) -> DomainObserved {
         persistent: true,
         vcpus: Vcpus::clamped(1),
         memory_mb: MemoryMb::clamped(64),
+        running: None,
         metadata: None,
         disks: DomainDisks {
             live: vec![disk.clone()],

@@ -20,6 +20,7 @@ use berth_agent::{
         domain::VirtType,
         instance::{HostFacts, Paths},
         names,
+        room::HostSize,
     },
     engine::{Engine, Host, Parts},
     inbox::{Inbox, journal::Journal},
@@ -44,7 +45,7 @@ use berth_common::{
     },
     names::HostName,
     telemetry::{health::Health, registry::Metrics},
-    units::{ByteCount, Generation},
+    units::{ByteCount, Generation, MemoryMb},
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -300,6 +301,10 @@ impl Lab {
             virt_type: VirtType::Qemu,
             arch: "x86_64".to_owned(),
             has_cpu_controller: false,
+            size: HostSize {
+                cpus: 4,
+                memory_mb: MemoryMb::clamped(8192),
+            },
             paths: self.paths(),
         };
         let (facts_sender, facts) = watch::channel(Some(facts));

@@ -11,7 +11,7 @@ use crate::{
     document::DocumentKey,
     ids::{HostId, Nonce},
     names::HostName,
-    units::Generation,
+    units::{Generation, MemoryMb, Vcpus},
 };
 
 /// The `type` property of a report.
@@ -59,8 +59,42 @@ pub struct ResourceReport {
     /// Of instances: what its domain boots from; null: from the disk that was made with it, or there is no domain.
     #[serde(default)]
     pub boot_disk: Option<BootDisk>,
+    /// Of instances: the size of the guest that is on; null: it is off, or its host does not tell.
+    #[serde(default)]
+    pub running: Option<RunningSize>,
     /// When the agent looked.
     pub observed_at: DateTime<Utc>,
+}
+
+/// What a guest that is on has, and the most it can be given without a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct RunningSize {
+    /// Virtual CPUs.
+    pub vcpus: Vcpus,
+    /// As many as it can have.
+    pub vcpus_max: Vcpus,
+    /// Memory in MiB.
+    pub memory_mb: MemoryMb,
+    /// As much as it can have.
+    pub memory_mb_max: MemoryMb,
+    /// It gets more memory in multiples of this.
+    pub memory_step_mb: MemoryMb,
+}
+
+impl RunningSize {
+    /// Whether so many virtual CPUs are more, and can be given to it without a restart.
+    #[must_use]
+    pub fn takes_vcpus(&self, wanted: Vcpus) -> bool {
+        wanted > self.vcpus && wanted <= self.vcpus_max
+    }
+
+    /// Whether so much memory is more, and can be given to it without a restart.
+    #[must_use]
+    pub fn takes_memory(&self, wanted: MemoryMb) -> bool {
+        let more = wanted.get().saturating_sub(self.memory_mb.get());
+        let is_whole = more.checked_rem(self.memory_step_mb.get()) == Some(0);
+        more > 0 && is_whole && wanted <= self.memory_mb_max
+    }
 }
 
 /// What an instance boots from, if not from the disk that was made with it.

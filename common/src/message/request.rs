@@ -301,8 +301,9 @@ pub struct InstanceReboot {
     pub nonce: Nonce,
 }
 
-/// Give a stopped instance another size on the hypervisor it is on; a running one only a larger disk. Its disk never
-/// shrinks.
+/// Give an instance another size on the hypervisor it is on. Its disk never shrinks, and one that is on gets more and never
+/// less: vCPUs and memory while it runs if its domain was started with room for them, else with its next start. `pending` of
+/// the answer says which.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceResize {
     /// Id, or name within the project, of the instance.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     heartbeat::{ForeignDomain, PartHealth, PoolReport},
-    report::{Fault, PowerState},
+    report::{Fault, PowerState, RunningSize},
 };
 use crate::{
     document::{
@@ -51,6 +51,12 @@ pub struct InstanceView {
     pub host_id: Option<HostId>,
     /// Its size.
     pub flavor: Flavor,
+    /// What its guest has of it, while it is on; null: it is off, or its host does not tell.
+    #[serde(default)]
+    pub running: Option<RunningSize>,
+    /// What of its size its guest, which is on, does not have yet, and how it gets it.
+    #[serde(default)]
+    pub pending: Vec<PendingSize>,
     /// What its boot disk was made from; null: it boots from a volume.
     #[serde(default)]
     pub image: Option<ImageRef>,
@@ -89,6 +95,41 @@ pub struct RootVolume {
     /// Whether it is deleted with the instance.
     #[serde(default)]
     pub delete_on_termination: bool,
+}
+
+/// A part of an instance's size that its guest does not have yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PendingSize {
+    /// Which part.
+    pub part: SizePart,
+    /// What the guest has.
+    pub running: u64,
+    /// What it shall have.
+    pub wanted: u64,
+    /// When it gets it.
+    pub takes_effect: TakesEffect,
+}
+
+/// A part of an instance's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum SizePart {
+    /// Virtual CPUs.
+    Vcpus,
+    /// Memory in MiB.
+    MemoryMb,
+}
+
+/// When a guest that is on gets a size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum TakesEffect {
+    /// While it runs, as soon as its host is at it.
+    Live,
+    /// When it is powered on the next time: by a reboot, or by stop and start. A reboot from within the guest is none.
+    NextStart,
 }
 
 /// In which part of its life an instance is; Nova's `vm_state`.

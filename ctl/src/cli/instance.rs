@@ -79,8 +79,8 @@ pub(crate) enum Instance {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Give a stopped instance another size, on the hypervisor it is on; a running one only a larger disk. What is not
-    /// named stays; a disk never shrinks.
+    /// Give an instance another size, on the hypervisor it is on. A running one gets more, never less: at once where it
+    /// can, else with its next start, and it is said which. What is not named stays; a disk never shrinks.
     Resize {
         /// Name or id of the instance.
         name: String,

@@ -1,6 +1,11 @@
 //! Instances as tables.
 
-use berth_common::message::view::{AttachedVolume, InstanceView, PortView, RootVolume};
+use berth_common::message::{
+    report::RunningSize,
+    view::{
+        AttachedVolume, InstanceView, PendingSize, PortView, RootVolume, SizePart, TakesEffect,
+    },
+};
 
 use super::{
     joined, or_none,
@@ -69,6 +74,9 @@ pub(crate) fn show(view: &InstanceView, width: Width) -> String {
         ("RAM MB", view.flavor.memory_mb.get().to_string()),
         ("Disk GB", disk(view)),
     ]);
+    properties.extend(view.running.map(|running| ("Running with", has(running))));
+    let pending = view.pending.iter();
+    properties.extend(pending.map(|part| ("Pending", describe_pending(part))));
     if let Some(image) = &view.image {
         properties.extend([
             ("Image", image.url.to_string()),
@@ -122,7 +130,38 @@ fn boots_from(view: &InstanceView, root: RootVolume) -> String {
 
 /// What became of a request, in a line.
 pub(crate) fn outcome(view: &InstanceView) -> String {
-    format!("instance {}: {}\n", label(view), summary(view))
+    let mut text = format!("instance {}: {}\n", label(view), summary(view));
+    for part in &view.pending {
+        text.push_str(&describe_pending(part));
+        text.push('\n');
+    }
+    text
+}
+
+/// `1 vCPU (at most 8 vCPU), 512 MB (at most 512 MB)`.
+fn has(running: RunningSize) -> String {
+    format!(
+        "{} (at most {}), {} (at most {})",
+        running.vcpus, running.vcpus_max, running.memory_mb, running.memory_mb_max
+    )
+}
+
+/// `vCPUs: 4 wanted, 1 now; the guest gets them while it runs`.
+fn describe_pending(pending: &PendingSize) -> String {
+    let what = match pending.part {
+        SizePart::Vcpus => "vCPUs",
+        SizePart::MemoryMb => "MB of memory",
+    };
+    let when = match pending.takes_effect {
+        TakesEffect::Live => "the guest gets them while it runs",
+        TakesEffect::NextStart => {
+            "takes effect when berth powers it on the next time (reboot, or stop and start)"
+        }
+    };
+    format!(
+        "{what}: {} wanted, {} now; {when}",
+        pending.wanted, pending.running
+    )
 }
 
 /// `net0=10.0.0.5, net1=10.1.0.7`.
@@ -226,6 +265,46 @@ mod tests {
         | Updated       | 2026-01-02T03:04:15+00:00                                                     |
         +---------------+-------------------------------------------------------------------------------+
         "#);
+    }
+
+    #[test]
+    fn what_waits_of_a_size_is_said_with_how_it_comes() {
+        let view: InstanceView = InstanceView {
+            running: serde_json::from_value(serde_json::json!({
+                "vcpus": 1, "vcpus_max": 8, "memory_mb": 256, "memory_mb_max": 256, "memory_step_mb": 128,
+            }))
+            .unwrap(),
+            pending: vec![
+                PendingSize {
+                    part: SizePart::Vcpus,
+                    running: 1,
+                    wanted: 4,
+                    takes_effect: TakesEffect::Live,
+                },
+                PendingSize {
+                    part: SizePart::MemoryMb,
+                    running: 256,
+                    wanted: 512,
+                    takes_effect: TakesEffect::NextStart,
+                },
+            ],
+            ..instance()
+        };
+        let id = view.id;
+        let expected = format!(
+            "instance web-1 ({id}): active on hv1\n\
+             vCPUs: 4 wanted, 1 now; the guest gets them while it runs\n\
+             MB of memory: 512 wanted, 256 now; takes effect when berth powers it on the next time (reboot, or stop and \
+             start)\n"
+        );
+        assert_eq!(outcome(&view), expected);
+        let shown = show(&view, Width::Unlimited);
+        for line in [
+            "1 vCPU (at most 8 vCPU), 256 MB (at most 256 MB)",
+            "vCPUs: 4 wanted, 1 now",
+        ] {
+            assert!(shown.contains(line), "{shown}");
+        }
     }
 
     #[test]

@@ -329,6 +329,7 @@ async fn observe(
         power_state: report.power_state.unwrap_or(row.observed.power_state),
         reboot_nonce: report.reboot_nonce.or(row.observed.reboot_nonce),
         boot_disk: report.boot_disk,
+        running: report.running,
         progress: report.progress.clone(),
         fault: report.fault.clone(),
         was_active: row.observed.was_active || report.status == ConvergeStatus::Converged,

@@ -6,6 +6,7 @@ pub mod decision;
 pub mod explain;
 pub mod order;
 pub mod show;
+mod size_view;
 pub mod snapshot_view;
 pub mod view;
 pub mod volume_view;

@@ -21,7 +21,7 @@ use berth_store::{
     snapshots::SnapshotClaim, volumes::VolumeClaim,
 };
 
-use super::volume_view::device;
+use super::{size_view, volume_view::device};
 use crate::{claim::facts, config::Placement};
 
 /// Everything that is known of an instance.
@@ -107,6 +107,8 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         host: facts.host.map(|(_, name)| name.clone()),
         host_id: facts.host.map(|(id, _)| id),
         flavor: row.flavor,
+        running: row.observed.running,
+        pending: size_view::pending(row),
         image: row.boot_source.image().cloned(),
         root_volume: row.boot_source.volume().copied(),
         rescued: row.desired_rescue.is_some(),

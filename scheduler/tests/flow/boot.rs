@@ -11,7 +11,7 @@ use berth_common::{
             InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
             InstanceUnrescue, Method, VolumeAttach,
         },
-        view::{InstanceView, TaskState, VmState},
+        view::{InstanceView, PendingSize, SizePart, TakesEffect, TaskState, VmState},
     },
     refusal::RefusalCode,
     units::Generation,
@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::{
     ask::{instance, volume},
     cloud::Cloud,
-    host::{Host, key},
+    host::{Host, key, resource, running_with},
 };
 
 macro_rules! about {
@@ -280,11 +280,9 @@ async fn a_rebuild_that_failed_can_be_asked_for_with_another_image() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_disk_of_a_running_instance_grows_and_nothing_else_of_it() {
+async fn the_disk_of_a_running_instance_grows() {
     let mut lab = Lab::new().await;
     let before = lab.cloud.show_host("hv1").await.used_max;
-    lab.refused(resize(2, 2), "while it is on, only its disk grows")
-        .await;
     let view = lab.granted(resize(1, 3), None).await;
     assert_eq!(view.flavor.disk_gb.get(), 3);
     let after = lab.cloud.show_host("hv1").await.used_max;
@@ -294,6 +292,117 @@ async fn the_disk_of_a_running_instance_grows_and_nothing_else_of_it() {
     lab.granted(about!(InstanceSuspend), Some(TaskState::Suspending))
         .await;
     lab.refused(resize(1, 4), "its memory knows the size it has")
+        .await;
+}
+
+fn sized(vcpus: u64, memory_mb: u64) -> InstanceResize {
+    serde_json::from_value(json!({
+        "instance": "web-1",
+        "flavor": { "vcpus": vcpus, "memory_mb": memory_mb, "disk_gb": 1 },
+    }))
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_instance_gets_more_and_hears_what_waits_for_its_next_start() {
+    let mut lab = Lab::new().await;
+    let running = lab.show().await.running.unwrap();
+    assert_eq!((running.vcpus.get(), running.vcpus_max.get()), (1, 2));
+    let before = lab.cloud.show_host("hv1").await.used_max;
+    let pending = |part, running, wanted, takes_effect| PendingSize {
+        part,
+        running,
+        wanted,
+        takes_effect,
+    };
+
+    // It has room for both: the answer says so, and the host says when it has them.
+    let view = lab.granted(sized(2, 1024), None).await;
+    assert_eq!(
+        view.pending,
+        [
+            pending(SizePart::Vcpus, 1, 2, TakesEffect::Live),
+            pending(SizePart::MemoryMb, 512, 1024, TakesEffect::Live),
+        ]
+    );
+    let after = lab.cloud.show_host("hv1").await.used_max;
+    let grown = after.saturating_sub(before);
+    assert_eq!((grown.vcpus.get(), grown.memory_mb.get()), (1, 512));
+    let spec = lab.becomes(PowerState::Running, VmState::Active).await;
+    assert_eq!(spec.flavor, view.flavor);
+    let view = lab.show().await;
+    assert_eq!(
+        (view.pending, view.running.unwrap().vcpus.get()),
+        (vec![], 2)
+    );
+
+    // There is no room for so many, and none for an odd amount of memory: what is wanted is claimed, and waits.
+    let view = lab.granted(sized(3, 1100), None).await;
+    let waiting = [
+        pending(SizePart::Vcpus, 2, 3, TakesEffect::NextStart),
+        pending(SizePart::MemoryMb, 1024, 1100, TakesEffect::NextStart),
+    ];
+    assert_eq!(view.pending, waiting);
+    let after = lab.cloud.show_host("hv1").await.used_max;
+    let grown = after.saturating_sub(before);
+    assert_eq!((grown.vcpus.get(), grown.memory_mb.get()), (2, 588));
+    let (document, _) = lab.newest().await;
+    lab.host
+        .carry_out_with(&document, PowerState::Running, running_with(2, 1024))
+        .await;
+    let generation = document.generation();
+    let confirmed = |view: &InstanceView| view.observed_generation >= generation;
+    let view = lab
+        .cloud
+        .wait_for_instance(lab.id, "confirmed", confirmed)
+        .await;
+    assert_eq!((view.pending, view.task_state), (waiting.to_vec(), None));
+    // Nothing is pending of one that will be off.
+    let view = lab
+        .granted(about!(InstanceStop), Some(TaskState::PoweringOff))
+        .await;
+    assert_eq!(view.pending, []);
+    lab.becomes(PowerState::Shutdown, VmState::Stopped).await;
+    assert_eq!(lab.show().await.running, None);
+    lab.granted(about!(InstanceStart), Some(TaskState::PoweringOn))
+        .await;
+    lab.becomes(PowerState::Running, VmState::Active).await;
+    let view = lab.show().await;
+    assert_eq!(
+        (view.pending, view.running.unwrap().vcpus.get()),
+        (vec![], 3)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_instance_never_gets_less_or_more_than_its_host_has() {
+    let mut lab = Lab::new().await;
+    let before = lab.cloud.show_host("hv1").await.used_max;
+    let less = "while it is on it gets more, never less";
+    lab.refused(sized(1, 256), less).await;
+    lab.granted(sized(2, 512), None).await;
+    lab.refused(sized(1, 1024), less).await;
+    let claimed = lab.cloud.show_host("hv1").await.used_max;
+    assert_eq!(claimed.saturating_sub(before).vcpus.get(), 1);
+    let words = "1000 vCPUs wanted, the host has";
+    lab.cloud
+        .refused(sized(1000, 512), RefusalCode::NoValidHost, words)
+        .await;
+    assert_eq!(lab.cloud.show_host("hv1").await.used_max, claimed);
+
+    // A host that does not tell what its guest has (an older agent) cannot be told of a live resize either.
+    let (document, _) = lab.newest().await;
+    let silent = resource(
+        document.key(),
+        document.generation(),
+        ConvergeStatus::Converged,
+        PowerState::Running,
+    );
+    lab.host.say(silent).await;
+    lab.cloud
+        .wait_for_instance(lab.id, "untold", |view| view.running.is_none())
+        .await;
+    lab.refused(sized(3, 512), "has not said yet what its guest has")
         .await;
 }
 

@@ -16,7 +16,7 @@ use berth_common::{
         },
         report::{
             BootDisk, ConvergeStatus, Fault, FaultCode, PowerState, REPORT_TYPE, REPORT_VERSION,
-            Report, ResourceReport,
+            Report, ResourceReport, RunningSize,
         },
         view::Resources,
     },
@@ -194,7 +194,7 @@ impl Host {
         self.say(report).await;
     }
 
-    async fn say(&mut self, resource: ResourceReport) {
+    pub(crate) async fn say(&mut self, resource: ResourceReport) {
         self.say_all(vec![resource]).await;
     }
 
@@ -235,7 +235,22 @@ impl Host {
         let mut report = resource(document.key(), document.generation(), status, power);
         if let Document::Instance(document) = document {
             report.boot_disk = document.spec.as_ref().and_then(boot_disk);
+            let on = matches!(power, PowerState::Running | PowerState::Paused);
+            report.running = document.spec.as_ref().filter(|_| on).map(running);
         }
+        self.say(report).await;
+    }
+
+    /// Carries it out, but for the size of the guest: that is what it was.
+    pub(crate) async fn carry_out_with(
+        &mut self,
+        document: &Document,
+        power: PowerState,
+        running: RunningSize,
+    ) {
+        let status = ConvergeStatus::Converged;
+        let mut report = resource(document.key(), document.generation(), status, power);
+        report.running = Some(running);
         self.say(report).await;
     }
 
@@ -268,6 +283,23 @@ fn boot_disk(spec: &InstanceSpec) -> Option<BootDisk> {
         .or(rebuilt.map(|it| BootDisk::Rebuilt(it.nonce)))
 }
 
+/// What its guest has once its host has done as it was told, and how much more it could have.
+fn running(spec: &InstanceSpec) -> RunningSize {
+    let flavor = spec.flavor;
+    running_with(flavor.vcpus.get(), flavor.memory_mb.get())
+}
+
+/// A guest with so much, in a domain with room for more.
+pub(crate) fn running_with(vcpus: u64, memory_mb: u64) -> RunningSize {
+    RunningSize {
+        vcpus: Vcpus::clamped(vcpus),
+        vcpus_max: Vcpus::clamped(vcpus.max(2)),
+        memory_mb: MemoryMb::clamped(memory_mb),
+        memory_mb_max: MemoryMb::clamped(memory_mb.max(2048)),
+        memory_step_mb: MemoryMb::clamped(128),
+    }
+}
+
 /// What a report says of one resource.
 pub(crate) fn resource(
     key: DocumentKey,
@@ -284,6 +316,7 @@ pub(crate) fn resource(
         power_state: (key.kind == Kind::Instance).then_some(power),
         reboot_nonce: None,
         boot_disk: None,
+        running: None,
         observed_at: Utc::now(),
     }
 }

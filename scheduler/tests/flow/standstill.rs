@@ -252,7 +252,7 @@ async fn a_stopped_instance_gets_another_size_where_its_host_has_room() {
         }))
         .unwrap()
     };
-    lab.refused(resize(2, 512, 1), "shall be running; stop it first")
+    lab.refused(resize(1, 256, 1), "shall be running; stop it first")
         .await;
     // The size it has already is granted.
     lab.granted(resize(1, 512, 1), None, DesiredPower::Running)

@@ -54,6 +54,8 @@ pub struct Model {
     pub desired_incarnation: Option<String>,
     /// JSON: `BootDisk`; null: the first, or none.
     pub observed_boot_disk: Option<String>,
+    /// JSON: `RunningSize`; null: its guest is off, or its host does not tell.
+    pub observed_running: Option<String>,
     /// JSON: properties; null: those of its config drive.
     pub metadata: Option<String>,
     /// JSON: `OnCrash`; null: it is started again.

@@ -15,6 +15,7 @@ mod m0006_snapshots;
 mod m0007_lifecycle;
 mod m0008_root_volume;
 mod m0009_disk_bus;
+mod m0010_live_size;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -40,6 +41,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_lifecycle::Migration),
             Box::new(m0008_root_volume::Migration),
             Box::new(m0009_disk_bus::Migration),
+            Box::new(m0010_live_size::Migration),
         ]
     }
 

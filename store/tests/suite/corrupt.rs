@@ -98,6 +98,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("on_crash", "'\"preserve\"'", "NULL"),
         ("observed_boot_disk", "'{\"first\": 1}'", "NULL"),
         ("root_volume", "'{\"id\": \"x\"}'", "NULL"),
+        ("observed_running", "'{\"vcpus\": 1}'", "NULL"),
     ] {
         let set =
             |value| format!("UPDATE instances SET placement_fault_code = NULL, {column} = {value}");

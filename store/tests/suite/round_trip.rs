@@ -11,7 +11,7 @@ use berth_common::{
     message::{
         heartbeat::{ForeignDomain, PartHealth},
         placement::SchedulerHints,
-        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState, RunningSize},
         view::{HostStatus, Resources, RootVolume},
     },
     names::{HostName, MacAddress},
@@ -211,6 +211,13 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
     most.metadata = BTreeMap::from([("m".parse().unwrap(), "~ ".repeat(127).parse().unwrap())]);
     most.on_crash = OnCrash::Stop;
     most.observed.boot_disk = Some(BootDisk::Rebuilt(Nonce::new()));
+    most.observed.running = Some(RunningSize {
+        vcpus: Vcpus::MAX,
+        vcpus_max: Vcpus::MAX,
+        memory_mb: MemoryMb::MAX,
+        memory_mb_max: MemoryMb::MAX,
+        memory_step_mb: MemoryMb::MAX,
+    });
     most.config_drive = Some(ConfigDrive {
         user_data: Some("ü\n".repeat(21_845).parse().unwrap()),
         public_keys: BTreeMap::from([(

@@ -9,7 +9,7 @@ use berth_common::{
     ids::{HostId, InstanceId, Nonce},
     message::{
         heartbeat::ResourceInventory,
-        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
+        report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState, RunningSize},
         view::HostStatus,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
@@ -151,6 +151,13 @@ async fn each_setter_changes_its_own_columns(database: Arc<TestDatabase>) {
         power_state: PowerState::Running,
         reboot_nonce: Some(Nonce::new()),
         boot_disk: Some(BootDisk::Rescue(Nonce::new())),
+        running: Some(RunningSize {
+            vcpus: Vcpus::clamped(2),
+            vcpus_max: Vcpus::clamped(8),
+            memory_mb: MemoryMb::clamped(1024),
+            memory_mb_max: MemoryMb::clamped(4096),
+            memory_step_mb: MemoryMb::clamped(128),
+        }),
         progress: Some("downloading the image, 40 %".to_owned()),
         fault: Some(Fault {
             code: FaultCode::Hypervisor,

@@ -1,15 +1,16 @@
 //! Rescue, rebuild and a disk that grows, seen from inside the guest: what it boots from, and what is on its disks.
 
+use anyhow::Context;
 use berth_common::{
     document::ImageRef,
     ids::Nonce,
     message::{
         report::PowerState,
         request::{
-            InstanceRebuild, InstanceRescue, InstanceSet, InstanceStart, InstanceStop,
-            InstanceUnrescue, Method,
+            InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceSet,
+            InstanceStart, InstanceStop, InstanceSuspend, InstanceUnrescue, Method,
         },
-        view::{InstanceView, VmState},
+        view::{InstanceView, TakesEffect, VmState},
     },
 };
 use berth_tests::{
@@ -225,6 +226,112 @@ fn a_disk_grows_under_a_running_guest() {
         change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
         change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
         assert_eq!(cloud.guest_answers(&instance).await?.disk_bytes, 3 << 30);
+        cloud.delete_and_wait(instance.id).await
+    });
+}
+
+fn resized(instance: &InstanceView, vcpus: u64, memory_mb: u64) -> anyhow::Result<InstanceResize> {
+    Ok(serde_json::from_value(serde_json::json!({
+        "instance": instance.id,
+        "flavor": {
+            "vcpus": vcpus,
+            "memory_mb": memory_mb,
+            "disk_gb": instance.flavor.disk_gb,
+        },
+    }))?)
+}
+
+#[test]
+fn a_running_guest_gets_processors_and_memory_without_a_restart() {
+    with_cloud(TestCloud::builder(), async |cloud| {
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            memory_mb: 1024,
+            ..InstanceOptions::default()
+        };
+        let instance = cloud
+            .wait_active(cloud.create_instance("grows", &options).await?.id)
+            .await?;
+        let before = cloud.guest_answers(&instance).await?;
+        assert_eq!(before.vcpus, 1);
+        // Half of it is Linux's own; what it is given later is not.
+        let had = before.memory_kib;
+
+        let asked = cloud.call(&resized(&instance, 2, 1280)?).await?;
+        let live = |part| part == TakesEffect::Live;
+        let answers: Vec<_> = asked.pending.iter().map(|it| it.takes_effect).collect();
+        assert!(
+            answers.len() == 2 && answers.into_iter().all(live),
+            "{asked:?}"
+        );
+        // The agent dies as soon as it knows of it; the next one finds the rest to do.
+        cloud.hv1_mut().kill_agent()?;
+        cloud.hv1_mut().spawn_agent().await?;
+        let view = wait_for("the guest to have all of it", CONVERGE_LIMIT, async || {
+            let view = cloud.show(instance.id).await?;
+            let status = cloud.guest_answers(&instance).await?;
+            let has = status.vcpus == 2 && status.memory_kib >= had + 250 * 1024;
+            if has && view.pending.is_empty() && view.observed_generation >= asked.generation {
+                return Ok(Seen::Done(view));
+            }
+            Ok(Seen::NotYet(format!("{status:?}, {view:?}")))
+        })
+        .await?;
+        let running = view.running.context("what it has was not reported")?;
+        assert_eq!((running.vcpus.get(), running.memory_mb.get()), (2, 1280));
+        let after = cloud.guest_answers(&instance).await?;
+        assert_eq!(after.boot_id, before.boot_id, "it was not rebooted");
+        assert!(after.uptime_seconds > before.uptime_seconds);
+
+        // What it was given survives its memory being saved.
+        change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        change(cloud, about!(InstanceResume, instance), VmState::Active).await?;
+        let resumed = cloud.guest_answers(&instance).await?;
+        assert_eq!(resumed.boot_id, before.boot_id);
+        assert_eq!(
+            (resumed.vcpus, resumed.memory_kib),
+            (after.vcpus, after.memory_kib)
+        );
+
+        // An odd amount waits, and it is said so as long as it does.
+        let asked = cloud.call(&resized(&instance, 2, 1300)?).await?;
+        let waits = |view: &InstanceView| {
+            let mut parts = view.pending.iter();
+            parts.len() == 1 && parts.all(|it| it.takes_effect == TakesEffect::NextStart)
+        };
+        assert!(waits(&asked), "{asked:?}");
+        let view = wait_for("the rest to be confirmed", CONVERGE_LIMIT, async || {
+            let view = cloud.show(instance.id).await?;
+            if view.observed_generation >= asked.generation {
+                return Ok(Seen::Done(view));
+            }
+            Ok(Seen::NotYet(format!("{view:?}")))
+        })
+        .await?;
+        assert!(waits(&view), "{view:?}");
+        assert_eq!(
+            cloud.guest_answers(&instance).await?.memory_kib,
+            after.memory_kib
+        );
+
+        // Started anew, it has exactly what was asked for, in one piece.
+        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
+        let view = change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        let running = view.running.context("what it has was not reported")?;
+        assert_eq!((running.vcpus.get(), running.memory_mb.get()), (2, 1300));
+        assert_eq!(view.pending, []);
+        let anew = cloud.guest_answers(&instance).await?;
+        assert_ne!(anew.boot_id, before.boot_id);
+        assert_eq!(anew.vcpus, 2);
+        let grown = anew.memory_kib - had;
+        assert!(
+            (265 * 1024..=276 * 1024).contains(&grown),
+            "{before:?} {anew:?}"
+        );
+        let domain = instance.id.to_string();
+        let xml = cloud.hv1().text(&["virsh", "dumpxml", &domain]).await?;
+        assert!(!xml.contains("<memory model="), "{xml}");
         cloud.delete_and_wait(instance.id).await
     });
 }

@@ -8,7 +8,7 @@ use std::{
 use berth_common::{
     document::DiskBus,
     ids::InstanceId,
-    message::report::{FaultCode, PowerState},
+    message::report::{FaultCode, PowerState, RunningSize},
     units::MemoryMb,
 };
 use uuid::Uuid;
@@ -22,7 +22,7 @@ use crate::{
             BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason,
         },
         instance::DiskName,
-        names,
+        names, room,
         snapshot::BackupJob,
     },
 };
@@ -109,6 +109,7 @@ impl OwnDomain {
             persistent: true,
             vcpus: self.config.vcpus,
             memory_mb: self.config.memory_mb,
+            running: self.live.as_ref().map(running),
             metadata: Some(self.config.metadata.clone()),
             disks: DomainDisks {
                 live: self
@@ -401,6 +402,32 @@ impl Domains {
                     }
                 }
             }
+            DomainStep::SetVcpus { vcpus, .. } => {
+                let Some(live) = &mut domain.live else {
+                    return Ok(());
+                };
+                if *vcpus > live.room.vcpus {
+                    return Err(failed(format!(
+                        "domain {id} can have {}, not {vcpus}",
+                        live.room.vcpus
+                    )));
+                }
+                live.vcpus = live.vcpus.max(*vcpus);
+            }
+            DomainStep::PlugMemory { before, with, .. } => {
+                let Some(live) = &mut domain.live else {
+                    return Ok(());
+                };
+                if live.memory_mb == *before {
+                    if *with > live.room.memory_mb {
+                        return Err(failed(format!(
+                            "domain {id} can have {} of memory, not {with}",
+                            live.room.memory_mb
+                        )));
+                    }
+                    live.memory_mb = *with;
+                }
+            }
             // Nothing takes time here: it is done when it has begun.
             DomainStep::Backup(plan) => back_up(domain, plan, files)?,
             DomainStep::AbortBackup { file, .. } => {
@@ -432,6 +459,17 @@ impl Domains {
 
 fn is_on_scsi(target: &str) -> bool {
     disk_target::bus(target) == DiskBus::Scsi
+}
+
+/// What a guest has of what it was started with and given since.
+fn running(live: &DomainConfig) -> RunningSize {
+    RunningSize {
+        vcpus: live.vcpus,
+        vcpus_max: live.room.vcpus,
+        memory_mb: live.memory_mb,
+        memory_mb_max: live.room.memory_mb,
+        memory_step_mb: room::memory_step(),
+    }
 }
 
 /// The files that a definition names.

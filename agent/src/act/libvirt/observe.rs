@@ -80,9 +80,12 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     };
     // The definition that is kept: it tells what was written last, and never waits for QEMU.
     let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
+    let mut running = None;
     let live = if domain.is_active()? {
         // libvirt answers this from its own memory as well.
-        domain_xml::read(&domain.get_xml_desc(0)?)
+        let now = domain_xml::read(&domain.get_xml_desc(0)?);
+        running = (!is_off).then(|| now.running());
+        now
     } else if power.off == Some(OffReason::Saved) {
         // Memory that cannot be read is nobody's disk either; what was defined is the best guess.
         saved::xml(domain).map_or_else(|_| facts.clone(), |xml| domain_xml::read(&xml))
@@ -100,6 +103,7 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         persistent: domain.is_persistent()?,
         vcpus: facts.vcpus,
         memory_mb: facts.memory_mb,
+        running,
         // A copy of a domain (`virt-clone`) carries its metadata along, but another UUID: it is nobody's instance.
         metadata: facts
             .metadata

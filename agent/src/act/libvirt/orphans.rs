@@ -8,7 +8,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use virt::{domain::Domain, error::Error};
 
-use crate::decide::orphan::{self, BlockDevice, BlockNode, Removal};
+use crate::decide::orphan::{
+    self, BlockDevice, BlockNode, MemoryDevice, MemoryRemoval, QemuObject, Removal,
+};
 
 /// The monitor did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,28 @@ pub(super) fn ask_back(domain: &Domain, alias: &str) -> Result<Asked, MonitorErr
     }
     let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
     Ok(Asked::TheGuest)
+}
+
+/// Removes memory of berth's that QEMU has and libvirt does not know as a device of this domain. Whether it is gone: a
+/// guest that has it is only asked to give it back.
+pub(super) fn remove_memory(
+    domain: &Domain,
+    known: &[String],
+) -> Result<MemoryRemoval, MonitorError> {
+    let objects: Vec<QemuObject> = ask(domain, "qom-list", &json!({ "path": "/objects" }))?;
+    let devices: Vec<MemoryDevice> = ask(domain, "query-memory-devices", &json!({}))?;
+    let removal = orphan::memory_removal(known, &objects, &devices);
+    for alias in &removal.held {
+        match ask::<Value>(domain, "device_del", &json!({ "id": alias })) {
+            // It was asked before, and answers when it likes.
+            Ok(_) | Err(MonitorError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for object in &removal.unused {
+        let _: Value = ask(domain, "object-del", &json!({ "id": object }))?;
+    }
+    Ok(removal)
 }
 
 fn ask<T: DeserializeOwned>(

@@ -7,9 +7,14 @@ use berth_common::{
     ids::InstanceId,
     message::report::{FaultCode, PowerState},
     telemetry::error_chain,
-    units::ByteCount,
+    units::{ByteCount, Vcpus},
 };
-use virt::{connect::Connect, domain::Domain, error::Error, sys};
+use virt::{
+    connect::Connect,
+    domain::{Domain, SchedulerInfo},
+    error::Error,
+    sys,
+};
 
 use super::{
     error::{abandoned, failed, is_gone},
@@ -22,7 +27,7 @@ use crate::{
         domain::{DiskFile, DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml::{self, DomainXmlError},
         names,
-        orphan::Removal,
+        orphan::{MemoryRemoval, Removal},
     },
 };
 
@@ -60,6 +65,12 @@ pub(super) fn describe(step: &DomainStep) -> String {
         }
         DomainStep::GrowDisk { instance, disk, .. } => {
             format!("growing disk {} of instance {instance}", disk.target)
+        }
+        DomainStep::SetVcpus {
+            instance, vcpus, ..
+        } => format!("giving instance {instance} {vcpus}"),
+        DomainStep::PlugMemory { instance, with, .. } => {
+            format!("giving instance {instance} {with} of memory")
         }
         DomainStep::Backup(plan) => {
             format!(
@@ -130,6 +141,26 @@ pub(super) fn apply(
             disk,
             size,
         } => job.grow(*instance, disk, *size),
+        DomainStep::SetVcpus {
+            instance,
+            vcpus,
+            cpu_shares,
+        } => job.set_vcpus(*instance, *vcpus, *cpu_shares),
+        DomainStep::PlugMemory {
+            instance,
+            before,
+            with,
+        } => {
+            let xml = job.written(domain_xml::write_memory(*before, *with))?;
+            let needed = |domain: &DomainObserved| {
+                is_on(domain)
+                    && domain
+                        .running
+                        .is_some_and(|running| running.memory_mb == *before)
+            };
+            job.act(*instance, needed, |domain| plug(domain, &xml))
+                .map(drop)
+        }
         // Jobs are waited for, and not on a thread.
         DomainStep::Backup(_) | DomainStep::AbortBackup { .. } => Err(ActError::refused(
             FaultCode::Internal,
@@ -236,6 +267,45 @@ fn attach_controller(domain: &Domain, xml: &str) -> Result<(), Error> {
     Err(error)
 }
 
+/// A libvirtd that died while it did this has left a piece of memory in QEMU that it does not know of.
+fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let try_it = || {
+        let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
+        result.map(drop)
+    };
+    let Err(error) = try_it() else {
+        return Ok(());
+    };
+    let known = match domain.get_xml_desc(0) {
+        Ok(xml) => domain_xml::read(&xml).memory_aliases,
+        Err(_) => return Err(error),
+    };
+    match orphans::remove_memory(domain, &known) {
+        Ok(MemoryRemoval { unused, held }) if unused.is_empty() && held.is_empty() => Err(error),
+        Ok(MemoryRemoval { unused, held }) if held.is_empty() => {
+            tracing::warn!(
+                ?unused,
+                "removed memory that nobody uses and an interrupted resize had left in QEMU"
+            );
+            try_it()
+        }
+        Ok(MemoryRemoval { held, .. }) => {
+            tracing::warn!(
+                ?held,
+                "an interrupted resize has left memory with the guest; it was asked to give it back"
+            );
+            Err(error)
+        }
+        Err(second) => {
+            tracing::warn!(
+                error = %error_chain(&second),
+                "what is left of a resize in QEMU could not be looked for"
+            );
+            Err(error)
+        }
+    }
+}
+
 /// The guest answers when it likes, so being asked is all there is to do. QEMU says so of one that is asked twice.
 fn ask_to_give_back(domain: &Domain, xml: &str) -> Result<(), Error> {
     match domain.detach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE) {
@@ -319,6 +389,35 @@ impl Job<'_> {
         self.act(id, needed, |domain| {
             domain
                 .block_resize(path, size.get(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+                .map(drop)
+        })
+        .map(drop)
+    }
+
+    /// One guest that went off meanwhile starts with its definition. The weight comes first: it is not looked at, so
+    /// who is interrupted in between must have to do both again.
+    fn set_vcpus(
+        &self,
+        id: InstanceId,
+        vcpus: Vcpus,
+        cpu_shares: Option<u64>,
+    ) -> Result<(), ActError> {
+        let count = u32::try_from(vcpus.get()).unwrap_or(u32::MAX);
+        let needed = |domain: &DomainObserved| {
+            domain
+                .running
+                .is_some_and(|running| running.takes_vcpus(vcpus))
+        };
+        self.act(id, needed, |domain| {
+            if cpu_shares.is_some() {
+                let weight = SchedulerInfo {
+                    cpu_shares,
+                    ..SchedulerInfo::default()
+                };
+                domain.set_scheduler_parameters_flags(&weight, sys::VIR_DOMAIN_AFFECT_LIVE)?;
+            }
+            domain
+                .set_vcpus_flags(count, sys::VIR_DOMAIN_VCPU_LIVE)
                 .map(drop)
         })
         .map(drop)

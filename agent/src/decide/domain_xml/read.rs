@@ -5,7 +5,10 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use berth_common::units::{ByteCount, Generation, MemoryMb, Vcpus};
+use berth_common::{
+    message::report::RunningSize,
+    units::{ByteCount, Generation, MemoryMb, Vcpus},
+};
 use quick_xml::{
     NsReader, XmlVersion,
     events::{BytesStart, Event},
@@ -13,7 +16,10 @@ use quick_xml::{
 };
 
 use super::METADATA_NAMESPACE;
-use crate::decide::domain::{DiskFile, DomainMetadata};
+use crate::decide::{
+    domain::{DiskFile, DomainMetadata},
+    room,
+};
 
 /// Deeper XML than this is nobody's domain.
 const MAX_DEPTH: usize = 64;
@@ -25,15 +31,40 @@ const MAX_TEXT: usize = 256;
 pub struct DomainFacts {
     /// berth's metadata, if there is exactly one element of it and all of it is valid.
     pub metadata: Option<DomainMetadata>,
-    /// Virtual CPUs, at most.
+    /// Virtual CPUs.
     pub vcpus: Vcpus,
-    /// Memory, at most.
+    /// As many as it can have.
+    pub vcpus_max: Vcpus,
+    /// Memory.
     pub memory_mb: MemoryMb,
+    /// As much as it can have, if more can be added to it.
+    pub memory_max: Option<MemoryMb>,
+    /// In so many pieces.
+    pub memory_slots: usize,
+    /// The aliases of pieces that were added; empty, of one that has none.
+    pub memory_aliases: Vec<String>,
     /// All files it names as disks or below them, as far as it could be read: whoever asks whether a file is in use
     /// is better told too much than too little.
     pub disks: Vec<DiskFile>,
     /// Whether it has the controller that SCSI disks sit behind.
     pub scsi_controller: bool,
+}
+
+impl DomainFacts {
+    /// What the XML of a domain that is on says of its guest.
+    #[must_use]
+    pub fn running(&self) -> RunningSize {
+        RunningSize {
+            vcpus: self.vcpus,
+            vcpus_max: self.vcpus_max,
+            memory_mb: self.memory_mb,
+            memory_mb_max: self
+                .memory_max
+                .filter(|_| self.memory_aliases.len() < self.memory_slots)
+                .map_or(self.memory_mb, |most| most.max(self.memory_mb)),
+            memory_step_mb: room::memory_step(),
+        }
+    }
 }
 
 /// Reads a domain's XML. Facts that are missing or make no sense are left at their default.
@@ -46,8 +77,12 @@ pub fn read(xml: &str) -> DomainFacts {
             .draft
             .filter(|_| complete && walk.drafts == 1)
             .and_then(Draft::finish),
-        vcpus: walk.vcpus.unwrap_or_default(),
+        vcpus: walk.vcpus_now.or(walk.vcpus).unwrap_or_default(),
+        vcpus_max: walk.vcpus.unwrap_or_default(),
         memory_mb: walk.memory_mb.unwrap_or_default(),
+        memory_max: walk.memory_max,
+        memory_slots: walk.memory_slots,
+        memory_aliases: walk.memory_aliases,
         disks: walk.disks,
         scsi_controller: walk.scsi_controller,
     }
@@ -79,8 +114,12 @@ enum Place {
     Memory {
         unit: u64,
     },
+    MaxMemory {
+        unit: u64,
+    },
     Metadata,
     Devices,
+    Piece,
     Disk {
         /// How many files were found before it.
         before: usize,
@@ -136,6 +175,11 @@ impl Draft {
     }
 }
 
+fn memory(text: &str, unit: u64) -> Option<MemoryMb> {
+    let bytes = value::<u64>(text)?.checked_mul(unit)?;
+    Some(ByteCount::clamped(bytes).whole_mb())
+}
+
 fn value<T: FromStr>(text: &str) -> Option<T> {
     text.trim().parse().ok()
 }
@@ -145,7 +189,11 @@ struct Walk {
     path: Vec<Place>,
     text: String,
     vcpus: Option<Vcpus>,
+    vcpus_now: Option<Vcpus>,
     memory_mb: Option<MemoryMb>,
+    memory_max: Option<MemoryMb>,
+    memory_slots: usize,
+    memory_aliases: Vec<String>,
     draft: Option<Draft>,
     drafts: usize,
     disks: Vec<DiskFile>,
@@ -187,9 +235,28 @@ impl Walk {
         let name = name.as_ref();
         let place = match (self.path.last(), name) {
             (None, "domain") if !foreign && !ours => Place::Domain,
-            (Some(Place::Domain), "vcpu") if !foreign && !ours => Place::Vcpu,
+            (Some(Place::Domain), "vcpu") if !foreign && !ours => {
+                self.vcpus_now = attribute(start, "current")?.and_then(|it| value(&it));
+                Place::Vcpu
+            }
             (Some(Place::Domain), "memory") if !foreign && !ours => {
                 Place::Memory { unit: unit(start)? }
+            }
+            (Some(Place::Domain), "maxMemory") if !foreign && !ours => {
+                let slots = attribute(start, "slots")?.and_then(|it| value(&it));
+                self.memory_slots = slots.unwrap_or_default();
+                Place::MaxMemory { unit: unit(start)? }
+            }
+            (Some(Place::Devices), "memory") if !foreign && !ours => {
+                self.memory_aliases.push(String::new());
+                Place::Piece
+            }
+            (Some(Place::Piece), "alias") => {
+                let name = attribute(start, "name")?.unwrap_or_default();
+                if let Some(alias) = self.memory_aliases.last_mut() {
+                    *alias = name;
+                }
+                Place::Elsewhere
             }
             (Some(Place::Domain), "metadata") if !foreign && !ours => Place::Metadata,
             (Some(Place::Metadata), "domain") if ours => {
@@ -248,11 +315,8 @@ impl Walk {
         let text = std::mem::take(&mut self.text);
         match self.path.pop() {
             Some(Place::Vcpu) => self.vcpus = value(&text),
-            Some(Place::Memory { unit }) => {
-                self.memory_mb = value::<u64>(&text)
-                    .and_then(|count| count.checked_mul(unit))
-                    .map(|bytes| ByteCount::clamped(bytes).whole_mb());
-            }
+            Some(Place::Memory { unit }) => self.memory_mb = memory(&text, unit),
+            Some(Place::MaxMemory { unit }) => self.memory_max = memory(&text, unit),
             Some(Place::Value(field)) => {
                 if let Some(draft) = &mut self.draft
                     && draft.slot(field).replace(text).is_some()
@@ -264,6 +328,7 @@ impl Walk {
                 Place::Domain
                 | Place::Metadata
                 | Place::Devices
+                | Place::Piece
                 | Place::Disk { .. }
                 | Place::Berth
                 | Place::Elsewhere,
@@ -275,7 +340,7 @@ impl Walk {
     fn add_text(&mut self, text: &str) {
         if !matches!(
             self.path.last(),
-            Some(Place::Vcpu | Place::Memory { .. } | Place::Value(_))
+            Some(Place::Vcpu | Place::Memory { .. } | Place::MaxMemory { .. } | Place::Value(_))
         ) {
             return;
         }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::decide::domain::DiskFile;
+use crate::decide::{domain::DiskFile, room::Room};
 
 fn id(n: u128) -> Uuid {
     Uuid::from_u128(0x0191_e7a0_7c1f_7b5e_9d2a_0000_0000_0000 + n)
@@ -25,6 +25,7 @@ fn config(virt_type: VirtType) -> DomainConfig {
         vcpus: Vcpus::clamped(2),
         cpu_shares: None,
         memory_mb: MemoryMb::clamped(512),
+        room: Room::none(Vcpus::clamped(2), MemoryMb::clamped(512)),
         disks: vec![DomainDisk {
             path: format!("/var/lib/berth/instances/{instance}/disk0.qcow2").into(),
             format: "qcow2",
@@ -91,6 +92,49 @@ fn a_kvm_guest_with_everything() {
         ..config.nics[0].clone()
     });
     check_golden("domain_kvm", &config);
+}
+
+#[test]
+fn a_guest_with_room_to_grow() {
+    let mut config = config(VirtType::Kvm);
+    config.cpu_shares = Some(2048);
+    config.room.vcpus = Vcpus::clamped(8);
+    config.memory_mb = MemoryMb::clamped(1024);
+    config.room.memory_mb = MemoryMb::clamped(4096);
+    check_golden("domain_room", &config);
+}
+
+#[test]
+fn what_a_running_guest_has_is_read_with_what_it_was_given() {
+    let mut config = config(VirtType::Kvm);
+    config.memory_mb = MemoryMb::clamped(1024);
+    config.room.vcpus = Vcpus::clamped(8);
+    config.room.memory_mb = MemoryMb::clamped(4096);
+    let xml = write(&config).unwrap();
+    let facts = read(&xml);
+    let running = facts.running();
+    assert_eq!((running.vcpus.get(), running.vcpus_max.get()), (2, 8));
+    assert_eq!(
+        (running.memory_mb.get(), running.memory_mb_max.get()),
+        (1024, 4096)
+    );
+    // libvirt's sum has what was added. Once all slots are used, there is no room any more.
+    let piece = write_memory(MemoryMb::clamped(1024), MemoryMb::clamped(1152)).unwrap();
+    let with = |pieces: usize| {
+        let xml = xml.replace(
+            "<memory unit=\"KiB\">1048576<",
+            "<memory unit=\"KiB\">1179648<",
+        );
+        read(&xml.replace("</devices>", &format!("{}</devices>", piece.repeat(pieces))))
+    };
+    let facts = with(1);
+    assert_eq!(facts.memory_aliases, ["ua-berth-memory-1152"]);
+    let running = facts.running();
+    assert_eq!(
+        (running.memory_mb.get(), running.memory_mb_max.get()),
+        (1152, 4096)
+    );
+    assert_eq!(with(16).running().memory_mb_max.get(), 1152);
 }
 
 #[test]
@@ -334,7 +378,7 @@ fn size_is_read_in_any_unit() {
     };
     check(
         "<domain><memory unit='KiB'>131072</memory><vcpu placement='static' current='1'>4</vcpu></domain>",
-        4,
+        1,
         128,
     );
     check(
@@ -398,12 +442,16 @@ prop_compose! {
         digest in "[0-9a-f]{0,32}",
         paths in proptest::collection::vec("/[^\\p{C}]{1,40}", 0..4),
         kvm in any::<bool>(),
+        more_vcpus in 0_u64..4,
+        more_memory in 0_u64..4,
     ) -> DomainConfig {
         let mut config = config(if kvm { VirtType::Kvm } else { VirtType::Qemu });
         config.id = InstanceId::try_from(id(seed)).unwrap();
         config.title = title;
         config.vcpus = Vcpus::clamped(vcpus);
+        config.room.vcpus = Vcpus::clamped(vcpus.saturating_add(more_vcpus));
         config.memory_mb = MemoryMb::clamped(memory_mb);
+        config.room.memory_mb = MemoryMb::clamped(memory_mb.saturating_add(more_memory));
         config.disks[0].backing = paths.into_iter().map(|path| (path.into(), "qcow2")).collect();
         config.metadata = DomainMetadata {
             instance_id: config.id,
@@ -421,7 +469,10 @@ proptest! {
         let facts = read(&write(&config).unwrap());
         prop_assert_eq!(facts.metadata, Some(config.metadata));
         prop_assert_eq!(facts.vcpus, config.vcpus);
+        prop_assert_eq!(facts.vcpus_max, config.room.vcpus);
         prop_assert_eq!(facts.memory_mb, config.memory_mb);
+        let has_room = config.room.memory_mb > config.memory_mb;
+        prop_assert_eq!(facts.memory_max, has_room.then_some(config.room.memory_mb));
         let files = config.disks.iter().flat_map(|disk| {
             let below = disk.backing.iter().map(|(path, _)| path);
             [&disk.path].into_iter().chain(below).map(|path| DiskFile {

@@ -151,6 +151,7 @@ mod tests {
     use crate::decide::{
         domain::{DomainDisks, VirtType},
         instance::{HostFacts, domain_config},
+        room::HostSize,
     };
 
     fn host() -> HostFacts {
@@ -158,6 +159,10 @@ mod tests {
             virt_type: VirtType::Qemu,
             arch: "x86_64".to_owned(),
             has_cpu_controller: false,
+            size: HostSize {
+                cpus: 16,
+                memory_mb: MemoryMb::clamped(65_536),
+            },
             paths: Paths::below(Path::new("/var/lib/berth")),
         }
     }
@@ -225,6 +230,7 @@ mod tests {
             persistent: true,
             vcpus: Vcpus::clamped(1),
             memory_mb: MemoryMb::clamped(128),
+            running: None,
             metadata: None,
             disks: DomainDisks {
                 live: [own].into_iter().chain(volumes).collect(),

@@ -78,6 +78,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         persistent: true,
         vcpus: Vcpus::clamped(1),
         memory_mb: MemoryMb::clamped(1),
+        running: None,
         disks: DomainDisks::default(),
         metadata: None,
     }

@@ -337,6 +337,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
         persistent: true,
         vcpus: Vcpus::clamped(1),
         memory_mb: MemoryMb::clamped(64),
+        running: None,
         metadata: None,
         disks: DomainDisks {
             live: files(live),

@@ -1,5 +1,5 @@
-//! Giving an instance another size, on the host it is on: a claim of the difference. A guest that is on gets a larger disk
-//! only.
+//! Giving an instance another size, on the host it is on: a claim of the difference. A guest that is on gets more, and never
+//! less: what it has is claimed as long as it has it.
 
 use berth_common::{
     document::{DesiredPower, Flavor},
@@ -87,7 +87,8 @@ pub(super) async fn resize(
     Ok(())
 }
 
-/// Refuses what a guest that is on cannot be given: of its size, only its disk grows under it.
+/// Refuses what a guest that is on cannot be given: it gets more, at once if its domain has room for it and else with its
+/// next start. Less would be claimed than it has.
 fn check_power(row: &InstanceRow, flavor: Flavor) -> Result<(), ClaimError> {
     let only_disk = Flavor {
         disk_gb: row.flavor.disk_gb,
@@ -96,11 +97,28 @@ fn check_power(row: &InstanceRow, flavor: Flavor) -> Result<(), ClaimError> {
     match row.desired_power {
         DesiredPower::Stopped => Ok(()),
         DesiredPower::Running | DesiredPower::Paused if only_disk => Ok(()),
-        DesiredPower::Running | DesiredPower::Paused => Err(conflict(format!(
-            "instance {} shall be {}; stop it first: while it is on, only its disk grows",
-            row.name,
-            row.desired_power.as_str()
-        ))),
+        DesiredPower::Running | DesiredPower::Paused
+            if flavor.vcpus < row.flavor.vcpus || flavor.memory_mb < row.flavor.memory_mb =>
+        {
+            Err(conflict(format!(
+                "instance {} shall be {}; stop it first: while it is on it gets more, never less (it has {} and {} of \
+                 memory)",
+                row.name,
+                row.desired_power.as_str(),
+                row.flavor.vcpus,
+                row.flavor.memory_mb
+            )))
+        }
+        // Whoever is given another size hears how, and that needs to be known.
+        DesiredPower::Running | DesiredPower::Paused if row.observed.running.is_none() => {
+            Err(conflict(format!(
+                "instance {} shall be {}, and its host has not said yet what its guest has; repeat this when it is \
+                 active, or stop it first",
+                row.name,
+                row.desired_power.as_str()
+            )))
+        }
+        DesiredPower::Running | DesiredPower::Paused => Ok(()),
         DesiredPower::Suspended => Err(conflict(format!(
             "instance {} shall be {}, and its memory knows the size it has; resume it first",
             row.name,
