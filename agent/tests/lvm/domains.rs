@@ -1,6 +1,8 @@
 //! Logical volumes under a real libvirt and a real QEMU, whose guest stands still: that is enough to open disks, to get more of
 //! them, and for QEMU to copy one.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
 use berth_agent::{
     act::{
         Compute,
@@ -64,7 +66,8 @@ fn domain(folder: &Path, disk: DomainDisk) -> DomainConfig {
 
 /// The programs that have a block device open.
 fn users(device: &Path) -> Vec<String> {
-    let device = fs::canonicalize(device).unwrap();
+    // By its number: libvirt gives QEMU nodes of its own.
+    let number = fs::metadata(device).unwrap().rdev();
     let mut names = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
         // Processes end while they are looked at.
@@ -72,7 +75,8 @@ fn users(device: &Path) -> Vec<String> {
         let has = files.is_ok_and(|files| {
             files
                 .flatten()
-                .any(|file| fs::read_link(file.path()).is_ok_and(|path| path == device))
+                .filter_map(|file| fs::metadata(file.path()).ok())
+                .any(|file| file.file_type().is_block_device() && file.rdev() == number)
         });
         if has && let Ok(name) = fs::read_to_string(process.path().join("comm")) {
             names.push(name.trim().to_owned());

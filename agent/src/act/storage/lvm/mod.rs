@@ -188,9 +188,7 @@ impl LvmPool {
                     self.remove(owner, &volume.name).await?;
                 }
                 // Whoever read it is gone.
-                (Owner::Snapshot(_), Role::Whole) if volume.active => {
-                    self.deactivate(&volume.name).await?;
-                }
+                (Owner::Snapshot(id), Role::Whole) if volume.active => self.rest(id).await,
                 (Owner::Volume(_) | Owner::Snapshot(_), _) => {}
             }
         }

@@ -164,6 +164,11 @@ impl LvmPool {
             }
         }
         readers.remove(&id);
+        self.rest(id).await;
+    }
+
+    /// Takes the device of a snapshot away that nobody reads.
+    pub(super) async fn rest(&self, id: SnapshotId) {
         if let Err(fault) = self.deactivate(&Role::Whole.name(id)).await {
             // The next start of the agent ends it, or the snapshot's end.
             tracing::warn!(snapshot = %id, error = %error_chain(&fault), "the device of a snapshot stays");
