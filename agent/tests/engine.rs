@@ -148,10 +148,16 @@ fn facts() -> HostFacts {
             memory_mb: MemoryMb::clamped(65_536),
         },
         paths: Paths {
-            pools: BTreeMap::from([(fast(), "/dev/vg0".into())]),
+            pools: BTreeMap::from([(fast(), "/dev/vg0".into()), (thin(), "/dev/vg0".into())]),
+            thin: [thin()].into(),
             ..Paths::below(Path::new("/var/lib/berth"))
         },
     }
+}
+
+/// The same, thin.
+fn thin() -> PoolName {
+    "thin".parse().unwrap()
 }
 
 /// The host's pool of block devices.
@@ -190,7 +196,9 @@ impl Lab {
         let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
         let state = tempfile::tempdir().unwrap();
         let host = FakeHost::new();
-        host.have_pool(fast(), ByteCount::clamped(1 << 40));
+        for pool in [fast(), thin()] {
+            host.have_pool(pool, ByteCount::clamped(1 << 40));
+        }
         let known = Known::default();
         tokio::spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
         let name: HostName = "hv1".parse().unwrap();

@@ -5,7 +5,7 @@
 //! ([`link_alias`]); a link whose alias is another's is a collision and is refused, never reused.
 
 use berth_common::{
-    ids::{InstanceId, NetworkId, PortId, VolumeId},
+    ids::{InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
     units::MemoryMb,
 };
 use sha2::{Digest, Sha256};
@@ -22,6 +22,8 @@ pub const MEMORY_ALIAS: &str = "ua-berth-memory-";
 const PARTIAL: &str = "tmp-";
 /// What follows it in the name of one that is being wiped.
 const LEAVING: &str = "wipe-";
+/// What comes before all that in the name of one that is a snapshot.
+const SNAPSHOT: &str = "snap-";
 
 /// The alias of the piece of memory with which a guest has so much.
 #[must_use]
@@ -92,6 +94,30 @@ pub fn volume_of(name: &str) -> Option<VolumeId> {
     let id = name.strip_prefix(NAME_PREFIX)?;
     let parsed: VolumeId = id.parse().ok()?;
     (parsed.to_string() == id).then_some(parsed)
+}
+
+/// The logical volume of a snapshot that is whole.
+#[must_use]
+pub fn logical_snapshot(snapshot: SnapshotId) -> String {
+    format!("{NAME_PREFIX}{SNAPSHOT}{snapshot}")
+}
+
+/// The logical volume of a snapshot that is being made.
+#[must_use]
+pub fn partial_snapshot(snapshot: SnapshotId) -> String {
+    format!("{NAME_PREFIX}{SNAPSHOT}{PARTIAL}{snapshot}")
+}
+
+/// The logical volume of a snapshot that was deleted, and whose bytes are not gone yet.
+#[must_use]
+pub fn leaving_snapshot(snapshot: SnapshotId) -> String {
+    format!("{NAME_PREFIX}{SNAPSHOT}{LEAVING}{snapshot}")
+}
+
+/// The same as [`volume_tag`], of a snapshot.
+#[must_use]
+pub fn snapshot_tag(snapshot: SnapshotId) -> String {
+    format!("berth.snapshot={snapshot}")
 }
 
 /// The bridge of a network.

@@ -16,6 +16,7 @@ mod m0007_lifecycle;
 mod m0008_root_volume;
 mod m0009_disk_bus;
 mod m0010_live_size;
+mod m0011_snapshot_pools;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -42,6 +43,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_root_volume::Migration),
             Box::new(m0009_disk_bus::Migration),
             Box::new(m0010_live_size::Migration),
+            Box::new(m0011_snapshot_pools::Migration),
         ]
     }
 
