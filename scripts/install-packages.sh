@@ -8,7 +8,7 @@
 #           at them with: curl, jq, ping
 #   guest   build the test guest (scripts/guest-image.sh)
 #   test    what the test tiers use on top: PostgreSQL, MariaDB, a Python AMQP client, ssh, jq, strace, promtool,
-#           LVM
+#           LVM, XFS
 #   all     all of these
 #
 # On a machine without systemd no service is started by the installation; with systemd, Debian's own rules
@@ -29,6 +29,7 @@ guest_packages=(busybox-static dropbear-bin fdisk mtools qemu-utils syslinux sys
 test_packages=(
 	iproute2 jq lvm2 mariadb-client mariadb-server openssh-client postgresql postgresql-client procps
 	prometheus python3 python3-pika sshpass strace systemd thin-provisioning-tools util-linux
+	xfsprogs
 )
 
 say() { printf 'packages: %s\n' "$*"; }

@@ -23,7 +23,9 @@ use crate::{
         command::PATH,
         libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
         machine::{Measure as _, ThisMachine},
-        storage::{LvmPoolOptions, StorageOptions, check_lvm_pool},
+        storage::{
+            LvmPoolOptions, StorageOptions, check_lvm_pool, check_qemu_img, seen_with_the_system,
+        },
     },
     config::Config,
 };
@@ -144,6 +146,7 @@ pub fn check(config: &Config) -> Findings {
     check_programs(&mut findings);
     check_tun(&mut findings);
     check_kernel(&mut findings);
+    check_confinement(&mut findings, config);
     check_space(&mut findings, &config.state_dir);
     check_pools(&mut findings, &config.pools);
     check_libvirt(&mut findings, &config.libvirt_uri);
@@ -297,6 +300,34 @@ fn try_links() -> Result<(), String> {
         bridge.map_err(|error| format!("a bridge: {error}"))?;
         veth.map_err(|error| format!("a veth pair: {error}"))
     })
+}
+
+/// Whether `qemu-img` can be kept from everything but its files: it is never run otherwise.
+fn check_confinement(findings: &mut Findings, config: &Config) {
+    let options = StorageOptions {
+        qemu_img_user: config.qemu_img_user.clone(),
+        ..StorageOptions::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let checked = runtime
+        .map_err(|error| format!("whether qemu-img can be confined could not be tried: {error}"))
+        .and_then(|runtime| runtime.block_on(check_qemu_img(&options)));
+    if let Err(reason) = checked {
+        let fix = "disks and volumes are only made by a qemu-img without rights: that takes the user it says, root rights, and \
+                   a kernel of 5.12 or newer with mount, network and IPC namespaces that a container does not keep from the \
+                   agent";
+        findings.add(Severity::Fatal, reason, Some(fix));
+    }
+    if let Some(directory) = seen_with_the_system(&config.state_dir) {
+        let what = format!(
+            "{} lies in {directory}, where qemu-img sees the system's programs and libraries, and so all disks",
+            config.state_dir.display()
+        );
+        let fix = "set host.state_dir to a directory elsewhere, /var/lib/berth say";
+        findings.add(Severity::Warning, what, Some(fix));
+    }
 }
 
 fn check_space(findings: &mut Findings, state_dir: &Path) {

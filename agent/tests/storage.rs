@@ -7,6 +7,10 @@
     reason = "a panic in a test is a failed assertion"
 )]
 
+#[path = "storage/hostile.rs"]
+mod hostile;
+#[path = "storage/reflinks.rs"]
+mod reflinks;
 #[path = "storage/snapshots.rs"]
 mod snapshots;
 #[path = "storage/volumes.rs"]
@@ -80,8 +84,12 @@ impl Host {
         fs::create_dir_all(root).unwrap();
         // `qemu-img` runs as somebody without rights.
         fs::set_permissions(root, fs::Permissions::from_mode(0o711)).unwrap();
-        let wrapper = root.join("qemu-img");
-        let log = root.join("qemu-img.log");
+        // What tests put in its place lies here, and what that writes.
+        let tools = root.join("tool");
+        fs::create_dir_all(&tools).unwrap();
+        fs::set_permissions(&tools, fs::Permissions::from_mode(0o777)).unwrap();
+        let wrapper = tools.join("qemu-img");
+        let log = tools.join("qemu-img.log");
         let script = format!(
             "#!/bin/sh\necho \"$@\" >> {}\nexec /usr/bin/qemu-img \"$@\"\n",
             log.display()
@@ -91,6 +99,7 @@ impl Host {
         fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).unwrap();
         let mut options = StorageOptions {
             qemu_img: wrapper,
+            qemu_img_sees: vec![tools, "/dev/zero".into(), "/proc".into()],
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(5),
             max_redirects: 3,
@@ -152,8 +161,13 @@ impl Host {
 
     /// How `qemu-img` was called so far.
     fn calls(&self) -> Vec<String> {
-        let log = fs::read_to_string(self.root.join("qemu-img.log")).unwrap_or_default();
+        let log = fs::read_to_string(self.tool("qemu-img.log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
+    }
+
+    /// What lies beside `qemu-img`, where whoever runs it may write.
+    fn tool(&self, name: &str) -> PathBuf {
+        self.root.join("tool").join(name)
     }
 
     fn image_files(&self) -> Vec<String> {
@@ -1048,7 +1062,7 @@ async fn eviction_finds_the_image_of_a_half_made_disk_in_use() {
     wait_for("the tool", || !host.calls().is_empty()).await;
     host.storage.evict_old_images().await.unwrap();
     assert!(host.storage.has_image(&image).await.unwrap());
-    fs::write(host.root.join("go"), "").unwrap();
+    fs::write(host.tool("go"), "").unwrap();
     making.await.unwrap().unwrap();
     host.storage.evict_old_images().await.unwrap();
     assert!(host.storage.has_image(&image).await.unwrap());
@@ -1412,10 +1426,7 @@ async fn images_of_other_tools_become_disks_with_their_content() {
 
 /// Replaces `qemu-img` by a script of the test's.
 fn qemu_img(host: &Host, script: &str) {
-    install(
-        &host.root.join("qemu-img"),
-        &format!("#!/bin/sh\n{script}\n"),
-    );
+    install(&host.tool("qemu-img"), &format!("#!/bin/sh\n{script}\n"));
 }
 
 #[tokio::test]
@@ -1427,12 +1438,14 @@ async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
         &bytes,
         ImageFormat::Vmdk,
     );
-    let log = host.root.join("qemu-img.log");
+    let log = host.tool("qemu-img.log");
+    let other = own_image(&host, "other", MIB);
+    host.fetch(&other).await.unwrap();
     qemu_img(
         &host,
         &format!(
-            "cat /proc/self/status /proc/self/limits /proc/net/dev > {0}; ls . >> {0} 2>&1; for file; do :; done; \
-             echo no image > $file",
+            "cat /proc/self/status /proc/self/limits /proc/net/dev > {0}; ls -A . / >> {0} 2>&1; \
+             for file; do :; done; echo no image > $file",
             log.display()
         ),
     );
@@ -1442,7 +1455,7 @@ async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
         false,
         &["declared qcow2", "does not start with qcow2's magic number"],
     );
-    assert_eq!(host.image_files(), [""; 0]);
+    assert_eq!(host.image_files(), [other.sha256.as_str()]);
     let seen = fs::read_to_string(&log).unwrap();
     let value = |name: &str| {
         let line = seen.lines().find(|line| line.starts_with(name)).unwrap();
@@ -1465,9 +1478,13 @@ async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
         (MIB + MIB / 4096 + 4 * MIB).to_string()
     );
     assert_eq!(value("Max core file size")[0], "0");
+    // What it reads and what it writes, and not the other image.
+    let begins = |prefix: &str| seen.lines().filter(|line| line.starts_with(prefix)).count();
+    assert_eq!((begins(".partial-"), begins(".tmp-")), (1, 1), "{seen}");
+    assert!(!seen.contains(other.sha256.as_str()), "{seen}");
     assert!(
-        seen.contains("Permission denied"),
-        "it could list images: {seen}"
+        seen.lines().any(|line| line == "usr") && !seen.lines().any(|line| line == "root"),
+        "{seen}"
     );
     let others = seen
         .lines()
@@ -1499,7 +1516,7 @@ async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
         false,
         &["could not be converted to qcow2", "the image is damaged"],
     );
-    assert_eq!(host.image_files(), [""; 0]);
+    assert_eq!(host.image_files(), [other.sha256.as_str()]);
     for (user, part) in [
         ("root", "must run as a user without rights"),
         ("nosuchuser", "there is no user"),
@@ -2310,10 +2327,12 @@ fn nothing_outside_of_the_pool_is_opened() {
         let own = path.starts_with("./.partial-") || path.starts_with("./.tmp-");
         let in_pool = path.starts_with(state) || own;
         let harness = path == host.root.to_str().unwrap()
-            || path.starts_with(&format!("{}/qemu-img", host.root.display()))
+            || path.starts_with(host.tool("").to_str().unwrap())
             || path.starts_with(env!("CARGO_MANIFEST_DIR"));
         let from_system = system.iter().any(|prefix| path.starts_with(prefix));
         let missing = line.contains("ENOENT");
+        // Only shown to a tool that may then open it.
+        let from_system = from_system || line.contains("O_PATH");
         assert!(
             in_pool || is_source(path) || from_system || harness || missing,
             "opened outside of {state}, {}: {line}",
@@ -2689,7 +2708,7 @@ async fn a_qemu_img_that_hangs_or_is_missing_leaves_nothing() {
     let plan = host.plan(id, &image, 1 << 30);
     // The last argument but one is the file that is to be made.
     install(
-        &host.root.join("qemu-img"),
+        &host.tool("qemu-img"),
         "#!/bin/sh\nfor file; do last=$before; before=$file; done\necho half > $last\nsleep 600\n",
     );
     fails(
@@ -2699,7 +2718,7 @@ async fn a_qemu_img_that_hangs_or_is_missing_leaves_nothing() {
         &["was killed after 0.3 s"],
     );
     assert_eq!(names(&host.paths.instance(id)), [""; 0]);
-    fs::remove_file(host.root.join("qemu-img")).unwrap();
+    fs::remove_file(host.tool("qemu-img")).unwrap();
     fails(
         host.create(&plan).await,
         FaultCode::Internal,
@@ -2910,9 +2929,10 @@ async fn an_agent_that_is_killed_while_it_converts_leaves_no_image() {
         );
         let victim_root = host.root.join("victim");
         fs::create_dir_all(&victim_root).unwrap();
-        let slow = victim_root.join("slow");
+        fs::create_dir_all(victim_root.join("tool")).unwrap();
+        let slow = victim_root.join("tool/slow");
         install(&slow, &format!("#!/bin/sh\n{script}\n"));
-        let log = victim_root.join("qemu-img.log");
+        let log = victim_root.join("tool/qemu-img.log");
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--ignored"])
             .env("BERTH_TEST_ROOT", &victim_root)
@@ -2937,13 +2957,12 @@ async fn an_agent_that_is_killed_while_it_converts_leaves_no_image() {
         after.create(&plan).await.unwrap();
         assert!(content_of(&plan.path).starts_with(&content));
         fs::remove_dir_all(&victim_root).unwrap();
-        end_leftovers(&slow);
+        end_leftovers(&victim_root);
     }
 }
 
 /// Ends what a killed agent's tool is: its script has become `sleep`, in the directory of images.
-fn end_leftovers(script: &Path) {
-    let directory = script.parent().unwrap();
+fn end_leftovers(directory: &Path) {
     for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
             continue;

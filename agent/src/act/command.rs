@@ -9,6 +9,8 @@
 
 mod confinement;
 mod limits;
+mod private_root;
+mod view;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -30,6 +32,8 @@ use tokio::{
 
 pub use confinement::{Account, AccountError, Confinement, Network};
 pub use limits::Limits;
+pub(crate) use view::SYSTEM;
+pub use view::{Access, View};
 
 /// Where tools are looked for.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -63,6 +67,18 @@ pub enum CommandError {
     /// It could not be started.
     #[error("could not start `{}`", line(argv))]
     Start {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be started without rights.
+    #[error(
+        "could not start `{}` as another user with nothing but its files in sight (mount and network namespaces of its own)",
+        line(argv)
+    )]
+    Confine {
         /// The program and its arguments.
         argv: Vec<String>,
         /// The cause.
@@ -140,6 +156,7 @@ impl CommandError {
             Self::TimedOut { stderr, .. } | Self::Failed { stderr, .. } => stderr,
             Self::Missing { .. }
             | Self::Start { .. }
+            | Self::Confine { .. }
             | Self::Wait { .. }
             | Self::Unfinished { .. }
             | Self::NotBegun { .. }
@@ -382,8 +399,9 @@ impl Command {
             command.env("MALLOC_ARENA_MAX", count.to_string());
         }
         self.limits.impose_on(&mut command);
-        if let Some(confinement) = self.confinement {
-            confinement.impose_on(&mut command);
+        if let Some(confinement) = &self.confinement {
+            let imposed = confinement.impose_on(&mut command, &self.directory);
+            imposed.map_err(|source| self.not_started(source))?;
         }
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(self.abandoned == Abandoned::Killed);
@@ -391,11 +409,16 @@ impl Command {
             io::ErrorKind::NotFound if self.directory.is_dir() => CommandError::Missing {
                 program: self.program.to_string_lossy().into_owned(),
             },
-            _ => CommandError::Start {
-                argv: self.argv(),
-                source,
-            },
+            _ => self.not_started(source),
         })
+    }
+
+    fn not_started(&self, source: io::Error) -> CommandError {
+        let argv = self.argv();
+        match self.confinement {
+            Some(_) => CommandError::Confine { argv, source },
+            None => CommandError::Start { argv, source },
+        }
     }
 
     /// Reads what the child prints until it ended and its pipes are empty.

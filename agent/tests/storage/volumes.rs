@@ -12,6 +12,34 @@ use berth_common::{
 use super::*;
 
 const GIB: u64 = 1 << 30;
+
+/// A `qemu-img` that waits between two of its commands until it is told to go on.
+pub(super) fn slow_qemu_img(host: &Host, first: &str, then: &str) {
+    let wait = "echo here > $here/waits; while ! [ -e $here/go ]; do sleep 0.01; done";
+    qemu_img(
+        host,
+        &format!("here=$(dirname $0)\n{first}\n{wait}\n{then}"),
+    );
+}
+
+/// Carries out a step, and does something while its `qemu-img`, a slow one, waits.
+pub(super) async fn meanwhile(
+    host: &Host,
+    step: StorageStep,
+    work: impl FnOnce(),
+) -> Result<(), ActError> {
+    let storage = host.storage.clone();
+    let running = tokio::spawn(async move { storage.apply(&step, &watch::channel(None).0).await });
+    wait_for("the tool", || host.tool("waits").exists()).await;
+    work();
+    fs::write(host.tool("go"), "").unwrap();
+    let result = running.await.unwrap();
+    for file in ["waits", "go"] {
+        fs::remove_file(host.tool(file)).unwrap();
+    }
+    result
+}
+
 pub(super) const FORMATS: [VolumeFormat; 2] = [VolumeFormat::Qcow2, VolumeFormat::Raw];
 
 impl Host {
@@ -55,7 +83,7 @@ impl Host {
         .await
     }
 
-    async fn found(&self, id: VolumeId) -> VolumeFiles {
+    pub(super) async fn found(&self, id: VolumeId) -> VolumeFiles {
         self.storage.observe_volume(id, None).await.unwrap()
     }
 
@@ -378,14 +406,14 @@ fn a_full_disk_during_a_copy_is_survived() {
             fs::remove_file(filler).unwrap();
 
             // Somebody takes the room in the middle of the copy: whoever runs, it is not root.
-            let taken = root.join("taken");
+            let taken = host.tool("taken");
             fs::write(&taken, b"").unwrap();
             fs::set_permissions(&taken, fs::Permissions::from_mode(0o666)).unwrap();
             let script = format!(
                 "#!/bin/sh\nhead -c 24M /dev/zero > {}\nexec /usr/bin/qemu-img \"$@\"\n",
                 taken.display()
             );
-            install(&root.join("qemu-img"), &script);
+            install(&host.tool("qemu-img"), &script);
             fails(
                 host.step(StorageStep::CreateVolume(id.clone())).await,
                 FaultCode::DiskFull,
@@ -395,7 +423,7 @@ fn a_full_disk_during_a_copy_is_survived() {
             assert_eq!(host.volume_files(), [""; 0]);
             assert!(host.found(id.id).await.is_empty());
             install(
-                &root.join("qemu-img"),
+                &host.tool("qemu-img"),
                 "#!/bin/sh\nexec /usr/bin/qemu-img \"$@\"\n",
             );
             fs::remove_file(&taken).unwrap();
@@ -419,7 +447,7 @@ fn a_copy_is_broken_off_before_it_takes_what_is_kept_for_guests() {
         let volume = host.new_volume(VolumeFormat::Raw, 64 * MIB, Content::Image(image));
         // Something of unknown length: it looks small and grows without end.
         let script = "#!/bin/sh\nfor last; do :; done\nhead -c 20M /dev/zero | tr '\\0' x > \"$last\"\nexec sleep 60\n";
-        install(&root.join("qemu-img"), script);
+        install(&host.tool("qemu-img"), script);
         let started = Instant::now();
         fails(
             host.step(StorageStep::CreateVolume(volume)).await,
@@ -437,19 +465,23 @@ async fn a_copy_of_what_is_written_meanwhile_is_thrown_away() {
     let host = Host::new();
     let source = host.new_volume(VolumeFormat::Raw, 4 * MIB, Content::Zeros);
     host.make(&source).await;
-    let script = format!(
-        "#!/bin/sh\n/usr/bin/qemu-img \"$@\"\nsleep 0.05\nprintf x | dd of={} conv=notrunc 2>/dev/null\n",
-        source.path.display()
-    );
-    install(&host.root.join("qemu-img"), &script);
+    slow_qemu_img(&host, "/usr/bin/qemu-img \"$@\"", "");
     let from = VolumeRef {
         pool: Default::default(),
         id: source.id,
         format: VolumeFormat::Raw,
     };
-    let copy = host.new_volume(VolumeFormat::Raw, 4 * MIB, Content::Volume(from));
+    let copy = host.new_volume(VolumeFormat::Qcow2, 4 * MIB, Content::Volume(from));
+    let write = || {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .open(&source.path)
+            .unwrap();
+        file.write_all(b"x").unwrap();
+    };
+    let step = StorageStep::CreateVolume(copy.clone());
     fails(
-        host.step(StorageStep::CreateVolume(copy.clone())).await,
+        meanwhile(&host, step, write).await,
         FaultCode::Volume,
         true,
         &["was written to while it was copied"],

@@ -1,5 +1,8 @@
-//! A tool without rights, imposed between fork and exec: another user, no capability, nothing that gives either back,
-//! and no network if the caller says so. For tools that read what strangers made.
+//! A tool without rights, imposed between fork and exec: another user, nothing that gives rights back, a root directory
+//! with nothing in it but what it works on, and no network if the caller says so. For tools that read what strangers made.
+//!
+//! It has no capability, with one exception: a tool that works on a file of another user's may pass over the permissions of
+//! what it sees (`CAP_DAC_OVERRIDE`), and it sees nothing else. What it may only read is mounted read-only.
 //!
 //! Its unsafe code must stay free of allocation, locks and logging: it runs in the child of a process with many
 //! threads.
@@ -9,18 +12,27 @@
     reason = "a closure between fork and exec is the only place where rights can be dropped before the tool runs"
 )]
 
-use std::{io, os::unix::process::CommandExt, process::Command};
+use std::{io, os::unix::process::CommandExt, path::Path, process::Command};
 
 use nix::{
     errno::Errno,
     libc,
     sched::{CloneFlags, unshare},
-    sys::prctl::set_no_new_privs,
+    sys::prctl::{set_keepcaps, set_no_new_privs},
     unistd::{Gid, Uid, User, setgroups, setresgid, setresuid},
 };
 
+use super::{private_root::PrivateRoot, view::View};
+
 /// Above the highest capability of any kernel; the kernel itself says where its list ends.
 const MAX_CAPABILITY: libc::c_ulong = 63;
+/// Passes over the permissions of files (capabilities(7)). Not `CAP_DAC_READ_SEARCH`, which opens files by handles too, and
+/// so also those that are not seen.
+const DAC_OVERRIDE: libc::c_ulong = 1;
+/// Operation of `PR_CAP_AMBIENT` (prctl(2)).
+const AMBIENT_RAISE: libc::c_ulong = 2;
+/// `_LINUX_CAPABILITY_VERSION_3` of capset(2).
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
 /// A user without rights, as the host knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,27 +109,40 @@ pub enum Network {
 }
 
 /// How a tool is kept from doing harm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Confinement {
     /// Who it becomes.
     pub account: Account,
     /// What it sees of the network.
     pub network: Network,
+    /// What it sees of the host's files.
+    pub view: View,
 }
 
 impl Confinement {
-    /// Makes the child give up everything before it becomes the tool. Its working directory was entered before that:
-    /// the tool reaches files in it also where it could not have come there itself.
-    pub(super) fn impose_on(self, command: &mut Command) {
+    /// Makes the child give up everything before it becomes the tool. It begins in this directory, of which it sees what it
+    /// was shown in it.
+    pub(super) fn impose_on(&self, command: &mut Command, directory: &Path) -> io::Result<()> {
+        let account = self.account;
+        let kept = self.view.private.then_some(DAC_OVERRIDE);
+        let namespaces = match self.network {
+            Network::Host => CloneFlags::empty(),
+            Network::None => CloneFlags::CLONE_NEWNET,
+        };
+        let mut root = PrivateRoot::new(&self.view, account.gid, directory)?;
         let impose = move || -> io::Result<()> {
-            if self.network == Network::None {
-                unshare(CloneFlags::CLONE_NEWNET)?;
-            }
-            drop_bounding_set()?;
+            root.open_trees()?;
+            unshare(namespaces | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC)?;
+            root.enter()?;
+            drop_bounding_set(kept)?;
             setgroups(&[])?;
-            let Account { uid, gid } = self.account;
+            let Account { uid, gid } = account;
             setresgid(gid, gid, gid)?;
+            set_keepcaps(kept.is_some())?;
             setresuid(uid, uid, uid)?;
+            if let Some(capability) = kept {
+                keep(capability)?;
+            }
             set_no_new_privs()?;
             Ok(())
         };
@@ -126,12 +151,13 @@ impl Confinement {
         unsafe {
             command.pre_exec(impose);
         }
+        Ok(())
     }
 }
 
-/// No program that is run from now on can have any capability.
-fn drop_bounding_set() -> io::Result<()> {
-    for capability in 0..=MAX_CAPABILITY {
+/// No program that is run from now on can have any other capability.
+fn drop_bounding_set(kept: Option<libc::c_ulong>) -> io::Result<()> {
+    for capability in (0..=MAX_CAPABILITY).filter(|it| Some(*it) != kept) {
         // SAFETY: PR_CAPBSET_DROP takes one number and touches no memory.
         let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         match Errno::result(result) {
@@ -140,5 +166,50 @@ fn drop_bounding_set() -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         }
     }
+    Ok(())
+}
+
+/// `struct __user_cap_header_struct` of capset(2).
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// `struct __user_cap_data_struct` of capset(2): 32 of the capabilities.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Capabilities {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up all capabilities but this one of the first 32, which the tool is to have.
+fn keep(capability: libc::c_ulong) -> io::Result<()> {
+    let bit = 1 << capability;
+    let header = CapabilityHeader {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let none = Capabilities {
+        effective: 0,
+        permitted: 0,
+        inheritable: 0,
+    };
+    let one = Capabilities {
+        effective: bit,
+        permitted: bit,
+        inheritable: bit,
+    };
+    let sets = [one, none];
+    // SAFETY: capset reads a header and, with this version, two sets, which live until it returns.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
+    Errno::result(result)?;
+    let none: libc::c_ulong = 0;
+    // SAFETY: PR_CAP_AMBIENT takes numbers and touches no memory.
+    let result =
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, AMBIENT_RAISE, capability, none, none) };
+    Errno::result(result)?;
     Ok(())
 }

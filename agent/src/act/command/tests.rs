@@ -193,34 +193,42 @@ async fn limits_bind() {
     );
 }
 
-#[tokio::test]
-async fn a_confined_tool_has_no_rights_and_no_network() {
-    let account = Account::named("nobody").unwrap();
+/// A directory of files: one that the tool's user owns, one of root's alone, and one that is not shown.
+fn files(account: Account) -> (tempfile::TempDir, [std::path::PathBuf; 3]) {
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("inside");
-    std::fs::write(&file, "").unwrap();
-    std::os::unix::fs::chown(&file, Some(account.uid()), Some(account.gid())).unwrap();
-    let script = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status; cat /proc/net/dev | tail -n +3 | cut -d: -f1; echo x > inside; cat /etc/shadow";
-    let confined = |network| {
-        sh(script)
-            .directory(directory.path())
-            .confined(Confinement { account, network })
-    };
-    std::fs::set_permissions(
-        directory.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o711),
-    )
-    .unwrap();
-    let mut heard = Vec::new();
-    let error = confined(Network::None)
-        .run_heard(&mut |bytes| heard.extend_from_slice(bytes))
+    let files = ["own", "private", "hidden"].map(|name| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, format!("it is {name}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).unwrap();
+        path
+    });
+    std::os::unix::fs::chown(&files[0], Some(account.uid()), Some(account.gid())).unwrap();
+    (directory, files)
+}
+
+/// What a confined shell says.
+async fn confined(script: &str, directory: &std::path::Path, view: View) -> String {
+    let account = Account::named("nobody").unwrap();
+    let output = sh(&format!("exec 2>&1; {script}; true"))
+        .directory(directory)
+        .confined(Confinement {
+            account,
+            network: Network::None,
+            view: view.with_tree(std::path::Path::new("/proc")).unwrap(),
+        })
+        .run()
         .await
-        .unwrap_err();
-    assert!(
-        error.stderr().contains("/etc/shadow: Permission denied"),
-        "{error}"
-    );
-    let heard = String::from_utf8(heard).unwrap();
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const STATUS: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status; \
+                      cat /proc/net/dev | tail -n +3 | cut -d: -f1";
+
+/// Checks who somebody is, by [`STATUS`], and that only these capabilities are left.
+fn check_status(heard: &str, capabilities: &str) {
+    let account = Account::named("nobody").unwrap();
     let value = |name: &str| {
         let line = heard.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_once(':')
@@ -234,7 +242,7 @@ async fn a_confined_tool_has_no_rights_and_no_network() {
     assert_eq!(value("Gid:"), [gid.as_str(); 4], "{heard}");
     assert_eq!(value("Groups:"), [""; 0], "{heard}");
     for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-        assert_eq!(value(set), ["0000000000000000"], "{heard}");
+        assert_eq!(value(set), [capabilities], "{heard}");
     }
     assert_eq!(value("NoNewPrivs:"), ["1"], "{heard}");
     let links: Vec<_> = heard
@@ -243,7 +251,120 @@ async fn a_confined_tool_has_no_rights_and_no_network() {
         .filter(|line| !line.contains(':'))
         .collect();
     assert!(links.is_empty() || links == ["lo"], "{heard}");
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), "x\n");
+}
+
+#[tokio::test]
+async fn a_confined_tool_has_no_rights_and_sees_what_it_is_shown() {
+    let (directory, [own, private, hidden]) = files(Account::named("nobody").unwrap());
+    let view = View::of_system()
+        .unwrap()
+        .with_file(&own, Access::Write)
+        .unwrap();
+    check_status(
+        &confined(STATUS, directory.path(), view.clone()).await,
+        "0000000000000000",
+    );
+    let script = format!(
+        "cat own; echo written >> own; ls; ls -a /; ls /etc /dev; cat {hidden}; touch new /new; cat /etc/shadow; echo x \
+         > /usr/bin/x",
+        hidden = hidden.display()
+    );
+    let heard = confined(&script, directory.path(), view.clone()).await;
+    assert!(heard.starts_with("it is own\nown\n"), "{heard}");
+    for part in [
+        "hidden: No such file",
+        "/etc/shadow: No such file",
+        "cannot touch 'new': Read-only file system",
+        "cannot touch '/new': Read-only file system",
+        "/usr/bin/x: Read-only file system",
+        "/etc:\nld.so.cache\n",
+        "/dev:\nnull\nurandom\n",
+    ] {
+        assert!(heard.contains(part), "no {part:?} in: {heard}");
+    }
+    for name in ["home", "root", "var", "sys"] {
+        assert!(!heard.lines().any(|line| line == name), "{name}: {heard}");
+    }
+    assert_eq!(
+        std::fs::read_to_string(&own).unwrap(),
+        "it is own\nwritten\n"
+    );
+
+    // What only root may read stays so, unless it is shown as that.
+    let shown = view.clone().with_file(&private, Access::Read).unwrap();
+    let heard = confined("cat private", directory.path(), shown).await;
+    assert!(heard.contains("Permission denied"), "{heard}");
+    let shown = view.with_private_file(&private, Access::Read).unwrap();
+    check_status(
+        &confined(STATUS, directory.path(), shown.clone()).await,
+        "0000000000000002",
+    );
+    let script = "cat private; echo x > private; chown 0 private; cat hidden; ls; mount -o remount,rw private";
+    let heard = confined(script, directory.path(), shown).await;
+    assert!(heard.starts_with("it is private\n"), "{heard}");
+    for part in [
+        "private: Read-only file system",
+        "changing ownership of 'private'",
+        "hidden: No such file",
+        "own\nprivate\n",
+        "mount:",
+    ] {
+        assert!(heard.contains(part), "no {part:?} in: {heard}");
+    }
+    for path in [&private, &hidden] {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let content = std::fs::read_to_string(path).unwrap();
+        assert_eq!(content, format!("it is {name}\n"));
+    }
+    let host = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!host.contains(directory.path().to_str().unwrap()), "{host}");
+}
+
+#[tokio::test]
+async fn what_took_the_place_of_a_file_is_not_shown() {
+    let (directory, [own, _, hidden]) = files(Account::named("nobody").unwrap());
+    let system = || View::of_system().unwrap();
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&hidden, &link).unwrap();
+    for wrong in [link.as_path(), directory.path(), "/dev/null".as_ref()] {
+        system().with_file(wrong, Access::Read).unwrap_err();
+        system()
+            .with_private_file(wrong, Access::Write)
+            .unwrap_err();
+        system().with_device(wrong, Access::Read).unwrap_err();
+    }
+    // It was opened: a later name leads to nothing new.
+    let view = system().with_file(&own, Access::Read).unwrap();
+    std::fs::rename(&own, directory.path().join("old")).unwrap();
+    std::os::unix::fs::symlink(&hidden, &own).unwrap();
+    let heard = confined("cat own; echo x > own", directory.path(), view).await;
+    assert!(heard.starts_with("it is own\n"), "{heard}");
+    assert!(heard.contains("Read-only file system"), "{heard}");
+}
+
+#[tokio::test]
+async fn a_confined_tool_that_cannot_be_started_says_so() {
+    let view = View::of_system().unwrap();
+    let confinement = |view| Confinement {
+        account: Account::named("nobody").unwrap(),
+        network: Network::None,
+        view,
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tool");
+    std::fs::write(&path, "#!/bin/sh\n").unwrap();
+    let tool = |view| Command::new(&path).confined(confinement(view));
+    let error = tool(view.clone()).run().await.unwrap_err();
+    assert!(matches!(error, CommandError::Missing { .. }), "{error}");
+    let error = tool(view.with_tree(&path).unwrap())
+        .run()
+        .await
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("as another user with nothing but its files in sight"),
+        "{text}"
+    );
 
     for (name, expected) in [
         ("root", "must run as a user without rights"),

@@ -1,7 +1,7 @@
 //! Makes a qcow2 of an image in a format that guests do not run on: once, right after it was fetched and verified.
 //!
 //! `qemu-img` reads what a stranger made here, more of it than an inspection of headers can judge. So it runs as a user
-//! without rights, in a network of its own with nothing in it, and may read one file and write one. What it made is
+//! without rights, in a network of its own with nothing in it, and sees one file to read and one to write. What it made is
 //! judged like any other image before it gets a name.
 
 use std::{
@@ -21,11 +21,12 @@ use super::{
     fetch::{IMAGE_MODE, Stage, take},
     partial::Partial,
     room::Load,
+    sight,
     source::for_people,
     temporary::Temporary,
 };
 use crate::{
-    act::command::{Account, Command, CommandError, Confinement, Limits, Network},
+    act::command::{Account, Command, CommandError, Confinement, Limits, Network, View},
     decide::image_header::ImageFacts,
 };
 
@@ -55,6 +56,7 @@ pub(super) struct Fetched {
 /// A conversion that can start.
 struct Making {
     account: Account,
+    view: View,
     output: Temporary,
     file: File,
 }
@@ -68,7 +70,9 @@ pub(super) async fn convert(
 ) -> Result<(), StorageFault> {
     let url = for_people(&image.url);
     let (shared, wanted) = (Arc::clone(inner), image.clone());
-    let making = inner.files.run(move || prepare(&shared, &wanted)).await?;
+    let input = fetched.partial.path().to_owned();
+    let prepare = move || prepare(&shared, &wanted, &input);
+    let making = inner.files.run(prepare).await?;
     stage.send_replace(Stage::Converting { percent: 0 });
 
     let limit = largest(fetched.facts.virtual_size, inner.options.max_image);
@@ -90,6 +94,7 @@ pub(super) async fn convert(
         .confined(Confinement {
             account: making.account,
             network: Network::None,
+            view: making.view.clone(),
         });
     let mut meter = Meter::default();
     let mut hear = |bytes: &[u8]| {
@@ -126,14 +131,16 @@ pub(super) fn here(path: &Path) -> PathBuf {
 }
 
 /// Makes the file that the tool may write.
-fn prepare(inner: &Inner, image: &ImageRef) -> Result<Making, StorageFault> {
+fn prepare(inner: &Inner, image: &ImageRef, input: &Path) -> Result<Making, StorageFault> {
     let account = Account::named(&inner.options.qemu_img_user)?;
     let output = inner
         .temporaries
         .claim(&inner.paths.images, &format!("convert-{}", image.sha256))?;
     let file = lent(output.path(), account)?;
+    let view = sight::with_image(sight::system(&inner.options)?, input)?;
     Ok(Making {
         account,
+        view: sight::with_new(view, output.path())?,
         output,
         file,
     })

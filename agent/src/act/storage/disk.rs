@@ -1,8 +1,8 @@
 //! Makes a disk, a qcow2 overlay over a cached image, and makes it larger.
 //!
 //! The image's header is inspected here again, as the format this document states. `qemu-img` does not open the image:
-//! all it has to know of it is told. Making runs as a user without rights, who may write one file only; growing runs as
-//! root, on a disk whose header names no other file for its data, and with its image left out.
+//! all it has to know of it is told. It is a user without rights who sees one file and nothing else: a disk that is grown was
+//! a guest's to write, and its header may name any file of the host.
 
 use std::{
     fs::{self, OpenOptions},
@@ -22,11 +22,11 @@ use super::{
     convert::{here, lent, take_back},
     evict::{Lease, touch},
     fault::StorageFault,
-    instances,
+    instances, sight,
     temporary::Temporary,
 };
 use crate::{
-    act::command::{Account, Command, Confinement, Limits, Network},
+    act::command::{Account, Command, Confinement, Limits, Network, View},
     decide::instance::{DiskName, DiskPlan, LargerDisk},
 };
 
@@ -66,6 +66,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         .confined(Confinement {
             account: making.account,
             network: Network::Host,
+            view: making.view,
         })
         .limits(LIMITS)
         .malloc_arenas(1)
@@ -94,6 +95,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
 /// A disk that is being made.
 struct Making {
     account: Account,
+    view: View,
     lease: Lease,
     temporary: Temporary,
     image: PathBuf,
@@ -144,6 +146,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
     lent(temporary.path(), account)?;
     Ok(Some(Making {
         account,
+        view: sight::with_new(sight::system(&inner.options)?, temporary.path())?,
         lease,
         temporary,
         image,
@@ -167,10 +170,17 @@ pub(super) fn finish(temporary: Temporary, path: PathBuf) -> Result<(), StorageF
 /// Makes a disk larger that no guest has open, unless it is. Its image is not opened: nothing of it changes.
 pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), StorageFault> {
     let (shared, planned) = (Arc::clone(inner), plan.clone());
-    let found = inner.files.run(move || size_of(&shared, &planned)).await?;
-    if found >= plan.size {
+    let prepare = move || {
+        if size_of(&shared, &planned)? >= planned.size {
+            return Ok(None);
+        }
+        let account = Account::named(&shared.options.qemu_img_user)?;
+        let view = sight::with_disk(sight::system(&shared.options)?, &planned.path)?;
+        Ok(Some((account, view)))
+    };
+    let Some((account, view)) = inner.files.run(prepare).await? else {
         return Ok(());
-    }
+    };
     let file = here(&plan.path);
     let alone = serde_json::json!({
         "driver": "qcow2",
@@ -182,6 +192,11 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
         .arg(format!("json:{alone}"))
         .arg(plan.size.get().to_string())
         .directory(inner.paths.instance(plan.instance))
+        .confined(Confinement {
+            account,
+            network: Network::None,
+            view,
+        })
         .limits(LIMITS)
         .malloc_arenas(1)
         .timeout(inner.options.create_deadline)

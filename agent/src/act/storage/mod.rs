@@ -37,8 +37,10 @@ mod options;
 mod original;
 mod partial;
 mod pools;
+mod reflink;
 mod room;
 mod share;
+mod sight;
 mod snapshot;
 mod snapshot_pools;
 mod source;
@@ -62,6 +64,7 @@ pub use cache::CachedImage;
 pub use lvm::check as check_lvm_pool;
 pub use options::{LvmPoolOptions, StorageOptions, UnknownWipe, VolumeWipe};
 pub use room::KeepFree;
+pub use sight::{check as check_qemu_img, seen_with_the_system};
 
 use self::{
     evict::Uses, fault::StorageFault, lvm::LvmPool, room::Room, share::Downloads,

@@ -14,9 +14,12 @@ pub struct StorageOptions {
     pub qemu_img: PathBuf,
     /// The `xorriso` to run, by name or absolute path.
     pub xorriso: PathBuf,
-    /// The user that `qemu-img` runs as: one without rights, because it reads what strangers made. It is given the
-    /// one file it may write, and reads images like everybody on the host.
+    /// The user that `qemu-img` runs as: one without rights, because it reads what strangers made. Of the host's files it
+    /// sees what it reads and what it writes.
     pub qemu_img_user: String,
+    /// Files and directories that it sees besides those and the system's programs and libraries, as they are on the host.
+    /// Only a `qemu_img` that lies elsewhere, or is a script, needs any.
+    pub qemu_img_sees: Vec<PathBuf>,
     /// The group that QEMU runs in. It may make files in an instance's directory (the display's socket), but not
     /// replace what others made there. A group that does not exist is left out.
     pub qemu_group: String,
@@ -124,6 +127,7 @@ impl Default for StorageOptions {
             qemu_img: PathBuf::from("qemu-img"),
             xorriso: PathBuf::from("xorriso"),
             qemu_img_user: "nobody".to_owned(),
+            qemu_img_sees: Vec::new(),
             qemu_group: "libvirt-qemu".to_owned(),
             not_below: Vec::new(),
             ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),

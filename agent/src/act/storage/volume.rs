@@ -2,7 +2,8 @@
 //!
 //! A volume is a whole copy of what it is made from, with nothing below it. `qemu-img` works on temporary files of
 //! the agent's own and on volumes that no guest has, is told every format, and QEMU's own locks on the files keep it
-//! out of those that a guest opened after all.
+//! out of those that a guest opened after all. A guest wrote what it reads, so it is a user without rights who sees only
+//! what it reads and what it writes.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -31,14 +32,16 @@ use super::{
     fetch::reserve,
     instances::{self, is_file},
     original::{self, Original, allocated},
+    reflink::reflink,
     room::{Load, Share},
+    sight,
     temporary::Temporary,
     wipe::{self, Wiping},
 };
 use crate::{
     act::{
         Progress,
-        command::{Account, Command, CommandError, Confinement, Limits, Network},
+        command::{Account, Command, CommandError, Confinement, Limits, Network, View},
     },
     decide::{
         image_header::{self, Judgement},
@@ -171,7 +174,7 @@ pub(super) async fn create(
     let file = making.temporary.path().to_owned();
     match original {
         None => {
-            confined(quick(inner, plan.size), making.account)
+            confined(quick(inner, plan.size), making.account, making.view)
                 .args(["create", "-q", "-f", format, "--"])
                 .arg(here(&file))
                 .arg(plan.size.get().to_string())
@@ -189,7 +192,7 @@ pub(super) async fn create(
             };
             copy(inner, &target, (original, making.account), progress, failed).await?;
             if size < plan.size {
-                let command = confined(quick(inner, plan.size), making.account);
+                let command = confined(quick(inner, plan.size), making.account, making.view);
                 resize(command, &file, plan.format, plan.size)
                     .await
                     .map_err(failed)?;
@@ -206,6 +209,7 @@ pub(super) async fn create(
 /// A volume that is being made.
 struct Making {
     account: Account,
+    view: View,
     temporary: Temporary,
 }
 
@@ -217,7 +221,12 @@ fn prepare(inner: &Inner, id: VolumeId) -> Result<Making, StorageFault> {
         .claim(&inner.paths.volumes, &id.to_string())?;
     // `qemu-img` keeps the mode and the owner of a file that is there.
     lent(temporary.path(), account)?;
-    Ok(Making { account, temporary })
+    let view = sight::with_new(sight::system(&inner.options)?, temporary.path())?;
+    Ok(Making {
+        account,
+        view,
+        temporary,
+    })
 }
 
 fn in_place(
@@ -247,7 +256,8 @@ pub(super) struct Target {
     pub(super) directory: PathBuf,
 }
 
-/// Copies all of the original into the file, and watches the room meanwhile.
+/// Copies all of the original into the file, and watches the room meanwhile; or shares its blocks, which takes neither
+/// room nor time.
 pub(super) async fn copy(
     inner: &Arc<Inner>,
     target: &Target,
@@ -255,16 +265,25 @@ pub(super) async fn copy(
     progress: &Progress,
     failed: impl FnOnce(CommandError) -> StorageFault,
 ) -> Result<(), StorageFault> {
+    let (file, format) = (target.file.clone(), target.format);
+    let share = move || Ok((reflink(&original, &file, format)?, original));
+    let (is_shared, original) = inner.slow_files.run(share).await?;
+    if is_shared {
+        return original::check_unwritten(inner, original).await;
+    }
     progress.send_replace(Some("waiting for other copies".to_owned()));
     let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
-    let mut watch = {
-        let (shared, what) = (Arc::clone(inner), original.what.clone());
-        let (length, path) = (original.allocated.unwrap_or(0), target.file.clone());
+    let (original, view, mut watch) = {
+        let (shared, path) = (Arc::clone(inner), target.file.clone());
         let directory = target.directory.clone();
-        inner
-            .files
-            .run(move || CopyWatch::begin(&shared, what, length, path, &directory))
-            .await?
+        let begin = move || {
+            let view = sight::with_original(sight::system(&shared.options)?, &original)?;
+            let view = sight::with_new(view, &path)?;
+            let (what, length) = (original.what.clone(), original.allocated.unwrap_or(0));
+            let watch = CopyWatch::begin(&shared, what, length, path, &directory)?;
+            Ok((original, view, watch))
+        };
+        inner.files.run(begin).await?
     };
     let command = Command::new(&inner.options.qemu_img)
         .args([
@@ -287,11 +306,7 @@ pub(super) async fn copy(
             file_size: Some(with_tables(target.size.get())),
         })
         .timeout(inner.options.copy_deadline);
-    // A stranger made the image. Another volume only root may read, and no guest writes what QEMU reads of it.
-    let command = match original.lease {
-        Some(_) => confined(command, account),
-        None => command,
-    };
+    let command = confined(command, account, view);
     let run = command.run();
     tokio::pin!(run);
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -372,11 +387,12 @@ fn quick(inner: &Inner, size: ByteCount) -> Command {
         .timeout(inner.options.create_deadline)
 }
 
-/// As a user without rights, who sees no network.
-pub(super) fn confined(command: Command, account: Account) -> Command {
+/// As a user without rights, who sees this and no network.
+pub(super) fn confined(command: Command, account: Account, view: View) -> Command {
     command.confined(Confinement {
         account,
         network: Network::None,
+        view,
     })
 }
 
@@ -429,13 +445,21 @@ pub(super) fn read_mark(path: &Path) -> Result<Option<PoolName>, StorageFault> {
 /// Makes a volume that no guest has larger, unless it is.
 pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), StorageFault> {
     let (shared, planned) = (Arc::clone(inner), plan.clone());
-    let found = inner.files.run(move || size_of(&shared, &planned)).await?;
-    if found >= plan.size {
+    let prepare = move || {
+        if size_of(&shared, &planned)? >= planned.size {
+            return Ok(None);
+        }
+        let account = Account::named(&shared.options.qemu_img_user)?;
+        let path = std::path::absolute(&planned.path)
+            .map_err(|source| StorageFault::io("find", &planned.path, source))?;
+        let view = sight::with_disk(sight::system(&shared.options)?, &path)?;
+        Ok(Some((account, view, path)))
+    };
+    let Some((account, view, path)) = inner.files.run(prepare).await? else {
         return Ok(());
-    }
-    let path = std::path::absolute(&plan.path)
-        .map_err(|source| StorageFault::io("find", &plan.path, source))?;
-    resize(quick(inner, plan.size), &path, plan.format, plan.size)
+    };
+    let command = confined(quick(inner, plan.size), account, view);
+    resize(command, &path, plan.format, plan.size)
         .await
         .map_err(|source| StorageFault::Volume {
             what: "grow",

@@ -1,7 +1,7 @@
 //! Copies an image, a volume or a snapshot onto a new logical volume.
 //!
-//! `qemu-img` reads what a stranger made as a user without rights, to whom the device is lent for that time. Its own sparse
-//! copying does the rest: a thin volume is known to be zeros, of a thick one everything is written.
+//! `qemu-img` reads what a stranger or a guest made, as a user without rights, who is shown the device under a node of his
+//! own. Its own sparse copying does the rest: a thin volume is known to be zeros, of a thick one everything is written.
 
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
@@ -13,6 +13,7 @@ use super::{
         convert::COROUTINES,
         fault::StorageFault,
         original::{self, Original, Written},
+        sight,
         volume::{ADDRESS_SPACE, confined, with_tables},
     },
     LvmPool,
@@ -53,31 +54,19 @@ pub(super) async fn copy(
     progress.send_replace(Some("waiting for other copies".to_owned()));
     let _place = inner.copies.acquire().await.map_err(StorageFault::thread)?;
     let device = job.device.to_owned();
-    let account = match original.lease {
-        Some(_) => Some(Account::named(&inner.options.qemu_img_user)?),
-        // Another volume or a snapshot only root may read, and no guest writes what QEMU reads of it.
-        None => None,
+    let shared = Arc::clone(inner);
+    let prepare = move || {
+        let account = Account::named(&shared.options.qemu_img_user)?;
+        let view = sight::with_original(sight::system(&shared.options)?, &original)?;
+        let view = sight::with_device(view, &device)?;
+        let file = File::options()
+            .write(true)
+            .open(&device)
+            .map_err(|source| StorageFault::io("open", &device, source))?;
+        Ok((original, account, view, file))
     };
-    let lent = inner
-        .files
-        .run(move || {
-            let failed = |source| StorageFault::io("lend", &device, source);
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open(&device)
-                .map_err(failed)?;
-            if let Some(account) = account {
-                owned_by(&file, account.uid(), account.gid()).map_err(failed)?;
-            }
-            Ok(file)
-        })
-        .await?;
-    let command = command(inner, job, &original);
-    let command = match account {
-        Some(account) => confined(command, account),
-        None => command,
-    };
+    let (original, account, view, target) = inner.files.run(prepare).await?;
+    let command = confined(command(inner, job, &original), account, view);
     let run = command.run();
     tokio::pin!(run);
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -99,16 +88,12 @@ pub(super) async fn copy(
     inner
         .slow_files
         .run(move || {
-            let failed = |source| StorageFault::io("write to disk", &device, source);
-            lent.sync_all().map_err(failed)?;
-            owned_by(&lent, 0, 0).map_err(failed)
+            target
+                .sync_all()
+                .map_err(|source| StorageFault::io("write to disk", &device, source))
         })
         .await?;
     original::check_unwritten(inner, original).await
-}
-
-fn owned_by(device: &File, user: u32, group: u32) -> std::io::Result<()> {
-    std::os::unix::fs::fchown(device, Some(user), Some(group))
 }
 
 fn command(inner: &Inner, job: &Job<'_>, original: &Original) -> Command {
