@@ -149,6 +149,9 @@ fn what_a_guest_wrote_to_its_root_volume_is_there_for_the_next_instance() {
             cloud.delete_and_wait(instance).await?;
         }
         cloud.delete_snapshot(snapshot.id).await?;
+        cloud
+            .wait_snapshot(snapshot.id, SnapshotStatus::Deleted)
+            .await?;
         for volume in [volume.id, copy.id] {
             cloud.wait_volume(volume, VolumeStatus::Available).await?;
             cloud.delete_volume(volume).await?;
