@@ -48,7 +48,7 @@ async fn snapshots_are_read_back_at_their_extremes(database: Arc<TestDatabase>) 
     most.project = "p".repeat(63).parse().unwrap();
     most.size_gb = DiskGb::MAX;
     most.volume.format = VolumeFormat::Raw;
-    most.volume.pool = "p".repeat(63).parse().unwrap();
+    most.volume.pool = "p".repeat(32).parse().unwrap();
     most.fingerprint = "é🛳".repeat(20_000);
     most.desired_deleted = true;
     most.observed = VolumeObserved {
