@@ -95,6 +95,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             .iter()
             .map(|(name, pool)| (name.clone(), pool.devices()))
             .collect(),
+        thin: config
+            .pools
+            .iter()
+            .filter(|(_, pool)| pool.thin_pool.is_some())
+            .map(|(name, _)| name.clone())
+            .collect(),
         ..Paths::below(state.root())
     };
     let libvirt = Arc::new(Libvirt::start(&config.libvirt_uri, Options::default()));

@@ -141,10 +141,16 @@ fn facts() -> HostFacts {
         arch: "x86_64".to_owned(),
         has_cpu_controller: false,
         paths: Paths {
-            pools: BTreeMap::from([(fast(), "/dev/vg0".into())]),
+            pools: BTreeMap::from([(fast(), "/dev/vg0".into()), (thin(), "/dev/vg0".into())]),
+            thin: [thin()].into(),
             ..Paths::below(Path::new("/var/lib/berth"))
         },
     }
+}
+
+/// The same, thin.
+fn thin() -> PoolName {
+    "thin".parse().unwrap()
 }
 
 /// The host's pool of block devices.
@@ -183,7 +189,9 @@ impl Lab {
         let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
         let state = tempfile::tempdir().unwrap();
         let host = FakeHost::new();
-        host.have_pool(fast(), ByteCount::clamped(1 << 40));
+        for pool in [fast(), thin()] {
+            host.have_pool(pool, ByteCount::clamped(1 << 40));
+        }
         let known = Known::default();
         tokio::spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
         let name: HostName = "hv1".parse().unwrap();

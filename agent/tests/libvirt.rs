@@ -38,7 +38,7 @@ use berth_agent::{
     },
 };
 use berth_common::{
-    document::{VolumeAccess, VolumeLimits},
+    document::{VolumeAccess, VolumeFormat, VolumeLimits},
     ids::{InstanceId, NetworkId, Nonce, PortId, SnapshotId},
     message::report::{FaultCode, PowerState},
     names::MacAddress,
@@ -911,6 +911,7 @@ async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ende
         snapshot: SnapshotId::new(),
         disk: disk_of(&config, 1),
         file: file.clone(),
+        format: VolumeFormat::Qcow2,
     });
     let abort = DomainStep::AbortBackup {
         instance: id,

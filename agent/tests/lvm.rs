@@ -40,6 +40,11 @@ use berth_common::{
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use self::snapshots::stored;
+
+#[path = "lvm/snapshots.rs"]
+mod snapshots;
+
 const MIB: u64 = 1 << 20;
 /// What fills the disk below the volume group before anything else: what somebody else once had there.
 const STALE: u8 = 0xa5;
@@ -304,6 +309,7 @@ fn agent(root: &Path, group: &str, volume_wipe: VolumeWipe) -> (DirStorage, Path
             .iter()
             .map(|(name, pool)| (name.clone(), pool.devices()))
             .collect(),
+        thin: ["thin".parse().unwrap()].into(),
         ..Paths::below(&root.join("state"))
     };
     (DirStorage::new(paths.clone(), options), paths)
@@ -438,7 +444,7 @@ async fn a_volume_of_every_pool_is_made_from_a_snapshot_of_a_file() {
     let id = SnapshotId::new();
     let snapshot = NewSnapshot {
         id,
-        path: lab.paths.snapshot(id),
+        path: lab.paths.snapshot_file(id),
         volume: VolumeRef {
             id: kept.id,
             format: kept.format,
@@ -446,8 +452,8 @@ async fn a_volume_of_every_pool_is_made_from_a_snapshot_of_a_file() {
         },
     };
     let steps = [
-        StorageStep::CreateSnapshot(snapshot),
-        StorageStep::MarkSnapshot(id),
+        StorageStep::CreateSnapshot(snapshot.clone()),
+        StorageStep::MarkSnapshot(stored(&snapshot)),
     ];
     for step in steps {
         lab.step(step).await.unwrap();
@@ -456,7 +462,7 @@ async fn a_volume_of_every_pool_is_made_from_a_snapshot_of_a_file() {
     assert_eq!(local.provisioned_bytes.get(), 16 * MIB);
     lab.remove(&kept).await;
     for pool in ["thick", "thin"] {
-        let source = Content::Snapshot(SnapshotRef { id });
+        let source = snapshots::from(&snapshot);
         let copy = lab.new_volume(pool, 12, source);
         lab.make(&copy).await;
         lab.is_whole(&copy, 12).await;
@@ -758,10 +764,23 @@ async fn victim() {
                 format: VolumeFormat::Raw,
                 size: ByteCount::clamped(24 * MIB),
             };
+            let kept = SnapshotId::new();
+            let snapshot = NewSnapshot {
+                id: kept,
+                path: paths.snapshot(&larger.pool, kept),
+                volume: VolumeRef {
+                    id,
+                    format: VolumeFormat::Raw,
+                    pool: larger.pool.clone(),
+                },
+            };
             for step in [
                 StorageStep::CreateVolume(new),
                 StorageStep::MarkVolume(id),
+                StorageStep::CreateSnapshot(snapshot.clone()),
+                StorageStep::MarkSnapshot(stored(&snapshot)),
                 StorageStep::GrowVolume(larger),
+                StorageStep::RemoveSnapshot(snapshot.id),
                 StorageStep::RemoveVolume(id),
             ] {
                 storage.apply(&step, &progress).await.unwrap();
@@ -825,6 +844,11 @@ async fn an_agent_that_is_killed_leaves_nothing_half() {
             }
             println!("round {round}: {found:?}");
             lab.step(StorageStep::RemoveVolume(id)).await.unwrap();
+        }
+        for id in lab.storage.snapshots_with_files().await.unwrap() {
+            let found = lab.storage.observe_snapshot(id, None).await.unwrap();
+            println!("round {round}: {found:?}");
+            lab.step(StorageStep::RemoveSnapshot(id)).await.unwrap();
         }
         assert_eq!(lab.volumes(), ["tp"], "round {round}");
     }

@@ -192,6 +192,7 @@ pub(crate) fn snapshot() -> SnapshotView {
         "volume_id": "0191e7a0-0000-7000-8000-000000000008",
         "volume": "data",
         "size_gb": 20,
+        "pool": "fast",
         "status": "available",
         "progress": null,
         "fault": null,

@@ -1,7 +1,7 @@
 //! Snapshots of volumes: what their owners want and, in columns of their own, what their hosts last said.
 //!
 //! A row stays after the snapshot is deleted, so that a repeated request for the same id is recognised. The size of a
-//! living snapshot is a claim on its host's disk: it lies in the pool `local`, as its volume did.
+//! living snapshot with a host is a claim there as that of a volume is: it lies in the pool that its volume is in.
 
 use berth_common::{
     document::{VolumeFormat, VolumeRef},
@@ -21,7 +21,7 @@ use crate::{
     entity::snapshot::{self, Column},
     error::{StoreError, failed},
     executor::Executor,
-    volumes::{VolumeObserved, size_column},
+    volumes::{VolumeObserved, of_host_disk, size_column},
 };
 
 const TABLE: &str = "snapshots";
@@ -35,7 +35,7 @@ pub struct SnapshotRow {
     pub project: ProjectName,
     /// Its name, unique among the project's living snapshots.
     pub name: SnapshotName,
-    /// The volume whose content it is, also one that is gone, and how that was stored.
+    /// The volume whose content it is, also one that is gone, how that was stored, and where: the snapshot lies there too.
     pub volume: VolumeRef,
     /// The host it is on; none any more once it is deleted.
     pub host_id: Option<HostId>,
@@ -62,10 +62,20 @@ pub struct SnapshotClaim {
     pub snapshot_id: SnapshotId,
     /// The host.
     pub host_id: HostId,
+    /// The storage pool of the host.
+    pub pool: PoolName,
     /// How much.
     pub size_gb: DiskGb,
     /// The snapshot's owner.
     pub project: ProjectName,
+}
+
+impl SnapshotClaim {
+    /// What of it is a claim on the host's own disk, which instances take of as well.
+    #[must_use]
+    pub fn of_host_disk(&self) -> DiskGb {
+        of_host_disk(&self.pool, self.size_gb)
+    }
 }
 
 fn read(model: snapshot::Model) -> Result<SnapshotRow, StoreError> {
@@ -97,7 +107,7 @@ fn read(model: snapshot::Model) -> Result<SnapshotRow, StoreError> {
         volume: VolumeRef {
             id: volume_id,
             format,
-            pool: PoolName::default(),
+            pool: row.parsed("pool", PoolName::try_from(model.pool))?,
         },
         host_id: model
             .host_id
@@ -127,6 +137,7 @@ fn write(snapshot: &SnapshotRow) -> Result<snapshot::Model, StoreError> {
             .then(|| snapshot.name.to_string()),
         volume_id: snapshot.volume.id.to_string(),
         volume_format: word("snapshots.volume_format", &snapshot.volume.format)?,
+        pool: snapshot.volume.pool.to_string(),
         host_id: snapshot.host_id.map(|id| id.to_string()),
         size_gb: size_column("snapshots.size_gb", snapshot.size_gb)?,
         fingerprint: snapshot.fingerprint.clone(),
@@ -287,9 +298,15 @@ async fn claims(
     which: Condition,
     limit: Option<u64>,
 ) -> Result<Vec<SnapshotClaim>, StoreError> {
-    let found: Vec<(String, Option<String>, i64, String)> = snapshot::Entity::find()
+    let found: Vec<(String, Option<String>, String, i64, String)> = snapshot::Entity::find()
         .select_only()
-        .columns([Column::Id, Column::HostId, Column::SizeGb, Column::Project])
+        .columns([
+            Column::Id,
+            Column::HostId,
+            Column::Pool,
+            Column::SizeGb,
+            Column::Project,
+        ])
         .filter(Column::DeletedAt.is_null())
         .filter(which)
         .order_by_asc(Column::Id)
@@ -300,20 +317,22 @@ async fn claims(
         .map_err(failed("snapshots::claims"))?;
     found
         .into_iter()
-        .filter_map(|(id, host, size, project)| Some(read_claim(&id, &host?, size, project)))
+        .filter_map(|(id, host, pool, size, project)| {
+            Some(read_claim(&id, &host?, (pool, size, project)))
+        })
         .collect()
 }
 
 fn read_claim(
     id: &str,
     host: &str,
-    size: i64,
-    project: String,
+    (pool, size, project): (String, i64, String),
 ) -> Result<SnapshotClaim, StoreError> {
     let row = RowReader { table: TABLE, id };
     Ok(SnapshotClaim {
         snapshot_id: row.parsed("id", id.parse())?,
         host_id: row.parsed("host_id", host.parse())?,
+        pool: row.parsed("pool", PoolName::try_from(pool))?,
         size_gb: row.parsed("size_gb", DiskGb::new(row.int("size_gb", size)?))?,
         project: row.parsed("project", ProjectName::try_from(project))?,
     })

@@ -498,10 +498,14 @@ impl Storage for FakeHost {
         Ok(model.files.volumes())
     }
 
-    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
+    async fn observe_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        pool: Option<&PoolName>,
+    ) -> Result<SnapshotFiles, ActError> {
         let model = self.model();
         model.faults.look()?;
-        Ok(model.files.observe_snapshot(snapshot))
+        Ok(model.files.observe_snapshot(snapshot, pool))
     }
 
     async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {

@@ -130,8 +130,12 @@ pub trait Storage: Send + Sync {
     async fn pools(&self) -> Vec<PoolState>;
     /// Ids of all volumes of which anything is on this host, whether or not a document names them.
     async fn volumes_with_files(&self) -> Result<Vec<VolumeId>, ActError>;
-    /// What is there of a snapshot.
-    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError>;
+    /// What is there of a snapshot in a storage pool, if it is known in which it can only be, and otherwise in any.
+    async fn observe_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        pool: Option<&PoolName>,
+    ) -> Result<SnapshotFiles, ActError>;
     /// Ids of all snapshots of which anything is on this host, whether or not a document names them.
     async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError>;
     /// Whether the disk has room for more of a snapshot that a hypervisor writes just now.

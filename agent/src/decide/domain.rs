@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use berth_common::{
-    document::{VolumeAccess, VolumeLimits},
+    document::{VolumeAccess, VolumeFormat, VolumeLimits},
     ids::{InstanceId, Nonce, SnapshotId},
     message::report::PowerState,
     names::MacAddress,
@@ -268,8 +268,10 @@ pub struct BackupPlan {
     pub snapshot: SnapshotId,
     /// The disk: its file must still have this name when the copy has begun.
     pub disk: DiskFile,
-    /// The qcow2 file it is copied into, which is not there yet.
+    /// What it is copied into: a file, which is not there yet, or a block device as large as the disk.
     pub file: PathBuf,
+    /// How: a qcow2 file, or the bare bytes of a block device.
+    pub format: VolumeFormat,
 }
 
 impl DomainStep {

@@ -11,7 +11,7 @@ mod read;
 use std::path::{Path, PathBuf};
 
 use berth_common::{
-    document::{VolumeAccess, VolumeLimits},
+    document::{VolumeAccess, VolumeFormat, VolumeLimits},
     units::{ByteCount, MemoryMb},
 };
 
@@ -120,12 +120,16 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
 /// # Errors
 /// As [`write`].
 pub fn write_backup(plan: &BackupPlan) -> Result<String, DomainXmlError> {
+    let (kind, place) = match plan.format {
+        VolumeFormat::Qcow2 => ("file", "file"),
+        VolumeFormat::Raw => ("block", "dev"),
+    };
     let disk = Element::new("disk")
         .attribute("name", plan.disk.target.as_str())
         .attribute("backup", "yes")
-        .attribute("type", "file")
-        .child(Element::new("driver").attribute("type", "qcow2"))
-        .child(Element::new("target").attribute("file", text(&plan.file)?));
+        .attribute("type", kind)
+        .child(Element::new("driver").attribute("type", plan.format.as_str()))
+        .child(Element::new("target").attribute(place, text(&plan.file)?));
     Element::new("domainbackup")
         .attribute("mode", "push")
         .child(Element::new("disks").child(disk))

@@ -36,7 +36,7 @@ use super::{
     },
     image_cache::CachedName,
     names,
-    snapshot::NewSnapshot,
+    snapshot::{NewSnapshot, StoredSnapshot},
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
 };
 
@@ -78,16 +78,16 @@ pub enum StorageStep {
     ActivateVolume(StoredVolume),
     /// Take a volume's name and its mark away, and then its bytes as the host's rule for wiping says.
     RemoveVolume(VolumeId),
-    /// Make a snapshot of a volume that no guest has open.
+    /// Make a snapshot of a volume: a copy if no guest has it open, or in a thin pool what shares with it.
     CreateSnapshot(NewSnapshot),
     /// See that there is room for a snapshot that a hypervisor will write.
     PrepareSnapshot(NewSnapshot),
-    /// Give the file that a hypervisor has written, whole, the snapshot's name.
-    NameSnapshot(SnapshotId),
+    /// Give what a hypervisor has written, whole, the snapshot's name.
+    NameSnapshot(StoredSnapshot),
     /// Note durably that a snapshot was made.
-    MarkSnapshot(SnapshotId),
-    /// Remove the file that a hypervisor wrote, whole or not.
-    DiscardPartialSnapshot(SnapshotId),
+    MarkSnapshot(StoredSnapshot),
+    /// Remove what was to become a snapshot, whole or not.
+    DiscardPartialSnapshot(StoredSnapshot),
     /// Take a snapshot's name and its mark away, and then its bytes as the host's rule for wiping says.
     RemoveSnapshot(SnapshotId),
 }
@@ -217,7 +217,9 @@ pub struct Paths {
     pub volumes: PathBuf,
     /// The other storage pools, each with the directory of its block devices.
     pub pools: BTreeMap<PoolName, PathBuf>,
-    /// One file per snapshot below this.
+    /// Those of them that are thin: a snapshot there shares what it holds with its volume.
+    pub thin: BTreeSet<PoolName>,
+    /// One file per snapshot of the pool `local` below this.
     pub snapshots: PathBuf,
     /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
     pub made: PathBuf,
@@ -232,6 +234,7 @@ impl Paths {
             images: state_dir.join("images"),
             volumes: state_dir.join("volumes"),
             pools: BTreeMap::new(),
+            thin: BTreeSet::new(),
             snapshots: state_dir.join("snapshots"),
             made: state_dir.join("made"),
         }
@@ -318,16 +321,47 @@ impl Paths {
         names.join(", ")
     }
 
-    /// A snapshot's file.
+    /// A snapshot of the pool `local`.
     #[must_use]
-    pub fn snapshot(&self, id: SnapshotId) -> PathBuf {
+    pub fn snapshot_file(&self, id: SnapshotId) -> PathBuf {
         self.snapshots.join(format!("{id}.qcow2"))
     }
 
-    /// The file that a hypervisor writes a snapshot into. No sweep removes it: a job may still be at it.
+    /// The file that a hypervisor writes a snapshot of the pool `local` into. No sweep removes it: a job may still be at it.
     #[must_use]
-    pub fn partial_snapshot(&self, id: SnapshotId) -> PathBuf {
+    pub fn partial_snapshot_file(&self, id: SnapshotId) -> PathBuf {
         self.snapshots.join(format!(".live-{id}.qcow2"))
+    }
+
+    /// A snapshot; of a pool that this host does not have, a place where never anything is.
+    #[must_use]
+    pub fn snapshot(&self, pool: &PoolName, id: SnapshotId) -> PathBuf {
+        match self.pools.get(pool) {
+            _ if pool.is_local() => self.snapshot_file(id),
+            Some(devices) => devices.join(names::logical_snapshot(id)),
+            None => Path::new(NO_POOL).join(pool.as_str()).join(id.to_string()),
+        }
+    }
+
+    /// What a hypervisor writes a snapshot into.
+    #[must_use]
+    pub fn partial_snapshot(&self, pool: &PoolName, id: SnapshotId) -> PathBuf {
+        match self.pools.get(pool) {
+            _ if pool.is_local() => self.partial_snapshot_file(id),
+            Some(devices) => devices.join(names::partial_snapshot(id)),
+            None => Path::new(NO_POOL).join(pool.as_str()).join(id.to_string()),
+        }
+    }
+
+    /// Everywhere a hypervisor can be writing a snapshot.
+    #[must_use]
+    pub fn partial_snapshot_places(&self, id: SnapshotId) -> Vec<PathBuf> {
+        let devices = self.pools.values();
+        let devices = devices.map(|devices| devices.join(names::partial_snapshot(id)));
+        [self.partial_snapshot_file(id)]
+            .into_iter()
+            .chain(devices)
+            .collect()
     }
 
     /// What says that a snapshot was made.

@@ -6,13 +6,15 @@
 //!                                             └ berth.grow=<bytes> ──zeros written──▶ berth.grown ──guest told──▶ none
 //! ```
 //!
+//! Those of snapshots are called `berth-snap-…` in the same way; they never grow, and have no device unless one is copied.
+//!
 //! A logical volume is berth's only if it has one of these names *and* carries the tag with the same id. Whatever else is in
 //! the volume group is foreign: it counts as used and is never touched.
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use berth_common::{
-    ids::VolumeId,
+    ids::{SnapshotId, VolumeId},
     message::heartbeat::{PoolKind, PoolReport},
     names::PoolName,
     units::ByteCount,
@@ -23,7 +25,7 @@ use super::{names, volume::VolumeContent};
 
 /// What [`group`] reads, in one report: of the volume group, and of each logical volume in it.
 pub const FIELDS: &str = "vg_size,vg_free,vg_extent_size,lv_name,lv_size,lv_tags,lv_active,lv_layout,pool_lv,data_percent,\
-                          metadata_percent,zero,origin";
+                          metadata_percent,zero,origin,lv_permissions";
 /// What [`group`] reads where that is empty: LVM says nothing of a volume group without logical volumes then.
 pub const GROUP_FIELDS: &str = "vg_size,vg_free,vg_extent_size";
 /// On a volume that grew: a guest that has it may not know.
@@ -31,6 +33,7 @@ pub const GROWN: &str = "berth.grown";
 /// On a volume that grows: its size before, in bytes, up to which it holds what it should.
 const GROW: &str = "berth.grow=";
 const WHOSE: &str = "berth.volume=";
+const WHOSE_SNAPSHOT: &str = "berth.snapshot=";
 
 /// The tag of a volume that grows from this size.
 #[must_use]
@@ -103,6 +106,8 @@ pub struct LogicalVolume {
     pub pool: Option<ThinPool>,
     /// The logical volume that it is a snapshot of.
     pub origin: Option<String>,
+    /// Whether nobody may write to it.
+    pub read_only: bool,
 }
 
 /// A thin pool.
@@ -129,10 +134,60 @@ impl ThinPool {
     }
 }
 
+/// Whose a logical volume of berth's is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// A volume.
+    Volume(VolumeId),
+    /// A snapshot of one.
+    Snapshot(SnapshotId),
+}
+
+impl From<VolumeId> for Owner {
+    fn from(id: VolumeId) -> Self {
+        Self::Volume(id)
+    }
+}
+
+impl From<SnapshotId> for Owner {
+    fn from(id: SnapshotId) -> Self {
+        Self::Snapshot(id)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Volume(id) => write!(f, "volume {id}"),
+            Self::Snapshot(id) => write!(f, "snapshot {id}"),
+        }
+    }
+}
+
+impl Owner {
+    /// The tag that its logical volumes carry.
+    #[must_use]
+    pub fn tag(self) -> String {
+        match self {
+            Self::Volume(id) => names::volume_tag(id),
+            Self::Snapshot(id) => names::snapshot_tag(id),
+        }
+    }
+
+    /// Who carries this tag, if it is one of these.
+    fn of_tag(tag: &str) -> Option<Self> {
+        if let Some(id) = tag.strip_prefix(WHOSE) {
+            return id.parse().ok().map(Self::Volume);
+        }
+        let id = tag.strip_prefix(WHOSE_SNAPSHOT)?;
+        id.parse().ok().map(Self::Snapshot)
+    }
+}
+
 /// What a logical volume of berth's is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A volume.
+    /// A volume or a snapshot.
     Whole,
     /// One that is being made, or a leftover of that.
     Partial,
@@ -141,13 +196,16 @@ pub enum Role {
 }
 
 impl Role {
-    /// The name of a volume's logical volume in this role.
+    /// The name of somebody's logical volume in this role.
     #[must_use]
-    pub fn name(self, id: VolumeId) -> String {
-        match self {
-            Self::Whole => names::logical_volume(id),
-            Self::Partial => names::partial_volume(id),
-            Self::Leaving => names::leaving_volume(id),
+    pub fn name(self, owner: impl Into<Owner>) -> String {
+        match (owner.into(), self) {
+            (Owner::Volume(id), Self::Whole) => names::logical_volume(id),
+            (Owner::Volume(id), Self::Partial) => names::partial_volume(id),
+            (Owner::Volume(id), Self::Leaving) => names::leaving_volume(id),
+            (Owner::Snapshot(id), Self::Whole) => names::logical_snapshot(id),
+            (Owner::Snapshot(id), Self::Partial) => names::partial_snapshot(id),
+            (Owner::Snapshot(id), Self::Leaving) => names::leaving_snapshot(id),
         }
     }
 }
@@ -158,13 +216,14 @@ pub const ROLES: [Role; 3] = [Role::Whole, Role::Partial, Role::Leaving];
 impl LogicalVolume {
     /// Whose it is, and what; `None`: it is foreign.
     #[must_use]
-    pub fn owner(&self) -> Option<(VolumeId, Role)> {
-        let ids = self.tags.iter().filter_map(|tag| tag.strip_prefix(WHOSE));
-        ids.filter_map(|id| id.parse::<VolumeId>().ok())
-            .find_map(|id| {
-                let role = ROLES.into_iter().find(|role| role.name(id) == self.name)?;
-                Some((id, role))
-            })
+    pub fn owner(&self) -> Option<(Owner, Role)> {
+        let owners = self.tags.iter().filter_map(|tag| Owner::of_tag(tag));
+        owners.into_iter().find_map(|owner| {
+            let role = ROLES
+                .into_iter()
+                .find(|role| role.name(owner) == self.name)?;
+            Some((owner, role))
+        })
     }
 
     /// From which size it grows, if it does.
@@ -246,6 +305,8 @@ struct Row {
     zero: String,
     #[serde(default)]
     origin: String,
+    #[serde(default)]
+    lv_permissions: String,
 }
 
 /// The volume group and its logical volumes in what `vgs` printed as JSON, in bytes without a suffix; `None`: nothing is in
@@ -298,6 +359,7 @@ fn volume(raw: Row) -> Result<LogicalVolume, ReportError> {
         thin_pool: Some(raw.pool_lv).filter(|pool| !pool.is_empty()),
         pool,
         origin: Some(raw.origin).filter(|origin| !origin.is_empty()),
+        read_only: raw.lv_permissions.starts_with("read-only"),
     })
 }
 
@@ -354,19 +416,21 @@ impl PoolContent {
             .filter(move |volume| volume.thin_pool.as_deref() == pool)
     }
 
-    /// A volume's logical volume in this role.
+    /// Somebody's logical volume in this role.
     #[must_use]
-    pub fn find(&self, id: VolumeId, role: Role) -> Option<&LogicalVolume> {
+    pub fn find(&self, owner: impl Into<Owner>, role: Role) -> Option<&LogicalVolume> {
+        let owner = owner.into();
         self.members()
-            .find(|volume| volume.owner() == Some((id, role)))
+            .find(|volume| volume.owner() == Some((owner, role)))
     }
 
-    /// What has the name of a volume's logical volume and is not it.
+    /// What has the name of somebody's logical volume and is not it.
     #[must_use]
-    pub fn in_the_way(&self, id: VolumeId, role: Role) -> Option<&LogicalVolume> {
-        let name = role.name(id);
+    pub fn in_the_way(&self, owner: impl Into<Owner>, role: Role) -> Option<&LogicalVolume> {
+        let owner = owner.into();
+        let name = role.name(owner);
         let named = self.volumes.iter().find(|volume| volume.name == name)?;
-        (self.find(id, role) != Some(named)).then_some(named)
+        (self.find(owner, role) != Some(named)).then_some(named)
     }
 
     /// A foreign snapshot that LVM would remove with this logical volume. Snapshots in the thin pool of their origin are not
@@ -382,9 +446,9 @@ impl PoolContent {
     }
 
     /// Berth's logical volumes in this pool, each with what it is.
-    pub fn own(&self) -> impl Iterator<Item = (VolumeId, Role, &LogicalVolume)> {
+    pub fn own(&self) -> impl Iterator<Item = (Owner, Role, &LogicalVolume)> {
         self.members()
-            .filter_map(|volume| volume.owner().map(|(id, role)| (id, role, volume)))
+            .filter_map(|volume| volume.owner().map(|(owner, role)| (owner, role, volume)))
     }
 
     /// The thin pool, if the storage pool is one.
@@ -479,7 +543,7 @@ fn share_of(size: ByteCount, hundredths: u64) -> ByteCount {
 mod tests {
     use berth_common::units::DiskGb;
 
-    use super::*;
+    use super::{super::names::snapshot_tag, *};
 
     const ID: &str = "0191e7a0-7c1f-7b5e-9d2a-000000000001";
 
@@ -500,6 +564,7 @@ mod tests {
             thin_pool: None,
             pool: None,
             origin: None,
+            read_only: false,
         }
     }
 
@@ -526,7 +591,8 @@ mod tests {
              "pool_lv":"", "data_percent":"", "metadata_percent":"", "zero":"unknown"},
             {"vg_size":"10", "vg_free":"4", "vg_extent_size":"2",
              "lv_name":"t1", "lv_size":"8", "lv_tags":"", "lv_active":"active", "lv_layout":"thin,sparse",
-             "pool_lv":"tp", "data_percent":"0.00", "metadata_percent":"", "zero":"", "origin":"root"}
+             "pool_lv":"tp", "data_percent":"0.00", "metadata_percent":"", "zero":"", "origin":"root",
+             "lv_permissions":"read-only"}
         ]}]}"#;
         let (of, found) = group(json).unwrap().unwrap();
         assert_eq!(
@@ -542,6 +608,7 @@ mod tests {
         assert_eq!(found[1].tags, ["a", "b"]);
         assert!(!found[1].active && found[1].pool.is_none() && found[1].thin_pool.is_none());
         assert_eq!(found[2].thin_pool.as_deref(), Some("tp"));
+        assert!(found[2].read_only && !found[1].read_only);
         assert_eq!(
             (found[1].origin.as_deref(), found[2].origin.as_deref()),
             (None, Some("root"))
@@ -621,13 +688,41 @@ mod tests {
             (&format!("berth-wipe-{ID}"), vec![&tag], Some(Role::Leaving)),
         ] {
             let owner = volume(name, 1, &tags).owner();
-            assert_eq!(owner, expected.map(|role| (id(), role)), "{name} {tags:?}");
+            let expected = expected.map(|role| (Owner::Volume(id()), role));
+            assert_eq!(owner, expected, "{name} {tags:?}");
         }
         let foreign = content(vec![volume(&whole, 1, &[])], None);
         assert!(foreign.find(id(), Role::Whole).is_none());
         assert!(foreign.in_the_way(id(), Role::Whole).is_some());
         let own = content(vec![volume(&whole, 1, &[&tag])], None);
         assert!(own.in_the_way(id(), Role::Whole).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_is_no_volume_even_with_the_same_id() {
+        let snapshot: SnapshotId = ID.parse().unwrap();
+        let [of_volume, of_snapshot] = [format!("berth.volume={ID}"), snapshot_tag(snapshot)];
+        for (role, name) in [
+            (Role::Whole, format!("berth-snap-{ID}")),
+            (Role::Partial, format!("berth-snap-tmp-{ID}")),
+            (Role::Leaving, format!("berth-snap-wipe-{ID}")),
+        ] {
+            assert_eq!(role.name(snapshot), name);
+            let own = volume(&name, 1, &[&of_snapshot]);
+            assert_eq!(own.owner(), Some((Owner::Snapshot(snapshot), role)));
+            // The tag of a volume makes it nobody's.
+            assert_eq!(volume(&name, 1, &[&of_volume]).owner(), None);
+            let all = content(vec![own], None);
+            assert!(all.find(snapshot, role).is_some());
+            assert!(all.find(id(), role).is_none() && all.in_the_way(id(), role).is_none());
+        }
+        // What it takes counts as what volumes take does.
+        let all = vec![
+            volume(&format!("berth-{ID}"), 10, &[&of_volume]),
+            volume(&format!("berth-snap-{ID}"), 10, &[&of_snapshot]),
+        ];
+        let report = content(all, None).report(&"fast".parse().unwrap());
+        assert_eq!(report.provisioned_bytes, gb(20));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! the kernel takes. A hash can collide, so each link also carries its full id as `ifalias`
 //! ([`link_alias`]); a link whose alias is another's is a collision and is refused, never reused.
 
-use berth_common::ids::{InstanceId, NetworkId, PortId, VolumeId};
+use berth_common::ids::{InstanceId, NetworkId, PortId, SnapshotId, VolumeId};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -16,6 +16,8 @@ pub const NAME_PREFIX: &str = "berth-";
 const PARTIAL: &str = "tmp-";
 /// What follows it in the name of one that is being wiped.
 const LEAVING: &str = "wipe-";
+/// What comes before all that in the name of one that is a snapshot.
+const SNAPSHOT: &str = "snap-";
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,6 +82,30 @@ pub fn volume_of(name: &str) -> Option<VolumeId> {
     let id = name.strip_prefix(NAME_PREFIX)?;
     let parsed: VolumeId = id.parse().ok()?;
     (parsed.to_string() == id).then_some(parsed)
+}
+
+/// The logical volume of a snapshot that is whole.
+#[must_use]
+pub fn logical_snapshot(snapshot: SnapshotId) -> String {
+    format!("{NAME_PREFIX}{SNAPSHOT}{snapshot}")
+}
+
+/// The logical volume of a snapshot that is being made.
+#[must_use]
+pub fn partial_snapshot(snapshot: SnapshotId) -> String {
+    format!("{NAME_PREFIX}{SNAPSHOT}{PARTIAL}{snapshot}")
+}
+
+/// The logical volume of a snapshot that was deleted, and whose bytes are not gone yet.
+#[must_use]
+pub fn leaving_snapshot(snapshot: SnapshotId) -> String {
+    format!("{NAME_PREFIX}{SNAPSHOT}{LEAVING}{snapshot}")
+}
+
+/// The same as [`volume_tag`], of a snapshot.
+#[must_use]
+pub fn snapshot_tag(snapshot: SnapshotId) -> String {
+    format!("berth.snapshot={snapshot}")
 }
 
 /// The bridge of a network.

@@ -3,19 +3,21 @@
 //! ```text
 //!            ┌── no guest has the volume: copy its file ───────────────────────────┐
 //!   nothing ─┤                                                                     ├─▶ file ──mark──▶ made
-//!            └── a guest has it: a backup job of QEMU writes a partial file ─name─▶┘
-//!                     ▲                    │
-//!                     └── discard, abort ◀─┘ who began the job is gone, so nobody knows how it ended
+//!            ├── a guest has it: a backup job of QEMU writes a partial file ─name─▶┤
+//!            │        ▲                    │                                       │
+//!            │        └── discard, abort ◀─┘ who began the job is gone, so nobody knows how it ended
+//!            └── it is in a thin pool, whoever has it: LVM makes one that shares with it ┘
 //! ```
 //!
 //! A file that has a snapshot's name is complete. The partial file of a backup job gets that name only from the pass that
 //! began the job and saw it succeed; whoever else finds a partial file begins again. A snapshot that was made and
-//! whose file is missing is never made anew: it would hold another moment. Only volumes in the pool `local` are kept so.
+//! whose file is missing is never made anew: it would hold another moment. It lies in the pool of its volume; of another pool
+//! than `local` it is a logical volume, by the same rules.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use berth_common::{
-    document::{Desired, SnapshotSpec, VolumeRef},
+    document::{Desired, SnapshotSpec, VolumeFormat, VolumeRef},
     ids::{InstanceId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
     names::PoolName,
@@ -39,6 +41,15 @@ pub struct NewSnapshot {
     pub volume: VolumeRef,
 }
 
+/// A snapshot in a storage pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredSnapshot {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The storage pool.
+    pub pool: PoolName,
+}
+
 /// What is there of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SnapshotFiles {
@@ -48,7 +59,7 @@ pub struct SnapshotFiles {
     pub made: bool,
     /// Whether a file of it is on its way out: it has lost its name, and its bytes are being wiped.
     pub leaving: bool,
-    /// Whether there is a file that a backup job writes, or wrote.
+    /// Whether there is what was to become it: what a backup job writes, or wrote, or a leftover of a copy.
     pub partial: bool,
 }
 
@@ -168,22 +179,23 @@ fn remove(id: SnapshotId, observed: &SnapshotObserved, paths: &Paths) -> Planned
 
 /// Ends the jobs that write this snapshot's partial file: QEMU would go on writing to a file that has lost its name.
 fn abort(id: SnapshotId, observed: &SnapshotObserved, paths: &Paths) -> Vec<Step> {
-    let partial = paths.partial_snapshot(id);
-    let writes = |job: &&BackupJob| job.files.contains(&partial);
+    let places = paths.partial_snapshot_places(id);
     let step = |job: &BackupJob| {
-        Step::Domain(DomainStep::AbortBackup {
+        let written = job.files.iter().find(|file| places.contains(file))?;
+        Some(Step::Domain(DomainStep::AbortBackup {
             instance: job.instance,
-            file: partial.clone(),
-        })
+            file: written.clone(),
+        }))
     };
-    observed.jobs.iter().filter(writes).map(step).collect()
+    observed.jobs.iter().filter_map(step).collect()
 }
 
 /// Gets rid of a partial file of which nobody knows how far it is.
-fn discard(id: SnapshotId, observed: &SnapshotObserved, paths: &Paths) -> Vec<Step> {
-    let mut steps = abort(id, observed, paths);
+fn discard(of: &StoredSnapshot, observed: &SnapshotObserved, paths: &Paths) -> Vec<Step> {
+    let mut steps = abort(of.id, observed, paths);
     if observed.files.partial || !steps.is_empty() {
-        steps.push(Step::Storage(StorageStep::DiscardPartialSnapshot(id)));
+        let step = StorageStep::DiscardPartialSnapshot(of.clone());
+        steps.push(Step::Storage(step));
     }
     steps
 }
@@ -194,11 +206,23 @@ fn converge(
     observed: &SnapshotObserved,
     paths: &Paths,
 ) -> Result<Planned, Fault> {
-    let path = paths.snapshot(id);
+    let pool = &spec.volume.pool;
+    if !paths.has_pool(pool) {
+        return Err(fault(format!(
+            "snapshot {id} is in the storage pool {pool}, which this host does not have; it has {}: configure it \
+             ([storage.pools.{pool}]) and start the agent again",
+            paths.pool_names()
+        )));
+    }
+    let path = paths.snapshot(pool, id);
+    let stored = StoredSnapshot {
+        id,
+        pool: pool.clone(),
+    };
     if observed.files.leaving {
         return Err(fault(format!(
             "snapshot {id} was deleted and its bytes are being wiped ({}); it is not made anew",
-            paths.snapshots.display()
+            path.display()
         )));
     }
     match &observed.files.file {
@@ -207,46 +231,38 @@ fn converge(
              hold what the volume has now: bring the file back, or delete the snapshot",
             path.display()
         ))),
-        None => make(id, spec, observed, paths),
+        None => make(stored, spec, observed, paths),
         Some(VolumeContent::Unreadable(why)) => Err(fault(format!(
             "the file of snapshot {id} ({}) is no qcow2 snapshot of berth's: {why}",
             path.display()
         ))),
         Some(VolumeContent::Inactive | VolumeContent::Growing(_) | VolumeContent::Grown(_)) => {
             Err(fault(format!(
-                "what is in the place of snapshot {id} ({}) is a block device; a snapshot is a file",
+                "what is in the place of snapshot {id} ({}) changes, and a snapshot never does",
                 path.display()
             )))
         }
         Some(VolumeContent::Size(_)) => {
             let mut steps = Vec::new();
             if !observed.files.made {
-                steps.push(Step::Storage(StorageStep::MarkSnapshot(id)));
+                steps.push(Step::Storage(StorageStep::MarkSnapshot(stored.clone())));
             }
-            steps.extend(discard(id, observed, paths));
+            steps.extend(discard(&stored, observed, paths));
             Ok((steps, SnapshotThen::Converged))
         }
     }
 }
 
 fn make(
-    id: SnapshotId,
+    stored: StoredSnapshot,
     spec: &SnapshotSpec,
     observed: &SnapshotObserved,
     paths: &Paths,
 ) -> Result<Planned, Fault> {
     // What was begun and is worth nothing any more takes no room meanwhile.
     let wait = |steps, wait| Ok((steps, SnapshotThen::Wait(wait)));
-    let volume = spec.volume.clone();
-    if !volume.pool.is_local() {
-        return Err(fault(format!(
-            "volume {} is in the storage pool {}, and snapshots are made of volumes in the pool {} only; delete the snapshot",
-            volume.id,
-            volume.pool,
-            PoolName::LOCAL
-        )));
-    }
-    let mut steps = discard(id, observed, paths);
+    let (id, volume) = (stored.id, spec.volume.clone());
+    let mut steps = discard(&stored, observed, paths);
     let Some(found) = observed.source.whole(&volume.pool, volume.format) else {
         return wait(steps, SnapshotWait::Volume(volume.id));
     };
@@ -265,14 +281,18 @@ fn make(
     }
     let is_live = |user: &&VolumeUser| matches!(user.hold, Hold::Live { .. });
     let live: Vec<&VolumeUser> = observed.users.iter().filter(is_live).collect();
-    let path = paths.snapshot(id);
+    let path = paths.snapshot(&stored.pool, id);
+    let is_shared = paths.thin.contains(&stored.pool);
     match live.as_slice() {
+        // LVM makes it in an instant, and lets what is being written wait for that.
         // One that is saved goes on with the disk as it is now: that is a moment as good as any.
-        [] => steps.push(Step::Storage(StorageStep::CreateSnapshot(NewSnapshot {
-            id,
-            path,
-            volume,
-        }))),
+        live if is_shared || live.is_empty() => {
+            steps.push(Step::Storage(StorageStep::CreateSnapshot(NewSnapshot {
+                id,
+                path,
+                volume,
+            })))
+        }
         [
             VolumeUser {
                 instance: Some(instance),
@@ -296,16 +316,18 @@ fn make(
                 instance: *instance,
                 snapshot: id,
                 disk,
-                file: paths.partial_snapshot(id),
+                file: paths.partial_snapshot(&stored.pool, id),
+                // Of a pool of block devices it is one too.
+                format: VolumeFormat::usual(&stored.pool),
             })));
-            steps.push(Step::Storage(StorageStep::NameSnapshot(id)));
+            steps.push(Step::Storage(StorageStep::NameSnapshot(stored.clone())));
         }
         _ => {
             let names = live.iter().map(|user| user.domain.clone()).collect();
             return wait(steps, SnapshotWait::Users(names));
         }
     }
-    steps.push(Step::Storage(StorageStep::MarkSnapshot(id)));
+    steps.push(Step::Storage(StorageStep::MarkSnapshot(stored)));
     Ok((steps, SnapshotThen::Converged))
 }
 

@@ -284,7 +284,7 @@ pub fn activity(last: Option<&Sample>, now: &DomainUsage) -> Activity {
 }
 
 /// How much space of a storage pool the volumes of these documents may take once their guests have written them full, and
-/// of `local` the disks and the snapshots as well.
+/// the snapshots of such, and of `local` the disks as well.
 #[must_use]
 pub fn provisioned<'a>(
     documents: impl Iterator<Item = &'a Document>,
@@ -304,17 +304,15 @@ pub fn provisioned<'a>(
                     .map(|spec| ByteCount::from_gb(spec.size_gb));
                 sizes.sum()
             }
-            Document::Snapshot(wish) if pool.is_local() => {
+            Document::Snapshot(wish) => {
                 let sizes = wish
                     .spec
                     .iter()
+                    .filter(|spec| spec.volume.pool == *pool)
                     .map(|spec| ByteCount::from_gb(spec.size_gb));
                 sizes.sum()
             }
-            Document::Instance(_)
-            | Document::Snapshot(_)
-            | Document::Network(_)
-            | Document::Router(_) => ByteCount::ZERO,
+            Document::Instance(_) | Document::Network(_) | Document::Router(_) => ByteCount::ZERO,
         })
         .sum()
 }

@@ -485,7 +485,7 @@ fn make(
                 return Ok(Planned::wait(VolumeWait::Snapshot(source.id)));
             };
             check_size(id, size, found, &format!("snapshot {}", source.id))?;
-            Content::Snapshot(*source)
+            Content::Snapshot(source.clone())
         }
     };
     steps.push(Step::Storage(StorageStep::CreateVolume(NewVolume {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use berth_common::{
-    document::{Desired, InstanceSpec},
+    document::{Desired, InstanceSpec, VolumeFormat},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
@@ -321,6 +321,10 @@ async fn watch_job(host: &Host, step: &DomainStep, text: &str, progress: &Progre
 
 /// Sees to it that what a hypervisor writes takes no room that is kept for guests; ends with the reason to end that.
 async fn watch_room(host: &Host, plan: &BackupPlan) -> ActError {
+    // A block device has all its room from the beginning.
+    if plan.format == VolumeFormat::Raw {
+        return std::future::pending().await;
+    }
     let mut ticks = tokio::time::interval(WATCH_JOB_EVERY);
     loop {
         ticks.tick().await;

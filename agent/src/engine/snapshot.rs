@@ -136,8 +136,10 @@ async fn look(
     held: &mut Option<Held<VolumeId>>,
 ) -> Result<SnapshotObserved, ActError> {
     let host = &worker.tools.host;
+    // A tombstone does not say where it is.
+    let pool = wish.spec.as_ref().map(|spec| &spec.volume.pool);
     let mut observed = SnapshotObserved {
-        files: host.storage.observe_snapshot(wish.id).await?,
+        files: host.storage.observe_snapshot(wish.id, pool).await?,
         copied: worker.tools.snapshots.is_held(wish.id),
         ..SnapshotObserved::default()
     };

@@ -137,7 +137,8 @@ async fn look(
         Some(VolumeSource::Snapshot(source)) => {
             held.snapshot = Some(worker.tools.snapshots.hold(source.id));
             if worker.tools.snapshots.is_whole(source.id) {
-                let files = host.storage.observe_snapshot(source.id).await?;
+                let found = host.storage.observe_snapshot(source.id, Some(&source.pool));
+                let files = found.await?;
                 observed.snapshot = files.whole();
             }
         }

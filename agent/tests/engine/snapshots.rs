@@ -19,6 +19,7 @@ use super::*;
 /// A volume, a snapshot of it, and a volume made from that.
 struct Wanted {
     host: HostId,
+    pool: PoolName,
     volume: VolumeId,
     snapshot: SnapshotId,
     copy: VolumeId,
@@ -28,6 +29,7 @@ impl Wanted {
     fn new(lab: &Lab) -> Self {
         Self {
             host: lab.host_id,
+            pool: lab.pool.clone(),
             volume: VolumeId::new(),
             snapshot: SnapshotId::new(),
             copy: VolumeId::new(),
@@ -39,6 +41,7 @@ impl Wanted {
         Self {
             snapshot: SnapshotId::new(),
             copy: VolumeId::new(),
+            pool: self.pool.clone(),
             ..*self
         }
     }
@@ -48,7 +51,10 @@ impl Wanted {
     }
 
     fn copy(&self, gb: u64) -> Document {
-        let source = SnapshotRef { id: self.snapshot };
+        let source = SnapshotRef {
+            id: self.snapshot,
+            pool: self.pool.clone(),
+        };
         self.document_of(self.copy, 1, gb, Some(VolumeSource::Snapshot(source)))
     }
 
@@ -67,8 +73,8 @@ impl Wanted {
                 name: "data".parse().unwrap(),
                 project: "default".parse().unwrap(),
                 size_gb: DiskGb::new(gb).unwrap(),
-                format: VolumeFormat::Qcow2,
-                pool: PoolName::default(),
+                format: VolumeFormat::usual(&self.pool),
+                pool: self.pool.clone(),
                 source,
             }),
         })
@@ -84,8 +90,8 @@ impl Wanted {
                 project: "default".parse().unwrap(),
                 volume: VolumeRef {
                     id: self.volume,
-                    format: VolumeFormat::Qcow2,
-                    pool: PoolName::default(),
+                    format: VolumeFormat::usual(&self.pool),
+                    pool: self.pool.clone(),
                 },
                 size_gb: DiskGb::new(1).unwrap(),
             }),
@@ -98,24 +104,52 @@ impl Wanted {
             instance: wish.instance,
             snapshot: self.snapshot,
             disk: DiskFile {
-                path: facts().paths.volume_file(self.volume, VolumeFormat::Qcow2),
+                path: facts().paths.volume(
+                    &self.pool,
+                    self.volume,
+                    VolumeFormat::usual(&self.pool),
+                ),
                 target: "vdb".to_owned(),
             },
-            file: facts().paths.partial_snapshot(self.snapshot),
+            file: facts().paths.partial_snapshot(&self.pool, self.snapshot),
+            format: VolumeFormat::usual(&self.pool),
         }
     }
 }
 
-fn holds(gb: u64, content: &str) -> Option<FakeVolume> {
+/// The host's pools: of files, of block devices, and of those that share what they hold.
+const POOLS: [&str; 3] = ["local", "fast", "thin"];
+/// Those in which a hypervisor copies what a guest has.
+const COPIED: [&str; 2] = ["local", "fast"];
+
+impl Lab {
+    /// A host where volumes are in this pool.
+    async fn of(pool: &str) -> Self {
+        let mut lab = Self::new().await;
+        lab.pool = pool.parse().unwrap();
+        lab
+    }
+}
+
+/// What a volume holds.
+fn holds(of: &Wanted, gb: u64, content: &str) -> Option<FakeVolume> {
     let size = ByteCount::from_gb(DiskGb::new(gb).unwrap());
     Some(FakeVolume {
-        pool: PoolName::default(),
-        format: VolumeFormat::Qcow2,
+        pool: of.pool.clone(),
+        format: VolumeFormat::usual(&of.pool),
         size,
         content: content.to_owned(),
         known: size,
         grown: false,
         active: true,
+    })
+}
+
+/// What a snapshot holds: a block device that nobody has use for.
+fn keeps(of: &Wanted, content: &str) -> Option<FakeVolume> {
+    holds(of, 1, content).map(|volume| FakeVolume {
+        active: of.pool.is_local(),
+        ..volume
     })
 }
 
@@ -139,13 +173,13 @@ async fn written(lab: &Lab) -> Wanted {
 }
 
 /// An instance that has a volume.
-fn with_volume(wish: &Wish, generation: u64, volume: Option<VolumeId>) -> Document {
+fn with_volume(wish: &Wish, generation: u64, volume: Option<&Wanted>) -> Document {
     wish.instance(generation, |spec| {
-        let attached = volume.map(|id| InstanceVolume {
-            id,
+        let attached = volume.map(|wanted| InstanceVolume {
+            id: wanted.volume,
             position: 1,
-            format: VolumeFormat::Qcow2,
-            pool: PoolName::default(),
+            format: VolumeFormat::usual(&wanted.pool),
+            pool: wanted.pool.clone(),
             access: VolumeAccess::ReadWrite,
             limits: VolumeLimits::default(),
         });
@@ -157,7 +191,7 @@ fn with_volume(wish: &Wish, generation: u64, volume: Option<VolumeId>) -> Docume
 async fn used(lab: &Lab) -> (Wish, Wanted) {
     let (wish, ..) = running(lab).await;
     let wanted = written(lab).await;
-    converged(lab, &with_volume(&wish, 2, Some(wanted.volume))).await;
+    converged(lab, &with_volume(&wish, 2, Some(&wanted))).await;
     (wish, wanted)
 }
 
@@ -177,52 +211,67 @@ async fn wait_fault(lab: &Lab, document: &Document, code: FaultCode, part: &str)
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_stands_alone_and_a_volume_is_made_from_it() {
-    let lab = Lab::new().await;
-    let wanted = written(&lab).await;
-    converged(&lab, &wanted.snapshot()).await;
-    let kept = holds(1, "zeros + monday");
-    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
-    lab.host.write_volume(wanted.volume, "tuesday");
-    converged(&lab, &wanted.volume(2, 3)).await;
-    gone(&lab, &wanted.volume(2, 3)).await;
-    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
-    converged(&lab, &wanted.copy(2)).await;
-    assert_eq!(lab.host.volume(wanted.copy), holds(2, "zeros + monday"));
-    gone(&lab, &wanted.snapshot()).await;
-    assert_eq!(lab.host.volume(wanted.copy), holds(2, "zeros + monday"));
-    gone(&lab, &wanted.copy(2)).await;
-    assert_eq!(lab.host.leftovers(), [""; 0]);
+    for pool in POOLS {
+        let lab = Lab::of(pool).await;
+        let wanted = written(&lab).await;
+        converged(&lab, &wanted.snapshot()).await;
+        let kept = keeps(&wanted, "zeros + monday");
+        assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+        lab.host.write_volume(wanted.volume, "tuesday");
+        converged(&lab, &wanted.volume(2, 3)).await;
+        gone(&lab, &wanted.volume(2, 3)).await;
+        assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+        converged(&lab, &wanted.copy(2)).await;
+        assert_eq!(
+            lab.host.volume(wanted.copy),
+            holds(&wanted, 2, "zeros + monday")
+        );
+        gone(&lab, &wanted.snapshot()).await;
+        assert_eq!(
+            lab.host.volume(wanted.copy),
+            holds(&wanted, 2, "zeros + monday")
+        );
+        gone(&lab, &wanted.copy(2)).await;
+        assert_eq!(lab.host.leftovers(), [""; 0]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_is_made_under_a_guest_that_goes_on() {
-    let lab = Lab::new().await;
-    let (wish, wanted) = used(&lab).await;
-    converged(&lab, &wanted.snapshot()).await;
-    lab.host.write_volume(wanted.volume, "tuesday");
-    let kept = holds(1, "zeros + monday");
-    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
-    let lives = lab.host.lives(wish.instance);
-    assert_eq!((lives.starts, lives.destroys, lives.saves), (1, 0, 0));
-    converged(&lab, &wanted.copy(1)).await;
-    assert_eq!(lab.host.volume(wanted.copy), kept);
+    for pool in POOLS {
+        let lab = Lab::of(pool).await;
+        let (wish, wanted) = used(&lab).await;
+        converged(&lab, &wanted.snapshot()).await;
+        lab.host.write_volume(wanted.volume, "tuesday");
+        let kept = keeps(&wanted, "zeros + monday");
+        assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+        let lives = lab.host.lives(wish.instance);
+        assert_eq!((lives.starts, lives.destroys, lives.saves), (1, 0, 0));
+        converged(&lab, &wanted.copy(1)).await;
+        assert_eq!(
+            lab.host.volume(wanted.copy),
+            holds(&wanted, 1, "zeros + monday")
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_sleeps_keeps_its_memory_while_its_volume_is_copied() {
-    let lab = Lab::new().await;
-    let (wish, wanted) = used(&lab).await;
-    let mut asleep = with_volume(&wish, 3, Some(wanted.volume));
-    if let Document::Instance(desired) = &mut asleep {
-        desired.spec.as_mut().unwrap().power = DesiredPower::Suspended;
+    for pool in POOLS {
+        let lab = Lab::of(pool).await;
+        let (wish, wanted) = used(&lab).await;
+        let mut asleep = with_volume(&wish, 3, Some(&wanted));
+        if let Document::Instance(desired) = &mut asleep {
+            desired.spec.as_mut().unwrap().power = DesiredPower::Suspended;
+        }
+        converged(&lab, &asleep).await;
+        converged(&lab, &wanted.snapshot()).await;
+        let kept = keeps(&wanted, "zeros + monday");
+        assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+        converged(&lab, &with_volume(&wish, 4, Some(&wanted))).await;
+        let lives = lab.host.lives(wish.instance);
+        assert_eq!((lives.saves, lives.restores, lives.starts), (1, 1, 1));
     }
-    converged(&lab, &asleep).await;
-    converged(&lab, &wanted.snapshot()).await;
-    let kept = holds(1, "zeros + monday");
-    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
-    converged(&lab, &with_volume(&wish, 4, Some(wanted.volume))).await;
-    let lives = lab.host.lives(wish.instance);
-    assert_eq!((lives.saves, lives.restores, lives.starts), (1, 1, 1));
 }
 
 /// How a law disturbs.
@@ -239,9 +288,20 @@ async fn law(
     prepare: impl AsyncFn(&Lab) -> (Wanted, Vec<Document>),
     check: impl Fn(&Lab, &Wanted, &str),
 ) {
+    for pool in POOLS {
+        law_in(pool, status, &prepare, &check).await;
+    }
+}
+
+async fn law_in(
+    pool: &str,
+    status: ConvergeStatus,
+    prepare: &impl AsyncFn(&Lab) -> (Wanted, Vec<Document>),
+    check: &impl Fn(&Lab, &Wanted, &str),
+) {
     for disturb in [Disturb::Fail, Disturb::Crash] {
         for steps in 0.. {
-            let mut lab = Lab::new().await;
+            let mut lab = Lab::of(pool).await;
             let (wanted, documents) = prepare(&lab).await;
             let before = lab.host.steps_done();
             match disturb {
@@ -269,7 +329,11 @@ async fn law(
             for document in &documents {
                 lab.wait_status(document, status).await;
             }
-            check(&lab, &wanted, &format!("{disturb:?} at step {steps}"));
+            check(
+                &lab,
+                &wanted,
+                &format!("{pool}, {disturb:?} at step {steps}"),
+            );
             lab.kill().await;
             if untouched {
                 assert!(steps > 0, "nothing was ever disturbed");
@@ -293,10 +357,14 @@ async fn volume_snapshot_and_copy_are_made_in_turn_whatever_goes_wrong_and_comes
             |lab, wanted, when| {
                 assert_eq!(
                     lab.host.snapshot(wanted.snapshot),
-                    holds(1, "zeros"),
+                    keeps(wanted, "zeros"),
                     "{when}"
                 );
-                assert_eq!(lab.host.volume(wanted.copy), holds(2, "zeros"), "{when}");
+                assert_eq!(
+                    lab.host.volume(wanted.copy),
+                    holds(wanted, 2, "zeros"),
+                    "{when}"
+                );
                 assert_eq!(lab.host.leftovers().len(), 3, "{when}");
             },
         )
@@ -313,15 +381,16 @@ async fn a_snapshot_under_a_guest_is_whole_or_not_there_whatever_goes_wrong() {
             // The guest is told something else at the same time.
             let documents = vec![
                 wanted.snapshot(),
-                with_volume(&wish, 3, Some(wanted.volume)),
+                with_volume(&wish, 3, Some(&wanted)),
                 wanted.copy(1),
             ];
             (wanted, documents)
         },
         |lab, wanted, when| {
-            let kept = holds(1, "zeros + monday");
+            let kept = keeps(wanted, "zeros + monday");
             assert_eq!(lab.host.snapshot(wanted.snapshot), kept, "{when}");
-            assert_eq!(lab.host.volume(wanted.copy), kept, "{when}");
+            let copy = holds(wanted, 1, "zeros + monday");
+            assert_eq!(lab.host.volume(wanted.copy), copy, "{when}");
             let left = lab.host.leftovers();
             assert!(!left.iter().any(|it| it.contains("job")), "{left:?} {when}");
         },
@@ -339,7 +408,7 @@ async fn a_snapshot_and_a_detachment_at_once_end_as_both_say_whatever_goes_wrong
             (wanted, documents)
         },
         |lab, wanted, when| {
-            let kept = holds(1, "zeros + monday");
+            let kept = keeps(wanted, "zeros + monday");
             assert_eq!(lab.host.snapshot(wanted.snapshot), kept, "{when}");
         },
     )
@@ -368,106 +437,120 @@ async fn nothing_is_left_of_what_is_deleted_in_any_order_whatever_goes_wrong() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_whose_agent_died_is_ended_and_the_snapshot_made_anew() {
-    let mut lab = Lab::new().await;
-    let (wish, wanted) = used(&lab).await;
-    lab.kill().await;
-    lab.host.leave_backup(&wanted.job(&wish));
-    lab.host.write_volume(wanted.volume, "tuesday");
-    lab.start();
-    converged(&lab, &wanted.snapshot()).await;
-    // Of the moment after it was begun again, and not of the one nobody knows.
-    let kept = holds(1, "zeros + monday + tuesday");
-    assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
-    let left = BTreeSet::from_iter(lab.host.leftovers());
-    assert!(!left.iter().any(|it| it.contains("job")), "{left:?}");
+    for pool in POOLS {
+        let mut lab = Lab::of(pool).await;
+        let (wish, wanted) = used(&lab).await;
+        lab.kill().await;
+        lab.host.leave_backup(&wanted.job(&wish));
+        lab.host.write_volume(wanted.volume, "tuesday");
+        lab.start();
+        converged(&lab, &wanted.snapshot()).await;
+        // Of the moment after it was begun again, and not of the one nobody knows.
+        let kept = keeps(&wanted, "zeros + monday + tuesday");
+        assert_eq!(lab.host.snapshot(wanted.snapshot), kept);
+        let left = BTreeSet::from_iter(lab.host.leftovers());
+        assert!(!left.iter().any(|it| it.contains("job")), "{left:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_tombstone_ends_the_job_that_nobody_waits_for() {
-    let mut lab = Lab::new().await;
-    let (wish, wanted) = used(&lab).await;
-    lab.kill().await;
-    lab.host.leave_backup(&wanted.job(&wish));
-    lab.start();
-    gone(&lab, &wanted.snapshot()).await;
-    let left = lab.host.leftovers();
-    let of_it = |it: &&String| it.contains("job") || it.contains("snapshot");
-    assert_eq!(left.iter().find(of_it), None);
+    for pool in POOLS {
+        let mut lab = Lab::of(pool).await;
+        let (wish, wanted) = used(&lab).await;
+        lab.kill().await;
+        lab.host.leave_backup(&wanted.job(&wish));
+        lab.start();
+        gone(&lab, &wanted.snapshot()).await;
+        let left = lab.host.leftovers();
+        let of_it = |it: &&String| it.contains("job") || it.contains("snapshot");
+        assert_eq!(left.iter().find(of_it), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn snapshots_of_one_guests_volumes_take_turns() {
-    let lab = Lab::new().await;
-    let (wish, first) = used(&lab).await;
-    // A job of somebody else, as far as this snapshot knows.
-    let other = first.another();
-    lab.host.leave_backup(&other.job(&wish));
-    lab.send(&first.snapshot()).await;
-    let key = first.snapshot().key();
-    lab.wait(key, "waiting for its turn", says("waiting for its turn"))
-        .await;
-    converged(&lab, &other.snapshot()).await;
-    lab.wait_status(&first.snapshot(), ConvergeStatus::Converged)
-        .await;
+    for pool in COPIED {
+        let lab = Lab::of(pool).await;
+        let (wish, first) = used(&lab).await;
+        // A job of somebody else, as far as this snapshot knows.
+        let other = first.another();
+        lab.host.leave_backup(&other.job(&wish));
+        lab.send(&first.snapshot()).await;
+        let key = first.snapshot().key();
+        lab.wait(key, "waiting for its turn", says("waiting for its turn"))
+            .await;
+        converged(&lab, &other.snapshot()).await;
+        lab.wait_status(&first.snapshot(), ConvergeStatus::Converged)
+            .await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn switching_a_guest_off_ends_its_job_and_the_copy_is_made_then() {
-    let lab = Lab::new().await;
-    let (wish, first) = used(&lab).await;
-    let other = first.another();
-    lab.host.leave_backup(&other.job(&wish));
-    lab.send(&first.snapshot()).await;
-    let key = first.snapshot().key();
-    lab.wait(key, "waiting for its turn", says("waiting for its turn"))
-        .await;
-    let mut off = with_volume(&wish, 3, Some(first.volume));
-    if let Document::Instance(desired) = &mut off {
-        stopped(desired.spec.as_mut().unwrap());
+    for pool in COPIED {
+        let lab = Lab::of(pool).await;
+        let (wish, first) = used(&lab).await;
+        let other = first.another();
+        lab.host.leave_backup(&other.job(&wish));
+        lab.send(&first.snapshot()).await;
+        let key = first.snapshot().key();
+        lab.wait(key, "waiting for its turn", says("waiting for its turn"))
+            .await;
+        let mut off = with_volume(&wish, 3, Some(&first));
+        if let Document::Instance(desired) = &mut off {
+            stopped(desired.spec.as_mut().unwrap());
+        }
+        converged(&lab, &off).await;
+        lab.wait_status(&first.snapshot(), ConvergeStatus::Converged)
+            .await;
+        let kept = keeps(&first, "zeros + monday");
+        assert_eq!(lab.host.snapshot(first.snapshot), kept);
     }
-    converged(&lab, &off).await;
-    lab.wait_status(&first.snapshot(), ConvergeStatus::Converged)
-        .await;
-    let kept = holds(1, "zeros + monday");
-    assert_eq!(lab.host.snapshot(first.snapshot), kept);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_that_vanished_is_told_and_not_made_anew() {
-    let mut lab = Lab::new().await;
-    let wanted = written(&lab).await;
-    converged(&lab, &wanted.snapshot()).await;
-    lab.host.lose_snapshot(wanted.snapshot);
-    lab.restart().await;
-    let missing = "its file is missing";
-    wait_fault(&lab, &wanted.snapshot(), FaultCode::Volume, missing).await;
-    gone(&lab, &wanted.snapshot()).await;
+    for pool in POOLS {
+        let mut lab = Lab::of(pool).await;
+        let wanted = written(&lab).await;
+        converged(&lab, &wanted.snapshot()).await;
+        lab.host.lose_snapshot(wanted.snapshot);
+        lab.restart().await;
+        let missing = "its file is missing";
+        wait_fault(&lab, &wanted.snapshot(), FaultCode::Volume, missing).await;
+        gone(&lab, &wanted.snapshot()).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_is_told_and_mended() {
-    let lab = Lab::new().await;
-    let (_, wanted) = used(&lab).await;
-    lab.host.set_disk(Disk::Full);
-    lab.send(&wanted.snapshot()).await;
-    let code = FaultCode::DiskFull;
-    wait_fault(&lab, &wanted.snapshot(), code, "the snapshot").await;
-    assert_eq!(lab.host.snapshot(wanted.snapshot), None);
-    lab.host.set_disk(Disk::Roomy);
-    lab.wait_status(&wanted.snapshot(), ConvergeStatus::Converged)
-        .await;
+    for pool in POOLS {
+        let lab = Lab::of(pool).await;
+        let (_, wanted) = used(&lab).await;
+        lab.host.set_disk(Disk::Full);
+        lab.send(&wanted.snapshot()).await;
+        let code = FaultCode::DiskFull;
+        wait_fault(&lab, &wanted.snapshot(), code, "the snapshot").await;
+        assert_eq!(lab.host.snapshot(wanted.snapshot), None);
+        lab.host.set_disk(Disk::Roomy);
+        lab.wait_status(&wanted.snapshot(), ConvergeStatus::Converged)
+            .await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_without_a_document_is_left_alone() {
-    let mut lab = Lab::new().await;
-    let (wish, wanted) = used(&lab).await;
-    let stranger = wanted.another();
-    lab.kill().await;
-    lab.host.leave_backup(&stranger.job(&wish));
-    lab.start();
-    sleep(LIMIT).await;
-    let left = lab.host.leftovers();
-    let name = format!("snapshot {}", stranger.snapshot);
-    assert!(left.contains(&name), "{left:?}");
+    for pool in POOLS {
+        let mut lab = Lab::of(pool).await;
+        let (wish, wanted) = used(&lab).await;
+        let stranger = wanted.another();
+        lab.kill().await;
+        lab.host.leave_backup(&stranger.job(&wish));
+        lab.start();
+        sleep(LIMIT).await;
+        let left = lab.host.leftovers();
+        let name = format!("snapshot {}", stranger.snapshot);
+        assert!(left.contains(&name), "{left:?}");
+    }
 }

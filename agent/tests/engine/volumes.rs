@@ -617,7 +617,8 @@ async fn a_pool_that_the_host_does_not_have_is_told_by_name() {
     let volume = Wanted::new(&lab, None);
     let document = volume.document(1, 1);
     lab.send(&document).await;
-    let part = "is in the storage pool slow, which this host does not have; it has local, fast";
+    let part =
+        "is in the storage pool slow, which this host does not have; it has local, fast, thin";
     wait_fault(&lab, &document, FaultCode::Volume, part).await;
     lab.send(&document.tombstone()).await;
     lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)

@@ -211,8 +211,12 @@ impl Storage for Deadly<DirStorage> {
         self.real.volumes_with_files().await
     }
 
-    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
-        self.real.observe_snapshot(snapshot).await
+    async fn observe_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        pool: Option<&PoolName>,
+    ) -> Result<SnapshotFiles, ActError> {
+        self.real.observe_snapshot(snapshot, pool).await
     }
 
     async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {

@@ -442,7 +442,7 @@ impl Lab {
     }
 
     pub(crate) fn snapshot_path(&self) -> PathBuf {
-        self.paths().snapshot(self.wish.snapshot)
+        self.paths().snapshot_file(self.wish.snapshot)
     }
 
     /// Its own root disk: there is one, whatever it was made from.

@@ -3,13 +3,14 @@
 use berth_agent::{
     act::storage::VolumeWipe,
     decide::{
-        snapshot::{NewSnapshot, SnapshotFiles},
+        snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::{Content, NewVolume, VolumeContent},
     },
 };
 use berth_common::{
     document::{SnapshotRef, VolumeFormat, VolumeRef},
     ids::SnapshotId,
+    names::PoolName,
 };
 
 use super::{
@@ -22,7 +23,7 @@ impl Host {
         let id = SnapshotId::new();
         NewSnapshot {
             id,
-            path: self.paths.snapshot(id),
+            path: self.paths.snapshot_file(id),
             volume: VolumeRef {
                 id: volume.id,
                 format: volume.format,
@@ -34,12 +35,12 @@ impl Host {
     async fn keep(&self, snapshot: &NewSnapshot) {
         let create = StorageStep::CreateSnapshot(snapshot.clone());
         self.step(create).await.unwrap();
-        let mark = StorageStep::MarkSnapshot(snapshot.id);
+        let mark = StorageStep::MarkSnapshot(stored(snapshot.id));
         self.step(mark).await.unwrap();
     }
 
     async fn kept(&self, id: SnapshotId) -> SnapshotFiles {
-        self.storage.observe_snapshot(id).await.unwrap()
+        self.storage.observe_snapshot(id, None).await.unwrap()
     }
 
     fn snapshot_files(&self) -> Vec<String> {
@@ -50,8 +51,24 @@ impl Host {
     fn write_live(&self, id: SnapshotId, content: &[u8]) {
         fs::create_dir_all(&self.paths.snapshots).unwrap();
         let raw = self.file("live.raw", content);
-        let partial = self.paths.partial_snapshot(id);
+        let partial = self.paths.partial_snapshot_file(id);
         run(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw, &partial]);
+    }
+}
+
+/// A snapshot of the pool `local`, as steps name it.
+fn stored(id: SnapshotId) -> StoredSnapshot {
+    StoredSnapshot {
+        id,
+        pool: PoolName::default(),
+    }
+}
+
+/// The same, as volumes name it.
+fn of(id: SnapshotId) -> SnapshotRef {
+    SnapshotRef {
+        id,
+        pool: PoolName::default(),
     }
 }
 
@@ -96,7 +113,7 @@ async fn snapshots_hold_what_volumes_held_and_volumes_are_made_from_them() {
         host.remove_volume(volume.id).await;
         check_content(&host, &as_volume(&snapshot, 8 * MIB), &content);
         for other in FORMATS {
-            let source = Content::Snapshot(SnapshotRef { id: snapshot.id });
+            let source = Content::Snapshot(of(snapshot.id));
             let copy = host.new_volume(other, 12 * MIB, source);
             host.make(&copy).await;
             check_content(&host, &copy, &content);
@@ -134,11 +151,11 @@ async fn what_a_hypervisor_wrote_gets_its_name_once_and_only_if_it_is_a_disk_of_
     host.storage.sweep().await.unwrap();
     assert!(host.kept(snapshot.id).await.partial);
     for _ in 0..2 {
-        host.step(StorageStep::NameSnapshot(snapshot.id))
+        host.step(StorageStep::NameSnapshot(stored(snapshot.id)))
             .await
             .unwrap();
     }
-    host.step(StorageStep::MarkSnapshot(snapshot.id))
+    host.step(StorageStep::MarkSnapshot(stored(snapshot.id)))
         .await
         .unwrap();
     assert_eq!(host.kept(snapshot.id).await, whole(4 * MIB));
@@ -149,20 +166,21 @@ async fn what_a_hypervisor_wrote_gets_its_name_once_and_only_if_it_is_a_disk_of_
     // What a guest that broke out could leave: a disk that names another file.
     let hostile = host.new_snapshot(&volume);
     let secret = host.file("secret", &noise(MIB));
-    let partial = host.paths.partial_snapshot(hostile.id);
+    let partial = host.paths.partial_snapshot_file(hostile.id);
     run(
         &["create", "-q", "-f", "qcow2", "-F", "raw", "-b"],
         &[&secret, &partial],
     );
     fails(
-        host.step(StorageStep::NameSnapshot(hostile.id)).await,
+        host.step(StorageStep::NameSnapshot(stored(hostile.id)))
+            .await,
         FaultCode::Volume,
         true,
         &["is no qcow2 disk of its own", "backing file"],
     );
     assert!(host.kept(hostile.id).await.file.is_none());
     for _ in 0..2 {
-        host.step(StorageStep::DiscardPartialSnapshot(hostile.id))
+        host.step(StorageStep::DiscardPartialSnapshot(stored(hostile.id)))
             .await
             .unwrap();
         assert!(host.kept(hostile.id).await.is_empty());
@@ -193,7 +211,7 @@ async fn what_is_not_there_is_refused_and_leaves_nothing() {
         false,
         &["belongs at"],
     );
-    let source = Content::Snapshot(SnapshotRef { id: snapshot.id });
+    let source = Content::Snapshot(of(snapshot.id));
     let copy = host.new_volume(VolumeFormat::Raw, MIB, source);
     fails(
         host.step(StorageStep::CreateVolume(copy)).await,

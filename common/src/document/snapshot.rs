@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::VolumeRef;
 use crate::{
     ids::SnapshotId,
-    names::{ProjectName, SnapshotName},
+    names::{PoolName, ProjectName, SnapshotName},
     units::DiskGb,
 };
 
@@ -19,15 +19,19 @@ pub struct SnapshotSpec {
     pub name: SnapshotName,
     /// The owner.
     pub project: ProjectName,
-    /// The volume of the same host whose content it is. Once the snapshot is there, this says nothing any more.
+    /// The volume of the same host whose content it is. It lies in the pool that its volume is in; once it is there, nothing
+    /// else of this says anything any more.
     pub volume: VolumeRef,
     /// The most it may hold, in GiB: the size the volume shall have when the snapshot was asked for.
     pub size_gb: DiskGb,
 }
 
-/// A snapshot of the same host, with what must be known to open its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+/// A snapshot of the same host, with what must be known to open it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotRef {
     /// The snapshot.
     pub id: SnapshotId,
+    /// Where; absent: `local`.
+    #[serde(default, skip_serializing_if = "PoolName::is_local")]
+    pub pool: PoolName,
 }

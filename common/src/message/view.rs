@@ -292,6 +292,9 @@ pub struct SnapshotView {
     pub volume: Option<VolumeName>,
     /// Its size in GiB: the least that a volume made from it has.
     pub size_gb: DiskGb,
+    /// The storage pool of its host that it is in: that of its volume.
+    #[serde(default)]
+    pub pool: PoolName,
     /// In which part of its life it is.
     pub status: SnapshotStatus,
     /// What berth is busy with, for people ("copying, 40 %").

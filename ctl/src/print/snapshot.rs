@@ -15,6 +15,7 @@ pub(crate) fn list(snapshots: &[SnapshotView], width: Width) -> String {
         Column::Text("Name"),
         Column::Text("Status"),
         Column::Number("Size GB"),
+        Column::Text("Pool"),
         Column::Text("Volume"),
         Column::Text("Host"),
         Column::Text("Created"),
@@ -25,6 +26,7 @@ pub(crate) fn list(snapshots: &[SnapshotView], width: Width) -> String {
             view.name.to_string(),
             view.status.as_str().to_owned(),
             view.size_gb.get().to_string(),
+            view.pool.to_string(),
             volume(view),
             or_none(view.host.as_ref()),
             view.created_at.to_rfc3339(),
@@ -45,6 +47,7 @@ pub(crate) fn show(view: &SnapshotView, width: Width) -> String {
         ("Fault", or_none(fault.map(|fault| fault.code.as_str()))),
         ("Fault message", or_none(fault.map(|fault| &fault.message))),
         ("Size GB", view.size_gb.get().to_string()),
+        ("Pool", view.pool.to_string()),
         ("Volume", or_none(view.volume.as_ref())),
         ("Volume ID", view.volume_id.to_string()),
         ("Host", or_none(view.host.as_ref())),
@@ -75,11 +78,11 @@ mod tests {
     #[test]
     fn snapshots_are_listed_with_their_volumes() {
         insta::assert_snapshot!(list(&[snapshot()], Width::Unlimited), @r#"
-        +--------------------------------------+--------+-----------+---------+--------+------+---------------------------+
-        | ID                                   | Name   | Status    | Size GB | Volume | Host | Created                   |
-        +--------------------------------------+--------+-----------+---------+--------+------+---------------------------+
-        | 0191e7a0-0000-7000-8000-000000000009 | monday | available |      20 | data   | hv1  | 2026-01-02T03:04:05+00:00 |
-        +--------------------------------------+--------+-----------+---------+--------+------+---------------------------+
+        +--------------------------------------+--------+-----------+---------+------+--------+------+---------------------------+
+        | ID                                   | Name   | Status    | Size GB | Pool | Volume | Host | Created                   |
+        +--------------------------------------+--------+-----------+---------+------+--------+------+---------------------------+
+        | 0191e7a0-0000-7000-8000-000000000009 | monday | available |      20 | fast | data   | hv1  | 2026-01-02T03:04:05+00:00 |
+        +--------------------------------------+--------+-----------+---------+------+--------+------+---------------------------+
         "#);
     }
 
@@ -97,6 +100,7 @@ mod tests {
         | Fault         | -                                    |
         | Fault message | -                                    |
         | Size GB       | 20                                   |
+        | Pool          | fast                                 |
         | Volume        | data                                 |
         | Volume ID     | 0191e7a0-0000-7000-8000-000000000008 |
         | Host          | hv1                                  |

@@ -1,6 +1,6 @@
 //! Reads the writer's memory from the rows, when a scheduler takes over or doubts what it remembers.
 
-use berth_common::{ids::ServerGroupId, message::view::HostState, names::PoolName};
+use berth_common::{ids::ServerGroupId, message::view::HostState};
 use berth_store::{
     Executor, StoreError, aggregates,
     claims::{self, ClaimRole, ClaimRow, GroupedClaim},
@@ -93,7 +93,7 @@ async fn place_snapshots(db: &impl Executor, cloud: &mut Cloud) -> Result<(), St
         for claim in page {
             let placed = PlacedVolume {
                 host: claim.host_id,
-                pool: PoolName::default(),
+                pool: claim.pool,
                 size_gb: claim.size_gb,
             };
             cloud.place_snapshot(claim.snapshot_id, placed);

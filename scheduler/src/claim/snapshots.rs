@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Once it is made it is independent of its volume: that one may grow, be attached elsewhere or go. Until then the volume
-//! is neither grown nor deleted. A snapshot lies in the pool `local`, and so must its volume: its size is a claim on its
-//! host's disk, as that of such a volume is.
+//! is neither grown nor deleted. A snapshot lies in the pool that its volume is in, and its size is a claim there, as that of
+//! a volume is.
 
 use berth_common::{
     document::{DocumentKey, Kind, VolumeRef},
@@ -15,7 +15,7 @@ use berth_common::{
         request::{SnapshotCreate, SnapshotDelete},
         view::{SnapshotView, VolumeStatus},
     },
-    names::{PoolName, ProjectName, SnapshotName},
+    names::{ProjectName, SnapshotName},
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat, documents,
@@ -95,7 +95,7 @@ pub async fn create(
     let size_gb = volume.size_gb;
     let wanted = Wanted {
         what: &format!("snapshot {}", request.name),
-        pool: &PoolName::default(),
+        pool: &volume.pool,
         size: size_gb,
         more: size_gb,
     };
@@ -129,7 +129,7 @@ pub async fn create(
         })?;
     let placed = PlacedVolume {
         host,
-        pool: PoolName::default(),
+        pool: volume.pool.clone(),
         size_gb,
     };
     writing.cloud.place_snapshot(row.id, placed);
@@ -145,14 +145,6 @@ async fn check_volume(writing: &Writing<'_>, volume: &VolumeRow) -> Result<HostI
         return Err(being_deleted(volume));
     }
     let name = &volume.name;
-    if !volume.pool.is_local() {
-        return Err(conflict(format!(
-            "volume {name} is in the storage pool {}, and snapshots are made of volumes in the pool {} only; a copy of \
-             it, made with a volume as its source, can be kept instead",
-            volume.pool,
-            PoolName::LOCAL
-        )));
-    }
     let Some(host) = volume.host_id else {
         return Err(conflict(format!(
             "volume {name} has no host yet, so there is nothing on it to keep; attach it first"

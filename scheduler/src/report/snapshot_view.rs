@@ -45,6 +45,7 @@ pub fn snapshot(facts: SnapshotFacts<'_>) -> SnapshotView {
         volume_id: row.volume.id,
         volume: facts.volume.cloned(),
         size_gb: row.size_gb,
+        pool: row.volume.pool.clone(),
         status,
         progress: progress.filter(|_| status != SnapshotStatus::Deleted),
         fault,

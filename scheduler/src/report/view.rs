@@ -277,14 +277,14 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
     }
 }
 
-/// What is claimed of a storage pool of a host: by volumes, and of `local`, where they lie, by snapshots.
+/// What is claimed of a storage pool of a host: by volumes, and by snapshots of such.
 fn claimed_of_pool(
     pool: &PoolName,
     volumes: &[&VolumeClaim],
     snapshots: &[&SnapshotClaim],
 ) -> DiskGb {
     let volumes = volumes.iter().filter(|claim| claim.pool == *pool);
-    let snapshots = snapshots.iter().filter(|_| pool.is_local());
+    let snapshots = snapshots.iter().filter(|claim| claim.pool == *pool);
     volumes
         .map(|claim| claim.size_gb)
         .chain(snapshots.map(|claim| claim.size_gb))
@@ -304,7 +304,7 @@ fn claimed<'a>(
     let volumes = seen.volumes.iter();
     let volumes = volumes.map(move |claim| (&claim.project, disk(claim.of_host_disk())));
     let snapshots = seen.snapshots.iter();
-    let snapshots = snapshots.map(move |claim| (&claim.project, disk(claim.size_gb)));
+    let snapshots = snapshots.map(move |claim| (&claim.project, disk(claim.of_host_disk())));
     instances.chain(volumes).chain(snapshots)
 }
 

@@ -696,7 +696,7 @@ async fn claimed(cloud: &Cloud) -> BTreeMap<HostId, BTreeMap<Uuid, Resources>> {
     let page = snapshots::page_of_claims(cloud.pool(), None, u32::MAX).await;
     for claim in page.unwrap() {
         let resources = Resources {
-            disk_gb: claim.size_gb,
+            disk_gb: claim.of_host_disk(),
             ..Resources::default()
         };
         let of_host = by_host.entry(claim.host_id).or_default();

@@ -445,36 +445,99 @@ async fn snapshots_are_listed_in_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn snapshots_are_of_the_local_pool_and_volumes_from_them_of_any() {
+async fn a_snapshot_lies_in_the_pool_of_its_volume_and_takes_of_that() {
     let cloud = Cloud::start().await;
     let mut host = Host::join(&cloud, "hv1").await;
-    host.pools = ["local", "fast"].map(pool).to_vec();
+    host.pools = ["local", "fast", "thin"].map(pool).to_vec();
     host.tell(&cloud).await;
-    let fast = volume("fast", 1, json!({ "host": "hv1", "pool": "fast" }));
-    cloud.ok(fast.clone()).await;
-    converge(&mut host, &[volume_key(fast.id)]).await;
-    wait_for_volume(&cloud, "fast", VolumeStatus::Available).await;
-    let text = "volume fast is in the storage pool fast, and snapshots are made of volumes in the pool local only";
-    cloud.refused(snapshot("s", "fast"), Conflict, text).await;
-    made(&cloud, &mut host, "data", 10).await;
-    kept(&cloud, &mut host, "monday", "data").await;
+    for name in ["fast", "thin"] {
+        let request = volume(name, 20, json!({ "host": "hv1", "pool": name }));
+        cloud.ok(request.clone()).await;
+        converge(&mut host, &[volume_key(request.id)]).await;
+        wait_for_volume(&cloud, name, VolumeStatus::Available).await;
+    }
+    let claims = async || {
+        let shown = cloud.show_host("hv1").await;
+        let pools = shown.pools.iter().map(|pool| pool.claimed_gb.get());
+        (shown.used_max.disk_gb.get(), pools.collect::<Vec<_>>())
+    };
+    let request = snapshot("monday", "fast");
+    let view = cloud.ok(request.clone()).await;
+    assert_eq!(view.pool.as_str(), "fast");
+    let told = converge(&mut host, &[snapshot_key(request.id)]).await;
+    let [Document::Snapshot(told)] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    let spec = told.spec.as_ref().unwrap();
+    assert_eq!(
+        (spec.volume.pool.as_str(), spec.volume.format.as_str()),
+        ("fast", "raw")
+    );
+    wait_for(&cloud, "monday", SnapshotStatus::Available).await;
+    assert_eq!(claims().await, (0, vec![0, 40, 20]));
+    // A thick pool has no more than it has; a thin one may promise more.
+    cloud
+        .refused(
+            snapshot("tuesday", "fast"),
+            NoValidHost,
+            "pool fast of host hv1 has no room for snapshot tuesday: 20 GB are needed, 10 GB are free of 50 GB",
+        )
+        .await;
+    for name in ["t1", "t2", "t3"] {
+        let id = kept(&cloud, &mut host, name, "thin").await;
+        assert_eq!(
+            cloud.ok(show_snapshot(&id.to_string())).await.pool.as_str(),
+            "thin"
+        );
+    }
+    assert_eq!(claims().await, (0, vec![0, 40, 80]));
     assert_sound(&cloud).await;
 
-    let more = json!({ "source": { "snapshot": "monday" }, "pool": "fast" });
-    let copy = volume("copy", 12, more);
+    // Volumes from it may be in any pool, and their host is told where it lies.
+    let copy = volume("copy", 22, json!({ "source": { "snapshot": "t1" } }));
     let view = cloud.ok(copy.clone()).await;
-    assert_eq!((view.pool.as_str(), view.format.as_str()), ("fast", "raw"));
+    assert_eq!(
+        (view.pool.as_str(), view.format.as_str()),
+        ("local", "qcow2")
+    );
     let told = converge(&mut host, &[volume_key(copy.id)]).await;
     let [Document::Volume(told)] = told.as_slice() else {
         panic!("{told:?}");
     };
     let source = told.spec.as_ref().unwrap().source.as_ref();
-    assert!(matches!(source, Some(VolumeSource::Snapshot(_))));
+    assert!(matches!(source, Some(VolumeSource::Snapshot(of)) if of.pool.as_str() == "thin"));
+
+    // Its volume may go first; what it takes ends with it, also for a scheduler that takes over.
+    cloud.ok(delete_volume("thin")).await;
+    let mut cloud = cloud;
+    cloud.crash_scheduler().await;
+    assert_sound(&cloud).await;
+    cloud.ok(delete_snapshot("monday")).await;
+    converge(&mut host, &[snapshot_key(request.id)]).await;
+    wait_for(&cloud, &request.id.to_string(), SnapshotStatus::Deleted).await;
+    let shown = cloud.show_host("hv1").await;
+    assert_eq!(shown.pools[1].claimed_gb.get(), 20);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_of_another_pool_is_made_from_a_snapshot_of_a_file() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    host.pools = ["local", "fast"].map(pool).to_vec();
+    host.tell(&cloud).await;
+    made(&cloud, &mut host, "data", 10).await;
+    kept(&cloud, &mut host, "monday", "data").await;
+    let more = json!({ "source": { "snapshot": "monday" }, "pool": "fast" });
+    let copy = volume("copy", 12, more);
+    let view = cloud.ok(copy.clone()).await;
+    assert_eq!((view.pool.as_str(), view.format.as_str()), ("fast", "raw"));
+    converge(&mut host, &[volume_key(copy.id)]).await;
     // Of the host's disk there is the volume in local, and its snapshot.
     let shown = cloud.show_host("hv1").await;
     assert_eq!(shown.used_max.disk_gb.get(), 20);
     let claimed = shown.pools.iter().map(|pool| pool.claimed_gb.get());
-    assert_eq!(claimed.collect::<Vec<_>>(), [20, 13]);
+    assert_eq!(claimed.collect::<Vec<_>>(), [20, 12]);
     assert_sound(&cloud).await;
 }
 
@@ -482,6 +545,7 @@ async fn snapshots_are_of_the_local_pool_and_volumes_from_them_of_any() {
 fn pool(name: &str) -> PoolReport {
     let kind = match name {
         "local" => PoolKind::Dir,
+        "thin" => PoolKind::LvmThin,
         _ => PoolKind::Lvm,
     };
     PoolReport {

@@ -54,7 +54,9 @@ pub(crate) async fn check(cloud: &Cloud) -> Result<(), String> {
                 let snapshots = all_snapshots
                     .iter()
                     .filter(|claim| claim.host_id == host.id);
-                sum += snapshots.map(|claim| claim.size_gb.get()).sum::<u64>();
+                sum += snapshots
+                    .map(|claim| claim.of_host_disk().get())
+                    .sum::<u64>();
             }
             if counted.used(of) != sum + of.of(&counted.facts().foreign) {
                 return Err(format!("{of} of {}: the claims sum up to {sum}", host.name));

@@ -15,6 +15,8 @@ pub struct Model {
     /// Also of a volume that is long gone.
     pub volume_id: String,
     pub volume_format: String,
+    /// Where it lies, and its volume lay.
+    pub pool: String,
     /// Null: it has none any more.
     pub host_id: Option<String>,
     pub size_gb: i64,

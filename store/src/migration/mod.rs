@@ -13,6 +13,7 @@ mod m0004_config_drive;
 mod m0005_pools;
 mod m0006_snapshots;
 mod m0007_lifecycle;
+mod m0011_snapshot_pools;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -36,6 +37,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_pools::Migration),
             Box::new(m0006_snapshots::Migration),
             Box::new(m0007_lifecycle::Migration),
+            Box::new(m0011_snapshot_pools::Migration),
         ]
     }
 

@@ -139,7 +139,7 @@ async fn rows_of_the_first_schema_are_read_by_the_newest(database: Arc<TestDatab
     connection
         .execute_unprepared(
             "DELETE FROM berth_migrations WHERE version IN ('m0002_placement', 'm0003_volumes', \
-             'm0005_pools', 'm0006_snapshots')",
+             'm0005_pools', 'm0006_snapshots', 'm0011_snapshot_pools')",
         )
         .await
         .unwrap();
@@ -172,7 +172,7 @@ async fn rows_of_the_second_schema_are_read_by_the_third(database: Arc<TestDatab
         "DROP TABLE attachments",
         "DROP TABLE snapshots",
         "DROP TABLE volumes",
-        "DELETE FROM berth_migrations WHERE version IN ('m0003_volumes', 'm0005_pools', 'm0006_snapshots')",
+        "DELETE FROM berth_migrations WHERE version IN ('m0003_volumes', 'm0005_pools', 'm0006_snapshots', 'm0011_snapshot_pools')",
     ] {
         connection.execute_unprepared(sql).await.unwrap();
     }

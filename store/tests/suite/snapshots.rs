@@ -48,6 +48,7 @@ async fn snapshots_are_read_back_at_their_extremes(database: Arc<TestDatabase>) 
     most.project = "p".repeat(63).parse().unwrap();
     most.size_gb = DiskGb::MAX;
     most.volume.format = VolumeFormat::Raw;
+    most.volume.pool = "p".repeat(32).parse().unwrap();
     most.fingerprint = "é🛳".repeat(20_000);
     most.desired_deleted = true;
     most.observed = VolumeObserved {
@@ -187,7 +188,8 @@ async fn what_snapshots_take_is_the_sum_of_the_living(database: Arc<TestDatabase
     let db = store.pool();
     let host = sample::add_host(db, "hv1").await;
     let volume = sample::volume("data", Some(host));
-    let living = sample::snapshot("living", &volume);
+    let mut living = sample::snapshot("living", &volume);
+    living.volume.pool = "fast".parse().unwrap();
     let gone = sample::snapshot("gone", &volume);
     for snapshot in [&living, &gone] {
         snapshots::insert(db, snapshot).await.unwrap();
@@ -196,11 +198,13 @@ async fn what_snapshots_take_is_the_sum_of_the_living(database: Arc<TestDatabase
     let expected = [SnapshotClaim {
         snapshot_id: living.id,
         host_id: host,
+        pool: "fast".parse().unwrap(),
         size_gb: living.size_gb,
         project: living.project.clone(),
     }];
     let found = snapshots::claims_of_hosts(db, &[host]).await.unwrap();
     assert_eq!(found, expected);
+    assert_eq!(found[0].of_host_disk(), DiskGb::ZERO);
     assert_eq!(
         snapshots::page_of_claims(db, None, 9).await.unwrap(),
         expected
@@ -260,7 +264,10 @@ async fn what_is_being_made_is_found_by_its_source(database: Arc<TestDatabase>) 
     assert_eq!(made_of().await, []);
 
     let mut copy = sample::volume("copy", Some(host));
-    copy.source = Some(VolumeSource::Snapshot(SnapshotRef { id: snapshot.id }));
+    copy.source = Some(VolumeSource::Snapshot(SnapshotRef {
+        id: snapshot.id,
+        pool: snapshot.volume.pool.clone(),
+    }));
     volumes::insert(db, &copy).await.unwrap();
     let made_from = async || {
         let found = volumes::being_made_from_snapshot(db, snapshot.id).await;

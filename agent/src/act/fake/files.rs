@@ -24,7 +24,7 @@ use crate::{
         image_cache::CachedName,
         instance::{DiskName, InstanceFiles, StorageStep, parse_config_drive},
         names,
-        snapshot::{NewSnapshot, SnapshotFiles},
+        snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::{Content, NewVolume, VolumeContent, VolumeFile, VolumeFiles},
     },
 };
@@ -173,9 +173,9 @@ impl Files {
         let disks = self.instances.values().flat_map(BTreeMap::values);
         let disks = disks.map(|disk| disk.size);
         let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
-        let volumes = volumes.filter(|file| file.pool.is_local());
         let snapshots = self.snapshots.values().filter_map(|it| it.file.as_ref());
         let stored = volumes.chain(snapshots);
+        let stored = stored.filter(|file| file.pool.is_local());
         let used = disks.chain(stored.map(|file| file.size)).sum();
         (
             total,
@@ -278,7 +278,7 @@ impl Files {
             }
             StorageStep::CreateSnapshot(plan) => self.create_snapshot(plan)?,
             StorageStep::PrepareSnapshot(_) => self.needs_room("the snapshot")?,
-            StorageStep::NameSnapshot(id) => {
+            StorageStep::NameSnapshot(StoredSnapshot { id, .. }) => {
                 let snapshot = self.snapshots.entry(*id).or_default();
                 if snapshot.file.is_none() {
                     let Some(partial) = snapshot.partial.take() else {
@@ -287,11 +287,11 @@ impl Files {
                     snapshot.file = Some(partial);
                 }
             }
-            StorageStep::MarkSnapshot(id) => {
+            StorageStep::MarkSnapshot(StoredSnapshot { id, .. }) => {
                 self.needs_room("the mark")?;
                 self.snapshots.entry(*id).or_default().made = true;
             }
-            StorageStep::DiscardPartialSnapshot(id) => {
+            StorageStep::DiscardPartialSnapshot(StoredSnapshot { id, .. }) => {
                 if let Some(snapshot) = self.snapshots.get_mut(id) {
                     snapshot.partial = None;
                     if snapshot.file.is_none() && !snapshot.made {
@@ -379,8 +379,10 @@ impl Files {
     /// Every pool besides `local`, and how full it is.
     pub(super) fn pools(&self) -> Vec<PoolState> {
         let report = |(name, total): (&PoolName, &ByteCount)| {
-            let files = self.volumes.values().filter_map(|it| it.file.as_ref());
-            let used: ByteCount = files
+            let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
+            let snapshots = self.snapshots.values().filter_map(|it| it.file.as_ref());
+            let used: ByteCount = volumes
+                .chain(snapshots)
                 .filter(|file| file.pool == *name)
                 .map(|file| file.size)
                 .sum();
@@ -447,10 +449,7 @@ impl Files {
             return missing(format!("volume {} is not there", plan.volume.id));
         };
         self.needs_room("the snapshot")?;
-        self.snapshots.entry(plan.id).or_default().file = Some(FakeVolume {
-            format: VolumeFormat::Qcow2,
-            ..content
-        });
+        self.snapshots.entry(plan.id).or_default().file = Some(kept(content));
         Ok(())
     }
 
@@ -467,25 +466,25 @@ impl Files {
                 format!("the file of snapshot {id} is there already"),
             ));
         }
-        snapshot.partial = Some(FakeVolume {
-            format: VolumeFormat::Qcow2,
-            ..content
-        });
+        snapshot.partial = Some(kept(content));
         Ok(())
     }
 
-    pub(super) fn observe_snapshot(&self, id: SnapshotId) -> SnapshotFiles {
+    pub(super) fn observe_snapshot(
+        &self,
+        id: SnapshotId,
+        pool: Option<&PoolName>,
+    ) -> SnapshotFiles {
         let Some(snapshot) = self.snapshots.get(&id) else {
             return SnapshotFiles::default();
         };
+        let is_in = |file: &&FakeVolume| pool.is_none_or(|pool| file.pool == *pool);
+        let file = snapshot.file.as_ref().filter(is_in);
         SnapshotFiles {
-            file: snapshot
-                .file
-                .as_ref()
-                .map(|file| VolumeContent::Size(file.size)),
+            file: file.map(|file| VolumeContent::Size(file.size)),
             made: snapshot.made,
             leaving: false,
-            partial: snapshot.partial.is_some(),
+            partial: snapshot.partial.as_ref().filter(is_in).is_some(),
         }
     }
 
@@ -528,6 +527,16 @@ impl Files {
                 "no space left",
             )),
         }
+    }
+}
+
+/// A volume as a snapshot keeps it: in its pool, and of block devices one that nobody has use for until it is copied.
+fn kept(volume: FakeVolume) -> FakeVolume {
+    FakeVolume {
+        format: VolumeFormat::usual(&volume.pool),
+        grown: false,
+        active: volume.pool.is_local(),
+        ..volume
     }
 }
 

@@ -21,7 +21,11 @@ use crate::{
         ActError,
         command::{AccountError, CommandError},
     },
-    decide::{image_header::Refusal, instance::DiskName, lvm::ReportError},
+    decide::{
+        image_header::Refusal,
+        instance::DiskName,
+        lvm::{Owner, ReportError},
+    },
 };
 
 /// What the kernel and `qemu-img` (in its C locale) say when there is no room.
@@ -291,17 +295,17 @@ pub(super) enum StorageFault {
     },
     /// Something else has the name of a logical volume.
     #[error(
-        "logical volume {device} is in the way of volume {id} and does not carry its tag, so it is not berth's; it was left \
+        "logical volume {device} is in the way of {owner} and does not carry its tag, so it is not berth's; it was left \
          alone"
     )]
-    ForeignVolume { id: VolumeId, device: String },
+    ForeignVolume { owner: Owner, device: String },
     /// LVM would remove what an operator made of a volume together with it.
     #[error(
         "logical volume {snapshot} is a snapshot of {device} and would be removed with it, and does not carry berth's tag: \
-         volume {id} stays until it is removed (lvremove {snapshot})"
+         {owner} stays until it is removed (lvremove {snapshot})"
     )]
     ForeignSnapshot {
-        id: VolumeId,
+        owner: Owner,
         device: String,
         snapshot: String,
     },
@@ -322,6 +326,27 @@ impl StorageFault {
             what,
             path: path.to_owned(),
             source,
+        }
+    }
+
+    /// `qemu-img` failed to fill a volume or a snapshot.
+    pub(super) fn not_filled(owner: Owner, path: PathBuf, source: CommandError) -> Self {
+        match owner {
+            Owner::Volume(id) => Self::Volume {
+                what: "make",
+                id,
+                path,
+                source,
+            },
+            Owner::Snapshot(id) => Self::Snapshot { id, path, source },
+        }
+    }
+
+    /// The bytes of a deleted volume or snapshot could not be wiped.
+    pub(super) fn not_wiped(owner: Owner, path: PathBuf, source: io::Error) -> Self {
+        match owner {
+            Owner::Volume(id) => Self::Wipe { id, path, source },
+            Owner::Snapshot(id) => Self::SnapshotWipe { id, path, source },
         }
     }
 

@@ -40,6 +40,7 @@ mod pools;
 mod room;
 mod share;
 mod snapshot;
+mod snapshot_pools;
 mod source;
 mod temporary;
 mod threads;
@@ -206,23 +207,13 @@ impl Storage for DirStorage {
             | StorageStep::SettleVolume(_)
             | StorageStep::ActivateVolume(_)
             | StorageStep::RemoveVolume(_) => Ok(pools::apply(&self.inner, step, progress).await?),
-            StorageStep::CreateSnapshot(plan) => {
-                Ok(snapshot::create(&self.inner, plan, progress).await?)
-            }
-            StorageStep::PrepareSnapshot(plan) => Ok(snapshot::prepare(&self.inner, plan).await?),
-            StorageStep::NameSnapshot(id) => Ok(snapshot::name(&self.inner, *id).await?),
-            StorageStep::MarkSnapshot(id) => {
-                let id = *id;
-                self.on_files(move |inner| snapshot::mark(&inner.paths, id))
-                    .await
-            }
-            StorageStep::DiscardPartialSnapshot(id) => {
-                let id = *id;
-                self.on_files(move |inner| snapshot::discard(&inner.paths, id))
-                    .await
-            }
-            StorageStep::RemoveSnapshot(id) => {
-                Ok(snapshot::remove(&self.inner, *id, progress).await?)
+            StorageStep::CreateSnapshot(_)
+            | StorageStep::PrepareSnapshot(_)
+            | StorageStep::NameSnapshot(_)
+            | StorageStep::MarkSnapshot(_)
+            | StorageStep::DiscardPartialSnapshot(_)
+            | StorageStep::RemoveSnapshot(_) => {
+                Ok(snapshot_pools::apply(&self.inner, step, progress).await?)
             }
         }
     }
@@ -243,13 +234,16 @@ impl Storage for DirStorage {
         Ok(pools::list(&self.inner).await?)
     }
 
-    async fn observe_snapshot(&self, snapshot: SnapshotId) -> Result<SnapshotFiles, ActError> {
-        self.on_files(move |inner| snapshot::observe(&inner.paths, snapshot))
-            .await
+    async fn observe_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        pool: Option<&PoolName>,
+    ) -> Result<SnapshotFiles, ActError> {
+        Ok(snapshot_pools::observe(&self.inner, snapshot, pool).await?)
     }
 
     async fn snapshots_with_files(&self) -> Result<Vec<SnapshotId>, ActError> {
-        self.on_files(|inner| snapshot::list(&inner.paths)).await
+        Ok(snapshot_pools::list(&self.inner).await?)
     }
 
     async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError> {

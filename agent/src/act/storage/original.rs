@@ -9,6 +9,7 @@ use std::{
 
 use berth_common::{
     document::{ImageRef, SnapshotRef, VolumeFormat, VolumeRef},
+    ids::SnapshotId,
     units::ByteCount,
 };
 use nix::sys::stat::{major, minor};
@@ -17,6 +18,7 @@ use super::{
     Inner, cache,
     evict::{Lease, touch},
     fault::StorageFault,
+    lvm::Reading,
     pools, snapshot,
     source::for_people,
 };
@@ -38,6 +40,8 @@ pub(super) struct Original {
     pub(super) what: String,
     /// Of an image, which a stranger made: it stays in the cache as long as this.
     pub(super) lease: Option<Lease>,
+    /// Of a snapshot that is a logical volume: its device is there as long as this.
+    pub(super) reading: Option<Reading>,
 }
 
 /// When something was written to last.
@@ -61,10 +65,11 @@ pub(super) async fn of(
             inner.files.run(move || cached(&shared, &image)).await?
         }
         Content::Volume(source) => volume(inner, source).await?,
-        Content::Snapshot(source) => {
-            let (shared, source) = (Arc::clone(inner), *source);
-            inner.files.run(move || kept(&shared, source)).await?
+        Content::Snapshot(source) if source.pool.is_local() => {
+            let (shared, id) = (Arc::clone(inner), source.id);
+            inner.files.run(move || kept(&shared, id)).await?
         }
+        Content::Snapshot(source) => kept_device(inner, source).await?,
     };
     if original.size > plan.size {
         return Err(StorageFault::VolumeTooSmall {
@@ -114,19 +119,31 @@ pub(super) async fn volume(
     })
 }
 
-fn kept(inner: &Inner, source: SnapshotRef) -> Result<Original, StorageFault> {
-    let path = inner.paths.snapshot(source.id);
-    let Some(size) = snapshot::observe(&inner.paths, source.id)?.whole() else {
-        return Err(StorageFault::SnapshotNotThere {
-            id: source.id,
-            path,
-        });
+fn kept(inner: &Inner, id: SnapshotId) -> Result<Original, StorageFault> {
+    let path = inner.paths.snapshot_file(id);
+    let Some(size) = snapshot::observe(&inner.paths, id)?.whole() else {
+        return Err(StorageFault::SnapshotNotThere { id, path });
     };
     Ok(Original {
         format: VolumeFormat::Qcow2.as_str(),
         size,
-        what: format!("snapshot {}", source.id),
+        what: format!("snapshot {id}"),
         ..at(&path)?
+    })
+}
+
+/// A snapshot that is a logical volume.
+async fn kept_device(inner: &Arc<Inner>, source: &SnapshotRef) -> Result<Original, StorageFault> {
+    let id = source.id;
+    let lvm = pools::driver(inner, &source.pool)?;
+    let (size, reading) = lvm.read_snapshot(id).await?;
+    let path = inner.paths.snapshot(&source.pool, id);
+    let bare = inner.files.run(move || at(&path)).await?;
+    Ok(Original {
+        size,
+        what: format!("snapshot {id}"),
+        reading: Some(reading),
+        ..bare
     })
 }
 
@@ -147,6 +164,7 @@ fn at(path: &Path) -> Result<Original, StorageFault> {
         size: ByteCount::ZERO,
         what: String::new(),
         lease: None,
+        reading: None,
     })
 }
 
@@ -187,7 +205,10 @@ pub(super) async fn check_unwritten(
     original: Original,
 ) -> Result<(), StorageFault> {
     let (path, before) = (original.path, original.written);
-    if inner.files.run(move || written(&path)).await? == before {
+    let after = inner.files.run(move || written(&path)).await?;
+    // Nobody reads it any more, and its device may go.
+    drop(original.reading);
+    if after == before {
         Ok(())
     } else {
         Err(StorageFault::WrittenMeanwhile {

@@ -21,6 +21,7 @@ use crate::{
     act::{PoolState, Progress},
     decide::{
         instance::StorageStep,
+        lvm::Owner,
         volume::{VolumeContent, VolumeFiles},
     },
 };
@@ -61,7 +62,10 @@ pub(super) async fn observe(
 }
 
 /// Refuses to look for what was made in a pool that is not configured any more.
-fn check_configured(inner: &Inner, marked: Option<&PoolName>) -> Result<(), StorageFault> {
+pub(super) fn check_configured(
+    inner: &Inner,
+    marked: Option<&PoolName>,
+) -> Result<(), StorageFault> {
     match marked {
         Some(pool) if !pool.is_local() => driver(inner, pool).map(drop),
         Some(_) | None => Ok(()),
@@ -75,7 +79,10 @@ pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<VolumeId>, StorageFau
     for lvm in inner.pools.values() {
         // That it is ill is said elsewhere.
         if let Ok(content) = lvm.look().await {
-            ids.extend(content.own().map(|(id, _, _)| id));
+            ids.extend(content.own().filter_map(|(owner, ..)| match owner {
+                Owner::Volume(id) => Some(id),
+                Owner::Snapshot(_) => None,
+            }));
         }
     }
     ids.sort_unstable();
@@ -207,7 +214,7 @@ async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result
     check_configured(inner, marked.as_ref())?;
     let mut devices = Vec::new();
     for (name, lvm) in &inner.pools {
-        match lvm.take_name(id, inner.options.volume_wipe).await {
+        match lvm.take_name(id.into(), inner.options.volume_wipe).await {
             Ok(Some(left)) => devices.push((lvm, left)),
             Err(fault) if marked.as_ref() == Some(name) => return Err(fault),
             Ok(None) | Err(_) => {}
@@ -237,7 +244,7 @@ async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result
     }
     for (lvm, left) in devices {
         for name in left {
-            lvm.wipe(inner, id, &name, progress).await?;
+            lvm.wipe(inner, id.into(), &name, progress).await?;
         }
     }
     Ok(())

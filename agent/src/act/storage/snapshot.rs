@@ -1,6 +1,6 @@
-//! Snapshots: making them, looking at them and removing them.
+//! Snapshots of the pool `local`: making them, looking at them and removing them.
 //!
-//! A snapshot is a qcow2 file of its own, with nothing below it. Of a volume that no guest has it is made as a copy is;
+//! Such a snapshot is a qcow2 file of its own, with nothing below it. Of a volume that no guest has it is made as a copy is;
 //! that of a guest that is on is written by its hypervisor into a partial file, which gets its name here once it is whole.
 //! What a hypervisor wrote is inspected first: it belongs to a process that a guest may have taken over.
 
@@ -30,13 +30,13 @@ use super::{
     instances::{self, is_file},
     original,
     room::Load,
-    volume::{self, Target, WIPE},
+    volume::{self, MARK_POOL, Target, WIPE},
 };
 use crate::{
     act::{Progress, command::Account},
     decide::{
         instance::Paths,
-        snapshot::{NewSnapshot, SnapshotFiles},
+        snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::VolumeContent,
     },
 };
@@ -47,12 +47,11 @@ const LIVE: &str = ".live-";
 const CLOSED_EVERY: Duration = Duration::from_millis(100);
 const CLOSED_LOOKS: u32 = 300;
 /// What the mark of a snapshot says, for people: that it is there is all that counts.
-const MARK: &[u8] =
-    b"This snapshot was made. Without its file it was lost, or its disk is absent.\n";
+const MARK: &str = "This snapshot was made. Without its file it was lost, or its disk is absent.\n";
 
 /// What is there of a snapshot.
 pub(super) fn observe(paths: &Paths, id: SnapshotId) -> Result<SnapshotFiles, StorageFault> {
-    let path = paths.snapshot(id);
+    let path = paths.snapshot_file(id);
     let file = if is_file(&path)? {
         Some(volume::content(&path, VolumeFormat::Qcow2)?)
     } else {
@@ -62,7 +61,7 @@ pub(super) fn observe(paths: &Paths, id: SnapshotId) -> Result<SnapshotFiles, St
         file,
         made: is_file(&paths.snapshot_mark(id))?,
         leaving: is_file(&leaving(paths, id))?,
-        partial: is_file(&paths.partial_snapshot(id))?,
+        partial: is_file(&paths.partial_snapshot_file(id))?,
     })
 }
 
@@ -96,7 +95,7 @@ fn leaving(paths: &Paths, id: SnapshotId) -> PathBuf {
 }
 
 fn in_place(inner: &Inner, plan: &NewSnapshot) -> Result<(), StorageFault> {
-    let expected = inner.paths.snapshot(plan.id);
+    let expected = inner.paths.snapshot_file(plan.id);
     if plan.path == expected {
         return Ok(());
     }
@@ -194,13 +193,16 @@ pub(super) async fn name(inner: &Arc<Inner>, id: SnapshotId) -> Result<(), Stora
     }
     Err(StorageFault::SnapshotOpen {
         id,
-        path: inner.paths.partial_snapshot(id),
+        path: inner.paths.partial_snapshot_file(id),
     })
 }
 
 /// The same, if nobody has the file open any more; answers whether that is so.
 fn name_closed(inner: &Inner, id: SnapshotId) -> Result<bool, StorageFault> {
-    let (partial, path) = (inner.paths.partial_snapshot(id), inner.paths.snapshot(id));
+    let (partial, path) = (
+        inner.paths.partial_snapshot_file(id),
+        inner.paths.snapshot_file(id),
+    );
     if is_file(&path)? {
         return Ok(true);
     }
@@ -247,53 +249,27 @@ fn is_closed(file: &File) -> io::Result<bool> {
 
 /// Removes the file that a hypervisor wrote.
 pub(super) fn discard(paths: &Paths, id: SnapshotId) -> Result<(), StorageFault> {
-    let path = paths.partial_snapshot(id);
+    let path = paths.partial_snapshot_file(id);
     remove_durably(&path).map_err(|source| StorageFault::io("remove", &path, source))
 }
 
-/// Notes durably that a snapshot was made.
-pub(super) fn mark(paths: &Paths, id: SnapshotId) -> Result<(), StorageFault> {
-    let path = paths.snapshot_mark(id);
+/// Notes durably that a snapshot was made, and in which pool.
+pub(super) fn mark(paths: &Paths, of: &StoredSnapshot) -> Result<(), StorageFault> {
+    let path = paths.snapshot_mark(of.id);
     if is_file(&path)? {
         return Ok(());
     }
     instances::make_root(&paths.made)?;
-    write_atomically(&path, MARK).map_err(|source| StorageFault::io("write", &path, source))
-}
-
-/// Removes a snapshot: its name, its mark, and last its bytes as the host's rule says, those of a partial file too.
-pub(super) async fn remove(
-    inner: &Arc<Inner>,
-    id: SnapshotId,
-    progress: &Progress,
-) -> Result<(), StorageFault> {
-    let shared = Arc::clone(inner);
-    let take = move || {
-        let paths = &shared.paths;
-        let left = take_name(&shared, id)?;
-        let mark = paths.snapshot_mark(id);
-        let wipes = shared.options.volume_wipe != VolumeWipe::None;
-        if wipes && left.is_none() && is_file(&mark)? {
-            return Err(StorageFault::SnapshotNothingToWipe { id, mark });
-        }
-        remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))?;
-        Ok(left)
-    };
-    // A whole file and a partial one, one after the other: each has the same place while it is wiped.
-    loop {
-        let Some(path) = inner.files.run(take.clone()).await? else {
-            return Ok(());
-        };
-        let failed = move |path, source| StorageFault::SnapshotWipe { id, path, source };
-        volume::wipe(inner, path, progress, failed).await?;
-    }
+    let text = format!("{MARK}{MARK_POOL}{}\n", of.pool);
+    write_atomically(&path, text.as_bytes())
+        .map_err(|source| StorageFault::io("write", &path, source))
 }
 
 /// Takes a snapshot's name from one of its files; answers what is to be wiped before it is removed.
-fn take_name(inner: &Inner, id: SnapshotId) -> Result<Option<PathBuf>, StorageFault> {
+pub(super) fn take_name(inner: &Inner, id: SnapshotId) -> Result<Option<PathBuf>, StorageFault> {
     let paths = &inner.paths;
     let doomed = leaving(paths, id);
-    let files = [paths.snapshot(id), paths.partial_snapshot(id)];
+    let files = [paths.snapshot_file(id), paths.partial_snapshot_file(id)];
     match inner.options.volume_wipe {
         VolumeWipe::None => {
             for path in files.iter().chain([&doomed]) {

@@ -52,7 +52,7 @@ pub(super) const WIPE: &str = ".wipe-";
 /// What the mark of a volume says, for people: that it is there counts, and its last line.
 const MARK: &str = "This volume was made. Without its file it was lost, or its disk is absent.\n";
 /// What begins that line: the storage pool it was made in. A mark without it is of `local`.
-const MARK_POOL: &str = "Storage pool: ";
+pub(super) const MARK_POOL: &str = "Storage pool: ";
 /// More than a mark has, in bytes.
 const MARK_MOST: u64 = 4096;
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
@@ -409,14 +409,18 @@ pub(super) fn mark(paths: &Paths, id: VolumeId, pool: &PoolName) -> Result<(), S
 
 /// The pool that a volume was made in; `None`: it was not made, or its tombstone was carried out.
 pub(super) fn marked_pool(paths: &Paths, id: VolumeId) -> Result<Option<PoolName>, StorageFault> {
-    let path = paths.volume_mark(id);
-    if !is_file(&path)? {
+    read_mark(&paths.volume_mark(id))
+}
+
+/// The pool that a mark names; `None`: there is no mark.
+pub(super) fn read_mark(path: &Path) -> Result<Option<PoolName>, StorageFault> {
+    if !is_file(path)? {
         return Ok(None);
     }
     let mut text = String::new();
-    open(&path)
+    open(path)
         .and_then(|file| file.take(MARK_MOST).read_to_string(&mut text))
-        .map_err(|source| StorageFault::io("read", &path, source))?;
+        .map_err(|source| StorageFault::io("read", path, source))?;
     let named = text.lines().find_map(|line| line.strip_prefix(MARK_POOL));
     let pool = named.and_then(|name| name.parse().ok());
     Ok(Some(pool.unwrap_or_default()))

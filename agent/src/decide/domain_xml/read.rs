@@ -60,7 +60,9 @@ pub fn read_backup(xml: &str) -> Vec<PathBuf> {
             Ok(Event::Start(element) | Event::Empty(element))
                 if element.local_name().as_ref() == "target" =>
             {
-                files.extend(attribute(&element, "file").flatten().map(PathBuf::from));
+                for place in ["file", "dev"] {
+                    files.extend(attribute(&element, place).flatten().map(PathBuf::from));
+                }
             }
             Ok(Event::Eof) | Err(_) => return files,
             Ok(_) => {}

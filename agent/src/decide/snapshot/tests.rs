@@ -29,7 +29,12 @@ impl Case {
     }
 
     fn paths() -> Paths {
-        Paths::below(Path::new("/var/lib/berth"))
+        let pools = ["fast", "thin"].map(|name| (name.parse().unwrap(), "/dev/vg0".into()));
+        Paths {
+            pools: pools.into(),
+            thin: ["thin".parse().unwrap()].into(),
+            ..Paths::below(Path::new("/var/lib/berth"))
+        }
     }
 
     fn desired(&self) -> Desired<SnapshotId, SnapshotSpec> {
@@ -99,7 +104,7 @@ impl Case {
     }
 
     fn own_job(&self) -> BackupJob {
-        self.job(Self::paths().partial_snapshot(self.id))
+        self.job(Self::paths().partial_snapshot_file(self.id))
     }
 }
 
@@ -141,20 +146,90 @@ fn refused(case: &Case, observed: &SnapshotObserved, expected: &str) {
     assert!(fault.message.contains(expected), "{}", fault.message);
 }
 
-#[test]
-fn a_volume_in_another_pool_is_refused_by_its_name() {
-    let case = Case::new();
+/// The same in another pool of the host.
+fn in_pool(
+    case: &Case,
+    mut observed: SnapshotObserved,
+    pool: &str,
+) -> (Desired<SnapshotId, SnapshotSpec>, SnapshotObserved) {
+    let pool: PoolName = pool.parse().unwrap();
     let mut wish = case.desired();
-    wish.spec.as_mut().unwrap().volume.pool = "fast".parse().unwrap();
-    let plan = plan(&wish, &Case::ready(), &Case::paths());
+    wish.spec.as_mut().unwrap().volume.pool = pool.clone();
+    for file in &mut observed.source.files {
+        file.pool = pool.clone();
+    }
+    (wish, observed)
+}
+
+#[test]
+fn a_pool_that_the_host_does_not_have_is_refused_by_its_name() {
+    let case = Case::new();
+    let (wish, observed) = in_pool(&case, Case::ready(), "slow");
+    let plan = plan(&wish, &observed, &Case::paths());
     assert_eq!(plan.steps, []);
     let SnapshotThen::Refused(fault) = plan.then else {
         panic!("{:?}", plan.then);
     };
     assert_eq!(fault.code, FaultCode::Volume);
     let text =
-        "is in the storage pool fast, and snapshots are made of volumes in the pool local only";
+        "is in the storage pool slow, which this host does not have; it has local, fast, thin";
     assert!(fault.message.contains(text), "{}", fault.message);
+}
+
+#[test]
+fn a_thin_volume_is_kept_whoever_has_it() {
+    let case = Case::new();
+    let mut many = case.live();
+    many.users.push(VolumeUser {
+        instance: None,
+        ..case.user(Hold::Kept)
+    });
+    many.users.extend(many.users.clone());
+    let mut busy = case.live();
+    busy.jobs = vec![case.job("/somewhere/else".into())];
+    for observed in [Case::ready(), case.live(), many, busy] {
+        let (wish, observed) = in_pool(&case, observed, "thin");
+        check(
+            &wish,
+            &observed,
+            &["create", "mark"],
+            &SnapshotThen::Converged,
+        );
+    }
+    let (wish, mut left) = in_pool(&case, case.live(), "thin");
+    left.files.partial = true;
+    let steps = ["discard", "create", "mark"];
+    check(&wish, &left, &steps, &SnapshotThen::Converged);
+    left.source.files[0].content = VolumeContent::Inactive;
+    let wait = SnapshotThen::Wait(SnapshotWait::Volume(case.volume));
+    check(&wish, &left, &["discard"], &wait);
+}
+
+#[test]
+fn a_thick_volume_of_a_guest_that_is_on_is_copied_into_a_device() {
+    let case = Case::new();
+    let (wish, off) = in_pool(&case, Case::ready(), "fast");
+    check(&wish, &off, &["create", "mark"], &SnapshotThen::Converged);
+    let (wish, on) = in_pool(&case, case.live(), "fast");
+    let steps = ["prepare", "backup", "name", "mark"];
+    check(&wish, &on, &steps, &SnapshotThen::Converged);
+    let plan = plan(&wish, &on, &Case::paths());
+    let Step::Domain(DomainStep::Backup(backup)) = &plan.steps[1] else {
+        panic!("{plan:?}");
+    };
+    let device = format!("/dev/vg0/berth-snap-tmp-{}", case.id);
+    assert_eq!(backup.format, VolumeFormat::Raw);
+    assert_eq!(backup.file, Path::new(&device));
+    assert_eq!(
+        backup.disk.path,
+        Path::new(&format!("/dev/vg0/berth-{}", case.volume))
+    );
+    // Whose tombstone comes, it is ended where it is.
+    let mut there = SnapshotObserved::default();
+    there.files.partial = true;
+    there.jobs = vec![case.job(device.into())];
+    let steps = ["abort", "remove"];
+    check(&case.tombstone(), &there, &steps, &SnapshotThen::Gone);
 }
 
 #[test]

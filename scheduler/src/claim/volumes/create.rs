@@ -242,7 +242,10 @@ async fn from_snapshot(
     };
     let called = format!("snapshot {}", from.name);
     check_copy(writing, request, named, (&called, host, from.size_gb)).await?;
-    let source = VolumeSource::Snapshot(SnapshotRef { id: from.id });
+    let source = VolumeSource::Snapshot(SnapshotRef {
+        id: from.id,
+        pool: from.volume.pool,
+    });
     Ok((Some(source), Some(host)))
 }
 

@@ -1,6 +1,6 @@
 //! Whether a volume has room where it shall be.
 //!
-//! A volume in the pool `local` takes of its host's disk, as instances do: capacity with the host's ratio. Any other pool
+//! A volume or a snapshot in the pool `local` takes of its host's disk, as instances do: capacity with the host's ratio. Any other pool
 //! has its own room. A thick one holds no more than it has, less what others than berth took of it. A thin one may promise
 //! more than it has: only a single volume that could never be filled is refused.
 

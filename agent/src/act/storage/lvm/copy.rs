@@ -5,7 +5,7 @@
 
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
-use berth_common::{ids::VolumeId, units::ByteCount};
+use berth_common::units::ByteCount;
 
 use super::{
     super::{
@@ -17,9 +17,12 @@ use super::{
     },
     LvmPool,
 };
-use crate::act::{
-    Progress,
-    command::{Account, Command, Limits},
+use crate::{
+    act::{
+        Progress,
+        command::{Account, Command, Limits},
+    },
+    decide::lvm::Owner,
 };
 
 /// How often it is looked at how far a copy is, and how full a thin pool is.
@@ -29,8 +32,8 @@ const SECTOR: u64 = 512;
 
 /// A copy to make.
 pub(super) struct Job<'a> {
-    /// The volume.
-    pub(super) id: VolumeId,
+    /// The volume or the snapshot.
+    pub(super) owner: Owner,
     /// Its block device.
     pub(super) device: &'a Path,
     /// Its size.
@@ -91,12 +94,7 @@ pub(super) async fn copy(
             }
         }
     };
-    result.map_err(|source| StorageFault::Volume {
-        what: "make",
-        id: job.id,
-        path: job.device.to_owned(),
-        source,
-    })?;
+    result.map_err(|source| StorageFault::not_filled(job.owner, job.device.to_owned(), source))?;
     let device = job.device.to_owned();
     inner
         .slow_files

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom},
+    ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::atomic::Ordering,
@@ -54,12 +55,14 @@ pub(super) fn can_discard(device: &Path) -> io::Result<bool> {
     Ok(fs::read_to_string(most)?.trim() != "0")
 }
 
-/// Overwrites what is not zero, durably. For thin volumes: what was never written to reads as zeros, and must not begin to
-/// take room now.
-pub(super) fn overwrite(device: &Path, wiping: &Wiping) -> io::Result<()> {
+/// Overwrites what is not zero in a part of a block device, durably; answers whether there was any. For thin volumes: what was
+/// never written to reads as zeros, and must not begin to take room now.
+pub(super) fn overwrite(device: &Path, part: &Range<u64>, wiping: &Wiping) -> io::Result<bool> {
     let (file, length) = open(device, wiping)?;
     let (mut buffer, zeros) = (vec![0; LOOK], vec![0; LOOK]);
-    let mut position = 0;
+    let length = length.min(part.end);
+    let mut position = part.start;
+    let mut found = false;
     while position < length {
         wiping.reached(signed(position)?)?;
         let left = usize::try_from(length - position).map_err(io::Error::other)?;
@@ -67,10 +70,14 @@ pub(super) fn overwrite(device: &Path, wiping: &Wiping) -> io::Result<()> {
         file.read_exact_at(&mut buffer[..count], position)?;
         if buffer[..count] != zeros[..count] {
             file.write_all_at(&zeros[..count], position)?;
+            found = true;
         }
         position += u64::try_from(count).map_err(io::Error::other)?;
     }
-    file.sync_all()
+    if found {
+        file.sync_all()?;
+    }
+    Ok(found)
 }
 
 fn open(device: &Path, wiping: &Wiping) -> io::Result<(File, u64)> {

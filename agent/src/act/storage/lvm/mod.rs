@@ -9,12 +9,17 @@
 
 mod copy;
 mod fill;
+mod snapshot;
 mod tool;
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use berth_common::{
@@ -22,7 +27,8 @@ use berth_common::{
     units::ByteCount,
 };
 
-use self::tool::Tool;
+pub(super) use self::snapshot::Reading;
+use self::{snapshot::Readers, tool::Tool};
 use super::{
     Inner, LvmPoolOptions, StorageOptions, VolumeWipe,
     fault::StorageFault,
@@ -34,9 +40,9 @@ use crate::{
     act::{Progress, command::CommandError},
     decide::{
         lvm::{
-            self, FIELDS, GROUP_FIELDS, GROWN, LogicalVolume, PoolContent, ROLES, ReportError, Role,
+            self, FIELDS, GROUP_FIELDS, GROWN, LogicalVolume, Owner, PoolContent, ROLES,
+            ReportError, Role,
         },
-        names,
         volume::{Content, LargerVolume, NewVolume, VolumeFile, VolumeFiles},
     },
 };
@@ -44,12 +50,17 @@ use crate::{
 /// The kernel's door to its device mapper.
 const DEVICE_MAPPER: &str = "/dev/mapper/control";
 
+/// How much of a thin volume is overwritten at a time, in bytes, before that is given back. LVM writes what it has in common
+/// with others elsewhere, so it takes this much room at most to wipe it.
+const THIN_PIECE: u64 = 128 << 20;
+
 /// A storage pool of logical volumes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct LvmPool {
     name: PoolName,
     options: LvmPoolOptions,
     tool: Tool,
+    readers: Readers,
 }
 
 /// Why a pool of logical volumes cannot be used.
@@ -61,26 +72,26 @@ pub async fn check(
     pool: &LvmPoolOptions,
     options: &StorageOptions,
 ) -> Result<(), String> {
-    let pool = LvmPool {
-        name: name.clone(),
-        options: pool.clone(),
-        tool: Tool::new(options),
-    };
+    let pool = LvmPool::new(name, pool, options);
     pool.look().await.map(drop).map_err(|it| error_chain(&it))
 }
 
 impl LvmPool {
     /// All that are configured.
     pub(super) fn all(options: &StorageOptions) -> BTreeMap<PoolName, Self> {
-        let pools = options.pools.iter().map(|(name, pool)| {
-            let pool = Self {
-                name: name.clone(),
-                options: pool.clone(),
-                tool: Tool::new(options),
-            };
-            (name.clone(), pool)
-        });
-        pools.collect()
+        let pools = options.pools.iter();
+        pools
+            .map(|(name, pool)| (name.clone(), Self::new(name, pool, options)))
+            .collect()
+    }
+
+    fn new(name: &PoolName, pool: &LvmPoolOptions, options: &StorageOptions) -> Self {
+        Self {
+            name: name.clone(),
+            options: pool.clone(),
+            tool: Tool::new(options),
+            readers: Readers::default(),
+        }
     }
 
     fn group(&self) -> &str {
@@ -166,13 +177,19 @@ impl LvmPool {
         Ok(())
     }
 
-    /// Removes what was to become a volume and did not.
+    /// Removes what was to become a volume and did not. What was to become a snapshot stays: a backup job may be at it, and its
+    /// document knows what to do.
     pub(super) async fn sweep(&self) -> Result<(), StorageFault> {
         let content = self.look().await?;
-        for (id, role, volume) in content.own() {
-            if role == Role::Partial {
-                tracing::info!(volume = %id, pool = %self.name, "removing a leftover");
-                self.remove(id, &volume.name).await?;
+        for (owner, role, volume) in content.own() {
+            match (owner, role) {
+                (Owner::Volume(id), Role::Partial) => {
+                    tracing::info!(volume = %id, pool = %self.name, "removing a leftover");
+                    self.remove(owner, &volume.name).await?;
+                }
+                // Whoever read it is gone.
+                (Owner::Snapshot(id), Role::Whole) if volume.active => self.rest(id).await,
+                (Owner::Volume(_) | Owner::Snapshot(_), _) => {}
             }
         }
         Ok(())
@@ -182,21 +199,21 @@ impl LvmPool {
     fn check_alone(
         &self,
         content: &PoolContent,
-        id: VolumeId,
+        owner: Owner,
         name: &str,
     ) -> Result<(), StorageFault> {
         match content.goes_with(name) {
             None => Ok(()),
             Some(snapshot) => Err(StorageFault::ForeignSnapshot {
-                id,
+                owner,
                 device: self.full(name),
                 snapshot: self.full(&snapshot.name),
             }),
         }
     }
 
-    async fn remove(&self, id: VolumeId, name: &str) -> Result<(), StorageFault> {
-        self.check_alone(&self.look().await?, id, name)?;
+    async fn remove(&self, owner: Owner, name: &str) -> Result<(), StorageFault> {
+        self.check_alone(&self.look().await?, owner, name)?;
         let what = format!("remove logical volume {name}");
         self.change(&what, "lvremove", &["--yes", "--", &self.full(name)])
             .await
@@ -220,27 +237,48 @@ impl LvmPool {
         if content.find(plan.id, Role::Whole).is_some() {
             return Ok(());
         }
+        self.clear_way(&content, plan.id.into()).await?;
+        // Everything that can be refused is refused before anything exists.
+        let original = match &plan.content {
+            Content::Snapshot(source) if self.thin_source(plan).is_some() => {
+                self.check_source(&content, plan, source.id)?;
+                None
+            }
+            _ => original::of(inner, plan).await?,
+        };
+        self.check_thin_room(&content, original.as_ref())?;
+        let made = self.make(inner, plan, original, progress).await;
+        self.clean_up(plan.id.into(), made).await
+    }
+
+    /// Sees that nothing is in the way of what is to be made: what is not berth's is refused, and what was begun before is
+    /// removed.
+    async fn clear_way(&self, content: &PoolContent, owner: Owner) -> Result<(), StorageFault> {
         for role in ROLES {
-            if let Some(foreign) = content.in_the_way(plan.id, role) {
+            if let Some(foreign) = content.in_the_way(owner, role) {
                 return Err(StorageFault::ForeignVolume {
-                    id: plan.id,
+                    owner,
                     device: self.full(&foreign.name),
                 });
             }
         }
-        let partial = Role::Partial.name(plan.id);
-        if content.find(plan.id, Role::Partial).is_some() {
-            self.remove(plan.id, &partial).await?;
+        if content.find(owner, Role::Partial).is_some() {
+            self.remove(owner, &Role::Partial.name(owner)).await?;
         }
-        // Everything that can be refused is refused before anything exists.
-        let original = original::of(inner, plan).await?;
-        self.check_thin_room(&content, original.as_ref())?;
-        let made = self.make(inner, plan, original, progress).await;
+        Ok(())
+    }
+
+    /// Removes what was begun and did not get through.
+    async fn clean_up(
+        &self,
+        owner: Owner,
+        made: Result<(), StorageFault>,
+    ) -> Result<(), StorageFault> {
         if made.is_err()
-            && let Err(fault) = self.remove(plan.id, &partial).await
+            && let Err(fault) = self.remove(owner, &Role::Partial.name(owner)).await
         {
-            // It never was there, or goes when it is tried again, or when the volume is deleted, or the agent starts.
-            tracing::debug!(volume = %plan.id, error = %error_chain(&fault), "a part of a volume stays");
+            // It never was there, or goes when it is tried again, or when its owner is deleted, or the agent starts.
+            tracing::debug!(%owner, error = %error_chain(&fault), "a part of it stays");
         }
         made
     }
@@ -254,9 +292,9 @@ impl LvmPool {
         progress: &Progress,
     ) -> Result<(), StorageFault> {
         let partial = Role::Partial.name(plan.id);
-        let tag = names::volume_tag(plan.id);
+        let tag = Owner::Volume(plan.id).tag();
         if let Some(source) = self.thin_source(plan) {
-            self.snapshot(plan, &source, (&partial, &tag)).await?;
+            self.clone_of(plan, &source, (&partial, &tag)).await?;
         } else {
             self.allocate(plan.size, (&partial, &tag)).await?;
             let filled = self
@@ -321,7 +359,7 @@ impl LvmPool {
             Some(original) => {
                 let size = original.size.get();
                 let job = copy::Job {
-                    id: plan.id,
+                    owner: plan.id.into(),
                     device,
                     size: plan.size,
                     is_thin,
@@ -359,12 +397,15 @@ impl LvmPool {
             .await
     }
 
-    /// The logical volume in this thin pool that a volume can share its extents with from the beginning.
+    /// The logical volume in this thin pool that a volume can share its extents with from the beginning: another volume, or a
+    /// snapshot.
     fn thin_source(&self, plan: &NewVolume) -> Option<String> {
         match &plan.content {
-            Content::Volume(source)
-                if source.pool == self.name && self.options.thin_pool.is_some() =>
-            {
+            _ if self.options.thin_pool.is_none() => None,
+            Content::Volume(source) if source.pool == self.name => {
+                Some(Role::Whole.name(source.id))
+            }
+            Content::Snapshot(source) if source.pool == self.name => {
                 Some(Role::Whole.name(source.id))
             }
             Content::Volume(_) | Content::Snapshot(_) | Content::Image(_) | Content::Zeros => None,
@@ -372,7 +413,7 @@ impl LvmPool {
     }
 
     /// A logical volume that begins as another one is now.
-    async fn snapshot(
+    async fn clone_of(
         &self,
         plan: &NewVolume,
         source: &str,
@@ -382,6 +423,8 @@ impl LvmPool {
         let args = [
             "--yes",
             "--snapshot",
+            "--permission",
+            "rw",
             "--setactivationskip",
             "n",
             "--activate",
@@ -506,34 +549,48 @@ impl LvmPool {
         self.change(&what, "lvchange", &args).await
     }
 
-    /// Takes the name from a volume; answers the names of what is to be wiped before it is removed. `None`: nothing of it is
-    /// in this pool.
+    async fn deactivate(&self, name: &str) -> Result<(), StorageFault> {
+        let what = format!("deactivate logical volume {name}");
+        self.change(
+            &what,
+            "lvchange",
+            &["--activate", "n", "--", &self.full(name)],
+        )
+        .await
+    }
+
+    /// Takes the name from a volume or a snapshot; answers the names of what is to be wiped before it is removed. `None`:
+    /// nothing of it is in this pool.
     pub(super) async fn take_name(
         &self,
-        id: VolumeId,
+        owner: Owner,
         wipe: VolumeWipe,
     ) -> Result<Option<Vec<String>>, StorageFault> {
         let content = self.look().await?;
         let there: Vec<Role> = ROLES
             .into_iter()
-            .filter(|role| content.find(id, *role).is_some())
+            .filter(|role| content.find(owner, *role).is_some())
             .collect();
         if there.is_empty() {
             return Ok(None);
         }
         for role in &there {
-            self.check_alone(&content, id, &role.name(id))?;
+            self.check_alone(&content, owner, &role.name(owner))?;
         }
         let mut left = Vec::new();
         for role in there {
-            let name = role.name(id);
-            match (wipe, role) {
-                (VolumeWipe::None, _) | (_, Role::Partial) => self.remove(id, &name).await?,
-                (_, Role::Leaving) => left.push(name),
+            let name = role.name(owner);
+            match (wipe, role, owner) {
+                (VolumeWipe::None, ..) | (_, Role::Partial, Owner::Volume(_)) => {
+                    self.remove(owner, &name).await?;
+                }
+                (_, Role::Leaving, _) => left.push(name),
                 // One that is on its way out already is finished first: it must not be replaced.
-                (_, Role::Whole) if content.find(id, Role::Leaving).is_some() => {}
-                (_, Role::Whole) => {
-                    let leaving = Role::Leaving.name(id);
+                (_, Role::Whole | Role::Partial, _)
+                    if content.find(owner, Role::Leaving).is_some() || !left.is_empty() => {}
+                // A part of a snapshot holds of its volume what the whole one does.
+                (_, Role::Whole | Role::Partial, _) => {
+                    let leaving = Role::Leaving.name(owner);
                     self.rename(&name, &leaving).await?;
                     left.push(leaving);
                 }
@@ -542,51 +599,96 @@ impl LvmPool {
         Ok(Some(left))
     }
 
-    /// Wipes what was a volume, and removes it.
+    /// Wipes what was a volume or a snapshot, and removes it.
     pub(super) async fn wipe(
         &self,
         inner: &Arc<Inner>,
-        id: VolumeId,
+        owner: Owner,
         name: &str,
         progress: &Progress,
     ) -> Result<(), StorageFault> {
-        self.check_alone(&self.look().await?, id, name)?;
+        let content = self.look().await?;
+        self.check_alone(&content, owner, name)?;
+        let found = content.find(owner, Role::Leaving);
+        let size = found.map_or(0, |volume| volume.size.get());
+        if found.is_some_and(|volume| volume.read_only) {
+            self.let_write(name).await?;
+        }
         let device = self.device(name);
         if !device.exists() {
             self.activate_named(name).await?;
         }
         let is_thin = self.options.thin_pool.is_some();
-        let how = match inner.options.volume_wipe {
-            VolumeWipe::Discard if !can_discard(inner, id, &device).await? => VolumeWipe::Zero,
-            how => how,
-        };
-        match how {
-            VolumeWipe::None => {}
-            VolumeWipe::Zero => {
+        let can_discard = can_discard(inner, owner, &device).await?;
+        match (inner.options.volume_wipe, owner) {
+            (VolumeWipe::None, _) => {}
+            // What a snapshot has in common with others is theirs, and of the rest LVM would write zeros elsewhere.
+            (VolumeWipe::Zero | VolumeWipe::Discard, Owner::Snapshot(_)) if is_thin => {
+                if can_discard {
+                    self.discard(name, &(0..size), progress).await?;
+                }
+            }
+            (VolumeWipe::Discard, _) if can_discard => {
+                self.discard(name, &(0..size), progress).await?;
+            }
+            (VolumeWipe::Zero | VolumeWipe::Discard, _) if is_thin => {
+                let mut begin = 0;
+                while begin < size {
+                    let part = begin..size.min(begin + THIN_PIECE);
+                    begin = part.end;
+                    let was_written = self
+                        .overwrite(inner, owner, (name, &part), progress)
+                        .await?;
+                    if was_written && can_discard {
+                        self.discard(name, &part, progress).await?;
+                    }
+                }
+            }
+            (VolumeWipe::Zero | VolumeWipe::Discard, _) => {
                 let work = move |wiping: &Wiping| {
-                    let wiped = if is_thin {
-                        fill::overwrite(&device, wiping)
-                    } else {
-                        fill::zero(&device, 0, wiping)
-                    };
-                    wiped.map_err(|source| StorageFault::Wipe {
-                        id,
-                        path: device,
-                        source,
-                    })
+                    fill::zero(&device, 0, wiping)
+                        .map_err(|source| StorageFault::not_wiped(owner, device, source))
                 };
                 on_wipe_thread(inner, work, progress).await?;
             }
-            VolumeWipe::Discard => {
-                progress.send_replace(Some("discarding the volume".to_owned()));
-                let what = format!("discard logical volume {name}");
-                self.tool
-                    .discard(&device)
-                    .await
-                    .map_err(self.failed(what))?;
-            }
         }
-        self.remove(id, name).await
+        self.remove(owner, name).await
+    }
+
+    /// Overwrites a part of a thin volume; answers whether there was anything.
+    async fn overwrite(
+        &self,
+        inner: &Arc<Inner>,
+        owner: Owner,
+        (name, part): (&str, &Range<u64>),
+        progress: &Progress,
+    ) -> Result<bool, StorageFault> {
+        let (device, part) = (self.device(name), part.clone());
+        let found = Arc::new(AtomicBool::new(false));
+        let was_found = Arc::clone(&found);
+        let work = move |wiping: &Wiping| {
+            let overwritten = fill::overwrite(&device, &part, wiping);
+            was_found.store(
+                overwritten.map_err(|source| StorageFault::not_wiped(owner, device, source))?,
+                Ordering::Relaxed,
+            );
+            Ok(())
+        };
+        on_wipe_thread(inner, work, progress).await?;
+        Ok(found.load(Ordering::Relaxed))
+    }
+
+    async fn discard(
+        &self,
+        name: &str,
+        part: &Range<u64>,
+        progress: &Progress,
+    ) -> Result<(), StorageFault> {
+        progress.send_replace(Some("discarding it".to_owned()));
+        let what = format!("discard logical volume {name}");
+        let device = self.device(name);
+        let discard = self.tool.discard(&device, part);
+        discard.await.map_err(self.failed(what))
     }
 
     fn whole<'a>(
@@ -617,16 +719,12 @@ impl LvmPool {
 /// Whether what is below a block device takes back what is not needed any more.
 async fn can_discard(
     inner: &Arc<Inner>,
-    id: VolumeId,
+    owner: Owner,
     device: &Path,
 ) -> Result<bool, StorageFault> {
     let device = device.to_owned();
     let look = move || {
-        fill::can_discard(&device).map_err(|source| StorageFault::Wipe {
-            id,
-            path: device,
-            source,
-        })
+        fill::can_discard(&device).map_err(|source| StorageFault::not_wiped(owner, device, source))
     };
     inner.files.run(look).await
 }

@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -132,9 +133,16 @@ impl Tool {
         run.run().await.map(|output| output.stdout)
     }
 
-    /// Gives all of a block device back to what is below it.
-    pub(super) async fn discard(&self, device: &Path) -> Result<(), CommandError> {
+    /// Gives a part of a block device back to what is below it.
+    pub(super) async fn discard(
+        &self,
+        device: &Path,
+        part: &Range<u64>,
+    ) -> Result<(), CommandError> {
+        let length = part.end.saturating_sub(part.start);
         Command::new(&self.blkdiscard)
+            .args(["--offset", &part.start.to_string()])
+            .args(["--length", &length.to_string()])
             .arg("--")
             .arg(device)
             .timeout(self.discard_deadline)
