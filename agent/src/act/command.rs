@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -103,6 +104,14 @@ pub enum CommandError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// It was not started: it did not answer when it was asked last, and it is not time to ask again.
+    #[error("`{}` was not run: it has not answered since {}", line(argv), since.to_rfc3339_opts(SecondsFormat::Secs, true))]
+    NotAsked {
+        /// The program and its arguments.
+        argv: Vec<String>,
+        /// Since when.
+        since: DateTime<Utc>,
+    },
     /// It printed more than its caller wants to hold in memory.
     #[error("`{}` printed more than {limit} bytes and was killed", line(argv))]
     TooMuchOutput {
@@ -134,6 +143,7 @@ impl CommandError {
             | Self::Wait { .. }
             | Self::Unfinished { .. }
             | Self::NotBegun { .. }
+            | Self::NotAsked { .. }
             | Self::TooMuchOutput { .. } => "",
         }
     }

@@ -56,7 +56,6 @@ impl Survey {
         loop {
             ticks.tick().await;
             self.look_at_space().await;
-            self.look_at_pools().await;
             let seen = self.look_at_domains().await;
             if seen.is_err() && self.every > SOON {
                 ticks.reset_after(SOON);
@@ -64,6 +63,8 @@ impl Survey {
             if self.events.send(Event::Seen(seen)).await.is_err() {
                 return;
             }
+            // Last: a pool may take long to answer.
+            self.look_at_pools().await;
             if Instant::now() >= rarely_at {
                 rarely_at = Instant::now() + RARELY;
                 self.look_for_unclaimed().await;

@@ -11,15 +11,19 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use berth_common::telemetry::error_chain;
+use chrono::Utc;
 use tokio::sync::RwLock;
 
 use super::super::StorageOptions;
-use crate::act::command::{Command, CommandError, Limits};
+use crate::{
+    act::command::{Command, CommandError, Limits},
+    decide::breaker::{Admission, Breaker, BreakerLimits},
+};
 
 /// What LVM is told, whatever the host's own configuration says.
 const NO_GUESTS: &str = "devices { scan_lvs=0 }";
@@ -28,6 +32,8 @@ const NO_UDEV: &str = "devices { scan_lvs=0 obtain_device_list_from_udev=0 exter
                        activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 }";
 /// Where udev listens, if it runs.
 const UDEV: &str = "/run/udev/control";
+/// How long a volume group that did not answer is left alone.
+const UNASKED: Duration = Duration::from_secs(15);
 /// Address space in bytes: LVM keeps all its memory resident while it changes devices.
 const ADDRESS_SPACE: u64 = 1 << 30;
 
@@ -40,6 +46,8 @@ pub(super) struct Tool {
     discard_deadline: Duration,
     /// Held for writing by what changes something, until it has ended.
     changes: Arc<RwLock<()>>,
+    /// Whether looking is tried: an operator's command may hold LVM's locks for long, and every look would wait for it.
+    looks: Arc<Mutex<Breaker>>,
 }
 
 impl Tool {
@@ -50,6 +58,11 @@ impl Tool {
             deadline: options.create_deadline,
             discard_deadline: options.copy_deadline,
             changes: Arc::default(),
+            looks: Arc::new(Mutex::new(Breaker::new(BreakerLimits {
+                misses: 1,
+                pause: UNASKED,
+                probe: options.create_deadline,
+            }))),
         }
     }
 
@@ -97,13 +110,36 @@ impl Tool {
         }
     }
 
-    /// Reads a report, as JSON in bytes.
+    /// Nothing that runs under this lock can panic half-way, so a poisoned one is as good as any.
+    fn looks(&self) -> MutexGuard<'_, Breaker> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a report, as JSON in bytes. After one that got no answer in time, only one at a time waits for the next one, and
+    /// all others are refused at once.
     pub(super) async fn report(
         &self,
         command: &str,
         fields: &str,
         group: &str,
     ) -> Result<Vec<u8>, CommandError> {
+        let admission = self.looks().admit(Instant::now());
+        if let Admission::Refused(since) = admission {
+            let argv = vec![command.to_owned(), group.to_owned()];
+            return Err(CommandError::NotAsked { argv, since });
+        }
+        let report = self.ask(command, fields, group).await;
+        match &report {
+            Err(CommandError::TimedOut { .. } | CommandError::NotBegun { .. }) => {
+                self.looks().missed(Instant::now(), Utc::now());
+            }
+            // One that says no is there as well.
+            Ok(_) | Err(_) => self.looks().answered(),
+        }
+        report
+    }
+
+    async fn ask(&self, command: &str, fields: &str, group: &str) -> Result<Vec<u8>, CommandError> {
         let args = [
             "--reportformat",
             "json",
