@@ -121,6 +121,26 @@ pub fn patched(image: &Path, name: &str, at: usize, bytes: &[u8]) -> anyhow::Res
     Ok(path)
 }
 
+/// A raw image of 1 MiB whose boot sector halts the processor for good: a guest that runs and does nothing.
+///
+/// # Errors
+/// It cannot be written.
+pub fn that_halts(folder: &Path) -> anyhow::Result<ImageRef> {
+    // cli; hlt; jmp to hlt, and the mark of a boot sector at its end.
+    const CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
+    let path = folder.join("halts.raw");
+    let mut bytes = CODE.to_vec();
+    bytes.resize(510, 0);
+    bytes.extend([0x55, 0xaa]);
+    bytes.resize(1 << 20, 0);
+    std::fs::write(&path, bytes)?;
+    let image = of_file(&path)?;
+    Ok(ImageRef {
+        format: ImageFormat::Raw,
+        ..image
+    })
+}
+
 /// A raw image of 1 MiB with a word at its beginning, where the guest looks for what is kept on a disk.
 ///
 /// # Errors

@@ -8,14 +8,15 @@ use berth_common::message::view::VmState;
 use berth_tests::{
     TestCloud,
     cloud::InstanceOptions,
+    image,
     wait::{Seen, wait_for},
     with_cloud,
 };
 
 use crate::{cpu::Process, print};
 
-/// How long all guests may take to run: each is emulated.
-const LIMIT: Duration = Duration::from_secs(600);
+/// How long all guests may take to run, and to be gone: each is emulated.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Starts the guests, watches the agent, and prints the figures.
 pub(crate) fn run(count: usize, watched: Duration) -> anyhow::Result<()> {
@@ -23,12 +24,15 @@ pub(crate) fn run(count: usize, watched: Duration) -> anyhow::Result<()> {
     let builder = TestCloud::builder()
         .agent_config("host.heartbeat_seconds", 10)
         .agent_config("host.resync_seconds", 10)
-        .scheduler_config("placement.cpu_allocation_ratio", 64);
+        .scheduler_config("placement.cpu_allocation_ratio", 64)
+        .scheduler_config("placement.disk_allocation_ratio", 64);
     with_cloud(builder, async |cloud| {
         let network = cloud.create_network("front", 1).await?;
         let options = InstanceOptions {
             networks: vec![network.id],
             memory_mb: 64,
+            // What a guest does is nothing to the agent, and many that boot take minutes.
+            image: Some(image::that_halts(cloud.site.dir())?),
             ..InstanceOptions::default()
         };
         for index in 0..count {
@@ -39,6 +43,12 @@ pub(crate) fn run(count: usize, watched: Duration) -> anyhow::Result<()> {
         let what = format!("{count} guests to run");
         wait_for(&what, LIMIT, async || {
             let instances = cloud.instances().await?;
+            if let Some(ill) = instances
+                .iter()
+                .find(|view| view.vm_state == VmState::Error)
+            {
+                return Ok(Seen::Never(format!("{}: {:?}", ill.name, ill.fault)));
+            }
             let active = instances
                 .iter()
                 .filter(|view| view.vm_state == VmState::Active && view.task_state.is_none())
@@ -58,7 +68,13 @@ pub(crate) fn run(count: usize, watched: Duration) -> anyhow::Result<()> {
             watched.as_secs(),
             memory(pid, "VmHWM:")?,
         ));
-        cloud.delete_all().await
+        cloud.delete_all().await?;
+        // None may be left when the cloud is ended: that deletes what it finds.
+        wait_for("all guests to be gone", LIMIT, async || {
+            let left = cloud.instances().await?.len();
+            Ok(Seen::when(left == 0, format!("{left} are left")))
+        })
+        .await
     });
     Ok(())
 }
