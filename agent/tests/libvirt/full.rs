@@ -35,6 +35,7 @@ async fn a_copy_that_finds_its_disk_full_is_told_and_the_guest_notices_nothing()
         snapshot: SnapshotId::new(),
         disk: disk_of(&config, 1),
         file: file.clone(),
+        format: VolumeFormat::Qcow2,
     });
     let file = file.to_str().unwrap();
     twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;

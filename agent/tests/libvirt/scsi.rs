@@ -103,6 +103,7 @@ async fn a_guest_without_a_controller_is_given_one_and_disks_behind_it() {
         snapshot: SnapshotId::new(),
         disk: file(&disk),
         file: copy.clone(),
+        format: VolumeFormat::Qcow2,
     });
     libvirt.apply(&backup).await.unwrap();
     assert!(

@@ -6,11 +6,12 @@ use berth_agent::decide::{
     volume::{Content, LargerVolume, NewVolume},
 };
 use berth_common::{
-    document::{SnapshotRef, VolumeFormat, VolumeRef},
+    document::{VolumeFormat, VolumeRef},
     ids::SnapshotId,
 };
 
 use super::{
+    snapshots::{of, stored},
     volumes::{check_content, meanwhile, run, slow_qemu_img},
     *,
 };
@@ -63,7 +64,7 @@ impl Host {
         let id = SnapshotId::new();
         NewSnapshot {
             id,
-            path: self.paths.snapshot(id),
+            path: self.paths.snapshot_file(id),
             volume: reference(volume),
         }
     }
@@ -90,14 +91,14 @@ async fn betrayed() {
     let snapshot = host.snapshot_of(&volume);
     let create = StorageStep::CreateSnapshot(snapshot.clone());
     host.step(create).await.unwrap();
-    let mark = StorageStep::MarkSnapshot(snapshot.id);
+    let mark = StorageStep::MarkSnapshot(stored(snapshot.id));
     host.step(mark).await.unwrap();
 
     slow_qemu_img(&host, "", "exec /usr/bin/qemu-img \"$@\"");
     let copy = |content| host.new_volume(VolumeFormat::Raw, 8 * MIB, content);
     for (what, header) in headers {
         let from_volume = copy(Content::Volume(reference(&volume)));
-        let from_snapshot = copy(Content::Snapshot(SnapshotRef { id: snapshot.id }));
+        let from_snapshot = copy(Content::Snapshot(of(snapshot.id)));
         let larger = LargerVolume {
             pool: volume.pool.clone(),
             id: volume.id,

@@ -7,7 +7,7 @@ use berth_agent::decide::{
     volume::{Content, NewVolume},
 };
 use berth_common::{
-    document::{SnapshotRef, VolumeFormat, VolumeRef},
+    document::{VolumeFormat, VolumeRef},
     ids::SnapshotId,
 };
 use nix::{
@@ -16,6 +16,7 @@ use nix::{
 };
 
 use super::{
+    snapshots::{of, stored},
     volumes::{FORMATS, check_content, room},
     *,
 };
@@ -123,14 +124,16 @@ fn a_snapshot_of_a_qcow2_volume_shares_its_blocks_and_so_does_a_volume_of_it() {
         let id = SnapshotId::new();
         let snapshot = NewSnapshot {
             id,
-            path: host.paths.snapshot(id),
+            path: host.paths.snapshot_file(id),
             volume: reference(&volume),
         };
         let create = StorageStep::CreateSnapshot(snapshot);
         host.step(create).await.unwrap();
-        host.step(StorageStep::MarkSnapshot(id)).await.unwrap();
+        host.step(StorageStep::MarkSnapshot(stored(id)))
+            .await
+            .unwrap();
         host.remove_volume(volume.id).await;
-        let source = Content::Snapshot(SnapshotRef { id });
+        let source = Content::Snapshot(of(id));
         let copy = host.new_volume(VolumeFormat::Qcow2, 96 * MIB, source);
         host.make(&copy).await;
         check_content(&host, &copy, &content);

@@ -57,7 +57,7 @@ impl Host {
 }
 
 /// A snapshot of the pool `local`, as steps name it.
-fn stored(id: SnapshotId) -> StoredSnapshot {
+pub(super) fn stored(id: SnapshotId) -> StoredSnapshot {
     StoredSnapshot {
         id,
         pool: PoolName::default(),
@@ -65,7 +65,7 @@ fn stored(id: SnapshotId) -> StoredSnapshot {
 }
 
 /// The same, as volumes name it.
-fn of(id: SnapshotId) -> SnapshotRef {
+pub(super) fn of(id: SnapshotId) -> SnapshotRef {
     SnapshotRef {
         id,
         pool: PoolName::default(),
@@ -296,7 +296,7 @@ fn a_snapshot_that_is_being_made_keeps_the_room_that_it_still_takes() {
         check(first).await;
         fails(prepare(second).await, FaultCode::DiskFull, true, full);
         host.storage.release_snapshot_room(first.id);
-        let partial = StorageStep::DiscardPartialSnapshot(first.id);
+        let partial = StorageStep::DiscardPartialSnapshot(stored(first.id));
         host.step(partial).await.unwrap();
         prepare(second).await.unwrap();
     });

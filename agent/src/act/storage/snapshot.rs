@@ -181,7 +181,7 @@ pub(super) fn check_room(inner: &Inner, id: SnapshotId) -> Result<(), StorageFau
         what: format!("the volume for snapshot {id}"),
     };
     // A sparse file has what was written, and no more.
-    let written = match fs::metadata(inner.paths.partial_snapshot(id)) {
+    let written = match fs::metadata(inner.paths.partial_snapshot_file(id)) {
         Ok(metadata) => metadata.blocks().saturating_mul(BLOCK),
         Err(_) => 0,
     };

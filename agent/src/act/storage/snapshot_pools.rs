@@ -115,6 +115,7 @@ pub(super) async fn apply(
         }
         StorageStep::RemoveSnapshot(id) => remove(inner, *id, progress).await,
         StorageStep::FetchImage(_)
+        | StorageStep::CreateDirectory(_)
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
         | StorageStep::GrowDisk(_)
