@@ -129,6 +129,7 @@ impl Wish {
         self.spec_mut().rescue = Some(Rescue {
             nonce: Nonce::new(),
             image,
+            size_gb: None,
         });
     }
 
