@@ -16,10 +16,13 @@ use berth_common::{
     telemetry::{http, logging::LogConfig},
 };
 
-use crate::act::{
-    libvirt::{DEFAULT_URI, VirtTypeChoice},
-    machine::countables::PciPool,
-    storage::{LvmPoolOptions, VolumeWipe},
+use crate::{
+    act::{
+        libvirt::{DEFAULT_URI, VirtTypeChoice},
+        machine::countables::PciPool,
+        storage::{LvmPoolOptions, VolumeWipe},
+    },
+    decide::room::RoomToGrow,
 };
 
 /// Everything the agent can be told.
@@ -43,6 +46,8 @@ pub struct Config {
     pub libvirt_uri: String,
     /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
     pub virt_type: VirtTypeChoice,
+    /// `libvirt.room_to_grow`: whether guests are started so that they can get more while they are on.
+    pub room_to_grow: RoomToGrow,
     /// `storage.qemu_img_user`: the user without rights that `qemu-img` runs as.
     pub qemu_img_user: String,
     /// `storage.image_cache_max_age_days`: how long an image stays in the cache that nothing uses.
@@ -125,6 +130,11 @@ impl Config {
             parse::from_str("\"auto\", \"kvm\" or \"qemu\""),
             VirtTypeChoice::Auto,
         );
+        let room_to_grow = if c.optional("libvirt.room_to_grow", parse::boolean, true) {
+            RoomToGrow::Given
+        } else {
+            RoomToGrow::Withheld
+        };
         let qemu_img_user = c.optional(
             "storage.qemu_img_user",
             parse::non_empty,
@@ -159,6 +169,7 @@ impl Config {
                 pci_pools,
                 libvirt_uri,
                 virt_type,
+                room_to_grow,
                 qemu_img_user,
                 image_cache_max_age: DAY * image_cache_max_age_days,
                 volume_wipe,
@@ -279,6 +290,7 @@ mod tests {
         assert_eq!(config.host_name.as_str(), "hv1");
         assert_eq!(config.state_dir, Path::new("/var/lib/berth"));
         assert_eq!(config.virt_type, VirtTypeChoice::Auto);
+        assert_eq!(config.room_to_grow, RoomToGrow::Given);
         assert_eq!(config.volume_wipe, VolumeWipe::None);
         assert_eq!(config.heartbeat_every, Duration::from_secs(10));
         assert_eq!(config.listen.port(), 9782);
@@ -309,6 +321,17 @@ mod tests {
     }
 
     const BUS: &str = "[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n";
+
+    #[test]
+    fn room_to_grow_can_be_withheld() {
+        let read = |value: &str| {
+            let text = format!("{BUS}[libvirt]\nroom_to_grow = {value}\n");
+            read(&text, Some("hv1")).map(|config| config.room_to_grow)
+        };
+        assert_eq!(read("false").unwrap(), RoomToGrow::Withheld);
+        assert_eq!(read("true").unwrap(), RoomToGrow::Given);
+        assert!(read("2").unwrap_err().contains("libvirt.room_to_grow"));
+    }
 
     #[test]
     fn pools_are_read_by_name() {

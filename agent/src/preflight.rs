@@ -315,18 +315,23 @@ fn check_confinement(findings: &mut Findings, config: &Config) {
         .map_err(|error| format!("whether qemu-img can be confined could not be tried: {error}"))
         .and_then(|runtime| runtime.block_on(check_qemu_img(&options)));
     if let Err(reason) = checked {
-        let fix = "disks and volumes are only made by a qemu-img without rights: that takes the user it says, root rights, and \
-                   a kernel of 5.12 or newer with mount, network and IPC namespaces that a container does not keep from the \
-                   agent";
+        let fix = "disks and volumes are only made by a qemu-img without rights: that takes a program in the system's own \
+                   directories, the user it says, root rights, and a kernel of 5.12 or newer with mount, network and IPC \
+                   namespaces that a container does not keep from the agent";
         findings.add(Severity::Fatal, reason, Some(fix));
     }
-    if let Some(directory) = seen_with_the_system(&config.state_dir) {
+    check_unseen(findings, &config.state_dir);
+}
+
+/// Disks must not lie where every `qemu-img` sees them: nothing else keeps it from those of others.
+fn check_unseen(findings: &mut Findings, state_dir: &Path) {
+    if let Some(directory) = seen_with_the_system(state_dir) {
         let what = format!(
             "{} lies in {directory}, where qemu-img sees the system's programs and libraries, and so all disks",
-            config.state_dir.display()
+            state_dir.display()
         );
         let fix = "set host.state_dir to a directory elsewhere, /var/lib/berth say";
-        findings.add(Severity::Warning, what, Some(fix));
+        findings.add(Severity::Fatal, what, Some(fix));
     }
 }
 
@@ -503,6 +508,15 @@ mod tests {
             text.contains("note    a") && text.contains("FATAL   b\n          → c"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn disks_where_every_qemu_img_sees_them_are_fatal() {
+        let mut findings = Findings::default();
+        check_unseen(&mut findings, Path::new("/var"));
+        assert_eq!(findings.all(), []);
+        check_unseen(&mut findings, Path::new("/usr/lib"));
+        assert_eq!(findings.0.remove(0).severity, Severity::Fatal);
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
     config::Config,
     decide::{
         instance::{HostFacts, Paths},
-        room::HostSize,
+        room::{HostSize, RoomToGrow},
     },
     engine::Host,
     metrics::AgentMetrics,
@@ -168,7 +168,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     ));
     beside.spawn(until_cancelled(
-        ask_libvirt(Arc::clone(&libvirt), config.virt_type, facts, paths),
+        ask_libvirt(
+            Arc::clone(&libvirt),
+            config.virt_type,
+            config.room_to_grow,
+            facts,
+            paths,
+        ),
         cancel.clone(),
     ));
     let meter = Meter {
@@ -223,6 +229,7 @@ async fn until_cancelled(task: impl Future<Output = ()>, cancel: CancellationTok
 async fn ask_libvirt(
     libvirt: Arc<Libvirt>,
     choice: VirtTypeChoice,
+    room_to_grow: RoomToGrow,
     facts: watch::Sender<Option<HostFacts>>,
     paths: Paths,
 ) {
@@ -247,6 +254,7 @@ async fn ask_libvirt(
                         cpus: machine.cpus,
                         memory_mb: machine.memory_total.whole_mb(),
                     },
+                    room_to_grow,
                     paths,
                 }));
                 return;

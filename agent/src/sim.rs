@@ -41,7 +41,7 @@ use crate::{
     decide::{
         domain::VirtType,
         instance::{HostFacts, Paths},
-        room::HostSize,
+        room::{HostSize, RoomToGrow},
     },
     engine::Host,
     metrics::AgentMetrics,
@@ -245,6 +245,7 @@ impl Start<'_> {
                 cpus: self.options.size.vcpus.get(),
                 memory_mb: self.options.size.memory_mb,
             },
+            room_to_grow: RoomToGrow::Given,
             paths: Paths::below(&root),
         }));
         let agent = Agent::assemble(Setup {

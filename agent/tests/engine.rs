@@ -35,7 +35,7 @@ use berth_agent::{
     decide::{
         domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskName, DiskPlan, HostFacts, Paths, StorageStep, domain_config},
-        room::HostSize,
+        room::{HostSize, RoomToGrow},
         snapshot::BackupJob,
     },
     engine::{Engine, Host, Parts},
@@ -147,6 +147,7 @@ fn facts() -> HostFacts {
             cpus: 16,
             memory_mb: MemoryMb::clamped(65_536),
         },
+        room_to_grow: RoomToGrow::Given,
         paths: Paths {
             pools: BTreeMap::from([(fast(), "/dev/vg0".into()), (thin(), "/dev/vg0".into())]),
             thin: [thin()].into(),

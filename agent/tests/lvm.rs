@@ -919,6 +919,29 @@ async fn volumes_that_are_not_active_are_activated_and_ill_pools_are_told() {
     lab.end(&["tp"]);
 }
 
+#[tokio::test]
+async fn a_leftover_that_is_open_keeps_no_other_from_going() {
+    let lab = Lab::new(48).with_thin_pool(16);
+    let mut ids = [VolumeId::new(), VolumeId::new()];
+    ids.sort_unstable();
+    let [held, other] = ids.map(|id| format!("berth-tmp-{id}"));
+    for (id, name) in ids.iter().zip([&held, &other]) {
+        let tag = format!("berth.volume={id}");
+        let args = ["--yes", "-Wn", "-Zn", "--addtag", &tag, "--size", "4m"];
+        let place = ["--name", name, &lab.group];
+        lvm("lvcreate", &[&args[..], &place[..]].concat());
+    }
+    let device = Path::new("/dev").join(&lab.group).join(&held);
+    let file = File::open(device).unwrap();
+    lab.storage.sweep().await.unwrap();
+    let mut left = lab.volumes();
+    left.sort_unstable();
+    assert_eq!(left, [held.as_str(), "tp"]);
+    drop(file);
+    lab.storage.sweep().await.unwrap();
+    lab.end(&["tp"]);
+}
+
 /// All that is needed is there: nothing here may pass because it did not run.
 #[test]
 fn this_kernel_has_what_pools_need() {

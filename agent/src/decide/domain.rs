@@ -113,11 +113,12 @@ pub struct DomainMetadata {
     pub digest: String,
 }
 
-/// A guest's weight in proportion to its vCPUs: 1024 for each, the kernel's share of one ordinary group, up to
-/// 262,144, the most the kernel takes.
+/// A guest's weight in proportion to its vCPUs: 1024 for each, the kernel's share of one ordinary group, up to 10,000.
+/// That is the most that libvirt takes where cgroups are of version 2, and it refuses to start a guest that wants more. With
+/// version 1 more could be had (262,144): all that is lost there is that guests of 10 or more vCPUs weigh the same.
 #[must_use]
 pub fn cpu_shares(vcpus: Vcpus) -> u64 {
-    vcpus.get().saturating_mul(1024).clamp(1024, 262_144)
+    vcpus.get().saturating_mul(1024).clamp(1024, 10_000)
 }
 
 impl DomainConfig {

@@ -127,7 +127,8 @@ pub fn write_scsi_controller() -> Result<String, DomainXmlError> {
     scsi_controller().write()
 }
 
-/// The XML of a piece of memory that a guest is given while it is on.
+/// The XML of a piece of memory that a guest is given while it is on. Whatever it shall have with it, its alias is the same:
+/// two at a time would give it too much.
 ///
 /// # Errors
 /// As [`write`].
@@ -143,7 +144,7 @@ pub fn write_memory(before: MemoryMb, with: MemoryMb) -> Result<String, DomainXm
                 )
                 .child(Element::new("node").text("0")),
         )
-        .child(Element::new("alias").attribute("name", names::memory_alias(with)))
+        .child(Element::new("alias").attribute("name", names::memory_alias(before)))
         .write()
 }
 

@@ -33,12 +33,12 @@ use super::{
     config_drive::{self, DriveFile},
     disk_target,
     domain::{
-        DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep, VirtType,
-        cpu_shares,
+        DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep,
+        VirtType, cpu_shares,
     },
     image_cache::CachedName,
     names,
-    room::{HostSize, Room},
+    room::{HostSize, Room, RoomToGrow},
     snapshot::{NewSnapshot, StoredSnapshot},
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
 };
@@ -206,6 +206,8 @@ pub struct HostFacts {
     pub has_cpu_controller: bool,
     /// How large it is.
     pub size: HostSize,
+    /// Whether its guests are started with room to grow.
+    pub room_to_grow: RoomToGrow,
     /// Where things are.
     pub paths: Paths,
 }
@@ -433,7 +435,7 @@ pub fn plan(
     host: &HostFacts,
 ) -> Plan {
     match &desired.spec {
-        None => remove(desired.id, observed),
+        None => remove(desired.id, observed, &host.paths),
         Some(spec) => match foreign(desired.id, observed.domain.as_ref()) {
             Some(fault) => refused(fault),
             None => converge(desired.id, desired.generation, spec, observed, host),
@@ -463,7 +465,7 @@ fn foreign(id: InstanceId, domain: Option<&DomainObserved>) -> Option<Fault> {
 
 /// Removes what is berth's, and only that: a foreign domain with the instance's UUID stays. So do the disks while it
 /// is on: it may be the instance's own, with its mark lost.
-fn remove(id: InstanceId, observed: &Observed) -> Plan {
+fn remove(id: InstanceId, observed: &Observed, paths: &Paths) -> Plan {
     let mut steps = Vec::new();
     match &observed.domain {
         // Whatever is not known to be off counts as on: an active domain would outlive its definition, and its disks.
@@ -476,7 +478,8 @@ fn remove(id: InstanceId, observed: &Observed) -> Plan {
             }
         }
         Some(domain)
-            if domain.power_state != PowerState::Shutdown && !observed.files.disks.is_empty() =>
+            if domain.power_state != PowerState::Shutdown
+                && has_our_disks(domain, observed, paths) =>
         {
             return refused(may_use_our_disks(domain));
         }
@@ -489,6 +492,12 @@ fn remove(id: InstanceId, observed: &Observed) -> Plan {
         steps,
         then: Then::Gone,
     }
+}
+
+/// Whether a domain may be using disks of the instance's, or has a volume open.
+fn has_our_disks(domain: &DomainObserved, observed: &Observed, paths: &Paths) -> bool {
+    let is_volume = |file: &DiskFile| paths.volume_at(&file.path).is_some();
+    !observed.files.disks.is_empty() || domain.disks.live.iter().any(is_volume)
 }
 
 fn refused(fault: Fault) -> Plan {
@@ -728,7 +737,10 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
             .has_cpu_controller
             .then(|| cpu_shares(spec.flavor.vcpus)),
         memory_mb: spec.flavor.memory_mb,
-        room: Room::of(spec.flavor, &host.arch, host.size),
+        room: match host.room_to_grow {
+            RoomToGrow::Given => Room::of(spec.flavor, &host.arch, host.size),
+            RoomToGrow::Withheld => Room::none(spec.flavor.vcpus, spec.flavor.memory_mb),
+        },
         disks: disks.chain(volumes).collect(),
         nics: nics.collect(),
         config_drive: spec

@@ -16,13 +16,16 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::decide::domain::OffReason;
+use crate::decide::domain::{DiskFile, OffReason};
 use crate::{
     act::{
         ActError, Compute, Net, Progress, Storage,
         fake::{Disk, FakeHost, Guest, Lives},
     },
-    decide::{domain::DomainDisks, room::HostSize},
+    decide::{
+        domain::DomainDisks,
+        room::{HostSize, RoomToGrow},
+    },
 };
 
 /// More passes than any plan needs, however often it is interrupted.
@@ -58,6 +61,7 @@ fn host() -> HostFacts {
             cpus: 16,
             memory_mb: MemoryMb::clamped(65_536),
         },
+        room_to_grow: RoomToGrow::Given,
         paths: Paths::below(Path::new("/var/lib/berth")),
     }
 }
@@ -954,6 +958,28 @@ fn a_foreign_domain_is_never_touched() {
         }
         let without_disks = foreign().but(|observed| observed.files.disks.clear());
         check(without_disks, &desired(2, None), &["remove"], &Gone);
+        // One that boots from a volume has no disk of its own.
+        let with_volume = foreign()
+            .but(|observed| observed.files.disks.clear())
+            .domain(|domain| {
+                let path = host()
+                    .paths
+                    .volume(&PoolName::default(), id(60), VolumeFormat::Qcow2);
+                domain.disks.live = vec![DiskFile {
+                    path,
+                    target: "vda".to_owned(),
+                }];
+            });
+        if state == Shutdown {
+            check(with_volume, &desired(2, None), &["remove"], &Gone);
+        } else {
+            check_refused(
+                with_volume,
+                &desired(2, None),
+                FaultCode::ForeignObject,
+                "disks stay while it may use them",
+            );
+        }
         let without_files = foreign().but(|observed| observed.files = InstanceFiles::default());
         check(without_files, &desired(2, None), &[], &Gone);
         for document in [running(2), stopped(2), rebooting(2, RebootKind::Hard, 0)] {
@@ -1227,7 +1253,10 @@ fn the_weight_of_a_guest_is_in_proportion_to_its_vcpus_where_the_host_can_weigh(
         Some(1024)
     );
     assert_eq!(cpu_shares(Vcpus::clamped(4)), 4096);
-    assert_eq!(cpu_shares(Vcpus::MAX), 262_144);
+    assert_eq!(cpu_shares(Vcpus::clamped(9)), 9216);
+    // libvirt takes no more where cgroups are of version 2.
+    assert_eq!(cpu_shares(Vcpus::clamped(10)), 10_000);
+    assert_eq!(cpu_shares(Vcpus::MAX), 10_000);
 }
 
 /// The documents whose plans are interrupted, each with those carried out before it.

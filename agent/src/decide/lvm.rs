@@ -466,6 +466,17 @@ impl PoolContent {
         Some(volume.size.saturating_sub(share_of(volume.size, pool.data)))
     }
 
+    /// Whether so many bytes can be written to the thin pool with a hundredth of it to spare: guests write meanwhile, and LVM
+    /// rounds what it says. What is thick has its room already.
+    #[must_use]
+    pub fn has_thin_room(&self, needed: u64) -> bool {
+        let (Some((volume, pool)), Some(free)) = (self.thin(), self.thin_free()) else {
+            return true;
+        };
+        let spare = volume.size.get() / 100;
+        !pool.is_full() && free.get() >= needed.saturating_add(spare)
+    }
+
     /// Why this cannot be a storage pool.
     ///
     /// # Errors
@@ -578,6 +589,27 @@ mod tests {
             volumes,
             thin_pool: thin_pool.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn a_thin_pool_has_room_with_a_hundredth_to_spare() {
+        let of = |data, metadata| {
+            let pool = LogicalVolume {
+                pool: Some(ThinPool {
+                    data,
+                    metadata,
+                    zeroes: true,
+                }),
+                ..volume("tp", 100, &[])
+            };
+            content(vec![pool], Some("tp"))
+        };
+        // Half of it is free.
+        assert!(of(5_000, 0).has_thin_room(gb(49).get()));
+        assert!(!of(5_000, 0).has_thin_room(gb(49).get() + 1));
+        assert!(!of(5_000, FULL_METADATA).has_thin_room(1));
+        assert!(!of(ALL, 0).has_thin_room(0));
+        assert!(content(Vec::new(), None).has_thin_room(u64::MAX));
     }
 
     #[test]

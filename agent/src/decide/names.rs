@@ -25,10 +25,12 @@ const LEAVING: &str = "wipe-";
 /// What comes before all that in the name of one that is a snapshot.
 const SNAPSHOT: &str = "snap-";
 
-/// The alias of the piece of memory with which a guest has so much.
+/// The alias of the piece of memory that a guest is given when it has so much. While a guest is on it only gets more, so it has
+/// each size once: a second piece for the same size, of a call that everybody gave up or lost on the way, collides instead of
+/// adding to it.
 #[must_use]
-pub fn memory_alias(with: MemoryMb) -> String {
-    format!("{MEMORY_ALIAS}{}", with.get())
+pub fn memory_alias(before: MemoryMb) -> String {
+    format!("{MEMORY_ALIAS}{}", before.get())
 }
 
 /// What a link is for.
@@ -194,6 +196,14 @@ mod tests {
             3
         );
         assert_eq!(bridge(id), bridge(id));
+    }
+
+    #[test]
+    fn memory_is_named_after_what_the_guest_had_before() {
+        assert_eq!(
+            memory_alias(MemoryMb::clamped(1024)),
+            "ua-berth-memory-1024"
+        );
     }
 
     #[test]

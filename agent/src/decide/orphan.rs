@@ -85,7 +85,8 @@ pub struct MemoryRemoval {
     pub held: Vec<String>,
 }
 
-/// How to get rid of berth's pieces of memory that libvirt does not know by these aliases.
+/// How to get rid of berth's pieces of memory that libvirt does not know by these aliases. Those have to be newer than what
+/// QEMU says: what was completed in between is not lost.
 #[must_use]
 pub fn memory_removal(
     known: &[String],
@@ -178,26 +179,26 @@ mod tests {
         let objects = [
             object("ram-node0"),
             object("memdimm0"),
+            object("memua-berth-memory-1024"),
             object("memua-berth-memory-1152"),
             object("memua-berth-memory-1280"),
-            object("memua-berth-memory-1408"),
             object("type"),
         ];
         let devices = [
             device("dimm0"),
+            device("ua-berth-memory-1024"),
             device("ua-berth-memory-1152"),
-            device("ua-berth-memory-1280"),
         ];
-        let known = ["ua-berth-memory-1152".to_owned()];
+        let known = ["ua-berth-memory-1024".to_owned()];
         let expected = MemoryRemoval {
-            unused: vec!["memua-berth-memory-1408".to_owned()],
-            held: vec!["ua-berth-memory-1280".to_owned()],
+            unused: vec!["memua-berth-memory-1280".to_owned()],
+            held: vec!["ua-berth-memory-1152".to_owned()],
         };
         assert_eq!(memory_removal(&known, &objects, &devices), expected);
         let all = [
+            "ua-berth-memory-1024".to_owned(),
             "ua-berth-memory-1152".to_owned(),
             "ua-berth-memory-1280".to_owned(),
-            "ua-berth-memory-1408".to_owned(),
         ];
         assert_eq!(
             memory_removal(&all, &objects, &devices),

@@ -22,10 +22,28 @@ const MOST_MEMORY_MB: u64 = 512 << 10;
 /// How often a guest can be given memory.
 pub const MEMORY_SLOTS: usize = 16;
 
-/// Memory is added in multiples of this: the smallest block that Linux takes on x86.
+/// Linux takes memory in blocks of 128 MiB on x86, and in blocks of 2 GiB of guests whose memory at boot ends at 64 GiB of
+/// addresses or above. Some of those addresses are not memory, hence from a little less on.
+const LARGE_BLOCKS_FROM_MB: u64 = 60 << 10;
+
+/// A guest of this size is given memory in multiples of this: the block that Linux takes. How much of what it has it booted
+/// with is not asked: its blocks may be smaller than that, and never larger.
 #[must_use]
-pub fn memory_step() -> MemoryMb {
-    MemoryMb::clamped(128)
+pub fn memory_step(guest: MemoryMb) -> MemoryMb {
+    MemoryMb::clamped(if guest.get() < LARGE_BLOCKS_FROM_MB {
+        128
+    } else {
+        2048
+    })
+}
+
+/// Whether guests are started with room to grow (`libvirt.room_to_grow`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoomToGrow {
+    /// As much as their size and their host allow.
+    Given,
+    /// They have what they were started with until their next start.
+    Withheld,
 }
 
 /// The most that a guest may be given while it is on.
@@ -80,8 +98,9 @@ fn memory(flavor: Flavor, arch: &str, host: HostSize) -> MemoryMb {
     let most = own.saturating_mul(TIMES).min(host.memory_mb.get());
     let most = most.min(MOST_MEMORY_MB);
     // What is no multiple of a step above it can never be reached.
-    let steps = most.saturating_sub(own) / memory_step().get();
-    MemoryMb::clamped(own.saturating_add(steps.saturating_mul(memory_step().get())))
+    let step = memory_step(flavor.memory_mb).get();
+    let steps = most.saturating_sub(own) / step;
+    MemoryMb::clamped(own.saturating_add(steps.saturating_mul(step)))
 }
 
 /// Whether QEMU's machine of this architecture takes processors and memory while it is on, and guests know how.
@@ -116,7 +135,10 @@ mod tests {
         check_memory(4096, "x86_64", 10_000, 9984);
         check_memory(4096, "x86_64", 2048, 4096);
         check_memory(1100, "x86_64", 65_536, 4300);
-        check_memory(400_000, "x86_64", 4_000_000, 524_288);
+        check_memory(15_360, "x86_64", 61_000, 60_928);
+        check_memory(61_440, "x86_64", 65_536, 65_536);
+        check_memory(61_440, "x86_64", 65_535, 63_488);
+        check_memory(400_000, "x86_64", 4_000_000, 522_880);
         check_memory(600_000, "x86_64", 4_000_000, 600_000);
         check_memory(4096, "aarch64", 65_536, 4096);
     }

@@ -371,17 +371,20 @@ fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
         && a.persistent == b.persistent
         && a.metadata == b.metadata
         && a.disks.live == b.disks.live
+        && a.running == b.running
 }
 
 #[cfg(test)]
 mod tests {
     use berth_common::{
         document::Desired,
-        ids::{HostId, NetworkId},
-        units::Generation,
+        ids::{HostId, InstanceId, NetworkId},
+        message::report::RunningSize,
+        units::{Generation, MemoryMb, Vcpus},
     };
 
     use super::*;
+    use crate::decide::domain::DomainDisks;
 
     fn document(id: NetworkId, generation: u64) -> Arc<Document> {
         Arc::new(Document::Network(Desired {
@@ -507,6 +510,50 @@ mod tests {
             Some(ConvergeStatus::Failed),
             "a wish that cannot be carried out is told"
         );
+    }
+
+    fn guest(id: InstanceId, vcpus: u64) -> DomainObserved {
+        let memory_mb = MemoryMb::clamped(512);
+        DomainObserved {
+            uuid: id.as_uuid(),
+            name: "berth".to_owned(),
+            power_state: PowerState::Running,
+            off_reason: None,
+            leftover_memory: false,
+            reason: String::new(),
+            persistent: true,
+            vcpus: Vcpus::clamped(1),
+            memory_mb,
+            running: Some(RunningSize {
+                vcpus: Vcpus::clamped(vcpus),
+                vcpus_max: Vcpus::clamped(8),
+                memory_mb,
+                memory_mb_max: memory_mb,
+                memory_step_mb: MemoryMb::clamped(128),
+            }),
+            metadata: None,
+            disks: DomainDisks::default(),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_somebody_gave_another_size_is_looked_at() {
+        let id = InstanceId::new();
+        let document = Arc::new(Document::Instance(Desired {
+            id,
+            generation: Generation(1),
+            host_id: HostId::new(),
+            spec: None,
+        }));
+        let mut resource = Resource::fresh(Arc::clone(&document), moment());
+        resource.begin();
+        let end = PassEnd {
+            domain: Some(Some(guest(id, 1))),
+            ..PassEnd::of(Outcome::Converged)
+        };
+        resource.end(&document, end, Duration::from_secs(10), moment());
+        assert!(!resource.has_drifted(Some(&guest(id, 1))));
+        assert!(resource.has_drifted(Some(&guest(id, 2))));
     }
 
     #[test]

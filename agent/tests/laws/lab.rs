@@ -20,7 +20,7 @@ use berth_agent::{
         domain::VirtType,
         instance::{HostFacts, Paths},
         names,
-        room::HostSize,
+        room::{HostSize, RoomToGrow},
     },
     engine::{Engine, Host, Parts},
     inbox::{Inbox, journal::Journal},
@@ -305,6 +305,7 @@ impl Lab {
                 cpus: 4,
                 memory_mb: MemoryMb::clamped(8192),
             },
+            room_to_grow: RoomToGrow::Given,
             paths: self.paths(),
         };
         let (facts_sender, facts) = watch::channel(Some(facts));

@@ -31,7 +31,8 @@ fn vcpus(id: InstanceId, vcpus: u64) -> DomainStep {
     DomainStep::SetVcpus {
         instance: id,
         vcpus: Vcpus::clamped(vcpus),
-        cpu_shares: None,
+        // Where there is no cpu controller libvirt refuses the weight: the processors come all the same.
+        cpu_shares: Some(1024 * vcpus),
     }
 }
 
@@ -109,7 +110,7 @@ async fn memory_that_libvirtd_lost_on_the_way_is_taken_back_first() {
     wait_for_console(&config, BOOTED, 1);
 
     // As libvirtd does it, step by step: it died after the first.
-    let alias = names::memory_alias(MemoryMb::clamped(1152));
+    let alias = names::memory_alias(MemoryMb::clamped(1024));
     let object = format!("mem{alias}");
     let backend = serde_json::json!({
         "qom-type": "memory-backend-ram", "id": object, "size": 128 << 20,
@@ -118,29 +119,49 @@ async fn memory_that_libvirtd_lost_on_the_way_is_taken_back_first() {
     twice(&libvirt, plug(id, 1024, 1152)).await;
     assert_eq!(has(&observed(&libvirt, id).await), Some((1, 1152)));
 
-    // It died after the second: the guest has it, and is asked for it.
-    let alias = names::memory_alias(MemoryMb::clamped(1280));
-    let object = format!("mem{alias}");
-    let backend = serde_json::json!({
-        "qom-type": "memory-backend-ram", "id": object, "size": 128 << 20,
-    });
-    monitor("object-add", backend);
-    let device = serde_json::json!({
-        "driver": "pc-dimm", "id": alias, "memdev": object, "node": 0,
-    });
-    monitor("device_add", device);
+    // It died after the second: the guest has it, and is asked for it, also where it shall have another size by now.
+    let lose = |before: u64| {
+        let alias = names::memory_alias(MemoryMb::clamped(before));
+        let object = format!("mem{alias}");
+        let backend = serde_json::json!({
+            "qom-type": "memory-backend-ram", "id": object, "size": 128 << 20,
+        });
+        monitor("object-add", backend);
+        let device = serde_json::json!({
+            "driver": "pc-dimm", "id": alias, "memdev": object, "node": 0,
+        });
+        monitor("device_add", device);
+    };
+    lose(1152);
     let mut tries = 60;
-    while let Err(error) = libvirt.apply(&plug(id, 1152, 1280)).await {
+    while let Err(error) = libvirt.apply(&plug(id, 1152, 1408)).await {
         tries -= 1;
         assert!(error.retryable && tries > 0, "{}", chain(&error));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert_eq!(has(&observed(&libvirt, id).await), Some((1, 1280)));
+    assert_eq!(has(&observed(&libvirt, id).await), Some((1, 1408)));
     let devices = monitor("query-memory-devices", serde_json::json!({}));
     assert_eq!(devices.matches("\"dimm\"").count(), 2, "{devices}");
     let xml = hypervisor.virsh(&["dumpxml", &name]);
     let known = domain_xml::read(&xml).memory_aliases;
     assert_eq!(known.len(), 2, "{known:?}");
+
+    // What is saved with memory that libvirt does not know could never be restored: the guest is asked for that first.
+    lose(1408);
+    let error = libvirt.apply(&DomainStep::Save(id)).await.unwrap_err();
+    assert!(
+        error.retryable && chain(&error).contains("memory that libvirt lost"),
+        "{}",
+        chain(&error)
+    );
+    let mut tries = 60;
+    while let Err(error) = libvirt.apply(&DomainStep::Save(id)).await {
+        tries -= 1;
+        assert!(error.retryable && tries > 0, "{}", chain(&error));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    twice(&libvirt, DomainStep::Restore(id)).await;
+    assert_eq!(has(&observed(&libvirt, id).await), Some((1, 1408)));
     twice(&libvirt, DomainStep::Destroy(id)).await;
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }

@@ -324,3 +324,31 @@ async fn snapshots_without_room_or_with_a_foreign_name_are_refused_and_harm_noth
     lab.forget(&snapshot).await;
     lab.end(&["tp"]);
 }
+
+#[tokio::test]
+async fn wiping_what_a_snapshot_shares_does_not_fill_its_thin_pool() {
+    for discards in ["passdown", "ignore"] {
+        let lab = Lab::new(64).with_thin_pool(20);
+        let pool = format!("{}/tp", lab.group);
+        lvm("lvchange", &["--activate", "n", &pool]);
+        lvm("lvchange", &["--discards", discards, &pool]);
+        lvm("lvchange", &["--activate", "y", &pool]);
+        let content = noise(12 * MIB);
+        let volume = lab.new_volume("thin", 16, Content::Zeros);
+        lab.make(&volume).await;
+        write(&volume.path, &content, 0);
+        let snapshot = lab.new_snapshot(&volume);
+        lab.keep(&snapshot).await;
+        // Zeros for all that both have would take more than is free.
+        lab.remove(&volume).await;
+        let used = lab.report("thin").await.used_bytes.get();
+        assert!(used <= 13 * MIB, "{used}, {discards}");
+        let copy = lab.new_volume("thin", 16, from(&snapshot));
+        lab.make(&copy).await;
+        check(&copy.path, &content, 16);
+        lab.remove(&copy).await;
+        lab.forget(&snapshot).await;
+        assert_eq!(lab.report("thin").await.used_bytes.get(), 0);
+        lab.end(&["tp"]);
+    }
+}

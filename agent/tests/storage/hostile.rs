@@ -1,9 +1,12 @@
 //! Files that a QEMU which a guest has taken over changes after they were inspected: it has them open still. A header that
 //! then names another file of the host reaches `qemu-img`, and nothing more: it sees no other file.
 
-use berth_agent::decide::{
-    snapshot::NewSnapshot,
-    volume::{Content, LargerVolume, NewVolume},
+use berth_agent::{
+    act::storage::check_qemu_img,
+    decide::{
+        snapshot::NewSnapshot,
+        volume::{Content, LargerVolume, NewVolume},
+    },
 };
 use berth_common::{
     document::{VolumeFormat, VolumeRef},
@@ -179,6 +182,28 @@ fn a_header_that_is_changed_late_opens_nothing_else() {
         assert!(line.contains("ENOENT"), "{line}");
     }
     assert_eq!(fs::read(&secret).unwrap(), noise(MIB));
+}
+
+#[tokio::test]
+async fn a_qemu_img_that_would_not_be_seen_is_told_at_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory_path(&directory);
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o711)).unwrap();
+    let program = place.join("qemu-img");
+    install(&program, "#!/bin/sh\n");
+    let mut options = StorageOptions {
+        qemu_img: program.clone(),
+        ..StorageOptions::default()
+    };
+    let told = check_qemu_img(&options).await.unwrap_err();
+    for part in [program.to_str().unwrap(), "/usr/bin", "Install it"] {
+        assert!(told.contains(part), "{told}");
+    }
+    options.qemu_img_sees.push(place);
+    check_qemu_img(&options).await.unwrap();
+    // What is not there at all is another finding.
+    options.qemu_img = "/nowhere/qemu-img".into();
+    check_qemu_img(&options).await.unwrap();
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use nix::{
 
 use super::{
     snapshots::{of, stored},
-    volumes::{FORMATS, check_content, room},
+    volumes::{FORMATS, check_content, room, run},
     *,
 };
 
@@ -139,6 +139,38 @@ fn a_snapshot_of_a_qcow2_volume_shares_its_blocks_and_so_does_a_volume_of_it() {
         check_content(&host, &copy, &content);
         assert_eq!(copies(&host), before);
         takes_nothing(&root, free).await;
+    });
+}
+
+#[test]
+fn what_a_copy_would_leave_out_is_not_shared() {
+    on_xfs(|root| async move {
+        let host = Host::at(&root, |_| ());
+        let content = noise(4 * MIB);
+        let image = host.cached(&content).await;
+        let kept = |volume: &NewVolume| {
+            run(&["snapshot", "-c", "kept"], &[&volume.path]);
+        };
+        // Longer than the disk and all tables of it, though nothing is there.
+        let padded = |volume: &NewVolume| {
+            let file = fs::OpenOptions::new().write(true).open(&volume.path);
+            file.unwrap().set_len(200 * MIB).unwrap();
+        };
+        let ways: [&dyn Fn(&NewVolume); 2] = [&kept, &padded];
+        for change in ways {
+            let source = Content::Image(image.clone());
+            let volume = host.new_volume(VolumeFormat::Qcow2, 64 * MIB, source);
+            host.make(&volume).await;
+            change(&volume);
+            let before = copies(&host);
+            let source = Content::Volume(reference(&volume));
+            let copy = host.new_volume(VolumeFormat::Qcow2, 64 * MIB, source);
+            host.make(&copy).await;
+            assert_eq!(copies(&host), before + 1);
+            check_content(&host, &copy, &content);
+            assert_eq!(run(&["snapshot", "-l"], &[&copy.path]), "");
+            assert!(fs::metadata(&copy.path).unwrap().len() < 16 * MIB);
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! Snapshots as real files, made and read back with the real `qemu-img`.
 
 use berth_agent::{
-    act::storage::VolumeWipe,
+    act::storage::{LvmPoolOptions, VolumeWipe},
     decide::{
         snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::{Content, NewVolume, VolumeContent},
@@ -53,6 +53,7 @@ impl Host {
         let raw = self.file("live.raw", content);
         let partial = self.paths.partial_snapshot_file(id);
         run(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw, &partial]);
+        fs::remove_file(raw).unwrap();
     }
 }
 
@@ -342,4 +343,30 @@ async fn deleted_snapshots_are_wiped_as_volumes_are() {
             &["shall be wiped, and its file is missing"],
         );
     }
+}
+
+#[tokio::test]
+async fn a_tombstone_of_a_snapshot_without_a_mark_waits_for_a_pool_that_cannot_be_looked_at() {
+    let host = Host::with(|options| {
+        let pool = LvmPoolOptions {
+            volume_group: "btnothing".parse().unwrap(),
+            thin_pool: None,
+        };
+        options.pools.insert("ill".parse().unwrap(), pool);
+        options.lvm = "/nowhere/lvm".into();
+    });
+    let id = SnapshotId::new();
+    let ill = |result: Result<(), ActError>| fails(result, FaultCode::Volume, true, &[]);
+    ill(host.storage.observe_snapshot(id, None).await.map(drop));
+    ill(host.step(StorageStep::RemoveSnapshot(id)).await);
+    // A mark says that it lies elsewhere.
+    let volume = host.new_volume(VolumeFormat::Qcow2, 8 * MIB, Content::Zeros);
+    host.make(&volume).await;
+    let snapshot = host.new_snapshot(&volume);
+    host.keep(&snapshot).await;
+    assert_eq!(host.kept(snapshot.id).await, whole(8 * MIB));
+    host.step(StorageStep::RemoveSnapshot(snapshot.id))
+        .await
+        .unwrap();
+    assert_eq!(host.snapshot_files(), [""; 0]);
 }

@@ -323,13 +323,19 @@ async fn observe(
     if report.status == ConvergeStatus::Converged && !tombstone {
         settle_attachments(writing, attached).await?;
     }
+    // Without a power state nobody has looked yet (the agent was started anew): what was said before is still the newest.
+    let before = &row.observed;
+    let (power_state, boot_disk, running) = match report.power_state {
+        Some(power_state) => (power_state, report.boot_disk, report.running),
+        None => (before.power_state, before.boot_disk, before.running),
+    };
     let observed = InstanceObserved {
         status: Some(report.status),
         generation: report.generation,
-        power_state: report.power_state.unwrap_or(row.observed.power_state),
+        power_state,
         reboot_nonce: report.reboot_nonce.or(row.observed.reboot_nonce),
-        boot_disk: report.boot_disk,
-        running: report.running,
+        boot_disk,
+        running,
         progress: report.progress.clone(),
         fault: report.fault.clone(),
         was_active: row.observed.was_active || report.status == ConvergeStatus::Converged,

@@ -22,7 +22,7 @@ use berth_common::{
 use berth_store::{
     Executor,
     aggregates::{self, Aggregate},
-    attachments::{self, AttachmentRow},
+    attachments::{self, AttachmentRow, ROOT},
     claims::{self, ClaimRole, ClaimRow},
     documents::{self, DocumentRow},
     hosts::{self, HostRow},
@@ -109,11 +109,13 @@ async fn instances(
                     && host.is_some_and(|(id, _)| id == document.host_id)
             });
             let volumes = volumes_of.remove(&row.id).unwrap_or_default();
+            let root_fault = volumes.root_fault.as_ref();
             let ports = ports_of.get(&row.id).map(Vec::as_slice).unwrap_or_default();
             view::instance(view::InstanceFacts {
                 row,
                 ports,
-                volumes: &volumes,
+                volumes: &volumes.named,
+                root_fault,
                 host,
                 silence: host.and_then(|(id, _)| silences.get(&id).copied()),
                 document,
@@ -135,24 +137,37 @@ fn silences(context: &Context, hosts: &[HostId]) -> BTreeMap<HostId, Silence> {
     })
 }
 
+/// The volumes of an instance.
+#[derive(Default)]
+struct VolumesOf {
+    /// By position, with their names.
+    named: Vec<(AttachmentRow, VolumeName)>,
+    /// Why the one it boots from could not be made.
+    root_fault: Option<Fault>,
+}
+
 /// The volumes of some instances, by position, with their names.
 async fn volumes_of(
     db: &impl Executor,
     ids: &[InstanceId],
-) -> Result<BTreeMap<InstanceId, Vec<(AttachmentRow, VolumeName)>>, ClaimError> {
+) -> Result<BTreeMap<InstanceId, VolumesOf>, ClaimError> {
     let attachments = attachments::of_instances(db, ids).await?;
     let ids: Vec<VolumeId> = attachments.iter().map(|row| row.volume_id).collect();
-    let names: BTreeMap<VolumeId, VolumeName> = volumes::of_ids(db, &ids)
+    let rows: BTreeMap<VolumeId, VolumeRow> = volumes::of_ids(db, &ids)
         .await?
         .into_iter()
-        .map(|row| (row.id, row.name))
+        .map(|row| (row.id, row))
         .collect();
-    let mut volumes: BTreeMap<InstanceId, Vec<(AttachmentRow, VolumeName)>> = BTreeMap::new();
-    for row in attachments {
-        if let Some(name) = names.get(&row.volume_id) {
-            let of_instance = volumes.entry(row.instance_id).or_default();
-            of_instance.push((row, name.clone()));
+    let mut volumes: BTreeMap<InstanceId, VolumesOf> = BTreeMap::new();
+    for attachment in attachments {
+        let Some(row) = rows.get(&attachment.volume_id) else {
+            continue;
+        };
+        let of_instance = volumes.entry(attachment.instance_id).or_default();
+        if attachment.position == ROOT {
+            of_instance.root_fault = volume_view::making_failed(row).cloned();
         }
+        of_instance.named.push((attachment, row.name.clone()));
     }
     Ok(volumes)
 }

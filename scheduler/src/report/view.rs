@@ -33,6 +33,8 @@ pub struct InstanceFacts<'a> {
     pub ports: &'a [PortRow],
     /// The volumes attached to it, by position, with their names.
     pub volumes: &'a [(AttachmentRow, VolumeName)],
+    /// Why the volume that it boots from could not be made.
+    pub root_fault: Option<&'a Fault>,
     /// The host it has a claim on.
     pub host: Option<(HostId, &'a HostName)>,
     /// That host is down, and since when.
@@ -76,7 +78,7 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
     let generation = facts
         .document
         .map_or(Generation(0), |document| document.generation);
-    let (vm_state, fault) = vm_state(row);
+    let (vm_state, fault) = vm_state(row, facts.root_fault);
     let silence = facts
         .silence
         .map(Silence::in_words)
@@ -161,7 +163,7 @@ fn port_view(port: &PortRow, networks: &BTreeMap<NetworkId, NetworkName>) -> Por
 }
 
 /// In which part of its life an instance is, and why it is in error.
-fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
+fn vm_state(row: &InstanceRow, root_fault: Option<&Fault>) -> (VmState, Option<Fault>) {
     if row.deleted_at.is_some() {
         return (VmState::Deleted, None);
     }
@@ -171,6 +173,10 @@ fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
     let fault = row.observed.fault.clone();
     match row.observed.status {
         Some(ConvergeStatus::Failed) => (VmState::Error, fault),
+        // It waits for its volume, and that is no state to wait in. It ends when the volume is made after all.
+        _ if !row.observed.was_active && root_fault.is_some() => {
+            (VmState::Error, root_fault.map(not_made))
+        }
         _ if !row.observed.was_active => (VmState::Building, fault),
         _ => match row.observed.power_state {
             PowerState::Running => (VmState::Active, fault),
@@ -185,6 +191,17 @@ fn vm_state(row: &InstanceRow) -> (VmState, Option<Fault>) {
                 (VmState::Stopped, fault)
             }
         },
+    }
+}
+
+/// The volume it boots from could not be made.
+fn not_made(fault: &Fault) -> Fault {
+    Fault {
+        code: fault.code,
+        message: format!(
+            "the volume that it boots from could not be made: {}",
+            fault.message
+        ),
     }
 }
 

@@ -152,6 +152,16 @@ fn status(facts: &VolumeFacts<'_>) -> (VolumeStatus, Option<Fault>) {
     }
 }
 
+/// Why its host could not make a volume, which waits for that.
+#[must_use]
+pub fn making_failed(row: &VolumeRow) -> Option<&Fault> {
+    let has_failed = row.observed.status == Some(ConvergeStatus::Failed);
+    row.observed
+        .fault
+        .as_ref()
+        .filter(|_| has_failed && !row.observed.was_available)
+}
+
 /// Whether its host gave up on what is wanted of a volume now.
 #[must_use]
 pub fn has_failed(row: &VolumeRow, generation: Generation) -> bool {

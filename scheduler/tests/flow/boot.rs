@@ -407,6 +407,64 @@ async fn a_running_instance_never_gets_less_or_more_than_its_host_has() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_still_switches_off_gets_no_less_than_its_guest_has() {
+    let mut lab = Lab::new().await;
+    let off = Some(TaskState::PoweringOff);
+    lab.granted(about!(InstanceStop), off).await;
+    let words = "is still switching off, and its guest has 1 vCPU and 512 MB of memory";
+    lab.refused(sized(1, 256), words).await;
+    // More takes nothing from it, nor does a larger disk.
+    lab.granted(sized(2, 1024), off).await;
+    lab.refused(sized(1, 256), words).await;
+    lab.granted(sized(1, 512), off).await;
+    lab.becomes(PowerState::Shutdown, VmState::Stopped).await;
+    let view = lab.granted(sized(1, 256), None).await;
+    assert_eq!(view.flavor.memory_mb.get(), 256);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_has_not_looked_at_yet_is_as_it_was_said_last() {
+    let mut lab = Lab::new().await;
+    lab.granted(rescue(None), Some(TaskState::Rescuing)).await;
+    lab.becomes(PowerState::Running, VmState::Active).await;
+    let before = lab.show().await;
+    assert!(before.running.is_some());
+
+    // The agent was started anew, and has not asked libvirt yet.
+    let mut unseen = resource(
+        key(lab.id),
+        before.generation,
+        ConvergeStatus::Converging,
+        PowerState::Nostate,
+    );
+    unseen.power_state = None;
+    unseen.progress = Some("looking".to_owned());
+    lab.host.say(unseen).await;
+    let told = |view: &InstanceView| view.progress.is_some();
+    let view = lab.cloud.wait_for_instance(lab.id, "told", told).await;
+    assert_eq!(view.power_state, PowerState::Running);
+    assert_eq!(view.running, before.running);
+    // It still boots from its rescue disk, so nothing is being done to it.
+    assert_eq!(view.task_state, None);
+
+    // One that has looked is believed, also that there is nothing.
+    lab.host
+        .report(
+            key(lab.id),
+            before.generation,
+            ConvergeStatus::Converging,
+            PowerState::Shutdown,
+        )
+        .await;
+    let off = |view: &InstanceView| view.power_state == PowerState::Shutdown;
+    let view = lab.cloud.wait_for_instance(lab.id, "off", off).await;
+    assert_eq!(
+        (view.running, view.task_state),
+        (None, Some(TaskState::Rescuing))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_is_called_and_described_differently_while_it_runs() {
     let mut lab = Lab::new().await;
     let set = |instance: &str, change: serde_json::Value| -> InstanceSet {

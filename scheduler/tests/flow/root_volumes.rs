@@ -182,6 +182,64 @@ async fn an_instance_boots_from_a_volume_that_gets_its_host_and_its_room_with_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_is_in_error_while_its_root_volume_cannot_be_made() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let root = bootable("root", 10, json!({}));
+    cloud.ok(root.clone()).await;
+    let request = rooted("web", "root", json!({}));
+    cloud.ok(request.clone()).await;
+    let document = loop {
+        let document = host.next().await;
+        if document.key() == volume_key(root.id) {
+            break document;
+        }
+    };
+    host.fail(&document, FaultCode::ImageChecksum, "it is another image")
+        .await;
+    let view = cloud
+        .wait_for_instance(request.id, "in error", |view| {
+            view.vm_state == VmState::Error
+        })
+        .await;
+    let fault = view.fault.unwrap();
+    assert_eq!(fault.code, FaultCode::ImageChecksum);
+    assert_eq!(
+        fault.message,
+        "the volume that it boots from could not be made: it is another image"
+    );
+    assert_eq!(view.host.unwrap().as_str(), "hv1");
+    // It is made after all.
+    host.carry_out(&document, PowerState::Running).await;
+    cloud
+        .wait_for_instance(request.id, "building", |view| {
+            view.vm_state == VmState::Building && view.fault.is_none()
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_volume_that_it_boots_from_is_none_of_those_that_an_instance_may_have_on_a_bus() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.ok(bootable("root", 5, json!({}))).await;
+    active(&cloud, &mut host, &rooted("web", "root", json!({}))).await;
+    for n in 0..8 {
+        let name = format!("data-{n}");
+        cloud.ok(volume(&name, 1, json!({}))).await;
+        cloud.ok(attach(&name, "web")).await;
+    }
+    cloud.ok(volume("data-8", 1, json!({}))).await;
+    cloud
+        .refused(
+            attach("data-8", "web"),
+            Conflict,
+            "has 8 volumes on the bus virtio",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_has_a_host_keeps_its_instance_there() {
     let cloud = Cloud::start().await;
     let mut hosts = Host::join_all(&cloud, &["hv1", "hv2", "hv3"]).await;

@@ -182,7 +182,14 @@ fn a_rebuilt_guest_has_a_new_disk_and_keeps_its_address_and_its_volume() {
         assert_eq!(cloud.kept(&instance, "vda").await?.word, "");
         assert_eq!(cloud.kept(&instance, "vdb").await?.word, "data");
         let files = disk_files(cloud, &instance)?;
-        assert_eq!(files, [format!("disk0-2-{}.qcow2", good.nonce)]);
+        let [file] = files.as_slice() else {
+            panic!("{files:?}");
+        };
+        let ending = format!("-{}.qcow2", good.nonce);
+        assert!(
+            file.starts_with("disk0-") && file.ends_with(&ending),
+            "{file}"
+        );
 
         // What it writes from now on outlives the repetition of the wish, and new agents.
         assert_eq!(cloud.keep(&instance, "vda", "new").await?.failed, "");

@@ -24,7 +24,7 @@ use nix::{
     fcntl::AT_FDCWD,
     libc,
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, mknod, umask},
+    sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, mknod, umask},
     unistd::{Gid, Uid, chdir, chown, mkdir, pivot_root, symlinkat},
 };
 
@@ -109,8 +109,9 @@ impl PrivateRoot {
                 put_mount(tree.ok_or(Errno::EBADF)?, path)
             }
             What::Link(target) => Ok(symlinkat(target.as_c_str(), AT_FDCWD, path)?),
-            What::Device { number, mode } => {
-                mknod(path, SFlag::S_IFBLK, Mode::empty(), *number)?;
+            What::Device { file, mode } => {
+                let number = fstat(file)?.st_rdev;
+                mknod(path, SFlag::S_IFBLK, Mode::empty(), number)?;
                 chown(path, Some(Uid::from_raw(0)), Some(self.group))?;
                 let mode = Mode::from_bits_truncate(*mode);
                 Ok(fchmodat(
@@ -147,12 +148,14 @@ fn clone_mount(of: RawFd) -> io::Result<RawFd> {
     RawFd::try_from(Errno::result(result)?).map_err(|_| Errno::EOVERFLOW.into())
 }
 
-/// Adds attributes to a mount: that of a path below this descriptor, or its own if the path is empty.
+/// Adds attributes to a mount: that of a path below this descriptor, or its own if the path is empty. A clone is a peer of
+/// what it was cloned from, where that is shared, and from now on it is nobody's: what is mounted on the host does not
+/// appear in it.
 fn set_attributes(at: RawFd, path: &CStr, attributes: u64) -> io::Result<()> {
     let change = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     let flags = libc::AT_EMPTY_PATH.cast_unsigned();

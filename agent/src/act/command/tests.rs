@@ -320,6 +320,42 @@ async fn a_confined_tool_has_no_rights_and_sees_what_it_is_shown() {
     assert!(!host.contains(directory.path().to_str().unwrap()), "{host}");
 }
 
+#[test]
+fn what_a_confined_tool_sees_is_no_peer_of_the_hosts_mounts() {
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    // Its namespace ends with the thread.
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS).expect("tests run as root");
+        let none = None::<&str>;
+        for how in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+            mount(none, "/", none, MsFlags::MS_REC | how, none).unwrap();
+        }
+        let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let before = mounts();
+        assert!(before.contains(" shared:"), "{before}");
+        let (directory, [own, ..]) = files(Account::named("nobody").unwrap());
+        let view = View::of_system()
+            .unwrap()
+            .with_file(&own, Access::Write)
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let script = "cat /proc/self/mountinfo";
+        let heard = runtime.block_on(confined(script, directory.path(), view));
+        assert!(heard.contains("/own "), "{heard}");
+        for peer in [" shared:", " master:"] {
+            assert!(!heard.contains(peer), "{heard}");
+        }
+        assert_eq!(mounts(), before);
+    });
+    thread.join().unwrap();
+}
+
 #[tokio::test]
 async fn what_took_the_place_of_a_file_is_not_shown() {
     let (directory, [own, _, hidden]) = files(Account::named("nobody").unwrap());

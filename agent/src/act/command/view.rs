@@ -10,7 +10,7 @@ use std::{
     io,
     os::unix::{
         ffi::OsStrExt,
-        fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        fs::{FileTypeExt, OpenOptionsExt},
     },
     path::{Component, Path},
     sync::Arc,
@@ -80,8 +80,9 @@ pub(super) enum What {
     },
     /// A symbolic link to this.
     Link(CString),
-    /// A block device with this number: a node of the tool's own, with this mode, of its group.
-    Device { number: u64, mode: u32 },
+    /// This block device: a node of the tool's own with its number, with this mode, of its group. It is open, so that its
+    /// number is no other one's meanwhile.
+    Device { file: File, mode: u32 },
 }
 
 impl View {
@@ -161,12 +162,15 @@ impl View {
     /// # Errors
     /// It is not there, or something else than a block device.
     pub fn with_device(mut self, path: &Path, access: Access) -> io::Result<Self> {
-        let found = fs::metadata(path)?;
-        if !found.file_type().is_block_device() {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)?;
+        if !file.metadata()?.file_type().is_block_device() {
             return Err(io::Error::other("it is not a block device"));
         }
         let what = What::Device {
-            number: found.rdev(),
+            file,
             mode: match access {
                 Access::Read => 0o440,
                 Access::Write => 0o660,

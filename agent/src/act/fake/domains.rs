@@ -468,7 +468,7 @@ fn running(live: &DomainConfig) -> RunningSize {
         vcpus_max: live.room.vcpus,
         memory_mb: live.memory_mb,
         memory_mb_max: live.room.memory_mb,
-        memory_step_mb: room::memory_step(),
+        memory_step_mb: room::memory_step(live.memory_mb),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Gets rid of what an interrupted attachment left in QEMU, over QEMU's own monitor: libvirt does not know of it.
 //!
-//! What to remove is decided in [`crate::decide::orphan`]. Only ever called when an attachment failed.
+//! What to remove is decided in [`crate::decide::orphan`]. Only ever called when an attachment failed, and
+//! before the memory of a guest is saved that can be given more.
 
 use std::path::Path;
 
@@ -8,8 +9,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use virt::{domain::Domain, error::Error};
 
-use crate::decide::orphan::{
-    self, BlockDevice, BlockNode, MemoryDevice, MemoryRemoval, QemuObject, Removal,
+use crate::decide::{
+    domain_xml,
+    orphan::{self, BlockDevice, BlockNode, MemoryDevice, MemoryRemoval, QemuObject, Removal},
 };
 
 /// The monitor did not do what it was asked to.
@@ -26,6 +28,9 @@ pub(super) enum MonitorError {
         /// QEMU's words.
         why: String,
     },
+    /// libvirt did not tell what it knows of the guest, so nobody can say what it does not know.
+    #[error("libvirt does not say what memory its guest has")]
+    Unknown(#[source] Error),
     /// The answer has another shape than QEMU documents.
     #[error("QEMU's answer to {command} cannot be read")]
     Shape {
@@ -101,13 +106,13 @@ pub(super) fn ask_back(domain: &Domain, alias: &str) -> Result<Asked, MonitorErr
 
 /// Removes memory of berth's that QEMU has and libvirt does not know as a device of this domain. Whether it is gone: a
 /// guest that has it is only asked to give it back.
-pub(super) fn remove_memory(
-    domain: &Domain,
-    known: &[String],
-) -> Result<MemoryRemoval, MonitorError> {
+pub(super) fn remove_memory(domain: &Domain) -> Result<MemoryRemoval, MonitorError> {
     let objects: Vec<QemuObject> = ask(domain, "qom-list", &json!({ "path": "/objects" }))?;
     let devices: Vec<MemoryDevice> = ask(domain, "query-memory-devices", &json!({}))?;
-    let removal = orphan::memory_removal(known, &objects, &devices);
+    // After QEMU: a piece that another call completes meanwhile is known by then, and must not look lost.
+    let xml = domain.get_xml_desc(0).map_err(MonitorError::Unknown)?;
+    let known = domain_xml::read(&xml).memory_aliases;
+    let removal = orphan::memory_removal(&known, &objects, &devices);
     for alias in &removal.held {
         match ask::<Value>(domain, "device_del", &json!({ "id": alias })) {
             // It was asked before, and answers when it likes.

@@ -110,7 +110,7 @@ pub(super) fn apply(
             .map(drop),
         DomainStep::Pause(id) => job.must_act(*id, is_running, |domain| domain.suspend().map(drop)),
         DomainStep::Resume(id) => job.must_act(*id, is_paused, |domain| domain.resume().map(drop)),
-        DomainStep::Save(id) => job.must_act(*id, is_on, save),
+        DomainStep::Save(id) => job.save(*id),
         DomainStep::Shutdown(id) => job.act(*id, is_on, ask_to_power_off).map(drop),
         DomainStep::Destroy(id) => job.act(*id, is_on, destroy).map(drop),
         DomainStep::Undefine(id) => job.undefine(*id),
@@ -267,7 +267,8 @@ fn attach_controller(domain: &Domain, xml: &str) -> Result<(), Error> {
     Err(error)
 }
 
-/// A libvirtd that died while it did this has left a piece of memory in QEMU that it does not know of.
+/// A libvirtd that died while it did this has left a piece of memory in QEMU that it does not know of. It has the name of the
+/// one that is to be added now, so QEMU refuses that.
 fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
     let try_it = || {
         let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
@@ -276,11 +277,7 @@ fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
     let Err(error) = try_it() else {
         return Ok(());
     };
-    let known = match domain.get_xml_desc(0) {
-        Ok(xml) => domain_xml::read(&xml).memory_aliases,
-        Err(_) => return Err(error),
-    };
-    match orphans::remove_memory(domain, &known) {
+    match orphans::remove_memory(domain) {
         Ok(MemoryRemoval { unused, held }) if unused.is_empty() && held.is_empty() => Err(error),
         Ok(MemoryRemoval { unused, held }) if held.is_empty() => {
             tracing::warn!(
@@ -374,6 +371,52 @@ impl Job<'_> {
         }
     }
 
+    /// Memory that QEMU has and libvirt does not know would be saved with the rest, and could never be restored: libvirt would
+    /// start a QEMU without it. So the guest has to give it back first.
+    fn save(&self, id: InstanceId) -> Result<(), ActError> {
+        if let Some((domain, observed)) = self.find(id)?
+            && is_on(&observed)
+        {
+            self.still_wanted()?;
+            self.refuse_lost_memory(&domain)?;
+        }
+        self.must_act(id, is_on, save)
+    }
+
+    /// Where memory can be added, some may have been lost on the way.
+    fn refuse_lost_memory(&self, domain: &Domain) -> Result<(), ActError> {
+        let xml = domain
+            .get_xml_desc(0)
+            .map_err(|error| failed(self.what.clone(), error))?;
+        if domain_xml::read(&xml).memory_max.is_none() {
+            return Ok(());
+        }
+        let removal = orphans::remove_memory(domain).map_err(|error| {
+            ActError::retryable(
+                FaultCode::Hypervisor,
+                format!(
+                    "{}: whether QEMU has memory that libvirt lost could not be looked for",
+                    self.what
+                ),
+                error,
+            )
+        })?;
+        if removal.held.is_empty() {
+            return Ok(());
+        }
+        Err(ActError {
+            what: format!(
+                "{}: an interrupted resize has left it memory that libvirt lost ({}), and what is saved with that could \
+                 never be restored; the guest was asked to give it back, and if it does not, stop the instance instead",
+                self.what,
+                removal.held.join(", ")
+            ),
+            code: FaultCode::Hypervisor,
+            retryable: true,
+            source: None,
+        })
+    }
+
     /// By its file, which libvirt finds once it has the domain to itself: the guest may have been started anew by then,
     /// with other disks under the same names, and a disk that is larger already would shrink.
     fn grow(&self, id: InstanceId, disk: &DiskFile, size: ByteCount) -> Result<(), ActError> {
@@ -395,7 +438,8 @@ impl Job<'_> {
     }
 
     /// One guest that went off meanwhile starts with its definition. The weight comes first: it is not looked at, so
-    /// who is interrupted in between must have to do both again.
+    /// who is interrupted in between must have to do both again. One that cannot be set keeps no processors away: the next
+    /// start sets it.
     fn set_vcpus(
         &self,
         id: InstanceId,
@@ -414,7 +458,14 @@ impl Job<'_> {
                     cpu_shares,
                     ..SchedulerInfo::default()
                 };
-                domain.set_scheduler_parameters_flags(&weight, sys::VIR_DOMAIN_AFFECT_LIVE)?;
+                let set =
+                    domain.set_scheduler_parameters_flags(&weight, sys::VIR_DOMAIN_AFFECT_LIVE);
+                if let Err(error) = set {
+                    tracing::warn!(
+                        instance = %id, ?cpu_shares, error = %error_chain(&error),
+                        "a guest gets processors, but not the weight that goes with them; its next start sets it"
+                    );
+                }
             }
             domain
                 .set_vcpus_flags(count, sys::VIR_DOMAIN_VCPU_LIVE)

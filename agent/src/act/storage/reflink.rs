@@ -12,11 +12,14 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
 };
 
-use berth_common::document::VolumeFormat;
+use berth_common::{document::VolumeFormat, units::ByteCount};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -28,7 +31,7 @@ use super::{
     original::{Original, Written},
     volume,
 };
-use crate::decide::volume::VolumeContent;
+use crate::decide::{image_header::qcow2, volume::VolumeContent};
 
 /// Where QEMU notes in locks that it may write to a file or change its length, and how many bytes that are
 /// (`RAW_LOCK_PERM_BASE` in its `block/file-posix.c`, and its `BLK_PERM_WRITE` to `BLK_PERM_RESIZE`).
@@ -49,17 +52,37 @@ pub(super) fn reflink(
     }
     let failed = |source| StorageFault::io("share the blocks of", &original.path, source);
     let source = open(&original.path, OpenOptions::new().read(true)).map_err(failed)?;
-    let copy = open(target, OpenOptions::new().write(true)).map_err(failed)?;
-    if has_writer(&source).map_err(failed)? || !share(&source, &copy).map_err(failed)? {
+    let copy = open(target, OpenOptions::new().read(true).write(true)).map_err(failed)?;
+    // A file system without locks does not tell who writes. QEMU has its own word on that.
+    if has_writer(&source).unwrap_or(true) || !share(&source, &copy).map_err(failed)? {
         return Ok(false);
     }
-    let size = VolumeContent::Size(original.size);
-    if format == VolumeFormat::Qcow2 && volume::content(target, format)? != size {
+    if format == VolumeFormat::Raw {
+        return Ok(true);
+    }
+    if volume::content(target, format)? != VolumeContent::Size(original.size) {
         return Err(StorageFault::WrittenMeanwhile {
             what: original.what.clone(),
         });
     }
-    Ok(true)
+    if is_lean(&copy, original.size).map_err(failed)? {
+        return Ok(true);
+    }
+    // What is not needed would count for nobody, and take room for ever.
+    copy.set_len(0).map_err(failed)?;
+    Ok(false)
+}
+
+/// Whether a qcow2 file is no larger than a copy of its disk can become, and has no snapshots in it. A guest that has taken
+/// its QEMU over may make it as large as it likes.
+fn is_lean(file: &File, size: ByteCount) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    let most = volume::with_tables(size.get());
+    let mut head = [0; qcow2::COUNTED];
+    file.read_exact_at(&mut head, 0)?;
+    Ok(metadata.len() <= most
+        && metadata.blocks().saturating_mul(512) <= most
+        && qcow2::internal_snapshots(&head) == Some(0))
 }
 
 fn open(path: &Path, how: &mut OpenOptions) -> io::Result<File> {

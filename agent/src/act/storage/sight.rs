@@ -1,6 +1,9 @@
 //! What `qemu-img` sees while it works: the system's programs and libraries, what it reads and what it writes. Blocking.
 
-use std::path::Path;
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use berth_common::telemetry::error_chain;
 
@@ -10,7 +13,7 @@ use super::{
     original::{Original, Written},
 };
 use crate::act::command::{
-    Access, Account, Command, CommandError, Confinement, Network, SYSTEM, View,
+    Access, Account, Command, CommandError, Confinement, Network, PATH, SYSTEM, View,
 };
 
 /// Why `qemu-img` cannot be run as somebody without rights who sees nothing else, if it is there at all.
@@ -29,9 +32,31 @@ pub async fn check(options: &StorageOptions) -> Result<(), String> {
         .arg("--version")
         .confined(confinement);
     match version.run().await {
-        Ok(_) | Err(CommandError::Missing { .. }) => Ok(()),
+        Ok(_) => Ok(()),
+        // That the host has none is said elsewhere.
+        Err(CommandError::Missing { .. }) => match on_host(&options.qemu_img) {
+            None => Ok(()),
+            Some(path) => Err(unseen(&path)),
+        },
         Err(error) => Err(error_chain(&error)),
     }
+}
+
+/// Where a program is that is named by its path, or looked for in the system's directories.
+fn on_host(program: &Path) -> Option<PathBuf> {
+    let mut found = env::split_paths(PATH).map(|directory| directory.join(program));
+    found.find(|path| path.is_file())
+}
+
+/// Why a program that is there cannot be started where it sees the system and nothing else.
+fn unseen(path: &Path) -> String {
+    format!(
+        "{} is there, but cannot be started as somebody who sees no more than the system's programs and libraries ({}): it, or \
+         the loader that it needs, is a link to somewhere else, or lies elsewhere. Install it as a real file in one of these \
+         directories, or as a link to one within them",
+        path.display(),
+        SYSTEM.join(", ")
+    )
 }
 
 /// The directory of the system's that `qemu-img` sees all of and that this one lies in.

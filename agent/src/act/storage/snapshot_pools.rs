@@ -1,6 +1,6 @@
 //! Which driver a snapshot is the business of: it lies in the pool of its volume, as a file in `local` and as a logical volume
 //! in every other one. What [`super::pools`] says of volumes, of tombstones and of pools that cannot be looked at, holds here
-//! too.
+//! too, with one exception: the tombstone of a snapshot without a mark waits for all pools.
 
 use std::sync::Arc;
 
@@ -48,11 +48,19 @@ pub(super) async fn observe(
             continue;
         }
         match lvm.observe_snapshot(id, &mut found).await {
-            Err(fault) if pool.is_some() || marked.as_ref() == Some(name) => return Err(fault),
+            Err(fault) if pool.is_some() || may_lie_in(marked.as_ref(), name) => {
+                return Err(fault);
+            }
             Ok(()) | Err(_) => {}
         }
     }
     Ok(found)
+}
+
+/// Whether a snapshot may lie in a pool that cannot be looked at. Without a mark it may be whole in any: the agent may have
+/// ended before it marked it, and to say that it is gone would give up its claim while it takes room, and its bytes unwiped.
+fn may_lie_in(marked: Option<&PoolName>, pool: &PoolName) -> bool {
+    marked.is_none_or(|marked| marked == pool)
 }
 
 /// Ids of all snapshots of which anything is there.
@@ -180,7 +188,7 @@ async fn take_names<'a>(
     for (name, lvm) in &inner.pools {
         match lvm.take_name(id.into(), inner.options.volume_wipe).await {
             Ok(Some(left)) => devices.push((lvm, left)),
-            Err(fault) if marked == Some(name) => return Err(fault),
+            Err(fault) if may_lie_in(marked, name) => return Err(fault),
             Ok(None) | Err(_) => {}
         }
     }

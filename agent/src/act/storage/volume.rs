@@ -306,18 +306,21 @@ pub(super) async fn copy(
             file_size: Some(with_tables(target.size.get())),
         })
         .timeout(inner.options.copy_deadline);
-    let command = confined(command, account, view);
-    let run = command.run();
-    tokio::pin!(run);
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    let result = loop {
-        tokio::select! {
-            biased;
-            result = &mut run => break result,
-            _ = looks.tick() => {
-                // A copy that takes what is kept for guests is broken off: returning here ends it.
-                watch = inner.files.run(move || watch.look()).await?;
-                progress.send_replace(Some(watch.text()));
+    let result = {
+        // It may have the device of a snapshot open, and ends before that is taken away.
+        let command = confined(command, account, view);
+        let run = command.run();
+        tokio::pin!(run);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut run => break result,
+                _ = looks.tick() => {
+                    // A copy that takes what is kept for guests is broken off: returning here ends it.
+                    watch = inner.files.run(move || watch.look()).await?;
+                    progress.send_replace(Some(watch.text()));
+                }
             }
         }
     };

@@ -62,7 +62,7 @@ impl DomainFacts {
                 .memory_max
                 .filter(|_| self.memory_aliases.len() < self.memory_slots)
                 .map_or(self.memory_mb, |most| most.max(self.memory_mb)),
-            memory_step_mb: room::memory_step(),
+            memory_step_mb: room::memory_step(self.memory_mb),
         }
     }
 }

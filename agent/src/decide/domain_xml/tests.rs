@@ -128,13 +128,40 @@ fn what_a_running_guest_has_is_read_with_what_it_was_given() {
         read(&xml.replace("</devices>", &format!("{}</devices>", piece.repeat(pieces))))
     };
     let facts = with(1);
-    assert_eq!(facts.memory_aliases, ["ua-berth-memory-1152"]);
+    assert_eq!(facts.memory_aliases, ["ua-berth-memory-1024"]);
     let running = facts.running();
     assert_eq!(
         (running.memory_mb.get(), running.memory_mb_max.get()),
         (1152, 4096)
     );
     assert_eq!(with(16).running().memory_mb_max.get(), 1152);
+}
+
+#[test]
+fn two_pieces_of_memory_for_the_same_size_cannot_both_be_there() {
+    let piece = |with| {
+        let xml = write_memory(MemoryMb::clamped(1024), MemoryMb::clamped(with)).unwrap();
+        let aliases = read(&format!("<domain><devices>{xml}</devices></domain>")).memory_aliases;
+        (xml, aliases)
+    };
+    let ((small, first), (large, second)) = (piece(1152), piece(1280));
+    assert_ne!(small, large);
+    assert_eq!(first, ["ua-berth-memory-1024"]);
+    assert_eq!(first, second);
+}
+
+#[test]
+fn a_large_guest_gets_memory_in_the_blocks_that_linux_has_there() {
+    for (memory_mb, step) in [(1024, 128), (61_439, 128), (61_440, 2048)] {
+        let mut config = config(VirtType::Kvm);
+        config.memory_mb = MemoryMb::clamped(memory_mb);
+        config.room.memory_mb = MemoryMb::clamped(4 * memory_mb);
+        let running = read(&write(&config).unwrap()).running();
+        assert_eq!(running.memory_step_mb.get(), step, "{memory_mb}");
+        let more = |more: u64| running.takes_memory(MemoryMb::clamped(memory_mb + more));
+        assert_eq!(more(128), step == 128, "{memory_mb}");
+        assert!(more(2048), "{memory_mb}");
+    }
 }
 
 #[test]

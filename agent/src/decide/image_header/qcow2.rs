@@ -47,6 +47,17 @@ pub fn own_size(head: &[u8]) -> Option<ByteCount> {
     number(24..32).filter(|_| is_own).map(ByteCount::clamped)
 }
 
+/// How much of the header tells of the snapshots in an image, in bytes.
+pub const COUNTED: usize = 64;
+
+/// How many snapshots there are in an image; `None`: this does not begin as one.
+#[must_use]
+pub fn internal_snapshots(head: &[u8]) -> Option<u32> {
+    let count: [u8; 4] = head.get(60..COUNTED)?.try_into().ok()?;
+    head.starts_with(&MAGIC)
+        .then_some(u32::from_be_bytes(count))
+}
+
 /// How much of the header tells of the backing file, in bytes.
 pub(super) const BACKING_BYTES: usize = 20;
 /// QEMU's own bound on the name of a backing file, in bytes.

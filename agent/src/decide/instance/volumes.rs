@@ -151,7 +151,7 @@ mod tests {
     use crate::decide::{
         domain::{DomainDisks, VirtType},
         instance::{HostFacts, domain_config},
-        room::HostSize,
+        room::{HostSize, RoomToGrow},
     };
 
     fn host() -> HostFacts {
@@ -163,6 +163,7 @@ mod tests {
                 cpus: 16,
                 memory_mb: MemoryMb::clamped(65_536),
             },
+            room_to_grow: RoomToGrow::Given,
             paths: Paths::below(Path::new("/var/lib/berth")),
         }
     }

@@ -139,6 +139,26 @@ fn room_is_no_reason_to_define_a_domain_anew() {
 }
 
 #[test]
+fn a_guest_has_no_more_room_than_its_size_where_room_is_withheld() {
+    let withheld = HostFacts {
+        room_to_grow: RoomToGrow::Withheld,
+        ..host()
+    };
+    let of = |host: &HostFacts| {
+        let wanted = sized(1, 2, 2048);
+        domain_config(instance(), wanted.spec.as_ref().unwrap(), host)
+    };
+    let (roomy, bare) = (of(&host()), of(&withheld));
+    assert!(roomy.room.vcpus > roomy.vcpus && roomy.room.memory_mb > roomy.memory_mb);
+    assert_eq!(
+        (bare.room.vcpus, bare.room.memory_mb),
+        (bare.vcpus, bare.memory_mb)
+    );
+    // Guests that are on keep their definition: the setting is for their next start.
+    assert_eq!(roomy.digest(), bare.digest());
+}
+
+#[test]
 fn a_larger_size_is_there_once_after_every_crash_and_failure() {
     for step in 0..6 {
         for crash in [true, false] {

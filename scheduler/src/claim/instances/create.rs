@@ -417,6 +417,7 @@ fn first_view(
         row,
         ports,
         volumes,
+        root_fault: None,
         host: named.as_ref().map(|(id, name)| (*id, name)),
         // It was chosen for being up.
         silence: None,

@@ -88,15 +88,15 @@ pub(super) async fn resize(
 }
 
 /// Refuses what a guest that is on cannot be given: it gets more, at once if its domain has room for it and else with its
-/// next start. Less would be claimed than it has.
+/// next start. Less would be claimed than it has, and it has that until it is off, whatever is wished.
 fn check_power(row: &InstanceRow, flavor: Flavor) -> Result<(), ClaimError> {
     let only_disk = Flavor {
         disk_gb: row.flavor.disk_gb,
         ..flavor
     } == row.flavor;
     match row.desired_power {
-        DesiredPower::Stopped => Ok(()),
-        DesiredPower::Running | DesiredPower::Paused if only_disk => Ok(()),
+        DesiredPower::Stopped | DesiredPower::Running | DesiredPower::Paused if only_disk => Ok(()),
+        DesiredPower::Stopped => check_switching_off(row, flavor),
         DesiredPower::Running | DesiredPower::Paused
             if flavor.vcpus < row.flavor.vcpus || flavor.memory_mb < row.flavor.memory_mb =>
         {
@@ -124,6 +124,20 @@ fn check_power(row: &InstanceRow, flavor: Flavor) -> Result<(), ClaimError> {
             row.name,
             row.desired_power.as_str()
         ))),
+    }
+}
+
+/// Refuses less than a guest that shall be off has until it is.
+fn check_switching_off(row: &InstanceRow, flavor: Flavor) -> Result<(), ClaimError> {
+    match row.observed.running {
+        Some(running) if flavor.vcpus < running.vcpus || flavor.memory_mb < running.memory_mb => {
+            Err(conflict(format!(
+                "instance {} is still switching off, and its guest has {} and {} of memory; repeat this when it is \
+                 stopped",
+                row.name, running.vcpus, running.memory_mb
+            )))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -222,7 +222,10 @@ async fn free_position(
 ) -> Result<u8, ClaimError> {
     let has = attachments::of_instances(writing.txn(), &[instance.id]).await?;
     let name = &instance.name;
-    let on_virtio = has.iter().filter(|row| row.disk_bus == DiskBus::Virtio);
+    // What it boots from has a port of its own, as a disk of its own has.
+    let on_virtio = has
+        .iter()
+        .filter(|row| row.position != ROOT && row.disk_bus == DiskBus::Virtio);
     if bus == DiskBus::Virtio && on_virtio.count() >= MAX_VIRTIO_VOLUMES {
         return Err(conflict(format!(
             "instance {name} has {MAX_VIRTIO_VOLUMES} volumes on the bus virtio, which is the most; detach one first, or \

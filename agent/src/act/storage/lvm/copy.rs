@@ -66,20 +66,23 @@ pub(super) async fn copy(
         Ok((original, account, view, file))
     };
     let (original, account, view, target) = inner.files.run(prepare).await?;
-    let command = confined(command(inner, job, &original), account, view);
-    let run = command.run();
-    tokio::pin!(run);
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    let result = loop {
-        tokio::select! {
-            biased;
-            result = &mut run => break result,
-            _ = looks.tick() => {
-                // The kernel lets what it writes to a full pool wait for long: returning here ends it.
-                if job.is_thin {
-                    pool.check_thin_room(&pool.look().await?, None)?;
+    let result = {
+        // It has the devices open, and ends before they are taken away.
+        let command = confined(command(inner, job, &original), account, view);
+        let run = command.run();
+        tokio::pin!(run);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut run => break result,
+                _ = looks.tick() => {
+                    // The kernel lets what it writes to a full pool wait for long: returning here ends it.
+                    if job.is_thin {
+                        pool.check_thin_room(&pool.look().await?, None)?;
+                    }
+                    progress.send_replace(Some(text(inner, job, &original).await?));
                 }
-                progress.send_replace(Some(text(inner, job, &original).await?));
             }
         }
     };

@@ -185,7 +185,11 @@ impl LvmPool {
             match (owner, role) {
                 (Owner::Volume(id), Role::Partial) => {
                     tracing::info!(volume = %id, pool = %self.name, "removing a leftover");
-                    self.remove(owner, &volume.name).await?;
+                    // One that something still has open must not keep the others from going.
+                    if let Err(fault) = self.remove(owner, &volume.name).await {
+                        let error = error_chain(&fault);
+                        tracing::warn!(volume = %id, pool = %self.name, error, "a leftover stays");
+                    }
                 }
                 // Whoever read it is gone.
                 (Owner::Snapshot(id), Role::Whole) if volume.active => self.rest(id).await,
@@ -622,27 +626,19 @@ impl LvmPool {
         let can_discard = can_discard(inner, owner, &device).await?;
         match (inner.options.volume_wipe, owner) {
             (VolumeWipe::None, _) => {}
+            // LVM would write elsewhere what it has in common with others, and keep that room until it is removed: the pool
+            // could fill under its guests. Nothing tells cheaply what is shared, since clones name no origin that is gone.
+            // Removing it gives all back, and the pool fills extents with zeros before somebody gets them.
+            (VolumeWipe::Zero | VolumeWipe::Discard, _) if is_thin && !can_discard => {}
             // What a snapshot has in common with others is theirs, and of the rest LVM would write zeros elsewhere.
             (VolumeWipe::Zero | VolumeWipe::Discard, Owner::Snapshot(_)) if is_thin => {
-                if can_discard {
-                    self.discard(name, &(0..size), progress).await?;
-                }
+                self.discard(name, &(0..size), progress).await?;
             }
             (VolumeWipe::Discard, _) if can_discard => {
                 self.discard(name, &(0..size), progress).await?;
             }
             (VolumeWipe::Zero | VolumeWipe::Discard, _) if is_thin => {
-                let mut begin = 0;
-                while begin < size {
-                    let part = begin..size.min(begin + THIN_PIECE);
-                    begin = part.end;
-                    let was_written = self
-                        .overwrite(inner, owner, (name, &part), progress)
-                        .await?;
-                    if was_written && can_discard {
-                        self.discard(name, &part, progress).await?;
-                    }
-                }
+                self.wipe_thin(inner, owner, (name, size), progress).await?;
             }
             (VolumeWipe::Zero | VolumeWipe::Discard, _) => {
                 let work = move |wiping: &Wiping| {
@@ -653,6 +649,31 @@ impl LvmPool {
             }
         }
         self.remove(owner, name).await
+    }
+
+    /// Overwrites a thin volume and gives it back, piece by piece; a piece that the pool may have no room for is only given
+    /// back. Pieces that were given back before read as zeros, and are not written again.
+    async fn wipe_thin(
+        &self,
+        inner: &Arc<Inner>,
+        owner: Owner,
+        (name, size): (&str, u64),
+        progress: &Progress,
+    ) -> Result<(), StorageFault> {
+        let mut begin = 0;
+        while begin < size {
+            let part = begin..size.min(begin + THIN_PIECE);
+            let has_room = self.look().await?.has_thin_room(part.end - begin);
+            begin = part.end;
+            let is_left = !has_room
+                || self
+                    .overwrite(inner, owner, (name, &part), progress)
+                    .await?;
+            if is_left {
+                self.discard(name, &part, progress).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Overwrites a part of a thin volume; answers whether there was anything.
