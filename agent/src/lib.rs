@@ -13,6 +13,9 @@
 //! The agent knows no database. Nothing that carries a guest's traffic is its child: it may be stopped,
 //! killed or upgraded at any instant.
 
+// Whoever waits for a future holds it, and a debug build copies it often: large ones overflow a thread's stack.
+#![warn(clippy::large_futures)]
+
 pub mod act;
 pub mod ask;
 pub mod config;

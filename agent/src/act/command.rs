@@ -338,7 +338,8 @@ impl Command {
             source,
         };
         let mut errors = Tail::default();
-        let work = self.attend(&mut child, stdout, stderr, &mut errors, heard);
+        // It holds the buffers that are read into. Whoever runs a command holds this, and so do all that wait for them.
+        let work = Box::pin(self.attend(&mut child, stdout, stderr, &mut errors, heard));
         let ended = match self.abandoned {
             Abandoned::Killed => tokio::time::timeout(self.timeout, work).await,
             Abandoned::Left => Ok(work.await),

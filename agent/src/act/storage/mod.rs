@@ -216,14 +216,16 @@ impl Storage for DirStorage {
             | StorageStep::GrowVolume(_)
             | StorageStep::SettleVolume(_)
             | StorageStep::ActivateVolume(_)
-            | StorageStep::RemoveVolume(_) => Ok(pools::apply(&self.inner, step, progress).await?),
+            | StorageStep::RemoveVolume(_) => {
+                Ok(Box::pin(pools::apply(&self.inner, step, progress)).await?)
+            }
             StorageStep::CreateSnapshot(_)
             | StorageStep::PrepareSnapshot(_)
             | StorageStep::NameSnapshot(_)
             | StorageStep::MarkSnapshot(_)
             | StorageStep::DiscardPartialSnapshot(_)
             | StorageStep::RemoveSnapshot(_) => {
-                Ok(snapshot_pools::apply(&self.inner, step, progress).await?)
+                Ok(Box::pin(snapshot_pools::apply(&self.inner, step, progress)).await?)
             }
         }
     }
