@@ -4,6 +4,13 @@
 //! Not among what `cargo test` runs by itself: it needs a kernel that the machine may not have, and fails where that is
 //! missing. `scripts/stock-kernel.sh` boots one. As root, one test at a time: all look at the same kernel.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "in a test, a panic is a failed assertion"
+)]
+
 use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom},

@@ -8,8 +8,11 @@ use berth_agent::{
         Compute,
         libvirt::{Libvirt, Options},
     },
-    decide::domain::{
-        BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainStep, VirtType,
+    decide::{
+        domain::{
+            BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainStep, VirtType,
+        },
+        room::Room,
     },
 };
 use berth_common::{
@@ -49,6 +52,7 @@ fn domain(folder: &Path, disk: DomainDisk) -> DomainConfig {
         vcpus: Vcpus::clamped(1),
         cpu_shares: None,
         memory_mb: MemoryMb::clamped(32),
+        room: Room::none(Vcpus::clamped(1), MemoryMb::clamped(32)),
         disks: vec![disk],
         nics: Vec::new(),
         config_drive: None,
