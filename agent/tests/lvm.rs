@@ -49,8 +49,6 @@ use tokio::sync::watch;
 
 use self::snapshots::stored;
 
-#[path = "lvm/domains.rs"]
-mod domains;
 #[path = "lvm/snapshots.rs"]
 mod snapshots;
 
