@@ -25,7 +25,6 @@ mount --make-rprivate /
 for private in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do
     mount -t tmpfs -o mode=755 tmpfs "$private"
 done
-if [[ $2 == private ]]; then
 # A /dev without kvm: libvirt probes QEMU anew before every other call where /dev/kvm opens for root alone.
 mkdir /run/dev
 mount -t tmpfs -o mode=755 dev /run/dev
@@ -37,9 +36,6 @@ mount --bind /dev/pts /run/dev/pts
 umount --lazy --recursive /dev
 mount --move /run/dev /dev
 rmdir /run/dev
-fi
-mkdir -p /dev/pts
-mountpoint -q /dev/pts || mount -t devpts -o ptmxmode=666 devpts /dev/pts
 mkdir -p /run/libvirt /run/lock /var/lib/libvirt/qemu /var/lib/libvirt/boot /var/log/libvirt/qemu "$dir/socket"
 chown libvirt-qemu /var/lib/libvirt/qemu
 printf '%s\n' 'cgroup_controllers = []' 'security_driver = "none"' >/etc/libvirt/qemu.conf
@@ -62,11 +58,6 @@ pub(crate) struct Hypervisor {
 impl Hypervisor {
     /// Starts one and waits until its libvirtd answers.
     pub(crate) fn start() -> Self {
-        Self::start_in("private")
-    }
-
-    /// The same. `devices`: `private` for a `/dev` of its own, `shared` for the machine's, where devices come and go.
-    pub(crate) fn start_in(devices: &str) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("berth-hv-")
             .tempdir()
@@ -95,7 +86,6 @@ impl Hypervisor {
                 "init",
             ])
             .arg(directory.path())
-            .arg(devices)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
