@@ -201,6 +201,19 @@ fn what_a_guest_may_write_to_is_not_shared() {
         fails(refused, FaultCode::Volume, true, &[says]);
         assert_eq!(copies(&host), before + 1);
         drop(file);
+        // A process that another test starts just now has all files of this one open until it runs its program.
+        let other = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&volume.path)
+            .unwrap();
+        wait_for("the lock to be gone", || {
+            let mut asked = lock;
+            asked.l_type = i16::try_from(libc::F_WRLCK).unwrap();
+            fcntl(other.as_fd(), FcntlArg::F_OFD_GETLK(&mut asked)).unwrap();
+            i32::from(asked.l_type) == libc::F_UNLCK
+        })
+        .await;
         host.make(&copy).await;
         check_content(&host, &copy, &content);
         assert_eq!(copies(&host), before + 1);
