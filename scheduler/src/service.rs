@@ -157,8 +157,6 @@ async fn take_over(
     let mut gives_way = std::pin::pin!(leader::gives_way(bus.as_ref(), &store));
     loop {
         let taken = async {
-            // A newer version may have been here since this one began to stand by: then it must not lead.
-            store.migrate().await?;
             let epoch = leadership::take(store.pool(), &holder, Utc::now()).await?;
             let (context, fresh) = Context::take_over(
                 config.clone(),
