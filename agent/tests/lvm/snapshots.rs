@@ -329,10 +329,13 @@ async fn snapshots_without_room_or_with_a_foreign_name_are_refused_and_harm_noth
 async fn wiping_what_a_snapshot_shares_does_not_fill_its_thin_pool() {
     for discards in ["passdown", "ignore"] {
         let lab = Lab::new(64).with_thin_pool(20);
-        let pool = format!("{}/tp", lab.group);
-        lvm("lvchange", &["--activate", "n", &pool]);
-        lvm("lvchange", &["--discards", discards, &pool]);
-        lvm("lvchange", &["--activate", "y", &pool]);
+        // LVM passes them down unless it is told otherwise, and refuses to be told what it does already.
+        if discards != "passdown" {
+            let pool = format!("{}/tp", lab.group);
+            lvm("lvchange", &["--activate", "n", &pool]);
+            lvm("lvchange", &["--discards", discards, &pool]);
+            lvm("lvchange", &["--activate", "y", &pool]);
+        }
         let content = noise(12 * MIB);
         let volume = lab.new_volume("thin", 16, Content::Zeros);
         lab.make(&volume).await;
