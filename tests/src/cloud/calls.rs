@@ -201,6 +201,43 @@ impl TestCloud {
         .await
     }
 
+    /// Waits until what was asked of an instance is done: it is in this state, and its host has said so of what was wished.
+    /// Unlike [`TestCloud::wait_state`], being in error meanwhile is no reason to give up: it may be what was asked about before.
+    ///
+    /// # Errors
+    /// It is not so in time.
+    pub async fn settled(
+        &self,
+        asked: &InstanceView,
+        state: VmState,
+    ) -> anyhow::Result<InstanceView> {
+        let what = format!("instance {} to be {}", asked.id, state.as_str());
+        wait_for(&what, super::CONVERGE_LIMIT, async || {
+            let view = self.show(asked.id).await?;
+            let done = view.vm_state == state
+                && view.task_state.is_none()
+                && view.observed_generation >= asked.generation;
+            if done {
+                return Ok(Seen::Done(view));
+            }
+            Ok(Seen::NotYet(format!("{view:?}")))
+        })
+        .await
+    }
+
+    /// Asks for a change of an instance, and waits until it is made.
+    ///
+    /// # Errors
+    /// As for [`TestCloud::call`] and [`TestCloud::settled`].
+    pub async fn change<M: Method<Reply = InstanceView>>(
+        &self,
+        request: M,
+        state: VmState,
+    ) -> anyhow::Result<InstanceView> {
+        let asked = self.call(&request).await?;
+        self.settled(&asked, state).await
+    }
+
     /// Waits until an instance is in a state, with nothing being done to it any more.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use berth_common::{
         report::PowerState,
         request::{
             InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceSet,
-            InstanceStart, InstanceStop, InstanceSuspend, InstanceUnrescue, Method,
+            InstanceStart, InstanceStop, InstanceSuspend, InstanceUnrescue,
         },
         view::{InstanceView, TakesEffect, VmState},
     },
@@ -39,35 +39,6 @@ async fn start(cloud: &TestCloud, name: &str) -> anyhow::Result<InstanceView> {
     cloud
         .wait_active(cloud.create_instance(name, &options).await?.id)
         .await
-}
-
-/// Waits until what was asked for is done.
-async fn settled(
-    cloud: &TestCloud,
-    asked: &InstanceView,
-    state: VmState,
-) -> anyhow::Result<InstanceView> {
-    let what = format!("the instance to be {}", state.as_str());
-    wait_for(&what, CONVERGE_LIMIT, async || {
-        let view = cloud.show(asked.id).await?;
-        let done = view.vm_state == state
-            && view.task_state.is_none()
-            && view.observed_generation >= asked.generation;
-        if done {
-            return Ok(Seen::Done(view));
-        }
-        Ok(Seen::NotYet(format!("{view:?}")))
-    })
-    .await
-}
-
-async fn change<M: Method<Reply = InstanceView>>(
-    cloud: &TestCloud,
-    request: M,
-    state: VmState,
-) -> anyhow::Result<InstanceView> {
-    let asked = cloud.call(&request).await?;
-    settled(cloud, &asked, state).await
 }
 
 /// The files of an instance's own disks.
@@ -112,7 +83,7 @@ fn a_rescued_guest_has_its_own_disk_beside_the_one_it_boots_from() {
         moment(std::time::Duration::from_millis(500)).await;
         cloud.hv1_mut().kill_agent()?;
         cloud.hv1_mut().spawn_agent().await?;
-        let rescued = settled(cloud, &asked, VmState::Active).await?;
+        let rescued = cloud.settled(&asked, VmState::Active).await?;
         assert!(rescued.rescued);
         let inside = cloud.guest_answers(&instance).await?;
         assert_ne!(inside.boot_id, before.boot_id);
@@ -124,12 +95,18 @@ fn a_rescued_guest_has_its_own_disk_beside_the_one_it_boots_from() {
 
         // Off and on it stays rescued.
         assert_eq!(cloud.keep(&instance, "vda", "notes").await?.failed, "");
-        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
-        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStop, instance), VmState::Stopped)
+            .await?;
+        cloud
+            .change(about!(InstanceStart, instance), VmState::Active)
+            .await?;
         assert_eq!(cloud.kept(&instance, "vda").await?.word, "notes");
         assert_eq!(cloud.keep(&instance, "vdb", "mended").await?.failed, "");
 
-        let unrescued = change(cloud, about!(InstanceUnrescue, instance), VmState::Active).await?;
+        let unrescued = cloud
+            .change(about!(InstanceUnrescue, instance), VmState::Active)
+            .await?;
         assert!(!unrescued.rescued);
         assert_eq!(cloud.kept(&instance, "vda").await?.word, "mended");
         assert_eq!(cloud.kept(&instance, "vdb").await?.word, "data");
@@ -162,7 +139,7 @@ fn a_rebuilt_guest_has_a_new_disk_and_keeps_its_address_and_its_volume() {
             image,
             nonce: Nonce::new(),
         };
-        change(cloud, rebuild(bad), VmState::Error).await?;
+        cloud.change(rebuild(bad), VmState::Error).await?;
         let still = cloud.guest_answers(&instance).await?;
         assert_eq!(still.boot_id, before.boot_id);
         assert_eq!(cloud.kept(&instance, "vda").await?.word, "old");
@@ -172,7 +149,7 @@ fn a_rebuilt_guest_has_a_new_disk_and_keeps_its_address_and_its_volume() {
         moment(std::time::Duration::from_millis(500)).await;
         cloud.hv1_mut().kill_agent()?;
         cloud.hv1_mut().spawn_agent().await?;
-        settled(cloud, &asked, VmState::Active).await?;
+        cloud.settled(&asked, VmState::Active).await?;
         let after = cloud.guest_answers(&instance).await?;
         assert_ne!(after.boot_id, before.boot_id);
         assert_eq!(
@@ -197,8 +174,12 @@ fn a_rebuilt_guest_has_a_new_disk_and_keeps_its_address_and_its_volume() {
         cloud.hv1_mut().kill_agent()?;
         cloud.hv1_mut().spawn_agent().await?;
         cloud.wait_agent_healthy(cloud.hv1()).await?;
-        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
-        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStop, instance), VmState::Stopped)
+            .await?;
+        cloud
+            .change(about!(InstanceStart, instance), VmState::Active)
+            .await?;
         assert_eq!(cloud.kept(&instance, "vda").await?.word, "new");
         cloud.detach(data.id).await?;
         cloud.delete_volume(data.id).await?;
@@ -230,8 +211,12 @@ fn a_disk_grows_under_a_running_guest() {
         assert_eq!(after.disk_bytes, 3 << 30);
         assert_eq!(cloud.kept(&instance, "vda").await?.word, "kept");
         // It is as large for its next start.
-        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
-        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStop, instance), VmState::Stopped)
+            .await?;
+        cloud
+            .change(about!(InstanceStart, instance), VmState::Active)
+            .await?;
         assert_eq!(cloud.guest_answers(&instance).await?.disk_bytes, 3 << 30);
         cloud.delete_and_wait(instance.id).await
     });
@@ -292,8 +277,12 @@ fn a_running_guest_gets_processors_and_memory_without_a_restart() {
         assert!(after.uptime_seconds > before.uptime_seconds);
 
         // What it was given survives its memory being saved.
-        change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
-        change(cloud, about!(InstanceResume, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceSuspend, instance), VmState::Suspended)
+            .await?;
+        cloud
+            .change(about!(InstanceResume, instance), VmState::Active)
+            .await?;
         let resumed = cloud.guest_answers(&instance).await?;
         assert_eq!(resumed.boot_id, before.boot_id);
         assert_eq!(
@@ -323,8 +312,12 @@ fn a_running_guest_gets_processors_and_memory_without_a_restart() {
         );
 
         // Started anew, it has exactly what was asked for, in one piece.
-        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
-        let view = change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStop, instance), VmState::Stopped)
+            .await?;
+        let view = cloud
+            .change(about!(InstanceStart, instance), VmState::Active)
+            .await?;
         let running = view.running.context("what it has was not reported")?;
         assert_eq!((running.vcpus.get(), running.memory_mb.get()), (2, 1300));
         assert_eq!(view.pending, []);
@@ -374,19 +367,21 @@ fn a_crashed_guest_is_started_again_or_stays_off_as_its_owner_says() {
         let set: InstanceSet = serde_json::from_value(serde_json::json!({
             "instance": instance.id, "name": "sturdy", "on_crash": "stop",
         }))?;
-        change(cloud, set, VmState::Active).await?;
+        cloud.change(set, VmState::Active).await?;
         assert_eq!(
             cloud.guest_answers(&instance).await?.boot_id,
             running.boot_id
         );
         crash(cloud).await?;
-        let view = settled(cloud, &instance, VmState::Error).await?;
+        let view = cloud.settled(&instance, VmState::Error).await?;
         assert_eq!(view.power_state, PowerState::Crashed);
         cloud.hv1_mut().kill_agent()?;
         cloud.hv1_mut().spawn_agent().await?;
         cloud.wait_agent_healthy(cloud.hv1()).await?;
         assert!(cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
-        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStart, instance), VmState::Active)
+            .await?;
         let after = cloud.guest_answers(&instance).await?;
         assert_eq!(after.hostname, "sturdy");
         assert_eq!(after.address, before.address);

@@ -7,7 +7,7 @@ use berth_common::{
     message::{
         request::{
             InstanceReboot, InstanceRescue, InstanceResume, InstanceStart, InstanceStop,
-            InstanceSuspend, InstanceUnrescue, Method, VolumeCreateSource,
+            InstanceSuspend, InstanceUnrescue, VolumeCreateSource,
         },
         view::{InstanceView, SnapshotStatus, VmState, VolumeStatus, VolumeView},
     },
@@ -15,9 +15,9 @@ use berth_common::{
 };
 use berth_tests::{
     TestCloud,
-    cloud::{CONVERGE_LIMIT, InstanceOptions, VolumeOptions, volumes::detach},
+    cloud::{InstanceOptions, VolumeOptions, volumes::detach},
     image,
-    wait::{Seen, moment, wait_for},
+    wait::moment,
     with_cloud,
 };
 
@@ -52,27 +52,6 @@ async fn root(cloud: &TestCloud, name: &str) -> anyhow::Result<VolumeView> {
     let volume = cloud.create_volume(name, &options).await?;
     assert_eq!(volume.host, None);
     Ok(volume)
-}
-
-/// Carries out a change to an instance.
-async fn change<M: Method<Reply = InstanceView>>(
-    cloud: &TestCloud,
-    request: M,
-    state: VmState,
-) -> anyhow::Result<InstanceView> {
-    let asked = cloud.call(&request).await?;
-    let what = format!("the instance to be {}", state.as_str());
-    wait_for(&what, CONVERGE_LIMIT, async || {
-        let view = cloud.show(asked.id).await?;
-        let done = view.vm_state == state
-            && view.task_state.is_none()
-            && view.observed_generation >= asked.generation;
-        if done {
-            return Ok(Seen::Done(view));
-        }
-        Ok(Seen::NotYet(format!("{view:?}")))
-    })
-    .await
 }
 
 async fn word(cloud: &TestCloud, guest: &InstanceView, disk: &str) -> anyhow::Result<String> {
@@ -176,17 +155,25 @@ fn a_root_volume_outlives_all_that_is_done_to_its_instance() {
             kind: RebootKind::Hard,
             nonce: Nonce::new(),
         };
-        change(cloud, hard, VmState::Active).await?;
+        cloud.change(hard, VmState::Active).await?;
         let after = cloud.guest_answers(&guest).await?;
         assert_ne!(after.boot_id, before.boot_id);
         assert_eq!(word(cloud, &guest, "vda").await?, "mine");
-        change(cloud, about!(InstanceSuspend, guest), VmState::Suspended).await?;
-        change(cloud, about!(InstanceResume, guest), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceSuspend, guest), VmState::Suspended)
+            .await?;
+        cloud
+            .change(about!(InstanceResume, guest), VmState::Active)
+            .await?;
         let resumed = cloud.guest_answers(&guest).await?;
         assert_eq!(resumed.boot_id, after.boot_id, "it went on where it was");
         assert_eq!(word(cloud, &guest, "vda").await?, "mine");
-        change(cloud, about!(InstanceStop, guest), VmState::Stopped).await?;
-        change(cloud, about!(InstanceStart, guest), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStop, guest), VmState::Stopped)
+            .await?;
+        cloud
+            .change(about!(InstanceStart, guest), VmState::Active)
+            .await?;
         assert_eq!(word(cloud, &guest, "vda").await?, "mine");
 
         let other = image::fresh_copy(&cloud.services.guest_image, cloud.site.dir(), "rescue")?;
@@ -196,11 +183,13 @@ fn a_root_volume_outlives_all_that_is_done_to_its_instance() {
             image: Some(image::of_file(&other)?),
             nonce: Nonce::new(),
         };
-        change(cloud, rescue, VmState::Active).await?;
+        cloud.change(rescue, VmState::Active).await?;
         assert_eq!(word(cloud, &guest, "vda").await?, "");
         assert_eq!(word(cloud, &guest, "vdb").await?, "mine");
         write(cloud, &guest, "vdb", "mended").await?;
-        change(cloud, about!(InstanceUnrescue, guest), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceUnrescue, guest), VmState::Active)
+            .await?;
         assert_eq!(word(cloud, &guest, "vda").await?, "mended");
         assert!(!cloud.kept(&guest, "vdb").await?.there);
 

@@ -9,9 +9,9 @@ use berth_common::{
         report::PowerState,
         request::{
             InstancePause, InstanceReboot, InstanceResize, InstanceResume, InstanceStart,
-            InstanceStop, InstanceSuspend, InstanceUnpause, Method,
+            InstanceStop, InstanceSuspend, InstanceUnpause,
         },
-        view::{InstanceView, VmState},
+        view::VmState,
     },
 };
 use berth_tests::{
@@ -33,25 +33,6 @@ macro_rules! about {
     };
 }
 
-/// Asks for a change, and waits until it is made.
-async fn change<M: Method<Reply = InstanceView>>(
-    cloud: &TestCloud,
-    request: M,
-    state: VmState,
-) -> anyhow::Result<InstanceView> {
-    let id = cloud.call(&request).await?.id;
-    let what = format!("the instance to be {}", state.as_str());
-    wait_for(&what, CONVERGE_LIMIT, async || {
-        let view = cloud.show(id).await?;
-        let done = view.vm_state == state && view.task_state.is_none();
-        if done {
-            return Ok(Seen::Done(view));
-        }
-        Ok(Seen::NotYet(format!("{view:?}")))
-    })
-    .await
-}
-
 #[test]
 fn a_stopped_guest_gets_another_size_and_keeps_its_disk() {
     with_cloud(TestCloud::builder(), async |cloud| {
@@ -67,7 +48,9 @@ fn a_stopped_guest_gets_another_size_and_keeps_its_disk() {
         assert_eq!((before.vcpus, before.disk_bytes), (1, 1 << 30));
         assert_eq!(cloud.keep(&instance, "vda", "kept").await?.failed, "");
 
-        change(cloud, about!(InstanceStop, instance), VmState::Stopped).await?;
+        cloud
+            .change(about!(InstanceStop, instance), VmState::Stopped)
+            .await?;
         let resize: InstanceResize = serde_json::from_value(serde_json::json!({
             "instance": instance.id,
             "flavor": { "vcpus": 2, "memory_mb": 160, "disk_gb": 2 },
@@ -84,7 +67,9 @@ fn a_stopped_guest_gets_another_size_and_keeps_its_disk() {
             ))
         })
         .await?;
-        change(cloud, about!(InstanceStart, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceStart, instance), VmState::Active)
+            .await?;
         let after = cloud.guest_answers(&instance).await?;
         assert_eq!((after.vcpus, after.disk_bytes), (2, 2 << 30));
         assert!(after.memory_kib > before.memory_kib, "{after:?}");
@@ -109,7 +94,9 @@ fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
         assert_eq!(cloud.keep(&instance, "memory", "here").await?.word, "here");
 
         // Paused, it does not even count the seconds.
-        let paused = change(cloud, about!(InstancePause, instance), VmState::Paused).await?;
+        let paused = cloud
+            .change(about!(InstancePause, instance), VmState::Paused)
+            .await?;
         assert_eq!(paused.power_state, PowerState::Paused);
         cloud.hv1_mut().kill_agent()?;
         moment(STANDS_STILL).await;
@@ -118,7 +105,9 @@ fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
         assert!(!cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
         let view = cloud.show(instance.id).await?;
         assert_eq!(view.vm_state, VmState::Paused, "{view:?}");
-        change(cloud, about!(InstanceUnpause, instance), VmState::Active).await?;
+        cloud
+            .change(about!(InstanceUnpause, instance), VmState::Active)
+            .await?;
         let after = cloud.guest_answers(&instance).await?;
         assert_eq!(after.boot_id, before.boot_id);
         let lived = after.uptime_seconds - before.uptime_seconds;
@@ -129,8 +118,9 @@ fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
         );
 
         // Suspended, it is no process any more, and neither a new agent nor a new libvirtd makes it forget.
-        let suspended =
-            change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        let suspended = cloud
+            .change(about!(InstanceSuspend, instance), VmState::Suspended)
+            .await?;
         assert_eq!(suspended.power_state, PowerState::Suspended);
         assert!(cloud.hv1().pids_of("qemu-system-x86_64")?.is_empty());
         cloud.hv1_mut().kill_agent()?;
@@ -138,7 +128,9 @@ fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
         cloud.hv1_mut().start_libvirtd().await?;
         cloud.hv1_mut().spawn_agent().await?;
         cloud.wait_agent_healthy(cloud.hv1()).await?;
-        let resumed = change(cloud, about!(InstanceResume, instance), VmState::Active).await?;
+        let resumed = cloud
+            .change(about!(InstanceResume, instance), VmState::Active)
+            .await?;
         assert_eq!(resumed.power_state, PowerState::Running);
         let after = cloud.guest_answers(&instance).await?;
         assert_eq!(after.boot_id, before.boot_id);
@@ -146,20 +138,24 @@ fn a_guest_is_paused_and_suspended_and_goes_on_where_it_was() {
         assert_eq!(cloud.kept(&instance, "memory").await?.word, "here");
 
         // A hard reboot is the one way to lose the memory of a suspended guest on purpose.
-        change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        cloud
+            .change(about!(InstanceSuspend, instance), VmState::Suspended)
+            .await?;
         let reboot = InstanceReboot {
             instance: instance.id.to_string(),
             project: Default::default(),
             kind: RebootKind::Hard,
             nonce: Nonce::new(),
         };
-        change(cloud, reboot, VmState::Active).await?;
+        cloud.change(reboot, VmState::Active).await?;
         let after = cloud.guest_answers(&instance).await?;
         assert_ne!(after.boot_id, before.boot_id);
         assert_eq!(cloud.kept(&instance, "memory").await?.word, "");
 
         // A suspended instance can be deleted, and nothing of its memory is left.
-        change(cloud, about!(InstanceSuspend, instance), VmState::Suspended).await?;
+        cloud
+            .change(about!(InstanceSuspend, instance), VmState::Suspended)
+            .await?;
         cloud.delete_and_wait(instance.id).await
     });
 }

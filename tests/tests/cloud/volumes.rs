@@ -229,21 +229,14 @@ async fn attach_on_scsi(
     cloud.wait_volume(volume, VolumeStatus::InUse).await
 }
 
-/// Disks behind a controller take no ports: a guest has ten of them, and after its next boot again.
-async fn more_than_there_are_ports(cloud: &TestCloud, guest: &InstanceView) -> anyhow::Result<()> {
-    for number in 0..10 {
-        let volume = create(cloud, &format!("scsi-{number}"), VolumeFormat::Qcow2).await?;
-        attach_on_scsi(cloud, volume.id, guest).await?;
-    }
-    for disk in 'a'..='j' {
-        cloud.guest_has(guest, &format!("sd{disk}"), 1).await?;
-    }
+/// Reboots a guest, and waits until it has booted again.
+async fn reboot(cloud: &TestCloud, guest: &InstanceView, kind: RebootKind) -> anyhow::Result<()> {
     let before = cloud.guest_answers(guest).await?;
     cloud
         .call(&InstanceReboot {
             instance: guest.id.to_string(),
             project: Default::default(),
-            kind: RebootKind::Hard,
+            kind,
             nonce: Nonce::new(),
         })
         .await?;
@@ -253,6 +246,19 @@ async fn more_than_there_are_ports(cloud: &TestCloud, guest: &InstanceView) -> a
     })
     .await?;
     cloud.wait_active(guest.id).await?;
+    Ok(())
+}
+
+/// Disks behind a controller take no ports: a guest has ten of them, and after its next boot again.
+async fn more_than_there_are_ports(cloud: &TestCloud, guest: &InstanceView) -> anyhow::Result<()> {
+    for number in 0..10 {
+        let volume = create(cloud, &format!("scsi-{number}"), VolumeFormat::Qcow2).await?;
+        attach_on_scsi(cloud, volume.id, guest).await?;
+    }
+    for disk in 'a'..='j' {
+        cloud.guest_has(guest, &format!("sd{disk}"), 1).await?;
+    }
+    reboot(cloud, guest, RebootKind::Hard).await?;
     for disk in 'a'..='j' {
         cloud.guest_has(guest, &format!("sd{disk}"), 1).await?;
     }
@@ -335,21 +341,7 @@ async fn it_outlives_a_reboot_and_a_suspension(
     data: &VolumeView,
     bare: &VolumeView,
 ) -> anyhow::Result<()> {
-    let before = cloud.guest_answers(guest).await?;
-    cloud
-        .call(&InstanceReboot {
-            instance: guest.id.to_string(),
-            project: Default::default(),
-            kind: RebootKind::Soft,
-            nonce: Nonce::new(),
-        })
-        .await?;
-    wait_for("the guest to boot again", CONVERGE_LIMIT, async || {
-        let now = cloud.guest_answers(guest).await?;
-        Ok(Seen::when(now.boot_id != before.boot_id, now))
-    })
-    .await?;
-    cloud.wait_active(guest.id).await?;
+    reboot(cloud, guest, RebootKind::Soft).await?;
     both_words(cloud, guest, 2).await?;
 
     cloud.call(&about!(InstanceSuspend, guest)).await?;
