@@ -58,6 +58,19 @@ const BOOTED: &str = "berth-guest: press Enter for a shell";
 /// What it prints when it is asked to power off.
 const ASKED: &str = "berth-guest: power button pressed";
 
+/// A volume in a raw file, which is the guest's second disk.
+fn raw_volume(path: &Path) -> DomainDisk {
+    DomainDisk {
+        path: path.to_owned(),
+        format: "raw",
+        backing: Vec::new(),
+        target: "vdb".to_owned(),
+        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
+        access: VolumeAccess::ReadWrite,
+        limits: VolumeLimits::default(),
+    }
+}
+
 /// An instance with the test guest on a disk, below a path and with a title that XML has to escape.
 fn instance(hypervisor: &Hypervisor) -> DomainConfig {
     let id = InstanceId::new();
@@ -694,16 +707,11 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
     let size = |path: &Path| fs::metadata(path).unwrap().len();
     fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let volume = DomainDisk {
-        path: path.clone(),
-        format: "raw",
-        backing: Vec::new(),
-        target: "vdb".to_owned(),
-        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
-        access: VolumeAccess::ReadWrite,
         limits: VolumeLimits {
             total_iops: Some(1000),
             total_bytes_per_second: None,
         },
+        ..raw_volume(&path)
     };
     let file = DiskFile {
         path: path.clone(),
@@ -905,15 +913,7 @@ async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ende
     let path = folder.join("volume.raw");
     let mut expected = vec![0x41_u8; KEPT];
     fs::write(&path, &expected).unwrap();
-    config.disks.push(DomainDisk {
-        path: path.clone(),
-        format: "raw",
-        backing: Vec::new(),
-        target: "vdb".to_owned(),
-        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
-        access: VolumeAccess::ReadWrite,
-        limits: VolumeLimits::default(),
-    });
+    config.disks.push(raw_volume(&path));
     config.metadata.digest = config.digest();
     let file = folder.join(".live-1.qcow2");
     let backup = DomainStep::Backup(BackupPlan {

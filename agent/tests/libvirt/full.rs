@@ -17,15 +17,7 @@ async fn a_copy_that_finds_its_disk_full_is_told_and_the_guest_notices_nothing()
     let path = folder.join("volume.raw");
     let mut expected = vec![0x41_u8; SIZE];
     fs::write(&path, &expected).unwrap();
-    config.disks.push(DomainDisk {
-        path: path.clone(),
-        format: "raw",
-        backing: Vec::new(),
-        target: "vdb".to_owned(),
-        serial: "0191e7a0-7c1f-7b5e-9".to_owned(),
-        access: VolumeAccess::ReadWrite,
-        limits: VolumeLimits::default(),
-    });
+    config.disks.push(raw_volume(&path));
     config.metadata.digest = config.digest();
     let mount = small.to_str().unwrap();
     hypervisor.run(&["mount", "-t", "tmpfs", "-o", "size=32m", "small", mount]);
