@@ -75,19 +75,29 @@ pub(super) fn check_configured(
 /// Ids of all volumes of which anything is there.
 pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<VolumeId>, StorageFault> {
     let shared = Arc::clone(inner);
-    let mut ids = inner.files.run(move || volume::list(&shared.paths)).await?;
+    let ids = inner.files.run(move || volume::list(&shared.paths)).await?;
+    let volume = |owner| match owner {
+        Owner::Volume(id) => Some(id),
+        Owner::Snapshot(_) => None,
+    };
+    Ok(with_those_in_pools(inner, ids, volume).await)
+}
+
+/// These, and those of their kind that pools of logical volumes have anything of; each once.
+pub(super) async fn with_those_in_pools<T: Ord + Send>(
+    inner: &Inner,
+    mut ids: Vec<T>,
+    of_kind: impl Fn(Owner) -> Option<T> + Send,
+) -> Vec<T> {
     for lvm in inner.pools.values() {
         // That it is ill is said elsewhere.
         if let Ok(content) = lvm.look().await {
-            ids.extend(content.own().filter_map(|(owner, ..)| match owner {
-                Owner::Volume(id) => Some(id),
-                Owner::Snapshot(_) => None,
-            }));
+            ids.extend(content.own().filter_map(|(owner, ..)| of_kind(owner)));
         }
     }
     ids.sort_unstable();
     ids.dedup();
-    Ok(ids)
+    ids
 }
 
 /// Removes leftovers of interrupted work.

@@ -12,7 +12,7 @@ use super::{
     fault::StorageFault,
     instances::is_file,
     lvm::LvmPool,
-    pools::{check_configured, driver},
+    pools::{check_configured, driver, with_those_in_pools},
     snapshot, volume,
 };
 use crate::{
@@ -66,22 +66,15 @@ fn may_lie_in(marked: Option<&PoolName>, pool: &PoolName) -> bool {
 /// Ids of all snapshots of which anything is there.
 pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<SnapshotId>, StorageFault> {
     let shared = Arc::clone(inner);
-    let mut ids = inner
+    let ids = inner
         .files
         .run(move || snapshot::list(&shared.paths))
         .await?;
-    for lvm in inner.pools.values() {
-        // That it is ill is said elsewhere.
-        if let Ok(content) = lvm.look().await {
-            ids.extend(content.own().filter_map(|(owner, ..)| match owner {
-                Owner::Snapshot(id) => Some(id),
-                Owner::Volume(_) => None,
-            }));
-        }
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
+    let snapshot = |owner| match owner {
+        Owner::Snapshot(id) => Some(id),
+        Owner::Volume(_) => None,
+    };
+    Ok(with_those_in_pools(inner, ids, snapshot).await)
 }
 
 /// Carries out a step on a snapshot.
