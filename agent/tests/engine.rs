@@ -454,6 +454,7 @@ impl Wish {
                 mac_address: self.mac(),
                 fixed_ips: vec![self.address()],
                 mtu: 1500,
+                link: berth_common::document::PortLink::Up,
             }],
             volumes: Vec::new(),
             config_drive: None,
@@ -484,6 +485,9 @@ impl Wish {
             } else {
                 Vec::new()
             },
+            security: None,
+            qos: berth_common::document::PortQos::default(),
+            mirrors: Vec::new(),
         });
         Document::Network(Desired {
             id: self.network,
@@ -498,10 +502,17 @@ impl Wish {
                     id: self.subnet,
                     cidr: "10.0.0.0/24".parse().unwrap(),
                     gateway_ip: None,
-                    dhcp_ip: "10.0.0.2".parse().unwrap(),
+                    dhcp_ip: Some("10.0.0.2".parse().unwrap()),
                     dns_nameservers: Vec::new(),
+                    host_routes: Vec::new(),
+                    ipv6_address_mode: None,
                 }],
                 ports: ports.collect(),
+                physical_network: None,
+                segmentation_id: None,
+                remote_ports: Vec::new(),
+                security_groups: Vec::new(),
+                group_members: std::collections::BTreeMap::new(),
             }),
         })
     }
@@ -1225,9 +1236,12 @@ async fn kinds_that_are_not_supported_yet_are_refused_and_end_at_once() {
         generation: Generation(1),
         host_id: lab.host_id,
         spec: Some(RouterSpec {
+            name: "router".parse().unwrap(),
             project: "default".parse().unwrap(),
             interfaces: Vec::new(),
-            external_network_id: None,
+            external_gateway: None,
+            floating_ips: Vec::new(),
+            routes: Vec::new(),
         }),
     });
     lab.send(&router).await;

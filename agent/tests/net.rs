@@ -13,7 +13,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -225,8 +225,11 @@ impl Host {
             hostname: name.parse().unwrap(),
             fixed_ips: vec![FixedIp {
                 subnet_id: self.subnet,
-                ip_address: Ipv4Addr::new(10, 0, 0, n),
+                ip_address: IpAddr::from([10, 0, 0, n]),
             }],
+            security: None,
+            qos: berth_common::document::PortQos::default(),
+            mirrors: Vec::new(),
         }
     }
 
@@ -240,10 +243,17 @@ impl Host {
                 id: self.subnet,
                 cidr: "10.0.0.0/24".parse().unwrap(),
                 gateway_ip: None,
-                dhcp_ip: Ipv4Addr::new(10, 0, 0, 2),
+                dhcp_ip: Some(IpAddr::from([10, 0, 0, 2])),
                 dns_nameservers: Vec::new(),
+                host_routes: Vec::new(),
+                ipv6_address_mode: None,
             }],
             ports,
+            physical_network: None,
+            segmentation_id: None,
+            remote_ports: Vec::new(),
+            security_groups: Vec::new(),
+            group_members: std::collections::BTreeMap::new(),
         }
     }
 
@@ -417,9 +427,9 @@ fn guests_get_exactly_their_addresses() {
             host.port(11, "ignore"),
             host.port(12, "5h"),
         ]);
-        spec.subnets[0].gateway_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
+        spec.subnets[0].gateway_ip = Some(IpAddr::from([10, 0, 0, 1]));
         spec.subnets[0].dns_nameservers =
-            vec![Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)];
+            vec![IpAddr::from([9, 9, 9, 9]), IpAddr::from([1, 1, 1, 1])];
         assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
         let [web, ignore, hours, stranger] = [10, 11, 12, 13].map(|n| host.plug(n));
 

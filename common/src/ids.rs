@@ -111,6 +111,12 @@ typed_ids! {
     SnapshotId = "snapshot id";
     /// A router.
     RouterId = "router id";
+    /// A floating IP. Chosen by the client that asks for it.
+    FloatingIpId = "floating IP id";
+    /// A security group. Chosen by the client that asks for it.
+    SecurityGroupId = "security group id";
+    /// A rule of a security group. Chosen by the client that asks for it.
+    SecurityGroupRuleId = "security group rule id";
     /// A host aggregate. Chosen by the client that asks for it.
     AggregateId = "aggregate id";
     /// A server group. Chosen by the client that asks for it.

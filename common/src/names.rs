@@ -3,7 +3,9 @@
 //! A name ends up in file names, DHCP leases, XML and terminals. So the grammar admits only what is harmless in
 //! all of them, and a name that does not fit is refused where it enters.
 
-use std::{borrow::Cow, fmt, net::Ipv4Addr, str::FromStr};
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -182,6 +184,26 @@ text_types! {
     ServerGroupName, "a server group name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
         pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a subnet, unique in its network.
+    SubnetName, "a subnet name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a port, unique in its project.
+    PortName, "a port name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a security group, unique in its project.
+    SecurityGroupName, "a security group name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a router, unique in its project.
+    RouterName, "a router name",
+        "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", is_word;
+    /// Name of a link of the host, as the kernel takes it.
+    LinkName, "the name of a link",
+        "must be 1 to 15 letters, digits, '.', '_' and '-', starting with a letter or digit, like eth0",
+        pattern "^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$", |text| is_word(text) && text.len() <= 15;
     /// Name of a physical network: what a hypervisor's NIC is plugged into, as in Neutron.
     PhysicalNetworkName, "a physical network name",
         "must be 1 to 63 letters, digits, '.', '_' and '-', starting with a letter or digit",
@@ -351,35 +373,51 @@ impl JsonSchema for MacAddress {
     }
 }
 
-/// An IPv4 subnet by its network address, like `10.0.0.0/24`; a prefix of 8 to 29 bits.
+/// A subnet by its network address: of IPv4, like `10.0.0.0/24`, with a prefix of 8 to 29 bits; or of IPv6, like `fd00:1::/64`, with
+/// one of 16 to 125 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Cidr(ipnet::Ipv4Net);
+pub struct Cidr(IpNet);
 
 impl Cidr {
     /// The network as `ipnet` sees it.
     #[must_use]
-    pub const fn net(self) -> ipnet::Ipv4Net {
+    pub const fn net(self) -> IpNet {
         self.0
     }
 
-    /// Whether the address can belong to one machine of this subnet.
+    /// Whether it is of IPv6.
     #[must_use]
-    pub fn is_host_address(self, address: Ipv4Addr) -> bool {
-        self.0.contains(&address) && address != self.0.network() && address != self.0.broadcast()
+    pub const fn is_ipv6(self) -> bool {
+        matches!(self.0, IpNet::V6(_))
+    }
+
+    /// Whether the address can belong to one machine of this subnet. The first address of an IPv6 subnet is every router's (RFC
+    /// 4291, 2.6.1).
+    #[must_use]
+    pub fn is_host_address(self, address: IpAddr) -> bool {
+        let is_broadcast = matches!(self.0, IpNet::V4(net) if address == net.broadcast());
+        self.0.contains(&address) && address != self.0.network() && !is_broadcast
     }
 }
 
 impl FromStr for Cidr {
     type Err = InvalidText;
     fn from_str(text: &str) -> Result<Self, InvalidText> {
-        const EXPECTED: &str = "must be an IPv4 network address with a prefix of 8 to 29 bits and no host bits set, like 10.0.0.0/24";
+        const EXPECTED: &str = "must be an IPv4 network address with a prefix of 8 to 29 bits and no host bits set, like 10.0.0.0/24, or an IPv6 one with a prefix of 16 to 125 bits, like fd00:1::/64";
         let refuse = || invalid("a subnet's CIDR", EXPECTED, text);
-        let net: ipnet::Ipv4Net = text.parse().map_err(|_| refuse())?;
-        let usable = !net.network().is_multicast()
-            && !net.network().is_loopback()
-            && !net.network().is_unspecified();
-        if net.trunc() != net || !(8..=29).contains(&net.prefix_len()) || !usable {
+        let net: IpNet = text.parse().map_err(|_| refuse())?;
+        let first = net.network();
+        let prefixes = match net {
+            IpNet::V4(_) => 8..=29,
+            IpNet::V6(_) => 16..=125,
+        };
+        let is_link_local = matches!(net, IpNet::V6(net) if net.network().is_unicast_link_local());
+        let usable = !first.is_multicast()
+            && !first.is_loopback()
+            && !first.is_unspecified()
+            && !is_link_local;
+        if net.trunc() != net || !prefixes.contains(&net.prefix_len()) || !usable {
             return Err(refuse());
         }
         Ok(Self(net))
@@ -419,7 +457,86 @@ impl JsonSchema for Cidr {
         Cow::Borrowed("Cidr")
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9.]+/[0-9]+$", "description": "IPv4 subnet, prefix 8 to 29" })
+        json_schema!({ "type": "string", "pattern": "^[0-9a-f.:]+/[0-9]+$", "description": "IPv4 subnet, prefix 8 to 29, or IPv6 subnet, prefix 16 to 125" })
+    }
+}
+
+/// Any addresses that begin with the same bits: `0.0.0.0/0`, `10.0.0.7/32`, `2001:db8::/32`. One address may be written without
+/// its prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IpPrefix(IpNet);
+
+impl IpPrefix {
+    /// The network as `ipnet` sees it.
+    #[must_use]
+    pub const fn net(self) -> IpNet {
+        self.0
+    }
+
+    /// Whether it is of IPv6.
+    #[must_use]
+    pub const fn is_ipv6(self) -> bool {
+        matches!(self.0, IpNet::V6(_))
+    }
+}
+
+impl From<IpAddr> for IpPrefix {
+    fn from(address: IpAddr) -> Self {
+        Self(IpNet::from(address))
+    }
+}
+
+impl FromStr for IpPrefix {
+    type Err = InvalidText;
+    fn from_str(text: &str) -> Result<Self, InvalidText> {
+        const EXPECTED: &str = "must be an address with a prefix and no host bits set, like 10.0.0.0/24 or 2001:db8::/32, or one address";
+        let refuse = || invalid("a range of addresses", EXPECTED, text);
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(address.into());
+        }
+        let net: IpNet = text.parse().map_err(|_| refuse())?;
+        if net.trunc() != net {
+            return Err(refuse());
+        }
+        Ok(Self(net))
+    }
+}
+
+impl TryFrom<String> for IpPrefix {
+    type Error = InvalidText;
+    fn try_from(text: String) -> Result<Self, InvalidText> {
+        text.parse()
+    }
+}
+
+impl From<IpPrefix> for String {
+    fn from(prefix: IpPrefix) -> String {
+        prefix.to_string()
+    }
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.to_string())
+    }
+}
+
+impl fmt::Debug for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl JsonSchema for IpPrefix {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        Cow::Borrowed("IpPrefix")
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9a-f.:]+(/[0-9]+)?$", "description": "addresses that begin with the same bits, or one address" })
     }
 }
 
@@ -492,9 +609,39 @@ mod tests {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
         let cidr: Cidr = "10.0.0.0/29".parse().unwrap();
-        assert!(cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 6)));
-        assert!(!cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 7)));
-        assert!(!cidr.is_host_address(Ipv4Addr::new(10, 0, 0, 0)));
+        assert!(cidr.is_host_address(IpAddr::from([10, 0, 0, 6])));
+        assert!(!cidr.is_host_address(IpAddr::from([10, 0, 0, 7])));
+        assert!(!cidr.is_host_address(IpAddr::from([10, 0, 0, 0])));
+
+        let cidr: Cidr = "fd00:1::/64".parse().unwrap();
+        assert!(cidr.is_ipv6());
+        let of = |text: &str| cidr.is_host_address(text.parse().unwrap());
+        assert!(of("fd00:1::1") && of("fd00:1::ffff:ffff:ffff:ffff"));
+        assert!(!of("fd00:1::") && !of("fd00:2::1") && !of("10.0.0.1"));
+        for bad in [
+            "fd00:1::1/64",
+            "fd00::/8",
+            "fd00:1::/126",
+            "ff02::/64",
+            "::/64",
+        ] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_has_no_host_bits_and_may_be_one_address() {
+        for (text, written) in [
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("10.0.0.7", "10.0.0.7/32"),
+            ("2001:db8::1", "2001:db8::1/128"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(text.parse::<IpPrefix>().unwrap().to_string(), written);
+        }
+        for bad in ["10.0.0.7/24", "10.0.0/8", "", "10.0.0.0/33"] {
+            assert!(bad.parse::<IpPrefix>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Networks, each with its one subnet.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use berth_common::{
     document::NetworkType,
@@ -56,11 +56,11 @@ pub struct SubnetRow {
     /// The addresses.
     pub cidr: Cidr,
     /// The router's address.
-    pub gateway_ip: Option<Ipv4Addr>,
+    pub gateway_ip: Option<IpAddr>,
     /// The DHCP server's address.
-    pub dhcp_ip: Ipv4Addr,
+    pub dhcp_ip: IpAddr,
     /// Name servers handed to guests.
-    pub dns_nameservers: Vec<Ipv4Addr>,
+    pub dns_nameservers: Vec<IpAddr>,
 }
 
 fn read(

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use berth_common::{
@@ -252,7 +252,7 @@ pub async fn of_instances(
 pub async fn addresses_in_use(
     db: &impl Executor,
     subnet: SubnetId,
-) -> Result<BTreeSet<Ipv4Addr>, StoreError> {
+) -> Result<BTreeSet<IpAddr>, StoreError> {
     let models = fixed_ip::Entity::find()
         .filter(fixed_ip::Column::SubnetId.eq(subnet.to_string()))
         .all(&db.handle())

@@ -167,6 +167,7 @@ mod tests {
                     ip_address: "10.0.0.5".parse().unwrap(),
                 }],
                 mtu: 1450,
+                link: berth_common::document::PortLink::Up,
             }],
             volumes: Vec::new(),
             config_drive: None,

@@ -4,7 +4,7 @@
 //! document get an answer, each exactly its own address, for ever: dnsmasq keeps no leases on disk, because the
 //! list of hosts says all there is to know, and a restarted server confirms what a guest already has.
 
-use std::{collections::BTreeSet, fmt::Write as _, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr};
 
 use berth_common::{
     document::{NetworkPort, NetworkSpec, SubnetSpec},
@@ -83,7 +83,7 @@ fn config(network: NetworkId, spec: &NetworkSpec) -> String {
     })
 }
 
-fn option(tag: &str, name: &str, addresses: &[Ipv4Addr]) -> String {
+fn option(tag: &str, name: &str, addresses: &[IpAddr]) -> String {
     let values: String = addresses
         .iter()
         .map(|address| format!(",{address}"))
@@ -113,7 +113,7 @@ fn hosts(spec: &NetworkSpec) -> String {
 /// One host. The dot at the end of its name keeps dnsmasq from reading names like `12`, `5h`, `infinite` or
 /// `ignore` as a lease time or a keyword, and is not sent. Lower case, because dnsmasq treats other names as
 /// international ones, and refuses some of them.
-fn host(port: &NetworkPort, address: Ipv4Addr) -> String {
+fn host(port: &NetworkPort, address: IpAddr) -> String {
     format!(
         "{},{address},{}.,infinite",
         port.mac_address,

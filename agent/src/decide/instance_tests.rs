@@ -99,6 +99,7 @@ fn spec() -> InstanceSpec {
             mac_address: "52:54:00:00:00:01".parse().unwrap(),
             fixed_ips: Vec::new(),
             mtu: 1500,
+            link: berth_common::document::PortLink::Up,
         }],
         volumes: Vec::new(),
         config_drive: None,

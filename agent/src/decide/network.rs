@@ -17,14 +17,14 @@ mod link;
 mod observed;
 mod step;
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use berth_common::{
     document::{Desired, NetworkPort, NetworkSpec, NetworkType, SubnetSpec},
     ids::NetworkId,
     message::report::{Fault, FaultCode},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 pub use imagine::imagine;
 pub use link::{Link, LinkSetting, Role};
@@ -81,7 +81,15 @@ fn foreign(network: NetworkId, observed: &NetworkObserved) -> Option<Fault> {
 
 /// A document that no host can carry out.
 fn impossible(spec: &NetworkSpec) -> Option<Fault> {
-    let NetworkType::Local = spec.network_type;
+    if spec.network_type != NetworkType::Local {
+        return Some(Fault {
+            code: FaultCode::Unsupported,
+            message: format!(
+                "this agent does not build networks of type {} yet",
+                spec.network_type.as_str()
+            ),
+        });
+    }
     let fault = |message: String| {
         Some(Fault {
             code: FaultCode::Network,
@@ -94,17 +102,19 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
             spec.mtu
         ));
     }
-    if let Some(subnet) = spec
-        .subnets
-        .iter()
-        .find(|subnet| !subnet.cidr.is_host_address(subnet.dhcp_ip))
-    {
+    if let Some((cidr, address)) = spec.subnets.iter().find_map(|subnet| {
+        let address = subnet.dhcp_ip?;
+        (!subnet.cidr.is_host_address(address)).then_some((subnet.cidr, address))
+    }) {
         return fault(format!(
-            "the DHCP server's address {} is not one of subnet {}",
-            subnet.dhcp_ip, subnet.cidr
+            "the DHCP server's address {address} is not one of subnet {cidr}"
         ));
     }
-    let mut taken: BTreeSet<Ipv4Addr> = spec.subnets.iter().map(|subnet| subnet.dhcp_ip).collect();
+    let mut taken: BTreeSet<IpAddr> = spec
+        .subnets
+        .iter()
+        .filter_map(|subnet| subnet.dhcp_ip)
+        .collect();
     for port in &spec.ports {
         for fixed in &port.fixed_ips {
             let Some(subnet) = spec
@@ -180,7 +190,7 @@ impl Planner {
     }
 
     /// Makes or mends the namespace, and the veth pair from the bridge into it.
-    fn namespace(&mut self, mtu: u32, addresses: &BTreeSet<Ipv4Net>) {
+    fn namespace(&mut self, mtu: u32, addresses: &BTreeSet<IpNet>) {
         let network = self.network;
         if self.now.content().is_none() {
             self.step(NetStep::CreateNamespace(network));
@@ -205,7 +215,7 @@ impl Planner {
         ends.into_iter().for_each(|end| self.mend(end, mtu));
     }
 
-    fn addresses(&mut self, wanted: &BTreeSet<Ipv4Net>) {
+    fn addresses(&mut self, wanted: &BTreeSet<IpNet>) {
         let network = self.network;
         let found = self
             .now
@@ -362,10 +372,10 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
 }
 
 /// The addresses of the DHCP server.
-fn addresses(subnets: &[SubnetSpec]) -> BTreeSet<Ipv4Net> {
+fn addresses(subnets: &[SubnetSpec]) -> BTreeSet<IpNet> {
     subnets
         .iter()
-        .filter_map(|subnet| Ipv4Net::new(subnet.dhcp_ip, subnet.cidr.net().prefix_len()).ok())
+        .filter_map(|subnet| IpNet::new(subnet.dhcp_ip?, subnet.cidr.net().prefix_len()).ok())
         .collect()
 }
 

@@ -360,6 +360,11 @@ mod tests {
                 mtu: 1500,
                 subnets: Vec::new(),
                 ports: Vec::new(),
+                physical_network: None,
+                segmentation_id: None,
+                remote_ports: Vec::new(),
+                security_groups: Vec::new(),
+                group_members: std::collections::BTreeMap::new(),
             }),
         })
     }

@@ -1,6 +1,6 @@
 //! The document of a virtual machine, with its disks and ports inline.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -270,6 +270,21 @@ pub struct InstancePort {
     pub fixed_ips: Vec<FixedIp>,
     /// Largest packet in bytes.
     pub mtu: u16,
+    /// Whether the guest sees a cable in it.
+    #[serde(default)]
+    pub link: PortLink,
+}
+
+/// Whether a guest sees a cable in its NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum PortLink {
+    /// It does.
+    #[default]
+    Up,
+    /// It does not: nothing is sent or received (Neutron's `admin_state_up` is false).
+    Down,
 }
 
 /// An address of a port.
@@ -278,7 +293,7 @@ pub struct FixedIp {
     /// The subnet the address belongs to.
     pub subnet_id: SubnetId,
     /// The address.
-    pub ip_address: Ipv4Addr,
+    pub ip_address: IpAddr,
 }
 
 /// A volume that is attached to an instance. The volume itself has a document of its own on the same host.

@@ -7,7 +7,9 @@
 mod config_drive;
 mod instance;
 mod network;
+mod route;
 mod router;
+mod security_group;
 mod snapshot;
 mod volume;
 
@@ -20,11 +22,19 @@ use uuid::Uuid;
 pub use config_drive::ConfigDrive;
 pub use instance::{
     DesiredPower, DiskBus, DiskFormat, DiskSource, FixedIp, Flavor, ImageFormat, ImageRef,
-    Incarnation, InstanceDisk, InstancePort, InstanceSpec, InstanceVolume, OnCrash, Reboot,
-    RebootKind, Rescue, VolumeAccess,
+    Incarnation, InstanceDisk, InstancePort, InstanceSpec, InstanceVolume, OnCrash, PortLink,
+    Reboot, RebootKind, Rescue, VolumeAccess,
 };
-pub use network::{NetworkPort, NetworkSpec, NetworkType, SubnetSpec};
-pub use router::{RouterInterface, RouterSpec};
+pub use network::{
+    AddressPair, BandwidthLimit, Ipv6AddressMode, MirrorDirection, MirrorTarget, NetworkPort,
+    NetworkSpec, NetworkType, PortMirror, PortQos, PortSecurity, RemotePort, SubnetSpec,
+};
+pub use route::Route;
+pub use router::{GatewayAddress, RouterFloatingIp, RouterGateway, RouterInterface, RouterSpec};
+pub use security_group::{
+    EtherType, PortRange, RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule,
+    SecurityGroupSpec,
+};
 pub use snapshot::{SnapshotRef, SnapshotSpec};
 pub use volume::{VolumeFormat, VolumeLimits, VolumeRef, VolumeSource, VolumeSpec};
 
@@ -34,7 +44,7 @@ use crate::{
 };
 
 /// Version of the document messages (`x-berth-version`).
-pub const DOCUMENT_VERSION: u32 = 3;
+pub const DOCUMENT_VERSION: u32 = 4;
 
 /// The kinds of resources that documents describe.
 #[derive(

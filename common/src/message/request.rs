@@ -4,7 +4,7 @@
 //! idempotent on what the client chooses (an instance's id, a network's id, a reboot's nonce): whoever got no
 //! answer sends the same again.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -56,23 +56,23 @@ macro_rules! methods {
 }
 
 methods! {
-    InstanceCreate => "instance.create" version 4, InstanceView;
-    InstanceCreateMany => "instance.create_many" version 3, InstanceCreateManyReply;
-    InstanceDelete => "instance.delete" version 3, InstanceView;
-    InstanceStart => "instance.start" version 3, InstanceView;
-    InstanceStop => "instance.stop" version 3, InstanceView;
-    InstancePause => "instance.pause" version 2, InstanceView;
-    InstanceUnpause => "instance.unpause" version 2, InstanceView;
-    InstanceSuspend => "instance.suspend" version 2, InstanceView;
-    InstanceResume => "instance.resume" version 2, InstanceView;
-    InstanceReboot => "instance.reboot" version 3, InstanceView;
-    InstanceResize => "instance.resize" version 2, InstanceView;
-    InstanceRescue => "instance.rescue", InstanceView;
-    InstanceUnrescue => "instance.unrescue", InstanceView;
-    InstanceRebuild => "instance.rebuild", InstanceView;
-    InstanceSet => "instance.set", InstanceView;
-    InstanceShow => "instance.show" version 3, InstanceView;
-    InstanceList => "instance.list" version 3, InstanceListReply;
+    InstanceCreate => "instance.create" version 5, InstanceView;
+    InstanceCreateMany => "instance.create_many" version 4, InstanceCreateManyReply;
+    InstanceDelete => "instance.delete" version 4, InstanceView;
+    InstanceStart => "instance.start" version 4, InstanceView;
+    InstanceStop => "instance.stop" version 4, InstanceView;
+    InstancePause => "instance.pause" version 3, InstanceView;
+    InstanceUnpause => "instance.unpause" version 3, InstanceView;
+    InstanceSuspend => "instance.suspend" version 3, InstanceView;
+    InstanceResume => "instance.resume" version 3, InstanceView;
+    InstanceReboot => "instance.reboot" version 4, InstanceView;
+    InstanceResize => "instance.resize" version 3, InstanceView;
+    InstanceRescue => "instance.rescue" version 2, InstanceView;
+    InstanceUnrescue => "instance.unrescue" version 2, InstanceView;
+    InstanceRebuild => "instance.rebuild" version 2, InstanceView;
+    InstanceSet => "instance.set" version 2, InstanceView;
+    InstanceShow => "instance.show" version 4, InstanceView;
+    InstanceList => "instance.list" version 4, InstanceListReply;
     InstanceConsoleOutput => "instance.console_output", ConsoleOutput;
     InstanceScreenshot => "instance.screenshot", Screenshot;
     InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
@@ -88,9 +88,9 @@ methods! {
     SnapshotDelete => "snapshot.delete", SnapshotView;
     SnapshotShow => "snapshot.show", SnapshotView;
     SnapshotList => "snapshot.list", SnapshotListReply;
-    NetworkCreate => "network.create", NetworkView;
-    NetworkDelete => "network.delete", NetworkView;
-    NetworkList => "network.list", NetworkListReply;
+    NetworkCreate => "network.create" version 2, NetworkView;
+    NetworkDelete => "network.delete" version 2, NetworkView;
+    NetworkList => "network.list" version 2, NetworkListReply;
     HostList => "host.list" version 4, HostListReply;
     HostShow => "host.show" version 3, HostView;
     HostEnable => "host.enable" version 3, HostView;
@@ -245,7 +245,7 @@ pub struct NetworkAttachment {
     pub network: String,
     /// The address the guest shall get; null: the scheduler picks a free one.
     #[serde(default)]
-    pub ip_address: Option<Ipv4Addr>,
+    pub ip_address: Option<IpAddr>,
     /// The Ethernet address it shall have; null: the scheduler picks one.
     #[serde(default)]
     pub mac_address: Option<MacAddress>,
@@ -603,10 +603,10 @@ pub struct NetworkCreate {
     pub cidr: Cidr,
     /// A router's address in it, handed to guests as default route; null: none.
     #[serde(default)]
-    pub gateway_ip: Option<Ipv4Addr>,
+    pub gateway_ip: Option<IpAddr>,
     /// Name servers handed to guests; at most 3.
     #[serde(default)]
-    pub dns_nameservers: Vec<Ipv4Addr>,
+    pub dns_nameservers: Vec<IpAddr>,
     /// Largest packet in bytes, 576 to 9216; null: 1500.
     #[serde(default)]
     pub mtu: Option<u16>,

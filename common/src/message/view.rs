@@ -1,6 +1,6 @@
 //! What replies show: instances, networks and hosts as they are now.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -441,11 +441,11 @@ pub struct NetworkView {
     /// The subnet's addresses.
     pub cidr: Cidr,
     /// The router's address in it.
-    pub gateway_ip: Option<Ipv4Addr>,
+    pub gateway_ip: Option<IpAddr>,
     /// The DHCP server's address in it.
-    pub dhcp_ip: Ipv4Addr,
+    pub dhcp_ip: IpAddr,
     /// Name servers handed to guests.
-    pub dns_nameservers: Vec<Ipv4Addr>,
+    pub dns_nameservers: Vec<IpAddr>,
     /// How many ports it has.
     pub ports: u64,
     /// When it was asked for.

@@ -1,6 +1,6 @@
 //! The words of `berthctl network …`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use berth_common::{
     ids::NetworkId,
@@ -32,10 +32,10 @@ pub(crate) struct NetworkCreateArgs {
     pub(crate) cidr: Cidr,
     /// A router's address in it, handed to guests as default route.
     #[arg(long, value_name = "IP")]
-    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) gateway: Option<IpAddr>,
     /// A name server handed to guests; up to 3.
     #[arg(long = "dns", value_name = "IP")]
-    pub(crate) dns: Vec<Ipv4Addr>,
+    pub(crate) dns: Vec<IpAddr>,
     /// Largest packet in bytes, 576 to 9216. Default: 1500.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(576..=9216))]
     pub(crate) mtu: Option<u16>,

@@ -7,7 +7,7 @@ mod config_drive;
 mod hints;
 mod reader;
 
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::Path};
 
 use berth_common::{
     config::{Mistake, closest},
@@ -361,8 +361,8 @@ fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkA
             );
         }
         let ip_address = reader.text(section, "ip_address", |text| {
-            text.parse::<Ipv4Addr>()
-                .map_err(|_| "must be an IPv4 address, like \"10.0.0.10\"".to_owned())
+            text.parse::<IpAddr>()
+                .map_err(|_| "must be an IP address, like \"10.0.0.10\"".to_owned())
         });
         let mac_address = reader.text(section, "mac_address", word::<MacAddress>);
         reader.end(section, &ALL_KEYS);

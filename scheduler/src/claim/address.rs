@@ -1,6 +1,6 @@
 //! Which address a port gets: pure.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use berth_common::{ids::InstanceId, names::MacAddress};
 use berth_store::networks::SubnetRow;
@@ -12,7 +12,7 @@ pub enum AddressError {
     #[error("{address} is not an address for a port in {subnet}")]
     Outside {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The subnet.
         subnet: String,
     },
@@ -20,7 +20,7 @@ pub enum AddressError {
     #[error("{address} is the {user} of {subnet}")]
     Reserved {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What for.
         user: &'static str,
         /// The subnet.
@@ -30,7 +30,7 @@ pub enum AddressError {
     #[error("{address} is already used by another port in {subnet}")]
     Taken {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The subnet.
         subnet: String,
     },
@@ -50,9 +50,9 @@ pub enum AddressError {
 /// [`AddressError`] says why there is none.
 pub fn choose(
     subnet: &SubnetRow,
-    used: &BTreeSet<Ipv4Addr>,
-    wish: Option<Ipv4Addr>,
-) -> Result<Ipv4Addr, AddressError> {
+    used: &BTreeSet<IpAddr>,
+    wish: Option<IpAddr>,
+) -> Result<IpAddr, AddressError> {
     let name = || subnet.cidr.to_string();
     match wish {
         Some(address) => {
@@ -80,6 +80,7 @@ pub fn choose(
             .cidr
             .net()
             .hosts()
+            .filter(|address| subnet.cidr.is_host_address(*address))
             .find(|address| reserved(subnet, *address).is_none() && !used.contains(address))
             .ok_or_else(|| AddressError::Full {
                 subnet: name(),
@@ -88,7 +89,7 @@ pub fn choose(
     }
 }
 
-fn reserved(subnet: &SubnetRow, address: Ipv4Addr) -> Option<&'static str> {
+fn reserved(subnet: &SubnetRow, address: IpAddr) -> Option<&'static str> {
     if subnet.gateway_ip == Some(address) {
         Some("gateway")
     } else if subnet.dhcp_ip == address {
@@ -137,7 +138,7 @@ mod tests {
         let mut used = BTreeSet::new();
         for last in 3..=6 {
             let address = choose(&subnet, &used, None).unwrap();
-            assert_eq!(address, Ipv4Addr::new(10, 0, 0, last));
+            assert_eq!(address, IpAddr::from([10, 0, 0, last]));
             assert!(used.insert(address));
         }
         let full = choose(&subnet, &used, None).unwrap_err();
@@ -150,7 +151,7 @@ mod tests {
     #[test]
     fn wishes_are_granted_or_refused_by_name() {
         let subnet = subnet("10.0.0.0/24", Some("10.0.0.1"), "10.0.0.2");
-        let used = BTreeSet::from([Ipv4Addr::new(10, 0, 0, 9)]);
+        let used = BTreeSet::from([IpAddr::from([10, 0, 0, 9])]);
         let check = |wish: [u8; 4], expected: Result<(), &str>| {
             let answer = choose(&subnet, &used, Some(wish.into()))
                 .map(|_| ())

@@ -1,6 +1,6 @@
 //! Creating and deleting networks.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use berth_common::{
     ids::{NetworkId, SubnetId},
@@ -82,8 +82,9 @@ fn validate(request: &NetworkCreate) -> Result<(), ClaimError> {
             request.dns_nameservers.len()
         ));
     }
-    let unusable = |address: &Ipv4Addr| {
-        address.is_unspecified() || address.is_multicast() || address.is_broadcast()
+    let unusable = |address: &IpAddr| {
+        let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+        address.is_unspecified() || address.is_multicast() || is_broadcast
     };
     if let Some(address) = request
         .dns_nameservers
@@ -127,8 +128,11 @@ fn new_row(request: &NetworkCreate, fingerprint: String) -> Result<NetworkRow, C
 
 /// The DHCP server's address: the second of the subnet, as people know it from Neutron, or the first when the
 /// gateway has the second.
-fn dhcp_address(cidr: Cidr, gateway: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
-    let mut hosts = cidr.net().hosts();
+fn dhcp_address(cidr: Cidr, gateway: Option<IpAddr>) -> Option<IpAddr> {
+    let mut hosts = cidr
+        .net()
+        .hosts()
+        .filter(|address| cidr.is_host_address(*address));
     let first = hosts.next()?;
     let second = hosts.next()?;
     Some(if gateway == Some(second) {

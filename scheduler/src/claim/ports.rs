@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use berth_common::{
@@ -25,7 +25,7 @@ use super::{ClaimError, address, conflict, invalid, networks};
 #[derive(Debug, Default)]
 pub struct Addresses {
     networks: HashMap<(ProjectName, String), NetworkRow>,
-    ips: HashMap<SubnetId, BTreeSet<Ipv4Addr>>,
+    ips: HashMap<SubnetId, BTreeSet<IpAddr>>,
     macs: HashMap<NetworkId, BTreeSet<MacAddress>>,
 }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use berth_common::{
     document::{
         ConfigDrive, DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
-        InstanceVolume, Kind, NetworkPort, NetworkSpec, SnapshotSpec, SubnetSpec, VolumeSpec,
+        InstanceVolume, Kind, NetworkPort, NetworkSpec, PortLink, PortQos, SnapshotSpec,
+        SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
 };
@@ -108,6 +109,7 @@ fn instance_spec(
                 mtu: networks
                     .get(&port.network_id)
                     .map_or(DEFAULT_MTU, |network| network.mtu),
+                link: PortLink::Up,
             })
             .collect(),
         volumes: instance_volumes(instance, rows),
@@ -192,6 +194,9 @@ fn network_spec(network: &NetworkRow, rows: &HostRows) -> NetworkSpec {
             mac_address: port.mac_address,
             hostname: instance.name.clone(),
             fixed_ips: port.fixed_ips.clone(),
+            security: None,
+            qos: PortQos::default(),
+            mirrors: Vec::new(),
         })
         .collect();
     ports.sort_by_key(|port| port.id);
@@ -199,14 +204,21 @@ fn network_spec(network: &NetworkRow, rows: &HostRows) -> NetworkSpec {
         name: network.name.clone(),
         project: network.project.clone(),
         network_type: network.network_type,
+        physical_network: None,
+        segmentation_id: None,
         mtu: network.mtu,
         subnets: vec![SubnetSpec {
             id: network.subnet.id,
             cidr: network.subnet.cidr,
             gateway_ip: network.subnet.gateway_ip,
-            dhcp_ip: network.subnet.dhcp_ip,
+            dhcp_ip: Some(network.subnet.dhcp_ip),
             dns_nameservers: network.subnet.dns_nameservers.clone(),
+            host_routes: Vec::new(),
+            ipv6_address_mode: None,
         }],
         ports,
+        remote_ports: Vec::new(),
+        security_groups: Vec::new(),
+        group_members: BTreeMap::new(),
     }
 }

@@ -12,7 +12,7 @@ pub struct Model {
     pub cidr: String,
     pub gateway_ip: Option<String>,
     pub dhcp_ip: String,
-    /// JSON: `[Ipv4Addr]`.
+    /// JSON: `[IpAddr]`.
     pub dns_nameservers: String,
 }
 

@@ -17,6 +17,7 @@ mod m0008_root_volume;
 mod m0009_disk_bus;
 mod m0010_live_size;
 mod m0011_snapshot_pools;
+mod m0012_wide_addresses;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -44,6 +45,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_disk_bus::Migration),
             Box::new(m0010_live_size::Migration),
             Box::new(m0011_snapshot_pools::Migration),
+            Box::new(m0012_wide_addresses::Migration),
         ]
     }
 

@@ -1,6 +1,6 @@
 //! What is written is read back, at both ends of every range; what could not be read back is not written.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use berth_common::{
     document::{
@@ -134,9 +134,9 @@ async fn networks_at_their_extremes(database: Arc<TestDatabase>) {
     most.deleted_at = Some(whole_millis(DateTime::<Utc>::MAX_UTC));
     most.fingerprint = long_text();
     most.subnet.cidr = "255.255.255.248/29".parse().unwrap();
-    most.subnet.gateway_ip = Some(Ipv4Addr::BROADCAST);
-    most.subnet.dhcp_ip = Ipv4Addr::new(255, 255, 255, 254);
-    most.subnet.dns_nameservers = vec![Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST];
+    most.subnet.gateway_ip = Some(IpAddr::from([255; 4]));
+    most.subnet.dhcp_ip = IpAddr::from([255, 255, 255, 254]);
+    most.subnet.dns_nameservers = vec![IpAddr::from([0; 4]), IpAddr::from([255; 4])];
     for network in [least, most] {
         networks::insert(db, &network).await.unwrap();
         assert_eq!(networks::get(db, network.id).await.unwrap(), Some(network));
@@ -308,7 +308,7 @@ async fn ports_at_their_extremes(database: Arc<TestDatabase>) {
     full.fixed_ips = [250, 9, 100, 10]
         .map(|last| FixedIp {
             subnet_id: network.subnet.id,
-            ip_address: Ipv4Addr::new(255, 0, 0, last),
+            ip_address: IpAddr::from([255, 0, 0, last]),
         })
         .to_vec();
     ports::insert(db, &bare).await.unwrap();

@@ -1,6 +1,6 @@
 //! Rows to test with. Every call makes new ids, so that two samples never collide by accident.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use berth_common::{
     document::{
@@ -130,7 +130,7 @@ pub(crate) fn network(name: &str) -> NetworkRow {
             network_id: id,
             cidr: "10.0.0.0/24".parse().unwrap(),
             gateway_ip: None,
-            dhcp_ip: Ipv4Addr::new(10, 0, 0, 2),
+            dhcp_ip: IpAddr::from([10, 0, 0, 2]),
             dns_nameservers: vec![],
         },
     }
@@ -146,7 +146,7 @@ pub(crate) fn port(instance: &InstanceRow, network: &NetworkRow, last: u8) -> Po
         mac_address: MacAddress::from_octets([0x52, 0x54, 0, 0, 0, last]).unwrap(),
         fixed_ips: vec![FixedIp {
             subnet_id: network.subnet.id,
-            ip_address: Ipv4Addr::new(10, 0, 0, last),
+            ip_address: IpAddr::from([10, 0, 0, last]),
         }],
     }
 }

@@ -1,6 +1,6 @@
 //! Looking at a guest from inside its network.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::Context;
 use berth_common::message::view::InstanceView;
@@ -73,7 +73,7 @@ impl TestCloud {
     ///
     /// # Errors
     /// It has none.
-    pub fn address_of(instance: &InstanceView) -> anyhow::Result<Ipv4Addr> {
+    pub fn address_of(instance: &InstanceView) -> anyhow::Result<IpAddr> {
         let port = instance.ports.first().context("the instance has no port")?;
         Ok(port
             .fixed_ips

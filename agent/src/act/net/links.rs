@@ -5,15 +5,14 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily,
     address::{AddressAttribute, AddressMessage},
     link::{
         BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
@@ -320,8 +319,8 @@ impl Links {
         }
     }
 
-    /// The IPv4 addresses of a link.
-    pub(super) async fn addresses(&self, found: &Found) -> Result<BTreeSet<Ipv4Net>, NetError> {
+    /// The addresses that a link was given.
+    pub(super) async fn addresses(&self, found: &Found) -> Result<BTreeSet<IpNet>, NetError> {
         let answer = self
             .handle
             .address()
@@ -336,17 +335,16 @@ impl Links {
                     "list the addresses of {}",
                     found.name
                 )))?;
-        Ok(messages.iter().filter_map(ipv4_address).collect())
+        Ok(messages.iter().filter_map(given_address).collect())
     }
 
     /// Gives a link an address, unless it has it.
-    pub(super) async fn add_address(&self, link: Link, address: Ipv4Net) -> Result<(), NetError> {
+    pub(super) async fn add_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
-        let request = self.handle.address().add(
-            found.index,
-            IpAddr::V4(address.addr()),
-            address.prefix_len(),
-        );
+        let request = self
+            .handle
+            .address()
+            .add(found.index, address.addr(), address.prefix_len());
         match request.execute().await {
             Ok(()) => Ok(()),
             Err(error) if is(&error, Errno::EEXIST) => Ok(()),
@@ -357,16 +355,19 @@ impl Links {
     }
 
     /// Takes an address from a link, if it has it.
-    pub(super) async fn remove_address(
-        &self,
-        link: Link,
-        address: Ipv4Net,
-    ) -> Result<(), NetError> {
+    pub(super) async fn remove_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
-        let message = AddressMessageBuilder::<Ipv4Addr>::new()
-            .index(found.index)
-            .address(address.addr(), address.prefix_len())
-            .build();
+        let prefix_len = address.prefix_len();
+        let message = match address.addr() {
+            IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(found.index)
+                .address(address, prefix_len)
+                .build(),
+            IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(found.index)
+                .address(address, prefix_len)
+                .build(),
+        };
         match self.handle.address().del(message).execute().await {
             Ok(()) => Ok(()),
             Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
@@ -491,19 +492,26 @@ fn bridge(options: &[InfoBridge]) -> BridgeOptions {
     bridge
 }
 
-fn ipv4_address(message: &AddressMessage) -> Option<Ipv4Net> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => {
-                Ipv4Net::new(*address, message.header.prefix_len).ok()
-            }
+/// An address that somebody gave a link: not the link-local one that the kernel makes by itself.
+fn given_address(message: &AddressMessage) -> Option<IpNet> {
+    let prefix_len = message.header.prefix_len;
+    // IPv4 has both, and the one that counts is local; IPv6 has only the other, but of tunnels.
+    let find =
+        |which: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(which);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
             _ => None,
         })
+    })?;
+    let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    (!is_link_local)
+        .then(|| IpNet::new(address, prefix_len).ok())
+        .flatten()
 }
 
 /// Below `/proc/sys/net` each thread finds the switches of the namespace it is in.

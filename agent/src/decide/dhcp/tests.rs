@@ -18,8 +18,10 @@ fn subnet(cidr: &str, dhcp_ip: &str) -> SubnetSpec {
         id: SubnetId::new(),
         cidr: cidr.parse().unwrap(),
         gateway_ip: None,
-        dhcp_ip: dhcp_ip.parse().unwrap(),
+        dhcp_ip: Some(dhcp_ip.parse().unwrap()),
         dns_nameservers: Vec::new(),
+        host_routes: Vec::new(),
+        ipv6_address_mode: None,
     }
 }
 
@@ -33,6 +35,9 @@ fn port(subnet: SubnetId, mac: &str, address: &str, name: &str) -> NetworkPort {
             subnet_id: subnet,
             ip_address: address.parse().unwrap(),
         }],
+        security: None,
+        qos: berth_common::document::PortQos::default(),
+        mirrors: Vec::new(),
     }
 }
 
@@ -44,14 +49,19 @@ fn spec(subnets: Vec<SubnetSpec>, ports: Vec<NetworkPort>) -> NetworkSpec {
         mtu: 1450,
         subnets,
         ports,
+        physical_network: None,
+        segmentation_id: None,
+        remote_ports: Vec::new(),
+        security_groups: Vec::new(),
+        group_members: std::collections::BTreeMap::new(),
     }
 }
 
 #[test]
 fn a_network_with_everything_becomes_these_files() {
     let mut first = subnet("10.0.0.0/24", "10.0.0.2");
-    first.gateway_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
-    first.dns_nameservers = vec![Ipv4Addr::new(9, 9, 9, 9), Ipv4Addr::new(1, 1, 1, 1)];
+    first.gateway_ip = Some(IpAddr::from([10, 0, 0, 1]));
+    first.dns_nameservers = vec![IpAddr::from([9, 9, 9, 9]), IpAddr::from([1, 1, 1, 1])];
     let second = subnet("10.9.0.0/20", "10.9.0.2");
     let ports = vec![
         port(second.id, "52:54:00:00:00:02", "10.9.1.7", "db"),
@@ -118,8 +128,8 @@ proptest! {
         mtu in any::<u16>(),
     ) {
         let one = SubnetSpec {
-            gateway_ip: gateway.map(Ipv4Addr::from),
-            dns_nameservers: servers.into_iter().map(Ipv4Addr::from).collect(),
+            gateway_ip: gateway.map(|address| IpAddr::from(address.to_be_bytes())),
+            dns_nameservers: servers.into_iter().map(|address| IpAddr::from(address.to_be_bytes())).collect(),
             ..subnet("10.0.0.0/24", "10.0.0.2")
         };
         let mut ports = Vec::new();
@@ -142,7 +152,7 @@ proptest! {
             let fields: Vec<&str> = line.split(',').collect();
             prop_assert_eq!(fields.len(), 4);
             prop_assert!(fields[0].parse::<MacAddress>().is_ok());
-            prop_assert!(fields[1].parse::<Ipv4Addr>().is_ok());
+            prop_assert!(fields[1].parse::<IpAddr>().is_ok());
             let name = fields[2].strip_suffix('.').unwrap_or_default();
             prop_assert!(name.parse::<InstanceName>().is_ok());
             prop_assert_eq!(fields[3], "infinite");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     super::dhcp::DhcpFiles,
@@ -119,8 +119,8 @@ pub struct NamespaceContent {
     pub loopback_up: bool,
     /// The link with the name of the veth pair's end.
     pub veth: Option<LinkObserved>,
-    /// Its IPv4 addresses.
-    pub addresses: BTreeSet<Ipv4Net>,
+    /// The addresses its link was given.
+    pub addresses: BTreeSet<IpNet>,
 }
 
 /// A network's DHCP server.

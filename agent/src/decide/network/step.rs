@@ -6,7 +6,7 @@ use berth_common::{
     ids::{NetworkId, PortId},
     message::report::Fault,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     super::{dhcp::DhcpFiles, names},
@@ -97,14 +97,14 @@ pub enum NetStep {
         /// The network.
         network: NetworkId,
         /// The address with its prefix.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Take an address from the link in the namespace.
     RemoveAddress {
         /// The network.
         network: NetworkId,
         /// The address with its prefix.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Switch a link on.
     SetUp(Link),

@@ -22,8 +22,11 @@ fn spec(ports: u8) -> NetworkSpec {
         hostname: format!("vm{n}").parse().unwrap(),
         fixed_ips: vec![FixedIp {
             subnet_id: subnet,
-            ip_address: Ipv4Addr::new(10, 0, 0, 10 + n),
+            ip_address: IpAddr::from([10, 0, 0, 10 + n]),
         }],
+        security: None,
+        qos: berth_common::document::PortQos::default(),
+        mirrors: Vec::new(),
     };
     NetworkSpec {
         name: "net".parse().unwrap(),
@@ -34,10 +37,17 @@ fn spec(ports: u8) -> NetworkSpec {
             id: subnet,
             cidr: "10.0.0.0/24".parse().unwrap(),
             gateway_ip: None,
-            dhcp_ip: Ipv4Addr::new(10, 0, 0, 2),
+            dhcp_ip: Some(IpAddr::from([10, 0, 0, 2])),
             dns_nameservers: Vec::new(),
+            host_routes: Vec::new(),
+            ipv6_address_mode: None,
         }],
         ports: (0..ports).map(port).collect(),
+        physical_network: None,
+        segmentation_id: None,
+        remote_ports: Vec::new(),
+        security_groups: Vec::new(),
+        group_members: std::collections::BTreeMap::new(),
     }
 }
 
@@ -175,7 +185,7 @@ fn wrong_things_are_mended_in_place() {
         &|now| now.dhcp.process.as_mut().unwrap().loaded = None,
         &[NetStep::StopDhcp(network()), NetStep::StartDhcp(network())],
     );
-    let stray: Ipv4Net = "10.0.0.99/24".parse().unwrap();
+    let stray: IpNet = "10.0.0.99/24".parse().unwrap();
     check(
         &|now| {
             if let NamespaceObserved::Present(content) = &mut now.namespace {
@@ -336,7 +346,7 @@ fn impossible_documents_are_refused() {
     };
     check(&|spec| spec.mtu = 500, "at least 576");
     check(
-        &|spec| spec.subnets[0].dhcp_ip = Ipv4Addr::new(10, 0, 1, 2),
+        &|spec| spec.subnets[0].dhcp_ip = Some(IpAddr::from([10, 0, 1, 2])),
         "not one of subnet 10.0.0.0/24",
     );
     check(
@@ -344,11 +354,11 @@ fn impossible_documents_are_refused() {
         "which is unknown",
     );
     check(
-        &|spec| spec.ports[0].fixed_ips[0].ip_address = Ipv4Addr::new(10, 0, 1, 9),
+        &|spec| spec.ports[0].fixed_ips[0].ip_address = IpAddr::from([10, 0, 1, 9]),
         "not one of subnet",
     );
     check(
-        &|spec| spec.ports[0].fixed_ips[0].ip_address = Ipv4Addr::new(10, 0, 0, 2),
+        &|spec| spec.ports[0].fixed_ips[0].ip_address = IpAddr::from([10, 0, 0, 2]),
         "in use twice",
     );
     check(
