@@ -26,8 +26,8 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    process::Child,
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::{Child, ChildStdin},
 };
 
 pub use confinement::{Account, AccountError, Confinement, Network};
@@ -51,6 +51,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("blkdiscard", "util-linux"),
     ("dnsmasq", "dnsmasq-base"),
     ("lvm", "lvm2"),
+    ("nft", "nftables"),
     ("qemu-img", "qemu-utils"),
     ("xorriso", "xorriso"),
 ];
@@ -218,6 +219,7 @@ pub struct Command {
     limits: Limits,
     confinement: Option<Confinement>,
     malloc_arenas: Option<u8>,
+    input: Option<Vec<u8>>,
 }
 
 impl Command {
@@ -234,6 +236,7 @@ impl Command {
             limits: Limits::default(),
             confinement: None,
             malloc_arenas: None,
+            input: None,
         }
     }
 
@@ -302,6 +305,13 @@ impl Command {
         self
     }
 
+    /// What it reads as its standard input; nothing otherwise.
+    #[must_use]
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(input.into());
+        self
+    }
+
     /// Program and arguments as texts, for messages.
     #[must_use]
     pub fn argv(&self) -> Vec<String> {
@@ -333,13 +343,15 @@ impl Command {
             Abandoned::Left => Group(None),
         };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let stdin = child.stdin.take();
         let wait = |source| CommandError::Wait {
             argv: self.argv(),
             source,
         };
         let mut errors = Tail::default();
         // It holds the buffers that are read into. Whoever runs a command holds this, and so do all that wait for them.
-        let work = Box::pin(self.attend(&mut child, stdout, stderr, &mut errors, heard));
+        let attended = self.attend(&mut child, stdout, stderr, &mut errors, heard);
+        let work = Box::pin(async { tokio::join!(attended, self.feed(stdin)).0 });
         let ended = match self.abandoned {
             Abandoned::Killed => tokio::time::timeout(self.timeout, work).await,
             Abandoned::Left => Ok(work.await),
@@ -381,6 +393,15 @@ impl Command {
         }
     }
 
+    /// Hands over its input. A tool that does not want all of it says by its end whether that was right.
+    async fn feed(&self, stdin: Option<ChildStdin>) {
+        if let (Some(input), Some(mut stdin)) = (&self.input, stdin)
+            && let Err(error) = stdin.write_all(input).await
+        {
+            tracing::debug!(argv = ?self.argv(), %error, "a tool did not read all of its input");
+        }
+    }
+
     fn spawn(&self) -> Result<Child, CommandError> {
         let mut command = std::process::Command::new(&self.program);
         command
@@ -389,7 +410,10 @@ impl Command {
             .env("LC_ALL", "C")
             .env("PATH", PATH)
             .current_dir(&self.directory)
-            .stdin(Stdio::null())
+            .stdin(match &self.input {
+                Some(_) => Stdio::piped(),
+                None => Stdio::null(),
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         {

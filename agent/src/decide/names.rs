@@ -44,6 +44,10 @@ pub enum LinkRole {
     VethNamespace,
     /// The tap of a port.
     Tap,
+    /// The VLAN sub-interface of a NIC that is in the network's bridge.
+    Vlan,
+    /// The end of the network's VXLAN on this host (VTEP).
+    Vxlan,
 }
 
 impl LinkRole {
@@ -53,6 +57,8 @@ impl LinkRole {
             Self::VethHost => 'v',
             Self::VethNamespace => 'n',
             Self::Tap => 't',
+            Self::Vlan => 'l',
+            Self::Vxlan => 'x',
         }
     }
 
@@ -62,6 +68,8 @@ impl LinkRole {
             Self::VethHost => "veth",
             Self::VethNamespace => "dhcp",
             Self::Tap => "port",
+            Self::Vlan => "vlan",
+            Self::Vxlan => "vxlan",
         }
     }
 }
@@ -140,6 +148,24 @@ pub fn veth_namespace(network: NetworkId) -> String {
     link(LinkRole::VethNamespace, network.as_uuid())
 }
 
+/// The VLAN sub-interface in the network's bridge.
+#[must_use]
+pub fn vlan(network: NetworkId) -> String {
+    link(LinkRole::Vlan, network.as_uuid())
+}
+
+/// The VTEP in the network's bridge.
+#[must_use]
+pub fn vxlan(network: NetworkId) -> String {
+    link(LinkRole::Vxlan, network.as_uuid())
+}
+
+/// The nftables table of a `nat` network, of the `inet` family.
+#[must_use]
+pub fn nat_table(network: NetworkId) -> String {
+    format!("{NAME_PREFIX}nat-{network}")
+}
+
 /// The tap of a port.
 #[must_use]
 pub fn tap(port: PortId) -> String {
@@ -181,7 +207,13 @@ mod tests {
     #[test]
     fn link_names_fit_the_kernel_and_differ_by_role() {
         let id = NetworkId::new();
-        let names = [bridge(id), veth_host(id), veth_namespace(id)];
+        let names = [
+            bridge(id),
+            veth_host(id),
+            veth_namespace(id),
+            vlan(id),
+            vxlan(id),
+        ];
         assert!(
             names
                 .iter()
@@ -193,7 +225,7 @@ mod tests {
                 .iter()
                 .collect::<std::collections::BTreeSet<_>>()
                 .len(),
-            3
+            names.len()
         );
         assert_eq!(bridge(id), bridge(id));
     }

@@ -16,24 +16,26 @@ mod imagine;
 mod link;
 mod observed;
 mod step;
+pub mod uplink;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use berth_common::{
-    document::{Desired, NetworkPort, NetworkSpec, NetworkType, SubnetSpec},
+    document::{Desired, NetworkPort, NetworkSpec, SubnetSpec},
     ids::NetworkId,
     message::report::{Fault, FaultCode},
 };
 use ipnet::IpNet;
 
 pub use imagine::imagine;
-pub use link::{Link, LinkSetting, Role};
+pub use link::{BridgeUse, Link, LinkSetting, Role};
 pub use observed::{
     BridgeOptions, DhcpObserved, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
     NetworkObserved, Owner,
 };
 pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 
+use self::uplink::Uplink;
 use super::dhcp::{self, DhcpFiles};
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
@@ -44,25 +46,39 @@ const MTU_MIN: u16 = 576;
 pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> NetPlan {
     match &desired.spec {
         None => remove(desired.id, observed),
-        Some(spec) => match foreign(desired.id, observed).or_else(|| impossible(spec)) {
-            Some(fault) => NetPlan {
-                steps: Vec::new(),
-                then: NetThen::Refused(fault),
-                on_error: OnError::Stop,
-            },
-            None => converge(desired.id, spec, observed),
-        },
+        Some(spec) => {
+            let uplink = impossible(spec)
+                .map_or_else(|| uplink::wanted(desired.id, spec, observed), Result::Err);
+            let foreign = foreign(desired.id, uplink.as_ref().ok(), observed);
+            match foreign.map_or(uplink, Result::Err) {
+                Err(fault) => refused(fault),
+                Ok(uplink) => converge(desired.id, spec, &uplink, observed),
+            }
+        }
+    }
+}
+
+fn refused(fault: Fault) -> NetPlan {
+    NetPlan {
+        steps: Vec::new(),
+        then: NetThen::Refused(fault),
+        on_error: OnError::Stop,
     }
 }
 
 /// A link that has a name of ours but is not ours.
-fn foreign(network: NetworkId, observed: &NetworkObserved) -> Option<Fault> {
+fn foreign(
+    network: NetworkId,
+    uplink: Option<&Uplink>,
+    observed: &NetworkObserved,
+) -> Option<Fault> {
     let links = [
         Link::bridge(network),
         Link::veth_host(network),
         Link::veth_namespace(network),
     ];
-    links.into_iter().find_map(|link| {
+    let uplink = uplink.and_then(|uplink| uplink.link(network));
+    links.into_iter().chain(uplink).find_map(|link| {
         let found = observed.link(link).filter(|found| !found.is_own(link))?;
         Some(Fault {
             code: FaultCode::ForeignObject,
@@ -81,15 +97,6 @@ fn foreign(network: NetworkId, observed: &NetworkObserved) -> Option<Fault> {
 
 /// A document that no host can carry out.
 fn impossible(spec: &NetworkSpec) -> Option<Fault> {
-    if spec.network_type != NetworkType::Local {
-        return Some(Fault {
-            code: FaultCode::Unsupported,
-            message: format!(
-                "this agent does not build networks of type {} yet",
-                spec.network_type.as_str()
-            ),
-        });
-    }
     let fault = |message: String| {
         Some(Fault {
             code: FaultCode::Network,
@@ -147,6 +154,7 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
 /// Plans a step at a time, from what the steps before lead to.
 struct Planner {
     network: NetworkId,
+    bridge_use: BridgeUse,
     now: NetworkObserved,
     steps: Vec<NetStep>,
 }
@@ -155,6 +163,7 @@ impl Planner {
     fn new(network: NetworkId, observed: &NetworkObserved) -> Self {
         Self {
             network,
+            bridge_use: BridgeUse::Switch,
             now: observed.clone(),
             steps: Vec::new(),
         }
@@ -238,6 +247,26 @@ impl Planner {
 
     /// Makes a link that is there as it shall be; switches it on last.
     fn mend(&mut self, link: Link, mtu: u32) {
+        self.shape(link, mtu);
+        self.switch_on(link);
+    }
+
+    fn switch_on(&mut self, link: Link) {
+        if self.now.link(link).is_some_and(|found| !found.up) {
+            self.step(NetStep::SetUp(link));
+        }
+    }
+
+    /// The settings a link shall have.
+    fn settings(&self, link: Link) -> &'static [LinkSetting] {
+        match link.role {
+            Role::Bridge => self.bridge_use.settings(),
+            Role::VethHost | Role::VethNamespace | Role::Vlan | Role::Vxlan => link.settings(),
+        }
+    }
+
+    /// Makes a link that is there as it shall be, but for switching it on.
+    fn shape(&mut self, link: Link, mtu: u32) {
         let Some(found) = self.now.link(link).cloned() else {
             return;
         };
@@ -247,20 +276,18 @@ impl Planner {
         if link.role == Role::Bridge && found.bridge != Some(BridgeOptions::WANTED) {
             self.step(NetStep::SetBridgeOptions(self.network));
         }
-        if !found.unsettled.is_empty() {
-            self.step(NetStep::Settle {
-                link,
-                settings: found.unsettled,
-            });
+        let wanted = self.settings(link).iter().copied();
+        let settings: BTreeSet<LinkSetting> = wanted
+            .filter(|setting| found.unsettled.contains(setting))
+            .collect();
+        if !settings.is_empty() {
+            self.step(NetStep::Settle { link, settings });
         }
         if found.mtu != mtu {
             self.step(NetStep::SetMtu { link, mtu });
         }
         if link.role == Role::VethHost && found.master != Some(Link::bridge(self.network).name()) {
             self.step(NetStep::Plug(BridgePort::Veth(self.network)));
-        }
-        if !found.up {
-            self.step(NetStep::SetUp(link));
         }
     }
 
@@ -321,20 +348,29 @@ impl Planner {
     }
 }
 
-fn converge(network: NetworkId, spec: &NetworkSpec, observed: &NetworkObserved) -> NetPlan {
+fn converge(
+    network: NetworkId,
+    spec: &NetworkSpec,
+    uplink: &Uplink,
+    observed: &NetworkObserved,
+) -> NetPlan {
     let mtu = u32::from(spec.mtu);
     let mut planner = Planner::new(network, observed);
+    planner.drop_uplinks(uplink);
+    planner.bridge_use = uplink.bridge_use(&planner.now);
     if spec.subnets.is_empty() {
         planner.drop_namespace();
         planner.remove_files();
         planner.bridge(mtu);
         planner.taps(&spec.ports);
+        planner.uplink(uplink, mtu);
     } else {
         let wanted = dhcp::files(network, spec);
         planner.prepare_dhcp(&wanted);
         planner.bridge(mtu);
         planner.taps(&spec.ports);
         planner.namespace(mtu, &addresses(&spec.subnets));
+        planner.uplink(uplink, mtu);
         planner.run_dhcp(&wanted);
     }
     NetPlan {
@@ -358,8 +394,18 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
             on_error: OnError::Stop,
         };
     }
+    if let Some(fault) = uplink::stranded(network, observed) {
+        return refused(fault);
+    }
     let mut planner = Planner::new(network, observed);
     planner.drop_namespace();
+    planner.drop_uplinks(&Uplink::None);
+    // The host's addresses are back where they belong before their bridge goes.
+    let on_error = if observed.uplink.addresses.is_empty() {
+        OnError::CarryOn
+    } else {
+        OnError::Stop
+    };
     if own_bridge {
         planner.step(NetStep::DeleteBridge(network));
     }
@@ -367,7 +413,7 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
     NetPlan {
         steps: planner.steps,
         then: NetThen::Gone,
-        on_error: OnError::CarryOn,
+        on_error,
     }
 }
 

@@ -2,7 +2,7 @@
 //! nothing is decided: what a link is for, and whose it is, is [`crate::decide::network`]'s.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -22,7 +22,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    new_connection,
+    new_connection, new_connection_with_strict_check,
 };
 use tokio::task::JoinHandle;
 
@@ -62,6 +62,26 @@ pub(super) struct Around {
     pub(super) stray_taps: BTreeSet<String>,
 }
 
+impl Around {
+    /// The links in the bridge of this name, and the taps that are not. One answer of the kernel tells both, so a
+    /// link is in exactly one of them.
+    pub(super) fn of(all: &[Found], bridge: &str) -> Self {
+        let bridge = all
+            .iter()
+            .find(|found| found.name == bridge)
+            .map(|found| found.index);
+        let mut around = Around::default();
+        for found in all {
+            if bridge.is_some() && found.master == bridge {
+                around.members.insert(found.name.clone());
+            } else if found.is_tap() && found.is_up() && found.name.starts_with(LINK_PREFIX) {
+                around.stray_taps.insert(found.name.clone());
+            }
+        }
+        around
+    }
+}
+
 impl Links {
     /// Connects to the kernel, for the namespace the calling thread is in.
     pub(super) fn open() -> Result<Self, NetError> {
@@ -71,6 +91,20 @@ impl Links {
             handle,
             driver: tokio::spawn(connection),
         })
+    }
+
+    /// The same, for questions about one link alone: the kernel takes no others then, and tells no more than was asked.
+    pub(super) fn open_strict() -> Result<Self, NetError> {
+        let (connection, handle, _) = new_connection_with_strict_check()
+            .map_err(NetError::system("open a netlink socket"))?;
+        Ok(Self {
+            handle,
+            driver: tokio::spawn(connection),
+        })
+    }
+
+    pub(super) const fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// The link of this name, if there is one.
@@ -116,25 +150,6 @@ impl Links {
             observed.master = Some(self.name_of(master).await?);
         }
         Ok(Some(observed))
-    }
-
-    /// The links in the bridge of this name, and the taps that are not. One answer of the kernel tells both, so a
-    /// link is in exactly one of them.
-    pub(super) async fn around(&self, bridge: &str) -> Result<Around, NetError> {
-        let all = self.all().await?;
-        let bridge = all
-            .iter()
-            .find(|found| found.name == bridge)
-            .map(|found| found.index);
-        let mut around = Around::default();
-        for found in all {
-            if bridge.is_some() && found.master == bridge {
-                around.members.insert(found.name);
-            } else if found.is_tap() && found.is_up() && found.name.starts_with(LINK_PREFIX) {
-                around.stray_taps.insert(found.name);
-            }
-        }
-        Ok(around)
     }
 
     /// All links.
@@ -195,7 +210,7 @@ impl Links {
         self.add(host, message).await
     }
 
-    async fn add(&self, link: Link, message: LinkMessage) -> Result<(), NetError> {
+    pub(super) async fn add(&self, link: Link, message: LinkMessage) -> Result<(), NetError> {
         let made = self.handle.link().add(message).execute().await;
         made.map_err(NetError::netlink(format!("make link {link}")))
     }
@@ -298,7 +313,7 @@ impl Links {
                 // The kernel lacks IPv6.
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound
-                        && *setting == LinkSetting::DisableIpv6 => {}
+                        && matches!(setting, LinkSetting::DisableIpv6 | LinkSetting::HostIpv6) => {}
                 Err(error) => return Err(NetError::file("write", path)(error)),
             }
         }
@@ -338,6 +353,21 @@ impl Links {
         Ok(messages.iter().filter_map(given_address).collect())
     }
 
+    /// The addresses that links were given, by the index of the link.
+    pub(super) async fn all_addresses(&self) -> Result<BTreeMap<u32, BTreeSet<IpNet>>, NetError> {
+        let answer = self.handle.address().get().execute();
+        let messages: Vec<AddressMessage> = answer
+            .try_collect()
+            .await
+            .map_err(NetError::netlink("list the addresses of all links"))?;
+        let mut addresses = BTreeMap::<u32, BTreeSet<IpNet>>::new();
+        for message in &messages {
+            let of_link = addresses.entry(message.header.index).or_default();
+            of_link.extend(given_address(message));
+        }
+        Ok(addresses)
+    }
+
     /// Gives a link an address, unless it has it.
     pub(super) async fn add_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
@@ -357,6 +387,11 @@ impl Links {
     /// Takes an address from a link, if it has it.
     pub(super) async fn remove_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
+        self.take_address(&found, address).await
+    }
+
+    /// Takes an address from whatever link, if it has it.
+    pub(super) async fn take_address(&self, found: &Found, address: IpNet) -> Result<(), NetError> {
         let prefix_len = address.prefix_len();
         let message = match address.addr() {
             IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
@@ -372,14 +407,15 @@ impl Links {
             Ok(()) => Ok(()),
             Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
             Err(error) => Err(NetError::netlink(format!(
-                "take the address {address} from link {link}"
+                "take the address {address} from link {}",
+                found.name
             ))(error)),
         }
     }
 }
 
 /// Flags of a request that changes a link by its index: NLM_F_REQUEST and NLM_F_ACK.
-const CHANGE: u16 = 0x1 | 0x4;
+pub(super) const CHANGE: u16 = 0x1 | 0x4;
 
 fn with_stp(builder: LinkMessageBuilder<LinkBridge>) -> LinkMessageBuilder<LinkBridge> {
     let wanted = if BridgeOptions::WANTED.stp {
@@ -419,7 +455,64 @@ impl From<LinkMessage> for Found {
 }
 
 impl Found {
-    fn is_up(&self) -> bool {
+    /// The bridge or bond it is in.
+    pub(super) const fn master(&self) -> Option<u32> {
+        self.master
+    }
+
+    /// Whether it is in a bridge or bond, and not in this one.
+    pub(super) fn is_in_another_than(&self, bridge: u32) -> bool {
+        self.master.is_some_and(|master| master != bridge)
+    }
+
+    /// Its Ethernet address.
+    pub(super) fn mac(&self) -> Option<[u8; 6]> {
+        self.message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+                _ => None,
+            })
+    }
+
+    /// The largest packet it takes.
+    pub(super) fn mtu(&self) -> u32 {
+        let mtu = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        };
+        self.message
+            .attributes
+            .iter()
+            .find_map(mtu)
+            .unwrap_or_default()
+    }
+
+    /// The link it is a part of.
+    pub(super) fn parent(&self) -> Option<u32> {
+        self.message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Link(index) => Some(*index),
+                _ => None,
+            })
+    }
+
+    /// What the kernel says of its kind.
+    pub(super) fn infos(&self) -> impl Iterator<Item = &LinkInfo> {
+        self.message
+            .attributes
+            .iter()
+            .filter_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => Some(infos),
+                _ => None,
+            })
+            .flatten()
+    }
+
+    pub(super) fn is_up(&self) -> bool {
         self.message.header.flags.contains(LinkFlags::Up)
     }
 
@@ -442,7 +535,7 @@ impl Found {
     }
 
     /// What it looks like, without the name of its bridge.
-    fn describe(&self, link: Link) -> Result<LinkObserved, NetError> {
+    pub(super) fn describe(&self, link: Link) -> Result<LinkObserved, NetError> {
         let mut observed = LinkObserved {
             kind: String::new(),
             alias: self.alias.clone(),
@@ -521,7 +614,7 @@ fn setting_path(setting: LinkSetting, link: &str) -> PathBuf {
 
 fn unsettled(link: Link) -> Result<BTreeSet<LinkSetting>, NetError> {
     let mut unsettled = BTreeSet::new();
-    for setting in link.settings() {
+    for setting in link.possible_settings() {
         let path = setting_path(*setting, &link.name());
         match std::fs::read_to_string(&path) {
             Ok(text) if text.trim() == setting.value() => {}
@@ -536,7 +629,7 @@ fn unsettled(link: Link) -> Result<BTreeSet<LinkSetting>, NetError> {
     Ok(unsettled)
 }
 
-fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+pub(super) fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     match error {
         rtnetlink::Error::NetlinkError(message) => {
             message.to_io().raw_os_error() == std::io::Error::from(errno).raw_os_error()

@@ -2,15 +2,22 @@
 //!
 //! - [`KernelNet`] is the implementation of [`Net`];
 //! - `links`: links and addresses, through netlink;
+//! - `uplink`: what networks reach beyond their bridges by, with `fdb` (forwarding tables of VTEPs), `nic` (NICs of the host),
+//!   `nat` (nftables) and `features` (what the kernel can);
 //! - `netns`: named namespaces;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
 //! - `worker`: the threads all of it runs on.
 
 mod dnsmasq;
 mod error;
+mod fdb;
+pub mod features;
 mod links;
+mod nat;
 mod netns;
+mod nic;
 mod process;
+mod uplink;
 mod worker;
 
 use std::{
@@ -23,8 +30,15 @@ use async_trait::async_trait;
 use berth_common::ids::NetworkId;
 
 pub use error::NetError;
+pub use uplink::{UplinkOptions, VXLAN_PORT};
 
-use self::{dnsmasq::Dnsmasq, links::Links, netns::Name, worker::Workers};
+use self::{
+    dnsmasq::Dnsmasq,
+    links::{Around, Links},
+    nat::Nat,
+    netns::Name,
+    worker::Workers,
+};
 use super::{ActError, Net};
 use crate::decide::{
     names,
@@ -39,6 +53,8 @@ pub struct KernelNet {
     /// One directory per network is below this.
     directory: PathBuf,
     workers: Workers,
+    uplinks: UplinkOptions,
+    nat: Nat,
 }
 
 impl KernelNet {
@@ -46,11 +62,19 @@ impl KernelNet {
     /// rights only if everybody may pass through `state_dir` (mode 0711 or more).
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
+        Self::with_uplinks(state_dir, UplinkOptions::default())
+    }
+
+    /// The same, of a host that is plugged into physical networks.
+    #[must_use]
+    pub fn with_uplinks(state_dir: &Path, uplinks: UplinkOptions) -> Self {
         // dnsmasq works in the root directory, and its command line tells whose it is: no relative paths.
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         Self {
             directory: state_dir.join("networks"),
             workers: Workers::new(),
+            uplinks,
+            nat: Nat::new(state_dir.join("nat")),
         }
     }
 
@@ -64,14 +88,21 @@ impl KernelNet {
     /// What is there outside of the namespace; and whether there is one.
     async fn observe_host(&self, network: NetworkId) -> Result<(NetworkObserved, Name), NetError> {
         let dnsmasq = self.dnsmasq(network);
+        let this = self.clone();
         self.workers
             .run("net-observe", async move || {
                 let links = Links::open()?;
                 let bridge = Link::bridge(network);
                 let veth = Link::veth_host(network);
-                let around = links.around(&bridge.name()).await?;
+                let all = links.all().await?;
+                let around = Around::of(&all, &bridge.name());
                 let mut members = around.members;
-                members.remove(&veth.name());
+                for link in Link::all(network) {
+                    members.remove(&link.name());
+                }
+                for nic in this.uplinks.nics.values() {
+                    members.remove(nic.as_str());
+                }
                 let observed = NetworkObserved {
                     bridge: links.observe(bridge).await?,
                     veth_host: links.observe(veth).await?,
@@ -79,6 +110,7 @@ impl KernelNet {
                     stray_taps: around.stray_taps,
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
+                    uplink: this.observe_uplink(network, &links, &all).await?,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -134,7 +166,9 @@ impl KernelNet {
     {
         let work = async move || work(Links::open()?).await;
         match link.role {
-            Role::Bridge | Role::VethHost => self.workers.run("net-apply", work).await,
+            Role::Bridge | Role::VethHost | Role::Vlan | Role::Vxlan => {
+                self.workers.run("net-apply", work).await
+            }
             Role::VethNamespace => self.in_namespace("netns-apply", link.network, work).await,
         }
     }
@@ -208,6 +242,11 @@ impl KernelNet {
                 self.at(host, async move |links| links.plug(host, bridge).await)
                     .await
             }
+            NetStep::Plug(BridgePort::Uplink(link)) => {
+                self.at(link, async move |links| links.plug(link, bridge).await)
+                    .await
+            }
+            NetStep::Uplink(step) => self.carry_out_uplink(step).await,
             NetStep::Plug(tap @ BridgePort::Tap { .. }) => {
                 self.at(bridge, async move |links| {
                     links.plug_tap(&tap.link_name(), bridge).await
@@ -272,6 +311,7 @@ impl KernelNet {
 
     async fn present(&self) -> Result<BTreeSet<NetworkId>, NetError> {
         let directory = self.directory.clone();
+        let nat = self.nat.clone();
         self.workers
             .run("net-list", async move || {
                 let links = Links::open()?.all().await?;
@@ -281,6 +321,7 @@ impl KernelNet {
                     .collect();
                 networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
                 networks.extend(with_files(&directory)?);
+                networks.extend(nat.networks()?);
                 Ok(networks)
             })
             .await
@@ -290,12 +331,7 @@ impl KernelNet {
 /// The network a link with this alias belongs to.
 fn of_alias(alias: &str) -> Option<NetworkId> {
     let network = alias.rsplit(' ').next()?.parse().ok()?;
-    let links = [
-        Link::bridge(network),
-        Link::veth_host(network),
-        Link::veth_namespace(network),
-    ];
-    links
+    Link::all(network)
         .iter()
         .any(|link| link.alias() == alias)
         .then_some(network)

@@ -3,21 +3,25 @@
 //! The planner goes on from it after each step, so that what comes after making a link is the same as what mends
 //! one; hosts that exist only in tests are made of it too.
 
+use std::collections::BTreeSet;
+
 use berth_common::ids::NetworkId;
 
 use super::{
-    link::Link,
+    link::{Link, LinkSetting},
     observed::{
         BridgeOptions, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
         NetworkObserved,
     },
     step::{BridgePort, NetStep},
+    uplink,
 };
 
 /// Changes what was observed to what will be observed once the step is done. A step on something that is not
 /// there changes nothing.
 pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
     match step {
+        NetStep::Uplink(step) => uplink::imagine(observed, step),
         NetStep::WriteDhcp { files, .. } => {
             observed.dhcp.directory = true;
             observed.dhcp.files = Some(files.clone());
@@ -46,7 +50,8 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
             change(observed, *link, |found| {
                 found
                     .unsettled
-                    .retain(|setting| !settings.contains(setting))
+                    .retain(|setting| !settings.contains(setting));
+                found.unsettled.extend(opposites(*link, settings));
             });
         }
         NetStep::SetMtu { link, mtu } => change(observed, *link, |found| found.mtu = *mtu),
@@ -93,7 +98,8 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
                 process.in_namespace = false;
             }
         }
-        NetStep::DeleteBridge(_) => {
+        NetStep::DeleteBridge(network) => {
+            uplink::without_bridge(observed, &Link::bridge(*network).name());
             observed.bridge = None;
             observed.members.clear();
             if let Some(veth) = &mut observed.veth_host {
@@ -111,7 +117,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
 }
 
 /// A link of ours as the kernel makes it.
-fn fresh(link: Link, mtu: u32) -> LinkObserved {
+pub(super) fn fresh(link: Link, mtu: u32) -> LinkObserved {
     LinkObserved {
         kind: link.kind().to_owned(),
         alias: None,
@@ -119,9 +125,20 @@ fn fresh(link: Link, mtu: u32) -> LinkObserved {
         mtu,
         up: false,
         master: None,
-        unsettled: link.settings().iter().copied().collect(),
+        unsettled: link.possible_settings().iter().copied().collect(),
         bridge: (link.role == super::Role::Bridge).then_some(BridgeOptions::WANTED),
     }
+}
+
+/// The settings of a link that are not so any more once these are.
+fn opposites(link: Link, settings: &BTreeSet<LinkSetting>) -> Vec<LinkSetting> {
+    let path = |setting: LinkSetting| setting.path(&link.name());
+    let set: BTreeSet<String> = settings.iter().copied().map(path).collect();
+    link.possible_settings()
+        .iter()
+        .copied()
+        .filter(|setting| !settings.contains(setting) && set.contains(&path(*setting)))
+        .collect()
 }
 
 fn create_veth(observed: &mut NetworkObserved, network: NetworkId, mtu: u32) {
@@ -141,6 +158,7 @@ fn plug(observed: &mut NetworkObserved, port: BridgePort) {
                 found.master = Some(bridge)
             });
         }
+        BridgePort::Uplink(link) => uplink::plugged(observed, link),
         BridgePort::Tap { .. } => {
             let tap = observed.stray_taps.take(&port.link_name());
             observed.members.extend(tap);
@@ -166,11 +184,17 @@ fn content(observed: &mut NetworkObserved) -> Option<&mut NamespaceContent> {
     }
 }
 
-fn change(observed: &mut NetworkObserved, link: Link, change: impl FnOnce(&mut LinkObserved)) {
+pub(super) fn change(
+    observed: &mut NetworkObserved,
+    link: Link,
+    change: impl FnOnce(&mut LinkObserved),
+) {
     let found = match link.role {
         super::Role::Bridge => observed.bridge.as_mut(),
         super::Role::VethHost => observed.veth_host.as_mut(),
         super::Role::VethNamespace => content(observed).and_then(|content| content.veth.as_mut()),
+        super::Role::Vlan => observed.uplink.vlan.as_mut().map(|vlan| &mut vlan.link),
+        super::Role::Vxlan => observed.uplink.vxlan.as_mut().map(|vxlan| &mut vxlan.link),
     };
     if let Some(found) = found {
         change(found);

@@ -1,4 +1,4 @@
-//! The three links berth makes for a network, and all that follows from which one it is: name, alias, address,
+//! The links berth makes for a network, and all that follows from which one it is: name, alias, address,
 //! kind and settings.
 
 use std::fmt;
@@ -26,6 +26,10 @@ pub enum Role {
     VethHost,
     /// The end in the namespace.
     VethNamespace,
+    /// The VLAN sub-interface of a physical network's NIC.
+    Vlan,
+    /// The end of a VXLAN on this host (VTEP).
+    Vxlan,
 }
 
 impl Role {
@@ -34,6 +38,8 @@ impl Role {
             Self::Bridge => names::LinkRole::Bridge,
             Self::VethHost => names::LinkRole::VethHost,
             Self::VethNamespace => names::LinkRole::VethNamespace,
+            Self::Vlan => names::LinkRole::Vlan,
+            Self::Vxlan => names::LinkRole::Vxlan,
         }
     }
 }
@@ -49,6 +55,16 @@ pub enum LinkSetting {
     StrictReversePath,
     /// The host's addresses are not told to guests.
     NoArpReplies,
+    /// IPv4 that comes in here is forwarded.
+    Forwarding,
+    /// Of the host's addresses only those of this link are told to those behind it.
+    OwnArpReplies,
+    /// The host speaks here as on any NIC: ARP is answered as the kernel does by itself.
+    HostArpReplies,
+    /// IPv6 as the kernel does it by itself.
+    HostIpv6,
+    /// What comes in here with a source that is routed nowhere is dropped.
+    LooseReversePath,
 }
 
 impl LinkSetting {
@@ -56,10 +72,14 @@ impl LinkSetting {
     #[must_use]
     pub fn path(self, link: &str) -> String {
         match self {
-            Self::DisableIpv6 => format!("ipv6/conf/{link}/disable_ipv6"),
-            Self::NoForwarding => format!("ipv4/conf/{link}/forwarding"),
-            Self::StrictReversePath => format!("ipv4/conf/{link}/rp_filter"),
-            Self::NoArpReplies => format!("ipv4/conf/{link}/arp_ignore"),
+            Self::DisableIpv6 | Self::HostIpv6 => format!("ipv6/conf/{link}/disable_ipv6"),
+            Self::NoForwarding | Self::Forwarding => format!("ipv4/conf/{link}/forwarding"),
+            Self::StrictReversePath | Self::LooseReversePath => {
+                format!("ipv4/conf/{link}/rp_filter")
+            }
+            Self::NoArpReplies | Self::OwnArpReplies | Self::HostArpReplies => {
+                format!("ipv4/conf/{link}/arp_ignore")
+            }
         }
     }
 
@@ -67,8 +87,12 @@ impl LinkSetting {
     #[must_use]
     pub const fn value(self) -> &'static str {
         match self {
-            Self::DisableIpv6 | Self::StrictReversePath => "1",
-            Self::NoForwarding => "0",
+            Self::DisableIpv6
+            | Self::StrictReversePath
+            | Self::Forwarding
+            | Self::OwnArpReplies => "1",
+            Self::NoForwarding | Self::HostIpv6 | Self::HostArpReplies => "0",
+            Self::LooseReversePath => "2",
             Self::NoArpReplies => "8",
         }
     }
@@ -102,6 +126,36 @@ impl Link {
         }
     }
 
+    /// A network's VLAN sub-interface.
+    #[must_use]
+    pub const fn vlan(network: NetworkId) -> Self {
+        Self {
+            network,
+            role: Role::Vlan,
+        }
+    }
+
+    /// A network's VTEP.
+    #[must_use]
+    pub const fn vxlan(network: NetworkId) -> Self {
+        Self {
+            network,
+            role: Role::Vxlan,
+        }
+    }
+
+    /// All that a network may have on a host.
+    #[must_use]
+    pub const fn all(network: NetworkId) -> [Self; 5] {
+        [
+            Self::bridge(network),
+            Self::veth_host(network),
+            Self::veth_namespace(network),
+            Self::vlan(network),
+            Self::vxlan(network),
+        ]
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(self) -> String {
@@ -109,6 +163,8 @@ impl Link {
             Role::Bridge => names::bridge(self.network),
             Role::VethHost => names::veth_host(self.network),
             Role::VethNamespace => names::veth_namespace(self.network),
+            Role::Vlan => names::vlan(self.network),
+            Role::Vxlan => names::vxlan(self.network),
         }
     }
 
@@ -132,16 +188,71 @@ impl Link {
         match self.role {
             Role::Bridge => "bridge",
             Role::VethHost | Role::VethNamespace => "veth",
+            Role::Vlan => "vlan",
+            Role::Vxlan => "vxlan",
         }
     }
 
     /// The settings it shall have. A kernel without IPv6 lacks its switch, which is as good.
     #[must_use]
     pub const fn settings(self) -> &'static [LinkSetting] {
-        use LinkSetting::{DisableIpv6, NoArpReplies, NoForwarding, StrictReversePath};
+        use LinkSetting::{DisableIpv6, NoForwarding};
         match self.role {
-            Role::Bridge => &[DisableIpv6, NoForwarding, StrictReversePath, NoArpReplies],
-            Role::VethHost | Role::VethNamespace => &[DisableIpv6, NoForwarding],
+            Role::Bridge => BridgeUse::Switch.settings(),
+            Role::VethHost | Role::VethNamespace | Role::Vlan | Role::Vxlan => {
+                &[DisableIpv6, NoForwarding]
+            }
+        }
+    }
+
+    /// All the settings that it may have, whatever its network is.
+    #[must_use]
+    pub const fn possible_settings(self) -> &'static [LinkSetting] {
+        use LinkSetting::{
+            DisableIpv6, Forwarding, HostArpReplies, HostIpv6, LooseReversePath, NoArpReplies,
+            NoForwarding, OwnArpReplies, StrictReversePath,
+        };
+        match self.role {
+            Role::Bridge => &[
+                DisableIpv6,
+                NoForwarding,
+                StrictReversePath,
+                NoArpReplies,
+                Forwarding,
+                OwnArpReplies,
+                HostArpReplies,
+                HostIpv6,
+                LooseReversePath,
+            ],
+            Role::VethHost | Role::VethNamespace | Role::Vlan | Role::Vxlan => self.settings(),
+        }
+    }
+}
+
+/// What a bridge is to the host's own IP stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BridgeUse {
+    /// A switch that the host is not plugged into.
+    #[default]
+    Switch,
+    /// As a switch, but the host is the gateway of those in it.
+    Gateway,
+    /// What the NIC in it was: the host's own addresses are on it.
+    Host,
+}
+
+impl BridgeUse {
+    /// The settings of such a bridge. Whether a bridge with the host's addresses forwards is the host's own matter.
+    #[must_use]
+    pub const fn settings(self) -> &'static [LinkSetting] {
+        use LinkSetting::{
+            DisableIpv6, Forwarding, HostArpReplies, HostIpv6, LooseReversePath, NoArpReplies,
+            NoForwarding, OwnArpReplies, StrictReversePath,
+        };
+        match self {
+            Self::Switch => &[DisableIpv6, NoForwarding, StrictReversePath, NoArpReplies],
+            Self::Gateway => &[DisableIpv6, Forwarding, StrictReversePath, OwnArpReplies],
+            Self::Host => &[HostIpv6, LooseReversePath, HostArpReplies],
         }
     }
 }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::dhcp::DhcpFiles,
     link::{Link, LinkSetting},
+    uplink::UplinkObserved,
 };
 
 /// What is there of a network. The default: nothing.
@@ -16,7 +17,7 @@ pub struct NetworkObserved {
     pub bridge: Option<LinkObserved>,
     /// The link with the name of its veth pair's end in the bridge.
     pub veth_host: Option<LinkObserved>,
-    /// Names of all other links in the bridge: taps of instances, and whatever somebody else put there.
+    /// Names of the links in the bridge that are neither this network's nor NICs of physical networks: taps of instances, and whatever somebody else put there.
     pub members: BTreeSet<String>,
     /// Names of taps of any network that are switched on and not in its bridge. One that is switched off does not
     /// count: libvirt puts a new tap into its bridge first, and fails if somebody else was quicker.
@@ -25,6 +26,8 @@ pub struct NetworkObserved {
     pub namespace: NamespaceObserved,
     /// Its DHCP server.
     pub dhcp: DhcpObserved,
+    /// What it reaches beyond its bridge by.
+    pub uplink: UplinkObserved,
 }
 
 /// A link.
@@ -42,7 +45,7 @@ pub struct LinkObserved {
     pub up: bool,
     /// Name of the bridge it is in.
     pub master: Option<String>,
-    /// Those of [`Link::settings`] that are not as they shall be.
+    /// Those of [`Link::possible_settings`] that are not so.
     pub unsettled: BTreeSet<LinkSetting>,
     /// Of bridges: how it works.
     pub bridge: Option<BridgeOptions>,
@@ -160,6 +163,8 @@ impl NetworkObserved {
             super::link::Role::Bridge => self.bridge.as_ref(),
             super::link::Role::VethHost => self.veth_host.as_ref(),
             super::link::Role::VethNamespace => self.content()?.veth.as_ref(),
+            super::link::Role::Vlan => self.uplink.vlan.as_ref().map(|vlan| &vlan.link),
+            super::link::Role::Vxlan => self.uplink.vxlan.as_ref().map(|vxlan| &vxlan.link),
         }
     }
 }

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::{
     super::{dhcp::DhcpFiles, names},
     link::{Link, LinkSetting},
+    uplink::UplinkStep,
 };
 
 /// A link that belongs into a network's bridge.
@@ -18,6 +19,8 @@ use super::{
 pub enum BridgePort {
     /// The end of the veth pair to the network's namespace.
     Veth(NetworkId),
+    /// A VLAN sub-interface or a VTEP.
+    Uplink(Link),
     /// The tap of a running guest. libvirt made it; it is only put back where it belongs.
     Tap {
         /// The network.
@@ -33,6 +36,7 @@ impl BridgePort {
     pub const fn network(self) -> NetworkId {
         match self {
             Self::Veth(network) | Self::Tap { network, .. } => network,
+            Self::Uplink(link) => link.network,
         }
     }
 
@@ -41,6 +45,7 @@ impl BridgePort {
     pub fn link_name(self) -> String {
         match self {
             Self::Veth(network) => names::veth_host(network),
+            Self::Uplink(link) => link.name(),
             Self::Tap { port, .. } => names::tap(port),
         }
     }
@@ -124,6 +129,8 @@ pub enum NetStep {
     DeleteBridge(NetworkId),
     /// Remove the network's files.
     RemoveFiles(NetworkId),
+    /// Towards what the network reaches beyond its bridge by.
+    Uplink(UplinkStep),
 }
 
 impl NetStep {
@@ -146,6 +153,7 @@ impl NetStep {
             | Self::DeleteNamespace(network)
             | Self::DeleteBridge(network)
             | Self::RemoveFiles(network) => *network,
+            Self::Uplink(step) => step.network(),
             Self::Plug(port) => port.network(),
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
@@ -204,6 +212,7 @@ impl fmt::Display for NetStep {
             Self::DeleteNamespace(_) => f.write_str("remove its namespace"),
             Self::DeleteBridge(network) => write!(f, "remove bridge {}", Link::bridge(*network)),
             Self::RemoveFiles(_) => f.write_str("remove its files"),
+            Self::Uplink(step) => step.fmt(f),
         }
     }
 }

@@ -1,19 +1,19 @@
 //! Tests of the planner: against a model of the host, from any state it can be in.
 
 use berth_common::{
-    document::{FixedIp, NetworkPort},
+    document::{FixedIp, NetworkPort, NetworkType},
     ids::{HostId, InstanceId, PortId, SubnetId},
     units::Generation,
 };
 use proptest::prelude::*;
 
-use super::*;
+use super::{uplink::UplinkObserved, *};
 
-fn network() -> NetworkId {
+pub(super) fn network() -> NetworkId {
     "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11".parse().unwrap()
 }
 
-fn spec(ports: u8) -> NetworkSpec {
+pub(super) fn spec(ports: u8) -> NetworkSpec {
     let subnet: SubnetId = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12".parse().unwrap();
     let port = |n: u8| NetworkPort {
         id: PortId::new(),
@@ -51,7 +51,7 @@ fn spec(ports: u8) -> NetworkSpec {
     }
 }
 
-fn desired(spec: Option<NetworkSpec>) -> Desired<NetworkId, NetworkSpec> {
+pub(super) fn desired(spec: Option<NetworkSpec>) -> Desired<NetworkId, NetworkSpec> {
     Desired {
         id: network(),
         generation: Generation(1),
@@ -60,12 +60,15 @@ fn desired(spec: Option<NetworkSpec>) -> Desired<NetworkId, NetworkSpec> {
     }
 }
 
-fn is_ready(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> bool {
+pub(super) fn is_ready(
+    desired: &Desired<NetworkId, NetworkSpec>,
+    observed: &NetworkObserved,
+) -> bool {
     let plan = plan(desired, observed);
     plan.steps.is_empty() && plan.then == NetThen::Converged
 }
 
-fn carried_out(observed: &NetworkObserved, steps: &[NetStep]) -> NetworkObserved {
+pub(super) fn carried_out(observed: &NetworkObserved, steps: &[NetStep]) -> NetworkObserved {
     let mut after = observed.clone();
     steps.iter().for_each(|step| imagine(&mut after, step));
     after
@@ -79,7 +82,7 @@ fn built(spec: &NetworkSpec) -> NetworkObserved {
     )
 }
 
-fn names_of(steps: &[NetStep]) -> Vec<String> {
+pub(super) fn names_of(steps: &[NetStep]) -> Vec<String> {
     steps.iter().map(ToString::to_string).collect()
 }
 
@@ -367,9 +370,17 @@ fn impossible_documents_are_refused() {
     );
 }
 
+/// All the settings that a link may have but these.
+fn unsettled(link: Link, settled: &[LinkSetting]) -> BTreeSet<LinkSetting> {
+    let possible = link.possible_settings().iter().copied();
+    possible
+        .filter(|setting| !settled.contains(setting))
+        .collect()
+}
+
 prop_compose! {
     /// Any of our own links in any condition, or none.
-    fn any_link(link: Link)(
+    pub(super) fn any_link(link: Link)(
         there in any::<bool>(),
         marked in any::<bool>(),
         mtu in prop::sample::select(vec![1450_u32, 1500]),
@@ -384,8 +395,8 @@ prop_compose! {
             mac: Some(link.mac()),
             mtu,
             up,
-            master: (link.role == Role::VethHost).then_some(master).flatten(),
-            unsettled: if settled { BTreeSet::new() } else { link.settings().iter().copied().collect() },
+            master: matches!(link.role, Role::VethHost | Role::Vlan | Role::Vxlan).then_some(master).flatten(),
+            unsettled: unsettled(link, if settled { link.settings() } else { &[] }),
             bridge: (link.role == Role::Bridge).then_some(BridgeOptions { stp, ..BridgeOptions::WANTED }),
         })
     }
@@ -393,7 +404,7 @@ prop_compose! {
 
 prop_compose! {
     /// Any state of a host in which nothing is somebody else's.
-    fn any_observed()(
+    pub(super) fn any_observed()(
         bridge in any_link(Link::bridge(network())),
         veth_host in any_link(Link::veth_host(network())),
         inside in any_link(Link::veth_namespace(network())),
@@ -428,6 +439,7 @@ prop_compose! {
                     in_namespace: inside && namespace > 1,
                 }),
             },
+            uplink: UplinkObserved::default(),
         }
     }
 }
