@@ -14,7 +14,7 @@ mod view;
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Seek as _, Write as _},
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -22,7 +22,10 @@ use std::{
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::{Signal, killpg},
+    },
     unistd::Pid,
 };
 use tokio::{
@@ -51,6 +54,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("blkdiscard", "util-linux"),
     ("dnsmasq", "dnsmasq-base"),
     ("lvm", "lvm2"),
+    ("nft", "nftables"),
     ("qemu-img", "qemu-utils"),
     ("xorriso", "xorriso"),
 ];
@@ -212,6 +216,7 @@ pub struct Command {
     program: OsString,
     args: Vec<OsString>,
     directory: PathBuf,
+    stdin: Vec<u8>,
     timeout: Duration,
     abandoned: Abandoned,
     stdout_limit: usize,
@@ -228,6 +233,7 @@ impl Command {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             directory: PathBuf::from("/"),
+            stdin: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
             abandoned: Abandoned::Killed,
             stdout_limit: DEFAULT_STDOUT_LIMIT,
@@ -256,6 +262,13 @@ impl Command {
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = directory.into();
+        self
+    }
+
+    /// What it reads from its standard input; nothing otherwise.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
         self
     }
 
@@ -389,7 +402,7 @@ impl Command {
             .env("LC_ALL", "C")
             .env("PATH", PATH)
             .current_dir(&self.directory)
-            .stdin(Stdio::null())
+            .stdin(self.input().map_err(|source| self.not_started(source))?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         {
@@ -412,6 +425,17 @@ impl Command {
             },
             _ => self.not_started(source),
         })
+    }
+
+    /// What it reads is a file in memory: nobody has to write while it runs.
+    fn input(&self) -> io::Result<Stdio> {
+        if self.stdin.is_empty() {
+            return Ok(Stdio::null());
+        }
+        let mut file = std::fs::File::from(memfd_create(c"stdin", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&self.stdin)?;
+        file.rewind()?;
+        Ok(file.into())
     }
 
     fn not_started(&self, source: io::Error) -> CommandError {

@@ -4,6 +4,7 @@
 //! - `links`: links and addresses, through netlink;
 //! - `netns`: named namespaces;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
+//! - `router`: routers and floating IPs;
 //! - `worker`: the threads all of it runs on.
 
 mod dnsmasq;
@@ -11,16 +12,18 @@ mod error;
 mod links;
 mod netns;
 mod process;
+mod router;
 mod worker;
 
 use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use async_trait::async_trait;
-use berth_common::ids::NetworkId;
+use berth_common::ids::{NetworkId, RouterId};
 
 pub use error::NetError;
 
@@ -31,6 +34,7 @@ use crate::decide::{
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
     },
+    router::{Leg, RouterObserved, RouterStep},
 };
 
 /// The network of the kernel the agent runs on.
@@ -38,6 +42,8 @@ use crate::decide::{
 pub struct KernelNet {
     /// One directory per network is below this.
     directory: PathBuf,
+    /// One directory per router is below this.
+    routers: PathBuf,
     workers: Workers,
 }
 
@@ -50,6 +56,7 @@ impl KernelNet {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         Self {
             directory: state_dir.join("networks"),
+            routers: state_dir.join("routers"),
             workers: Workers::new(),
         }
     }
@@ -280,7 +287,7 @@ impl KernelNet {
                     .filter_map(|found| of_alias(found.alias.as_deref()?))
                     .collect();
                 networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
-                networks.extend(with_files(&directory)?);
+                networks.extend(with_files::<NetworkId>(&directory)?);
                 Ok(networks)
             })
             .await
@@ -306,24 +313,21 @@ fn of_namespace(name: &str) -> Option<NetworkId> {
     name.strip_prefix(names::NAME_PREFIX)?.parse().ok()
 }
 
-/// The networks that have a directory.
-fn with_files(directory: &Path) -> Result<Vec<NetworkId>, NetError> {
+/// The networks, or routers, that have a directory.
+fn with_files<I: FromStr>(directory: &Path) -> Result<Vec<I>, NetError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(NetError::file("list", directory)(error)),
     };
-    let mut networks = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let name = entry
             .map_err(NetError::file("list", directory))?
             .file_name();
-        networks.extend(
-            name.to_str()
-                .and_then(|name| name.parse::<NetworkId>().ok()),
-        );
+        found.extend(name.to_str().and_then(|name| name.parse::<I>().ok()));
     }
-    Ok(networks)
+    Ok(found)
 }
 
 #[async_trait]
@@ -343,6 +347,35 @@ impl Net for KernelNet {
         let present = self.present().await;
         Ok(present
             .map_err(|error| error.into_act(None, "list the networks"))?
+            .into_iter()
+            .collect())
+    }
+
+    async fn observe_router(
+        &self,
+        router: RouterId,
+        legs: &BTreeSet<Leg>,
+    ) -> Result<RouterObserved, ActError> {
+        let observed = self.observe_router_all(router, legs.clone()).await;
+        observed.map_err(|error| {
+            error.into_act_of(
+                Some(format!("router {router}")),
+                "look at what is there of it",
+            )
+        })
+    }
+
+    async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError> {
+        let router = step.router();
+        tracing::debug!(%router, "{step}");
+        let done = self.carry_out_router(step.clone()).await;
+        done.map_err(|error| error.into_act_of(Some(format!("router {router}")), &step.to_string()))
+    }
+
+    async fn routers_present(&self) -> Result<Vec<RouterId>, ActError> {
+        let present = self.all_routers().await;
+        Ok(present
+            .map_err(|error| error.into_act(None, "list the routers"))?
             .into_iter()
             .collect())
     }
