@@ -13,10 +13,12 @@ pub mod net;
 mod pool;
 pub mod storage;
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     message::{heartbeat::PoolReport, report::FaultCode},
     names::PoolName,
     units::ByteCount,
@@ -26,6 +28,7 @@ use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    router::{Leg, RouterObserved, RouterStep},
     snapshot::{BackupJob, SnapshotFiles},
     usage::DomainUsage,
     volume::VolumeFiles,
@@ -157,4 +160,14 @@ pub trait Net: Send + Sync {
     async fn apply(&self, step: &NetStep) -> Result<(), ActError>;
     /// Ids of all networks of which anything of berth's exists on this host.
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError>;
+    /// What is there of a router, and of the bridges that these legs of it belong into.
+    async fn observe_router(
+        &self,
+        router: RouterId,
+        legs: &BTreeSet<Leg>,
+    ) -> Result<RouterObserved, ActError>;
+    /// Carries out one step. Repeating a step that was done already is not an error.
+    async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError>;
+    /// Ids of all routers of which anything of berth's exists on this host.
+    async fn routers_present(&self) -> Result<Vec<RouterId>, ActError>;
 }

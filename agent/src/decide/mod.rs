@@ -17,6 +17,7 @@ pub mod names;
 pub mod network;
 pub mod orphan;
 pub mod room;
+pub mod router;
 pub mod snapshot;
 pub mod usage;
 pub mod volume;

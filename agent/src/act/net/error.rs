@@ -97,6 +97,11 @@ impl NetError {
 
     /// What it means for the network: `what` was being done.
     pub(super) fn into_act(self, network: Option<NetworkId>, what: &str) -> ActError {
+        self.into_act_of(network.map(|network| format!("network {network}")), what)
+    }
+
+    /// What it means for a resource: `what` was being done.
+    pub(super) fn into_act_of(self, resource: Option<String>, what: &str) -> ActError {
         let (code, retryable) = match &self {
             Self::Foreign { .. } => (FaultCode::ForeignObject, false),
             Self::ThreadLost => (FaultCode::Internal, true),
@@ -108,8 +113,8 @@ impl NetError {
             | Self::Absent { .. }
             | Self::Dhcp { .. } => (FaultCode::Network, true),
         };
-        let what = match network {
-            Some(network) => format!("network {network}: could not {what}"),
+        let what = match resource {
+            Some(resource) => format!("{resource}: could not {what}"),
             None => format!("could not {what}"),
         };
         ActError {

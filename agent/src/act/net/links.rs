@@ -1,6 +1,8 @@
 //! Links and addresses through netlink, in the namespace of the calling thread. No names are parsed from text and
 //! nothing is decided: what a link is for, and whose it is, is [`crate::decide::network`]'s.
 
+pub(super) mod legs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -371,46 +373,56 @@ impl Links {
     /// Gives a link an address, unless it has it.
     pub(super) async fn add_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
-        let request = self
-            .handle
-            .address()
-            .add(found.index, address.addr(), address.prefix_len());
-        match request.execute().await {
-            Ok(()) => Ok(()),
-            Err(error) if is(&error, Errno::EEXIST) => Ok(()),
-            Err(error) => Err(NetError::netlink(format!(
-                "give link {link} the address {address}"
-            ))(error)),
-        }
+        set_address(&self.handle, &found, address).await
     }
 
     /// Takes an address from a link, if it has it.
     pub(super) async fn remove_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
-        self.take_address(&found, address).await
+        unset_address(&self.handle, &found, address).await
     }
 
     /// Takes an address from whatever link, if it has it.
     pub(super) async fn take_address(&self, found: &Found, address: IpNet) -> Result<(), NetError> {
-        let prefix_len = address.prefix_len();
-        let message = match address.addr() {
-            IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
-                .index(found.index)
-                .address(address, prefix_len)
-                .build(),
-            IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
-                .index(found.index)
-                .address(address, prefix_len)
-                .build(),
-        };
-        match self.handle.address().del(message).execute().await {
-            Ok(()) => Ok(()),
-            Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
-            Err(error) => Err(NetError::netlink(format!(
-                "take the address {address} from link {}",
-                found.name
-            ))(error)),
-        }
+        unset_address(&self.handle, found, address).await
+    }
+}
+
+/// Gives a link an address, unless it has it.
+async fn set_address(handle: &Handle, found: &Found, address: IpNet) -> Result<(), NetError> {
+    let request = handle
+        .address()
+        .add(found.index, address.addr(), address.prefix_len());
+    match request.execute().await {
+        Ok(()) => Ok(()),
+        Err(error) if is(&error, Errno::EEXIST) => Ok(()),
+        Err(error) => Err(NetError::netlink(format!(
+            "give link {} the address {address}",
+            found.name
+        ))(error)),
+    }
+}
+
+/// Takes an address from a link, if it has it.
+async fn unset_address(handle: &Handle, found: &Found, address: IpNet) -> Result<(), NetError> {
+    let prefix_len = address.prefix_len();
+    let message = match address.addr() {
+        IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(found.index)
+            .address(address, prefix_len)
+            .build(),
+        IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(found.index)
+            .address(address, prefix_len)
+            .build(),
+    };
+    match handle.address().del(message).execute().await {
+        Ok(()) => Ok(()),
+        Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
+        Err(error) => Err(NetError::netlink(format!(
+            "take the address {address} from link {}",
+            found.name
+        ))(error)),
     }
 }
 

@@ -6,6 +6,7 @@
 //!   `nat` (nftables) and `features` (what the kernel can);
 //! - `netns`: named namespaces;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
+//! - `router`: routers and floating IPs;
 //! - `worker`: the threads all of it runs on.
 
 mod dnsmasq;
@@ -17,6 +18,7 @@ mod nat;
 mod netns;
 mod nic;
 mod process;
+mod router;
 mod uplink;
 mod worker;
 
@@ -24,10 +26,11 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use async_trait::async_trait;
-use berth_common::ids::NetworkId;
+use berth_common::ids::{NetworkId, RouterId};
 
 pub use error::NetError;
 pub use uplink::{UplinkOptions, VXLAN_PORT};
@@ -45,6 +48,7 @@ use crate::decide::{
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
     },
+    router::{Leg, RouterObserved, RouterStep},
 };
 
 /// The network of the kernel the agent runs on.
@@ -52,6 +56,8 @@ use crate::decide::{
 pub struct KernelNet {
     /// One directory per network is below this.
     directory: PathBuf,
+    /// One directory per router is below this.
+    routers: PathBuf,
     workers: Workers,
     uplinks: UplinkOptions,
     nat: Nat,
@@ -72,6 +78,7 @@ impl KernelNet {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         Self {
             directory: state_dir.join("networks"),
+            routers: state_dir.join("routers"),
             workers: Workers::new(),
             uplinks,
             nat: Nat::new(state_dir.join("nat")),
@@ -320,7 +327,7 @@ impl KernelNet {
                     .filter_map(|found| of_alias(found.alias.as_deref()?))
                     .collect();
                 networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
-                networks.extend(with_files(&directory)?);
+                networks.extend(with_files::<NetworkId>(&directory)?);
                 networks.extend(nat.networks()?);
                 Ok(networks)
             })
@@ -342,24 +349,21 @@ fn of_namespace(name: &str) -> Option<NetworkId> {
     name.strip_prefix(names::NAME_PREFIX)?.parse().ok()
 }
 
-/// The networks that have a directory.
-fn with_files(directory: &Path) -> Result<Vec<NetworkId>, NetError> {
+/// The networks, or routers, that have a directory.
+fn with_files<I: FromStr>(directory: &Path) -> Result<Vec<I>, NetError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(NetError::file("list", directory)(error)),
     };
-    let mut networks = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let name = entry
             .map_err(NetError::file("list", directory))?
             .file_name();
-        networks.extend(
-            name.to_str()
-                .and_then(|name| name.parse::<NetworkId>().ok()),
-        );
+        found.extend(name.to_str().and_then(|name| name.parse::<I>().ok()));
     }
-    Ok(networks)
+    Ok(found)
 }
 
 #[async_trait]
@@ -379,6 +383,35 @@ impl Net for KernelNet {
         let present = self.present().await;
         Ok(present
             .map_err(|error| error.into_act(None, "list the networks"))?
+            .into_iter()
+            .collect())
+    }
+
+    async fn observe_router(
+        &self,
+        router: RouterId,
+        legs: &BTreeSet<Leg>,
+    ) -> Result<RouterObserved, ActError> {
+        let observed = self.observe_router_all(router, legs.clone()).await;
+        observed.map_err(|error| {
+            error.into_act_of(
+                Some(format!("router {router}")),
+                "look at what is there of it",
+            )
+        })
+    }
+
+    async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError> {
+        let router = step.router();
+        tracing::debug!(%router, "{step}");
+        let done = self.carry_out_router(step.clone()).await;
+        done.map_err(|error| error.into_act_of(Some(format!("router {router}")), &step.to_string()))
+    }
+
+    async fn routers_present(&self) -> Result<Vec<RouterId>, ActError> {
+        let present = self.all_routers().await;
+        Ok(present
+            .map_err(|error| error.into_act(None, "list the routers"))?
             .into_iter()
             .collect())
     }
