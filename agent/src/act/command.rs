@@ -14,7 +14,8 @@ mod view;
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    fs::File,
+    io::{self, Seek as _, Write as _},
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -218,6 +219,7 @@ pub struct Command {
     limits: Limits,
     confinement: Option<Confinement>,
     malloc_arenas: Option<u8>,
+    input: Vec<u8>,
 }
 
 impl Command {
@@ -234,6 +236,7 @@ impl Command {
             limits: Limits::default(),
             confinement: None,
             malloc_arenas: None,
+            input: Vec::new(),
         }
     }
 
@@ -299,6 +302,13 @@ impl Command {
     #[must_use]
     pub fn malloc_arenas(mut self, count: u8) -> Self {
         self.malloc_arenas = Some(count);
+        self
+    }
+
+    /// What it reads from its standard input; nothing otherwise.
+    #[must_use]
+    pub fn input(mut self, input: Vec<u8>) -> Self {
+        self.input = input;
         self
     }
 
@@ -389,7 +399,7 @@ impl Command {
             .env("LC_ALL", "C")
             .env("PATH", PATH)
             .current_dir(&self.directory)
-            .stdin(Stdio::null())
+            .stdin(self.standard_input()?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         {
@@ -412,6 +422,26 @@ impl Command {
             },
             _ => self.not_started(source),
         })
+    }
+
+    /// A file in memory that nobody else sees, so that nobody has to write while the child reads.
+    fn standard_input(&self) -> Result<Stdio, CommandError> {
+        if self.input.is_empty() {
+            return Ok(Stdio::null());
+        }
+        let file = || -> io::Result<File> {
+            let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+            let mut file = File::from(nix::sys::memfd::memfd_create("input", flags)?);
+            file.write_all(&self.input)?;
+            file.rewind()?;
+            Ok(file)
+        };
+        file()
+            .map(Stdio::from)
+            .map_err(|source| CommandError::Start {
+                argv: self.argv(),
+                source,
+            })
     }
 
     fn not_started(&self, source: io::Error) -> CommandError {

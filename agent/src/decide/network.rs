@@ -34,7 +34,10 @@ pub use observed::{
 };
 pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 
-use super::dhcp::{self, DhcpFiles};
+use super::{
+    dhcp::{self, DhcpFiles},
+    filter::{self, FilterStep, Stateful},
+};
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
 const MTU_MIN: u16 = 576;
@@ -44,7 +47,10 @@ const MTU_MIN: u16 = 576;
 pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> NetPlan {
     match &desired.spec {
         None => remove(desired.id, observed),
-        Some(spec) => match foreign(desired.id, observed).or_else(|| impossible(spec)) {
+        Some(spec) => match foreign(desired.id, observed)
+            .or_else(|| impossible(spec))
+            .or_else(|| filter::impossible(spec, &observed.filter))
+        {
             Some(fault) => NetPlan {
                 steps: Vec::new(),
                 then: NetThen::Refused(fault),
@@ -165,6 +171,22 @@ impl Planner {
         self.steps.push(step);
     }
 
+    /// Sets what guests may send and receive, before there is a way for their packets.
+    fn filter(&mut self, spec: &NetworkSpec, uplinks: &BTreeSet<String>) {
+        let step = filter::towards(self.network, spec, uplinks, &self.now.filter);
+        if let Some(step) = step {
+            self.step(NetStep::Filter(step));
+        }
+    }
+
+    /// Has the IP stack see the bridge's packets, where the bridge cannot track connections itself.
+    fn call_ip(&mut self) {
+        let needed = self.now.filter.stateful == Stateful::BrNetfilter;
+        if needed && !self.now.filter.calls_ip {
+            self.step(NetStep::Filter(FilterStep::CallIp(self.network)));
+        }
+    }
+
     /// Makes or mends the bridge.
     fn bridge(&mut self, mtu: u32) {
         if self.now.bridge.is_none() {
@@ -173,6 +195,7 @@ impl Planner {
                 mtu,
             });
         }
+        self.call_ip();
         self.mend(Link::bridge(self.network), mtu);
     }
 
@@ -324,6 +347,7 @@ impl Planner {
 fn converge(network: NetworkId, spec: &NetworkSpec, observed: &NetworkObserved) -> NetPlan {
     let mtu = u32::from(spec.mtu);
     let mut planner = Planner::new(network, observed);
+    planner.filter(spec, &BTreeSet::new());
     if spec.subnets.is_empty() {
         planner.drop_namespace();
         planner.remove_files();
@@ -364,6 +388,9 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
         planner.step(NetStep::DeleteBridge(network));
     }
     planner.remove_files();
+    if let Some(step) = filter::away(network, &planner.now.filter) {
+        planner.step(NetStep::Filter(step));
+    }
     NetPlan {
         steps: planner.steps,
         then: NetThen::Gone,

@@ -3,6 +3,7 @@
 //! - [`KernelNet`] is the implementation of [`Net`];
 //! - `links`: links and addresses, through netlink;
 //! - `netns`: named namespaces;
+//! - `nft`: the packet filter;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
 //! - `worker`: the threads all of it runs on.
 
@@ -10,6 +11,7 @@ mod dnsmasq;
 mod error;
 mod links;
 mod netns;
+mod nft;
 mod process;
 mod worker;
 
@@ -24,9 +26,10 @@ use berth_common::ids::NetworkId;
 
 pub use error::NetError;
 
-use self::{dnsmasq::Dnsmasq, links::Links, netns::Name, worker::Workers};
+use self::{dnsmasq::Dnsmasq, links::Links, netns::Name, nft::Nft, worker::Workers};
 use super::{ActError, Net};
 use crate::decide::{
+    filter::FilterStep,
     names,
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
@@ -39,6 +42,7 @@ pub struct KernelNet {
     /// One directory per network is below this.
     directory: PathBuf,
     workers: Workers,
+    nft: Nft,
 }
 
 impl KernelNet {
@@ -51,6 +55,7 @@ impl KernelNet {
         Self {
             directory: state_dir.join("networks"),
             workers: Workers::new(),
+            nft: Nft::default(),
         }
     }
 
@@ -64,10 +69,13 @@ impl KernelNet {
     /// What is there outside of the namespace; and whether there is one.
     async fn observe_host(&self, network: NetworkId) -> Result<(NetworkObserved, Name), NetError> {
         let dnsmasq = self.dnsmasq(network);
+        let nft = self.nft.clone();
         self.workers
             .run("net-observe", async move || {
                 let links = Links::open()?;
                 let bridge = Link::bridge(network);
+                let mut filter = nft.observe(network).await?;
+                filter.calls_ip = links.calls_ip(bridge).await?;
                 let veth = Link::veth_host(network);
                 let around = links.around(&bridge.name()).await?;
                 let mut members = around.members;
@@ -79,6 +87,7 @@ impl KernelNet {
                     stray_taps: around.stray_taps,
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
+                    filter,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -147,6 +156,16 @@ impl KernelNet {
         let ends = [Link::veth_host(network), Link::veth_namespace(network)];
         let [host, inside] = ends;
         match step {
+            NetStep::Filter(FilterStep::CallIp(_)) => {
+                self.at(bridge, async move |links| links.call_ip(bridge).await)
+                    .await
+            }
+            NetStep::Filter(FilterStep::Change(change)) => {
+                let nft = self.nft.clone();
+                workers
+                    .run("nft-apply", async move || nft.change(&change).await)
+                    .await
+            }
             NetStep::WriteDhcp { files, .. } => {
                 workers
                     .plain("dhcp-write", move || dnsmasq.write(&files))
@@ -272,6 +291,7 @@ impl KernelNet {
 
     async fn present(&self) -> Result<BTreeSet<NetworkId>, NetError> {
         let directory = self.directory.clone();
+        let nft = self.nft.clone();
         self.workers
             .run("net-list", async move || {
                 let links = Links::open()?.all().await?;
@@ -281,6 +301,7 @@ impl KernelNet {
                     .collect();
                 networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
                 networks.extend(with_files(&directory)?);
+                networks.extend(nft.networks().await?);
                 Ok(networks)
             })
             .await

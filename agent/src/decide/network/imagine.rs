@@ -6,6 +6,7 @@
 use berth_common::ids::NetworkId;
 
 use super::{
+    super::filter,
     link::Link,
     observed::{
         BridgeOptions, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
@@ -22,6 +23,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
             observed.dhcp.directory = true;
             observed.dhcp.files = Some(files.clone());
         }
+        NetStep::Filter(step) => filter::imagine(&mut observed.filter, step),
         NetStep::CreateBridge { network, mtu } => {
             observed
                 .bridge
@@ -95,6 +97,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
         }
         NetStep::DeleteBridge(_) => {
             observed.bridge = None;
+            observed.filter.calls_ip = false;
             observed.members.clear();
             if let Some(veth) = &mut observed.veth_host {
                 veth.master = None;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{
-    super::dhcp::DhcpFiles,
+    super::{dhcp::DhcpFiles, filter::FilterObserved},
     link::{Link, LinkSetting},
 };
 
@@ -25,6 +25,8 @@ pub struct NetworkObserved {
     pub namespace: NamespaceObserved,
     /// Its DHCP server.
     pub dhcp: DhcpObserved,
+    /// Its packet filter.
+    pub filter: FilterObserved,
 }
 
 /// A link.

@@ -9,7 +9,7 @@ use berth_common::{
 use ipnet::IpNet;
 
 use super::{
-    super::{dhcp::DhcpFiles, names},
+    super::{dhcp::DhcpFiles, filter::FilterStep, names},
     link::{Link, LinkSetting},
 };
 
@@ -124,6 +124,8 @@ pub enum NetStep {
     DeleteBridge(NetworkId),
     /// Remove the network's files.
     RemoveFiles(NetworkId),
+    /// A step towards its packet filter.
+    Filter(FilterStep),
 }
 
 impl NetStep {
@@ -147,6 +149,7 @@ impl NetStep {
             | Self::DeleteBridge(network)
             | Self::RemoveFiles(network) => *network,
             Self::Plug(port) => port.network(),
+            Self::Filter(step) => step.network(),
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
         }
@@ -157,6 +160,7 @@ impl NetStep {
 impl fmt::Display for NetStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Filter(step) => step.fmt(f),
             Self::WriteDhcp { .. } => f.write_str("write the files of its DHCP server"),
             Self::CreateBridge { network, .. } => {
                 write!(f, "make bridge {}", Link::bridge(*network))
