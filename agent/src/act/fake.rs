@@ -35,6 +35,7 @@ use super::{
 };
 use crate::decide::{
     domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
+    filter::Reason,
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
@@ -543,6 +544,12 @@ impl Net for FakeHost {
         model.faults.step()?;
         model.networks.apply(step);
         Ok(())
+    }
+
+    // No packets pass here.
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        self.model().faults.look()?;
+        Ok(BTreeMap::new())
     }
 
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {

@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Is in every frame that may pass.
-pub const MARK: &[u8] = b"LAWFUL!!";
+pub(crate) const MARK: &[u8] = b"LAWFUL!!";
 /// Is in every frame that may not.
-pub const HOSTILE: &[u8] = b"HOSTILE!";
+pub(crate) const HOSTILE: &[u8] = b"HOSTILE!";
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
 const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -18,7 +18,7 @@ const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 
 /// The Ethernet address of guest n.
-pub const fn mac(n: u8) -> [u8; 6] {
+pub(crate) const fn mac(n: u8) -> [u8; 6] {
     [0x52, 0x54, 0, 0, 0, n]
 }
 
@@ -132,7 +132,7 @@ fn advertisement(target: Ipv6Addr, option_mac: [u8; 6], mark: &[u8]) -> Vec<u8> 
 }
 
 /// What guest 10 may send to guest 11 and everybody.
-pub fn legitimate() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn legitimate() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         (
             "a datagram",
@@ -160,7 +160,7 @@ pub fn legitimate() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// What guest 10 may not send, and the reason that is counted.
-pub fn hostile() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+pub(crate) fn hostile() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let announce = |address: [u8; 4]| {
         ethernet(
             EVERYBODY,
@@ -295,7 +295,7 @@ pub fn hostile() -> Vec<(&'static str, &'static str, Vec<u8>)> {
 }
 
 /// What comes in by an uplink and must not: the same address is here as well, or berth alone speaks so in the network.
-pub fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
     let other = mac(200);
     let server = [10, 0, 0, 2];
     let mut router = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -341,7 +341,7 @@ pub fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// What comes in by an uplink and may.
-pub fn from_stranger() -> Vec<u8> {
+pub(crate) fn from_stranger() -> Vec<u8> {
     ethernet(
         EVERYBODY,
         mac(200),
@@ -351,7 +351,7 @@ pub fn from_stranger() -> Vec<u8> {
 }
 
 /// What guest 10 sends to berth's own services, which are on its host.
-pub fn to_outside() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn to_outside() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         (
             "a DHCP request",

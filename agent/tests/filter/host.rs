@@ -52,7 +52,7 @@ const STATE_DIR: &str = "/run/state";
 const CLIENT_SCRIPT: &str = "#!/bin/sh\n[ \"$1\" = bound ] && echo \"lease $ip\"\nexit 0\n";
 
 /// Runs a test in namespaces of its own.
-pub fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
+pub(crate) fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
     if std::env::var(INSIDE).as_deref() == Ok(test) {
         run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
         fs::create_dir(STATE_DIR).unwrap();
@@ -98,22 +98,22 @@ fn try_run(program: &str, args: &[&str]) -> Output {
         .unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
-pub fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = try_run(program, args);
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn ip(args: &str) -> String {
+pub(crate) fn ip(args: &str) -> String {
     run("ip", &args.split(' ').collect::<Vec<_>>())
 }
 
-pub fn nft(command: &str) {
+pub(crate) fn nft(command: &str) {
     run("nft", &[command]);
 }
 
 /// Waits until a condition holds, and tells the last state it saw if it never does.
-pub fn wait_for<T: std::fmt::Debug>(
+pub(crate) fn wait_for<T: std::fmt::Debug>(
     what: &str,
     limit: Duration,
     mut look: impl FnMut() -> (bool, T),
@@ -132,7 +132,10 @@ pub fn wait_for<T: std::fmt::Debug>(
 }
 
 /// Does something in a network namespace, on a thread that ends with it.
-pub fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn inside<T: Send + 'static>(
+    namespace: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let namespace = namespace.to_owned();
     let thread = std::thread::spawn(move || {
         enter(&namespace);
@@ -147,14 +150,14 @@ fn enter(namespace: &str) {
 }
 
 /// A group by its number.
-pub fn group(n: u8) -> SecurityGroupId {
+pub(crate) fn group(n: u8) -> SecurityGroupId {
     format!("0191e7a0-7c1f-7b5e-9d2a-3f6f000010{n:02x}")
         .parse()
         .unwrap()
 }
 
 /// A rule for IPv4.
-pub fn rule(
+pub(crate) fn rule(
     direction: RuleDirection,
     protocol: Option<RuleProtocol>,
     remote: Option<RuleRemote>,
@@ -170,20 +173,20 @@ pub fn rule(
 
 /// A machine with one NIC in the network's bridge.
 #[derive(Clone)]
-pub struct Guest {
-    pub namespace: String,
+pub(crate) struct Guest {
+    pub(crate) namespace: String,
     link: String,
 }
 
 /// What a guest sees from now on.
-pub struct Sight {
+pub(crate) struct Sight {
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Vec<Vec<u8>>>,
 }
 
 impl Sight {
     /// Whether frames with such bytes came, within the time that a frame takes.
-    pub fn saw(self, bytes: &[u8], at_least: usize) -> bool {
+    pub(crate) fn saw(self, bytes: &[u8], at_least: usize) -> bool {
         self.stop.send(()).unwrap();
         let frames = self.thread.join().unwrap();
         let with = |frame: &&Vec<u8>| frame.windows(bytes.len()).any(|window| window == bytes);
@@ -192,7 +195,7 @@ impl Sight {
 }
 
 impl Guest {
-    pub fn ping(&self, address: &str) -> bool {
+    pub(crate) fn ping(&self, address: &str) -> bool {
         let args = ["netns", "exec", &self.namespace, "busybox", "ping"];
         let output = try_run(
             "ip",
@@ -202,7 +205,7 @@ impl Guest {
     }
 
     /// The address it gets by DHCP.
-    pub fn dhcp(&self) -> Option<String> {
+    pub(crate) fn dhcp(&self) -> Option<String> {
         let args = ["netns", "exec", &self.namespace, "busybox", "udhcpc"];
         let more = [
             "-i",
@@ -224,7 +227,7 @@ impl Guest {
     }
 
     /// Whether a TCP connection to another guest comes about.
-    pub fn connects(&self, to: &Self, port: u16) -> bool {
+    pub(crate) fn connects(&self, to: &Self, port: u16) -> bool {
         let address = SocketAddr::from((to.address(), port));
         let listener = inside(&to.namespace, move || TcpListener::bind(address).unwrap());
         let connected = inside(&self.namespace, move || {
@@ -245,7 +248,7 @@ impl Guest {
     }
 
     /// Sends a frame as it is.
-    pub fn send(&self, frame: &[u8]) {
+    pub(crate) fn send(&self, frame: &[u8]) {
         let frame = frame.to_vec();
         inside(&self.namespace, move || {
             let socket = socket(
@@ -268,7 +271,7 @@ impl Guest {
     }
 
     /// Sees every frame that comes from now on.
-    pub fn watch(&self) -> Sight {
+    pub(crate) fn watch(&self) -> Sight {
         /// What is still under way comes within this, in milliseconds.
         const TAIL: i64 = 300;
         let (stop, stopped) = mpsc::channel();
@@ -309,9 +312,9 @@ impl Guest {
 }
 
 /// A hypervisor with one network.
-pub struct Host {
+pub(crate) struct Host {
     net: KernelNet,
-    pub id: NetworkId,
+    pub(crate) id: NetworkId,
     subnet: SubnetId,
     guests: Vec<Guest>,
     /// Of several on one machine.
@@ -330,7 +333,7 @@ impl Host {
     }
 
     /// Another network on the same hypervisor.
-    pub fn another(&self) -> Self {
+    pub(crate) fn another(&self) -> Self {
         Self {
             net: self.net.clone(),
             number: self.number + 1,
@@ -338,7 +341,7 @@ impl Host {
         }
     }
 
-    pub fn port(&self, n: u8) -> NetworkPort {
+    pub(crate) fn port(&self, n: u8) -> NetworkPort {
         let octets = frames::mac(n).map(|octet| format!("{octet:02x}"));
         NetworkPort {
             id: PortId::new(),
@@ -359,7 +362,7 @@ impl Host {
     }
 
     /// A network whose guests may send everything, and receive nothing that they did not ask for.
-    pub fn spec(&self, ports: &[u8]) -> NetworkSpec {
+    pub(crate) fn spec(&self, ports: &[u8]) -> NetworkSpec {
         NetworkSpec {
             name: "net".parse().unwrap(),
             project: "default".parse().unwrap(),
@@ -402,16 +405,16 @@ impl Host {
         plan(&desired, observed)
     }
 
-    pub async fn observe(&self) -> NetworkObserved {
+    pub(crate) async fn observe(&self) -> NetworkObserved {
         self.net.observe(self.id).await.unwrap()
     }
 
-    pub async fn apply(&self, step: &NetStep) {
+    pub(crate) async fn apply(&self, step: &NetStep) {
         self.net.apply(step).await.unwrap();
     }
 
     /// Plans and applies until nothing is left to do.
-    pub async fn converge(&self, spec: Option<&NetworkSpec>) -> NetThen {
+    pub(crate) async fn converge(&self, spec: Option<&NetworkSpec>) -> NetThen {
         for _ in 0..4 {
             let plan = self.plan(spec, &self.observe().await);
             if plan.steps.is_empty() {
@@ -432,13 +435,13 @@ impl Host {
     }
 
     /// Whether there is nothing to do.
-    pub async fn is_as(&self, spec: &NetworkSpec) -> bool {
+    pub(crate) async fn is_as(&self, spec: &NetworkSpec) -> bool {
         let plan = self.plan(Some(spec), &self.observe().await);
         plan.steps.is_empty() && plan.then == NetThen::Converged
     }
 
     /// Starts the guest of a port, with the port's address.
-    pub fn plug(&mut self, spec: &NetworkSpec, port: usize) -> Guest {
+    pub(crate) fn plug(&mut self, spec: &NetworkSpec, port: usize) -> Guest {
         let port = &spec.ports[port];
         let address = port.fixed_ips[0].ip_address;
         let guest = Guest {
@@ -449,7 +452,7 @@ impl Host {
     }
 
     /// A machine beyond a link of the bridge that is no guest's.
-    pub fn uplink(&mut self, link: &str) -> Guest {
+    pub(crate) fn uplink(&mut self, link: &str) -> Guest {
         let guest = Guest {
             namespace: "outside".to_owned(),
             link: link.to_owned(),
@@ -475,12 +478,12 @@ impl Host {
     }
 
     /// The Ethernet address of berth's own services.
-    pub fn service_mac(&self) -> [u8; 6] {
+    pub(crate) fn service_mac(&self) -> [u8; 6] {
         Link::veth_namespace(self.id).mac()
     }
 
     /// How many packets of a port were dropped for a reason, as the kernel counts.
-    pub fn drops(&self, spec: &NetworkSpec, port: usize, reason: &str) -> u64 {
+    pub(crate) fn drops(&self, spec: &NetworkSpec, port: usize, reason: &str) -> u64 {
         let tap = names::tap(spec.ports[port].id);
         let set = format!("dropped-{reason}");
         let list = run("nft", &["-j", "list", "set", "bridge", "berth", &set]);
@@ -500,12 +503,12 @@ impl Host {
     }
 
     /// The agent is gone and starts again.
-    pub fn restart_agent(&mut self) {
+    pub(crate) fn restart_agent(&mut self) {
         self.net = KernelNet::new(Path::new(STATE_DIR));
     }
 
     /// Takes everything down, and makes sure that nothing is left.
-    pub async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         for guest in self.guests.drain(..) {
             ip(&format!("link del {}", guest.link));
             ip(&format!("netns del {}", guest.namespace));

@@ -16,7 +16,7 @@ mod process;
 mod worker;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -29,7 +29,7 @@ pub use error::NetError;
 use self::{dnsmasq::Dnsmasq, links::Links, netns::Name, nft::Nft, worker::Workers};
 use super::{ActError, Net};
 use crate::decide::{
-    filter::FilterStep,
+    filter::{FilterStep, Reason},
     names,
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
@@ -358,6 +358,15 @@ impl Net for KernelNet {
         tracing::debug!(network = %step.network(), "{step}");
         let done = self.carry_out(step.clone()).await;
         done.map_err(|error| error.into_act(Some(step.network()), &step.to_string()))
+    }
+
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        let nft = self.nft.clone();
+        let drops = self
+            .workers
+            .run("nft-drops", async move || nft.drops().await)
+            .await;
+        drops.map_err(|error| error.into_act(None, "read how many packets were dropped"))
     }
 
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {

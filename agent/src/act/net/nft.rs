@@ -88,21 +88,13 @@ impl Nft {
 
     /// The packets dropped so far, by tap and reason.
     pub(super) async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, NetError> {
-        let sets = Reason::ALL.map(|reason| {
-            json!({ "list": { "set": {
-                "family": Family::Bridge.as_str(), "table": TABLE, "name": reason.set(),
-            } } })
-        });
         // Before the first network there are no sets.
         if self.memory.lock().await.tables().await?.base.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let listed = run(&json!({ "nftables": sets }), &[]).await?;
-        let mut drops = BTreeMap::new();
-        for set in listed {
-            drops.extend(understood(&set)?.drops);
-        }
-        Ok(drops)
+        let sets = json!({ "family": Family::Bridge.as_str(), "table": TABLE });
+        let listed = run(&json!({ "nftables": [{ "list": { "sets": sets } }] }), &[]).await?;
+        Ok(understood(&listed)?.drops)
     }
 }
 
@@ -181,32 +173,23 @@ async fn takes(commands: &Value) -> Result<bool, NetError> {
     }
 }
 
-/// What is in berth's tables.
+/// What is in berth's tables. One run of nft lists one table: of several it sees only the last.
 async fn list() -> Result<Tables, NetError> {
-    let mut all = Tables::default();
     let listed = run(
         &json!({ "nftables": [{ "list": { "tables": null } }] }),
         &[],
     )
     .await?;
-    let families: Vec<&str> = [Family::Bridge, Family::Inet]
-        .map(Family::as_str)
-        .into_iter()
-        .filter(|family| listed.iter().any(|listed| has_table(listed, family)))
-        .collect();
-    let commands: Vec<Value> = families
-        .into_iter()
-        .map(|family| json!({ "list": { "table": { "family": family, "name": TABLE } } }))
-        .collect();
-    if commands.is_empty() {
-        return Ok(all);
-    }
     let mut objects = Vec::new();
-    for listed in run(&json!({ "nftables": commands }), &[]).await? {
-        objects.extend(listed["nftables"].as_array().cloned().unwrap_or_default());
+    for family in [Family::Bridge, Family::Inet].map(Family::as_str) {
+        if has_table(&listed, family) {
+            let table = json!({ "family": family, "name": TABLE });
+            let command = json!({ "nftables": [{ "list": { "table": table } }] });
+            let listed = run(&command, &[]).await?;
+            objects.extend(listed["nftables"].as_array().cloned().unwrap_or_default());
+        }
     }
-    all = understood(&json!({ "nftables": objects }))?;
-    Ok(all)
+    understood(&json!({ "nftables": objects }))
 }
 
 fn has_table(listed: &Value, family: &str) -> bool {
@@ -223,7 +206,7 @@ fn understood(listed: &Value) -> Result<Tables, NetError> {
 }
 
 /// Has nft carry out commands, all of them or none; answers what it lists.
-async fn run(commands: &Value, options: &[&str]) -> Result<Vec<Value>, NetError> {
+async fn run(commands: &Value, options: &[&str]) -> Result<Value, NetError> {
     let command = Command::new("nft")
         .args(options)
         .args(["-j", "-f", "-"])
@@ -231,12 +214,12 @@ async fn run(commands: &Value, options: &[&str]) -> Result<Vec<Value>, NetError>
         .timeout(LIMIT)
         .stdout_limit(LIST_LIMIT);
     let output = command.run().await?;
-    serde_json::Deserializer::from_slice(&output.stdout)
-        .into_iter::<Value>()
-        .collect::<Result<_, _>>()
-        .map_err(|error| NetError::Filter {
-            what: format!("nft printed something else than JSON: {error}"),
-        })
+    if output.stdout.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| NetError::Filter {
+        what: format!("nft printed something else than JSON: {error}"),
+    })
 }
 
 /// How often the ruleset of this namespace was changed (`NFT_MSG_GETGEN`).

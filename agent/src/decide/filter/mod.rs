@@ -5,15 +5,18 @@
 //! - [`base`]: what there is once for the host;
 //! - [`wanted`], [`group`]: what there shall be for a network;
 //! - [`part`]: the difference, and the transaction; [`listing`]: what nft lists;
-//! - [`reason`]: why packets are dropped.
+//! - [`trace()`]: what would become of a packet, in words;
+//! - [`reason`]: why packets are dropped, and [`drops()`]: how many.
 
 pub mod base;
+mod drops;
 mod group;
 mod listing;
 mod names;
 pub mod nft;
 pub mod part;
 mod reason;
+mod trace;
 mod wanted;
 
 use std::{collections::BTreeSet, fmt};
@@ -26,9 +29,11 @@ use berth_common::{
 use sha2::{Digest, Sha256};
 
 pub use base::Stateful;
+pub use drops::{PortDrops, drops};
 pub use listing::{NotAList, tables};
 pub use part::{Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
+pub use trace::trace;
 pub use wanted::{METADATA_V4, METADATA_V6, RouterLeg, Surroundings, link_local, wanted};
 
 use super::network::Link;

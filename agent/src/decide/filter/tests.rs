@@ -9,6 +9,7 @@ use berth_common::{
         SecurityGroupSpec, SubnetSpec,
     },
     ids::{InstanceId, PortId, SecurityGroupId, SecurityGroupRuleId, SubnetId},
+    message::trace::{TraceConnection, TracePacket, TraceProtocol},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -391,6 +392,130 @@ fn names_fit_the_kernel() {
     for comment in comments {
         assert!(comment.len() < 128, "{comment}");
     }
+}
+
+fn packet(
+    direction: RuleDirection,
+    source: &str,
+    destination: &str,
+    protocol: TraceProtocol,
+) -> TracePacket {
+    TracePacket {
+        direction,
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        mac_address: None,
+        protocol,
+        connection: TraceConnection::New,
+    }
+}
+
+/// Traces at a port: whether the packet passes, and what the last step says.
+fn traced(port: usize, packet: &TracePacket) -> (bool, String) {
+    let spec = spec();
+    let steps = trace(&spec, &spec.ports[port], packet);
+    let last = steps.last().unwrap();
+    (
+        steps.iter().all(|step| step.passes),
+        format!("{}: {}", last.stage.as_str(), last.detail),
+    )
+}
+
+#[test]
+fn a_trace_names_what_decides() {
+    let tcp = |destination_port| TraceProtocol::Tcp {
+        source_port: None,
+        destination_port,
+    };
+    let check = |port, packet: TracePacket, passes: bool, words: &str| {
+        let (found, text) = traced(port, &packet);
+        assert_eq!(found, passes, "{text}");
+        assert!(text.contains(words), "{text}");
+    };
+    let (sends, receives) = (RuleDirection::Egress, RuleDirection::Ingress);
+    let rule_id = id::<SecurityGroupRuleId>(0x4000 + 2).to_string();
+    check(
+        0,
+        packet(receives, "203.0.113.9", "10.0.0.10", tcp(22)),
+        true,
+        &rule_id,
+    );
+    check(
+        0,
+        packet(receives, "203.0.113.9", "10.0.0.10", tcp(23)),
+        false,
+        "denied_ingress",
+    );
+    // A member of the remote group.
+    check(
+        0,
+        packet(receives, "10.1.9.9", "10.0.0.10", tcp(23)),
+        true,
+        "allows it",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "10.0.0.11", tcp(23)),
+        true,
+        "ingress: rule",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.99", "10.0.0.11", tcp(23)),
+        false,
+        "spoofed_ip",
+    );
+    check(
+        1,
+        packet(sends, "10.7.1.2", "10.0.0.10", tcp(22)),
+        true,
+        "allows it",
+    );
+    let stranger = TracePacket {
+        mac_address: Some("02:00:00:00:00:01".parse().unwrap()),
+        ..packet(sends, "10.0.0.10", "10.0.0.11", tcp(23))
+    };
+    check(0, stranger, false, "spoofed_mac");
+    let answer = TracePacket {
+        connection: TraceConnection::Answer,
+        ..packet(receives, "203.0.113.9", "10.0.0.10", tcp(23))
+    };
+    check(0, answer, true, "answers pass");
+    let offer = TraceProtocol::Udp {
+        source_port: Some(67),
+        destination_port: 68,
+    };
+    check(
+        0,
+        packet(sends, "10.0.0.10", "255.255.255.255", offer),
+        false,
+        "rogue_dhcp",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "169.254.169.254", tcp(80)),
+        true,
+        "metadata",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "10.0.0.77", tcp(80)),
+        false,
+        "no port has this address",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "192.0.2.1", tcp(80)),
+        false,
+        "no gateway",
+    );
+    // Without port security.
+    check(
+        2,
+        packet(sends, "10.9.9.9", "10.0.0.10", tcp(22)),
+        true,
+        "allows it",
+    );
 }
 
 prop_compose! {
