@@ -31,9 +31,10 @@ use crate::{
 };
 
 /// Programs the agent runs, Debian's packages of them, and how bad it is when they are missing.
-const PROGRAMS: [(&str, &str, Severity); 3] = [
+const PROGRAMS: [(&str, &str, Severity); 4] = [
     ("qemu-img", "qemu-utils", Severity::Fatal),
     ("dnsmasq", "dnsmasq-base", Severity::Fatal),
+    ("nft", "nftables", Severity::Fatal),
     // Instances without a config drive do without.
     ("xorriso", "xorriso", Severity::Warning),
 ];

@@ -121,6 +121,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let connection = |name: String| RabbitConfig::new(config.bus_url.expose().clone(), name);
     let name = format!("{} {}", app::AGENT, config.host_name);
     let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(connection(name.clone()))?);
+    let net = Arc::new(KernelNet::new(state.root()));
     let agent = Agent::assemble(Setup {
         host_id: state.host_id(),
         host: config.host_name.clone(),
@@ -130,7 +131,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         acts: Host {
             compute,
             storage: files,
-            net: Arc::new(KernelNet::new(state.root())),
+            net: net.clone(),
         },
         inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
@@ -180,6 +181,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let meter = Meter {
         usage: libvirt.clone(),
         storage: storage.clone(),
+        net,
         glances: glances.clone(),
         journal: Arc::clone(agent.journal()),
         root: PathBuf::from("/"),

@@ -5,6 +5,7 @@ mod host;
 mod instance;
 mod network;
 mod placement;
+mod port;
 mod server_group;
 mod snapshot;
 mod volume;
@@ -20,6 +21,7 @@ pub(crate) use self::{
     instance::{ConsoleArgs, Instance, InstanceCreateArgs},
     network::{Network, NetworkCreateArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
+    port::Port,
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
     volume::{Volume, VolumeCreateArgs},
@@ -106,6 +108,9 @@ pub(crate) enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(Network),
+    /// Ports.
+    #[command(subcommand)]
+    Port(Port),
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),

@@ -36,6 +36,7 @@ use super::{
 };
 use crate::decide::{
     domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
+    filter::Reason,
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
@@ -574,6 +575,12 @@ impl Net for FakeHost {
             model.routers.lose_bridge(*network);
         }
         Ok(())
+    }
+
+    // No packets pass here.
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        self.model().faults.look()?;
+        Ok(BTreeMap::new())
     }
 
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {

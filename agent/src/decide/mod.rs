@@ -9,6 +9,7 @@ pub mod disk_target;
 pub mod domain;
 pub mod domain_xml;
 pub mod endpoints;
+pub mod filter;
 pub mod image_cache;
 pub mod image_header;
 pub mod instance;

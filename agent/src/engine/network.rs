@@ -135,5 +135,6 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::DeleteBridge(_) => "delete_bridge",
         NetStep::RemoveFiles(_) => "remove_dhcp_files",
         NetStep::Uplink(step) => step.name(),
+        NetStep::Filter(step) => step.name(),
     }
 }

@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use sha2::{Digest, Sha256};
 
+use super::trace::PortTrace;
 use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     question::{
@@ -100,6 +101,7 @@ pub fn all() -> Vec<MessageType> {
         request::<InstanceScreenshot>(),
         request::<InstancePingGuestAgent>(),
         request::<InstanceEndpoints>(),
+        request::<PortTrace>(),
         request::<VolumeCreate>(),
         request::<VolumeDelete>(),
         request::<VolumeShow>(),

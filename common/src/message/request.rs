@@ -18,6 +18,7 @@ use super::{
         ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
         InstancePingGuestAgent, InstanceScreenshot, Screenshot,
     },
+    trace::{PortTrace, PortTraced},
     view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
 };
 use crate::{
@@ -77,6 +78,7 @@ methods! {
     InstanceScreenshot => "instance.screenshot", Screenshot;
     InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
     InstanceEndpoints => "instance.endpoints", Endpoints;
+    PortTrace => "port.trace", PortTraced;
     VolumeCreate => "volume.create" version 2, VolumeView;
     VolumeDelete => "volume.delete" version 2, VolumeView;
     VolumeShow => "volume.show" version 2, VolumeView;

@@ -62,6 +62,12 @@ pub enum NetError {
         /// The link.
         link: String,
     },
+    /// The packet filter is not as it must be.
+    #[error("{what}")]
+    Filter {
+        /// What is wrong.
+        what: String,
+    },
     /// dnsmasq is not in the state the step needs.
     #[error("dnsmasq {what}")]
     Dhcp {
@@ -111,6 +117,7 @@ impl NetError {
             | Self::Command(_)
             | Self::Deadline { .. }
             | Self::Absent { .. }
+            | Self::Filter { .. }
             | Self::Dhcp { .. } => (FaultCode::Network, true),
         };
         let what = match resource {

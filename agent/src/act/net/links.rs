@@ -236,6 +236,25 @@ impl Links {
         Ok(())
     }
 
+    /// Whether a bridge, if it is there, shows its packets to the IP stack.
+    pub(super) async fn calls_ip(&self, link: Link) -> Result<bool, NetError> {
+        let found = self.find(&link.name()).await?;
+        Ok(found.is_some_and(|found| found.calls_ip()))
+    }
+
+    /// Has a bridge show its packets to the IP stack.
+    pub(super) async fn call_ip(&self, link: Link) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        let change = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
+            .index(found.index)
+            .append_info_data(InfoBridge::NfCallIpTables(true))
+            .append_info_data(InfoBridge::NfCallIp6Tables(true));
+        let request = self.handle.link().add(change.build()).set_flags(CHANGE);
+        request.execute().await.map_err(NetError::netlink(format!(
+            "show the packets of bridge {link} to the IP stack"
+        )))
+    }
+
     /// Gives a link its alias.
     pub(super) async fn mark(&self, link: Link) -> Result<(), NetError> {
         self.change(link, |change| change.alias(link.alias())).await
@@ -544,6 +563,29 @@ impl Found {
     /// Whether it is a tap, as QEMU uses them.
     fn is_tap(&self) -> bool {
         self.kind() == Some(&InfoKind::Tun)
+    }
+
+    /// Of a bridge: whether it shows packets of both versions of IP to the IP stack.
+    fn calls_ip(&self) -> bool {
+        let infos = self
+            .message
+            .attributes
+            .iter()
+            .filter_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => Some(infos),
+                _ => None,
+            });
+        let options = infos.flatten().filter_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(options)) => Some(options),
+            _ => None,
+        });
+        let calls = options.flatten().filter(|option| {
+            matches!(
+                option,
+                InfoBridge::NfCallIpTables(true) | InfoBridge::NfCallIp6Tables(true)
+            )
+        });
+        calls.count() == 2
     }
 
     /// What it looks like, without the name of its bridge.

@@ -5,6 +5,7 @@
 //! - `uplink`: what networks reach beyond their bridges by, with `fdb` (forwarding tables of VTEPs), `nic` (NICs of the host),
 //!   `nat` (nftables) and `features` (what the kernel can);
 //! - `netns`: named namespaces;
+//! - `nft`: the packet filter;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
 //! - `router`: routers and floating IPs;
 //! - `worker`: the threads all of it runs on.
@@ -16,6 +17,7 @@ pub mod features;
 mod links;
 mod nat;
 mod netns;
+mod nft;
 mod nic;
 mod process;
 mod router;
@@ -23,7 +25,7 @@ mod uplink;
 mod worker;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     str::FromStr,
@@ -40,10 +42,12 @@ use self::{
     links::{Around, Links},
     nat::Nat,
     netns::Name,
+    nft::Nft,
     worker::Workers,
 };
 use super::{ActError, Net};
 use crate::decide::{
+    filter::{FilterStep, Reason},
     names,
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
@@ -61,6 +65,7 @@ pub struct KernelNet {
     workers: Workers,
     uplinks: UplinkOptions,
     nat: Nat,
+    nft: Nft,
 }
 
 impl KernelNet {
@@ -82,6 +87,7 @@ impl KernelNet {
             workers: Workers::new(),
             uplinks,
             nat: Nat::new(state_dir.join("nat")),
+            nft: Nft::default(),
         }
     }
 
@@ -96,10 +102,13 @@ impl KernelNet {
     async fn observe_host(&self, network: NetworkId) -> Result<(NetworkObserved, Name), NetError> {
         let dnsmasq = self.dnsmasq(network);
         let this = self.clone();
+        let nft = self.nft.clone();
         self.workers
             .run("net-observe", async move || {
                 let links = Links::open()?;
                 let bridge = Link::bridge(network);
+                let mut filter = nft.observe(network).await?;
+                filter.calls_ip = links.calls_ip(bridge).await?;
                 let veth = Link::veth_host(network);
                 let all = links.all().await?;
                 let around = Around::of(&all, &bridge.name());
@@ -118,6 +127,7 @@ impl KernelNet {
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
                     uplink: this.observe_uplink(network, &links, &all).await?,
+                    filter,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -188,6 +198,16 @@ impl KernelNet {
         let ends = [Link::veth_host(network), Link::veth_namespace(network)];
         let [host, inside] = ends;
         match step {
+            NetStep::Filter(FilterStep::CallIp(_)) => {
+                self.at(bridge, async move |links| links.call_ip(bridge).await)
+                    .await
+            }
+            NetStep::Filter(FilterStep::Change(change)) => {
+                let nft = self.nft.clone();
+                workers
+                    .run("nft-apply", async move || nft.change(&change).await)
+                    .await
+            }
             NetStep::WriteDhcp { files, .. } => {
                 workers
                     .plain("dhcp-write", move || dnsmasq.write(&files))
@@ -319,6 +339,7 @@ impl KernelNet {
     async fn present(&self) -> Result<BTreeSet<NetworkId>, NetError> {
         let directory = self.directory.clone();
         let nat = self.nat.clone();
+        let nft = self.nft.clone();
         self.workers
             .run("net-list", async move || {
                 let links = Links::open()?.all().await?;
@@ -329,6 +350,7 @@ impl KernelNet {
                 networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
                 networks.extend(with_files::<NetworkId>(&directory)?);
                 networks.extend(nat.networks()?);
+                networks.extend(nft.networks().await?);
                 Ok(networks)
             })
             .await
@@ -377,6 +399,15 @@ impl Net for KernelNet {
         tracing::debug!(network = %step.network(), "{step}");
         let done = self.carry_out(step.clone()).await;
         done.map_err(|error| error.into_act(Some(step.network()), &step.to_string()))
+    }
+
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        let nft = self.nft.clone();
+        let drops = self
+            .workers
+            .run("nft-drops", async move || nft.drops().await)
+            .await;
+        drops.map_err(|error| error.into_act(None, "read how many packets were dropped"))
     }
 
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {
