@@ -15,6 +15,7 @@ pub(crate) mod network;
 pub(crate) mod placement;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;
+pub(crate) mod subnet;
 pub(crate) mod table;
 pub(crate) mod volume;
 
