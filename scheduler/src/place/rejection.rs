@@ -247,7 +247,7 @@ impl fmt::Display for Rejection {
             Self::NoVlan => f.write_str("needs VLANs: its kernel lacks them (802.1Q)"),
             Self::NoVxlan => f.write_str("needs VXLAN: its kernel lacks it"),
             Self::NoTunnelIp => {
-                f.write_str("needs VXLAN: it has no address for it, its agent is told none")
+                f.write_str("needs VXLAN: its agent's configuration lacks network.tunnel_ip")
             }
             Self::FailedThisRequest => f.write_str("this request has failed there already"),
             Self::FailedRecently { failures, limit } => write!(

@@ -544,7 +544,7 @@ async fn an_instance_goes_where_its_networks_can_be_built() {
     nowhere(
         "vxlan",
         "untold",
-        "needs VXLAN: it has no address for it, its agent is told none",
+        "needs VXLAN: its agent's configuration lacks network.tunnel_ip",
     )
     .await;
     let anywhere = member("anywhere", json!([{ "network": "vxlan" }]), None);
