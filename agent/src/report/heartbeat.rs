@@ -15,7 +15,8 @@ use berth_common::{
     message::{
         app,
         heartbeat::{
-            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth, PoolReport,
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, NetworkCapabilities,
+            PartHealth, PoolReport,
         },
         report::PowerState,
         view::Resources,
@@ -247,6 +248,7 @@ impl Pulse {
             physical_networks: machine.physical_networks,
             resources: machine.countables,
             pools: pools(&glance),
+            network: NetworkCapabilities::default(),
         }
     }
 }

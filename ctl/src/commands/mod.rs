@@ -11,6 +11,7 @@ mod placement;
 mod port;
 mod server_group;
 mod snapshot;
+mod subnet;
 mod volume;
 
 use std::{path::Path, time::Duration};
@@ -132,6 +133,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
         Prepared::Host(command) => host::run(&context, command).await,
         Prepared::Network(command) => network::run(&context, command).await,
         Prepared::Port(command) => port::run(&context, command).await,
+        Prepared::Subnet(command) => subnet::run(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
         Prepared::Volume(command) => volume::run(&context, command).await,
         Prepared::Snapshot(command) => snapshot::run(&context, command).await,
@@ -148,6 +150,7 @@ enum Prepared {
     Host(crate::cli::Host),
     Network(crate::cli::Network),
     Port(crate::cli::Port),
+    Subnet(crate::cli::Subnet),
     Instance(instance::Prepared),
     Volume(crate::cli::Volume),
     Snapshot(crate::cli::Snapshot),
@@ -162,6 +165,7 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
         Command::Host(command) => Prepared::Host(host::checked(command)?),
         Command::Network(command) => Prepared::Network(command),
         Command::Port(command) => Prepared::Port(command),
+        Command::Subnet(command) => Prepared::Subnet(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
         Command::Volume(command) => Prepared::Volume(command),
         Command::Snapshot(command) => Prepared::Snapshot(command),

@@ -16,6 +16,7 @@ pub(crate) mod placement;
 pub(crate) mod port;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;
+pub(crate) mod subnet;
 pub(crate) mod table;
 pub(crate) mod volume;
 
