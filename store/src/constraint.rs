@@ -89,6 +89,25 @@ pub(crate) const ATTACHMENT_POSITION: UniqueIndex = UniqueIndex {
     columns: &["instance_id", "position"],
 };
 
+/// A port's name in its project, if it has one.
+pub(crate) const PORT_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_port_name",
+    table: "ports",
+    columns: &["project", "name"],
+};
+/// A security group's name in its project.
+pub(crate) const SECURITY_GROUP_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_security_group_name",
+    table: "security_groups",
+    columns: &["project", "name"],
+};
+/// What a security group allows, once.
+pub(crate) const SECURITY_GROUP_RULE: UniqueIndex = UniqueIndex {
+    name: "uq_security_group_rule",
+    table: "security_group_rules",
+    columns: &["group_id", "content"],
+};
+
 /// The primary keys, as SQLite lists them.
 const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("hosts", &["id"]),
@@ -108,6 +127,9 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("volumes", &["id"]),
     ("attachments", &["volume_id"]),
     ("snapshots", &["id"]),
+    ("security_groups", &["id"]),
+    ("security_group_rules", &["id"]),
+    ("port_security_groups", &["port_id", "group_id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -121,6 +143,9 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (SERVER_GROUP_NAME.name, UniqueWhat::ServerGroupName),
         (VOLUME_NAME.name, UniqueWhat::VolumeName),
         (SNAPSHOT_NAME.name, UniqueWhat::SnapshotName),
+        (PORT_NAME.name, UniqueWhat::PortName),
+        (SECURITY_GROUP_NAME.name, UniqueWhat::SecurityGroupName),
+        (SECURITY_GROUP_RULE.name, UniqueWhat::SecurityGroupRule),
     ];
     meanings
         .into_iter()
@@ -172,6 +197,9 @@ fn sqlite_index(message: &str) -> String {
         VOLUME_NAME,
         SNAPSHOT_NAME,
         ATTACHMENT_POSITION,
+        PORT_NAME,
+        SECURITY_GROUP_NAME,
+        SECURITY_GROUP_RULE,
     ];
     if PRIMARY_KEYS
         .iter()

@@ -41,6 +41,12 @@ pub enum UniqueWhat {
     VolumeName,
     /// The name of a living snapshot in its project.
     SnapshotName,
+    /// The name of a port in its project.
+    PortName,
+    /// The name of a security group in its project.
+    SecurityGroupName,
+    /// What a rule of a security group allows.
+    SecurityGroupRule,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -59,6 +65,9 @@ impl fmt::Display for UniqueWhat {
             Self::ServerGroupName => "the server group name",
             Self::VolumeName => "the volume name",
             Self::SnapshotName => "the snapshot name",
+            Self::PortName => "the port name",
+            Self::SecurityGroupName => "the security group name",
+            Self::SecurityGroupRule => "what the security group rule allows",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })

@@ -22,6 +22,10 @@ use crate::{
     volumes::{self, VolumeRow},
 };
 
+mod security;
+
+pub use security::SecurityRows;
+
 /// What a host shall carry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostRows {
@@ -35,6 +39,8 @@ pub struct HostRows {
     pub attachments: Vec<AttachmentRow>,
     /// The snapshots that are on the host and are not gone yet.
     pub snapshots: Vec<SnapshotRow>,
+    /// The security groups of these ports.
+    pub security: SecurityRows,
 }
 
 /// The instances of a host: those with a current claim there that are not gone.
@@ -93,7 +99,9 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let snapshots = snapshots::of_host(db, host).await?;
     let mut by_instance: HashMap<_, Vec<PortRow>> = HashMap::new();
     for port in ports {
-        by_instance.entry(port.instance_id).or_default().push(port);
+        if let Some(instance) = port.instance_id() {
+            by_instance.entry(instance).or_default().push(port);
+        }
     }
     let instances = instances
         .into_iter()
@@ -102,13 +110,19 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
             (instance, ports)
         })
         .collect();
-    Ok(HostRows {
-        instances,
-        networks,
-        volumes,
-        attachments,
-        snapshots,
-    })
+    let mut rows = BTreeMap::from([(
+        host,
+        HostRows {
+            instances,
+            networks,
+            volumes,
+            attachments,
+            snapshots,
+            security: SecurityRows::default(),
+        },
+    )]);
+    security::add(db, &mut rows, |_, _| true).await?;
+    Ok(rows.remove(&host).unwrap_or_default())
 }
 
 /// Some documents of a host: those of these instances, networks, volumes and snapshots.
@@ -124,7 +138,7 @@ pub struct HostPart {
     pub snapshots: BTreeSet<SnapshotId>,
 }
 
-/// Reads what some documents of some hosts are derived from: eleven queries, and more only beyond thousands of ids.
+/// Reads what some documents of some hosts are derived from: seventeen queries, and more only beyond hundreds of ids.
 /// Every host that is asked for is in the answer.
 ///
 /// The documents of the instances, networks, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
@@ -162,6 +176,12 @@ pub async fn of_parts(
     found.add_volumes(db, &on_host, parts).await?;
     let mut rows = found.read(db, parts).await?;
     add_snapshots(db, &mut rows, parts).await?;
+    let is_asked = |host: HostId, network: NetworkId| {
+        parts
+            .get(&host)
+            .is_some_and(|part| part.networks.contains(&network))
+    };
+    security::add(db, &mut rows, is_asked).await?;
     Ok(rows)
 }
 
@@ -224,8 +244,10 @@ impl Found {
     fn add_neighbours(&mut self, neighbours: Vec<(HostId, PortRow)>) {
         let known: HashSet<_> = self.ports.iter().map(|port| port.id).collect();
         for (host, port) in neighbours {
-            if !known.contains(&port.id) {
-                self.host_of.insert(port.instance_id, host);
+            if let Some(instance) = port.instance_id()
+                && !known.contains(&port.id)
+            {
+                self.host_of.insert(instance, host);
                 self.ports.push(port);
             }
         }
@@ -244,13 +266,16 @@ impl Found {
         let mut networks_of: BTreeMap<HostId, BTreeSet<NetworkId>> = BTreeMap::new();
         let mut ports_of: HashMap<InstanceId, Vec<PortRow>> = HashMap::new();
         for port in self.ports {
-            if let Some(host) = self.host_of.get(&port.instance_id) {
+            let Some(instance) = port.instance_id() else {
+                continue;
+            };
+            if let Some(host) = self.host_of.get(&instance) {
                 networks_of
                     .entry(*host)
                     .or_default()
                     .insert(port.network_id);
             }
-            ports_of.entry(port.instance_id).or_default().push(port);
+            ports_of.entry(instance).or_default().push(port);
         }
         let ids: BTreeSet<NetworkId> = networks_of.values().flatten().copied().collect();
         let ids: Vec<NetworkId> = ids.into_iter().collect();
@@ -266,7 +291,7 @@ impl Found {
                 continue;
             };
             let mut ports = ports_of.remove(&instance.id).unwrap_or_default();
-            ports.sort_by_key(|port| port.position);
+            ports.sort_by_key(PortRow::position);
             let of_host = rows.entry(*host).or_default();
             of_host.instances.push((instance, ports));
         }

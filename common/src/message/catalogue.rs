@@ -9,6 +9,10 @@ use super::{
         InstanceConsoleOutput, InstanceEndpoints, InstancePingGuestAgent, InstanceScreenshot,
         QUESTION_TYPE, QUESTION_VERSION, Question,
     },
+    port::{
+        InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList, PortSet,
+        PortShow,
+    },
     report::{REPORT_TYPE, REPORT_VERSION, Report},
     request::{
         AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
@@ -20,6 +24,10 @@ use super::{
         PlacementExplain, PlacementPlace, Reply, ServerGroupCreate, ServerGroupDelete,
         ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, VolumeAttach,
         VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
+    },
+    security_group::{
+        SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupRuleCreate,
+        SecurityGroupRuleDelete, SecurityGroupSet, SecurityGroupShow,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -114,6 +122,20 @@ pub fn all() -> Vec<MessageType> {
         request::<NetworkCreate>(),
         request::<NetworkDelete>(),
         request::<NetworkList>(),
+        request::<PortCreate>(),
+        request::<PortSet>(),
+        request::<PortDelete>(),
+        request::<PortShow>(),
+        request::<PortList>(),
+        request::<InstanceAttachInterface>(),
+        request::<InstanceDetachInterface>(),
+        request::<SecurityGroupCreate>(),
+        request::<SecurityGroupSet>(),
+        request::<SecurityGroupDelete>(),
+        request::<SecurityGroupShow>(),
+        request::<SecurityGroupList>(),
+        request::<SecurityGroupRuleCreate>(),
+        request::<SecurityGroupRuleDelete>(),
         request::<HostList>(),
         request::<HostShow>(),
         request::<HostEnable>(),

@@ -14,9 +14,11 @@
 pub mod catalogue;
 pub mod heartbeat;
 pub mod placement;
+pub mod port;
 pub mod question;
 pub mod report;
 pub mod request;
+pub mod security_group;
 pub mod view;
 
 /// The application name each part puts into `app_id`.
