@@ -50,7 +50,7 @@ impl AttachmentState {
         }
     }
 
-    fn from_name(name: &str) -> Result<Self, String> {
+    pub(crate) fn from_name(name: &str) -> Result<Self, String> {
         let mut states = [Self::Attaching, Self::Attached, Self::Detaching].into_iter();
         states
             .find(|state| state.as_str() == name)

@@ -101,6 +101,25 @@ pub(crate) const ATTACHMENT_POSITION: UniqueIndex = UniqueIndex {
     columns: &["instance_id", "position"],
 };
 
+/// A port's name in its project, if it has one.
+pub(crate) const PORT_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_port_name",
+    table: "ports",
+    columns: &["project", "name"],
+};
+/// A security group's name in its project.
+pub(crate) const SECURITY_GROUP_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_security_group_name",
+    table: "security_groups",
+    columns: &["project", "name"],
+};
+/// What a security group allows, once.
+pub(crate) const SECURITY_GROUP_RULE: UniqueIndex = UniqueIndex {
+    name: "uq_security_group_rule",
+    table: "security_group_rules",
+    columns: &["group_id", "content"],
+};
+
 /// The primary keys, as SQLite lists them.
 const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("hosts", &["id"]),
@@ -121,6 +140,9 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("attachments", &["volume_id"]),
     ("snapshots", &["id"]),
     ("segments", &["network_id"]),
+    ("security_groups", &["id"]),
+    ("security_group_rules", &["id"]),
+    ("port_security_groups", &["port_id", "group_id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -136,6 +158,9 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (SNAPSHOT_NAME.name, UniqueWhat::SnapshotName),
         (SUBNET_NAME.name, UniqueWhat::SubnetName),
         (SEGMENT.name, UniqueWhat::Segment),
+        (PORT_NAME.name, UniqueWhat::PortName),
+        (SECURITY_GROUP_NAME.name, UniqueWhat::SecurityGroupName),
+        (SECURITY_GROUP_RULE.name, UniqueWhat::SecurityGroupRule),
     ];
     meanings
         .into_iter()
@@ -188,6 +213,9 @@ fn sqlite_index(message: &str) -> String {
         ATTACHMENT_POSITION,
         SUBNET_NAME,
         SEGMENT,
+        PORT_NAME,
+        SECURITY_GROUP_NAME,
+        SECURITY_GROUP_RULE,
     ];
     if PRIMARY_KEYS
         .iter()

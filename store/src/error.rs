@@ -45,6 +45,12 @@ pub enum UniqueWhat {
     SubnetName,
     /// A flat network, a VLAN of a physical network, or a VNI.
     Segment,
+    /// The name of a port in its project.
+    PortName,
+    /// The name of a security group in its project.
+    SecurityGroupName,
+    /// What a rule of a security group allows.
+    SecurityGroupRule,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -65,6 +71,9 @@ impl fmt::Display for UniqueWhat {
             Self::SnapshotName => "the snapshot name",
             Self::SubnetName => "the subnet name",
             Self::Segment => "the segment",
+            Self::PortName => "the port name",
+            Self::SecurityGroupName => "the security group name",
+            Self::SecurityGroupRule => "what the security group rule allows",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })

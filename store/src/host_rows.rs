@@ -26,6 +26,10 @@ use crate::{
     volumes::{self, VolumeRow},
 };
 
+mod security;
+
+pub use security::SecurityRows;
+
 /// What a host shall carry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostRows {
@@ -41,6 +45,8 @@ pub struct HostRows {
     pub snapshots: Vec<SnapshotRow>,
     /// The ports, on all hosts, of those of these networks that reach beyond a host.
     pub reached: Reached,
+    /// The security groups of these ports.
+    pub security: SecurityRows,
 }
 
 /// The instances of a host: those with a current claim there that are not gone.
@@ -101,7 +107,9 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let snapshots = snapshots::of_host(db, host).await?;
     let mut by_instance: HashMap<_, Vec<PortRow>> = HashMap::new();
     for port in ports {
-        by_instance.entry(port.instance_id).or_default().push(port);
+        if let Some(instance) = port.instance_id() {
+            by_instance.entry(instance).or_default().push(port);
+        }
     }
     let instances = instances
         .into_iter()
@@ -110,14 +118,20 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
             (instance, ports)
         })
         .collect();
-    Ok(HostRows {
-        instances,
-        networks,
-        volumes,
-        attachments,
-        snapshots,
-        reached,
-    })
+    let mut rows = BTreeMap::from([(
+        host,
+        HostRows {
+            instances,
+            networks,
+            volumes,
+            attachments,
+            snapshots,
+            reached,
+            security: SecurityRows::default(),
+        },
+    )]);
+    security::add(db, &mut rows, |_, _| true).await?;
+    Ok(rows.remove(&host).unwrap_or_default())
 }
 
 /// Some documents of a host: those of these instances, networks, volumes and snapshots.
@@ -133,8 +147,8 @@ pub struct HostPart {
     pub snapshots: BTreeSet<SnapshotId>,
 }
 
-/// Reads what some documents of some hosts are derived from: eleven queries, up to three more if a network reaches beyond a
-/// host, and more only beyond thousands of ids.
+/// Reads what some documents of some hosts are derived from: seventeen queries, up to three more if a network reaches beyond a
+/// host, and more only beyond hundreds of ids.
 /// Every host that is asked for is in the answer.
 ///
 /// The documents of the instances, networks, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
@@ -172,6 +186,12 @@ pub async fn of_parts(
     found.add_volumes(db, &on_host, parts).await?;
     let mut rows = found.read(db, parts).await?;
     add_snapshots(db, &mut rows, parts).await?;
+    let is_asked = |host: HostId, network: NetworkId| {
+        parts
+            .get(&host)
+            .is_some_and(|part| part.networks.contains(&network))
+    };
+    security::add(db, &mut rows, is_asked).await?;
     Ok(rows)
 }
 
@@ -234,8 +254,10 @@ impl Found {
     fn add_neighbours(&mut self, neighbours: Vec<(HostId, PortRow)>) {
         let known: HashSet<_> = self.ports.iter().map(|port| port.id).collect();
         for (host, port) in neighbours {
-            if !known.contains(&port.id) {
-                self.host_of.insert(port.instance_id, host);
+            if let Some(instance) = port.instance_id()
+                && !known.contains(&port.id)
+            {
+                self.host_of.insert(instance, host);
                 self.ports.push(port);
             }
         }
@@ -254,13 +276,16 @@ impl Found {
         let mut networks_of: BTreeMap<HostId, BTreeSet<NetworkId>> = BTreeMap::new();
         let mut ports_of: HashMap<InstanceId, Vec<PortRow>> = HashMap::new();
         for port in self.ports {
-            if let Some(host) = self.host_of.get(&port.instance_id) {
+            let Some(instance) = port.instance_id() else {
+                continue;
+            };
+            if let Some(host) = self.host_of.get(&instance) {
                 networks_of
                     .entry(*host)
                     .or_default()
                     .insert(port.network_id);
             }
-            ports_of.entry(port.instance_id).or_default().push(port);
+            ports_of.entry(instance).or_default().push(port);
         }
         let ids: BTreeSet<NetworkId> = networks_of.values().flatten().copied().collect();
         let ids: Vec<NetworkId> = ids.into_iter().collect();
@@ -276,7 +301,7 @@ impl Found {
                 continue;
             };
             let mut ports = ports_of.remove(&instance.id).unwrap_or_default();
-            ports.sort_by_key(|port| port.position);
+            ports.sort_by_key(PortRow::position);
             let of_host = rows.entry(*host).or_default();
             of_host.instances.push((instance, ports));
         }

@@ -775,7 +775,7 @@ pub async fn mark_deleted(
             });
         }
     }
-    ports::delete_where_instance(&scope.handle(), id).await?;
+    ports::leave_instance(&scope.handle(), id).await?;
     attachments::delete_where_instance(&scope.handle(), id).await?;
     claims::delete_where_instance(&scope.handle(), id).await?;
     scope.finish().await

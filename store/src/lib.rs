@@ -4,7 +4,7 @@
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
 //! `lock.rs` (SQLite's lock of the one scheduler), `bulk.rs` (a list of rows) and `migration/dialect.rs` (two column
 //! and table options). Each resource has one file with its row struct and its queries: [`hosts`], [`aggregates`],
-//! [`networks`], [`subnets`], [`segments`], [`instances`], [`server_groups`], [`ports`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
+//! [`networks`], [`subnets`], [`segments`], [`instances`], [`server_groups`], [`ports`], [`security_groups`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
 //! [`decisions`], [`nonces`];
 //! [`reach`] tells who is in a network on all hosts, [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
 //! schedulers writes.
@@ -51,6 +51,7 @@ pub mod networks;
 pub mod nonces;
 pub mod ports;
 pub mod reach;
+pub mod security_groups;
 pub mod segments;
 pub mod server_groups;
 pub mod snapshots;

@@ -6,6 +6,10 @@ use sha2::{Digest, Sha256};
 use super::trace::PortTrace;
 use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
+    port::{
+        InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList,
+        PortSet, PortShow,
+    },
     question::{
         InstanceConsoleOutput, InstanceEndpoints, InstancePingGuestAgent, InstanceScreenshot,
         QUESTION_TYPE, QUESTION_VERSION, Question,
@@ -22,6 +26,10 @@ use super::{
         ServerGroupDelete, ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList,
         SnapshotShow, SubnetCreate, SubnetDelete, SubnetList, SubnetSet, SubnetShow, VolumeAttach,
         VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
+    },
+    security_group::{
+        SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupRuleCreate,
+        SecurityGroupRuleDelete, SecurityGroupSet, SecurityGroupShow,
     },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
@@ -124,6 +132,20 @@ pub fn all() -> Vec<MessageType> {
         request::<SubnetDelete>(),
         request::<SubnetShow>(),
         request::<SubnetList>(),
+        request::<PortCreate>(),
+        request::<PortSet>(),
+        request::<PortDelete>(),
+        request::<PortShow>(),
+        request::<PortList>(),
+        request::<InstanceAttachInterface>(),
+        request::<InstanceDetachInterface>(),
+        request::<SecurityGroupCreate>(),
+        request::<SecurityGroupSet>(),
+        request::<SecurityGroupDelete>(),
+        request::<SecurityGroupShow>(),
+        request::<SecurityGroupList>(),
+        request::<SecurityGroupRuleCreate>(),
+        request::<SecurityGroupRuleDelete>(),
         request::<HostList>(),
         request::<HostShow>(),
         request::<HostEnable>(),

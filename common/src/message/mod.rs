@@ -16,9 +16,11 @@ pub mod catalogue;
 pub mod heartbeat;
 pub mod network;
 pub mod placement;
+pub mod port;
 pub mod question;
 pub mod report;
 pub mod request;
+pub mod security_group;
 pub mod trace;
 pub mod view;
 

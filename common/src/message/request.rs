@@ -19,12 +19,21 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
+    port::{
+        InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList,
+        PortListReply, PortSet, PortShow,
+    },
     question::{
         ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
         InstancePingGuestAgent, InstanceScreenshot, Screenshot,
     },
+    security_group::{
+        SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupListReply,
+        SecurityGroupRuleCreate, SecurityGroupRuleDelete, SecurityGroupSet, SecurityGroupShow,
+        SecurityGroupView,
+    },
     trace::{PortTrace, PortTraced},
-    view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
+    view::{HostView, InstanceView, NetworkView, PortView, SnapshotView, VolumeView},
 };
 use crate::{
     document::{
@@ -110,6 +119,20 @@ methods! {
     HostDisable => "host.disable" version 4, HostView;
     HostDrain => "host.drain" version 3, HostView;
     HostSet => "host.set" version 3, HostView;
+    PortCreate => "port.create", PortView;
+    PortSet => "port.set", PortView;
+    PortDelete => "port.delete", PortView;
+    PortShow => "port.show", PortView;
+    PortList => "port.list", PortListReply;
+    InstanceAttachInterface => "instance.attach_interface", InstanceView;
+    InstanceDetachInterface => "instance.detach_interface", InstanceView;
+    SecurityGroupCreate => "security_group.create", SecurityGroupView;
+    SecurityGroupSet => "security_group.set", SecurityGroupView;
+    SecurityGroupDelete => "security_group.delete", SecurityGroupView;
+    SecurityGroupShow => "security_group.show", SecurityGroupView;
+    SecurityGroupList => "security_group.list", SecurityGroupListReply;
+    SecurityGroupRuleCreate => "security_group_rule.create", SecurityGroupView;
+    SecurityGroupRuleDelete => "security_group_rule.delete", SecurityGroupView;
     HostDelete => "host.delete", HostDeleteReply;
     AggregateCreate => "aggregate.create", AggregateView;
     AggregateSet => "aggregate.set", AggregateView;
@@ -251,17 +274,29 @@ pub fn default_stop_timeout_seconds() -> u32 {
     60
 }
 
-/// One port of a new instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// One port of a new instance: a port that is there, or one to be made in a network. Exactly one of the two is named.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkAttachment {
     /// Id, or name within the project, of the network.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub network: String,
+    /// Id, or name within the project, of a port of no instance, which has all that is said below by itself. It is free again
+    /// when the instance is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
     /// The address the guest shall get; null: the scheduler picks a free one.
     #[serde(default)]
     pub ip_address: Option<IpAddr>,
     /// The Ethernet address it shall have; null: the scheduler picks one.
     #[serde(default)]
     pub mac_address: Option<MacAddress>,
+    /// Ids, or names within the project, of its security groups, at most 16; null: the project's group `default`, or none
+    /// without port security.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_groups: Option<Vec<String>>,
+    /// Whether its guest is held to its addresses and its groups; else it may send and receive anything. Null: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_security_enabled: Option<bool>,
 }
 
 macro_rules! instance_requests {

@@ -9,18 +9,20 @@ use serde::{Deserialize, Serialize};
 pub use super::network::{NetworkView, SubnetView};
 use super::{
     heartbeat::{ForeignDomain, NetworkCapabilities, PartHealth, PoolReport},
+    port::{PortStatus, yes},
     report::{Fault, PowerState, RunningSize},
+    security_group::SecurityGroupRef,
 };
 use crate::{
     document::{
-        DesiredPower, DiskBus, FixedIp, Flavor, ImageRef, OnCrash, VolumeAccess, VolumeFormat,
-        VolumeLimits, VolumeSource,
+        AddressPair, DesiredPower, DiskBus, FixedIp, Flavor, ImageRef, OnCrash, PortMirror,
+        PortQos, VolumeAccess, VolumeFormat, VolumeLimits, VolumeSource,
     },
     ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
     names::{
         AggregateName, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
-        PoolName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName, VolumeName,
-        ZoneName,
+        PoolName, PortName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName,
+        VolumeName, ZoneName,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };
@@ -409,19 +411,55 @@ impl SnapshotStatus {
     }
 }
 
-/// A port of an instance.
+/// A port as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortView {
     /// Its id.
     pub id: PortId,
+    /// Its name, if it has one.
+    #[serde(default)]
+    pub name: Option<PortName>,
+    /// Its owner.
+    #[serde(default)]
+    pub project: ProjectName,
     /// Its network.
     pub network_id: NetworkId,
     /// Its network's name; null once the network is deleted.
     pub network: Option<NetworkName>,
+    /// How far it is.
+    #[serde(default)]
+    pub status: PortStatus,
+    /// The instance it belongs to, if there is one.
+    #[serde(default)]
+    pub instance_id: Option<InstanceId>,
+    /// Whether it is deleted when its instance is, or when it is unplugged.
+    #[serde(default)]
+    pub delete_with_instance: bool,
     /// Its Ethernet address.
     pub mac_address: MacAddress,
     /// Its addresses.
     pub fixed_ips: Vec<FixedIp>,
+    /// Whether the guest sees a cable in it.
+    #[serde(default = "yes")]
+    pub admin_state_up: bool,
+    /// Whether its guest is held to its addresses and its groups.
+    #[serde(default)]
+    pub port_security_enabled: bool,
+    /// Its security groups; they hold while port security is on.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupRef>,
+    /// Further addresses that its guest may use.
+    #[serde(default)]
+    pub allowed_address_pairs: Vec<AddressPair>,
+    /// How fast it may be.
+    #[serde(default)]
+    pub qos: PortQos,
+    /// Where copies of its packets go.
+    #[serde(default)]
+    pub mirrors: Vec<PortMirror>,
+    /// When it was asked for; null: not known.
+    #[serde(default)]
+    pub created_at: Option<DateTime<Utc>>,
 }
 
 /// A hypervisor as it is now.

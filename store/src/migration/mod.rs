@@ -19,6 +19,7 @@ mod m0010_live_size;
 mod m0011_snapshot_pools;
 mod m0012_wide_addresses;
 mod m0013_networks;
+mod m0014_ports;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -48,6 +49,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0011_snapshot_pools::Migration),
             Box::new(m0012_wide_addresses::Migration),
             Box::new(m0013_networks::Migration),
+            Box::new(m0014_ports::Migration),
         ]
     }
 

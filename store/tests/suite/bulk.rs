@@ -96,7 +96,7 @@ async fn ports_inserted_at_once(database: Arc<TestDatabase>) {
             .map(|number| {
                 let mut port = sample::port(&instance, &network, 1);
                 let (mac, [_, last]) = addresses(number);
-                port.position = last;
+                sample::put_at(&mut port, last);
                 port.mac_address = mac;
                 let address = port.fixed_ips.remove(0);
                 // None, one, or two, in an order of their own.

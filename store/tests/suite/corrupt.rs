@@ -174,6 +174,33 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         &port.id.to_string(),
         "mac_address",
     );
+    for (column, value) in [
+        ("state", "'asleep'"),
+        ("state", "NULL"),
+        ("allowed_address_pairs", "'{}'"),
+        ("qos", "'[]'"),
+        ("mirrors", "'[1]'"),
+        ("project", "''"),
+        ("name", "''"),
+    ] {
+        let good = sample::port(&instance, &network, 6);
+        database.execute("DELETE FROM ports").await;
+        ports::insert(db, &good).await.unwrap();
+        database
+            .execute(&format!("UPDATE ports SET {column} = {value}"))
+            .await;
+        let named = if value == "NULL" {
+            "instance_id"
+        } else {
+            column
+        };
+        check(
+            ports::of_instance(db, instance.id).await,
+            "ports",
+            &good.id.to_string(),
+            named,
+        );
+    }
 
     database
         .execute("UPDATE claims SET extra = '{\"gpu\":1}'")

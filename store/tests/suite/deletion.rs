@@ -42,7 +42,7 @@ async fn set_up(store: &berth_store::Store) -> Setup {
     let db = store.pool();
     for (position, last) in [(0, 5), (1, 6)] {
         let mut port = sample::port(&instance, &network, last);
-        port.position = position;
+        sample::put_at(&mut port, position);
         ports::insert(db, &port).await.unwrap();
     }
     claims::insert(db, &sample::claim(&instance, host, ClaimRole::Current))

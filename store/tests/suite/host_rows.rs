@@ -70,7 +70,7 @@ async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<
     }
     // A second port of the first, in another network.
     let mut second = sample::port(&rows[0].0, &green, 77);
-    second.position = 1;
+    sample::put_at(&mut second, 1);
     ports::insert(db, &second).await.unwrap();
     rows[0].1.push(second);
 
@@ -193,7 +193,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         for position in 0..number % 4 {
             let network = &networks[(at + usize::from(position)) % 3];
             let mut port = sample::port(&row, network, 1 + number * 8 + position);
-            port.position = 3 - position;
+            sample::put_at(&mut port, 3 - position);
             ports::insert(db, &port).await.unwrap();
         }
         instances.push(row.id);

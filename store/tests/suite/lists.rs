@@ -109,17 +109,20 @@ async fn ports_of_many_instances_come_together(database: Arc<TestDatabase>) {
         let instance = sample::add_instance(db, &format!("i{number}")).await;
         for (position, network) in [(1, &green), (0, &blue)] {
             let mut port = sample::port(&instance, network, number);
-            port.position = position;
+            sample::put_at(&mut port, position);
             ports::insert(db, &port).await.unwrap();
             expected.push(port);
         }
     }
-    expected.sort_by_key(|port| (port.instance_id, port.position));
+    expected.sort_by_key(|port| (port.instance_id(), port.position()));
     // Unknown ones, and more than one statement holds, do no harm.
     let mut ids: Vec<_> = (0..20_500).map(|_| InstanceId::new()).collect();
     ids.splice(
         10_000..10_000,
-        expected.iter().step_by(2).map(|port| port.instance_id),
+        expected
+            .iter()
+            .step_by(2)
+            .filter_map(ports::PortRow::instance_id),
     );
     assert_eq!(ports::of_instances(db, &ids).await.unwrap(), expected);
     assert_eq!(ports::of_instances(db, &[]).await.unwrap(), []);

@@ -1,11 +1,16 @@
 //! What is written is read back, at both ends of every range; what could not be read back is not written.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use berth_common::{
     document::{
-        ConfigDrive, DesiredPower, FixedIp, ImageFormat, ImageRef, Incarnation, Ipv6AddressMode,
-        NetworkType, OnCrash, Reboot, RebootKind, Rescue, Route,
+        AddressPair, BandwidthLimit, ConfigDrive, DesiredPower, FixedIp, ImageFormat, ImageRef,
+        Incarnation, Ipv6AddressMode, MirrorDirection, MirrorTarget, NetworkType, OnCrash,
+        PortMirror, PortQos, Reboot, RebootKind, Rescue, Route,
     },
     ids::{HostId, InstanceId, Nonce, ServerGroupId, VolumeId},
     message::{
@@ -20,7 +25,7 @@ use berth_common::{
 };
 use berth_store::{
     StoreError, claims, claims::ClaimRole, documents, hosts, instances, instances::BootSource,
-    networks, ports, whole_millis,
+    networks, ports, ports::PortWishes, security_groups, whole_millis,
 };
 use chrono::{DateTime, Utc};
 
@@ -324,7 +329,7 @@ async fn ports_at_their_extremes(database: Arc<TestDatabase>) {
     let (_, network, instance) = sample::populate(&store).await;
     let mut bare = sample::port(&instance, &network, 9);
     bare.fixed_ips = vec![];
-    bare.position = u8::MAX;
+    sample::put_at(&mut bare, u8::MAX);
     let mut full = sample::port(&instance, &network, 1);
     full.mac_address = MacAddress::from_octets([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff]).unwrap();
     // In an order that neither their numbers nor their text would give.
@@ -334,6 +339,38 @@ async fn ports_at_their_extremes(database: Arc<TestDatabase>) {
             ip_address: IpAddr::from([255, 0, 0, last]),
         })
         .to_vec();
+    full.name = Some("p".repeat(63).parse().unwrap());
+    full.wishes = PortWishes {
+        admin_state_up: false,
+        port_security_enabled: true,
+        security_groups: BTreeSet::new(),
+        allowed_address_pairs: vec![
+            AddressPair {
+                ip_address: "2001:db8::/32".parse().unwrap(),
+                mac_address: Some(full.mac_address),
+            },
+            AddressPair {
+                ip_address: "0.0.0.0/0".parse().unwrap(),
+                mac_address: None,
+            },
+        ],
+        qos: PortQos {
+            egress: Some(BandwidthLimit {
+                max_kbps: u32::MAX,
+                max_burst_kbps: u32::MAX,
+            }),
+            ingress: None,
+        },
+        mirrors: vec![PortMirror {
+            direction: MirrorDirection::Both,
+            to: MirrorTarget::Port(bare.id),
+        }],
+    };
+    for name in ["a", "b"] {
+        let group = sample::security_group(name);
+        security_groups::insert(db, &group).await.unwrap();
+        full.wishes.security_groups.insert(group.id);
+    }
     ports::insert(db, &bare).await.unwrap();
     ports::insert(db, &full).await.unwrap();
     assert_eq!(

@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use berth_common::{
     document::{
-        DesiredPower, DiskBus, DocumentKey, FixedIp, Flavor, ImageFormat, ImageRef, Kind,
-        NetworkType, VolumeAccess, VolumeFormat, VolumeLimits, VolumeRef,
+        DesiredPower, DiskBus, DocumentKey, EtherType, FixedIp, Flavor, ImageFormat, ImageRef,
+        Kind, NetworkType, RuleDirection, RuleRemote, SecurityGroupRule, VolumeAccess,
+        VolumeFormat, VolumeLimits, VolumeRef,
     },
     ids::{
-        AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, ServerGroupId, SnapshotId,
-        SubnetId, VolumeId,
+        AggregateId, DecisionId, HostId, InstanceId, NetworkId, PortId, SecurityGroupId,
+        SecurityGroupRuleId, ServerGroupId, SnapshotId, SubnetId, VolumeId,
     },
     message::{
         heartbeat::{Heartbeat, NetworkCapabilities, PartHealth},
@@ -30,7 +31,8 @@ use berth_store::{
     hosts,
     instances::{self, BootSource, InstanceObserved, InstanceRow},
     networks::{self, NetworkRow},
-    ports::PortRow,
+    ports::{PortAttachment, PortRow, PortWishes},
+    security_groups::{SecurityGroupRow, SecurityGroupRuleRow},
     server_groups::ServerGroupRow,
     snapshots::SnapshotRow,
     subnets::SubnetRow,
@@ -162,14 +164,66 @@ pub(crate) fn subnet(network: NetworkId, cidr: &str) -> SubnetRow {
 pub(crate) fn port(instance: &InstanceRow, network: &NetworkRow, last: u8) -> PortRow {
     PortRow {
         id: PortId::new(),
-        instance_id: instance.id,
+        project: instance.project.clone(),
+        name: None,
         network_id: network.id,
-        position: 0,
+        attachment: Some(PortAttachment {
+            instance_id: instance.id,
+            position: 0,
+            state: AttachmentState::Attached,
+        }),
+        delete_with_instance: true,
         mac_address: MacAddress::from_octets([0x52, 0x54, 0, 0, 0, last]).unwrap(),
         fixed_ips: vec![FixedIp {
             subnet_id: network.subnets[0].id,
             ip_address: IpAddr::from([10, 0, 0, last]),
         }],
+        wishes: PortWishes::default(),
+        fingerprint: "f1".to_owned(),
+        created_at: time(0),
+    }
+}
+
+/// Gives the port of an instance another place among its NICs.
+pub(crate) fn put_at(port: &mut PortRow, position: u8) {
+    port.attachment.as_mut().unwrap().position = position;
+}
+
+/// Gives a port to another instance, at the same place.
+pub(crate) fn give_to(port: PortRow, instance: InstanceId) -> PortRow {
+    let attachment = port.attachment.map(|attachment| PortAttachment {
+        instance_id: instance,
+        ..attachment
+    });
+    PortRow { attachment, ..port }
+}
+
+pub(crate) fn security_group(name: &str) -> SecurityGroupRow {
+    SecurityGroupRow {
+        id: SecurityGroupId::new(),
+        project: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+        description: String::new(),
+        fingerprint: "f1".to_owned(),
+        created_at: time(0),
+    }
+}
+
+/// A rule that lets in what comes from another group, or from anywhere.
+pub(crate) fn ingress(
+    group: SecurityGroupId,
+    remote: Option<SecurityGroupId>,
+) -> SecurityGroupRuleRow {
+    SecurityGroupRuleRow {
+        group_id: group,
+        rule: SecurityGroupRule {
+            id: SecurityGroupRuleId::new(),
+            direction: RuleDirection::Ingress,
+            ethertype: EtherType::IPv4,
+            protocol: None,
+            remote: remote.map(RuleRemote::Group),
+        },
+        created_at: time(0),
     }
 }
 

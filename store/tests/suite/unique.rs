@@ -59,7 +59,7 @@ async fn ids_are_unique(database: Arc<TestDatabase>) {
     ports::insert(db, &port).await.unwrap();
     let mut other = sample::port(&instance, &network, 6);
     other.id = port.id;
-    other.position = 1;
+    sample::put_at(&mut other, 1);
     taken(ports::insert(db, &other).await, UniqueWhat::Id);
 }
 
@@ -212,7 +212,7 @@ async fn addresses_are_unique_in_their_network(database: Arc<TestDatabase>) {
         .await
         .unwrap();
     let mut next = sample::port(&second, &network, 5);
-    next.position = 1;
+    sample::put_at(&mut next, 1);
     ports::insert(db, &next).await.unwrap();
 }
 
@@ -275,16 +275,7 @@ async fn rows_refer_to_rows_that_exist(database: Arc<TestDatabase>) {
         assert!(!error.retryable());
     };
     let port = sample::port(&instance, &network, 5);
-    check(
-        ports::insert(
-            db,
-            &PortRow {
-                instance_id: InstanceId::new(),
-                ..port.clone()
-            },
-        )
-        .await,
-    );
+    check(ports::insert(db, &sample::give_to(port.clone(), InstanceId::new())).await);
     check(
         ports::insert(
             db,
@@ -335,11 +326,10 @@ async fn of_two_writers_of_the_same_address_exactly_one_wins(database: Arc<TestD
     let second = sample::add_instance(one.pool(), "db").await;
     for round in 0..20 {
         let mut port = sample::port(&first, &network, 10 + round);
-        port.position = round;
+        sample::put_at(&mut port, round);
         let mut rival = PortRow {
             id: PortId::new(),
-            instance_id: second.id,
-            ..port.clone()
+            ..sample::give_to(port.clone(), second.id)
         };
         rival.mac_address = sample::port(&second, &network, 100 + round).mac_address;
         race(
