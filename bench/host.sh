@@ -4,7 +4,7 @@
 # within 3 minutes after the build, agent within 10.
 #
 #   bench boot berth_ms=… by_hand_ms=… ratio=…             medians of alternating turns
-#   bench agent domains=… rss_mib=… idle_cpu_pct=…
+#   bench agent domains=… rss_mib=… idle_cpu_pct=… rss_anon_mib=… rss_file_mib=…
 #
 # host.sh boot|agent runs one of them.
 set -euo pipefail

@@ -21,6 +21,7 @@ pub mod ask;
 pub mod config;
 pub mod decide;
 pub mod engine;
+pub mod heap;
 pub mod inbox;
 pub mod metrics;
 pub mod preflight;

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use berth_agent::{
     config::{Config, DEFAULT_PATH},
+    heap,
     preflight::{self, NotReady, Severity},
     process, service,
 };
@@ -26,6 +27,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    heap::settle();
     process::exit("berth-agent", start(&Args::parse()))
 }
 

@@ -41,6 +41,7 @@ use crate::{
         room::{HostSize, RoomToGrow},
     },
     engine::Host,
+    heap,
     metrics::AgentMetrics,
     preflight,
     report::{
@@ -62,6 +63,9 @@ const WATCH_BREAKER: Duration = Duration::from_secs(1);
 const EVICT: Duration = Duration::from_secs(3600);
 /// How often it is tried to mend what a full disk prevented.
 const MEND: Duration = Duration::from_secs(60);
+
+/// The largest frame on its connections, in bytes: the smallest that every RabbitMQ takes. It says little and hears little.
+const FRAME_MAX: u32 = 8192;
 
 /// Runs an agent until cancelled.
 ///
@@ -118,7 +122,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let storage = Arc::new(DirStorage::new(paths.clone(), storage_options));
     let (compute, files): (Arc<dyn Compute>, Arc<dyn Storage>) = (libvirt.clone(), storage.clone());
     let (facts, facts_known) = watch::channel(None);
-    let connection = |name: String| RabbitConfig::new(config.bus_url.expose().clone(), name);
+    let connection = |name: String| RabbitConfig {
+        frame_max: Some(FRAME_MAX),
+        ..RabbitConfig::new(config.bus_url.expose().clone(), name)
+    };
     let name = format!("{} {}", app::AGENT, config.host_name);
     let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(connection(name.clone()))?);
     let net = Arc::new(KernelNet::new(state.root()));
@@ -198,6 +205,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         cancel.clone(),
     ));
     beside.spawn(until_cancelled(feed_watchdog(glances), cancel.clone()));
+    beside.spawn(until_cancelled(heap::keep_small(), cancel.clone()));
     let stopping = cancel.clone();
     beside.spawn(async move {
         stopping.cancelled().await;

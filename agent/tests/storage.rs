@@ -453,11 +453,25 @@ fn on_a_small_file_system<F: Future<Output = ()>>(
 
 /// Fills the file system except for so many bytes; returns the file to remove.
 fn fill_up(directory: &Path, leave: u64) -> PathBuf {
-    let status = nix::sys::statvfs::statvfs(directory).unwrap();
-    let available = status.blocks_available() * status.fragment_size();
     let path = directory.join("filler");
-    fs::write(&path, vec![1; usize::try_from(available - leave).unwrap()]).unwrap();
+    let size = usize::try_from(room(directory) - leave).unwrap();
+    fs::write(&path, vec![1; size]).unwrap();
     path
+}
+
+/// The bytes that may still be written.
+fn room(directory: &Path) -> u64 {
+    let status = nix::sys::statvfs::statvfs(directory).unwrap();
+    status.blocks_available() * status.fragment_size()
+}
+
+/// Waits until there is as much room as there was, but for some small files. What was removed takes its room for a while
+/// yet: a process that another test starts just now has all files of this one open until it runs its program.
+async fn room_again(directory: &Path, before: u64) {
+    wait_for("the room of removed files", || {
+        room(directory) + MIB / 8 >= before
+    })
+    .await;
 }
 
 // ------------------------------------------------------------------------------------------------- the good way
@@ -2434,6 +2448,7 @@ fn a_full_disk_during_a_download_is_survived() {
         });
         let stated = image(&server.url("/stated"), &bytes, ImageFormat::Raw);
         let unstated = image(&server.url("/unstated"), &bytes, ImageFormat::Raw);
+        let before = room(&root);
         let filler = fill_up(&root, 2 * MIB);
         fails(
             host.fetch(&stated).await,
@@ -2456,14 +2471,10 @@ fn a_full_disk_during_a_download_is_survived() {
         );
         assert_eq!(host.image_files(), [""; 0]);
         fs::remove_file(filler).unwrap();
+        room_again(&root, before).await;
         host.fetch(&unstated).await.unwrap();
         assert_eq!(host.image_files(), [stated.sha256.as_str()]);
     });
-}
-
-fn free(directory: &Path) -> u64 {
-    let status = nix::sys::statvfs::statvfs(directory).unwrap();
-    status.blocks_available() * status.fragment_size()
 }
 
 #[test]
@@ -2484,7 +2495,7 @@ fn an_endless_download_leaves_guests_room_to_grow() {
                 loop {
                     stream.write_all(&piece)?;
                     let mut lowest = seen.lock().unwrap();
-                    *lowest = free(&watched).min(*lowest);
+                    *lowest = room(&watched).min(*lowest);
                 }
             });
             let endless = image(&server.url("/"), b"never", ImageFormat::Raw);
@@ -2527,6 +2538,7 @@ fn downloads_that_run_count_before_their_bytes_arrive() {
         let slow = image(&server.url("/slow"), &bytes, ImageFormat::Raw);
         let other = image(&server.url("/other"), &bytes[1..], ImageFormat::Raw);
         let unstated = image(&server.url("/unstated"), &bytes[2..], ImageFormat::Raw);
+        let before = room(&root);
         let (storage, wanted) = (host.storage.clone(), slow.clone());
         let (progress, mut told) = watch::channel(None);
         let running = tokio::spawn(async move { storage.fetch_image(&wanted, &progress).await });
@@ -2546,6 +2558,7 @@ fn downloads_that_run_count_before_their_bytes_arrive() {
             true,
             &["was stopped"],
         );
+        room_again(&root, before).await;
         gate.open();
         running.await.unwrap().unwrap();
         assert_eq!(host.image_files(), [slow.sha256.as_str()]);
@@ -2583,6 +2596,7 @@ fn a_full_disk_while_an_image_is_converted_is_survived() {
                 ImageFormat::Vmdk,
             );
             // Room for what is fetched, and for half of what that becomes.
+            let before = room(&root);
             let filler = fill_up(&root, 6 * MIB);
             if keep > 0 {
                 // One that is slow enough to be seen: it takes what room there is, and stays.
@@ -2600,11 +2614,13 @@ fn a_full_disk_while_an_image_is_converted_is_survived() {
             assert_eq!(host.image_files(), [""; 0]);
             assert!(!host.storage.has_image(&image).await.unwrap());
             fs::remove_file(filler).unwrap();
+            room_again(&root, before).await;
             qemu_img(&host, "exec /usr/bin/qemu-img \"$@\"");
             host.fetch(&image).await.unwrap();
             let name = format!("{}.vmdk.qcow2", image.sha256);
             assert_eq!(host.image_files(), [name]);
             fs::remove_dir_all(host.root.join("state")).unwrap();
+            room_again(&root, before).await;
         }
     });
 }
@@ -2635,6 +2651,7 @@ fn a_full_disk_in_the_middle_of_a_download_keeps_no_part_of_it() {
             ..image.clone()
         };
         let (storage, slow) = (host.storage.clone(), wanted.clone());
+        let before = room(&root);
         let running =
             tokio::spawn(async move { storage.fetch_image(&slow, &watch::channel(None).0).await });
         let partial = host.paths.images.join(format!(".partial-{}", image.sha256));
@@ -2654,6 +2671,7 @@ fn a_full_disk_in_the_middle_of_a_download_keeps_no_part_of_it() {
         assert_eq!(host.image_files(), [""; 0]);
         assert!(!host.storage.has_image(&image).await.unwrap());
         fs::remove_file(filler).unwrap();
+        room_again(&root, before).await;
         host.fetch(&image).await.unwrap();
         assert_eq!(host.image_files(), [image.sha256.as_str()]);
     });
@@ -2673,6 +2691,7 @@ fn a_full_disk_while_a_disk_is_made_is_survived() {
         let id = InstanceId::new();
         let plan = host.plan(id, &image, 1 << 30);
         // Room for the directory and the log of calls, not for the disk's first tables.
+        let before = room(&root);
         let filler = fill_up(&root, 40_960);
         fails(
             host.create(&plan).await,
@@ -2686,6 +2705,7 @@ fn a_full_disk_while_a_disk_is_made_is_survived() {
             BTreeSet::new()
         );
         fs::remove_file(filler).unwrap();
+        room_again(&root, before).await;
         host.create(&plan).await.unwrap();
         assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
         let (size, used) = host.storage.space().await.unwrap();

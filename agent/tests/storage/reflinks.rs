@@ -17,7 +17,7 @@ use nix::{
 
 use super::{
     snapshots::{of, stored},
-    volumes::{FORMATS, check_content, room, run},
+    volumes::{FORMATS, check_content, run},
     *,
 };
 

@@ -14,7 +14,7 @@ use berth_common::{
 };
 
 use super::{
-    volumes::{FORMATS, check_content, room, run},
+    volumes::{FORMATS, check_content, run},
     *,
 };
 
@@ -233,6 +233,7 @@ fn a_disk_that_fills_up_hurts_the_snapshot_alone() {
         host.make(&volume).await;
         let content = noise(12 * MIB);
         fs::write(&volume.path, &content).unwrap();
+        let before = room(&root);
         let ballast = host.file("ballast", &noise(8 * MIB));
         let snapshot = host.new_snapshot(&volume);
         for step in [
@@ -256,6 +257,7 @@ fn a_disk_that_fills_up_hurts_the_snapshot_alone() {
         for path in [more, ballast] {
             fs::remove_file(path).unwrap();
         }
+        room_again(&root, before).await;
         check_content(&host, &volume, &content);
         host.keep(&snapshot).await;
         assert_eq!(host.kept(snapshot.id).await, whole(12 * MIB));
@@ -293,12 +295,14 @@ fn a_snapshot_that_is_being_made_keeps_the_room_that_it_still_takes() {
         let full = &["volume", "has room for"];
         fails(prepare(second).await, FaultCode::DiskFull, true, full);
         // What is written of it is room that is gone, and promised no more.
+        let before = room(&root);
         host.write_live(first.id, &noise(4 * MIB));
         check(first).await;
         fails(prepare(second).await, FaultCode::DiskFull, true, full);
         host.storage.release_snapshot_room(first.id);
         let partial = StorageStep::DiscardPartialSnapshot(stored(first.id));
         host.step(partial).await.unwrap();
+        room_again(&root, before).await;
         prepare(second).await.unwrap();
     });
 }

@@ -61,6 +61,9 @@ pub struct RabbitConfig {
     pub connect_timeout: Duration,
     /// How long a publish waits for a connection and for its confirm, all in all.
     pub publish_timeout: Duration,
+    /// The largest frame in bytes; without it what the broker proposes. Room for 32 of them is kept in each direction, in
+    /// memory that never comes back. Bodies travel in as many frames as they need, headers in one.
+    pub frame_max: Option<u32>,
 }
 
 impl RabbitConfig {
@@ -72,6 +75,7 @@ impl RabbitConfig {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             publish_timeout: Duration::from_secs(10),
+            frame_max: None,
         }
     }
 
@@ -117,6 +121,7 @@ impl fmt::Debug for RabbitConfig {
             .field("heartbeat", &self.heartbeat)
             .field("connect_timeout", &self.connect_timeout)
             .field("publish_timeout", &self.publish_timeout)
+            .field("frame_max", &self.frame_max)
             .finish()
     }
 }

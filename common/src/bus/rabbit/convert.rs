@@ -14,7 +14,7 @@ use super::super::{DeadInfo, Message};
 
 /// Persistent: written to disk by durable queues.
 const PERSISTENT: u8 = 2;
-/// The longest reason in a header, in characters: headers travel in one frame.
+/// The longest reason in a header, in bytes: headers travel in one frame.
 const REASON_LIMIT: usize = 4000;
 /// The header that keeps the expiration of a dead message, which itself must not expire.
 const HEADER_EXPIRATION: &str = "x-berth-expiration";
@@ -140,8 +140,8 @@ pub(super) fn to_dead(properties: &BasicProperties, queue: &str, reason: &str) -
             headers.insert(key.clone(), value.clone());
         }
     }
-    let reason: String = reason.chars().take(REASON_LIMIT).collect();
-    headers.insert(HEADER_REASON.into(), text(&reason));
+    let (reason, _) = reason.split_at(reason.floor_char_boundary(REASON_LIMIT));
+    headers.insert(HEADER_REASON.into(), text(reason));
     headers.insert(HEADER_QUEUE.into(), text(queue));
     if let Some(expiration) = properties.expiration() {
         headers.insert(HEADER_EXPIRATION.into(), text(expiration.as_str()));

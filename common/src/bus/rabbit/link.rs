@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::{Stream, StreamExt};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::types::LongString;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
@@ -334,6 +335,7 @@ impl Link {
         let mut uri = self.uri.clone();
         let heartbeat = u16::try_from(self.config.heartbeat.as_secs()).unwrap_or(u16::MAX);
         uri.query.heartbeat = Some(heartbeat.max(1));
+        uri.query.frame_max = uri.query.frame_max.or(self.config.frame_max);
         let limit = self.config.connect_timeout;
         let connection = timeout(limit, Connection::connect_uri(uri, properties))
             .await
@@ -375,7 +377,7 @@ impl Link {
                         if !connection.status().connected() {
                             return Loss {
                                 why: error.to_string(),
-                                unreadable: matches!(error.kind(), ErrorKind::ParsingError(_)),
+                                unreadable: is_unreadable(error.kind()),
                             };
                         }
                     }
@@ -389,6 +391,18 @@ impl Link {
                 }
             }
         }
+    }
+}
+
+/// Whether something was sent that cannot be read: no frame at all, or one that is too large. Headers travel in one frame,
+/// and who wrote them may have had larger ones.
+fn is_unreadable(error: &ErrorKind) -> bool {
+    match error {
+        ErrorKind::ParsingError(_) => true,
+        ErrorKind::ProtocolError(error) => {
+            *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR)
+        }
+        _ => false,
     }
 }
 

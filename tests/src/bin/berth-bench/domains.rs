@@ -62,11 +62,13 @@ pub(crate) fn run(count: usize, watched: Duration) -> anyhow::Result<()> {
         tokio::time::sleep(watched).await;
         let used = process.used()?.saturating_sub(before);
         print(&format!(
-            "bench agent domains={count} rss_mib={:.1} idle_cpu_pct={:.2} seconds={} rss_peak_mib={:.1}",
+            "bench agent domains={count} rss_mib={:.1} idle_cpu_pct={:.2} seconds={} rss_peak_mib={:.1} rss_anon_mib={:.1} rss_file_mib={:.1}",
             memory(pid, "VmRSS:")?,
             100.0 * used.as_secs_f64() / watched.as_secs_f64(),
             watched.as_secs(),
             memory(pid, "VmHWM:")?,
+            memory(pid, "RssAnon:")?,
+            memory(pid, "RssFile:")?,
         ));
         cloud.delete_all().await?;
         // None may be left when the cloud is ended: that deletes what it finds.
