@@ -117,7 +117,7 @@ async fn delete<C: Caller>(context: &Context<C>, name: &str) -> Result<SubnetVie
         project: Some(project.clone()),
         network: None,
     };
-    let mut subnets = context
+    let subnets = context
         .ask(&all)
         .await
         .map_err(CtlError::before_asking)?
@@ -125,7 +125,6 @@ async fn delete<C: Caller>(context: &Context<C>, name: &str) -> Result<SubnetVie
     let has_name = |subnet: &&SubnetView| subnet.name() == name;
     // Which of several is meant, only their ids say: the scheduler tells how many there are.
     if subnets.iter().filter(has_name).count() > 1 {
-        subnets.clear();
         let request = SubnetDelete {
             subnet: name.to_owned(),
             project,

@@ -339,6 +339,8 @@ mod tests {
         | Availability zone     | nova                                    |
         | Aggregates            | -                                       |
         | Physical networks     | -                                       |
+        | Networks it can build | -                                       |
+        | Address for VXLAN     | -                                       |
         | Instances             | 1                                       |
         | Virtualization        | qemu                                    |
         | Architecture          | x86_64                                  |
@@ -417,6 +419,8 @@ mod tests {
         | Availability zone     | rack-1                                  |
         | Aggregates            | rack-1, ssd                             |
         | Physical networks     | physnet1, physnet2                      |
+        | Networks it can build | vlan, vxlan                             |
+        | Address for VXLAN     | 192.0.2.7                               |
         | Instances             | 1                                       |
         | Virtualization        | qemu                                    |
         | Architecture          | x86_64                                  |

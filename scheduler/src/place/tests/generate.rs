@@ -195,7 +195,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         (weighted(0.15, words("net", 2)), any_need(), any_need()),
     );
     let hosts = (
-        weighted(0.05, 0..hosts.max(1)),
+        weighted(0.08, 0..hosts.max(1)),
         weighted(0.1, some_hosts(hosts)),
         weighted(0.1, some_hosts(hosts)),
         weighted(0.4, any_group(hosts)),
