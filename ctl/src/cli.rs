@@ -5,6 +5,8 @@ mod host;
 mod instance;
 mod network;
 mod placement;
+mod port;
+mod security_group;
 mod server_group;
 mod snapshot;
 mod volume;
@@ -20,6 +22,8 @@ pub(crate) use self::{
     instance::{ConsoleArgs, Instance, InstanceCreateArgs},
     network::{Network, NetworkCreateArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
+    port::{AddNetworkArgs, Port, PortCreateArgs, PortSetArgs},
+    security_group::{SecurityGroup, SecurityGroupRuleCommand, SecurityGroupRuleCreateArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
     volume::{Volume, VolumeCreateArgs},
@@ -106,6 +110,12 @@ pub(crate) enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(Network),
+    /// Ports: virtual NICs with their addresses, by themselves.
+    #[command(subcommand)]
+    Port(Port),
+    /// Security groups: what ports may send and receive.
+    #[command(subcommand)]
+    SecurityGroup(SecurityGroup),
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),

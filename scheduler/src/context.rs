@@ -10,7 +10,7 @@ use std::{
 use berth_common::{
     bus::{Bus, ask_queue, compute_queue},
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, SecurityGroupId, SnapshotId, VolumeId},
     names::HostName,
     telemetry::error_chain,
 };
@@ -74,6 +74,8 @@ pub struct Writing<'a> {
     pub cloud: Image<'a>,
     /// What the documents of which hosts follow from.
     touched: BTreeMap<HostId, Touched>,
+    /// Which security groups changed, and who is in them.
+    groups: TouchedGroups,
     /// Documents that are written already, to be published after the commit.
     fresh: Vec<Publication>,
     decisions: Vec<DecisionRow>,
@@ -91,12 +93,22 @@ pub struct Touched {
     pub again: BTreeSet<DocumentKey>,
 }
 
+/// What of security groups has changed: documents of any host may follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TouchedGroups {
+    /// The rules of these.
+    pub rules: BTreeSet<SecurityGroupId>,
+    /// Whose ports have these, by their network.
+    pub members: BTreeSet<(NetworkId, SecurityGroupId)>,
+}
+
 /// Where a [`Writing`] was when something began that can be taken back.
 #[must_use = "it must be ended"]
 pub struct Attempt {
     outer: Txn,
     mark: Mark,
     touched: BTreeMap<HostId, Touched>,
+    groups: TouchedGroups,
     fresh: usize,
     decisions: usize,
     forgotten: usize,
@@ -157,6 +169,33 @@ impl Writing<'_> {
         self.touched.entry(host).or_default().keys.insert(key);
     }
 
+    /// The rules of a security group changed.
+    pub fn touch_rules(&mut self, group: SecurityGroupId) {
+        self.groups.rules.insert(group);
+    }
+
+    /// The addresses of those who have these security groups in a network changed.
+    pub fn touch_members(
+        &mut self,
+        network: NetworkId,
+        groups: impl IntoIterator<Item = SecurityGroupId>,
+    ) {
+        let members = groups.into_iter().map(|group| (network, group));
+        self.groups.members.extend(members);
+    }
+
+    /// Finds out which documents may follow from what changed of security groups, as the rows are now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn spread(&mut self) -> Result<(), ClaimError> {
+        let groups = std::mem::take(&mut self.groups);
+        for (host, network) in claim::documents::dependents(&self.txn, &groups).await? {
+            self.touch_network(host, network);
+        }
+        Ok(())
+    }
+
     /// The document of a volume on a host may follow from other rows now.
     pub fn touch_volume(&mut self, host: HostId, volume: VolumeId) {
         let key = DocumentKey {
@@ -205,6 +244,7 @@ impl Writing<'_> {
             outer: std::mem::replace(&mut self.txn, inner),
             mark: self.cloud.mark(),
             touched: self.touched.clone(),
+            groups: self.groups.clone(),
             fresh: self.fresh.len(),
             decisions: self.decisions.len(),
             forgotten: self.forgotten.len(),
@@ -223,6 +263,7 @@ impl Writing<'_> {
         drop(inner);
         self.cloud.undo_to(attempt.mark);
         self.touched = attempt.touched;
+        self.groups = attempt.groups;
         self.fresh.truncate(attempt.fresh);
         // No row will have them, and whoever asked for several hears of one.
         for undone in self.decisions.drain(attempt.decisions..) {
@@ -239,6 +280,7 @@ impl Writing<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn derive(&mut self) -> Result<(), ClaimError> {
+        self.spread().await?;
         let touched = std::mem::take(&mut self.touched);
         let fresh = claim::documents::refresh(self, &touched).await?;
         self.fresh.extend(fresh);
@@ -321,6 +363,7 @@ impl Context {
             txn,
             cloud: Image(cloud),
             touched: BTreeMap::new(),
+            groups: TouchedGroups::default(),
             fresh: Vec::new(),
             decisions: Vec::new(),
             forgotten: Vec::new(),

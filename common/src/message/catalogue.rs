@@ -5,13 +5,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
+    port::{
+        InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList,
+        PortSet, PortShow,
+    },
     question::{
         InstanceConsoleOutput, InstanceEndpoints, InstancePingGuestAgent, InstanceScreenshot,
         QUESTION_TYPE, QUESTION_VERSION, Question,
-    },
-    port::{
-        InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList, PortSet,
-        PortShow,
     },
     report::{REPORT_TYPE, REPORT_VERSION, Report},
     request::{

@@ -14,13 +14,13 @@ use super::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
     },
-    question::{
-        ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
-        InstancePingGuestAgent, InstanceScreenshot, Screenshot,
-    },
     port::{
         InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList,
         PortListReply, PortSet, PortShow,
+    },
+    question::{
+        ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
+        InstancePingGuestAgent, InstanceScreenshot, Screenshot,
     },
     security_group::{
         SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupListReply,

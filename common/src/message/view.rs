@@ -20,8 +20,8 @@ use crate::{
     ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, SubnetId, VolumeId},
     names::{
         AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
-        PoolName, PortName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName, VolumeName,
-        ZoneName,
+        PoolName, PortName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName,
+        VolumeName, ZoneName,
     },
     units::{AllocationRatio, DiskGb, Generation, MemoryMb, Vcpus},
 };

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use berth_common::{ids::InstanceId, names::MacAddress};
+use berth_common::names::MacAddress;
 use berth_store::networks::SubnetRow;
+use uuid::Uuid;
 
 /// Why an address cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,11 +100,11 @@ fn reserved(subnet: &SubnetRow, address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// An Ethernet address that no port of the network has: derived from the instance and the port's position, so
+/// An Ethernet address that no port of the network has: derived from the port, or its instance and its position there, so
 /// that a repeated request arrives at the same one.
 #[must_use]
-pub fn choose_mac(used: &BTreeSet<MacAddress>, instance: InstanceId, position: u8) -> MacAddress {
-    let mut seed = instance.as_uuid().as_bytes().to_vec();
+pub fn choose_mac(used: &BTreeSet<MacAddress>, (id, position): (Uuid, u8)) -> MacAddress {
+    let mut seed = id.as_bytes().to_vec();
     seed.push(position);
     loop {
         let mac = MacAddress::derived(&seed);
@@ -183,7 +184,7 @@ mod tests {
         fn a_chosen_mac_is_never_a_used_one(instances in 1_usize..50) {
             let mut used = BTreeSet::new();
             for _ in 0..instances {
-                let mac = choose_mac(&used, InstanceId::new(), 0);
+                let mac = choose_mac(&used, (Uuid::new_v4(), 0));
                 prop_assert!(used.insert(mac));
             }
         }

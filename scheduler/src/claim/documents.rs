@@ -13,14 +13,16 @@ use berth_common::{
     units::Generation,
 };
 use berth_store::{
+    Executor,
     documents::{self, DocumentRow},
     host_rows::{self, HostPart},
+    security_groups,
 };
 use chrono::{DateTime, Utc};
 
 use super::ClaimError;
 use crate::{
-    context::{Touched, Writing},
+    context::{Touched, TouchedGroups, Writing},
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
@@ -77,6 +79,20 @@ pub async fn refresh(
     }
     documents::upsert_many(writing.txn(), &fresh).await?;
     Ok(publications)
+}
+
+/// The networks on hosts whose documents may follow from what changed of security groups: those with a port that has a group
+/// whose rules changed, and those with a port whose rules name a group that others have now, or no longer have.
+///
+/// # Errors
+/// When the database fails.
+pub async fn dependents(
+    db: &impl Executor,
+    groups: &TouchedGroups,
+) -> Result<BTreeSet<(HostId, NetworkId)>, ClaimError> {
+    let mut places = security_groups::places_with(db, &groups.rules).await?;
+    places.extend(security_groups::places_that_name(db, &groups.members).await?);
+    Ok(places)
 }
 
 /// What must be read for these documents.

@@ -14,7 +14,7 @@ use berth_store::{
     instances, snapshots, volumes,
 };
 
-use super::{ClaimError, conflict, facts, invalid, not_found};
+use super::{ClaimError, conflict, facts, invalid, not_found, ports};
 use crate::{context::Writing, report::show};
 
 /// Lets a host get new instances, or no more.
@@ -109,6 +109,7 @@ pub async fn delete(
     }
     // Their host will never confirm that they are gone; by this request its operator does.
     for instance in instances {
+        ports::touch_members_of(writing, instance.id).await?;
         instances::mark_deleted(writing.txn(), instance.id, writing.now).await?;
         writing.cloud.unplace(instance.id);
     }
