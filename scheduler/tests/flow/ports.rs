@@ -76,21 +76,53 @@ async fn wait_for_port(cloud: &Cloud, id: PortId, status: PortStatus) -> PortVie
     }
 }
 
-/// The newest documents of the instance and of its network, both carried out.
-async fn both(host: &mut Host) -> (InstanceSpec, NetworkSpec) {
-    let documents = host.next_of(&[Kind::Network, Kind::Instance]).await;
-    for document in documents.values() {
-        host.carry_out(document, PowerState::Running).await;
+/// Carries out what comes until the documents of the instance and of its network are so; what was told before may come again.
+async fn until(
+    host: &mut Host,
+    instance: impl Fn(&InstanceSpec) -> bool,
+    network: impl Fn(&NetworkSpec) -> bool,
+) -> (InstanceSpec, NetworkSpec) {
+    let (mut of_instance, mut of_network) = (None, None);
+    loop {
+        let document = host.next().await;
+        host.carry_out(&document, PowerState::Running).await;
+        match document {
+            Document::Instance(document) => {
+                of_instance = document.spec.filter(&instance).or(of_instance);
+            }
+            Document::Network(document) => {
+                of_network = document.spec.filter(&network).or(of_network);
+            }
+            _ => {}
+        }
+        if let (Some(instance), Some(network)) = (&of_instance, &of_network) {
+            return (instance.clone(), network.clone());
+        }
     }
-    let (Document::Instance(instance), Document::Network(network)) =
-        (&documents[&Kind::Instance], &documents[&Kind::Network])
-    else {
-        panic!("{documents:?}")
-    };
-    (
-        instance.spec.clone().unwrap(),
-        network.spec.clone().unwrap(),
-    )
+}
+
+/// The document of the instance with so many ports, not carried out.
+async fn with_ports(host: &mut Host, instance: &InstanceView, count: usize) -> Document {
+    loop {
+        let document = host.next_about(instance.id).await;
+        if let Document::Instance(wanted) = &document
+            && wanted.spec.as_ref().unwrap().ports.len() == count
+        {
+            return document;
+        }
+    }
+}
+
+/// What the host is told of the network, until it is so.
+async fn network_until(host: &mut Host, is: impl Fn(&NetworkSpec) -> bool) -> NetworkSpec {
+    loop {
+        let told = host.next_of(&[Kind::Network]).await;
+        if let Document::Network(document) = &told[&Kind::Network]
+            && let Some(spec) = document.spec.clone().filter(&is)
+        {
+            return spec;
+        }
+    }
 }
 
 /// A cloud of one host with a running instance in network `blue`.
@@ -103,7 +135,7 @@ async fn running() -> (Cloud, Host, InstanceView) {
         .await;
     assert_eq!(view.ports[0].status, PortStatus::Attaching);
     assert!(view.ports[0].port_security_enabled && view.ports[0].delete_with_instance);
-    both(&mut host).await;
+    until(&mut host, |_| true, |_| true).await;
     let view = cloud
         .wait_for_instance(view.id, "active", |view| {
             view.vm_state == VmState::Active && view.ports[0].status == PortStatus::Active
@@ -137,10 +169,9 @@ async fn a_port_is_plugged_in_and_free_only_when_its_host_saw_it_gone() {
     assert_eq!(view.ports[1].status, PortStatus::Attaching);
     let repeated = cloud.ok(attach(&web, made.id)).await;
     assert_eq!(repeated.generation, view.generation);
-    let (instance_spec, network_spec) = both(&mut host).await;
-    assert_eq!(instance_spec.ports.len(), 2);
+    let two = |instance: &InstanceSpec| instance.ports.len() == 2;
+    let (instance_spec, _) = until(&mut host, two, |network| network.ports.len() == 2).await;
     assert_eq!(instance_spec.ports[1].id, made.id);
-    assert_eq!(network_spec.ports.len(), 2);
     wait_for_port(&cloud, made.id, PortStatus::Active).await;
 
     let gone = PortDelete {
@@ -156,12 +187,7 @@ async fn a_port_is_plugged_in_and_free_only_when_its_host_saw_it_gone() {
     cloud
         .refused(attach(&web, made.id), conflict, "is being unplugged")
         .await;
-    let documents = host.next_of(&[Kind::Instance]).await;
-    let document = &documents[&Kind::Instance];
-    let Document::Instance(wanted) = document else {
-        panic!()
-    };
-    assert_eq!(wanted.spec.as_ref().unwrap().ports.len(), 1);
+    let document = &with_ports(&mut host, &web, 1).await;
     // It is still there: an old domain's word, and that of an agent that does not tell, free nothing.
     let told = (document.key(), document.generation());
     for (ports, status) in [
@@ -187,11 +213,7 @@ async fn a_port_is_plugged_in_and_free_only_when_its_host_saw_it_gone() {
     let view = wait_for_port(&cloud, made.id, PortStatus::Down).await;
     assert_eq!(view.instance_id, None);
     // The network forgets it only now.
-    let documents = host.next_of(&[Kind::Network]).await;
-    let Document::Network(network) = &documents[&Kind::Network] else {
-        panic!()
-    };
-    assert_eq!(network.spec.as_ref().unwrap().ports.len(), 1);
+    network_until(&mut host, |network| network.ports.len() == 1).await;
     cloud.ok(gone).await;
     cloud
         .refused(show(made.id), RefusalCode::NotFound, "has no port")
@@ -217,12 +239,13 @@ async fn a_port_that_was_made_for_an_instance_goes_when_it_is_unplugged() {
     let view = cloud.ok(request.clone()).await;
     assert_eq!(cloud.ok(request.clone()).await.ports, view.ports);
     let id = view.ports[1].id;
-    let (_, network) = both(&mut host).await;
+    let two = |network: &NetworkSpec| network.ports.len() == 2;
+    let (_, network) = until(&mut host, |instance| instance.ports.len() == 2, two).await;
     let theirs = network.ports.iter().find(|port| port.id == id).unwrap();
     assert_eq!(theirs.security, None, "it has no port security");
     wait_for_port(&cloud, id, PortStatus::Active).await;
     cloud.ok(detach(&web, id)).await;
-    let document = host.next_about(web.id).await;
+    let document = with_ports(&mut host, &web, 1).await;
     host.carry_out(&document, PowerState::Running).await;
     cloud
         .wait_for_instance(web.id, "unplugged", |view| view.ports.len() == 1)
@@ -270,7 +293,7 @@ async fn an_instance_is_created_with_a_port_that_outlives_it() {
     let invalid = RefusalCode::Invalid;
     let refusal = cloud.refused(both_named, invalid, "name one of them").await;
     assert!(refusal.message.contains("must name a network or a port"));
-    both(&mut host).await;
+    until(&mut host, |_| true, |_| true).await;
     let listed = cloud
         .ok(PortList {
             project: None,
@@ -311,11 +334,14 @@ async fn what_is_wanted_of_a_port_reaches_its_host() {
         })
         .await;
     assert_eq!(view.name.as_ref().unwrap().as_str(), "uplink");
-    let (instance_spec, network_spec) = both(&mut host).await;
-    assert_eq!(instance_spec.ports[0].link, PortLink::Down);
-    let security = network_spec.ports[0].security.as_ref().unwrap();
-    assert_eq!(security.allowed_address_pairs.len(), 1);
-    assert_eq!(security.security_groups.len(), 1);
+    let down = |instance: &InstanceSpec| instance.ports[0].link == PortLink::Down;
+    let paired = |network: &NetworkSpec| {
+        let security = network.ports[0].security.as_ref();
+        security.is_some_and(|security| {
+            security.allowed_address_pairs.len() == 1 && security.security_groups.len() == 1
+        })
+    };
+    until(&mut host, down, paired).await;
 
     let off = PortSet {
         port_security_enabled: Some(false),
@@ -323,11 +349,7 @@ async fn what_is_wanted_of_a_port_reaches_its_host() {
     };
     let view = cloud.ok(off.clone()).await;
     assert_eq!(view.security_groups.len(), 1, "they are kept");
-    let documents = host.next_of(&[Kind::Network]).await;
-    let Document::Network(network) = &documents[&Kind::Network] else {
-        panic!()
-    };
-    assert_eq!(network.spec.as_ref().unwrap().ports[0].security, None);
+    network_until(&mut host, |network| network.ports[0].security.is_none()).await;
 
     let wrong: PortSet = serde_json::from_value(json!({
         "port": id,
