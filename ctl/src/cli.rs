@@ -6,9 +6,11 @@ mod instance;
 mod network;
 mod placement;
 mod port;
+mod security_group;
 mod server_group;
 mod snapshot;
 mod subnet;
+mod trace;
 mod volume;
 
 use std::{ffi::OsString, fmt::Display, path::PathBuf, str::FromStr, time::Duration};
@@ -22,10 +24,12 @@ pub(crate) use self::{
     instance::{ConsoleArgs, Instance, InstanceCreateArgs},
     network::{Network, NetworkCreateArgs, NetworkSetArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
-    port::Port,
+    port::{AddNetworkArgs, Port, PortCreateArgs, PortSetArgs},
+    security_group::{SecurityGroup, SecurityGroupRuleCommand, SecurityGroupRuleCreateArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
     subnet::{Gateway, Subnet, SubnetCreateArgs, SubnetSetArgs},
+    trace::PortTraceArgs,
     volume::{Volume, VolumeCreateArgs},
 };
 
@@ -110,12 +114,15 @@ pub(crate) enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(Network),
-    /// Ports.
-    #[command(subcommand)]
-    Port(Port),
     /// Subnets: the addresses of networks.
     #[command(subcommand)]
     Subnet(Subnet),
+    /// Ports: virtual NICs with their addresses, by themselves.
+    #[command(subcommand)]
+    Port(Port),
+    /// Security groups: what ports may send and receive.
+    #[command(subcommand)]
+    SecurityGroup(SecurityGroup),
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),

@@ -7,7 +7,10 @@ use berth_common::{
         heartbeat::NetworkCapabilities,
         placement::{AggregateView, DecisionView, ServerGroupView},
         request::Method,
-        view::{HostStatus, HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
+        security_group::SecurityGroupView,
+        view::{
+            HostStatus, HostView, InstanceView, NetworkView, PortView, SnapshotView, VolumeView,
+        },
     },
     refusal::{Refusal, RefusalCode},
 };
@@ -60,13 +63,15 @@ pub(crate) fn context(
 }
 
 /// The keys that say what a request is about, the first that is there.
-const SUBJECTS: [&str; 8] = [
+const SUBJECTS: [&str; 10] = [
     "snapshot",
     "volume",
     "instance",
     "network",
     "aggregate",
     "server_group",
+    "security_group",
+    "port",
     "host",
     "id",
 ];
@@ -154,6 +159,60 @@ pub(crate) fn instance() -> InstanceView {
         "observed_generation": 1,
         "created_at": "2026-01-02T03:04:05Z",
         "updated_at": "2026-01-02T03:04:15Z",
+    }))
+}
+
+/// A port that an instance has.
+pub(crate) fn port() -> PortView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-000000000002",
+        "name": "uplink",
+        "project": "lab",
+        "network_id": "0191e7a0-0000-7000-8000-000000000003",
+        "network": "net0",
+        "status": "active",
+        "instance_id": "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11",
+        "mac_address": "52:54:00:12:34:56",
+        "fixed_ips": [{ "subnet_id": "0191e7a0-0000-7000-8000-000000000004", "ip_address": "10.0.0.5" }],
+        "port_security_enabled": true,
+        "security_groups": [{ "id": "0191e7a0-0000-7000-8000-00000000000a", "name": "web" }],
+        "allowed_address_pairs": [{ "ip_address": "10.0.0.100/32" }],
+        "qos": { "egress": { "max_kbps": 10000, "max_burst_kbps": 2000 } },
+        "mirrors": [{ "direction": "both", "to": { "interface": "eth1" } }],
+        "created_at": "2026-01-02T03:04:05Z",
+    }))
+}
+
+/// A security group that lets the web in.
+pub(crate) fn security_group() -> SecurityGroupView {
+    read(json!({
+        "id": "0191e7a0-0000-7000-8000-00000000000a",
+        "name": "web",
+        "project": "lab",
+        "description": "what the world may reach",
+        "rules": [
+            {
+                "id": "0191e7a0-0000-7000-8000-00000000000b",
+                "direction": "egress",
+                "ethertype": "IPv4",
+            },
+            {
+                "id": "0191e7a0-0000-7000-8000-00000000000c",
+                "direction": "ingress",
+                "ethertype": "IPv4",
+                "protocol": { "name": "tcp", "ports": { "min": 80, "max": 443 } },
+                "remote": { "prefix": "10.0.0.0/8" },
+            },
+            {
+                "id": "0191e7a0-0000-7000-8000-00000000000d",
+                "direction": "ingress",
+                "ethertype": "IPv6",
+                "protocol": { "name": "icmp", "type": 128 },
+                "remote": { "group": "0191e7a0-0000-7000-8000-00000000000a" },
+            },
+        ],
+        "ports": 1,
+        "created_at": "2026-01-02T03:04:05Z",
     }))
 }
 

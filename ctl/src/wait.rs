@@ -4,6 +4,7 @@
 //!
 //! Waiting changes nothing: what was accepted goes on, whether somebody waits for it or not.
 
+pub(crate) mod port;
 pub(crate) mod snapshot;
 pub(crate) mod volume;
 

@@ -10,7 +10,7 @@ use std::{
 use berth_common::{
     bus::{Bus, ask_queue, compute_queue},
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, SecurityGroupId, SnapshotId, VolumeId},
     names::HostName,
     telemetry::error_chain,
 };
@@ -77,6 +77,8 @@ pub struct Writing<'a> {
     touched: BTreeMap<HostId, Touched>,
     /// The networks of which the documents on all their hosts may follow from other rows.
     everywhere: BTreeMap<NetworkId, Among>,
+    /// Which security groups changed, and who is in them.
+    groups: TouchedGroups,
     /// Documents that are written already, to be published after the commit.
     fresh: Vec<Publication>,
     decisions: Vec<DecisionRow>,
@@ -94,6 +96,15 @@ pub struct Touched {
     pub again: BTreeSet<DocumentKey>,
 }
 
+/// What of security groups has changed: documents of any host may follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TouchedGroups {
+    /// The rules of these.
+    pub rules: BTreeSet<SecurityGroupId>,
+    /// Whose ports have these, by their network.
+    pub members: BTreeSet<(NetworkId, SecurityGroupId)>,
+}
+
 /// Where a [`Writing`] was when something began that can be taken back.
 #[must_use = "it must be ended"]
 pub struct Attempt {
@@ -101,6 +112,7 @@ pub struct Attempt {
     mark: Mark,
     touched: BTreeMap<HostId, Touched>,
     everywhere: BTreeMap<NetworkId, Among>,
+    groups: TouchedGroups,
     fresh: usize,
     decisions: usize,
     forgotten: usize,
@@ -172,6 +184,33 @@ impl Writing<'_> {
         self.everywhere.insert(network, Among::All);
     }
 
+    /// The rules of a security group changed.
+    pub fn touch_rules(&mut self, group: SecurityGroupId) {
+        self.groups.rules.insert(group);
+    }
+
+    /// The addresses of those who have these security groups in a network changed.
+    pub fn touch_group_members(
+        &mut self,
+        network: NetworkId,
+        groups: impl IntoIterator<Item = SecurityGroupId>,
+    ) {
+        let members = groups.into_iter().map(|group| (network, group));
+        self.groups.members.extend(members);
+    }
+
+    /// Finds out which documents may follow from what changed of security groups, as the rows are now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn spread(&mut self) -> Result<(), ClaimError> {
+        let groups = std::mem::take(&mut self.groups);
+        for (host, network) in claim::documents::dependents(&self.txn, &groups).await? {
+            self.touch_network(host, network);
+        }
+        Ok(())
+    }
+
     /// The document of a volume on a host may follow from other rows now.
     pub fn touch_volume(&mut self, host: HostId, volume: VolumeId) {
         let key = DocumentKey {
@@ -221,6 +260,7 @@ impl Writing<'_> {
             mark: self.cloud.mark(),
             touched: self.touched.clone(),
             everywhere: self.everywhere.clone(),
+            groups: self.groups.clone(),
             fresh: self.fresh.len(),
             decisions: self.decisions.len(),
             forgotten: self.forgotten.len(),
@@ -240,6 +280,7 @@ impl Writing<'_> {
         self.cloud.undo_to(attempt.mark);
         self.touched = attempt.touched;
         self.everywhere = attempt.everywhere;
+        self.groups = attempt.groups;
         self.fresh.truncate(attempt.fresh);
         // No row will have them, and whoever asked for several hears of one.
         for undone in self.decisions.drain(attempt.decisions..) {
@@ -256,6 +297,7 @@ impl Writing<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn derive(&mut self) -> Result<(), ClaimError> {
+        self.spread().await?;
         let mut touched = std::mem::take(&mut self.touched);
         let everywhere = std::mem::take(&mut self.everywhere);
         claim::documents::spread(&self.txn, &mut touched, &everywhere).await?;
@@ -341,6 +383,7 @@ impl Context {
             cloud: Image(cloud),
             touched: BTreeMap::new(),
             everywhere: BTreeMap::new(),
+            groups: TouchedGroups::default(),
             fresh: Vec::new(),
             decisions: Vec::new(),
             forgotten: Vec::new(),

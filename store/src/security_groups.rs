@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
-    document::{AddressPair, RuleProtocol, RuleRemote, SecurityGroupRule},
+    document::{AddressPair, NetworkType, RuleProtocol, RuleRemote, SecurityGroupRule},
     ids::{HostId, NetworkId, PortId, SecurityGroupId, SecurityGroupRuleId},
     names::{IpPrefix, ProjectName, SecurityGroupName},
 };
@@ -493,7 +493,8 @@ pub async fn places_with(
 }
 
 /// The networks on hosts that have a port which the ports in one of these networks reach, with a rule that names the group
-/// beside that network as remote. One query for each 256 pairs.
+/// beside that network as remote. Of networks that reach beyond a host; in others nobody elsewhere is meant. One query for each
+/// 256 pairs.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -505,15 +506,20 @@ pub async fn places_that_name(
         .iter()
         .flat_map(|(network, group)| networks_in_reach(*network).map(|from| (from, *group)))
         .collect();
+    let text = format!(
+        "SELECT DISTINCT c.host_id, p.network_id \
+             FROM w CROSS JOIN networks AS n CROSS JOIN security_group_rules AS r \
+             CROSS JOIN port_security_groups AS s CROSS JOIN ports AS p CROSS JOIN claims AS c \
+             WHERE n.id = w.network_id AND n.network_type IN ({}) \
+             AND r.remote_group_id = w.group_id AND s.group_id = r.group_id AND p.id = s.port_id \
+             AND p.network_id = w.network_id AND c.instance_id = p.instance_id AND c.role = 'current'",
+        types_that_span_hosts()
+    );
     let queries = bulk::queries_from(
         db.handle().get_database_backend(),
         ["network_id", "group_id"],
         pairs(&seen_from),
-        "SELECT DISTINCT c.host_id, p.network_id \
-         FROM w CROSS JOIN security_group_rules AS r CROSS JOIN port_security_groups AS s CROSS JOIN ports AS p \
-         CROSS JOIN claims AS c \
-         WHERE r.remote_group_id = w.group_id AND s.group_id = r.group_id AND p.id = s.port_id \
-         AND p.network_id = w.network_id AND c.instance_id = p.instance_id AND c.role = 'current'",
+        &text,
     );
     places(db, queries).await
 }
@@ -522,6 +528,20 @@ pub async fn places_that_name(
 /// router joins to others has more than itself; whoever reaches is reached, so this serves both ways.
 pub fn networks_in_reach(network: NetworkId) -> impl Iterator<Item = NetworkId> {
     std::iter::once(network)
+}
+
+/// The types of networks that reach beyond a host, as a list in SQL.
+fn types_that_span_hosts() -> String {
+    let types = [
+        NetworkType::Local,
+        NetworkType::Nat,
+        NetworkType::Flat,
+        NetworkType::Vlan,
+        NetworkType::Vxlan,
+    ];
+    let spanning = types.into_iter().filter(|of| of.spans_hosts());
+    let quoted: Vec<String> = spanning.map(|of| format!("'{}'", of.as_str())).collect();
+    quoted.join(", ")
 }
 
 fn pairs(members: &BTreeSet<(NetworkId, SecurityGroupId)>) -> Vec<[String; 2]> {

@@ -341,6 +341,7 @@ impl Resource {
             reboot_nonce,
             boot_disk,
             running,
+            ports: None,
             observed_at: moment.at,
         }
     }

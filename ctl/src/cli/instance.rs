@@ -10,7 +10,12 @@ use berth_common::{
 };
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Wait, aggregate::property, volume::StatedFormat};
+use super::{
+    Wait,
+    aggregate::property,
+    port::{AddNetworkArgs, Security},
+    volume::StatedFormat,
+};
 
 /// How many instances one request may create.
 const MOST_AT_ONCE: i64 = 256;
@@ -125,6 +130,26 @@ pub(crate) enum Instance {
     /// Change what an instance is called, what is said of it, and what becomes of it when it crashes. What is not named
     /// stays, and the guest runs on: it learns its new name with its next DHCP lease.
     Set(InstanceSetArgs),
+    /// Plug a port that is of no instance into an instance, also while it runs.
+    AddPort {
+        /// Name or id of the instance.
+        instance: String,
+        /// Name or id of the port.
+        port: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Plug an instance into one more network, also while it runs. The port that is made goes when it is unplugged.
+    AddNetwork(AddNetworkArgs),
+    /// Unplug a port from an instance, also while it runs. It is free when its hypervisor saw it gone.
+    RemovePort {
+        /// Name or id of the instance.
+        instance: String,
+        /// Name or id of the port.
+        port: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Delete an instance, its disks and its ports. Its volumes stay.
     Delete {
         /// Name or id of the instance.
@@ -278,6 +303,9 @@ pub(crate) struct InstanceCreateArgs {
     /// first; the others count up from it.
     #[arg(long, value_name = "UUID")]
     pub(crate) id: Option<InstanceId>,
+    /// What may go through the ports that are made for it.
+    #[command(flatten)]
+    pub(crate) security: Security,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }

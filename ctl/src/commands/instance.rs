@@ -19,13 +19,13 @@ use berth_common::{
     refusal::{Refusal, RefusalCode},
 };
 
-use super::{Context, aggregate::properties, asking::Asking, read, repeat_with_id};
+use super::{Context, aggregate::properties, asking::Asking, port, read, repeat_with_id};
 use crate::{
     cli::{Instance, InstanceCreateArgs, Wait},
     client::Caller,
     error::CtlError,
     instance_file::{self, Overrides},
-    print::instance,
+    print::{self, instance},
     wait::{Goal, gone},
 };
 
@@ -65,7 +65,7 @@ fn read_request(
 ) -> Result<InstanceCreate, CtlError> {
     let text = read(&arguments.file)?;
     let id = arguments.id.unwrap_or_else(InstanceId::new);
-    Ok(instance_file::parse(
+    let mut request = instance_file::parse(
         &arguments.file,
         &text,
         Overrides {
@@ -78,7 +78,19 @@ fn read_request(
                 delete_on_termination: arguments.delete_volume_on_termination,
             }),
         },
-    )?)
+    )?;
+    let security = &arguments.security;
+    let made = request.networks.iter_mut().filter(|to| to.port.is_none());
+    for attachment in made {
+        if let Some(groups) = security.groups() {
+            attachment.security_groups = Some(groups);
+        }
+        if security.no_port_security {
+            attachment.port_security_enabled = Some(false);
+            attachment.security_groups = None;
+        }
+    }
+    Ok(request)
 }
 
 pub(super) async fn run<C: Caller>(
@@ -98,6 +110,29 @@ pub(super) async fn run<C: Caller>(
             Err(CtlError::Usage("the instance file was not read".to_owned()))
         }
         Prepared::Other(Instance::List) => list(context).await,
+        Prepared::Other(Instance::AddPort {
+            instance,
+            port: name,
+            wait,
+        }) => {
+            let mut asking = Asking::new(context, wait);
+            let view = port::add(&mut asking, (instance, name), project).await?;
+            context.print(&view, |view, _| print::port::outcome(view))
+        }
+        Prepared::Other(Instance::AddNetwork(arguments)) => {
+            let mut asking = Asking::new(context, arguments.wait);
+            let view = port::add_network(&mut asking, arguments, project).await?;
+            context.print(&view, |view, _| print::port::outcome(view))
+        }
+        Prepared::Other(Instance::RemovePort {
+            instance,
+            port: name,
+            wait,
+        }) => {
+            let mut asking = Asking::new(context, wait);
+            let view = port::remove(&mut asking, (instance, name), project).await?;
+            context.print(&view, |view, _| print::port::outcome(view))
+        }
         Prepared::Other(Instance::Show { name }) => {
             let view = context
                 .ask(&InstanceShow {

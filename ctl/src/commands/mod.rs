@@ -9,9 +9,11 @@ mod lookup;
 mod network;
 mod placement;
 mod port;
+mod security_group;
 mod server_group;
 mod snapshot;
 mod subnet;
+mod trace;
 mod volume;
 
 use std::{path::Path, time::Duration};
@@ -134,6 +136,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
         Prepared::Network(command) => network::run(&context, command).await,
         Prepared::Port(command) => port::run(&context, command).await,
         Prepared::Subnet(command) => subnet::run(&context, command).await,
+        Prepared::SecurityGroup(command) => security_group::run(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
         Prepared::Volume(command) => volume::run(&context, command).await,
         Prepared::Snapshot(command) => snapshot::run(&context, command).await,
@@ -151,6 +154,7 @@ enum Prepared {
     Network(crate::cli::Network),
     Port(crate::cli::Port),
     Subnet(crate::cli::Subnet),
+    SecurityGroup(crate::cli::SecurityGroup),
     Instance(instance::Prepared),
     Volume(crate::cli::Volume),
     Snapshot(crate::cli::Snapshot),
@@ -166,6 +170,7 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
         Command::Network(command) => Prepared::Network(command),
         Command::Port(command) => Prepared::Port(command),
         Command::Subnet(command) => Prepared::Subnet(command),
+        Command::SecurityGroup(command) => Prepared::SecurityGroup(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
         Command::Volume(command) => Prepared::Volume(command),
         Command::Snapshot(command) => Prepared::Snapshot(command),
@@ -208,6 +213,8 @@ mod tests {
                 "drain",
                 "server-group",
                 "snapshot",
+                "security-group",
+                "add-network",
                 "soft-affinity",
                 "explain",
                 "wait-timeout",

@@ -20,7 +20,10 @@ use berth_common::{
             default_stop_timeout_seconds,
         },
     },
-    names::{InstanceName, InvalidText, MacAddress, NetworkName, ProjectName},
+    names::{
+        InstanceName, InvalidText, MacAddress, NetworkName, PortName, ProjectName,
+        SecurityGroupName,
+    },
     units::{DiskGb, MemoryMb, Vcpus},
 };
 use reader::{Field, Reader, Section};
@@ -33,7 +36,7 @@ const DISK: &str = "disk_gb";
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
-const ALL_KEYS: [&str; 29] = [
+const ALL_KEYS: [&str; 32] = [
     "name",
     "project",
     "vcpus",
@@ -48,6 +51,9 @@ const ALL_KEYS: [&str; 29] = [
     "networks.network",
     "networks.ip_address",
     "networks.mac_address",
+    "networks.port",
+    "networks.security_groups",
+    "networks.port_security",
     "networks",
     "hints.availability_zone",
     "hints.host",
@@ -345,6 +351,11 @@ fn image<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<ImageRef
 
 const SHA256_CURE: &str = "run `sha256sum FILE` on a copy you trust and write its first word here";
 
+/// The most security groups of a port.
+const MAX_GROUPS: usize = 16;
+/// Whether a guest is held to its addresses and its groups.
+const SECURITY: [(&str, bool); 2] = [("enabled", true), ("disabled", false)];
+
 fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkAttachment> {
     let mut sections = reader.sections(root, "networks");
     reader.at_most(root, "networks", sections.len(), MAX_NETWORKS);
@@ -353,7 +364,8 @@ fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkA
     let mut attachments = Vec::new();
     for section in &mut sections {
         let network = reader.text(section, "network", word::<NetworkName>);
-        if network == Field::Absent {
+        let port = reader.text(section, "port", word::<PortName>);
+        if network == Field::Absent && port == Field::Absent {
             reader.missing(
                 section,
                 "network",
@@ -365,10 +377,27 @@ fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkA
                 .map_err(|_| "must be an IP address, like \"10.0.0.10\"".to_owned())
         });
         let mac_address = reader.text(section, "mac_address", word::<MacAddress>);
+        let has_groups = section.has("security_groups");
+        let groups = reader.texts(section, "security_groups", MAX_GROUPS, |text| {
+            word::<SecurityGroupName>(text).map(String::from)
+        });
+        let security = reader.text(section, "port_security", |text| one_of(text, &SECURITY));
         reader.end(section, &ALL_KEYS);
 
+        let given = port != Field::Absent;
         let network = network.value().map(String::from);
+        let port = port.value().map(String::from);
         let (ip_address, mac_address) = (ip_address.value(), mac_address.value());
+        let more = [
+            ("network", network.is_some()),
+            ("ip_address", ip_address.is_some()),
+            ("mac_address", mac_address.is_some()),
+            ("security_groups", has_groups),
+        ];
+        for (key, _) in more.into_iter().filter(|(_, is_there)| given && *is_there) {
+            let what = "must not stand beside port, which has it already".to_owned();
+            reader.reject(section, key, what);
+        }
         if let Some(mac) = mac_address
             && !macs.insert(mac)
         {
@@ -384,10 +413,14 @@ fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkA
             let what = format!("must be of one port of the network only; found {address} again");
             reader.reject(section, "ip_address", what);
         }
-        attachments.extend(network.map(|network| NetworkAttachment {
-            network,
+        let is_named = network.is_some() || port.is_some();
+        attachments.extend(is_named.then(|| NetworkAttachment {
+            network: network.unwrap_or_default(),
+            port,
             ip_address,
             mac_address,
+            security_groups: has_groups.then_some(groups),
+            port_security_enabled: security.value(),
         }));
     }
     attachments

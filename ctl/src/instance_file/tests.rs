@@ -40,7 +40,7 @@ fn the_documented_sample_is_read() {
         })
         .collect();
     let request = parse(Path::new("instance.sample.toml"), &all, overrides()).unwrap();
-    assert_eq!(request.networks.len(), 2);
+    assert_eq!(request.networks.len(), 3);
     assert!(request.networks[0].ip_address.is_some() && request.networks[0].mac_address.is_some());
     let hints = serde_json::to_value(&request.hints).unwrap();
     for key in ALL_KEYS {

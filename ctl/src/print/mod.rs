@@ -14,10 +14,12 @@ pub(crate) mod json;
 pub(crate) mod network;
 pub(crate) mod placement;
 pub(crate) mod port;
+pub(crate) mod security_group;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;
 pub(crate) mod subnet;
 pub(crate) mod table;
+pub(crate) mod trace;
 pub(crate) mod volume;
 
 /// What stands where there is nothing.

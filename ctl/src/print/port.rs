@@ -1,53 +1,136 @@
-//! What would become of a packet, as a table.
+//! Ports as tables.
 
-use berth_common::message::trace::PortTraced;
+use berth_common::{
+    document::{BandwidthLimit, MirrorDirection, MirrorTarget},
+    message::view::PortView,
+};
 
-use super::table::{Width, fields};
+use super::{
+    or_none,
+    table::{Column, Width, fields, rows},
+};
+use crate::wait::port::{label, summary};
 
-/// Each thing that is asked of the packet, and what is answered.
-pub(crate) fn traced(traced: &PortTraced, width: Width) -> String {
-    let mut properties = vec![
-        ("Port", traced.port_id.to_string()),
-        ("Instance", traced.instance_id.to_string()),
-        ("Host", traced.host.to_string()),
+/// Ports, one in a row.
+pub(crate) fn list(ports: &[PortView], width: Width) -> String {
+    let columns = [
+        Column::Text("ID"),
+        Column::Text("Name"),
+        Column::Text("Network"),
+        Column::Text("MAC address"),
+        Column::Text("IP addresses"),
+        Column::Text("Status"),
+        Column::Text("Instance"),
     ];
-    for step in &traced.steps {
-        let verdict = if step.passes { "passes" } else { "dropped" };
-        properties.push((step.stage.as_str(), format!("{verdict}: {}", step.detail)));
-    }
-    let whole = if traced.passes {
-        "passes"
-    } else {
-        "is dropped"
+    let row = |port: &PortView| {
+        vec![
+            port.id.to_string(),
+            or_none(port.name.as_ref()),
+            network(port),
+            port.mac_address.to_string(),
+            addresses(port),
+            port.status.as_str().to_owned(),
+            or_none(port.instance_id),
+        ]
     };
-    properties.push(("The packet", whole.to_owned()));
-    fields(properties, width)
+    rows(&columns, ports.iter().map(row), width)
+}
+
+fn network(port: &PortView) -> String {
+    port.network
+        .as_ref()
+        .map_or_else(|| port.network_id.to_string(), ToString::to_string)
+}
+
+fn addresses(port: &PortView) -> String {
+    let addresses = port.fixed_ips.iter().map(|fixed| fixed.ip_address);
+    let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+    addresses.join(" ")
+}
+
+/// Everything about one port.
+pub(crate) fn show(port: &PortView, width: Width) -> String {
+    let state = if port.admin_state_up { "up" } else { "down" };
+    let security = if port.port_security_enabled {
+        "enabled"
+    } else {
+        "disabled"
+    };
+    let goes = if port.delete_with_instance {
+        "yes"
+    } else {
+        "no"
+    };
+    let mut lines = vec![
+        ("ID", port.id.to_string()),
+        ("Name", or_none(port.name.as_ref())),
+        ("Project", port.project.to_string()),
+        ("Network", network(port)),
+        ("MAC address", port.mac_address.to_string()),
+        ("IP addresses", addresses(port)),
+        ("Status", port.status.as_str().to_owned()),
+        ("Admin state", state.to_owned()),
+        ("Instance", or_none(port.instance_id)),
+        ("Goes with it", goes.to_owned()),
+        ("Port security", security.to_owned()),
+    ];
+    let groups = port.security_groups.iter();
+    lines.extend(groups.map(|group| ("Security group", format!("{} ({})", group.name, group.id))));
+    for pair in &port.allowed_address_pairs {
+        let text = match pair.mac_address {
+            Some(mac) => format!("{} with {mac}", pair.ip_address),
+            None => pair.ip_address.to_string(),
+        };
+        lines.push(("Allowed address", text));
+    }
+    lines.push(("Egress limit", or_none(port.qos.egress.map(limit))));
+    lines.push(("Ingress limit", or_none(port.qos.ingress.map(limit))));
+    for mirror in &port.mirrors {
+        let which = match mirror.direction {
+            MirrorDirection::Ingress => "in",
+            MirrorDirection::Egress => "out",
+            MirrorDirection::Both => "both",
+        };
+        let text = match &mirror.to {
+            MirrorTarget::Port(port) => format!("{which} to port {port}"),
+            MirrorTarget::Interface(link) => format!("{which} to link {link}"),
+        };
+        lines.push(("Mirror", text));
+    }
+    let created = port.created_at.map(|time| time.to_rfc3339());
+    lines.push(("Created", or_none(created)));
+    fields(lines, width)
+}
+
+fn limit(limit: BandwidthLimit) -> String {
+    match limit.max_burst_kbps {
+        0 => format!("{} kbit/s", limit.max_kbps),
+        burst => format!("{} kbit/s, bursts of {burst} kbit", limit.max_kbps),
+    }
+}
+
+/// What became of a port, in a line.
+pub(crate) fn outcome(port: &PortView) -> String {
+    format!("port {}: {}\n", label(port), summary(port))
+}
+
+/// What became of `port delete`, in a line.
+pub(crate) fn deleted(port: &PortView) -> String {
+    format!("port {}: deleted\n", label(port))
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_common::message::trace::{TraceStage, TraceStep};
-
     use super::*;
+    use crate::testing::port;
 
     #[test]
-    fn a_trace_tells_each_step_and_the_end() {
-        let id = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11";
-        let answer = PortTraced {
-            port_id: id.parse().unwrap(),
-            instance_id: id.parse().unwrap(),
-            host: "hv1".parse().unwrap(),
-            passes: false,
-            steps: vec![TraceStep {
-                stage: TraceStage::AntiSpoofing,
-                port_id: None,
-                passes: false,
-                detail: "10.0.0.9 is another's".to_owned(),
-            }],
-        };
-        let text = traced(&answer, Width::Unlimited);
-        assert!(text.contains("anti_spoofing"), "{text}");
-        assert!(text.contains("dropped: 10.0.0.9 is another's"), "{text}");
-        assert!(text.contains("is dropped"), "{text}");
+    fn a_port_is_shown_whole() {
+        insta::assert_snapshot!(show(&port(), Width::Unlimited));
+    }
+
+    #[test]
+    fn ports_are_listed() {
+        insta::assert_snapshot!(list(&[port()], Width::Unlimited));
     }
 }

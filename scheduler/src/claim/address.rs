@@ -7,12 +7,13 @@ use std::{
 
 use berth_common::{
     document::{FixedIp, Ipv6AddressMode},
-    ids::{InstanceId, SubnetId},
+    ids::SubnetId,
     message::network::AllocationPool,
     names::MacAddress,
 };
 use berth_store::subnets::SubnetRow;
 use ipnet::IpNet;
+use uuid::Uuid;
 
 /// Why an address cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -264,11 +265,11 @@ fn reserved(subnet: &SubnetRow, address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// An Ethernet address that no port of the network has: derived from the instance and the port's position, so
+/// An Ethernet address that no port of the network has: derived from the port, or its instance and its position there, so
 /// that a repeated request arrives at the same one.
 #[must_use]
-pub fn choose_mac(used: &BTreeSet<MacAddress>, instance: InstanceId, position: u8) -> MacAddress {
-    let mut seed = instance.as_uuid().as_bytes().to_vec();
+pub fn choose_mac(used: &BTreeSet<MacAddress>, (id, position): (Uuid, u8)) -> MacAddress {
+    let mut seed = id.as_bytes().to_vec();
     seed.push(position);
     loop {
         let mac = MacAddress::derived(&seed);
@@ -486,7 +487,7 @@ mod tests {
         fn a_chosen_mac_is_never_a_used_one(instances in 1_usize..50) {
             let mut used = BTreeSet::new();
             for _ in 0..instances {
-                let mac = choose_mac(&used, InstanceId::new(), 0);
+                let mac = choose_mac(&used, (Uuid::new_v4(), 0));
                 prop_assert!(used.insert(mac));
             }
         }

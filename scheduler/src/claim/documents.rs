@@ -17,12 +17,13 @@ use berth_store::{
     documents::{self, DocumentRow},
     host_rows::{self, HostPart},
     reach::{self, Among},
+    security_groups,
 };
 use chrono::{DateTime, Utc};
 
 use super::ClaimError;
 use crate::{
-    context::{Touched, Writing},
+    context::{Touched, TouchedGroups, Writing},
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
@@ -108,6 +109,20 @@ pub async fn refresh(
     }
     documents::upsert_many(writing.txn(), &fresh).await?;
     Ok(publications)
+}
+
+/// The networks on hosts whose documents may follow from what changed of security groups: those with a port that has a group
+/// whose rules changed, and those with a port whose rules name a group that others have now, or no longer have.
+///
+/// # Errors
+/// When the database fails.
+pub async fn dependents(
+    db: &impl Executor,
+    groups: &TouchedGroups,
+) -> Result<BTreeSet<(HostId, NetworkId)>, ClaimError> {
+    let mut places = security_groups::places_with(db, &groups.rules).await?;
+    places.extend(security_groups::places_that_name(db, &groups.members).await?);
+    Ok(places)
 }
 
 /// What must be read for these documents.

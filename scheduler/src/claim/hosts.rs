@@ -11,10 +11,10 @@ use berth_common::{
 use berth_store::{
     Executor, aggregates,
     hosts::{self, HostOverrides, HostRow, ReservedOverrides},
-    instances, ports, snapshots, volumes,
+    instances, snapshots, volumes,
 };
 
-use super::{ClaimError, conflict, facts, invalid, not_found};
+use super::{ClaimError, conflict, facts, invalid, not_found, ports::touch_members_of};
 use crate::{context::Writing, report::show};
 
 /// Lets a host get new instances, or no more.
@@ -107,12 +107,9 @@ pub async fn delete(
             row.name
         )));
     }
-    let ids: Vec<_> = instances.iter().map(|row| row.id).collect();
-    for port in ports::of_instances(writing.txn(), &ids).await? {
-        writing.touch_members(port.network_id);
-    }
     // Their host will never confirm that they are gone; by this request its operator does.
     for instance in instances {
+        touch_members_of(writing, instance.id).await?;
         instances::mark_deleted(writing.txn(), instance.id, writing.now).await?;
         writing.cloud.unplace(instance.id);
     }

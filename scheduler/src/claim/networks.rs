@@ -237,7 +237,7 @@ pub async fn delete(
     let ports = networks::port_count(txn, row.id).await?;
     if ports > 0 {
         return Err(conflict(format!(
-            "network {} is used by {ports} ports; delete their instances first",
+            "network {} is used by {ports} ports; delete their instances, and those that are of none, first",
             row.name
         )));
     }
@@ -291,7 +291,11 @@ pub fn demand(network: &NetworkRow, request: &mut place::Request) {
     }
 }
 
-async fn resolve_any(
+/// The network a request names, by id or by name, living or not.
+///
+/// # Errors
+/// A refusal when there is none, or a failure of the database.
+pub async fn resolve_any(
     db: &impl Executor,
     project: &ProjectName,
     network: &str,

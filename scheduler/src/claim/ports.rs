@@ -1,23 +1,32 @@
-//! The ports of new instances, with every address chosen.
+//! Ports: of new instances, with every address chosen ([`Addresses`]); by themselves ([`change`](mod@change)); given to
+//! instances and taken from them ([`attach`]).
+
+pub mod attach;
+pub mod change;
+pub mod wishes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
 };
 
 use berth_common::{
-    ids::{InstanceId, NetworkId, PortId, SubnetId},
+    ids::{InstanceId, NetworkId, PortId, SecurityGroupId, SubnetId},
     message::request::{InstanceCreate, NetworkAttachment},
-    names::{MacAddress, NetworkName, ProjectName},
+    names::{MacAddress, PortName, ProjectName},
 };
 use berth_store::{
-    Executor,
+    Executor, StoreError, UniqueWhat,
     networks::NetworkRow,
-    ports::{self, PortRow},
+    ports::{self, AttachmentState, PortAttachment, PortRow, PortWishes},
+    security_groups::SecurityGroupRow,
 };
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{ClaimError, address, conflict, invalid, networks};
+use self::wishes::SecurityWish;
+use super::{ClaimError, address, conflict, invalid, networks, not_found, security_groups};
+use crate::{context::Writing, report::port_view::Names};
 
 /// The networks that a batch of requests names, and the addresses that are in use on them: read once, then kept up to
 /// date.
@@ -26,6 +35,9 @@ pub struct Addresses {
     networks: HashMap<(ProjectName, String), NetworkRow>,
     ips: HashMap<SubnetId, BTreeSet<IpAddr>>,
     macs: HashMap<NetworkId, BTreeSet<MacAddress>>,
+    groups: HashMap<(ProjectName, String), SecurityGroupRow>,
+    /// The ports that were there before and are given away.
+    given: BTreeSet<PortId>,
 }
 
 /// The ports of one instance, and their networks in the same order.
@@ -33,6 +45,8 @@ pub struct Addresses {
 pub struct Planned {
     /// The ports.
     pub ports: Vec<PortRow>,
+    /// Those of them that were there before.
+    pub given: BTreeSet<PortId>,
     /// Their networks.
     pub networks: Vec<NetworkRow>,
 }
@@ -46,23 +60,20 @@ impl Addresses {
         &mut self,
         db: &impl Executor,
         request: &InstanceCreate,
+        now: DateTime<Utc>,
     ) -> Result<Planned, ClaimError> {
         let mut planned = Planned::default();
         for (position, attachment) in (0_u8..).zip(&request.networks) {
-            let port = match self.network(db, &request.project, attachment).await {
-                Ok(network) => {
-                    let port = self.port(&network, request.id, position, attachment);
-                    port.map(|port| (port, network))
-                }
-                Err(error) => Err(error),
-            };
-            match port {
+            match self.one(db, request, position, attachment, now).await {
                 Ok((port, network)) => {
+                    if attachment.port.is_some() {
+                        planned.given.insert(port.id);
+                    }
                     planned.ports.push(port);
                     planned.networks.push(network);
                 }
                 Err(error) => {
-                    self.give_back(&planned.ports);
+                    self.give_back(&planned);
                     return Err(error);
                 }
             }
@@ -70,9 +81,111 @@ impl Addresses {
         Ok(planned)
     }
 
+    /// One port of an instance: one that is there, or a new one.
+    async fn one(
+        &mut self,
+        db: &impl Executor,
+        request: &InstanceCreate,
+        position: u8,
+        attachment: &NetworkAttachment,
+        now: DateTime<Utc>,
+    ) -> Result<(PortRow, NetworkRow), ClaimError> {
+        let project = &request.project;
+        let of_instance = Some(PortAttachment {
+            instance_id: request.id,
+            position,
+            state: AttachmentState::Attaching,
+        });
+        if let Some(port) = &attachment.port {
+            let row = resolve(db, project, port).await?;
+            check_free(db, &row, project).await?;
+            if !self.given.insert(row.id) {
+                return Err(conflict(format!(
+                    "port {} is given to an instance by this request or one beside it already",
+                    called(&row)
+                )));
+            }
+            let network = self.network(db, project, &row.network_id.to_string()).await;
+            let network = network.inspect_err(|_| {
+                self.given.remove(&row.id);
+            })?;
+            let attachment = of_instance;
+            return Ok((PortRow { attachment, ..row }, network));
+        }
+        let network = self.network(db, project, &attachment.network).await?;
+        let security = SecurityWish {
+            port_security_enabled: attachment.port_security_enabled.unwrap_or(true),
+            security_groups: attachment.security_groups.as_deref(),
+        };
+        let wishes = self.wishes(db, project, security, now).await?;
+        let new = NewPort {
+            id: port_id(request.id, position)?,
+            seed: (request.id.as_uuid(), position),
+            project,
+            name: None,
+            ip_address: attachment.ip_address,
+            mac_address: attachment.mac_address,
+            attachment: of_instance,
+            delete_with_instance: true,
+            wishes,
+            fingerprint: String::new(),
+            created_at: now,
+        };
+        Ok((self.port(&network, new)?, network))
+    }
+
+    /// What is wanted of a port whose request says no more than this; groups become ids.
+    ///
+    /// # Errors
+    /// A refusal that names the group, or a failure of the database.
+    pub async fn wishes(
+        &mut self,
+        db: &impl Executor,
+        project: &ProjectName,
+        wish: SecurityWish<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<PortWishes, ClaimError> {
+        let mut groups = BTreeSet::new();
+        for group in wish.groups() {
+            groups.insert(self.group(db, project, group, now).await?);
+        }
+        Ok(PortWishes {
+            port_security_enabled: wish.port_security_enabled,
+            security_groups: groups,
+            ..PortWishes::default()
+        })
+    }
+
+    async fn group(
+        &mut self,
+        db: &impl Executor,
+        project: &ProjectName,
+        group: &str,
+        now: DateTime<Utc>,
+    ) -> Result<SecurityGroupId, ClaimError> {
+        let key = (project.clone(), group.to_owned());
+        if let Some(row) = self.groups.get(&key) {
+            return Ok(row.id);
+        }
+        let row = security_groups::resolve_or_make(db, project, group, now).await?;
+        if row.project != *project {
+            return Err(invalid(format!(
+                "security group {} is of project {}, and the port of project {project}: they must be of the same",
+                row.name, row.project
+            )));
+        }
+        let id = row.id;
+        self.groups.insert(key, row);
+        Ok(id)
+    }
+
     /// The addresses of these ports are free again.
-    pub fn give_back(&mut self, ports: &[PortRow]) {
-        for port in ports {
+    pub fn give_back(&mut self, planned: &Planned) {
+        for port in &planned.ports {
+            if planned.given.contains(&port.id) {
+                self.given.remove(&port.id);
+                continue;
+            }
             if let Some(macs) = self.macs.get_mut(&port.network_id) {
                 macs.remove(&port.mac_address);
             }
@@ -84,26 +197,38 @@ impl Addresses {
         }
     }
 
-    /// The names of the networks that were looked up.
+    /// The names of the networks and security groups that were looked up.
     #[must_use]
-    pub fn names(&self) -> BTreeMap<NetworkId, NetworkName> {
-        self.networks
-            .values()
-            .map(|network| (network.id, network.name.clone()))
-            .collect()
+    pub fn names(&self) -> Names {
+        Names {
+            networks: self
+                .networks
+                .values()
+                .map(|network| (network.id, network.name.clone()))
+                .collect(),
+            groups: self
+                .groups
+                .values()
+                .map(|group| (group.id, group.name.clone()))
+                .collect(),
+        }
     }
 
-    async fn network(
+    /// A network by its id, or its name in the project; what is in use there is known from now on.
+    ///
+    /// # Errors
+    /// A refusal when there is none, or a failure of the database.
+    pub async fn network(
         &mut self,
         db: &impl Executor,
         project: &ProjectName,
-        attachment: &NetworkAttachment,
+        network: &str,
     ) -> Result<NetworkRow, ClaimError> {
-        let key = (project.clone(), attachment.network.clone());
+        let key = (project.clone(), network.to_owned());
         if let Some(network) = self.networks.get(&key) {
             return Ok(network.clone());
         }
-        let network = networks::resolve(db, project, &attachment.network).await?;
+        let network = networks::resolve(db, project, network).await?;
         // Two names may lead to one network: what is known of its addresses stays.
         if let Entry::Vacant(unknown) = self.macs.entry(network.id) {
             unknown.insert(ports::macs_in_use(db, network.id).await?);
@@ -116,15 +241,13 @@ impl Addresses {
         Ok(network)
     }
 
-    fn port(
-        &mut self,
-        network: &NetworkRow,
-        instance: InstanceId,
-        position: u8,
-        attachment: &NetworkAttachment,
-    ) -> Result<PortRow, ClaimError> {
+    /// A new port in a network that was looked up; its addresses are in use from now on.
+    ///
+    /// # Errors
+    /// A refusal that names the address.
+    pub fn port(&mut self, network: &NetworkRow, new: NewPort<'_>) -> Result<PortRow, ClaimError> {
         let macs = self.macs.entry(network.id).or_default();
-        let mac_address = match attachment.mac_address {
+        let mac_address = match new.mac_address {
             Some(mac) if macs.contains(&mac) => {
                 return Err(conflict(format!(
                     "{mac} is already used by another port of network {}",
@@ -132,30 +255,156 @@ impl Addresses {
                 )));
             }
             Some(mac) => mac,
-            None => address::choose_mac(macs, instance, position),
+            None => address::choose_mac(macs, new.seed),
         };
-        let id = port_id(instance, position)?;
-        let fixed_ips = address::choose_all(
-            &network.subnets,
-            &self.ips,
-            mac_address,
-            attachment.ip_address,
-        )
-        .map_err(address_refused)?;
+        let fixed_ips =
+            address::choose_all(&network.subnets, &self.ips, mac_address, new.ip_address)
+                .map_err(address_refused)?;
         for ip in &fixed_ips {
             let ips = self.ips.entry(ip.subnet_id).or_default();
             ips.insert(ip.ip_address);
         }
         macs.insert(mac_address);
         Ok(PortRow {
-            id,
-            instance_id: instance,
+            id: new.id,
+            project: new.project.clone(),
+            name: new.name,
             network_id: network.id,
-            position,
+            attachment: new.attachment,
+            delete_with_instance: new.delete_with_instance,
             mac_address,
             fixed_ips,
+            wishes: new.wishes,
+            fingerprint: new.fingerprint,
+            created_at: new.created_at,
         })
     }
+}
+
+/// A port that is not there yet.
+pub struct NewPort<'a> {
+    /// Its id.
+    pub id: PortId,
+    /// What its Ethernet address is derived from.
+    pub seed: (Uuid, u8),
+    /// The owner.
+    pub project: &'a ProjectName,
+    /// Its name.
+    pub name: Option<PortName>,
+    /// The address it shall have.
+    pub ip_address: Option<IpAddr>,
+    /// The Ethernet address it shall have.
+    pub mac_address: Option<MacAddress>,
+    /// Whose it is.
+    pub attachment: Option<PortAttachment>,
+    /// Whether it goes with that instance.
+    pub delete_with_instance: bool,
+    /// What else is wanted of it.
+    pub wishes: PortWishes,
+    /// What its request contained.
+    pub fingerprint: String,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The port a request names, by id or by name.
+///
+/// # Errors
+/// A refusal when there is none, or a failure of the database.
+pub async fn resolve(
+    db: &impl Executor,
+    project: &ProjectName,
+    port: &str,
+) -> Result<PortRow, ClaimError> {
+    if let Ok(id) = port.parse::<PortId>()
+        && let Some(row) = ports::get(db, id).await?
+    {
+        return Ok(row);
+    }
+    if let Ok(name) = port.parse::<PortName>()
+        && let Some(row) = ports::find_by_name(db, project, &name).await?
+    {
+        return Ok(row);
+    }
+    let shown: String = port.chars().take(80).collect();
+    Err(not_found(format!(
+        "project {project} has no port {shown:?}, neither by id nor by name"
+    )))
+}
+
+/// What to call a port.
+#[must_use]
+pub fn called(row: &PortRow) -> String {
+    row.name
+        .as_ref()
+        .map_or_else(|| row.id.to_string(), ToString::to_string)
+}
+
+/// Refuses a port that is of an instance, or of another project.
+async fn check_free(
+    db: &impl Executor,
+    row: &PortRow,
+    project: &ProjectName,
+) -> Result<(), ClaimError> {
+    if row.project != *project {
+        return Err(invalid(format!(
+            "port {} is of project {}, and the instance of project {project}: they must be of the same",
+            called(row),
+            row.project
+        )));
+    }
+    let Some(attachment) = row.attachment else {
+        return Ok(());
+    };
+    let name = super::volumes::called(db, attachment.instance_id).await?;
+    Err(conflict(
+        if attachment.state == AttachmentState::Detaching {
+            format!(
+                "port {} is being unplugged from instance {name}; use it when that is done",
+                called(row)
+            )
+        } else {
+            format!(
+                "port {} is of instance {name}; unplug it there first",
+                called(row)
+            )
+        },
+    ))
+}
+
+/// What a violated uniqueness of a port means for the sender.
+fn taken(error: StoreError, row: &PortRow) -> ClaimError {
+    match error {
+        StoreError::Unique {
+            constraint: UniqueWhat::PortName,
+            ..
+        } => conflict(format!(
+            "project {} already has a port named {}",
+            row.project,
+            called(row)
+        )),
+        error => error.into(),
+    }
+}
+
+/// The documents of other hosts may follow from this port being there, or being gone.
+pub fn touch_members(writing: &mut Writing<'_>, port: &PortRow) {
+    writing.touch_members(port.network_id);
+    writing.touch_group_members(port.network_id, port.groups_in_force());
+}
+
+/// The documents of other hosts may follow from an instance's ports being gone: to be said before they are.
+///
+/// # Errors
+/// When the database fails.
+pub async fn touch_members_of(
+    writing: &mut Writing<'_>,
+    instance: InstanceId,
+) -> Result<(), ClaimError> {
+    for port in ports::of_instance(writing.txn(), instance).await? {
+        touch_members(writing, &port);
+    }
+    Ok(())
 }
 
 fn address_refused(error: address::AddressError) -> ClaimError {

@@ -216,7 +216,8 @@ pub async fn set(
     request: &SecurityGroupSet,
 ) -> Result<SecurityGroupView, ClaimError> {
     let txn = writing.txn();
-    let before = resolve_or_make(txn, &request.project, &request.security_group, writing.now).await?;
+    let before =
+        resolve_or_make(txn, &request.project, &request.security_group, writing.now).await?;
     let row = SecurityGroupRow {
         name: request.name.clone().unwrap_or_else(|| before.name.clone()),
         description: request
@@ -226,7 +227,8 @@ pub async fn set(
         ..before.clone()
     };
     check_description(&row.description)?;
-    if row.name != before.name && (before.name.as_str() == DEFAULT || row.name.as_str() == DEFAULT) {
+    if row.name != before.name && (before.name.as_str() == DEFAULT || row.name.as_str() == DEFAULT)
+    {
         return Err(conflict(format!(
             "the security group {DEFAULT} keeps its name, and no other gets it"
         )));
@@ -372,9 +374,9 @@ fn rule_mistakes(request: &SecurityGroupRuleCreate) -> Vec<String> {
         }
     }
     match request.protocol {
-        Some(RuleProtocol::Tcp { ports: Some(ports) } | RuleProtocol::Udp { ports: Some(ports) })
-            if ports.min > ports.max || ports.min == 0 =>
-        {
+        Some(
+            RuleProtocol::Tcp { ports: Some(ports) } | RuleProtocol::Udp { ports: Some(ports) },
+        ) if ports.min > ports.max || ports.min == 0 => {
             mistakes.push(format!(
                 "protocol.ports must be from 1 to 65535, the first not above the last; got {}:{}",
                 ports.min, ports.max
@@ -383,7 +385,9 @@ fn rule_mistakes(request: &SecurityGroupRuleCreate) -> Vec<String> {
         Some(RuleProtocol::Icmp {
             kind: None,
             code: Some(code),
-        }) => mistakes.push(format!("protocol.code {code} needs protocol.type beside it")),
+        }) => mistakes.push(format!(
+            "protocol.code {code} needs protocol.type beside it"
+        )),
         Some(RuleProtocol::Number { number }) => {
             let named = match number {
                 6 => Some("tcp"),

@@ -1,14 +1,15 @@
 //! What a host shall be, as a pure function of its rows; and what differs from what it was last told.
 
 pub mod diff;
+mod security;
 
 use std::collections::BTreeMap;
 
 use berth_common::{
     document::{
         ConfigDrive, DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
-        InstanceVolume, Kind, NetworkPort, NetworkSpec, PortLink, PortQos, RemotePort,
-        SnapshotSpec, SubnetSpec, VolumeSpec,
+        InstanceVolume, Kind, NetworkPort, NetworkSpec, PortLink, RemotePort, SnapshotSpec,
+        SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
 };
@@ -90,8 +91,8 @@ fn instance_spec(
     networks: &BTreeMap<NetworkId, &NetworkRow>,
     rows: &HostRows,
 ) -> InstanceSpec {
-    let mut ports: Vec<&PortRow> = ports.iter().collect();
-    ports.sort_by_key(|port| (port.position, port.id));
+    let mut ports: Vec<&PortRow> = ports.iter().filter(|port| port.is_wanted()).collect();
+    ports.sort_by_key(|port| (port.position(), port.id));
     InstanceSpec {
         name: instance.name.clone(),
         project: instance.project.clone(),
@@ -110,7 +111,11 @@ fn instance_spec(
                 mtu: networks
                     .get(&port.network_id)
                     .map_or(DEFAULT_MTU, |network| network.mtu),
-                link: PortLink::Up,
+                link: if port.wishes.admin_state_up {
+                    PortLink::Up
+                } else {
+                    PortLink::Down
+                },
             })
             .collect(),
         volumes: instance_volumes(instance, rows),
@@ -195,9 +200,9 @@ fn network_spec(host: HostId, network: &NetworkRow, rows: &HostRows) -> NetworkS
             mac_address: port.mac_address,
             hostname: instance.name.clone(),
             fixed_ips: port.fixed_ips.clone(),
-            security: None,
-            qos: PortQos::default(),
-            mirrors: Vec::new(),
+            security: security::of_port(port),
+            qos: port.wishes.qos,
+            mirrors: port.wishes.mirrors.clone(),
         })
         .collect();
     ports.sort_by_key(|port| port.id);
@@ -211,8 +216,8 @@ fn network_spec(host: HostId, network: &NetworkRow, rows: &HostRows) -> NetworkS
         subnets: network.subnets.iter().map(subnet_spec).collect(),
         ports,
         remote_ports: remote_ports(host, network.id, rows),
-        security_groups: Vec::new(),
-        group_members: BTreeMap::new(),
+        security_groups: security::groups(network, rows),
+        group_members: security::members(network, rows),
     }
 }
 

@@ -3,6 +3,10 @@
 use berth_common::{
     bus::Message,
     message::{
+        port::{
+            InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList,
+            PortSet, PortShow,
+        },
         question,
         request::{
             AggregateAddHost, AggregateCreate, AggregateDelete, AggregateList, AggregateRemoveHost,
@@ -17,6 +21,10 @@ use berth_common::{
             SnapshotShow, SubnetCreate, SubnetDelete, SubnetList, SubnetSet, SubnetShow,
             VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList,
             VolumeShow,
+        },
+        security_group::{
+            SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupRuleCreate,
+            SecurityGroupRuleDelete, SecurityGroupSet, SecurityGroupShow,
         },
         view::HostStatus,
     },
@@ -35,17 +43,17 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, server_groups, snapshots, subnets, volumes,
+        invalid, networks, ports, security_groups, server_groups, snapshots, subnets, volumes,
     },
     context::{Context, Image, Writing},
-    report::{explain, show, view},
+    report::{explain, port_view, show, view},
 };
 
 /// The most instances of one request.
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 40] = [
+const CHANGES: [&str; 50] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -74,6 +82,16 @@ const CHANGES: [&str; 40] = [
     SubnetCreate::NAME,
     SubnetSet::NAME,
     SubnetDelete::NAME,
+    PortCreate::NAME,
+    PortSet::NAME,
+    PortDelete::NAME,
+    InstanceAttachInterface::NAME,
+    InstanceDetachInterface::NAME,
+    SecurityGroupCreate::NAME,
+    SecurityGroupSet::NAME,
+    SecurityGroupDelete::NAME,
+    SecurityGroupRuleCreate::NAME,
+    SecurityGroupRuleDelete::NAME,
     HostEnable::NAME,
     HostDisable::NAME,
     HostDrain::NAME,
@@ -106,6 +124,10 @@ fn shows(method: &str) -> bool {
         NetworkList::NAME,
         SubnetShow::NAME,
         SubnetList::NAME,
+        PortShow::NAME,
+        PortList::NAME,
+        SecurityGroupShow::NAME,
+        SecurityGroupList::NAME,
         HostList::NAME,
         HostShow::NAME,
         AggregateList::NAME,
@@ -175,6 +197,25 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;
             reply(show::network_list(pool, &request).await)
+        }
+        PortShow::NAME => {
+            let request: PortShow = read(message)?;
+            let row = ports::resolve(pool, &request.project, &request.port).await?;
+            reply(port_view::one(pool, row).await)
+        }
+        PortList::NAME => {
+            let request: PortList = read(message)?;
+            reply(port_view::list(pool, &request).await)
+        }
+        SecurityGroupShow::NAME => {
+            let request: SecurityGroupShow = read(message)?;
+            let group = &request.security_group;
+            let row = security_groups::resolve(pool, &request.project, group).await?;
+            reply(security_groups::view(pool, row).await)
+        }
+        SecurityGroupList::NAME => {
+            let request: SecurityGroupList = read(message)?;
+            reply(security_groups::list(pool, &request).await)
         }
         HostList::NAME => {
             let request: HostList = read(message)?;
@@ -326,6 +367,46 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         NetworkDelete::NAME => {
             let request: NetworkDelete = read(message)?;
             reply(networks::delete(w, &request).await)
+        }
+        PortCreate::NAME => {
+            let request: PortCreate = read(message)?;
+            reply(ports::change::create(w, &request).await)
+        }
+        PortSet::NAME => {
+            let request: PortSet = read(message)?;
+            reply(ports::change::set(w, &request).await)
+        }
+        PortDelete::NAME => {
+            let request: PortDelete = read(message)?;
+            reply(ports::change::delete(w, &request).await)
+        }
+        InstanceAttachInterface::NAME => {
+            let request: InstanceAttachInterface = read(message)?;
+            reply(ports::attach::attach(w, &request).await)
+        }
+        InstanceDetachInterface::NAME => {
+            let request: InstanceDetachInterface = read(message)?;
+            reply(ports::attach::detach(w, &request).await)
+        }
+        SecurityGroupCreate::NAME => {
+            let request: SecurityGroupCreate = read(message)?;
+            reply(security_groups::create(w, &request).await)
+        }
+        SecurityGroupSet::NAME => {
+            let request: SecurityGroupSet = read(message)?;
+            reply(security_groups::set(w, &request).await)
+        }
+        SecurityGroupDelete::NAME => {
+            let request: SecurityGroupDelete = read(message)?;
+            reply(security_groups::delete(w, &request).await)
+        }
+        SecurityGroupRuleCreate::NAME => {
+            let request: SecurityGroupRuleCreate = read(message)?;
+            reply(security_groups::create_rule(w, &request).await)
+        }
+        SecurityGroupRuleDelete::NAME => {
+            let request: SecurityGroupRuleDelete = read(message)?;
+            reply(security_groups::delete_rule(w, &request).await)
         }
         HostEnable::NAME => {
             let request: HostEnable = read(message)?;

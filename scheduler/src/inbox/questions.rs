@@ -70,7 +70,12 @@ enum Of {
 async fn instance_of_port(db: &impl Executor, port: PortId) -> Result<InstanceRow, ClaimError> {
     let found = ports::get(db, port).await?;
     let found = found.ok_or_else(|| not_found(format!("there is no port {port}")))?;
-    let row = instances::get(db, found.instance_id).await?;
+    let instance = found.instance_id().ok_or_else(|| {
+        conflict(format!(
+            "port {port} is of no instance, so nobody sends by it"
+        ))
+    })?;
+    let row = instances::get(db, instance).await?;
     row.ok_or_else(|| not_found(format!("the instance of port {port} is gone")))
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, PortId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, Report, ResourceReport},
     units::Generation,
 };
@@ -12,6 +12,7 @@ use berth_store::{
     attachments::{self, AttachmentRow, AttachmentState},
     documents::{self, DocumentRow, Observation},
     instances::{self, InstanceObserved, InstanceRow},
+    ports::{self, PortRow},
     snapshots::{self, SnapshotRow},
     volumes::{self, VolumeObserved, VolumeRow},
 };
@@ -24,6 +25,7 @@ use crate::{
             networks_of,
             relocate::{Relocation, built, give_up, is_leaving, move_on},
         },
+        ports::{attach::settle_gone, touch_members_of},
     },
     context::{Context, Writing},
 };
@@ -47,6 +49,8 @@ pub async fn reports(context: &Context, reports: &[Report]) -> Result<(), ClaimE
         }
     }
     documents::mark_observed_many(writing.txn(), &known.observations).await?;
+    let attached = ports::AttachmentState::Attached;
+    ports::set_state(writing.txn(), &known.plugged, attached).await?;
     writing.commit().await?;
     context.order(|remembered| {
         for (host, key, stamp) in order {
@@ -109,6 +113,10 @@ struct Known {
     instances: HashMap<InstanceId, InstanceRow>,
     /// The volumes of these instances.
     attachments: HashMap<InstanceId, Vec<AttachmentRow>>,
+    /// The ports of these instances that are being plugged in or unplugged.
+    ports: HashMap<InstanceId, Vec<PortRow>>,
+    /// Those of them that their instances have.
+    plugged: Vec<PortId>,
     volumes: HashMap<VolumeId, VolumeRow>,
     snapshots: HashMap<SnapshotId, SnapshotRow>,
     observations: Vec<Observation>,
@@ -139,7 +147,15 @@ impl Known {
         for row in attachments::of_instances(writing.txn(), &ids).await? {
             attachments.entry(row.instance_id).or_default().push(row);
         }
+        let mut ports: HashMap<InstanceId, Vec<PortRow>> = HashMap::new();
+        for row in ports::unsettled_of_instances(writing.txn(), &ids).await? {
+            if let Some(instance) = row.instance_id() {
+                ports.entry(instance).or_default().push(row);
+            }
+        }
         Ok(Self {
+            ports,
+            plugged: Vec::new(),
             documents: documents
                 .into_iter()
                 .map(|row| ((row.host_id, row.key), row))
@@ -241,6 +257,10 @@ async fn apply(
             let row = instance_id(report).and_then(|id| known.instances.get(&id).cloned());
             if let Some(row) = row {
                 let attached = known.attachments.get(&row.id).cloned();
+                let changing = known.ports.get(&row.id).cloned().unwrap_or_default();
+                known
+                    .plugged
+                    .extend(settle_ports(writing, host, &changing, seen).await?);
                 observe(writing, host, &row, &attached.unwrap_or_default(), seen).await?;
             }
             let row = volume_id(report).and_then(|id| known.volumes.get(&id).cloned());
@@ -391,6 +411,42 @@ async fn settle_attachments(
     Ok(())
 }
 
+/// Which of the ports that are being plugged in or unplugged are so by now: those that are plugged in are answered, those that
+/// are unplugged are settled. What the host says of the ports is about the generation that is wanted, so that none of them
+/// comes back. Of those that are plugged in an agent that does not tell of ports speaks by being done.
+async fn settle_ports(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    changing: &[PortRow],
+    seen: Seen<'_>,
+) -> Result<Vec<PortId>, ClaimError> {
+    let Seen { report, tombstone } = seen;
+    let mut plugged = Vec::new();
+    for port in changing {
+        let Some(attachment) = port.attachment else {
+            continue;
+        };
+        let placed = writing.cloud.placed(attachment.instance_id);
+        if tombstone || placed.is_none_or(|placed| placed.host != host) {
+            continue;
+        }
+        let has = report.ports.as_ref().map(|ports| ports.contains(&port.id));
+        let is_done = report.status == ConvergeStatus::Converged;
+        match attachment.state {
+            ports::AttachmentState::Attaching if is_done && has != Some(false) => {
+                plugged.push(port.id);
+            }
+            ports::AttachmentState::Detaching if has == Some(false) => {
+                settle_gone(writing, host, port).await?;
+            }
+            ports::AttachmentState::Attaching
+            | ports::AttachmentState::Attached
+            | ports::AttachmentState::Detaching => {}
+        }
+    }
+    Ok(plugged)
+}
+
 /// Writes down what a host says of a volume; only the volume's own host speaks for it.
 async fn observe_volume(
     writing: &mut Writing<'_>,
@@ -486,6 +542,7 @@ async fn gone(
     let lies_here = placed == Some(host);
     let networks = networks_of(writing.txn(), row.id).await?;
     if row.desired_deleted && (lies_here || placed.is_none()) {
+        touch_members_of(writing, row.id).await?;
         instances::mark_deleted(writing.txn(), row.id, writing.now).await?;
         writing.cloud.unplace(row.id);
         // Its volumes are free, and those that were to go after it go.

@@ -5,6 +5,7 @@ pub mod apply;
 pub mod decision;
 pub mod explain;
 pub mod order;
+pub mod port_view;
 pub mod show;
 mod size_view;
 pub mod snapshot_view;

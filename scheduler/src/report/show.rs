@@ -8,7 +8,7 @@ use std::{
 use berth_common::{
     bus::MAX_MESSAGE_BYTES,
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, SnapshotId, VolumeId},
     message::{
         report::{ConvergeStatus, Fault},
         request::{
@@ -17,7 +17,7 @@ use berth_common::{
         },
         view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
     },
-    names::{HostName, NetworkName, VolumeName},
+    names::{HostName, VolumeName},
 };
 use berth_store::{
     Executor,
@@ -35,7 +35,7 @@ use berth_store::{
 use serde::Serialize;
 
 use super::{
-    snapshot_view,
+    port_view, snapshot_view,
     view::{self, Silence},
     volume_view::{self, AttachedTo},
 };
@@ -65,19 +65,11 @@ async fn instances(
     let ids: Vec<InstanceId> = rows.iter().map(|row| row.id).collect();
     let mut ports_of: BTreeMap<InstanceId, Vec<PortRow>> = BTreeMap::new();
     for port in ports::of_instances(db, &ids).await? {
-        ports_of.entry(port.instance_id).or_default().push(port);
+        if let Some(instance) = port.instance_id() {
+            ports_of.entry(instance).or_default().push(port);
+        }
     }
-    let wanted: BTreeSet<NetworkId> = ports_of
-        .values()
-        .flatten()
-        .map(|port| port.network_id)
-        .collect();
-    let wanted: Vec<NetworkId> = wanted.into_iter().collect();
-    let networks: BTreeMap<NetworkId, NetworkName> = networks::of_ids(db, &wanted)
-        .await?
-        .into_iter()
-        .map(|network| (network.id, network.name))
-        .collect();
+    let names = port_view::names(db, ports_of.values().flatten()).await?;
     let mut volumes_of = volumes_of(db, &ids).await?;
     let host_of: BTreeMap<InstanceId, HostId> = claims::of_instances(db, &ids)
         .await?
@@ -119,7 +111,7 @@ async fn instances(
                 host,
                 silence: host.and_then(|(id, _)| silences.get(&id).copied()),
                 document,
-                networks: &networks,
+                names: &names,
             })
         })
         .collect())
@@ -387,7 +379,7 @@ pub async fn snapshot_list(
 const FRAME_BYTES: usize = 4096;
 
 /// Cuts a page to what fits in a message, but not to nothing; answers whether anything was cut off.
-fn cut<T: Serialize>(page: &mut Vec<T>) -> Result<bool, ClaimError> {
+pub(crate) fn cut<T: Serialize>(page: &mut Vec<T>) -> Result<bool, ClaimError> {
     let mut left = MAX_MESSAGE_BYTES - FRAME_BYTES;
     for (place, one) in page.iter().enumerate() {
         // And a comma.

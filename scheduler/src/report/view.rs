@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use berth_common::{
     document::{DesiredPower, OnCrash},
-    ids::{HostId, NetworkId},
+    ids::HostId,
     message::{
         report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
-            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PoolUsage, PortView,
+            AttachedVolume, HostState, HostView, InstanceView, NetworkView, PoolUsage,
             ProjectUsage, ResourceUsage, Resources, SubnetView, TaskState, VmState,
         },
     },
-    names::{AggregateName, HostName, NetworkName, PoolName, ProjectName, VolumeName},
+    names::{AggregateName, HostName, PoolName, ProjectName, VolumeName},
     units::{DiskGb, Generation},
 };
 use berth_store::{
@@ -21,7 +21,11 @@ use berth_store::{
     snapshots::SnapshotClaim, subnets::SubnetRow, volumes::VolumeClaim,
 };
 
-use super::{size_view, volume_view::device};
+use super::{
+    port_view::{self, Names},
+    size_view,
+    volume_view::device,
+};
 use crate::{
     claim::{address, facts},
     config::Placement,
@@ -44,8 +48,8 @@ pub struct InstanceFacts<'a> {
     pub silence: Option<Silence>,
     /// Its document.
     pub document: Option<&'a DocumentRow>,
-    /// Names of networks.
-    pub networks: &'a BTreeMap<NetworkId, NetworkName>,
+    /// The names of what its ports refer to.
+    pub names: &'a Names,
 }
 
 /// A host is down.
@@ -122,7 +126,7 @@ pub fn instance(facts: InstanceFacts<'_>) -> InstanceView {
         ports: facts
             .ports
             .iter()
-            .map(|port| port_view(port, facts.networks))
+            .map(|port| port_view::port(port, facts.names))
             .collect(),
         volumes: facts
             .volumes
@@ -152,16 +156,6 @@ fn not_built(row: &InstanceRow, silence: &str) -> Fault {
     Fault {
         code: FaultCode::NoValidHost,
         message: format!("{silence}: {end}"),
-    }
-}
-
-fn port_view(port: &PortRow, networks: &BTreeMap<NetworkId, NetworkName>) -> PortView {
-    PortView {
-        id: port.id,
-        network_id: port.network_id,
-        network: networks.get(&port.network_id).cloned(),
-        mac_address: port.mac_address,
-        fixed_ips: port.fixed_ips.clone(),
     }
 }
 

@@ -243,6 +243,8 @@ impl Host {
             report.boot_disk = document.spec.as_ref().and_then(boot_disk);
             let on = matches!(power, PowerState::Running | PowerState::Paused);
             report.running = document.spec.as_ref().filter(|_| on).map(running);
+            let ports = document.spec.as_ref().map(|spec| &spec.ports);
+            report.ports = ports.map(|ports| ports.iter().map(|port| port.id).collect());
         }
         self.say(report).await;
     }
@@ -323,6 +325,7 @@ pub(crate) fn resource(
         reboot_nonce: None,
         boot_disk: None,
         running: None,
+        ports: None,
         observed_at: Utc::now(),
     }
 }

@@ -10,7 +10,7 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, UpdateMany, sea_query::Expr,
 };
 
-use super::{AttachmentState, PortAttachment, PortWishes, TABLE, write_fixed_ips, write_groups};
+use super::{AttachmentState, PortAttachment, PortWishes, TABLE, write_groups};
 use crate::{
     bulk,
     codec::opt_json,

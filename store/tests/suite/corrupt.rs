@@ -183,7 +183,8 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("project", "''"),
         ("name", "''"),
     ] {
-        let good = sample::port(&instance, &network, 6);
+        let mut good = sample::port(&instance, &network, 6);
+        good.fixed_ips = vec![];
         database.execute("DELETE FROM ports").await;
         ports::insert(db, &good).await.unwrap();
         database

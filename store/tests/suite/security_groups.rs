@@ -3,13 +3,15 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use berth_common::{
-    document::{AddressPair, EtherType, PortRange, RuleDirection, RuleProtocol, RuleRemote},
+    document::{
+        AddressPair, EtherType, NetworkType, PortRange, RuleDirection, RuleProtocol, RuleRemote,
+    },
     ids::{SecurityGroupId, SecurityGroupRuleId},
 };
 use berth_store::{
     StoreError, UniqueWhat,
     claims::{self, ClaimRole},
-    instances, ports, security_groups,
+    instances, networks, ports, security_groups,
 };
 
 use crate::{
@@ -257,7 +259,10 @@ async fn members_are_those_with_port_security_in_the_network(database: Arc<TestD
 async fn documents_that_depend_on_a_group_are_found(database: Arc<TestDatabase>) {
     let store = database.store().await;
     let db = store.pool();
-    let (host, network, instance) = sample::populate(&store).await;
+    let (host, local, instance) = sample::populate(&store).await;
+    let mut network = sample::network("wide");
+    network.network_type = NetworkType::Vlan;
+    networks::insert(db, &network).await.unwrap();
     let other_host = sample::add_host(db, "hv2").await;
     let second = sample::instance("db");
     instances::insert(db, &second).await.unwrap();
@@ -278,10 +283,15 @@ async fn documents_that_depend_on_a_group_are_found(database: Arc<TestDatabase>)
         let mut port = sample::port(row, &network, last);
         port.wishes.security_groups.insert(group.id);
         ports::insert(db, &port).await.unwrap();
+        let mut beside = sample::port(row, &local, last);
+        sample::put_at(&mut beside, 1);
+        beside.wishes.security_groups.insert(group.id);
+        ports::insert(db, &beside).await.unwrap();
     }
     let with = security_groups::places_with(db, &BTreeSet::from([web.id])).await;
-    assert_eq!(with.unwrap(), BTreeSet::from([(host, network.id)]));
-    let changed = BTreeSet::from([(network.id, web.id)]);
+    let both = BTreeSet::from([(host, network.id), (host, local.id)]);
+    assert_eq!(with.unwrap(), both);
+    let changed = BTreeSet::from([(network.id, web.id), (local.id, web.id)]);
     let naming = security_groups::places_that_name(db, &changed).await;
     assert_eq!(naming.unwrap(), BTreeSet::from([(other_host, network.id)]));
     let unnamed = BTreeSet::from([(network.id, behind.id)]);

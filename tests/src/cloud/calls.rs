@@ -145,8 +145,7 @@ impl TestCloud {
         });
         let attach = |network: &NetworkId| NetworkAttachment {
             network: network.to_string(),
-            ip_address: None,
-            mac_address: None,
+            ..NetworkAttachment::default()
         };
         Ok(InstanceCreate {
             id: InstanceId::new(),

@@ -26,7 +26,10 @@ use super::{
     resolve, root,
 };
 use crate::{
-    claim::{ClaimError, conflict, not_found},
+    claim::{
+        ClaimError, conflict, not_found,
+        ports::{attach::check_settled, touch_members_of},
+    },
     context::Writing,
     report::show,
 };
@@ -130,6 +133,7 @@ pub async fn change(
             let power = power_after(&row, &change)?;
             if matches!(change, Change::Suspend) && row.desired_power != power {
                 check_volumes(writing, &row).await?;
+                check_settled(writing, &row).await?;
             }
             instances::set_desired_power(writing.txn(), row.id, power, now).await?;
             if matches!(change, Change::Start)
@@ -245,7 +249,7 @@ fn document_key(id: InstanceId) -> DocumentKey {
 }
 
 /// An instance that must be there: it was just read.
-async fn get(txn: &Txn, id: InstanceId) -> Result<InstanceRow, ClaimError> {
+pub(in crate::claim) async fn get(txn: &Txn, id: InstanceId) -> Result<InstanceRow, ClaimError> {
     let row = instances::get(txn, id).await?;
     row.ok_or_else(|| not_found(format!("instance {id} is gone")))
 }
@@ -286,6 +290,7 @@ async fn delete(
         None => false,
     };
     if !is_told {
+        touch_members_of(writing, row.id).await?;
         instances::mark_deleted(writing.txn(), row.id, writing.now).await?;
         writing.cloud.unplace(row.id);
     }

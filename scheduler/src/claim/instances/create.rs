@@ -8,17 +8,17 @@
 //!
 //! Placement sees each instance as soon as it is placed, so a batch fills hosts exactly as single requests would.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use berth_common::{
     document::{DesiredPower, DocumentKey},
-    ids::{DecisionId, HostId, InstanceId, NetworkId, ServerGroupId},
+    ids::{DecisionId, HostId, InstanceId, PortId, ServerGroupId},
     message::{
         report::{Fault, FaultCode},
         request::InstanceCreate,
         view::InstanceView,
     },
-    names::{HostName, InstanceName, NetworkName, ProjectName, VolumeName},
+    names::{HostName, InstanceName, ProjectName, VolumeName},
     refusal::{Refusal, RefusalCode},
     units::{Generation, MemoryMb, Vcpus},
 };
@@ -40,15 +40,16 @@ use crate::{
         conflict, fingerprint,
         hints::{self, Asker, Lookups, Resolved},
         invalid, networks,
-        ports::{Addresses, Planned},
+        ports::{
+            self as claim_ports, Addresses, Planned,
+            attach::MAX_PORTS,
+            wishes::{attachment_mistakes, too_many},
+        },
     },
     context::Writing,
     place::Demand,
-    report::{decision, explain::MOST_DECISIONS, show, view},
+    report::{decision, explain::MOST_DECISIONS, port_view::Names, show, view},
 };
-
-/// The most NICs an instance may have: what QEMU's first PCI bus takes with room to spare.
-const MAX_NETWORKS: usize = 8;
 
 /// A request is the first attempt to place its instance, also when it is repeated.
 const FIRST_ATTEMPT: u32 = 1;
@@ -129,6 +130,8 @@ struct Batch {
     /// Rows to write.
     rows: Vec<InstanceRow>,
     ports: Vec<PortRow>,
+    /// Those of them that are there already.
+    given_ports: BTreeSet<PortId>,
     claims: Vec<ClaimRow>,
     /// The volumes that some of them boot from.
     given: Vec<Given>,
@@ -155,6 +158,7 @@ impl Batch {
             lookups: Lookups::default(),
             rows: Vec::new(),
             ports: Vec::new(),
+            given_ports: BTreeSet::new(),
             claims: Vec::new(),
             given: Vec::new(),
             again: Vec::new(),
@@ -189,7 +193,10 @@ impl Batch {
         }
 
         let root = Root::find(writing, request, before.as_ref(), &self.given).await?;
-        let planned = self.addresses.plan(writing.txn(), request).await?;
+        let planned = self
+            .addresses
+            .plan(writing.txn(), request, writing.now)
+            .await?;
         let means = Means {
             fingerprint,
             planned: &planned,
@@ -198,7 +205,7 @@ impl Batch {
         let placed = self.place(writing, request, before.as_ref(), means).await;
         let is_on_host = matches!(&placed, Ok(Ok(_)));
         if !is_on_host {
-            self.addresses.give_back(&planned.ports);
+            self.addresses.give_back(&planned);
         }
         placed
     }
@@ -213,7 +220,7 @@ impl Batch {
         let ports: Vec<PortRow> = self
             .ports
             .iter()
-            .filter(|port| port.instance_id == row.id)
+            .filter(|port| port.instance_id() == Some(row.id))
             .cloned()
             .collect();
         // Its claim is a row only when the whole batch is written.
@@ -334,6 +341,7 @@ impl Batch {
         root: Option<&Root>,
     ) -> InstanceView {
         self.ports.extend(planned.ports.iter().cloned());
+        self.given_ports.extend(planned.given.iter().copied());
         self.claims.push(claim_row(row, host));
         writing.cloud.place(
             row.id,
@@ -347,9 +355,9 @@ impl Batch {
         writing.touch_instance(host, row.id);
         for network in &planned.networks {
             writing.touch_network(host, network.id);
-            if network.network_type.spans_hosts() {
-                writing.touch_members(network.id);
-            }
+        }
+        for port in &planned.ports {
+            claim_ports::touch_members(writing, port);
         }
         let given = root.map(|root| root.give(writing, row, host));
         let volumes = given
@@ -374,7 +382,16 @@ impl Batch {
             // The new one is written at the commit. Whoever repeats a refused request for days fills no table.
             decisions::trim(txn, *id, MOST_DECISIONS.saturating_sub(1)).await?;
         }
-        ports::insert_many(txn, &self.ports).await?;
+        let (given, new): (Vec<PortRow>, Vec<PortRow>) = self
+            .ports
+            .into_iter()
+            .partition(|port| self.given_ports.contains(&port.id));
+        ports::insert_many(txn, &new).await?;
+        for port in given {
+            if let Some(attachment) = port.attachment {
+                ports::attach(txn, port.id, attachment).await?;
+            }
+        }
         claims::insert_many(txn, &self.claims).await?;
         root::write(writing, &self.given).await
     }
@@ -399,7 +416,7 @@ fn first_view(
     row: &InstanceRow,
     host: Option<HostId>,
     (ports, volumes): (&[PortRow], &[(AttachmentRow, VolumeName)]),
-    networks: &BTreeMap<NetworkId, NetworkName>,
+    names: &Names,
 ) -> InstanceView {
     let named: Option<(HostId, HostName)> = host
         .and_then(|host| writing.cloud.table().host(host))
@@ -428,7 +445,7 @@ fn first_view(
         // It was chosen for being up.
         silence: None,
         document: document.as_ref(),
-        networks,
+        names,
     })
 }
 
@@ -458,12 +475,9 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
             request.power.as_str()
         ));
     }
-    if request.networks.len() > MAX_NETWORKS {
-        mistakes.push(format!(
-            "networks must be at most {MAX_NETWORKS}; got {}",
-            request.networks.len()
-        ));
-    }
+    let most = usize::from(MAX_PORTS);
+    mistakes.extend(too_many("networks", request.networks.len(), most));
+    mistakes.extend(attachment_mistakes(&request.networks));
     mistakes.extend(hints::mistakes(&request.hints, Some(request.id)));
     if let Some(drive) = &request.config_drive {
         mistakes.extend(drive.mistakes());

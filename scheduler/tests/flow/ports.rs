@@ -1,0 +1,404 @@
+//! Ports: by themselves, of instances, plugged in and unplugged.
+
+use berth_common::{
+    document::{Document, InstanceSpec, Kind, NetworkSpec, PortLink},
+    ids::PortId,
+    message::{
+        port::{
+            InstanceAttachInterface, InstanceDetachInterface, NewPort, PortCreate, PortDelete,
+            PortList, PortSet, PortShow, PortStatus,
+        },
+        report::{ConvergeStatus, PowerState},
+        request::InstanceSuspend,
+        view::{InstanceView, PortView, VmState},
+    },
+    refusal::RefusalCode,
+};
+use serde_json::json;
+
+use crate::{
+    ask::{delete, instance, network},
+    cloud::Cloud,
+    host::{Host, resource},
+};
+
+/// A request for a port with what is in `more`.
+pub(crate) fn port(network: &str, more: serde_json::Value) -> PortCreate {
+    let mut request = json!({ "id": PortId::new(), "network": network });
+    let fields = request.as_object_mut().unwrap();
+    fields.extend(more.as_object().unwrap().clone());
+    serde_json::from_value(request).unwrap()
+}
+
+fn show(id: PortId) -> PortShow {
+    PortShow {
+        port: id.to_string(),
+        project: Default::default(),
+    }
+}
+
+fn attach(instance: &InstanceView, port: PortId) -> InstanceAttachInterface {
+    InstanceAttachInterface {
+        instance: instance.id.to_string(),
+        project: Default::default(),
+        port: Some(port.to_string()),
+        new_port: None,
+    }
+}
+
+fn detach(instance: &InstanceView, port: PortId) -> InstanceDetachInterface {
+    InstanceDetachInterface {
+        instance: instance.id.to_string(),
+        project: Default::default(),
+        port: port.to_string(),
+    }
+}
+
+fn set(id: PortId) -> PortSet {
+    PortSet {
+        port: id.to_string(),
+        ..PortSet::default()
+    }
+}
+
+async fn wait_for_port(cloud: &Cloud, id: PortId, status: PortStatus) -> PortView {
+    let deadline = std::time::Instant::now() + crate::cloud::LIMIT;
+    loop {
+        let view = cloud.ok(show(id)).await;
+        if view.status == status {
+            return view;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not {status:?}: {view:#?}"
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Carries out what comes until the documents of the instance and of its network are so; what was told before may come again.
+async fn until(
+    host: &mut Host,
+    instance: impl Fn(&InstanceSpec) -> bool,
+    network: impl Fn(&NetworkSpec) -> bool,
+) -> (InstanceSpec, NetworkSpec) {
+    let (mut of_instance, mut of_network) = (None, None);
+    loop {
+        let document = host.next().await;
+        host.carry_out(&document, PowerState::Running).await;
+        match document {
+            Document::Instance(document) => {
+                of_instance = document.spec.filter(&instance).or(of_instance);
+            }
+            Document::Network(document) => {
+                of_network = document.spec.filter(&network).or(of_network);
+            }
+            _ => {}
+        }
+        if let (Some(instance), Some(network)) = (&of_instance, &of_network) {
+            return (instance.clone(), network.clone());
+        }
+    }
+}
+
+/// The document of the instance with so many ports, not carried out.
+async fn with_ports(host: &mut Host, instance: &InstanceView, count: usize) -> Document {
+    loop {
+        let document = host.next_about(instance.id).await;
+        if let Document::Instance(wanted) = &document
+            && wanted.spec.as_ref().unwrap().ports.len() == count
+        {
+            return document;
+        }
+    }
+}
+
+/// What the host is told of the network, until it is so.
+async fn network_until(host: &mut Host, is: impl Fn(&NetworkSpec) -> bool) -> NetworkSpec {
+    loop {
+        let told = host.next_of(&[Kind::Network]).await;
+        if let Document::Network(document) = &told[&Kind::Network]
+            && let Some(spec) = document.spec.clone().filter(&is)
+        {
+            return spec;
+        }
+    }
+}
+
+/// A cloud of one host with a running instance in network `blue`.
+async fn running() -> (Cloud, Host, InstanceView) {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let view = cloud
+        .ok(instance("web", 512, json!([{ "network": "blue" }])))
+        .await;
+    assert_eq!(view.ports[0].status, PortStatus::Attaching);
+    assert!(view.ports[0].port_security_enabled && view.ports[0].delete_with_instance);
+    until(&mut host, |_| true, |_| true).await;
+    let view = cloud
+        .wait_for_instance(view.id, "active", |view| {
+            view.vm_state == VmState::Active && view.ports[0].status == PortStatus::Active
+        })
+        .await;
+    (cloud, host, view)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_is_plugged_in_and_free_only_when_its_host_saw_it_gone() {
+    let (cloud, mut host, web) = running().await;
+    let request = port(
+        "blue",
+        json!({ "name": "uplink", "ip_address": "10.0.0.50" }),
+    );
+    let made = cloud.ok(request.clone()).await;
+    assert_eq!((made.status, made.instance_id), (PortStatus::Down, None));
+    assert_eq!(
+        cloud.ok(request.clone()).await,
+        made,
+        "idempotent on its id"
+    );
+    let other = PortCreate {
+        ip_address: None,
+        ..request
+    };
+    let conflict = RefusalCode::Conflict;
+    cloud.refused(other, conflict, "with another content").await;
+
+    let view = cloud.ok(attach(&web, made.id)).await;
+    assert_eq!(view.ports[1].status, PortStatus::Attaching);
+    let repeated = cloud.ok(attach(&web, made.id)).await;
+    assert_eq!(repeated.generation, view.generation);
+    let two = |instance: &InstanceSpec| instance.ports.len() == 2;
+    let (instance_spec, _) = until(&mut host, two, |network| network.ports.len() == 2).await;
+    assert_eq!(instance_spec.ports[1].id, made.id);
+    wait_for_port(&cloud, made.id, PortStatus::Active).await;
+
+    let gone = PortDelete {
+        port: "uplink".to_owned(),
+        project: Default::default(),
+    };
+    cloud
+        .refused(gone.clone(), conflict, "unplug it there first")
+        .await;
+
+    let view = cloud.ok(detach(&web, made.id)).await;
+    assert_eq!(view.ports[1].status, PortStatus::Detaching);
+    cloud
+        .refused(attach(&web, made.id), conflict, "is being unplugged")
+        .await;
+    let document = &with_ports(&mut host, &web, 1).await;
+    // It is still there: an old domain's word, and that of an agent that does not tell, free nothing.
+    let told = (document.key(), document.generation());
+    for (ports, status) in [
+        (None, ConvergeStatus::Converged),
+        (
+            Some(vec![web.ports[0].id, made.id]),
+            ConvergeStatus::Converging,
+        ),
+    ] {
+        let mut report = resource(told.0, told.1, status, PowerState::Running);
+        report.ports = ports;
+        report.progress = Some(format!("{status:?}"));
+        host.say(report).await;
+        cloud
+            .wait_for_instance(web.id, "reported", |view| {
+                view.progress.as_deref() == Some(format!("{status:?}").as_str())
+            })
+            .await;
+        let view = cloud.ok(show(made.id)).await;
+        assert_eq!(view.status, PortStatus::Detaching);
+    }
+    host.carry_out(document, PowerState::Running).await;
+    let view = wait_for_port(&cloud, made.id, PortStatus::Down).await;
+    assert_eq!(view.instance_id, None);
+    // The network forgets it only now.
+    network_until(&mut host, |network| network.ports.len() == 1).await;
+    cloud.ok(gone).await;
+    cloud
+        .refused(show(made.id), RefusalCode::NotFound, "has no port")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_was_made_for_an_instance_goes_when_it_is_unplugged() {
+    let (cloud, mut host, web) = running().await;
+    let request = InstanceAttachInterface {
+        instance: "web".to_owned(),
+        project: Default::default(),
+        port: None,
+        new_port: Some(NewPort {
+            id: PortId::new(),
+            network: "blue".to_owned(),
+            ip_address: None,
+            mac_address: None,
+            port_security_enabled: false,
+            security_groups: None,
+        }),
+    };
+    let view = cloud.ok(request.clone()).await;
+    assert_eq!(cloud.ok(request.clone()).await.ports, view.ports);
+    let id = view.ports[1].id;
+    let two = |network: &NetworkSpec| network.ports.len() == 2;
+    let (_, network) = until(&mut host, |instance| instance.ports.len() == 2, two).await;
+    let theirs = network.ports.iter().find(|port| port.id == id).unwrap();
+    assert_eq!(theirs.security, None, "it has no port security");
+    wait_for_port(&cloud, id, PortStatus::Active).await;
+    cloud.ok(detach(&web, id)).await;
+    let document = with_ports(&mut host, &web, 1).await;
+    host.carry_out(&document, PowerState::Running).await;
+    cloud
+        .wait_for_instance(web.id, "unplugged", |view| view.ports.len() == 1)
+        .await;
+    cloud
+        .refused(show(id), RefusalCode::NotFound, "has no port")
+        .await;
+    cloud
+        .refused(
+            InstanceAttachInterface {
+                port: Some("x".to_owned()),
+                ..request
+            },
+            RefusalCode::Invalid,
+            "exactly one",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_is_created_with_a_port_that_outlives_it() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let made = cloud.ok(port("blue", json!({ "name": "uplink" }))).await;
+    let request = instance(
+        "web",
+        512,
+        json!([{ "network": "blue" }, { "port": "uplink" }]),
+    );
+    let web = cloud.ok(request.clone()).await;
+    assert_eq!(web.ports[1].id, made.id);
+    assert_eq!(web.ports[1].fixed_ips, made.fixed_ips);
+    assert_eq!(cloud.ok(request).await.ports, web.ports);
+    let second = instance("db", 512, json!([{ "port": made.id.to_string() }]));
+    let conflict = RefusalCode::Conflict;
+    cloud
+        .refused(second.clone(), conflict, "is of instance web")
+        .await;
+    let both_named = instance(
+        "x",
+        512,
+        json!([{ "port": "uplink", "network": "blue" }, {}]),
+    );
+    let invalid = RefusalCode::Invalid;
+    let refusal = cloud.refused(both_named, invalid, "name one of them").await;
+    assert!(refusal.message.contains("must name a network or a port"));
+    until(&mut host, |_| true, |_| true).await;
+    let listed = cloud
+        .ok(PortList {
+            project: None,
+            network: Some("blue".to_owned()),
+            instance: Some("web".to_owned()),
+            after: None,
+            limit: 10,
+        })
+        .await;
+    assert_eq!(listed.ports.len(), 2);
+    cloud.ok(delete(web.id)).await;
+    host.bury(&cloud, &[web.id]).await;
+    let left = cloud.ok(show(made.id)).await;
+    assert_eq!(
+        (left.status, left.fixed_ips),
+        (PortStatus::Down, made.fixed_ips)
+    );
+    cloud
+        .refused(show(web.ports[0].id), RefusalCode::NotFound, "has no port")
+        .await;
+    cloud.ok(second).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wanted_of_a_port_reaches_its_host() {
+    let (cloud, mut host, web) = running().await;
+    let id = web.ports[0].id;
+    let view = cloud
+        .ok(PortSet {
+            admin_state_up: Some(false),
+            name: serde_json::from_value::<PortSet>(json!({ "port": "x", "name": "uplink" }))
+                .unwrap()
+                .name,
+            allowed_address_pairs: Some(
+                serde_json::from_value(json!([{ "ip_address": "10.0.0.100" }])).unwrap(),
+            ),
+            ..set(id)
+        })
+        .await;
+    assert_eq!(view.name.as_ref().unwrap().as_str(), "uplink");
+    let down = |instance: &InstanceSpec| instance.ports[0].link == PortLink::Down;
+    let paired = |network: &NetworkSpec| {
+        let security = network.ports[0].security.as_ref();
+        security.is_some_and(|security| {
+            security.allowed_address_pairs.len() == 1 && security.security_groups.len() == 1
+        })
+    };
+    until(&mut host, down, paired).await;
+
+    let off = PortSet {
+        port_security_enabled: Some(false),
+        ..set(id)
+    };
+    let view = cloud.ok(off.clone()).await;
+    assert_eq!(view.security_groups.len(), 1, "they are kept");
+    network_until(&mut host, |network| network.ports[0].security.is_none()).await;
+
+    let wrong: PortSet = serde_json::from_value(json!({
+        "port": id,
+        "security_groups": vec!["default"; 17],
+        "allowed_address_pairs": [{ "ip_address": "224.0.0.0/4" }],
+        "qos_egress": { "max_kbps": 0 },
+    }))
+    .unwrap();
+    let refusal = cloud
+        .refused(wrong, RefusalCode::Invalid, "at most 16")
+        .await;
+    for words in [
+        "need port security",
+        "multicast",
+        "max_kbps must be at least 1",
+    ] {
+        assert!(refusal.message.contains(words), "{refusal}");
+    }
+    let unknown = PortSet {
+        mirrors: Some(
+            serde_json::from_value(json!([
+                { "direction": "both", "to": { "port": PortId::new() } }
+            ]))
+            .unwrap(),
+        ),
+        ..set(id)
+    };
+    cloud
+        .refused(unknown, RefusalCode::NotFound, "to mirror to")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_has_eight_ports_at_most_and_is_not_suspended_while_they_change() {
+    let (cloud, _host, web) = running().await;
+    for _ in 1..8 {
+        let made = cloud.ok(port("blue", json!({}))).await;
+        cloud.ok(attach(&web, made.id)).await;
+    }
+    let ninth = cloud.ok(port("blue", json!({}))).await;
+    let conflict = RefusalCode::Conflict;
+    cloud
+        .refused(attach(&web, ninth.id), conflict, "has 8 ports")
+        .await;
+    let suspend = InstanceSuspend {
+        instance: "web".to_owned(),
+        project: Default::default(),
+    };
+    cloud
+        .refused(suspend, conflict, "is being plugged into")
+        .await;
+}
