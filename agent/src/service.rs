@@ -32,7 +32,7 @@ use crate::{
         inspect::Guests,
         libvirt::{Libvirt, Options, VirtTypeChoice},
         machine::{Measure, ThisMachine},
-        net::KernelNet,
+        net::{KernelNet, features::Features},
         storage::{DirStorage, StorageOptions},
     },
     config::Config,
@@ -72,9 +72,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let state_dir = config.state_dir.clone();
     let state = tokio::task::spawn_blocking(move || StateDir::open(&state_dir)).await??;
     let checked = config.clone();
-    tokio::task::spawn_blocking(move || preflight::check(&checked))
-        .await?
-        .judge()?;
+    let features = tokio::task::spawn_blocking(move || {
+        let features = Features::of_this_kernel();
+        let judged = preflight::check(&checked, &features).judge();
+        judged.map(|()| features)
+    })
+    .await??;
 
     let metrics = Metrics::new("agent", env!("CARGO_PKG_VERSION"))?;
     let agent_metrics = AgentMetrics::new(&metrics)?;
@@ -130,12 +133,17 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         acts: Host {
             compute,
             storage: files,
-            net: Arc::new(KernelNet::new(state.root())),
+            net: Arc::new(KernelNet::with_uplinks(
+                state.root(),
+                config.network.uplinks(features.clone()),
+            )),
         },
         inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
-            physical_networks: config.physical_networks.clone(),
+            physical_networks: config.network.nics.keys().cloned().collect(),
             pci_pools: config.pci_pools.clone(),
+            tunnel_ip: config.network.tunnel_ip,
+            features: features.clone(),
         }),
         facts: facts_known,
         bus: Arc::clone(&bus),
@@ -157,6 +165,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         // It sends nothing: it is dropped with its thread.
         let _ = heart.stopped.await;
     });
+    beside.spawn(until_cancelled(features.keep_trying(), cancel.clone()));
     let state = Arc::new(Mutex::new(state));
     beside.spawn(until_cancelled(
         keep_state(Arc::clone(&state), health.component("state")),

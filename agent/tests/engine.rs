@@ -13,6 +13,8 @@ mod boot;
 mod size;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
+#[path = "engine/uplinks.rs"]
+mod uplinks;
 #[path = "engine/volumes.rs"]
 mod volumes;
 

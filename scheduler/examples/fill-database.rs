@@ -9,7 +9,7 @@ use berth_common::{
     document::{DesiredPower, Flavor, ImageFormat, ImageRef},
     ids::{HostId, InstanceId},
     message::{
-        heartbeat::{Heartbeat, PartHealth},
+        heartbeat::{Heartbeat, NetworkCapabilities, PartHealth},
         report::{ConvergeStatus, PowerState},
         view::Resources,
     },
@@ -134,6 +134,7 @@ fn heartbeat(number: usize, guests: usize) -> anyhow::Result<Heartbeat> {
         physical_networks: Vec::new(),
         resources: Vec::new(),
         pools: Vec::new(),
+        network: NetworkCapabilities::default(),
     })
 }
 

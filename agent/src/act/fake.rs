@@ -37,7 +37,7 @@ use crate::decide::{
     domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
-    network::{NetStep, NetworkObserved},
+    network::{NetStep, NetworkObserved, uplink::HostUplinks},
     snapshot::{BackupJob, SnapshotFiles},
     usage::{Activity, DomainUsage},
     volume::VolumeFiles,
@@ -145,7 +145,18 @@ impl FakeHost {
         let mut model = self.model();
         model.domains.power_cut();
         model.files.power_cut();
-        model.networks = Networks::default();
+        model.networks.power_cut();
+    }
+
+    /// What its networks go out by; nothing unless told otherwise.
+    pub fn have_uplinks(&self, uplinks: HostUplinks) {
+        self.model().networks.have_uplinks(uplinks);
+    }
+
+    /// What its networks go out by now.
+    #[must_use]
+    pub fn uplinks(&self) -> HostUplinks {
+        self.model().networks.uplinks().clone()
     }
 
     /// A network's bridge is there, whoever made it.

@@ -247,6 +247,7 @@ impl Pulse {
             physical_networks: machine.physical_networks,
             resources: machine.countables,
             pools: pools(&glance),
+            network: machine.network,
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Topic `heartbeat.<host id>`. Only the newest matters, so the queue is transient and old ones expire.
 
+use std::net::IpAddr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,7 +18,7 @@ use crate::{
 /// The `type` property of a heartbeat.
 pub const HEARTBEAT_TYPE: &str = "heartbeat";
 /// The version of heartbeats (`x-berth-version`).
-pub const HEARTBEAT_VERSION: u32 = 3;
+pub const HEARTBEAT_VERSION: u32 = 4;
 
 /// What a host is, has and uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +54,22 @@ pub struct Heartbeat {
     /// Its storage pools that work, by name. An agent that knew none has `local` only, and says nothing of it.
     #[serde(default)]
     pub pools: Vec<PoolReport>,
+    /// What kinds of networks it can build.
+    #[serde(default)]
+    pub network: NetworkCapabilities,
+}
+
+/// What kinds of networks a host can build.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkCapabilities {
+    /// Its kernel has VLANs (802.1Q).
+    pub vlan: bool,
+    /// Its kernel has VXLAN.
+    pub vxlan: bool,
+    /// Its kernel tells established connections apart on a bridge: what security groups need.
+    pub stateful_filter: bool,
+    /// Its address for VXLAN; null: it has none.
+    pub tunnel_ip: Option<IpAddr>,
 }
 
 /// A storage pool of a host: where its volumes lie.

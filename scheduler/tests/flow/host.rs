@@ -128,6 +128,7 @@ impl Host {
             physical_networks: Vec::new(),
             resources: self.resources.clone(),
             pools: self.pools.clone(),
+            network: berth_common::message::heartbeat::NetworkCapabilities::default(),
         };
         let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, "test", &heartbeat).unwrap();
         self.bus

@@ -12,12 +12,12 @@ use berth_common::{
         SubnetId, VolumeId,
     },
     message::{
-        heartbeat::{Heartbeat, PartHealth},
+        heartbeat::{Heartbeat, NetworkCapabilities, PartHealth},
         placement::{DecisionView, SchedulerHints, ServerGroupPolicy},
         report::ConvergeStatus,
         view::Resources,
     },
-    names::MacAddress,
+    names::{Cidr, MacAddress},
     units::{DiskGb, Generation, MemoryMb, Vcpus},
 };
 use berth_store::{
@@ -29,10 +29,11 @@ use berth_store::{
     documents::{self, DocumentRow, Observation},
     hosts,
     instances::{self, BootSource, InstanceObserved, InstanceRow},
-    networks::{self, NetworkRow, SubnetRow},
+    networks::{self, NetworkRow},
     ports::PortRow,
     server_groups::ServerGroupRow,
     snapshots::SnapshotRow,
+    subnets::SubnetRow,
     volumes::{VolumeObserved, VolumeRow},
 };
 use chrono::{DateTime, TimeDelta, Utc};
@@ -70,6 +71,7 @@ pub(crate) fn heartbeat(name: &str) -> Heartbeat {
         physical_networks: vec![],
         resources: vec![],
         pools: vec![],
+        network: NetworkCapabilities::default(),
     }
 }
 
@@ -121,18 +123,38 @@ pub(crate) fn network(name: &str) -> NetworkRow {
         project: "default".parse().unwrap(),
         name: name.parse().unwrap(),
         network_type: NetworkType::Local,
+        physical_network: None,
+        segmentation_id: None,
+        external: false,
         mtu: 1500,
         created_at: time(0),
         deleted_at: None,
         fingerprint: "f1".to_owned(),
-        subnet: SubnetRow {
-            id: SubnetId::new(),
-            network_id: id,
-            cidr: "10.0.0.0/24".parse().unwrap(),
-            gateway_ip: None,
-            dhcp_ip: IpAddr::from([10, 0, 0, 2]),
-            dns_nameservers: vec![],
-        },
+        subnets: vec![subnet(id, "10.0.0.0/24")],
+    }
+}
+
+/// A subnet of a network, with its DHCP server at the second address.
+pub(crate) fn subnet(network: NetworkId, cidr: &str) -> SubnetRow {
+    let cidr: Cidr = cidr.parse().unwrap();
+    SubnetRow {
+        id: SubnetId::new(),
+        network_id: network,
+        name: None,
+        cidr,
+        gateway_ip: None,
+        dhcp_ip: cidr
+            .net()
+            .hosts()
+            .filter(|ip| cidr.is_host_address(*ip))
+            .nth(1),
+        allocation_pools: vec![],
+        dns_nameservers: vec![],
+        host_routes: vec![],
+        ipv6_address_mode: None,
+        fingerprint: String::new(),
+        created_at: time(0),
+        deleted_at: None,
     }
 }
 
@@ -145,7 +167,7 @@ pub(crate) fn port(instance: &InstanceRow, network: &NetworkRow, last: u8) -> Po
         position: 0,
         mac_address: MacAddress::from_octets([0x52, 0x54, 0, 0, 0, last]).unwrap(),
         fixed_ips: vec![FixedIp {
-            subnet_id: network.subnet.id,
+            subnet_id: network.subnets[0].id,
             ip_address: IpAddr::from([10, 0, 0, last]),
         }],
     }
