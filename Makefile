@@ -6,7 +6,7 @@ export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help packages build guest demo demo-down test check docs clean
-.PHONY: bench-placement bench-durable bench-scale bench-failover bench-bus bench-boot bench-agent
+.PHONY: bench-placement bench-durable bench-scale bench-failover bench-bus bench-boot bench-agent bench-plumbing
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,10 @@ bench-boot: ## How long until a guest runs, beside the same by hand
 bench-agent: ## What the agent takes while 50 guests run
 	@scripts/install-packages.sh build run guest test
 	@bench/host.sh agent
+
+bench-plumbing: ## What a change of security group rules costs as ports grow
+	@scripts/install-packages.sh build run
+	@bench/plumbing.sh
 
 docs: ## Write docs/messages.md anew from the types
 	BERTH_WRITE_DOCS=1 cargo test -p berth-common --test messages

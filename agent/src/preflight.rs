@@ -37,7 +37,7 @@ use crate::{
 const PROGRAMS: [(&str, &str, Severity); 4] = [
     ("qemu-img", "qemu-utils", Severity::Fatal),
     ("dnsmasq", "dnsmasq-base", Severity::Fatal),
-    ("nft", "nftables", Severity::Warning),
+    ("nft", "nftables", Severity::Fatal),
     // Instances without a config drive do without.
     ("xorriso", "xorriso", Severity::Warning),
 ];

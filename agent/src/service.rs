@@ -124,6 +124,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let connection = |name: String| RabbitConfig::new(config.bus_url.expose().clone(), name);
     let name = format!("{} {}", app::AGENT, config.host_name);
     let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(connection(name.clone()))?);
+    let net = Arc::new(KernelNet::with_uplinks(
+        state.root(),
+        config.network.uplinks(features.clone()),
+    ));
     let agent = Agent::assemble(Setup {
         host_id: state.host_id(),
         host: config.host_name.clone(),
@@ -133,10 +137,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         acts: Host {
             compute,
             storage: files,
-            net: Arc::new(KernelNet::with_uplinks(
-                state.root(),
-                config.network.uplinks(features.clone()),
-            )),
+            net: net.clone(),
         },
         inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
@@ -189,6 +190,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let meter = Meter {
         usage: libvirt.clone(),
         storage: storage.clone(),
+        net,
         glances: glances.clone(),
         journal: Arc::clone(agent.journal()),
         root: PathBuf::from("/"),

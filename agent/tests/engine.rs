@@ -9,6 +9,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/routers.rs"]
+mod routers;
 #[path = "engine/size.rs"]
 mod size;
 #[path = "engine/snapshots.rs"]
@@ -1228,30 +1230,6 @@ async fn disks_stay_while_a_domain_without_berths_mark_may_use_them() {
     lab.wait_status(&tombstone, ConvergeStatus::Gone).await;
     assert!(!lab.host.leftovers().contains(&files));
     assert_eq!(lab.host.domain(wish.instance.as_uuid()), Some(theirs));
-}
-
-#[tokio::test(start_paused = true)]
-async fn kinds_that_are_not_supported_yet_are_refused_and_end_at_once() {
-    let lab = Lab::new().await;
-    let router = Document::Router(Desired {
-        id: RouterId::new(),
-        generation: Generation(1),
-        host_id: lab.host_id,
-        spec: Some(RouterSpec {
-            name: "router".parse().unwrap(),
-            project: "default".parse().unwrap(),
-            interfaces: Vec::new(),
-            external_gateway: None,
-            floating_ips: Vec::new(),
-            routes: Vec::new(),
-        }),
-    });
-    lab.send(&router).await;
-    let report = lab.wait_status(&router, ConvergeStatus::Failed).await;
-    assert_eq!(report.fault.unwrap().code, FaultCode::Unsupported);
-    lab.send(&router.tombstone()).await;
-    lab.wait_status(&router.tombstone(), ConvergeStatus::Gone)
-        .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,7 @@ use std::{
 use berth_agent::{
     act::{ActError, Net, net::KernelNet},
     decide::{
+        filter::FilterObserved,
         names,
         network::{NamespaceObserved, NetPlan, NetThen, NetWait, NetworkObserved, OnError, plan},
     },
@@ -352,7 +353,11 @@ impl Host {
     }
 
     async fn assert_nothing_left(&self) {
-        assert_eq!(self.observe().await, NetworkObserved::default());
+        let mut left = self.observe().await;
+        assert!(left.filter.part.is_empty(), "{left:?}");
+        // What the packet filter has once for the host stays.
+        left.filter = FilterObserved::default();
+        assert_eq!(left, NetworkObserved::default());
         assert_eq!(self.net.networks_present().await.unwrap(), []);
         assert_eq!(dnsmasqs(), BTreeSet::new());
         assert_eq!(ip("netns list"), "");

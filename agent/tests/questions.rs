@@ -20,9 +20,10 @@ use berth_common::{
     },
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, DiskSource, Document, DocumentKey,
-        Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind, OnCrash,
+        Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind, NetworkPort, NetworkSpec,
+        NetworkType, OnCrash, PortQos, PortSecurity, RuleDirection,
     },
-    ids::{HostId, InstanceId},
+    ids::{HostId, InstanceId, NetworkId, PortId},
     message::{
         catalogue::document_type,
         heartbeat::Heartbeat,
@@ -32,6 +33,7 @@ use berth_common::{
         },
         report::{ConvergeStatus, PowerState, Report},
         request::Reply,
+        trace::{PortTraced, TraceConnection, TracePacket, TraceProtocol},
     },
     refusal::{Refusal, RefusalCode},
     units::{DiskGb, Generation, MemoryMb, Vcpus},
@@ -446,5 +448,63 @@ async fn questions_that_are_doubled_late_or_lost_do_no_harm() {
     assert_eq!(lab.bus.queue_depth(&queue).await.unwrap(), Some(0));
     let dead = lab.bus.queue_depth(DEAD).await.unwrap();
     assert_eq!(dead.unwrap_or(0), 0);
+    lab.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_packet_is_traced_in_the_document_of_its_network() {
+    let mut lab = Lab::start().await;
+    let id = lab.active().await;
+    let port_id = PortId::new();
+    let network = Document::Network(Desired {
+        id: NetworkId::new(),
+        generation: Generation(1),
+        host_id: lab.host.id,
+        spec: Some(NetworkSpec {
+            name: "net".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            network_type: NetworkType::Local,
+            physical_network: None,
+            segmentation_id: None,
+            mtu: 1450,
+            subnets: Vec::new(),
+            ports: vec![NetworkPort {
+                id: port_id,
+                instance_id: id,
+                mac_address: "52:54:00:00:00:01".parse().unwrap(),
+                hostname: "web".parse().unwrap(),
+                fixed_ips: Vec::new(),
+                security: Some(PortSecurity::default()),
+                qos: PortQos::default(),
+                mirrors: Vec::new(),
+            }],
+            remote_ports: Vec::new(),
+            security_groups: Vec::new(),
+            group_members: std::collections::BTreeMap::new(),
+        }),
+    });
+    lab.tell(&network).await;
+    let packet = TracePacket {
+        direction: RuleDirection::Ingress,
+        source: "10.0.0.9".parse().unwrap(),
+        destination: "10.0.0.1".parse().unwrap(),
+        mac_address: None,
+        protocol: TraceProtocol::Icmp { kind: 8, code: 0 },
+        connection: TraceConnection::New,
+    };
+    let ask = Ask::PortTrace { port_id, packet };
+    let traced: PortTraced = lab.ask(id, ask.clone()).await.unwrap();
+    assert_eq!((traced.port_id, traced.passes), (port_id, false));
+    assert!(traced.steps[0].detail.contains("denied_ingress"));
+    // A port of another instance.
+    let Ask::PortTrace { packet, .. } = ask else {
+        panic!("{ask:?}");
+    };
+    let other = Ask::PortTrace {
+        port_id: PortId::new(),
+        packet,
+    };
+    lab.refused(id, other, RefusalCode::NotFound, "not been told of port")
+        .await;
     lab.stop().await;
 }

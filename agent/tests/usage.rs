@@ -117,6 +117,7 @@ impl Bench {
         let meter = Meter {
             usage: libvirt.clone(),
             storage: Arc::new(host.clone()),
+            net: Arc::new(host.clone()),
             glances: glances.clone(),
             journal: Arc::clone(&journal),
             root: machine(directory.path()),
@@ -602,6 +603,7 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
     let meter = Meter {
         usage: libvirt.clone(),
         storage: Arc::new(FakeHost::new()),
+        net: Arc::new(FakeHost::new()),
         glances,
         journal,
         root: PathBuf::from("/"),

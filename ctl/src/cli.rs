@@ -5,8 +5,10 @@ mod host;
 mod instance;
 mod network;
 mod placement;
+mod port;
 mod server_group;
 mod snapshot;
+mod subnet;
 mod volume;
 
 use std::{ffi::OsString, fmt::Display, path::PathBuf, str::FromStr, time::Duration};
@@ -18,10 +20,12 @@ pub(crate) use self::{
     aggregate::{Aggregate, AggregateCreateArgs, AggregateSetArgs, Member},
     host::{Host, HostSetArgs, WithReason},
     instance::{ConsoleArgs, Instance, InstanceCreateArgs},
-    network::{Network, NetworkCreateArgs},
+    network::{Network, NetworkCreateArgs, NetworkSetArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
+    port::Port,
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
+    subnet::{Gateway, Subnet, SubnetCreateArgs, SubnetSetArgs},
     volume::{Volume, VolumeCreateArgs},
 };
 
@@ -106,6 +110,12 @@ pub(crate) enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(Network),
+    /// Ports.
+    #[command(subcommand)]
+    Port(Port),
+    /// Subnets: the addresses of networks.
+    #[command(subcommand)]
+    Subnet(Subnet),
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),
@@ -249,7 +259,12 @@ mod tests {
             "network create net0 --cidr 10.0.0.0/24 --mtu 100",
             "576..=9216",
         );
-        check("network create net0", "--cidr");
+        check("network create net0 --gateway 10.0.0.1", "--cidr");
+        check(
+            "subnet create s --network net0 --subnet-range 10.0.0.0/24 --gateway first",
+            "must be an address, auto or none",
+        );
+        check("network set net0 --external --internal", "cannot be used");
         check("instance create -f x --id 1", "instance id must be a UUID");
         check("instance start web-1 --wait-timeout 5", "--wait");
         check(

@@ -4,6 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, time::Duration};
 
 use berth_common::{
     message::{
+        heartbeat::NetworkCapabilities,
         placement::{AggregateView, DecisionView, ServerGroupView},
         request::Method,
         view::{HostStatus, HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
@@ -247,6 +248,12 @@ pub(crate) fn rich_host() -> HostView {
         availability_zone: "rack-1".parse().unwrap(),
         aggregates: read(json!(["rack-1", "ssd"])),
         physical_networks: read(json!(["physnet1", "physnet2"])),
+        network: NetworkCapabilities {
+            vlan: true,
+            vxlan: true,
+            stateful_filter: false,
+            tunnel_ip: Some(std::net::IpAddr::from([192, 0, 2, 7])),
+        },
         resources: read(json!([
             { "class": "HUGEPAGES_2048K", "total": 1024, "used": 512 },
             { "class": "PCI_GPU", "total": 2, "used": 1 },
@@ -312,12 +319,23 @@ pub(crate) fn network() -> NetworkView {
         "name": "net0",
         "project": "lab",
         "network_type": "local",
+        "physical_network": null,
+        "segmentation_id": null,
+        "external": false,
         "mtu": 1500,
-        "subnet_id": "0191e7a0-0000-7000-8000-000000000004",
-        "cidr": "10.0.0.0/24",
-        "gateway_ip": null,
-        "dhcp_ip": "10.0.0.2",
-        "dns_nameservers": ["10.0.0.53", "10.0.1.53"],
+        "subnets": [{
+            "id": "0191e7a0-0000-7000-8000-000000000004",
+            "name": "first",
+            "network_id": "0191e7a0-0000-7000-8000-000000000003",
+            "cidr": "10.0.0.0/24",
+            "gateway_ip": null,
+            "dhcp_ip": "10.0.0.2",
+            "allocation_pools": [{ "start": "10.0.0.1", "end": "10.0.0.254" }],
+            "dns_nameservers": ["10.0.0.53", "10.0.1.53"],
+            "host_routes": [{ "destination": "10.9.0.0/16", "nexthop": "10.0.0.3" }],
+            "ipv6_address_mode": null,
+            "created_at": "2026-01-02T03:04:05Z",
+        }],
         "ports": 1,
         "created_at": "2026-01-02T03:04:05Z",
     }))

@@ -1,5 +1,7 @@
 //! The scheduler's configuration: `/etc/berth/scheduler.toml` and the environment.
 
+mod network;
+
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
@@ -19,6 +21,8 @@ use crate::{
     place::{Multiplier, Settings, Weights},
 };
 
+pub use network::{IdRange, Networks, Overlay, VLAN_IDS, VNIS, VlanRange};
+
 /// Everything the scheduler can be told.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -30,6 +34,8 @@ pub struct Config {
     pub store_max_connections: u32,
     /// `placement`: defaults for every host.
     pub placement: Placement,
+    /// `network`: segments and sizes of networks.
+    pub networks: Networks,
     /// `placement.max_attempts`: how many hosts are tried before an instance is in error.
     pub max_attempts: u32,
     /// `placement.keep_decisions_days`: how long it can be explained why an instance is where it is.
@@ -132,6 +138,7 @@ impl Config {
             )),
         };
         let settings = settings(&mut c);
+        let networks = Networks::read(&mut c);
         let max_attempts = c.optional("placement.max_attempts", parse::integer(1..=16), 3_u32);
         let keep_days = c.optional(
             "placement.keep_decisions_days",
@@ -172,6 +179,7 @@ impl Config {
                     reserved,
                     settings,
                 },
+                networks,
                 max_attempts,
                 keep_decisions: TimeDelta::days(keep_days),
                 patience,

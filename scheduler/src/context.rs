@@ -18,6 +18,7 @@ use berth_store::{
     Store, StoreError, Txn,
     decisions::{self, DecisionRow},
     leadership::Epoch,
+    reach::Among,
     whole_millis,
 };
 use chrono::{DateTime, Utc};
@@ -74,6 +75,8 @@ pub struct Writing<'a> {
     pub cloud: Image<'a>,
     /// What the documents of which hosts follow from.
     touched: BTreeMap<HostId, Touched>,
+    /// The networks of which the documents on all their hosts may follow from other rows.
+    everywhere: BTreeMap<NetworkId, Among>,
     /// Documents that are written already, to be published after the commit.
     fresh: Vec<Publication>,
     decisions: Vec<DecisionRow>,
@@ -97,6 +100,7 @@ pub struct Attempt {
     outer: Txn,
     mark: Mark,
     touched: BTreeMap<HostId, Touched>,
+    everywhere: BTreeMap<NetworkId, Among>,
     fresh: usize,
     decisions: usize,
     forgotten: usize,
@@ -157,6 +161,17 @@ impl Writing<'_> {
         self.touched.entry(host).or_default().keys.insert(key);
     }
 
+    /// Somebody came into a network, left it, moved or is called something else: where it reaches beyond a host, all its hosts
+    /// are told.
+    pub fn touch_members(&mut self, network: NetworkId) {
+        self.everywhere.entry(network).or_insert(Among::Spanning);
+    }
+
+    /// The documents of a network on all its hosts may follow from other rows now.
+    pub fn touch_everywhere(&mut self, network: NetworkId) {
+        self.everywhere.insert(network, Among::All);
+    }
+
     /// The document of a volume on a host may follow from other rows now.
     pub fn touch_volume(&mut self, host: HostId, volume: VolumeId) {
         let key = DocumentKey {
@@ -205,6 +220,7 @@ impl Writing<'_> {
             outer: std::mem::replace(&mut self.txn, inner),
             mark: self.cloud.mark(),
             touched: self.touched.clone(),
+            everywhere: self.everywhere.clone(),
             fresh: self.fresh.len(),
             decisions: self.decisions.len(),
             forgotten: self.forgotten.len(),
@@ -223,6 +239,7 @@ impl Writing<'_> {
         drop(inner);
         self.cloud.undo_to(attempt.mark);
         self.touched = attempt.touched;
+        self.everywhere = attempt.everywhere;
         self.fresh.truncate(attempt.fresh);
         // No row will have them, and whoever asked for several hears of one.
         for undone in self.decisions.drain(attempt.decisions..) {
@@ -239,7 +256,9 @@ impl Writing<'_> {
     /// # Errors
     /// When the database fails.
     pub async fn derive(&mut self) -> Result<(), ClaimError> {
-        let touched = std::mem::take(&mut self.touched);
+        let mut touched = std::mem::take(&mut self.touched);
+        let everywhere = std::mem::take(&mut self.everywhere);
+        claim::documents::spread(&self.txn, &mut touched, &everywhere).await?;
         let fresh = claim::documents::refresh(self, &touched).await?;
         self.fresh.extend(fresh);
         Ok(())
@@ -321,6 +340,7 @@ impl Context {
             txn,
             cloud: Image(cloud),
             touched: BTreeMap::new(),
+            everywhere: BTreeMap::new(),
             fresh: Vec::new(),
             decisions: Vec::new(),
             forgotten: Vec::new(),

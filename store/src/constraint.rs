@@ -51,11 +51,23 @@ pub(crate) const HOST_NAME: UniqueIndex = UniqueIndex {
     table: "hosts",
     columns: &["name"],
 };
-/// One subnet for each network.
+/// One subnet for each network: the first schema's rule, which a later migration takes away.
 pub(crate) const NETWORK_SUBNET: UniqueIndex = UniqueIndex {
     name: "uq_subnet_network",
     table: "subnets",
     columns: &["network_id"],
+};
+/// A living subnet's name in its network.
+pub(crate) const SUBNET_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_subnet_name",
+    table: "subnets",
+    columns: &["network_id", "live_name"],
+};
+/// What tells networks apart on a physical network, or between hosts.
+pub(crate) const SEGMENT: UniqueIndex = UniqueIndex {
+    name: "uq_segment",
+    table: "segments",
+    columns: &["network_type", "physical_network", "segmentation_id"],
 };
 /// An aggregate's name.
 pub(crate) const AGGREGATE_NAME: UniqueIndex = UniqueIndex {
@@ -108,6 +120,7 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("volumes", &["id"]),
     ("attachments", &["volume_id"]),
     ("snapshots", &["id"]),
+    ("segments", &["network_id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -121,6 +134,8 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (SERVER_GROUP_NAME.name, UniqueWhat::ServerGroupName),
         (VOLUME_NAME.name, UniqueWhat::VolumeName),
         (SNAPSHOT_NAME.name, UniqueWhat::SnapshotName),
+        (SUBNET_NAME.name, UniqueWhat::SubnetName),
+        (SEGMENT.name, UniqueWhat::Segment),
     ];
     meanings
         .into_iter()
@@ -166,12 +181,13 @@ fn sqlite_index(message: &str) -> String {
         PORT_POSITION,
         FIXED_IP,
         HOST_NAME,
-        NETWORK_SUBNET,
         AGGREGATE_NAME,
         SERVER_GROUP_NAME,
         VOLUME_NAME,
         SNAPSHOT_NAME,
         ATTACHMENT_POSITION,
+        SUBNET_NAME,
+        SEGMENT,
     ];
     if PRIMARY_KEYS
         .iter()

@@ -1,7 +1,10 @@
 //! All rows that hosts' documents are derived from, or those of a few documents, in a few queries however many there
 //! are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use berth_common::ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId};
 use sea_orm::{
@@ -18,6 +21,7 @@ use crate::{
     instances::{self, InstanceRow},
     networks::{self, NetworkRow},
     ports::{self, PortRow},
+    reach::{self, Reached},
     snapshots::{self, SnapshotRow},
     volumes::{self, VolumeRow},
 };
@@ -35,6 +39,8 @@ pub struct HostRows {
     pub attachments: Vec<AttachmentRow>,
     /// The snapshots that are on the host and are not gone yet.
     pub snapshots: Vec<SnapshotRow>,
+    /// The ports, on all hosts, of those of these networks that reach beyond a host.
+    pub reached: Reached,
 }
 
 /// The instances of a host: those with a current claim there that are not gone.
@@ -88,6 +94,8 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let instances = instances::load(db, instances_of(host), None).await?;
     let ports = ports::load(db, ports_of(host)).await?;
     let networks = networks::load(db, networks_of(host)).await?;
+    let spanning: Vec<&NetworkRow> = networks.iter().collect();
+    let reached = reach::ports_of(db, &spanning).await?;
     let volumes = volumes::of_host(db, host).await?;
     let attachments = attachments::load(db, attachments_of(host)).await?;
     let snapshots = snapshots::of_host(db, host).await?;
@@ -108,6 +116,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
         volumes,
         attachments,
         snapshots,
+        reached,
     })
 }
 
@@ -124,7 +133,8 @@ pub struct HostPart {
     pub snapshots: BTreeSet<SnapshotId>,
 }
 
-/// Reads what some documents of some hosts are derived from: eleven queries, and more only beyond thousands of ids.
+/// Reads what some documents of some hosts are derived from: eleven queries, up to three more if a network reaches beyond a
+/// host, and more only beyond thousands of ids.
 /// Every host that is asked for is in the answer.
 ///
 /// The documents of the instances, networks, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
@@ -269,6 +279,23 @@ impl Found {
             ports.sort_by_key(|port| port.position);
             let of_host = rows.entry(*host).or_default();
             of_host.instances.push((instance, ports));
+        }
+        let asked: BTreeSet<NetworkId> = parts
+            .values()
+            .flat_map(|part| &part.networks)
+            .copied()
+            .collect();
+        let spanning: Vec<&NetworkRow> = networks
+            .iter()
+            .filter(|network| asked.contains(&network.id))
+            .collect();
+        let reached = reach::ports_of(db, &spanning).await?;
+        for (host, part) in parts {
+            let of_host = reached
+                .iter()
+                .filter(|(network, _)| part.networks.contains(network))
+                .map(|(network, ports)| (*network, Arc::clone(ports)));
+            rows.entry(*host).or_default().reached.extend(of_host);
         }
         for (host, ids) in networks_of {
             let on_host = networks.iter().filter(|network| ids.contains(&network.id));

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use berth_common::{
     ids::HostId,
     message::{
-        heartbeat::{ForeignDomain, Heartbeat, PartHealth, PoolReport, ResourceInventory},
+        heartbeat::{
+            ForeignDomain, Heartbeat, NetworkCapabilities, PartHealth, PoolReport,
+            ResourceInventory,
+        },
         view::{HostStatus, Resources},
     },
     names::{HostName, PhysicalNetworkName},
@@ -69,6 +72,8 @@ pub struct HostRow {
     pub resources: Vec<ResourceInventory>,
     /// Its storage pools that work.
     pub pools: Vec<PoolReport>,
+    /// What kinds of networks it can build.
+    pub network: NetworkCapabilities,
     /// The host's own CPU ratio; none: its aggregates', or the scheduler's.
     pub cpu_ratio: Option<AllocationRatio>,
     /// The host's own memory ratio; none: its aggregates', or the scheduler's.
@@ -150,6 +155,7 @@ fn read(model: host::Model) -> Result<HostRow, StoreError> {
         physical_networks: row.json("physical_networks", &model.physical_networks)?,
         resources: row.json("resources", &model.resources)?,
         pools: row.json("pools", &model.pools)?,
+        network: row.json("network", &model.network)?,
         cpu_ratio: row.ratio("cpu_ratio", model.cpu_ratio)?,
         ram_ratio: row.ratio("ram_ratio", model.ram_ratio)?,
         disk_ratio: row.ratio("disk_ratio", model.disk_ratio)?,
@@ -208,6 +214,7 @@ fn after(
         physical_networks: codec::json("hosts.physical_networks", &heartbeat.physical_networks)?,
         resources: codec::json("hosts.resources", &heartbeat.resources)?,
         pools: codec::json("hosts.pools", &heartbeat.pools)?,
+        network: codec::json("hosts.network", &heartbeat.network)?,
     })
 }
 

@@ -4,9 +4,9 @@
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
 //! `lock.rs` (SQLite's lock of the one scheduler), `bulk.rs` (a list of rows) and `migration/dialect.rs` (two column
 //! and table options). Each resource has one file with its row struct and its queries: [`hosts`], [`aggregates`],
-//! [`networks`], [`instances`], [`server_groups`], [`ports`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
+//! [`networks`], [`subnets`], [`segments`], [`instances`], [`server_groups`], [`ports`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
 //! [`decisions`], [`nonces`];
-//! [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
+//! [`reach`] tells who is in a network on all hosts, [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
 //! schedulers writes.
 //!
 //! Rows are plain structs of the shared ids, names and units. Every value is checked when it is written and
@@ -50,8 +50,11 @@ pub mod leadership;
 pub mod networks;
 pub mod nonces;
 pub mod ports;
+pub mod reach;
+pub mod segments;
 pub mod server_groups;
 pub mod snapshots;
+pub mod subnets;
 pub mod volumes;
 
 pub use codec::whole_millis;

@@ -1,24 +1,26 @@
-//! Networks, each with its one subnet.
+//! Networks, each with its subnets.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use berth_common::{
     document::NetworkType,
-    ids::{NetworkId, SubnetId},
-    names::{Cidr, NetworkName, ProjectName},
+    ids::NetworkId,
+    names::{NetworkName, PhysicalNetworkName, ProjectName},
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    QueryFilter, QuerySelect, sea_query::Expr,
 };
 
 use crate::{
     bulk,
-    codec::{self, RowReader, millis, word},
+    codec::{RowReader, millis, word},
     entity::{network, port, subnet},
     error::{StoreError, failed},
     executor::{Executor, scope},
+    segments,
+    subnets::{self, SubnetRow},
 };
 
 const TABLE: &str = "networks";
@@ -34,6 +36,12 @@ pub struct NetworkRow {
     pub name: NetworkName,
     /// How it is built.
     pub network_type: NetworkType,
+    /// Of `flat` and `vlan`: the physical network it is on.
+    pub physical_network: Option<PhysicalNetworkName>,
+    /// Of `vlan`: the VLAN's id; of `vxlan`: the VNI.
+    pub segmentation_id: Option<u32>,
+    /// Whether it leads out of the cloud.
+    pub external: bool,
     /// Largest packet in bytes.
     pub mtu: u16,
     /// When it was asked for.
@@ -42,63 +50,40 @@ pub struct NetworkRow {
     pub deleted_at: Option<DateTime<Utc>>,
     /// What the request that made it contained, to recognise its repetition.
     pub fingerprint: String,
-    /// Its addresses.
-    pub subnet: SubnetRow,
+    /// Its living subnets, in order of creation.
+    pub subnets: Vec<SubnetRow>,
 }
 
-/// The addresses of a network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubnetRow {
-    /// Its id.
-    pub id: SubnetId,
-    /// Its network.
-    pub network_id: NetworkId,
-    /// The addresses.
-    pub cidr: Cidr,
-    /// The router's address.
-    pub gateway_ip: Option<IpAddr>,
-    /// The DHCP server's address.
-    pub dhcp_ip: IpAddr,
-    /// Name servers handed to guests.
-    pub dns_nameservers: Vec<IpAddr>,
-}
-
-fn read(
-    (model, subnet): (network::Model, Option<subnet::Model>),
-) -> Result<NetworkRow, StoreError> {
+fn read((model, subnets): (network::Model, Vec<subnet::Model>)) -> Result<NetworkRow, StoreError> {
     let row = RowReader {
         table: TABLE,
         id: &model.id,
     };
-    let subnet = subnet.ok_or_else(|| row.corrupt("subnet", "it has none"))?;
+    let mut subnets = subnets
+        .into_iter()
+        .filter(|subnet| subnet.deleted_at.is_none())
+        .map(subnets::read)
+        .collect::<Result<Vec<_>, _>>()?;
+    subnets.sort_by_key(|subnet| (subnet.created_at, subnet.id));
     Ok(NetworkRow {
         id: row.parsed("id", model.id.parse())?,
         project: row.parsed("project", ProjectName::try_from(model.project))?,
         name: row.parsed("name", NetworkName::try_from(model.name))?,
         network_type: row.word("network_type", &model.network_type)?,
+        physical_network: model
+            .physical_network
+            .map(|name| row.parsed("physical_network", PhysicalNetworkName::try_from(name)))
+            .transpose()?,
+        segmentation_id: model
+            .segmentation_id
+            .map(|id| row.int("segmentation_id", id))
+            .transpose()?,
+        external: model.external,
         mtu: row.int("mtu", model.mtu)?,
         created_at: row.time("created_at", model.created_at)?,
         deleted_at: row.opt_time("deleted_at", model.deleted_at)?,
         fingerprint: model.fingerprint,
-        subnet: read_subnet(subnet)?,
-    })
-}
-
-fn read_subnet(model: subnet::Model) -> Result<SubnetRow, StoreError> {
-    let row = RowReader {
-        table: "subnets",
-        id: &model.id,
-    };
-    Ok(SubnetRow {
-        id: row.parsed("id", model.id.parse())?,
-        network_id: row.parsed("network_id", model.network_id.parse())?,
-        cidr: row.parsed("cidr", Cidr::try_from(model.cidr))?,
-        gateway_ip: model
-            .gateway_ip
-            .map(|ip| row.parsed("gateway_ip", ip.parse()))
-            .transpose()?,
-        dhcp_ip: row.parsed("dhcp_ip", model.dhcp_ip.parse())?,
-        dns_nameservers: row.json("dns_nameservers", &model.dns_nameservers)?,
+        subnets,
     })
 }
 
@@ -108,20 +93,20 @@ pub(crate) async fn load(
     which: Condition,
 ) -> Result<Vec<NetworkRow>, StoreError> {
     let found = network::Entity::find()
-        .find_also_related(subnet::Entity)
+        .find_with_related(subnet::Entity)
         .filter(which)
-        .order_by_asc(network::Column::CreatedAt)
-        .order_by_asc(network::Column::Id)
         .all(&db.handle())
         .await
         .map_err(failed("networks"))?;
-    found.into_iter().map(read).collect()
+    let mut networks = found.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    networks.sort_by_key(|network| (network.created_at, network.id));
+    Ok(networks)
 }
 
-/// Adds a network and its subnet.
+/// Adds a network and its subnets; its segment belongs to it from now on.
 ///
 /// # Errors
-/// [`StoreError::Unique`] with `Id` or `NetworkName`.
+/// [`StoreError::Unique`] with `Id`, `NetworkName` or `Segment`.
 pub async fn insert(db: &impl Executor, network: &NetworkRow) -> Result<(), StoreError> {
     let row = network::Model {
         id: network.id.to_string(),
@@ -132,28 +117,26 @@ pub async fn insert(db: &impl Executor, network: &NetworkRow) -> Result<(), Stor
             .is_none()
             .then(|| network.name.to_string()),
         network_type: word("networks.network_type", &network.network_type)?,
+        physical_network: network.physical_network.as_ref().map(ToString::to_string),
+        segmentation_id: network.segmentation_id.map(i64::from),
+        external: network.external,
         mtu: i64::from(network.mtu),
         fingerprint: network.fingerprint.clone(),
         created_at: millis(network.created_at),
         deleted_at: network.deleted_at.map(millis),
     };
-    let subnet = subnet::Model {
-        id: network.subnet.id.to_string(),
-        network_id: network.subnet.network_id.to_string(),
-        cidr: network.subnet.cidr.to_string(),
-        gateway_ip: network.subnet.gateway_ip.map(|ip| ip.to_string()),
-        dhcp_ip: network.subnet.dhcp_ip.to_string(),
-        dns_nameservers: codec::json("subnets.dns_nameservers", &network.subnet.dns_nameservers)?,
-    };
+    let subnets = network
+        .subnets
+        .iter()
+        .map(subnets::write)
+        .collect::<Result<Vec<_>, _>>()?;
     let scope = scope(db).await?;
     network::Entity::insert(row.into_active_model().reset_all())
         .exec_without_returning(&scope.handle())
         .await
         .map_err(failed("networks::insert"))?;
-    subnet::Entity::insert(subnet.into_active_model().reset_all())
-        .exec_without_returning(&scope.handle())
-        .await
-        .map_err(failed("networks::insert"))?;
+    segments::take(&scope.handle(), network).await?;
+    bulk::insert(&scope.handle(), "networks::insert", subnets, None).await?;
     scope.finish().await
 }
 
@@ -208,7 +191,34 @@ pub async fn list(
     load(db, which).await
 }
 
-/// Marks a network deleted and frees its name. Doing it again is harmless and keeps the first time.
+/// Writes the name, the MTU and whether it leads out of the cloud of a living network.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such living network; [`StoreError::Unique`] with `NetworkName`.
+pub async fn update(db: &impl Executor, network: &NetworkRow) -> Result<(), StoreError> {
+    let updated = network::Entity::update_many()
+        .col_expr(network::Column::Name, Expr::value(network.name.as_str()))
+        .col_expr(
+            network::Column::LiveName,
+            Expr::value(network.name.as_str()),
+        )
+        .col_expr(network::Column::Mtu, Expr::value(i64::from(network.mtu)))
+        .col_expr(network::Column::External, Expr::value(network.external))
+        .filter(network::Column::Id.eq(network.id.to_string()))
+        .filter(network::Column::DeletedAt.is_null())
+        .exec(&db.handle())
+        .await
+        .map_err(failed("networks::update"))?;
+    if updated.rows_affected == 0 {
+        return Err(StoreError::NotFound {
+            table: TABLE,
+            id: network.id.to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// Marks a network deleted and frees its name and its segment. Doing it again is harmless and keeps the first time.
 ///
 /// # Errors
 /// [`StoreError::NotFound`] if there is no such network.
@@ -217,6 +227,8 @@ pub async fn mark_deleted(
     id: NetworkId,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    let scope = scope(db).await?;
+    segments::free(&scope.handle(), id).await?;
     let updated = network::Entity::update_many()
         .col_expr(network::Column::DeletedAt, Expr::value(millis(now)))
         .col_expr(
@@ -225,12 +237,12 @@ pub async fn mark_deleted(
         )
         .filter(network::Column::Id.eq(id.to_string()))
         .filter(network::Column::DeletedAt.is_null())
-        .exec(&db.handle())
+        .exec(&scope.handle())
         .await
         .map_err(failed("networks::mark_deleted"))?;
     if updated.rows_affected == 0 {
         let known = network::Entity::find_by_id(id.to_string())
-            .count(&db.handle())
+            .count(&scope.handle())
             .await
             .map_err(failed("networks::mark_deleted"))?;
         if known == 0 {
@@ -240,7 +252,7 @@ pub async fn mark_deleted(
             });
         }
     }
-    Ok(())
+    scope.finish().await
 }
 
 /// How many ports a network has.

@@ -67,6 +67,15 @@ fn read_fixed_ip(model: &fixed_ip::Model) -> Result<FixedIp, StoreError> {
     })
 }
 
+/// A port.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn get(db: &impl Executor, id: PortId) -> Result<Option<PortRow>, StoreError> {
+    let which = Condition::all().add(port::Column::Id.eq(id.to_string()));
+    Ok(load(db, which).await?.pop())
+}
+
 /// The ports that meet a condition, by instance and position, with their addresses: two queries.
 pub(crate) async fn load(db: &impl Executor, which: Condition) -> Result<Vec<PortRow>, StoreError> {
     let connection = db.handle();

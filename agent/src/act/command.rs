@@ -14,7 +14,8 @@ mod view;
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    fs::File,
+    io::{self, Seek as _, Write as _},
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -26,8 +27,8 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    process::{Child, ChildStdin},
+    io::{AsyncRead, AsyncReadExt},
+    process::Child,
 };
 
 pub use confinement::{Account, AccountError, Confinement, Network};
@@ -51,7 +52,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("blkdiscard", "util-linux"),
     ("dnsmasq", "dnsmasq-base"),
     ("lvm", "lvm2"),
-    ("nft", "nftables"),
     ("qemu-img", "qemu-utils"),
     ("xorriso", "xorriso"),
 ];
@@ -219,7 +219,7 @@ pub struct Command {
     limits: Limits,
     confinement: Option<Confinement>,
     malloc_arenas: Option<u8>,
-    input: Option<Vec<u8>>,
+    input: Vec<u8>,
 }
 
 impl Command {
@@ -236,7 +236,7 @@ impl Command {
             limits: Limits::default(),
             confinement: None,
             malloc_arenas: None,
-            input: None,
+            input: Vec::new(),
         }
     }
 
@@ -305,10 +305,10 @@ impl Command {
         self
     }
 
-    /// What it reads as its standard input; nothing otherwise.
+    /// What it reads from its standard input; nothing otherwise.
     #[must_use]
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
-        self.input = Some(input.into());
+        self.input = input.into();
         self
     }
 
@@ -343,15 +343,13 @@ impl Command {
             Abandoned::Left => Group(None),
         };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let stdin = child.stdin.take();
         let wait = |source| CommandError::Wait {
             argv: self.argv(),
             source,
         };
         let mut errors = Tail::default();
         // It holds the buffers that are read into. Whoever runs a command holds this, and so do all that wait for them.
-        let attended = self.attend(&mut child, stdout, stderr, &mut errors, heard);
-        let work = Box::pin(async { tokio::join!(attended, self.feed(stdin)).0 });
+        let work = Box::pin(self.attend(&mut child, stdout, stderr, &mut errors, heard));
         let ended = match self.abandoned {
             Abandoned::Killed => tokio::time::timeout(self.timeout, work).await,
             Abandoned::Left => Ok(work.await),
@@ -393,15 +391,6 @@ impl Command {
         }
     }
 
-    /// Hands over its input. A tool that does not want all of it says by its end whether that was right.
-    async fn feed(&self, stdin: Option<ChildStdin>) {
-        if let (Some(input), Some(mut stdin)) = (&self.input, stdin)
-            && let Err(error) = stdin.write_all(input).await
-        {
-            tracing::debug!(argv = ?self.argv(), %error, "a tool did not read all of its input");
-        }
-    }
-
     fn spawn(&self) -> Result<Child, CommandError> {
         let mut command = std::process::Command::new(&self.program);
         command
@@ -410,10 +399,7 @@ impl Command {
             .env("LC_ALL", "C")
             .env("PATH", PATH)
             .current_dir(&self.directory)
-            .stdin(match &self.input {
-                Some(_) => Stdio::piped(),
-                None => Stdio::null(),
-            })
+            .stdin(self.standard_input()?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         {
@@ -436,6 +422,26 @@ impl Command {
             },
             _ => self.not_started(source),
         })
+    }
+
+    /// A file in memory that nobody else sees, so that nobody has to write while the child reads.
+    fn standard_input(&self) -> Result<Stdio, CommandError> {
+        if self.input.is_empty() {
+            return Ok(Stdio::null());
+        }
+        let file = || -> io::Result<File> {
+            let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+            let mut file = File::from(nix::sys::memfd::memfd_create("input", flags)?);
+            file.write_all(&self.input)?;
+            file.rewind()?;
+            Ok(file)
+        };
+        file()
+            .map(Stdio::from)
+            .map_err(|source| CommandError::Start {
+                argv: self.argv(),
+                source,
+            })
     }
 
     fn not_started(&self, source: io::Error) -> CommandError {

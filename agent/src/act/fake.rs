@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod inspect;
 mod networks;
+mod routers;
 mod usage;
 
 use std::{
@@ -19,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     message::{
         heartbeat::{PoolKind, PoolReport},
         view::Resources,
@@ -35,9 +36,11 @@ use super::{
 };
 use crate::decide::{
     domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
+    filter::Reason,
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved, uplink::HostUplinks},
+    router::{Leg, RouterObserved, RouterStep, Translation},
     snapshot::{BackupJob, SnapshotFiles},
     usage::{Activity, DomainUsage},
     volume::VolumeFiles,
@@ -47,6 +50,7 @@ use faults::Faults;
 use files::Files;
 use inspect::Consoles;
 use networks::Networks;
+use routers::Routers;
 use usage::Workloads;
 
 pub use domains::{Guest, Lives};
@@ -70,6 +74,7 @@ struct Model {
     domains: Domains,
     files: Files,
     networks: Networks,
+    routers: Routers,
     workloads: Workloads,
     consoles: Consoles,
     faults: Faults,
@@ -95,6 +100,7 @@ impl FakeHost {
                 domains: Domains::default(),
                 files: Files::default(),
                 networks: Networks::default(),
+                routers: Routers::default(),
                 workloads: Workloads::default(),
                 consoles: Consoles::default(),
                 faults: Faults::default(),
@@ -146,6 +152,7 @@ impl FakeHost {
         model.domains.power_cut();
         model.files.power_cut();
         model.networks.power_cut();
+        model.routers = Routers::default();
     }
 
     /// What its networks go out by; nothing unless told otherwise.
@@ -164,6 +171,20 @@ impl FakeHost {
         self.model()
             .networks
             .apply(&NetStep::CreateBridge { network, mtu: 1500 });
+    }
+
+    /// What is there of a router, as it is: nothing passes by looking at it this way.
+    #[must_use]
+    pub fn router(&self, router: RouterId) -> RouterObserved {
+        let model = self.model();
+        model
+            .routers
+            .observe(router, &BTreeSet::new(), &model.networks)
+    }
+
+    /// A flow passes by a router, translated in this way.
+    pub fn have_flow(&self, router: RouterId, flow: Translation) {
+        self.model().routers.have_flow(router, flow);
     }
 
     /// How the guest of an instance behaves when it is asked to power off. Guests obey at once unless told otherwise.
@@ -330,6 +351,11 @@ impl FakeHost {
             .present()
             .into_iter()
             .map(|id| format!("network {id}"));
+        let routers = model
+            .routers
+            .present()
+            .into_iter()
+            .map(|id| format!("router {id}"));
         let volumes = model
             .files
             .volumes()
@@ -348,6 +374,7 @@ impl FakeHost {
         domains
             .chain(files)
             .chain(networks)
+            .chain(routers)
             .chain(volumes)
             .chain(snapshots)
             .chain(jobs)
@@ -546,19 +573,54 @@ impl Net for FakeHost {
     async fn observe(&self, network: NetworkId) -> Result<NetworkObserved, ActError> {
         let model = self.model();
         model.faults.look()?;
-        Ok(model.networks.observe(network, &model.domains))
+        let mut observed = model.networks.observe(network, &model.domains);
+        observed.members.extend(model.routers.legs_in(network));
+        Ok(observed)
     }
 
     async fn apply(&self, step: &NetStep) -> Result<(), ActError> {
         let mut model = self.model();
         model.faults.step()?;
         model.networks.apply(step);
+        if let NetStep::DeleteBridge(network) = step {
+            model.routers.lose_bridge(*network);
+        }
         Ok(())
+    }
+
+    // No packets pass here.
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        self.model().faults.look()?;
+        Ok(BTreeMap::new())
     }
 
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {
         let model = self.model();
         model.faults.look()?;
         Ok(model.networks.present())
+    }
+
+    async fn observe_router(
+        &self,
+        router: RouterId,
+        legs: &BTreeSet<Leg>,
+    ) -> Result<RouterObserved, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.routers.observe(router, legs, &model.networks))
+    }
+
+    async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError> {
+        let mut guard = self.model();
+        let model = &mut *guard;
+        model.faults.step()?;
+        model.routers.apply(step, &model.networks);
+        Ok(())
+    }
+
+    async fn routers_present(&self) -> Result<Vec<RouterId>, ActError> {
+        let model = self.model();
+        model.faults.look()?;
+        Ok(model.routers.present())
     }
 }

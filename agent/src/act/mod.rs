@@ -13,10 +13,12 @@ pub mod net;
 mod pool;
 pub mod storage;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use async_trait::async_trait;
 use berth_common::{
     document::ImageRef,
-    ids::{InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     message::{heartbeat::PoolReport, report::FaultCode},
     names::PoolName,
     units::ByteCount,
@@ -24,8 +26,10 @@ use berth_common::{
 
 use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
+    filter::Reason,
     instance::{InstanceFiles, StorageStep},
     network::{NetStep, NetworkObserved},
+    router::{Leg, RouterObserved, RouterStep},
     snapshot::{BackupJob, SnapshotFiles},
     usage::DomainUsage,
     volume::VolumeFiles,
@@ -155,6 +159,18 @@ pub trait Net: Send + Sync {
     async fn observe(&self, network: NetworkId) -> Result<NetworkObserved, ActError>;
     /// Carries out one step. Repeating a step that was done already is not an error.
     async fn apply(&self, step: &NetStep) -> Result<(), ActError>;
+    /// The packets that the packet filter dropped so far, by the name of a tap and the reason.
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError>;
     /// Ids of all networks of which anything of berth's exists on this host.
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError>;
+    /// What is there of a router, and of the bridges that these legs of it belong into.
+    async fn observe_router(
+        &self,
+        router: RouterId,
+        legs: &BTreeSet<Leg>,
+    ) -> Result<RouterObserved, ActError>;
+    /// Carries out one step. Repeating a step that was done already is not an error.
+    async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError>;
+    /// Ids of all routers of which anything of berth's exists on this host.
+    async fn routers_present(&self) -> Result<Vec<RouterId>, ActError>;
 }

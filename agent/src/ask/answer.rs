@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use berth_common::{
-    document::{DocumentKey, Kind},
-    ids::InstanceId,
-    message::question::{
-        Ask, Base64, ConsoleOutput, Endpoints, GuestAgent, MAX_CONSOLE_LINES, Question, Screenshot,
+    document::{Document, DocumentKey, Kind, NetworkPort, NetworkSpec},
+    ids::{InstanceId, PortId},
+    message::{
+        question::{
+            Ask, Base64, ConsoleOutput, Endpoints, GuestAgent, MAX_CONSOLE_LINES, Question,
+            Screenshot,
+        },
+        trace::PortTraced,
     },
     refusal::{Refusal, RefusalCode},
     telemetry::error_chain,
@@ -20,7 +24,7 @@ use crate::{
         ActError,
         inspect::{ConsoleFrom, NotKnown},
     },
-    decide::{endpoints::endpoints, names},
+    decide::{endpoints::endpoints, filter::trace, names},
 };
 
 /// Answers a question within the limit.
@@ -76,6 +80,24 @@ pub(super) async fn answer(
                 detail: agent.detail,
             })
         }
+        Ask::PortTrace { port_id, packet } => {
+            let found = port_of(answerer, instance_id, *port_id);
+            let (spec, port) = found.ok_or_else(|| {
+                let text = format!(
+                    "hypervisor {} has not been told of port {port_id} of instance {instance_id}",
+                    answerer.host
+                );
+                Refusal::new(RefusalCode::NotFound, text)
+            })?;
+            let steps = trace(&spec, &port, packet);
+            reply(&PortTraced {
+                port_id: *port_id,
+                instance_id,
+                host,
+                passes: steps.iter().all(|step| step.passes),
+                steps,
+            })
+        }
         Ask::Endpoints {} => {
             let live = inspect.live_domain(instance_id, limit).await;
             let live = live.map_err(|why| refusal(&why))?;
@@ -99,6 +121,25 @@ fn is_here(answerer: &Answerer, instance: InstanceId) -> bool {
     };
     let entry = answerer.journal.get(key);
     entry.is_some_and(|entry| !entry.document.is_tombstone())
+}
+
+/// A port of an instance in the document of its network.
+fn port_of(
+    answerer: &Answerer,
+    instance: InstanceId,
+    port: PortId,
+) -> Option<(NetworkSpec, NetworkPort)> {
+    answerer.journal.all().iter().find_map(|entry| {
+        let Document::Network(wish) = &*entry.document else {
+            return None;
+        };
+        let spec = wish.spec.as_ref()?;
+        let found = spec
+            .ports
+            .iter()
+            .find(|found| found.id == port && found.instance_id == instance)?;
+        Some((spec.clone(), found.clone()))
+    })
 }
 
 fn reply(answer: &impl Serialize) -> Result<Value, Refusal> {

@@ -5,7 +5,7 @@
 //! ([`link_alias`]); a link whose alias is another's is a collision and is refused, never reused.
 
 use berth_common::{
-    ids::{InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
+    ids::{InstanceId, NetworkId, PortId, RouterId, SnapshotId, VolumeId},
     units::MemoryMb,
 };
 use sha2::{Digest, Sha256};
@@ -24,6 +24,8 @@ const PARTIAL: &str = "tmp-";
 const LEAVING: &str = "wipe-";
 /// What comes before all that in the name of one that is a snapshot.
 const SNAPSHOT: &str = "snap-";
+/// What follows the prefix in the name of a router's namespace.
+const ROUTER: &str = "r-";
 
 /// The alias of the piece of memory that a guest is given when it has so much. While a guest is on it only gets more, so it has
 /// each size once: a second piece for the same size, of a call that everybody gave up or lost on the way, collides instead of
@@ -48,6 +50,14 @@ pub enum LinkRole {
     Vlan,
     /// The end of the network's VXLAN on this host (VTEP).
     Vxlan,
+    /// The end in a network's bridge of a router's veth pair.
+    RouterLegHost,
+    /// The end in the router's namespace.
+    RouterLegNamespace,
+    /// The end in an external network's bridge of a router's veth pair.
+    RouterGatewayHost,
+    /// The end in the router's namespace.
+    RouterGatewayNamespace,
 }
 
 impl LinkRole {
@@ -59,6 +69,10 @@ impl LinkRole {
             Self::Tap => 't',
             Self::Vlan => 'l',
             Self::Vxlan => 'x',
+            Self::RouterLegHost => 'q',
+            Self::RouterLegNamespace => 'r',
+            Self::RouterGatewayHost => 'e',
+            Self::RouterGatewayNamespace => 'f',
         }
     }
 
@@ -70,6 +84,10 @@ impl LinkRole {
             Self::Tap => "port",
             Self::Vlan => "vlan",
             Self::Vxlan => "vxlan",
+            Self::RouterLegHost => "router-leg",
+            Self::RouterLegNamespace => "router-leg-inside",
+            Self::RouterGatewayHost => "router-gateway",
+            Self::RouterGatewayNamespace => "router-gateway-inside",
         }
     }
 }
@@ -184,6 +202,46 @@ pub fn namespace(network: NetworkId) -> String {
     format!("{NAME_PREFIX}{network}")
 }
 
+/// The namespace of a router: `berth-r-<id>`.
+#[must_use]
+pub fn router_namespace(router: RouterId) -> String {
+    format!("{NAME_PREFIX}{ROUTER}{router}")
+}
+
+/// The router that a namespace of this name is of.
+#[must_use]
+pub fn router_of_namespace(name: &str) -> Option<RouterId> {
+    let id = name.strip_prefix(NAME_PREFIX)?.strip_prefix(ROUTER)?;
+    let parsed: RouterId = id.parse().ok()?;
+    (parsed.to_string() == id).then_some(parsed)
+}
+
+/// A link of a router's leg in a network.
+#[must_use]
+pub fn router_link(role: LinkRole, router: RouterId, network: NetworkId) -> String {
+    let both = [
+        router.as_uuid().into_bytes(),
+        network.as_uuid().into_bytes(),
+    ]
+    .concat();
+    hashed(role, &both)
+}
+
+/// The alias that tells whose it is: `berth router-leg <router> <network>`.
+#[must_use]
+pub fn router_alias(role: LinkRole, router: RouterId, network: NetworkId) -> String {
+    format!("berth {} {router} {network}", role.noun())
+}
+
+/// The router and the network of a link with this alias, if it is of this role.
+#[must_use]
+pub fn of_router_alias(role: LinkRole, alias: &str) -> Option<(RouterId, NetworkId)> {
+    let mut words = alias.rsplit(' ');
+    let network = words.next()?.parse().ok()?;
+    let router = words.next()?.parse().ok()?;
+    (router_alias(role, router, network) == alias).then_some((router, network))
+}
+
 /// The libvirt name of an instance's domain: `berth-<id>`.
 #[must_use]
 pub fn domain(instance: InstanceId) -> String {
@@ -191,7 +249,11 @@ pub fn domain(instance: InstanceId) -> String {
 }
 
 fn link(role: LinkRole, id: Uuid) -> String {
-    let digest = Sha256::digest(id.as_bytes());
+    hashed(role, id.as_bytes())
+}
+
+fn hashed(role: LinkRole, id: &[u8]) -> String {
+    let digest = Sha256::digest(id);
     let hex: String = digest
         .iter()
         .take(6)

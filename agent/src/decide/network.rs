@@ -36,7 +36,10 @@ pub use observed::{
 pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 
 use self::uplink::Uplink;
-use super::dhcp::{self, DhcpFiles};
+use super::{
+    dhcp::{self, DhcpFiles},
+    filter::{self, FilterStep, Stateful},
+};
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
 const MTU_MIN: u16 = 576;
@@ -48,6 +51,7 @@ pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserve
         None => remove(desired.id, observed),
         Some(spec) => {
             let uplink = impossible(spec)
+                .or_else(|| filter::impossible(spec, &observed.filter))
                 .map_or_else(|| uplink::wanted(desired.id, spec, observed), Result::Err);
             let foreign = foreign(desired.id, uplink.as_ref().ok(), observed);
             match foreign.map_or(uplink, Result::Err) {
@@ -174,6 +178,22 @@ impl Planner {
         self.steps.push(step);
     }
 
+    /// Sets what guests may send and receive, before there is a way for their packets.
+    fn filter(&mut self, spec: &NetworkSpec, uplinks: &BTreeSet<String>) {
+        let step = filter::towards(self.network, spec, uplinks, &self.now.filter);
+        if let Some(step) = step {
+            self.step(NetStep::Filter(step));
+        }
+    }
+
+    /// Has the IP stack see the bridge's packets, where the bridge cannot track connections itself.
+    fn call_ip(&mut self) {
+        let needed = self.now.filter.stateful == Stateful::BrNetfilter;
+        if needed && !self.now.filter.calls_ip {
+            self.step(NetStep::Filter(FilterStep::CallIp(self.network)));
+        }
+    }
+
     /// Makes or mends the bridge.
     fn bridge(&mut self, mtu: u32) {
         if self.now.bridge.is_none() {
@@ -182,6 +202,7 @@ impl Planner {
                 mtu,
             });
         }
+        self.call_ip();
         self.mend(Link::bridge(self.network), mtu);
     }
 
@@ -358,6 +379,7 @@ fn converge(
     let mut planner = Planner::new(network, observed);
     planner.drop_uplinks(uplink);
     planner.bridge_use = uplink.bridge_use(&planner.now);
+    planner.filter(spec, &uplink.link_names(network));
     if spec.subnets.is_empty() {
         planner.drop_namespace();
         planner.remove_files();
@@ -410,6 +432,9 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
         planner.step(NetStep::DeleteBridge(network));
     }
     planner.remove_files();
+    if let Some(step) = filter::away(network, &planner.now.filter) {
+        planner.step(NetStep::Filter(step));
+    }
     NetPlan {
         steps: planner.steps,
         then: NetThen::Gone,

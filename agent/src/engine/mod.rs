@@ -11,7 +11,7 @@
 //! than the next start.
 //!
 //! - [`resource`]: what is kept of a resource, and when it is looked at next (pure);
-//! - [`instance`], [`network`], [`snapshot`], [`volume`]: one pass over a resource;
+//! - [`instance`], [`network`], [`router`], [`snapshot`], [`volume`]: one pass over a resource;
 //! - [`survey`]: the regular look at the whole host.
 
 mod backoff;
@@ -19,6 +19,7 @@ mod instance;
 mod network;
 mod outcome;
 mod resource;
+mod router;
 mod snapshot;
 mod survey;
 mod tools;
@@ -531,7 +532,7 @@ async fn pass(worker: Worker, document: &Document, memory: outcome::Memory) -> P
     let end = match document {
         Document::Instance(wish) => instance::pass(worker, wish, memory).await,
         Document::Network(wish) => network::pass(worker, wish).await,
-        Document::Router(wish) => PassEnd::of(unsupported("routers", wish.spec.is_none())),
+        Document::Router(wish) => router::pass(worker, wish).await,
         Document::Snapshot(wish) => snapshot::pass(worker, wish).await,
         Document::Volume(wish) => volume::pass(worker, wish).await,
     };
@@ -539,20 +540,6 @@ async fn pass(worker: Worker, document: &Document, memory: outcome::Memory) -> P
         note_gone(&tools, key, generation).await;
     }
     end
-}
-
-/// What this version of the agent cannot act on: there is none of it here, so its end is easy.
-fn unsupported(what: &str, tombstone: bool) -> Outcome {
-    if tombstone {
-        return Outcome::Gone;
-    }
-    Outcome::Refused(Fault {
-        code: FaultCode::Unsupported,
-        message: format!(
-            "this version of berth-agent ({}) cannot make {what}",
-            env!("CARGO_PKG_VERSION")
-        ),
-    })
 }
 
 /// Notes in the journal that a tombstone was carried out.

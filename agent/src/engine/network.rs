@@ -87,7 +87,7 @@ async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, Bro
 }
 
 /// What failed steps come to: it is tried again if that may help with any of them.
-fn failed(errors: &[ActError]) -> Option<Outcome> {
+pub(super) fn failed(errors: &[ActError]) -> Option<Outcome> {
     let first = errors.first()?;
     let deciding = errors.iter().find(|error| error.retryable).unwrap_or(first);
     let texts: Vec<String> = errors
@@ -135,5 +135,6 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::DeleteBridge(_) => "delete_bridge",
         NetStep::RemoveFiles(_) => "remove_dhcp_files",
         NetStep::Uplink(step) => step.name(),
+        NetStep::Filter(step) => step.name(),
     }
 }

@@ -34,7 +34,7 @@ pub(super) enum Outcome {
 /// What a resource waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// An instance, until a network is ready.
+    /// An instance or a router, until a network is ready.
     Network(NetworkId),
     /// An instance, until its guest powers off.
     Guest,

@@ -234,8 +234,7 @@ impl Resource {
                     Kind::Instance | Kind::Snapshot | Kind::Volume => {
                         Some(backoff::spread(THOROUGH, moment.chance))
                     }
-                    Kind::Network => Some(backoff::spread(resync, moment.chance)),
-                    Kind::Router => None,
+                    Kind::Network | Kind::Router => Some(backoff::spread(resync, moment.chance)),
                 }
             }
             Outcome::Gone => {

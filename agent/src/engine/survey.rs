@@ -43,6 +43,7 @@ pub(super) struct Unclaimed {
     domains: BTreeSet<DocumentKey>,
     files: BTreeSet<DocumentKey>,
     networks: BTreeSet<DocumentKey>,
+    routers: BTreeSet<DocumentKey>,
     volumes: BTreeSet<DocumentKey>,
     snapshots: BTreeSet<DocumentKey>,
 }
@@ -182,6 +183,20 @@ impl Survey {
             self.tools.metrics.unclaimed("network", found.len());
             tell("network", &self.unclaimed.networks, &found);
             self.unclaimed.networks = found;
+        }
+        if let Ok(ids) = self.tools.host.net.routers_present().await {
+            let keys: Vec<_> = ids
+                .iter()
+                .map(|id| DocumentKey {
+                    kind: Kind::Router,
+                    id: id.as_uuid(),
+                })
+                .collect();
+            self.tell_reappeared(&keys).await;
+            let found = self.without_document(keys.into_iter());
+            self.tools.metrics.unclaimed("router", found.len());
+            tell("router", &self.unclaimed.routers, &found);
+            self.unclaimed.routers = found;
         }
     }
 

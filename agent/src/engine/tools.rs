@@ -47,7 +47,7 @@ pub(super) struct Tools {
     pub(super) turns: Turns,
 }
 
-/// How many work at once. Networks have slots of their own: they do not need libvirt, and a libvirt that hangs must
+/// How many work at once. Networks and routers have slots of their own: they do not need libvirt, and a libvirt that hangs must
 /// not keep them.
 pub(super) struct Slots {
     networks: Arc<Semaphore>,
@@ -65,8 +65,8 @@ impl Slots {
 
     fn of(&self, kind: Kind) -> Arc<Semaphore> {
         Arc::clone(match kind {
-            Kind::Network => &self.networks,
-            Kind::Instance | Kind::Router | Kind::Snapshot | Kind::Volume => &self.others,
+            Kind::Network | Kind::Router => &self.networks,
+            Kind::Instance | Kind::Snapshot | Kind::Volume => &self.others,
         })
     }
 }

@@ -28,11 +28,17 @@ use self::families::*;
 
 use crate::{
     act::machine::memory::Memory,
-    decide::usage::{Activity, ForeignUsage, OwnUsage, Picture, Traffic, Transfer, decimal},
+    decide::{
+        filter::{PortDrops, Reason},
+        usage::{Activity, ForeignUsage, OwnUsage, Picture, Traffic, Transfer, decimal},
+    },
 };
 
 /// How many domains have series of their own: more than a host runs. With two disks and two NICs each has 37 series.
 pub const MOST_DOMAINS: usize = 1024;
+
+/// How many ports' dropped packets are shown, for all reasons: two a domain.
+const MOST_DROPS: usize = 2 * MOST_DOMAINS * Reason::ALL.len();
 
 /// The newest figures. Clones are handles to the same ones.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +51,7 @@ struct Newest {
     domains: Option<Fresh<Picture>>,
     pools: Option<Fresh<Vec<Pool>>>,
     memory: Option<Fresh<Memory>>,
+    drops: Option<Fresh<Vec<PortDrops>>>,
 }
 
 /// A figure that is true until then.
@@ -91,6 +98,11 @@ impl UsageFigures {
         self.change(|newest| newest.memory = Some(fresh(memory, for_how_long)));
     }
 
+    /// What the packet filter dropped; shown for so long. `None`: nobody can tell.
+    pub fn drops(&self, drops: Option<Vec<PortDrops>>, for_how_long: Duration) {
+        self.change(|newest| newest.drops = drops.map(|it| fresh(it, for_how_long)));
+    }
+
     fn change(&self, change: impl FnOnce(&mut Newest)) {
         change(&mut self.newest.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -115,6 +127,12 @@ impl UsageFigures {
             if let Some(percent) = pool.metadata_percent {
                 page.count(&POOL_METADATA, label, usize::from(percent));
             }
+        }
+        let drops = newest.drops.as_ref().and_then(|it| it.at(now));
+        for dropped in drops.into_iter().flatten().take(MOST_DROPS) {
+            let [port, instance] = [dropped.port.to_string(), dropped.instance.to_string()];
+            let labels = [port.as_str(), instance.as_str(), dropped.reason.as_str()];
+            page.put(&PORT_DROPPED, &labels, Some(decimal(dropped.packets)));
         }
         if let Some(memory) = newest.memory.as_ref().and_then(|it| it.at(now)) {
             page.memory(memory);

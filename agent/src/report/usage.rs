@@ -12,8 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::glance::Glances;
 use crate::{
-    act::{ActError, Storage, Usage, machine::memory::Memory},
-    decide::usage::{History, Sample, labels, provisioned},
+    act::{ActError, Net, Storage, Usage, machine::memory::Memory},
+    decide::{
+        filter::drops,
+        usage::{History, Sample, labels, provisioned},
+    },
     inbox::journal::Journal,
     metrics::usage::{Pool, UsageFigures},
 };
@@ -29,6 +32,8 @@ pub struct Meter {
     pub usage: Arc<dyn Usage>,
     /// What is asked how full the pool is.
     pub storage: Arc<dyn Storage>,
+    /// What is asked which packets were dropped.
+    pub net: Arc<dyn Net>,
     /// Whose the domains are.
     pub glances: Glances,
     /// What their owners call them, and how large disks may become.
@@ -49,6 +54,7 @@ impl Meter {
             () = self.measure_domains() => {}
             () = self.measure_pools() => {}
             () = self.measure_memory() => {}
+            () = self.measure_drops() => {}
         }
     }
 
@@ -132,6 +138,19 @@ impl Meter {
         loop {
             ticks.tick().await;
             self.figures.memory(Memory::look(&self.root), self.shown());
+        }
+    }
+
+    /// Never ends. What nft cannot tell is told by passes, which need it as well.
+    async fn measure_drops(&self) {
+        let mut ticks = self.ticks();
+        loop {
+            ticks.tick().await;
+            let counted = self.net.drops().await.ok();
+            let documents = self.journal.all();
+            let documents = || documents.iter().map(|entry| &*entry.document);
+            let drops = counted.map(|counted| drops(&counted, documents()));
+            self.figures.drops(drops, self.shown());
         }
     }
 

@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use sha2::{Digest, Sha256};
 
+use super::trace::PortTrace;
 use super::{
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     question::{
@@ -16,9 +17,10 @@ use super::{
         InstanceCreate, InstanceCreateMany, InstanceDelete, InstanceList, InstancePause,
         InstanceReboot, InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume,
         InstanceSet, InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
-        InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
-        PlacementExplain, PlacementPlace, Reply, ServerGroupCreate, ServerGroupDelete,
-        ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, VolumeAttach,
+        InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, NetworkSet,
+        NetworkShow, PlacementCapacity, PlacementExplain, PlacementPlace, Reply, ServerGroupCreate,
+        ServerGroupDelete, ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList,
+        SnapshotShow, SubnetCreate, SubnetDelete, SubnetList, SubnetSet, SubnetShow, VolumeAttach,
         VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
     },
 };
@@ -100,6 +102,7 @@ pub fn all() -> Vec<MessageType> {
         request::<InstanceScreenshot>(),
         request::<InstancePingGuestAgent>(),
         request::<InstanceEndpoints>(),
+        request::<PortTrace>(),
         request::<VolumeCreate>(),
         request::<VolumeDelete>(),
         request::<VolumeShow>(),
@@ -112,8 +115,15 @@ pub fn all() -> Vec<MessageType> {
         request::<SnapshotShow>(),
         request::<SnapshotList>(),
         request::<NetworkCreate>(),
+        request::<NetworkSet>(),
         request::<NetworkDelete>(),
+        request::<NetworkShow>(),
         request::<NetworkList>(),
+        request::<SubnetCreate>(),
+        request::<SubnetSet>(),
+        request::<SubnetDelete>(),
+        request::<SubnetShow>(),
+        request::<SubnetList>(),
         request::<HostList>(),
         request::<HostShow>(),
         request::<HostEnable>(),

@@ -4,6 +4,7 @@
 //! - [`view`]: what replies show of instances, networks and hosts.
 //! - [`placement`]: hints, aggregates, server groups, decisions.
 //! - [`question`]: what agents are asked and answer clients themselves.
+//! - [`network`]: networks and subnets: the requests and what they show.
 //! - [`report`]: what agents say of documents.
 //! - [`heartbeat`]: what agents say of their host.
 //! - [`catalogue`]: all of them in one table, from which `docs/messages.md` is generated and fingerprinted.
@@ -13,10 +14,12 @@
 
 pub mod catalogue;
 pub mod heartbeat;
+pub mod network;
 pub mod placement;
 pub mod question;
 pub mod report;
 pub mod request;
+pub mod trace;
 pub mod view;
 
 /// The application name each part puts into `app_id`.

@@ -17,16 +17,20 @@ use data_encoding::BASE64;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::{report::PowerState, request::Method};
+use super::{
+    report::PowerState,
+    request::Method,
+    trace::{PortTrace, TracePacket},
+};
 use crate::{
-    ids::{HostId, InstanceId},
+    ids::{HostId, InstanceId, PortId},
     names::{HostName, ProjectName},
 };
 
 /// The AMQP property `type` of a question to an agent.
 pub const QUESTION_TYPE: &str = "question";
 /// The version of its body.
-pub const QUESTION_VERSION: u32 = 1;
+pub const QUESTION_VERSION: u32 = 2;
 /// How long somebody waits who does not say it.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody is waited for longer.
@@ -121,6 +125,13 @@ pub enum Ask {
     PingGuestAgent {},
     /// Where its display and consoles are.
     Endpoints {},
+    /// What would become of a packet of one of its ports.
+    PortTrace {
+        /// The port.
+        port_id: PortId,
+        /// The packet.
+        packet: TracePacket,
+    },
 }
 
 impl Ask {
@@ -132,6 +143,7 @@ impl Ask {
             Self::Screenshot {} => InstanceScreenshot::NAME,
             Self::PingGuestAgent {} => InstancePingGuestAgent::NAME,
             Self::Endpoints {} => InstanceEndpoints::NAME,
+            Self::PortTrace { .. } => PortTrace::NAME,
         }
     }
 
@@ -143,16 +155,18 @@ impl Ask {
             Self::Screenshot {} => "screenshot",
             Self::PingGuestAgent {} => "ping_guest_agent",
             Self::Endpoints {} => "endpoints",
+            Self::PortTrace { .. } => "port_trace",
         }
     }
 }
 
 /// The methods that only an instance's host can answer.
-pub const METHODS: [&str; 4] = [
+pub const METHODS: [&str; 5] = [
     InstanceConsoleOutput::NAME,
     InstanceScreenshot::NAME,
     InstancePingGuestAgent::NAME,
     InstanceEndpoints::NAME,
+    PortTrace::NAME,
 ];
 
 /// Whether only an instance's host can answer this method.

@@ -9,7 +9,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use super::network::{
+    NetworkCreate, NetworkDelete, NetworkList, NetworkListReply, NetworkSet, NetworkShow,
+    SubnetCreate, SubnetDelete, SubnetList, SubnetListReply, SubnetSet, SubnetShow,
+};
 use super::{
+    network::SubnetView,
     placement::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
         ServerGroupView,
@@ -18,18 +23,18 @@ use super::{
         ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
         InstancePingGuestAgent, InstanceScreenshot, Screenshot,
     },
+    trace::{PortTrace, PortTraced},
     view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
 };
 use crate::{
     document::{
-        ConfigDrive, DesiredPower, DiskBus, Flavor, ImageRef, NetworkType, OnCrash, RebootKind,
-        VolumeAccess, VolumeFormat, VolumeLimits,
+        ConfigDrive, DesiredPower, DiskBus, Flavor, ImageRef, OnCrash, RebootKind, VolumeAccess,
+        VolumeFormat, VolumeLimits,
     },
-    ids::{AggregateId, HostId, InstanceId, NetworkId, Nonce, ServerGroupId, SnapshotId, VolumeId},
+    ids::{AggregateId, HostId, InstanceId, Nonce, ServerGroupId, SnapshotId, VolumeId},
     names::{
-        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PoolName,
-        ProjectName, PropertyKey, PropertyValue, ServerGroupName, SnapshotName, VolumeName,
-        ZoneName,
+        AggregateName, HostName, InstanceName, MacAddress, PoolName, ProjectName, PropertyKey,
+        PropertyValue, ServerGroupName, SnapshotName, VolumeName, ZoneName,
     },
     refusal::Refusal,
     units::{AllocationRatio, DiskGb, MemoryMb, Vcpus},
@@ -77,6 +82,7 @@ methods! {
     InstanceScreenshot => "instance.screenshot", Screenshot;
     InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
     InstanceEndpoints => "instance.endpoints", Endpoints;
+    PortTrace => "port.trace", PortTraced;
     VolumeCreate => "volume.create" version 2, VolumeView;
     VolumeDelete => "volume.delete" version 2, VolumeView;
     VolumeShow => "volume.show" version 2, VolumeView;
@@ -89,14 +95,21 @@ methods! {
     SnapshotShow => "snapshot.show", SnapshotView;
     SnapshotList => "snapshot.list", SnapshotListReply;
     NetworkCreate => "network.create" version 2, NetworkView;
+    NetworkSet => "network.set", NetworkView;
     NetworkDelete => "network.delete" version 2, NetworkView;
+    NetworkShow => "network.show", NetworkView;
     NetworkList => "network.list" version 2, NetworkListReply;
-    HostList => "host.list" version 4, HostListReply;
-    HostShow => "host.show" version 3, HostView;
-    HostEnable => "host.enable" version 3, HostView;
-    HostDisable => "host.disable" version 3, HostView;
-    HostDrain => "host.drain" version 2, HostView;
-    HostSet => "host.set" version 2, HostView;
+    SubnetCreate => "subnet.create", SubnetView;
+    SubnetSet => "subnet.set", SubnetView;
+    SubnetDelete => "subnet.delete", SubnetView;
+    SubnetShow => "subnet.show", SubnetView;
+    SubnetList => "subnet.list", SubnetListReply;
+    HostList => "host.list" version 5, HostListReply;
+    HostShow => "host.show" version 4, HostView;
+    HostEnable => "host.enable" version 4, HostView;
+    HostDisable => "host.disable" version 4, HostView;
+    HostDrain => "host.drain" version 3, HostView;
+    HostSet => "host.set" version 3, HostView;
     HostDelete => "host.delete", HostDeleteReply;
     AggregateCreate => "aggregate.create", AggregateView;
     AggregateSet => "aggregate.set", AggregateView;
@@ -586,57 +599,6 @@ pub struct SnapshotListReply {
     pub more: bool,
 }
 
-/// Create a network with one IPv4 subnet. Idempotent on its id, as instances are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NetworkCreate {
-    /// Chosen by the client.
-    pub id: NetworkId,
-    /// Its name, unique in the project.
-    pub name: NetworkName,
-    /// The owner.
-    #[serde(default)]
-    pub project: ProjectName,
-    /// How it is built.
-    #[serde(default)]
-    pub network_type: NetworkType,
-    /// Its addresses.
-    pub cidr: Cidr,
-    /// A router's address in it, handed to guests as default route; null: none.
-    #[serde(default)]
-    pub gateway_ip: Option<IpAddr>,
-    /// Name servers handed to guests; at most 3.
-    #[serde(default)]
-    pub dns_nameservers: Vec<IpAddr>,
-    /// Largest packet in bytes, 576 to 9216; null: 1500.
-    #[serde(default)]
-    pub mtu: Option<u16>,
-}
-
-/// Delete a network that no instance uses. Deleting a deleted one is harmless.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NetworkDelete {
-    /// Id, or name within the project, of the network.
-    pub network: String,
-    /// The project a name is looked up in.
-    #[serde(default)]
-    pub project: ProjectName,
-}
-
-/// List networks, in order of creation.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub struct NetworkList {
-    /// Only this project's; null: all.
-    #[serde(default)]
-    pub project: Option<ProjectName>,
-}
-
-/// All networks asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NetworkListReply {
-    /// The networks.
-    pub networks: Vec<NetworkView>,
-}
-
 /// List hypervisors, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct HostList {
@@ -952,12 +914,12 @@ impl<T> Change<T> {
 }
 
 /// [`Change`] on the wire: absent, null, or a value.
-mod change {
+pub(super) mod change {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::Change;
 
-    pub(super) fn serialize<T: Serialize, S: Serializer>(
+    pub(in crate::message) fn serialize<T: Serialize, S: Serializer>(
         change: &Change<T>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -967,7 +929,7 @@ mod change {
         }
     }
 
-    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    pub(in crate::message) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Change<T>, D::Error> {
         Ok(Option::deserialize(deserializer)?.map_or(Change::Clear, Change::Set))

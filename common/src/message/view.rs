@@ -1,23 +1,24 @@
 //! What replies show: instances, networks and hosts as they are now.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::network::{NetworkView, SubnetView};
 use super::{
-    heartbeat::{ForeignDomain, PartHealth, PoolReport},
+    heartbeat::{ForeignDomain, NetworkCapabilities, PartHealth, PoolReport},
     report::{Fault, PowerState, RunningSize},
 };
 use crate::{
     document::{
-        DesiredPower, DiskBus, FixedIp, Flavor, ImageRef, NetworkType, OnCrash, VolumeAccess,
-        VolumeFormat, VolumeLimits, VolumeSource,
+        DesiredPower, DiskBus, FixedIp, Flavor, ImageRef, OnCrash, VolumeAccess, VolumeFormat,
+        VolumeLimits, VolumeSource,
     },
-    ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, SubnetId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
     names::{
-        AggregateName, Cidr, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
+        AggregateName, HostName, InstanceName, MacAddress, NetworkName, PhysicalNetworkName,
         PoolName, ProjectName, PropertyKey, PropertyValue, ResourceClass, SnapshotName, VolumeName,
         ZoneName,
     },
@@ -423,35 +424,6 @@ pub struct PortView {
     pub fixed_ips: Vec<FixedIp>,
 }
 
-/// A network with its subnet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NetworkView {
-    /// Its id.
-    pub id: NetworkId,
-    /// Its name.
-    pub name: NetworkName,
-    /// Its owner.
-    pub project: ProjectName,
-    /// How it is built.
-    pub network_type: NetworkType,
-    /// Largest packet in bytes.
-    pub mtu: u16,
-    /// The subnet's id.
-    pub subnet_id: SubnetId,
-    /// The subnet's addresses.
-    pub cidr: Cidr,
-    /// The router's address in it.
-    pub gateway_ip: Option<IpAddr>,
-    /// The DHCP server's address in it.
-    pub dhcp_ip: IpAddr,
-    /// Name servers handed to guests.
-    pub dns_nameservers: Vec<IpAddr>,
-    /// How many ports it has.
-    pub ports: u64,
-    /// When it was asked for.
-    pub created_at: DateTime<Utc>,
-}
-
 /// A hypervisor as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostView {
@@ -502,6 +474,9 @@ pub struct HostView {
     /// The physical networks its NICs are plugged into.
     #[serde(default)]
     pub physical_networks: Vec<PhysicalNetworkName>,
+    /// What kinds of networks it can build.
+    #[serde(default)]
+    pub network: NetworkCapabilities,
     /// Countable resources besides CPUs, memory and disk.
     #[serde(default)]
     pub resources: Vec<ResourceUsage>,

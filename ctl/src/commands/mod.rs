@@ -8,8 +8,10 @@ mod instance;
 mod lookup;
 mod network;
 mod placement;
+mod port;
 mod server_group;
 mod snapshot;
+mod subnet;
 mod volume;
 
 use std::{path::Path, time::Duration};
@@ -130,6 +132,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
     let outcome = match command {
         Prepared::Host(command) => host::run(&context, command).await,
         Prepared::Network(command) => network::run(&context, command).await,
+        Prepared::Port(command) => port::run(&context, command).await,
+        Prepared::Subnet(command) => subnet::run(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
         Prepared::Volume(command) => volume::run(&context, command).await,
         Prepared::Snapshot(command) => snapshot::run(&context, command).await,
@@ -145,6 +149,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
 enum Prepared {
     Host(crate::cli::Host),
     Network(crate::cli::Network),
+    Port(crate::cli::Port),
+    Subnet(crate::cli::Subnet),
     Instance(instance::Prepared),
     Volume(crate::cli::Volume),
     Snapshot(crate::cli::Snapshot),
@@ -158,6 +164,8 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
     Ok(match cli.command.clone() {
         Command::Host(command) => Prepared::Host(host::checked(command)?),
         Command::Network(command) => Prepared::Network(command),
+        Command::Port(command) => Prepared::Port(command),
+        Command::Subnet(command) => Prepared::Subnet(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
         Command::Volume(command) => Prepared::Volume(command),
         Command::Snapshot(command) => Prepared::Snapshot(command),

@@ -1,10 +1,9 @@
 //! `berthctl network …`.
 
 use berth_common::{
-    document::NetworkType,
     ids::NetworkId,
     message::{
-        request::{NetworkCreate, NetworkDelete, NetworkList},
+        network::{NetworkCreate, NetworkDelete, NetworkList, NetworkSet, NetworkShow},
         view::NetworkView,
     },
 };
@@ -15,7 +14,7 @@ use super::{
     repeat_with_id,
 };
 use crate::{
-    cli::{Network, NetworkCreateArgs},
+    cli::{Network, NetworkCreateArgs, NetworkSetArgs},
     client::Caller,
     error::CtlError,
     print::network,
@@ -44,6 +43,18 @@ pub(super) async fn run<C: Caller>(context: &Context<C>, command: Network) -> Re
                 })
                 .await?;
             context.print(&reply, |reply, width| network::list(&reply.networks, width))
+        }
+        Network::Show { name } => {
+            let request = NetworkShow {
+                network: name,
+                project: context.project(),
+            };
+            let view = context.ask(&request).await?;
+            context.print(&view, network::show)
+        }
+        Network::Set(arguments) => {
+            let view = context.wish(&change(context, arguments)).await?;
+            context.print(&view, network::show)
         }
         Network::Delete { name } => {
             let view = delete(context, &name).await?;
@@ -79,9 +90,15 @@ async fn create<C: Caller>(
         id,
         name: arguments.name,
         project: context.project(),
-        network_type: NetworkType::Local,
+        network_type: arguments.network_type.into(),
+        physical_network: arguments.physical_network,
+        segmentation_id: arguments.segment,
+        external: arguments.external,
         cidr: arguments.cidr,
-        gateway_ip: arguments.gateway,
+        gateway_ip: arguments
+            .gateway
+            .zip(arguments.cidr)
+            .and_then(|(gateway, cidr)| gateway.of(cidr)),
         dns_nameservers: arguments.dns,
         mtu: arguments.mtu,
     };
@@ -90,6 +107,20 @@ async fn create<C: Caller>(
         .await
         .map_err(|error| error.advise(&repeat_with_id(&id)))?;
     context.print(&view, network::show)
+}
+
+fn change<C: Caller>(context: &Context<C>, arguments: NetworkSetArgs) -> NetworkSet {
+    NetworkSet {
+        network: arguments.network,
+        project: context.project(),
+        name: arguments.name,
+        mtu: arguments.mtu,
+        external: match (arguments.external, arguments.internal) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        },
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Hypervisors as tables. `host show` begins with the rows operators know from `openstack host show`.
 
 use berth_common::message::{
+    heartbeat::NetworkCapabilities,
     request::HostDeleteReply,
     view::{HostState, HostStatus, HostView, PoolUsage, ResourceUsage, Resources},
 };
@@ -127,6 +128,17 @@ fn usage(host: &HostView, width: Width) -> String {
     rows(&columns, host_rows.into_iter().chain(projects), width)
 }
 
+/// What kinds of networks a host can build beside those that need nothing.
+fn networks(able: &NetworkCapabilities) -> String {
+    let kinds = [
+        (able.vlan, "vlan"),
+        (able.vxlan, "vxlan"),
+        (able.stateful_filter, "security groups"),
+    ];
+    let kinds = kinds.into_iter().filter(|(has, _)| *has);
+    joined(kinds.map(|(_, kind)| kind), ", ")
+}
+
 fn details(host: &HostView, width: Width) -> String {
     let heartbeat = match host.last_heartbeat_seconds {
         Some(seconds) => format!("{seconds} s ago"),
@@ -140,6 +152,8 @@ fn details(host: &HostView, width: Width) -> String {
         ("Availability zone", host.availability_zone.to_string()),
         ("Aggregates", joined(&host.aggregates, ", ")),
         ("Physical networks", joined(&host.physical_networks, ", ")),
+        ("Networks it can build", networks(&host.network)),
+        ("Address for VXLAN", or_none(host.network.tunnel_ip)),
         ("Instances", host.instances.to_string()),
         ("Virtualization", host.virt_type.clone()),
         ("Architecture", host.arch.clone()),

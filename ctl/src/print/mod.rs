@@ -13,8 +13,10 @@ pub(crate) mod instance;
 pub(crate) mod json;
 pub(crate) mod network;
 pub(crate) mod placement;
+pub(crate) mod port;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;
+pub(crate) mod subnet;
 pub(crate) mod table;
 pub(crate) mod volume;
 

@@ -14,9 +14,8 @@ pub(crate) fn list(networks: &[NetworkView], width: Width) -> String {
         Column::Text("Name"),
         Column::Text("Project"),
         Column::Text("Type"),
-        Column::Text("Subnet"),
-        Column::Text("Gateway"),
-        Column::Text("DHCP"),
+        Column::Text("Segment"),
+        Column::Text("Subnets"),
         Column::Number("MTU"),
         Column::Number("Ports"),
     ];
@@ -26,9 +25,8 @@ pub(crate) fn list(networks: &[NetworkView], width: Width) -> String {
             network.name.to_string(),
             network.project.to_string(),
             network.network_type.as_str().to_owned(),
-            network.cidr.to_string(),
-            or_none(network.gateway_ip),
-            network.dhcp_ip.to_string(),
+            segment(network),
+            joined(network.subnets.iter().map(|subnet| subnet.cidr), ", "),
             network.mtu.to_string(),
             network.ports.to_string(),
         ]
@@ -36,22 +34,45 @@ pub(crate) fn list(networks: &[NetworkView], width: Width) -> String {
     rows(&columns, networks.iter().map(row), width)
 }
 
+/// Where it is on the wire: `physnet1 100`, `physnet1`, `4711`.
+fn segment(network: &NetworkView) -> String {
+    let physnet = network.physical_network.iter().map(ToString::to_string);
+    let id = network.segmentation_id.iter().map(ToString::to_string);
+    joined(physnet.chain(id), " ")
+}
+
+/// Whether it leads out of the cloud.
+const fn external(network: &NetworkView) -> &'static str {
+    if network.external { "yes" } else { "no" }
+}
+
 /// Everything about one network.
 pub(crate) fn show(network: &NetworkView, width: Width) -> String {
-    let properties = [
+    let mut properties = vec![
         ("ID", network.id.to_string()),
         ("Name", network.name.to_string()),
         ("Project", network.project.to_string()),
         ("Type", network.network_type.as_str().to_owned()),
-        ("Subnet", network.cidr.to_string()),
-        ("Subnet ID", network.subnet_id.to_string()),
-        ("Gateway", or_none(network.gateway_ip)),
-        ("DHCP", network.dhcp_ip.to_string()),
-        ("DNS", joined(&network.dns_nameservers, ", ")),
+        (
+            "Physical network",
+            or_none(network.physical_network.as_ref()),
+        ),
+        ("Segmentation ID", or_none(network.segmentation_id)),
+        ("External", external(network).to_owned()),
         ("MTU", network.mtu.to_string()),
         ("Ports", network.ports.to_string()),
         ("Created", network.created_at.to_rfc3339()),
     ];
+    for subnet in &network.subnets {
+        let parts = [
+            ("Subnet", subnet.cidr.to_string()),
+            ("Subnet ID", subnet.id.to_string()),
+            ("Gateway", or_none(subnet.gateway_ip)),
+            ("DHCP", or_none(subnet.dhcp_ip)),
+            ("DNS", joined(&subnet.dns_nameservers, ", ")),
+        ];
+        properties.extend(parts);
+    }
     fields(properties, width)
 }
 

@@ -13,8 +13,10 @@ use berth_common::{
     units::Generation,
 };
 use berth_store::{
+    Executor,
     documents::{self, DocumentRow},
     host_rows::{self, HostPart},
+    reach::{self, Among},
 };
 use chrono::{DateTime, Utc};
 
@@ -24,6 +26,35 @@ use crate::{
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
+
+/// Adds the documents of some networks on all hosts that have one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn spread(
+    db: &impl Executor,
+    touched: &mut BTreeMap<HostId, Touched>,
+    everywhere: &BTreeMap<NetworkId, Among>,
+) -> Result<(), ClaimError> {
+    for among in [Among::All, Among::Spanning] {
+        let networks: BTreeSet<NetworkId> = everywhere
+            .iter()
+            .filter(|(_, of)| **of == among)
+            .map(|(network, _)| *network)
+            .collect();
+        if networks.is_empty() {
+            continue;
+        }
+        for (host, network) in reach::hosts_of(db, &networks, among).await? {
+            let key = DocumentKey {
+                kind: Kind::Network,
+                id: network.as_uuid(),
+            };
+            touched.entry(host).or_default().keys.insert(key);
+        }
+    }
+    Ok(())
+}
 
 /// Writes the documents of the hosts concerned, and answers what is to be published.
 ///

@@ -54,6 +54,7 @@ pub fn of_host(
             .iter()
             .map(ToString::to_string)
             .collect(),
+        network: row.network.clone(),
         countables: row
             .resources
             .iter()

@@ -11,7 +11,7 @@ use berth_common::{
 use berth_store::{
     Executor, aggregates,
     hosts::{self, HostOverrides, HostRow, ReservedOverrides},
-    instances, snapshots, volumes,
+    instances, ports, snapshots, volumes,
 };
 
 use super::{ClaimError, conflict, facts, invalid, not_found};
@@ -106,6 +106,10 @@ pub async fn delete(
             "host {} still has {wanted} snapshots that nobody deleted: delete them first, or bring the host back",
             row.name
         )));
+    }
+    let ids: Vec<_> = instances.iter().map(|row| row.id).collect();
+    for port in ports::of_instances(writing.txn(), &ids).await? {
+        writing.touch_members(port.network_id);
     }
     // Their host will never confirm that they are gone; by this request its operator does.
     for instance in instances {

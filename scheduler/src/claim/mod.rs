@@ -16,8 +16,10 @@ pub mod instances;
 pub mod load;
 pub mod networks;
 pub mod ports;
+pub mod segments;
 pub mod server_groups;
 pub mod snapshots;
+pub mod subnets;
 pub mod volumes;
 
 use berth_common::{

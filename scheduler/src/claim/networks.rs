@@ -1,29 +1,36 @@
-//! Creating and deleting networks.
-
-use std::net::IpAddr;
+//! Creating, changing and deleting networks.
 
 use berth_common::{
-    ids::{NetworkId, SubnetId},
+    document::NetworkType,
+    ids::NetworkId,
     message::{
-        request::{NetworkCreate, NetworkDelete},
+        network::{NetworkCreate, NetworkDelete, NetworkSet},
         view::NetworkView,
     },
     names::{Cidr, NetworkName, ProjectName},
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat,
-    networks::{self, NetworkRow, SubnetRow},
+    networks::{self, NetworkRow},
+    subnets::SubnetRow,
 };
-use chrono::Utc;
-use uuid::Uuid;
+use chrono::{DateTime, Utc};
 
-use super::{ClaimError, conflict, fingerprint, invalid, not_found};
-use crate::{context::Writing, derive::DEFAULT_MTU, report::view};
+use super::{
+    ClaimError, conflict, fingerprint, invalid, not_found, segments,
+    subnets::{self, Wish},
+};
+use crate::{
+    config::Networks,
+    context::Writing,
+    place::{self, Need},
+    report::view,
+};
 
-/// What a DHCP reply can carry without being cut.
-const MAX_NAMESERVERS: usize = 3;
+/// The smallest packet that everybody must take (RFC 791).
+const MIN_MTU: u16 = 576;
 
-/// Creates a network with its subnet.
+/// Creates a network, with one subnet or none.
 ///
 /// # Errors
 /// A refusal, or a failure of the database; then nothing of it may be kept.
@@ -31,7 +38,8 @@ pub async fn create(
     writing: &Writing<'_>,
     request: &NetworkCreate,
 ) -> Result<NetworkView, ClaimError> {
-    validate(request)?;
+    let settings = &writing.context().config.networks;
+    validate(request, settings)?;
     let fingerprint = fingerprint(request)?;
     let txn = writing.txn();
     if let Some(existing) = networks::get(txn, request.id).await? {
@@ -44,56 +52,70 @@ pub async fn create(
         let ports = networks::port_count(txn, existing.id).await?;
         return Ok(view::network(&existing, ports));
     }
-    let row = new_row(request, fingerprint)?;
+    let segment = segments::choose(txn, request, settings).await?;
+    let row = NetworkRow {
+        id: request.id,
+        project: request.project.clone(),
+        name: request.name.clone(),
+        network_type: request.network_type,
+        physical_network: segment.physical_network.clone(),
+        segmentation_id: segment.segmentation_id,
+        external: request.external,
+        mtu: request
+            .mtu
+            .unwrap_or_else(|| settings.default_mtu(request.network_type)),
+        created_at: writing.now,
+        deleted_at: None,
+        fingerprint,
+        subnets: first_subnet(request, writing.now)?,
+    };
     networks::insert(txn, &row)
         .await
         .map_err(|error| match error {
             StoreError::Unique {
                 constraint: UniqueWhat::NetworkName,
                 ..
-            } => conflict(format!(
-                "project {} already has a network named {}",
-                request.project, request.name
-            )),
+            } => name_taken(&request.project, &request.name),
+            // It was looked up before, under the right to write: only a writer that should not be could have come between.
+            StoreError::Unique {
+                constraint: UniqueWhat::Segment,
+                ..
+            } => segments::taken(request.network_type, &segment),
             error => error.into(),
         })?;
     Ok(view::network(&row, 0))
 }
 
+fn name_taken(project: &ProjectName, name: &NetworkName) -> ClaimError {
+    conflict(format!(
+        "project {project} already has a network named {name}"
+    ))
+}
+
 /// Everything that can be said of a request without looking at any row; all mistakes at once.
-fn validate(request: &NetworkCreate) -> Result<(), ClaimError> {
-    let mut mistakes = Vec::new();
-    if let Some(gateway) = request.gateway_ip
-        && !request.cidr.is_host_address(gateway)
-    {
-        mistakes.push(format!(
-            "gateway_ip {gateway} is not an address for a machine in {}",
-            request.cidr
-        ));
+fn validate(request: &NetworkCreate, settings: &Networks) -> Result<(), ClaimError> {
+    let mut mistakes = segments::mistakes(request, settings);
+    match request.cidr {
+        Some(cidr) => {
+            let wish = Wish {
+                cidr,
+                gateway_ip: request.gateway_ip,
+                allocation_pools: &[],
+                dns_nameservers: &request.dns_nameservers,
+                host_routes: &[],
+                ipv6_address_mode: None,
+            };
+            mistakes.extend(wish.mistakes());
+        }
+        None if request.gateway_ip.is_some() || !request.dns_nameservers.is_empty() => mistakes
+            .push(
+                "gateway_ip and dns_nameservers are those of a subnet, which needs cidr".to_owned(),
+            ),
+        None => {}
     }
-    if let Some(mtu) = request.mtu
-        && !(576..=9216).contains(&mtu)
-    {
-        mistakes.push(format!("mtu must be from 576 to 9216; got {mtu}"));
-    }
-    if request.dns_nameservers.len() > MAX_NAMESERVERS {
-        mistakes.push(format!(
-            "dns_nameservers must be at most {MAX_NAMESERVERS}; got {}",
-            request.dns_nameservers.len()
-        ));
-    }
-    let unusable = |address: &IpAddr| {
-        let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-        address.is_unspecified() || address.is_multicast() || is_broadcast
-    };
-    if let Some(address) = request
-        .dns_nameservers
-        .iter()
-        .find(|address| unusable(address))
-    {
-        mistakes.push(format!(
-            "{address} in dns_nameservers is no server's address"
-        ));
+    if let Some(mtu) = request.mtu {
+        let least = least_mtu(request.cidr.into_iter());
+        mistakes.extend(mtu_mistake(mtu, request.network_type, least, settings));
     }
     if mistakes.is_empty() {
         Ok(())
@@ -102,44 +124,104 @@ fn validate(request: &NetworkCreate) -> Result<(), ClaimError> {
     }
 }
 
-fn new_row(request: &NetworkCreate, fingerprint: String) -> Result<NetworkRow, ClaimError> {
-    let subnet_id = SubnetId::try_from(Uuid::new_v5(&request.id.as_uuid(), b"subnet 0"))
-        .map_err(|error| invalid(error.to_string()))?;
-    Ok(NetworkRow {
-        id: request.id,
-        project: request.project.clone(),
-        name: request.name.clone(),
-        network_type: request.network_type,
-        mtu: request.mtu.unwrap_or(DEFAULT_MTU),
-        created_at: Utc::now(),
-        deleted_at: None,
-        fingerprint,
-        subnet: SubnetRow {
-            id: subnet_id,
-            network_id: request.id,
-            cidr: request.cidr,
-            gateway_ip: request.gateway_ip,
-            dhcp_ip: dhcp_address(request.cidr, request.gateway_ip)
-                .ok_or_else(|| invalid(format!("{} has no address left for DHCP", request.cidr)))?,
-            dns_nameservers: request.dns_nameservers.clone(),
-        },
+/// What is wrong with an MTU.
+fn mtu_mistake(
+    mtu: u16,
+    network_type: NetworkType,
+    least: u16,
+    settings: &Networks,
+) -> Option<String> {
+    let most = settings.largest_mtu(network_type);
+    (!(least..=most).contains(&mtu)).then(|| {
+        format!(
+            "mtu of a {} network must be from {least} to {most}; got {mtu}",
+            network_type.as_str()
+        )
     })
 }
 
-/// The DHCP server's address: the second of the subnet, as people know it from Neutron, or the first when the
-/// gateway has the second.
-fn dhcp_address(cidr: Cidr, gateway: Option<IpAddr>) -> Option<IpAddr> {
-    let mut hosts = cidr
-        .net()
-        .hosts()
-        .filter(|address| cidr.is_host_address(*address));
-    let first = hosts.next()?;
-    let second = hosts.next()?;
-    Some(if gateway == Some(second) {
-        first
+/// The least MTU of a network with these subnets.
+fn least_mtu(cidrs: impl Iterator<Item = Cidr>) -> u16 {
+    let mut cidrs = cidrs;
+    if cidrs.any(Cidr::is_ipv6) {
+        subnets::MIN_MTU_IPV6
     } else {
-        second
-    })
+        MIN_MTU
+    }
+}
+
+fn first_subnet(request: &NetworkCreate, now: DateTime<Utc>) -> Result<Vec<SubnetRow>, ClaimError> {
+    let Some(cidr) = request.cidr else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![SubnetRow {
+        id: subnets::first_id(request.id)?,
+        network_id: request.id,
+        name: None,
+        cidr,
+        gateway_ip: request.gateway_ip,
+        dhcp_ip: Some(subnets::dhcp_address(cidr, request.gateway_ip)?),
+        allocation_pools: Vec::new(),
+        dns_nameservers: request.dns_nameservers.clone(),
+        host_routes: Vec::new(),
+        ipv6_address_mode: None,
+        fingerprint: String::new(),
+        created_at: now,
+        deleted_at: None,
+    }])
+}
+
+/// Changes a network.
+///
+/// # Errors
+/// A refusal, or a failure of the database; then nothing of it may be kept.
+pub async fn set(
+    writing: &mut Writing<'_>,
+    request: &NetworkSet,
+) -> Result<NetworkView, ClaimError> {
+    if (&request.name, request.mtu, request.external) == (&None, None, None) {
+        return Err(invalid(
+            "nothing to change: name one of name, mtu, external",
+        ));
+    }
+    let txn = writing.txn();
+    let before = living(txn, &request.project, &request.network).await?;
+    let ports = networks::port_count(txn, before.id).await?;
+    let mut row = before.clone();
+    if let Some(name) = &request.name {
+        row.name = name.clone();
+    }
+    if let Some(external) = request.external {
+        row.external = external;
+    }
+    if let Some(mtu) = request.mtu {
+        let settings = &writing.context().config.networks;
+        let least = least_mtu(row.subnets.iter().map(|subnet| subnet.cidr));
+        if let Some(mistake) = mtu_mistake(mtu, row.network_type, least, settings) {
+            return Err(invalid(mistake));
+        }
+        // A guest keeps the size it began with, and drops what is larger.
+        if mtu != row.mtu && ports > 0 {
+            return Err(conflict(format!(
+                "network {} is used by {ports} ports, whose guests have an MTU of {}; delete their instances first",
+                row.name, row.mtu
+            )));
+        }
+        row.mtu = mtu;
+    }
+    if row != before {
+        networks::update(txn, &row)
+            .await
+            .map_err(|error| match error {
+                StoreError::Unique {
+                    constraint: UniqueWhat::NetworkName,
+                    ..
+                } => name_taken(&row.project, &row.name),
+                error => error.into(),
+            })?;
+        writing.touch_everywhere(row.id);
+    }
+    Ok(view::network(&row, ports))
 }
 
 /// Deletes a network that no port uses.
@@ -165,7 +247,7 @@ pub async fn delete(
     Ok(view::network(&row, 0))
 }
 
-/// The living network a request names, by id or by name.
+/// The living network of a project that a request names, by id or by name.
 ///
 /// # Errors
 /// A refusal when there is none, or a failure of the database.
@@ -174,11 +256,39 @@ pub async fn resolve(
     project: &ProjectName,
     network: &str,
 ) -> Result<NetworkRow, ClaimError> {
-    let row = resolve_any(db, project, network).await?;
-    if row.deleted_at.is_some() || row.project != *project {
+    let row = living(db, project, network).await?;
+    if row.project != *project {
         return Err(unknown(project, network));
     }
     Ok(row)
+}
+
+/// The living network that a request names, by its id, or by its name in the project.
+///
+/// # Errors
+/// A refusal when there is none, or a failure of the database.
+pub async fn living(
+    db: &impl Executor,
+    project: &ProjectName,
+    network: &str,
+) -> Result<NetworkRow, ClaimError> {
+    let row = resolve_any(db, project, network).await?;
+    if row.deleted_at.is_some() {
+        return Err(unknown(project, network));
+    }
+    Ok(row)
+}
+
+/// What a network demands of the host of an instance that has a port in it.
+pub fn demand(network: &NetworkRow, request: &mut place::Request) {
+    if let Some(physnet) = &network.physical_network {
+        request.physical_networks.insert(physnet.to_string());
+    }
+    match network.network_type {
+        NetworkType::Local | NetworkType::Nat | NetworkType::Flat => {}
+        NetworkType::Vlan => request.vlan = Need::Asked,
+        NetworkType::Vxlan => request.vxlan = Need::Asked,
+    }
 }
 
 async fn resolve_any(
@@ -204,24 +314,4 @@ fn unknown(project: &ProjectName, network: &str) -> ClaimError {
     not_found(format!(
         "project {project} has no network {shown:?}, neither by id nor by name"
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_dhcp_server_never_sits_on_the_gateway() {
-        let check = |gateway: Option<&str>, expected: &str| {
-            let gateway = gateway.map(|address| address.parse().unwrap());
-            assert_eq!(
-                dhcp_address("10.0.0.0/24".parse().unwrap(), gateway),
-                Some(expected.parse().unwrap())
-            );
-        };
-        check(None, "10.0.0.2");
-        check(Some("10.0.0.1"), "10.0.0.2");
-        check(Some("10.0.0.2"), "10.0.0.1");
-        check(Some("10.0.0.254"), "10.0.0.2");
-    }
 }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use berth_common::{
-    document::FixedIp,
     ids::{InstanceId, NetworkId, PortId, SubnetId},
     message::request::{InstanceCreate, NetworkAttachment},
     names::{MacAddress, NetworkName, ProjectName},
@@ -106,10 +105,12 @@ impl Addresses {
         }
         let network = networks::resolve(db, project, &attachment.network).await?;
         // Two names may lead to one network: what is known of its addresses stays.
-        if let Entry::Vacant(unknown) = self.ips.entry(network.subnet.id) {
-            unknown.insert(ports::addresses_in_use(db, network.subnet.id).await?);
-            let macs = ports::macs_in_use(db, network.id).await?;
-            self.macs.insert(network.id, macs);
+        if let Entry::Vacant(unknown) = self.macs.entry(network.id) {
+            unknown.insert(ports::macs_in_use(db, network.id).await?);
+            for subnet in &network.subnets {
+                let ips = ports::addresses_in_use(db, subnet.id).await?;
+                self.ips.insert(subnet.id, ips);
+            }
         }
         self.networks.insert(key, network.clone());
         Ok(network)
@@ -122,9 +123,6 @@ impl Addresses {
         position: u8,
         attachment: &NetworkAttachment,
     ) -> Result<PortRow, ClaimError> {
-        let ips = self.ips.entry(network.subnet.id).or_default();
-        let ip_address = address::choose(&network.subnet, ips, attachment.ip_address)
-            .map_err(address_refused)?;
         let macs = self.macs.entry(network.id).or_default();
         let mac_address = match attachment.mac_address {
             Some(mac) if macs.contains(&mac) => {
@@ -137,7 +135,17 @@ impl Addresses {
             None => address::choose_mac(macs, instance, position),
         };
         let id = port_id(instance, position)?;
-        ips.insert(ip_address);
+        let fixed_ips = address::choose_all(
+            &network.subnets,
+            &self.ips,
+            mac_address,
+            attachment.ip_address,
+        )
+        .map_err(address_refused)?;
+        for ip in &fixed_ips {
+            let ips = self.ips.entry(ip.subnet_id).or_default();
+            ips.insert(ip.ip_address);
+        }
         macs.insert(mac_address);
         Ok(PortRow {
             id,
@@ -145,19 +153,16 @@ impl Addresses {
             network_id: network.id,
             position,
             mac_address,
-            fixed_ips: vec![FixedIp {
-                subnet_id: network.subnet.id,
-                ip_address,
-            }],
+            fixed_ips,
         })
     }
 }
 
 fn address_refused(error: address::AddressError) -> ClaimError {
     match error {
-        address::AddressError::Outside { .. } | address::AddressError::Reserved { .. } => {
-            invalid(error.to_string())
-        }
+        address::AddressError::Outside { .. }
+        | address::AddressError::Reserved { .. }
+        | address::AddressError::Automatic { .. } => invalid(error.to_string()),
         address::AddressError::Taken { .. } | address::AddressError::Full { .. } => {
             conflict(error.to_string())
         }

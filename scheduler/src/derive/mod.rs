@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use berth_common::{
     document::{
         ConfigDrive, DiskFormat, DiskSource, DocumentKey, InstanceDisk, InstancePort, InstanceSpec,
-        InstanceVolume, Kind, NetworkPort, NetworkSpec, PortLink, PortQos, SnapshotSpec,
-        SubnetSpec, VolumeSpec,
+        InstanceVolume, Kind, NetworkPort, NetworkSpec, PortLink, PortQos, RemotePort,
+        SnapshotSpec, SubnetSpec, VolumeSpec,
     },
     ids::{HostId, NetworkId},
 };
 use berth_store::{
     attachments::AttachmentState, host_rows::HostRows, instances::InstanceRow,
-    networks::NetworkRow, ports::PortRow, snapshots::SnapshotRow, volumes::VolumeRow,
+    networks::NetworkRow, ports::PortRow, snapshots::SnapshotRow, subnets::SubnetRow,
+    volumes::VolumeRow,
 };
 use serde::Serialize;
 
@@ -53,7 +54,7 @@ pub fn derive(
             kind: Kind::Network,
             id: network.id.as_uuid(),
         };
-        documents.insert(key, json(&network_spec(network, rows))?);
+        documents.insert(key, json(&network_spec(host, network, rows))?);
     }
     for volume in rows.volumes.iter().filter(|volume| {
         let is_attached = || rows.attachments.iter().any(|of| of.volume_id == volume.id);
@@ -180,9 +181,9 @@ fn snapshot_spec(snapshot: &SnapshotRow) -> SnapshotSpec {
 }
 
 /// Ethernet's usual MTU in bytes.
-pub const DEFAULT_MTU: u16 = 1500;
+const DEFAULT_MTU: u16 = 1500;
 
-fn network_spec(network: &NetworkRow, rows: &HostRows) -> NetworkSpec {
+fn network_spec(host: HostId, network: &NetworkRow, rows: &HostRows) -> NetworkSpec {
     let mut ports: Vec<NetworkPort> = rows
         .instances
         .iter()
@@ -204,21 +205,43 @@ fn network_spec(network: &NetworkRow, rows: &HostRows) -> NetworkSpec {
         name: network.name.clone(),
         project: network.project.clone(),
         network_type: network.network_type,
-        physical_network: None,
-        segmentation_id: None,
+        physical_network: network.physical_network.clone(),
+        segmentation_id: network.segmentation_id,
         mtu: network.mtu,
-        subnets: vec![SubnetSpec {
-            id: network.subnet.id,
-            cidr: network.subnet.cidr,
-            gateway_ip: network.subnet.gateway_ip,
-            dhcp_ip: Some(network.subnet.dhcp_ip),
-            dns_nameservers: network.subnet.dns_nameservers.clone(),
-            host_routes: Vec::new(),
-            ipv6_address_mode: None,
-        }],
+        subnets: network.subnets.iter().map(subnet_spec).collect(),
         ports,
-        remote_ports: Vec::new(),
+        remote_ports: remote_ports(host, network.id, rows),
         security_groups: Vec::new(),
         group_members: BTreeMap::new(),
     }
+}
+
+fn subnet_spec(subnet: &SubnetRow) -> SubnetSpec {
+    SubnetSpec {
+        id: subnet.id,
+        cidr: subnet.cidr,
+        gateway_ip: subnet.gateway_ip,
+        dhcp_ip: subnet.dhcp_ip,
+        dns_nameservers: subnet.dns_nameservers.clone(),
+        host_routes: subnet.host_routes.clone(),
+        ipv6_address_mode: subnet.ipv6_address_mode,
+    }
+}
+
+/// The ports of a network on other hosts, in a fixed order.
+fn remote_ports(host: HostId, network: NetworkId, rows: &HostRows) -> Vec<RemotePort> {
+    let reached = rows.reached.get(&network);
+    let mut remote: Vec<RemotePort> = reached
+        .iter()
+        .flat_map(|ports| ports.iter())
+        .filter(|port| port.host_id != host)
+        .map(|port| RemotePort {
+            mac_address: port.mac_address,
+            hostname: port.hostname.clone(),
+            ip_addresses: port.ip_addresses.clone(),
+            tunnel_ip: port.tunnel_ip,
+        })
+        .collect();
+    remote.sort();
+    remote
 }

@@ -11,12 +11,13 @@ use std::{
 
 use berth_common::{
     bus::{BusError, QueueDecl, compute_queue},
+    document::NetworkType,
     ids::HostId,
     message::heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     names::HostName,
     telemetry::error_chain,
 };
-use berth_store::{StoreError, UniqueWhat, documents, hosts};
+use berth_store::{StoreError, UniqueWhat, documents, hosts, reach};
 use tokio::task::JoinError;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -216,6 +217,15 @@ async fn host(writing: &mut Writing<'_>, news: &News) -> Result<Change, ClaimErr
     let before = hosts::get(writing.txn(), heartbeat.host_id).await?;
     let row = hosts::upsert_heartbeat(writing.txn(), heartbeat, writing.now).await?;
     claim::hosts::remember(writing, &row);
+    let other_tunnel = before
+        .as_ref()
+        .is_some_and(|before| before.network.tunnel_ip != row.network.tunnel_ip);
+    if other_tunnel {
+        // Where the others find its ports.
+        for network in reach::networks_on(writing.txn(), row.id, NetworkType::Vxlan).await? {
+            writing.touch_everywhere(network);
+        }
+    }
     let new_session = before
         .as_ref()
         .is_some_and(|row| row.session < heartbeat.session);

@@ -11,9 +11,10 @@ use berth_common::{
             InstanceCreateResult, InstanceDelete, InstanceList, InstancePause, InstanceReboot,
             InstanceRebuild, InstanceRescue, InstanceResize, InstanceResume, InstanceSet,
             InstanceShow, InstanceStart, InstanceStop, InstanceSuspend, InstanceUnpause,
-            InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, PlacementCapacity,
-            PlacementExplain, PlacementPlace, ServerGroupCreate, ServerGroupDelete,
-            ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow,
+            InstanceUnrescue, Method, NetworkCreate, NetworkDelete, NetworkList, NetworkSet,
+            NetworkShow, PlacementCapacity, PlacementExplain, PlacementPlace, ServerGroupCreate,
+            ServerGroupDelete, ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList,
+            SnapshotShow, SubnetCreate, SubnetDelete, SubnetList, SubnetSet, SubnetShow,
             VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList,
             VolumeShow,
         },
@@ -34,17 +35,17 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, server_groups, snapshots, volumes,
+        invalid, networks, server_groups, snapshots, subnets, volumes,
     },
     context::{Context, Image, Writing},
-    report::{explain, show},
+    report::{explain, show, view},
 };
 
 /// The most instances of one request.
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 36] = [
+const CHANGES: [&str; 40] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -68,7 +69,11 @@ const CHANGES: [&str; 36] = [
     SnapshotCreate::NAME,
     SnapshotDelete::NAME,
     NetworkCreate::NAME,
+    NetworkSet::NAME,
     NetworkDelete::NAME,
+    SubnetCreate::NAME,
+    SubnetSet::NAME,
+    SubnetDelete::NAME,
     HostEnable::NAME,
     HostDisable::NAME,
     HostDrain::NAME,
@@ -97,7 +102,10 @@ fn shows(method: &str) -> bool {
         VolumeList::NAME,
         SnapshotShow::NAME,
         SnapshotList::NAME,
+        NetworkShow::NAME,
         NetworkList::NAME,
+        SubnetShow::NAME,
+        SubnetList::NAME,
         HostList::NAME,
         HostShow::NAME,
         AggregateList::NAME,
@@ -149,6 +157,20 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         SnapshotList::NAME => {
             let request: SnapshotList = read(message)?;
             reply(show::snapshot_list(context, pool, &request).await)
+        }
+        NetworkShow::NAME => {
+            let request: NetworkShow = read(message)?;
+            let row = networks::living(pool, &request.project, &request.network).await?;
+            reply(show::network(pool, &row).await)
+        }
+        SubnetShow::NAME => {
+            let request: SubnetShow = read(message)?;
+            let row = subnets::living(pool, &request.project, &request.subnet).await?;
+            reply(Ok(view::subnet(&row)))
+        }
+        SubnetList::NAME => {
+            let request: SubnetList = read(message)?;
+            reply(subnets::list(pool, &request).await)
         }
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;
@@ -284,6 +306,22 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         NetworkCreate::NAME => {
             let request: NetworkCreate = read(message)?;
             reply(networks::create(w, &request).await)
+        }
+        NetworkSet::NAME => {
+            let request: NetworkSet = read(message)?;
+            reply(networks::set(w, &request).await)
+        }
+        SubnetCreate::NAME => {
+            let request: SubnetCreate = read(message)?;
+            reply(subnets::create(w, &request).await)
+        }
+        SubnetSet::NAME => {
+            let request: SubnetSet = read(message)?;
+            reply(subnets::set(w, &request).await)
+        }
+        SubnetDelete::NAME => {
+            let request: SubnetDelete = read(message)?;
+            reply(subnets::delete(w, &request).await)
         }
         NetworkDelete::NAME => {
             let request: NetworkDelete = read(message)?;

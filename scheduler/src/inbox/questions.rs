@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use berth_common::{
     bus::{Message, PublishError, Target, ask_queue},
-    ids::{HostId, InstanceId},
+    ids::{HostId, InstanceId, PortId},
     message::{
         app,
         question::{
@@ -14,6 +14,7 @@ use berth_common::{
             QUESTION_TYPE, QUESTION_VERSION, Question,
         },
         request::Method,
+        trace::PortTrace,
         view::HostState,
     },
     names::{HostName, ProjectName},
@@ -21,8 +22,11 @@ use berth_common::{
     telemetry::error_chain,
 };
 use berth_store::{
+    Executor,
     claims::{self, ClaimRole},
     hosts,
+    instances::{self, InstanceRow},
+    ports,
 };
 
 use super::{
@@ -47,9 +51,27 @@ pub(super) struct Passing {
 
 /// What somebody wants to know, of which instance.
 struct Asked {
-    project: ProjectName,
-    instance: String,
+    of: Of,
     ask: Ask,
+}
+
+/// The instance that is meant.
+enum Of {
+    /// By its id, or name in the project.
+    Instance {
+        project: ProjectName,
+        instance: String,
+    },
+    /// By one of its ports.
+    Port(PortId),
+}
+
+/// The instance that a port belongs to.
+async fn instance_of_port(db: &impl Executor, port: PortId) -> Result<InstanceRow, ClaimError> {
+    let found = ports::get(db, port).await?;
+    let found = found.ok_or_else(|| not_found(format!("there is no port {port}")))?;
+    let row = instances::get(db, found.instance_id).await?;
+    row.ok_or_else(|| not_found(format!("the instance of port {port} is gone")))
 }
 
 /// Looks up the host of the instance that a question is about. `None`: nobody waits for the answer.
@@ -60,18 +82,17 @@ pub(super) async fn look_up(
     context: &Context,
     message: &Message,
 ) -> Result<Option<Passing>, Unserved> {
-    let Asked {
-        project,
-        instance,
-        ask,
-    } = read(message)?;
+    let Asked { of, ask } = read(message)?;
     if message.reply_to.is_none() {
         return Ok(None);
     }
     let pool = context.store.pool();
     // An instance that moves on is seen before it or after it.
     let turn = context.image().await.map_err(ClaimError::from)?;
-    let row = resolve(pool, &project, &instance).await?;
+    let row = match of {
+        Of::Instance { project, instance } => resolve(pool, &project, &instance).await?,
+        Of::Port(port) => instance_of_port(pool, port).await?,
+    };
     if row.deleted_at.is_some() {
         return Err(not_found(format!("instance {} is deleted", row.id)).into());
     }
@@ -116,8 +137,10 @@ fn read(message: &Message) -> Result<Asked, Unserved> {
                 return Err(invalid(text).into());
             }
             Asked {
-                project: request.project,
-                instance: request.instance,
+                of: Of::Instance {
+                    project: request.project,
+                    instance: request.instance,
+                },
                 ask: Ask::ConsoleOutput {
                     lines: request.lines,
                     after: request.after,
@@ -127,25 +150,48 @@ fn read(message: &Message) -> Result<Asked, Unserved> {
         InstanceScreenshot::NAME => {
             let request: InstanceScreenshot = body(message)?;
             Asked {
-                project: request.project,
-                instance: request.instance,
+                of: Of::Instance {
+                    project: request.project,
+                    instance: request.instance,
+                },
                 ask: Ask::Screenshot {},
             }
         }
         InstancePingGuestAgent::NAME => {
             let request: InstancePingGuestAgent = body(message)?;
             Asked {
-                project: request.project,
-                instance: request.instance,
+                of: Of::Instance {
+                    project: request.project,
+                    instance: request.instance,
+                },
                 ask: Ask::PingGuestAgent {},
             }
         }
         InstanceEndpoints::NAME => {
             let request: InstanceEndpoints = body(message)?;
             Asked {
-                project: request.project,
-                instance: request.instance,
+                of: Of::Instance {
+                    project: request.project,
+                    instance: request.instance,
+                },
                 ask: Ask::Endpoints {},
+            }
+        }
+        PortTrace::NAME => {
+            let request: PortTrace = body(message)?;
+            if request.packet.source.is_ipv6() != request.packet.destination.is_ipv6() {
+                let text = format!(
+                    "source and destination of a packet must be of the same version of IP; got {} and {}",
+                    request.packet.source, request.packet.destination
+                );
+                return Err(invalid(text).into());
+            }
+            Asked {
+                of: Of::Port(request.port),
+                ask: Ask::PortTrace {
+                    port_id: request.port,
+                    packet: request.packet,
+                },
             }
         }
         method => return Err(Unserved::Poison(methods::unknown(method))),

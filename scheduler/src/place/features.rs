@@ -17,6 +17,9 @@ pub(super) enum Feature {
     Architecture(String),
     VirtType(String),
     PhysicalNetwork(String),
+    Vlan,
+    /// And an address for it.
+    Vxlan,
 }
 
 impl Feature {
@@ -31,6 +34,10 @@ impl Feature {
             .chain(std::iter::once(architecture))
             .chain(virt_types)
             .chain(networks.map(Self::PhysicalNetwork))
+            .chain(facts.network.vlan.then_some(Self::Vlan))
+            .chain(
+                (facts.network.vxlan && facts.network.tunnel_ip.is_some()).then_some(Self::Vxlan),
+            )
     }
 }
 

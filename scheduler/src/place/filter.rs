@@ -12,7 +12,7 @@ use super::{
     amounts::Resource,
     host::{Admission, Host},
     rejection::Rejection,
-    request::{GroupPolicy, Request},
+    request::{GroupPolicy, Need, Request},
     settings::Settings,
 };
 
@@ -77,8 +77,8 @@ filters! {
     ServerGroup = 12, "server_group", server_group;
     /// The host reaches the volume, or has room for it in its storage pool.
     VolumeLocality = 13, "volume_locality", volume_locality;
-    /// The host is connected to the physical networks.
-    PhysicalNetwork = 14, "physical_network", physical_network;
+    /// The host is connected to the physical networks, and can build networks of the kinds.
+    NetworkReachability = 14, "network_reachability", network_reachability;
     /// This request has not failed there, and not too many builds have lately.
     FailedRecently = 15, "failed_recently", failed_recently;
 }
@@ -298,16 +298,28 @@ fn volume_locality(question: &Question<'_>) -> Result<(), Rejection> {
     })
 }
 
-fn physical_network(question: &Question<'_>) -> Result<(), Rejection> {
+fn network_reachability(question: &Question<'_>) -> Result<(), Rejection> {
     let found = &question.host.facts().physical_networks;
     let needed = &question.request.physical_networks;
-    match needed.iter().find(|network| !found.contains(*network)) {
-        Some(network) => Err(Rejection::NoPhysicalNetwork {
+    if let Some(network) = needed.iter().find(|network| !found.contains(*network)) {
+        return Err(Rejection::NoPhysicalNetwork {
             needed: network.clone(),
             found: found.iter().cloned().collect(),
-        }),
-        None => Ok(()),
+        });
     }
+    let able = &question.host.facts().network;
+    if question.request.vlan == Need::Asked && !able.vlan {
+        return Err(Rejection::NoVlan);
+    }
+    if question.request.vxlan == Need::Asked {
+        if !able.vxlan {
+            return Err(Rejection::NoVxlan);
+        }
+        if able.tunnel_ip.is_none() {
+            return Err(Rejection::NoTunnelIp);
+        }
+    }
+    Ok(())
 }
 
 fn failed_recently(question: &Question<'_>) -> Result<(), Rejection> {

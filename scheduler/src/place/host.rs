@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     ids::HostId,
-    message::heartbeat::PoolReport,
+    message::heartbeat::{NetworkCapabilities, PoolReport},
     message::view::{AllocationRatios, HostState as Liveness, Resources},
     names::HostName,
     units::{DiskGb, MemoryMb, Vcpus},
@@ -77,6 +77,8 @@ pub struct HostFacts {
     pub virt_types: BTreeSet<String>,
     /// The physical networks it is connected to.
     pub physical_networks: BTreeSet<String>,
+    /// What kinds of networks it can build.
+    pub network: NetworkCapabilities,
     /// Its countable resources.
     pub countables: BTreeMap<ResourceClass, Inventory>,
     /// Its storage pools, for volumes; instances take of none but its disk.
@@ -107,6 +109,7 @@ impl HostFacts {
             architecture: String::new(),
             virt_types: BTreeSet::new(),
             physical_networks: BTreeSet::new(),
+            network: NetworkCapabilities::default(),
             countables: BTreeMap::new(),
             pools: Vec::new(),
         }

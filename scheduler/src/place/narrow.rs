@@ -4,7 +4,7 @@ use super::{
     countables,
     features::Feature,
     filter::FilterName,
-    request::{GroupPolicy, Request},
+    request::{GroupPolicy, Need, Request},
     scan::Scratch,
     survey::Survey,
     table::HostTable,
@@ -137,8 +137,11 @@ impl Narrowing<'_> {
             self.keep_set(FilterName::VolumeLocality);
         }
         let networks = request.physical_networks.iter().cloned();
-        let networks = networks.map(Feature::PhysicalNetwork);
-        self.keep_features(FilterName::PhysicalNetwork, networks);
+        let networks = networks
+            .map(Feature::PhysicalNetwork)
+            .chain((request.vlan == Need::Asked).then_some(Feature::Vlan))
+            .chain((request.vxlan == Need::Asked).then_some(Feature::Vxlan));
+        self.keep_features(FilterName::NetworkReachability, networks);
     }
 
     fn by_failures(&mut self) {

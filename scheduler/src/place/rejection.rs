@@ -121,6 +121,12 @@ pub enum Rejection {
         /// Those it is connected to.
         found: Vec<String>,
     },
+    /// Its kernel has no VLANs.
+    NoVlan,
+    /// Its kernel has no VXLAN.
+    NoVxlan,
+    /// It has no address for VXLAN.
+    NoTunnelIp,
     /// This very request has failed on it.
     FailedThisRequest,
     /// Too many builds failed on it lately.
@@ -237,6 +243,11 @@ impl fmt::Display for Rejection {
             Self::NoPhysicalNetwork { needed, found } => {
                 write!(f, "needs physical network {needed}, it is connected to ")?;
                 list(f, found)
+            }
+            Self::NoVlan => f.write_str("needs VLANs: its kernel lacks them (802.1Q)"),
+            Self::NoVxlan => f.write_str("needs VXLAN: its kernel lacks it"),
+            Self::NoTunnelIp => {
+                f.write_str("needs VXLAN: its agent's configuration lacks network.tunnel_ip")
             }
             Self::FailedThisRequest => f.write_str("this request has failed there already"),
             Self::FailedRecently { failures, limit } => write!(

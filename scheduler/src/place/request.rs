@@ -122,6 +122,16 @@ pub struct VolumeRoom {
     pub lacking: BTreeMap<HostId, (u64, u64)>,
 }
 
+/// Whether something is asked of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Need {
+    /// It does not matter.
+    #[default]
+    None,
+    /// The host must have it.
+    Asked,
+}
+
 /// A request for one instance: everything placement may know of it.
 ///
 /// What is empty or `None` is not asked, and costs nothing.
@@ -139,6 +149,10 @@ pub struct Request {
     pub image: ImageNeeds,
     /// Physical networks that the host must reach; all of them.
     pub physical_networks: BTreeSet<String>,
+    /// VLANs.
+    pub vlan: Need,
+    /// VXLAN, with an address for it.
+    pub vxlan: Need,
     /// The one host that will do.
     pub requested_host: Option<HostId>,
     /// Hosts of the instances it must be kept away from.
@@ -174,6 +188,8 @@ impl Request {
                 virt_type: None,
             },
             physical_networks: BTreeSet::new(),
+            vlan: Need::None,
+            vxlan: Need::None,
             requested_host: None,
             different_hosts: BTreeSet::new(),
             same_hosts: BTreeSet::new(),

@@ -5,7 +5,11 @@ use std::fmt::{self, Write as _};
 use berth_common::message::placement::Points;
 
 use super::{
-    amounts::Words, decision::Decision, filter::FilterName, request::Request, table::HostTable,
+    amounts::Words,
+    decision::Decision,
+    filter::FilterName,
+    request::{Need, Request},
+    table::HostTable,
 };
 
 impl Request {
@@ -60,6 +64,11 @@ impl Request {
         for network in &self.physical_networks {
             words.push(format!("physical network {network}"));
         }
+        for (need, what) in [(self.vlan, "VLANs"), (self.vxlan, "VXLAN")] {
+            if need == Need::Asked {
+                words.push(what.to_owned());
+            }
+        }
         if !self.excluded_hosts.is_empty() {
             words.push(format!("not again on {}", hosts(self.excluded_hosts.len())));
         }
@@ -95,7 +104,7 @@ impl FilterName {
                 "the policy of the server group leaves no host that fits otherwise"
             }
             Self::VolumeLocality => "no host that fits otherwise can reach the volume",
-            Self::PhysicalNetwork => "no host that fits otherwise is connected to the network",
+            Self::NetworkReachability => "no host that fits otherwise reaches the network",
             Self::FailedRecently => {
                 "building has failed lately on every host that fits otherwise; try again later"
             }

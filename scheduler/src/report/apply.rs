@@ -498,6 +498,7 @@ async fn gone(
     }
     for network in networks {
         writing.touch_network(host, network);
+        writing.touch_members(network);
     }
     Ok(())
 }

@@ -78,6 +78,9 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
         | Rejection::VolumeOutOfReach
         | Rejection::NoPool { .. }
         | Rejection::PoolFull { .. }
+        | Rejection::NoVlan
+        | Rejection::NoVxlan
+        | Rejection::NoTunnelIp
         | Rejection::FailedThisRequest
         | Rejection::FailedRecently { .. } => Some(rejection.to_string()),
         // It has the id of the one that was.

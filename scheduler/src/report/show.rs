@@ -15,7 +15,7 @@ use berth_common::{
             HostList, HostListReply, InstanceList, InstanceListReply, NetworkList,
             NetworkListReply, SnapshotList, SnapshotListReply, VolumeList, VolumeListReply,
         },
-        view::{HostView, InstanceView, SnapshotView, VolumeView},
+        view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
     },
     names::{HostName, NetworkName, VolumeName},
 };
@@ -27,7 +27,7 @@ use berth_store::{
     documents::{self, DocumentRow},
     hosts::{self, HostRow},
     instances::{self, InstanceRow},
-    networks,
+    networks::{self, NetworkRow},
     ports::{self, PortRow},
     snapshots::{self, SnapshotClaim, SnapshotRow},
     volumes::{self, VolumeClaim, VolumeRow},
@@ -399,6 +399,15 @@ fn cut<T: Serialize>(page: &mut Vec<T>) -> Result<bool, ClaimError> {
         left = left.saturating_sub(bytes);
     }
     Ok(false)
+}
+
+/// One network.
+///
+/// # Errors
+/// When the database fails.
+pub async fn network(db: &impl Executor, row: &NetworkRow) -> Result<NetworkView, ClaimError> {
+    let ports = networks::port_count(db, row.id).await?;
+    Ok(view::network(row, ports))
 }
 
 /// All networks asked for.

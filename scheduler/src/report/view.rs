@@ -9,7 +9,7 @@ use berth_common::{
         report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState},
         view::{
             AttachedVolume, HostState, HostView, InstanceView, NetworkView, PoolUsage, PortView,
-            ProjectUsage, ResourceUsage, Resources, TaskState, VmState,
+            ProjectUsage, ResourceUsage, Resources, SubnetView, TaskState, VmState,
         },
     },
     names::{AggregateName, HostName, NetworkName, PoolName, ProjectName, VolumeName},
@@ -18,11 +18,14 @@ use berth_common::{
 use berth_store::{
     aggregates::Aggregate, attachments::AttachmentRow, claims::ClaimRow, documents::DocumentRow,
     hosts::HostRow, instances::InstanceRow, networks::NetworkRow, ports::PortRow,
-    snapshots::SnapshotClaim, volumes::VolumeClaim,
+    snapshots::SnapshotClaim, subnets::SubnetRow, volumes::VolumeClaim,
 };
 
 use super::{size_view, volume_view::device};
-use crate::{claim::facts, config::Placement};
+use crate::{
+    claim::{address, facts},
+    config::Placement,
+};
 
 /// Everything that is known of an instance.
 #[derive(Debug, Clone, Copy)]
@@ -279,6 +282,24 @@ fn boots_otherwise(row: &InstanceRow) -> Option<TaskState> {
     }
 }
 
+/// A subnet from outside.
+#[must_use]
+pub fn subnet(row: &SubnetRow) -> SubnetView {
+    SubnetView {
+        id: row.id,
+        name: row.name.clone(),
+        network_id: row.network_id,
+        cidr: row.cidr,
+        gateway_ip: row.gateway_ip,
+        dhcp_ip: row.dhcp_ip,
+        allocation_pools: address::pools(row),
+        dns_nameservers: row.dns_nameservers.clone(),
+        host_routes: row.host_routes.clone(),
+        ipv6_address_mode: row.ipv6_address_mode,
+        created_at: row.created_at,
+    }
+}
+
 /// A network from outside.
 #[must_use]
 pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
@@ -287,12 +308,11 @@ pub fn network(row: &NetworkRow, ports: u64) -> NetworkView {
         name: row.name.clone(),
         project: row.project.clone(),
         network_type: row.network_type,
+        physical_network: row.physical_network.clone(),
+        segmentation_id: row.segmentation_id,
+        external: row.external,
         mtu: row.mtu,
-        subnet_id: row.subnet.id,
-        cidr: row.subnet.cidr,
-        gateway_ip: row.subnet.gateway_ip,
-        dhcp_ip: row.subnet.dhcp_ip,
-        dns_nameservers: row.subnet.dns_nameservers.clone(),
+        subnets: row.subnets.iter().map(subnet).collect(),
         ports,
         created_at: row.created_at,
     }
@@ -403,6 +423,7 @@ pub fn host(seen: HostSeen<'_>, placement: &Placement) -> HostView {
         availability_zone: facts::zone(row.id, aggregates),
         aggregates: of_aggregates,
         physical_networks: row.physical_networks.clone(),
+        network: row.network.clone(),
         resources: row
             .resources
             .iter()

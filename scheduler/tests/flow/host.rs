@@ -11,8 +11,8 @@ use berth_common::{
     ids::{HostId, InstanceId},
     message::{
         heartbeat::{
-            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth, PoolReport,
-            ResourceInventory,
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, NetworkCapabilities,
+            PartHealth, PoolReport, ResourceInventory,
         },
         report::{
             BootDisk, ConvergeStatus, Fault, FaultCode, PowerState, REPORT_TYPE, REPORT_VERSION,
@@ -20,6 +20,7 @@ use berth_common::{
         },
         view::Resources,
     },
+    names::PhysicalNetworkName,
     units::{DiskGb, Generation, MemoryMb, Vcpus},
 };
 use berth_store::hosts;
@@ -37,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) virt_type: String,
     pub(crate) resources: Vec<ResourceInventory>,
     pub(crate) pools: Vec<PoolReport>,
+    pub(crate) physical_networks: Vec<PhysicalNetworkName>,
+    pub(crate) network: NetworkCapabilities,
     pub(crate) foreign_domains: Vec<ForeignDomain>,
     pub(crate) health: Vec<PartHealth>,
     pub(crate) session: u64,
@@ -91,6 +94,8 @@ impl Host {
             virt_type: "qemu".to_owned(),
             resources: Vec::new(),
             pools: Vec::new(),
+            physical_networks: Vec::new(),
+            network: NetworkCapabilities::default(),
             foreign_domains: Vec::new(),
             health: Vec::new(),
             session: 1,
@@ -125,10 +130,10 @@ impl Host {
             used_now: Resources::default(),
             health: self.health.clone(),
             foreign_domains: self.foreign_domains.clone(),
-            physical_networks: Vec::new(),
+            physical_networks: self.physical_networks.clone(),
             resources: self.resources.clone(),
             pools: self.pools.clone(),
-            network: berth_common::message::heartbeat::NetworkCapabilities::default(),
+            network: self.network.clone(),
         };
         let message = Message::new(HEARTBEAT_TYPE, HEARTBEAT_VERSION, "test", &heartbeat).unwrap();
         self.bus

@@ -8,7 +8,7 @@ use std::{
 
 use berth_common::{
     bus::Faults,
-    document::{DocumentKey, Kind},
+    document::{DocumentKey, Kind, NetworkType},
     ids::{HostId, InstanceId},
     message::{
         report::{ConvergeStatus, Fault, FaultCode, PowerState, Report, ResourceReport},
@@ -212,14 +212,20 @@ impl World {
         let cloud = Cloud::start().await;
         let mut hosts = Vec::new();
         for name in HOSTS {
-            let equip = |host: &mut Host| host.resources = inventory(CLASS, 3);
+            let equip = |host: &mut Host| {
+                host.resources = inventory(CLASS, 3);
+                host.network.vxlan = true;
+                host.network.tunnel_ip = Some(std::net::IpAddr::from([192, 0, 2, 1]));
+            };
             hosts.push(Host::join_with(&cloud, name, equip).await);
         }
         for (name, policy) in GROUPS {
             cloud.ok(server_group(name, policy)).await;
         }
-        // 12 addresses.
-        cloud.ok(network("blue", "10.0.0.0/28")).await;
+        // 13 addresses; and every host is told of the ports on all others.
+        let mut blue = network("blue", "10.0.0.0/28");
+        blue.network_type = NetworkType::Vxlan;
+        cloud.ok(blue).await;
         if faulty {
             cloud.broker.set_faults(FAULTS);
         }

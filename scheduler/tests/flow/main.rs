@@ -22,6 +22,7 @@ mod invariants;
 mod leading;
 mod life;
 mod many;
+mod networks;
 mod questions;
 mod ratios;
 mod relocation;

@@ -42,6 +42,8 @@ pub struct Model {
     pub resources: String,
     /// JSON: `[PoolReport]`.
     pub pools: String,
+    /// JSON: `NetworkCapabilities`.
+    pub network: String,
 }
 
 /// None that queries need.

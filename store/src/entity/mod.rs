@@ -18,6 +18,7 @@ pub(crate) mod leadership;
 pub(crate) mod network;
 pub(crate) mod nonce;
 pub(crate) mod port;
+pub(crate) mod segment;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;
 pub(crate) mod subnet;

@@ -13,6 +13,9 @@ pub struct Model {
     /// The name while it lives, null once it is deleted: unique indexes ignore nulls, so the name is free again.
     pub live_name: Option<String>,
     pub network_type: String,
+    pub physical_network: Option<String>,
+    pub segmentation_id: Option<i64>,
+    pub external: bool,
     pub mtu: i64,
     pub fingerprint: String,
     pub created_at: i64,
@@ -22,8 +25,8 @@ pub struct Model {
 /// What belongs to a network.
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
 pub enum Relation {
-    /// Its one subnet.
-    #[sea_orm(has_one = "super::subnet::Entity")]
+    /// Its subnets.
+    #[sea_orm(has_many = "super::subnet::Entity")]
     Subnet,
 }
 

@@ -9,11 +9,22 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: String,
     pub network_id: String,
+    pub name: Option<String>,
+    /// The name while it lives, null once it is deleted: unique indexes ignore nulls, so the name is free again.
+    pub live_name: Option<String>,
     pub cidr: String,
     pub gateway_ip: Option<String>,
-    pub dhcp_ip: String,
+    pub dhcp_ip: Option<String>,
+    /// JSON: `[AllocationPool]`.
+    pub allocation_pools: String,
     /// JSON: `[IpAddr]`.
     pub dns_nameservers: String,
+    /// JSON: `[Route]`.
+    pub host_routes: String,
+    pub ipv6_address_mode: Option<String>,
+    pub fingerprint: String,
+    pub created_at: i64,
+    pub deleted_at: Option<i64>,
 }
 
 /// What a subnet belongs to.

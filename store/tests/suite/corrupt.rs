@@ -52,6 +52,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("cpu_ratio", "0"),
         ("reserved_memory_mb", "-1"),
         ("physical_networks", "'[\"\"]'"),
+        ("network", "'{}'"),
         ("resources", "'{}'"),
     ] {
         let before = format!("UPDATE hosts SET {column} = {value}");
@@ -141,7 +142,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
     check(
         networks::get(db, network.id).await,
         "subnets",
-        &network.subnet.id.to_string(),
+        &network.subnets[0].id.to_string(),
         "cidr",
     );
     database
@@ -155,11 +156,14 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
     );
     database.execute("DELETE FROM fixed_ips").await;
     database.execute("DELETE FROM subnets").await;
+    database
+        .execute("UPDATE networks SET physical_network = '/'")
+        .await;
     check(
         networks::list(db, None).await,
         "networks",
         &network.id.to_string(),
-        "subnet",
+        "physical_network",
     );
     database
         .execute("UPDATE ports SET mac_address = '01:00:00:00:00:00'")

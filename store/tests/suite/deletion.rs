@@ -78,7 +78,7 @@ async fn owned(db: &impl Executor, setup: &Setup) -> Owned {
             .deleted_at
             .is_none(),
         ports: ports::of_instances(db, &both).await.unwrap().len(),
-        addresses: ports::addresses_in_use(db, network.subnet.id)
+        addresses: ports::addresses_in_use(db, network.subnets[0].id)
             .await
             .unwrap()
             .len(),

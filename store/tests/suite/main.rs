@@ -22,6 +22,7 @@ mod leadership;
 mod lists;
 mod lock;
 mod migrations;
+mod networks;
 mod nonces;
 mod outage;
 mod proxy;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use berth_store::{
     StoreError,
     claims::{self, ClaimRole},
-    hosts, instances, leadership, volumes,
+    hosts, instances, leadership, networks, ports, subnets, volumes,
 };
 use sea_orm::{ConnectionTrait, Statement};
 
@@ -20,6 +20,7 @@ on_all_databases!(
     a_half_made_schema_is_completed,
     rows_of_the_first_schema_are_read_by_the_newest,
     rows_of_the_second_schema_are_read_by_the_third,
+    networks_of_before_get_more_than_one_subnet,
     a_newer_schema_is_refused_and_left_alone,
 );
 
@@ -187,4 +188,77 @@ async fn rows_of_the_second_schema_are_read_by_the_third(database: Arc<TestDatab
     volumes::insert(db, &sample::volume("data", Some(host)))
         .await
         .unwrap();
+}
+
+/// The schema in which a network had one subnet, made by taking away what came since.
+async fn networks_of_before_get_more_than_one_subnet(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let (_, network, instance) = sample::populate(&store).await;
+    let port = sample::port(&instance, &network, 5);
+    ports::insert(store.pool(), &port).await.unwrap();
+    let connection = database.raw().await;
+    let of_subnets: &[&str] = if database.kind == Kind::Sqlite {
+        &[
+            "PRAGMA foreign_keys = OFF",
+            "CREATE TABLE s AS SELECT id, network_id, cidr, gateway_ip, dhcp_ip, dns_nameservers FROM subnets",
+            "DROP TABLE subnets",
+            "CREATE TABLE subnets (id varchar(36) NOT NULL PRIMARY KEY, network_id varchar(36) NOT NULL, \
+             cidr varchar(18) NOT NULL, gateway_ip varchar(18), dhcp_ip varchar(18) NOT NULL, \
+             dns_nameservers text NOT NULL, CONSTRAINT uq_subnet_network UNIQUE (network_id), \
+             FOREIGN KEY (network_id) REFERENCES networks (id))",
+            "INSERT INTO subnets SELECT * FROM s",
+            "DROP TABLE s",
+        ]
+    } else {
+        &[
+            "ALTER TABLE subnets ADD CONSTRAINT uq_subnet_network UNIQUE (network_id)",
+            "DROP INDEX ix_subnet_network",
+            "DROP INDEX uq_subnet_name",
+            "ALTER TABLE subnets DROP COLUMN name",
+            "ALTER TABLE subnets DROP COLUMN live_name",
+            "ALTER TABLE subnets DROP COLUMN allocation_pools",
+            "ALTER TABLE subnets DROP COLUMN host_routes",
+            "ALTER TABLE subnets DROP COLUMN ipv6_address_mode",
+            "ALTER TABLE subnets DROP COLUMN fingerprint",
+            "ALTER TABLE subnets DROP COLUMN created_at",
+            "ALTER TABLE subnets DROP COLUMN deleted_at",
+        ]
+    };
+    for sql in of_subnets {
+        let sql = match (database.kind, sql.strip_prefix("DROP INDEX ")) {
+            (Kind::MariaDb, Some(index)) => format!("ALTER TABLE subnets DROP INDEX {index}"),
+            _ => (*sql).to_owned(),
+        };
+        connection.execute_unprepared(&sql).await.unwrap();
+    }
+    for sql in [
+        "DROP TABLE segments",
+        "ALTER TABLE networks DROP COLUMN physical_network",
+        "ALTER TABLE networks DROP COLUMN segmentation_id",
+        "ALTER TABLE networks DROP COLUMN external",
+        "ALTER TABLE hosts DROP COLUMN network",
+        "DELETE FROM berth_migrations WHERE version = 'm0013_networks'",
+    ] {
+        connection.execute_unprepared(sql).await.unwrap();
+    }
+    connection.close().await.unwrap();
+
+    let store = database.store().await;
+    let db = store.pool();
+    let read = networks::get(db, network.id).await.unwrap();
+    assert_eq!(read.as_ref(), Some(&network));
+    assert_eq!(ports::of_instance(db, instance.id).await.unwrap(), [port]);
+    let mut second = sample::subnet(network.id, "fd00:1::/64");
+    second.created_at = sample::time(1);
+    subnets::insert(db, &second).await.unwrap();
+    let read = networks::get(db, network.id).await.unwrap().unwrap();
+    assert_eq!(read.subnets, [network.subnets[0].clone(), second]);
+    // What refers to a subnet still does.
+    database.execute("DELETE FROM ports").await;
+    let stranger = sample::subnet(berth_common::ids::NetworkId::new(), "10.9.0.0/24");
+    let refused = subnets::insert(db, &stranger).await.unwrap_err();
+    assert!(
+        matches!(refused, StoreError::ForeignKey { .. }),
+        "{refused:?}"
+    );
 }

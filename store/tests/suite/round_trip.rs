@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use berth_common::{
     document::{
-        ConfigDrive, DesiredPower, FixedIp, ImageFormat, ImageRef, Incarnation, OnCrash, Reboot,
-        RebootKind, Rescue,
+        ConfigDrive, DesiredPower, FixedIp, ImageFormat, ImageRef, Incarnation, Ipv6AddressMode,
+        NetworkType, OnCrash, Reboot, RebootKind, Rescue, Route,
     },
     ids::{HostId, InstanceId, Nonce, ServerGroupId, VolumeId},
     message::{
         heartbeat::{ForeignDomain, PartHealth},
+        network::AllocationPool,
         placement::SchedulerHints,
         report::{BootDisk, ConvergeStatus, Fault, FaultCode, PowerState, RunningSize},
         view::{HostStatus, Resources, RootVolume},
@@ -133,11 +134,33 @@ async fn networks_at_their_extremes(database: Arc<TestDatabase>) {
     most.created_at = whole_millis(DateTime::<Utc>::MAX_UTC);
     most.deleted_at = Some(whole_millis(DateTime::<Utc>::MAX_UTC));
     most.fingerprint = long_text();
-    most.subnet.cidr = "255.255.255.248/29".parse().unwrap();
-    most.subnet.gateway_ip = Some(IpAddr::from([255; 4]));
-    most.subnet.dhcp_ip = IpAddr::from([255, 255, 255, 254]);
-    most.subnet.dns_nameservers = vec![IpAddr::from([0; 4]), IpAddr::from([255; 4])];
-    for network in [least, most] {
+    most.subnets[0].cidr = "255.255.255.248/29".parse().unwrap();
+    most.subnets[0].gateway_ip = Some(IpAddr::from([255; 4]));
+    most.subnets[0].dhcp_ip = Some(IpAddr::from([255, 255, 255, 254]));
+    most.subnets[0].dns_nameservers = vec![IpAddr::from([0; 4]), IpAddr::from([255; 4])];
+    most.network_type = NetworkType::Vlan;
+    most.physical_network = Some("p".repeat(63).parse().unwrap());
+    most.segmentation_id = Some(u32::MAX);
+    most.external = true;
+    let mut second = sample::subnet(most.id, "fd00:ffff:ffff:ffff:ffff:ffff:ffff:fff8/125");
+    second.name = Some("s".repeat(63).parse().unwrap());
+    second.gateway_ip = Some("fd00:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap());
+    second.dhcp_ip = None;
+    second.allocation_pools = vec![AllocationPool {
+        start: "fd00:ffff:ffff:ffff:ffff:ffff:ffff:fffa".parse().unwrap(),
+        end: "fd00:ffff:ffff:ffff:ffff:ffff:ffff:fffc".parse().unwrap(),
+    }];
+    second.host_routes = vec![Route {
+        destination: "::/0".parse().unwrap(),
+        nexthop: "fd00::1".parse().unwrap(),
+    }];
+    second.ipv6_address_mode = Some(Ipv6AddressMode::Dhcpv6Stateful);
+    second.fingerprint = long_text();
+    second.created_at = sample::time(1);
+    most.subnets.push(second);
+    let mut bare = sample::network("bare");
+    bare.subnets.clear();
+    for network in [least, most, bare] {
         networks::insert(db, &network).await.unwrap();
         assert_eq!(networks::get(db, network.id).await.unwrap(), Some(network));
     }
@@ -307,7 +330,7 @@ async fn ports_at_their_extremes(database: Arc<TestDatabase>) {
     // In an order that neither their numbers nor their text would give.
     full.fixed_ips = [250, 9, 100, 10]
         .map(|last| FixedIp {
-            subnet_id: network.subnet.id,
+            subnet_id: network.subnets[0].id,
             ip_address: IpAddr::from([255, 0, 0, last]),
         })
         .to_vec();
@@ -318,7 +341,7 @@ async fn ports_at_their_extremes(database: Arc<TestDatabase>) {
         [full.clone(), bare.clone()]
     );
     assert_eq!(
-        ports::addresses_in_use(db, network.subnet.id)
+        ports::addresses_in_use(db, network.subnets[0].id)
             .await
             .unwrap(),
         full.fixed_ips.iter().map(|ip| ip.ip_address).collect()

@@ -260,7 +260,7 @@ async fn a_refused_port_leaves_nothing_behind(database: Arc<TestDatabase>) {
     taken(ports::insert(db, &refused).await, UniqueWhat::IpAddress);
     assert_eq!(ports::of_instance(db, second.id).await.unwrap(), []);
     let mut refused = sample::network("green");
-    refused.subnet.id = network.subnet.id;
+    refused.subnets[0].id = network.subnets[0].id;
     taken(networks::insert(db, &refused).await, UniqueWhat::Id);
     assert_eq!(networks::get(db, refused.id).await.unwrap(), None);
 }

@@ -112,7 +112,7 @@ async fn addresses_are_given_once(
         broadcast,
     )
     .await?;
-    let dhcp = network.dhcp_ip.to_string();
+    let dhcp = network.subnets[0].dhcp_ip.unwrap().to_string();
     check(
         cloud,
         &wish(Some(&dhcp), None)?,
@@ -138,7 +138,10 @@ async fn names_are_given_once(cloud: &TestCloud, first: &InstanceCreate) -> anyh
         name: "front".parse()?,
         project: Default::default(),
         network_type: Default::default(),
-        cidr: "10.77.9.0/24".parse()?,
+        physical_network: None,
+        segmentation_id: None,
+        external: false,
+        cidr: Some("10.77.9.0/24".parse()?),
         gateway_ip: None,
         dns_nameservers: Vec::new(),
         mtu: None,

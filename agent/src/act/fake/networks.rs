@@ -6,6 +6,7 @@ use berth_common::ids::NetworkId;
 
 use super::domains::Domains;
 use crate::decide::{
+    filter::{self, FilterObserved, Stateful, Tables},
     names,
     network::{
         Link, NetStep, NetworkObserved, imagine,
@@ -20,6 +21,8 @@ pub(super) struct Networks {
     host: HostUplinks,
     /// The same, as it is when the host boots.
     at_boot: HostUplinks,
+    /// What the packet filter has for the whole host.
+    filter_base: BTreeMap<filter::part::Name, Vec<String>>,
 }
 
 impl Networks {
@@ -42,6 +45,7 @@ impl Networks {
     /// What is there of a network; its bridge holds the taps of the domains that run.
     pub(super) fn observe(&self, network: NetworkId, domains: &Domains) -> NetworkObserved {
         let mut observed = self.networks.get(&network).cloned().unwrap_or_default();
+        self.show_host(network, &mut observed);
         if observed.bridge.is_some() {
             observed.members = domains.taps_in(&names::bridge(network));
         }
@@ -59,9 +63,29 @@ impl Networks {
         observed.uplink.host = std::mem::take(&mut self.host);
         imagine(observed, step);
         self.host = std::mem::take(&mut observed.uplink.host);
+        // What the host has once is kept once.
+        let base = std::mem::take(&mut observed.filter.base);
+        if !base.is_empty() {
+            self.filter_base = base;
+        }
         if *observed == NetworkObserved::default() {
             self.networks.remove(&step.network());
         }
+    }
+
+    /// What a network sees of the host's packet filter.
+    fn show_host(&self, network: NetworkId, observed: &mut NetworkObserved) {
+        let mut tables = Tables {
+            base: self.filter_base.clone(),
+            ..Tables::default()
+        };
+        for (id, other) in &self.networks {
+            tables.put(*id, other.filter.part.clone());
+        }
+        observed.filter = FilterObserved {
+            calls_ip: observed.filter.calls_ip,
+            ..tables.observed(network, Stateful::BrNetfilter)
+        };
     }
 
     pub(super) fn present(&self) -> Vec<NetworkId> {

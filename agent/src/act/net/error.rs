@@ -62,6 +62,12 @@ pub enum NetError {
         /// The link.
         link: String,
     },
+    /// The packet filter is not as it must be.
+    #[error("{what}")]
+    Filter {
+        /// What is wrong.
+        what: String,
+    },
     /// dnsmasq is not in the state the step needs.
     #[error("dnsmasq {what}")]
     Dhcp {
@@ -97,6 +103,11 @@ impl NetError {
 
     /// What it means for the network: `what` was being done.
     pub(super) fn into_act(self, network: Option<NetworkId>, what: &str) -> ActError {
+        self.into_act_of(network.map(|network| format!("network {network}")), what)
+    }
+
+    /// What it means for a resource: `what` was being done.
+    pub(super) fn into_act_of(self, resource: Option<String>, what: &str) -> ActError {
         let (code, retryable) = match &self {
             Self::Foreign { .. } => (FaultCode::ForeignObject, false),
             Self::ThreadLost => (FaultCode::Internal, true),
@@ -106,10 +117,11 @@ impl NetError {
             | Self::Command(_)
             | Self::Deadline { .. }
             | Self::Absent { .. }
+            | Self::Filter { .. }
             | Self::Dhcp { .. } => (FaultCode::Network, true),
         };
-        let what = match network {
-            Some(network) => format!("network {network}: could not {what}"),
+        let what = match resource {
+            Some(resource) => format!("{resource}: could not {what}"),
             None => format!("could not {what}"),
         };
         ActError {

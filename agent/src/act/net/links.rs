@@ -1,6 +1,8 @@
 //! Links and addresses through netlink, in the namespace of the calling thread. No names are parsed from text and
 //! nothing is decided: what a link is for, and whose it is, is [`crate::decide::network`]'s.
 
+pub(super) mod legs;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -234,6 +236,25 @@ impl Links {
         Ok(())
     }
 
+    /// Whether a bridge, if it is there, shows its packets to the IP stack.
+    pub(super) async fn calls_ip(&self, link: Link) -> Result<bool, NetError> {
+        let found = self.find(&link.name()).await?;
+        Ok(found.is_some_and(|found| found.calls_ip()))
+    }
+
+    /// Has a bridge show its packets to the IP stack.
+    pub(super) async fn call_ip(&self, link: Link) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        let change = LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
+            .index(found.index)
+            .append_info_data(InfoBridge::NfCallIpTables(true))
+            .append_info_data(InfoBridge::NfCallIp6Tables(true));
+        let request = self.handle.link().add(change.build()).set_flags(CHANGE);
+        request.execute().await.map_err(NetError::netlink(format!(
+            "show the packets of bridge {link} to the IP stack"
+        )))
+    }
+
     /// Gives a link its alias.
     pub(super) async fn mark(&self, link: Link) -> Result<(), NetError> {
         self.change(link, |change| change.alias(link.alias())).await
@@ -371,46 +392,56 @@ impl Links {
     /// Gives a link an address, unless it has it.
     pub(super) async fn add_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
-        let request = self
-            .handle
-            .address()
-            .add(found.index, address.addr(), address.prefix_len());
-        match request.execute().await {
-            Ok(()) => Ok(()),
-            Err(error) if is(&error, Errno::EEXIST) => Ok(()),
-            Err(error) => Err(NetError::netlink(format!(
-                "give link {link} the address {address}"
-            ))(error)),
-        }
+        set_address(&self.handle, &found, address).await
     }
 
     /// Takes an address from a link, if it has it.
     pub(super) async fn remove_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
-        self.take_address(&found, address).await
+        unset_address(&self.handle, &found, address).await
     }
 
     /// Takes an address from whatever link, if it has it.
     pub(super) async fn take_address(&self, found: &Found, address: IpNet) -> Result<(), NetError> {
-        let prefix_len = address.prefix_len();
-        let message = match address.addr() {
-            IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
-                .index(found.index)
-                .address(address, prefix_len)
-                .build(),
-            IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
-                .index(found.index)
-                .address(address, prefix_len)
-                .build(),
-        };
-        match self.handle.address().del(message).execute().await {
-            Ok(()) => Ok(()),
-            Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
-            Err(error) => Err(NetError::netlink(format!(
-                "take the address {address} from link {}",
-                found.name
-            ))(error)),
-        }
+        unset_address(&self.handle, found, address).await
+    }
+}
+
+/// Gives a link an address, unless it has it.
+async fn set_address(handle: &Handle, found: &Found, address: IpNet) -> Result<(), NetError> {
+    let request = handle
+        .address()
+        .add(found.index, address.addr(), address.prefix_len());
+    match request.execute().await {
+        Ok(()) => Ok(()),
+        Err(error) if is(&error, Errno::EEXIST) => Ok(()),
+        Err(error) => Err(NetError::netlink(format!(
+            "give link {} the address {address}",
+            found.name
+        ))(error)),
+    }
+}
+
+/// Takes an address from a link, if it has it.
+async fn unset_address(handle: &Handle, found: &Found, address: IpNet) -> Result<(), NetError> {
+    let prefix_len = address.prefix_len();
+    let message = match address.addr() {
+        IpAddr::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(found.index)
+            .address(address, prefix_len)
+            .build(),
+        IpAddr::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(found.index)
+            .address(address, prefix_len)
+            .build(),
+    };
+    match handle.address().del(message).execute().await {
+        Ok(()) => Ok(()),
+        Err(error) if is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
+        Err(error) => Err(NetError::netlink(format!(
+            "take the address {address} from link {}",
+            found.name
+        ))(error)),
     }
 }
 
@@ -532,6 +563,29 @@ impl Found {
     /// Whether it is a tap, as QEMU uses them.
     fn is_tap(&self) -> bool {
         self.kind() == Some(&InfoKind::Tun)
+    }
+
+    /// Of a bridge: whether it shows packets of both versions of IP to the IP stack.
+    fn calls_ip(&self) -> bool {
+        let infos = self
+            .message
+            .attributes
+            .iter()
+            .filter_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => Some(infos),
+                _ => None,
+            });
+        let options = infos.flatten().filter_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(options)) => Some(options),
+            _ => None,
+        });
+        let calls = options.flatten().filter(|option| {
+            matches!(
+                option,
+                InfoBridge::NfCallIpTables(true) | InfoBridge::NfCallIp6Tables(true)
+            )
+        });
+        calls.count() == 2
     }
 
     /// What it looks like, without the name of its bridge.

@@ -5,7 +5,9 @@
 //! - `uplink`: what networks reach beyond their bridges by, with `fdb` (forwarding tables of VTEPs), `nic` (NICs of the host),
 //!   `nat` (nftables) and `features` (what the kernel can);
 //! - `netns`: named namespaces;
+//! - `nft`: the packet filter;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
+//! - `router`: routers and floating IPs;
 //! - `worker`: the threads all of it runs on.
 
 mod dnsmasq;
@@ -15,19 +17,22 @@ pub mod features;
 mod links;
 mod nat;
 mod netns;
+mod nft;
 mod nic;
 mod process;
+mod router;
 mod uplink;
 mod worker;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use async_trait::async_trait;
-use berth_common::ids::NetworkId;
+use berth_common::ids::{NetworkId, RouterId};
 
 pub use error::NetError;
 pub use uplink::{UplinkOptions, VXLAN_PORT};
@@ -37,14 +42,17 @@ use self::{
     links::{Around, Links},
     nat::Nat,
     netns::Name,
+    nft::Nft,
     worker::Workers,
 };
 use super::{ActError, Net};
 use crate::decide::{
+    filter::{FilterStep, Reason},
     names,
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
     },
+    router::{Leg, RouterObserved, RouterStep},
 };
 
 /// The network of the kernel the agent runs on.
@@ -52,9 +60,12 @@ use crate::decide::{
 pub struct KernelNet {
     /// One directory per network is below this.
     directory: PathBuf,
+    /// One directory per router is below this.
+    routers: PathBuf,
     workers: Workers,
     uplinks: UplinkOptions,
     nat: Nat,
+    nft: Nft,
 }
 
 impl KernelNet {
@@ -72,9 +83,11 @@ impl KernelNet {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         Self {
             directory: state_dir.join("networks"),
+            routers: state_dir.join("routers"),
             workers: Workers::new(),
             uplinks,
             nat: Nat::new(state_dir.join("nat")),
+            nft: Nft::default(),
         }
     }
 
@@ -89,10 +102,13 @@ impl KernelNet {
     async fn observe_host(&self, network: NetworkId) -> Result<(NetworkObserved, Name), NetError> {
         let dnsmasq = self.dnsmasq(network);
         let this = self.clone();
+        let nft = self.nft.clone();
         self.workers
             .run("net-observe", async move || {
                 let links = Links::open()?;
                 let bridge = Link::bridge(network);
+                let mut filter = nft.observe(network).await?;
+                filter.calls_ip = links.calls_ip(bridge).await?;
                 let veth = Link::veth_host(network);
                 let all = links.all().await?;
                 let around = Around::of(&all, &bridge.name());
@@ -111,6 +127,7 @@ impl KernelNet {
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
                     uplink: this.observe_uplink(network, &links, &all).await?,
+                    filter,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -181,6 +198,16 @@ impl KernelNet {
         let ends = [Link::veth_host(network), Link::veth_namespace(network)];
         let [host, inside] = ends;
         match step {
+            NetStep::Filter(FilterStep::CallIp(_)) => {
+                self.at(bridge, async move |links| links.call_ip(bridge).await)
+                    .await
+            }
+            NetStep::Filter(FilterStep::Change(change)) => {
+                let nft = self.nft.clone();
+                workers
+                    .run("nft-apply", async move || nft.change(&change).await)
+                    .await
+            }
             NetStep::WriteDhcp { files, .. } => {
                 workers
                     .plain("dhcp-write", move || dnsmasq.write(&files))
@@ -312,6 +339,7 @@ impl KernelNet {
     async fn present(&self) -> Result<BTreeSet<NetworkId>, NetError> {
         let directory = self.directory.clone();
         let nat = self.nat.clone();
+        let nft = self.nft.clone();
         self.workers
             .run("net-list", async move || {
                 let links = Links::open()?.all().await?;
@@ -320,8 +348,9 @@ impl KernelNet {
                     .filter_map(|found| of_alias(found.alias.as_deref()?))
                     .collect();
                 networks.extend(netns::names()?.iter().filter_map(|name| of_namespace(name)));
-                networks.extend(with_files(&directory)?);
+                networks.extend(with_files::<NetworkId>(&directory)?);
                 networks.extend(nat.networks()?);
+                networks.extend(nft.networks().await?);
                 Ok(networks)
             })
             .await
@@ -342,24 +371,21 @@ fn of_namespace(name: &str) -> Option<NetworkId> {
     name.strip_prefix(names::NAME_PREFIX)?.parse().ok()
 }
 
-/// The networks that have a directory.
-fn with_files(directory: &Path) -> Result<Vec<NetworkId>, NetError> {
+/// The networks, or routers, that have a directory.
+fn with_files<I: FromStr>(directory: &Path) -> Result<Vec<I>, NetError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(NetError::file("list", directory)(error)),
     };
-    let mut networks = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let name = entry
             .map_err(NetError::file("list", directory))?
             .file_name();
-        networks.extend(
-            name.to_str()
-                .and_then(|name| name.parse::<NetworkId>().ok()),
-        );
+        found.extend(name.to_str().and_then(|name| name.parse::<I>().ok()));
     }
-    Ok(networks)
+    Ok(found)
 }
 
 #[async_trait]
@@ -375,10 +401,48 @@ impl Net for KernelNet {
         done.map_err(|error| error.into_act(Some(step.network()), &step.to_string()))
     }
 
+    async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        let nft = self.nft.clone();
+        let drops = self
+            .workers
+            .run("nft-drops", async move || nft.drops().await)
+            .await;
+        drops.map_err(|error| error.into_act(None, "read how many packets were dropped"))
+    }
+
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {
         let present = self.present().await;
         Ok(present
             .map_err(|error| error.into_act(None, "list the networks"))?
+            .into_iter()
+            .collect())
+    }
+
+    async fn observe_router(
+        &self,
+        router: RouterId,
+        legs: &BTreeSet<Leg>,
+    ) -> Result<RouterObserved, ActError> {
+        let observed = self.observe_router_all(router, legs.clone()).await;
+        observed.map_err(|error| {
+            error.into_act_of(
+                Some(format!("router {router}")),
+                "look at what is there of it",
+            )
+        })
+    }
+
+    async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError> {
+        let router = step.router();
+        tracing::debug!(%router, "{step}");
+        let done = self.carry_out_router(step.clone()).await;
+        done.map_err(|error| error.into_act_of(Some(format!("router {router}")), &step.to_string()))
+    }
+
+    async fn routers_present(&self) -> Result<Vec<RouterId>, ActError> {
+        let present = self.all_routers().await;
+        Ok(present
+            .map_err(|error| error.into_act(None, "list the routers"))?
             .into_iter()
             .collect())
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use berth_common::ids::NetworkId;
 
 use super::{
+    super::filter,
     link::{Link, LinkSetting},
     observed::{
         BridgeOptions, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
@@ -26,6 +27,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
             observed.dhcp.directory = true;
             observed.dhcp.files = Some(files.clone());
         }
+        NetStep::Filter(step) => filter::imagine(&mut observed.filter, step),
         NetStep::CreateBridge { network, mtu } => {
             observed
                 .bridge
@@ -101,6 +103,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
         NetStep::DeleteBridge(network) => {
             uplink::without_bridge(observed, &Link::bridge(*network).name());
             observed.bridge = None;
+            observed.filter.calls_ip = false;
             observed.members.clear();
             if let Some(veth) = &mut observed.veth_host {
                 veth.master = None;

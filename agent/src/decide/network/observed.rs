@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{
-    super::dhcp::DhcpFiles,
+    super::{dhcp::DhcpFiles, filter::FilterObserved},
     link::{Link, LinkSetting},
     uplink::UplinkObserved,
 };
@@ -28,6 +28,8 @@ pub struct NetworkObserved {
     pub dhcp: DhcpObserved,
     /// What it reaches beyond its bridge by.
     pub uplink: UplinkObserved,
+    /// Its packet filter.
+    pub filter: FilterObserved,
 }
 
 /// A link.

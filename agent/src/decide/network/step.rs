@@ -9,7 +9,7 @@ use berth_common::{
 use ipnet::IpNet;
 
 use super::{
-    super::{dhcp::DhcpFiles, names},
+    super::{dhcp::DhcpFiles, filter::FilterStep, names},
     link::{Link, LinkSetting},
     uplink::UplinkStep,
 };
@@ -131,6 +131,8 @@ pub enum NetStep {
     RemoveFiles(NetworkId),
     /// Towards what the network reaches beyond its bridge by.
     Uplink(UplinkStep),
+    /// A step towards its packet filter.
+    Filter(FilterStep),
 }
 
 impl NetStep {
@@ -155,6 +157,7 @@ impl NetStep {
             | Self::RemoveFiles(network) => *network,
             Self::Uplink(step) => step.network(),
             Self::Plug(port) => port.network(),
+            Self::Filter(step) => step.network(),
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
         }
@@ -165,6 +168,7 @@ impl NetStep {
 impl fmt::Display for NetStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Filter(step) => step.fmt(f),
             Self::WriteDhcp { .. } => f.write_str("write the files of its DHCP server"),
             Self::CreateBridge { network, .. } => {
                 write!(f, "make bridge {}", Link::bridge(*network))

@@ -8,6 +8,7 @@ use berth_common::{
 use proptest::prelude::*;
 
 use super::{uplink::UplinkObserved, *};
+use crate::decide::filter::FilterObserved;
 
 pub(super) fn network() -> NetworkId {
     "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11".parse().unwrap()
@@ -16,7 +17,9 @@ pub(super) fn network() -> NetworkId {
 pub(super) fn spec(ports: u8) -> NetworkSpec {
     let subnet: SubnetId = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12".parse().unwrap();
     let port = |n: u8| NetworkPort {
-        id: PortId::new(),
+        id: format!("0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c3a{n:02x}")
+            .parse()
+            .unwrap(),
         instance_id: InstanceId::new(),
         mac_address: format!("52:54:00:00:00:{n:02x}").parse().unwrap(),
         hostname: format!("vm{n}").parse().unwrap(),
@@ -94,6 +97,7 @@ fn a_network_is_built_in_this_order() {
     assert_eq!(
         names_of(&plan.steps),
         [
+            "change its packet filter (7 objects, and those of the host)".to_owned(),
             "write the files of its DHCP server".to_owned(),
             format!("make bridge {bridge}"),
             format!("give link {bridge} its alias"),
@@ -128,6 +132,7 @@ fn a_network_is_taken_down_in_this_order() {
             "remove its namespace".to_owned(),
             format!("remove bridge {bridge}"),
             "remove its files".to_owned(),
+            "change its packet filter (7 objects)".to_owned(),
         ]
     );
     assert_eq!(
@@ -265,7 +270,11 @@ fn new_ports_are_told_and_gone_ones_start_dhcp_afresh() {
     assert!(
         matches!(
             more.steps[..],
-            [NetStep::WriteDhcp { .. }, NetStep::ReloadDhcp(_)]
+            [
+                NetStep::Filter(_),
+                NetStep::WriteDhcp { .. },
+                NetStep::ReloadDhcp(_)
+            ]
         ),
         "{more:?}"
     );
@@ -274,6 +283,7 @@ fn new_ports_are_told_and_gone_ones_start_dhcp_afresh() {
         matches!(
             fewer.steps[..],
             [
+                NetStep::Filter(_),
                 NetStep::WriteDhcp { .. },
                 NetStep::StopDhcp(_),
                 NetStep::StartDhcp(_)
@@ -440,6 +450,7 @@ prop_compose! {
                 }),
             },
             uplink: UplinkObserved::default(),
+            filter: FilterObserved::default(),
         }
     }
 }
@@ -483,7 +494,11 @@ proptest! {
     ) {
         let steps = plan(&before, &observed).steps;
         let broken_off = carried_out(&observed, &steps[..cut.index(steps.len() + 1)]);
-        let after = carried_out(&broken_off, &plan(&desired, &broken_off).steps);
+        let mut after = carried_out(&broken_off, &plan(&desired, &broken_off).steps);
+        if desired.spec.is_none() {
+            // What the host has once stays.
+            after.filter.base.clear();
+        }
         let expected = desired.spec.as_ref().map_or_else(NetworkObserved::default, built);
         prop_assert_eq!(after, expected);
     }

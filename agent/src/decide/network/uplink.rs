@@ -286,6 +286,17 @@ impl Uplink {
         }
     }
 
+    /// The links in the bridge by which packets come from other hosts.
+    pub(super) fn link_names(&self, network: NetworkId) -> BTreeSet<String> {
+        match self {
+            Self::None | Self::Nat(_) => BTreeSet::new(),
+            Self::Nic(name) => BTreeSet::from([name.to_string()]),
+            Self::Vlan { .. } | Self::Vxlan { .. } => {
+                self.link(network).map(Link::name).into_iter().collect()
+            }
+        }
+    }
+
     fn is_vlan(&self, found: &VlanObserved) -> bool {
         matches!(self, Self::Vlan { parent, id }
             if found.id == Some(*id) && found.parent.as_deref() == Some(parent.as_str()))

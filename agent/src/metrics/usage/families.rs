@@ -77,6 +77,9 @@ families! {
     NETWORK_PACKETS_RATE GAUGE "berth_agent_domain_network_packets_per_second" ["instance_id", "direction"]
         "Packets per second that a guest received and sent on all NICs lately.";
 
+    PORT_DROPPED COUNTER "berth_port_dropped_packets_total" ["port_id", "instance_id", "reason"]
+        "Packets of a port that the packet filter dropped since the port came to this host, by reason.";
+
     FOREIGN GAUGE "berth_agent_foreign_domains_running" []
         "Running domains that are not berth's.";
     FOREIGN_BALLOON GAUGE "berth_agent_foreign_memory_balloon_bytes" []

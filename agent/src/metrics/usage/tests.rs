@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use berth_common::ids::InstanceId;
+use berth_common::ids::{InstanceId, PortId};
 use prometheus::Registry;
 
 use super::*;
@@ -91,6 +91,13 @@ fn figures(for_how_long: Duration) -> UsageFigures {
         ..Memory::default()
     };
     figures.memory(memory, for_how_long);
+    let dropped = PortDrops {
+        port: PortId::new(),
+        instance: InstanceId::new(),
+        reason: Reason::SpoofedArp,
+        packets: 3,
+    };
+    figures.drops(Some(vec![dropped]), for_how_long);
     figures
 }
 
@@ -110,7 +117,8 @@ fn a_page_has_all_that_is_known_and_a_bounded_part_of_it_for_each_domain() {
         let mut labels = metric.get_label().iter();
         labels.any(|label| label.name() == "instance_id")
     };
-    assert_eq!(series.filter(of_a_domain).count(), 37);
+    // And one that tells why packets of a port were dropped.
+    assert_eq!(series.filter(of_a_domain).count(), 37 + 1);
 }
 
 #[test]

@@ -103,6 +103,7 @@ pub async fn change(
     let row = resolve(writing.txn(), project, instance).await?;
     let host = writing.cloud.placed(row.id).map(|placed| placed.host);
 
+    let tells_others = matches!(change, Change::Delete | Change::Describe(_));
     match change {
         Change::Delete => delete(writing, &row, host).await?,
         _ if row.desired_deleted || row.deleted_at.is_some() => {
@@ -143,6 +144,9 @@ pub async fn change(
         writing.touch_instance(host, row.id);
         for network in networks_of(writing.txn(), row.id).await? {
             writing.touch_network(host, network);
+            if tells_others {
+                writing.touch_members(network);
+            }
         }
         writing.derive().await?;
     }

@@ -39,7 +39,7 @@ use crate::{
         cloud::Placed,
         conflict, fingerprint,
         hints::{self, Asker, Lookups, Resolved},
-        invalid,
+        invalid, networks,
         ports::{Addresses, Planned},
     },
     context::Writing,
@@ -265,6 +265,9 @@ impl Batch {
                 &request.hints,
             )
             .await?;
+        for network in &planned.networks {
+            networks::demand(network, &mut wanted);
+        }
         let demand = match root {
             None => wanted.demand(),
             Some(root) => root.ask(&writing.cloud, &mut wanted),
@@ -344,6 +347,9 @@ impl Batch {
         writing.touch_instance(host, row.id);
         for network in &planned.networks {
             writing.touch_network(host, network.id);
+            if network.network_type.spans_hosts() {
+                writing.touch_members(network.id);
+            }
         }
         let given = root.map(|root| root.give(writing, row, host));
         let volumes = given

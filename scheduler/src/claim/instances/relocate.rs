@@ -25,6 +25,7 @@ use crate::{
         ClaimError,
         cloud::Placed,
         hints::{Asker, Lookups},
+        networks,
     },
     context::Writing,
     place,
@@ -215,6 +216,9 @@ async fn settle_on(
             writing.touch_network(host, *network);
         }
     }
+    for network in networks {
+        writing.touch_members(network);
+    }
     writing.context().metrics.relocated();
     tracing::info!(instance = %id, name = %row.name, %from, %to, attempt, "an instance has another host");
     Ok(())
@@ -263,6 +267,10 @@ async fn request(
         .request
         .excluded_hosts
         .extend(failed_hosts.iter().copied());
+    let ids = networks_of(writing.txn(), row.id).await?;
+    for network in berth_store::networks::of_ids(writing.txn(), &ids).await? {
+        networks::demand(&network, &mut resolved.request);
+    }
     // It is a member of its group on the host it leaves.
     if let Some(group) = &mut resolved.request.group
         && let Some(placed) = writing.cloud.placed(row.id)

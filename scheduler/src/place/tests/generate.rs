@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::{message::view::HostState, units::AllocationRatio};
+use berth_common::{
+    message::{heartbeat::NetworkCapabilities, view::HostState},
+    units::AllocationRatio,
+};
 use proptest::{collection::vec, option::weighted, prelude::*};
 
 use super::{super::*, *};
@@ -79,7 +82,7 @@ pub(super) fn any_facts() -> impl Strategy<Value = HostFacts> {
         words("v", 3),
         word("arch", 2),
         words("virt", 2),
-        words("net", 2),
+        (words("net", 2), any_network()),
     );
     (standing, sizes, ratios, place, countables(6)).prop_map(
         |(standing, (total, reserved, foreign), ratios, place, countables)| {
@@ -98,7 +101,7 @@ pub(super) fn any_facts() -> impl Strategy<Value = HostFacts> {
             facts.foreign = foreign;
             facts.ailing = u64::from(standing.2.saturating_sub(2));
             (facts.ratios.cpu, facts.ratios.ram, facts.ratios.disk) = ratios;
-            let (zone, values, architecture, virt_types, physical_networks) = place;
+            let (zone, values, architecture, virt_types, networks) = place;
             facts.zone = zone;
             facts.properties = values
                 .into_iter()
@@ -106,7 +109,7 @@ pub(super) fn any_facts() -> impl Strategy<Value = HostFacts> {
                 .collect();
             facts.architecture = architecture;
             facts.virt_types = virt_types;
-            facts.physical_networks = physical_networks;
+            (facts.physical_networks, facts.network) = networks;
             facts.countables = countables
                 .into_iter()
                 .map(|(class, total)| (class, Inventory { total, reserved: 1 }))
@@ -114,6 +117,21 @@ pub(super) fn any_facts() -> impl Strategy<Value = HostFacts> {
             facts
         },
     )
+}
+
+fn any_network() -> impl Strategy<Value = NetworkCapabilities> {
+    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(vlan, vxlan, has_tunnel)| {
+        NetworkCapabilities {
+            vlan,
+            vxlan,
+            stateful_filter: false,
+            tunnel_ip: has_tunnel.then(|| std::net::IpAddr::from([192, 0, 2, 1])),
+        }
+    })
+}
+
+fn any_need() -> impl Strategy<Value = Need> {
+    weighted(0.1, Just(())).prop_map(|asked| asked.map_or(Need::None, |()| Need::Asked))
 }
 
 fn any_model() -> impl Strategy<Value = Model> {
@@ -174,7 +192,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.15, words("v", 3)),
         weighted(0.15, word("arch", 2)),
         weighted(0.15, word("virt", 2)),
-        weighted(0.15, words("net", 2)),
+        (weighted(0.15, words("net", 2)), any_need(), any_need()),
     );
     let hosts = (
         weighted(0.05, 0..hosts.max(1)),
@@ -185,7 +203,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.1, some_hosts(hosts)),
     );
     (size, place, hosts, any::<u64>(), 0_u64..4_000).prop_map(|(size, place, hosts, seed, now)| {
-        let (zone, values, architecture, virt_type, networks) = place;
+        let (zone, values, architecture, virt_type, (networks, vlan, vxlan)) = place;
         let (requested, different, same, group, volume_hosts, excluded) = hosts;
         let values: Vec<_> = values.unwrap_or_default().into_iter().collect();
         Request {
@@ -202,6 +220,8 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
                 virt_type,
             },
             physical_networks: networks.unwrap_or_default(),
+            vlan,
+            vxlan,
             requested_host: requested.map(id_of),
             different_hosts: different.unwrap_or_default(),
             same_hosts: same.unwrap_or_default(),

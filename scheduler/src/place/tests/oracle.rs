@@ -113,10 +113,13 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
                 .is_none_or(|hosts| hosts.contains(&facts.id)),
         ),
         (
-            FilterName::PhysicalNetwork,
+            FilterName::NetworkReachability,
             request
                 .physical_networks
-                .is_subset(&facts.physical_networks),
+                .is_subset(&facts.physical_networks)
+                && (request.vlan == Need::None || facts.network.vlan)
+                && (request.vxlan == Need::None
+                    || (facts.network.vxlan && facts.network.tunnel_ip.is_some())),
         ),
         (
             FilterName::FailedRecently,

@@ -148,9 +148,24 @@ fn every_constraint_refuses_in_words() {
             physical_networks,
             ..plain()
         },
-        FilterName::PhysicalNetwork,
+        FilterName::NetworkReachability,
         "needs physical network physnet1, it is connected to none",
     );
+    for (vlan, vxlan, words) in [
+        (
+            Need::Asked,
+            Need::None,
+            "needs VLANs: its kernel lacks them (802.1Q)",
+        ),
+        (Need::None, Need::Asked, "needs VXLAN: its kernel lacks it"),
+    ] {
+        let wanted = Request {
+            vlan,
+            vxlan,
+            ..plain()
+        };
+        check(wanted, FilterName::NetworkReachability, words);
+    }
     check(
         Request {
             requested_host: Some(host_id(2)),

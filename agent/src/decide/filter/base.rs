@@ -1,0 +1,301 @@
+//! What the tables hold for the whole host: the chains at the kernel's hooks, the named maps that lead from a link to its chains,
+//! and a chain and a set for each reason to drop. They are made once; a packet's way through them does not grow with the ports.
+//!
+//! ```text
+//!  bridge prerouting -300  iifname ▶ map source   who sends: s_ (port), u_ (uplink), v_ (berth's own)
+//!  bridge forward     100  iifname ▶ map egress   e_ (port): what it may send        (also input: to the host)
+//!  bridge forward     110  oifname ▶ map ingress  i_ (port): what it may receive, o_ (uplink)  (also output)
+//!
+//!  inet prerouting   -300  iifname ▶ map zones    z_ (network): where connections are looked for   ┐ only where the bridge
+//!  inet prerouting   -150  what is known of the connection ▶ bits of the mark                      ┘ itself cannot track
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{
+    nft::{
+        Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement, TABLE, TCP_FROM,
+        UDP_FROM, UDP_TO,
+    },
+    part::Name,
+    reason::Reason,
+};
+
+/// How this kernel tells what belongs to a known connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Stateful {
+    /// The bridge tracks connections itself (`nf_conntrack_bridge`).
+    Bridge,
+    /// `br_netfilter` shows bridged packets to the IP stack's hooks, which mark them.
+    BrNetfilter,
+    /// It cannot.
+    #[default]
+    No,
+}
+
+/// The packet answers to something that was allowed. Bits of the mark, for [`Stateful::BrNetfilter`].
+pub const KNOWN: u32 = 0x1_0000;
+/// It belongs to no connection and begins none.
+pub const INVALID: u32 = 0x2_0000;
+
+/// The map of links that something comes in by.
+pub const SOURCE: &str = "source";
+/// The map of links that guests send by.
+pub const EGRESS: &str = "egress";
+/// The map of links that something goes out by.
+pub const INGRESS: &str = "ingress";
+/// The map of bridges to their zones.
+pub const ZONES: &str = "zones";
+/// What berth's own services may always send to a guest.
+pub const SERVICES: &str = "services";
+
+/// Links with names like these are taps of berth's; those that no map knows get and send nothing.
+const TAPS: &str = "btt*";
+/// Links of berth's of any kind.
+const LINKS: &str = "bt*";
+/// Bridges of berth's.
+const BRIDGES: &str = "btb*";
+
+/// A chain at a hook.
+struct Hook {
+    family: Family,
+    name: &'static str,
+    hook: &'static str,
+    priority: i32,
+}
+
+const fn hook(family: Family, name: &'static str, hook: &'static str, priority: i32) -> Hook {
+    Hook {
+        family,
+        name,
+        hook,
+        priority,
+    }
+}
+
+const BRIDGE_HOOKS: [Hook; 5] = [
+    hook(Family::Bridge, "from", "prerouting", -300),
+    hook(Family::Bridge, "egress-forward", "forward", 100),
+    hook(Family::Bridge, "egress-input", "input", 100),
+    hook(Family::Bridge, "ingress-forward", "forward", 110),
+    hook(Family::Bridge, "ingress-output", "output", 110),
+];
+
+const INET_HOOKS: [Hook; 3] = [
+    hook(Family::Inet, "zone", "prerouting", -300),
+    hook(Family::Inet, "mark", "prerouting", -150),
+    hook(Family::Inet, "mark-host", "postrouting", -150),
+];
+
+fn hooks(stateful: Stateful) -> impl Iterator<Item = &'static Hook> {
+    let inet: &[Hook] = match stateful {
+        Stateful::BrNetfilter => &INET_HOOKS,
+        Stateful::Bridge | Stateful::No => &[],
+    };
+    BRIDGE_HOOKS.iter().chain(inet)
+}
+
+fn rule(statements: Vec<Statement>) -> Rule {
+    Rule {
+        statements,
+        whose: "host".to_owned(),
+    }
+}
+
+fn at(link: Field, name: &str) -> Statement {
+    Statement::Match(link, Op::Is, Operand::text(name))
+}
+
+/// The chains of the host with their rules.
+fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
+    let mut chains: BTreeMap<Name, Vec<Rule>> = BTreeMap::new();
+    let mut chain = |family, name: &str, rules: Vec<Vec<Statement>>| {
+        let rules = rules.into_iter().map(rule).collect();
+        chains.insert((family, name.to_owned()), rules);
+    };
+    let bridge = Family::Bridge;
+    let unknown = |link| vec![at(link, TAPS), Statement::Count, Statement::Drop];
+    chain(
+        bridge,
+        "from",
+        vec![
+            vec![at(IN, LINKS), Statement::ClearMarkBits(KNOWN | INVALID)],
+            vec![Statement::Vmap(IN, SOURCE)],
+            unknown(IN),
+        ],
+    );
+    for name in ["egress-forward", "egress-input"] {
+        chain(bridge, name, vec![vec![Statement::Vmap(IN, EGRESS)]]);
+    }
+    for name in ["ingress-forward", "ingress-output"] {
+        chain(
+            bridge,
+            name,
+            vec![vec![Statement::Vmap(OUT, INGRESS)], unknown(OUT)],
+        );
+    }
+    chain(bridge, SERVICES, services());
+    for reason in Reason::ALL {
+        let link = if reason.is_of_receiver() { OUT } else { IN };
+        let counted = Operand::Named(reason.set());
+        chain(
+            bridge,
+            &reason.chain(),
+            vec![
+                vec![Statement::Match(link, Op::Is, counted), Statement::Drop],
+                vec![Statement::Drop],
+            ],
+        );
+    }
+    if stateful == Stateful::BrNetfilter {
+        let inet = Family::Inet;
+        chain(inet, "zone", vec![vec![Statement::Vmap(IN, ZONES)]]);
+        chain(inet, "mark", marks(IN));
+        chain(inet, "mark-host", marks(OUT));
+    }
+    chains
+}
+
+/// Tells the bridge what the IP stack knows of the connection.
+fn marks(link: Field) -> Vec<Vec<Statement>> {
+    known_matches()
+        .into_iter()
+        .map(|known| (known, KNOWN))
+        .chain([(vec![state("invalid")], INVALID)])
+        .map(|(matches, bit)| {
+            let mut rule = vec![at(link, BRIDGES)];
+            rule.extend(matches);
+            rule.push(Statement::SetMarkBits(bit));
+            rule
+        })
+        .collect()
+}
+
+fn state(state: &str) -> Statement {
+    Statement::Match(Field::Ct("state"), Op::Has, Operand::text(state))
+}
+
+/// What a packet is that answers to something allowed. Packets in the direction of the first one are never known: they are allowed
+/// for as long as a rule allows them.
+fn known_matches() -> [Vec<Statement>; 2] {
+    let reply = Statement::Match(Field::Ct("direction"), Op::Is, Operand::text("reply"));
+    [vec![state("established"), reply], vec![state("related")]]
+}
+
+/// The rules that let pass what is known, and drop what is invalid.
+#[must_use]
+pub fn by_connection(stateful: Stateful, invalid: Reason) -> Vec<Vec<Statement>> {
+    let dropped = Statement::Goto(invalid.chain());
+    let bit = |bit| Statement::Match(Field::MarkBits(bit), Op::Is, Operand::Number(bit));
+    match stateful {
+        Stateful::No => Vec::new(),
+        Stateful::BrNetfilter => vec![
+            vec![bit(KNOWN), Statement::Accept],
+            vec![bit(INVALID), dropped],
+        ],
+        Stateful::Bridge => {
+            let mut rules: Vec<_> = known_matches()
+                .into_iter()
+                .map(|mut known| {
+                    known.push(Statement::Accept);
+                    known
+                })
+                .collect();
+            rules.push(vec![state("invalid"), dropped]);
+            rules
+        }
+    }
+}
+
+/// DHCP, name service, metadata, and what makes addresses usable.
+fn services() -> Vec<Vec<Statement>> {
+    let is = |field, numbers: &[u32]| Statement::Match(field, Op::Is, Operand::numbers(numbers));
+    let icmp = |protocol| Statement::Match(L4, Op::Is, Operand::text(protocol));
+    [
+        vec![is(UDP_FROM, &[67]), is(UDP_TO, &[68])],
+        vec![is(UDP_FROM, &[547]), is(UDP_TO, &[546])],
+        vec![is(UDP_FROM, &[53])],
+        vec![is(TCP_FROM, &[53, 80])],
+        vec![icmp("icmp"), is(ICMP4, &[0, 3, 11, 12])],
+        vec![
+            icmp("ipv6-icmp"),
+            is(ICMP6, &[1, 2, 3, 4, 129, 134, 135, 136]),
+        ],
+    ]
+    .into_iter()
+    .map(|mut rule| {
+        rule.push(Statement::Accept);
+        rule
+    })
+    .collect()
+}
+
+fn maps(stateful: Stateful) -> Vec<(Family, &'static str)> {
+    let mut maps = vec![
+        (Family::Bridge, SOURCE),
+        (Family::Bridge, EGRESS),
+        (Family::Bridge, INGRESS),
+    ];
+    if stateful == Stateful::BrNetfilter {
+        maps.push((Family::Inet, ZONES));
+    }
+    maps
+}
+
+/// Everything of the host as it is listed once it is made.
+#[must_use]
+pub fn wanted(stateful: Stateful) -> BTreeMap<Name, Vec<String>> {
+    let chains = chains(stateful).into_iter();
+    let mut wanted: BTreeMap<Name, Vec<String>> = chains
+        .map(|(name, rules)| (name, rules.iter().map(Rule::comment).collect()))
+        .collect();
+    let sets = Reason::ALL.map(|reason| (Family::Bridge, reason.set()));
+    let maps = maps(stateful).into_iter();
+    let named = maps.map(|(family, name)| (family, name.to_owned()));
+    wanted.extend(sets.into_iter().chain(named).map(|name| (name, Vec::new())));
+    wanted
+}
+
+/// The commands that make all of it, whatever is there of it.
+#[must_use]
+pub fn commands(stateful: Stateful) -> Vec<Value> {
+    let mut commands = Vec::new();
+    let mut families = vec![Family::Bridge];
+    if stateful == Stateful::BrNetfilter {
+        families.push(Family::Inet);
+    }
+    for family in families {
+        commands.push(json!({ "add": { "table": { "family": family.as_str(), "name": TABLE } } }));
+    }
+    for hook in hooks(stateful) {
+        commands.push(json!({ "add": { "chain": {
+            "family": hook.family.as_str(), "table": TABLE, "name": hook.name,
+            "type": "filter", "hook": hook.hook, "prio": hook.priority, "policy": "accept",
+        } } }));
+    }
+    let chains = chains(stateful);
+    for (family, name) in chains.keys() {
+        let chain = json!({ "family": family.as_str(), "table": TABLE, "name": name });
+        if hooks(stateful).all(|hook| hook.name != name) {
+            commands.push(json!({ "add": { "chain": chain } }));
+        }
+        commands.push(json!({ "flush": { "chain": chain } }));
+    }
+    for (family, name) in maps(stateful) {
+        commands.push(json!({ "add": { "map": {
+            "family": family.as_str(), "table": TABLE, "name": name, "type": "ifname", "map": "verdict",
+        } } }));
+    }
+    for reason in Reason::ALL {
+        commands.push(json!({ "add": { "set": {
+            "family": "bridge", "table": TABLE, "name": reason.set(), "type": "ifname",
+            "stmt": [{ "counter": null }],
+        } } }));
+    }
+    for ((family, name), rules) in &chains {
+        commands.extend(rules.iter().map(|rule| rule.add(*family, name)));
+    }
+    commands
+}

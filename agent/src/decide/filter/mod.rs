@@ -1,0 +1,197 @@
+//! The packet filter: what guests may send and receive, and what stays on the host. Pure: a network's document × what is in
+//! berth's tables of nftables → one transaction that touches only what differs.
+//!
+//! - [`nft`]: the parts of nftables that are used, as data;
+//! - [`base`]: what there is once for the host;
+//! - [`wanted`], [`group`]: what there shall be for a network;
+//! - [`part`]: the difference, and the transaction; [`listing`]: what nft lists;
+//! - [`trace()`]: what would become of a packet, in words;
+//! - [`reason`]: why packets are dropped, and [`drops()`]: how many.
+
+pub mod base;
+mod drops;
+mod group;
+mod listing;
+mod names;
+pub mod nft;
+pub mod part;
+mod reason;
+mod trace;
+mod wanted;
+
+use std::{collections::BTreeSet, fmt};
+
+use berth_common::{
+    document::NetworkSpec,
+    ids::NetworkId,
+    message::report::{Fault, FaultCode},
+};
+use sha2::{Digest, Sha256};
+
+pub use base::Stateful;
+pub use drops::{PortDrops, drops};
+pub use listing::{NotAList, tables};
+pub use part::{Change, FilterObserved, Tables, Wanted};
+pub use reason::Reason;
+pub use trace::trace;
+pub use wanted::{METADATA_V4, METADATA_V6, RouterLeg, Surroundings, link_local, wanted};
+
+use super::network::Link;
+
+/// A step towards the packet filter of a network. Each may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilterStep {
+    /// Show the packets of the network's bridge to the IP stack, which tracks connections.
+    CallIp(NetworkId),
+    /// Carry out a transaction.
+    Change(Box<Change>),
+}
+
+impl FilterStep {
+    /// The network it is for.
+    #[must_use]
+    pub const fn network(&self) -> NetworkId {
+        match self {
+            Self::CallIp(network) => *network,
+            Self::Change(change) => change.network,
+        }
+    }
+
+    /// A word for it, in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::CallIp(_) => "call_ip",
+            Self::Change(_) => "change_filter",
+        }
+    }
+}
+
+impl fmt::Display for FilterStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CallIp(network) => {
+                write!(
+                    f,
+                    "show the packets of bridge {} to the IP stack",
+                    Link::bridge(*network)
+                )
+            }
+            Self::Change(change) => write!(
+                f,
+                "change its packet filter ({} objects{})",
+                change.len(),
+                if change.base.is_some() {
+                    ", and those of the host"
+                } else {
+                    ""
+                }
+            ),
+        }
+    }
+}
+
+/// What stands against filtering the network's packets on this host.
+#[must_use]
+pub fn impossible(spec: &NetworkSpec, found: &FilterObserved) -> Option<Fault> {
+    let secured = spec.ports.iter().find(|port| port.security.is_some())?;
+    (found.stateful == Stateful::No).then(|| Fault {
+        code: FaultCode::Unsupported,
+        message: format!(
+            "port {} has port security, and this host's kernel cannot track connections across bridges: it needs \
+             nf_conntrack_bridge or br_netfilter",
+            secured.id
+        ),
+    })
+}
+
+/// The change towards a network's document; `None`: everything is as it shall be.
+#[must_use]
+pub fn towards(
+    network: NetworkId,
+    spec: &NetworkSpec,
+    uplinks: &BTreeSet<String>,
+    found: &FilterObserved,
+) -> Option<FilterStep> {
+    let around = Surroundings {
+        uplinks: uplinks.clone(),
+        legs: found.legs.clone(),
+    };
+    let zone = zone(network, found);
+    let wanted = wanted(network, spec, &around, found.stateful, zone);
+    let base = (found.base != base::wanted(found.stateful)).then_some(found.stateful);
+    part::change(network, base, &wanted, found).map(|change| FilterStep::Change(Box::new(change)))
+}
+
+/// The change that leaves nothing of a network; `None`: nothing is there.
+#[must_use]
+pub fn away(network: NetworkId, found: &FilterObserved) -> Option<FilterStep> {
+    if found.part.is_empty() {
+        return None;
+    }
+    let change = part::change(network, None, &Wanted::default(), found)?;
+    Some(FilterStep::Change(Box::new(change)))
+}
+
+/// What a step leads to.
+pub fn imagine(found: &mut FilterObserved, step: &FilterStep) {
+    match step {
+        FilterStep::CallIp(_) => found.calls_ip = true,
+        FilterStep::Change(change) => {
+            if let Some(stateful) = change.base {
+                found.base = base::wanted(stateful);
+            }
+            found.strays.retain(|stray| !change.strays.contains(stray));
+            found.part.apply(change);
+        }
+    }
+}
+
+/// In which zone connections of the network are looked for: the one it has, or else the first free one from where its id leads to.
+/// Two networks never share one for long: whoever sees it moves.
+fn zone(network: NetworkId, found: &FilterObserved) -> u16 {
+    let chains = found.part.chains.values().flatten();
+    let has = chains.filter_map(|comment| zone_in(comment)).next();
+    if let Some(zone) = has.filter(|zone| !found.taken_zones.contains(zone)) {
+        return zone;
+    }
+    let digest = Sha256::digest(network.as_uuid().as_bytes());
+    let first = u16::from_be_bytes([digest[0], digest[1]]).max(1);
+    (first..=u16::MAX)
+        .chain(1..first)
+        .find(|zone| !found.taken_zones.contains(zone))
+        .unwrap_or(first)
+}
+
+/// The zone that the comment of a rule tells.
+fn zone_in(comment: &str) -> Option<u16> {
+    comment.split_once(" zone ")?.1.parse().ok()
+}
+
+impl Tables {
+    /// What is there for a network, as a plan sees it.
+    #[must_use]
+    pub fn observed(&self, network: NetworkId, stateful: Stateful) -> FilterObserved {
+        let own = names::network(network);
+        let others = self.parts.iter().filter(|(name, _)| **name != own);
+        let zones = others.flat_map(|(name, part)| {
+            let chain = format!("z_{name}");
+            [nft::Family::Bridge, nft::Family::Inet]
+                .into_iter()
+                .filter_map(move |family| part.chains.get(&(family, chain.clone())))
+                .flatten()
+        });
+        FilterObserved {
+            stateful,
+            base: self.base.clone(),
+            part: self.part(network),
+            strays: self.strays.clone(),
+            taken_zones: zones.filter_map(|comment| zone_in(comment)).collect(),
+            calls_ip: false,
+            legs: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

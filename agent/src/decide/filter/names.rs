@@ -1,0 +1,47 @@
+//! The names of berth's objects in its tables of nftables: functions of ids. The second part of a name tells the network it
+//! belongs to; what has none belongs to the host. nft keeps no comments of chains and sets, so full ids are in those of rules.
+
+use berth_common::ids::{NetworkId, PortId, SecurityGroupId};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// Twelve hexadecimal digits that stand for an id, the same as in the names of links.
+fn digits(id: Uuid) -> String {
+    Sha256::digest(id.as_bytes())
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The part of a name that tells its network.
+#[must_use]
+pub(super) fn network(network: NetworkId) -> String {
+    digits(network.as_uuid())
+}
+
+/// The network's part in a name of ours.
+#[must_use]
+pub(super) fn network_of(name: &str) -> Option<&str> {
+    let mut parts = name.split('_').skip(1);
+    let digits = parts.next()?;
+    (digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digits)
+}
+
+/// A chain or set of a network: `k_<network>`.
+#[must_use]
+pub(super) fn of_network(kind: &str, id: NetworkId) -> String {
+    format!("{kind}_{}", network(id))
+}
+
+/// A chain of a port: `k_<network>_<port>`.
+#[must_use]
+pub(super) fn of_port(kind: &str, id: NetworkId, port: PortId) -> String {
+    format!("{kind}_{}_{}", network(id), digits(port.as_uuid()))
+}
+
+/// A chain or set of a group: `k_<network>_<group>`.
+#[must_use]
+pub(super) fn of_group(kind: &str, id: NetworkId, group: SecurityGroupId) -> String {
+    format!("{kind}_{}_{}", network(id), digits(group.as_uuid()))
+}

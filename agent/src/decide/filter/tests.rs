@@ -1,0 +1,586 @@
+//! Tests of the packet filter's data: golden rulesets, and what a change touches.
+
+use std::net::IpAddr;
+
+use berth_common::{
+    document::{
+        AddressPair, EtherType, FixedIp, Ipv6AddressMode, NetworkPort, NetworkType, PortQos,
+        PortRange, PortSecurity, RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule,
+        SecurityGroupSpec, SubnetSpec,
+    },
+    ids::{InstanceId, PortId, SecurityGroupId, SecurityGroupRuleId, SubnetId},
+    message::trace::{TraceConnection, TracePacket, TraceProtocol},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const NETWORK: &str = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11";
+const SUBNET: &str = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12";
+
+fn network() -> NetworkId {
+    NETWORK.parse().unwrap()
+}
+
+fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(n: u32) -> T {
+    format!("0191e7a0-7c1f-7b5e-9d2a-3f6f{n:08x}")
+        .parse()
+        .unwrap()
+}
+
+fn group(n: u8) -> SecurityGroupId {
+    id(0x1000 + u32::from(n))
+}
+
+fn port(n: u8, groups: &[u8]) -> NetworkPort {
+    NetworkPort {
+        id: id::<PortId>(0x2000 + u32::from(n)),
+        instance_id: id::<InstanceId>(0x3000 + u32::from(n)),
+        mac_address: format!("52:54:00:00:00:{n:02x}").parse().unwrap(),
+        hostname: format!("vm{n}").parse().unwrap(),
+        fixed_ips: vec![FixedIp {
+            subnet_id: SUBNET.parse::<SubnetId>().unwrap(),
+            ip_address: IpAddr::from([10, 0, 0, n]),
+        }],
+        security: Some(PortSecurity {
+            allowed_address_pairs: Vec::new(),
+            security_groups: groups.iter().copied().map(group).collect(),
+        }),
+        qos: PortQos::default(),
+        mirrors: Vec::new(),
+    }
+}
+
+fn rule(
+    n: u32,
+    direction: RuleDirection,
+    protocol: Option<RuleProtocol>,
+    remote: Option<RuleRemote>,
+) -> SecurityGroupRule {
+    SecurityGroupRule {
+        id: id::<SecurityGroupRuleId>(0x4000 + n),
+        direction,
+        ethertype: EtherType::IPv4,
+        protocol,
+        remote,
+    }
+}
+
+fn spec() -> NetworkSpec {
+    let tcp = |min, max| {
+        Some(RuleProtocol::Tcp {
+            ports: Some(PortRange { min, max }),
+        })
+    };
+    let prefix = |text: &str| Some(RuleRemote::Prefix(text.parse().unwrap()));
+    let mut pairs = port(11, &[1, 2]);
+    pairs.fixed_ips.push(FixedIp {
+        subnet_id: id(0x12),
+        ip_address: "2001:db8::11".parse().unwrap(),
+    });
+    pairs.security.as_mut().unwrap().allowed_address_pairs = vec![
+        AddressPair {
+            ip_address: "10.0.0.100".parse().unwrap(),
+            mac_address: Some("00:00:5e:00:01:01".parse().unwrap()),
+        },
+        AddressPair {
+            ip_address: "10.7.0.0/16".parse().unwrap(),
+            mac_address: None,
+        },
+    ];
+    let mut open = port(12, &[]);
+    open.security = None;
+    let subnet = |cidr: &str, dhcp: &str| SubnetSpec {
+        id: SUBNET.parse().unwrap(),
+        cidr: cidr.parse().unwrap(),
+        gateway_ip: None,
+        dhcp_ip: Some(dhcp.parse().unwrap()),
+        dns_nameservers: Vec::new(),
+        host_routes: Vec::new(),
+        ipv6_address_mode: None,
+    };
+    let mut v6 = subnet("2001:db8::/64", "2001:db8::2");
+    v6.id = id(0x12);
+    v6.ipv6_address_mode = Some(Ipv6AddressMode::Slaac);
+    NetworkSpec {
+        name: "net".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        network_type: NetworkType::Local,
+        physical_network: None,
+        segmentation_id: None,
+        mtu: 1450,
+        subnets: vec![subnet("10.0.0.0/24", "10.0.0.2"), v6],
+        ports: vec![port(10, &[1]), pairs, open],
+        remote_ports: Vec::new(),
+        security_groups: vec![
+            SecurityGroupSpec {
+                id: group(1),
+                rules: vec![
+                    rule(1, RuleDirection::Egress, None, None),
+                    rule(2, RuleDirection::Ingress, tcp(22, 22), prefix("0.0.0.0/0")),
+                    rule(
+                        3,
+                        RuleDirection::Ingress,
+                        None,
+                        Some(RuleRemote::Group(group(1))),
+                    ),
+                    SecurityGroupRule {
+                        ethertype: EtherType::IPv6,
+                        ..rule(
+                            4,
+                            RuleDirection::Ingress,
+                            Some(RuleProtocol::Icmp {
+                                kind: Some(128),
+                                code: Some(0),
+                            }),
+                            None,
+                        )
+                    },
+                ],
+            },
+            SecurityGroupSpec {
+                id: group(2),
+                rules: vec![
+                    rule(
+                        5,
+                        RuleDirection::Ingress,
+                        tcp(8000, 8080),
+                        prefix("192.0.2.0/24"),
+                    ),
+                    rule(
+                        6,
+                        RuleDirection::Egress,
+                        Some(RuleProtocol::Number { number: 112 }),
+                        None,
+                    ),
+                ],
+            },
+        ],
+        group_members: [(
+            group(1),
+            ["10.0.0.10", "10.0.0.11", "10.1.0.0/16", "10.1.2.3"]
+                .map(|text| text.parse().unwrap())
+                .to_vec(),
+        )]
+        .into(),
+    }
+}
+
+fn empty(stateful: Stateful) -> FilterObserved {
+    FilterObserved {
+        stateful,
+        ..FilterObserved::default()
+    }
+}
+
+fn step(spec: &NetworkSpec, found: &FilterObserved) -> Option<FilterStep> {
+    towards(network(), spec, &BTreeSet::new(), found)
+}
+
+fn built(spec: &NetworkSpec) -> FilterObserved {
+    let mut found = empty(Stateful::BrNetfilter);
+    if let Some(step) = step(spec, &found) {
+        imagine(&mut found, &step);
+    }
+    found
+}
+
+fn commands(step: Option<FilterStep>) -> Vec<Value> {
+    match step {
+        Some(FilterStep::Change(change)) => {
+            change.commands()["nftables"].as_array().unwrap().clone()
+        }
+        Some(step) => panic!("{step:?}"),
+        None => Vec::new(),
+    }
+}
+
+/// One command a line.
+fn text(step: Option<FilterStep>) -> String {
+    let lines: Vec<String> = commands(step).iter().map(Value::to_string).collect();
+    lines.join("\n")
+}
+
+#[test]
+fn the_ruleset_of_a_network_on_a_bridge_that_tracks_connections() {
+    insta::assert_snapshot!(text(step(&spec(), &empty(Stateful::Bridge))));
+}
+
+#[test]
+fn the_ruleset_of_a_network_with_br_netfilter() {
+    insta::assert_snapshot!(text(step(&spec(), &empty(Stateful::BrNetfilter))));
+}
+
+#[test]
+fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
+    let found = FilterObserved {
+        legs: vec![RouterLeg {
+            link: "btq000000000001".to_owned(),
+            mac_address: "52:54:00:aa:aa:01".parse().unwrap(),
+            ip_addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        }],
+        ..empty(Stateful::Bridge)
+    };
+    let uplinks = BTreeSet::from(["btx000000000001".to_owned()]);
+    let spec = NetworkSpec {
+        ports: Vec::new(),
+        security_groups: Vec::new(),
+        network_type: NetworkType::Vxlan,
+        ..spec()
+    };
+    insta::assert_snapshot!(text(towards(network(), &spec, &uplinks, &found)));
+}
+
+/// The kinds of commands, without rules.
+fn touched(step: Option<FilterStep>) -> Vec<String> {
+    let commands = commands(step);
+    let names = commands.iter().filter_map(|command| {
+        let (verb, object) = command.as_object()?.iter().next()?;
+        let (kind, object) = object.as_object()?.iter().next()?;
+        let name = object.get("name").or_else(|| object.get("chain"))?;
+        let name = name.as_str()?.split('_').next()?;
+        Some(format!("{verb} {kind} {name}"))
+    });
+    names.collect()
+}
+
+#[test]
+fn a_new_member_touches_its_set_alone() {
+    let mut spec = spec();
+    let found = built(&spec);
+    let members = spec.group_members.get_mut(&group(1)).unwrap();
+    members.push("10.0.0.99".parse().unwrap());
+    members.retain(|member| *member != "10.0.0.10".parse().unwrap());
+    let step = step(&spec, &found);
+    assert_eq!(
+        touched(step.clone()),
+        ["delete element m4", "add element m4"]
+    );
+    let commands = commands(step);
+    assert_eq!(
+        commands[0]["delete"]["element"]["elem"],
+        json!(["10.0.0.10"])
+    );
+    assert_eq!(commands[1]["add"]["element"]["elem"], json!(["10.0.0.99"]));
+}
+
+#[test]
+fn a_new_rule_touches_the_chain_of_its_group_alone() {
+    let mut spec = spec();
+    let found = built(&spec);
+    let udp = Some(RuleProtocol::Udp { ports: None });
+    spec.security_groups[1]
+        .rules
+        .push(rule(9, RuleDirection::Ingress, udp, None));
+    let touched = touched(step(&spec, &found));
+    assert_eq!(
+        touched,
+        [
+            "add chain gi",
+            "flush chain gi",
+            "add rule gi",
+            "add rule gi"
+        ]
+    );
+}
+
+#[test]
+fn a_port_that_goes_takes_all_that_is_its_own() {
+    let mut spec = spec();
+    let found = built(&spec);
+    spec.ports.remove(0);
+    let touched = touched(step(&spec, &found));
+    let removed: Vec<&String> = touched
+        .iter()
+        .filter(|text| text.starts_with("delete chain"))
+        .collect();
+    assert_eq!(
+        removed,
+        ["delete chain e", "delete chain i", "delete chain s"]
+    );
+    assert!(
+        !touched.iter().any(|text| text.starts_with("add")),
+        "{touched:?}"
+    );
+    let counters = touched
+        .iter()
+        .filter(|text| text.starts_with("delete element dropped-"));
+    assert_eq!(counters.count(), Reason::ALL.len());
+}
+
+#[test]
+fn what_is_unknown_in_our_tables_is_removed() {
+    let found = FilterObserved {
+        strays: BTreeSet::from([part::Stray {
+            family: nft::Family::Bridge,
+            kind: "chain",
+            name: "somebodys".to_owned(),
+        }]),
+        ..built(&spec())
+    };
+    assert_eq!(
+        touched(step(&spec(), &found)),
+        ["flush chain somebodys", "delete chain somebodys"]
+    );
+}
+
+#[test]
+fn no_two_networks_keep_one_zone() {
+    let found = built(&spec());
+    let has = zone(network(), &found);
+    assert_ne!(has, 0);
+    let other = FilterObserved {
+        taken_zones: BTreeSet::from([has]),
+        ..found.clone()
+    };
+    let moved = zone(network(), &other);
+    assert_ne!(moved, has);
+    assert_eq!(
+        touched(step(&spec(), &other)),
+        ["add chain z", "flush chain z", "add rule z"]
+    );
+    assert_eq!(zone(network(), &found), has);
+}
+
+#[test]
+fn port_security_needs_a_kernel_that_tracks_connections() {
+    let fault = impossible(&spec(), &empty(Stateful::No)).unwrap();
+    assert!(
+        fault.message.contains("nf_conntrack_bridge"),
+        "{}",
+        fault.message
+    );
+    let mut open = spec();
+    open.ports.iter_mut().for_each(|port| port.security = None);
+    assert_eq!(impossible(&open, &empty(Stateful::No)), None);
+    assert_eq!(impossible(&spec(), &empty(Stateful::Bridge)), None);
+}
+
+#[test]
+fn overlapping_prefixes_become_one() {
+    let nets = [
+        "10.0.0.1",
+        "10.0.0.0/24",
+        "0.0.0.0/0",
+        "fe80::1",
+        "10.0.0.0/24",
+    ];
+    let nets = nets.map(|text| text.parse::<berth_common::names::IpPrefix>().unwrap().net());
+    let minimal: Vec<String> = wanted::minimal(nets)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(minimal, ["0.0.0.0/0", "fe80::1/128"]);
+}
+
+#[test]
+fn names_fit_the_kernel() {
+    for (_, name) in wanted(
+        network(),
+        &spec(),
+        &Surroundings::default(),
+        Stateful::Bridge,
+        1,
+    )
+    .chains
+    .keys()
+    {
+        assert!(name.len() < 32, "{name}");
+    }
+    let comments = built(&spec()).part.chains.into_values().flatten();
+    for comment in comments {
+        assert!(comment.len() < 128, "{comment}");
+    }
+}
+
+fn packet(
+    direction: RuleDirection,
+    source: &str,
+    destination: &str,
+    protocol: TraceProtocol,
+) -> TracePacket {
+    TracePacket {
+        direction,
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        mac_address: None,
+        protocol,
+        connection: TraceConnection::New,
+    }
+}
+
+/// Traces at a port: whether the packet passes, and what the last step says.
+fn traced(port: usize, packet: &TracePacket) -> (bool, String) {
+    let spec = spec();
+    let steps = trace(&spec, &spec.ports[port], packet);
+    let last = steps.last().unwrap();
+    (
+        steps.iter().all(|step| step.passes),
+        format!("{}: {}", last.stage.as_str(), last.detail),
+    )
+}
+
+#[test]
+fn a_trace_names_what_decides() {
+    let tcp = |destination_port| TraceProtocol::Tcp {
+        source_port: None,
+        destination_port,
+    };
+    let check = |port, packet: TracePacket, passes: bool, words: &str| {
+        let (found, text) = traced(port, &packet);
+        assert_eq!(found, passes, "{text}");
+        assert!(text.contains(words), "{text}");
+    };
+    let (sends, receives) = (RuleDirection::Egress, RuleDirection::Ingress);
+    let rule_id = id::<SecurityGroupRuleId>(0x4000 + 2).to_string();
+    check(
+        0,
+        packet(receives, "203.0.113.9", "10.0.0.10", tcp(22)),
+        true,
+        &rule_id,
+    );
+    check(
+        0,
+        packet(receives, "203.0.113.9", "10.0.0.10", tcp(23)),
+        false,
+        "denied_ingress",
+    );
+    // A member of the remote group.
+    check(
+        0,
+        packet(receives, "10.1.9.9", "10.0.0.10", tcp(23)),
+        true,
+        "allows it",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "10.0.0.11", tcp(23)),
+        true,
+        "ingress: rule",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.99", "10.0.0.11", tcp(23)),
+        false,
+        "spoofed_ip",
+    );
+    check(
+        1,
+        packet(sends, "10.7.1.2", "10.0.0.10", tcp(22)),
+        true,
+        "allows it",
+    );
+    let stranger = TracePacket {
+        mac_address: Some("02:00:00:00:00:01".parse().unwrap()),
+        ..packet(sends, "10.0.0.10", "10.0.0.11", tcp(23))
+    };
+    check(0, stranger, false, "spoofed_mac");
+    let answer = TracePacket {
+        connection: TraceConnection::Answer,
+        ..packet(receives, "203.0.113.9", "10.0.0.10", tcp(23))
+    };
+    check(0, answer, true, "answers pass");
+    let offer = TraceProtocol::Udp {
+        source_port: Some(67),
+        destination_port: 68,
+    };
+    check(
+        0,
+        packet(sends, "10.0.0.10", "255.255.255.255", offer),
+        false,
+        "rogue_dhcp",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "169.254.169.254", tcp(80)),
+        true,
+        "metadata",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "10.0.0.77", tcp(80)),
+        false,
+        "no port has this address",
+    );
+    check(
+        0,
+        packet(sends, "10.0.0.10", "192.0.2.1", tcp(80)),
+        false,
+        "no gateway",
+    );
+    // Without port security.
+    check(
+        2,
+        packet(sends, "10.9.9.9", "10.0.0.10", tcp(22)),
+        true,
+        "allows it",
+    );
+}
+
+prop_compose! {
+    fn any_spec()(
+        ports in prop::collection::vec((1..6_u8, any::<bool>(), prop::sample::subsequence(vec![1, 2, 3], 0..=3)), 0..5),
+        rules in prop::sample::subsequence(vec![0, 1, 2, 3], 0..=4),
+        members in prop::sample::subsequence(vec!["10.0.0.1", "10.0.0.0/30", "10.0.0.2", "2001:db8::1", "::/0"], 0..=5),
+        second_group in any::<bool>(),
+        served in any::<bool>(),
+    ) -> NetworkSpec {
+        let mut spec = spec();
+        let mut seen = BTreeSet::new();
+        spec.ports = ports
+            .into_iter()
+            .filter(|(n, _, _)| seen.insert(*n))
+            .map(|(n, secured, groups)| {
+                let mut port = port(n, &groups);
+                port.security = port.security.filter(|_| secured);
+                port
+            })
+            .collect();
+        let all = spec.security_groups[0].rules.clone();
+        spec.security_groups[0].rules = rules.into_iter().map(|n: usize| all[n].clone()).collect();
+        spec.security_groups.truncate(if second_group { 2 } else { 1 });
+        let members = members.into_iter().map(|text| text.parse().unwrap()).collect();
+        spec.group_members.insert(group(1), members);
+        if !served {
+            spec.subnets.clear();
+        }
+        spec
+    }
+}
+
+proptest! {
+    /// From any document to any other: one change, and nothing is left to do.
+    #[test]
+    fn a_change_leads_where_it_shall(before in any_spec(), after in any_spec()) {
+        let mut found = built(&before);
+        if let Some(step) = step(&after, &found) {
+            imagine(&mut found, &step);
+        }
+        prop_assert_eq!(step(&after, &found), None);
+        prop_assert_eq!(&found.part, &built(&after).part);
+        if let Some(step) = away(network(), &found) {
+            imagine(&mut found, &step);
+        }
+        prop_assert!(found.part.is_empty());
+    }
+
+    /// Nothing is used before it is made, and nothing is removed that is still used.
+    #[test]
+    fn a_transaction_is_in_order(before in any_spec(), after in any_spec()) {
+        let found = built(&before);
+        let mut chains: BTreeSet<String> = found.part.chains.keys().chain(found.base.keys()).map(|name| name.1.clone()).collect();
+        for command in commands(step(&after, &found)) {
+            let text = command.to_string();
+            for target in text.split("\"target\":\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+                prop_assert!(chains.contains(target), "{} is not there for {}", target, text);
+            }
+            if let Some(name) = command["add"]["chain"]["name"].as_str() {
+                chains.insert(name.to_owned());
+            }
+            if let Some(name) = command["delete"]["chain"]["name"].as_str() {
+                prop_assert!(chains.remove(name));
+            }
+        }
+    }
+}

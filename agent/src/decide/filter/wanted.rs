@@ -1,0 +1,662 @@
+//! How the packet filter shall be for a network: its document → chains, sets and elements of maps.
+//!
+//! ```text
+//!  guest ▶ s_<port>  whose it is: Ethernet and IP source, ARP; then n_<network>: what holds for all its guests
+//!        ▶ e_<port>  what it may send: no DHCP server, no router, no foreign neighbour; then its groups ge_<group>
+//!        ▶ i_<port>  what it may receive: berth's services, answers, then its groups gi_<group>; a_<network> without security
+//!  uplink ▶ u_<network>     ▶ o_<network> uplink: berth's own services are the same on every host, and stay on it
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use berth_common::{
+    document::{NetworkPort, NetworkSpec, NetworkType, PortSecurity, RuleDirection},
+    ids::NetworkId,
+    names::MacAddress,
+};
+use ipnet::IpNet;
+
+use super::{
+    base::{EGRESS, INGRESS, INVALID, KNOWN, SERVICES, SOURCE, Stateful, ZONES, by_connection},
+    group, names,
+    nft::{
+        ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand,
+        Rule, Statement, TCP_TO, UDP_FROM, UDP_TO,
+    },
+    part::{AddressSet, Version, Wanted},
+    reason::Reason,
+};
+use crate::decide::{names as link_names, network::Link};
+
+/// Where the metadata service answers, in every network.
+pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The same in IPv6.
+pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
+
+/// What is around a network on this host and is not in its document.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Surroundings {
+    /// The links in its bridge by which it reaches other hosts.
+    pub uplinks: BTreeSet<String>,
+    /// The legs that routers have in it on this host.
+    pub legs: Vec<RouterLeg>,
+}
+
+/// A router's leg in a network: the same on each host, and never seen from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterLeg {
+    /// The link in the bridge.
+    pub link: String,
+    /// Its Ethernet address.
+    pub mac_address: MacAddress,
+    /// Its addresses.
+    pub ip_addresses: Vec<IpAddr>,
+}
+
+/// The addresses a guest may send from with one Ethernet address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) mac: String,
+    pub(super) v4: BTreeSet<IpNet>,
+    pub(super) v6: BTreeSet<IpNet>,
+}
+
+/// The smallest prefixes that cover the same addresses: what is within another is left out, as nft takes no overlaps.
+pub(super) fn minimal(nets: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
+    let all: BTreeSet<IpNet> = nets.into_iter().map(|net| net.trunc()).collect();
+    let covered = |net: &IpNet| all.iter().any(|other| other != net && other.contains(net));
+    all.iter().filter(|net| !covered(net)).copied().collect()
+}
+
+/// The link-local address that an interface makes of its Ethernet address (RFC 4291, appendix A).
+#[must_use]
+pub fn link_local(mac: MacAddress) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.octets();
+    Ipv6Addr::from([
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ])
+}
+
+/// Who a guest may be.
+pub(super) fn identities(port: &NetworkPort, security: &PortSecurity) -> Vec<Identity> {
+    let mut nets: BTreeMap<MacAddress, Vec<IpNet>> = BTreeMap::new();
+    nets.insert(port.mac_address, port.addresses().collect());
+    for pair in &security.allowed_address_pairs {
+        let mac = pair.mac_address.unwrap_or(port.mac_address);
+        nets.entry(mac).or_default().push(pair.ip_address.net());
+    }
+    nets.into_iter()
+        .map(|(mac, mut nets)| {
+            nets.push(IpNet::from(IpAddr::V6(link_local(mac))));
+            let of = |version| {
+                let nets = nets.iter().copied();
+                minimal(nets.filter(|net| Version::of(*net) == version))
+            };
+            Identity {
+                mac: mac.to_string(),
+                v4: of(Version::V4),
+                v6: of(Version::V6),
+            }
+        })
+        .collect()
+}
+
+fn hex_mac(octets: [u8; 6]) -> String {
+    octets.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+fn is(field: Field, operand: Operand) -> Statement {
+    Statement::Match(field, Op::Is, operand)
+}
+
+fn word(field: Field, text: &str) -> Statement {
+    is(field, Operand::text(text))
+}
+
+fn number(field: Field, numbers: &[u32]) -> Statement {
+    is(field, Operand::numbers(numbers))
+}
+
+fn words<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Operand {
+    Operand::one_of(texts.into_iter().map(Operand::text).collect())
+}
+
+/// That an address is one of these; nothing, if that is any.
+pub(super) fn within(field: Field, nets: &BTreeSet<IpNet>) -> Option<Statement> {
+    let any = nets.iter().any(|net| net.prefix_len() == 0);
+    (!any).then(|| {
+        let nets = nets.iter().copied().map(Operand::Net).collect();
+        is(field, Operand::one_of(nets))
+    })
+}
+
+fn drop_as(reason: Reason) -> Statement {
+    Statement::Goto(reason.chain())
+}
+
+/// That a packet is of `ICMPv6`, and of one of these types.
+fn icmp6(types: &[u32]) -> [Statement; 2] {
+    [word(L4, "ipv6-icmp"), number(ICMP6, types)]
+}
+
+/// That the target of neighbour discovery is one of these.
+fn targets(nets: &BTreeSet<IpNet>) -> Vec<Vec<Statement>> {
+    let mut by_length: BTreeMap<u8, Vec<Operand>> = BTreeMap::new();
+    for net in nets {
+        if let IpNet::V6(net) = net {
+            let bits = u128::from(net.network());
+            let value = bits.checked_shr(u32::from(128 - net.prefix_len()));
+            let operand = Operand::Text(format!("{:#x}", value.unwrap_or_default()));
+            by_length.entry(net.prefix_len()).or_default().push(operand);
+        }
+    }
+    by_length
+        .into_iter()
+        .map(|(len, operands)| match len {
+            0 => Vec::new(),
+            len => vec![is(
+                Field::Transport(64, u16::from(len)),
+                Operand::one_of(operands),
+            )],
+        })
+        .collect()
+}
+
+struct Filter<'a> {
+    id: NetworkId,
+    spec: &'a NetworkSpec,
+    around: &'a Surroundings,
+    stateful: Stateful,
+    zone: Option<u16>,
+    wanted: Wanted,
+}
+
+/// How the filter of a network shall be. Connections are looked for in the zone, if there is one.
+#[must_use]
+pub fn wanted(
+    id: NetworkId,
+    spec: &NetworkSpec,
+    around: &Surroundings,
+    stateful: Stateful,
+    zone: u16,
+) -> Wanted {
+    // What a `nat` network's guests exchange with the world passes the host's IP stack, where answers are looked for in no zone.
+    let zone = (spec.network_type != NetworkType::Nat).then_some(zone);
+    let mut filter = Filter {
+        id,
+        spec,
+        around,
+        stateful,
+        zone,
+        wanted: Wanted::default(),
+    };
+    filter.network();
+    for port in &spec.ports {
+        filter.port(port);
+    }
+    filter.groups();
+    filter.wanted
+}
+
+impl Filter<'_> {
+    fn chain(&mut self, family: Family, name: String, whose: &str, rules: Vec<Vec<Statement>>) {
+        let rules = rules.into_iter().map(|statements| Rule {
+            statements,
+            whose: whose.to_owned(),
+        });
+        self.wanted.chains.insert((family, name), rules.collect());
+    }
+
+    fn link(&mut self, map: &str, link: &str, chain: String) {
+        let key = (Family::Bridge, map.to_owned(), link.to_owned());
+        self.wanted.links.insert(key, chain);
+    }
+
+    fn name(&self, kind: &str) -> String {
+        names::of_network(kind, self.id)
+    }
+
+    /// Whether berth's own DHCP, name and metadata services are in the network.
+    fn is_served(&self) -> bool {
+        !self.spec.subnets.is_empty()
+    }
+
+    fn serves(&self, version: Version) -> bool {
+        let mut subnets = self.spec.subnets.iter();
+        subnets.any(|subnet| {
+            subnet.cidr.is_ipv6() == (version == Version::V6) && subnet.dhcp_ip.is_some()
+        })
+    }
+
+    fn service_mac(&self) -> Option<String> {
+        self.is_served()
+            .then(|| hex_mac(Link::veth_namespace(self.id).mac()))
+    }
+
+    fn leg_macs(&self) -> Vec<String> {
+        let legs = self.around.legs.iter();
+        let macs: BTreeSet<String> = legs.map(|leg| leg.mac_address.to_string()).collect();
+        macs.into_iter().collect()
+    }
+
+    /// The addresses that berth's services and routers have on every host.
+    fn own_addresses(&self) -> BTreeSet<IpNet> {
+        let services = self.spec.subnets.iter().filter_map(|subnet| subnet.dhcp_ip);
+        let metadata = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
+        let legs = self.around.legs.iter();
+        services
+            .chain(metadata.into_iter().filter(|_| self.is_served()))
+            .chain(legs.flat_map(|leg| leg.ip_addresses.iter().copied()))
+            .map(IpNet::from)
+            .collect()
+    }
+
+    /// What ends every way of a packet into the bridge.
+    fn enter(&self) -> Vec<Vec<Statement>> {
+        let mut rules = Vec::new();
+        if let (Stateful::Bridge, Some(zone)) = (self.stateful, self.zone) {
+            rules.push(vec![Statement::SetZone(zone)]);
+        }
+        rules.push(vec![Statement::Accept]);
+        rules
+    }
+
+    /// What holds for all its guests, its uplinks and berth's own links in it.
+    fn network(&mut self) {
+        let whose = format!("network {}", self.id);
+        let macs: Vec<String> = self
+            .service_mac()
+            .into_iter()
+            .chain(self.leg_macs())
+            .collect();
+        let mut guests = Vec::new();
+        if !macs.is_empty() {
+            guests.push(vec![is(MAC_FROM, words(macs)), drop_as(Reason::SpoofedMac)]);
+        }
+        if let Some(mac) = self.service_mac() {
+            guests.push(vec![
+                is(
+                    Field::Header("ip", "daddr"),
+                    Operand::Net(IpNet::from(IpAddr::V4(METADATA_V4))),
+                ),
+                number(TCP_TO, &[80]),
+                Statement::SetMac(MAC_TO, mac),
+            ]);
+        }
+        guests.extend(self.enter());
+        self.chain(Family::Bridge, self.name("n"), &whose, guests);
+
+        let mut own: Vec<String> = self
+            .around
+            .legs
+            .iter()
+            .map(|leg| leg.link.clone())
+            .collect();
+        if self.is_served() {
+            own.push(link_names::veth_host(self.id));
+        }
+        self.chain(Family::Bridge, self.name("v"), &whose, self.enter());
+        for link in own {
+            self.link(SOURCE, &link, self.name("v"));
+        }
+        if !self.around.uplinks.is_empty() {
+            self.uplinks(&whose);
+        }
+        if let (Stateful::BrNetfilter, Some(zone)) = (self.stateful, self.zone) {
+            let whose = format!("{whose} zone {zone}");
+            self.chain(
+                Family::Inet,
+                self.name("z"),
+                &whose,
+                vec![vec![Statement::SetZone(zone)]],
+            );
+            let key = (Family::Inet, ZONES.to_owned(), link_names::bridge(self.id));
+            self.wanted.links.insert(key, self.name("z"));
+        } else if let (Stateful::Bridge, Some(zone)) = (self.stateful, self.zone) {
+            // Only to tell the zone: nothing leads here.
+            let whose = format!("{whose} zone {zone}");
+            self.chain(
+                Family::Bridge,
+                self.name("z"),
+                &whose,
+                vec![vec![Statement::SetZone(zone)]],
+            );
+        }
+    }
+
+    fn uplinks(&mut self, whose: &str) {
+        let mut inwards = vec![vec![Statement::ClearMarkBits(KNOWN | INVALID)]];
+        let mut outwards = Vec::new();
+        let legs = self.leg_macs();
+        if let Some(mac) = self.service_mac() {
+            for rules in [&mut inwards, &mut outwards] {
+                rules.push(vec![word(MAC_FROM, &mac), Statement::Drop]);
+                rules.push(vec![word(MAC_TO, &mac), Statement::Drop]);
+            }
+        }
+        if !legs.is_empty() {
+            for rules in [&mut inwards, &mut outwards] {
+                rules.push(vec![is(MAC_TO, words(legs.clone())), Statement::Drop]);
+            }
+        }
+        let both = self.stays_here();
+        inwards.extend(both.clone());
+        outwards.extend(both);
+        // A router routes on the sender's host, and so what it sends to other hosts comes in with the address that it has here too:
+        // the bridge must not learn that it is out there.
+        for mac in legs {
+            let (first, rest) = mac.split_at(2);
+            let octet = u8::from_str_radix(first, 16).unwrap_or_default();
+            inwards.push(vec![
+                word(MAC_FROM, &mac),
+                Statement::SetMac(MAC_FROM, format!("{:02x}{rest}", (octet ^ 0x04) | 0x02)),
+            ]);
+        }
+        inwards.extend(self.enter());
+        outwards.push(vec![Statement::Accept]);
+        let [from, to] = [self.name("u"), self.name("o")];
+        self.chain(Family::Bridge, from.clone(), whose, inwards);
+        self.chain(Family::Bridge, to.clone(), whose, outwards);
+        for link in self.around.uplinks.clone() {
+            self.link(SOURCE, &link, from.clone());
+            self.link(INGRESS, &link, to.clone());
+        }
+    }
+
+    /// What crosses no uplink, in neither direction.
+    fn stays_here(&self) -> Vec<Vec<Statement>> {
+        let mut rules = Vec::new();
+        let own = self.own_addresses();
+        let of = |version| -> BTreeSet<IpNet> {
+            let own = own.iter().copied();
+            own.filter(|net| Version::of(*net) == version).collect()
+        };
+        let v4 = of(Version::V4);
+        if !v4.is_empty() {
+            for field in ["saddr ip", "daddr ip"] {
+                let mut rule = vec![word(ETHER_TYPE, "arp")];
+                rule.extend(within(Field::Header("arp", field), &v4));
+                rules.push(rule);
+            }
+        }
+        for target in targets(&of(Version::V6)) {
+            let mut rule = icmp6(&[135, 136]).to_vec();
+            rule.extend(target);
+            rules.push(rule);
+        }
+        if self.serves(Version::V4) {
+            rules.push(vec![number(UDP_TO, &[67, 68]), number(UDP_FROM, &[67, 68])]);
+        }
+        if self.serves(Version::V6) {
+            rules.push(vec![
+                number(UDP_TO, &[546, 547]),
+                number(UDP_FROM, &[546, 547]),
+            ]);
+        }
+        // Who advertises routers in a network is berth, or else its subnet says that nobody here does.
+        let advertised_outside = self.spec.subnets.iter().any(|subnet| {
+            subnet.cidr.is_ipv6() && subnet.dhcp_ip.is_none() && subnet.ipv6_address_mode.is_none()
+        });
+        if !advertised_outside {
+            rules.push(icmp6(&[133, 134, 137]).to_vec());
+        }
+        for rule in &mut rules {
+            rule.push(Statement::Drop);
+        }
+        rules
+    }
+
+    fn port(&mut self, port: &NetworkPort) {
+        let tap = link_names::tap(port.id);
+        self.wanted.counted.insert(tap.clone());
+        let Some(security) = &port.security else {
+            let open = self.name("a");
+            let whose = format!("network {}", self.id);
+            let rules = vec![vec![Statement::Accept]];
+            self.chain(Family::Bridge, open.clone(), &whose, rules);
+            self.link(SOURCE, &tap, self.name("n"));
+            self.link(INGRESS, &tap, open);
+            return;
+        };
+        let whose = format!("port {} of network {}", port.id, self.id);
+        let identities = identities(port, security);
+        let chains = [
+            (SOURCE, "s", self.source(&identities)),
+            (EGRESS, "e", self.egress(&identities, security)),
+            (INGRESS, "i", self.ingress(&identities, security)),
+        ];
+        for (map, kind, rules) in chains {
+            let name = names::of_port(kind, self.id, port.id);
+            self.chain(Family::Bridge, name.clone(), &whose, rules);
+            self.link(map, &tap, name);
+        }
+    }
+
+    /// Whose a frame of a guest is. What may pass is said; what is left is told apart only to be counted.
+    fn source(&self, identities: &[Identity]) -> Vec<Vec<Statement>> {
+        let pass = || Statement::Goto(self.name("n"));
+        let mut rules = vec![vec![
+            is(ETHER_TYPE, words(["8021q", "8021ad"])),
+            drop_as(Reason::Tagged),
+        ]];
+        for identity in identities {
+            let from = || word(MAC_FROM, &identity.mac);
+            let mut of_arp = identity.v4.clone();
+            // A probe for an address that is about to be used (RFC 5227).
+            of_arp.insert(IpNet::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+            let mut arp = vec![
+                word(ETHER_TYPE, "arp"),
+                from(),
+                word(Field::Header("arp", "saddr ether"), &identity.mac),
+            ];
+            arp.extend(within(Field::Header("arp", "saddr ip"), &minimal(of_arp)));
+            arp.push(pass());
+            rules.push(arp);
+            for (header, nets) in [("ip", &identity.v4), ("ip6", &identity.v6)] {
+                if !nets.is_empty() {
+                    let mut rule = vec![word(ETHER_TYPE, header), from()];
+                    rule.extend(within(Field::Header(header, "saddr"), nets));
+                    rule.push(pass());
+                    rules.push(rule);
+                }
+            }
+            rules.push(vec![
+                from(),
+                word(Field::Header("ip", "saddr"), "0.0.0.0"),
+                number(UDP_FROM, &[68]),
+                number(UDP_TO, &[67]),
+                pass(),
+            ]);
+            let [icmp, kind] = icmp6(&[131, 133, 135, 143]);
+            let unspecified = word(Field::Header("ip6", "saddr"), "::");
+            rules.push(vec![from(), unspecified, icmp, kind, pass()]);
+        }
+        let macs = identities.iter().map(|identity| identity.mac.clone());
+        rules.push(vec![
+            Statement::Match(MAC_FROM, Op::IsNot, words(macs)),
+            drop_as(Reason::SpoofedMac),
+        ]);
+        rules.push(vec![word(ETHER_TYPE, "arp"), drop_as(Reason::SpoofedArp)]);
+        rules.push(vec![
+            is(ETHER_TYPE, words(["ip", "ip6"])),
+            drop_as(Reason::SpoofedIp),
+        ]);
+        rules.push(vec![drop_as(Reason::Ethertype)]);
+        rules
+    }
+
+    /// What a guest may send. Fragments are joined by now.
+    fn egress(&self, identities: &[Identity], security: &PortSecurity) -> Vec<Vec<Statement>> {
+        let mut rules = vec![vec![word(ABOVE, "arp"), Statement::Accept]];
+        rules.push(vec![
+            number(UDP_FROM, &[67, 547]),
+            drop_as(Reason::RogueDhcp),
+        ]);
+        let [icmp, kind] = icmp6(&[134, 137]);
+        rules.push(vec![icmp, kind, drop_as(Reason::RogueRa)]);
+        rules.push(vec![
+            word(L4, "icmp"),
+            number(ICMP4, &[5, 9]),
+            drop_as(Reason::RogueRa),
+        ]);
+        rules.extend(neighbours(identities));
+        let [icmp, kind] = icmp6(&[131, 132, 133, 135, 143]);
+        rules.push(vec![icmp, kind, Statement::Accept]);
+        rules.extend(by_connection(self.stateful, Reason::InvalidEgress));
+        for (from, to) in [(68, 67), (546, 547)] {
+            rules.push(vec![
+                number(UDP_FROM, &[from]),
+                number(UDP_TO, &[to]),
+                Statement::Accept,
+            ]);
+        }
+        if self.is_served() {
+            let services = || word(OUT, &link_names::veth_host(self.id));
+            rules.push(vec![services(), number(UDP_TO, &[53]), Statement::Accept]);
+            rules.push(vec![
+                services(),
+                number(TCP_TO, &[53, 80]),
+                Statement::Accept,
+            ]);
+        }
+        rules.extend(self.jumps("ge", security));
+        rules.push(vec![drop_as(Reason::DeniedEgress)]);
+        rules
+    }
+
+    /// What a guest may receive.
+    fn ingress(&self, identities: &[Identity], security: &PortSecurity) -> Vec<Vec<Statement>> {
+        let macs = identities.iter().map(|identity| identity.mac.clone());
+        let mut rules = vec![
+            // A frame to somebody else: the bridge does not know where that is, and asks everybody.
+            vec![
+                word(Field::GroupBit, "00:00:00:00:00:00"),
+                Statement::Match(MAC_TO, Op::IsNot, words(macs)),
+                Statement::Drop,
+            ],
+            vec![word(ABOVE, "arp"), Statement::Accept],
+        ];
+        if self.is_served() {
+            rules.push(vec![
+                word(IN, &link_names::veth_host(self.id)),
+                Statement::Jump(SERVICES.to_owned()),
+            ]);
+        }
+        let [icmp, kind] = icmp6(&[130, 131, 132, 134, 135, 136, 143]);
+        rules.push(vec![icmp, kind, Statement::Accept]);
+        rules.extend(by_connection(self.stateful, Reason::InvalidIngress));
+        rules.extend(self.jumps("gi", security));
+        rules.push(vec![drop_as(Reason::DeniedIngress)]);
+        rules
+    }
+
+    /// The way through the groups that have a chain.
+    fn jumps(&self, kind: &str, security: &PortSecurity) -> Vec<Vec<Statement>> {
+        let groups: BTreeSet<_> = security.security_groups.iter().copied().collect();
+        groups
+            .into_iter()
+            .filter(|group| {
+                self.spec
+                    .security_groups
+                    .iter()
+                    .any(|known| known.id == *group)
+            })
+            .map(|group| vec![Statement::Jump(names::of_group(kind, self.id, group))])
+            .collect()
+    }
+
+    /// The chains of the groups, and the sets of members that their rules ask.
+    fn groups(&mut self) {
+        for group in &self.spec.security_groups {
+            let whose = format!("group {} in network {}", group.id, self.id);
+            for (kind, direction) in [
+                ("gi", RuleDirection::Ingress),
+                ("ge", RuleDirection::Egress),
+            ] {
+                let rules = group::rules(self.id, group, direction);
+                let name = names::of_group(kind, self.id, group.id);
+                self.chain(Family::Bridge, name, &whose, rules);
+            }
+            for remote in group::remotes(group) {
+                let members = self.spec.group_members.get(&remote);
+                let nets: Vec<IpNet> = members
+                    .into_iter()
+                    .flatten()
+                    .map(|prefix| prefix.net())
+                    .collect();
+                for version in [Version::V4, Version::V6] {
+                    let nets = nets.iter().copied();
+                    let set = AddressSet {
+                        version,
+                        members: minimal(nets.filter(|net| Version::of(*net) == version)),
+                    };
+                    let name = group::set_name(self.id, remote, version);
+                    self.wanted.sets.insert(name, set);
+                }
+            }
+        }
+    }
+}
+
+/// A guest tells its neighbours nothing about addresses of others: neither that it has them, nor where they are.
+fn neighbours(identities: &[Identity]) -> Vec<Vec<Statement>> {
+    /// An option of one unit of eight bytes that tells the target's Ethernet address.
+    const TARGET_MAC: u32 = 0x0201;
+    let mut rules = Vec::new();
+    let length = Field::Header("ip6", "length");
+    for identity in identities {
+        let mac = Operand::Text(format!("0x{}", identity.mac.replace(':', "")));
+        for target in targets(&identity.v6) {
+            let advertises = || {
+                let mut rule = icmp6(&[136]).to_vec();
+                rule.push(word(MAC_FROM, &identity.mac));
+                rule.extend(target.clone());
+                rule
+            };
+            let mut bare = advertises();
+            bare.extend([number(length, &[24]), Statement::Accept]);
+            let mut with_option = advertises();
+            with_option.extend([
+                number(length, &[32]),
+                number(Field::Transport(192, 16), &[TARGET_MAC]),
+                is(Field::Transport(208, 48), mac.clone()),
+                Statement::Accept,
+            ]);
+            rules.extend([bare, with_option]);
+        }
+    }
+    let [icmp, kind] = icmp6(&[136]);
+    rules.push(vec![icmp, kind, drop_as(Reason::SpoofedNd)]);
+    for identity in identities {
+        let mac = Operand::Text(format!("0x{}", identity.mac.replace(':', "")));
+        let [icmp, kind] = icmp6(&[135]);
+        // An option that tells the sender's Ethernet address, after the target of a solicitation.
+        rules.push(vec![
+            icmp,
+            kind,
+            word(MAC_FROM, &identity.mac),
+            number(Field::Transport(192, 8), &[1]),
+            Statement::Match(Field::Transport(208, 48), Op::IsNot, mac),
+            drop_as(Reason::SpoofedNd),
+        ]);
+    }
+    rules
+}

@@ -1,0 +1,274 @@
+//! Routers, with the networks they are in: whatever breaks off when, in whatever order documents come.
+
+use berth_agent::decide::router::{RouterNamespace, Translation};
+use berth_common::document::{GatewayAddress, RouterFloatingIp, RouterGateway, RouterInterface};
+use berth_common::ids::FloatingIpId;
+
+use super::*;
+
+/// A router between two networks, of which one is external.
+struct Routed {
+    host: HostId,
+    router: RouterId,
+    inside: NetworkId,
+    outside: NetworkId,
+}
+
+impl Routed {
+    fn new(lab: &Lab) -> Self {
+        Self {
+            host: lab.host_id,
+            router: RouterId::new(),
+            inside: NetworkId::new(),
+            outside: NetworkId::new(),
+        }
+    }
+
+    fn spec(&self) -> RouterSpec {
+        RouterSpec {
+            name: "router".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            interfaces: vec![RouterInterface {
+                network_id: self.inside,
+                subnet_id: SubnetId::new(),
+                cidr: "10.0.0.0/24".parse().unwrap(),
+                ip_address: "10.0.0.1".parse().unwrap(),
+                mac_address: "52:54:00:00:00:01".parse().unwrap(),
+                mtu: 1450,
+            }],
+            external_gateway: Some(RouterGateway {
+                network_id: self.outside,
+                mac_address: "52:54:00:00:00:02".parse().unwrap(),
+                addresses: vec![GatewayAddress {
+                    cidr: "198.51.100.0/24".parse().unwrap(),
+                    ip_address: Some("198.51.100.20".parse().unwrap()),
+                    gateway_ip: Some("198.51.100.1".parse().unwrap()),
+                }],
+                enable_snat: true,
+                mtu: 1500,
+            }),
+            floating_ips: vec![RouterFloatingIp {
+                id: FloatingIpId::new(),
+                floating_ip_address: "198.51.100.50".parse().unwrap(),
+                fixed_ip_address: "10.0.0.5".parse().unwrap(),
+                port_id: PortId::new(),
+            }],
+            routes: Vec::new(),
+        }
+    }
+
+    fn document(&self, generation: u64, change: impl FnOnce(&mut RouterSpec)) -> Document {
+        let mut spec = self.spec();
+        change(&mut spec);
+        Document::Router(Desired {
+            id: self.router,
+            generation: Generation(generation),
+            host_id: self.host,
+            spec: Some(spec),
+        })
+    }
+
+    fn network(&self, id: NetworkId) -> Document {
+        Document::Network(Desired {
+            id,
+            generation: Generation(1),
+            host_id: self.host,
+            spec: Some(NetworkSpec {
+                name: "net".parse().unwrap(),
+                project: "default".parse().unwrap(),
+                network_type: NetworkType::Local,
+                mtu: 1500,
+                subnets: Vec::new(),
+                ports: Vec::new(),
+                physical_network: None,
+                segmentation_id: None,
+                remote_ports: Vec::new(),
+                security_groups: Vec::new(),
+                group_members: BTreeMap::new(),
+            }),
+        })
+    }
+
+    fn all(&self) -> [Document; 3] {
+        [
+            self.network(self.inside),
+            self.network(self.outside),
+            self.document(1, |_| {}),
+        ]
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_waits_for_its_networks_and_they_for_its_end() {
+    let lab = Lab::new().await;
+    let routed = Routed::new(&lab);
+    let [inside, outside, router] = routed.all();
+    lab.send(&router).await;
+    let waits = |report: &ResourceReport| {
+        report
+            .progress
+            .as_deref()
+            .is_some_and(|text| text.contains("waiting for network"))
+    };
+    lab.wait(router.key(), "waiting", waits).await;
+    lab.send(&inside).await;
+    lab.send(&outside).await;
+    lab.wait_status(&router, ConvergeStatus::Converged).await;
+
+    lab.send(&inside.tombstone()).await;
+    let waits = |report: &ResourceReport| {
+        report
+            .progress
+            .as_deref()
+            .is_some_and(|text| text.contains("left its bridge"))
+    };
+    lab.wait(inside.key(), "waiting for the leg", waits).await;
+    lab.send(&router.tombstone()).await;
+    lab.wait_status(&router.tombstone(), ConvergeStatus::Gone)
+        .await;
+    lab.send(&outside.tombstone()).await;
+    for network in [inside, outside] {
+        lab.wait_status(&network.tombstone(), ConvergeStatus::Gone)
+            .await;
+    }
+    assert_eq!(lab.host.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn documents_come_twice_and_in_any_order() {
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let lab = Lab::new().await;
+        let routed = Routed::new(&lab);
+        let all = routed.all();
+        for at in order {
+            lab.send(&all[at]).await;
+            lab.send(&all[at]).await;
+        }
+        for document in &all {
+            lab.wait_status(document, ConvergeStatus::Converged).await;
+        }
+        for at in order {
+            lab.send(&all[at].tombstone()).await;
+            lab.send(&all[at]).await;
+        }
+        for document in &all {
+            lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)
+                .await;
+        }
+        assert_eq!(lab.host.leftovers(), Vec::<String>::new(), "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_after_any_step_is_made_good() {
+    for steps in 0.. {
+        let mut lab = Lab::new().await;
+        let routed = Routed::new(&lab);
+        let all = routed.all();
+        let change = routed.document(2, |spec| {
+            spec.floating_ips.clear();
+            spec.interfaces.clear();
+        });
+        let flow = Translation {
+            outside: "198.51.100.50".parse().unwrap(),
+            inside: "10.0.0.5".parse().unwrap(),
+        };
+        lab.host.crash_after(steps);
+        let mut crashed = false;
+        for document in &all {
+            lab.send(document).await;
+        }
+        let end = |document: &Document| {
+            if document.is_tombstone() {
+                ConvergeStatus::Gone
+            } else {
+                ConvergeStatus::Converged
+            }
+        };
+        let sequences: [Vec<Document>; 3] = [
+            all.to_vec(),
+            vec![change.clone()],
+            vec![change.tombstone(), all[0].tombstone(), all[1].tombstone()],
+        ];
+        for (stage, documents) in sequences.iter().enumerate() {
+            for document in documents {
+                lab.send(document).await;
+            }
+            for document in documents {
+                let done = || {
+                    lab.newest(document.key()).is_some_and(|report| {
+                        report.generation == document.generation() && report.status == end(document)
+                    })
+                };
+                lab.wait_until("the crash or the end", || lab.host.is_crashed() || done())
+                    .await;
+                if lab.host.is_crashed() {
+                    crashed = true;
+                    lab.restart().await;
+                }
+                lab.wait_status(document, end(document)).await;
+            }
+            let observed = lab.host.router(routed.router);
+            match (stage, &observed.namespace) {
+                (0, RouterNamespace::Present(content)) => {
+                    assert_eq!(content.links.len(), 2);
+                    lab.host.have_flow(routed.router, flow);
+                }
+                (1, RouterNamespace::Present(content)) => {
+                    assert_eq!(content.links.len(), 1);
+                    assert!(content.flows.is_empty());
+                }
+                (2, RouterNamespace::Absent) => {}
+                (_, namespace) => panic!("stage {stage} after {steps} steps: {namespace:?}"),
+            }
+        }
+        assert_eq!(lab.host.leftovers(), Vec::<String>::new(), "after {steps}");
+        if !crashed {
+            assert!(steps > 30, "{steps}");
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_power_cut_is_made_good() {
+    let mut lab = Lab::new().await;
+    let routed = Routed::new(&lab);
+    let all = routed.all();
+    for document in &all {
+        lab.send(document).await;
+    }
+    for document in &all {
+        lab.wait_status(document, ConvergeStatus::Converged).await;
+    }
+    let whole = lab.host.router(routed.router);
+    lab.kill().await;
+    lab.host.power_cut();
+    assert_ne!(lab.host.router(routed.router), whole);
+    lab.start();
+    lab.wait_until("the router", || lab.host.router(routed.router) == whole)
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_host_can_do_is_told_and_mended_by_another_document() {
+    let lab = Lab::new().await;
+    let routed = Routed::new(&lab);
+    let [inside, outside, _] = routed.all();
+    lab.send(&inside).await;
+    lab.send(&outside).await;
+    let wrong = routed.document(1, |spec| spec.external_gateway = None);
+    lab.send(&wrong).await;
+    let report = lab.wait_status(&wrong, ConvergeStatus::Failed).await;
+    assert_eq!(report.fault.unwrap().code, FaultCode::Network);
+    let right = routed.document(2, |_| {});
+    lab.send(&right).await;
+    lab.wait_status(&right, ConvergeStatus::Converged).await;
+}

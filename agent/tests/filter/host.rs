@@ -1,0 +1,524 @@
+//! A hypervisor with one network, and its guests.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    path::Path,
+    process::{Command, Output},
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use berth_agent::{
+    act::{Net as _, net::KernelNet},
+    decide::{
+        names,
+        network::{Link, NetPlan, NetStep, NetThen, NetworkObserved, plan},
+    },
+};
+use berth_common::{
+    document::{
+        Desired, EtherType, FixedIp, NetworkPort, NetworkSpec, NetworkType, PortQos, PortSecurity,
+        RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule, SecurityGroupSpec, SubnetSpec,
+    },
+    ids::{HostId, InstanceId, NetworkId, PortId, SecurityGroupId, SecurityGroupRuleId, SubnetId},
+    units::Generation,
+};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike as _, recv,
+            sendto, setsockopt, socket, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+use serde_json::Value;
+
+use super::frames;
+
+/// Set for the copy of the test that runs in its own namespaces.
+const INSIDE: &str = "BERTH_FILTER_TEST_INSIDE";
+/// How long one test may take, in seconds: a slow machine runs several at once.
+const TEST_LIMIT: &str = "300";
+/// Below this the tests keep their files.
+const STATE_DIR: &str = "/run/state";
+
+/// What the DHCP client runs.
+const CLIENT_SCRIPT: &str = "#!/bin/sh\n[ \"$1\" = bound ] && echo \"lease $ip\"\nexit 0\n";
+
+/// Runs a test in namespaces of its own.
+pub(crate) fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
+    if std::env::var(INSIDE).as_deref() == Ok(test) {
+        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+        fs::create_dir(STATE_DIR).unwrap();
+        fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
+        fs::write("/run/script", CLIENT_SCRIPT).unwrap();
+        fs::set_permissions("/run/script", fs::Permissions::from_mode(0o755)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut host = Host::new();
+            body(&mut host).await;
+            host.end().await;
+        });
+        return;
+    }
+    let me = std::env::current_exe().unwrap();
+    let status = Command::new("timeout")
+        .args(["-k", "5", TEST_LIMIT])
+        .args([
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
+        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
+        .arg(me)
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(INSIDE, test)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test}: {status}");
+}
+
+fn try_run(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = try_run(program, args);
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn ip(args: &str) -> String {
+    run("ip", &args.split(' ').collect::<Vec<_>>())
+}
+
+pub(crate) fn nft(command: &str) {
+    run("nft", &[command]);
+}
+
+/// Waits until a condition holds, and tells the last state it saw if it never does.
+pub(crate) fn wait_for<T: std::fmt::Debug>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> (bool, T),
+) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let (done, state) = look();
+        if done {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {limit:?} for {what}; last seen: {state:?}"
+        );
+    }
+}
+
+/// Does something in a network namespace, on a thread that ends with it.
+pub(crate) fn inside<T: Send + 'static>(
+    namespace: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let namespace = namespace.to_owned();
+    let thread = std::thread::spawn(move || {
+        enter(&namespace);
+        work()
+    });
+    thread.join().unwrap()
+}
+
+fn enter(namespace: &str) {
+    let file = fs::File::open(format!("/run/netns/{namespace}")).unwrap();
+    setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+/// A group by its number.
+pub(crate) fn group(n: u8) -> SecurityGroupId {
+    format!("0191e7a0-7c1f-7b5e-9d2a-3f6f000010{n:02x}")
+        .parse()
+        .unwrap()
+}
+
+/// A rule for IPv4.
+pub(crate) fn rule(
+    direction: RuleDirection,
+    protocol: Option<RuleProtocol>,
+    remote: Option<RuleRemote>,
+) -> SecurityGroupRule {
+    SecurityGroupRule {
+        id: SecurityGroupRuleId::new(),
+        direction,
+        ethertype: EtherType::IPv4,
+        protocol,
+        remote,
+    }
+}
+
+/// A machine with one NIC in the network's bridge.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    pub(crate) namespace: String,
+    link: String,
+}
+
+/// What a guest sees from now on.
+pub(crate) struct Sight {
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<Vec<Vec<u8>>>,
+}
+
+impl Sight {
+    /// Whether frames with such bytes came, within the time that a frame takes.
+    pub(crate) fn saw(self, bytes: &[u8], at_least: usize) -> bool {
+        self.stop.send(()).unwrap();
+        let frames = self.thread.join().unwrap();
+        let with = |frame: &&Vec<u8>| frame.windows(bytes.len()).any(|window| window == bytes);
+        frames.iter().filter(with).count() >= at_least
+    }
+}
+
+impl Guest {
+    pub(crate) fn ping(&self, address: &str) -> bool {
+        let args = ["netns", "exec", &self.namespace, "busybox", "ping"];
+        let output = try_run(
+            "ip",
+            &[&args[..], &["-c", "2", "-w", "2", "-W", "1", address]].concat(),
+        );
+        output.status.success()
+    }
+
+    /// The address it gets by DHCP.
+    pub(crate) fn dhcp(&self) -> Option<String> {
+        let args = ["netns", "exec", &self.namespace, "busybox", "udhcpc"];
+        let more = [
+            "-i",
+            "eth0",
+            "-n",
+            "-q",
+            "-f",
+            "-t",
+            "8",
+            "-T",
+            "1",
+            "-s",
+            "/run/script",
+        ];
+        let output = try_run("ip", &[&args[..], &more].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lease = text.lines().find_map(|line| line.strip_prefix("lease "));
+        lease.map(str::to_owned)
+    }
+
+    /// Whether a TCP connection to another guest comes about.
+    pub(crate) fn connects(&self, to: &Self, port: u16) -> bool {
+        let address = SocketAddr::from((to.address(), port));
+        let listener = inside(&to.namespace, move || TcpListener::bind(address).unwrap());
+        let connected = inside(&self.namespace, move || {
+            TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+        });
+        drop(listener);
+        connected
+    }
+
+    fn address(&self) -> IpAddr {
+        let list = ip(&format!(
+            "-n {} -j -4 address show dev eth0",
+            self.namespace
+        ));
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let address = list[0]["addr_info"][0]["local"].as_str().unwrap();
+        address.parse().unwrap()
+    }
+
+    /// Sends a frame as it is.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        let frame = frame.to_vec();
+        inside(&self.namespace, move || {
+            let socket = socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )
+            .unwrap();
+            let address = nix::ifaddrs::getifaddrs()
+                .unwrap()
+                .filter(|interface| interface.interface_name == "eth0")
+                .find_map(|interface| interface.address.filter(|it| it.as_link_addr().is_some()))
+                .unwrap();
+            let link = *address.as_link_addr().unwrap();
+            assert!(link.family().is_some());
+            let sent = sendto(socket.as_raw_fd(), &frame, &link, MsgFlags::empty()).unwrap();
+            assert_eq!(sent, frame.len());
+        });
+    }
+
+    /// Sees every frame that comes from now on.
+    pub(crate) fn watch(&self) -> Sight {
+        /// What is still under way comes within this, in milliseconds.
+        const TAIL: i64 = 300;
+        let (stop, stopped) = mpsc::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let namespace = self.namespace.clone();
+        let thread = std::thread::spawn(move || {
+            enter(&namespace);
+            let socket = socket(
+                AddressFamily::Packet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::EthAll,
+            )
+            .unwrap();
+            setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(TAIL)).unwrap();
+            ready.send(()).unwrap();
+            let mut frames = Vec::new();
+            let mut buffer = vec![0; 65536];
+            let mut last_look = None;
+            loop {
+                match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                    Ok(len) => frames.push(buffer[..len].to_vec()),
+                    Err(nix::errno::Errno::EAGAIN) if last_look.is_some() => return frames,
+                    Err(nix::errno::Errno::EAGAIN) => {}
+                    Err(errno) => panic!("{errno}"),
+                }
+                if last_look.is_none() && stopped.try_recv().is_ok() {
+                    last_look = Some(Instant::now());
+                }
+                if last_look.is_some_and(|since| since.elapsed() > Duration::from_secs(2)) {
+                    return frames;
+                }
+            }
+        });
+        is_ready.recv().unwrap();
+        Sight { stop, thread }
+    }
+}
+
+/// A hypervisor with one network.
+pub(crate) struct Host {
+    net: KernelNet,
+    pub(crate) id: NetworkId,
+    subnet: SubnetId,
+    guests: Vec<Guest>,
+    /// Of several on one machine.
+    number: u8,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self {
+            net: KernelNet::new(Path::new(STATE_DIR)),
+            id: NetworkId::new(),
+            subnet: SubnetId::new(),
+            guests: Vec::new(),
+            number: 0,
+        }
+    }
+
+    /// Another network on the same hypervisor.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            net: self.net.clone(),
+            number: self.number + 1,
+            ..Self::new()
+        }
+    }
+
+    pub(crate) fn port(&self, n: u8) -> NetworkPort {
+        let octets = frames::mac(n).map(|octet| format!("{octet:02x}"));
+        NetworkPort {
+            id: PortId::new(),
+            instance_id: InstanceId::new(),
+            mac_address: octets.join(":").parse().unwrap(),
+            hostname: format!("vm{n}").parse().unwrap(),
+            fixed_ips: vec![FixedIp {
+                subnet_id: self.subnet,
+                ip_address: IpAddr::from([10, 0, 0, n]),
+            }],
+            security: Some(PortSecurity {
+                allowed_address_pairs: Vec::new(),
+                security_groups: vec![group(1)],
+            }),
+            qos: PortQos::default(),
+            mirrors: Vec::new(),
+        }
+    }
+
+    /// A network whose guests may send everything, and receive nothing that they did not ask for.
+    pub(crate) fn spec(&self, ports: &[u8]) -> NetworkSpec {
+        NetworkSpec {
+            name: "net".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            network_type: NetworkType::Local,
+            physical_network: None,
+            segmentation_id: None,
+            mtu: 1450,
+            subnets: vec![SubnetSpec {
+                id: self.subnet,
+                cidr: "10.0.0.0/24".parse().unwrap(),
+                gateway_ip: None,
+                dhcp_ip: Some(IpAddr::from([10, 0, 0, 2])),
+                dns_nameservers: Vec::new(),
+                host_routes: Vec::new(),
+                ipv6_address_mode: None,
+            }],
+            ports: ports.iter().map(|n| self.port(*n)).collect(),
+            remote_ports: Vec::new(),
+            security_groups: vec![SecurityGroupSpec {
+                id: group(1),
+                rules: vec![
+                    rule(RuleDirection::Egress, None, None),
+                    SecurityGroupRule {
+                        ethertype: EtherType::IPv6,
+                        ..rule(RuleDirection::Egress, None, None)
+                    },
+                ],
+            }],
+            group_members: BTreeMap::new(),
+        }
+    }
+
+    fn plan(&self, spec: Option<&NetworkSpec>, observed: &NetworkObserved) -> NetPlan {
+        let desired = Desired {
+            id: self.id,
+            generation: Generation(1),
+            host_id: HostId::new(),
+            spec: spec.cloned(),
+        };
+        plan(&desired, observed)
+    }
+
+    pub(crate) async fn observe(&self) -> NetworkObserved {
+        self.net.observe(self.id).await.unwrap()
+    }
+
+    pub(crate) async fn apply(&self, step: &NetStep) {
+        self.net.apply(step).await.unwrap();
+    }
+
+    /// Plans and applies until nothing is left to do.
+    pub(crate) async fn converge(&self, spec: Option<&NetworkSpec>) -> NetThen {
+        for _ in 0..4 {
+            let plan = self.plan(spec, &self.observe().await);
+            if plan.steps.is_empty() {
+                assert!(
+                    matches!(plan.then, NetThen::Converged | NetThen::Gone),
+                    "{plan:?}"
+                );
+                return plan.then;
+            }
+            for step in &plan.steps {
+                self.apply(step).await;
+            }
+        }
+        panic!(
+            "not converged: {:#?}",
+            self.plan(spec, &self.observe().await)
+        );
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) async fn is_as(&self, spec: &NetworkSpec) -> bool {
+        let plan = self.plan(Some(spec), &self.observe().await);
+        plan.steps.is_empty() && plan.then == NetThen::Converged
+    }
+
+    /// Starts the guest of a port, with the port's address.
+    pub(crate) fn plug(&mut self, spec: &NetworkSpec, port: usize) -> Guest {
+        let port = &spec.ports[port];
+        let address = port.fixed_ips[0].ip_address;
+        let guest = Guest {
+            namespace: format!("guest-{}-{address}", self.number),
+            link: names::tap(port.id),
+        };
+        self.wire(guest, &port.mac_address.to_string(), address)
+    }
+
+    /// A machine beyond a link of the bridge that is no guest's.
+    pub(crate) fn uplink(&mut self, link: &str) -> Guest {
+        let guest = Guest {
+            namespace: "outside".to_owned(),
+            link: link.to_owned(),
+        };
+        self.wire(guest, "52:54:00:00:00:c8", IpAddr::from([10, 0, 0, 200]))
+    }
+
+    fn wire(&mut self, guest: Guest, mac: &str, address: IpAddr) -> Guest {
+        let Guest { namespace, link } = &guest;
+        ip(&format!("netns add {namespace}"));
+        ip(&format!(
+            "link add {link} type veth peer name eth0 address {mac} netns {namespace}"
+        ));
+        ip(&format!(
+            "link set {link} master {} up",
+            names::bridge(self.id)
+        ));
+        ip(&format!("-n {namespace} link set lo up"));
+        ip(&format!("-n {namespace} link set eth0 up"));
+        ip(&format!("-n {namespace} address add {address}/24 dev eth0"));
+        self.guests.push(guest.clone());
+        guest
+    }
+
+    /// The Ethernet address of berth's own services.
+    pub(crate) fn service_mac(&self) -> [u8; 6] {
+        Link::veth_namespace(self.id).mac()
+    }
+
+    /// How many packets of a port were dropped for a reason, as the kernel counts.
+    pub(crate) fn drops(&self, spec: &NetworkSpec, port: usize, reason: &str) -> u64 {
+        let tap = names::tap(spec.ports[port].id);
+        let set = format!("dropped-{reason}");
+        let list = run("nft", &["-j", "list", "set", "bridge", "berth", &set]);
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let set = list["nftables"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find_map(|object| object.get("set"))
+            .unwrap();
+        let elements = set["elem"].as_array().unwrap();
+        let element = elements
+            .iter()
+            .find(|element| element["elem"]["val"] == tap.as_str())
+            .unwrap();
+        element["elem"]["counter"]["packets"].as_u64().unwrap()
+    }
+
+    /// The agent is gone and starts again.
+    pub(crate) fn restart_agent(&mut self) {
+        self.net = KernelNet::new(Path::new(STATE_DIR));
+    }
+
+    /// Takes everything down, and makes sure that nothing is left.
+    pub(crate) async fn end(&mut self) {
+        for guest in self.guests.drain(..) {
+            ip(&format!("link del {}", guest.link));
+            ip(&format!("netns del {}", guest.namespace));
+        }
+        assert_eq!(self.converge(None).await, NetThen::Gone);
+        let observed = self.observe().await;
+        assert!(observed.filter.part.is_empty(), "{observed:?}");
+        let present = self.net.networks_present().await.unwrap();
+        assert!(!present.contains(&self.id), "{present:?}");
+        let ruleset = run("nft", &["-j", "list", "ruleset"]);
+        assert!(!ruleset.contains(&self.id.to_string()), "{ruleset}");
+    }
+}

@@ -1,0 +1,922 @@
+//! Routers and floating IPs on the real kernel, with real packets.
+//!
+//! Each test runs in network, mount and process namespaces of its own, with a private `/run`: it starts itself again inside of
+//! them. So names cannot collide, and nothing can be left on the machine. Needs root, `unshare`, `ip`, `nft`, `ping`, `busybox` and
+//! `dnsmasq`; where one is missing, it fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a panic in a test's helper is a failed assertion"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use berth_agent::{
+    act::{Net, net::KernelNet},
+    decide::{
+        names, network,
+        router::{self, Leg, RouterObserved, RouterThen},
+    },
+};
+use berth_common::{
+    document::{
+        Desired, GatewayAddress, NetworkSpec, NetworkType, Route, RouterFloatingIp, RouterGateway,
+        RouterInterface, RouterSpec,
+    },
+    ids::{FloatingIpId, HostId, NetworkId, PortId, RouterId, SubnetId},
+    message::report::FaultCode,
+    units::Generation,
+};
+use serde_json::Value;
+
+/// Set for the copy of the test that runs in its own namespaces.
+const INSIDE: &str = "BERTH_ROUTER_TEST_INSIDE";
+/// Set, with a file of documents, for the copy that is another host.
+const OTHER_HOST: &str = "BERTH_ROUTER_TEST_OTHER_HOST";
+/// How long one test may take, in seconds.
+const TEST_LIMIT: &str = "150";
+const STATE_DIR: &str = "/run/state";
+
+/// Runs a test in namespaces of its own. The shell there is process 1 and collects orphans, as an init does.
+fn isolated<F: AsyncFnOnce(&mut Lab)>(test: &str, body: F) {
+    if std::env::var(INSIDE).as_deref() == Ok(test) {
+        private_run();
+        block_on(async {
+            let mut lab = Lab::new();
+            body(&mut lab).await;
+            lab.end().await;
+        });
+        return;
+    }
+    let me = std::env::current_exe().unwrap();
+    let status = Command::new("timeout")
+        .args(["-k", "5", TEST_LIMIT])
+        .args([
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
+        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
+        .arg(me)
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(INSIDE, test)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test}: {status}");
+}
+
+fn private_run() {
+    run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+    fs::create_dir(STATE_DIR).unwrap();
+    fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
+}
+
+fn block_on<F: Future<Output = ()>>(future: F) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future);
+}
+
+fn try_run(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = try_run(program, args);
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ip(args: &str) -> String {
+    run("ip", &args.split(' ').collect::<Vec<_>>())
+}
+
+/// What a program in a namespace prints.
+fn within(namespace: &str, command: &str) -> Output {
+    let args: Vec<&str> = ["netns", "exec", namespace]
+        .into_iter()
+        .chain(command.split(' '))
+        .collect();
+    try_run("ip", &args)
+}
+
+/// Waits until a condition holds, and tells the last state it saw if it never does.
+fn wait_for<T: std::fmt::Debug>(what: &str, limit: Duration, mut look: impl FnMut() -> (bool, T)) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let (done, state) = look();
+        if done {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {limit:?} for {what}; last seen: {state:?}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+fn ping(namespace: &str, address: &str) -> bool {
+    within(namespace, &format!("ping -c 1 -W 2 {address}"))
+        .status
+        .success()
+}
+
+/// A TCP server that answers each connection with the address it came from.
+fn serve(namespace: &str, port: u16) -> Child {
+    let port = port.to_string();
+    let child = Command::new("ip")
+        .args(["netns", "exec", namespace])
+        .args(["busybox", "tcpsvd", "0.0.0.0", &port])
+        .args(["sh", "-c", "echo $TCPREMOTEADDR"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let listening = || within(namespace, "cat /proc/net/tcp");
+    wait_for("the server", Duration::from_secs(5), || {
+        let table = String::from_utf8(listening().stdout).unwrap();
+        (table.contains(" 0A "), table)
+    });
+    child
+}
+
+/// As what address a client in a namespace is seen by a server.
+fn seen_as(namespace: &str, server: &str, port: u16) -> Option<String> {
+    let output = within(namespace, &format!("busybox nc -w 3 {server} {port}"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    Some(text.trim().rsplit_once(':')?.0.to_owned())
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A network of one host.
+#[derive(Clone, Copy)]
+struct Network {
+    id: NetworkId,
+    n: u8,
+}
+
+/// A host with networks and routers, and an outside world behind the external network.
+struct Lab {
+    net: KernelNet,
+    networks: Vec<NetworkId>,
+    routers: Vec<RouterId>,
+    namespaces: Vec<String>,
+    taps: Vec<String>,
+}
+
+impl Lab {
+    fn new() -> Self {
+        Self {
+            net: KernelNet::new(Path::new(STATE_DIR)),
+            networks: Vec::new(),
+            routers: Vec::new(),
+            namespaces: Vec::new(),
+            taps: Vec::new(),
+        }
+    }
+
+    async fn network(&mut self, n: u8) -> Network {
+        let id = NetworkId::new();
+        self.networks.push(id);
+        assert_eq!(
+            self.converge_network(id, true).await,
+            network::NetThen::Converged
+        );
+        Network { id, n }
+    }
+
+    /// A network of guests without DHCP: a bridge.
+    async fn converge_network(&self, id: NetworkId, wanted: bool) -> network::NetThen {
+        let spec = NetworkSpec {
+            name: "net".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            network_type: NetworkType::Local,
+            physical_network: None,
+            segmentation_id: None,
+            mtu: 1500,
+            subnets: Vec::new(),
+            ports: Vec::new(),
+            remote_ports: Vec::new(),
+            security_groups: Vec::new(),
+            group_members: BTreeMap::new(),
+        };
+        let desired = Desired {
+            id,
+            generation: Generation(1),
+            host_id: HostId::new(),
+            spec: wanted.then_some(spec),
+        };
+        for _ in 0..4 {
+            let plan = network::plan(&desired, &self.net.observe(id).await.unwrap());
+            if plan.steps.is_empty() {
+                return plan.then;
+            }
+            for step in &plan.steps {
+                self.net.apply(step).await.unwrap();
+            }
+        }
+        panic!("network {id} does not converge");
+    }
+
+    fn new_router(&mut self) -> RouterId {
+        let id = RouterId::new();
+        self.routers.push(id);
+        id
+    }
+
+    async fn observe(&self, desired: &Desired<RouterId, RouterSpec>) -> RouterObserved {
+        self.net
+            .observe_router(desired.id, &router::legs(desired))
+            .await
+            .unwrap()
+    }
+
+    async fn plan(&self, desired: &Desired<RouterId, RouterSpec>) -> router::RouterPlan {
+        router::plan(desired, &self.observe(desired).await)
+    }
+
+    /// Plans and applies until nothing is left to do.
+    async fn converge(&self, id: RouterId, spec: Option<&RouterSpec>) -> RouterThen {
+        let desired = desired(id, spec);
+        for _ in 0..4 {
+            let plan = self.plan(&desired).await;
+            if plan.steps.is_empty() {
+                return plan.then;
+            }
+            for step in &plan.steps {
+                self.net
+                    .apply_router(step)
+                    .await
+                    .unwrap_or_else(|error| panic!("{step}: {error:?} of {plan:#?}"));
+            }
+        }
+        panic!(
+            "router {id} does not converge: {:#?}",
+            self.plan(&desired).await
+        );
+    }
+
+    /// A guest in a network, with an address and the router as its way out.
+    fn guest(&mut self, name: &str, network: Network, host: u8) {
+        self.machine(name, network.id);
+        let n = network.n;
+        ip(&format!(
+            "-n {name} address add 10.0.{n}.{host}/24 dev eth0"
+        ));
+        ip(&format!("-n {name} route add default via 10.0.{n}.1"));
+    }
+
+    /// A machine in the external network, which knows no way to the inside.
+    fn outside(&mut self, name: &str, external: Network, host: u8) {
+        self.machine(name, external.id);
+        ip(&format!(
+            "-n {name} address add 198.51.100.{host}/24 dev eth0"
+        ));
+        // The rest of the world, beyond the first machine.
+        ip(&format!("-n {name} address add 203.0.113.{host}/32 dev lo"));
+    }
+
+    fn machine(&mut self, name: &str, network: NetworkId) {
+        let tap = format!("tap-{name}");
+        ip(&format!("netns add {name}"));
+        ip(&format!(
+            "link add {tap} type veth peer name eth0 netns {name}"
+        ));
+        ip(&format!(
+            "link set {tap} master {} up",
+            names::bridge(network)
+        ));
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("-n {name} link set eth0 up"));
+        self.namespaces.push(name.to_owned());
+        self.taps.push(tap);
+    }
+
+    /// The agent is gone and starts again.
+    fn restart_agent(&mut self) {
+        self.net = KernelNet::new(Path::new(STATE_DIR));
+    }
+
+    async fn end(&mut self) {
+        for id in std::mem::take(&mut self.routers) {
+            assert_eq!(self.converge(id, None).await, RouterThen::Gone);
+            let nothing = self.observe(&desired(id, None)).await;
+            assert_eq!(nothing, RouterObserved::default());
+        }
+        assert_eq!(self.net.routers_present().await.unwrap(), []);
+        for tap in self.taps.drain(..) {
+            ip(&format!("link del {tap}"));
+        }
+        for namespace in self.namespaces.drain(..) {
+            ip(&format!("netns del {namespace}"));
+        }
+        for id in std::mem::take(&mut self.networks) {
+            assert_eq!(
+                self.converge_network(id, false).await,
+                network::NetThen::Gone
+            );
+        }
+        assert_eq!(ip("netns list"), "");
+        let links: Value = serde_json::from_str(&ip("-j link show")).unwrap();
+        let left: Vec<_> = links
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|link| link["ifname"].as_str())
+            .filter(|name| name.starts_with(names::LINK_PREFIX))
+            .collect();
+        assert_eq!(left, Vec::<&str>::new());
+        for directory in ["networks", "routers"] {
+            let left = fs::read_dir(Path::new(STATE_DIR).join(directory));
+            assert!(left.is_err() || left.unwrap().next().is_none());
+        }
+    }
+}
+
+fn desired(id: RouterId, spec: Option<&RouterSpec>) -> Desired<RouterId, RouterSpec> {
+    Desired {
+        id,
+        generation: Generation(1),
+        host_id: HostId::new(),
+        spec: spec.cloned(),
+    }
+}
+
+fn spec(interfaces: &[Network], external: Option<(Network, u8)>) -> RouterSpec {
+    let interfaces = interfaces.iter().map(|network| RouterInterface {
+        network_id: network.id,
+        subnet_id: SubnetId::new(),
+        cidr: format!("10.0.{}.0/24", network.n).parse().unwrap(),
+        ip_address: IpAddr::from([10, 0, network.n, 1]),
+        mac_address: format!("52:54:00:00:01:{:02x}", network.n).parse().unwrap(),
+        mtu: 1500,
+    });
+    let gateway = external.map(|(network, own)| RouterGateway {
+        network_id: network.id,
+        mac_address: format!("52:54:00:00:02:{own:02x}").parse().unwrap(),
+        addresses: vec![GatewayAddress {
+            cidr: "198.51.100.0/24".parse().unwrap(),
+            ip_address: Some(IpAddr::from([198, 51, 100, own])),
+            gateway_ip: Some(IpAddr::from([198, 51, 100, 1])),
+        }],
+        enable_snat: true,
+        mtu: 1500,
+    });
+    RouterSpec {
+        name: "router".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        interfaces: interfaces.collect(),
+        external_gateway: gateway,
+        floating_ips: Vec::new(),
+        routes: Vec::new(),
+    }
+}
+
+fn floating(outside: u8, inside: [u8; 4]) -> RouterFloatingIp {
+    RouterFloatingIp {
+        id: FloatingIpId::new(),
+        floating_ip_address: IpAddr::from([198, 51, 100, outside]),
+        fixed_ip_address: IpAddr::V4(Ipv4Addr::from(inside)),
+        port_id: PortId::new(),
+    }
+}
+
+/// What a named counter in a router's packet filter says, in packets.
+fn counted(router: RouterId, name: &str) -> u64 {
+    let namespace = names::router_namespace(router);
+    let text = within(
+        &namespace,
+        &format!("nft -j list counter inet berth {name}"),
+    )
+    .stdout;
+    let listed: Value = serde_json::from_slice(&text).unwrap();
+    listed["nftables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find_map(|object| object["counter"]["packets"].as_u64())
+        .unwrap()
+}
+
+#[test]
+fn two_networks_are_routed_and_what_leaves_has_the_hosts_address() {
+    isolated(
+        "two_networks_are_routed_and_what_leaves_has_the_hosts_address",
+        async |lab| {
+            let (a, b, external) = (
+                lab.network(1).await,
+                lab.network(2).await,
+                lab.network(9).await,
+            );
+            lab.guest("guest-a", a, 10);
+            lab.guest("guest-b", b, 10);
+            lab.outside("world", external, 1);
+            let id = lab.new_router();
+            let mut spec = spec(&[a, b], Some((external, 20)));
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+
+            assert!(ping("guest-a", "10.0.2.10"), "from network to network");
+            assert!(ping("guest-a", "10.0.1.1"), "the router itself");
+            let servers = [serve("guest-b", 80), serve("world", 80)];
+            assert_eq!(
+                seen_as("guest-a", "10.0.2.10", 80).as_deref(),
+                Some("10.0.1.10"),
+                "inside, nothing is translated"
+            );
+            for server in ["198.51.100.1", "203.0.113.1"] {
+                assert_eq!(
+                    seen_as("guest-a", server, 80).as_deref(),
+                    Some("198.51.100.20")
+                );
+            }
+            assert!(counted(id, "translated_out") >= 2);
+            // From outside nothing new comes in, though the way is known.
+            ip("-n world route add 10.0.0.0/16 via 198.51.100.20");
+            assert!(!ping("world", "10.0.1.10"));
+            assert_eq!(seen_as("world", "10.0.2.10", 80), None);
+            assert!(counted(id, "denied_forward") >= 2);
+            assert!(ping("world", "198.51.100.20"), "the router answers ping");
+
+            // Without an address of its own nobody gets out, and inside everything goes on.
+            spec.external_gateway.as_mut().unwrap().addresses[0].ip_address = None;
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            assert_eq!(seen_as("guest-a", "198.51.100.1", 80), None);
+            assert!(ping("guest-a", "10.0.2.10"));
+            // Without translation the inside is seen as it is.
+            let gateway = spec.external_gateway.as_mut().unwrap();
+            gateway.addresses[0].ip_address = Some(IpAddr::from([198, 51, 100, 20]));
+            gateway.enable_snat = false;
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            assert_eq!(
+                seen_as("guest-a", "198.51.100.1", 80).as_deref(),
+                Some("10.0.1.10")
+            );
+            servers.into_iter().for_each(end);
+        },
+    );
+}
+
+#[test]
+fn a_floating_ip_works_in_both_directions_and_from_inside() {
+    isolated(
+        "a_floating_ip_works_in_both_directions_and_from_inside",
+        async |lab| {
+            let (a, b, external) = (
+                lab.network(1).await,
+                lab.network(2).await,
+                lab.network(9).await,
+            );
+            lab.guest("guest-a", a, 10);
+            lab.guest("peer-a", a, 11);
+            lab.guest("guest-b", b, 10);
+            lab.outside("world", external, 1);
+            let id = lab.new_router();
+            let mut spec = spec(&[a, b], Some((external, 20)));
+            spec.floating_ips = vec![floating(50, [10, 0, 1, 10]), floating(51, [10, 0, 2, 10])];
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            let servers = [serve("guest-a", 80), serve("world", 80)];
+            assert_eq!(
+                seen_as("world", "198.51.100.50", 80).as_deref(),
+                Some("198.51.100.1"),
+                "the guest sees who it is"
+            );
+            assert_eq!(
+                seen_as("guest-a", "198.51.100.1", 80).as_deref(),
+                Some("198.51.100.50")
+            );
+            assert_eq!(
+                seen_as("peer-a", "198.51.100.1", 80).as_deref(),
+                Some("198.51.100.20"),
+                "who has none shares the host's"
+            );
+            // From inside: another network, with and without a floating IP, the same network, the guest itself.
+            for (from, seen) in [
+                ("guest-b", "198.51.100.51"),
+                ("peer-a", "198.51.100.20"),
+                ("guest-a", "198.51.100.50"),
+            ] {
+                assert_eq!(
+                    seen_as(from, "198.51.100.50", 80).as_deref(),
+                    Some(seen),
+                    "{from}"
+                );
+            }
+            assert!(counted(id, "floating_in") >= 4);
+            assert!(counted(id, "floating_out") >= 1);
+
+            // One goes: its flows end, those of the other do not, and nothing else is touched.
+            let mut stream = Command::new("ip")
+                .args(["netns", "exec", "world"])
+                .args(["ping", "-i", "0.2", "-W", "1", "198.51.100.50"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let before = lab.observe(&desired(id, Some(&spec))).await;
+            assert!(!before.content().unwrap().flows.is_empty(), "{before:?}");
+            let gone = spec.floating_ips.remove(0);
+            let steps = lab.plan(&desired(id, Some(&spec))).await.steps;
+            assert!(
+                steps.iter().any(|step| step.name() == "forget_flows"),
+                "{steps:?}"
+            );
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            let after = lab.observe(&desired(id, Some(&spec))).await;
+            let outside =
+                |it: &&router::Translation| IpAddr::V4(it.outside) == gone.floating_ip_address;
+            assert_eq!(
+                after
+                    .content()
+                    .unwrap()
+                    .flows
+                    .iter()
+                    .filter(outside)
+                    .collect::<Vec<_>>(),
+                Vec::<&router::Translation>::new()
+            );
+            assert_eq!(seen_as("world", "198.51.100.50", 80), None);
+            assert!(ping("world", "198.51.100.51"));
+            stream.kill().unwrap();
+            stream.wait().unwrap();
+            servers.into_iter().for_each(end);
+        },
+    );
+}
+
+#[test]
+fn routers_with_the_same_addresses_inside_are_kept_apart() {
+    isolated(
+        "routers_with_the_same_addresses_inside_are_kept_apart",
+        async |lab| {
+            let external = lab.network(9).await;
+            lab.outside("world", external, 1);
+            let server = serve("world", 80);
+            for (n, own) in [(1_u8, 20_u8), (2, 21)] {
+                let mut network = lab.network(1).await;
+                network.n = 1;
+                lab.guest(&format!("guest{n}"), network, 10);
+                let id = lab.new_router();
+                let mut spec = spec(&[network], Some((external, own)));
+                spec.floating_ips = vec![floating(50 + n, [10, 0, 1, 10])];
+                assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            }
+            for n in [1, 2] {
+                assert_eq!(
+                    seen_as(&format!("guest{n}"), "198.51.100.1", 80),
+                    Some(format!("198.51.100.5{n}"))
+                );
+                let server = serve(&format!("guest{n}"), 80);
+                assert_eq!(
+                    seen_as("world", &format!("198.51.100.5{n}"), 80).as_deref(),
+                    Some("198.51.100.1")
+                );
+                end(server);
+            }
+            // The host itself knows nothing of it.
+            let routes = ip("route show");
+            assert_eq!(routes, "");
+            end(server);
+        },
+    );
+}
+
+#[test]
+fn a_route_leads_beyond_a_machine_inside() {
+    isolated("a_route_leads_beyond_a_machine_inside", async |lab| {
+        let (a, b) = (lab.network(1).await, lab.network(2).await);
+        lab.guest("guest-a", a, 10);
+        lab.guest("gate", b, 77);
+        ip("-n gate address add 192.0.2.5/24 dev lo");
+        let id = lab.new_router();
+        let mut spec = spec(&[a, b], None);
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        assert!(!ping("guest-a", "192.0.2.5"));
+        spec.routes = vec![Route {
+            destination: "192.0.2.0/24".parse().unwrap(),
+            nexthop: IpAddr::from([10, 0, 2, 77]),
+        }];
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        assert!(ping("guest-a", "192.0.2.5"));
+        // What somebody adds or takes by hand is put right.
+        let namespace = names::router_namespace(id);
+        ip(&format!("-n {namespace} route del 192.0.2.0/24"));
+        ip(&format!(
+            "-n {namespace} route add 192.0.2.128/25 via 10.0.1.10"
+        ));
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        assert!(ping("guest-a", "192.0.2.5"));
+        let routes: Value =
+            serde_json::from_str(&ip(&format!("-n {namespace} -j route show proto static")))
+                .unwrap();
+        assert_eq!(routes.as_array().unwrap().len(), 1, "{routes}");
+        spec.routes.clear();
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        assert!(!ping("guest-a", "192.0.2.5"));
+    });
+}
+
+#[test]
+fn a_restart_and_changes_lose_no_packet() {
+    isolated("a_restart_and_changes_lose_no_packet", async |lab| {
+        let (a, b, external) = (
+            lab.network(1).await,
+            lab.network(2).await,
+            lab.network(9).await,
+        );
+        lab.guest("guest-a", a, 10);
+        lab.guest("guest-b", b, 10);
+        lab.outside("world", external, 1);
+        let id = lab.new_router();
+        let mut spec = spec(&[a, b], Some((external, 20)));
+        spec.floating_ips = vec![floating(50, [10, 0, 1, 10])];
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        let flood = |from: &str, to: &str| {
+            Command::new("ip")
+                .args(["netns", "exec", from])
+                .args(["ping", "-q", "-c", "100", "-i", "0.02", to])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let runs = [
+            flood("guest-a", "10.0.2.10"),
+            flood("guest-b", "198.51.100.1"),
+            flood("world", "198.51.100.50"),
+        ];
+        // Meanwhile the agent starts again, finds all as it shall be, and gets other documents.
+        lab.restart_agent();
+        let plan = lab.plan(&desired(id, Some(&spec))).await;
+        assert_eq!((plan.steps, plan.then), (vec![], RouterThen::Converged));
+        for n in 60..65 {
+            spec.floating_ips.push(floating(n, [10, 0, 2, n]));
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        }
+        spec.floating_ips.push(floating(51, [10, 0, 2, 10]));
+        spec.routes = vec![Route {
+            destination: "192.0.2.0/24".parse().unwrap(),
+            nexthop: IpAddr::from([10, 0, 2, 77]),
+        }];
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        spec.floating_ips
+            .retain(|it| it.fixed_ip_address == IpAddr::from([10, 0, 1, 10]));
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        for run in runs {
+            let output = run.wait_with_output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                text.contains("100 packets transmitted, 100 received"),
+                "{text}"
+            );
+        }
+    });
+}
+
+#[test]
+fn an_agent_killed_after_any_step_gets_there_afterwards() {
+    isolated(
+        "an_agent_killed_after_any_step_gets_there_afterwards",
+        async |lab| {
+            let (a, b, external) = (
+                lab.network(1).await,
+                lab.network(2).await,
+                lab.network(9).await,
+            );
+            let id = lab.new_router();
+            let mut spec = spec(&[a, b], Some((external, 20)));
+            spec.floating_ips = vec![floating(50, [10, 0, 1, 10])];
+            spec.routes = vec![Route {
+                destination: "192.0.2.0/24".parse().unwrap(),
+                nexthop: IpAddr::from([10, 0, 2, 77]),
+            }];
+            let mut shared = spec.interfaces[0].clone();
+            shared.cidr = "fd00:1::/64".parse().unwrap();
+            shared.ip_address = "fd00:1::1".parse().unwrap();
+            spec.interfaces.push(shared);
+            let build = desired(id, Some(&spec));
+            let steps = lab.plan(&build).await.steps;
+            assert!(steps.len() > 25, "{}", steps.len());
+            for cut in 0..=steps.len() {
+                for step in &steps[..cut] {
+                    lab.net.apply_router(step).await.unwrap();
+                    // Repeating it is no error and changes nothing.
+                    let once = lab.observe(&build).await;
+                    lab.net.apply_router(step).await.unwrap();
+                    assert_eq!(lab.observe(&build).await, once, "{step}");
+                }
+                lab.restart_agent();
+                if cut % 2 == 0 {
+                    assert_eq!(
+                        lab.converge(id, Some(&spec)).await,
+                        RouterThen::Converged,
+                        "after {cut} steps of building"
+                    );
+                    let down = lab.plan(&desired(id, None)).await.steps;
+                    for step in &down[..(cut / 2).min(down.len())] {
+                        lab.net.apply_router(step).await.unwrap();
+                    }
+                    lab.restart_agent();
+                }
+                assert_eq!(
+                    lab.converge(id, None).await,
+                    RouterThen::Gone,
+                    "after {cut} steps"
+                );
+                assert_eq!(
+                    lab.observe(&desired(id, None)).await,
+                    RouterObserved::default()
+                );
+                assert_eq!(lab.net.routers_present().await.unwrap(), []);
+                // The networks need not wait for anything of it.
+                for network in [a, b, external] {
+                    assert_eq!(
+                        lab.net.observe(network.id).await.unwrap().members,
+                        std::collections::BTreeSet::new()
+                    );
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn a_network_waits_for_the_legs_and_a_leg_for_its_network() {
+    isolated(
+        "a_network_waits_for_the_legs_and_a_leg_for_its_network",
+        async |lab| {
+            let (a, b) = (lab.network(1).await, lab.network(2).await);
+            lab.guest("guest-a", a, 10);
+            let id = lab.new_router();
+            let both = spec(&[a, b], None);
+            assert_eq!(lab.converge(id, Some(&both)).await, RouterThen::Converged);
+            let leg = Leg::inside(id, b.id).host_end().name();
+            let members = network::NetWait::Members([leg].into());
+            assert_eq!(
+                lab.converge_network(b.id, false).await,
+                network::NetThen::Wait(members)
+            );
+            let mut one = both.clone();
+            one.interfaces.pop();
+            assert_eq!(lab.converge(id, Some(&one)).await, RouterThen::Converged);
+            assert_eq!(
+                lab.converge_network(b.id, false).await,
+                network::NetThen::Gone
+            );
+            // The document comes before the network does.
+            assert_eq!(lab.converge(id, Some(&both)).await, RouterThen::Wait(b.id));
+            assert!(ping("guest-a", "10.0.1.1"), "the other leg works");
+            lab.converge_network(b.id, true).await;
+            assert_eq!(lab.converge(id, Some(&both)).await, RouterThen::Converged);
+        },
+    );
+}
+
+#[test]
+fn a_link_of_somebody_else_is_refused_and_left_alone() {
+    isolated(
+        "a_link_of_somebody_else_is_refused_and_left_alone",
+        async |lab| {
+            let a = lab.network(1).await;
+            let id = lab.new_router();
+            let spec = spec(&[a], None);
+            let name = Leg::inside(id, a.id).host_end().name();
+            ip(&format!("link add {name} type veth peer name theirs"));
+            match lab.converge(id, Some(&spec)).await {
+                RouterThen::Refused(fault) => {
+                    assert_eq!(fault.code, FaultCode::ForeignObject);
+                    assert!(fault.message.contains(&name), "{}", fault.message);
+                }
+                then => panic!("{then:?}"),
+            }
+            assert_eq!(lab.converge(id, None).await, RouterThen::Gone);
+            ip(&format!("link del {name}"));
+        },
+    );
+}
+
+/// The copy of this program that is another host: carries out the documents in a file.
+#[test]
+fn other_host() {
+    let Ok(file) = std::env::var(OTHER_HOST) else {
+        return;
+    };
+    private_run();
+    block_on(async {
+        let mut lab = Lab::new();
+        let text = fs::read_to_string(&file).unwrap();
+        let (id, spec, uplink): (RouterId, RouterSpec, String) =
+            serde_json::from_str(&text).unwrap();
+        for interface in &spec.interfaces {
+            lab.converge_network(interface.network_id, true).await;
+            let name = "guest-moved";
+            lab.machine(name, interface.network_id);
+            ip(&format!("-n {name} address add 10.0.1.10/24 dev eth0"));
+            ip(&format!("-n {name} route add default via 10.0.1.1"));
+        }
+        let external = spec.external_gateway.as_ref().unwrap().network_id;
+        lab.converge_network(external, true).await;
+        ip(&format!(
+            "link set {uplink} master {} up",
+            names::bridge(external)
+        ));
+        assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+        let server = serve("guest-moved", 80);
+        fs::write(format!("{file}.ready"), "").unwrap();
+        wait_for("the end", Duration::from_secs(60), || {
+            (!Path::new(&file).exists(), ())
+        });
+        end(server);
+    });
+}
+
+#[test]
+fn a_floating_ip_that_moves_to_another_host_is_found_there_at_once() {
+    isolated(
+        "a_floating_ip_that_moves_to_another_host_is_found_there_at_once",
+        async |lab| {
+            let (a, external) = (lab.network(1).await, lab.network(9).await);
+            lab.guest("guest-a", a, 10);
+            lab.outside("world", external, 1);
+            let id = lab.new_router();
+            let mut here = spec(&[a], Some((external, 20)));
+            here.floating_ips = vec![floating(50, [10, 0, 1, 10])];
+            assert_eq!(lab.converge(id, Some(&here)).await, RouterThen::Converged);
+            let neighbour = || {
+                let text = ip("-n world -j neigh show 198.51.100.50");
+                let all: Value = serde_json::from_str(&text).unwrap_or_default();
+                all[0]["lladdr"].as_str().map(str::to_owned)
+            };
+            let server = serve("guest-a", 80);
+            assert_eq!(
+                seen_as("world", "198.51.100.50", 80).as_deref(),
+                Some("198.51.100.1")
+            );
+            assert_eq!(neighbour().as_deref(), Some("52:54:00:00:02:14"));
+
+            // The port is on another host from now on; this one is told first.
+            let mut there = spec(&[a], Some((external, 21)));
+            there.floating_ips = std::mem::take(&mut here.floating_ips);
+            assert_eq!(lab.converge(id, Some(&here)).await, RouterThen::Converged);
+            // The cable between the two hosts' external networks.
+            ip("netns add host2");
+            lab.namespaces.push("host2".to_owned());
+            ip("link add cable type veth peer name uplink netns host2");
+            lab.taps.push("cable".to_owned());
+            ip(&format!(
+                "link set cable master {} up",
+                names::bridge(external.id)
+            ));
+            ip("-n host2 link set uplink up");
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("documents");
+            let documents = serde_json::to_string(&(id, &there, "uplink")).unwrap();
+            fs::write(&file, documents).unwrap();
+            let mut other = Command::new("ip")
+                .args(["netns", "exec", "host2"])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", "other_host", "--nocapture"])
+                .env(OTHER_HOST, &file)
+                .env_remove(INSIDE)
+                .spawn()
+                .unwrap();
+            let ready = directory.path().join("documents.ready");
+            wait_for("the other host", Duration::from_secs(30), || {
+                let ended = other.try_wait().unwrap();
+                (ready.exists() || ended.is_some(), ended)
+            });
+            // Nobody asked, and everybody knows.
+            wait_for("the announcement", Duration::from_secs(3), || {
+                let found = neighbour();
+                (found.as_deref() == Some("52:54:00:00:02:15"), found)
+            });
+            assert_eq!(
+                seen_as("world", "198.51.100.50", 80).as_deref(),
+                Some("198.51.100.1")
+            );
+            end(server);
+            fs::remove_file(&file).unwrap();
+            assert!(other.wait().unwrap().success());
+        },
+    );
+}
