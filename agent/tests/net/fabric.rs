@@ -47,6 +47,7 @@ pub(super) struct HostOnWire {
 
 /// A machine with one NIC in a network's bridge.
 pub(super) struct GuestOnWire {
+    host: String,
     pub(super) namespace: String,
     pub(super) mac: String,
 }
@@ -185,6 +186,7 @@ impl HostOnWire {
         ip(&format!("-n {name} link set eth0 up"));
         ip(&format!("-n {name} address add {address} dev eth0"));
         GuestOnWire {
+            host: host.clone(),
             namespace: name.to_owned(),
             mac: mac.to_owned(),
         }
@@ -252,6 +254,8 @@ impl GuestOnWire {
     }
 
     pub(super) fn unplug(self) {
+        // A namespace goes some time after its name.
+        ip(&format!("-n {} link del tap{}", self.host, self.namespace));
         ip(&format!("netns del {}", self.namespace));
     }
 }
@@ -315,7 +319,7 @@ impl Capture {
         Self(socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap())
     }
 
-    /// The VXLAN packets since then, each kind once.
+    /// The VXLAN packets since then, each kind once; without those of IPv6, which all guests send when they like.
     pub(super) fn vxlans(&self) -> BTreeSet<Packet> {
         let mut packets = BTreeSet::new();
         let mut buffer = [0_u8; 2048];
@@ -324,7 +328,8 @@ impl Capture {
             &mut buffer,
             nix::sys::socket::MsgFlags::empty(),
         ) {
-            packets.extend(vxlan(&buffer[..length]));
+            let packet = vxlan(&buffer[..length]);
+            packets.extend(packet.filter(|packet| !packet.mac.starts_with("33:33")));
         }
         packets
     }
