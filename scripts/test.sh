@@ -41,8 +41,8 @@ scripts/guest-image.sh
 tier "formatting and lints"
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
-# Not among all targets: it is no test that cargo runs by itself.
-cargo clippy --workspace --test lvm --locked -- -D warnings
+# Not among all targets: they are no tests that cargo runs by itself.
+cargo clippy --workspace --test lvm --test vlan --locked -- -D warnings
 
 tier "build of the tests"
 cargo test --workspace --locked --no-run
@@ -52,11 +52,13 @@ cargo test --workspace --locked --no-run
 tier "unit, bus, store and agent tests"
 cargo test --workspace --locked --exclude berth-tests
 
-# What the running kernel may not have. The test is not among those above, and fails where it cannot run.
-tier "storage pools on Debian's stock kernel"
-lvm_test=$(cargo test --workspace --test lvm --locked --no-run --message-format=json |
-	jq -r 'select(.reason == "compiler-artifact" and .target.name == "lvm") | .executable')
-scripts/stock-kernel.sh --limit 1200 "$lvm_test" --test-threads=1
+# What the running kernel may not have. The tests are not among those above, and fail where they cannot run.
+tier "storage pools and VLANs on Debian's stock kernel"
+mapfile -t kernel_tests < <(cargo test --workspace --test lvm --test vlan --locked --no-run --message-format=json |
+	jq -r 'select(.reason == "compiler-artifact" and (.target.name | IN("lvm", "vlan"))) | .executable')
+((${#kernel_tests[@]} == 2))
+# shellcheck disable=SC2016
+scripts/stock-kernel.sh --limit 1200 bash -c 'for test; do "$test" --test-threads=1 || exit; done' bash "${kernel_tests[@]}"
 
 # The services as users get them. The tests were built with tokio's test-util and other features that only they ask
 # for, so this compiles tokio and what stands on it a second time, once per change of the lock file.

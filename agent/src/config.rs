@@ -2,6 +2,8 @@
 //!
 //! It reads and checks texts only; whether the host fits them is [`crate::preflight`]'s question.
 
+mod network;
+
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -12,9 +14,11 @@ use std::{
 
 use berth_common::{
     config::{ConfigErrors, Reader, Secret, parse},
-    names::{HostName, PhysicalNetworkName, PoolName},
+    names::{HostName, PoolName},
     telemetry::{http, logging::LogConfig},
 };
+
+pub use network::NetworkConfig;
 
 use crate::{
     act::{
@@ -38,8 +42,8 @@ pub struct Config {
     pub heartbeat_every: Duration,
     /// `host.resync_seconds`: how often everything on the host is looked at again.
     pub resync_every: Duration,
-    /// `host.physical_networks`: the physical networks its NICs are plugged into.
-    pub physical_networks: Vec<PhysicalNetworkName>,
+    /// `network`: what its networks go out by.
+    pub network: NetworkConfig,
     /// `host.pci_pools`: the PCI devices that instances may have.
     pub pci_pools: Vec<PciPool>,
     /// `libvirt.uri`.
@@ -114,11 +118,7 @@ impl Config {
             parse::seconds(1..=3600),
             Duration::from_secs(10),
         );
-        let physical_networks = c.optional(
-            "host.physical_networks",
-            parse::list(parse::from_str("a name such as physnet1")),
-            Vec::new(),
-        );
+        let network = NetworkConfig::read(&mut c);
         let pci_pools = c.optional(
             "host.pci_pools",
             parse::list(parse::from_str("a pool such as GPU=10de:1eb8")),
@@ -165,7 +165,7 @@ impl Config {
                 state_dir,
                 heartbeat_every,
                 resync_every,
-                physical_networks,
+                network,
                 pci_pools,
                 libvirt_uri,
                 virt_type,

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use berth_agent::{
+    act::net::features::Features,
     config::{Config, DEFAULT_PATH},
     heap,
     preflight::{self, NotReady, Severity},
@@ -45,7 +46,7 @@ fn start(args: &Args) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "this is what the operator asked for")]
 fn show_preflight(config: &Config) -> anyhow::Result<()> {
-    let findings = preflight::check(config);
+    let findings = preflight::check(config, &Features::of_this_kernel());
     if findings
         .all()
         .iter()

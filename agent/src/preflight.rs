@@ -6,15 +6,16 @@
 use std::{
     collections::BTreeMap,
     env, fmt, fs,
-    net::Shutdown,
+    net::{IpAddr, Shutdown},
     os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
 };
 
 use berth_common::names::PoolName;
 use nix::{
+    ifaddrs::getifaddrs,
     sched::{CloneFlags, unshare},
-    sys::statvfs::statvfs,
+    sys::{socket::SockaddrStorage, statvfs::statvfs},
 };
 use rtnetlink::{LinkBridge, LinkVeth, new_connection};
 
@@ -23,11 +24,13 @@ use crate::{
         command::PATH,
         libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
         machine::{Measure as _, ThisMachine},
+        net::features::Features,
         storage::{
             LvmPoolOptions, StorageOptions, check_lvm_pool, check_qemu_img, seen_with_the_system,
         },
     },
-    config::Config,
+    config::{Config, NetworkConfig},
+    decide::network::uplink::Feature,
 };
 
 /// Programs the agent runs, Debian's packages of them, and how bad it is when they are missing.
@@ -141,12 +144,13 @@ impl fmt::Display for Findings {
 
 /// Looks at this machine. Blocks for a moment.
 #[must_use]
-pub fn check(config: &Config) -> Findings {
+pub fn check(config: &Config, features: &Features) -> Findings {
     let mut findings = Findings::default();
     check_rights(&mut findings);
     check_programs(&mut findings);
     check_tun(&mut findings);
     check_kernel(&mut findings);
+    check_networks(&mut findings, &config.network, features);
     check_confinement(&mut findings, config);
     check_space(&mut findings, &config.state_dir);
     check_pools(&mut findings, &config.pools);
@@ -278,6 +282,62 @@ fn check_kernel(findings: &mut Findings) {
             Some("use a kernel with network namespaces, bridges and veth pairs, and root rights"),
         );
     }
+}
+
+/// What networks that reach beyond this host need. One that cannot be built keeps nobody from the others.
+fn check_networks(findings: &mut Findings, config: &NetworkConfig, features: &Features) {
+    for (feature, lack) in features.lacks() {
+        let wanted = match feature {
+            Feature::Vlan => !config.nics.is_empty(),
+            Feature::Vxlan => config.tunnel_ip.is_some(),
+            Feature::Nat | Feature::StatefulFilter => true,
+        };
+        let severity = if wanted {
+            Severity::Warning
+        } else {
+            Severity::Note
+        };
+        findings.add(severity, lack, None);
+    }
+    for (physical, nic) in &config.nics {
+        if !Path::new("/sys/class/net").join(nic.as_str()).exists() {
+            let what =
+                format!("there is no NIC {nic}, which physical network {physical} is to be on");
+            let fix =
+                "correct network.physical_networks; until then no network on it can be built here";
+            findings.add(Severity::Warning, what, Some(fix));
+        }
+    }
+    if let Some(local) = config.tunnel_ip {
+        let own = match getifaddrs() {
+            Ok(mut all) => all.any(|found| {
+                found
+                    .address
+                    .and_then(|address| ip_of(&address))
+                    .is_some_and(|address| address == local)
+            }),
+            Err(errno) => {
+                let what = format!("the addresses of this host could not be listed: {errno}");
+                findings.add(Severity::Warning, what, None);
+                return;
+            }
+        };
+        if !own {
+            let what = format!("network.tunnel_ip is {local}, which is no address of this host");
+            let fix = "set it to the address that the other hosts reach this one by; until then no VXLAN can be built here";
+            findings.add(Severity::Warning, what, Some(fix));
+        }
+    }
+}
+
+fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| {
+        let v6 = address.as_sockaddr_in6()?;
+        Some(IpAddr::V6(v6.ip()))
+    })
 }
 
 /// Makes a bridge and a veth pair in a network namespace of this thread's own; all of it goes with the thread.
@@ -486,6 +546,29 @@ mod tests {
             virtualisation(VirtTypeChoice::Qemu, false, false).severity,
             Severity::Note
         );
+    }
+
+    #[test]
+    fn what_networks_lack_is_found() {
+        let config = NetworkConfig {
+            nics: [("physnet1".parse().unwrap(), "no-such-nic".parse().unwrap())].into(),
+            tunnel_ip: Some(IpAddr::from([192, 0, 2, 77])),
+            ..NetworkConfig::default()
+        };
+        let mut findings = Findings::default();
+        check_networks(&mut findings, &config, &Features::default());
+        let text = findings.to_string();
+        assert!(
+            text.contains("no-such-nic") && text.contains("192.0.2.77"),
+            "{text}"
+        );
+        let mut findings = Findings::default();
+        let config = NetworkConfig {
+            tunnel_ip: Some(IpAddr::from([127, 0, 0, 1])),
+            ..NetworkConfig::default()
+        };
+        check_networks(&mut findings, &config, &Features::default());
+        assert_eq!(findings.all(), []);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
         inspect::Guests,
         libvirt::{Libvirt, Options, VirtTypeChoice},
         machine::{Measure, ThisMachine},
-        net::KernelNet,
+        net::{KernelNet, features::Features},
         storage::{DirStorage, StorageOptions},
     },
     config::Config,
@@ -76,9 +76,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let state_dir = config.state_dir.clone();
     let state = tokio::task::spawn_blocking(move || StateDir::open(&state_dir)).await??;
     let checked = config.clone();
-    tokio::task::spawn_blocking(move || preflight::check(&checked))
-        .await?
-        .judge()?;
+    let features = tokio::task::spawn_blocking(move || {
+        let features = Features::of_this_kernel();
+        let judged = preflight::check(&checked, &features).judge();
+        judged.map(|()| features)
+    })
+    .await??;
 
     let metrics = Metrics::new("agent", env!("CARGO_PKG_VERSION"))?;
     let agent_metrics = AgentMetrics::new(&metrics)?;
@@ -128,7 +131,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     };
     let name = format!("{} {}", app::AGENT, config.host_name);
     let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(connection(name.clone()))?);
-    let net = Arc::new(KernelNet::new(state.root()));
+    let net = Arc::new(KernelNet::with_uplinks(
+        state.root(),
+        config.network.uplinks(features.clone()),
+    ));
     let agent = Agent::assemble(Setup {
         host_id: state.host_id(),
         host: config.host_name.clone(),
@@ -142,8 +148,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         },
         inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
-            physical_networks: config.physical_networks.clone(),
+            physical_networks: config.network.nics.keys().cloned().collect(),
             pci_pools: config.pci_pools.clone(),
+            tunnel_ip: config.network.tunnel_ip,
+            features: features.clone(),
         }),
         facts: facts_known,
         bus: Arc::clone(&bus),
@@ -165,6 +173,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         // It sends nothing: it is dropped with its thread.
         let _ = heart.stopped.await;
     });
+    beside.spawn(until_cancelled(features.keep_trying(), cancel.clone()));
     let state = Arc::new(Mutex::new(state));
     beside.spawn(until_cancelled(
         keep_state(Arc::clone(&state), health.component("state")),

@@ -15,6 +15,8 @@ mod routers;
 mod size;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
+#[path = "engine/uplinks.rs"]
+mod uplinks;
 #[path = "engine/volumes.rs"]
 mod volumes;
 

@@ -36,6 +36,11 @@ use berth_common::{
 };
 use serde_json::Value;
 
+#[path = "net/fabric.rs"]
+mod fabric;
+#[path = "net/uplinks.rs"]
+mod uplinks;
+
 /// Set for the copy of the test that runs in its own namespaces.
 const INSIDE: &str = "BERTH_NET_TEST_INSIDE";
 /// How long one test may take, in seconds.

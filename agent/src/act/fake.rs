@@ -39,7 +39,7 @@ use crate::decide::{
     filter::Reason,
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
-    network::{NetStep, NetworkObserved},
+    network::{NetStep, NetworkObserved, uplink::HostUplinks},
     router::{Leg, RouterObserved, RouterStep, Translation},
     snapshot::{BackupJob, SnapshotFiles},
     usage::{Activity, DomainUsage},
@@ -151,8 +151,19 @@ impl FakeHost {
         let mut model = self.model();
         model.domains.power_cut();
         model.files.power_cut();
-        model.networks = Networks::default();
+        model.networks.power_cut();
         model.routers = Routers::default();
+    }
+
+    /// What its networks go out by; nothing unless told otherwise.
+    pub fn have_uplinks(&self, uplinks: HostUplinks) {
+        self.model().networks.have_uplinks(uplinks);
+    }
+
+    /// What its networks go out by now.
+    #[must_use]
+    pub fn uplinks(&self) -> HostUplinks {
+        self.model().networks.uplinks().clone()
     }
 
     /// A network's bridge is there, whoever made it.

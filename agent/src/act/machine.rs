@@ -3,14 +3,19 @@
 pub mod countables;
 pub mod memory;
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use berth_common::{
-    message::heartbeat::ResourceInventory, names::PhysicalNetworkName, units::ByteCount,
+    message::heartbeat::{NetworkCapabilities, ResourceInventory},
+    names::PhysicalNetworkName,
+    units::ByteCount,
 };
 use nix::unistd::{SysconfVar, sysconf};
 
 use countables::PciPool;
+
+use super::net::features::Features;
+use crate::decide::network::uplink::Feature;
 
 /// What a machine is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,6 +31,8 @@ pub struct Machine {
     pub countables: Vec<ResourceInventory>,
     /// The physical networks it is plugged into, by its operator's word.
     pub physical_networks: Vec<PhysicalNetworkName>,
+    /// What kinds of networks it can build.
+    pub network: NetworkCapabilities,
 }
 
 impl Machine {
@@ -54,12 +61,16 @@ pub trait Measure: Send + Sync {
 }
 
 /// The machine that this process runs on, and what its operator says of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ThisMachine {
     /// The physical networks it is plugged into.
     pub physical_networks: Vec<PhysicalNetworkName>,
     /// The PCI devices that instances may have.
     pub pci_pools: Vec<PciPool>,
+    /// Its address for VXLANs.
+    pub tunnel_ip: Option<IpAddr>,
+    /// What its kernel can.
+    pub features: Features,
 }
 
 impl Measure for ThisMachine {
@@ -77,6 +88,12 @@ impl Measure for ThisMachine {
             cpus: cpus.unwrap_or(1),
             countables,
             physical_networks: self.physical_networks.clone(),
+            network: NetworkCapabilities {
+                vlan: self.features.has(Feature::Vlan),
+                vxlan: self.features.has(Feature::Vxlan),
+                stateful_filter: self.features.has(Feature::StatefulFilter),
+                tunnel_ip: self.tunnel_ip,
+            },
             ..Machine::of_meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
         }
     }

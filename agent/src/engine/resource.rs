@@ -347,11 +347,11 @@ impl Resource {
     }
 }
 
-/// Whether what is refused for this reason may become possible without another document. An image does not change,
-/// and neither does this agent.
+/// Whether what is refused for this reason may become possible without another document. An image does not change; a kernel
+/// can load a module.
 const fn may_mend_itself(code: FaultCode) -> bool {
     match code {
-        FaultCode::ImageChecksum | FaultCode::ImageRefused | FaultCode::Unsupported => false,
+        FaultCode::ImageChecksum | FaultCode::ImageRefused => false,
         FaultCode::NoValidHost
         | FaultCode::ImageUnreachable
         | FaultCode::DiskFull
@@ -359,6 +359,7 @@ const fn may_mend_itself(code: FaultCode) -> bool {
         | FaultCode::Hypervisor
         | FaultCode::ForeignObject
         | FaultCode::Volume
+        | FaultCode::Unsupported
         | FaultCode::Internal => true,
     }
 }
@@ -461,7 +462,7 @@ mod tests {
         for (code, again) in [
             (FaultCode::ImageChecksum, None),
             (FaultCode::ImageRefused, None),
-            (FaultCode::Unsupported, None),
+            (FaultCode::Unsupported, Some(300)),
             (FaultCode::ForeignObject, Some(300)),
             (FaultCode::Hypervisor, Some(300)),
             (FaultCode::Network, Some(300)),

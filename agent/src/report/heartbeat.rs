@@ -15,8 +15,7 @@ use berth_common::{
     message::{
         app,
         heartbeat::{
-            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, NetworkCapabilities,
-            PartHealth, PoolReport,
+            ForeignDomain, HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat, PartHealth, PoolReport,
         },
         report::PowerState,
         view::Resources,
@@ -248,7 +247,7 @@ impl Pulse {
             physical_networks: machine.physical_networks,
             resources: machine.countables,
             pools: pools(&glance),
-            network: NetworkCapabilities::default(),
+            network: machine.network,
         }
     }
 }

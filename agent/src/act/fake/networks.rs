@@ -8,17 +8,40 @@ use super::domains::Domains;
 use crate::decide::{
     filter::{self, FilterObserved, Stateful, Tables},
     names,
-    network::{NetStep, NetworkObserved, imagine},
+    network::{
+        Link, NetStep, NetworkObserved, imagine,
+        uplink::{HostUplinks, Segment, UplinkObserved},
+    },
 };
 
 #[derive(Debug, Default)]
 pub(super) struct Networks {
     networks: BTreeMap<NetworkId, NetworkObserved>,
+    /// What all of them share.
+    host: HostUplinks,
+    /// The same, as it is when the host boots.
+    at_boot: HostUplinks,
     /// What the packet filter has for the whole host.
     filter_base: BTreeMap<filter::part::Name, Vec<String>>,
 }
 
 impl Networks {
+    /// The host loses power and boots: no network is there, and the host has what it always had.
+    pub(super) fn power_cut(&mut self) {
+        let host = self.at_boot.clone();
+        *self = Self::default();
+        self.have_uplinks(host);
+    }
+
+    pub(super) fn have_uplinks(&mut self, host: HostUplinks) {
+        self.at_boot.clone_from(&host);
+        self.host = host;
+    }
+
+    pub(super) const fn uplinks(&self) -> &HostUplinks {
+        &self.host
+    }
+
     /// What is there of a network; its bridge holds the taps of the domains that run.
     pub(super) fn observe(&self, network: NetworkId, domains: &Domains) -> NetworkObserved {
         let mut observed = self.networks.get(&network).cloned().unwrap_or_default();
@@ -26,12 +49,20 @@ impl Networks {
         if observed.bridge.is_some() {
             observed.members = domains.taps_in(&names::bridge(network));
         }
+        observed.uplink.host = self.host.clone();
+        for (other, found) in &self.networks {
+            if *other != network {
+                add_other(&mut observed.uplink.host, *other, &found.uplink);
+            }
+        }
         observed
     }
 
     pub(super) fn apply(&mut self, step: &NetStep) {
         let observed = self.networks.entry(step.network()).or_default();
+        observed.uplink.host = std::mem::take(&mut self.host);
         imagine(observed, step);
+        self.host = std::mem::take(&mut observed.uplink.host);
         // What the host has once is kept once.
         let base = std::mem::take(&mut observed.filter.base);
         if !base.is_empty() {
@@ -71,4 +102,23 @@ impl Networks {
             .map(|(network, _)| names::bridge(*network))
             .collect()
     }
+}
+
+/// What another network has of the host.
+fn add_other(host: &mut HostUplinks, other: NetworkId, found: &UplinkObserved) {
+    if let Some(segment) = found.vlan.as_ref().and_then(|vlan| vlan.segment()) {
+        host.taken.insert(segment, Link::vlan(other).name());
+    }
+    if let Some(vxlan) = &found.vxlan
+        && let (Some(id), Some(port)) = (vxlan.id, vxlan.port)
+    {
+        let segment = Segment::Vxlan { id, port };
+        host.taken.insert(segment, Link::vxlan(other).name());
+    }
+    if !found.addresses.is_empty() {
+        host.addresses
+            .insert(Link::bridge(other).name(), found.addresses.clone());
+    }
+    let opened = found.nat.iter().flat_map(|nat| &nat.rules.open);
+    host.opened.extend(opened.cloned());
 }

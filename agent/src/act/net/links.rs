@@ -640,7 +640,7 @@ fn bridge(options: &[InfoBridge]) -> BridgeOptions {
 }
 
 /// An address that somebody gave a link: not the link-local one that the kernel makes by itself.
-fn given_address(message: &AddressMessage) -> Option<IpNet> {
+pub(super) fn given_address(message: &AddressMessage) -> Option<IpNet> {
     let prefix_len = message.header.prefix_len;
     // IPv4 has both, and the one that counts is local; IPv6 has only the other, but of tunnels.
     let find =

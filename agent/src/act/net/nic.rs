@@ -13,15 +13,16 @@ use berth_common::names::LinkName;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
-    address::{AddressFlags, AddressHeaderFlags},
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
+    AddressFamily,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
+    route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
 use super::{
     error::NetError,
-    links::{Found, Links, is},
+    links::{Found, Links, given_address, is},
 };
 use crate::decide::network::Link;
 
@@ -58,6 +59,7 @@ impl Links {
             return self.set_master(&found, inside.index).await;
         }
         let before = (inside.mac(), found.master());
+        let given = self.given(&found, addresses).await?;
         let moving = Between {
             from: &found,
             to: &inside,
@@ -66,7 +68,7 @@ impl Links {
             if let Some(mac) = found.mac() {
                 self.set_mac(&inside, mac).await?;
             }
-            self.add_addresses(&inside, addresses).await?;
+            self.add_addresses(&inside, &given).await?;
             self.set_master(&found, inside.index).await?;
             self.move_routes(moving).await?;
             self.drop_addresses(&found, addresses).await
@@ -78,7 +80,7 @@ impl Links {
         let back = async {
             self.set_master(&found, before.1.unwrap_or_default())
                 .await?;
-            self.add_addresses(&found, addresses).await?;
+            self.add_addresses(&found, &given).await?;
             self.move_routes(moving.back()).await?;
             self.drop_addresses(&inside, addresses).await?;
             match before.0 {
@@ -109,7 +111,8 @@ impl Links {
         if found.is_in_another_than(inside.index) {
             return Ok(());
         }
-        self.add_addresses(&found, addresses).await?;
+        let given = self.given(&inside, addresses).await?;
+        self.add_addresses(&found, &given).await?;
         self.move_routes(Between {
             from: &inside,
             to: &found,
@@ -154,36 +157,65 @@ impl Links {
         )))
     }
 
-    async fn add_addresses(
-        &self,
-        link: &Found,
-        addresses: &BTreeSet<IpNet>,
-    ) -> Result<(), NetError> {
-        for address in addresses {
-            let mut request =
-                self.handle()
-                    .address()
-                    .add(link.index, address.addr(), address.prefix_len());
-            if address.addr().is_ipv6() {
+    /// Gives a link addresses as another one has them, in the same order: the first of a subnet is the one that is used.
+    async fn add_addresses(&self, link: &Found, given: &[AddressMessage]) -> Result<(), NetError> {
+        for address in given {
+            let mut address = address.clone();
+            address.header.index = link.index;
+            address.header.flags = AddressHeaderFlags::empty();
+            // A label is of the other link; how long the address is good for was told to the other link, too.
+            address.attributes.retain(|attribute| {
+                !matches!(
+                    attribute,
+                    AddressAttribute::Label(_)
+                        | AddressAttribute::CacheInfo(_)
+                        | AddressAttribute::Flags(_)
+                )
+            });
+            if address.header.family == AddressFamily::Inet6 {
                 // It was found to be nobody else's when the host got it, and must not be without use meanwhile.
-                let message = request.message_mut();
-                message.header.flags |= AddressHeaderFlags::Nodad;
-                message
-                    .attributes
-                    .push(netlink_packet_route::address::AddressAttribute::Flags(
-                        AddressFlags::Nodad,
-                    ));
+                let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+                address.attributes.push(flags);
             }
+            let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+            let mut request = self.handle().address().add(link.index, any, 32);
+            *request.message_mut() = address;
             match request.execute().await {
                 Ok(()) => {}
                 Err(error) if is(&error, Errno::EEXIST) => {}
                 Err(error) => {
-                    let what = format!("give {} the address {address}", link.name);
+                    let what = format!("give {} an address that is to move there", link.name);
                     return Err(NetError::netlink(what)(error));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Those of a link's addresses that are among these, as it has them.
+    async fn given(
+        &self,
+        link: &Found,
+        addresses: &BTreeSet<IpNet>,
+    ) -> Result<Vec<AddressMessage>, NetError> {
+        let answer = self
+            .handle()
+            .address()
+            .get()
+            .set_link_index_filter(link.index)
+            .execute();
+        let mut all: Vec<AddressMessage> =
+            answer
+                .try_collect()
+                .await
+                .map_err(NetError::netlink(format!(
+                    "list the addresses of {}",
+                    link.name
+                )))?;
+        all.retain(|message| {
+            given_address(message).is_some_and(|address| addresses.contains(&address))
+        });
+        Ok(all)
     }
 
     async fn drop_addresses(
@@ -212,6 +244,8 @@ impl Links {
             route
                 .attributes
                 .retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+            // What else is flagged is how the kernel found the link to be.
+            route.header.flags &= RouteFlags::Onlink;
             let what = format!(
                 "move a route from {} to {}",
                 between.from.name, between.to.name
@@ -250,8 +284,8 @@ impl Links {
 
     /// The link that IPv4 goes out by when it goes nowhere else.
     pub(super) async fn outward(&self) -> Result<Option<u32>, NetError> {
-        // Addresses for documentation (RFC 5737) are routed nowhere but by default.
-        let somewhere = Ipv4Addr::new(192, 0, 2, 1);
+        // The dummy address (RFC 7600) is nobody's, so no route but the default one leads there.
+        let somewhere = Ipv4Addr::new(192, 0, 0, 8);
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(somewhere, 32)
             .build();

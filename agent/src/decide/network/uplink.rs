@@ -329,6 +329,18 @@ impl Planner {
         {
             self.uplink_step(UplinkStep::Delete(Link::vxlan(network)));
         }
+        if self.has_own_bridge() {
+            self.release_nics(wanted);
+        }
+    }
+
+    fn has_own_bridge(&self) -> bool {
+        let bridge = self.now.bridge.as_ref();
+        bridge.is_some_and(|found| found.is_own(Link::bridge(self.network)))
+    }
+
+    fn release_nics(&mut self, wanted: &Uplink) {
+        let network = self.network;
         let bridge = Link::bridge(network);
         let host = &self.now.uplink.host;
         let others: Vec<LinkName> = host
@@ -361,7 +373,11 @@ impl Planner {
         let Some(nat) = self.now.uplink.nat.clone() else {
             return;
         };
-        let addresses = nat.rules.addresses();
+        let addresses = if self.has_own_bridge() {
+            nat.rules.addresses()
+        } else {
+            BTreeSet::new()
+        };
         for address in addresses.intersection(&self.now.uplink.addresses.clone()) {
             self.uplink_step(UplinkStep::RemoveAddress {
                 network,

@@ -1,0 +1,183 @@
+//! Networks of every type through the whole agent: whatever step the agent dies after, whatever type they were before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_agent::decide::network::uplink::{
+    Carrier, Feature, FlatAddressPolicy, HostUplinks, Nic, NicFound, Tunnel,
+};
+
+use super::*;
+
+const TYPES: [NetworkType; 5] = [
+    NetworkType::Local,
+    NetworkType::Nat,
+    NetworkType::Flat,
+    NetworkType::Vlan,
+    NetworkType::Vxlan,
+];
+
+/// A host whose only NIC of a physical network is also the one it is reached by.
+fn uplinks() -> HostUplinks {
+    let nic = Nic {
+        name: "eth1".parse().unwrap(),
+        found: Some(NicFound {
+            mac: Some([0x52, 0x54, 0, 1, 1, 1]),
+            mtu: 1600,
+            up: true,
+            master: None,
+            addresses: BTreeSet::from(["192.0.2.1/24".parse().unwrap()]),
+        }),
+    };
+    HostUplinks {
+        nics: BTreeMap::from([("physnet1".parse().unwrap(), nic)]),
+        tunnel: Some(Tunnel {
+            local: "192.0.2.1".parse().unwrap(),
+            port: 4789,
+            carrier: Some(Carrier {
+                name: "eth1".to_owned(),
+                mtu: 1600,
+            }),
+        }),
+        flat_addresses: FlatAddressPolicy::Move,
+        ..HostUplinks::default()
+    }
+}
+
+fn of_type(wish: &Wish, generation: u64, network_type: NetworkType) -> Document {
+    let Document::Network(mut document) = wish.network(generation, &[wish.port]) else {
+        panic!("a network's document is one");
+    };
+    let spec = document.spec.as_mut().unwrap();
+    spec.network_type = network_type;
+    spec.physical_network = Some("physnet1".parse().unwrap());
+    spec.segmentation_id = Some(100);
+    spec.subnets[0].gateway_ip = Some("10.0.0.1".parse().unwrap());
+    spec.remote_ports = vec![berth_common::document::RemotePort {
+        mac_address: "52:54:00:00:01:01".parse().unwrap(),
+        hostname: "far".parse().unwrap(),
+        ip_addresses: Vec::new(),
+        tunnel_ip: Some("192.0.2.2".parse().unwrap()),
+    }];
+    Document::Network(document)
+}
+
+async fn lab() -> Lab {
+    let lab = Lab::new().await;
+    lab.host.have_uplinks(uplinks());
+    lab
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_killed_at_any_step_of_building_or_removing_an_uplink_leaves_nothing_behind() {
+    for network_type in TYPES {
+        for steps in 0.. {
+            let mut lab = lab().await;
+            let wish = Wish::new(&lab);
+            let document = of_type(&wish, 1, network_type);
+            lab.host.crash_after(steps);
+            lab.send(&document).await;
+            let done = |lab: &Lab| {
+                lab.newest(document.key())
+                    .is_some_and(|report| report.status == ConvergeStatus::Converged)
+            };
+            lab.wait_until("the crash or the end", || {
+                lab.host.is_crashed() || done(&lab)
+            })
+            .await;
+            let crashed = lab.host.is_crashed();
+            lab.restart().await;
+            lab.wait_status(&document, ConvergeStatus::Converged).await;
+            lab.host.crash_after(steps);
+            lab.send(&document.tombstone()).await;
+            let gone = |lab: &Lab| {
+                lab.newest(document.key())
+                    .is_some_and(|report| report.status == ConvergeStatus::Gone)
+            };
+            lab.wait_until("the crash or the end", || {
+                lab.host.is_crashed() || gone(&lab)
+            })
+            .await;
+            let crashed = crashed || lab.host.is_crashed();
+            lab.restart().await;
+            lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)
+                .await;
+            assert_eq!(
+                lab.host.uplinks(),
+                uplinks(),
+                "{network_type:?}, {steps} steps"
+            );
+            if !crashed {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_becomes_one_of_any_other_type() {
+    let lab = lab().await;
+    let wish = Wish::new(&lab);
+    let mut generation = 0;
+    for before in TYPES {
+        for after in TYPES {
+            for network_type in [before, after] {
+                generation += 1;
+                let document = of_type(&wish, generation, network_type);
+                lab.send(&document).await;
+                // Twice is no more than once.
+                lab.send(&document).await;
+                lab.wait_status(&document, ConvergeStatus::Converged).await;
+            }
+        }
+    }
+    let last = of_type(&wish, generation, NetworkType::Local).tombstone();
+    lab.send(&last).await;
+    lab.wait_status(&last, ConvergeStatus::Gone).await;
+    assert_eq!(lab.host.uplinks(), uplinks());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_lacks_is_a_fault_until_it_is_there() {
+    let lab = lab().await;
+    let lacking = HostUplinks {
+        lacks: BTreeMap::from([(Feature::Vlan, "modprobe 8021q".to_owned())]),
+        ..uplinks()
+    };
+    lab.host.have_uplinks(lacking);
+    let wish = Wish::new(&lab);
+    let document = of_type(&wish, 1, NetworkType::Vlan);
+    lab.send(&document).await;
+    let report = lab.wait_status(&document, ConvergeStatus::Failed).await;
+    let fault = report.fault.unwrap();
+    assert_eq!(fault.code, FaultCode::Unsupported);
+    assert!(fault.message.contains("8021q"), "{fault:?}");
+    lab.host.have_uplinks(uplinks());
+    lab.wait_status(&document, ConvergeStatus::Converged).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_networks_share_no_nic_no_segment_and_no_translated_addresses() {
+    for (network_type, word) in [
+        (NetworkType::Flat, "eth1 is in"),
+        (NetworkType::Vlan, "VLAN 100"),
+        (NetworkType::Vxlan, "VNI 100"),
+        (NetworkType::Nat, "overlaps"),
+    ] {
+        let lab = lab().await;
+        let [first, second] = [Wish::new(&lab), Wish::new(&lab)];
+        let documents = [&first, &second].map(|wish| of_type(wish, 1, network_type));
+        lab.send(&documents[0]).await;
+        lab.wait_status(&documents[0], ConvergeStatus::Converged)
+            .await;
+        lab.send(&documents[1]).await;
+        let report = lab.wait_status(&documents[1], ConvergeStatus::Failed).await;
+        let message = report.fault.unwrap().message;
+        assert!(message.contains(word), "{message}");
+        // Once the first is gone the second gets it.
+        lab.send(&documents[0].tombstone()).await;
+        lab.wait_status(&documents[0].tombstone(), ConvergeStatus::Gone)
+            .await;
+        lab.wait_status(&documents[1], ConvergeStatus::Converged)
+            .await;
+    }
+}

@@ -1,0 +1,408 @@
+//! Several hosts on one wire: network namespaces whose NICs are joined by a bridge, each with an agent's hands of its own, and
+//! guests behind their bridges.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use berth_agent::{
+    act::{
+        ActError, Net,
+        net::{KernelNet, UplinkOptions},
+    },
+    decide::{
+        filter::FilterObserved,
+        names,
+        network::{NetPlan, NetStep, NetThen, NetworkObserved, plan, uplink::FlatAddressPolicy},
+    },
+};
+use berth_common::{
+    document::{Desired, NetworkSpec, NetworkType, RemotePort},
+    ids::{HostId, NetworkId},
+    units::Generation,
+};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+use super::{ip, run, try_run};
+
+/// The wire that the first NICs are on, in the namespace of the test.
+pub(super) const WIRE: &str = "wire";
+/// The one of the second NICs: physical network `physnet1`.
+pub(super) const TRUNK: &str = "trunk";
+/// What all hosts' files are below.
+const FILES: &str = "/run/state/hosts";
+
+/// A host on the wires: `eth0` on [`WIRE`] with the address `192.0.2.<n>`, `eth1` on [`TRUNK`] without any.
+pub(super) struct HostOnWire {
+    pub(super) n: u8,
+    pub(super) namespace: String,
+    options: UplinkOptions,
+    net: KernelNet,
+}
+
+/// A machine with one NIC in a network's bridge.
+pub(super) struct GuestOnWire {
+    host: String,
+    pub(super) namespace: String,
+    pub(super) mac: String,
+}
+
+/// Makes the wires.
+pub(super) fn wires() {
+    for wire in [WIRE, TRUNK] {
+        ip(&format!("link add {wire} type bridge"));
+        ip(&format!("link set {wire} up"));
+    }
+}
+
+pub(super) fn cut_wires() {
+    for wire in [WIRE, TRUNK] {
+        ip(&format!("link del {wire}"));
+    }
+}
+
+/// Does something in a namespace, on a thread that ends with it.
+pub(super) fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            let file = fs::File::open(format!("/run/netns/{namespace}")).unwrap();
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        entered.join().unwrap()
+    })
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(work)
+}
+
+impl HostOnWire {
+    pub(super) fn new(n: u8) -> Self {
+        Self::with(n, FlatAddressPolicy::Refuse)
+    }
+
+    pub(super) fn with(n: u8, flat_addresses: FlatAddressPolicy) -> Self {
+        let namespace = format!("host{n}");
+        ip(&format!("netns add {namespace}"));
+        for (wire, nic) in [(WIRE, "eth0"), (TRUNK, "eth1")] {
+            let end = format!("{wire}{n}");
+            ip(&format!(
+                "link add {end} type veth peer name {nic} netns {namespace}"
+            ));
+            ip(&format!("link set {end} master {wire} up"));
+            ip(&format!("-n {namespace} link set {nic} up"));
+        }
+        ip(&format!("-n {namespace} link set lo up"));
+        ip(&format!(
+            "-n {namespace} address add 192.0.2.{n}/24 dev eth0"
+        ));
+        let options = UplinkOptions {
+            nics: [("physnet1".parse().unwrap(), "eth1".parse().unwrap())].into(),
+            tunnel_ip: Some(tunnel_ip(n)),
+            flat_addresses,
+            ..UplinkOptions::default()
+        };
+        Self {
+            net: KernelNet::with_uplinks(&files(&namespace), options.clone()),
+            n,
+            namespace,
+            options,
+        }
+    }
+
+    /// The agent is gone and starts again.
+    pub(super) fn restart_agent(&mut self) {
+        self.net = KernelNet::with_uplinks(&files(&self.namespace), self.options.clone());
+    }
+
+    pub(super) fn observe(&self, network: NetworkId) -> NetworkObserved {
+        inside(&self.namespace, || {
+            block_on(self.net.observe(network)).unwrap()
+        })
+    }
+
+    pub(super) fn apply(&self, step: &NetStep) -> Result<(), ActError> {
+        inside(&self.namespace, || block_on(self.net.apply(step)))
+    }
+
+    pub(super) fn plan(&self, network: NetworkId, spec: Option<&NetworkSpec>) -> NetPlan {
+        let desired = Desired {
+            id: network,
+            generation: Generation(1),
+            host_id: HostId::new(),
+            spec: spec.cloned(),
+        };
+        plan(&desired, &self.observe(network))
+    }
+
+    /// Plans and applies until nothing is left to do.
+    pub(super) fn converge(&self, network: NetworkId, spec: Option<&NetworkSpec>) -> NetThen {
+        for _ in 0..4 {
+            let plan = self.plan(network, spec);
+            if plan.steps.is_empty() {
+                return plan.then;
+            }
+            for step in &plan.steps {
+                self.apply(step)
+                    .unwrap_or_else(|error| panic!("{}: {step}: {error:?}", self.namespace));
+            }
+        }
+        panic!("not converged: {:#?}", self.plan(network, spec));
+    }
+
+    pub(super) fn present(&self) -> Vec<NetworkId> {
+        inside(&self.namespace, || {
+            block_on(self.net.networks_present()).unwrap()
+        })
+    }
+
+    /// Plugs a guest into a network's bridge. Its name tells it from all others on all hosts.
+    pub(super) fn guest(
+        &self,
+        network: NetworkId,
+        name: &str,
+        mac: &str,
+        address: &str,
+    ) -> GuestOnWire {
+        let (host, tap) = (&self.namespace, format!("tap{name}"));
+        ip(&format!("netns add {name}"));
+        ip(&format!(
+            "-n {host} link add {tap} type veth peer name eth0 address {mac} netns {name}"
+        ));
+        ip(&format!(
+            "-n {host} link set {tap} master {} up",
+            names::bridge(network)
+        ));
+        ip(&format!("-n {name} link set eth0 up"));
+        ip(&format!("-n {name} address add {address} dev eth0"));
+        GuestOnWire {
+            host: host.clone(),
+            namespace: name.to_owned(),
+            mac: mac.to_owned(),
+        }
+    }
+
+    pub(super) fn ip_json(&self, args: &str) -> Value {
+        let args = format!("-n {} -j -d {args}", self.namespace);
+        serde_json::from_str(&ip(&args)).unwrap()
+    }
+
+    /// What addresses and routes the host has: each on its own, without what changes by itself.
+    pub(super) fn addresses_and_routes(&self) -> BTreeSet<String> {
+        let lines = |args: &str| {
+            let shown = ip(&format!("-n {} {args}", self.namespace));
+            let lines: Vec<String> = shown.lines().map(|line| line.trim().to_owned()).collect();
+            lines
+        };
+        let mut all = lines("-o -4 address show");
+        all.extend(lines("-o -6 address show scope global"));
+        all.extend(lines("-4 route show"));
+        all.extend(lines("-6 route show"));
+        let number = |line: String| {
+            let known = line.split_once(": ").map(|(_, rest)| rest.to_owned());
+            known.unwrap_or(line)
+        };
+        all.into_iter()
+            .map(number)
+            .filter(|line| !line.contains("fe80") && !line.contains("ff00"))
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
+    }
+
+    /// Takes the host off the wires, and makes sure that nothing of berth's was left on it.
+    pub(super) fn end(self) {
+        assert_eq!(self.present(), []);
+        let links = self.ip_json("link show");
+        let own = links.as_array().unwrap().iter().filter(|link| {
+            let name = link["ifname"].as_str().unwrap_or_default();
+            name.starts_with(names::LINK_PREFIX)
+        });
+        assert_eq!(own.collect::<Vec<_>>(), Vec::<&Value>::new());
+        let tables = inside(&self.namespace, || run("nft", &["list", "tables"]));
+        assert!(!tables.contains("berth-nat"), "{tables}");
+        for wire in [WIRE, TRUNK] {
+            ip(&format!("link del {wire}{}", self.n));
+        }
+        ip(&format!("netns del {}", self.namespace));
+        fs::remove_dir_all(files(&self.namespace)).ok();
+        fs::remove_dir(FILES).ok();
+    }
+}
+
+impl GuestOnWire {
+    pub(super) fn ping(&self, address: &str) -> bool {
+        let args = ["netns", "exec", &self.namespace, "busybox", "ping"];
+        let ping = ["-c", "1", "-w", "3", address];
+        try_run("ip", &[&args[..], &ping].concat()).status.success()
+    }
+
+    /// Whether nobody answers. It waits for as long as answers take when there are any.
+    pub(super) fn cannot_ping(&self, address: &str) -> bool {
+        let args = ["netns", "exec", &self.namespace, "busybox", "ping"];
+        let ping = ["-c", "1", "-w", "1", address];
+        !try_run("ip", &[&args[..], &ping].concat()).status.success()
+    }
+
+    pub(super) fn unplug(self) {
+        // A namespace goes some time after its name.
+        ip(&format!("-n {} link del tap{}", self.host, self.namespace));
+        ip(&format!("netns del {}", self.namespace));
+    }
+}
+
+pub(super) fn tunnel_ip(n: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, n])
+}
+
+fn files(namespace: &str) -> PathBuf {
+    let path = Path::new(FILES).join(namespace);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A network without subnets: what is in it is of no matter to what it goes out by.
+pub(super) fn bare(network_type: NetworkType, segmentation_id: Option<u32>) -> NetworkSpec {
+    let physical = matches!(network_type, NetworkType::Flat | NetworkType::Vlan);
+    NetworkSpec {
+        name: "net".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        network_type,
+        mtu: 1450,
+        subnets: Vec::new(),
+        ports: Vec::new(),
+        physical_network: physical.then(|| "physnet1".parse().unwrap()),
+        segmentation_id,
+        remote_ports: Vec::new(),
+        security_groups: Vec::new(),
+        group_members: std::collections::BTreeMap::new(),
+    }
+}
+
+/// A port on another host.
+pub(super) fn remote(mac: &str, host: u8) -> RemotePort {
+    RemotePort {
+        mac_address: mac.parse().unwrap(),
+        hostname: "far".parse().unwrap(),
+        ip_addresses: Vec::new(),
+        tunnel_ip: Some(tunnel_ip(host)),
+    }
+}
+
+/// A VXLAN packet as it was on a wire.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Packet {
+    pub(super) vni: u32,
+    pub(super) from: IpAddr,
+    pub(super) to: IpAddr,
+    /// Whom it is for, among the guests.
+    pub(super) mac: String,
+}
+
+/// Reads what passes the wires.
+pub(super) struct Capture(OwnedFd);
+
+impl Capture {
+    pub(super) fn start() -> Self {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let all = SockProtocol::EthAll;
+        Self(socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap())
+    }
+
+    /// The VXLAN packets since then, each kind once; without those of IPv6, which all guests send when they like.
+    pub(super) fn vxlans(&self) -> BTreeSet<Packet> {
+        let mut packets = BTreeSet::new();
+        let mut buffer = [0_u8; 2048];
+        while let Ok(length) = nix::sys::socket::recv(
+            self.0.as_raw_fd(),
+            &mut buffer,
+            nix::sys::socket::MsgFlags::empty(),
+        ) {
+            let packet = vxlan(&buffer[..length]);
+            packets.extend(packet.filter(|packet| !packet.mac.starts_with("33:33")));
+        }
+        packets
+    }
+}
+
+/// Ethernet, IPv4 without options, UDP to the port of VXLAN, VXLAN, Ethernet.
+fn vxlan(frame: &[u8]) -> Option<Packet> {
+    let is_vxlan = frame.get(12..14)? == [0x08, 0x00]
+        && *frame.get(14)? == 0x45
+        && *frame.get(23)? == 17
+        && frame.get(36..38)? == 4789_u16.to_be_bytes();
+    if !is_vxlan {
+        return None;
+    }
+    let address = |at: usize| -> Option<IpAddr> {
+        Some(<[u8; 4]>::try_from(frame.get(at..at + 4)?).ok()?.into())
+    };
+    let vni = frame.get(46..49)?;
+    let mac = frame.get(50..56)?;
+    Some(Packet {
+        vni: u32::from_be_bytes([0, vni[0], vni[1], vni[2]]),
+        from: address(26)?,
+        to: address(30)?,
+        mac: mac
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect::<Vec<_>>()
+            .join(":"),
+    })
+}
+
+/// What is left of a network. What the packet filter has once for the host stays.
+fn left(mut observed: NetworkObserved) -> NetworkObserved {
+    assert!(observed.filter.part.is_empty(), "{observed:?}");
+    observed.filter = FilterObserved::default();
+    observed
+}
+
+/// Builds a network, breaking off after each step, and takes it down, breaking off after each step: the next pass gets there,
+/// and nothing is left. Each step is done twice.
+pub(super) fn break_off_everywhere(host: &mut HostOnWire, network: NetworkId, spec: &NetworkSpec) {
+    let nothing = left(host.observe(network));
+    let routes = host.addresses_and_routes();
+    let steps = host.plan(network, Some(spec)).steps;
+    for cut in 0..=steps.len() {
+        for step in &steps[..cut] {
+            host.apply(step).unwrap();
+            let once = host.observe(network);
+            host.apply(step).unwrap();
+            assert_eq!(host.observe(network), once, "{step}");
+        }
+        host.restart_agent();
+        let built = host.converge(network, Some(spec));
+        assert_eq!(built, NetThen::Converged, "after {cut} steps of building");
+        let down = host.plan(network, None).steps;
+        for step in &down[..cut.min(down.len())] {
+            host.apply(step).unwrap();
+            host.apply(step).unwrap();
+        }
+        host.restart_agent();
+        let gone = host.converge(network, None);
+        assert_eq!(gone, NetThen::Gone, "after {cut} steps of taking down");
+        assert_eq!(left(host.observe(network)), nothing);
+        assert_eq!(host.present(), []);
+        assert_eq!(host.addresses_and_routes(), routes);
+        for step in &steps[..cut] {
+            host.apply(step).unwrap();
+        }
+        host.restart_agent();
+        let gone = host.converge(network, None);
+        assert_eq!(gone, NetThen::Gone, "deleted after {cut} steps of building");
+        assert_eq!(left(host.observe(network)), nothing);
+        assert_eq!(host.addresses_and_routes(), routes);
+    }
+}

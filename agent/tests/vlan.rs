@@ -1,0 +1,213 @@
+//! VLANs on a kernel that has 802.1Q: two hosts on one trunk, real packets, the tags counted on the wire.
+//!
+//! Not among what `cargo test` runs by itself: it needs a kernel that the machine may not have, and fails where that is
+//! missing. `scripts/stock-kernel.sh` boots one. As root, one test at a time: all look at the same kernel.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "in a test, a panic is a failed assertion"
+)]
+
+use std::process::{Command, Output};
+
+use berth_agent::{
+    act::net::features::Features,
+    decide::{
+        names,
+        network::{NetThen, uplink::Feature},
+    },
+};
+use berth_common::{
+    document::{NetworkSpec, NetworkType},
+    ids::NetworkId,
+};
+use serde_json::Value;
+
+use self::fabric::{HostOnWire, TRUNK, bare, break_off_everywhere, cut_wires, wires};
+
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "net/fabric.rs"]
+mod fabric;
+
+fn try_run(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = try_run(program, args);
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ip(args: &str) -> String {
+    run("ip", &args.split(' ').collect::<Vec<_>>())
+}
+
+fn vlan(id: u32) -> NetworkSpec {
+    bare(NetworkType::Vlan, Some(id))
+}
+
+/// Counts what passes the trunk, by tag.
+struct Tags;
+
+impl Tags {
+    fn count() -> Self {
+        let rules = "add table bridge seen; add chain bridge seen through { type filter hook forward priority 0; }; \
+                     add rule bridge seen through vlan id 10 counter comment \"10\"; \
+                     add rule bridge seen through vlan id 20 counter comment \"20\"; \
+                     add rule bridge seen through ether type arp counter comment \"none\"";
+        run("nft", &[rules]);
+        Self
+    }
+
+    /// How many packets had this tag since it was asked last.
+    fn of(&self, tag: &str) -> u64 {
+        let listed = run("nft", &["-j", "list", "chain", "bridge", "seen", "through"]);
+        let listed: Value = serde_json::from_str(&listed).unwrap();
+        let objects = listed["nftables"].as_array().unwrap();
+        let rule = objects
+            .iter()
+            .find(|object| object["rule"]["comment"] == tag)
+            .unwrap();
+        let expressions = rule["rule"]["expr"].as_array().unwrap();
+        expressions
+            .iter()
+            .find_map(|expression| expression["counter"]["packets"].as_u64())
+            .unwrap()
+    }
+}
+
+impl Drop for Tags {
+    fn drop(&mut self) {
+        try_run("nft", &["delete", "table", "bridge", "seen"]);
+    }
+}
+
+fn mac(n: u8) -> String {
+    format!("52:54:00:00:00:{n:02x}")
+}
+
+#[test]
+fn the_kernel_has_what_networks_need() {
+    let features = Features::of_this_kernel();
+    for feature in [
+        Feature::Vlan,
+        Feature::Vxlan,
+        Feature::Nat,
+        Feature::StatefulFilter,
+    ] {
+        assert!(
+            features.has(feature),
+            "{feature:?}: run me with scripts/stock-kernel.sh: {:?}",
+            features.lacks()
+        );
+    }
+}
+
+#[test]
+fn vlans_reach_across_hosts_and_never_one_another() {
+    wires();
+    let hosts = [1, 2].map(HostOnWire::new);
+    let [red, blue, green] = [NetworkId::new(), NetworkId::new(), NetworkId::new()];
+    let flat = bare(NetworkType::Flat, None);
+    ip("-n host1 link set eth1 down");
+    for host in &hosts {
+        for (network, spec) in [(red, &vlan(10)), (blue, &vlan(20)), (green, &flat)] {
+            assert_eq!(host.converge(network, Some(spec)), NetThen::Converged);
+        }
+    }
+    // Three tenants with the same addresses, of Ethernet too, on one NIC of each host.
+    let plug = |host: u8, network, name: &str, n: u8| {
+        let address = format!("10.0.0.{n}/24");
+        hosts[usize::from(host) - 1].guest(network, name, &mac(n), &address)
+    };
+    let near = [(red, "red"), (blue, "blue"), (green, "green")]
+        .map(|(network, name)| plug(1, network, &format!("{name}1"), 1));
+    let far = [(red, "red"), (blue, "blue"), (green, "green")]
+        .map(|(network, name)| plug(2, network, &format!("{name}2"), 2));
+    let alone = plug(2, blue, "blue3", 3);
+    let tags = Tags::count();
+
+    assert!(near[0].ping("10.0.0.2"));
+    let red_packets = tags.of("10");
+    assert!(red_packets > 0 && tags.of("20") == 0 && tags.of("none") == 0);
+    assert!(near[1].ping("10.0.0.2"));
+    assert!(tags.of("20") > 0 && tags.of("10") == red_packets && tags.of("none") == 0);
+    assert!(near[2].ping("10.0.0.2"));
+    assert!(tags.of("none") > 0);
+    assert!(near[1].ping("10.0.0.3"));
+    assert!(near[0].cannot_ping("10.0.0.3"), "it is on blue alone");
+    assert!(near[2].cannot_ping("10.0.0.3"), "it is on blue alone");
+
+    // A tag of the guest's own inside of its network's tag leads into no other network.
+    ip("-n red1 link add link eth0 name tagged type vlan id 20");
+    ip("-n red1 link set tagged up");
+    ip("-n red1 address flush dev eth0");
+    ip("-n red1 address add 10.0.0.1/24 dev tagged");
+    let blue_packets = tags.of("20");
+    assert!(near[0].cannot_ping("10.0.0.3"));
+    assert_eq!(tags.of("20"), blue_packets);
+    ip("-n red1 link del tagged");
+    ip("-n red1 address add 10.0.0.1/24 dev eth0");
+
+    let shown = hosts[0].ip_json(&format!("link show dev {}", names::vlan(red)));
+    assert_eq!(shown[0]["linkinfo"]["info_data"]["id"], Value::from(10));
+    assert_eq!(
+        shown[0]["linkinfo"]["info_data"]["protocol"],
+        Value::from("802.1Q")
+    );
+    assert_eq!(shown[0]["link"], Value::from("eth1"));
+    assert_eq!(shown[0]["mtu"], Value::from(1450));
+
+    // A VLAN is one network's on a host; another id rebuilds the sub-interface, and only that.
+    let then = hosts[0].converge(NetworkId::new(), Some(&vlan(20)));
+    assert!(
+        matches!(&then, NetThen::Refused(fault) if fault.message.contains("VLAN 20 of eth1")),
+        "{then:?}"
+    );
+    let bridge = |host: &HostOnWire| {
+        host.ip_json(&format!("link show dev {}", names::bridge(red)))[0]["ifindex"].clone()
+    };
+    let before = bridge(&hosts[0]);
+    assert_eq!(hosts[0].converge(red, Some(&vlan(30))), NetThen::Converged);
+    assert!(near[0].cannot_ping("10.0.0.2"));
+    assert_eq!(hosts[1].converge(red, Some(&vlan(30))), NetThen::Converged);
+    assert!(near[0].ping("10.0.0.2"));
+    assert_eq!(bridge(&hosts[0]), before);
+
+    drop(tags);
+    near.into_iter()
+        .chain(far)
+        .chain([alone])
+        .for_each(|guest| guest.unplug());
+    for host in hosts {
+        for network in [red, blue, green] {
+            assert_eq!(host.converge(network, None), NetThen::Gone);
+        }
+        host.end();
+    }
+    assert!(ip(&format!("link show master {TRUNK}")).is_empty());
+    cut_wires();
+}
+
+#[test]
+fn a_broken_off_vlan_is_finished_or_removed() {
+    wires();
+    let mut host = HostOnWire::new(1);
+    break_off_everywhere(&mut host, NetworkId::new(), &vlan(10));
+    let spec = NetworkSpec {
+        mtu: 9000,
+        ..vlan(10)
+    };
+    let then = host.converge(NetworkId::new(), Some(&spec));
+    assert!(
+        matches!(&then, NetThen::Refused(fault) if fault.message.contains("9000") && fault.message.contains("1500")),
+        "{then:?}"
+    );
+    host.end();
+    cut_wires();
+}
