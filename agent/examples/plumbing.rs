@@ -201,7 +201,9 @@ async fn measure(state: &Path, ports: u16) -> anyhow::Result<()> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let state = std::env::args().nth(1).context("usage: plumbing DIRECTORY")?;
+    let state = std::env::args()
+        .nth(1)
+        .context("usage: plumbing DIRECTORY")?;
     for ports in PORTS {
         measure(Path::new(&state), ports).await?;
     }

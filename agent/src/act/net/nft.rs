@@ -209,7 +209,8 @@ fn understood(listed: &Value) -> Result<Tables, NetError> {
 async fn run(commands: &Value, options: &[&str]) -> Result<Value, NetError> {
     let command = Command::new("nft")
         .args(options)
-        .args(["-j", "-f", "-"])
+        // As "-" it would open /dev/stdin, which not every host has.
+        .args(["-j", "-f", "/proc/self/fd/0"])
         .input(commands.to_string().into_bytes())
         .timeout(LIMIT)
         .stdout_limit(LIST_LIMIT);
