@@ -19,7 +19,7 @@ memory=3072
 # In load order of need; modprobe finds what they depend on among themselves.
 modules=(
 	virtio_pci 9pnet_virtio 9p virtio_rng loop crc32c_generic dm_mod dm_snapshot dm_thin_pool
-	af_packet bridge veth 8021q vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_meta_bridge nf_conntrack_bridge
+	bridge veth 8021q vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_meta_bridge nf_conntrack_bridge
 )
 
 say() { printf 'stock-kernel: %s\n' "$*" >&2; }

@@ -107,7 +107,9 @@ impl Memory {
         // If not even this can be done, it is nft that does not work.
         let plain = json!({ "nftables": base::commands(Stateful::No) });
         run(&plain, &["-c"]).await?;
-        let stateful = if takes(&state_rule()).await? {
+        let stateful = if takes(&state_rule()).await?
+            && takes(&json!({ "nftables": base::commands(Stateful::Bridge) })).await?
+        {
             Stateful::Bridge
         } else if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
             && takes(&json!({ "nftables": base::commands(Stateful::BrNetfilter) })).await?
