@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     act::ActError,
-    decide::network::{self, NetPlan, NetStep, NetThen, NetWait, OnError},
+    decide::{
+        filter,
+        network::{self, NetPlan, NetStep, NetThen, NetWait, OnError},
+    },
 };
 
 /// How often a pass plans anew before it counts as going round in circles.
@@ -43,10 +46,13 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
     let mut left = String::new();
     for _ in 0..ROUNDS {
         worker.take_slot().await?;
-        let observed = match worker.tools.host.net.observe(wish.id).await {
+        let mut observed = match worker.tools.host.net.observe(wish.id).await {
             Ok(observed) => observed,
             Err(error) => return Ok(Outcome::of_look(&error)),
         };
+        let documents = worker.tools.journal.all();
+        let documents = documents.iter().map(|entry| &*entry.document);
+        observed.filter.legs = filter::legs(wish.id, documents);
         let plan = network::plan(wish, &observed);
         if plan.steps.is_empty() {
             return Ok(match plan.then {

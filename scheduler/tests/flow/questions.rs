@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use berth_common::{
     bus::{Consumer, Delivery, Message, QueueDecl, RpcError, Target, ask_queue, topology::DEAD},
-    ids::InstanceId,
+    document::RuleDirection,
+    ids::{InstanceId, PortId},
     message::{
         question::{
             Ask, ConsoleOutput, ConsolePlace, InstanceConsoleOutput, InstanceEndpoints,
@@ -12,6 +13,7 @@ use berth_common::{
         },
         report::PowerState,
         request::{Method, Reply},
+        trace::{PortTrace, TraceConnection, TracePacket, TraceProtocol},
         view::VmState,
     },
     refusal::{
@@ -22,7 +24,7 @@ use berth_common::{
 use serde_json::json;
 
 use crate::{
-    ask::{delete, hinted, small},
+    ask::{delete, hinted, instance, network, small},
     cloud::{Cloud, LIMIT, message, wait_until},
     host::Host,
 };
@@ -318,4 +320,54 @@ async fn a_deleted_host_takes_its_queue_of_questions_along() {
         .ok::<berth_common::message::request::HostDelete>(request)
         .await;
     assert!(!cloud.broker.queues().contains(&queue.name));
+}
+
+#[tokio::test]
+async fn a_packet_is_traced_by_the_host_of_its_port() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.ok(network("net", "10.0.0.0/24")).await;
+    let request = instance("web", 64, json!([{ "network": "net" }]));
+    let view = cloud.ok(request).await;
+    let port = view.ports[0].id;
+    let mut questions = listen(&host).await;
+    host.heartbeat().await;
+    let packet = |source: &str| TracePacket {
+        direction: RuleDirection::Ingress,
+        source: source.parse().unwrap(),
+        destination: "10.0.0.3".parse().unwrap(),
+        mac_address: None,
+        protocol: TraceProtocol::Tcp {
+            source_port: None,
+            destination_port: 22,
+        },
+        connection: TraceConnection::New,
+    };
+    let trace = |port, source: &str| PortTrace {
+        port,
+        packet: packet(source),
+    };
+    cloud
+        .refused(
+            trace(PortId::new(), "10.0.0.9"),
+            NotFound,
+            "there is no port",
+        )
+        .await;
+    cloud
+        .refused(trace(port, "2001:db8::9"), Invalid, "same version of IP")
+        .await;
+    let asked = message(&trace(port, "10.0.0.9"));
+    let answering = async {
+        let (question, delivery) = next(&mut questions).await;
+        let expected = Ask::PortTrace {
+            port_id: port,
+            packet: packet("10.0.0.9"),
+        };
+        assert_eq!((question.instance_id, question.ask), (view.id, expected));
+        delivery.ack().await;
+    };
+    let limit = Duration::from_secs(2);
+    let (unanswered, ()) = tokio::join!(cloud.rpc.call_message(asked, limit), answering);
+    assert!(unanswered.is_err());
 }

@@ -107,7 +107,9 @@ impl Memory {
         // If not even this can be done, it is nft that does not work.
         let plain = json!({ "nftables": base::commands(Stateful::No) });
         run(&plain, &["-c"]).await?;
-        let stateful = if takes(&state_rule()).await? {
+        let stateful = if takes(&state_rule()).await?
+            && takes(&json!({ "nftables": base::commands(Stateful::Bridge) })).await?
+        {
             Stateful::Bridge
         } else if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
             && takes(&json!({ "nftables": base::commands(Stateful::BrNetfilter) })).await?
@@ -209,7 +211,8 @@ fn understood(listed: &Value) -> Result<Tables, NetError> {
 async fn run(commands: &Value, options: &[&str]) -> Result<Value, NetError> {
     let command = Command::new("nft")
         .args(options)
-        .args(["-j", "-f", "-"])
+        // As "-" it would open /dev/stdin, which not every host has.
+        .args(["-j", "-f", "/proc/self/fd/0"])
         .input(commands.to_string().into_bytes())
         .timeout(LIMIT)
         .stdout_limit(LIST_LIMIT);

@@ -2,12 +2,12 @@
 //! and a chain and a set for each reason to drop. They are made once; a packet's way through them does not grow with the ports.
 //!
 //! ```text
-//!  bridge prerouting -300  iifname ▶ map source   who sends: s_ (port), u_ (uplink), v_ (berth's own)
+//!  bridge prerouting -300  iifname ▶ map source   who sends: s_ (port), u_ (uplink)
 //!  bridge forward     100  iifname ▶ map egress   e_ (port): what it may send        (also input: to the host)
 //!  bridge forward     110  oifname ▶ map ingress  i_ (port): what it may receive, o_ (uplink)  (also output)
 //!
-//!  inet prerouting   -300  iifname ▶ map zones    z_ (network): where connections are looked for   ┐ only where the bridge
-//!  inet prerouting   -150  what is known of the connection ▶ bits of the mark                      ┘ itself cannot track
+//!  prerouting        -301  bridge ▶ map zones     z_ (network): where connections are looked for; in the family that tracks them
+//!  inet prerouting   -150  what is known of the connection ▶ bits of the mark, where the bridge itself cannot track them
 //! ```
 
 use std::collections::BTreeMap;
@@ -83,18 +83,21 @@ const BRIDGE_HOOKS: [Hook; 5] = [
     hook(Family::Bridge, "ingress-output", "output", 110),
 ];
 
+const TRACKING_BRIDGE_HOOKS: [Hook; 1] = [hook(Family::Bridge, "zone", "prerouting", -301)];
+
 const INET_HOOKS: [Hook; 3] = [
-    hook(Family::Inet, "zone", "prerouting", -300),
+    hook(Family::Inet, "zone", "prerouting", -301),
     hook(Family::Inet, "mark", "prerouting", -150),
     hook(Family::Inet, "mark-host", "postrouting", -150),
 ];
 
 fn hooks(stateful: Stateful) -> impl Iterator<Item = &'static Hook> {
-    let inet: &[Hook] = match stateful {
+    let more: &[Hook] = match stateful {
         Stateful::BrNetfilter => &INET_HOOKS,
-        Stateful::Bridge | Stateful::No => &[],
+        Stateful::Bridge => &TRACKING_BRIDGE_HOOKS,
+        Stateful::No => &[],
     };
-    BRIDGE_HOOKS.iter().chain(inet)
+    BRIDGE_HOOKS.iter().chain(more)
 }
 
 fn rule(statements: Vec<Statement>) -> Rule {
@@ -148,6 +151,11 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
                 vec![Statement::Drop],
             ],
         );
+    }
+    if stateful == Stateful::Bridge {
+        let of_bridge = Field::Meta("ibrname");
+        let zone = vec![vec![Statement::Vmap(of_bridge, ZONES)]];
+        chain(bridge, "zone", zone);
     }
     if stateful == Stateful::BrNetfilter {
         let inet = Family::Inet;
@@ -232,15 +240,23 @@ fn services() -> Vec<Vec<Statement>> {
     .collect()
 }
 
+/// The family that tracks connections, and so has zones.
+#[must_use]
+pub const fn tracking_family(stateful: Stateful) -> Option<Family> {
+    match stateful {
+        Stateful::Bridge => Some(Family::Bridge),
+        Stateful::BrNetfilter => Some(Family::Inet),
+        Stateful::No => None,
+    }
+}
+
 fn maps(stateful: Stateful) -> Vec<(Family, &'static str)> {
     let mut maps = vec![
         (Family::Bridge, SOURCE),
         (Family::Bridge, EGRESS),
         (Family::Bridge, INGRESS),
     ];
-    if stateful == Stateful::BrNetfilter {
-        maps.push((Family::Inet, ZONES));
-    }
+    maps.extend(tracking_family(stateful).map(|family| (family, ZONES)));
     maps
 }
 
@@ -278,7 +294,7 @@ pub fn commands(stateful: Stateful) -> Vec<Value> {
     let chains = chains(stateful);
     for (family, name) in chains.keys() {
         let chain = json!({ "family": family.as_str(), "table": TABLE, "name": name });
-        if hooks(stateful).all(|hook| hook.name != name) {
+        if hooks(stateful).all(|hook| (hook.family, hook.name) != (*family, name.as_str())) {
             commands.push(json!({ "add": { "chain": chain } }));
         }
         commands.push(json!({ "flush": { "chain": chain } }));

@@ -32,7 +32,8 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
     let mut tables = Tables::default();
     let mut links: Vec<(Key, String)> = Vec::new();
     let mut counted: Vec<(String, Reason, u64)> = Vec::new();
-    let known: BTreeMap<Name, Vec<String>> = base::wanted(Stateful::BrNetfilter);
+    let mut known: BTreeMap<Name, Vec<String>> = base::wanted(Stateful::BrNetfilter);
+    known.extend(base::wanted(Stateful::Bridge));
     for object in objects(listed)? {
         let Some((kind, object)) = object.as_object().and_then(|object| object.iter().next())
         else {

@@ -11,6 +11,7 @@
 pub mod base;
 mod drops;
 mod group;
+mod legs;
 mod listing;
 mod names;
 pub mod nft;
@@ -30,6 +31,7 @@ use sha2::{Digest, Sha256};
 
 pub use base::Stateful;
 pub use drops::{PortDrops, drops};
+pub use legs::legs;
 pub use listing::{NotAList, tables};
 pub use part::{Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;

@@ -1,7 +1,10 @@
 //! The few parts of nftables that berth's rulesets are made of, as data, and their form in nft's JSON
 //! (libnftables-json(5)). Nothing here knows what a rule is for.
 
-use std::net::IpAddr;
+use std::{
+    hash::{Hash as _, Hasher},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -40,7 +43,7 @@ pub struct Rule {
 }
 
 /// One thing that a rule asks or does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Statement {
     /// Goes on only if this holds.
     Match(Field, Op, Operand),
@@ -67,7 +70,7 @@ pub enum Statement {
 }
 
 /// Something of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Field {
     /// A field of a header, in nft's words.
     Header(&'static str, &'static str),
@@ -84,7 +87,7 @@ pub enum Field {
 }
 
 /// How a field and an operand are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
     /// It is, or is one of.
     Is,
@@ -95,7 +98,7 @@ pub enum Op {
 }
 
 /// What a field is compared with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Operand {
     /// A word of nft's, an Ethernet address, a number in hexadecimal.
     Text(String),
@@ -224,6 +227,21 @@ impl Statement {
     }
 }
 
+/// Digests what a rule says, without the detour over JSON: a plan does this for every rule of a network. Another compiler may order
+/// the bytes in another way; then the chains are filled anew once.
+struct Digested(Sha256);
+
+impl Hasher for Digested {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(self.0.clone().finalize());
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
 impl Rule {
     /// Its expressions in nft's words.
     fn expressions(&self) -> Value {
@@ -233,13 +251,9 @@ impl Rule {
     /// Its comment: a digest of what it says, and whose it is. Two rules with the same comment are the same.
     #[must_use]
     pub fn comment(&self) -> String {
-        let digest = Sha256::digest(self.expressions().to_string().as_bytes());
-        let hex: String = digest
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("{hex} {}", self.whose)
+        let mut digest = Digested(Sha256::new());
+        self.statements.hash(&mut digest);
+        format!("{:016x} {}", digest.finish(), self.whose)
     }
 
     /// The command that adds it at the end of a chain.

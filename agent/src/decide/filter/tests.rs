@@ -216,7 +216,6 @@ fn the_ruleset_of_a_network_with_br_netfilter() {
 fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
     let found = FilterObserved {
         legs: vec![RouterLeg {
-            link: "btq000000000001".to_owned(),
             mac_address: "52:54:00:aa:aa:01".parse().unwrap(),
             ip_addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         }],

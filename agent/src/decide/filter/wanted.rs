@@ -20,7 +20,10 @@ use berth_common::{
 use ipnet::IpNet;
 
 use super::{
-    base::{EGRESS, INGRESS, INVALID, KNOWN, SERVICES, SOURCE, Stateful, ZONES, by_connection},
+    base::{
+        EGRESS, INGRESS, INVALID, KNOWN, SERVICES, SOURCE, Stateful, ZONES, by_connection,
+        tracking_family,
+    },
     group, names,
     nft::{
         ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand,
@@ -48,8 +51,6 @@ pub struct Surroundings {
 /// A router's leg in a network: the same on each host, and never seen from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterLeg {
-    /// The link in the bridge.
-    pub link: String,
     /// Its Ethernet address.
     pub mac_address: MacAddress,
     /// Its addresses.
@@ -269,16 +270,6 @@ impl Filter<'_> {
             .collect()
     }
 
-    /// What ends every way of a packet into the bridge.
-    fn enter(&self) -> Vec<Vec<Statement>> {
-        let mut rules = Vec::new();
-        if let (Stateful::Bridge, Some(zone)) = (self.stateful, self.zone) {
-            rules.push(vec![Statement::SetZone(zone)]);
-        }
-        rules.push(vec![Statement::Accept]);
-        rules
-    }
-
     /// What holds for all its guests, its uplinks and berth's own links in it.
     fn network(&mut self) {
         let whose = format!("network {}", self.id);
@@ -301,44 +292,18 @@ impl Filter<'_> {
                 Statement::SetMac(MAC_TO, mac),
             ]);
         }
-        guests.extend(self.enter());
+        guests.push(vec![Statement::Accept]);
         self.chain(Family::Bridge, self.name("n"), &whose, guests);
 
-        let mut own: Vec<String> = self
-            .around
-            .legs
-            .iter()
-            .map(|leg| leg.link.clone())
-            .collect();
-        if self.is_served() {
-            own.push(link_names::veth_host(self.id));
-        }
-        self.chain(Family::Bridge, self.name("v"), &whose, self.enter());
-        for link in own {
-            self.link(SOURCE, &link, self.name("v"));
-        }
         if !self.around.uplinks.is_empty() {
             self.uplinks(&whose);
         }
-        if let (Stateful::BrNetfilter, Some(zone)) = (self.stateful, self.zone) {
+        if let (Some(family), Some(zone)) = (tracking_family(self.stateful), self.zone) {
             let whose = format!("{whose} zone {zone}");
-            self.chain(
-                Family::Inet,
-                self.name("z"),
-                &whose,
-                vec![vec![Statement::SetZone(zone)]],
-            );
-            let key = (Family::Inet, ZONES.to_owned(), link_names::bridge(self.id));
+            let rules = vec![vec![Statement::SetZone(zone)]];
+            self.chain(family, self.name("z"), &whose, rules);
+            let key = (family, ZONES.to_owned(), link_names::bridge(self.id));
             self.wanted.links.insert(key, self.name("z"));
-        } else if let (Stateful::Bridge, Some(zone)) = (self.stateful, self.zone) {
-            // Only to tell the zone: nothing leads here.
-            let whose = format!("{whose} zone {zone}");
-            self.chain(
-                Family::Bridge,
-                self.name("z"),
-                &whose,
-                vec![vec![Statement::SetZone(zone)]],
-            );
         }
     }
 
@@ -370,7 +335,7 @@ impl Filter<'_> {
                 Statement::SetMac(MAC_FROM, format!("{:02x}{rest}", (octet ^ 0x04) | 0x02)),
             ]);
         }
-        inwards.extend(self.enter());
+        inwards.push(vec![Statement::Accept]);
         outwards.push(vec![Statement::Accept]);
         let [from, to] = [self.name("u"), self.name("o")];
         self.chain(Family::Bridge, from.clone(), whose, inwards);

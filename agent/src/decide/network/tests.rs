@@ -97,7 +97,7 @@ fn a_network_is_built_in_this_order() {
     assert_eq!(
         names_of(&plan.steps),
         [
-            "change its packet filter (7 objects, and those of the host)".to_owned(),
+            "change its packet filter (5 objects, and those of the host)".to_owned(),
             "write the files of its DHCP server".to_owned(),
             format!("make bridge {bridge}"),
             format!("give link {bridge} its alias"),
@@ -132,7 +132,7 @@ fn a_network_is_taken_down_in_this_order() {
             "remove its namespace".to_owned(),
             format!("remove bridge {bridge}"),
             "remove its files".to_owned(),
-            "change its packet filter (7 objects)".to_owned(),
+            "change its packet filter (5 objects)".to_owned(),
         ]
     );
     assert_eq!(
