@@ -41,6 +41,7 @@ for tool in busybox qemu-system-x86_64 cpio; do
 done
 mkdir -p "$cache"
 exec 9>"$cache/lock"
+# Only while kernel and initrd are made.
 flock -w 300 9 || die "another call holds $cache/lock for more than 5 minutes"
 
 # The kernel that the metapackage names today; nothing without apt lists.
@@ -142,10 +143,15 @@ if [[ ! -f $cache/initrd.gz || ! -f $cache/stamp || $(<"$cache/stamp") != "$stam
 	printf '%s\n' "$stamp" >"$cache/stamp"
 fi
 
-run=$(mktemp "$cache/run.XXXXXX")
-log=$(mktemp "$cache/log.XXXXXX")
+# What this machine reads is its own, so that others may run at once, and fetch another kernel meanwhile.
+own=$(mktemp -d "$cache/run.XXXXXX")
+trap 'rm -rf "$own"' EXIT
+run=$own/command
+log=$own/log
+ln "$cache"/kernel/boot/vmlinuz-* "$own/vmlinuz"
+ln "$cache/initrd.gz" "$own/initrd.gz"
+exec 9>&-
 mark=stock-kernel-$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')
-trap 'rm -f "$run" "$log"' EXIT
 {
 	printf 'export PATH=%q HOME=/tmp\n' "$PATH"
 	while IFS='=' read -r name _; do
@@ -158,21 +164,20 @@ trap 'rm -f "$run" "$log"' EXIT
 	printf '</dev/null\nstatus=$?\nsync\nprintf "\\n%s %%d\\n" "$status"\nsleep 0.2\n' "$mark"
 	printf 'echo o >/proc/sysrq-trigger\nsleep 10\n'
 } >"$run"
-chmod 644 "$run"
 
 accelerator=(-accel tcg,thread=multi -cpu max)
 if [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; then accelerator=(-accel kvm -cpu host); fi
 started=$SECONDS
 status=0
+# no_timer_check: on a busy machine an emulated timer ticks too late for the kernel's check of it at boot.
 timeout --kill-after=5 "$limit" qemu-system-x86_64 -machine q35 "${accelerator[@]}" -smp 2 -m "$memory" \
 	-nodefaults -no-user-config -display none -no-reboot \
-	-kernel "$cache"/kernel/boot/vmlinuz-* -initrd "$cache/initrd.gz" \
-	-append "console=ttyS0 quiet loglevel=3 panic=-1 berth.run=$run" \
+	-kernel "$own/vmlinuz" -initrd "$own/initrd.gz" \
+	-append "console=ttyS0 quiet loglevel=3 panic=-1 no_timer_check berth.run=$run" \
 	-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
 	-device virtio-9p-pci,fsdev=root,mount_tag=root -device virtio-rng-pci \
 	-serial stdio </dev/null 2>&1 | sed -u 's/\r//g' | tee "$log" | grep --line-buffered -v "^$mark" || true
 status=${PIPESTATUS[0]}
-exec 9>&-
 code=$(sed -n "s/^$mark \([0-9]*\)$/\1/p" "$log" | tail -n 1)
 if [[ -z $code ]]; then
 	say "the machine ended without an answer after $((SECONDS - started)) s (limit $limit s, qemu said $status)"

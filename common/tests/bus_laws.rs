@@ -1596,6 +1596,56 @@ async fn rabbit_a_heartbeat_that_cannot_be_read_is_purged() {
     harness.end().await;
 }
 
+/// An agent has small frames: bodies come in many, headers only in one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rabbit_headers_that_fit_no_frame_of_their_reader_die_alone_and_bodies_fit_always() {
+    let _together = BROKER.read().await;
+    let harness = RabbitHarness::start(Front::Direct).await;
+    let sender = harness.bus().await;
+    sender.declare(&queue("small")).await.unwrap();
+    wait_connected(&sender).await;
+    for n in 0..10 {
+        send(&sender, "small", n).await;
+    }
+    foreign::publish_unreadable(&harness.url(), "small", foreign::Unreadable::LargeHeader).await;
+    for n in 10..20 {
+        send(&sender, "small", n).await;
+    }
+    let config = RabbitConfig {
+        frame_max: Some(8192),
+        ..RabbitConfig::new(harness.url(), "bus-laws small frames")
+    };
+    let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(config).unwrap());
+    let mut consumer = bus.consume(&queue("small"), 64).await.unwrap();
+    let begin = Instant::now();
+    let mut left: BTreeSet<u32> = (0..20).collect();
+    while !left.is_empty() || sender.queue_depth(DEAD).await.unwrap() != Some(1) {
+        assert!(begin.elapsed() < LIMIT, "{left:?}");
+        let soon = timeout(Duration::from_millis(200), consumer.next()).await;
+        if let Ok(Some(delivery)) = soon {
+            let n: u32 = delivery.message.decode().unwrap();
+            if delivery.ack().await == Settled::Done {
+                left.remove(&n);
+            }
+        }
+    }
+    wait_depth(&sender, "small", Some(0)).await;
+
+    let body: Vec<u8> = (0..100_000_u32)
+        .map(|n| b'a' + u8::try_from(n % 26).unwrap())
+        .collect();
+    let body = serde_json::to_vec(&String::from_utf8(body).unwrap()).unwrap();
+    let large = Message::from_json("test.text", 1, "bus-laws", body);
+    bus.publish(Target::queue("small"), large.clone())
+        .await
+        .unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.message.body, large.body);
+    assert_eq!(delivery.ack().await, Settled::Done);
+    bus.close().await;
+    harness.end().await;
+}
+
 // The harness in this process.
 
 struct LocalHarness {
@@ -1852,11 +1902,12 @@ mod foreign {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
-    /// Where a message has text that is not UTF-8.
+    /// Where a message has text that is not UTF-8, or more than small frames hold.
     #[derive(Clone, Copy)]
     pub(super) enum Unreadable {
         Id,
         HeaderKey,
+        LargeHeader,
     }
 
     /// What stands for the text on the way to [`spoil`].
@@ -1885,6 +1936,12 @@ mod foreign {
                 headers.insert(MARK.into(), AMQPValue::LongInt(1));
                 BasicProperties::default().with_headers(headers)
             }
+            Unreadable::LargeHeader => {
+                let mut headers = FieldTable::default();
+                let text = "x".repeat(20_000);
+                headers.insert("large".into(), AMQPValue::LongString(text.into()));
+                BasicProperties::default().with_headers(headers)
+            }
         };
         let options = BasicPublishOptions::default();
         channel
@@ -1894,7 +1951,8 @@ mod foreign {
             .await
             .unwrap();
         connection.close(200, "done".into()).await.unwrap();
-        assert_eq!(spoiling.await.unwrap(), 1, "spoiled once");
+        let marks = usize::from(!matches!(place, Unreadable::LargeHeader));
+        assert_eq!(spoiling.await.unwrap(), marks);
     }
 
     /// Passes one connection on, with other bytes for the mark; says how often it came.
