@@ -60,7 +60,8 @@ pub(crate) fn context(
 }
 
 /// The keys that say what a request is about, the first that is there.
-const SUBJECTS: [&str; 8] = [
+const SUBJECTS: [&str; 9] = [
+    "subnet",
     "snapshot",
     "volume",
     "instance",
