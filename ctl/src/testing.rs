@@ -63,7 +63,8 @@ pub(crate) fn context(
 }
 
 /// The keys that say what a request is about, the first that is there.
-const SUBJECTS: [&str; 10] = [
+const SUBJECTS: [&str; 11] = [
+    "subnet",
     "snapshot",
     "volume",
     "instance",
