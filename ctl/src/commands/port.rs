@@ -115,12 +115,8 @@ fn set_request(arguments: PortSetArgs, meant: &PortView) -> PortSet {
     let PortSetArgs {
         security, extras, ..
     } = arguments;
-    let all = |named: bool, none: bool| named || none;
-    let has_pairs = all(
-        !extras.allowed_addresses.is_empty(),
-        arguments.no_allowed_address,
-    );
-    let has_mirrors = all(!extras.mirrors.is_empty(), arguments.no_mirror);
+    let has_pairs = !extras.allowed_addresses.is_empty() || arguments.no_allowed_address;
+    let has_mirrors = !extras.mirrors.is_empty() || arguments.no_mirror;
     PortSet {
         port: meant.id.to_string(),
         project: meant.project.clone(),

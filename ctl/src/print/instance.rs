@@ -1,6 +1,7 @@
 //! Instances as tables.
 
 use berth_common::message::{
+    port::PortStatus,
     report::RunningSize,
     view::{
         AttachedVolume, InstanceView, PendingSize, PortView, RootVolume, SizePart, TakesEffect,
@@ -186,13 +187,19 @@ fn addresses(port: &PortView) -> String {
 }
 
 fn describe(port: &PortView) -> String {
-    format!(
+    let text = format!(
         "{}={}, MAC {}, id {}",
         network(port),
         addresses(port),
         port.mac_address,
         port.id
-    )
+    );
+    match port.status {
+        PortStatus::Attaching | PortStatus::Detaching => {
+            format!("{text}, {}", port.status.as_str())
+        }
+        PortStatus::Active | PortStatus::Down => text,
+    }
 }
 
 fn describe_volume(volume: &AttachedVolume) -> String {
