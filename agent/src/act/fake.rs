@@ -150,9 +150,12 @@ impl FakeHost {
 
     /// A network's bridge is there, whoever made it.
     pub fn have_bridge(&self, network: NetworkId) {
-        self.model()
-            .networks
-            .apply(&NetStep::CreateBridge { network, mtu: 1500 });
+        let mut model = self.model();
+        let model = &mut *model;
+        model.networks.apply(
+            &NetStep::CreateBridge { network, mtu: 1500 },
+            &model.domains,
+        );
     }
 
     /// How the guest of an instance behaves when it is asked to power off. Guests obey at once unless told otherwise.
@@ -401,7 +404,9 @@ impl Compute for FakeHost {
         let mut guard = self.model();
         let model = &mut *guard;
         model.faults.step()?;
-        model.domains.apply(step, &mut model.files, &model.networks)
+        let done = model.domains.apply(step, &mut model.files, &model.networks);
+        model.networks.forget_taps(&model.domains);
+        done
     }
 
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
@@ -541,7 +546,8 @@ impl Net for FakeHost {
     async fn apply(&self, step: &NetStep) -> Result<(), ActError> {
         let mut model = self.model();
         model.faults.step()?;
-        model.networks.apply(step);
+        let model = &mut *model;
+        model.networks.apply(step, &model.domains);
         Ok(())
     }
 

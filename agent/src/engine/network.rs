@@ -26,7 +26,7 @@ pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
         .await
         .unwrap_or(Outcome::Superseded);
     match (&outcome, &wish.spec) {
-        (Outcome::Converged, Some(spec)) => {
+        (outcome, Some(spec)) if outcome.is_built() => {
             worker.tools.networks.set(
                 wish.id,
                 Some(spec.ports.iter().map(|port| port.id).collect()),
@@ -53,6 +53,8 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
                 NetThen::Converged => Outcome::Converged,
                 NetThen::Gone => Outcome::Gone,
                 NetThen::Wait(NetWait::Members(names)) => Outcome::Waiting(Waiting::Members(names)),
+                NetThen::Wait(NetWait::Mirrors(names)) => Outcome::Waiting(Waiting::Mirrors(names)),
+                NetThen::Flawed(fault) => Outcome::Flawed(fault),
                 NetThen::Refused(fault) => Outcome::Refused(fault),
             });
         }
@@ -108,7 +110,9 @@ fn failed(errors: &[ActError]) -> Option<Outcome> {
 fn text(plan: &NetPlan) -> &'static str {
     match plan.then {
         NetThen::Gone => "taking the network down",
-        NetThen::Converged | NetThen::Wait(_) | NetThen::Refused(_) => "building the network",
+        NetThen::Converged | NetThen::Wait(_) | NetThen::Refused(_) | NetThen::Flawed(_) => {
+            "building the network"
+        }
     }
 }
 
@@ -134,5 +138,6 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::DeleteNamespace(_) => "delete_namespace",
         NetStep::DeleteBridge(_) => "delete_bridge",
         NetStep::RemoveFiles(_) => "remove_dhcp_files",
+        NetStep::Tc(step) => step.word(),
     }
 }

@@ -141,6 +141,7 @@ impl Reports {
             reboot_nonce: None,
             boot_disk: None,
             running: None,
+            ports: None,
             observed_at: Utc::now(),
         });
         if report.generation == generation {
@@ -401,6 +402,7 @@ mod tests {
             reboot_nonce: None,
             boot_disk: None,
             running: None,
+            ports: None,
             observed_at: Utc::now(),
         }
     }

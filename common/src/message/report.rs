@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     document::DocumentKey,
-    ids::{HostId, Nonce},
+    ids::{HostId, Nonce, PortId},
     names::HostName,
     units::{Generation, MemoryMb, Vcpus},
 };
@@ -17,7 +17,7 @@ use crate::{
 /// The `type` property of a report.
 pub const REPORT_TYPE: &str = "report";
 /// The version of reports (`x-berth-version`).
-pub const REPORT_VERSION: u32 = 3;
+pub const REPORT_VERSION: u32 = 4;
 
 /// The state of some of a host's documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +62,9 @@ pub struct ResourceReport {
     /// Of instances: the size of the guest that is on; null: it is off, or its host does not tell.
     #[serde(default)]
     pub running: Option<RunningSize>,
+    /// Of instances: the ports whose NICs its domain has, those of its guest if that is on; null: not known.
+    #[serde(default)]
+    pub ports: Option<Vec<PortId>>,
     /// When the agent looked.
     pub observed_at: DateTime<Utc>,
 }

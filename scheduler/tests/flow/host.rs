@@ -317,6 +317,7 @@ pub(crate) fn resource(
         reboot_nonce: None,
         boot_disk: None,
         running: None,
+        ports: None,
         observed_at: Utc::now(),
     }
 }

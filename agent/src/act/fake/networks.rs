@@ -22,14 +22,38 @@ impl Networks {
         if observed.bridge.is_some() {
             observed.members = domains.taps_in(&names::bridge(network));
         }
+        // What is on a tap goes with it.
+        let mut before = std::mem::take(&mut observed.tc.taps);
+        for tap in &observed.members {
+            let there = before.remove(tap).unwrap_or_default();
+            observed.tc.taps.insert(tap.clone(), there);
+        }
+        if !observed.tc.taps.is_empty() {
+            observed.tc.links = domains.taps();
+            observed.tc.links.insert("eth0".to_owned());
+        }
         observed
     }
 
-    pub(super) fn apply(&mut self, step: &NetStep) {
+    pub(super) fn apply(&mut self, step: &NetStep, domains: &Domains) {
+        self.forget_taps(domains);
+        let seen = self.observe(step.network(), domains);
         let observed = self.networks.entry(step.network()).or_default();
+        if let NetStep::Tc(_) = step {
+            observed.tc = seen.tc;
+        }
         imagine(observed, step);
+        observed.tc.links.clear();
         if *observed == NetworkObserved::default() {
             self.networks.remove(&step.network());
+        }
+    }
+
+    /// Taps that are gone have taken with them what was on them.
+    pub(super) fn forget_taps(&mut self, domains: &Domains) {
+        let taps = domains.taps();
+        for observed in self.networks.values_mut() {
+            observed.tc.taps.retain(|tap, _| taps.contains(tap));
         }
     }
 

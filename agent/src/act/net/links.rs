@@ -34,7 +34,7 @@ use crate::decide::{
 
 /// A netlink connection. Dropping it closes it.
 pub(super) struct Links {
-    handle: Handle,
+    pub(super) handle: Handle,
     driver: JoinHandle<()>,
 }
 
@@ -419,11 +419,11 @@ impl From<LinkMessage> for Found {
 }
 
 impl Found {
-    fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         self.message.header.flags.contains(LinkFlags::Up)
     }
 
-    fn kind(&self) -> Option<&InfoKind> {
+    pub(super) fn kind(&self) -> Option<&InfoKind> {
         self.message
             .attributes
             .iter()
@@ -434,6 +434,15 @@ impl Found {
                 }),
                 _ => None,
             })
+    }
+
+    /// Its Ethernet address.
+    pub(super) fn mac(&self) -> Option<[u8; 6]> {
+        let mut attributes = self.message.attributes.iter();
+        attributes.find_map(|attribute| match attribute {
+            LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+            _ => None,
+        })
     }
 
     /// Whether it is a tap, as QEMU uses them.
@@ -536,7 +545,8 @@ fn unsettled(link: Link) -> Result<BTreeSet<LinkSetting>, NetError> {
     Ok(unsettled)
 }
 
-fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+/// Whether the kernel refused for this reason.
+pub(super) fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     match error {
         rtnetlink::Error::NetlinkError(message) => {
             message.to_io().raw_os_error() == std::io::Error::from(errno).raw_os_error()

@@ -2,6 +2,7 @@
 //!
 //! - [`KernelNet`] is the implementation of [`Net`];
 //! - `links`: links and addresses, through netlink;
+//! - `tc`: limits and copies of packets, through netlink;
 //! - `netns`: named namespaces;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
 //! - `worker`: the threads all of it runs on.
@@ -11,6 +12,7 @@ mod error;
 mod links;
 mod netns;
 mod process;
+mod tc;
 mod worker;
 
 use std::{
@@ -30,6 +32,7 @@ use crate::decide::{
     names,
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
+        tc as tc_plan,
     },
 };
 
@@ -72,6 +75,7 @@ impl KernelNet {
                 let around = links.around(&bridge.name()).await?;
                 let mut members = around.members;
                 members.remove(&veth.name());
+                let tc = links.observe_tc(network, &members).await?;
                 let observed = NetworkObserved {
                     bridge: links.observe(bridge).await?,
                     veth_host: links.observe(veth).await?,
@@ -79,6 +83,7 @@ impl KernelNet {
                     stray_taps: around.stray_taps,
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
+                    tc,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -214,6 +219,10 @@ impl KernelNet {
                 })
                 .await
             }
+            NetStep::Tc(step) => {
+                self.at(bridge, async move |links| links.apply_tc(&step).await)
+                    .await
+            }
             NetStep::DeleteVeth(_) => self.delete_veth(network).await,
             NetStep::Mark(link) => {
                 self.at(link, async move |links| links.mark(link).await)
@@ -289,6 +298,9 @@ impl KernelNet {
 
 /// The network a link with this alias belongs to.
 fn of_alias(alias: &str) -> Option<NetworkId> {
+    if let Some(network) = tc_plan::network_of_ifb(alias) {
+        return Some(network);
+    }
     let network = alias.rsplit(' ').next()?.parse().ok()?;
     let links = [
         Link::bridge(network),

@@ -12,6 +12,7 @@ use super::{
         NetworkObserved,
     },
     step::{BridgePort, NetStep},
+    tc,
 };
 
 /// Changes what was observed to what will be observed once the step is done. A step on something that is not
@@ -100,6 +101,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
                 veth.master = None;
             }
         }
+        NetStep::Tc(step) => tc::imagine(&mut observed.tc, step),
         NetStep::RemoveFiles(_) => {
             observed.dhcp.directory = false;
             observed.dhcp.files = None;

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::dhcp::DhcpFiles,
     link::{Link, LinkSetting},
+    tc::TcObserved,
 };
 
 /// What is there of a network. The default: nothing.
@@ -25,6 +26,8 @@ pub struct NetworkObserved {
     pub namespace: NamespaceObserved,
     /// Its DHCP server.
     pub dhcp: DhcpObserved,
+    /// Limits and copies of its ports' packets.
+    pub tc: TcObserved,
 }
 
 /// A link.
