@@ -59,18 +59,26 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
             });
         }
         left = plan.steps.iter().map(name).collect::<Vec<_>>().join(", ");
-        let errors = carry_out(worker, &plan).await?;
-        if let Some(outcome) = failed(&errors) {
+        let failures = carry_out(worker, &plan).await?;
+        if let Some(outcome) = failed(&failures) {
             return Ok(outcome);
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
 }
 
+/// What went wrong with the steps of a plan.
+#[derive(Debug, Default)]
+struct Failures {
+    errors: Vec<ActError>,
+    /// Whether ports cannot be used for it: something else failed than their limits and copies, which come last.
+    spoil_network: bool,
+}
+
 /// Carries out the steps as far as the plan's rule for errors goes; answers all errors.
-async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, BrokenOff> {
+async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Failures, BrokenOff> {
     let net = &worker.tools.host.net;
-    let mut errors = Vec::new();
+    let mut failures = Failures::default();
     for step in &plan.steps {
         if worker.cancel.is_cancelled() {
             return Err(BrokenOff);
@@ -79,17 +87,19 @@ async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, Bro
             .step(name(step), text(plan), async |_| net.apply(step).await)
             .await
         {
-            errors.push(error);
+            failures.errors.push(error);
+            failures.spoil_network |= !matches!(step, NetStep::Tc(_)) || plan.then == NetThen::Gone;
             if plan.on_error == OnError::Stop {
                 break;
             }
         }
     }
-    Ok(errors)
+    Ok(failures)
 }
 
 /// What failed steps come to: it is tried again if that may help with any of them.
-fn failed(errors: &[ActError]) -> Option<Outcome> {
+fn failed(failures: &Failures) -> Option<Outcome> {
+    let errors = &failures.errors;
     let first = errors.first()?;
     let deciding = errors.iter().find(|error| error.retryable).unwrap_or(first);
     let texts: Vec<String> = errors
@@ -100,7 +110,9 @@ fn failed(errors: &[ActError]) -> Option<Outcome> {
         code: deciding.code,
         message: texts.join("; "),
     };
-    Some(if deciding.retryable {
+    Some(if !failures.spoil_network {
+        Outcome::Flawed(fault)
+    } else if deciding.retryable {
         Outcome::Failed(fault)
     } else {
         Outcome::Refused(fault)

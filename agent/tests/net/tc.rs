@@ -153,26 +153,24 @@ fn datagrams(from: &Guest, to: &Guest, address: &'static str, text: &'static str
     receiver.join().unwrap()
 }
 
-/// Listens to all packets of a link in a guest's namespace, or the host's, until told to stop; the number of those with this text.
+/// Listens to all packets in a guest's namespace until told to stop; the number of those with this text.
 struct Sniffer {
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
     thread: thread::JoinHandle<usize>,
 }
 
 impl Sniffer {
-    fn start(guest: Option<&Guest>, link: &str, text: &'static str) -> Self {
+    fn start(guest: &Guest, text: &'static str) -> Self {
         use nix::sys::socket::{
             AddressFamily, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
         };
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let path = guest.map(|guest| format!("/run/netns/{}", guest.namespace));
-        let (link, stopped) = (link.to_owned(), std::sync::Arc::clone(&stop));
+        let path = format!("/run/netns/{}", guest.namespace);
+        let stopped = std::sync::Arc::clone(&stop);
         let (ready, listening) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
-            if let Some(path) = path {
-                let file = fs::File::open(path).unwrap();
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            }
+            let file = fs::File::open(path).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             let socket = socket(
                 AddressFamily::Packet,
                 SockType::Raw,
@@ -180,7 +178,6 @@ impl Sniffer {
                 SockProtocol::EthAll,
             )
             .unwrap();
-            setsockopt(&socket, sockopt::BindToDevice, &link.clone().into()).unwrap();
             let limit = nix::sys::time::TimeVal::new(0, 100_000);
             setsockopt(&socket, sockopt::ReceiveTimeout, &limit).unwrap();
             ready.send(()).unwrap();
@@ -315,9 +312,15 @@ fn packets_are_copied_to_a_port_and_to_a_link_of_the_host() {
                 panic!("{then:?}");
             };
             assert!(fault.message.contains("span0"), "{}", fault.message);
-            ip("link add span0 type veth peer name span1");
+            // Its other end is alone in a namespace of its own: a packet socket there sees nothing else.
+            let span = Guest {
+                namespace: "span".to_owned(),
+                tap: "span0".to_owned(),
+            };
+            ip("netns add span");
+            ip("link add span0 type veth peer name eth0 netns span");
             ip("link set span0 up");
-            ip("link set span1 up");
+            ip("-n span link set eth0 up");
             let then = host.converge(Some(&spec)).await;
             let NetThen::Wait(NetWait::Mirrors(taps)) = then else {
                 panic!("{then:?}");
@@ -330,12 +333,7 @@ fn packets_are_copied_to_a_port_and_to_a_link_of_the_host() {
             // Addresses are learned first.
             assert_eq!(datagrams(&watched, &other, "10.0.0.6", "hello"), 5);
             assert_eq!(datagrams(&other, &watched, "10.0.0.5", "hello"), 5);
-            let sniff = |text| {
-                (
-                    Sniffer::start(Some(&watcher), "eth0", text),
-                    Sniffer::start(None, "span1", text),
-                )
-            };
+            let sniff = |text| (Sniffer::start(&watcher, text), Sniffer::start(&span, text));
             let (at_watcher, at_span) = sniff("it is sent");
             assert_eq!(datagrams(&watched, &other, "10.0.0.6", "it is sent"), 5);
             assert_eq!((at_watcher.count(), at_span.count()), (5, 5));
@@ -349,11 +347,12 @@ fn packets_are_copied_to_a_port_and_to_a_link_of_the_host() {
             assert!(!host.is_as(&spec).await);
             assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
             ip("link del span0");
+            ip("netns del span");
             assert!(!host.is_as(&spec).await);
             ports[0].mirrors.pop();
             let spec = host.spec(ports.clone());
             assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
-            let at_watcher = Sniffer::start(Some(&watcher), "eth0", "once more");
+            let at_watcher = Sniffer::start(&watcher, "once more");
             assert_eq!(datagrams(&watched, &other, "10.0.0.6", "once more"), 5);
             assert_eq!(at_watcher.count(), 5);
 
@@ -373,7 +372,7 @@ fn packets_are_copied_to_a_port_and_to_a_link_of_the_host() {
             );
             let sent = tc(&format!("filter show dev {} ingress", watched.tap));
             assert_eq!(sent.as_array().unwrap().len(), 0, "{sent}");
-            let at_watcher = Sniffer::start(Some(&watcher), "eth0", "in private");
+            let at_watcher = Sniffer::start(&watcher, "in private");
             assert_eq!(datagrams(&watched, &other, "10.0.0.6", "in private"), 5);
             assert_eq!(at_watcher.count(), 0);
         },
