@@ -9,6 +9,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/nics.rs"]
+mod nics;
 #[path = "engine/routers.rs"]
 mod routers;
 #[path = "engine/size.rs"]
@@ -1188,6 +1190,7 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
         memory_mb: MemoryMb::new(64).unwrap(),
         running: None,
         metadata: None,
+        nics: Default::default(),
         disks: DomainDisks::default(),
     };
     lab.host.add_foreign(theirs.clone());
@@ -1262,7 +1265,7 @@ async fn unusable_messages_go_to_the_dead_with_their_reason_and_the_next_is_serv
         ),
         (
             Message::from_json("document.instance", 9, "x", body(&instance)),
-            "must be 3",
+            "must be 4",
         ),
         (
             Message::from_json("instance.create", DOCUMENT_VERSION, "x", body(&instance)),

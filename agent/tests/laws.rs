@@ -69,6 +69,21 @@ const OPERATIONS: [Operation; 27] = [
         check: |lab| assert_eq!(lab.block_devices().len(), 2, "{:?}", lab.block_devices()),
     },
     Operation {
+        name: "attach a port",
+        change: |wish| wish.attach_port(),
+        guest: Guest::StaysOn,
+        check: |lab| assert_eq!(lab.nics().len(), 1, "{:?}", lab.nics()),
+    },
+    Operation {
+        name: "pull its cable",
+        change: |wish| wish.pull_cable(),
+        guest: Guest::StaysOn,
+        check: |lab| {
+            let xml = lab.virsh(&["dumpxml", &lab.domain()]);
+            assert!(xml.contains("<link state='down'/>"), "{xml}");
+        },
+    },
+    Operation {
         name: "grow the volume under the guest",
         change: |wish| wish.volume_gb = 2,
         guest: Guest::StaysOn,
@@ -125,6 +140,12 @@ const OPERATIONS: [Operation; 27] = [
         change: |wish| wish.detach(),
         guest: Guest::StaysOn,
         check: |lab| assert_eq!(lab.block_devices().len(), 1, "{:?}", lab.block_devices()),
+    },
+    Operation {
+        name: "detach the port",
+        change: |wish| wish.detach_port(),
+        guest: Guest::StaysOn,
+        check: |lab| assert_eq!(lab.nics(), [""; 0]),
     },
     Operation {
         name: "delete the snapshot",

@@ -8,6 +8,8 @@
 
 #[path = "libvirt/full.rs"]
 mod full;
+#[path = "libvirt/nics.rs"]
+mod nics;
 #[path = "libvirt/orphans.rs"]
 mod orphans;
 #[path = "libvirt/scsi.rs"]
@@ -45,7 +47,7 @@ use berth_agent::{
     },
 };
 use berth_common::{
-    document::{VolumeAccess, VolumeFormat, VolumeLimits},
+    document::{PortLink, VolumeAccess, VolumeFormat, VolumeLimits},
     ids::{InstanceId, NetworkId, Nonce, PortId, SnapshotId},
     message::report::{FaultCode, PowerState},
     names::MacAddress,
@@ -102,10 +104,12 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
             limits: VolumeLimits::default(),
         }],
         nics: vec![DomainNic {
+            port,
             mac_address: MacAddress::derived(port.as_uuid().as_bytes()),
             bridge: names::bridge(network),
             tap: names::tap(port),
             mtu: 1400,
+            link: PortLink::Up,
         }],
         config_drive: None,
         console_log: folder.join("console.log"),

@@ -10,6 +10,9 @@
     reason = "a panic in a test's helper is a failed assertion"
 )]
 
+#[path = "net/tc.rs"]
+mod tc;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

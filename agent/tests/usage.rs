@@ -280,10 +280,12 @@ fn config(id: InstanceId, network: NetworkId, disks: Vec<DomainDisk>) -> DomainC
         room: Room::none(Vcpus::clamped(1), MemoryMb::clamped(128)),
         disks,
         nics: vec![DomainNic {
+            port,
             mac_address: MacAddress::derived(port.as_uuid().as_bytes()),
             bridge: names::bridge(network),
             tap: names::tap(port),
             mtu: 1400,
+            link: berth_common::document::PortLink::Up,
         }],
         config_drive: None,
         console_log: console,
@@ -310,6 +312,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         disks: DomainDisks::default(),
         leftover_memory: false,
         metadata: None,
+        nics: Default::default(),
     }
 }
 
@@ -323,6 +326,7 @@ fn work(amount: u64) -> Activity {
         bytes: amount,
         packets: amount,
         drops: amount,
+        errors: 0,
     });
     Activity {
         cpu: Some(Duration::from_secs(amount)),

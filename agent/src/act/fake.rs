@@ -168,9 +168,12 @@ impl FakeHost {
 
     /// A network's bridge is there, whoever made it.
     pub fn have_bridge(&self, network: NetworkId) {
-        self.model()
-            .networks
-            .apply(&NetStep::CreateBridge { network, mtu: 1500 });
+        let mut model = self.model();
+        let model = &mut *model;
+        model.networks.apply(
+            &NetStep::CreateBridge { network, mtu: 1500 },
+            &model.domains,
+        );
     }
 
     /// What is there of a router, as it is: nothing passes by looking at it this way.
@@ -439,7 +442,9 @@ impl Compute for FakeHost {
         let mut guard = self.model();
         let model = &mut *guard;
         model.faults.step()?;
-        model.domains.apply(step, &mut model.files, &model.networks)
+        let done = model.domains.apply(step, &mut model.files, &model.networks);
+        model.networks.forget_taps(&model.domains);
+        done
     }
 
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
@@ -581,7 +586,8 @@ impl Net for FakeHost {
     async fn apply(&self, step: &NetStep) -> Result<(), ActError> {
         let mut model = self.model();
         model.faults.step()?;
-        model.networks.apply(step);
+        let model = &mut *model;
+        model.networks.apply(step, &model.domains);
         if let NetStep::DeleteBridge(network) = step {
             model.routers.lose_bridge(*network);
         }

@@ -3,8 +3,8 @@
 use std::{fmt, path::PathBuf};
 
 use berth_common::{
-    document::{DiskBus, VolumeAccess, VolumeFormat, VolumeLimits},
-    ids::{InstanceId, Nonce, SnapshotId},
+    document::{DiskBus, PortLink, VolumeAccess, VolumeFormat, VolumeLimits},
+    ids::{InstanceId, Nonce, PortId, SnapshotId},
     message::report::{PowerState, RunningSize},
     names::MacAddress,
     units::{ByteCount, Generation, MemoryMb, Vcpus},
@@ -12,7 +12,7 @@ use berth_common::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{disk_target, room::Room};
+use super::{disk_target, names, room::Room};
 
 /// Everything that goes into a domain's XML. Built from an instance's document by
 /// [`super::instance::domain_config`], written as XML by [`super::domain_xml`].
@@ -89,6 +89,8 @@ pub struct DomainDisk {
 /// A NIC of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainNic {
+    /// The port it is the guest's end of.
+    pub port: PortId,
     /// Its Ethernet address.
     pub mac_address: MacAddress,
     /// The bridge its tap is put into.
@@ -97,6 +99,8 @@ pub struct DomainNic {
     pub tap: String,
     /// Largest packet in bytes.
     pub mtu: u16,
+    /// Whether the guest sees a cable in it.
+    pub link: PortLink,
 }
 
 /// What berth keeps in a domain's metadata element.
@@ -214,6 +218,8 @@ pub struct DomainObserved {
     pub metadata: Option<DomainMetadata>,
     /// The files it names as disks.
     pub disks: DomainDisks,
+    /// Its NICs on bridges.
+    pub nics: DomainNics,
 }
 
 /// The files that a domain names as disks.
@@ -234,6 +240,46 @@ pub struct DiskFile {
     pub path: PathBuf,
     /// The guest's name for the disk (`vda`).
     pub target: String,
+}
+
+/// The NICs on bridges that a domain has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DomainNics {
+    /// Those its guest has now, or will have again when it goes on from its saved memory; else none while it is off.
+    pub live: Vec<NicObserved>,
+    /// Those its next start will use.
+    pub kept: Vec<NicObserved>,
+}
+
+/// A NIC on a bridge, as libvirt names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicObserved {
+    /// libvirt's name of it, of which a device has one while its guest is on, and one that berth gave it always.
+    pub alias: Option<String>,
+    /// Its Ethernet address.
+    pub mac_address: MacAddress,
+    /// The bridge.
+    pub bridge: String,
+    /// Its tap.
+    pub tap: String,
+    /// Largest packet in bytes, if that is stated.
+    pub mtu: Option<u16>,
+    /// Whether the guest sees a cable in it.
+    pub link: PortLink,
+}
+
+impl NicObserved {
+    /// The port it is the guest's end of, as far as its alias tells: NICs from before berth gave them one do not say.
+    #[must_use]
+    pub fn port(&self) -> Option<PortId> {
+        names::port_of_alias(self.alias.as_deref()?)
+    }
+
+    /// Whether berth made it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.port().is_some() || names::is_tap(&self.tap)
+    }
 }
 
 /// Why a domain is off, as far as it matters for starting it again.
@@ -295,6 +341,29 @@ pub enum DomainStep {
         instance: InstanceId,
         /// The disk.
         disk: DiskFile,
+    },
+    /// Give a guest that is on another NIC.
+    AttachNic {
+        /// The instance.
+        instance: InstanceId,
+        /// The NIC.
+        nic: Box<DomainNic>,
+    },
+    /// Ask a guest that is on to give back a NIC: it is gone only once libvirt no longer names it.
+    DetachNic {
+        /// The instance.
+        instance: InstanceId,
+        /// The NIC.
+        nic: NicObserved,
+    },
+    /// Plug the cable of a guest that is on into one of its NICs, or pull it.
+    SetLink {
+        /// The instance.
+        instance: InstanceId,
+        /// The NIC as it is.
+        nic: NicObserved,
+        /// How it shall be.
+        link: PortLink,
     },
     /// Make a disk of a guest that is on larger, with the file it is kept in.
     GrowDisk {
@@ -367,12 +436,25 @@ impl DomainStep {
             | Self::AttachScsiController(_)
             | Self::Attach { .. }
             | Self::Detach { .. }
+            | Self::AttachNic { .. }
+            | Self::DetachNic { .. }
+            | Self::SetLink { .. }
             | Self::GrowDisk { .. }
             | Self::SetVcpus { .. }
             | Self::PlugMemory { .. }
             | Self::Backup(_)
             | Self::AbortBackup { .. } => false,
         }
+    }
+
+    /// Whether taps come or go with it.
+    #[must_use]
+    pub const fn changes_taps(&self) -> bool {
+        self.starts_qemu()
+            || matches!(
+                self,
+                Self::AttachNic { .. } | Self::DetachNic { .. } | Self::Destroy(_) | Self::Save(_)
+            )
     }
 
     /// Whether it writes the guest's memory to disk or reads it from there, which may take minutes.
@@ -399,6 +481,9 @@ impl DomainStep {
             | Self::AttachScsiController(id) => *id,
             Self::Attach { instance, .. }
             | Self::Detach { instance, .. }
+            | Self::AttachNic { instance, .. }
+            | Self::DetachNic { instance, .. }
+            | Self::SetLink { instance, .. }
             | Self::GrowDisk { instance, .. }
             | Self::SetVcpus { instance, .. }
             | Self::PlugMemory { instance, .. }

@@ -11,13 +11,18 @@ mod read;
 use std::path::{Path, PathBuf};
 
 use berth_common::{
-    document::{DiskBus, VolumeAccess, VolumeFormat, VolumeLimits},
+    document::{DiskBus, PortLink, VolumeAccess, VolumeFormat, VolumeLimits},
+    names::MacAddress,
     units::{ByteCount, MemoryMb},
 };
 
 use super::{
     disk_target,
-    domain::{BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, VirtType},
+    domain::{
+        BackupPlan, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, NicObserved,
+        VirtType,
+    },
+    instance::MAX_NICS,
     names,
     room::MEMORY_SLOTS,
 };
@@ -34,7 +39,7 @@ pub const DEVICES: &str = "/dev";
 const METADATA_PREFIX: &str = "berth";
 /// How often QEMU asks the guest for its memory figures, in seconds.
 const BALLOON_STATS_PERIOD: &str = "10";
-/// How many disks can be given to a guest while it is on, each in a port of its own.
+/// How many disks can be given to a guest while it is on, each in a port of its own. NICs have theirs, as many as it can have.
 const SPARE_PORTS: usize = 8;
 /// Devices beside disks and NICs that sit in ports of their own: memory balloon, random numbers, serial channels, and
 /// the SCSI controller, which a guest without one may be given.
@@ -116,6 +121,28 @@ pub fn write_disk_file(file: &DiskFile) -> Result<String, DomainXmlError> {
         .attribute("device", "disk")
         .child(Element::new("source").attribute(source.attribute, text(&file.path)?))
         .child(target(&file.target))
+        .write()
+}
+
+/// The XML of one NIC, as a guest that is on is given it.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_nic(nic: &DomainNic) -> Result<String, DomainXmlError> {
+    self::nic(nic).write()
+}
+
+/// The XML by which libvirt finds a NIC that is there, and what its cable shall be. Everything else is as it is: libvirt takes
+/// no other change of one.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_nic_observed(nic: &NicObserved, link: PortLink) -> Result<String, DomainXmlError> {
+    let alias = nic.alias.as_deref();
+    let mtu = nic.mtu.map(|mtu| mtu.to_string());
+    interface(nic.mac_address, &nic.bridge, &nic.tap, link)
+        .children(mtu.map(|mtu| Element::new("mtu").attribute("size", mtu)))
+        .children(alias.map(|alias| Element::new("alias").attribute("name", alias)))
         .write()
 }
 
@@ -319,7 +346,7 @@ fn root_ports(config: &DomainConfig) -> Vec<Element> {
                 .attribute("model", "pcie-root");
             let on_virtio = |disk: &&DomainDisk| disk_target::bus(&disk.target) == DiskBus::Virtio;
             let disks = config.disks.iter().filter(on_virtio).count();
-            let taken = disks + config.nics.len() + OTHER_DEVICES;
+            let taken = disks + config.nics.len().max(MAX_NICS) + OTHER_DEVICES;
             [root]
                 .into_iter()
                 .chain((0..taken + SPARE_PORTS).map(port))
@@ -450,13 +477,23 @@ fn keep_owner() -> Element {
 }
 
 fn nic(nic: &DomainNic) -> Element {
+    interface(nic.mac_address, &nic.bridge, &nic.tap, nic.link)
+        .child(Element::new("mtu").attribute("size", nic.mtu.to_string()))
+        .child(Element::new("alias").attribute("name", names::nic_alias(nic.port)))
+}
+
+fn interface(mac_address: MacAddress, bridge: &str, tap: &str, link: PortLink) -> Element {
+    let link = match link {
+        PortLink::Up => None,
+        PortLink::Down => Some("down"),
+    };
     Element::new("interface")
         .attribute("type", "bridge")
-        .child(Element::new("mac").attribute("address", nic.mac_address.to_string()))
-        .child(Element::new("source").attribute("bridge", &nic.bridge))
-        .child(Element::new("target").attribute("dev", &nic.tap))
+        .child(Element::new("mac").attribute("address", mac_address.to_string()))
+        .child(Element::new("source").attribute("bridge", bridge))
+        .child(Element::new("target").attribute("dev", tap))
         .child(Element::new("model").attribute("type", "virtio"))
-        .child(Element::new("mtu").attribute("size", nic.mtu.to_string()))
+        .children(link.map(|state| Element::new("link").attribute("state", state)))
 }
 
 fn text(path: &Path) -> Result<&str, DomainXmlError> {

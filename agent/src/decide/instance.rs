@@ -8,6 +8,7 @@
 //! Every pass plans from what is observed, so a crash between any two steps is just another start.
 
 mod disks;
+mod nics;
 mod power;
 mod size;
 mod volumes;
@@ -44,6 +45,8 @@ use super::{
 };
 
 pub use disks::{DiskName, boot_disk, images, parse_config_drive};
+pub use nics::{MAX_NICS, ports};
+pub use power::ASK_AGAIN_AFTER;
 
 /// One step for an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,6 +182,9 @@ pub struct Observed {
     pub volumes_copied: BTreeSet<VolumeId>,
     /// How long ago the guest was asked last to give back a volume. `None`: not as far as this agent knows.
     pub detach_asked: Option<Duration>,
+    /// How long ago the guest was asked to give back a NIC: first and last time. `None`: it was not, as far as this agent
+    /// knows.
+    pub nic_asked: Option<Asked>,
     /// How long ago the guest was asked to power off for this wish: first and last time. `None`: not asked.
     pub asked: Option<Asked>,
     /// How long ago it was asked last, for whatever wish, or found marked as asked. `None`: neither, as far as this
@@ -186,7 +192,7 @@ pub struct Observed {
     pub asked_before: Option<Duration>,
 }
 
-/// How long ago a guest was asked to power off.
+/// How long ago a guest was asked to power off, or for something it shall give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
     /// The first time.
@@ -408,6 +414,8 @@ pub enum Then {
     Wait(Wait),
     /// It cannot be made so.
     Refused(Fault),
+    /// The same, because its guest does not do its part; it may still, and is asked again.
+    Stuck(Fault),
 }
 
 /// What an instance waits for.
@@ -421,7 +429,9 @@ pub enum Wait {
     Volume(VolumeId),
     /// The guest was asked to give back these disks, by its names of them.
     Detach(BTreeSet<String>),
-    /// Its volumes change when its guest goes on.
+    /// The guest was asked to give back the NICs of these ports, by their taps or, where they are known, by their ids.
+    DetachNics(BTreeSet<String>),
+    /// Its volumes and ports change when its guest goes on.
     GuestGoesOn,
     /// A volume that its guest has is being copied.
     Copied(VolumeId),
@@ -529,6 +539,12 @@ fn converge(
         Some(fault) => Err(fault),
         None => disks::missing(id, spec, observed, host),
     };
+    if let (true, Some(fault)) = (
+        spec.power != DesiredPower::Stopped,
+        nics::too_many(&spec.ports),
+    ) {
+        return refused(fault);
+    }
     let config = domain_config(id, spec, host);
     let wish = power::Wish {
         config: &config,
@@ -622,15 +638,19 @@ fn converge(
             .all(|step| matches!(step, DomainStep::Define(_)));
     steps.extend(domain_steps.into_iter().map(Step::Domain));
     // What changes how far the guest runs comes first; the next look sees what it has then.
-    let change = match &observed.domain {
+    let (change, nics) = match &observed.domain {
         Some(domain) if stays => {
             let larger = disks::small_live(id, spec, domain, observed, host);
             steps.extend(larger.into_iter().map(Step::Domain));
-            volumes::change(&config, domain, observed, &host.paths)
+            (
+                volumes::change(&config, domain, observed, &host.paths),
+                nics::change(&config, &spec.ports, domain, observed),
+            )
         }
-        Some(_) | None => volumes::Change::default(),
+        Some(_) | None => Default::default(),
     };
     steps.extend(change.steps.into_iter().map(Step::Domain));
+    steps.extend(nics.steps.into_iter().map(Step::Domain));
     // Last: a guest that cannot be given more keeps nobody from its volumes.
     if let Some(domain) = observed.domain.as_ref().filter(|_| stays) {
         let more = size::more(&config, domain);
@@ -639,7 +659,11 @@ fn converge(
     if steps.is_empty() {
         steps.extend(disks::old_files(id, spec, observed, host));
     }
-    let then = change.wait.map_or(then, Then::Wait);
+    let then = match (nics.end, change.wait) {
+        (Some(nics::End::Stuck(fault)), _) => Then::Stuck(fault),
+        (_, Some(wait)) | (Some(nics::End::Wait(wait)), None) => Then::Wait(wait),
+        (None, None) => then,
+    };
     Plan { steps, then }
 }
 
@@ -722,10 +746,12 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
         limits: volume.limits,
     });
     let nics = spec.ports.iter().map(|port| DomainNic {
+        port: port.id,
         mac_address: port.mac_address,
         bridge: names::bridge(port.network_id),
         tap: names::tap(port.id),
         mtu: port.mtu,
+        link: port.link,
     });
     let mut config = DomainConfig {
         id,

@@ -23,7 +23,7 @@ use crate::{
         fake::{Disk, FakeHost, Guest, Lives},
     },
     decide::{
-        domain::DomainDisks,
+        domain::{DomainDisks, DomainNics, NicObserved},
         room::{HostSize, RoomToGrow},
     },
 };
@@ -339,6 +339,9 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::AttachScsiController(_)) => "attach controller".to_owned(),
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
         Step::Domain(DomainStep::Detach { disk, .. }) => format!("detach {}", disk.target),
+        Step::Domain(DomainStep::AttachNic { nic, .. }) => format!("attach NIC {}", nic.tap),
+        Step::Domain(DomainStep::DetachNic { nic, .. }) => format!("detach NIC {}", nic.tap),
+        Step::Domain(DomainStep::SetLink { nic, link, .. }) => format!("link {link:?} {}", nic.tap),
         Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("grow {}", disk.target),
         Step::Domain(DomainStep::SetVcpus { vcpus, .. }) => format!("vcpus {}", vcpus.get()),
         Step::Domain(DomainStep::PlugMemory { before, with, .. }) => {
@@ -375,6 +378,19 @@ struct Given {
 fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
     let mut config = domain_config(instance(), &spec(), &host());
     config.metadata.generation = Generation(generation);
+    let nics: Vec<NicObserved> = config
+        .nics
+        .iter()
+        .map(|nic| NicObserved {
+            alias: Some(names::nic_alias(nic.port)),
+            mac_address: nic.mac_address,
+            bridge: nic.bridge.clone(),
+            tap: nic.tap.clone(),
+            mtu: Some(nic.mtu),
+            link: nic.link,
+        })
+        .collect();
+    let is_off = matches!(state, PowerState::Shutdown | PowerState::Nostate);
     let domain = DomainObserved {
         uuid: instance().as_uuid(),
         name: names::domain(instance()),
@@ -387,6 +403,14 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         memory_mb: config.memory_mb,
         running: None,
         metadata: Some(config.metadata),
+        nics: DomainNics {
+            live: if is_off && off != Some(OffReason::Saved) {
+                Vec::new()
+            } else {
+                nics.clone()
+            },
+            kept: nics,
+        },
         disks: DomainDisks::default(),
     };
     Given {

@@ -18,6 +18,8 @@ pub const NAME_PREFIX: &str = "berth-";
 /// The aliases of memory that guests were given while they were on start with this. libvirt takes no others from outside than
 /// those that start with `ua-`.
 pub const MEMORY_ALIAS: &str = "ua-berth-memory-";
+/// The aliases of NICs start with this, and end with the port's id.
+const NIC_ALIAS: &str = "ua-berth-port-";
 /// What follows it in the name of a logical volume that is being made.
 const PARTIAL: &str = "tmp-";
 /// What follows it in the name of one that is being wiped.
@@ -58,6 +60,8 @@ pub enum LinkRole {
     RouterGatewayHost,
     /// The end in the router's namespace.
     RouterGatewayNamespace,
+    /// The link that what a port's guest sends is slowed down in.
+    Ifb,
 }
 
 impl LinkRole {
@@ -73,6 +77,7 @@ impl LinkRole {
             Self::RouterLegNamespace => 'r',
             Self::RouterGatewayHost => 'e',
             Self::RouterGatewayNamespace => 'f',
+            Self::Ifb => 'i',
         }
     }
 
@@ -88,6 +93,7 @@ impl LinkRole {
             Self::RouterLegNamespace => "router-leg-inside",
             Self::RouterGatewayHost => "router-gateway",
             Self::RouterGatewayNamespace => "router-gateway-inside",
+            Self::Ifb => "qos",
         }
     }
 }
@@ -188,6 +194,60 @@ pub fn nat_table(network: NetworkId) -> String {
 #[must_use]
 pub fn tap(port: PortId) -> String {
     link(LinkRole::Tap, port.as_uuid())
+}
+
+/// The link that what a port's guest sends is slowed down in.
+#[must_use]
+pub fn ifb(port: PortId) -> String {
+    link(LinkRole::Ifb, port.as_uuid())
+}
+
+/// Whether a name can be that of a tap of ours: a port cannot be told from it.
+#[must_use]
+pub fn is_tap(name: &str) -> bool {
+    is_of(name, LinkRole::Tap)
+}
+
+/// Whether a name can be that of a link that a limit needs.
+#[must_use]
+pub fn is_ifb(name: &str) -> bool {
+    is_of(name, LinkRole::Ifb)
+}
+
+fn is_of(name: &str, role: LinkRole) -> bool {
+    is_link(name)
+        && name
+            .strip_prefix(LINK_PREFIX)
+            .is_some_and(|rest| rest.starts_with(role.letter()))
+}
+
+/// Whether a name can be that of a link of ours, whatever it is for.
+#[must_use]
+pub fn is_link(name: &str) -> bool {
+    let role_and_hex = name.strip_prefix(LINK_PREFIX).map(str::as_bytes);
+    role_and_hex.is_some_and(|rest| match rest {
+        [role, hex @ ..] => {
+            role.is_ascii_lowercase()
+                && hex.len() == 12
+                && hex
+                    .iter()
+                    .all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(it))
+        }
+        [] => false,
+    })
+}
+
+/// The alias of a port's NIC in its domain: it tells which port it is, which its tap does not.
+#[must_use]
+pub fn nic_alias(port: PortId) -> String {
+    format!("{NIC_ALIAS}{port}")
+}
+
+/// The port whose NIC has this alias.
+#[must_use]
+pub fn port_of_alias(alias: &str) -> Option<PortId> {
+    let port = alias.strip_prefix(NIC_ALIAS)?.parse().ok()?;
+    (nic_alias(port) == alias).then_some(port)
 }
 
 /// The alias that tells whose a link is: `berth bridge <id>`.
@@ -298,6 +358,21 @@ mod tests {
             memory_alias(MemoryMb::clamped(1024)),
             "ua-berth-memory-1024"
         );
+    }
+
+    #[test]
+    fn a_nics_alias_tells_its_port_and_a_taps_name_that_it_is_one() {
+        let port = PortId::new();
+        assert_eq!(port_of_alias(&nic_alias(port)), Some(port));
+        for other in ["net0", "ua-berth-port-", "ua-berth-port-x", "ua-other"] {
+            assert_eq!(port_of_alias(other), None, "{other}");
+        }
+        assert_eq!(port_of_alias(&nic_alias(port).to_uppercase()), None);
+        assert!(is_tap(&tap(port)));
+        assert!(is_ifb(&ifb(port)) && is_link(&ifb(port)) && !is_ifb(&tap(port)));
+        for other in ["btt", "tap0", &bridge(NetworkId::new()), "bttABCDEF012345"] {
+            assert!(!is_tap(other), "{other}");
+        }
     }
 
     #[test]

@@ -9,13 +9,15 @@
 //!
 //! What is missing is made, what is wrong is mended in place; taps in the bridge are never touched, and a tap of
 //! one of the network's ports that fell out of it (its bridge was deleted and made anew) is put back. A link that
-//! has a name of ours but is not ours is refused and left alone. A tombstone takes everything down, but not before
+//! has a name of ours but is not ours is refused and left alone. A network is not as its document says before the taps of ports
+//! that it no longer has are gone, although it is ready for those that it has. A tombstone takes everything down, but not before
 //! all instances have left the bridge.
 
 mod imagine;
 mod link;
 mod observed;
 mod step;
+pub mod tc;
 pub mod uplink;
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -39,6 +41,7 @@ use self::uplink::Uplink;
 use super::{
     dhcp::{self, DhcpFiles},
     filter::{self, FilterStep, Stateful},
+    names,
 };
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
@@ -395,11 +398,31 @@ fn converge(
         planner.uplink(uplink, mtu);
         planner.run_dhcp(&wanted);
     }
+    let (steps, complaints) = tc::plan(network, &spec.ports, mtu, &planner.now);
+    steps.into_iter().for_each(|step| planner.step(step));
+    let leaving = leaving(&spec.ports, observed);
+    let then = match complaints.fault() {
+        Some(fault) => NetThen::Flawed(fault),
+        None if !leaving.is_empty() => NetThen::Wait(NetWait::Members(leaving)),
+        None if !complaints.absent.is_empty() => NetThen::Wait(NetWait::Mirrors(complaints.absent)),
+        None => NetThen::Converged,
+    };
     NetPlan {
         steps: planner.steps,
-        then: NetThen::Converged,
+        then,
         on_error: OnError::Stop,
     }
+}
+
+/// The taps of ports that are no longer the network's: their guests have them still. Everything is built, but a port is not gone
+/// before its tap is.
+fn leaving(ports: &[NetworkPort], observed: &NetworkObserved) -> BTreeSet<String> {
+    let wanted: BTreeSet<String> = ports.iter().map(|port| names::tap(port.id)).collect();
+    let members = observed.members.iter();
+    members
+        .filter(|name| names::is_tap(name) && !wanted.contains(*name))
+        .cloned()
+        .collect()
 }
 
 fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
@@ -420,6 +443,9 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
         return refused(fault);
     }
     let mut planner = Planner::new(network, observed);
+    for step in tc::remove(network, observed) {
+        planner.step(step);
+    }
     planner.drop_namespace();
     planner.drop_uplinks(&Uplink::None);
     // The host's addresses are back where they belong before their bridge goes.

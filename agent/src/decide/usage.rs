@@ -16,13 +16,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use berth_common::{
     document::Document,
-    ids::InstanceId,
+    ids::{InstanceId, PortId},
     names::{InstanceName, PoolName, ProjectName},
     units::ByteCount,
 };
 use uuid::Uuid;
 
-use super::domain::DomainObserved;
+use super::{domain::DomainObserved, names};
 
 /// What a running domain has used since it was started.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -68,8 +68,10 @@ pub struct DiskUsage {
 }
 
 /// A NIC since its domain was started, as its guest sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NicUsage {
+    /// The link that is its end on the host: what tells it from others when some are plugged in and out meanwhile.
+    pub tap: String,
     /// What the guest received.
     pub received: Option<Traffic>,
     /// What the guest sent.
@@ -94,6 +96,8 @@ pub struct Traffic {
     pub packets: u64,
     /// Packets that were dropped.
     pub drops: u64,
+    /// Packets that were spoilt.
+    pub errors: u64,
 }
 
 /// What a domain did between two looks; `None`: it cannot be told. Also a sum over time and over domains.
@@ -182,6 +186,8 @@ pub struct InstanceLabel {
     pub name: InstanceName,
     /// Its owner.
     pub project: ProjectName,
+    /// Its ports, by their taps.
+    pub ports: BTreeMap<String, PortId>,
 }
 
 /// All domains that are not berth's.
@@ -273,10 +279,10 @@ pub fn activity(last: Option<&Sample>, now: &DomainUsage) -> Activity {
         done.read = sum(done.read, between(start, before.read, disk.read));
         done.written = sum(done.written, between(start, before.written, disk.written));
     }
-    for (position, nic) in &now.nics {
-        let known = before.nics.get(position);
+    for nic in now.nics.values() {
+        let known = before.nics.values().find(|known| known.tap == nic.tap);
         let start = Start::of(known);
-        let before = known.copied().unwrap_or_default();
+        let before = known.cloned().unwrap_or_default();
         done.received = sum(done.received, between(start, before.received, nic.received));
         done.sent = sum(done.sent, between(start, before.sent, nic.sent));
     }
@@ -327,6 +333,11 @@ pub fn labels<'a>(
             let label = InstanceLabel {
                 name: spec.name.clone(),
                 project: spec.project.clone(),
+                ports: spec
+                    .ports
+                    .iter()
+                    .map(|port| (names::tap(port.id), port.id))
+                    .collect(),
             };
             (wish.id, label)
         }),
@@ -454,6 +465,7 @@ impl Counted for Traffic {
             bytes: self.bytes.plus(more.bytes),
             packets: self.packets.plus(more.packets),
             drops: self.drops.plus(more.drops),
+            errors: self.errors.plus(more.errors),
         }
     }
 
@@ -462,6 +474,7 @@ impl Counted for Traffic {
             bytes: self.bytes.since(before.bytes),
             packets: self.packets.since(before.packets),
             drops: self.drops.since(before.drops),
+            errors: self.errors.since(before.errors),
         }
     }
 }

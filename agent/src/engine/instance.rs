@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use berth_common::{
-    document::{Desired, InstanceSpec, VolumeFormat},
+    document::{Desired, InstanceSpec, PortLink, VolumeFormat},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
@@ -69,6 +69,9 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
         if plan.then != Then::Wait(Wait::GuestPowersOff) {
             end.memory.asked = None;
         }
+        if matches!(plan.then, Then::Converged | Then::Watch(_) | Then::Gone) {
+            end.memory.nic_asked = None;
+        }
         if matches!(plan.then, Then::Watch(_)) {
             end.memory.asked_before.get_or_insert_with(Instant::now);
         }
@@ -99,6 +102,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
                 return Ok(Outcome::of_step(&error));
             }
             remember(&mut end.memory, step);
+            end.taps |= matches!(step, Step::Domain(step) if step.changes_taps());
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
@@ -116,9 +120,14 @@ fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
         Then::Wait(Wait::GuestPowersOff) => Outcome::Waiting(Waiting::Guest),
         Then::Wait(Wait::Volume(id)) => Outcome::Waiting(Waiting::Volume(id)),
         Then::Wait(Wait::Detach(targets)) => Outcome::Waiting(Waiting::Detach(targets)),
+        Then::Wait(Wait::DetachNics(ports)) => Outcome::Waiting(Waiting::DetachNics(ports)),
         Then::Wait(Wait::Copied(id)) => Outcome::Waiting(Waiting::CopiedVolume(id)),
         Then::Wait(Wait::GuestGoesOn) => Outcome::Waiting(Waiting::GuestGoesOn),
         Then::Refused(fault) => Outcome::Refused(fault),
+        Then::Stuck(fault) => {
+            end.again = Some(instance::ASK_AGAIN_AFTER);
+            Outcome::Refused(fault)
+        }
     }
 }
 
@@ -151,10 +160,11 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         .filter(|id| worker.tools.volumes.is_ready(*id))
         .collect();
     let volumes_copied = worker.tools.volumes.all_held();
-    let asked = memory.asked.map(|asked| Asked {
+    let elapsed = |asked: AskedAt| Asked {
         first: asked.first.elapsed(),
         last: asked.last.elapsed(),
-    });
+    };
+    let asked = memory.asked.map(elapsed);
     Ok(Observed {
         domain,
         files,
@@ -163,6 +173,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         volumes_ready,
         volumes_copied,
         detach_asked: memory.detach_asked.map(|asked| asked.elapsed()),
+        nic_asked: memory.nic_asked.map(elapsed),
         asked,
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
     })
@@ -200,8 +211,13 @@ fn remember(memory: &mut Memory, step: &Step) {
         // Its clock stood still: what it may still obey, it may obey from now on.
         Step::Domain(DomainStep::Resume(_)) => {
             memory.asked_before = memory.asked_before.map(|_| now);
+            memory.nic_asked = None;
         }
         Step::Domain(DomainStep::Detach { .. }) => memory.detach_asked = Some(now),
+        Step::Domain(DomainStep::DetachNic { .. }) => {
+            let first = memory.nic_asked.map_or(now, |asked| asked.first);
+            memory.nic_asked = Some(AskedAt { first, last: now });
+        }
         Step::Domain(
             DomainStep::Define(_)
             | DomainStep::DiscardSaved(_)
@@ -209,6 +225,8 @@ fn remember(memory: &mut Memory, step: &Step) {
             | DomainStep::Undefine(_)
             | DomainStep::AttachScsiController(_)
             | DomainStep::Attach { .. }
+            | DomainStep::AttachNic { .. }
+            | DomainStep::SetLink { .. }
             | DomainStep::GrowDisk { .. }
             | DomainStep::SetVcpus { .. }
             | DomainStep::PlugMemory { .. }
@@ -378,6 +396,9 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::PlugMemory { .. }) => "plug_memory",
         Step::Domain(DomainStep::Attach { .. }) => "attach",
         Step::Domain(DomainStep::Detach { .. }) => "detach",
+        Step::Domain(DomainStep::AttachNic { .. }) => "attach_nic",
+        Step::Domain(DomainStep::DetachNic { .. }) => "detach_nic",
+        Step::Domain(DomainStep::SetLink { .. }) => "set_link",
         Step::Domain(DomainStep::GrowDisk { .. }) => "grow_disk",
         Step::Domain(DomainStep::Backup(_)) => "backup",
         Step::Domain(DomainStep::AbortBackup { .. }) => "abort_backup",
@@ -411,6 +432,18 @@ fn text(step: &Step) -> String {
         Step::Domain(DomainStep::Detach { disk, .. }) => {
             format!("asking the guest to give back disk {}", disk.target)
         }
+        Step::Domain(DomainStep::AttachNic { nic, .. }) => format!("attaching port {}", nic.port),
+        Step::Domain(DomainStep::DetachNic { nic, .. }) => {
+            format!("asking the guest to give back NIC {}", nic.mac_address)
+        }
+        Step::Domain(DomainStep::SetLink { nic, link, .. }) => format!(
+            "{} the cable of NIC {}",
+            match link {
+                PortLink::Up => "plugging in",
+                PortLink::Down => "pulling",
+            },
+            nic.mac_address
+        ),
         Step::Domain(DomainStep::GrowDisk { disk, .. }) => format!("growing disk {}", disk.target),
         Step::Domain(DomainStep::SetVcpus { vcpus, .. }) => format!("giving it {vcpus}"),
         Step::Domain(DomainStep::PlugMemory { with, .. }) => {

@@ -26,14 +26,14 @@ mod tools;
 mod volume;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant as WallInstant},
 };
 
 use berth_common::{
     document::{Document, DocumentKey, Kind, VolumeSource},
-    ids::{SnapshotId, VolumeId},
+    ids::{PortId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, FaultCode},
     telemetry::{error_chain, health::Component},
     units::Generation,
@@ -54,7 +54,7 @@ use self::{
     tools::{ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
 };
 use crate::{
-    decide::{domain::DomainObserved, instance::HostFacts},
+    decide::{domain::DomainObserved, instance::HostFacts, network::tc},
     inbox::journal::Journal,
     metrics::AgentMetrics,
     report::{glance::Glances, reports::Reports},
@@ -368,7 +368,7 @@ impl Engine {
         let waits = matches!(end.outcome, Outcome::Waiting(_));
         self.count(key, document.generation(), &end.outcome, took);
         let ready = match key.kind {
-            Kind::Network => end.outcome == Outcome::Converged,
+            Kind::Network => end.outcome.is_built() && !document.is_tombstone(),
             // Also one that cannot have its new size.
             Kind::Volume => {
                 VolumeId::try_from(key.id).is_ok_and(|id| self.tools.volumes.is_ready(id))
@@ -378,12 +378,16 @@ impl Engine {
             }
             Kind::Instance | Kind::Router => false,
         };
+        let changed_taps = end.taps;
         if let Some(resource) = self.resources.get_mut(&key) {
             resource.end(&document, end, self.resync_every, Moment::now());
         }
         self.tell(key);
         if ready {
             self.wake_waiting(key);
+        }
+        if changed_taps {
+            self.wake_networks(&document);
         }
         // This one copies nothing any more. If it waits for its source itself, nothing has changed for others.
         if !waits && let Some(source) = source(&document) {
@@ -438,6 +442,31 @@ impl Engine {
             .filter(|resource| resource.waits_for == Some(key))
         {
             resource.wake(now);
+        }
+    }
+
+    /// The taps of an instance's ports are new, or gone: networks that limit or copy their packets look at them at once.
+    fn wake_networks(&mut self, document: &Document) {
+        let Document::Instance(wish) = document else {
+            return;
+        };
+        let ports = wish.spec.iter().flat_map(|spec| &spec.ports);
+        let ports: BTreeSet<PortId> = ports.map(|port| port.id).collect();
+        let now = Instant::now();
+        for resource in self.resources.values_mut() {
+            let concerned = match &*resource.document {
+                Document::Network(network) => network
+                    .spec
+                    .as_ref()
+                    .is_some_and(|spec| tc::concerns(&spec.ports, wish.id, &ports)),
+                Document::Instance(_)
+                | Document::Router(_)
+                | Document::Snapshot(_)
+                | Document::Volume(_) => false,
+            };
+            if concerned {
+                resource.wake(now);
+            }
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
         .await
         .unwrap_or(Outcome::Superseded);
     match (&outcome, &wish.spec) {
-        (Outcome::Converged, Some(spec)) => {
+        (outcome, Some(spec)) if outcome.is_built() => {
             worker.tools.networks.set(
                 wish.id,
                 Some(spec.ports.iter().map(|port| port.id).collect()),
@@ -59,22 +59,32 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
                 NetThen::Converged => Outcome::Converged,
                 NetThen::Gone => Outcome::Gone,
                 NetThen::Wait(NetWait::Members(names)) => Outcome::Waiting(Waiting::Members(names)),
+                NetThen::Wait(NetWait::Mirrors(names)) => Outcome::Waiting(Waiting::Mirrors(names)),
+                NetThen::Flawed(fault) => Outcome::Flawed(fault),
                 NetThen::Refused(fault) => Outcome::Refused(fault),
             });
         }
         left = plan.steps.iter().map(name).collect::<Vec<_>>().join(", ");
-        let errors = carry_out(worker, &plan).await?;
-        if let Some(outcome) = failed(&errors) {
+        let failures = carry_out(worker, &plan).await?;
+        if let Some(outcome) = failed(&failures) {
             return Ok(outcome);
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
 }
 
+/// What went wrong with the steps of a plan.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    pub(super) errors: Vec<ActError>,
+    /// Whether ports cannot be used for it: something else failed than their limits and copies, which come last.
+    pub(super) spoil_network: bool,
+}
+
 /// Carries out the steps as far as the plan's rule for errors goes; answers all errors.
-async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, BrokenOff> {
+async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Failures, BrokenOff> {
     let net = &worker.tools.host.net;
-    let mut errors = Vec::new();
+    let mut failures = Failures::default();
     for step in &plan.steps {
         if worker.cancel.is_cancelled() {
             return Err(BrokenOff);
@@ -83,17 +93,19 @@ async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Vec<ActError>, Bro
             .step(name(step), text(plan), async |_| net.apply(step).await)
             .await
         {
-            errors.push(error);
+            failures.errors.push(error);
+            failures.spoil_network |= !matches!(step, NetStep::Tc(_)) || plan.then == NetThen::Gone;
             if plan.on_error == OnError::Stop {
                 break;
             }
         }
     }
-    Ok(errors)
+    Ok(failures)
 }
 
 /// What failed steps come to: it is tried again if that may help with any of them.
-pub(super) fn failed(errors: &[ActError]) -> Option<Outcome> {
+pub(super) fn failed(failures: &Failures) -> Option<Outcome> {
+    let errors = &failures.errors;
     let first = errors.first()?;
     let deciding = errors.iter().find(|error| error.retryable).unwrap_or(first);
     let texts: Vec<String> = errors
@@ -104,7 +116,9 @@ pub(super) fn failed(errors: &[ActError]) -> Option<Outcome> {
         code: deciding.code,
         message: texts.join("; "),
     };
-    Some(if deciding.retryable {
+    Some(if !failures.spoil_network {
+        Outcome::Flawed(fault)
+    } else if deciding.retryable {
         Outcome::Failed(fault)
     } else {
         Outcome::Refused(fault)
@@ -114,7 +128,9 @@ pub(super) fn failed(errors: &[ActError]) -> Option<Outcome> {
 fn text(plan: &NetPlan) -> &'static str {
     match plan.then {
         NetThen::Gone => "taking the network down",
-        NetThen::Converged | NetThen::Wait(_) | NetThen::Refused(_) => "building the network",
+        NetThen::Converged | NetThen::Wait(_) | NetThen::Refused(_) | NetThen::Flawed(_) => {
+            "building the network"
+        }
     }
 }
 
@@ -142,5 +158,6 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::RemoveFiles(_) => "remove_dhcp_files",
         NetStep::Uplink(step) => step.name(),
         NetStep::Filter(step) => step.name(),
+        NetStep::Tc(step) => step.word(),
     }
 }

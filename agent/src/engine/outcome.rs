@@ -23,6 +23,8 @@ pub(super) enum Outcome {
     Waiting(Waiting),
     /// It cannot be made so.
     Refused(Fault),
+    /// A network that is built but for something its document asks for in vain.
+    Flawed(Fault),
     /// A step failed; trying again may help.
     Failed(Fault),
     /// The resource could not be looked at, so nothing is known and nothing was done.
@@ -40,6 +42,8 @@ pub(super) enum Waiting {
     Guest,
     /// A network, until these links have left its bridge.
     Members(BTreeSet<String>),
+    /// A network, until these taps are there, where copies of packets shall go.
+    Mirrors(BTreeSet<String>),
     /// Something that needs a volume, until it is made.
     Volume(VolumeId),
     /// A volume, until these domains no longer use it.
@@ -54,6 +58,8 @@ pub(super) enum Waiting {
     Turn(String),
     /// An instance, until its guest has given back these disks.
     Detach(BTreeSet<String>),
+    /// An instance, until its guest has given back the NICs of these ports.
+    DetachNics(BTreeSet<String>),
     /// An instance, until its guest goes on.
     GuestGoesOn,
 }
@@ -76,10 +82,12 @@ impl Waiting {
             }),
             Self::Guest
             | Self::Members(_)
+            | Self::Mirrors(_)
             | Self::Users(_)
             | Self::Copied
             | Self::Turn(_)
             | Self::Detach(_)
+            | Self::DetachNics(_)
             | Self::GuestGoesOn => None,
         }
     }
@@ -105,11 +113,25 @@ impl Waiting {
                     targets.join(", ")
                 )
             }
-            Self::GuestGoesOn => "its volumes change when its guest goes on".to_owned(),
+            Self::DetachNics(ports) => {
+                let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+                format!(
+                    "waiting for the guest to give back the NIC of {}; powering it off takes it from it",
+                    ports.join(", ")
+                )
+            }
+            Self::GuestGoesOn => "its volumes and ports change when its guest goes on".to_owned(),
             Self::Users(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 format!(
                     "waiting until these domains no longer use it: {}",
+                    names.join(", ")
+                )
+            }
+            Self::Mirrors(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                format!(
+                    "waiting for these taps to be on this host, where copies of packets shall go: {}",
                     names.join(", ")
                 )
             }
@@ -132,15 +154,29 @@ impl Outcome {
             Self::Gone => "gone",
             Self::Waiting(_) => "waiting",
             Self::Refused(_) => "refused",
+            Self::Flawed(_) => "flawed",
             Self::Failed(_) | Self::Unseen(_) => "failed",
             Self::Superseded => "superseded",
         }
     }
 
+    /// Of a network that is no tombstone: whether it is ready for the ports of its document. Taps of others may still be in it.
+    pub(super) const fn is_built(&self) -> bool {
+        matches!(
+            self,
+            Self::Converged
+                | Self::Flawed(_)
+                | Self::Waiting(Waiting::Members(_) | Waiting::Mirrors(_))
+        )
+    }
+
     /// What went wrong, if anything did.
     pub(super) const fn fault(&self) -> Option<&Fault> {
         match self {
-            Self::Refused(fault) | Self::Failed(fault) | Self::Unseen(fault) => Some(fault),
+            Self::Refused(fault)
+            | Self::Flawed(fault)
+            | Self::Failed(fault)
+            | Self::Unseen(fault) => Some(fault),
             Self::Converged | Self::Gone | Self::Waiting(_) | Self::Superseded => None,
         }
     }
@@ -201,6 +237,8 @@ pub(super) struct Memory {
     pub(super) asked_before: Option<Instant>,
     /// When the guest was asked last to give back a volume.
     pub(super) detach_asked: Option<Instant>,
+    /// When the guest was asked to give back a NIC that it still has.
+    pub(super) nic_asked: Option<AskedAt>,
     /// The document replaced another one of the same generation, and was not carried out yet.
     pub(super) overruled: bool,
 }
@@ -216,6 +254,8 @@ pub(super) struct PassEnd {
     pub(super) memory: Memory,
     /// Look again after this long, if not earlier for another reason.
     pub(super) again: Option<Duration>,
+    /// Of instances: whether taps were made or taken away.
+    pub(super) taps: bool,
 }
 
 impl PassEnd {
@@ -226,6 +266,7 @@ impl PassEnd {
             domain: None,
             memory: Memory::default(),
             again: None,
+            taps: false,
         }
     }
 }

@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use berth_common::{
     document::{Document, DocumentKey, Kind},
+    ids::PortId,
     message::report::{ConvergeStatus, Fault, FaultCode, PowerState, ResourceReport},
 };
 use chrono::{DateTime, Utc};
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     decide::{
         domain::{DomainObserved, OffReason},
-        instance::boot_disk,
+        instance::{boot_disk, ports},
     },
     inbox::journal::Entry,
 };
@@ -37,7 +38,7 @@ use crate::{
 /// How often a converged instance is looked at with its files and networks, and a volume or a snapshot with its file; domains are
 /// watched all the time.
 const THOROUGH: Duration = Duration::from_secs(300);
-/// How often a guest that was asked to power off, or to give back a volume, is looked at.
+/// How often a guest that was asked to power off, or to give back a volume or a NIC, is looked at.
 const POLL_GUEST: Duration = Duration::from_secs(1);
 /// How often a network that waits for its last instances is looked at.
 const POLL_MEMBERS: Duration = Duration::from_secs(1);
@@ -134,6 +135,7 @@ impl Resource {
         self.failures = 0;
         self.waits_for = None;
         self.memory.asked = None;
+        self.memory.nic_asked = None;
         self.due = Some(moment.now);
         self.told = Some(self.report(ConvergeStatus::Converging, moment));
         if let Some(running) = &self.running {
@@ -258,14 +260,22 @@ impl Resource {
                     | Waiting::CopiedVolume(_)
                     | Waiting::GuestGoesOn => POLL_RESOURCE,
                     Waiting::Users(_) | Waiting::Copied | Waiting::Turn(_) => POLL_USERS,
-                    Waiting::Guest | Waiting::Detach(_) => POLL_GUEST,
+                    Waiting::Guest | Waiting::Detach(_) | Waiting::DetachNics(_) => POLL_GUEST,
                     Waiting::Members(_) => POLL_MEMBERS,
+                    // A tap that appears wakes who waits for it.
+                    Waiting::Mirrors(_) => backoff::spread(resync, moment.chance),
                 })
             }
             Outcome::Refused(fault) => {
                 self.failures = 0;
                 self.tell_fault(ConvergeStatus::Failed, fault, moment);
                 may_mend_itself(fault.code).then(|| backoff::spread(POLL_REFUSED, moment.chance))
+            }
+            // What is missing may appear, and guests with ports of it come and go.
+            Outcome::Flawed(fault) => {
+                self.failures = 0;
+                self.tell_fault(ConvergeStatus::Failed, fault, moment);
+                Some(backoff::spread(resync, moment.chance))
             }
             Outcome::Failed(fault) => Some(self.fail(fault, self.failures >= FAILED_AFTER, moment)),
             Outcome::Unseen(fault) => {
@@ -306,6 +316,7 @@ impl Resource {
     fn report(&self, status: ConvergeStatus, moment: Moment) -> ResourceReport {
         let key = self.document.key();
         let before = self.told.as_ref();
+        let ports = self.ports();
         let (power_state, reboot_nonce, boot_disk, running) = match (&self.seen, key.kind) {
             (_, Kind::Network | Kind::Router | Kind::Snapshot | Kind::Volume) => {
                 (None, None, None, None)
@@ -341,8 +352,21 @@ impl Resource {
             reboot_nonce,
             boot_disk,
             running,
-            ports: None,
+            ports,
             observed_at: moment.at,
+        }
+    }
+
+    /// Of instances: the ports its domain has.
+    fn ports(&self) -> Option<Vec<PortId>> {
+        let Document::Instance(wish) = &*self.document else {
+            return None;
+        };
+        let wanted = wish.spec.as_ref().map_or(&[][..], |spec| &spec.ports);
+        match &self.seen {
+            None => self.told.as_ref().and_then(|told| told.ports.clone()),
+            Some(None) => Some(Vec::new()),
+            Some(Some(domain)) => ports(domain, wanted),
         }
     }
 }
@@ -372,6 +396,7 @@ fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
         && a.persistent == b.persistent
         && a.metadata == b.metadata
         && a.disks.live == b.disks.live
+        && a.nics.live == b.nics.live
         && a.running == b.running
 }
 
@@ -385,7 +410,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::decide::domain::DomainDisks;
+    use crate::decide::domain::{DomainDisks, DomainNics};
 
     fn document(id: NetworkId, generation: u64) -> Arc<Document> {
         Arc::new(Document::Network(Desired {
@@ -534,6 +559,7 @@ mod tests {
             }),
             metadata: None,
             disks: DomainDisks::default(),
+            nics: DomainNics::default(),
         }
     }
 

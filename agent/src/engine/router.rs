@@ -6,7 +6,7 @@ use berth_common::{
 };
 
 use super::{
-    network::failed,
+    network::{Failures, failed},
     outcome::{Outcome, PassEnd, Waiting},
     tools::{BrokenOff, Worker},
 };
@@ -50,8 +50,11 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
         }
         let names = plan.steps.iter().map(RouterStep::name);
         left = names.collect::<Vec<_>>().join(", ");
-        let errors = carry_out(worker, &plan).await?;
-        if let Some(outcome) = failed(&errors) {
+        let failures = Failures {
+            errors: carry_out(worker, &plan).await?,
+            spoil_network: true,
+        };
+        if let Some(outcome) = failed(&failures) {
             return Ok(outcome);
         }
     }

@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// How many domains have series of their own: more than a host runs. With two disks and two NICs each has 37 series.
+/// How many domains have series of their own: more than a host runs. With two disks and two NICs each has 43 series.
 pub const MOST_DOMAINS: usize = 1024;
 
 /// How many ports' dropped packets are shown, for all reasons: two a domain.
@@ -222,6 +222,13 @@ impl Page {
             let labels = [id, position.as_str()];
             self.traffic(RECEIVED, &labels, nic.received);
             self.traffic(SENT, &labels, nic.sent);
+            let errors = |traffic: Option<Traffic>| traffic.map(|it| decimal(it.errors));
+            self.put(&NIC_RECEIVED_ERRORS, &labels, errors(nic.received));
+            self.put(&NIC_SENT_ERRORS, &labels, errors(nic.sent));
+            let port = own.label.as_ref().and_then(|it| it.ports.get(&nic.tap));
+            if let Some(port) = port {
+                self.count(&NIC_PORT, &[id, position.as_str(), &port.to_string()], 1);
+            }
         }
         for (direction, rate) in [("read", own.rates.read), ("write", own.rates.written)] {
             let labels = [id, direction];

@@ -427,6 +427,7 @@ mod tests {
             memory_mb: MemoryMb::clamped(64),
             running: None,
             metadata: None,
+            nics: Default::default(),
             disks: DomainDisks::default(),
         }
     }

@@ -111,6 +111,7 @@ fn foreign(volume: &Wanted) -> DomainObserved {
         memory_mb: MemoryMb::clamped(64),
         running: None,
         metadata: None,
+        nics: Default::default(),
         disks: DomainDisks {
             live: vec![disk.clone()],
             kept: vec![disk],

@@ -35,10 +35,10 @@ use berth_common::{
     bus::{Bus, LocalBroker, Message, QueueDecl, Target},
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskBus, Document, DocumentKey, ImageRef,
-        Incarnation, InstanceSpec, InstanceVolume, Reboot, RebootKind, Rescue, SnapshotSpec,
-        VolumeFormat, VolumeSpec,
+        Incarnation, InstancePort, InstanceSpec, InstanceVolume, NetworkSpec, PortLink, Reboot,
+        RebootKind, Rescue, SnapshotSpec, VolumeFormat, VolumeSpec,
     },
-    ids::{HostId, InstanceId, Nonce, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, Nonce, PortId, SnapshotId, VolumeId},
     message::{
         catalogue::document_type,
         report::{ConvergeStatus, PowerState, Report, ResourceReport},
@@ -61,6 +61,9 @@ use crate::{
 /// it is done with that.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// The address of the instance's NIC.
+const MAC: &str = "52:54:00:00:00:01";
+
 type Known = Arc<Mutex<BTreeMap<DocumentKey, ResourceReport>>>;
 
 /// An instance and a volume as they shall be.
@@ -70,6 +73,8 @@ pub(crate) struct Wish {
     sha256: String,
     instance: InstanceId,
     volume: VolumeId,
+    network: NetworkId,
+    port: PortId,
     spec: Option<InstanceSpec>,
     pub(crate) volume_gb: u64,
     snapshot: SnapshotId,
@@ -119,6 +124,42 @@ impl Wish {
             serde_json::from_value(json!({"id": self.volume, "position": 1, "format": "qcow2"}))
                 .unwrap();
         self.spec_mut().volumes = vec![volume];
+    }
+
+    pub(crate) fn attach_port(&mut self) {
+        let port: InstancePort = serde_json::from_value(json!({
+            "id": self.port, "network_id": self.network, "mac_address": MAC, "fixed_ips": [], "mtu": 1500,
+        }))
+        .unwrap();
+        self.spec_mut().ports = vec![port];
+    }
+
+    pub(crate) fn pull_cable(&mut self) {
+        for port in &mut self.spec_mut().ports {
+            port.link = PortLink::Down;
+        }
+    }
+
+    pub(crate) fn detach_port(&mut self) {
+        self.spec_mut().ports.clear();
+    }
+
+    /// The network, with the instance's port.
+    fn network(&self) -> Option<NetworkSpec> {
+        let spec = self.spec.as_ref()?;
+        let ports: Vec<_> = spec
+            .ports
+            .iter()
+            .map(|port| {
+                json!({
+                    "id": port.id, "instance_id": self.instance, "mac_address": MAC, "hostname": "law", "fixed_ips": [],
+                })
+            })
+            .collect();
+        let network = json!({
+            "name": "net", "project": "default", "network_type": "local", "mtu": 1500, "subnets": [], "ports": ports,
+        });
+        Some(serde_json::from_value(network).unwrap())
     }
 
     pub(crate) fn attach_on_scsi(&mut self) {
@@ -195,6 +236,12 @@ impl Wish {
                 host_id: self.host,
                 spec: volume,
             }),
+            Document::Network(Desired {
+                id: self.network,
+                generation: Generation(generation),
+                host_id: self.host,
+                spec: self.network(),
+            }),
         ];
         if self.snapshots != Snapshots::Never {
             documents.push(snapshot);
@@ -228,6 +275,8 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) async fn new(death: Death) -> Self {
         let hypervisor = Arc::new(Hypervisor::start());
+        let network = NetworkId::new();
+        hypervisor.add_bridge(&names::bridge(network));
         let images = hypervisor.path().join("published");
         fs::create_dir(&images).unwrap();
         let image = images.join("guest.qcow2");
@@ -257,6 +306,8 @@ impl Lab {
                 sha256,
                 instance: InstanceId::new(),
                 volume: VolumeId::new(),
+                network,
+                port: PortId::new(),
                 spec: None,
                 volume_gb: 0,
                 snapshot: SnapshotId::new(),
@@ -319,7 +370,7 @@ impl Lab {
                     real: DirStorage::new(self.paths(), options),
                     trap: Arc::clone(&self.trap),
                 }),
-                // The instance has no ports.
+                // The bridge of its network is there from the beginning.
                 net: Arc::new(FakeHost::new()),
             },
             facts,
@@ -442,6 +493,13 @@ impl Lab {
         let list = self.virsh(&["domblklist", &self.domain()]);
         let disks = list.lines().filter(|line| line.contains(".qcow2"));
         disks.map(str::to_owned).collect()
+    }
+
+    /// The guest's NICs, as libvirt lists them.
+    pub(crate) fn nics(&self) -> Vec<String> {
+        let list = self.virsh(&["domiflist", &self.domain()]);
+        let nics = list.lines().filter(|line| line.contains(MAC));
+        nics.map(str::to_owned).collect()
     }
 
     /// Files with the memory of guests.

@@ -62,7 +62,7 @@ pub struct ResourceReport {
     /// Of instances: the size of the guest that is on; null: it is off, or its host does not tell.
     #[serde(default)]
     pub running: Option<RunningSize>,
-    /// Of instances: the ports that its domain has; null: nobody has looked, or the agent does not tell.
+    /// Of instances: the ports whose NICs its domain has, those of its guest if that is on; null: not known.
     #[serde(default)]
     pub ports: Option<Vec<PortId>>,
     /// When the agent looked.

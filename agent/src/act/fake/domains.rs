@@ -19,9 +19,10 @@ use crate::{
     decide::{
         disk_target,
         domain::{
-            BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainObserved, DomainStep, OffReason,
+            BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainNic, DomainNics, DomainObserved,
+            DomainStep, NicObserved, OffReason,
         },
-        instance::DiskName,
+        instance::{DiskName, MAX_NICS},
         names, room,
         snapshot::BackupJob,
     },
@@ -121,6 +122,15 @@ impl OwnDomain {
                 kept: files(&self.config),
                 scsi_controller: self.scsi_controller && (self.is_on() || self.saved.is_some()),
             },
+            nics: DomainNics {
+                live: self
+                    .live
+                    .as_ref()
+                    .or(self.saved.as_ref())
+                    .map(nics)
+                    .unwrap_or_default(),
+                kept: nics(&self.config),
+            },
         }
     }
 }
@@ -173,6 +183,14 @@ impl Domains {
             .filter_map(|domain| domain.live.as_ref())
             .flat_map(|live| &live.nics);
         nics.filter(|nic| nic.bridge == bridge)
+            .map(|nic| nic.tap.clone())
+            .collect()
+    }
+
+    /// All taps of domains that run.
+    pub(super) fn taps(&self) -> BTreeSet<String> {
+        let live = self.own.values().filter_map(|domain| domain.live.as_ref());
+        live.flat_map(|live| &live.nics)
             .map(|nic| nic.tap.clone())
             .collect()
     }
@@ -385,6 +403,32 @@ impl Domains {
                     live.disks.retain(|it| it.path != disk.path);
                 }
             }
+            DomainStep::AttachNic { nic, .. } => {
+                let Some(live) = &mut domain.live else {
+                    return Ok(());
+                };
+                if !networks.bridges().contains(&nic.bridge) {
+                    return Err(failed(format!("there is no bridge {}", nic.bridge)));
+                }
+                if live.nics.len() >= MAX_NICS {
+                    return Err(failed(format!("domain {id} has no room for a NIC")));
+                }
+                if !live.nics.iter().any(|it| it.tap == nic.tap) {
+                    live.nics.push((**nic).clone());
+                }
+            }
+            DomainStep::DetachNic { nic, .. } => {
+                let is_deaf = guest == Guest::IgnoresAcpi || domain.state == PowerState::Paused;
+                if let (Some(live), false) = (&mut domain.live, is_deaf) {
+                    live.nics.retain(|it| observed_nic(it) != *nic);
+                }
+            }
+            DomainStep::SetLink { nic, link, .. } => {
+                let nics = domain.live.iter_mut().flat_map(|live| &mut live.nics);
+                for found in nics.filter(|it| it.tap == nic.tap) {
+                    found.link = *link;
+                }
+            }
             // What the guest does not have any more is not grown under it.
             DomainStep::GrowDisk { disk, size, .. } => {
                 let Some(live) = &domain.live else {
@@ -469,6 +513,22 @@ fn running(live: &DomainConfig) -> RunningSize {
         memory_mb: live.memory_mb,
         memory_mb_max: live.room.memory_mb,
         memory_step_mb: room::memory_step(live.memory_mb),
+    }
+}
+
+/// The NICs of a definition, as libvirt names them.
+fn nics(config: &DomainConfig) -> Vec<NicObserved> {
+    config.nics.iter().map(observed_nic).collect()
+}
+
+fn observed_nic(nic: &DomainNic) -> NicObserved {
+    NicObserved {
+        alias: Some(names::nic_alias(nic.port)),
+        mac_address: nic.mac_address,
+        bridge: nic.bridge.clone(),
+        tap: nic.tap.clone(),
+        mtu: Some(nic.mtu),
+        link: nic.link,
     }
 }
 

@@ -55,13 +55,29 @@ impl Networks {
                 add_other(&mut observed.uplink.host, *other, &found.uplink);
             }
         }
+        // What is on a tap goes with it.
+        let mut before = std::mem::take(&mut observed.tc.taps);
+        for tap in &observed.members {
+            let there = before.remove(tap).unwrap_or_default();
+            observed.tc.taps.insert(tap.clone(), there);
+        }
+        if !observed.tc.taps.is_empty() {
+            observed.tc.links = domains.taps();
+            observed.tc.links.insert("eth0".to_owned());
+        }
         observed
     }
 
-    pub(super) fn apply(&mut self, step: &NetStep) {
+    pub(super) fn apply(&mut self, step: &NetStep, domains: &Domains) {
+        self.forget_taps(domains);
+        let seen = self.observe(step.network(), domains);
         let observed = self.networks.entry(step.network()).or_default();
+        if let NetStep::Tc(_) = step {
+            observed.tc = seen.tc;
+        }
         observed.uplink.host = std::mem::take(&mut self.host);
         imagine(observed, step);
+        observed.tc.links.clear();
         self.host = std::mem::take(&mut observed.uplink.host);
         // What the host has once is kept once.
         let base = std::mem::take(&mut observed.filter.base);
@@ -86,6 +102,14 @@ impl Networks {
             calls_ip: observed.filter.calls_ip,
             ..tables.observed(network, Stateful::BrNetfilter)
         };
+    }
+
+    /// Taps that are gone have taken with them what was on them.
+    pub(super) fn forget_taps(&mut self, domains: &Domains) {
+        let taps = domains.taps();
+        for observed in self.networks.values_mut() {
+            observed.tc.taps.retain(|tap, _| taps.contains(tap));
+        }
     }
 
     pub(super) fn present(&self) -> Vec<NetworkId> {

@@ -119,14 +119,26 @@ fn disks(config: Option<&DomainConfig>, work: Activity) -> BTreeMap<String, Disk
 fn nics(config: Option<&DomainConfig>, work: Activity) -> BTreeMap<usize, NicUsage> {
     let count = config.map_or(1, |config| config.nics.len());
     let first = NicUsage {
+        tap: String::new(),
         received: Some(work.received.unwrap_or_default()),
         sent: Some(work.sent.unwrap_or_default()),
     };
     let idle = NicUsage {
+        tap: String::new(),
         received: Some(Traffic::default()),
         sent: Some(Traffic::default()),
     };
-    (0..count).zip(worked_on(first, idle)).collect()
+    let tap = |position: usize| {
+        let nic = config.and_then(|config| config.nics.get(position));
+        nic.map_or_else(|| format!("vnet{position}"), |nic| nic.tap.clone())
+    };
+    (0..count)
+        .zip(worked_on(first, idle))
+        .map(|(position, nic)| {
+            let tap = tap(position);
+            (position, NicUsage { tap, ..nic })
+        })
+        .collect()
 }
 
 /// The first does all the work.

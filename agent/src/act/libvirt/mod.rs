@@ -8,6 +8,7 @@ mod backup;
 mod error;
 mod facts;
 mod inspect;
+mod nics;
 mod observe;
 mod orphans;
 mod power;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainDisks, DomainObserved, JobProgress, OffReason},
+        domain::{DomainDisks, DomainNics, DomainObserved, JobProgress, OffReason},
         domain_xml::{self, DomainFacts},
     },
 };
@@ -112,6 +112,10 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
             live: live.disks,
             kept: facts.disks,
             scsi_controller: live.scsi_controller,
+        },
+        nics: DomainNics {
+            live: live.nics,
+            kept: facts.nics,
         },
     })
 }

@@ -104,6 +104,36 @@ pub(super) fn ask_back(domain: &Domain, alias: &str) -> Result<Asked, MonitorErr
     Ok(Asked::TheGuest)
 }
 
+/// What was done about what is left of a NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NicRemoval {
+    /// Nothing was left.
+    Nothing,
+    /// Its guest has the device, and was asked to give it back.
+    AskedBack,
+    /// Nobody had it: it is gone.
+    Removed,
+}
+
+/// Removes what is left of a NIC that libvirt does not know: libvirt gives QEMU the host's end first, by the name of the device
+/// with `host` before it, and then the device.
+pub(super) fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemoval, MonitorError> {
+    match ask_back(domain, alias) {
+        Ok(Asked::TheGuest) => return Ok(NicRemoval::AskedBack),
+        // It was asked before, and answers when it likes.
+        Err(MonitorError::Refused { .. }) => return Ok(NicRemoval::AskedBack),
+        Ok(Asked::Nobody) => {}
+        Err(error) => return Err(error),
+    }
+    let end = format!("host{alias}");
+    match ask::<Value>(domain, "netdev_del", &json!({ "id": end })) {
+        Ok(_) => Ok(NicRemoval::Removed),
+        // There is none of this name.
+        Err(MonitorError::Refused { .. }) => Ok(NicRemoval::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes memory of berth's that QEMU has and libvirt does not know as a device of this domain. Whether it is gone: a
 /// guest that has it is only asked to give it back.
 pub(super) fn remove_memory(domain: &Domain) -> Result<MemoryRemoval, MonitorError> {

@@ -84,9 +84,15 @@ fn nics(record: &Record) -> BTreeMap<usize, NicUsage> {
                 bytes: figure("bytes")?,
                 packets: figure("pkts")?,
                 drops: figure("drop").unwrap_or_default(),
+                errors: figure("errs").unwrap_or_default(),
             })
         };
+        let tap = match record.figures.get(&format!("net.{position}.name")) {
+            Some(Figure::Text(name)) => name.clone(),
+            Some(Figure::Number(_)) | None => format!("#{position}"),
+        };
         let usage = NicUsage {
+            tap,
             received: traffic("rx"),
             sent: traffic("tx"),
         };
@@ -148,6 +154,7 @@ mod tests {
              net.0.rx.bytes=10
              net.0.rx.pkts=2
              net.0.rx.drop=1
+             net.0.rx.errs=4
              net.0.tx.bytes=20
              net.0.tx.pkts=3
              net.0.tx.drop=0
@@ -176,8 +183,10 @@ mod tests {
             bytes: 10,
             packets: 2,
             drops: 1,
+            errors: 4,
         };
         assert_eq!(usage.nics[&0].received, Some(received));
+        assert_eq!(usage.nics[&0].tap, "btt000000000000");
     }
 
     #[test]

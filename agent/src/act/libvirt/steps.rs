@@ -63,6 +63,16 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::Detach { instance, disk } => {
             format!("detaching disk {} from instance {instance}", disk.target)
         }
+        DomainStep::AttachNic { instance, nic } => {
+            format!("attaching port {} to instance {instance}", nic.port)
+        }
+        DomainStep::DetachNic { instance, nic } => {
+            format!("detaching NIC {} from instance {instance}", nic.mac_address)
+        }
+        DomainStep::SetLink { instance, nic, .. } => format!(
+            "setting the link state of NIC {} of instance {instance}",
+            nic.mac_address
+        ),
         DomainStep::GrowDisk { instance, disk, .. } => {
             format!("growing disk {} of instance {instance}", disk.target)
         }
@@ -135,6 +145,13 @@ pub(super) fn apply(
             job.act(*instance, needed, |domain| ask_to_give_back(domain, &xml))
                 .map(drop)
         }
+        DomainStep::AttachNic { instance, nic } => job.attach_nic(*instance, nic),
+        DomainStep::DetachNic { instance, nic } => job.detach_nic(*instance, nic),
+        DomainStep::SetLink {
+            instance,
+            nic,
+            link,
+        } => job.set_link(*instance, nic, *link),
         // A guest that went off meanwhile has no disks to grow: whoever planned this looks again.
         DomainStep::GrowDisk {
             instance,
@@ -173,7 +190,7 @@ fn is_off(domain: &DomainObserved) -> bool {
     domain.power_state == PowerState::Shutdown
 }
 
-fn is_on(domain: &DomainObserved) -> bool {
+pub(super) fn is_on(domain: &DomainObserved) -> bool {
     !is_off(domain)
 }
 
@@ -304,7 +321,7 @@ fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
 }
 
 /// The guest answers when it likes, so being asked is all there is to do. QEMU says so of one that is asked twice.
-fn ask_to_give_back(domain: &Domain, xml: &str) -> Result<(), Error> {
+pub(super) fn ask_to_give_back(domain: &Domain, xml: &str) -> Result<(), Error> {
     match domain.detach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE) {
         Err(error) if error.message().contains("process of unplug") => Ok(()),
         result => result.map(drop),
@@ -321,21 +338,21 @@ fn destroy(domain: &Domain) -> Result<(), Error> {
 }
 
 /// Whether there was a domain to act on.
-enum Outcome {
+pub(super) enum Outcome {
     Done,
     Missing,
 }
 
-struct Job<'a> {
+pub(super) struct Job<'a> {
     connection: &'a Connect,
     ticket: &'a Ticket,
-    what: String,
+    pub(super) what: String,
 }
 
 impl Job<'_> {
     /// Acts on an instance's domain if that is needed. An error counts only if it is still needed afterwards: the
     /// guest, or somebody else, may have been faster.
-    fn act(
+    pub(super) fn act(
         &self,
         id: InstanceId,
         needed: impl Fn(&DomainObserved) -> bool,
@@ -486,7 +503,7 @@ impl Job<'_> {
     }
 
     /// What XML cannot say will never be said.
-    fn written(&self, xml: Result<String, DomainXmlError>) -> Result<String, ActError> {
+    pub(super) fn written(&self, xml: Result<String, DomainXmlError>) -> Result<String, ActError> {
         xml.map_err(|error| ActError {
             what: self.what.clone(),
             code: FaultCode::Hypervisor,

@@ -36,7 +36,7 @@ use crate::decide::{
 
 /// A netlink connection. Dropping it closes it.
 pub(super) struct Links {
-    handle: Handle,
+    pub(super) handle: Handle,
     driver: JoinHandle<()>,
 }
 
@@ -547,7 +547,7 @@ impl Found {
         self.message.header.flags.contains(LinkFlags::Up)
     }
 
-    fn kind(&self) -> Option<&InfoKind> {
+    pub(super) fn kind(&self) -> Option<&InfoKind> {
         self.message
             .attributes
             .iter()
@@ -683,6 +683,7 @@ fn unsettled(link: Link) -> Result<BTreeSet<LinkSetting>, NetError> {
     Ok(unsettled)
 }
 
+/// Whether the kernel refused for this reason.
 pub(super) fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     match error {
         rtnetlink::Error::NetlinkError(message) => {

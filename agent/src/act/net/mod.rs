@@ -4,6 +4,7 @@
 //! - `links`: links and addresses, through netlink;
 //! - `uplink`: what networks reach beyond their bridges by, with `fdb` (forwarding tables of VTEPs), `nic` (NICs of the host),
 //!   `nat` (nftables) and `features` (what the kernel can);
+//! - `tc`: limits and copies of packets, through netlink;
 //! - `netns`: named namespaces;
 //! - `nft`: the packet filter;
 //! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
@@ -21,6 +22,7 @@ mod nft;
 mod nic;
 mod process;
 mod router;
+mod tc;
 mod uplink;
 mod worker;
 
@@ -51,6 +53,7 @@ use crate::decide::{
     names,
     network::{
         BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
+        tc as tc_plan,
     },
     router::{Leg, RouterObserved, RouterStep},
 };
@@ -119,6 +122,7 @@ impl KernelNet {
                 for nic in this.uplinks.nics.values() {
                     members.remove(nic.as_str());
                 }
+                let tc = links.observe_tc(network, &members).await?;
                 let observed = NetworkObserved {
                     bridge: links.observe(bridge).await?,
                     veth_host: links.observe(veth).await?,
@@ -128,6 +132,7 @@ impl KernelNet {
                     dhcp: dnsmasq.observe()?,
                     uplink: this.observe_uplink(network, &links, &all).await?,
                     filter,
+                    tc,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -280,6 +285,10 @@ impl KernelNet {
                 })
                 .await
             }
+            NetStep::Tc(step) => {
+                self.at(bridge, async move |links| links.apply_tc(&step).await)
+                    .await
+            }
             NetStep::DeleteVeth(_) => self.delete_veth(network).await,
             NetStep::Mark(link) => {
                 self.at(link, async move |links| links.mark(link).await)
@@ -359,6 +368,9 @@ impl KernelNet {
 
 /// The network a link with this alias belongs to.
 fn of_alias(alias: &str) -> Option<NetworkId> {
+    if let Some(network) = tc_plan::network_of_ifb(alias) {
+        return Some(network);
+    }
     let network = alias.rsplit(' ').next()?.parse().ok()?;
     Link::all(network)
         .iter()

@@ -6,6 +6,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use berth_common::{
+    document::PortLink,
     message::report::RunningSize,
     units::{ByteCount, Generation, MemoryMb, Vcpus},
 };
@@ -17,7 +18,7 @@ use quick_xml::{
 
 use super::METADATA_NAMESPACE;
 use crate::decide::{
-    domain::{DiskFile, DomainMetadata},
+    domain::{DiskFile, DomainMetadata, NicObserved},
     room,
 };
 
@@ -48,6 +49,8 @@ pub struct DomainFacts {
     pub disks: Vec<DiskFile>,
     /// Whether it has the controller that SCSI disks sit behind.
     pub scsi_controller: bool,
+    /// Its NICs on bridges, as far as they could be read.
+    pub nics: Vec<NicObserved>,
 }
 
 impl DomainFacts {
@@ -85,6 +88,7 @@ pub fn read(xml: &str) -> DomainFacts {
         memory_aliases: walk.memory_aliases,
         disks: walk.disks,
         scsi_controller: walk.scsi_controller,
+        nics: walk.nics,
     }
 }
 
@@ -126,6 +130,7 @@ enum Place {
         /// How many files were found before it.
         before: usize,
     },
+    Nic,
     Berth,
     Value(Field),
     Elsewhere,
@@ -177,6 +182,34 @@ impl Draft {
     }
 }
 
+/// A NIC while it is read.
+#[derive(Debug, Default)]
+struct DraftNic {
+    alias: Option<String>,
+    mac: Option<String>,
+    bridge: Option<String>,
+    tap: Option<String>,
+    mtu: Option<String>,
+    link: Option<String>,
+}
+
+impl DraftNic {
+    /// `None`: it is on no bridge, or has no tap yet.
+    fn finish(self) -> Option<NicObserved> {
+        Some(NicObserved {
+            alias: self.alias,
+            mac_address: value(&self.mac?)?,
+            bridge: self.bridge?,
+            tap: self.tap?,
+            mtu: self.mtu.and_then(|mtu| value(&mtu)),
+            link: match self.link.as_deref() {
+                Some("down") => PortLink::Down,
+                Some(_) | None => PortLink::Up,
+            },
+        })
+    }
+}
+
 fn memory(text: &str, unit: u64) -> Option<MemoryMb> {
     let bytes = value::<u64>(text)?.checked_mul(unit)?;
     Some(ByteCount::clamped(bytes).whole_mb())
@@ -200,6 +233,8 @@ struct Walk {
     drafts: usize,
     disks: Vec<DiskFile>,
     scsi_controller: bool,
+    nic: DraftNic,
+    nics: Vec<NicObserved>,
 }
 
 impl Walk {
@@ -286,6 +321,22 @@ impl Walk {
                 files.for_each(|file| file.target.clone_from(&target));
                 Place::Elsewhere
             }
+            (Some(Place::Devices), "interface") if !foreign && !ours => {
+                self.nic = DraftNic::default();
+                Place::Nic
+            }
+            (Some(Place::Nic), part) => {
+                match part {
+                    "alias" => self.nic.alias = attribute(start, "name")?,
+                    "mac" => self.nic.mac = attribute(start, "address")?,
+                    "source" => self.nic.bridge = attribute(start, "bridge")?,
+                    "target" => self.nic.tap = attribute(start, "dev")?,
+                    "mtu" => self.nic.mtu = attribute(start, "size")?,
+                    "link" => self.nic.link = attribute(start, "state")?,
+                    _ => {}
+                }
+                Place::Elsewhere
+            }
             // Also of what lies below it, or what it is being copied to.
             (Some(_), "source") if self.is_in_disk() => {
                 let file = attribute(start, "file")?;
@@ -319,6 +370,7 @@ impl Walk {
             Some(Place::Vcpu) => self.vcpus = value(&text),
             Some(Place::Memory { unit }) => self.memory_mb = memory(&text, unit),
             Some(Place::MaxMemory { unit }) => self.memory_max = memory(&text, unit),
+            Some(Place::Nic) => self.nics.extend(std::mem::take(&mut self.nic).finish()),
             Some(Place::Value(field)) => {
                 if let Some(draft) = &mut self.draft
                     && draft.slot(field).replace(text).is_some()

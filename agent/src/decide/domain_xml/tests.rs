@@ -39,10 +39,12 @@ fn config(virt_type: VirtType) -> DomainConfig {
             limits: VolumeLimits::default(),
         }],
         nics: vec![DomainNic {
+            port: PortId::try_from(id(3)).unwrap(),
             mac_address: "52:54:00:12:34:56".parse::<MacAddress>().unwrap(),
             bridge: names::bridge(NetworkId::try_from(id(2)).unwrap()),
             tap: names::tap(PortId::try_from(id(3)).unwrap()),
             mtu: 1500,
+            link: PortLink::Up,
         }],
         config_drive: None,
         console_log: format!("/var/lib/berth/instances/{instance}/console.log").into(),
@@ -88,10 +90,75 @@ fn a_kvm_guest_with_everything() {
         },
     });
     config.nics.push(DomainNic {
+        port: PortId::try_from(id(5)).unwrap(),
+        mac_address: "52:54:00:12:34:57".parse().unwrap(),
+        tap: names::tap(PortId::try_from(id(5)).unwrap()),
+        link: PortLink::Down,
         mtu: 1442,
         ..config.nics[0].clone()
     });
     check_golden("domain_kvm", &config);
+}
+
+/// A NIC of a definition, as libvirt would name it.
+fn observed(nic: &DomainNic) -> NicObserved {
+    NicObserved {
+        alias: Some(names::nic_alias(nic.port)),
+        mac_address: nic.mac_address,
+        bridge: nic.bridge.clone(),
+        tap: nic.tap.clone(),
+        mtu: Some(nic.mtu),
+        link: nic.link,
+    }
+}
+
+#[test]
+fn nics_are_read_as_they_were_written_and_those_on_no_bridge_are_nobodys() {
+    let mut config = config(VirtType::Kvm);
+    let second = DomainNic {
+        port: PortId::try_from(id(5)).unwrap(),
+        link: PortLink::Down,
+        ..config.nics[0].clone()
+    };
+    config.nics.push(second);
+    let nics: Vec<NicObserved> = config.nics.iter().map(observed).collect();
+    assert_eq!(read(&write(&config).unwrap()).nics, nics);
+    assert_eq!(nics[1].port(), Some(config.nics[1].port));
+    let other = "<domain><devices><interface type='user'><mac address='52:54:00:12:34:56'/></interface>\
+                 <interface type='bridge'><mac address='nonsense'/><source bridge='b'/><target dev='t'/></interface>\
+                 <interface type='bridge'><mac address='52:54:00:12:34:56'/><source bridge='b'/><target dev='vnet0'/>\
+                 <link state='up'/><alias name='net0'/></interface></devices></domain>";
+    let found = read(other).nics;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(!found[0].is_ours() && found[0].link == PortLink::Up);
+}
+
+#[test]
+fn a_nic_is_changed_by_all_that_stays_of_it() {
+    let mut nic = observed(&config(VirtType::Kvm).nics[0]);
+    let expected = |alias: &str, link: &str| {
+        format!(
+            "<interface type=\"bridge\"><mac address=\"52:54:00:12:34:56\"/><source bridge=\"{}\"/><target dev=\"{}\"/>\
+             <model type=\"virtio\"/>{link}<mtu size=\"1500\"/><alias name=\"{alias}\"/></interface>",
+            nic.bridge, nic.tap
+        )
+    };
+    let flat = |xml: String| -> String { xml.lines().map(str::trim).collect() };
+    let port = format!("ua-berth-port-{}", id(3));
+    assert_eq!(
+        flat(write_nic_observed(&nic, PortLink::Up).unwrap()),
+        expected(&port, "")
+    );
+    assert_eq!(
+        flat(write_nic_observed(&nic, PortLink::Down).unwrap()),
+        expected(&port, "<link state=\"down\"/>")
+    );
+    nic.alias = Some("net0".to_owned());
+    assert!(
+        write_nic_observed(&nic, PortLink::Up)
+            .unwrap()
+            .contains("net0")
+    );
 }
 
 #[test]

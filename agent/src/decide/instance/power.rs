@@ -39,7 +39,7 @@ use super::{Asked, Observed, Paths, Then, Wait};
 use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, OffReason};
 
 /// How long after asking a guest to power off it is asked again: it may not have listened yet.
-pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// What an instance's document wants of its domain.
 #[derive(Debug, Clone, Copy)]

@@ -233,6 +233,7 @@ mod tests {
             memory_mb: MemoryMb::clamped(128),
             running: None,
             metadata: None,
+            nics: Default::default(),
             disks: DomainDisks {
                 live: [own].into_iter().chain(volumes).collect(),
                 kept: Vec::new(),

@@ -15,7 +15,7 @@ use super::{
         NetworkObserved,
     },
     step::{BridgePort, NetStep},
-    uplink,
+    tc, uplink,
 };
 
 /// Changes what was observed to what will be observed once the step is done. A step on something that is not
@@ -109,6 +109,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
                 veth.master = None;
             }
         }
+        NetStep::Tc(step) => tc::imagine(&mut observed.tc, step),
         NetStep::RemoveFiles(_) => {
             observed.dhcp.directory = false;
             observed.dhcp.files = None;

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::{dhcp::DhcpFiles, filter::FilterObserved},
     link::{Link, LinkSetting},
+    tc::TcObserved,
     uplink::UplinkObserved,
 };
 
@@ -30,6 +31,8 @@ pub struct NetworkObserved {
     pub uplink: UplinkObserved,
     /// Its packet filter.
     pub filter: FilterObserved,
+    /// Limits and copies of its ports' packets.
+    pub tc: TcObserved,
 }
 
 /// A link.

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::{
     super::{dhcp::DhcpFiles, filter::FilterStep, names},
     link::{Link, LinkSetting},
+    tc::TcStep,
     uplink::UplinkStep,
 };
 
@@ -133,6 +134,8 @@ pub enum NetStep {
     Uplink(UplinkStep),
     /// A step towards its packet filter.
     Filter(FilterStep),
+    /// A step on limits or copies of packets.
+    Tc(TcStep),
 }
 
 impl NetStep {
@@ -158,6 +161,7 @@ impl NetStep {
             Self::Uplink(step) => step.network(),
             Self::Plug(port) => port.network(),
             Self::Filter(step) => step.network(),
+            Self::Tc(step) => step.network,
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
         }
@@ -217,6 +221,7 @@ impl fmt::Display for NetStep {
             Self::DeleteBridge(network) => write!(f, "remove bridge {}", Link::bridge(*network)),
             Self::RemoveFiles(_) => f.write_str("remove its files"),
             Self::Uplink(step) => step.fmt(f),
+            Self::Tc(step) => step.fmt(f),
         }
     }
 }
@@ -252,6 +257,8 @@ pub enum NetThen {
     Wait(NetWait),
     /// It cannot be made so.
     Refused(Fault),
+    /// It is built but for something that its document asks for in vain: its ports can be used.
+    Flawed(Fault),
 }
 
 /// What a network waits for.
@@ -259,16 +266,20 @@ pub enum NetThen {
 pub enum NetWait {
     /// Links of others are still in its bridge.
     Members(BTreeSet<String>),
+    /// These taps are not there, and copies of packets shall go to them.
+    Mirrors(BTreeSet<String>),
 }
 
 impl fmt::Display for NetWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Members(members) = self;
-        let names: Vec<&str> = members.iter().map(String::as_str).collect();
-        write!(
-            f,
-            "waiting until these links have left its bridge: {}",
-            names.join(", ")
-        )
+        let (what, names) = match self {
+            Self::Members(names) => ("until these links have left its bridge", names),
+            Self::Mirrors(names) => (
+                "for these taps to be on this host, where copies of packets shall go",
+                names,
+            ),
+        };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        write!(f, "waiting {what}: {}", names.join(", "))
     }
 }

@@ -151,11 +151,27 @@ fn a_tombstone_waits_for_the_taps() {
 }
 
 #[test]
+fn a_port_is_gone_when_its_tap_is_and_what_is_no_tap_of_ours_does_not_count() {
+    let spec = spec(1);
+    let wanted = desired(Some(spec.clone()));
+    let mut observed = built(&spec);
+    observed.members.insert(names::tap(spec.ports[0].id));
+    observed.members.insert("tap0".to_owned());
+    assert!(is_ready(&wanted, &observed));
+    let old = "btt000000000001".to_owned();
+    observed.members.insert(old.clone());
+    let plan = plan(&wanted, &observed);
+    assert_eq!(plan.steps, []);
+    assert_eq!(plan.then, NetThen::Wait(NetWait::Members([old].into())));
+}
+
+#[test]
 fn wrong_things_are_mended_in_place() {
-    let wanted = desired(Some(spec(1)));
+    let spec = spec(1);
+    let wanted = desired(Some(spec.clone()));
     let check = |spoil: &dyn Fn(&mut NetworkObserved), expected: &[NetStep]| {
-        let mut observed = built(&spec(1));
-        observed.members.insert("btt000000000001".to_owned());
+        let mut observed = built(&spec);
+        observed.members.insert(names::tap(spec.ports[0].id));
         assert!(is_ready(&wanted, &observed));
         spoil(&mut observed);
         assert!(!is_ready(&wanted, &observed));
@@ -441,6 +457,7 @@ prop_compose! {
                 1 => NamespaceObserved::Empty,
                 _ => NamespaceObserved::Present(content),
             },
+            tc: tc::TcObserved::default(),
             dhcp: DhcpObserved {
                 directory: directory || files.is_some(),
                 files: files.map(files_of),

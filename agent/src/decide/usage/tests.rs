@@ -40,12 +40,14 @@ fn usage(uuid: Uuid, run: u32, counter: u64) -> DomainUsage {
         bytes: counter,
         packets: counter,
         drops: counter,
+        errors: counter,
     });
     let disk = DiskUsage {
         read: transfer,
         written: transfer,
     };
     let nic = NicUsage {
+        tap: "btt000000000000".to_owned(),
         received: traffic,
         sent: traffic,
     };
@@ -81,6 +83,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         running: None,
         disks: DomainDisks::default(),
         metadata: None,
+        nics: Default::default(),
     }
 }
 
@@ -265,4 +268,31 @@ fn provisioned_is_what_all_documents_may_take() {
         );
     }
     assert!(labels(documents.iter()).is_empty());
+}
+
+#[test]
+fn a_nic_is_told_from_others_by_its_tap_when_some_are_plugged_in_and_out() {
+    let uuid = Uuid::from_u128(1);
+    let nic = |tap: &str, count: u64| NicUsage {
+        tap: tap.to_owned(),
+        received: Some(Traffic {
+            bytes: count,
+            ..Traffic::default()
+        }),
+        sent: Some(Traffic::default()),
+    };
+    let with = |nics: Vec<NicUsage>| DomainUsage {
+        uuid,
+        run: Some(1),
+        nics: nics.into_iter().enumerate().collect(),
+        ..DomainUsage::default()
+    };
+    let last = Sample {
+        domains: BTreeMap::from([(uuid, with(vec![nic("a", 10), nic("b", 1000)]))]),
+        at: Duration::ZERO,
+    };
+    // The first one is gone, and the second in its place.
+    let now = with(vec![nic("b", 1005)]);
+    let done = activity(Some(&last), &now);
+    assert_eq!(done.received.map(|it| it.bytes), Some(5));
 }

@@ -339,6 +339,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
         memory_mb: MemoryMb::clamped(64),
         running: None,
         metadata: None,
+        nics: Default::default(),
         disks: DomainDisks {
             live: files(live),
             kept: files(kept),

@@ -72,6 +72,12 @@ families! {
         "Packets a guest sent on a NIC since its domain was started.";
     NIC_SENT_DROPS COUNTER "berth_agent_domain_network_sent_drops_total" ["instance_id", "nic"]
         "Packets from a guest's NIC that were dropped since its domain was started.";
+    NIC_RECEIVED_ERRORS COUNTER "berth_agent_domain_network_received_errors_total" ["instance_id", "nic"]
+        "Packets to a guest's NIC that were spoilt since its domain was started.";
+    NIC_SENT_ERRORS COUNTER "berth_agent_domain_network_sent_errors_total" ["instance_id", "nic"]
+        "Packets from a guest's NIC that were spoilt since its domain was started.";
+    NIC_PORT GAUGE "berth_agent_domain_network_port_info" ["instance_id", "nic", "port_id"]
+        "Which port a NIC is of, to join with: positions change when NICs are plugged in and out. Always 1.";
     NETWORK_BYTES_RATE GAUGE "berth_agent_domain_network_bytes_per_second" ["instance_id", "direction"]
         "Bytes per second that a guest received (receive) and sent (send) on all NICs lately.";
     NETWORK_PACKETS_RATE GAUGE "berth_agent_domain_network_packets_per_second" ["instance_id", "direction"]

@@ -21,7 +21,9 @@ fn known() -> OwnUsage {
         read: Some(Transfer::default()),
         written: Some(Transfer::default()),
     };
+    let port = PortId::new();
     let nic = NicUsage {
+        tap: "btt000000000000".to_owned(),
         received: Some(Traffic::default()),
         sent: Some(Traffic::default()),
     };
@@ -31,6 +33,7 @@ fn known() -> OwnUsage {
         label: Some(InstanceLabel {
             name: "web".parse().unwrap(),
             project: "shop".parse().unwrap(),
+            ports: [("btt000000000000".to_owned(), port)].into(),
         }),
         usage: DomainUsage {
             uuid: instance.as_uuid(),
@@ -45,7 +48,7 @@ fn known() -> OwnUsage {
                 guest_usable: bytes,
             },
             disks: ["vda", "vdb"].map(|it| (it.to_owned(), disk)).into(),
-            nics: [0, 1].map(|it| (it, nic)).into(),
+            nics: [0, 1].map(|it| (it, nic.clone())).into(),
         },
         rates: Rates {
             cpu_cores: Some(1.0),
@@ -118,7 +121,7 @@ fn a_page_has_all_that_is_known_and_a_bounded_part_of_it_for_each_domain() {
         labels.any(|label| label.name() == "instance_id")
     };
     // And one that tells why packets of a port were dropped.
-    assert_eq!(series.filter(of_a_domain).count(), 37 + 1);
+    assert_eq!(series.filter(of_a_domain).count(), 43 + 1);
 }
 
 #[test]

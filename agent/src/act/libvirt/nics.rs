@@ -1,0 +1,112 @@
+//! NICs of a guest that is on: plugged in, asked back, and their cables.
+
+use berth_common::{document::PortLink, ids::InstanceId, telemetry::error_chain};
+use virt::{domain::Domain, error::Error, sys};
+
+use super::{
+    observe,
+    orphans::{self, NicRemoval},
+    steps::{Job, ask_to_give_back, is_on},
+};
+use crate::{
+    act::ActError,
+    decide::{
+        domain::{DomainNic, DomainObserved, NicObserved},
+        domain_xml, names,
+    },
+};
+
+impl Job<'_> {
+    /// Plugs in a NIC, unless it is there.
+    pub(super) fn attach_nic(&self, id: InstanceId, nic: &DomainNic) -> Result<(), ActError> {
+        let xml = self.written(domain_xml::write_nic(nic))?;
+        let needed = |domain: &DomainObserved| is_on(domain) && !has_tap(domain, &nic.tap);
+        self.act(id, needed, |domain| attach(domain, &xml, nic))
+            .map(drop)
+            .map_err(|error| self.explained(error))
+    }
+
+    /// Asks the guest to give back a NIC, if it has it.
+    pub(super) fn detach_nic(&self, id: InstanceId, nic: &NicObserved) -> Result<(), ActError> {
+        let xml = self.written(domain_xml::write_nic_observed(nic, nic.link))?;
+        let needed = |domain: &DomainObserved| {
+            let is_it =
+                |found: &NicObserved| found.tap == nic.tap && found.mac_address == nic.mac_address;
+            is_on(domain) && domain.nics.live.iter().any(is_it)
+        };
+        self.act(id, needed, |domain| ask_to_give_back(domain, &xml))
+            .map(drop)
+    }
+
+    /// Plugs in the cable of a NIC, or pulls it.
+    pub(super) fn set_link(
+        &self,
+        id: InstanceId,
+        nic: &NicObserved,
+        link: PortLink,
+    ) -> Result<(), ActError> {
+        let xml = self.written(domain_xml::write_nic_observed(nic, link))?;
+        let needed = |domain: &DomainObserved| {
+            let is_other = |found: &NicObserved| found.tap == nic.tap && found.link != link;
+            is_on(domain) && domain.nics.live.iter().any(is_other)
+        };
+        self.act(id, needed, |domain| {
+            domain
+                .update_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
+                .map(drop)
+        })
+        .map(drop)
+    }
+
+    /// What libvirt says when no place is left does not tell what to do.
+    fn explained(&self, mut error: ActError) -> ActError {
+        if error_chain(&error).contains("No more available PCI slots") {
+            error.what = format!(
+                "{}: its guest was started with too few places for NICs and disks; its next start gives it more",
+                self.what
+            );
+        }
+        error
+    }
+}
+
+fn has_tap(domain: &DomainObserved, tap: &str) -> bool {
+    domain.nics.live.iter().any(|found| found.tap == tap)
+}
+
+/// A libvirtd that died while it plugged in the NIC has left parts of it in QEMU, which keep its name and its tap.
+fn attach(domain: &Domain, xml: &str, nic: &DomainNic) -> Result<(), Error> {
+    let try_it = || {
+        let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
+        result.map(drop)
+    };
+    let Err(error) = try_it() else {
+        return Ok(());
+    };
+    // Another call, whose caller gave up, may have plugged it in meanwhile: then it is no orphan.
+    if !matches!(observe::of(domain), Ok(Some(now)) if !has_tap(&now, &nic.tap)) {
+        return Err(error);
+    }
+    let port = nic.port;
+    match orphans::remove_nic(domain, &names::nic_alias(port)) {
+        Ok(NicRemoval::Nothing) => Err(error),
+        Ok(NicRemoval::Removed) => {
+            tracing::warn!(%port, "removed what an interrupted attachment of a NIC had left in QEMU");
+            try_it()
+        }
+        Ok(NicRemoval::AskedBack) => {
+            tracing::warn!(
+                %port,
+                "an interrupted attachment has left a NIC with the guest; it was asked to give it back"
+            );
+            Err(error)
+        }
+        Err(second) => {
+            tracing::warn!(
+                %port, error = %error_chain(&second),
+                "what is left of an attachment of a NIC in QEMU could not be looked for"
+            );
+            Err(error)
+        }
+    }
+}
