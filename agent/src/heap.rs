@@ -7,7 +7,7 @@
     reason = "the C library is told here how to keep the heap, before there is any other thread"
 )]
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 /// How often memory that is not in use goes back to the kernel.
 const GIVE_BACK: Duration = Duration::from_secs(30);
@@ -35,15 +35,13 @@ pub fn settle() {
 }
 
 /// Gives memory back to the kernel that lies unused between pieces in use, again and again.
-pub fn keep_small() -> impl Future<Output = ()> + Send {
-    async {
-        loop {
-            tokio::time::sleep(GIVE_BACK).await;
-            #[cfg(target_env = "gnu")]
-            // SAFETY: it takes a number, and locks the allocator for as long as it works.
-            unsafe {
-                nix::libc::malloc_trim(0);
-            }
+pub async fn keep_small() {
+    loop {
+        tokio::time::sleep(GIVE_BACK).await;
+        #[cfg(target_env = "gnu")]
+        // SAFETY: it takes a number, and locks the allocator for as long as it works.
+        unsafe {
+            nix::libc::malloc_trim(0);
         }
     }
 }

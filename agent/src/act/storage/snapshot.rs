@@ -265,23 +265,34 @@ fn name_closed(inner: &Inner, id: SnapshotId) -> Result<bool, StorageFault> {
     fs::rename(&partial, &path)
         .and_then(|()| sync_directory(&inner.paths.snapshots))
         .map_err(|source| StorageFault::io("give its final name to", &path, source))?;
+    unlock(&file).map_err(failed)?;
     Ok(true)
 }
 
 /// Whether no QEMU has a file open: each holds locks on a few bytes of those it has (`RAW_LOCK_PERM_BASE` and
 /// `RAW_LOCK_SHARED_BASE` in its `block/file-posix.c`). The lock taken here ends with the file.
 fn is_closed(file: &File) -> io::Result<bool> {
-    let lock = libc::flock {
-        l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Ends the lock now: a process that is being started has the file open too, until it runs its program.
+fn unlock(file: &File) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK)))?;
+    Ok(())
+}
+
+/// The bytes that QEMU locks.
+fn lock(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).unwrap_or_default(),
         l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
         l_start: 100,
         l_len: 200,
         l_pid: 0,
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-        Ok(_) => Ok(true),
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-        Err(errno) => Err(errno.into()),
     }
 }
 
