@@ -195,7 +195,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         (weighted(0.15, words("net", 2)), any_need(), any_need()),
     );
     let hosts = (
-        weighted(0.08, 0..hosts.max(1)),
+        weighted(0.05, 0..hosts.max(1)),
         weighted(0.1, some_hosts(hosts)),
         weighted(0.1, some_hosts(hosts)),
         weighted(0.4, any_group(hosts)),
@@ -288,7 +288,7 @@ fn generated_clouds_meet_every_filter_and_often_have_an_answer() {
     let mut runner = TestRunner::deterministic();
     let mut met = BTreeMap::new();
     let mut chosen = 0;
-    for _ in 0..1_000 {
+    for _ in 0..2_000 {
         let cloud = any_cloud(0..8).new_tree(&mut runner).unwrap().current();
         let decision = decide(&cloud.request, &cloud.table());
         chosen += usize::from(decision.chosen.is_some());
@@ -302,5 +302,5 @@ fn generated_clouds_meet_every_filter_and_often_have_an_answer() {
             "{filter}: {met:?}"
         );
     }
-    assert!(chosen >= 200, "{chosen} of 1000 found a host");
+    assert!(chosen >= 400, "{chosen} of 2000 found a host");
 }
