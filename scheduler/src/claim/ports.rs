@@ -19,7 +19,7 @@ use berth_store::{
     Executor, StoreError, UniqueWhat,
     networks::NetworkRow,
     ports::{self, AttachmentState, PortAttachment, PortRow, PortWishes},
-    security_groups::SecurityGroupRow,
+    security_groups::{self as group_rows, SecurityGroupRow},
 };
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -99,6 +99,11 @@ impl Addresses {
         if let Some(port) = &attachment.port {
             let row = resolve(db, project, port).await?;
             check_free(db, &row, project).await?;
+            let groups: Vec<SecurityGroupId> = row.wishes.security_groups.iter().copied().collect();
+            for group in group_rows::of_ids(db, &groups).await? {
+                let key = (project.clone(), group.id.to_string());
+                self.groups.insert(key, group);
+            }
             if !self.given.insert(row.id) {
                 return Err(conflict(format!(
                     "port {} is given to an instance by this request or one beside it already",
