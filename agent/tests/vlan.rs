@@ -51,20 +51,20 @@ fn vlan(id: u32) -> NetworkSpec {
     bare(NetworkType::Vlan, Some(id))
 }
 
-/// Counts what passes the trunk, by tag.
+/// Counts the pings that pass the trunk, by tag.
 struct Tags;
 
 impl Tags {
     fn count() -> Self {
         let rules = "add table bridge seen; add chain bridge seen through { type filter hook forward priority 0; }; \
-                     add rule bridge seen through vlan id 10 counter comment \"10\"; \
-                     add rule bridge seen through vlan id 20 counter comment \"20\"; \
-                     add rule bridge seen through ether type arp counter comment \"none\"";
+                     add rule bridge seen through vlan id 10 ip protocol icmp counter comment \"10\"; \
+                     add rule bridge seen through vlan id 20 ip protocol icmp counter comment \"20\"; \
+                     add rule bridge seen through ip protocol icmp counter comment \"none\"";
         run("nft", &[rules]);
         Self
     }
 
-    /// How many packets had this tag since it was asked last.
+    /// How many had this tag so far.
     fn of(&self, tag: &str) -> u64 {
         let listed = run("nft", &["-j", "list", "chain", "bridge", "seen", "through"]);
         let listed: Value = serde_json::from_str(&listed).unwrap();
