@@ -388,7 +388,9 @@ pub(super) fn break_off_everywhere(host: &mut HostOnWire, network: NetworkId, sp
         let down = host.plan(network, None).steps;
         for step in &down[..cut.min(down.len())] {
             host.apply(step).unwrap();
-            host.apply(step).unwrap();
+            if matches!(step, NetStep::Uplink(_)) {
+                host.apply(step).unwrap();
+            }
         }
         host.restart_agent();
         let gone = host.converge(network, None);
