@@ -50,7 +50,7 @@ struct Operation {
     check: fn(&Lab),
 }
 
-const OPERATIONS: [Operation; 27] = [
+const OPERATIONS: [Operation; 30] = [
     Operation {
         name: "create",
         change: |wish| wish.create(),

@@ -752,12 +752,12 @@ fn guests_are_plugged_into_a_bridge_that_was_made_anew() {
             ip(&format!("tuntap add dev {} mode tap", tap(2)));
             let of_another = names::tap(PortId::new());
             make_tap(&of_another);
+            ip("link add elsewhere type bridge");
             let whole = host.observe().await;
             assert_eq!(whole.members, BTreeSet::from([tap(0), tap(1)]));
             assert_eq!(whole.stray_taps, BTreeSet::from([of_another.clone()]));
             assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
 
-            ip("link add elsewhere type bridge");
             for command in [
                 format!("link del {bridge}"),
                 format!("link set {} nomaster", tap(1)),

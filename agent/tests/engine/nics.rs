@@ -81,10 +81,10 @@ async fn a_running_guest_gets_a_port_loses_its_cable_and_gives_it_back() {
     settled(&lab, &documents).await;
     assert_eq!(live(&lab, &wish), expected(&pulled));
 
-    let documents = with_ports(&wish, 4, &[first.clone()]);
+    let documents = with_ports(&wish, 4, std::slice::from_ref(&first));
     send_all(&lab, &documents).await;
     settled(&lab, &documents).await;
-    assert_eq!(live(&lab, &wish), expected(&[first.clone()]));
+    assert_eq!(live(&lab, &wish), expected(std::slice::from_ref(&first)));
     let told = lab.newest(documents[1].key()).unwrap().ports;
     assert_eq!(told, Some(vec![first.id]));
     assert_eq!(lab.host.lives(wish.instance).starts, 1);
