@@ -37,7 +37,7 @@ use super::{
         VirtType, cpu_shares,
     },
     image_cache::CachedName,
-    names,
+    metadata, names,
     room::{HostSize, Room, RoomToGrow},
     snapshot::{NewSnapshot, StoredSnapshot},
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
@@ -65,6 +65,8 @@ pub enum StorageStep {
     CreateDisk(DiskPlan),
     /// Make a config drive.
     CreateConfigDrive(ConfigDrivePlan),
+    /// Write what the metadata service tells the guest.
+    WriteMetadata(MetadataPlan),
     /// Make a disk larger that no guest has open.
     GrowDisk(LargerDisk),
     /// Remove a disk or a config drive that another one took the place of.
@@ -149,6 +151,15 @@ pub struct ConfigDrivePlan {
     pub files: Vec<DriveFile>,
 }
 
+/// What the metadata service shall tell a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataPlan {
+    /// Its instance.
+    pub instance: InstanceId,
+    /// What is told, as text.
+    pub content: String,
+}
+
 /// The files of an instance that are there and complete.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct InstanceFiles {
@@ -160,6 +171,8 @@ pub struct InstanceFiles {
     pub sizes: BTreeMap<DiskName, ByteCount>,
     /// The config drives that are complete, by the root disk that each belongs to.
     pub config_drives: BTreeSet<Option<Incarnation>>,
+    /// What the metadata service tells its guest.
+    pub metadata: Option<String>,
 }
 
 /// What is there of an instance and of what it needs.
@@ -230,6 +243,8 @@ pub struct Paths {
     pub thin: BTreeSet<PoolName>,
     /// One file per snapshot of the pool `local` below this.
     pub snapshots: PathBuf,
+    /// One file per instance with ports below this: what the metadata service tells its guest.
+    pub metadata: PathBuf,
     /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
     pub made: PathBuf,
 }
@@ -245,6 +260,7 @@ impl Paths {
             pools: BTreeMap::new(),
             thin: BTreeSet::new(),
             snapshots: state_dir.join("snapshots"),
+            metadata: state_dir.join("metadata"),
             made: state_dir.join("made"),
         }
     }
@@ -253,6 +269,12 @@ impl Paths {
     #[must_use]
     pub fn instance(&self, id: InstanceId) -> PathBuf {
         self.instances.join(id.to_string())
+    }
+
+    /// What the metadata service tells the guest of an instance.
+    #[must_use]
+    pub fn metadata_file(&self, id: InstanceId) -> PathBuf {
+        self.metadata.join(format!("{id}.json"))
     }
 
     /// A disk of an instance.
@@ -545,7 +567,9 @@ fn converge(
     let drive = missing_config_drive(id, spec, observed, host);
     // Switching off needs no disk: one that cannot be made keeps no guest on. The definition has to wait for it; that it
     // is of an older document is mark enough that the guest may have been asked.
-    let lacks = disks.as_ref().map_or(true, |disks| !disks.is_empty()) || drive.is_some();
+    let told = untold_metadata(id, spec, observed);
+    let lacks =
+        disks.as_ref().map_or(true, |disks| !disks.is_empty()) || drive.is_some() || told.is_some();
     if is_on && spec.power == DesiredPower::Stopped && lacks {
         let off = domain_steps
             .into_iter()
@@ -576,6 +600,7 @@ fn converge(
             .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
     );
     steps.extend(drive);
+    steps.extend(told);
     steps.extend(disks::small(id, spec, observed, host));
     let unready = spec
         .ports
@@ -657,6 +682,20 @@ fn missing_config_drive(
             instance: id,
             path: host.paths.config_drive(id, incarnation),
             files: config_drive::files(id, spec, drive),
+        }))
+    })
+}
+
+/// What the metadata service shall tell the guest, if it tells something else. Only through a port can anybody ask.
+fn untold_metadata(id: InstanceId, spec: &InstanceSpec, observed: &Observed) -> Option<Step> {
+    if spec.ports.is_empty() {
+        return None;
+    }
+    let content = metadata::guest_text(id, spec);
+    (observed.files.metadata.as_ref() != Some(&content)).then(|| {
+        Step::Storage(StorageStep::WriteMetadata(MetadataPlan {
+            instance: id,
+            content,
         }))
     })
 }

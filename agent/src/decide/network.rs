@@ -3,7 +3,7 @@
 //! ```text
 //!            host                                 namespace berth-<id>
 //!   tap ─┐
-//!   tap ─┼─ bridge ── veth (host end) ═══════════ veth (namespace end): dhcp_ip, dnsmasq
+//!   tap ─┼─ bridge ── veth (host end) ═══════════ veth (namespace end): dhcp_ip, dnsmasq, berth-metadata
 //!   tap ─┘
 //! ```
 //!
@@ -14,13 +14,14 @@
 
 mod imagine;
 mod link;
+mod metadata;
 mod observed;
 mod step;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use berth_common::{
-    document::{Desired, NetworkPort, NetworkSpec, NetworkType, SubnetSpec},
+    document::{Desired, Ipv6AddressMode, NetworkPort, NetworkSpec, NetworkType, SubnetSpec},
     ids::NetworkId,
     message::report::{Fault, FaultCode},
 };
@@ -28,13 +29,17 @@ use ipnet::IpNet;
 
 pub use imagine::imagine;
 pub use link::{Link, LinkSetting, Role};
+pub use metadata::{MetadataObserved, MetadataProcess, MetadataStep};
 pub use observed::{
     BridgeOptions, DhcpObserved, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
     NetworkObserved, Owner,
 };
 pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 
-use super::dhcp::{self, DhcpFiles};
+use super::{
+    dhcp::{self, DhcpFiles},
+    metadata as guests_metadata,
+};
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
 const MTU_MIN: u16 = 576;
@@ -110,6 +115,9 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
             "the DHCP server's address {address} is not one of subnet {cidr}"
         ));
     }
+    if let Some(message) = spec.subnets.iter().find_map(unadvertisable) {
+        return fault(message);
+    }
     let mut taken: BTreeSet<IpAddr> = spec
         .subnets
         .iter()
@@ -144,6 +152,29 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
     None
 }
 
+/// What is wrong with a subnet that guests cannot be told of as it says.
+fn unadvertisable(subnet: &SubnetSpec) -> Option<String> {
+    subnet.dhcp_ip?;
+    let prefix = subnet.cidr.net().prefix_len();
+    match subnet.ipv6_address_mode? {
+        _ if !subnet.cidr.is_ipv6() => Some(format!(
+            "subnet {} is of IPv4 and has an IPv6 address mode",
+            subnet.cidr
+        )),
+        Ipv6AddressMode::Slaac if prefix != dhcp::IPV6_PREFIX => Some(format!(
+            "guests make themselves addresses only in subnets with a prefix of {} bits; {} has another",
+            dhcp::IPV6_PREFIX,
+            subnet.cidr
+        )),
+        Ipv6AddressMode::Dhcpv6Stateful if prefix < dhcp::IPV6_PREFIX => Some(format!(
+            "DHCPv6 gives addresses only in subnets with a prefix of at least {} bits; {} has fewer",
+            dhcp::IPV6_PREFIX,
+            subnet.cidr
+        )),
+        Ipv6AddressMode::Slaac | Ipv6AddressMode::Dhcpv6Stateful => None,
+    }
+}
+
 /// Plans a step at a time, from what the steps before lead to.
 struct Planner {
     network: NetworkId,
@@ -174,6 +205,7 @@ impl Planner {
             });
         }
         self.mend(Link::bridge(self.network), mtu);
+        self.raise(Link::bridge(self.network));
     }
 
     /// Puts the taps of running guests back into the bridge. A port without a tap has no running guest here.
@@ -211,8 +243,9 @@ impl Planner {
                 self.step(NetStep::CreateVeth { network, mtu });
             }
         }
-        self.addresses(addresses);
         ends.into_iter().for_each(|end| self.mend(end, mtu));
+        self.addresses(addresses);
+        ends.into_iter().for_each(|end| self.raise(end));
     }
 
     fn addresses(&mut self, wanted: &BTreeSet<IpNet>) {
@@ -236,7 +269,7 @@ impl Planner {
         }
     }
 
-    /// Makes a link that is there as it shall be; switches it on last.
+    /// Makes a link that is there as it shall be, but for being switched on.
     fn mend(&mut self, link: Link, mtu: u32) {
         let Some(found) = self.now.link(link).cloned() else {
             return;
@@ -259,7 +292,11 @@ impl Planner {
         if link.role == Role::VethHost && found.master != Some(Link::bridge(self.network).name()) {
             self.step(NetStep::Plug(BridgePort::Veth(self.network)));
         }
-        if !found.up {
+    }
+
+    /// Switches a link on.
+    fn raise(&mut self, link: Link) {
+        if self.now.link(link).is_some_and(|found| !found.up) {
             self.step(NetStep::SetUp(link));
         }
     }
@@ -296,9 +333,10 @@ impl Planner {
         }
     }
 
-    /// Takes down DHCP with its namespace, and what is ours of the veth pair.
+    /// Takes down DHCP and metadata with their namespace, and what is ours of the veth pair.
     fn drop_namespace(&mut self) {
         let network = self.network;
+        self.stop_metadata();
         if self.now.dhcp.process.is_some() {
             self.step(NetStep::StopDhcp(network));
         }
@@ -315,7 +353,8 @@ impl Planner {
     }
 
     fn remove_files(&mut self) {
-        if self.now.dhcp.directory || self.now.dhcp.files.is_some() {
+        let files = self.now.dhcp.files.is_some() || self.now.metadata.sources.is_some();
+        if self.now.dhcp.directory || files {
             self.step(NetStep::RemoveFiles(self.network));
         }
     }
@@ -324,7 +363,7 @@ impl Planner {
 fn converge(network: NetworkId, spec: &NetworkSpec, observed: &NetworkObserved) -> NetPlan {
     let mtu = u32::from(spec.mtu);
     let mut planner = Planner::new(network, observed);
-    if spec.subnets.is_empty() {
+    if dhcp::served(spec).next().is_none() {
         planner.drop_namespace();
         planner.remove_files();
         planner.bridge(mtu);
@@ -332,10 +371,12 @@ fn converge(network: NetworkId, spec: &NetworkSpec, observed: &NetworkObserved) 
     } else {
         let wanted = dhcp::files(network, spec);
         planner.prepare_dhcp(&wanted);
+        planner.prepare_metadata(guests_metadata::sources_text(spec));
         planner.bridge(mtu);
         planner.taps(&spec.ports);
         planner.namespace(mtu, &addresses(&spec.subnets));
         planner.run_dhcp(&wanted);
+        planner.run_metadata();
     }
     NetPlan {
         steps: planner.steps,
@@ -371,11 +412,12 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
     }
 }
 
-/// The addresses of the DHCP server.
+/// The addresses of the DHCP server and the metadata service.
 fn addresses(subnets: &[SubnetSpec]) -> BTreeSet<IpNet> {
     subnets
         .iter()
         .filter_map(|subnet| IpNet::new(subnet.dhcp_ip?, subnet.cidr.net().prefix_len()).ok())
+        .chain(guests_metadata::addresses())
         .collect()
 }
 

@@ -134,5 +134,6 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::DeleteNamespace(_) => "delete_namespace",
         NetStep::DeleteBridge(_) => "delete_bridge",
         NetStep::RemoveFiles(_) => "remove_dhcp_files",
+        NetStep::Metadata(step) => step.name(),
     }
 }

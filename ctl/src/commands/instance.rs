@@ -2,6 +2,7 @@
 
 mod guest;
 mod many;
+mod told;
 
 use berth_common::{
     document::{Flavor, RebootKind},
@@ -65,7 +66,7 @@ fn read_request(
 ) -> Result<InstanceCreate, CtlError> {
     let text = read(&arguments.file)?;
     let id = arguments.id.unwrap_or_else(InstanceId::new);
-    Ok(instance_file::parse(
+    let mut request = instance_file::parse(
         &arguments.file,
         &text,
         Overrides {
@@ -78,7 +79,9 @@ fn read_request(
                 delete_on_termination: arguments.delete_volume_on_termination,
             }),
         },
-    )?)
+    )?;
+    told::add(&mut request, arguments)?;
+    Ok(request)
 }
 
 pub(super) async fn run<C: Caller>(

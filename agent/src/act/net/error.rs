@@ -68,6 +68,12 @@ pub enum NetError {
         /// What is wrong.
         what: String,
     },
+    /// The metadata service is not in the state the step needs.
+    #[error("the metadata service {what}")]
+    Metadata {
+        /// What is wrong.
+        what: String,
+    },
 }
 
 impl NetError {
@@ -106,6 +112,7 @@ impl NetError {
             | Self::Command(_)
             | Self::Deadline { .. }
             | Self::Absent { .. }
+            | Self::Metadata { .. }
             | Self::Dhcp { .. } => (FaultCode::Network, true),
         };
         let what = match network {

@@ -3,12 +3,14 @@
 //! - [`KernelNet`] is the implementation of [`Net`];
 //! - `links`: links and addresses, through netlink;
 //! - `netns`: named namespaces;
-//! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
+//! - `dnsmasq`, `metadata`, `process`: the DHCP server and the metadata service, which outlive the agent and are adopted;
 //! - `worker`: the threads all of it runs on.
 
 mod dnsmasq;
 mod error;
+mod files;
 mod links;
+pub mod metadata;
 mod netns;
 mod process;
 mod worker;
@@ -29,7 +31,8 @@ use super::{ActError, Net};
 use crate::decide::{
     names,
     network::{
-        BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
+        BridgePort, Link, MetadataStep, NamespaceContent, NamespaceObserved, NetStep,
+        NetworkObserved, Role,
     },
 };
 
@@ -38,6 +41,10 @@ use crate::decide::{
 pub struct KernelNet {
     /// One directory per network is below this.
     directory: PathBuf,
+    /// One file per instance, with what its guest may ask, is below this.
+    guests: PathBuf,
+    /// What answers them.
+    metadata_program: PathBuf,
     workers: Workers,
 }
 
@@ -50,7 +57,28 @@ impl KernelNet {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         Self {
             directory: state_dir.join("networks"),
+            guests: state_dir.join("metadata"),
+            metadata_program: metadata::default_program(),
             workers: Workers::new(),
+        }
+    }
+
+    /// The same with another program that tells guests their metadata.
+    #[must_use]
+    pub fn with_metadata_program(self, program: PathBuf) -> Self {
+        Self {
+            metadata_program: program,
+            ..self
+        }
+    }
+
+    fn metadata(&self, network: NetworkId) -> metadata::Service {
+        metadata::Service {
+            program: self.metadata_program.clone(),
+            directory: self.directory.join(network.to_string()),
+            instances: self.guests.clone(),
+            namespace: names::namespace(network),
+            link: names::veth_namespace(network),
         }
     }
 
@@ -64,6 +92,7 @@ impl KernelNet {
     /// What is there outside of the namespace; and whether there is one.
     async fn observe_host(&self, network: NetworkId) -> Result<(NetworkObserved, Name), NetError> {
         let dnsmasq = self.dnsmasq(network);
+        let metadata = self.metadata(network);
         self.workers
             .run("net-observe", async move || {
                 let links = Links::open()?;
@@ -79,6 +108,7 @@ impl KernelNet {
                     stray_taps: around.stray_taps,
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
+                    metadata: metadata.observe()?,
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -167,6 +197,7 @@ impl KernelNet {
                     .plain("dhcp-remove", move || dnsmasq.remove_files())
                     .await
             }
+            NetStep::Metadata(step) => self.metadata_step(step).await,
             NetStep::CreateNamespace(_) => {
                 workers
                     .plain("netns-create", move || {
@@ -246,6 +277,29 @@ impl KernelNet {
                     links.remove_address(inside, address).await
                 })
                 .await
+            }
+        }
+    }
+
+    async fn metadata_step(&self, step: MetadataStep) -> Result<(), NetError> {
+        let network = step.network();
+        let service = self.metadata(network);
+        match step {
+            MetadataStep::WriteSources { sources, .. } => {
+                self.workers
+                    .plain("metadata-write", move || service.write_sources(&sources))
+                    .await
+            }
+            MetadataStep::Start(_) => {
+                self.in_namespace("metadata-start", network, async move || {
+                    service.start().await
+                })
+                .await
+            }
+            MetadataStep::Stop(_) => {
+                self.workers
+                    .run("metadata-stop", async move || service.stop().await)
+                    .await
             }
         }
     }

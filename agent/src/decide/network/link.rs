@@ -49,6 +49,14 @@ pub enum LinkSetting {
     StrictReversePath,
     /// The host's addresses are not told to guests.
     NoArpReplies,
+    /// No link-local address but what it is given.
+    NoOwnLinkLocal,
+    /// No router advertisements of guests believed.
+    NoRouterAdvertisements,
+    /// Its addresses are the same on every host of a network: no other one that has them keeps it from using them.
+    NoDuplicateDetection,
+    /// IPv6. After the others: what they forbid happens when it is switched on.
+    EnableIpv6,
 }
 
 impl LinkSetting {
@@ -56,10 +64,26 @@ impl LinkSetting {
     #[must_use]
     pub fn path(self, link: &str) -> String {
         match self {
-            Self::DisableIpv6 => format!("ipv6/conf/{link}/disable_ipv6"),
+            Self::DisableIpv6 | Self::EnableIpv6 => format!("ipv6/conf/{link}/disable_ipv6"),
             Self::NoForwarding => format!("ipv4/conf/{link}/forwarding"),
             Self::StrictReversePath => format!("ipv4/conf/{link}/rp_filter"),
             Self::NoArpReplies => format!("ipv4/conf/{link}/arp_ignore"),
+            Self::NoOwnLinkLocal => format!("ipv6/conf/{link}/addr_gen_mode"),
+            Self::NoRouterAdvertisements => format!("ipv6/conf/{link}/accept_ra"),
+            Self::NoDuplicateDetection => format!("ipv6/conf/{link}/accept_dad"),
+        }
+    }
+
+    /// Whether a kernel without IPv6 lacks it.
+    #[must_use]
+    pub const fn is_of_ipv6(self) -> bool {
+        match self {
+            Self::NoForwarding | Self::StrictReversePath | Self::NoArpReplies => false,
+            Self::DisableIpv6
+            | Self::NoOwnLinkLocal
+            | Self::NoRouterAdvertisements
+            | Self::NoDuplicateDetection
+            | Self::EnableIpv6 => true,
         }
     }
 
@@ -67,8 +91,11 @@ impl LinkSetting {
     #[must_use]
     pub const fn value(self) -> &'static str {
         match self {
-            Self::DisableIpv6 | Self::StrictReversePath => "1",
-            Self::NoForwarding => "0",
+            Self::DisableIpv6 | Self::StrictReversePath | Self::NoOwnLinkLocal => "1",
+            Self::NoForwarding
+            | Self::NoRouterAdvertisements
+            | Self::NoDuplicateDetection
+            | Self::EnableIpv6 => "0",
             Self::NoArpReplies => "8",
         }
     }
@@ -138,10 +165,20 @@ impl Link {
     /// The settings it shall have. A kernel without IPv6 lacks its switch, which is as good.
     #[must_use]
     pub const fn settings(self) -> &'static [LinkSetting] {
-        use LinkSetting::{DisableIpv6, NoArpReplies, NoForwarding, StrictReversePath};
+        use LinkSetting::{
+            DisableIpv6, EnableIpv6, NoArpReplies, NoDuplicateDetection, NoForwarding,
+            NoOwnLinkLocal, NoRouterAdvertisements, StrictReversePath,
+        };
         match self.role {
             Role::Bridge => &[DisableIpv6, NoForwarding, StrictReversePath, NoArpReplies],
-            Role::VethHost | Role::VethNamespace => &[DisableIpv6, NoForwarding],
+            Role::VethHost => &[DisableIpv6, NoForwarding],
+            Role::VethNamespace => &[
+                NoForwarding,
+                NoOwnLinkLocal,
+                NoRouterAdvertisements,
+                NoDuplicateDetection,
+                EnableIpv6,
+            ],
         }
     }
 }

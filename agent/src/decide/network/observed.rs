@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::dhcp::DhcpFiles,
     link::{Link, LinkSetting},
+    metadata::MetadataObserved,
 };
 
 /// What is there of a network. The default: nothing.
@@ -25,6 +26,8 @@ pub struct NetworkObserved {
     pub namespace: NamespaceObserved,
     /// Its DHCP server.
     pub dhcp: DhcpObserved,
+    /// Its metadata service.
+    pub metadata: MetadataObserved,
 }
 
 /// A link.
@@ -128,7 +131,7 @@ pub struct NamespaceContent {
 pub struct DhcpObserved {
     /// Whether there is a directory for its files.
     pub directory: bool,
-    /// Its files, if both are there.
+    /// Its files, if all are there.
     pub files: Option<DhcpFiles>,
     /// The server, if it runs.
     pub process: Option<DhcpProcess>,

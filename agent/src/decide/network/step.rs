@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::{
     super::{dhcp::DhcpFiles, names},
     link::{Link, LinkSetting},
+    metadata::MetadataStep,
 };
 
 /// A link that belongs into a network's bridge.
@@ -124,6 +125,8 @@ pub enum NetStep {
     DeleteBridge(NetworkId),
     /// Remove the network's files.
     RemoveFiles(NetworkId),
+    /// Do something with its metadata service.
+    Metadata(MetadataStep),
 }
 
 impl NetStep {
@@ -147,6 +150,7 @@ impl NetStep {
             | Self::DeleteBridge(network)
             | Self::RemoveFiles(network) => *network,
             Self::Plug(port) => port.network(),
+            Self::Metadata(step) => step.network(),
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
         }
@@ -204,6 +208,7 @@ impl fmt::Display for NetStep {
             Self::DeleteNamespace(_) => f.write_str("remove its namespace"),
             Self::DeleteBridge(network) => write!(f, "remove bridge {}", Link::bridge(*network)),
             Self::RemoveFiles(_) => f.write_str("remove its files"),
+            Self::Metadata(step) => step.fmt(f),
         }
     }
 }
