@@ -130,7 +130,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         acts: Host {
             compute,
             storage: files,
-            net: Arc::new(KernelNet::new(state.root())),
+            net: Arc::new(
+                KernelNet::new(state.root()).with_metadata_program(config.metadata_program.clone()),
+            ),
         },
         inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
         machine: Arc::new(ThisMachine {
@@ -212,7 +214,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         outcome = outcome.and(Err(anyhow::anyhow!("the heartbeat panicked")));
     }
     server.await??;
-    tracing::info!("agent ends; guests, networks and their DHCP servers stay");
+    tracing::info!("agent ends; guests, networks, their DHCP servers and metadata services stay");
     drop(state);
     outcome
 }
