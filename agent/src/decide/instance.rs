@@ -163,7 +163,7 @@ pub struct MetadataPlan {
 /// The files of an instance that are there and complete.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct InstanceFiles {
-    /// Whether anything of the instance is there at all.
+    /// Whether its directory is there.
     pub directory: bool,
     /// The disks that are complete.
     pub disks: BTreeSet<DiskName>,
@@ -507,7 +507,7 @@ fn remove(id: InstanceId, observed: &Observed, paths: &Paths) -> Plan {
         }
         Some(_) | None => {}
     }
-    if observed.files.directory {
+    if observed.files.directory || observed.files.metadata.is_some() {
         steps.push(Step::Storage(StorageStep::RemoveInstance(id)));
     }
     Plan {

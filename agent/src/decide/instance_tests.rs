@@ -740,7 +740,6 @@ fn what_the_metadata_service_tells_is_written_before_the_start_and_when_it_chang
     assert_eq!(told(nothing(), &alone).0, None);
     // It goes with the instance, even if it is all that is left.
     let left = nothing().but(|observed| {
-        observed.files.directory = true;
         observed.files.metadata = Some(String::new());
     });
     let removed = plan(&desired(2, None), &left.observed, &host());

@@ -49,7 +49,10 @@ const MTU_MIN: u16 = 576;
 pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> NetPlan {
     match &desired.spec {
         None => remove(desired.id, observed),
-        Some(spec) => match foreign(desired.id, observed).or_else(|| impossible(spec)) {
+        Some(spec) => match foreign(desired.id, observed)
+            .or_else(|| impossible(spec))
+            .or_else(|| impossible_here(spec, observed))
+        {
             Some(fault) => NetPlan {
                 steps: Vec::new(),
                 then: NetThen::Refused(fault),
@@ -150,6 +153,19 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
         }
     }
     None
+}
+
+/// A document that another kernel could carry out.
+fn impossible_here(spec: &NetworkSpec, observed: &NetworkObserved) -> Option<Fault> {
+    let mut served = dhcp::served(spec);
+    let subnet = served.find(|(subnet, _)| observed.lacks_ipv6 && subnet.cidr.is_ipv6());
+    subnet.map(|(subnet, _)| Fault {
+        code: FaultCode::Unsupported,
+        message: format!(
+            "this host's kernel has no IPv6, and subnet {} is of IPv6 and has a DHCP server (is ipv6.disable=1 on its command line?)",
+            subnet.cidr
+        ),
+    })
 }
 
 /// What is wrong with a subnet that guests cannot be told of as it says.
@@ -261,11 +277,14 @@ impl Planner {
                 address: *address,
             });
         }
-        for address in wanted.difference(&found) {
-            self.step(NetStep::AddAddress {
-                network,
-                address: *address,
-            });
+        let can_have = |address: &IpNet| !(self.now.lacks_ipv6 && address.addr().is_ipv6());
+        let missing: Vec<IpNet> = wanted
+            .difference(&found)
+            .copied()
+            .filter(can_have)
+            .collect();
+        for address in missing {
+            self.step(NetStep::AddAddress { network, address });
         }
     }
 

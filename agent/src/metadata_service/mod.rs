@@ -17,7 +17,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
@@ -36,6 +36,8 @@ use crate::decide::metadata::{ADDRESS_V4, ADDRESS_V6, PORT};
 
 /// Open files at most: connections, and a few.
 const FILES: u64 = 512;
+/// It is not there on a kernel without IPv6.
+const IPV6: &str = "/proc/sys/net/ipv6";
 /// What the journal is told.
 const LOG: &str = "warn";
 
@@ -86,10 +88,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 fn listen(options: &Options) -> anyhow::Result<Vec<std::net::TcpListener>> {
     let link = options.link.as_str();
     let index = if_nametoindex(link).with_context(|| format!("link {link} is not there"))?;
-    let addresses = [
-        SocketAddr::V4(SocketAddrV4::new(ADDRESS_V4, PORT)),
-        SocketAddr::V6(SocketAddrV6::new(ADDRESS_V6, PORT, 0, index)),
-    ];
+    let mut addresses = vec![SocketAddr::V4(SocketAddrV4::new(ADDRESS_V4, PORT))];
+    if Path::new(IPV6).exists() {
+        addresses.push(SocketAddr::V6(SocketAddrV6::new(
+            ADDRESS_V6, PORT, 0, index,
+        )));
+    }
     addresses
         .into_iter()
         .map(|address| {

@@ -289,7 +289,7 @@ mac_address = "01:00:5e:00:00:01"
       11. web.toml:12:10: image.format: must be "qcow2", "raw", "vmdk", "vdi" or "vhdx"; found the string "iso"
       12. web.toml:14:1: networks[1].network: is missing; must be the name or the id of a network
       13. web.toml:15:1: networks[1].netwrok: unknown key; did you mean networks[1].network?
-      14. web.toml:16:14: networks[1].ip_address: must be an IPv4 address, like "10.0.0.10"; found the string "10.0.0.300"
+      14. web.toml:16:14: networks[1].ip_address: must be an IP address, like "10.0.0.10"; found the string "10.0.0.300"
       15. web.toml:21:15: networks[2].mac_address: must be six hexadecimal pairs with colons, of one interface (the first octet is even), like 52:54:00:12:34:56; found the string "01:00:5e:00:00:01"
       16. web.toml: vcpus: is missing; must be an integer from 1 to 1048576; set it at the top of the file, like vcpus = 1
     "#);

@@ -100,7 +100,7 @@ impl Files {
     pub(super) fn observe(&self, instance: InstanceId) -> InstanceFiles {
         let disks = self.instances.get(&instance);
         InstanceFiles {
-            directory: disks.is_some() || self.metadata.contains_key(&instance),
+            directory: disks.is_some(),
             disks: disks
                 .into_iter()
                 .flat_map(|disks| disks.keys().copied())

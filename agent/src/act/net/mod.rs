@@ -36,6 +36,9 @@ use crate::decide::{
     },
 };
 
+/// Where the kernel's settings of IPv6 are, if it has any.
+const IPV6: &str = "/proc/sys/net/ipv6";
+
 /// The network of the kernel the agent runs on.
 #[derive(Debug, Clone)]
 pub struct KernelNet {
@@ -109,6 +112,7 @@ impl KernelNet {
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
                     metadata: metadata.observe()?,
+                    lacks_ipv6: !Path::new(IPV6).exists(),
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })

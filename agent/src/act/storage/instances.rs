@@ -72,7 +72,6 @@ pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, St
     let metadata = metadata::read(paths, id)?;
     let Some(names) = entries(&directory)? else {
         return Ok(InstanceFiles {
-            directory: metadata.is_some(),
             metadata,
             ..InstanceFiles::default()
         });

@@ -28,6 +28,8 @@ pub struct NetworkObserved {
     pub dhcp: DhcpObserved,
     /// Its metadata service.
     pub metadata: MetadataObserved,
+    /// Whether the kernel has no IPv6, for this network or any other.
+    pub lacks_ipv6: bool,
 }
 
 /// A link.

@@ -350,6 +350,36 @@ fn a_metadata_service_that_is_not_as_it_should_be_is_started_afresh() {
 }
 
 #[test]
+fn a_kernel_without_ipv6_has_networks_of_ipv4() {
+    let without = NetworkObserved {
+        lacks_ipv6: true,
+        ..NetworkObserved::default()
+    };
+    let mut spec = spec(1);
+    let after = carried_out(
+        &without,
+        &plan(&desired(Some(spec.clone())), &without).steps,
+    );
+    assert!(is_ready(&desired(Some(spec.clone())), &after));
+    let addresses = &after.content().unwrap().addresses;
+    assert!(
+        addresses.iter().all(|address| address.addr().is_ipv4()),
+        "{addresses:?}"
+    );
+    spec.subnets.push(SubnetSpec {
+        id: SubnetId::new(),
+        cidr: "fd00::/64".parse().unwrap(),
+        dhcp_ip: Some("fd00::2".parse().unwrap()),
+        ..spec.subnets[0].clone()
+    });
+    let refused = plan(&desired(Some(spec)), &without);
+    assert!(
+        matches!(&refused.then, NetThen::Refused(fault) if fault.message.contains("has no IPv6")),
+        "{refused:?}"
+    );
+}
+
+#[test]
 fn a_network_whose_subnets_are_not_served_has_no_namespace() {
     let mut unserved = spec(1);
     unserved.subnets[0].dhcp_ip = None;
@@ -543,6 +573,7 @@ prop_compose! {
                     in_namespace: inside && namespace > 1,
                 }),
             },
+            lacks_ipv6: false,
         }
     }
 }
