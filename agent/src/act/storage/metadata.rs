@@ -8,7 +8,12 @@ use std::{
 
 use berth_common::ids::InstanceId;
 
-use super::{Inner, atomic::remove_durably, fault::StorageFault, instances};
+use super::{
+    Inner,
+    atomic::{remove_durably, sync_directory},
+    fault::StorageFault,
+    instances,
+};
 use crate::{
     act::account::{METADATA_USERS, group_of},
     decide::instance::{MetadataPlan, Paths},
@@ -40,7 +45,10 @@ pub(super) fn write(inner: &Inner, plan: &MetadataPlan) -> Result<(), StorageFau
         .and_then(|()| file.write_all(plan.content.as_bytes()))
         .and_then(|()| file.sync_all())
         .map_err(failed)?;
-    temporary.publish(&inner.paths.metadata_file(plan.instance))
+    let path = inner.paths.metadata_file(plan.instance);
+    fs::rename(temporary.path(), &path)
+        .and_then(|()| sync_directory(directory))
+        .map_err(|source| StorageFault::io("replace", &path, source))
 }
 
 /// What an instance is told; `None`: nothing. What berth did not write so is written anew.
