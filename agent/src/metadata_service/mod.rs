@@ -132,7 +132,7 @@ pub(crate) struct Files {
 }
 
 /// Reads a file that is no larger than it may be; `None`: it is not there.
-fn read_bounded(path: &PathBuf, most: u64) -> io::Result<Option<Vec<u8>>> {
+fn read_bounded(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

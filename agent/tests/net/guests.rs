@@ -204,7 +204,7 @@ fn ipv6_addresses_come_by_advertisement_and_by_dhcp() {
             let mtu = web.exec(&["cat", "/proc/sys/net/ipv6/conf/eth0/mtu"]);
             assert_eq!(String::from_utf8(mtu.stdout).unwrap().trim(), "1450");
             let advertised = web.inside(advertisement);
-            assert_eq!(advertised.managed, true);
+            assert!(advertised.managed);
             assert_eq!(advertised.lifetime, 0);
             let of = |kind: u8| {
                 let options = advertised.options.iter();
@@ -556,7 +556,8 @@ fn the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be() {
             };
             assert_eq!(field("PPid:"), "1");
             assert_eq!(field("Threads:"), "1");
-            eprintln!("memory of the metadata service: {} KiB", field("VmRSS:"));
+            let resident: u64 = field("VmRSS:").parse().unwrap();
+            assert!(resident < 32 << 10, "it takes {resident} KiB");
 
             host.restart_agent();
             assert!(host.is_as(&spec).await);
