@@ -692,12 +692,12 @@ fn untold_metadata(id: InstanceId, spec: &InstanceSpec, observed: &Observed) -> 
         return None;
     }
     let content = metadata::guest_text(id, spec);
-    (observed.files.metadata.as_ref() != Some(&content)).then(|| {
-        Step::Storage(StorageStep::WriteMetadata(MetadataPlan {
-            instance: id,
-            content,
-        }))
-    })
+    let is_told = observed.files.metadata.as_ref() == Some(&content);
+    let plan = MetadataPlan {
+        instance: id,
+        content,
+    };
+    (!is_told).then_some(Step::Storage(StorageStep::WriteMetadata(plan)))
 }
 
 /// Fetches those of the images that are not in the cache, each once.
