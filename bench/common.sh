@@ -21,7 +21,7 @@ die() {
 build() {
 	say "building (release)"
 	(cd "$root" && cargo build --release --locked --quiet -p berth-scheduler -p berth-agent -p berth-tests \
-		--bin berth-scheduler --bin berth-agent --bin berth-agent-sim --bin berth-bench)
+		--bin berth-scheduler --bin berth-agent --bin berth-metadata --bin berth-agent-sim --bin berth-bench)
 }
 
 # prepare NAME: services, an empty vhost, a directory for everything else. All of it goes at the end, the services

@@ -8,7 +8,8 @@
 #
 # On its serial console the guest prints, once per boot and as a line of its own:
 #   berth-guest: ready address=A.B.C.D hostname=NAME boot_id=UUID
-# It serves / and /cgi-bin/status (JSON) on port 80, SSH on port 22 (root, password berth), a shell on the
+# It serves / and /cgi-bin/status (JSON) on port 80, SSH on port 22 (root, password berth; or the key that the metadata service
+# tells), a shell on the
 # console, and powers off when the power button is pressed. 96 MiB of memory are enough.
 set -euo pipefail
 
@@ -141,6 +142,7 @@ make_root() {
 	install -m 755 "$parts/rc" "$tree/etc/rc"
 	install -m 755 "$parts/console" "$tree/etc/console"
 	install -m 755 "$parts/hotplug" "$tree/etc/hotplug"
+	install -m 755 "$parts/key" "$tree/etc/key"
 	install -m 755 "$parts/udhcpc.script" "$tree/etc/udhcpc.script"
 	install -m 755 "$parts/power.sh" "$tree/etc/acpi/PWRF/00000080"
 	install -m 755 "$parts/status.cgi" "$tree/www/cgi-bin/status"

@@ -24,6 +24,7 @@ use crate::{
     act::{
         libvirt::{DEFAULT_URI, VirtTypeChoice},
         machine::countables::PciPool,
+        net::metadata::default_program,
         storage::{LvmPoolOptions, VolumeWipe},
     },
     decide::room::RoomToGrow,
@@ -60,6 +61,8 @@ pub struct Config {
     pub volume_wipe: VolumeWipe,
     /// `storage.pools.NAME`: the storage pools besides `local`.
     pub pools: BTreeMap<PoolName, LvmPoolOptions>,
+    /// `network.metadata_program`: what tells guests their metadata.
+    pub metadata_program: PathBuf,
     /// `limits.concurrent_operations`: how many instances are worked on at once, and how many
     /// networks.
     pub concurrent_operations: usize,
@@ -151,6 +154,11 @@ impl Config {
             VolumeWipe::None,
         );
         let pools = read_pools(&mut c);
+        let metadata_program = c.optional(
+            "network.metadata_program",
+            parse::absolute_path,
+            default_program(),
+        );
         let concurrent_operations = c.optional(
             "limits.concurrent_operations",
             parse::integer(1..=64),
@@ -174,6 +182,7 @@ impl Config {
                 image_cache_max_age: DAY * image_cache_max_age_days,
                 volume_wipe,
                 pools,
+                metadata_program,
                 concurrent_operations,
                 listen,
                 log,

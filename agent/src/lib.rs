@@ -8,6 +8,7 @@
 //! - [`ask`] answers what somebody wants to know of a guest, and nothing else.
 //! - [`report`] tells the scheduler what was observed, and sends heartbeats.
 //! - [`engine`] runs the loop over all of it.
+//! - [`metadata_service`] is another program: it tells guests who they are, and outlives the agent.
 //! - [`wiring`] joins these to an agent; [`service`] runs one on its machine, [`sim`] many on hosts in memory.
 //!
 //! The agent knows no database. Nothing that carries a guest's traffic is its child: it may be stopped,
@@ -23,6 +24,7 @@ pub mod decide;
 pub mod engine;
 pub mod heap;
 pub mod inbox;
+pub mod metadata_service;
 pub mod metrics;
 pub mod preflight;
 pub mod process;

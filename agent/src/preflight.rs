@@ -148,6 +148,7 @@ pub fn check(config: &Config, features: &Features) -> Findings {
     let mut findings = Findings::default();
     check_rights(&mut findings);
     check_programs(&mut findings);
+    check_metadata_program(&mut findings, &config.metadata_program);
     check_tun(&mut findings);
     check_kernel(&mut findings);
     check_networks(&mut findings, &config.network, features);
@@ -243,6 +244,19 @@ fn check_programs(findings: &mut Findings) {
                 Some(&fix),
             );
         }
+    }
+}
+
+fn check_metadata_program(findings: &mut Findings, program: &Path) {
+    if !program.is_file() {
+        findings.add(
+            Severity::Fatal,
+            format!(
+                "there is no {}, so guests could not ask for their metadata",
+                program.display()
+            ),
+            Some("install berth-metadata beside berth-agent, or say with network.metadata_program where it is"),
+        );
     }
 }
 

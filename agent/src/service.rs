@@ -131,10 +131,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     };
     let name = format!("{} {}", app::AGENT, config.host_name);
     let bus: Arc<dyn Bus> = Arc::new(RabbitBus::start(connection(name.clone()))?);
-    let net = Arc::new(KernelNet::with_uplinks(
-        state.root(),
-        config.network.uplinks(features.clone()),
-    ));
+    let net = Arc::new(
+        KernelNet::with_uplinks(state.root(), config.network.uplinks(features.clone()))
+            .with_metadata_program(config.metadata_program.clone()),
+    );
     let agent = Agent::assemble(Setup {
         host_id: state.host_id(),
         host: config.host_name.clone(),
@@ -231,7 +231,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         outcome = outcome.and(Err(anyhow::anyhow!("the heartbeat panicked")));
     }
     server.await??;
-    tracing::info!("agent ends; guests, networks and their DHCP servers stay");
+    tracing::info!("agent ends; guests, networks, their DHCP servers and metadata services stay");
     drop(state);
     outcome
 }

@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -19,7 +19,7 @@ use berth_agent::{
     },
     decide::{
         config_drive::DriveFile,
-        instance::{ConfigDrivePlan, Paths, StorageStep},
+        instance::{ConfigDrivePlan, InstanceFiles, MetadataPlan, Paths, StorageStep},
     },
 };
 use berth_common::{ids::InstanceId, message::report::FaultCode};
@@ -123,6 +123,51 @@ async fn a_guest_finds_every_file_under_the_label_that_cloud_init_looks_for() {
         .await
         .unwrap();
     assert!(!host.paths.instance(id).exists());
+}
+
+#[tokio::test]
+async fn what_the_metadata_service_tells_is_replaced_as_a_whole_and_goes_with_the_instance() {
+    let host = Host::new(None);
+    let id = InstanceId::new();
+    let apply = async |step: StorageStep| {
+        host.storage
+            .apply(&step, &Progress::new(None))
+            .await
+            .unwrap();
+    };
+    for content in ["{}", "{\"latest/user-data\": \"ü\"}"] {
+        apply(StorageStep::WriteMetadata(MetadataPlan {
+            instance: id,
+            content: content.to_owned(),
+        }))
+        .await;
+        let told = InstanceFiles {
+            metadata: Some(content.to_owned()),
+            ..InstanceFiles::default()
+        };
+        assert_eq!(host.storage.observe(id).await.unwrap(), told);
+    }
+    let about = fs::metadata(host.paths.metadata_file(id)).unwrap();
+    assert_eq!(
+        about.permissions().mode() & 0o7777,
+        0o640,
+        "it may hold secrets"
+    );
+    assert_eq!(about.uid(), 0);
+    assert_ne!(about.gid(), 0, "the service's group reads it");
+    assert_eq!(fs::read_dir(&host.paths.metadata).unwrap().count(), 1);
+    // Even what nothing else is left of is found, and removed.
+    assert_eq!(host.storage.instances_with_files().await.unwrap(), [id]);
+    fs::write(host.paths.metadata.join(".tmp-metadata-1"), "half").unwrap();
+    host.storage.sweep().await.unwrap();
+    for _ in 0..2 {
+        apply(StorageStep::RemoveInstance(id)).await;
+        assert_eq!(
+            host.storage.observe(id).await.unwrap(),
+            InstanceFiles::default()
+        );
+        assert_eq!(fs::read_dir(&host.paths.metadata).unwrap().count(), 0);
+    }
 }
 
 #[tokio::test]

@@ -464,6 +464,7 @@ impl Wish {
             }],
             volumes: Vec::new(),
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: berth_common::document::OnCrash::default(),
         }

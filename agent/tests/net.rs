@@ -10,6 +10,8 @@
     reason = "a panic in a test's helper is a failed assertion"
 )]
 
+#[path = "net/guests.rs"]
+mod guests;
 #[path = "net/tc.rs"]
 mod tc;
 
@@ -96,7 +98,13 @@ const CLIENT_SCRIPT: &str = r#"#!/bin/sh
 case "$1" in
 bound|renew)
     ip address replace "$ip/$mask" dev "$interface"
-    echo "lease ip=$ip mask=$mask router=$router dns=$(echo "$dns" | tr " " ,) mtu=$mtu hostname=$hostname server=$serverid" ;;
+    routes=$(echo "$staticroutes" | tr " " ,)
+    echo "lease ip=$ip mask=$mask router=$router dns=$(echo "$dns" | tr " " ,) mtu=$mtu hostname=$hostname server=$serverid routes=$routes domain=$domain"
+    set -- $staticroutes
+    while [ $# -ge 2 ]; do
+        ip route replace "$1" via "$2" dev "$interface"
+        shift 2
+    done ;;
 esac
 "#;
 
@@ -172,6 +180,7 @@ impl Guest {
         ];
         args.extend(["-t", &tries, "-T", "1", "-s", "/run/script"]);
         args.extend(["-O", "mtu", "-O", "hostname", "-O", "router", "-O", "dns"]);
+        args.extend(["-O", "staticroutes", "-O", "domain"]);
         args.extend(more);
         let output = try_run("ip", &args);
         let text = String::from_utf8(output.stdout).unwrap();
@@ -363,6 +372,7 @@ impl Host {
         assert_eq!(left, NetworkObserved::default());
         assert_eq!(self.net.networks_present().await.unwrap(), []);
         assert_eq!(dnsmasqs(), BTreeSet::new());
+        assert_eq!(processes("berth-metadata"), BTreeSet::new());
         assert_eq!(ip("netns list"), "");
         let links: Value = serde_json::from_str(&ip("-j link show")).unwrap();
         let own = |link: &&Value| {
@@ -417,11 +427,16 @@ fn is_alive(pid: i32) -> bool {
 
 /// All dnsmasq processes of the test's own process namespace that have not ended.
 fn dnsmasqs() -> BTreeSet<i32> {
+    processes("dnsmasq")
+}
+
+/// All processes of this name.
+fn processes(wanted: &str) -> BTreeSet<i32> {
     let pids = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     pids.filter(|pid: &i32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "dnsmasq")
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == wanted)
             && is_alive(*pid)
     })
     .collect()
@@ -449,11 +464,13 @@ fn guests_get_exactly_their_addresses() {
         let lease = web.dhcp(5, &[]).unwrap();
         let expected = [
             ("dns", "9.9.9.9,1.1.1.1"),
+            ("domain", "berth.internal"),
             ("hostname", "web-1"),
             ("ip", "10.0.0.10"),
             ("mask", "24"),
             ("mtu", "1450"),
             ("router", "10.0.0.1"),
+            ("routes", "169.254.169.254/32,10.0.0.2,0.0.0.0/0,10.0.0.1"),
             ("server", "10.0.0.2"),
         ];
         let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -477,13 +494,13 @@ fn guests_get_exactly_their_addresses() {
         );
         assert_eq!(stranger.dhcp(2, &["-r", "10.0.0.10"]), None);
 
-        // Without a gateway and name servers, guests are not told any.
+        // Without a gateway, guests are not told any; without name servers, they are told of the one that knows the network.
         let spec = host.spec(spec.ports.clone());
         assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
         let lease = web.dhcp(5, &[]).unwrap();
         assert_eq!(
             [&lease["ip"], &lease["router"], &lease["dns"]],
-            ["10.0.0.10", "", ""]
+            ["10.0.0.10", "", "10.0.0.2"]
         );
     });
 }
@@ -530,17 +547,28 @@ fn the_kernel_has_what_was_planned() {
         ));
         assert_eq!(inside["ifalias"], format!("berth dhcp {}", host.id));
         let addresses = inside["addr_info"].as_array().unwrap();
-        assert_eq!(addresses.len(), 1, "{addresses:?}");
-        assert_eq!(
-            [&addresses[0]["local"], &addresses[0]["prefixlen"]],
-            [&Value::from("10.0.0.2"), &Value::from(24)]
-        );
+        let addresses: BTreeSet<String> = addresses
+            .iter()
+            .map(|address| {
+                format!(
+                    "{}/{}",
+                    address["local"].as_str().unwrap(),
+                    address["prefixlen"]
+                )
+            })
+            .collect();
+        let expected = ["10.0.0.2/24", "169.254.169.254/32", "fe80::a9fe:a9fe/64"];
+        assert_eq!(addresses, expected.map(str::to_owned).into());
 
         // The namespace is one for `ip netns`, too, and dnsmasq is in it, without root's rights.
-        assert_eq!(
-            ip(&format!("netns pids {namespace}")).trim(),
-            host.pid().to_string()
-        );
+        let inside: BTreeSet<i32> = ip(&format!("netns pids {namespace}"))
+            .lines()
+            .map(|pid| pid.trim().parse().unwrap())
+            .collect();
+        let mut expected = processes("berth-metadata");
+        assert_eq!(expected.len(), 1);
+        expected.insert(host.pid());
+        assert_eq!(inside, expected);
         assert_ne!(
             fs::metadata(format!("/proc/{}", host.pid())).unwrap().uid(),
             0

@@ -224,6 +224,7 @@ fn instance(id: InstanceId, host_id: HostId) -> Document {
             reboot: None,
             stop_timeout_seconds: 60,
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: OnCrash::default(),
         }),

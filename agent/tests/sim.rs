@@ -169,6 +169,7 @@ fn instance(host: &SimHost, power: DesiredPower) -> Document {
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: berth_common::document::OnCrash::default(),
         }),

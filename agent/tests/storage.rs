@@ -537,6 +537,7 @@ async fn an_image_becomes_a_disk_and_everything_can_be_repeated() {
         disks: BTreeSet::from([DiskName::first(0)]),
         sizes: BTreeMap::from([(DiskName::first(0), ByteCount::clamped(3 << 30))]),
         config_drives: BTreeSet::new(),
+        metadata: None,
     };
     assert_eq!(host.storage.observe(id).await.unwrap(), files);
     assert_eq!(names(&host.paths.instance(id)), ["disk0.qcow2"]);
@@ -2786,6 +2787,7 @@ async fn removal_follows_no_link() {
             disks: BTreeSet::new(),
             sizes: BTreeMap::new(),
             config_drives: BTreeSet::new(),
+            metadata: None,
         }
     );
     host.remove(id).await.unwrap();

@@ -248,6 +248,7 @@ fn document(id: InstanceId, host_id: HostId, name: &str) -> Document {
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: berth_common::document::OnCrash::default(),
         }),

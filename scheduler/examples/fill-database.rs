@@ -161,6 +161,7 @@ fn instance(now: DateTime<Utc>) -> anyhow::Result<InstanceRow> {
         desired_deleted: false,
         hints: Default::default(),
         config_drive: None,
+        guest_data: None,
         desired_rescue: None,
         desired_incarnation: None,
         metadata: std::collections::BTreeMap::new(),

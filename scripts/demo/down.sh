@@ -104,8 +104,10 @@ remove_by_hand() {
 				problem "cannot undefine domain $name"
 		done
 	fi
-	mapfile -t found < <(demo_processes dnsmasq)
-	end_pids TERM dnsmasq "${found[@]}"
+	for name in dnsmasq berth-metadata; do
+		mapfile -t found < <(demo_processes "$name")
+		end_pids TERM "$name" "${found[@]}"
+	done
 	for name in $(demo_namespaces); do ip netns delete "$name" || problem "cannot delete namespace $name"; done
 	# One link of a pair takes the other with it.
 	for name in $(demo_links); do ip link delete "$name" 2>/dev/null || true; done
@@ -121,7 +123,7 @@ check_nothing_is_left() {
 	[[ -z $left ]] || problem "namespaces are left: ${left//$'\n'/ }"
 	left=$(demo_links)
 	[[ -z $left ]] || problem "links are left: ${left//$'\n'/ }"
-	for program in qemu-system dnsmasq; do
+	for program in qemu-system dnsmasq berth-metadata; do
 		left=$(demo_processes "$program")
 		[[ -z $left ]] || problem "processes of $program are left: ${left//$'\n'/ }"
 	done

@@ -75,6 +75,8 @@ pub struct InstanceRow {
     pub failed_hosts: Vec<HostId>,
     /// What it finds on its config drive.
     pub config_drive: Option<ConfigDrive>,
+    /// What the metadata service tells it, where it has no config drive.
+    pub guest_data: Option<ConfigDrive>,
     /// What it boots from instead of its own disk.
     pub desired_rescue: Option<Rescue>,
     /// Which of its root disks is the one it shall have; `None`: the first.
@@ -229,9 +231,14 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
     };
     let config_drive: Option<ConfigDrive> =
         row.opt_json("config_drive", model.config_drive.as_deref())?;
+    let guest_data: Option<ConfigDrive> =
+        row.opt_json("guest_data", model.guest_data.as_deref())?;
     let metadata: Option<BTreeMap<PropertyKey, PropertyValue>> =
         row.opt_json("metadata", model.metadata.as_deref())?;
-    let said = || config_drive.as_ref().map(|drive| drive.metadata.clone());
+    let said = || {
+        let told = config_drive.as_ref().or(guest_data.as_ref());
+        told.map(|drive| drive.metadata.clone())
+    };
     Ok(InstanceRow {
         metadata: metadata.or_else(said).unwrap_or_default(),
         on_crash: row.opt_json("on_crash", model.on_crash.as_deref())?,
@@ -273,6 +280,7 @@ fn read(model: instance::Model) -> Result<InstanceRow, StoreError> {
         attempt: row.int("attempt", model.attempt)?,
         failed_hosts: row.json("failed_hosts", &model.failed_hosts)?,
         config_drive,
+        guest_data,
         desired_rescue: row.opt_json("desired_rescue", model.desired_rescue.as_deref())?,
         desired_incarnation: row
             .opt_json("desired_incarnation", model.desired_incarnation.as_deref())?,
@@ -328,6 +336,7 @@ fn write(instance: &InstanceRow) -> Result<instance::Model, StoreError> {
         attempt: i64::from(instance.attempt),
         failed_hosts: codec::json("instances.failed_hosts", &instance.failed_hosts)?,
         config_drive: codec::opt_json("instances.config_drive", &instance.config_drive)?,
+        guest_data: codec::opt_json("instances.guest_data", &instance.guest_data)?,
         desired_rescue: codec::opt_json("instances.desired_rescue", &instance.desired_rescue)?,
         desired_incarnation: codec::opt_json(
             "instances.desired_incarnation",

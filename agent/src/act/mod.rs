@@ -4,6 +4,7 @@
 //! tests and simulations. Blocking calls run on bounded named threads with deadlines, so that one hung call
 //! stops neither heartbeats nor other instances.
 
+mod account;
 pub mod command;
 pub mod fake;
 pub mod inspect;

@@ -4,11 +4,15 @@
 //! Layouts: <https://docs.openstack.org/nova/latest/user/metadata.html> and
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use berth_common::{
-    document::{ConfigDrive, InstanceSpec},
+    document::{ConfigDrive, InstancePort, InstanceSpec},
     ids::InstanceId,
 };
 use serde_json::{Map, Value, json};
+
+use super::metadata;
 
 /// The volume label by which guests find a config drive.
 pub const LABEL: &str = "config-2";
@@ -72,7 +76,7 @@ fn openstack(id: InstanceId, spec: &InstanceSpec, drive: &ConfigDrive) -> Value 
     })
 }
 
-/// Every NIC by its address; what it is configured with comes by DHCP.
+/// Every NIC by its address; what it is configured with comes by DHCP and router advertisements.
 fn network(spec: &InstanceSpec) -> Value {
     let links: Vec<Value> = spec
         .ports
@@ -89,46 +93,69 @@ fn network(spec: &InstanceSpec) -> Value {
     let networks: Vec<Value> = spec
         .ports
         .iter()
+        .flat_map(|port| ways(port).into_iter().map(move |way| (port, way)))
         .enumerate()
-        .filter(|(_, port)| !port.fixed_ips.is_empty())
-        .map(|(index, port)| {
+        .map(|(index, (port, way))| {
             json!({
                 "id": format!("network{index}"),
                 "network_id": port.network_id,
                 "link": port.id,
-                "type": "ipv4_dhcp",
+                "type": way,
             })
         })
         .collect();
     json!({ "links": links, "networks": networks, "services": [] })
 }
 
-fn ec2(id: InstanceId, spec: &InstanceSpec, drive: &ConfigDrive) -> Value {
+/// How a port gets its addresses. One that is made of its Ethernet address needs nobody who gives it.
+fn ways(port: &InstancePort) -> BTreeSet<&'static str> {
+    let fixed = port.fixed_ips.iter();
+    fixed
+        .map(|fixed| match fixed.ip_address {
+            IpAddr::V4(_) => "ipv4_dhcp",
+            IpAddr::V6(address)
+                if metadata::with_interface_id(address, port.mac_address) == address =>
+            {
+                "ipv6_slaac"
+            }
+            IpAddr::V6(_) => "ipv6_dhcp",
+        })
+        .collect()
+}
+
+pub(super) fn ec2(id: InstanceId, spec: &InstanceSpec, drive: &ConfigDrive) -> Value {
     let keys: Map<String, Value> = drive
         .public_keys
         .iter()
         .enumerate()
         .map(|(index, (name, key))| (format!("{index}={name}"), json!({ "openssh-key": key })))
         .collect();
-    let address = spec
-        .ports
-        .first()
-        .and_then(|port| port.fixed_ips.first())
-        .map(|fixed| fixed.ip_address);
-    json!({
+    let addresses = spec.ports.first().map(|port| port.fixed_ips.as_slice());
+    let address = |is_wanted: fn(&IpAddr) -> bool| {
+        let mut addresses = addresses
+            .into_iter()
+            .flatten()
+            .map(|fixed| fixed.ip_address);
+        addresses.find(is_wanted)
+    };
+    let mut tree = json!({
         "instance-id": id,
         "hostname": spec.name,
         "local-hostname": spec.name,
-        "local-ipv4": address,
+        "local-ipv4": address(IpAddr::is_ipv4),
         "mac": spec.ports.first().map(|port| port.mac_address),
         "ami-launch-index": 0,
         "public-keys": keys,
-    })
+    });
+    if let Some(address) = address(IpAddr::is_ipv6) {
+        tree["ipv6"] = json!(address);
+    }
+    tree
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_common::document::{DesiredPower, FixedIp, Flavor, InstancePort};
+    use berth_common::document::{DesiredPower, FixedIp, Flavor};
     use berth_common::ids::{NetworkId, PortId, SubnetId};
     use berth_common::units::{DiskGb, MemoryMb, Vcpus};
     use uuid::Uuid;
@@ -171,6 +198,7 @@ mod tests {
             }],
             volumes: Vec::new(),
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: berth_common::document::OnCrash::default(),
         }

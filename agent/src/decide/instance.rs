@@ -38,7 +38,7 @@ use super::{
         VirtType, cpu_shares,
     },
     image_cache::CachedName,
-    names,
+    metadata, names,
     room::{HostSize, Room, RoomToGrow},
     snapshot::{NewSnapshot, StoredSnapshot},
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
@@ -68,6 +68,8 @@ pub enum StorageStep {
     CreateDisk(DiskPlan),
     /// Make a config drive.
     CreateConfigDrive(ConfigDrivePlan),
+    /// Write what the metadata service tells the guest.
+    WriteMetadata(MetadataPlan),
     /// Make a disk larger that no guest has open.
     GrowDisk(LargerDisk),
     /// Remove a disk or a config drive that another one took the place of.
@@ -152,10 +154,19 @@ pub struct ConfigDrivePlan {
     pub files: Vec<DriveFile>,
 }
 
+/// What the metadata service shall tell a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataPlan {
+    /// Its instance.
+    pub instance: InstanceId,
+    /// What is told, as text.
+    pub content: String,
+}
+
 /// The files of an instance that are there and complete.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct InstanceFiles {
-    /// Whether anything of the instance is there at all.
+    /// Whether its directory is there.
     pub directory: bool,
     /// The disks that are complete.
     pub disks: BTreeSet<DiskName>,
@@ -163,6 +174,8 @@ pub struct InstanceFiles {
     pub sizes: BTreeMap<DiskName, ByteCount>,
     /// The config drives that are complete, by the root disk that each belongs to.
     pub config_drives: BTreeSet<Option<Incarnation>>,
+    /// What the metadata service tells its guest.
+    pub metadata: Option<String>,
 }
 
 /// What is there of an instance and of what it needs.
@@ -236,6 +249,8 @@ pub struct Paths {
     pub thin: BTreeSet<PoolName>,
     /// One file per snapshot of the pool `local` below this.
     pub snapshots: PathBuf,
+    /// One file per instance with ports below this: what the metadata service tells its guest.
+    pub metadata: PathBuf,
     /// One mark per volume that was made below this: not beside the volumes, whose disk may be absent after a boot.
     pub made: PathBuf,
 }
@@ -251,6 +266,7 @@ impl Paths {
             pools: BTreeMap::new(),
             thin: BTreeSet::new(),
             snapshots: state_dir.join("snapshots"),
+            metadata: state_dir.join("metadata"),
             made: state_dir.join("made"),
         }
     }
@@ -259,6 +275,12 @@ impl Paths {
     #[must_use]
     pub fn instance(&self, id: InstanceId) -> PathBuf {
         self.instances.join(id.to_string())
+    }
+
+    /// What the metadata service tells the guest of an instance.
+    #[must_use]
+    pub fn metadata_file(&self, id: InstanceId) -> PathBuf {
+        self.metadata.join(format!("{id}.json"))
     }
 
     /// A disk of an instance.
@@ -495,7 +517,7 @@ fn remove(id: InstanceId, observed: &Observed, paths: &Paths) -> Plan {
         }
         Some(_) | None => {}
     }
-    if observed.files.directory {
+    if observed.files.directory || observed.files.metadata.is_some() {
         steps.push(Step::Storage(StorageStep::RemoveInstance(id)));
     }
     Plan {
@@ -561,7 +583,9 @@ fn converge(
     let drive = missing_config_drive(id, spec, observed, host);
     // Switching off needs no disk: one that cannot be made keeps no guest on. The definition has to wait for it; that it
     // is of an older document is mark enough that the guest may have been asked.
-    let lacks = disks.as_ref().map_or(true, |disks| !disks.is_empty()) || drive.is_some();
+    let told = untold_metadata(id, spec, observed);
+    let lacks =
+        disks.as_ref().map_or(true, |disks| !disks.is_empty()) || drive.is_some() || told.is_some();
     if is_on && spec.power == DesiredPower::Stopped && lacks {
         let off = domain_steps
             .into_iter()
@@ -592,6 +616,7 @@ fn converge(
             .map(|disk| Step::Storage(StorageStep::CreateDisk(disk))),
     );
     steps.extend(drive);
+    steps.extend(told);
     steps.extend(disks::small(id, spec, observed, host));
     let unready = spec
         .ports
@@ -683,6 +708,20 @@ fn missing_config_drive(
             files: config_drive::files(id, spec, drive),
         }))
     })
+}
+
+/// What the metadata service shall tell the guest, if it tells something else. Only through a port can anybody ask.
+fn untold_metadata(id: InstanceId, spec: &InstanceSpec, observed: &Observed) -> Option<Step> {
+    if spec.ports.is_empty() {
+        return None;
+    }
+    let content = metadata::guest_text(id, spec);
+    let is_told = observed.files.metadata.as_ref() == Some(&content);
+    let plan = MetadataPlan {
+        instance: id,
+        content,
+    };
+    (!is_told).then_some(Step::Storage(StorageStep::WriteMetadata(plan)))
 }
 
 /// Fetches those of the images that are not in the cache, each once.

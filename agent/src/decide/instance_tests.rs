@@ -103,6 +103,7 @@ fn spec() -> InstanceSpec {
         }],
         volumes: Vec::new(),
         config_drive: None,
+        guest_data: None,
         rescue: None,
         on_crash: berth_common::document::OnCrash::default(),
     }
@@ -303,7 +304,7 @@ impl Rig {
     }
 }
 
-/// Steps without their arguments: a plan at a glance.
+/// Steps without their arguments: a plan at a glance. What the metadata service tells has tests of its own.
 fn outline(plan: &Plan) -> Vec<String> {
     let word = |name: DiskName| match name {
         DiskName::Own { index, incarnation } => {
@@ -317,6 +318,7 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Storage(StorageStep::CreateDirectory(_)) => "directory".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => word(disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "config-drive".to_owned(),
+        Step::Storage(StorageStep::WriteMetadata(_)) => "metadata".to_owned(),
         Step::Storage(StorageStep::GrowDisk(disk)) => word(disk.name).replace("disk", "grow"),
         Step::Storage(StorageStep::RemoveOldFile(old)) => {
             let name = DiskName::parse(&old.name);
@@ -365,7 +367,9 @@ fn outline(plan: &Plan) -> Vec<String> {
             | StorageStep::RemoveSnapshot(_),
         ) => "a step for snapshots".to_owned(),
     };
-    plan.steps.iter().map(step).collect()
+    let is_metadata = |step: &&Step| matches!(step, Step::Storage(StorageStep::WriteMetadata(_)));
+    let steps = plan.steps.iter().filter(|step| !is_metadata(step));
+    steps.map(step).collect()
 }
 
 /// What a host in a given state is observed as.
@@ -421,6 +425,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
                 disks: [DiskName::first(0)].into(),
                 sizes: [(DiskName::first(0), ByteCount::from_gb(DiskGb::clamped(1)))].into(),
                 config_drives: BTreeSet::new(),
+                metadata: Some(metadata::guest_text(instance(), &spec())),
             },
             images: [CachedName::of(&image())].into(),
             networks_ready: [network()].into(),
@@ -727,6 +732,42 @@ fn a_guest_that_crashed_is_started_again_unless_its_document_says_otherwise() {
         outline(&plan).iter().all(|step| step == "define@1"),
         "{plan:?}"
     );
+}
+
+#[test]
+fn what_the_metadata_service_tells_is_written_before_the_start_and_when_it_changes() {
+    let told = |given: Given, desired: &Desired<InstanceId, InstanceSpec>| {
+        let steps = plan(desired, &given.observed, &host()).steps;
+        let at = steps
+            .iter()
+            .position(|step| matches!(step, Step::Storage(StorageStep::WriteMetadata(_))));
+        let starts = |step: &Step| matches!(step, Step::Domain(step) if step.starts_qemu());
+        (at, steps.iter().position(starts))
+    };
+    let (written, started) = told(nothing(), &running(1));
+    assert!(
+        written.is_some() && written < started,
+        "{written:?} {started:?}"
+    );
+    assert_eq!(told(given(1, Running, None), &running(1)), (None, None));
+    let mut described = running(2);
+    described.spec.as_mut().unwrap().guest_data = Some(ConfigDrive {
+        metadata: [("role".parse().unwrap(), "front".parse().unwrap())].into(),
+        ..ConfigDrive::default()
+    });
+    assert_eq!(told(given(2, Running, None), &described), (Some(0), None));
+    let lost = given(1, Running, None).but(|observed| observed.files.metadata = None);
+    assert_eq!(told(lost, &running(1)), (Some(0), None));
+    // Without a port, nobody can ask.
+    let mut alone = running(1);
+    alone.spec.as_mut().unwrap().ports.clear();
+    assert_eq!(told(nothing(), &alone).0, None);
+    // It goes with the instance, even if it is all that is left.
+    let left = nothing().but(|observed| {
+        observed.files.metadata = Some(String::new());
+    });
+    let removed = plan(&desired(2, None), &left.observed, &host());
+    assert_eq!(outline(&removed), ["remove"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod image_cache;
 pub mod image_header;
 pub mod instance;
 pub mod lvm;
+pub mod metadata;
 pub mod names;
 pub mod network;
 pub mod orphan;

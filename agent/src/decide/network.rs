@@ -3,7 +3,7 @@
 //! ```text
 //!            host                                 namespace berth-<id>
 //!   tap ─┐
-//!   tap ─┼─ bridge ── veth (host end) ═══════════ veth (namespace end): dhcp_ip, dnsmasq
+//!   tap ─┼─ bridge ── veth (host end) ═══════════ veth (namespace end): dhcp_ip, dnsmasq, berth-metadata
 //!   tap ─┘
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 mod imagine;
 mod link;
+mod metadata;
 mod observed;
 mod step;
 pub mod tc;
@@ -23,7 +24,7 @@ pub mod uplink;
 use std::{collections::BTreeSet, net::IpAddr};
 
 use berth_common::{
-    document::{Desired, NetworkPort, NetworkSpec, SubnetSpec},
+    document::{Desired, Ipv6AddressMode, NetworkPort, NetworkSpec, SubnetSpec},
     ids::NetworkId,
     message::report::{Fault, FaultCode},
 };
@@ -31,6 +32,7 @@ use ipnet::IpNet;
 
 pub use imagine::imagine;
 pub use link::{BridgeUse, Link, LinkSetting, Role};
+pub use metadata::{MetadataObserved, MetadataProcess, MetadataStep};
 pub use observed::{
     BridgeOptions, DhcpObserved, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
     NetworkObserved, Owner,
@@ -41,7 +43,7 @@ use self::uplink::Uplink;
 use super::{
     dhcp::{self, DhcpFiles},
     filter::{self, FilterStep, Stateful},
-    names,
+    metadata as guests_metadata, names,
 };
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
@@ -54,6 +56,7 @@ pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserve
         None => remove(desired.id, observed),
         Some(spec) => {
             let uplink = impossible(spec)
+                .or_else(|| impossible_here(spec, observed))
                 .or_else(|| filter::impossible(spec, &observed.filter))
                 .map_or_else(|| uplink::wanted(desired.id, spec, observed), Result::Err);
             let foreign = foreign(desired.id, uplink.as_ref().ok(), observed);
@@ -124,6 +127,9 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
             "the DHCP server's address {address} is not one of subnet {cidr}"
         ));
     }
+    if let Some(message) = spec.subnets.iter().find_map(unadvertisable) {
+        return fault(message);
+    }
     let mut taken: BTreeSet<IpAddr> = spec
         .subnets
         .iter()
@@ -156,6 +162,42 @@ fn impossible(spec: &NetworkSpec) -> Option<Fault> {
         }
     }
     None
+}
+
+/// A document that another kernel could carry out.
+fn impossible_here(spec: &NetworkSpec, observed: &NetworkObserved) -> Option<Fault> {
+    let mut served = dhcp::served(spec);
+    let subnet = served.find(|(subnet, _)| observed.lacks_ipv6 && subnet.cidr.is_ipv6());
+    subnet.map(|(subnet, _)| Fault {
+        code: FaultCode::Unsupported,
+        message: format!(
+            "this host's kernel has no IPv6, and subnet {} is of IPv6 and has a DHCP server (is ipv6.disable=1 on its command line?)",
+            subnet.cidr
+        ),
+    })
+}
+
+/// What is wrong with a subnet that guests cannot be told of as it says.
+fn unadvertisable(subnet: &SubnetSpec) -> Option<String> {
+    subnet.dhcp_ip?;
+    let prefix = subnet.cidr.net().prefix_len();
+    match subnet.ipv6_address_mode? {
+        _ if !subnet.cidr.is_ipv6() => Some(format!(
+            "subnet {} is of IPv4 and has an IPv6 address mode",
+            subnet.cidr
+        )),
+        Ipv6AddressMode::Slaac if prefix != dhcp::IPV6_PREFIX => Some(format!(
+            "guests make themselves addresses only in subnets with a prefix of {} bits; {} has another",
+            dhcp::IPV6_PREFIX,
+            subnet.cidr
+        )),
+        Ipv6AddressMode::Dhcpv6Stateful if prefix < dhcp::IPV6_PREFIX => Some(format!(
+            "DHCPv6 gives addresses only in subnets with a prefix of at least {} bits; {} has fewer",
+            dhcp::IPV6_PREFIX,
+            subnet.cidr
+        )),
+        Ipv6AddressMode::Slaac | Ipv6AddressMode::Dhcpv6Stateful => None,
+    }
 }
 
 /// Plans a step at a time, from what the steps before lead to.
@@ -206,7 +248,8 @@ impl Planner {
             });
         }
         self.call_ip();
-        self.mend(Link::bridge(self.network), mtu);
+        self.shape(Link::bridge(self.network), mtu);
+        self.switch_on(Link::bridge(self.network));
     }
 
     /// Puts the taps of running guests back into the bridge. A port without a tap has no running guest here.
@@ -244,8 +287,9 @@ impl Planner {
                 self.step(NetStep::CreateVeth { network, mtu });
             }
         }
+        ends.into_iter().for_each(|end| self.shape(end, mtu));
         self.addresses(addresses);
-        ends.into_iter().for_each(|end| self.mend(end, mtu));
+        ends.into_iter().for_each(|end| self.switch_on(end));
     }
 
     fn addresses(&mut self, wanted: &BTreeSet<IpNet>) {
@@ -261,18 +305,15 @@ impl Planner {
                 address: *address,
             });
         }
-        for address in wanted.difference(&found) {
-            self.step(NetStep::AddAddress {
-                network,
-                address: *address,
-            });
+        let can_have = |address: &IpNet| !(self.now.lacks_ipv6 && address.addr().is_ipv6());
+        let missing: Vec<IpNet> = wanted
+            .difference(&found)
+            .copied()
+            .filter(can_have)
+            .collect();
+        for address in missing {
+            self.step(NetStep::AddAddress { network, address });
         }
-    }
-
-    /// Makes a link that is there as it shall be; switches it on last.
-    fn mend(&mut self, link: Link, mtu: u32) {
-        self.shape(link, mtu);
-        self.switch_on(link);
     }
 
     fn switch_on(&mut self, link: Link) {
@@ -347,9 +388,10 @@ impl Planner {
         }
     }
 
-    /// Takes down DHCP with its namespace, and what is ours of the veth pair.
+    /// Takes down DHCP and metadata with their namespace, and what is ours of the veth pair.
     fn drop_namespace(&mut self) {
         let network = self.network;
+        self.stop_metadata();
         if self.now.dhcp.process.is_some() {
             self.step(NetStep::StopDhcp(network));
         }
@@ -366,7 +408,8 @@ impl Planner {
     }
 
     fn remove_files(&mut self) {
-        if self.now.dhcp.directory || self.now.dhcp.files.is_some() {
+        let files = self.now.dhcp.files.is_some() || self.now.metadata.sources.is_some();
+        if self.now.dhcp.directory || files {
             self.step(NetStep::RemoveFiles(self.network));
         }
     }
@@ -383,7 +426,7 @@ fn converge(
     planner.drop_uplinks(uplink);
     planner.bridge_use = uplink.bridge_use(&planner.now);
     planner.filter(spec, &uplink.link_names(network));
-    if spec.subnets.is_empty() {
+    if dhcp::served(spec).next().is_none() {
         planner.drop_namespace();
         planner.remove_files();
         planner.bridge(mtu);
@@ -392,11 +435,13 @@ fn converge(
     } else {
         let wanted = dhcp::files(network, spec);
         planner.prepare_dhcp(&wanted);
+        planner.prepare_metadata(guests_metadata::sources_text(spec));
         planner.bridge(mtu);
         planner.taps(&spec.ports);
         planner.namespace(mtu, &addresses(&spec.subnets));
         planner.uplink(uplink, mtu);
         planner.run_dhcp(&wanted);
+        planner.run_metadata();
     }
     let (steps, complaints) = tc::plan(network, &spec.ports, mtu, &planner.now);
     steps.into_iter().for_each(|step| planner.step(step));
@@ -468,11 +513,12 @@ fn remove(network: NetworkId, observed: &NetworkObserved) -> NetPlan {
     }
 }
 
-/// The addresses of the DHCP server.
+/// The addresses of the DHCP server and the metadata service.
 fn addresses(subnets: &[SubnetSpec]) -> BTreeSet<IpNet> {
     subnets
         .iter()
         .filter_map(|subnet| IpNet::new(subnet.dhcp_ip?, subnet.cidr.net().prefix_len()).ok())
+        .chain(guests_metadata::addresses())
         .collect()
 }
 

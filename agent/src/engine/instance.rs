@@ -250,6 +250,7 @@ fn takes_long(step: &StorageStep) -> bool {
         StorageStep::CreateDirectory(_)
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
+        | StorageStep::WriteMetadata(_)
         | StorageStep::GrowDisk(_)
         | StorageStep::RemoveOldFile(_)
         | StorageStep::RemoveInstance(_)
@@ -365,6 +366,7 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Storage(StorageStep::CreateDirectory(_)) => "create_directory",
         Step::Storage(StorageStep::CreateDisk(_)) => "create_disk",
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "create_config_drive",
+        Step::Storage(StorageStep::WriteMetadata(_)) => "write_metadata",
         Step::Storage(StorageStep::GrowDisk(_)) => "grow_file",
         Step::Storage(StorageStep::RemoveOldFile(_)) => "remove_old_file",
         Step::Storage(StorageStep::RemoveInstance(_)) => "remove_files",
@@ -411,6 +413,7 @@ fn text(step: &Step) -> String {
         Step::Storage(StorageStep::CreateDirectory(_)) => "making its directory".to_owned(),
         Step::Storage(StorageStep::CreateDisk(disk)) => format!("making {}", disk.name),
         Step::Storage(StorageStep::CreateConfigDrive(_)) => "making the config drive".to_owned(),
+        Step::Storage(StorageStep::WriteMetadata(_)) => "writing its metadata".to_owned(),
         Step::Storage(StorageStep::GrowDisk(disk)) => format!("making {} larger", disk.name),
         Step::Storage(StorageStep::RemoveOldFile(old)) => format!("removing {}", old.name),
         Step::Storage(StorageStep::RemoveInstance(_)) => "removing its files".to_owned(),

@@ -159,5 +159,6 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::Uplink(step) => step.name(),
         NetStep::Filter(step) => step.name(),
         NetStep::Tc(step) => step.word(),
+        NetStep::Metadata(step) => step.name(),
     }
 }

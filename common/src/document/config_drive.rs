@@ -1,5 +1,5 @@
-//! What a guest finds on its config drive: a small CD from which cloud-init and its like take host name, keys and user
-//! data at the first boot, without any network.
+//! What a guest is told at its first boot, besides its name, its id and its NICs: on its config drive, a small CD from which
+//! cloud-init and its like take it without any network, and by the metadata service.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{KeyName, PropertyKey, PropertyValue, PublicKey, UserData};
 
-/// What a guest finds on its config drive, besides its name, its id and its NICs.
+/// What a guest is told, on its config drive and by the metadata service, besides its name, its id and its NICs.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigDrive {
     /// What cloud-init does at the first boot: `#cloud-config`, a script, or a MIME archive of several.
@@ -28,14 +28,14 @@ impl ConfigDrive {
     /// Facts at most: Nova's usual quota of metadata items.
     pub const MAX_METADATA: usize = 128;
 
-    /// What is wrong with it as a whole.
+    /// What is wrong with it as a whole, in this field of a request.
     #[must_use]
-    pub fn mistakes(&self) -> Vec<String> {
+    pub fn mistakes(&self, field: &str) -> Vec<String> {
         let mut mistakes = Vec::new();
         let mut count = |what: &str, count: usize, most: usize| {
             if count > most {
                 mistakes.push(format!(
-                    "config_drive.{what} must be at most {most}; got {count}"
+                    "{field}.{what} must be at most {most}; got {count}"
                 ));
             }
         };

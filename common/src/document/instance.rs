@@ -38,6 +38,9 @@ pub struct InstanceSpec {
     /// What it finds on its config drive; null: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// What the metadata service tells it, if it has no config drive: with one, that is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_data: Option<ConfigDrive>,
     /// What it boots from instead of its own disks; null: it boots from those.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rescue: Option<Rescue>,

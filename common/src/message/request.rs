@@ -210,6 +210,9 @@ pub struct InstanceCreate {
     /// What it finds on its config drive; null: it has none. An empty one still tells its name and its NICs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// What the metadata service tells it, where it has no config drive: with one, that is told. At most one of the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_data: Option<ConfigDrive>,
     /// What becomes of it when its guest crashes.
     #[serde(default, skip_serializing_if = "OnCrash::is_restart")]
     pub on_crash: OnCrash,

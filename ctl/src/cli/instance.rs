@@ -293,6 +293,15 @@ pub(crate) struct InstanceCreateArgs {
     /// With --volume: delete the volume when the instance is deleted. Otherwise it stays.
     #[arg(long, requires = "volume")]
     pub(crate) delete_volume_on_termination: bool,
+    /// Let this SSH key log in, the public half of which is in a file such as ~/.ssh/id_ed25519.pub; it is named after the file.
+    #[arg(long = "key", value_name = "FILE")]
+    pub(crate) keys: Vec<PathBuf>,
+    /// What cloud-init does at the first boot: "#cloud-config", a script, or a MIME archive of several; instead of the file's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) user_data: Option<PathBuf>,
+    /// Put what its guest is told on a config drive as well: a small CD, for guests that cannot ask the metadata service.
+    #[arg(long)]
+    pub(crate) config_drive: bool,
     /// Create so many, 1 to 256, named NAME-1, NAME-2 and so on; all of them or, if one cannot be, none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_AT_ONCE))]
     pub(crate) count: Option<u32>,

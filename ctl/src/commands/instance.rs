@@ -2,6 +2,7 @@
 
 mod guest;
 mod many;
+mod told;
 
 use berth_common::{
     document::{Flavor, RebootKind},
@@ -90,6 +91,7 @@ fn read_request(
             attachment.security_groups = None;
         }
     }
+    told::add(&mut request, arguments)?;
     Ok(request)
 }
 

@@ -1,4 +1,5 @@
-//! The section [config_drive] of an instance file: what cloud-init finds at the first boot.
+//! The sections [config_drive] and [guest_data] of an instance file: what cloud-init finds at the first boot, on a CD and by the
+//! metadata service, or by that alone.
 
 use berth_common::{
     document::ConfigDrive,
@@ -11,9 +12,13 @@ use super::{
     word,
 };
 
-/// The config drive of a file; none, where it has no such section.
-pub(super) fn read<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Option<ConfigDrive> {
-    let mut section = reader.section(root, "config_drive")?;
+/// One of the two sections of a file; none, where it has no such section.
+pub(super) fn read<'t>(
+    reader: &mut Reader<'t>,
+    root: &mut Section<'t>,
+    name: &'static str,
+) -> Option<ConfigDrive> {
+    let mut section = reader.section(root, name)?;
     let section = &mut section;
     let drive = ConfigDrive {
         user_data: reader.text(section, "user_data", word::<UserData>).value(),

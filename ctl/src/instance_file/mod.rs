@@ -36,7 +36,7 @@ const DISK: &str = "disk_gb";
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
-const ALL_KEYS: [&str; 32] = [
+const ALL_KEYS: [&str; 34] = [
     "name",
     "project",
     "vcpus",
@@ -69,6 +69,10 @@ const ALL_KEYS: [&str; 32] = [
     "config_drive.public_keys",
     "config_drive.metadata",
     "config_drive",
+    "guest_data.user_data",
+    "guest_data.public_keys",
+    "guest_data.metadata",
+    "guest_data",
 ];
 
 /// What the command line says over the file.
@@ -132,6 +136,7 @@ pub(crate) fn parse(
                 .unwrap_or_else(default_stop_timeout_seconds),
             hints: parts.hints,
             config_drive: parts.config_drive,
+            guest_data: parts.guest_data,
             on_crash: parts.on_crash.unwrap_or_default(),
         }),
         _ => Err(FileMistakes(mistakes)),
@@ -189,6 +194,7 @@ struct Parts {
     stop_timeout_seconds: Option<u32>,
     hints: SchedulerHints,
     config_drive: Option<ConfigDrive>,
+    guest_data: Option<ConfigDrive>,
     on_crash: Option<OnCrash>,
 }
 
@@ -223,7 +229,8 @@ fn read(file: &Path, text: &str, needs: Needs) -> (Parts, Vec<Mistake>) {
             .value(),
         on_crash: on_crash(&mut reader, &mut root),
         hints: hints::read(&mut reader, &mut root),
-        config_drive: config_drive::read(&mut reader, &mut root),
+        config_drive: config_drive::read(&mut reader, &mut root, "config_drive"),
+        guest_data: config_drive::read(&mut reader, &mut root, "guest_data"),
     };
     reader.end(&root, &ALL_KEYS);
     (parts, reader.finish())

@@ -124,9 +124,19 @@ fn instance_spec(
             metadata: instance.metadata.clone(),
             ..drive.clone()
         }),
+        guest_data: guest_data(instance),
         rescue: instance.desired_rescue.clone(),
         on_crash: instance.on_crash,
     }
+}
+
+/// What the metadata service tells the guest of an instance without a config drive; absent where there is nothing to tell.
+fn guest_data(instance: &InstanceRow) -> Option<ConfigDrive> {
+    let told = ConfigDrive {
+        metadata: instance.metadata.clone(),
+        ..instance.guest_data.clone().unwrap_or_default()
+    };
+    (instance.config_drive.is_none() && told != ConfigDrive::default()).then_some(told)
 }
 
 /// The disks that are made with an instance: none, if it boots from a volume.

@@ -265,6 +265,7 @@ mod tests {
             attempt: 1,
             failed_hosts: Vec::new(),
             config_drive: None,
+            guest_data: None,
             desired_rescue: None,
             desired_incarnation: None,
             metadata: std::collections::BTreeMap::new(),

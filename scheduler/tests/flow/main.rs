@@ -17,6 +17,7 @@ mod bad_input;
 mod batches;
 mod boot;
 mod explain;
+mod guest_data;
 mod hints;
 mod invariants;
 mod leading;

@@ -48,6 +48,8 @@ pub struct Model {
     pub failed_hosts: String,
     /// JSON: `ConfigDrive`; null: it has none.
     pub config_drive: Option<String>,
+    /// JSON: `ConfigDrive`; null: nothing of its own, or what is on its config drive.
+    pub guest_data: Option<String>,
     /// JSON: `Rescue`; null: it is not rescued.
     pub desired_rescue: Option<String>,
     /// JSON: `Incarnation`; null: its root disk is the first.

@@ -20,6 +20,7 @@ mod m0011_snapshot_pools;
 mod m0012_wide_addresses;
 mod m0013_networks;
 mod m0014_ports;
+mod m0016_guest_data;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -50,6 +51,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0012_wide_addresses::Migration),
             Box::new(m0013_networks::Migration),
             Box::new(m0014_ports::Migration),
+            Box::new(m0016_guest_data::Migration),
         ]
     }
 

@@ -93,6 +93,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("attempt", "-1", "1"),
         ("failed_hosts", "'[1]'", "'[]'"),
         ("config_drive", "'{\"user_data\": \"\"}'", "NULL"),
+        ("guest_data", "'{\"user_data\": \"\"}'", "NULL"),
         ("desired_rescue", "'{\"nonce\": \"x\"}'", "NULL"),
         ("desired_incarnation", "'{\"number\": -1}'", "NULL"),
         ("metadata", "'[1]'", "NULL"),

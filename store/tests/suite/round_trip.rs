@@ -246,6 +246,10 @@ async fn instances_at_their_extremes(database: Arc<TestDatabase>) {
         memory_mb_max: MemoryMb::MAX,
         memory_step_mb: MemoryMb::MAX,
     });
+    most.guest_data = Some(ConfigDrive {
+        user_data: Some("#!/bin/sh\n".parse().unwrap()),
+        ..ConfigDrive::default()
+    });
     most.config_drive = Some(ConfigDrive {
         user_data: Some("ü\n".repeat(21_845).parse().unwrap()),
         public_keys: BTreeMap::from([(

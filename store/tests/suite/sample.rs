@@ -111,6 +111,7 @@ pub(crate) fn instance(name: &str) -> InstanceRow {
         attempt: 1,
         failed_hosts: vec![],
         config_drive: None,
+        guest_data: None,
         desired_rescue: None,
         desired_incarnation: None,
         metadata: std::collections::BTreeMap::new(),

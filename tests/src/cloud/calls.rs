@@ -42,6 +42,8 @@ pub struct InstanceOptions {
     pub memory_mb: u64,
     /// What it finds on its config drive.
     pub config_drive: Option<ConfigDrive>,
+    /// What the metadata service tells it, without a config drive.
+    pub guest_data: Option<ConfigDrive>,
     /// What becomes of it when its guest crashes.
     pub on_crash: OnCrash,
 }
@@ -55,6 +57,7 @@ impl Default for InstanceOptions {
             root_volume: None,
             memory_mb: 96,
             config_drive: None,
+            guest_data: None,
             on_crash: OnCrash::default(),
         }
     }
@@ -163,6 +166,7 @@ impl TestCloud {
             stop_timeout_seconds: 30,
             hints: Default::default(),
             config_drive: options.config_drive.clone(),
+            guest_data: options.guest_data.clone(),
             on_crash: options.on_crash,
         })
     }

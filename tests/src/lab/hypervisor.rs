@@ -464,12 +464,19 @@ impl Hypervisor {
         {
             add("namespace", namespace);
         }
-        for folder in ["instances", "networks", "volumes", "snapshots", "made"] {
+        for folder in [
+            "instances",
+            "networks",
+            "volumes",
+            "snapshots",
+            "made",
+            "metadata",
+        ] {
             for file in names(&self.state_dir().join(folder).display().to_string())? {
                 add(&format!("file in {folder}/:"), &file);
             }
         }
-        for program in ["dnsmasq", "qemu-img"] {
+        for program in ["dnsmasq", "berth-metadata", "qemu-img"] {
             for pid in self.pids_of(program)? {
                 add(&format!("process {program}"), &pid.to_string());
             }

@@ -151,6 +151,7 @@ async fn create_and_kill(
     assert_eq!(domains, [format!("berth-{}", request.id)]);
     assert_eq!(cloud.hv1().pids_of("qemu-system-x86_64")?.len(), 1);
     assert_eq!(cloud.hv1().pids_of("dnsmasq")?.len(), 1);
+    assert_eq!(cloud.hv1().pids_of("berth-metadata")?.len(), 1);
     assert_eq!(cloud.host("hv1").await?.instances, 1);
     Ok(())
 }

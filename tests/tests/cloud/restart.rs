@@ -26,7 +26,9 @@ fn a_guest_loses_no_packet_while_its_agent_is_stopped_killed_and_started() {
         let pids = (
             cloud.hv1().pids_of("qemu-system-x86_64")?,
             cloud.hv1().pids_of("dnsmasq")?,
+            cloud.hv1().pids_of("berth-metadata")?,
         );
+        assert_eq!(pids.2.len(), 1);
 
         let log = cloud.site.dir().join("ping.log");
         let address = TestCloud::address_of(&instance)?.to_string();
@@ -55,8 +57,12 @@ fn a_guest_loses_no_packet_while_its_agent_is_stopped_killed_and_started() {
         let now = (
             cloud.hv1().pids_of("qemu-system-x86_64")?,
             cloud.hv1().pids_of("dnsmasq")?,
+            cloud.hv1().pids_of("berth-metadata")?,
         );
-        assert_eq!(now, pids, "another QEMU or dnsmasq than before");
+        assert_eq!(
+            now, pids,
+            "another QEMU, dnsmasq or metadata service than before"
+        );
         assert_eq!(
             cloud.guest_answers(&instance).await?.boot_id,
             before.boot_id

@@ -36,6 +36,8 @@ pub(super) struct Files {
     pub(super) disk: Disk,
     instances: BTreeMap<InstanceId, BTreeMap<DiskName, FakeDisk>>,
     config_drives: BTreeMap<InstanceId, BTreeMap<PathBuf, Vec<DriveFile>>>,
+    /// What the metadata service tells each guest.
+    metadata: BTreeMap<InstanceId, String>,
     volumes: BTreeMap<VolumeId, Volume>,
     /// The pools besides `local`, with the bytes each has.
     pub(super) pools: BTreeMap<PoolName, ByteCount>,
@@ -115,11 +117,14 @@ impl Files {
                 .flat_map(BTreeMap::keys)
                 .filter_map(|path| parse_config_drive(path.file_name()?.to_str()?))
                 .collect(),
+            metadata: self.metadata.get(&instance).cloned(),
         }
     }
 
     pub(super) fn instances(&self) -> Vec<InstanceId> {
-        self.instances.keys().copied().collect()
+        let all = self.instances.keys().chain(self.metadata.keys());
+        let all: BTreeSet<InstanceId> = all.copied().collect();
+        all.into_iter().collect()
     }
 
     pub(super) fn have_disk(&mut self, instance: InstanceId, name: DiskName, size: ByteCount) {
@@ -243,6 +248,10 @@ impl Files {
                     .or_default()
                     .insert(plan.path.clone(), plan.files.clone());
             }
+            StorageStep::WriteMetadata(plan) => {
+                self.needs_room("the metadata")?;
+                self.metadata.insert(plan.instance, plan.content.clone());
+            }
             StorageStep::RemoveOldFile(old) => {
                 if let (Some(name), Some(disks)) = (
                     DiskName::parse(&old.name),
@@ -255,6 +264,7 @@ impl Files {
                 }
             }
             StorageStep::RemoveInstance(instance) => {
+                self.metadata.remove(instance);
                 self.config_drives.remove(instance);
                 self.instances.remove(instance);
             }

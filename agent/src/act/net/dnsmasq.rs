@@ -4,19 +4,19 @@
 //! by its command line and its namespace. What it has read is recorded only after it was told to read it, so a
 //! crash in between means that it is told again.
 
-use std::{
-    fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, time::Duration};
 
-use nix::{sys::signal::Signal, unistd::User};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::{error::NetError, netns, process::Process};
+use super::{
+    error::NetError,
+    files::{argument, make_directory, read, remove, replace},
+    netns,
+    process::{Known, Process},
+};
 use crate::{
-    act::command::Command,
+    act::{account, command::Command},
     decide::{
         dhcp::DhcpFiles,
         network::{DhcpObserved, DhcpProcess},
@@ -46,6 +46,8 @@ struct Loaded {
     born: u64,
     config: String,
     hosts: String,
+    #[serde(default)]
+    names: String,
 }
 
 impl Dnsmasq {
@@ -63,6 +65,10 @@ impl Dnsmasq {
 
     fn hosts(&self) -> PathBuf {
         self.directory.join("hosts")
+    }
+
+    fn names(&self) -> PathBuf {
+        self.directory.join("names")
     }
 
     fn pid_file(&self) -> PathBuf {
@@ -87,7 +93,7 @@ impl Dnsmasq {
         let here = netns::look(&self.namespace)?;
         let process = self.find()?.map(|process| DhcpProcess {
             loaded: self.loaded_by(process),
-            in_namespace: is_in(process, here),
+            in_namespace: process.is_in(here),
         });
         Ok(DhcpObserved {
             directory,
@@ -96,31 +102,24 @@ impl Dnsmasq {
         })
     }
 
-    /// Its files, if both are there.
+    /// Its files, if all are there.
     fn files(&self) -> Result<Option<DhcpFiles>, NetError> {
-        Ok(match (read(&self.config())?, read(&self.hosts())?) {
-            (Some(config), Some(hosts)) => Some(DhcpFiles { config, hosts }),
+        let [config, hosts, names] = [self.config(), self.hosts(), self.names()];
+        Ok(match (read(&config)?, read(&hosts)?, read(&names)?) {
+            (Some(config), Some(hosts), Some(names)) => Some(DhcpFiles {
+                config,
+                hosts,
+                names,
+            }),
             _ => None,
         })
     }
 
     /// Writes its files.
     pub(super) fn write(&self, files: &DhcpFiles) -> Result<(), NetError> {
-        // dnsmasq reads its hosts again when it is no longer root, so all this is for everybody to read.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.directory)
-            .map_err(NetError::file("make directory", &self.directory))?;
-        for directory in self
-            .directory
-            .parent()
-            .into_iter()
-            .chain([self.directory.as_path()])
-        {
-            fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
-                .map_err(NetError::file("set the mode of", directory))?;
-        }
+        // dnsmasq reads them again when it is no longer root, so all this is for everybody to read.
+        make_directory(&self.directory)?;
+        replace(&self.names(), &files.names)?;
         replace(&self.hosts(), &files.hosts)?;
         replace(&self.config(), &files.config)
     }
@@ -131,7 +130,7 @@ impl Dnsmasq {
             what: "has no files to start with".to_owned(),
         })?;
         if let Some(process) = self.find()? {
-            if is_in(process, netns::look(&self.namespace)?)
+            if process.is_in(netns::look(&self.namespace)?)
                 && self.loaded_by(process).as_ref() == Some(&files)
             {
                 return Ok(());
@@ -142,6 +141,7 @@ impl Dnsmasq {
             .arg(self.mark())
             .arg(argument("--pid-file=", &self.pid_file()))
             .arg(argument("--dhcp-hostsfile=", &self.hosts()))
+            .arg(argument("--addn-hosts=", &self.names()))
             .arg(format!("--user={}", self.user()?))
             .timeout(START_LIMIT);
         command.run().await?;
@@ -149,7 +149,7 @@ impl Dnsmasq {
         self.write_record(process, files)
     }
 
-    /// Makes it read its hosts again.
+    /// Makes it read its hosts and names again.
     pub(super) fn reload(&self) -> Result<(), NetError> {
         let gone = || NetError::Dhcp {
             what: "does not run, so it cannot read its hosts again".to_owned(),
@@ -171,7 +171,7 @@ impl Dnsmasq {
             process,
             DhcpFiles {
                 config: before.config,
-                hosts: now.hosts,
+                ..now
             },
         )
     }
@@ -179,13 +179,7 @@ impl Dnsmasq {
     /// Ends it, and waits until it has ended.
     pub(super) async fn stop(&self) -> Result<(), NetError> {
         while let Some(process) = self.find()? {
-            for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-                process.signal(signal)?;
-                if process.ends_within(STOP_LIMIT).await {
-                    break;
-                }
-            }
-            if process.is_alive() {
+            if !process.stop(STOP_LIMIT).await? {
                 return Err(NetError::Dhcp {
                     what: format!("(process {}) does not end", process.pid),
                 });
@@ -206,31 +200,13 @@ impl Dnsmasq {
 
     /// The process, if it runs: the one its pid file or our record names, else any one that looks like it.
     fn find(&self) -> Result<Option<Process>, NetError> {
-        let record = self.read_record();
-        let here = netns::look(&self.namespace)?;
-        let mark = self.mark();
-        // The command line alone could be that of another agent's server, in other namespaces with the same
-        // paths. So the process must be in our namespace, or be the very one that we recorded.
-        let is_ours = |process: &Process| {
-            let recorded = record
-                .as_ref()
-                .is_some_and(|record| record.process() == *process);
-            (recorded || is_in(*process, here)) && process.has_argument(&mark)
-        };
         let named = read(&self.pid_file())?.and_then(|text| text.trim().parse().ok());
-        let known = [named, record.as_ref().map(|record| record.pid)];
-        let found = known
-            .into_iter()
-            .flatten()
-            .filter_map(Process::of)
-            .find(is_ours);
-        if found.is_some() || !matches!(here, netns::Name::Present(_)) {
-            return Ok(found);
-        }
-        Ok(Process::all()?
-            .into_iter()
-            .filter_map(Process::of)
-            .find(is_ours))
+        Process::find(&Known {
+            recorded: self.read_record().map(|record| record.process()),
+            named,
+            namespace: netns::look(&self.namespace)?,
+            mark: self.mark(),
+        })
     }
 
     async fn appears(&self) -> Result<Process, NetError> {
@@ -260,6 +236,7 @@ impl Dnsmasq {
         Some(DhcpFiles {
             config: record.config,
             hosts: record.hosts,
+            names: record.names,
         })
     }
 
@@ -270,36 +247,17 @@ impl Dnsmasq {
             born,
             config: files.config,
             hosts: files.hosts,
+            names: files.names,
         };
         let text = serde_json::to_string(&record)
             .map_err(|error| NetError::file("write", self.record())(io::Error::other(error)))?;
         replace(&self.record(), &text)
     }
 
-    /// Whom it shall run as: a user without rights, if such a one can reach the hosts file.
+    /// Whom it shall run as: a user without rights, if such a one can reach its files.
     fn user(&self) -> Result<&'static str, NetError> {
-        for directory in self.directory.ancestors() {
-            let mode = fs::metadata(directory)
-                .map_err(NetError::file("look at", directory))?
-                .permissions()
-                .mode();
-            if mode & 0o001 == 0 {
-                tracing::warn!(
-                    directory = %directory.display(),
-                    "dnsmasq runs as root, because no other user can pass through this directory"
-                );
-                return Ok("root");
-            }
-        }
-        for user in USERS {
-            if User::from_name(user)
-                .map_err(NetError::system(format!("look up user {user}")))?
-                .is_some()
-            {
-                return Ok(user);
-            }
-        }
-        Ok("root")
+        account::without_rights(&USERS, &self.directory)
+            .map_err(NetError::system("choose the user that dnsmasq becomes"))
     }
 }
 
@@ -310,44 +268,4 @@ impl Loaded {
             born: self.born,
         }
     }
-}
-
-fn is_in(process: Process, name: netns::Name) -> bool {
-    match name {
-        netns::Name::Present(inode) => process.namespace() == Some(inode),
-        netns::Name::Absent | netns::Name::Empty => false,
-    }
-}
-
-fn argument(option: &str, path: &Path) -> PathBuf {
-    let mut argument = std::ffi::OsString::from(option);
-    argument.push(path);
-    PathBuf::from(argument)
-}
-
-fn read(path: &Path) -> Result<Option<String>, NetError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // Not text: not what we wrote.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),
-        Err(error) => Err(NetError::file("read", path)(error)),
-    }
-}
-
-fn remove(path: &Path) -> Result<(), NetError> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(NetError::file("remove", path)(error)),
-    }
-}
-
-/// Replaces a file at once. It is not forced onto the disk: what a power cut takes is written anew.
-fn replace(path: &Path, text: &str) -> Result<(), NetError> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, text).map_err(NetError::file("write", &temporary))?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))
-        .map_err(NetError::file("set the mode of", &temporary))?;
-    fs::rename(&temporary, path).map_err(NetError::file("replace", path))
 }

@@ -74,6 +74,12 @@ pub enum NetError {
         /// What is wrong.
         what: String,
     },
+    /// The metadata service is not in the state the step needs.
+    #[error("the metadata service {what}")]
+    Metadata {
+        /// What is wrong.
+        what: String,
+    },
 }
 
 impl NetError {
@@ -118,6 +124,7 @@ impl NetError {
             | Self::Deadline { .. }
             | Self::Absent { .. }
             | Self::Filter { .. }
+            | Self::Metadata { .. }
             | Self::Dhcp { .. } => (FaultCode::Network, true),
         };
         let what = match resource {

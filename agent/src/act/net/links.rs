@@ -332,9 +332,7 @@ impl Links {
             match std::fs::write(&path, setting.value()) {
                 Ok(()) => {}
                 // The kernel lacks IPv6.
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        && matches!(setting, LinkSetting::DisableIpv6 | LinkSetting::HostIpv6) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound && setting.is_of_ipv6() => {}
                 Err(error) => return Err(NetError::file("write", path)(error)),
             }
         }
@@ -639,7 +637,7 @@ fn bridge(options: &[InfoBridge]) -> BridgeOptions {
     bridge
 }
 
-/// An address that somebody gave a link: not the link-local one that the kernel makes by itself.
+/// An address of a link. The kernel makes none by itself where it is asked: there, that is switched off.
 pub(super) fn given_address(message: &AddressMessage) -> Option<IpNet> {
     let prefix_len = message.header.prefix_len;
     // IPv4 has both, and the one that counts is local; IPv6 has only the other, but of tunnels.
@@ -655,10 +653,7 @@ pub(super) fn given_address(message: &AddressMessage) -> Option<IpNet> {
             _ => None,
         })
     })?;
-    let is_link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    (!is_link_local)
-        .then(|| IpNet::new(address, prefix_len).ok())
-        .flatten()
+    IpNet::new(address, prefix_len).ok()
 }
 
 /// Below `/proc/sys/net` each thread finds the switches of the namespace it is in.

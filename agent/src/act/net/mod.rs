@@ -7,15 +7,17 @@
 //! - `tc`: limits and copies of packets, through netlink;
 //! - `netns`: named namespaces;
 //! - `nft`: the packet filter;
-//! - `dnsmasq`, `process`: the DHCP server, which outlives the agent and is adopted;
 //! - `router`: routers and floating IPs;
+//! - `dnsmasq`, `metadata`, `process`: the DHCP server and the metadata service, which outlive the agent and are adopted;
 //! - `worker`: the threads all of it runs on.
 
 mod dnsmasq;
 mod error;
 mod fdb;
 pub mod features;
+mod files;
 mod links;
+pub mod metadata;
 mod nat;
 mod netns;
 mod nft;
@@ -52,11 +54,14 @@ use crate::decide::{
     filter::{FilterStep, Reason},
     names,
     network::{
-        BridgePort, Link, NamespaceContent, NamespaceObserved, NetStep, NetworkObserved, Role,
-        tc as tc_plan,
+        BridgePort, Link, MetadataStep, NamespaceContent, NamespaceObserved, NetStep,
+        NetworkObserved, Role, tc as tc_plan,
     },
     router::{Leg, RouterObserved, RouterStep},
 };
+
+/// Where the kernel's settings of IPv6 are, if it has any.
+const IPV6: &str = "/proc/sys/net/ipv6";
 
 /// The network of the kernel the agent runs on.
 #[derive(Debug, Clone)]
@@ -65,6 +70,10 @@ pub struct KernelNet {
     directory: PathBuf,
     /// One directory per router is below this.
     routers: PathBuf,
+    /// One file per instance, with what its guest may ask, is below this.
+    guests: PathBuf,
+    /// What answers them.
+    metadata_program: PathBuf,
     workers: Workers,
     uplinks: UplinkOptions,
     nat: Nat,
@@ -87,10 +96,31 @@ impl KernelNet {
         Self {
             directory: state_dir.join("networks"),
             routers: state_dir.join("routers"),
+            guests: state_dir.join("metadata"),
+            metadata_program: metadata::default_program(),
             workers: Workers::new(),
             uplinks,
             nat: Nat::new(state_dir.join("nat")),
             nft: Nft::default(),
+        }
+    }
+
+    /// The same with another program that tells guests their metadata.
+    #[must_use]
+    pub fn with_metadata_program(self, program: PathBuf) -> Self {
+        Self {
+            metadata_program: program,
+            ..self
+        }
+    }
+
+    fn metadata(&self, network: NetworkId) -> metadata::Service {
+        metadata::Service {
+            program: self.metadata_program.clone(),
+            directory: self.directory.join(network.to_string()),
+            instances: self.guests.clone(),
+            namespace: names::namespace(network),
+            link: names::veth_namespace(network),
         }
     }
 
@@ -106,6 +136,7 @@ impl KernelNet {
         let dnsmasq = self.dnsmasq(network);
         let this = self.clone();
         let nft = self.nft.clone();
+        let metadata = self.metadata(network);
         self.workers
             .run("net-observe", async move || {
                 let links = Links::open()?;
@@ -133,6 +164,8 @@ impl KernelNet {
                     uplink: this.observe_uplink(network, &links, &all).await?,
                     filter,
                     tc,
+                    metadata: metadata.observe()?,
+                    lacks_ipv6: !Path::new(IPV6).exists(),
                 };
                 Ok((observed, netns::look(&names::namespace(network))?))
             })
@@ -233,6 +266,7 @@ impl KernelNet {
                     .plain("dhcp-remove", move || dnsmasq.remove_files())
                     .await
             }
+            NetStep::Metadata(step) => self.metadata_step(step).await,
             NetStep::CreateNamespace(_) => {
                 workers
                     .plain("netns-create", move || {
@@ -321,6 +355,29 @@ impl KernelNet {
                     links.remove_address(inside, address).await
                 })
                 .await
+            }
+        }
+    }
+
+    async fn metadata_step(&self, step: MetadataStep) -> Result<(), NetError> {
+        let network = step.network();
+        let service = self.metadata(network);
+        match step {
+            MetadataStep::WriteSources { sources, .. } => {
+                self.workers
+                    .plain("metadata-write", move || service.write_sources(&sources))
+                    .await
+            }
+            MetadataStep::Start(_) => {
+                self.in_namespace("metadata-start", network, async move || {
+                    service.start().await
+                })
+                .await
+            }
+            MetadataStep::Stop(_) => {
+                self.workers
+                    .run("metadata-stop", async move || service.stop().await)
+                    .await
             }
         }
     }

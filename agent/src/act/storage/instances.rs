@@ -15,7 +15,7 @@ use std::{
 use berth_common::{document::DiskFormat, ids::InstanceId, units::ByteCount};
 use nix::{fcntl::OFlag, sys::statvfs::statvfs, unistd::Group};
 
-use super::{atomic::sync_directory, fault::StorageFault, options::StorageOptions};
+use super::{atomic::sync_directory, fault::StorageFault, metadata, options::StorageOptions};
 use crate::decide::{
     image_header::qcow2,
     instance::{DiskName, InstanceFiles, OldFile, Paths, parse_config_drive},
@@ -69,8 +69,12 @@ pub(super) fn make(
 /// The complete files of an instance.
 pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, StorageFault> {
     let directory = paths.instance(id);
+    let metadata = metadata::read(paths, id)?;
     let Some(names) = entries(&directory)? else {
-        return Ok(InstanceFiles::default());
+        return Ok(InstanceFiles {
+            metadata,
+            ..InstanceFiles::default()
+        });
     };
     let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
     let disks: BTreeSet<DiskName> = names
@@ -96,6 +100,7 @@ pub(super) fn observe(paths: &Paths, id: InstanceId) -> Result<InstanceFiles, St
         disks,
         sizes,
         config_drives,
+        metadata,
     })
 }
 
@@ -114,7 +119,7 @@ pub(super) fn virtual_size(path: &Path) -> Result<Option<ByteCount>, StorageFaul
     Ok(qcow2::own_size(&head))
 }
 
-/// Ids of all instances that have a directory.
+/// Ids of all instances of which there is anything.
 pub(super) fn list(paths: &Paths) -> Result<Vec<InstanceId>, StorageFault> {
     let names = entries(&paths.instances)?.unwrap_or_default();
     let mut ids: Vec<InstanceId> = names
@@ -128,7 +133,9 @@ pub(super) fn list(paths: &Paths) -> Result<Vec<InstanceId>, StorageFault> {
             fs::symlink_metadata(paths.instance(*id)).is_ok_and(|metadata| metadata.is_dir())
         })
         .collect();
+    ids.extend(metadata::list(paths)?);
     ids.sort_unstable();
+    ids.dedup();
     Ok(ids)
 }
 
@@ -152,6 +159,7 @@ pub(super) fn remove_old(paths: &Paths, old: &OldFile) -> Result<(), StorageFaul
 /// Removes an instance's directory with all that is in it. The standard library walks it by descriptors and never
 /// through a symbolic link, so nothing outside can be reached, whatever QEMU put there.
 pub(super) fn remove(paths: &Paths, id: InstanceId) -> Result<(), StorageFault> {
+    metadata::remove(paths, id)?;
     let directory = paths.instance(id);
     match fs::symlink_metadata(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -33,6 +33,7 @@ mod fault;
 mod fetch;
 mod instances;
 mod lvm;
+mod metadata;
 mod options;
 mod original;
 mod partial;
@@ -200,6 +201,11 @@ impl Storage for DirStorage {
             StorageStep::GrowDisk(plan) => Ok(disk::grow(&self.inner, plan).await?),
             StorageStep::CreateConfigDrive(plan) => {
                 Ok(config_drive::create(&self.inner, plan).await?)
+            }
+            StorageStep::WriteMetadata(plan) => {
+                let plan = plan.clone();
+                self.on_files(move |inner| metadata::write(inner, &plan))
+                    .await
             }
             StorageStep::RemoveOldFile(old) => {
                 let old = old.clone();

@@ -202,6 +202,7 @@ pub(super) async fn apply(
         | StorageStep::CreateDirectory(_)
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
+        | StorageStep::WriteMetadata(_)
         | StorageStep::GrowDisk(_)
         | StorageStep::RemoveOldFile(_)
         | StorageStep::RemoveInstance(_)

@@ -169,6 +169,7 @@ pub(super) fn sweep(
         paths.instances.clone(),
         paths.volumes.clone(),
         paths.snapshots.clone(),
+        paths.metadata.clone(),
     ];
     directories.extend(
         instances::list(paths)?

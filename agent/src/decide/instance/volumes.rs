@@ -205,6 +205,7 @@ mod tests {
             ports: Vec::new(),
             volumes: volumes.collect(),
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: berth_common::document::OnCrash::default(),
         };

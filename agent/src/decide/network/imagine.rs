@@ -36,9 +36,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
         NetStep::CreateNamespace(_) => {
             if observed.content().is_none() {
                 observed.namespace = NamespaceObserved::Present(NamespaceContent::default());
-                if let Some(process) = &mut observed.dhcp.process {
-                    process.in_namespace = false;
-                }
+                left_outside(observed);
             }
         }
         NetStep::CreateVeth { network, mtu } => create_veth(observed, *network, *mtu),
@@ -96,9 +94,7 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
         NetStep::DeleteNamespace(network) => {
             delete_veth(observed, *network);
             observed.namespace = NamespaceObserved::Absent;
-            if let Some(process) = &mut observed.dhcp.process {
-                process.in_namespace = false;
-            }
+            left_outside(observed);
         }
         NetStep::DeleteBridge(network) => {
             uplink::without_bridge(observed, &Link::bridge(*network).name());
@@ -113,10 +109,22 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
         NetStep::RemoveFiles(_) => {
             observed.dhcp.directory = false;
             observed.dhcp.files = None;
+            observed.metadata.sources = None;
             if let Some(process) = &mut observed.dhcp.process {
                 process.loaded = None;
             }
         }
+        NetStep::Metadata(step) => super::metadata::imagine(observed, step),
+    }
+}
+
+/// The processes are not in the namespace that has the network's name now.
+fn left_outside(observed: &mut NetworkObserved) {
+    if let Some(process) = &mut observed.dhcp.process {
+        process.in_namespace = false;
+    }
+    if let Some(process) = &mut observed.metadata.process {
+        process.in_namespace = false;
     }
 }
 

@@ -65,6 +65,14 @@ pub enum LinkSetting {
     HostIpv6,
     /// What comes in here with a source that is routed nowhere is dropped.
     LooseReversePath,
+    /// No link-local address but what it is given.
+    NoOwnLinkLocal,
+    /// No router advertisements of guests believed.
+    NoRouterAdvertisements,
+    /// Its addresses are the same on every host of a network: no other one that has them keeps it from using them.
+    NoDuplicateDetection,
+    /// IPv6. After the others: what they forbid happens when it is switched on.
+    EnableIpv6,
 }
 
 impl LinkSetting {
@@ -72,7 +80,9 @@ impl LinkSetting {
     #[must_use]
     pub fn path(self, link: &str) -> String {
         match self {
-            Self::DisableIpv6 | Self::HostIpv6 => format!("ipv6/conf/{link}/disable_ipv6"),
+            Self::DisableIpv6 | Self::EnableIpv6 | Self::HostIpv6 => {
+                format!("ipv6/conf/{link}/disable_ipv6")
+            }
             Self::NoForwarding | Self::Forwarding => format!("ipv4/conf/{link}/forwarding"),
             Self::StrictReversePath | Self::LooseReversePath => {
                 format!("ipv4/conf/{link}/rp_filter")
@@ -80,6 +90,29 @@ impl LinkSetting {
             Self::NoArpReplies | Self::OwnArpReplies | Self::HostArpReplies => {
                 format!("ipv4/conf/{link}/arp_ignore")
             }
+            Self::NoOwnLinkLocal => format!("ipv6/conf/{link}/addr_gen_mode"),
+            Self::NoRouterAdvertisements => format!("ipv6/conf/{link}/accept_ra"),
+            Self::NoDuplicateDetection => format!("ipv6/conf/{link}/accept_dad"),
+        }
+    }
+
+    /// Whether a kernel without IPv6 lacks it.
+    #[must_use]
+    pub const fn is_of_ipv6(self) -> bool {
+        match self {
+            Self::NoForwarding
+            | Self::Forwarding
+            | Self::StrictReversePath
+            | Self::LooseReversePath
+            | Self::NoArpReplies
+            | Self::OwnArpReplies
+            | Self::HostArpReplies => false,
+            Self::DisableIpv6
+            | Self::HostIpv6
+            | Self::NoOwnLinkLocal
+            | Self::NoRouterAdvertisements
+            | Self::NoDuplicateDetection
+            | Self::EnableIpv6 => true,
         }
     }
 
@@ -90,8 +123,14 @@ impl LinkSetting {
             Self::DisableIpv6
             | Self::StrictReversePath
             | Self::Forwarding
-            | Self::OwnArpReplies => "1",
-            Self::NoForwarding | Self::HostIpv6 | Self::HostArpReplies => "0",
+            | Self::OwnArpReplies
+            | Self::NoOwnLinkLocal => "1",
+            Self::NoForwarding
+            | Self::HostIpv6
+            | Self::HostArpReplies
+            | Self::NoRouterAdvertisements
+            | Self::NoDuplicateDetection
+            | Self::EnableIpv6 => "0",
             Self::LooseReversePath => "2",
             Self::NoArpReplies => "8",
         }
@@ -196,12 +235,20 @@ impl Link {
     /// The settings it shall have. A kernel without IPv6 lacks its switch, which is as good.
     #[must_use]
     pub const fn settings(self) -> &'static [LinkSetting] {
-        use LinkSetting::{DisableIpv6, NoForwarding};
+        use LinkSetting::{
+            DisableIpv6, EnableIpv6, NoDuplicateDetection, NoForwarding, NoOwnLinkLocal,
+            NoRouterAdvertisements,
+        };
         match self.role {
             Role::Bridge => BridgeUse::Switch.settings(),
-            Role::VethHost | Role::VethNamespace | Role::Vlan | Role::Vxlan => {
-                &[DisableIpv6, NoForwarding]
-            }
+            Role::VethHost | Role::Vlan | Role::Vxlan => &[DisableIpv6, NoForwarding],
+            Role::VethNamespace => &[
+                NoForwarding,
+                NoOwnLinkLocal,
+                NoRouterAdvertisements,
+                NoDuplicateDetection,
+                EnableIpv6,
+            ],
         }
     }
 

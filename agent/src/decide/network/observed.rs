@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     super::{dhcp::DhcpFiles, filter::FilterObserved},
     link::{Link, LinkSetting},
+    metadata::MetadataObserved,
     tc::TcObserved,
     uplink::UplinkObserved,
 };
@@ -33,6 +34,10 @@ pub struct NetworkObserved {
     pub filter: FilterObserved,
     /// Limits and copies of its ports' packets.
     pub tc: TcObserved,
+    /// Its metadata service.
+    pub metadata: MetadataObserved,
+    /// Whether the kernel has no IPv6, for this network or any other.
+    pub lacks_ipv6: bool,
 }
 
 /// A link.
@@ -136,7 +141,7 @@ pub struct NamespaceContent {
 pub struct DhcpObserved {
     /// Whether there is a directory for its files.
     pub directory: bool,
-    /// Its files, if both are there.
+    /// Its files, if all are there.
     pub files: Option<DhcpFiles>,
     /// The server, if it runs.
     pub process: Option<DhcpProcess>,

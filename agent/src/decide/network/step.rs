@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::{
     super::{dhcp::DhcpFiles, filter::FilterStep, names},
     link::{Link, LinkSetting},
+    metadata::MetadataStep,
     tc::TcStep,
     uplink::UplinkStep,
 };
@@ -136,6 +137,8 @@ pub enum NetStep {
     Filter(FilterStep),
     /// A step on limits or copies of packets.
     Tc(TcStep),
+    /// Do something with its metadata service.
+    Metadata(MetadataStep),
 }
 
 impl NetStep {
@@ -162,6 +165,7 @@ impl NetStep {
             Self::Plug(port) => port.network(),
             Self::Filter(step) => step.network(),
             Self::Tc(step) => step.network,
+            Self::Metadata(step) => step.network(),
             Self::Mark(link) | Self::SetUp(link) => link.network,
             Self::Settle { link, .. } | Self::SetMtu { link, .. } => link.network,
         }
@@ -222,6 +226,7 @@ impl fmt::Display for NetStep {
             Self::RemoveFiles(_) => f.write_str("remove its files"),
             Self::Uplink(step) => step.fmt(f),
             Self::Tc(step) => step.fmt(f),
+            Self::Metadata(step) => step.fmt(f),
         }
     }
 }

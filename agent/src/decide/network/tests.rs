@@ -2,7 +2,7 @@
 
 use berth_common::{
     document::{FixedIp, NetworkPort, NetworkType},
-    ids::{HostId, InstanceId, PortId, SubnetId},
+    ids::{HostId, PortId, SubnetId},
     units::Generation,
 };
 use proptest::prelude::*;
@@ -17,10 +17,12 @@ pub(super) fn network() -> NetworkId {
 pub(super) fn spec(ports: u8) -> NetworkSpec {
     let subnet: SubnetId = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12".parse().unwrap();
     let port = |n: u8| NetworkPort {
-        id: format!("0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c3a{n:02x}")
+        id: format!("0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2b{n:02x}")
             .parse()
             .unwrap(),
-        instance_id: InstanceId::new(),
+        instance_id: format!("0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2c{n:02x}")
+            .parse()
+            .unwrap(),
         mac_address: format!("52:54:00:00:00:{n:02x}").parse().unwrap(),
         hostname: format!("vm{n}").parse().unwrap(),
         fixed_ips: vec![FixedIp {
@@ -99,6 +101,7 @@ fn a_network_is_built_in_this_order() {
         [
             "change its packet filter (5 objects, and those of the host)".to_owned(),
             "write the files of its DHCP server".to_owned(),
+            "write who may ask its metadata service".to_owned(),
             format!("make bridge {bridge}"),
             format!("give link {bridge} its alias"),
             format!("set the IP switches of link {bridge}"),
@@ -106,15 +109,18 @@ fn a_network_is_built_in_this_order() {
             "make its namespace".to_owned(),
             "switch the loopback link of its namespace on".to_owned(),
             format!("make veth pair {host}"),
-            format!("give link {inside} the address 10.0.0.2/24"),
             format!("give link {host} its alias"),
             format!("set the IP switches of link {host}"),
             format!("put link {host} into bridge {bridge}"),
-            format!("switch link {host} on"),
             format!("give link {inside} its alias"),
             format!("set the IP switches of link {inside}"),
+            format!("give link {inside} the address 10.0.0.2/24"),
+            format!("give link {inside} the address 169.254.169.254/32"),
+            format!("give link {inside} the address fe80::a9fe:a9fe/64"),
+            format!("switch link {host} on"),
             format!("switch link {inside} on"),
             "start its DHCP server".to_owned(),
+            "start its metadata service".to_owned(),
         ]
     );
     assert_eq!(plan.then, NetThen::Converged);
@@ -127,6 +133,7 @@ fn a_network_is_taken_down_in_this_order() {
     assert_eq!(
         names_of(&plan.steps),
         [
+            "stop its metadata service".to_owned(),
             "stop its DHCP server".to_owned(),
             format!("remove veth pair {host}"),
             "remove its namespace".to_owned(),
@@ -213,7 +220,8 @@ fn wrong_things_are_mended_in_place() {
     check(
         &|now| {
             if let NamespaceObserved::Present(content) = &mut now.namespace {
-                content.addresses = BTreeSet::from([stray]);
+                content.addresses.remove(&"10.0.0.2/24".parse().unwrap());
+                content.addresses.insert(stray);
             }
         },
         &[
@@ -289,6 +297,7 @@ fn new_ports_are_told_and_gone_ones_start_dhcp_afresh() {
             [
                 NetStep::Filter(_),
                 NetStep::WriteDhcp { .. },
+                NetStep::Metadata(MetadataStep::WriteSources { .. }),
                 NetStep::ReloadDhcp(_)
             ]
         ),
@@ -302,11 +311,105 @@ fn new_ports_are_told_and_gone_ones_start_dhcp_afresh() {
                 NetStep::Filter(_),
                 NetStep::WriteDhcp { .. },
                 NetStep::StopDhcp(_),
+                NetStep::Metadata(MetadataStep::WriteSources { .. }),
                 NetStep::StartDhcp(_)
             ]
         ),
         "{fewer:?}"
     );
+}
+
+#[test]
+fn a_new_name_is_told_without_starting_anything_afresh() {
+    let before = spec(1);
+    let mut after = before.clone();
+    after.ports[0].hostname = "other".parse().unwrap();
+    let mut far = before.clone();
+    far.remote_ports = vec![berth_common::document::RemotePort {
+        mac_address: "52:54:00:00:00:99".parse().unwrap(),
+        hostname: "far".parse().unwrap(),
+        ip_addresses: vec![IpAddr::from([10, 0, 0, 99])],
+        tunnel_ip: None,
+    }];
+    let told = plan(&desired(Some(far)), &built(&before)).steps;
+    assert!(
+        matches!(
+            told[..],
+            [NetStep::WriteDhcp { .. }, NetStep::ReloadDhcp(_)]
+        ),
+        "{told:?}"
+    );
+    // The name of a port of its own is what DHCP tells it as well: that is kept with the lease.
+    let renamed = plan(&desired(Some(after)), &built(&before)).steps;
+    assert!(
+        renamed.contains(&NetStep::StopDhcp(network())),
+        "{renamed:?}"
+    );
+}
+
+#[test]
+fn a_metadata_service_that_is_not_as_it_should_be_is_started_afresh() {
+    let wanted = desired(Some(spec(1)));
+    let restart = [
+        MetadataStep::Stop(network()),
+        MetadataStep::Start(network()),
+    ];
+    let restart = restart.map(NetStep::Metadata);
+    let check = |spoil: &dyn Fn(&mut MetadataProcess), expected: &[NetStep]| {
+        let mut observed = built(&spec(1));
+        spoil(observed.metadata.process.as_mut().unwrap());
+        assert_eq!(plan(&wanted, &observed).steps, expected);
+    };
+    check(&|_| {}, &[]);
+    check(&|process| process.is_current = false, &restart);
+    check(&|process| process.in_namespace = false, &restart);
+    let mut observed = built(&spec(1));
+    observed.metadata.process = None;
+    assert_eq!(plan(&wanted, &observed).steps, restart[1..]);
+    // It listens on the link, which is another one now.
+    let mut observed = built(&spec(1));
+    observed.veth_host = None;
+    let steps = plan(&wanted, &observed).steps;
+    assert!(restart.iter().all(|step| steps.contains(step)), "{steps:?}");
+}
+
+#[test]
+fn a_kernel_without_ipv6_has_networks_of_ipv4() {
+    let without = NetworkObserved {
+        lacks_ipv6: true,
+        ..NetworkObserved::default()
+    };
+    let mut spec = spec(1);
+    let after = carried_out(
+        &without,
+        &plan(&desired(Some(spec.clone())), &without).steps,
+    );
+    assert!(is_ready(&desired(Some(spec.clone())), &after));
+    let addresses = &after.content().unwrap().addresses;
+    assert!(
+        addresses.iter().all(|address| address.addr().is_ipv4()),
+        "{addresses:?}"
+    );
+    spec.subnets.push(SubnetSpec {
+        id: SubnetId::new(),
+        cidr: "fd00::/64".parse().unwrap(),
+        dhcp_ip: Some("fd00::2".parse().unwrap()),
+        ..spec.subnets[0].clone()
+    });
+    let refused = plan(&desired(Some(spec)), &without);
+    assert!(
+        matches!(&refused.then, NetThen::Refused(fault) if fault.message.contains("has no IPv6")),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_network_whose_subnets_are_not_served_has_no_namespace() {
+    let mut unserved = spec(1);
+    unserved.subnets[0].dhcp_ip = None;
+    let after = built(&unserved);
+    assert_eq!(after.namespace, NamespaceObserved::Absent);
+    assert!(after.bridge.is_some());
 }
 
 #[test]
@@ -378,6 +481,34 @@ fn impossible_documents_are_refused() {
         &|spec| spec.subnets[0].dhcp_ip = Some(IpAddr::from([10, 0, 1, 2])),
         "not one of subnet 10.0.0.0/24",
     );
+    let six = |spec: &mut NetworkSpec, cidr: &str, dhcp_ip: &str, mode| {
+        spec.subnets.push(SubnetSpec {
+            id: SubnetId::new(),
+            cidr: cidr.parse().unwrap(),
+            dhcp_ip: Some(dhcp_ip.parse().unwrap()),
+            ipv6_address_mode: Some(mode),
+            ..spec.subnets[0].clone()
+        });
+    };
+    check(
+        &|spec| six(spec, "fd00::/80", "fd00::2", Ipv6AddressMode::Slaac),
+        "fd00::/80 has another",
+    );
+    check(
+        &|spec| {
+            six(
+                spec,
+                "fd00::/56",
+                "fd00::2",
+                Ipv6AddressMode::Dhcpv6Stateful,
+            )
+        },
+        "at least 64 bits; fd00::/56 has fewer",
+    );
+    check(
+        &|spec| six(spec, "10.1.0.0/24", "10.1.0.2", Ipv6AddressMode::Slaac),
+        "10.1.0.0/24 is of IPv4",
+    );
     check(
         &|spec| spec.ports[0].fixed_ips[0].subnet_id = SubnetId::new(),
         "which is unknown",
@@ -435,9 +566,11 @@ prop_compose! {
         veth_host in any_link(Link::veth_host(network())),
         inside in any_link(Link::veth_namespace(network())),
         namespace in 0..4_u8,
-        addresses in prop::sample::subsequence(vec!["10.0.0.2/24", "10.0.0.3/24"], 0..=2),
+        addresses in prop::sample::subsequence(vec!["10.0.0.2/24", "10.0.0.3/24", "169.254.169.254/32"], 0..=3),
         files in prop::option::of(0..3_u8),
         process in prop::option::of((prop::option::of(0..3_u8), any::<bool>())),
+        sources in prop::option::of(0..3_u8),
+        service in prop::option::of((any::<bool>(), any::<bool>())),
         directory in any::<bool>(),
     ) -> NetworkObserved {
         let files_of = |ports| dhcp::files(network(), &spec(ports));
@@ -459,7 +592,7 @@ prop_compose! {
             },
             tc: tc::TcObserved::default(),
             dhcp: DhcpObserved {
-                directory: directory || files.is_some(),
+                directory: directory || files.is_some() || sources.is_some(),
                 files: files.map(files_of),
                 process: process.map(|(loaded, inside)| DhcpProcess {
                     loaded: loaded.map(files_of),
@@ -468,6 +601,14 @@ prop_compose! {
             },
             uplink: UplinkObserved::default(),
             filter: FilterObserved::default(),
+            metadata: MetadataObserved {
+                sources: sources.map(|ports| guests_metadata::sources_text(&spec(ports))),
+                process: service.map(|(is_current, inside)| MetadataProcess {
+                    is_current,
+                    in_namespace: inside && namespace > 1,
+                }),
+            },
+            lacks_ipv6: false,
         }
     }
 }

@@ -480,7 +480,16 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
     mistakes.extend(attachment_mistakes(&request.networks));
     mistakes.extend(hints::mistakes(&request.hints, Some(request.id)));
     if let Some(drive) = &request.config_drive {
-        mistakes.extend(drive.mistakes());
+        mistakes.extend(drive.mistakes("config_drive"));
+    }
+    if let Some(told) = &request.guest_data {
+        mistakes.extend(told.mistakes("guest_data"));
+        if request.config_drive.is_some() {
+            mistakes.push(
+                "guest_data must be absent where there is a config_drive: the metadata service tells what is on that"
+                    .to_owned(),
+            );
+        }
     }
     if mistakes.is_empty() {
         Ok(())
@@ -528,11 +537,13 @@ impl NewRow {
             desired_deleted: false,
             hints: request.hints.clone(),
             config_drive: request.config_drive.clone(),
+            guest_data: request.guest_data.clone(),
             desired_rescue: None,
             desired_incarnation: None,
             metadata: request
                 .config_drive
                 .as_ref()
+                .or(request.guest_data.as_ref())
                 .map(|drive| drive.metadata.clone())
                 .unwrap_or_default(),
             on_crash: request.on_crash,

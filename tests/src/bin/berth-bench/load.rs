@@ -154,6 +154,7 @@ pub(crate) fn request() -> anyhow::Result<InstanceCreate> {
         stop_timeout_seconds: default_stop_timeout_seconds(),
         hints: Default::default(),
         config_drive: None,
+        guest_data: None,
         on_crash: berth_common::document::OnCrash::default(),
     })
 }
@@ -181,6 +182,7 @@ pub(crate) fn document(request: &InstanceCreate) -> anyhow::Result<Vec<u8>> {
             ports: Vec::new(),
             volumes: Vec::new(),
             config_drive: None,
+            guest_data: None,
             rescue: None,
             on_crash: berth_common::document::OnCrash::default(),
         }),
