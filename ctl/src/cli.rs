@@ -5,6 +5,7 @@ mod host;
 mod instance;
 mod network;
 mod placement;
+mod router;
 mod server_group;
 mod snapshot;
 mod volume;
@@ -20,6 +21,10 @@ pub(crate) use self::{
     instance::{ConsoleArgs, Instance, InstanceCreateArgs},
     network::{Network, NetworkCreateArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
+    router::{
+        FloatingIp, FloatingIpCreateArgs, Router, RouterAdd, RouterCreateArgs, RouterRemove,
+        RouterSetArgs,
+    },
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
     volume::{Volume, VolumeCreateArgs},
@@ -106,6 +111,12 @@ pub(crate) enum Command {
     /// Networks.
     #[command(subcommand)]
     Network(Network),
+    /// Routers: they join networks of a project, and lead out to an external one.
+    #[command(subcommand)]
+    Router(Router),
+    /// Floating IPs: addresses of an external network, each for a port inside.
+    #[command(subcommand)]
+    FloatingIp(FloatingIp),
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),

@@ -89,6 +89,37 @@ pub(crate) const ATTACHMENT_POSITION: UniqueIndex = UniqueIndex {
     columns: &["instance_id", "position"],
 };
 
+/// A living router's name in its project.
+pub(crate) const ROUTER_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_router_name",
+    table: "routers",
+    columns: &["project", "live_name"],
+};
+/// The address of a router's leg in its subnet.
+pub(crate) const ROUTER_INTERFACE: UniqueIndex = UniqueIndex {
+    name: "uq_router_interface",
+    table: "router_interfaces",
+    columns: &["subnet_id", "ip_address"],
+};
+/// A host's address for a router in its subnet.
+pub(crate) const ROUTER_GATEWAY: UniqueIndex = UniqueIndex {
+    name: "uq_router_gateway",
+    table: "router_gateways",
+    columns: &["subnet_id", "ip_address"],
+};
+/// A floating IP in its subnet.
+pub(crate) const FLOATING_IP: UniqueIndex = UniqueIndex {
+    name: "uq_floating_ip",
+    table: "floating_ips",
+    columns: &["subnet_id", "ip_address"],
+};
+/// An address of a port has one floating IP.
+pub(crate) const FLOATING_IP_PORT: UniqueIndex = UniqueIndex {
+    name: "uq_floating_ip_port",
+    table: "floating_ips",
+    columns: &["port_id", "fixed_ip_address"],
+};
+
 /// The primary keys, as SQLite lists them.
 const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("hosts", &["id"]),
@@ -108,6 +139,10 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("volumes", &["id"]),
     ("attachments", &["volume_id"]),
     ("snapshots", &["id"]),
+    ("routers", &["id"]),
+    ("router_interfaces", &["router_id", "subnet_id"]),
+    ("router_gateways", &["router_id", "host_id", "subnet_id"]),
+    ("floating_ips", &["id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -121,6 +156,11 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (SERVER_GROUP_NAME.name, UniqueWhat::ServerGroupName),
         (VOLUME_NAME.name, UniqueWhat::VolumeName),
         (SNAPSHOT_NAME.name, UniqueWhat::SnapshotName),
+        (ROUTER_NAME.name, UniqueWhat::RouterName),
+        (ROUTER_INTERFACE.name, UniqueWhat::IpAddress),
+        (ROUTER_GATEWAY.name, UniqueWhat::IpAddress),
+        (FLOATING_IP.name, UniqueWhat::IpAddress),
+        (FLOATING_IP_PORT.name, UniqueWhat::FloatingIpPort),
     ];
     meanings
         .into_iter()
@@ -172,6 +212,11 @@ fn sqlite_index(message: &str) -> String {
         VOLUME_NAME,
         SNAPSHOT_NAME,
         ATTACHMENT_POSITION,
+        ROUTER_NAME,
+        ROUTER_INTERFACE,
+        ROUTER_GATEWAY,
+        FLOATING_IP,
+        FLOATING_IP_PORT,
     ];
     if PRIMARY_KEYS
         .iter()

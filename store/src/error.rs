@@ -41,6 +41,10 @@ pub enum UniqueWhat {
     VolumeName,
     /// The name of a living snapshot in its project.
     SnapshotName,
+    /// The name of a living router in its project.
+    RouterName,
+    /// The address of a port that has a floating IP.
+    FloatingIpPort,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -59,6 +63,8 @@ impl fmt::Display for UniqueWhat {
             Self::ServerGroupName => "the server group name",
             Self::VolumeName => "the volume name",
             Self::SnapshotName => "the snapshot name",
+            Self::RouterName => "the router name",
+            Self::FloatingIpPort => "the floating IP of the port's address",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })

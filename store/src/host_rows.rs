@@ -1,9 +1,11 @@
 //! All rows that hosts' documents are derived from, or those of a few documents, in a few queries however many there
 //! are.
 
+mod routers;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use berth_common::ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId};
+use berth_common::ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
     sea_query::SelectStatement,
@@ -22,13 +24,17 @@ use crate::{
     volumes::{self, VolumeRow},
 };
 
+pub use routers::HostRouter;
+
 /// What a host shall carry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostRows {
     /// The instances that have their current claim on the host and are not gone yet, with their ports by position.
     pub instances: Vec<(InstanceRow, Vec<PortRow>)>,
-    /// The networks of these ports.
+    /// The networks of these ports, and those of the routers.
     pub networks: Vec<NetworkRow>,
+    /// The routers that have a leg in a network of these ports.
+    pub routers: Vec<HostRouter>,
     /// The volumes that are on the host and are not gone yet.
     pub volumes: Vec<VolumeRow>,
     /// Which of these instances have which of these volumes, by instance and position.
@@ -102,13 +108,17 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
             (instance, ports)
         })
         .collect();
-    Ok(HostRows {
+    let rows = HostRows {
         instances,
         networks,
+        routers: Vec::new(),
         volumes,
         attachments,
         snapshots,
-    })
+    };
+    let mut hosts = BTreeMap::from([(host, rows)]);
+    routers::add(db, &mut hosts).await?;
+    Ok(hosts.remove(&host).unwrap_or_default())
 }
 
 /// Some documents of a host: those of these instances, networks, volumes and snapshots.
@@ -118,6 +128,8 @@ pub struct HostPart {
     pub instances: BTreeSet<InstanceId>,
     /// The networks.
     pub networks: BTreeSet<NetworkId>,
+    /// The routers; all of their networks must be among those.
+    pub routers: BTreeSet<RouterId>,
     /// The volumes.
     pub volumes: BTreeSet<VolumeId>,
     /// The snapshots.
@@ -162,6 +174,12 @@ pub async fn of_parts(
     found.add_volumes(db, &on_host, parts).await?;
     let mut rows = found.read(db, parts).await?;
     add_snapshots(db, &mut rows, parts).await?;
+    if parts
+        .values()
+        .any(|part| !part.networks.is_empty() || !part.routers.is_empty())
+    {
+        routers::add(db, &mut rows).await?;
+    }
     Ok(rows)
 }
 

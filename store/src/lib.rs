@@ -4,7 +4,7 @@
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
 //! `lock.rs` (SQLite's lock of the one scheduler), `bulk.rs` (a list of rows) and `migration/dialect.rs` (two column
 //! and table options). Each resource has one file with its row struct and its queries: [`hosts`], [`aggregates`],
-//! [`networks`], [`instances`], [`server_groups`], [`ports`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
+//! [`networks`], [`instances`], [`server_groups`], [`ports`], [`volumes`], [`snapshots`], [`attachments`], [`routers`], [`floating_ips`], [`claims`], [`documents`],
 //! [`decisions`], [`nonces`];
 //! [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
 //! schedulers writes.
@@ -43,6 +43,7 @@ pub mod attachments;
 pub mod claims;
 pub mod decisions;
 pub mod documents;
+pub mod floating_ips;
 pub mod host_rows;
 pub mod hosts;
 pub mod instances;
@@ -50,6 +51,7 @@ pub mod leadership;
 pub mod networks;
 pub mod nonces;
 pub mod ports;
+pub mod routers;
 pub mod server_groups;
 pub mod snapshots;
 pub mod volumes;

@@ -21,6 +21,11 @@ use super::{
         ServerGroupList, SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, VolumeAttach,
         VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList, VolumeShow,
     },
+    router::{
+        FloatingIpCreate, FloatingIpDelete, FloatingIpList, FloatingIpSet, FloatingIpShow,
+        RouterAddInterface, RouterCreate, RouterDelete, RouterList, RouterRemoveInterface,
+        RouterSet, RouterShow,
+    },
 };
 use crate::document::{DOCUMENT_VERSION, Document, Kind};
 
@@ -114,6 +119,18 @@ pub fn all() -> Vec<MessageType> {
         request::<NetworkCreate>(),
         request::<NetworkDelete>(),
         request::<NetworkList>(),
+        request::<RouterCreate>(),
+        request::<RouterSet>(),
+        request::<RouterDelete>(),
+        request::<RouterShow>(),
+        request::<RouterList>(),
+        request::<RouterAddInterface>(),
+        request::<RouterRemoveInterface>(),
+        request::<FloatingIpCreate>(),
+        request::<FloatingIpSet>(),
+        request::<FloatingIpDelete>(),
+        request::<FloatingIpShow>(),
+        request::<FloatingIpList>(),
         request::<HostList>(),
         request::<HostShow>(),
         request::<HostEnable>(),

@@ -17,6 +17,7 @@ pub mod placement;
 pub mod question;
 pub mod report;
 pub mod request;
+pub mod router;
 pub mod view;
 
 /// The application name each part puts into `app_id`.

@@ -18,6 +18,11 @@ use super::{
         ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
         InstancePingGuestAgent, InstanceScreenshot, Screenshot,
     },
+    router::{
+        FloatingIpCreate, FloatingIpDelete, FloatingIpList, FloatingIpListReply, FloatingIpSet,
+        FloatingIpShow, FloatingIpView, RouterAddInterface, RouterCreate, RouterDelete, RouterList,
+        RouterListReply, RouterRemoveInterface, RouterSet, RouterShow, RouterView,
+    },
     view::{HostView, InstanceView, NetworkView, SnapshotView, VolumeView},
 };
 use crate::{
@@ -91,6 +96,18 @@ methods! {
     NetworkCreate => "network.create" version 2, NetworkView;
     NetworkDelete => "network.delete" version 2, NetworkView;
     NetworkList => "network.list" version 2, NetworkListReply;
+    RouterCreate => "router.create", RouterView;
+    RouterSet => "router.set", RouterView;
+    RouterDelete => "router.delete", RouterView;
+    RouterShow => "router.show", RouterView;
+    RouterList => "router.list", RouterListReply;
+    RouterAddInterface => "router.add_interface", RouterView;
+    RouterRemoveInterface => "router.remove_interface", RouterView;
+    FloatingIpCreate => "floating_ip.create", FloatingIpView;
+    FloatingIpSet => "floating_ip.set", FloatingIpView;
+    FloatingIpDelete => "floating_ip.delete", FloatingIpView;
+    FloatingIpShow => "floating_ip.show", FloatingIpView;
+    FloatingIpList => "floating_ip.list", FloatingIpListReply;
     HostList => "host.list" version 4, HostListReply;
     HostShow => "host.show" version 3, HostView;
     HostEnable => "host.enable" version 3, HostView;

@@ -8,6 +8,7 @@ mod instance;
 mod lookup;
 mod network;
 mod placement;
+mod router;
 mod server_group;
 mod snapshot;
 mod volume;
@@ -130,6 +131,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
     let outcome = match command {
         Prepared::Host(command) => host::run(&context, command).await,
         Prepared::Network(command) => network::run(&context, command).await,
+        Prepared::Router(command) => router::run(&context, command).await,
+        Prepared::FloatingIp(command) => router::run_floating(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
         Prepared::Volume(command) => volume::run(&context, command).await,
         Prepared::Snapshot(command) => snapshot::run(&context, command).await,
@@ -145,6 +148,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
 enum Prepared {
     Host(crate::cli::Host),
     Network(crate::cli::Network),
+    Router(crate::cli::Router),
+    FloatingIp(crate::cli::FloatingIp),
     Instance(instance::Prepared),
     Volume(crate::cli::Volume),
     Snapshot(crate::cli::Snapshot),
@@ -158,6 +163,8 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
     Ok(match cli.command.clone() {
         Command::Host(command) => Prepared::Host(host::checked(command)?),
         Command::Network(command) => Prepared::Network(command),
+        Command::Router(command) => Prepared::Router(command),
+        Command::FloatingIp(command) => Prepared::FloatingIp(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
         Command::Volume(command) => Prepared::Volume(command),
         Command::Snapshot(command) => Prepared::Snapshot(command),

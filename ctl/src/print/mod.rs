@@ -13,6 +13,7 @@ pub(crate) mod instance;
 pub(crate) mod json;
 pub(crate) mod network;
 pub(crate) mod placement;
+pub(crate) mod router;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;
 pub(crate) mod table;

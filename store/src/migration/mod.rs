@@ -18,6 +18,7 @@ mod m0009_disk_bus;
 mod m0010_live_size;
 mod m0011_snapshot_pools;
 mod m0012_wide_addresses;
+mod m0015_routers;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -46,6 +47,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0010_live_size::Migration),
             Box::new(m0011_snapshot_pools::Migration),
             Box::new(m0012_wide_addresses::Migration),
+            Box::new(m0015_routers::Migration),
         ]
     }
 

@@ -26,6 +26,7 @@ mod nonces;
 mod outage;
 mod proxy;
 mod round_trip;
+mod routers;
 mod sample;
 mod savepoints;
 mod server_groups;
