@@ -17,7 +17,7 @@ use berth_store::{
 use chrono::Utc;
 use uuid::Uuid;
 
-use super::{ClaimError, conflict, fingerprint, invalid, not_found};
+use super::{ClaimError, conflict, fingerprint, invalid, not_found, routers};
 use crate::{context::Writing, derive::DEFAULT_MTU, report::view};
 
 /// What a DHCP reply can carry without being cut.
@@ -160,6 +160,7 @@ pub async fn delete(
         )));
     }
     if row.deleted_at.is_none() {
+        routers::refuse_use(txn, &row).await?;
         networks::mark_deleted(txn, row.id, writing.now).await?;
     }
     Ok(view::network(&row, 0))

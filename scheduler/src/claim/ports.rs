@@ -15,6 +15,7 @@ use berth_store::{
     Executor,
     networks::NetworkRow,
     ports::{self, PortRow},
+    routers,
 };
 use uuid::Uuid;
 
@@ -107,8 +108,11 @@ impl Addresses {
         let network = networks::resolve(db, project, &attachment.network).await?;
         // Two names may lead to one network: what is known of its addresses stays.
         if let Entry::Vacant(unknown) = self.ips.entry(network.subnet.id) {
-            unknown.insert(ports::addresses_in_use(db, network.subnet.id).await?);
-            let macs = ports::macs_in_use(db, network.id).await?;
+            let mut ips = ports::addresses_in_use(db, network.subnet.id).await?;
+            ips.extend(routers::addresses_in_use(db, network.subnet.id).await?);
+            unknown.insert(ips);
+            let mut macs = ports::macs_in_use(db, network.id).await?;
+            macs.extend(routers::macs_in_use(db, network.id).await?);
             self.macs.insert(network.id, macs);
         }
         self.networks.insert(key, network.clone());

@@ -17,6 +17,11 @@ use berth_common::{
             VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList,
             VolumeShow,
         },
+        router::{
+            FloatingIpCreate, FloatingIpDelete, FloatingIpList, FloatingIpSet, FloatingIpShow,
+            RouterAddInterface, RouterCreate, RouterDelete, RouterList, RouterRemoveInterface,
+            RouterSet, RouterShow,
+        },
         view::HostStatus,
     },
     refusal::{Refusal, RefusalCode},
@@ -34,7 +39,9 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, server_groups, snapshots, volumes,
+        invalid, networks,
+        routers::{self, floating},
+        server_groups, snapshots, volumes,
     },
     context::{Context, Image, Writing},
     report::{explain, show},
@@ -44,7 +51,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 36] = [
+const CHANGES: [&str; 44] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -69,6 +76,14 @@ const CHANGES: [&str; 36] = [
     SnapshotDelete::NAME,
     NetworkCreate::NAME,
     NetworkDelete::NAME,
+    RouterCreate::NAME,
+    RouterSet::NAME,
+    RouterDelete::NAME,
+    RouterAddInterface::NAME,
+    RouterRemoveInterface::NAME,
+    FloatingIpCreate::NAME,
+    FloatingIpSet::NAME,
+    FloatingIpDelete::NAME,
     HostEnable::NAME,
     HostDisable::NAME,
     HostDrain::NAME,
@@ -98,6 +113,10 @@ fn shows(method: &str) -> bool {
         SnapshotShow::NAME,
         SnapshotList::NAME,
         NetworkList::NAME,
+        RouterShow::NAME,
+        RouterList::NAME,
+        FloatingIpShow::NAME,
+        FloatingIpList::NAME,
         HostList::NAME,
         HostShow::NAME,
         AggregateList::NAME,
@@ -153,6 +172,24 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         NetworkList::NAME => {
             let request: NetworkList = read(message)?;
             reply(show::network_list(pool, &request).await)
+        }
+        RouterShow::NAME => {
+            let request: RouterShow = read(message)?;
+            let row = routers::resolve(pool, &request.project, &request.router).await?;
+            reply(routers::view(pool, &row).await)
+        }
+        RouterList::NAME => {
+            let request: RouterList = read(message)?;
+            reply(routers::list(pool, &request).await)
+        }
+        FloatingIpShow::NAME => {
+            let request: FloatingIpShow = read(message)?;
+            let row = floating::resolve(pool, &request.project, &request.floating_ip).await?;
+            reply(floating::view(pool, &row).await)
+        }
+        FloatingIpList::NAME => {
+            let request: FloatingIpList = read(message)?;
+            reply(floating::list(pool, &request).await)
         }
         HostList::NAME => {
             let request: HostList = read(message)?;
@@ -288,6 +325,38 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         NetworkDelete::NAME => {
             let request: NetworkDelete = read(message)?;
             reply(networks::delete(w, &request).await)
+        }
+        RouterCreate::NAME => {
+            let request: RouterCreate = read(message)?;
+            reply(routers::create(w, &request).await)
+        }
+        RouterSet::NAME => {
+            let request: RouterSet = read(message)?;
+            reply(routers::set(w, &request).await)
+        }
+        RouterDelete::NAME => {
+            let request: RouterDelete = read(message)?;
+            reply(routers::delete(w, &request).await)
+        }
+        RouterAddInterface::NAME => {
+            let request: RouterAddInterface = read(message)?;
+            reply(routers::add_interface(w, &request).await)
+        }
+        RouterRemoveInterface::NAME => {
+            let request: RouterRemoveInterface = read(message)?;
+            reply(routers::remove_interface(w, &request).await)
+        }
+        FloatingIpCreate::NAME => {
+            let request: FloatingIpCreate = read(message)?;
+            reply(floating::create(w, &request).await)
+        }
+        FloatingIpSet::NAME => {
+            let request: FloatingIpSet = read(message)?;
+            reply(floating::set(w, &request).await)
+        }
+        FloatingIpDelete::NAME => {
+            let request: FloatingIpDelete = read(message)?;
+            reply(floating::delete(w, &request).await)
         }
         HostEnable::NAME => {
             let request: HostEnable = read(message)?;

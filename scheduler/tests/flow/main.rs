@@ -26,6 +26,7 @@ mod questions;
 mod ratios;
 mod relocation;
 mod root_volumes;
+mod routers;
 mod snapshots;
 mod standstill;
 mod volumes;
