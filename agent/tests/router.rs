@@ -13,10 +13,17 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -36,6 +43,7 @@ use berth_common::{
     message::report::FaultCode,
     units::Generation,
 };
+use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 /// Set for the copy of the test that runs in its own namespaces.
@@ -140,35 +148,67 @@ fn ping(namespace: &str, address: &str) -> bool {
         .success()
 }
 
+/// A thread that is in a namespace from the start, and ends with its work.
+fn thread_within<T: Send + 'static>(
+    namespace: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let namespace = fs::File::open(format!("/run/netns/{namespace}")).unwrap();
+    thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    })
+}
+
 /// A TCP server that answers each connection with the address it came from.
-fn serve(namespace: &str, port: u16) -> Child {
-    let port = port.to_string();
-    let child = Command::new("ip")
-        .args(["netns", "exec", namespace])
-        .args(["busybox", "tcpsvd", "0.0.0.0", &port])
-        .args(["sh", "-c", "echo $TCPREMOTEADDR"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let listening = || within(namespace, "cat /proc/net/tcp");
-    wait_for("the server", Duration::from_secs(5), || {
-        let table = String::from_utf8(listening().stdout).unwrap();
-        (table.contains(" 0A "), table)
+struct Server {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(ended.is_none_or(|ended| ended.is_ok()) || thread::panicking());
+    }
+}
+
+fn serve(namespace: &str, port: u16) -> Server {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (ready, listening) = mpsc::channel();
+    let stopped = Arc::clone(&stop);
+    let thread = thread_within(namespace, move || {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        ready.send(()).unwrap();
+        while !stopped.load(Ordering::SeqCst) {
+            match listener.accept() {
+                // A client that is gone by now has not waited for the answer.
+                Ok((mut stream, from)) => drop(stream.write_all(from.ip().to_string().as_bytes())),
+                Err(_) => thread::park_timeout(Duration::from_millis(2)),
+            }
+        }
     });
-    child
+    listening.recv().unwrap();
+    Server {
+        stop,
+        thread: Some(thread),
+    }
 }
 
 /// As what address a client in a namespace is seen by a server.
 fn seen_as(namespace: &str, server: &str, port: u16) -> Option<String> {
-    let output = within(namespace, &format!("busybox nc -w 3 {server} {port}"));
-    let text = String::from_utf8(output.stdout).unwrap();
-    Some(text.trim().rsplit_once(':')?.0.to_owned())
-}
-
-fn end(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let server = SocketAddr::new(server.parse().unwrap(), port);
+    let client = thread_within(namespace, move || {
+        let limit = Duration::from_secs(2);
+        let mut stream = TcpStream::connect_timeout(&server, limit).ok()?;
+        stream.set_read_timeout(Some(limit)).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    });
+    client.join().unwrap()
 }
 
 /// A network of one host.
@@ -474,7 +514,7 @@ fn two_networks_are_routed_and_what_leaves_has_the_hosts_address() {
                 seen_as("guest-a", "198.51.100.1", 80).as_deref(),
                 Some("10.0.1.10")
             );
-            servers.into_iter().for_each(end);
+            drop(servers);
         },
     );
 }
@@ -560,7 +600,7 @@ fn a_floating_ip_works_in_both_directions_and_from_inside() {
             assert!(ping("world", "198.51.100.51"));
             stream.kill().unwrap();
             stream.wait().unwrap();
-            servers.into_iter().for_each(end);
+            drop(servers);
         },
     );
 }
@@ -592,12 +632,12 @@ fn routers_with_the_same_addresses_inside_are_kept_apart() {
                     seen_as("world", &format!("198.51.100.5{n}"), 80).as_deref(),
                     Some("198.51.100.1")
                 );
-                end(server);
+                drop(server);
             }
             // The host itself knows nothing of it.
             let routes = ip("route show");
             assert_eq!(routes, "");
-            end(server);
+            drop(server);
         },
     );
 }
@@ -720,10 +760,12 @@ fn an_agent_killed_after_any_step_gets_there_afterwards() {
             for cut in 0..=steps.len() {
                 for step in &steps[..cut] {
                     lab.net.apply_router(step).await.unwrap();
-                    // Repeating it is no error and changes nothing.
-                    let once = lab.observe(&build).await;
-                    lab.net.apply_router(step).await.unwrap();
-                    assert_eq!(lab.observe(&build).await, once, "{step}");
+                    if cut == steps.len() {
+                        // Repeating it is no error and changes nothing.
+                        let once = lab.observe(&build).await;
+                        lab.net.apply_router(step).await.unwrap();
+                        assert_eq!(lab.observe(&build).await, once, "{step}");
+                    }
                 }
                 lab.restart_agent();
                 if cut % 2 == 0 {
@@ -793,6 +835,47 @@ fn a_network_waits_for_the_legs_and_a_leg_for_its_network() {
 }
 
 #[test]
+fn guests_find_the_router_in_ipv6_by_its_advertisements() {
+    isolated(
+        "guests_find_the_router_in_ipv6_by_its_advertisements",
+        async |lab| {
+            let (a, b) = (lab.network(1).await, lab.network(2).await);
+            let id = lab.new_router();
+            let mut spec = spec(&[a, b], None);
+            for interface in &mut spec.interfaces {
+                let n = interface.mac_address.octets()[5];
+                interface.cidr = format!("fd00:{n}::/64").parse().unwrap();
+                interface.ip_address = format!("fd00:{n}::1").parse().unwrap();
+            }
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            for (name, network) in [("guest-a", a), ("guest-b", b)] {
+                lab.machine(name, network.id);
+                let n = network.n;
+                ip(&format!(
+                    "-n {name} address add fd00:{n}::10/64 dev eth0 nodad"
+                ));
+            }
+            for name in ["guest-a", "guest-b"] {
+                wait_for("a default route", Duration::from_secs(20), || {
+                    let routes = ip(&format!("-n {name} -6 route show default"));
+                    (routes.contains("proto ra"), routes)
+                });
+            }
+            assert!(ping("guest-a", "fd00:2::10"));
+            // Without IPv6 nothing advertises it.
+            for interface in &mut spec.interfaces {
+                let n = interface.mac_address.octets()[5];
+                interface.cidr = format!("10.0.{n}.0/24").parse().unwrap();
+                interface.ip_address = IpAddr::from([10, 0, n, 1]);
+            }
+            assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
+            let observed = lab.observe(&desired(id, Some(&spec))).await;
+            assert_eq!(observed.advertiser, Default::default());
+        },
+    );
+}
+
+#[test]
 fn a_link_of_somebody_else_is_refused_and_left_alone() {
     isolated(
         "a_link_of_somebody_else_is_refused_and_left_alone",
@@ -846,7 +929,7 @@ fn other_host() {
         wait_for("the end", Duration::from_secs(60), || {
             (!Path::new(&file).exists(), ())
         });
-        end(server);
+        drop(server);
     });
 }
 
@@ -914,7 +997,7 @@ fn a_floating_ip_that_moves_to_another_host_is_found_there_at_once() {
                 seen_as("world", "198.51.100.50", 80).as_deref(),
                 Some("198.51.100.1")
             );
-            end(server);
+            drop(server);
             fs::remove_file(&file).unwrap();
             assert!(other.wait().unwrap().success());
         },

@@ -6,6 +6,7 @@ mod instance;
 mod network;
 mod placement;
 mod port;
+mod router;
 mod security_group;
 mod server_group;
 mod snapshot;
@@ -25,6 +26,10 @@ pub(crate) use self::{
     network::{Network, NetworkCreateArgs, NetworkSetArgs},
     placement::{CapacityArgs, ExplainArgs, PlaceArgs},
     port::{AddNetworkArgs, Port, PortCreateArgs, PortSetArgs},
+    router::{
+        FloatingIp, FloatingIpCreateArgs, Router, RouterAdd, RouterCreateArgs, RouterRemove,
+        RouterSetArgs,
+    },
     security_group::{SecurityGroup, SecurityGroupRuleCommand, SecurityGroupRuleCreateArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
@@ -123,6 +128,12 @@ pub(crate) enum Command {
     /// Security groups: what ports may send and receive.
     #[command(subcommand)]
     SecurityGroup(SecurityGroup),
+    /// Routers: they join networks of a project, and lead out to an external one.
+    #[command(subcommand)]
+    Router(Router),
+    /// Floating IPs: addresses of an external network, each for a port inside.
+    #[command(subcommand)]
+    FloatingIp(FloatingIp),
     /// Virtual machines.
     #[command(subcommand)]
     Instance(Instance),

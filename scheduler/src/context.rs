@@ -10,7 +10,7 @@ use std::{
 use berth_common::{
     bus::{Bus, ask_queue, compute_queue},
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, SecurityGroupId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, RouterId, SecurityGroupId, SnapshotId, VolumeId},
     names::HostName,
     telemetry::error_chain,
 };
@@ -209,6 +209,15 @@ impl Writing<'_> {
             self.touch_network(host, network);
         }
         Ok(())
+    }
+
+    /// The document of a router on a host may follow from other rows now.
+    pub fn touch_router(&mut self, host: HostId, router: RouterId) {
+        let key = DocumentKey {
+            kind: Kind::Router,
+            id: router.as_uuid(),
+        };
+        self.touched.entry(host).or_default().keys.insert(key);
     }
 
     /// The document of a volume on a host may follow from other rows now.

@@ -119,6 +119,36 @@ pub(crate) const SECURITY_GROUP_RULE: UniqueIndex = UniqueIndex {
     table: "security_group_rules",
     columns: &["group_id", "content"],
 };
+/// A living router's name in its project.
+pub(crate) const ROUTER_NAME: UniqueIndex = UniqueIndex {
+    name: "uq_router_name",
+    table: "routers",
+    columns: &["project", "live_name"],
+};
+/// The address of a router's leg in its subnet.
+pub(crate) const ROUTER_INTERFACE: UniqueIndex = UniqueIndex {
+    name: "uq_router_interface",
+    table: "router_interfaces",
+    columns: &["subnet_id", "ip_address"],
+};
+/// A host's address for a router in its subnet.
+pub(crate) const ROUTER_GATEWAY: UniqueIndex = UniqueIndex {
+    name: "uq_router_gateway",
+    table: "router_gateways",
+    columns: &["subnet_id", "ip_address"],
+};
+/// A floating IP in its subnet.
+pub(crate) const FLOATING_IP: UniqueIndex = UniqueIndex {
+    name: "uq_floating_ip",
+    table: "floating_ips",
+    columns: &["subnet_id", "ip_address"],
+};
+/// An address of a port has one floating IP.
+pub(crate) const FLOATING_IP_PORT: UniqueIndex = UniqueIndex {
+    name: "uq_floating_ip_port",
+    table: "floating_ips",
+    columns: &["port_id", "fixed_ip_address"],
+};
 
 /// The primary keys, as SQLite lists them.
 const PRIMARY_KEYS: &[(&str, &[&str])] = &[
@@ -143,6 +173,10 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("security_groups", &["id"]),
     ("security_group_rules", &["id"]),
     ("port_security_groups", &["port_id", "group_id"]),
+    ("routers", &["id"]),
+    ("router_interfaces", &["router_id", "subnet_id"]),
+    ("router_gateways", &["router_id", "host_id", "subnet_id"]),
+    ("floating_ips", &["id"]),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {
@@ -161,6 +195,11 @@ fn meaning(name: &str) -> Option<UniqueWhat> {
         (PORT_NAME.name, UniqueWhat::PortName),
         (SECURITY_GROUP_NAME.name, UniqueWhat::SecurityGroupName),
         (SECURITY_GROUP_RULE.name, UniqueWhat::SecurityGroupRule),
+        (ROUTER_NAME.name, UniqueWhat::RouterName),
+        (ROUTER_INTERFACE.name, UniqueWhat::IpAddress),
+        (ROUTER_GATEWAY.name, UniqueWhat::IpAddress),
+        (FLOATING_IP.name, UniqueWhat::IpAddress),
+        (FLOATING_IP_PORT.name, UniqueWhat::FloatingIpPort),
     ];
     meanings
         .into_iter()
@@ -216,6 +255,11 @@ fn sqlite_index(message: &str) -> String {
         PORT_NAME,
         SECURITY_GROUP_NAME,
         SECURITY_GROUP_RULE,
+        ROUTER_NAME,
+        ROUTER_INTERFACE,
+        ROUTER_GATEWAY,
+        FLOATING_IP,
+        FLOATING_IP_PORT,
     ];
     if PRIMARY_KEYS
         .iter()

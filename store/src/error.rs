@@ -51,6 +51,10 @@ pub enum UniqueWhat {
     SecurityGroupName,
     /// What a rule of a security group allows.
     SecurityGroupRule,
+    /// The name of a living router in its project.
+    RouterName,
+    /// The address of a port that has a floating IP.
+    FloatingIpPort,
     /// The primary key: an id, or the whole key of a claim or a document.
     Id,
     /// Another rule, by the name of its index (PostgreSQL, MariaDB) or its columns (SQLite).
@@ -74,6 +78,8 @@ impl fmt::Display for UniqueWhat {
             Self::PortName => "the port name",
             Self::SecurityGroupName => "the security group name",
             Self::SecurityGroupRule => "what the security group rule allows",
+            Self::RouterName => "the router name",
+            Self::FloatingIpPort => "the floating IP of the port's address",
             Self::Id => "the id",
             Self::Other(rule) => return write!(f, "a value under the rule {rule}"),
         })

@@ -1,12 +1,14 @@
 //! All rows that hosts' documents are derived from, or those of a few documents, in a few queries however many there
 //! are.
 
+mod routers;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use berth_common::ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId};
+use berth_common::ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId};
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
     sea_query::SelectStatement,
@@ -28,6 +30,7 @@ use crate::{
 
 mod security;
 
+pub use routers::HostRouter;
 pub use security::SecurityRows;
 
 /// What a host shall carry.
@@ -35,8 +38,10 @@ pub use security::SecurityRows;
 pub struct HostRows {
     /// The instances that have their current claim on the host and are not gone yet, with their ports by position.
     pub instances: Vec<(InstanceRow, Vec<PortRow>)>,
-    /// The networks of these ports.
+    /// The networks of these ports, and those of the routers.
     pub networks: Vec<NetworkRow>,
+    /// The routers that have a leg in a network of these ports.
+    pub routers: Vec<HostRouter>,
     /// The volumes that are on the host and are not gone yet.
     pub volumes: Vec<VolumeRow>,
     /// Which of these instances have which of these volumes, by instance and position.
@@ -123,6 +128,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
         HostRows {
             instances,
             networks,
+            routers: Vec::new(),
             volumes,
             attachments,
             snapshots,
@@ -131,6 +137,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
         },
     )]);
     security::add(db, &mut rows, |_, _| true).await?;
+    routers::add(db, &mut rows).await?;
     Ok(rows.remove(&host).unwrap_or_default())
 }
 
@@ -141,6 +148,8 @@ pub struct HostPart {
     pub instances: BTreeSet<InstanceId>,
     /// The networks.
     pub networks: BTreeSet<NetworkId>,
+    /// The routers; all of their networks must be among those.
+    pub routers: BTreeSet<RouterId>,
     /// The volumes.
     pub volumes: BTreeSet<VolumeId>,
     /// The snapshots.
@@ -192,6 +201,12 @@ pub async fn of_parts(
             .is_some_and(|part| part.networks.contains(&network))
     };
     security::add(db, &mut rows, is_asked).await?;
+    if parts
+        .values()
+        .any(|part| !part.networks.is_empty() || !part.routers.is_empty())
+    {
+        routers::add(db, &mut rows).await?;
+    }
     Ok(rows)
 }
 

@@ -27,7 +27,7 @@ use crate::{
     entity::instance::{self, Column},
     error::{StoreError, failed},
     executor::{Executor, scope},
-    ports,
+    floating_ips, ports,
 };
 
 const TABLE: &str = "instances";
@@ -784,6 +784,7 @@ pub async fn mark_deleted(
             });
         }
     }
+    floating_ips::release_where_instance(&scope.handle(), id).await?;
     ports::leave_instance(&scope.handle(), id).await?;
     attachments::delete_where_instance(&scope.handle(), id).await?;
     claims::delete_where_instance(&scope.handle(), id).await?;

@@ -212,6 +212,10 @@ async fn a_crash_after_any_step_is_made_good() {
                 if lab.host.is_crashed() {
                     crashed = true;
                     lab.restart().await;
+                    // As the scheduler does with what was not confirmed.
+                    for document in documents {
+                        lab.send(document).await;
+                    }
                 }
                 lab.wait_status(document, end(document)).await;
             }
@@ -230,6 +234,7 @@ async fn a_crash_after_any_step_is_made_good() {
             }
         }
         assert_eq!(lab.host.leftovers(), Vec::<String>::new(), "after {steps}");
+        lab.kill().await;
         if !crashed {
             assert!(steps > 30, "{steps}");
             return;

@@ -20,6 +20,7 @@ pub mod port;
 pub mod question;
 pub mod report;
 pub mod request;
+pub mod router;
 pub mod security_group;
 pub mod trace;
 pub mod view;

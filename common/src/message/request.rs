@@ -27,6 +27,11 @@ use super::{
         ConsoleOutput, Endpoints, GuestAgent, InstanceConsoleOutput, InstanceEndpoints,
         InstancePingGuestAgent, InstanceScreenshot, Screenshot,
     },
+    router::{
+        FloatingIpCreate, FloatingIpDelete, FloatingIpList, FloatingIpListReply, FloatingIpSet,
+        FloatingIpShow, FloatingIpView, RouterAddInterface, RouterCreate, RouterDelete, RouterList,
+        RouterListReply, RouterRemoveInterface, RouterSet, RouterShow, RouterView,
+    },
     security_group::{
         SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupListReply,
         SecurityGroupRuleCreate, SecurityGroupRuleDelete, SecurityGroupSet, SecurityGroupShow,
@@ -133,6 +138,18 @@ methods! {
     SecurityGroupList => "security_group.list", SecurityGroupListReply;
     SecurityGroupRuleCreate => "security_group_rule.create", SecurityGroupView;
     SecurityGroupRuleDelete => "security_group_rule.delete", SecurityGroupView;
+    RouterCreate => "router.create", RouterView;
+    RouterSet => "router.set", RouterView;
+    RouterDelete => "router.delete", RouterView;
+    RouterShow => "router.show", RouterView;
+    RouterList => "router.list", RouterListReply;
+    RouterAddInterface => "router.add_interface", RouterView;
+    RouterRemoveInterface => "router.remove_interface", RouterView;
+    FloatingIpCreate => "floating_ip.create", FloatingIpView;
+    FloatingIpSet => "floating_ip.set", FloatingIpView;
+    FloatingIpDelete => "floating_ip.delete", FloatingIpView;
+    FloatingIpShow => "floating_ip.show", FloatingIpView;
+    FloatingIpList => "floating_ip.list", FloatingIpListReply;
     HostDelete => "host.delete", HostDeleteReply;
     AggregateCreate => "aggregate.create", AggregateView;
     AggregateSet => "aggregate.set", AggregateView;

@@ -9,6 +9,7 @@ mod lookup;
 mod network;
 mod placement;
 mod port;
+mod router;
 mod security_group;
 mod server_group;
 mod snapshot;
@@ -137,6 +138,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CtlError> {
         Prepared::Port(command) => port::run(&context, command).await,
         Prepared::Subnet(command) => subnet::run(&context, command).await,
         Prepared::SecurityGroup(command) => security_group::run(&context, command).await,
+        Prepared::Router(command) => router::run(&context, command).await,
+        Prepared::FloatingIp(command) => router::run_floating(&context, command).await,
         Prepared::Instance(command) => instance::run(&context, command).await,
         Prepared::Volume(command) => volume::run(&context, command).await,
         Prepared::Snapshot(command) => snapshot::run(&context, command).await,
@@ -155,6 +158,8 @@ enum Prepared {
     Port(crate::cli::Port),
     Subnet(crate::cli::Subnet),
     SecurityGroup(crate::cli::SecurityGroup),
+    Router(crate::cli::Router),
+    FloatingIp(crate::cli::FloatingIp),
     Instance(instance::Prepared),
     Volume(crate::cli::Volume),
     Snapshot(crate::cli::Snapshot),
@@ -171,6 +176,8 @@ fn prepare(cli: &Cli) -> Result<Prepared, CtlError> {
         Command::Port(command) => Prepared::Port(command),
         Command::Subnet(command) => Prepared::Subnet(command),
         Command::SecurityGroup(command) => Prepared::SecurityGroup(command),
+        Command::Router(command) => Prepared::Router(command),
+        Command::FloatingIp(command) => Prepared::FloatingIp(command),
         Command::Instance(command) => Prepared::Instance(instance::prepare(command, project)?),
         Command::Volume(command) => Prepared::Volume(command),
         Command::Snapshot(command) => Prepared::Snapshot(command),

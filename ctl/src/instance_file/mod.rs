@@ -36,7 +36,7 @@ const DISK: &str = "disk_gb";
 /// How long a guest may take to power off, in seconds: at most an hour.
 const MAX_STOP_TIMEOUT_SECONDS: u32 = 3600;
 /// Every key, for suggestions across sections.
-const ALL_KEYS: [&str; 34] = [
+const ALL_KEYS: [&str; 36] = [
     "name",
     "project",
     "vcpus",

@@ -14,6 +14,7 @@ pub(crate) mod json;
 pub(crate) mod network;
 pub(crate) mod placement;
 pub(crate) mod port;
+pub(crate) mod router;
 pub(crate) mod security_group;
 pub(crate) mod server_group;
 pub(crate) mod snapshot;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     names::HostName,
     units::Generation,
 };
@@ -21,7 +21,7 @@ use berth_store::{
 };
 use chrono::{DateTime, Utc};
 
-use super::ClaimError;
+use super::{ClaimError, routers};
 use crate::{
     context::{Touched, TouchedGroups, Writing},
     derive::{self, diff},
@@ -68,6 +68,7 @@ pub async fn refresh(
     if touched.is_empty() {
         return Ok(Vec::new());
     }
+    let touched = &routers::hosts::follow(writing, touched).await?;
     let parts: BTreeMap<HostId, HostPart> = touched
         .iter()
         .map(|(host, touched)| (*host, part(&touched.keys)))
@@ -134,7 +135,7 @@ fn part(keys: &BTreeSet<DocumentKey>) -> HostPart {
             Kind::Network => part.networks.extend(NetworkId::try_from(key.id)),
             Kind::Volume => part.volumes.extend(VolumeId::try_from(key.id)),
             Kind::Snapshot => part.snapshots.extend(SnapshotId::try_from(key.id)),
-            Kind::Router => {}
+            Kind::Router => part.routers.extend(RouterId::try_from(key.id)),
         }
     }
     part

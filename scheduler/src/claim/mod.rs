@@ -16,6 +16,7 @@ pub mod instances;
 pub mod load;
 pub mod networks;
 pub mod ports;
+pub mod routers;
 pub mod security_groups;
 pub mod segments;
 pub mod server_groups;

@@ -17,7 +17,7 @@ use berth_store::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    ClaimError, conflict, fingerprint, invalid, not_found, segments,
+    ClaimError, conflict, fingerprint, invalid, not_found, routers, segments,
     subnets::{self, Wish},
 };
 use crate::{
@@ -242,6 +242,7 @@ pub async fn delete(
         )));
     }
     if row.deleted_at.is_none() {
+        routers::refuse_use(txn, &row).await?;
         networks::mark_deleted(txn, row.id, writing.now).await?;
     }
     Ok(view::network(&row, 0))

@@ -19,6 +19,7 @@ use berth_store::{
     Executor, StoreError, UniqueWhat,
     networks::NetworkRow,
     ports::{self, AttachmentState, PortAttachment, PortRow, PortWishes},
+    routers,
     security_groups::{self as group_rows, SecurityGroupRow},
 };
 use chrono::{DateTime, Utc};
@@ -236,9 +237,12 @@ impl Addresses {
         let network = networks::resolve(db, project, network).await?;
         // Two names may lead to one network: what is known of its addresses stays.
         if let Entry::Vacant(unknown) = self.macs.entry(network.id) {
-            unknown.insert(ports::macs_in_use(db, network.id).await?);
+            let mut macs = ports::macs_in_use(db, network.id).await?;
+            macs.extend(routers::macs_in_use(db, network.id).await?);
+            unknown.insert(macs);
             for subnet in &network.subnets {
-                let ips = ports::addresses_in_use(db, subnet.id).await?;
+                let mut ips = ports::addresses_in_use(db, subnet.id).await?;
+                ips.extend(routers::addresses_in_use(db, subnet.id).await?);
                 self.ips.insert(subnet.id, ips);
             }
         }

@@ -1,6 +1,7 @@
 //! What a host shall be, as a pure function of its rows; and what differs from what it was last told.
 
 pub mod diff;
+mod router;
 mod security;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,13 @@ pub fn derive(
             id: network.id.as_uuid(),
         };
         documents.insert(key, json(&network_spec(host, network, rows))?);
+    }
+    for of_host in &rows.routers {
+        let key = DocumentKey {
+            kind: Kind::Router,
+            id: of_host.router.id.as_uuid(),
+        };
+        documents.insert(key, json(&router::router_spec(host, of_host, rows))?);
     }
     for volume in rows.volumes.iter().filter(|volume| {
         let is_attached = || rows.attachments.iter().any(|of| of.volume_id == volume.id);

@@ -22,6 +22,11 @@ use berth_common::{
             VolumeAttach, VolumeCreate, VolumeDelete, VolumeDetach, VolumeExtend, VolumeList,
             VolumeShow,
         },
+        router::{
+            FloatingIpCreate, FloatingIpDelete, FloatingIpList, FloatingIpSet, FloatingIpShow,
+            RouterAddInterface, RouterCreate, RouterDelete, RouterList, RouterRemoveInterface,
+            RouterSet, RouterShow,
+        },
         security_group::{
             SecurityGroupCreate, SecurityGroupDelete, SecurityGroupList, SecurityGroupRuleCreate,
             SecurityGroupRuleDelete, SecurityGroupSet, SecurityGroupShow,
@@ -43,7 +48,9 @@ use crate::{
             create::create,
             resolve,
         },
-        invalid, networks, ports, security_groups, server_groups, snapshots, subnets, volumes,
+        invalid, networks, ports,
+        routers::{self, floating},
+        security_groups, server_groups, snapshots, subnets, volumes,
     },
     context::{Context, Image, Writing},
     report::{explain, port_view, show, view},
@@ -53,7 +60,7 @@ use crate::{
 const MAX_INSTANCES: usize = 256;
 
 /// The methods that change something.
-const CHANGES: [&str; 50] = [
+const CHANGES: [&str; 58] = [
     InstanceCreate::NAME,
     InstanceCreateMany::NAME,
     InstanceDelete::NAME,
@@ -92,6 +99,14 @@ const CHANGES: [&str; 50] = [
     SecurityGroupDelete::NAME,
     SecurityGroupRuleCreate::NAME,
     SecurityGroupRuleDelete::NAME,
+    RouterCreate::NAME,
+    RouterSet::NAME,
+    RouterDelete::NAME,
+    RouterAddInterface::NAME,
+    RouterRemoveInterface::NAME,
+    FloatingIpCreate::NAME,
+    FloatingIpSet::NAME,
+    FloatingIpDelete::NAME,
     HostEnable::NAME,
     HostDisable::NAME,
     HostDrain::NAME,
@@ -128,6 +143,10 @@ fn shows(method: &str) -> bool {
         PortList::NAME,
         SecurityGroupShow::NAME,
         SecurityGroupList::NAME,
+        RouterShow::NAME,
+        RouterList::NAME,
+        FloatingIpShow::NAME,
+        FloatingIpList::NAME,
         HostList::NAME,
         HostShow::NAME,
         AggregateList::NAME,
@@ -216,6 +235,24 @@ pub(super) async fn show(context: &Context, message: &Message) -> Result<Value, 
         SecurityGroupList::NAME => {
             let request: SecurityGroupList = read(message)?;
             reply(security_groups::list(pool, &request).await)
+        }
+        RouterShow::NAME => {
+            let request: RouterShow = read(message)?;
+            let row = routers::resolve(pool, &request.project, &request.router).await?;
+            reply(routers::view(pool, &row).await)
+        }
+        RouterList::NAME => {
+            let request: RouterList = read(message)?;
+            reply(routers::list(pool, &request).await)
+        }
+        FloatingIpShow::NAME => {
+            let request: FloatingIpShow = read(message)?;
+            let row = floating::resolve(pool, &request.project, &request.floating_ip).await?;
+            reply(floating::view(pool, &row).await)
+        }
+        FloatingIpList::NAME => {
+            let request: FloatingIpList = read(message)?;
+            reply(floating::list(pool, &request).await)
         }
         HostList::NAME => {
             let request: HostList = read(message)?;
@@ -407,6 +444,38 @@ pub(super) async fn change(w: &mut Writing<'_>, message: &Message) -> Result<Val
         SecurityGroupRuleDelete::NAME => {
             let request: SecurityGroupRuleDelete = read(message)?;
             reply(security_groups::delete_rule(w, &request).await)
+        }
+        RouterCreate::NAME => {
+            let request: RouterCreate = read(message)?;
+            reply(routers::create(w, &request).await)
+        }
+        RouterSet::NAME => {
+            let request: RouterSet = read(message)?;
+            reply(routers::set(w, &request).await)
+        }
+        RouterDelete::NAME => {
+            let request: RouterDelete = read(message)?;
+            reply(routers::delete(w, &request).await)
+        }
+        RouterAddInterface::NAME => {
+            let request: RouterAddInterface = read(message)?;
+            reply(routers::add_interface(w, &request).await)
+        }
+        RouterRemoveInterface::NAME => {
+            let request: RouterRemoveInterface = read(message)?;
+            reply(routers::remove_interface(w, &request).await)
+        }
+        FloatingIpCreate::NAME => {
+            let request: FloatingIpCreate = read(message)?;
+            reply(floating::create(w, &request).await)
+        }
+        FloatingIpSet::NAME => {
+            let request: FloatingIpSet = read(message)?;
+            reply(floating::set(w, &request).await)
+        }
+        FloatingIpDelete::NAME => {
+            let request: FloatingIpDelete = read(message)?;
+            reply(floating::delete(w, &request).await)
         }
         HostEnable::NAME => {
             let request: HostEnable = read(message)?;

@@ -20,6 +20,7 @@ mod m0011_snapshot_pools;
 mod m0012_wide_addresses;
 mod m0013_networks;
 mod m0014_ports;
+mod m0015_routers;
 mod m0016_guest_data;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
@@ -51,6 +52,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0012_wide_addresses::Migration),
             Box::new(m0013_networks::Migration),
             Box::new(m0014_ports::Migration),
+            Box::new(m0015_routers::Migration),
             Box::new(m0016_guest_data::Migration),
         ]
     }

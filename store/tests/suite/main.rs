@@ -28,6 +28,7 @@ mod outage;
 mod ports;
 mod proxy;
 mod round_trip;
+mod routers;
 mod sample;
 mod savepoints;
 mod security_groups;

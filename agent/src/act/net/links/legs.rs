@@ -293,11 +293,14 @@ impl Links {
         &self,
         route: &RouteEntry,
     ) -> Result<(), NetError> {
-        let message = match self.route_message(route).await {
+        let mut message = match self.route_message(route).await {
             Ok(message) => message,
             Err(NetError::Absent { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
+        // Whoever set it, and however far it reaches.
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.scope = RouteScope::NoWhere;
         match self.handle.route().del(message).execute().await {
             Ok(()) => Ok(()),
             Err(error) if is(&error, Errno::ESRCH) => Ok(()),

@@ -1,0 +1,22 @@
+//! Table `router_interfaces`. A leg of a router in a subnet.
+
+use sea_orm::entity::prelude::*;
+
+/// One row, as stored.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "router_interfaces")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub router_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub subnet_id: String,
+    pub network_id: String,
+    pub ip_address: String,
+    pub mac_address: String,
+}
+
+/// None that queries need.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -1,0 +1,594 @@
+//! Routers, their legs, and the addresses that hosts have of external networks for them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use berth_common::{
+    document::{Kind, Route},
+    ids::{HostId, NetworkId, RouterId, SubnetId},
+    names::{MacAddress, ProjectName, RouterName},
+};
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::Expr,
+};
+
+use crate::{
+    bulk,
+    codec::{self, RowReader, millis},
+    entity::{claim, document, floating_ip, port, router, router_gateway, router_interface},
+    error::{StoreError, failed},
+    executor::{Executor, scope},
+};
+
+const TABLE: &str = "routers";
+
+/// A router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterRow {
+    /// Its id, chosen by the client.
+    pub id: RouterId,
+    /// The owner.
+    pub project: ProjectName,
+    /// Its name, unique among the project's living routers.
+    pub name: RouterName,
+    /// Whether it is there at all: without, no host has it.
+    pub admin_state_up: bool,
+    /// The network that it leads out to.
+    pub external_network_id: Option<NetworkId>,
+    /// Whether what goes out without a floating IP is translated.
+    pub enable_snat: bool,
+    /// Further routes.
+    pub routes: Vec<Route>,
+    /// What the request that made it contained, to recognise its repetition.
+    pub fingerprint: String,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When it was deleted.
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+/// A leg of a router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterInterfaceRow {
+    /// The router.
+    pub router_id: RouterId,
+    /// The subnet that it is in.
+    pub subnet_id: SubnetId,
+    /// The network of that subnet.
+    pub network_id: NetworkId,
+    /// Its address.
+    pub ip_address: IpAddr,
+    /// Its Ethernet address, the same for all legs of the router in one network.
+    pub mac_address: MacAddress,
+}
+
+/// An address that a host has of an external subnet, for a router.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouterGatewayRow {
+    /// The router.
+    pub router_id: RouterId,
+    /// The host.
+    pub host_id: HostId,
+    /// The external subnet.
+    pub subnet_id: SubnetId,
+    /// The address.
+    pub ip_address: IpAddr,
+}
+
+fn read(model: router::Model) -> Result<RouterRow, StoreError> {
+    let row = RowReader {
+        table: TABLE,
+        id: &model.id,
+    };
+    Ok(RouterRow {
+        id: row.parsed("id", model.id.parse())?,
+        project: row.parsed("project", ProjectName::try_from(model.project))?,
+        name: row.parsed("name", RouterName::try_from(model.name))?,
+        admin_state_up: model.admin_state_up,
+        external_network_id: model
+            .external_network_id
+            .map(|id| row.parsed("external_network_id", id.parse()))
+            .transpose()?,
+        enable_snat: model.enable_snat,
+        routes: row.json("routes", &model.routes)?,
+        fingerprint: model.fingerprint,
+        created_at: row.time("created_at", model.created_at)?,
+        deleted_at: row.opt_time("deleted_at", model.deleted_at)?,
+    })
+}
+
+fn write(router: &RouterRow) -> Result<router::Model, StoreError> {
+    Ok(router::Model {
+        id: router.id.to_string(),
+        project: router.project.to_string(),
+        name: router.name.to_string(),
+        live_name: router.deleted_at.is_none().then(|| router.name.to_string()),
+        admin_state_up: router.admin_state_up,
+        external_network_id: router.external_network_id.map(|id| id.to_string()),
+        enable_snat: router.enable_snat,
+        routes: codec::json("routers.routes", &router.routes)?,
+        fingerprint: router.fingerprint.clone(),
+        created_at: millis(router.created_at),
+        deleted_at: router.deleted_at.map(millis),
+    })
+}
+
+fn read_interface(model: router_interface::Model) -> Result<RouterInterfaceRow, StoreError> {
+    let id = format!("{}/{}", model.router_id, model.subnet_id);
+    let row = RowReader {
+        table: "router_interfaces",
+        id: &id,
+    };
+    Ok(RouterInterfaceRow {
+        router_id: row.parsed("router_id", model.router_id.parse())?,
+        subnet_id: row.parsed("subnet_id", model.subnet_id.parse())?,
+        network_id: row.parsed("network_id", model.network_id.parse())?,
+        ip_address: row.parsed("ip_address", model.ip_address.parse())?,
+        mac_address: row.parsed("mac_address", model.mac_address.parse())?,
+    })
+}
+
+fn read_gateway(model: router_gateway::Model) -> Result<RouterGatewayRow, StoreError> {
+    let id = format!("{}/{}/{}", model.router_id, model.host_id, model.subnet_id);
+    let row = RowReader {
+        table: "router_gateways",
+        id: &id,
+    };
+    Ok(RouterGatewayRow {
+        router_id: row.parsed("router_id", model.router_id.parse())?,
+        host_id: row.parsed("host_id", model.host_id.parse())?,
+        subnet_id: row.parsed("subnet_id", model.subnet_id.parse())?,
+        ip_address: row.parsed("ip_address", model.ip_address.parse())?,
+    })
+}
+
+/// The routers that meet a condition, in order of creation.
+async fn load(db: &impl Executor, which: Condition) -> Result<Vec<RouterRow>, StoreError> {
+    let found = router::Entity::find()
+        .filter(which)
+        .order_by_asc(router::Column::CreatedAt)
+        .order_by_asc(router::Column::Id)
+        .all(&db.handle())
+        .await
+        .map_err(failed("routers"))?;
+    found.into_iter().map(read).collect()
+}
+
+async fn load_interfaces(
+    db: &impl Executor,
+    which: Condition,
+) -> Result<Vec<RouterInterfaceRow>, StoreError> {
+    let found = router_interface::Entity::find()
+        .filter(which)
+        .order_by_asc(router_interface::Column::RouterId)
+        .order_by_asc(router_interface::Column::SubnetId)
+        .all(&db.handle())
+        .await
+        .map_err(failed("router_interfaces"))?;
+    found.into_iter().map(read_interface).collect()
+}
+
+/// Adds a router.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `Id` or `RouterName`.
+pub async fn insert(db: &impl Executor, router: &RouterRow) -> Result<(), StoreError> {
+    router::Entity::insert(write(router)?.into_active_model().reset_all())
+        .exec_without_returning(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("routers::insert"))
+}
+
+/// Writes a router as it is now.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `RouterName`; [`StoreError::NotFound`] if there is no such router.
+pub async fn update(db: &impl Executor, router: &RouterRow) -> Result<(), StoreError> {
+    let row = write(router)?;
+    let updated = router::Entity::update_many()
+        .col_expr(router::Column::Name, Expr::value(row.name))
+        .col_expr(router::Column::LiveName, Expr::value(row.live_name))
+        .col_expr(
+            router::Column::AdminStateUp,
+            Expr::value(row.admin_state_up),
+        )
+        .col_expr(
+            router::Column::ExternalNetworkId,
+            Expr::value(row.external_network_id),
+        )
+        .col_expr(router::Column::EnableSnat, Expr::value(row.enable_snat))
+        .col_expr(router::Column::Routes, Expr::value(row.routes))
+        .col_expr(router::Column::DeletedAt, Expr::value(row.deleted_at))
+        .filter(router::Column::Id.eq(row.id.clone()))
+        .exec(&db.handle())
+        .await
+        .map_err(failed("routers::update"))?;
+    // MariaDB counts only rows that differ.
+    if updated.rows_affected == 0 && get(db, router.id).await?.is_none() {
+        return Err(StoreError::NotFound {
+            table: TABLE,
+            id: row.id,
+        });
+    }
+    Ok(())
+}
+
+/// One router, also a deleted one.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn get(db: &impl Executor, id: RouterId) -> Result<Option<RouterRow>, StoreError> {
+    let which = Condition::all().add(router::Column::Id.eq(id.to_string()));
+    Ok(load(db, which).await?.pop())
+}
+
+/// Some living routers.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_ids(
+    db: &impl Executor,
+    ids: &BTreeSet<RouterId>,
+) -> Result<Vec<RouterRow>, StoreError> {
+    let mut routers = Vec::new();
+    for ids in bulk::id_lists(ids) {
+        let which = Condition::all()
+            .add(router::Column::DeletedAt.is_null())
+            .add(router::Column::Id.is_in(ids));
+        routers.append(&mut load(db, which).await?);
+    }
+    Ok(routers)
+}
+
+/// The living router with this name.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn find_by_name(
+    db: &impl Executor,
+    project: &ProjectName,
+    name: &RouterName,
+) -> Result<Option<RouterRow>, StoreError> {
+    let which = Condition::all()
+        .add(router::Column::Project.eq(project.as_str()))
+        .add(router::Column::LiveName.eq(name.as_str()));
+    Ok(load(db, which).await?.pop())
+}
+
+/// The living routers of a project, or all, in order of creation.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn list(
+    db: &impl Executor,
+    project: Option<&ProjectName>,
+) -> Result<Vec<RouterRow>, StoreError> {
+    let which = Condition::all()
+        .add(router::Column::DeletedAt.is_null())
+        .add_option(project.map(|project| router::Column::Project.eq(project.as_str())));
+    load(db, which).await
+}
+
+/// The living routers that have a leg in one of these networks, on whichever side.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_networks(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<BTreeSet<RouterId>, StoreError> {
+    let mut found = BTreeSet::new();
+    for ids in bulk::id_lists(networks) {
+        let inside = Condition::all().add(router_interface::Column::NetworkId.is_in(ids.clone()));
+        let legs = load_interfaces(db, inside).await?;
+        found.extend(legs.into_iter().map(|leg| leg.router_id));
+        let outside = Condition::all()
+            .add(router::Column::DeletedAt.is_null())
+            .add(router::Column::ExternalNetworkId.is_in(ids));
+        found.extend(load(db, outside).await?.into_iter().map(|row| row.id));
+    }
+    Ok(found)
+}
+
+/// Adds a leg.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `Id` (the router has one in the subnet) or `IpAddress`.
+pub async fn insert_interface(
+    db: &impl Executor,
+    interface: &RouterInterfaceRow,
+) -> Result<(), StoreError> {
+    let row = router_interface::Model {
+        router_id: interface.router_id.to_string(),
+        subnet_id: interface.subnet_id.to_string(),
+        network_id: interface.network_id.to_string(),
+        ip_address: interface.ip_address.to_string(),
+        mac_address: interface.mac_address.to_string(),
+    };
+    router_interface::Entity::insert(row.into_active_model().reset_all())
+        .exec_without_returning(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("routers::insert_interface"))
+}
+
+/// Removes a leg; none is no error.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn delete_interface(
+    db: &impl Executor,
+    router: RouterId,
+    subnet: SubnetId,
+) -> Result<(), StoreError> {
+    router_interface::Entity::delete_many()
+        .filter(router_interface::Column::RouterId.eq(router.to_string()))
+        .filter(router_interface::Column::SubnetId.eq(subnet.to_string()))
+        .exec(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("routers::delete_interface"))
+}
+
+/// The legs of some routers, by router.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn interfaces(
+    db: &impl Executor,
+    routers: &BTreeSet<RouterId>,
+) -> Result<BTreeMap<RouterId, Vec<RouterInterfaceRow>>, StoreError> {
+    let mut found: BTreeMap<RouterId, Vec<RouterInterfaceRow>> = BTreeMap::new();
+    for ids in bulk::id_lists(routers) {
+        let which = Condition::all().add(router_interface::Column::RouterId.is_in(ids));
+        for leg in load_interfaces(db, which).await? {
+            found.entry(leg.router_id).or_default().push(leg);
+        }
+    }
+    Ok(found)
+}
+
+/// Gives a host an address for a router.
+///
+/// # Errors
+/// [`StoreError::Unique`] with `Id` (it has one) or `IpAddress`.
+pub async fn insert_gateway(
+    db: &impl Executor,
+    gateway: &RouterGatewayRow,
+) -> Result<(), StoreError> {
+    let row = router_gateway::Model {
+        router_id: gateway.router_id.to_string(),
+        host_id: gateway.host_id.to_string(),
+        subnet_id: gateway.subnet_id.to_string(),
+        ip_address: gateway.ip_address.to_string(),
+    };
+    router_gateway::Entity::insert(row.into_active_model().reset_all())
+        .exec_without_returning(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("routers::insert_gateway"))
+}
+
+/// Takes an address from a host; none is no error.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn delete_gateway(
+    db: &impl Executor,
+    gateway: &RouterGatewayRow,
+) -> Result<(), StoreError> {
+    router_gateway::Entity::delete_many()
+        .filter(router_gateway::Column::RouterId.eq(gateway.router_id.to_string()))
+        .filter(router_gateway::Column::HostId.eq(gateway.host_id.to_string()))
+        .filter(router_gateway::Column::SubnetId.eq(gateway.subnet_id.to_string()))
+        .exec(&db.handle())
+        .await
+        .map(drop)
+        .map_err(failed("routers::delete_gateway"))
+}
+
+/// The addresses that hosts have for some routers.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn gateways(
+    db: &impl Executor,
+    routers: &BTreeSet<RouterId>,
+) -> Result<Vec<RouterGatewayRow>, StoreError> {
+    let mut found = Vec::new();
+    for ids in bulk::id_lists(routers) {
+        let models = router_gateway::Entity::find()
+            .filter(router_gateway::Column::RouterId.is_in(ids))
+            .order_by_asc(router_gateway::Column::RouterId)
+            .order_by_asc(router_gateway::Column::HostId)
+            .order_by_asc(router_gateway::Column::SubnetId)
+            .all(&db.handle())
+            .await
+            .map_err(failed("routers::gateways"))?;
+        for model in models {
+            found.push(read_gateway(model)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The addresses of a subnet that legs, hosts and floating IPs use.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn addresses_in_use(
+    db: &impl Executor,
+    subnet: SubnetId,
+) -> Result<BTreeSet<IpAddr>, StoreError> {
+    let id = subnet.to_string();
+    let legs: Vec<String> = router_interface::Entity::find()
+        .select_only()
+        .column(router_interface::Column::IpAddress)
+        .filter(router_interface::Column::SubnetId.eq(id.clone()))
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("routers::addresses_in_use"))?;
+    let hosts: Vec<String> = router_gateway::Entity::find()
+        .select_only()
+        .column(router_gateway::Column::IpAddress)
+        .filter(router_gateway::Column::SubnetId.eq(id.clone()))
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("routers::addresses_in_use"))?;
+    let floating: Vec<String> = floating_ip::Entity::find()
+        .select_only()
+        .column(floating_ip::Column::IpAddress)
+        .filter(floating_ip::Column::SubnetId.eq(id.clone()))
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("routers::addresses_in_use"))?;
+    let row = RowReader {
+        table: "subnets",
+        id: &id,
+    };
+    legs.iter()
+        .chain(&hosts)
+        .chain(&floating)
+        .map(|address| row.parsed("ip_address", address.parse()))
+        .collect()
+}
+
+/// The Ethernet addresses of a network that legs use.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn macs_in_use(
+    db: &impl Executor,
+    network: NetworkId,
+) -> Result<BTreeSet<MacAddress>, StoreError> {
+    let which = Condition::all().add(router_interface::Column::NetworkId.eq(network.to_string()));
+    let legs = load_interfaces(db, which).await?;
+    Ok(legs.into_iter().map(|leg| leg.mac_address).collect())
+}
+
+/// The hosts that have ports in these networks, by network: those on which their instances are.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn hosts_of_networks(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<BTreeMap<NetworkId, BTreeSet<HostId>>, StoreError> {
+    let mut found: BTreeMap<NetworkId, BTreeSet<HostId>> = BTreeMap::new();
+    for ids in bulk::id_lists(networks) {
+        let pairs: Vec<(String, String)> = port::Entity::find()
+            .select_only()
+            .column(port::Column::NetworkId)
+            .column(port::Column::InstanceId)
+            .filter(port::Column::NetworkId.is_in(ids))
+            .into_tuple()
+            .all(&db.handle())
+            .await
+            .map_err(failed("routers::hosts_of_networks"))?;
+        let mut of_instance: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (network, instance) in pairs {
+            of_instance.entry(instance).or_default().insert(network);
+        }
+        for ids in bulk::id_lists(of_instance.keys()) {
+            let claims: Vec<(String, String)> = claim::Entity::find()
+                .select_only()
+                .column(claim::Column::InstanceId)
+                .column(claim::Column::HostId)
+                .filter(claim::Column::InstanceId.is_in(ids))
+                .filter(claim::Column::Role.eq(crate::claims::ClaimRole::Current.as_str()))
+                .into_tuple()
+                .all(&db.handle())
+                .await
+                .map_err(failed("routers::hosts_of_networks"))?;
+            for (instance, host) in claims {
+                let row = RowReader {
+                    table: "claims",
+                    id: &instance,
+                };
+                let host: HostId = row.parsed("host_id", host.parse())?;
+                for network in of_instance.get(&instance).into_iter().flatten() {
+                    let network = row.parsed("network_id", network.parse())?;
+                    found.entry(network).or_default().insert(host);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The hosts that were told of a router.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn hosts_told(
+    db: &impl Executor,
+    router: RouterId,
+) -> Result<BTreeSet<HostId>, StoreError> {
+    let hosts: Vec<String> = document::Entity::find()
+        .select_only()
+        .column(document::Column::HostId)
+        .filter(document::Column::Kind.eq(Kind::Router.as_str()))
+        .filter(document::Column::ResourceId.eq(router.to_string()))
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("routers::hosts_told"))?;
+    hosts
+        .iter()
+        .map(|host| {
+            let row = RowReader {
+                table: "documents",
+                id: host,
+            };
+            row.parsed("host_id", host.parse())
+        })
+        .collect()
+}
+
+/// Marks a router deleted, frees its name, and gives back its addresses: its legs', and its hosts'. Doing it again is harmless and
+/// keeps the first time.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if there is no such router.
+pub async fn mark_deleted(
+    db: &impl Executor,
+    id: RouterId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let Some(row) = get(db, id).await? else {
+        return Err(StoreError::NotFound {
+            table: TABLE,
+            id: id.to_string(),
+        });
+    };
+    let deleted_at = row.deleted_at.unwrap_or(now);
+    let scope = scope(db).await?;
+    router_interface::Entity::delete_many()
+        .filter(router_interface::Column::RouterId.eq(id.to_string()))
+        .exec(&scope.handle())
+        .await
+        .map_err(failed("routers::mark_deleted"))?;
+    router_gateway::Entity::delete_many()
+        .filter(router_gateway::Column::RouterId.eq(id.to_string()))
+        .exec(&scope.handle())
+        .await
+        .map_err(failed("routers::mark_deleted"))?;
+    let none = || Expr::value(Option::<String>::None);
+    router::Entity::update_many()
+        .col_expr(router::Column::LiveName, none())
+        .col_expr(router::Column::ExternalNetworkId, none())
+        .col_expr(router::Column::DeletedAt, Expr::value(millis(deleted_at)))
+        .filter(router::Column::Id.eq(id.to_string()))
+        .exec(&scope.handle())
+        .await
+        .map_err(failed("routers::mark_deleted"))?;
+    scope.finish().await
+}
