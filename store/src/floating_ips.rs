@@ -21,7 +21,6 @@ use crate::{
     },
     error::{StoreError, failed},
     executor::Executor,
-    ports::{self, PortRow},
 };
 
 const TABLE: &str = "floating_ips";
@@ -179,15 +178,6 @@ pub async fn of_routers(
         found.append(&mut load(db, which).await?);
     }
     Ok(found)
-}
-
-/// The port with this id.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn port(db: &impl Executor, id: PortId) -> Result<Option<PortRow>, StoreError> {
-    let which = Condition::all().add(port::Column::Id.eq(id.to_string()));
-    Ok(ports::load(db, which).await?.pop())
 }
 
 /// How many floating IPs a network has.

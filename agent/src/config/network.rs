@@ -129,8 +129,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<NetworkConfig, String> {
-        let mut reader = Reader::from_text("agent.toml", text, [], "BERTH")
-            .map_err(|error| error.to_string())?;
+        let mut reader = Reader::from_text("agent.toml", text, [], "BERTH");
         let config = NetworkConfig::read(&mut reader);
         reader
             .finish(|| Some(config))

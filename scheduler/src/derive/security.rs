@@ -94,8 +94,8 @@ mod tests {
     };
     use berth_store::{
         instances::{BootSource, InstanceObserved, InstanceRow},
-        networks::SubnetRow,
         ports::{AttachmentState, PortAttachment, PortWishes},
+        subnets::SubnetRow,
     };
     use chrono::DateTime;
     use proptest::prelude::*;
@@ -122,14 +122,24 @@ mod tests {
             created_at: DateTime::UNIX_EPOCH,
             deleted_at: None,
             fingerprint: String::new(),
-            subnet: SubnetRow {
+            physical_network: None,
+            segmentation_id: None,
+            external: false,
+            subnets: vec![SubnetRow {
                 id: SubnetId::new(),
                 network_id: id,
+                name: None,
                 cidr: "10.0.0.0/24".parse().unwrap(),
                 gateway_ip: None,
-                dhcp_ip: [10, 0, 0, 2].into(),
+                dhcp_ip: Some([10, 0, 0, 2].into()),
+                allocation_pools: vec![],
                 dns_nameservers: vec![],
-            },
+                host_routes: vec![],
+                ipv6_address_mode: None,
+                fingerprint: String::new(),
+                created_at: DateTime::UNIX_EPOCH,
+                deleted_at: None,
+            }],
         }
     }
 
@@ -162,6 +172,7 @@ mod tests {
             attempt: 1,
             failed_hosts: vec![],
             config_drive: None,
+            guest_data: None,
             desired_rescue: None,
             desired_incarnation: None,
             metadata: Default::default(),
@@ -187,7 +198,7 @@ mod tests {
             delete_with_instance: true,
             mac_address: MacAddress::from_octets([0x52, 0x54, 0, 0, 0, last]).unwrap(),
             fixed_ips: vec![FixedIp {
-                subnet_id: network.subnet.id,
+                subnet_id: network.subnets[0].id,
                 ip_address: [10, 0, 0, last].into(),
             }],
             wishes: PortWishes {

@@ -244,6 +244,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
     for bits in (0_u32..1 << 19).step_by(4099) {
         let asked = |bit: usize| bits >> bit & 1 == 1;
         let part = HostPart {
+            routers: [].into(),
             instances: (0..16)
                 .filter(|n| asked(*n))
                 .map(|n| instances[n])
@@ -289,6 +290,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 networks: [networks[0].id].into(),
                 volumes: [disks[0]].into(),
                 snapshots: [snapshots[0]].into(),
+                routers: [].into(),
             },
         ),
         (
@@ -298,6 +300,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 networks: [networks[1].id].into(),
                 volumes: [disks[3], disks[0]].into(),
                 snapshots: [snapshots[0], snapshots[3]].into(),
+                routers: [].into(),
             },
         ),
     ]);

@@ -48,7 +48,7 @@ fn router(name: &str) -> RouterRow {
 fn leg(router: &RouterRow, network: &NetworkRow, last: u8) -> RouterInterfaceRow {
     RouterInterfaceRow {
         router_id: router.id,
-        subnet_id: network.subnet.id,
+        subnet_id: network.subnets[0].id,
         network_id: network.id,
         ip_address: IpAddr::from([10, 0, 0, last]),
         mac_address: "52:54:00:00:00:01".parse().unwrap(),
@@ -60,7 +60,7 @@ fn floating(network: &NetworkRow, last: u8) -> FloatingIpRow {
         id: FloatingIpId::new(),
         project: "default".parse().unwrap(),
         network_id: network.id,
-        subnet_id: network.subnet.id,
+        subnet_id: network.subnets[0].id,
         ip_address: IpAddr::from([10, 0, 0, last]),
         association: None,
         fingerprint: "f".to_owned(),
@@ -106,7 +106,7 @@ async fn a_router_comes_back_as_it_was_written(database: Arc<TestDatabase>) {
     assert_eq!(routers::of_ids(db, &ids).await.unwrap(), [row.clone()]);
     let networks = BTreeSet::from([network.id]);
     assert_eq!(routers::of_networks(db, &networks).await.unwrap(), ids);
-    routers::delete_interface(db, row.id, network.subnet.id)
+    routers::delete_interface(db, row.id, network.subnets[0].id)
         .await
         .unwrap();
     assert!(routers::interfaces(db, &ids).await.unwrap().is_empty());
@@ -129,14 +129,14 @@ async fn a_deleted_router_gives_back_its_name_and_addresses(database: Arc<TestDa
     let gateway = RouterGatewayRow {
         router_id: row.id,
         host_id: host,
-        subnet_id: network.subnet.id,
+        subnet_id: network.subnets[0].id,
         ip_address: IpAddr::from([10, 0, 0, 20]),
     };
     routers::insert_interface(db, &leg(&row, &network, 1))
         .await
         .unwrap();
     routers::insert_gateway(db, &gateway).await.unwrap();
-    let used = routers::addresses_in_use(db, network.subnet.id).await;
+    let used = routers::addresses_in_use(db, network.subnets[0].id).await;
     assert_eq!(
         used.unwrap(),
         [1, 20].map(|last| IpAddr::from([10, 0, 0, last])).into()
@@ -148,7 +148,7 @@ async fn a_deleted_router_gives_back_its_name_and_addresses(database: Arc<TestDa
     }
     let found = routers::get(db, row.id).await.unwrap().unwrap();
     assert_eq!(found.deleted_at, Some(sample::time(5)));
-    let used = routers::addresses_in_use(db, network.subnet.id).await;
+    let used = routers::addresses_in_use(db, network.subnets[0].id).await;
     assert_eq!(used.unwrap(), BTreeSet::new());
     assert_eq!(routers::list(db, None).await.unwrap(), []);
     routers::insert(db, &router("r1")).await.unwrap();
@@ -165,7 +165,7 @@ async fn addresses_outside_are_given_once(database: Arc<TestDatabase>) {
     let gateway = |router: &RouterRow| RouterGatewayRow {
         router_id: router.id,
         host_id: host,
-        subnet_id: network.subnet.id,
+        subnet_id: network.subnets[0].id,
         ip_address: IpAddr::from([10, 0, 0, 20]),
     };
     routers::insert_gateway(db, &gateway(&a)).await.unwrap();

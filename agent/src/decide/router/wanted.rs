@@ -353,5 +353,6 @@ pub fn advertisement(links: &[(String, u32)]) -> Option<DhcpFiles> {
     Some(DhcpFiles {
         config,
         hosts: String::new(),
+        names: String::new(),
     })
 }

@@ -16,7 +16,6 @@ use berth_common::{
 use berth_store::{
     Executor, StoreError, UniqueWhat,
     floating_ips::{self, Association, FloatingIpRow},
-    instances,
     networks::NetworkRow,
     ports::{self, PortRow},
     routers,
@@ -141,9 +140,8 @@ async fn association(
     wish: Option<IpAddr>,
 ) -> Result<Association, ClaimError> {
     let nobodys = || not_found(format!("project {} has no port {port_id}", row.project));
-    let port = floating_ips::port(db, port_id).await?.ok_or_else(nobodys)?;
-    let owner = instances::get(db, port.instance_id).await?;
-    if owner.is_none_or(|owner| owner.project != row.project) {
+    let port = ports::get(db, port_id).await?.ok_or_else(nobodys)?;
+    if port.project != row.project {
         return Err(nobodys());
     }
     let fixed = fixed_ip(&port, wish)?;
@@ -274,9 +272,9 @@ async fn views(
     let mut instances: BTreeMap<PortId, InstanceId> = BTreeMap::new();
     for row in rows {
         if let Some(association) = row.association
-            && let Some(port) = floating_ips::port(db, association.port_id).await?
+            && let Some(port) = ports::get(db, association.port_id).await?
         {
-            instances.insert(port.id, port.instance_id);
+            instances.extend(port.instance_id().map(|instance| (port.id, instance)));
         }
     }
     Ok(rows

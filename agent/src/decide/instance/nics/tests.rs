@@ -71,6 +71,7 @@ fn config(ports: &[InstancePort]) -> DomainConfig {
         ports: ports.to_vec(),
         volumes: Vec::new(),
         config_drive: None,
+        guest_data: None,
         rescue: None,
         on_crash: berth_common::document::OnCrash::default(),
     };
