@@ -369,6 +369,8 @@ impl Host {
         assert!(left.filter.part.is_empty(), "{left:?}");
         // What the packet filter has once for the host stays.
         left.filter = FilterObserved::default();
+        // And the host has addresses of its own.
+        left.uplink.host.addresses.clear();
         assert_eq!(left, NetworkObserved::default());
         assert_eq!(self.net.networks_present().await.unwrap(), []);
         assert_eq!(dnsmasqs(), BTreeSet::new());

@@ -133,6 +133,9 @@ create_instance() {
 	local image=$root/.cache/guest/berth-guest.qcow2
 	berthctl -o json network list | jq -e --arg name "$network" '.networks[] | select(.name == $name)' >/dev/null ||
 		berthctl network create "$network" --cidr "$cidr"
+	# What is shown comes from outside, and nothing comes in but what a rule allows. The same ids again are the same rules.
+	berthctl security-group rule create default --protocol icmp --id 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a01
+	berthctl security-group rule create default --protocol tcp --dst-port 80 --id 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a02
 	if [[ -n $(vm_state) ]]; then
 		say "instance $instance is there already"
 		wait_for "the end of what instance $instance is doing" 120 settled

@@ -81,7 +81,7 @@ def main(url, image_url, image_sha256):
     network = client.ask(
         "network.create", {"id": str(uuid.uuid4()), "name": "python", "cidr": "10.78.0.0/24"}
     )
-    print("network created:", network["id"], network["cidr"])
+    print("network created:", network["id"], network["subnets"][0]["cidr"])
 
     instance = str(uuid.uuid4())
     request = {

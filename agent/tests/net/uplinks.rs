@@ -172,7 +172,9 @@ fn vxlans_reach_across_hosts_and_never_one_another() {
             converge(1, red, &vxlan(100, &spec));
             for change in [
                 format!("bridge fdb del {} dev {vtep} dst 192.0.2.2 self", mac(2)),
-                format!("bridge fdb append 00:00:00:00:00:00 dev {vtep} dst 192.0.2.99 self"),
+                format!(
+                    "bridge fdb append 00:00:00:00:00:00 dev {vtep} dst 192.0.2.99 self static"
+                ),
                 format!(
                     "bridge fdb replace {} dev {vtep} dst 192.0.2.99 self static",
                     mac(3)

@@ -114,7 +114,7 @@ fn first_rules(
         (RuleDirection::Egress, EtherType::IPv6, None),
     ];
     if let Some(from) = from.map(RuleRemote::Group) {
-        wanted.push((RuleDirection::Ingress, EtherType::IPv4, Some(from.clone())));
+        wanted.push((RuleDirection::Ingress, EtherType::IPv4, Some(from)));
         wanted.push((RuleDirection::Ingress, EtherType::IPv6, Some(from)));
     }
     (0_u8..)

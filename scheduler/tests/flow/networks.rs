@@ -421,7 +421,8 @@ async fn told(
     .await;
 }
 
-fn able(last: u8) -> impl FnOnce(&mut Host) {
+/// A host that can build every kind of network.
+pub(crate) fn able(last: u8) -> impl FnOnce(&mut Host) {
     move |host| {
         host.network = NetworkCapabilities {
             vlan: true,

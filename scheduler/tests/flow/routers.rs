@@ -59,7 +59,7 @@ fn give(floating_ip: &str, port: Option<PortId>) -> FloatingIpSet {
 fn with_gateway(name: &str, cidr: &str) -> berth_common::message::request::NetworkCreate {
     let mut request = network(name, cidr);
     request.gateway_ip = request.cidr.and_then(|cidr| cidr.net().hosts().next());
-    request.external = name == "public";
+    request.external = name != "green";
     request
 }
 

@@ -1,6 +1,6 @@
 //! Security groups: who gets them, who hears of their changes, and what is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     document::{Document, Kind, NetworkSpec, NetworkType, RuleDirection},
@@ -22,6 +22,7 @@ use crate::{
     ask::{delete, instance, network},
     cloud::Cloud,
     host::Host,
+    networks::able,
     ports::port,
 };
 
@@ -78,7 +79,10 @@ fn members(spec: &NetworkSpec, group: SecurityGroupId) -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_has_the_default_group_of_its_project_and_hears_of_its_members_on_all_hosts() {
     let cloud = Cloud::start().await;
-    let mut hosts = Host::join_all(&cloud, &["hv1", "hv2"]).await;
+    let mut hosts = BTreeMap::new();
+    for (last, name) in [(1, "hv1"), (2, "hv2")] {
+        hosts.insert(name, Host::join_with(&cloud, name, able(last)).await);
+    }
     cloud
         .ok(NetworkCreate {
             network_type: NetworkType::Vxlan,

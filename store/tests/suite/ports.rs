@@ -59,7 +59,7 @@ async fn a_port_is_given_to_instances_and_taken_back(database: Arc<TestDatabase>
     assert!(!row.is_wanted());
     assert_eq!(row.position(), 3);
     let unsettled = ports::unsettled_of_instances(db, &[instance.id]).await;
-    assert_eq!(unsettled.unwrap(), [row.clone()]);
+    assert_eq!(unsettled.unwrap(), std::slice::from_ref(&row));
     assert_eq!(ports::of_instance(db, instance.id).await.unwrap(), [row]);
     ports::free(db, port.id).await.unwrap();
     assert_eq!(read().await, port);

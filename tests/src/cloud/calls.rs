@@ -5,16 +5,17 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use berth_common::{
     bus::RpcError,
-    document::{ConfigDrive, DesiredPower, Flavor, ImageRef, OnCrash},
-    ids::{InstanceId, NetworkId, VolumeId},
+    document::{ConfigDrive, DesiredPower, EtherType, Flavor, ImageRef, OnCrash, RuleDirection},
+    ids::{InstanceId, NetworkId, SecurityGroupRuleId, VolumeId},
     message::{
         request::{
             BlockDevice, HostList, InstanceCreate, InstanceDelete, InstanceList, InstanceShow,
             Method, NetworkAttachment, NetworkCreate, NetworkList, Reply,
         },
+        security_group::SecurityGroupRuleCreate,
         view::{HostView, InstanceView, NetworkView, VmState},
     },
-    refusal::Refusal,
+    refusal::{Refusal, RefusalCode},
     units::{DiskGb, MemoryMb, Vcpus},
 };
 
@@ -124,7 +125,31 @@ impl TestCloud {
             dns_nameservers: Vec::new(),
             mtu: None,
         };
-        self.call(&request).await
+        let network = self.call(&request).await?;
+        self.open_default_group().await?;
+        Ok(network)
+    }
+
+    /// Lets everything in over IPv4 to ports that have the group `default`, as those have that ask for no other.
+    ///
+    /// # Errors
+    /// It is refused, but for the rule being there.
+    async fn open_default_group(&self) -> anyhow::Result<()> {
+        let request = SecurityGroupRuleCreate {
+            id: SecurityGroupRuleId::new(),
+            security_group: "default".to_owned(),
+            project: Default::default(),
+            direction: RuleDirection::Ingress,
+            ethertype: EtherType::IPv4,
+            protocol: None,
+            remote_ip_prefix: None,
+            remote_group: None,
+        };
+        match self.try_call(&request, CALL_LIMIT).await? {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.code == RefusalCode::Conflict => Ok(()),
+            Err(refusal) => bail!("the rule was refused: {refusal}"),
+        }
     }
 
     /// The request for an instance of the smallest size that boots the guest.

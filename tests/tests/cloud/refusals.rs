@@ -1,5 +1,6 @@
 //! Requests that are well-formed and cannot be granted: a typed refusal that says why, and nothing half-made.
 
+use anyhow::Context;
 use berth_common::{
     document::DesiredPower,
     ids::{InstanceId, NetworkId},
@@ -112,7 +113,8 @@ async fn addresses_are_given_once(
         broadcast,
     )
     .await?;
-    let dhcp = network.subnets[0].dhcp_ip.unwrap().to_string();
+    let dhcp = network.subnets[0].dhcp_ip;
+    let dhcp = dhcp.context("the subnet has no DHCP server")?.to_string();
     check(
         cloud,
         &wish(Some(&dhcp), None)?,

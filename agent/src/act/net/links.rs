@@ -382,7 +382,7 @@ impl Links {
         let mut addresses = BTreeMap::<u32, BTreeSet<IpNet>>::new();
         for message in &messages {
             let of_link = addresses.entry(message.header.index).or_default();
-            of_link.extend(given_address(message));
+            of_link.extend(given_address(message).filter(|address| !is_link_local(*address)));
         }
         Ok(addresses)
     }
@@ -635,6 +635,17 @@ fn bridge(options: &[InfoBridge]) -> BridgeOptions {
         }
     }
     bridge
+}
+
+/// Whether the kernel gives each link an address like this.
+const fn is_link_local(address: IpNet) -> bool {
+    matches!(address, IpNet::V6(address) if address.addr().is_unicast_link_local())
+}
+
+/// The addresses that somebody chose.
+fn without_link_local(mut addresses: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+    addresses.retain(|address| !is_link_local(*address));
+    addresses
 }
 
 /// An address of a link. The kernel makes none by itself where it is asked: there, that is switched off.

@@ -234,7 +234,7 @@ impl Links {
         let mut routes = self.routes_over::<Ipv4Addr>(between.from).await?;
         routes.extend(self.routes_over::<Ipv6Addr>(between.from).await?);
         // Those to whom there is no gateway first: gateways are reached by them.
-        routes.sort_by_key(|route| has_gateway(route));
+        routes.sort_by_key(has_gateway);
         for mut route in routes {
             for attribute in &mut route.attributes {
                 if let RouteAttribute::Oif(index) = attribute {

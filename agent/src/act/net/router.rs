@@ -207,10 +207,8 @@ impl KernelNet {
             RouterStep::Switch { switches, .. } => {
                 self.within("router-apply", router, async move || {
                     // In their order: forwarding last.
-                    let wanted = RouterSwitch::ALL.iter().filter(|it| switches.contains(it));
-                    wanted
-                        .map(|switch| write_switch(switch.path(), switch.value()))
-                        .collect()
+                    let mut wanted = RouterSwitch::ALL.iter().filter(|it| switches.contains(it));
+                    wanted.try_for_each(|switch| write_switch(switch.path(), switch.value()))
                 })
                 .await
             }

@@ -277,7 +277,8 @@ fn subnets_of_one_network_share_a_leg() {
 
 #[test]
 fn what_no_host_can_do_is_refused_with_the_reason() {
-    let cases: [(fn(&mut RouterSpec), FaultCode, &str); 7] = [
+    type Case = (fn(&mut RouterSpec), FaultCode, &'static str);
+    let cases: [Case; 7] = [
         (
             |spec| spec.interfaces[0].ip_address = IpAddr::from([10, 0, 2, 1]),
             FaultCode::Network,
@@ -334,7 +335,6 @@ fn a_foreign_link_is_refused_and_left_alone() {
         matches!(&plan.then, RouterThen::Refused(fault) if fault.code == FaultCode::ForeignObject)
     );
     // A tombstone takes the rest.
-    let mut observed = observed;
     follow(&mut observed, None);
     assert_eq!(
         observed.host_ends.keys().copied().collect::<Vec<_>>(),

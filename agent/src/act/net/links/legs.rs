@@ -22,7 +22,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{Found, Links, is, set_address, unset_address};
+use super::{Found, Links, is, set_address, unset_address, without_link_local};
 use crate::{
     act::net::error::NetError,
     decide::{
@@ -98,7 +98,8 @@ impl Links {
             up: found.is_up(),
             master: None,
             unsettled,
-            addresses: self.addresses(found).await?,
+            // The link-local one that the kernel gives each leg is what it advertises itself with.
+            addresses: without_link_local(self.addresses(found).await?),
         };
         for attribute in &found.message.attributes {
             match attribute {
