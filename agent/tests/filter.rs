@@ -297,6 +297,18 @@ fn berths_own_services_are_reached_whatever_the_groups_say() {
             let guest = host.plug(&spec, 0);
             ip(&format!("-n {} address flush dev eth0", guest.namespace));
             assert_eq!(guest.dhcp(), Some("10.0.0.10".to_owned()));
+            // The metadata service, by way of berth's own address, and of a gateway that only has a neighbour entry.
+            let inside = &guest.namespace;
+            ip(&format!("-n {inside} address add 10.0.0.10/24 dev eth0"));
+            ip(&format!(
+                "-n {inside} neigh replace 10.0.0.9 lladdr 02:00:00:00:00:99 dev eth0"
+            ));
+            for by in ["10.0.0.2", "10.0.0.9"] {
+                ip(&format!(
+                    "-n {inside} route replace 169.254.169.254 via {by}"
+                ));
+                assert_eq!(guest.asks_metadata(), "404", "by way of {by}");
+            }
         },
     );
 }

@@ -204,6 +204,24 @@ impl Guest {
         output.status.success()
     }
 
+    /// What the metadata service answers it, as a status of HTTP; 000: nothing.
+    pub(crate) fn asks_metadata(&self) -> String {
+        let url = "http://169.254.169.254/latest/meta-data/instance-id";
+        let format = [
+            "-s",
+            "-m",
+            "5",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            url,
+        ];
+        let args = ["netns", "exec", &self.namespace, "curl"];
+        let output = try_run("ip", &[&args[..], &format].concat());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// The address it gets by DHCP.
     pub(crate) fn dhcp(&self) -> Option<String> {
         let args = ["netns", "exec", &self.namespace, "busybox", "udhcpc"];

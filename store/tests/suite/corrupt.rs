@@ -179,7 +179,7 @@ async fn corrupt_values_are_named_with_table_and_row(database: Arc<TestDatabase>
         ("state", "'asleep'"),
         ("state", "NULL"),
         ("allowed_address_pairs", "'{}'"),
-        ("qos", "'[]'"),
+        ("qos", "'1'"),
         ("mirrors", "'[1]'"),
         ("project", "''"),
         ("name", "''"),
