@@ -9,6 +9,11 @@ fn an_operator_gets_from_nothing_to_a_guest_and_back_with_berthctl() {
         let ctl = Berthctl::new(cloud)?;
         ctl.text(&["network", "create", "front", "--cidr", "10.77.1.0/24"])
             .await?;
+        // Nothing comes in but what a rule allows.
+        for what in [&["icmp"][..], &["tcp", "--dst-port", "80"]] {
+            let rule = ["security-group", "rule", "create", "default", "--protocol"];
+            ctl.text(&[&rule[..], what].concat()).await?;
+        }
         let file = cloud.site.dir().join("web.toml");
         std::fs::write(
             &file,
