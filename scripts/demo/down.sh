@@ -113,6 +113,18 @@ remove_by_hand() {
 	for name in $(demo_links); do ip link delete "$name" 2>/dev/null || true; done
 }
 
+# The packet filter of the host, which outlives networks: with no network in it, it is the demo's.
+remove_packet_filter() {
+	local family used
+	used=$(nft -j list table bridge berth 2>/dev/null | jq '[.nftables[].map?.elem? // [] | length] | add') || used=0
+	((${used:-0} == 0)) || return 0
+	for family in bridge inet; do
+		if nft list table "$family" berth >/dev/null 2>&1; then
+			nft delete table "$family" berth || problem "cannot delete the $family table berth of nftables"
+		fi
+	done
+}
+
 check_nothing_is_left() {
 	local left program
 	if libvirt_answers; then
@@ -194,6 +206,7 @@ say "removing the instance and its network"
 say "ending the agent and the scheduler"
 stop berth-agent
 stop berth-scheduler
+remove_packet_filter
 check_nothing_is_left
 for id in $(noted instances); do rm -f "/var/log/libvirt/qemu/berth-$id.log"*; done
 end_rabbitmq
