@@ -12,7 +12,10 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkVlan, LinkVxlan, new_connect
 use serde_json::{Value, json};
 
 use crate::{
-    act::command::{Command, CommandError},
+    act::{
+        command::CommandError,
+        net::{error::NetError, nft_command::run},
+    },
     decide::network::uplink::Feature,
 };
 
@@ -177,14 +180,9 @@ const PARENT: u32 = 100;
 
 /// Has nftables take rules, in this thread's namespace.
 async fn try_rules(rules: &Value) -> Result<(), String> {
-    let done = Command::new("nft")
-        .args(["-j", "-f", "-"])
-        .input(rules.to_string())
-        .run()
-        .await;
-    match done {
+    match run(rules, &[]).await {
         Ok(_) => Ok(()),
-        Err(CommandError::Failed { stderr, .. }) => {
+        Err(NetError::Command(CommandError::Failed { stderr, .. })) => {
             Err(stderr.lines().next().unwrap_or("nft failed").to_owned())
         }
         Err(error) => Err(error.to_string()),

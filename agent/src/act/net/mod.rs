@@ -6,7 +6,7 @@
 //!   `nat` (nftables) and `features` (what the kernel can);
 //! - `tc`: limits and copies of packets, through netlink;
 //! - `netns`: named namespaces;
-//! - `nft`: the packet filter;
+//! - `nft`: the packet filter; `nft_command` runs the tool, here and for `nat`, `router` and `features`;
 //! - `router`: routers and floating IPs;
 //! - `dnsmasq`, `metadata`, `process`: the DHCP server and the metadata service, which outlive the agent and are adopted;
 //! - `worker`: the threads all of it runs on.
@@ -21,6 +21,7 @@ pub mod metadata;
 mod nat;
 mod netns;
 mod nft;
+mod nft_command;
 mod nic;
 mod process;
 mod router;

@@ -13,12 +13,12 @@ use std::{
 
 use berth_common::ids::NetworkId;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::json;
 use tokio::sync::Mutex;
 
-use super::{error::NetError, uplink::set_forwards};
+use super::{error::NetError, nft_command::run, uplink::set_forwards};
 use crate::{
-    act::command::{Command, CommandError},
+    act::command::CommandError,
     decide::{
         names,
         network::uplink::{
@@ -143,7 +143,7 @@ impl Nat {
         let temporary = path.with_extension("new");
         fs::write(&temporary, text).map_err(NetError::file("write", &temporary))?;
         fs::rename(&temporary, &path).map_err(NetError::file("replace", &path))?;
-        command(&rules.ruleset(network)).await?;
+        run(&rules.ruleset(network), &[]).await?;
         for link in &rules.open {
             set_forwards(link, Forwards::Yes)?;
         }
@@ -164,7 +164,7 @@ impl Nat {
         for link in close {
             set_forwards(link, Forwards::No)?;
         }
-        command(&removal(network)).await?;
+        run(&removal(network), &[]).await?;
         for path in [path.with_extension("new"), path] {
             match fs::remove_file(&path) {
                 Ok(()) => {}
@@ -176,30 +176,19 @@ impl Nat {
     }
 }
 
-async fn command(commands: &Value) -> Result<(), NetError> {
-    Command::new("nft")
-        .args(["-j", "-f", "-"])
-        .input(commands.to_string())
-        .run()
-        .await?;
-    Ok(())
-}
-
 /// The chains of a table, and how many rules are in each; nothing if there is no such table.
 async fn shape(table: &str) -> Result<NatShape, NetError> {
-    let listed = Command::new("nft")
-        .args(["-j", "list", "table", "inet", table])
-        .run()
-        .await;
-    let output = match listed {
-        Ok(output) => output,
-        Err(CommandError::Failed { stderr, .. }) if stderr.contains("No such file") => {
+    let table = json!({ "family": "inet", "name": table });
+    let list = json!({ "nftables": [{ "list": { "table": table } }] });
+    let listed = match run(&list, &[]).await {
+        Ok(listed) => listed,
+        Err(NetError::Command(CommandError::Failed { stderr, .. }))
+            if stderr.contains("No such file") =>
+        {
             return Ok(NatShape::default());
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
-    let listed: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| NetError::system("read what nft printed")(io::Error::other(error)))?;
     let mut shape = BTreeMap::<String, usize>::new();
     for object in listed["nftables"].as_array().into_iter().flatten() {
         if let Some(chain) = object["chain"]["name"].as_str() {

@@ -9,7 +9,6 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::Arc,
-    time::Duration,
 };
 
 use berth_common::ids::NetworkId;
@@ -23,9 +22,9 @@ use nix::sys::{
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::error::NetError;
+use super::{error::NetError, nft_command::run};
 use crate::{
-    act::command::{Command, CommandError},
+    act::command::CommandError,
     decide::filter::{
         Change, FilterObserved, Reason, Stateful, Tables, base,
         nft::{Family, Field, Op, Operand, Rule, Statement, TABLE},
@@ -33,10 +32,6 @@ use crate::{
     },
 };
 
-/// How long one run of nft may take: a list of thousands of chains takes a second or two on a busy machine.
-const LIMIT: Duration = Duration::from_secs(20);
-/// How much nft may list: some ten thousand ports.
-const LIST_LIMIT: usize = 256 << 20;
 /// How often a list is made anew because the ruleset changed meanwhile.
 const LISTS: usize = 5;
 /// How long the kernel may take to tell its number.
@@ -210,24 +205,6 @@ fn has_table(listed: &Value, family: &str) -> bool {
 fn understood(listed: &Value) -> Result<Tables, NetError> {
     tables(listed).map_err(|error| NetError::Filter {
         what: error.to_string(),
-    })
-}
-
-/// Has nft carry out commands, all of them or none; answers what it lists.
-async fn run(commands: &Value, options: &[&str]) -> Result<Value, NetError> {
-    let command = Command::new("nft")
-        .args(options)
-        // As "-" it would open /dev/stdin, which not every host has.
-        .args(["-j", "-f", "/proc/self/fd/0"])
-        .input(commands.to_string().into_bytes())
-        .timeout(LIMIT)
-        .stdout_limit(LIST_LIMIT);
-    let output = command.run().await?;
-    if output.stdout.is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| NetError::Filter {
-        what: format!("nft printed something else than JSON: {error}"),
     })
 }
 

@@ -5,32 +5,22 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    act::{command::Command, net::error::NetError},
+    act::net::{error::NetError, nft_command::run},
     decide::router::{RulesObserved, rules::TABLE},
 };
 
-/// How much `nft` may print: some ten thousand floating IPs.
-const PRINTED: usize = 8 << 20;
-
 /// Carries out a transaction.
 pub(super) async fn apply(transaction: &Value) -> Result<(), NetError> {
-    let nft = Command::new("nft").args(["-j", "-f", "-"]);
-    nft.input(transaction.to_string()).run().await?;
-    Ok(())
+    run(transaction, &[]).await.map(drop)
 }
 
 /// What is there of the table.
 pub(super) async fn look() -> Result<Option<RulesObserved>, NetError> {
-    let nft = Command::new("nft")
-        .args(["-j", "list", "ruleset"])
-        .stdout_limit(PRINTED);
-    let printed = nft.run().await?.stdout;
-    let listed: Value = serde_json::from_slice(&printed)
-        .map_err(|error| NetError::system("read what nft printed")(std::io::Error::other(error)))?;
-    Ok(read(&listed))
+    let ruleset = json!({ "nftables": [{ "list": { "ruleset": null } }] });
+    Ok(read(&run(&ruleset, &[]).await?))
 }
 
 fn read(listed: &Value) -> Option<RulesObserved> {
