@@ -14,6 +14,7 @@
 mod frames;
 #[path = "filter/host.rs"]
 mod host;
+mod isolation;
 
 use std::{
     collections::BTreeSet,
@@ -31,7 +32,8 @@ use berth_common::document::{
     NetworkSpec, NetworkType, PortRange, RuleDirection, RuleProtocol, RuleRemote,
 };
 use frames::{MARK, hostile, legitimate};
-use host::{Host, group, inside, ip, isolated, nft, rule, run, wait_for};
+use host::{Host, group, inside, isolated, nft, rule};
+use isolation::{ip, run, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

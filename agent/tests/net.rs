@@ -12,6 +12,7 @@
 
 #[path = "net/guests.rs"]
 mod guests;
+mod isolation;
 #[path = "net/tc.rs"]
 mod tc;
 
@@ -41,56 +42,24 @@ use berth_common::{
 };
 use serde_json::Value;
 
+use self::isolation::{STATE_DIR, client_script, ip, run, try_run, wait_for};
+
 #[path = "net/fabric.rs"]
 mod fabric;
 #[path = "net/uplinks.rs"]
 mod uplinks;
 
-/// Set for the copy of the test that runs in its own namespaces.
-const INSIDE: &str = "BERTH_NET_TEST_INSIDE";
 /// How long one test may take, in seconds.
-const TEST_LIMIT: &str = "120";
-/// Below this the tests keep their files.
-const STATE_DIR: &str = "/run/state";
+const TEST_LIMIT: u32 = 120;
 
-/// Runs a test in namespaces of its own. The shell there is process 1 and collects orphans, as an init does.
+/// Runs a test on a hypervisor in namespaces of its own.
 fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
-    if std::env::var(INSIDE).as_deref() == Ok(test) {
-        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
-        fs::create_dir(STATE_DIR).unwrap();
-        fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
-        fs::write("/run/script", CLIENT_SCRIPT).unwrap();
-        fs::set_permissions("/run/script", fs::Permissions::from_mode(0o755)).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let mut host = Host::new();
-            body(&mut host).await;
-            host.end().await;
-        });
-        return;
-    }
-    let me = std::env::current_exe().unwrap();
-    let status = Command::new("timeout")
-        .args(["-k", "5", TEST_LIMIT])
-        .args([
-            "unshare",
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ])
-        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
-        .arg(me)
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-        .env(INSIDE, test)
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test}: {status}");
+    isolation::isolated(test, TEST_LIMIT, async || {
+        client_script(CLIENT_SCRIPT);
+        let mut host = Host::new();
+        body(&mut host).await;
+        host.end().await;
+    });
 }
 
 /// What the DHCP client runs: sets the address and prints what it was told.
@@ -108,43 +77,10 @@ bound|renew)
 esac
 "#;
 
-fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program)
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = try_run(program, args);
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn ip(args: &str) -> String {
-    run("ip", &args.split(' ').collect::<Vec<_>>())
-}
-
 /// What `ip -j` says, as its one entry.
 fn ip_json(args: &str) -> Value {
     let all: Value = serde_json::from_str(&ip(&format!("-j -d {args}"))).unwrap();
     all[0].clone()
-}
-
-/// Waits until a condition holds, and tells the last state it saw if it never does.
-fn wait_for<T: std::fmt::Debug>(what: &str, limit: Duration, mut look: impl FnMut() -> (bool, T)) {
-    let deadline = Instant::now() + limit;
-    loop {
-        let (done, state) = look();
-        if done {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "waited {limit:?} for {what}; last seen: {state:?}"
-        );
-        std::thread::yield_now();
-    }
 }
 
 /// A hypervisor with one network.

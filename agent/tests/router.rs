@@ -10,12 +10,14 @@
     reason = "a panic in a test's helper is a failed assertion"
 )]
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod isolation;
+
 use std::{
     collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output, Stdio},
     sync::{
@@ -24,7 +26,7 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use berth_agent::{
@@ -46,75 +48,20 @@ use berth_common::{
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
-/// Set for the copy of the test that runs in its own namespaces.
-const INSIDE: &str = "BERTH_ROUTER_TEST_INSIDE";
+use self::isolation::{INSIDE, STATE_DIR, block_on, ip, private_run, try_run, wait_for};
+
 /// Set, with a file of documents, for the copy that is another host.
 const OTHER_HOST: &str = "BERTH_ROUTER_TEST_OTHER_HOST";
 /// How long one test may take, in seconds.
-const TEST_LIMIT: &str = "150";
-const STATE_DIR: &str = "/run/state";
+const TEST_LIMIT: u32 = 150;
 
-/// Runs a test in namespaces of its own. The shell there is process 1 and collects orphans, as an init does.
+/// Runs a test in namespaces of its own.
 fn isolated<F: AsyncFnOnce(&mut Lab)>(test: &str, body: F) {
-    if std::env::var(INSIDE).as_deref() == Ok(test) {
-        private_run();
-        block_on(async {
-            let mut lab = Lab::new();
-            body(&mut lab).await;
-            lab.end().await;
-        });
-        return;
-    }
-    let me = std::env::current_exe().unwrap();
-    let status = Command::new("timeout")
-        .args(["-k", "5", TEST_LIMIT])
-        .args([
-            "unshare",
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ])
-        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
-        .arg(me)
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-        .env(INSIDE, test)
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test}: {status}");
-}
-
-fn private_run() {
-    run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
-    fs::create_dir(STATE_DIR).unwrap();
-    fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
-}
-
-fn block_on<F: Future<Output = ()>>(future: F) {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future);
-}
-
-fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program)
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = try_run(program, args);
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn ip(args: &str) -> String {
-    run("ip", &args.split(' ').collect::<Vec<_>>())
+    isolation::isolated(test, TEST_LIMIT, async || {
+        let mut lab = Lab::new();
+        body(&mut lab).await;
+        lab.end().await;
+    });
 }
 
 /// What a program in a namespace prints.
@@ -124,22 +71,6 @@ fn within(namespace: &str, command: &str) -> Output {
         .chain(command.split(' '))
         .collect();
     try_run("ip", &args)
-}
-
-/// Waits until a condition holds, and tells the last state it saw if it never does.
-fn wait_for<T: std::fmt::Debug>(what: &str, limit: Duration, mut look: impl FnMut() -> (bool, T)) {
-    let deadline = Instant::now() + limit;
-    loop {
-        let (done, state) = look();
-        if done {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "waited {limit:?} for {what}; last seen: {state:?}"
-        );
-        std::thread::yield_now();
-    }
 }
 
 fn ping(namespace: &str, address: &str) -> bool {

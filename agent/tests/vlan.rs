@@ -9,8 +9,6 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
-use std::process::{Command, Output};
-
 use berth_agent::{
     act::net::features::Features,
     decide::{
@@ -24,28 +22,16 @@ use berth_common::{
 };
 use serde_json::Value;
 
-use self::fabric::{HostOnWire, TRUNK, bare, break_off_everywhere, cut_wires, wires};
+use self::{
+    fabric::{HostOnWire, TRUNK, bare, break_off_everywhere, cut_wires, wires},
+    isolation::{ip, run, try_run},
+};
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "net/fabric.rs"]
 mod fabric;
-
-fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program)
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = try_run(program, args);
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn ip(args: &str) -> String {
-    run("ip", &args.split(' ').collect::<Vec<_>>())
-}
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod isolation;
 
 fn vlan(id: u32) -> NetworkSpec {
     bare(NetworkType::Vlan, Some(id))

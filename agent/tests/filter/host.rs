@@ -4,9 +4,8 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    os::fd::AsRawFd as _,
     path::Path,
-    process::{Command, Output},
     sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -39,96 +38,29 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::frames;
+use super::{
+    frames,
+    isolation::{self, STATE_DIR, client_script, ip, run, try_run},
+};
 
-/// Set for the copy of the test that runs in its own namespaces.
-const INSIDE: &str = "BERTH_FILTER_TEST_INSIDE";
 /// How long one test may take, in seconds: a slow machine runs several at once.
-const TEST_LIMIT: &str = "300";
-/// Below this the tests keep their files.
-const STATE_DIR: &str = "/run/state";
+const TEST_LIMIT: u32 = 300;
 
 /// What the DHCP client runs.
 const CLIENT_SCRIPT: &str = "#!/bin/sh\n[ \"$1\" = bound ] && echo \"lease $ip\"\nexit 0\n";
 
-/// Runs a test in namespaces of its own.
+/// Runs a test on a hypervisor in namespaces of its own.
 pub(crate) fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
-    if std::env::var(INSIDE).as_deref() == Ok(test) {
-        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
-        fs::create_dir(STATE_DIR).unwrap();
-        fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
-        fs::write("/run/script", CLIENT_SCRIPT).unwrap();
-        fs::set_permissions("/run/script", fs::Permissions::from_mode(0o755)).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let mut host = Host::new();
-            body(&mut host).await;
-            host.end().await;
-        });
-        return;
-    }
-    let me = std::env::current_exe().unwrap();
-    let status = Command::new("timeout")
-        .args(["-k", "5", TEST_LIMIT])
-        .args([
-            "unshare",
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ])
-        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
-        .arg(me)
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-        .env(INSIDE, test)
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test}: {status}");
-}
-
-fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program)
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
-}
-
-pub(crate) fn run(program: &str, args: &[&str]) -> String {
-    let output = try_run(program, args);
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-pub(crate) fn ip(args: &str) -> String {
-    run("ip", &args.split(' ').collect::<Vec<_>>())
+    isolation::isolated(test, TEST_LIMIT, async || {
+        client_script(CLIENT_SCRIPT);
+        let mut host = Host::new();
+        body(&mut host).await;
+        host.end().await;
+    });
 }
 
 pub(crate) fn nft(command: &str) {
     run("nft", &[command]);
-}
-
-/// Waits until a condition holds, and tells the last state it saw if it never does.
-pub(crate) fn wait_for<T: std::fmt::Debug>(
-    what: &str,
-    limit: Duration,
-    mut look: impl FnMut() -> (bool, T),
-) {
-    let deadline = Instant::now() + limit;
-    loop {
-        let (done, state) = look();
-        if done {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "waited {limit:?} for {what}; last seen: {state:?}"
-        );
-    }
 }
 
 /// Does something in a network namespace, on a thread that ends with it.

@@ -1,0 +1,102 @@
+//! What tests of the network share: a copy of the test in namespaces of its own, programs that are run and must succeed, and
+//! bounded waits.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+/// Set, to the test's name, for the copy that runs in its own namespaces.
+pub(crate) const INSIDE: &str = "BERTH_TEST_INSIDE";
+/// Below this the tests keep their files, in a `/run` of their own.
+pub(crate) const STATE_DIR: &str = "/run/state";
+
+/// Runs a test in namespaces of its own, within a limit in seconds. The shell there is process 1 and collects orphans, as an
+/// init does.
+pub(crate) fn isolated(test: &str, limit: u32, body: impl AsyncFnOnce()) {
+    if std::env::var(INSIDE).as_deref() == Ok(test) {
+        private_run();
+        block_on(body());
+        return;
+    }
+    let me = std::env::current_exe().unwrap();
+    let status = Command::new("timeout")
+        .args(["-k", "5", &limit.to_string()])
+        .args([
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
+        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
+        .arg(me)
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(INSIDE, test)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test}: {status}");
+}
+
+/// A `/run` of the test's own, with its state directory, which everybody may pass.
+pub(crate) fn private_run() {
+    run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+    fs::create_dir(STATE_DIR).unwrap();
+    fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o711)).unwrap();
+}
+
+/// Writes the script that a DHCP client runs.
+pub(crate) fn client_script(text: &str) {
+    fs::write("/run/script", text).unwrap();
+    fs::set_permissions("/run/script", fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+pub(crate) fn block_on(future: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future);
+}
+
+pub(crate) fn try_run(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+/// What a program prints, which must succeed.
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = try_run(program, args);
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn ip(args: &str) -> String {
+    run("ip", &args.split(' ').collect::<Vec<_>>())
+}
+
+/// Waits until a condition holds, and tells the last state it saw if it never does.
+pub(crate) fn wait_for<T: std::fmt::Debug>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> (bool, T),
+) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let (done, state) = look();
+        if done {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {limit:?} for {what}; last seen: {state:?}"
+        );
+        std::thread::yield_now();
+    }
+}
