@@ -33,7 +33,7 @@ use std::{
 
 use berth_common::{
     document::{Document, DocumentKey, Kind, VolumeSource},
-    ids::{PortId, SnapshotId, VolumeId},
+    ids::{NetworkId, PortId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, FaultCode},
     telemetry::{error_chain, health::Component},
     units::Generation,
@@ -54,7 +54,7 @@ use self::{
     tools::{ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
 };
 use crate::{
-    decide::{domain::DomainObserved, instance::HostFacts, network::tc},
+    decide::{self, domain::DomainObserved, filter, instance::HostFacts, network::tc},
     inbox::journal::Journal,
     metrics::AgentMetrics,
     report::{glance::Glances, reports::Reports},
@@ -91,7 +91,7 @@ pub struct Parts {
     pub libvirt: Component,
     /// How often the host is looked at.
     pub resync_every: Duration,
-    /// How many networks are worked on at once, and how many other resources.
+    /// How many networks and routers are worked on at once, and how many other resources.
     pub concurrent_operations: usize,
 }
 
@@ -276,16 +276,21 @@ impl Engine {
             return;
         };
         let moment = Moment::now();
-        match self.resources.get_mut(&key) {
+        let document = Arc::clone(&entry.document);
+        let before = match self.resources.get_mut(&key) {
             None => {
                 self.resources
                     .insert(key, Resource::fresh(entry.document, moment));
+                None
             }
             Some(resource) if resource.document != entry.document => {
+                let before = Arc::clone(&resource.document);
                 resource.replace(entry.document, moment);
+                Some(before)
             }
             Some(_) => return,
-        }
+        };
+        self.wake_legs(before.as_deref(), &document);
         self.tell(key);
         self.tools.metrics.journal(self.tools.journal.len());
     }
@@ -378,7 +383,7 @@ impl Engine {
             }
             Kind::Instance | Kind::Router => false,
         };
-        let changed_taps = end.taps;
+        let (changed_taps, has_new_bridge) = (end.taps, end.bridge);
         if let Some(resource) = self.resources.get_mut(&key) {
             resource.end(&document, end, self.resync_every, Moment::now());
         }
@@ -388,6 +393,9 @@ impl Engine {
         }
         if changed_taps {
             self.wake_networks(&document);
+        }
+        if has_new_bridge {
+            self.wake_routers(&document);
         }
         // This one copies nothing any more. If it waits for its source itself, nothing has changed for others.
         if !waits && let Some(source) = source(&document) {
@@ -461,6 +469,45 @@ impl Engine {
                     .is_some_and(|spec| tc::concerns(&spec.ports, wish.id, &ports)),
                 Document::Instance(_)
                 | Document::Router(_)
+                | Document::Snapshot(_)
+                | Document::Volume(_) => false,
+            };
+            if concerned {
+                resource.wake(now);
+            }
+        }
+    }
+
+    /// Legs of a router begin or end: the packet filters of their networks are made from them too, and follow at once.
+    fn wake_legs(&mut self, before: Option<&Document>, now: &Document) {
+        let documents = before.into_iter().chain([now]);
+        let networks: BTreeSet<NetworkId> = documents.flat_map(filter::legs_of).collect();
+        let now = Instant::now();
+        for network in networks {
+            let key = DocumentKey {
+                kind: Kind::Network,
+                id: network.as_uuid(),
+            };
+            if let Some(resource) = self.resources.get_mut(&key) {
+                resource.wake(now);
+            }
+        }
+    }
+
+    /// The bridge of a network was made anew, without what was in it: routers put their legs into it at once.
+    fn wake_routers(&mut self, document: &Document) {
+        let Document::Network(network) = document else {
+            return;
+        };
+        let now = Instant::now();
+        for resource in self.resources.values_mut() {
+            let concerned = match &*resource.document {
+                Document::Router(wish) => {
+                    let legs = decide::router::legs(wish);
+                    legs.iter().any(|leg| leg.network == network.id)
+                }
+                Document::Instance(_)
+                | Document::Network(_)
                 | Document::Snapshot(_)
                 | Document::Volume(_) => false,
             };

@@ -25,7 +25,8 @@ type Wish = Desired<NetworkId, NetworkSpec>;
 
 /// Carries out a network's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
-    let outcome = rounds(&mut worker, wish)
+    let mut bridge = false;
+    let outcome = rounds(&mut worker, wish, &mut bridge)
         .await
         .unwrap_or(Outcome::Superseded);
     match (&outcome, &wish.spec) {
@@ -39,10 +40,18 @@ pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
         (Outcome::Superseded | Outcome::Unseen(_), _) => {}
         _ => worker.tools.networks.set(wish.id, None),
     }
-    PassEnd::of(outcome)
+    PassEnd {
+        bridge,
+        ..PassEnd::of(outcome)
+    }
 }
 
-async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> {
+/// Notes whether the bridge was made, however the pass ends.
+async fn rounds(
+    worker: &mut Worker,
+    wish: &Wish,
+    has_new_bridge: &mut bool,
+) -> Result<Outcome, BrokenOff> {
     let mut left = String::new();
     for _ in 0..ROUNDS {
         worker.take_slot().await?;
@@ -65,7 +74,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
             });
         }
         left = plan.steps.iter().map(name).collect::<Vec<_>>().join(", ");
-        let failures = carry_out(worker, &plan).await?;
+        let failures = carry_out(worker, &plan, has_new_bridge).await?;
         if let Some(outcome) = failed(&failures) {
             return Ok(outcome);
         }
@@ -82,13 +91,19 @@ pub(super) struct Failures {
 }
 
 /// Carries out the steps as far as the plan's rule for errors goes; answers all errors.
-async fn carry_out(worker: &Worker, plan: &NetPlan) -> Result<Failures, BrokenOff> {
+async fn carry_out(
+    worker: &Worker,
+    plan: &NetPlan,
+    has_new_bridge: &mut bool,
+) -> Result<Failures, BrokenOff> {
     let net = &worker.tools.host.net;
     let mut failures = Failures::default();
     for step in &plan.steps {
         if worker.cancel.is_cancelled() {
             return Err(BrokenOff);
         }
+        // Also if it fails: the bridge may be there nevertheless, and the next look does not know since when.
+        *has_new_bridge |= matches!(step, NetStep::CreateBridge { .. });
         if let Err(error) = worker
             .step(name(step), text(plan), async |_| net.apply(step).await)
             .await

@@ -256,6 +256,8 @@ pub(super) struct PassEnd {
     pub(super) again: Option<Duration>,
     /// Of instances: whether taps were made or taken away.
     pub(super) taps: bool,
+    /// Of networks: whether its bridge was made.
+    pub(super) bridge: bool,
 }
 
 impl PassEnd {
@@ -267,6 +269,7 @@ impl PassEnd {
             memory: Memory::default(),
             again: None,
             taps: false,
+            bridge: false,
         }
     }
 }

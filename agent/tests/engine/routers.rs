@@ -1,6 +1,13 @@
 //! Routers, with the networks they are in: whatever breaks off when, in whatever order documents come.
 
-use berth_agent::decide::router::{RouterNamespace, Translation};
+use berth_agent::{
+    act::Net,
+    decide::{
+        filter::part::Part,
+        network::NetStep,
+        router::{Leg, RouterNamespace, Translation},
+    },
+};
 use berth_common::document::{GatewayAddress, RouterFloatingIp, RouterGateway, RouterInterface};
 use berth_common::ids::FloatingIpId;
 
@@ -276,4 +283,91 @@ async fn what_no_host_can_do_is_told_and_mended_by_another_document() {
     let right = routed.document(2, |_| {});
     lab.send(&right).await;
     lab.wait_status(&right, ConvergeStatus::Converged).await;
+}
+
+async fn filter(lab: &Lab, network: NetworkId) -> Part {
+    let observed = Net::observe(&lab.host, network).await.unwrap();
+    observed.filter.part
+}
+
+/// Sooner than the next regular look.
+async fn soon(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let start = tokio::time::Instant::now();
+    while !is_so().await {
+        assert!(start.elapsed() < Duration::from_secs(3), "{what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_packet_filter_of_a_network_follows_the_routers_legs_at_once() {
+    let lab = Lab::new().await;
+    let routed = Routed::new(&lab);
+    let [inside, outside, router] = routed.all();
+    for network in [&inside, &outside] {
+        lab.send(network).await;
+        lab.wait_status(network, ConvergeStatus::Converged).await;
+    }
+    let without = filter(&lab, routed.inside).await;
+    assert!(!without.is_empty());
+    lab.send(&router).await;
+    soon("the leg that comes", async || {
+        filter(&lab, routed.inside).await != without
+    })
+    .await;
+    let with = filter(&lab, routed.inside).await;
+    lab.wait_status(&router, ConvergeStatus::Converged).await;
+    lab.wait_status(&inside, ConvergeStatus::Converged).await;
+
+    let moved = routed.document(2, |spec| {
+        spec.interfaces[0].mac_address = "52:54:00:00:00:03".parse().unwrap();
+    });
+    lab.send(&moved).await;
+    soon("another Ethernet address", async || {
+        ![&with, &without].contains(&&filter(&lab, routed.inside).await)
+    })
+    .await;
+    // Of a leg that goes only the old document tells.
+    lab.send(&routed.document(3, |spec| {
+        spec.interfaces.clear();
+        spec.floating_ips.clear();
+    }))
+    .await;
+    soon("the leg that goes", async || {
+        filter(&lab, routed.inside).await == without
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bridge_that_is_made_anew_gets_the_legs_of_its_routers_back_at_once() {
+    let lab = Lab::new().await;
+    let routed = Routed::new(&lab);
+    let all = routed.all();
+    for document in &all {
+        lab.send(document).await;
+    }
+    for document in &all {
+        lab.wait_status(document, ConvergeStatus::Converged).await;
+    }
+    for leg in [
+        Leg::inside(routed.router, routed.inside),
+        Leg::outside(routed.router, routed.outside),
+    ] {
+        let has_leg = async || {
+            let observed = Net::observe(&lab.host, leg.network).await.unwrap();
+            observed.bridge.is_some() && observed.members.contains(&leg.host_end().name())
+        };
+        assert!(has_leg().await);
+        let step = NetStep::DeleteBridge(leg.network);
+        Net::apply(&lab.host, &step).await.unwrap();
+        assert!(!has_leg().await);
+        // Only the network is looked at for this.
+        let mut network = routed.network(leg.network);
+        if let Document::Network(wish) = &mut network {
+            wish.generation = Generation(2);
+        }
+        lab.send(&network).await;
+        soon("its leg", has_leg).await;
+    }
 }

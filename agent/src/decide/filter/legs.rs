@@ -9,6 +9,16 @@ use berth_common::{document::Document, ids::NetworkId, names::MacAddress};
 
 use super::RouterLeg;
 
+/// The networks in which a document puts such legs.
+#[must_use]
+pub fn legs_of(document: &Document) -> BTreeSet<NetworkId> {
+    let Document::Router(wish) = document else {
+        return BTreeSet::new();
+    };
+    let interfaces = wish.spec.iter().flat_map(|spec| &spec.interfaces);
+    interfaces.map(|leg| leg.network_id).collect()
+}
+
 /// The legs in a network: by Ethernet address, the addresses behind it. The way out of a router has an address of this host alone, and
 /// is none of them.
 #[must_use]

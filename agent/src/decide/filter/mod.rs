@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 pub use base::Stateful;
 pub use drops::{PortDrops, drops};
-pub use legs::legs;
+pub use legs::{legs, legs_of};
 pub use listing::{NotAList, tables};
 pub use part::{Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
