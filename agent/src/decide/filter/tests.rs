@@ -231,6 +231,55 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
     insta::assert_snapshot!(text(towards(network(), &spec, &uplinks, &found)));
 }
 
+/// A provider's network with a DHCP server and a metadata service of its own.
+fn unserved() -> NetworkSpec {
+    let mut spec = spec();
+    spec.network_type = NetworkType::Flat;
+    for subnet in &mut spec.subnets {
+        subnet.dhcp_ip = None;
+    }
+    spec
+}
+
+#[test]
+fn services_of_somebody_else_are_let_through_where_berth_has_none() {
+    let uplinks = BTreeSet::from(["eth1".to_owned()]);
+    let own = |spec: &NetworkSpec| {
+        let text = text(towards(network(), spec, &uplinks, &empty(Stateful::Bridge)));
+        let mac = Link::veth_namespace(network()).mac();
+        let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+        [
+            mac,
+            "169.254.169.254".to_owned(),
+            "fea9fe".to_owned(),
+            crate::decide::names::veth_host(network()),
+        ]
+        .map(|word| text.contains(&word))
+    };
+    let unserved = unserved();
+    assert_eq!(own(&unserved), [false; 4]);
+    let mut served = unserved.clone();
+    served.subnets[0].dhcp_ip = spec().subnets[0].dhcp_ip;
+    assert_ne!(own(&served), [false; 4]);
+    let metadata = packet(
+        RuleDirection::Egress,
+        "10.0.0.10",
+        "169.254.169.254",
+        TraceProtocol::Tcp {
+            source_port: None,
+            destination_port: 80,
+        },
+    );
+    let says_berths = |spec: &NetworkSpec| {
+        let steps = trace(spec, &spec.ports[0], &metadata);
+        steps
+            .iter()
+            .any(|step| step.detail.contains("berth's metadata"))
+    };
+    assert!(says_berths(&served));
+    assert!(!says_berths(&unserved));
+}
+
 /// The kinds of commands, without rules.
 fn touched(step: Option<FilterStep>) -> Vec<String> {
     let commands = commands(step);

@@ -17,6 +17,7 @@ use super::{
     reason::Reason,
     wanted::{METADATA_V4, METADATA_V6, identities},
 };
+use crate::decide::dhcp;
 
 struct Trace<'a> {
     spec: &'a NetworkSpec,
@@ -173,16 +174,11 @@ impl Trace<'_> {
                     .to_owned(),
             );
         }
-        if self.spec.subnets.is_empty() {
-            return None;
-        }
+        // Without a server of its own, a network has none of berth's services.
+        dhcp::served(self.spec).next()?;
         let destination = self.packet.destination;
         let metadata = destination == METADATA_V4 || destination == METADATA_V6;
-        let server = self
-            .spec
-            .subnets
-            .iter()
-            .any(|subnet| subnet.dhcp_ip == Some(destination));
+        let server = dhcp::served(self.spec).any(|(_, address)| address == destination);
         match self.packet.protocol {
             TraceProtocol::Tcp {
                 destination_port: 80,

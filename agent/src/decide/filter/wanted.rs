@@ -32,7 +32,7 @@ use super::{
     part::{AddressSet, Version, Wanted},
     reason::Reason,
 };
-use crate::decide::{names as link_names, network::Link};
+use crate::decide::{dhcp, names as link_names, network::Link};
 
 /// Where the metadata service answers, in every network.
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -237,14 +237,11 @@ impl Filter<'_> {
 
     /// Whether berth's own DHCP, name and metadata services are in the network.
     fn is_served(&self) -> bool {
-        !self.spec.subnets.is_empty()
+        dhcp::served(self.spec).next().is_some()
     }
 
     fn serves(&self, version: Version) -> bool {
-        let mut subnets = self.spec.subnets.iter();
-        subnets.any(|subnet| {
-            subnet.cidr.is_ipv6() == (version == Version::V6) && subnet.dhcp_ip.is_some()
-        })
+        dhcp::served(self.spec).any(|(subnet, _)| subnet.cidr.is_ipv6() == (version == Version::V6))
     }
 
     fn service_mac(&self) -> Option<String> {
@@ -260,7 +257,7 @@ impl Filter<'_> {
 
     /// The addresses that berth's services and routers have on every host.
     fn own_addresses(&self) -> BTreeSet<IpNet> {
-        let services = self.spec.subnets.iter().filter_map(|subnet| subnet.dhcp_ip);
+        let services = dhcp::served(self.spec).map(|(_, address)| address);
         let metadata = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
         let legs = self.around.legs.iter();
         services
