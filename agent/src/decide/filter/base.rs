@@ -19,7 +19,7 @@ use super::{
         Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement, TABLE, TCP_FROM,
         UDP_FROM, UDP_TO,
     },
-    part::Name,
+    part::{Name, Stray},
     reason::Reason,
 };
 
@@ -258,6 +258,23 @@ fn maps(stateful: Stateful) -> Vec<(Family, &'static str)> {
     ];
     maps.extend(tracking_family(stateful).map(|family| (family, ZONES)));
     maps
+}
+
+/// Something of the host as what is to be removed.
+#[must_use]
+pub fn stray((family, name): &Name) -> Stray {
+    let kind = if [SOURCE, EGRESS, INGRESS, ZONES].contains(&name.as_str()) {
+        "map"
+    } else if Reason::of_set(name).is_some() {
+        "set"
+    } else {
+        "chain"
+    };
+    Stray {
+        family: *family,
+        kind,
+        name: name.clone(),
+    }
 }
 
 /// Everything of the host as it is listed once it is made.

@@ -183,15 +183,28 @@ impl Tables {
                 .filter_map(move |family| part.chains.get(&(family, chain.clone())))
                 .flatten()
         });
+        let mut base = self.base.clone();
+        let mut strays = self.strays.clone();
+        for name in self.outdated(stateful) {
+            base.remove(name);
+            strays.insert(base::stray(name));
+        }
         FilterObserved {
             stateful,
-            base: self.base.clone(),
+            base,
             part: self.part(network),
-            strays: self.strays.clone(),
+            strays,
             taken_zones: zones.filter_map(|comment| zone_in(comment)).collect(),
             calls_ip: false,
             legs: Vec::new(),
         }
+    }
+
+    /// What is the host's for tracking connections in another way than this, as a kernel without a module had it.
+    fn outdated(&self, stateful: Stateful) -> impl Iterator<Item = &part::Name> {
+        let wanted = base::wanted(stateful);
+        let names = self.base.keys();
+        names.filter(move |name| !wanted.contains_key(*name))
     }
 }
 

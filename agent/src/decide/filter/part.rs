@@ -369,6 +369,7 @@ impl Change {
         }
         let chains = self.strays.iter().filter(|stray| stray.kind == "chain");
         commands.extend(chains.map(|stray| json!({ "flush": { "chain": stray.json() } })));
+        // Chains come first: they may name maps and sets.
         commands.extend(
             self.strays
                 .iter()
@@ -459,6 +460,8 @@ impl Tables {
         if let Some(stateful) = change.base {
             self.base = base::wanted(stateful);
         }
+        self.base
+            .retain(|name, _| !change.strays.contains(&base::stray(name)));
         self.strays.retain(|stray| !change.strays.contains(stray));
         let key = names::network(change.network);
         let part = self.parts.entry(key.clone()).or_default();

@@ -373,6 +373,70 @@ fn what_is_unknown_in_our_tables_is_removed() {
     );
 }
 
+/// Carries out what is to do for a network, as long as there is something; answers the transactions.
+fn settle(tables: &mut Tables, network: NetworkId, stateful: Stateful) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for _ in 0..4 {
+        let found = tables.observed(network, stateful);
+        let Some(step) = towards(network, &spec(), &BTreeSet::new(), &found) else {
+            return changes;
+        };
+        let mut imagined = found;
+        imagine(&mut imagined, &step);
+        let FilterStep::Change(change) = step else {
+            panic!("{step}");
+        };
+        tables.apply(&change);
+        let seen = tables.observed(network, stateful);
+        assert_eq!(
+            (&imagined.base, &imagined.strays),
+            (&seen.base, &seen.strays)
+        );
+        changes.push(*change);
+    }
+    panic!("it does not settle: {changes:?}");
+}
+
+#[test]
+fn a_kernel_that_tracks_connections_in_another_way_settles_too() {
+    let other: NetworkId = id(0x5000);
+    let ways = [Stateful::BrNetfilter, Stateful::Bridge, Stateful::No];
+    for (before, after) in ways
+        .iter()
+        .flat_map(|before| ways.map(|after| (*before, after)))
+    {
+        let mut tables = Tables::default();
+        settle(&mut tables, network(), before);
+        settle(&mut tables, other, before);
+        let changes = settle(&mut tables, network(), after);
+        assert!(changes.len() <= 1, "{before:?} {after:?}");
+        settle(&mut tables, other, after);
+        assert_eq!(settle(&mut tables, network(), after), []);
+        let mut fresh = Tables::default();
+        settle(&mut fresh, network(), after);
+        settle(&mut fresh, other, after);
+        assert_eq!(tables.base, fresh.base, "{before:?} {after:?}");
+        for network in [network(), other] {
+            assert_eq!(
+                tables.part(network),
+                fresh.part(network),
+                "{before:?} {after:?}"
+            );
+        }
+        // A chain names the map, which so goes after it.
+        for change in changes {
+            let commands = change.commands().to_string();
+            let of = |kind: &str| commands.find(&format!("{{\"delete\":{{\"{kind}\":"));
+            if let (Some(_), Some(map)) = (of("chain"), of("map")) {
+                assert!(
+                    !commands[map..].contains("{\"delete\":{\"chain\":"),
+                    "{commands}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn no_two_networks_keep_one_zone() {
     let found = built(&spec());
