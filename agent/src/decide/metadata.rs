@@ -19,7 +19,7 @@ use berth_common::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{config_drive, dhcp};
 
@@ -126,8 +126,7 @@ pub fn sources(spec: &NetworkSpec) -> Sources {
 /// The same as text: what lies beside the network's other files.
 #[must_use]
 pub fn sources_text(spec: &NetworkSpec) -> String {
-    // Keys and values are strings: there is nothing that could not be written.
-    serde_json::to_string(&sources(spec)).unwrap_or_default()
+    json!(sources(spec)).to_string()
 }
 
 /// Everything an instance can ask for, by path, `latest` standing for every version. A path that ends in a slash is what is
@@ -148,8 +147,7 @@ pub struct Answer<T> {
 /// All that an instance can ask for, as text.
 #[must_use]
 pub fn guest_text(id: InstanceId, spec: &InstanceSpec) -> String {
-    // As above.
-    serde_json::to_string(&GuestFiles::of(id, spec)).unwrap_or_default()
+    json!(GuestFiles::of(id, spec).0).to_string()
 }
 
 impl GuestFiles {

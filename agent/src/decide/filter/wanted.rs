@@ -249,10 +249,9 @@ impl Filter<'_> {
             .then(|| hex_mac(Link::veth_namespace(self.id).mac()))
     }
 
-    fn leg_macs(&self) -> Vec<String> {
+    fn leg_macs(&self) -> BTreeSet<MacAddress> {
         let legs = self.around.legs.iter();
-        let macs: BTreeSet<String> = legs.map(|leg| leg.mac_address.to_string()).collect();
-        macs.into_iter().collect()
+        legs.map(|leg| leg.mac_address).collect()
     }
 
     /// The addresses that berth's services and routers have on every host.
@@ -273,7 +272,7 @@ impl Filter<'_> {
         let macs: Vec<String> = self
             .service_mac()
             .into_iter()
-            .chain(self.leg_macs())
+            .chain(self.leg_macs().iter().map(ToString::to_string))
             .collect();
         let mut guests = Vec::new();
         if !macs.is_empty() {
@@ -316,7 +315,8 @@ impl Filter<'_> {
         }
         if !legs.is_empty() {
             for rules in [&mut inwards, &mut outwards] {
-                rules.push(vec![is(MAC_TO, words(legs.clone())), Statement::Drop]);
+                let macs = legs.iter().map(ToString::to_string);
+                rules.push(vec![is(MAC_TO, words(macs)), Statement::Drop]);
             }
         }
         let both = self.stays_here();
@@ -325,11 +325,11 @@ impl Filter<'_> {
         // A router routes on the sender's host, and so what it sends to other hosts comes in with the address that it has here too:
         // the bridge must not learn that it is out there.
         for mac in legs {
-            let (first, rest) = mac.split_at(2);
-            let octet = u8::from_str_radix(first, 16).unwrap_or_default();
+            let [a, b, c, d, e, f] = mac.octets();
+            let unlike = [(a ^ 0x04) | 0x02, b, c, d, e, f];
             inwards.push(vec![
-                word(MAC_FROM, &mac),
-                Statement::SetMac(MAC_FROM, format!("{:02x}{rest}", (octet ^ 0x04) | 0x02)),
+                word(MAC_FROM, &mac.to_string()),
+                Statement::SetMac(MAC_FROM, hex_mac(unlike)),
             ]);
         }
         inwards.push(vec![Statement::Accept]);
