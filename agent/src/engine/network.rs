@@ -131,12 +131,11 @@ pub(super) fn failed(failures: &Failures) -> Option<Outcome> {
         code: deciding.code,
         message: texts.join("; "),
     };
-    Some(if !failures.spoil_network {
-        Outcome::Flawed(fault)
-    } else if deciding.retryable {
-        Outcome::Failed(fault)
-    } else {
-        Outcome::Refused(fault)
+    Some(match (deciding.retryable, failures.spoil_network) {
+        (true, true) => Outcome::Failed(fault),
+        (true, false) => Outcome::Hampered(fault),
+        (false, true) => Outcome::Refused(fault),
+        (false, false) => Outcome::Flawed(fault),
     })
 }
 
@@ -175,5 +174,40 @@ fn name(step: &NetStep) -> &'static str {
         NetStep::Filter(step) => step.name(),
         NetStep::Tc(step) => step.word(),
         NetStep::Metadata(step) => step.name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_common::message::report::FaultCode;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_last_and_fails_keeps_no_port_from_its_network() {
+        /// Errors that may pass, and others.
+        fn of(retryable: &[bool], spoil_network: bool) -> Option<Outcome> {
+            let errors = retryable.iter().map(|retryable| ActError {
+                retryable: *retryable,
+                ..ActError::retryable(FaultCode::Network, "cannot limit", "busy")
+            });
+            failed(&Failures {
+                errors: errors.collect(),
+                spoil_network,
+            })
+        }
+        let outcome = of(&[false, true], false);
+        assert!(
+            matches!(&outcome, Some(Outcome::Hampered(_))),
+            "{outcome:?}"
+        );
+        assert!(outcome.is_some_and(|outcome| outcome.is_built()));
+        let outcome = of(&[false], false);
+        assert!(matches!(&outcome, Some(Outcome::Flawed(_))), "{outcome:?}");
+        let outcome = of(&[true], true);
+        assert!(matches!(&outcome, Some(Outcome::Failed(_))), "{outcome:?}");
+        let outcome = of(&[false], true);
+        assert!(matches!(&outcome, Some(Outcome::Refused(_))), "{outcome:?}");
+        assert_eq!(of(&[], true), None);
     }
 }

@@ -25,6 +25,8 @@ pub(super) enum Outcome {
     Refused(Fault),
     /// A network that is built but for something its document asks for in vain.
     Flawed(Fault),
+    /// The same, because a step failed; trying again may help.
+    Hampered(Fault),
     /// A step failed; trying again may help.
     Failed(Fault),
     /// The resource could not be looked at, so nothing is known and nothing was done.
@@ -155,6 +157,7 @@ impl Outcome {
             Self::Waiting(_) => "waiting",
             Self::Refused(_) => "refused",
             Self::Flawed(_) => "flawed",
+            Self::Hampered(_) => "hampered",
             Self::Failed(_) | Self::Unseen(_) => "failed",
             Self::Superseded => "superseded",
         }
@@ -166,6 +169,7 @@ impl Outcome {
             self,
             Self::Converged
                 | Self::Flawed(_)
+                | Self::Hampered(_)
                 | Self::Waiting(Waiting::Members(_) | Waiting::Mirrors(_))
         )
     }
@@ -175,6 +179,7 @@ impl Outcome {
         match self {
             Self::Refused(fault)
             | Self::Flawed(fault)
+            | Self::Hampered(fault)
             | Self::Failed(fault)
             | Self::Unseen(fault) => Some(fault),
             Self::Converged | Self::Gone | Self::Waiting(_) | Self::Superseded => None,

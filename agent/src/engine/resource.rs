@@ -278,6 +278,11 @@ impl Resource {
                 Some(backoff::spread(resync, moment.chance))
             }
             Outcome::Failed(fault) => Some(self.fail(fault, self.failures >= FAILED_AFTER, moment)),
+            // What is built is looked at as regularly as ever.
+            Outcome::Hampered(fault) => Some(
+                self.fail(fault, self.failures >= FAILED_AFTER, moment)
+                    .min(backoff::spread(resync, moment.chance)),
+            ),
             Outcome::Unseen(fault) => {
                 let was_well = self
                     .told
@@ -478,6 +483,23 @@ mod tests {
             (Some(ConvergeStatus::Converged), Some(10))
         );
         assert!(!resource.is_failing());
+    }
+
+    #[test]
+    fn a_network_that_is_built_but_for_a_failed_step_is_tried_again_soon() {
+        use ConvergeStatus::{Converging, Failed};
+        let mut resource = Resource::fresh(document(NetworkId::new(), 1), moment());
+        let outcomes = vec![Outcome::Hampered(fault(FaultCode::Network)); 6];
+        let expected = [
+            (Some(Converging), Some(1)),
+            (Some(Converging), Some(2)),
+            (Some(Converging), Some(4)),
+            (Some(Converging), Some(8)),
+            (Some(Converging), Some(10)),
+            (Some(Failed), Some(10)),
+        ];
+        assert_eq!(run(&mut resource, &outcomes), expected);
+        assert!(resource.is_failing());
     }
 
     #[test]
