@@ -451,7 +451,7 @@ pub enum Wait {
     Volume(VolumeId),
     /// The guest was asked to give back these disks, by its names of them.
     Detach(BTreeSet<String>),
-    /// The guest was asked to give back the NICs of these ports, by their taps or, where they are known, by their ids.
+    /// The guest was asked to give back these NICs, by what people know them by: port and Ethernet address.
     DetachNics(BTreeSet<String>),
     /// Its volumes and ports change when its guest goes on.
     GuestGoesOn,

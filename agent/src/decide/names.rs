@@ -313,13 +313,22 @@ fn link(role: LinkRole, id: Uuid) -> String {
 }
 
 fn hashed(role: LinkRole, id: &[u8]) -> String {
+    format!("{LINK_PREFIX}{}{}", role.letter(), digits(id))
+}
+
+/// Twelve hexadecimal digits that stand for an id in names that are too short for it.
+pub(super) fn digits(id: &[u8]) -> String {
     let digest = Sha256::digest(id);
-    let hex: String = digest
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("{LINK_PREFIX}{}{hex}", role.letter())
+    let first = digest.iter().take(6);
+    first.map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The Ethernet address of a link of berth's own, locally administered and outside of what guests get: a function of its alias.
+/// It is set in the same call that makes the link, so it tells whose a link is before it has an alias.
+#[must_use]
+pub fn own_mac(alias: &str) -> [u8; 6] {
+    let digest = Sha256::digest(alias.as_bytes());
+    [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
 }
 
 #[cfg(test)]

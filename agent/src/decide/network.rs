@@ -21,7 +21,7 @@ mod step;
 pub mod tc;
 pub mod uplink;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use berth_common::{
     document::{Desired, Ipv6AddressMode, NetworkPort, NetworkSpec, SubnetSpec},
@@ -47,7 +47,7 @@ use super::{
 };
 
 /// The smallest MTU: what every IPv4 host can take in one piece (RFC 791), and a DHCP message needs (RFC 2131).
-const MTU_MIN: u16 = 576;
+pub(super) const MTU_MIN: u16 = 576;
 
 /// The plan for a network.
 #[must_use]
@@ -90,19 +90,26 @@ fn foreign(
     let uplink = uplink.and_then(|uplink| uplink.link(network));
     links.into_iter().chain(uplink).find_map(|link| {
         let found = observed.link(link).filter(|found| !found.is_own(link))?;
-        Some(Fault {
-            code: FaultCode::ForeignObject,
-            message: format!(
-                "link {link} on the host ({}, alias {:?}) is not this network's; it was left alone",
-                if found.kind.is_empty() {
-                    "hardware"
-                } else {
-                    &found.kind
-                },
-                found.alias.as_deref().unwrap_or_default(),
-            ),
-        })
+        let alias = found.alias.as_deref();
+        Some(not_ours(&link, &found.kind, alias, "network"))
     })
+}
+
+/// That a link has a name of ours but is not ours.
+pub(super) fn not_ours(
+    link: &impl fmt::Display,
+    kind: &str,
+    alias: Option<&str>,
+    whose: &str,
+) -> Fault {
+    let kind = if kind.is_empty() { "hardware" } else { kind };
+    let alias = alias.unwrap_or_default();
+    Fault {
+        code: FaultCode::ForeignObject,
+        message: format!(
+            "link {link} on the host ({kind}, alias {alias:?}) is not this {whose}'s; it was left alone"
+        ),
+    }
 }
 
 /// A document that no host can carry out.

@@ -60,7 +60,7 @@ pub(super) enum Waiting {
     Turn(String),
     /// An instance, until its guest has given back these disks.
     Detach(BTreeSet<String>),
-    /// An instance, until its guest has given back the NICs of these ports.
+    /// An instance, until its guest has given back these NICs, as people know them.
     DetachNics(BTreeSet<String>),
     /// An instance, until its guest goes on.
     GuestGoesOn,

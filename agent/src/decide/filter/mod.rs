@@ -36,7 +36,7 @@ pub use listing::{NotAList, tables};
 pub use part::{Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
 pub use trace::trace;
-pub use wanted::{METADATA_V4, METADATA_V6, RouterLeg, Surroundings, link_local, wanted};
+pub use wanted::{RouterLeg, Surroundings, wanted};
 
 use super::network::Link;
 
@@ -82,7 +82,7 @@ impl fmt::Display for FilterStep {
             Self::Change(change) => write!(
                 f,
                 "change its packet filter ({} objects{})",
-                change.len(),
+                change.objects(),
                 if change.base.is_some() {
                     ", and those of the host"
                 } else {

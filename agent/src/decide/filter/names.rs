@@ -2,16 +2,13 @@
 //! belongs to; what has none belongs to the host. nft keeps no comments of chains and sets, so full ids are in those of rules.
 
 use berth_common::ids::{NetworkId, PortId, SecurityGroupId};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// Twelve hexadecimal digits that stand for an id, the same as in the names of links.
+use crate::decide::names;
+
+/// What stands for an id, the same as in the names of links.
 fn digits(id: Uuid) -> String {
-    Sha256::digest(id.as_bytes())
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    names::digits(id.as_bytes())
 }
 
 /// The part of a name that tells its network.

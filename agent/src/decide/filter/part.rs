@@ -299,7 +299,7 @@ impl Part {
 impl Change {
     /// How many objects it makes, changes or removes.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn objects(&self) -> usize {
         let sizes = |sets: &BTreeMap<String, BTreeSet<IpNet>>| -> usize {
             sets.values().map(BTreeSet::len).sum()
         };
@@ -314,12 +314,6 @@ impl Change {
             + self.counted.len()
             + self.gone_counted.len()
             + self.strays.len()
-    }
-
-    /// Whether it does nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.base.is_none() && self.len() == 0
     }
 
     /// What `nft -j -f -` reads: one transaction. Whatever it names is made before and removed after.

@@ -12,12 +12,8 @@ use berth_common::{
 };
 use ipnet::IpNet;
 
-use super::{
-    part::Version,
-    reason::Reason,
-    wanted::{METADATA_V4, METADATA_V6, identities},
-};
-use crate::decide::dhcp;
+use super::{part::Version, reason::Reason, wanted::identities};
+use crate::decide::{dhcp, metadata};
 
 struct Trace<'a> {
     spec: &'a NetworkSpec,
@@ -177,13 +173,17 @@ impl Trace<'_> {
         // Without a server of its own, a network has none of berth's services.
         dhcp::served(self.spec).next()?;
         let destination = self.packet.destination;
-        let metadata = destination == METADATA_V4 || destination == METADATA_V6;
+        let asks_metadata = [
+            IpAddr::V4(metadata::ADDRESS_V4),
+            IpAddr::V6(metadata::ADDRESS_V6),
+        ]
+        .contains(&destination);
         let server = dhcp::served(self.spec).any(|(_, address)| address == destination);
         match self.packet.protocol {
             TraceProtocol::Tcp {
                 destination_port: 80,
                 ..
-            } if metadata => Some(
+            } if asks_metadata => Some(
                 "it goes to berth's metadata service on this host, whatever the groups say"
                     .to_owned(),
             ),

@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
 };
 
 use berth_common::{
@@ -32,12 +32,7 @@ use super::{
     part::{AddressSet, Version, Wanted},
     reason::Reason,
 };
-use crate::decide::{dhcp, names as link_names, network::Link};
-
-/// Where the metadata service answers, in every network.
-pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// The same in IPv6.
-pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
+use crate::decide::{dhcp, metadata, names as link_names, network::Link};
 
 /// What is around a network on this host and is not in its document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,30 +67,6 @@ pub(super) fn minimal(nets: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> 
     all.iter().filter(|net| !covered(net)).copied().collect()
 }
 
-/// The link-local address that an interface makes of its Ethernet address (RFC 4291, appendix A).
-#[must_use]
-pub fn link_local(mac: MacAddress) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.octets();
-    Ipv6Addr::from([
-        0xfe,
-        0x80,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        a ^ 2,
-        b,
-        c,
-        0xff,
-        0xfe,
-        d,
-        e,
-        f,
-    ])
-}
-
 /// Who a guest may be.
 pub(super) fn identities(port: &NetworkPort, security: &PortSecurity) -> Vec<Identity> {
     let mut nets: BTreeMap<MacAddress, Vec<IpNet>> = BTreeMap::new();
@@ -106,7 +77,7 @@ pub(super) fn identities(port: &NetworkPort, security: &PortSecurity) -> Vec<Ide
     }
     nets.into_iter()
         .map(|(mac, mut nets)| {
-            nets.push(IpNet::from(IpAddr::V6(link_local(mac))));
+            nets.push(IpNet::from(IpAddr::V6(metadata::link_local(mac))));
             let of = |version| {
                 let nets = nets.iter().copied();
                 minimal(nets.filter(|net| Version::of(*net) == version))
@@ -257,7 +228,10 @@ impl Filter<'_> {
     /// The addresses that berth's services and routers have on every host.
     fn own_addresses(&self) -> BTreeSet<IpNet> {
         let services = dhcp::served(self.spec).map(|(_, address)| address);
-        let metadata = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
+        let metadata = [
+            IpAddr::V4(metadata::ADDRESS_V4),
+            IpAddr::V6(metadata::ADDRESS_V6),
+        ];
         let legs = self.around.legs.iter();
         services
             .chain(metadata.into_iter().filter(|_| self.is_served()))
@@ -282,7 +256,7 @@ impl Filter<'_> {
             guests.push(vec![
                 is(
                     Field::Header("ip", "daddr"),
-                    Operand::Net(IpNet::from(IpAddr::V4(METADATA_V4))),
+                    Operand::Net(IpNet::from(IpAddr::V4(metadata::ADDRESS_V4))),
                 ),
                 number(TCP_TO, &[80]),
                 Statement::SetMac(MAC_TO, mac),

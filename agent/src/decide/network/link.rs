@@ -4,7 +4,6 @@
 use std::fmt;
 
 use berth_common::ids::NetworkId;
-use sha2::{Digest, Sha256};
 
 use crate::decide::names;
 
@@ -213,12 +212,10 @@ impl Link {
         names::link_alias(self.role.registered(), self.network.as_uuid())
     }
 
-    /// Its Ethernet address, locally administered and outside of what guests get. It is set in the same call that
-    /// makes the link, so it tells whose a link is before it has an alias.
+    /// Its Ethernet address: see [`names::own_mac`].
     #[must_use]
     pub fn mac(self) -> [u8; 6] {
-        let digest = Sha256::digest(self.alias().as_bytes());
-        [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
+        names::own_mac(&self.alias())
     }
 
     /// The kernel's name of its kind.

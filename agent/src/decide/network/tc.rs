@@ -18,7 +18,6 @@ use berth_common::{
     ids::{InstanceId, NetworkId, PortId},
     message::report::{Fault, FaultCode},
 };
-use sha2::{Digest, Sha256};
 
 use super::{observed::NetworkObserved, step::NetStep};
 use crate::decide::names;
@@ -242,8 +241,7 @@ pub fn network_of_ifb(alias: &str) -> Option<NetworkId> {
 /// The Ethernet address of all such links of a network: it tells whose one is before it has an alias. It is on no packet.
 #[must_use]
 pub fn ifb_mac(network: NetworkId) -> [u8; 6] {
-    let digest = Sha256::digest(format!("berth ifb {network}").as_bytes());
-    [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
+    names::own_mac(&format!("berth ifb {network}"))
 }
 
 /// Whether a network has anything to do when the taps of an instance's ports appear or go: limits or copies of its packets, or

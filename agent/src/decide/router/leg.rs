@@ -4,7 +4,6 @@
 use std::fmt;
 
 use berth_common::ids::{NetworkId, RouterId};
-use sha2::{Digest, Sha256};
 
 use crate::decide::names::{self, LinkRole};
 
@@ -217,12 +216,10 @@ impl LegLink {
         names::router_alias(self.role(), self.leg.router, self.leg.network)
     }
 
-    /// The Ethernet address of an end in a bridge, which nobody sends to. It is set in the same call that makes the link, so it
-    /// tells whose a link is before it has an alias.
+    /// The Ethernet address of an end in a bridge, which nobody sends to: see [`names::own_mac`].
     #[must_use]
     pub fn own_mac(self) -> [u8; 6] {
-        let digest = Sha256::digest(self.alias().as_bytes());
-        [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
+        names::own_mac(&self.alias())
     }
 
     /// The switches it shall have. A kernel without IPv6 lacks some, which is as good.

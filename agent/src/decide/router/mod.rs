@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 use berth_common::{
     document::{Desired, RouterSpec},
     ids::RouterId,
-    message::report::{Fault, FaultCode},
+    message::report::Fault,
 };
 
 pub use imagine::imagine;
@@ -36,7 +36,7 @@ pub use step::{RouteEntry, RouterPlan, RouterStep, RouterThen};
 pub use wanted::advertisement;
 
 use self::wanted::{Wanted, WantedLeg};
-use super::network::OnError;
+use super::network::{OnError, not_ours};
 
 /// The legs that a document asks for: what to look at besides what is the router's by its mark.
 #[must_use]
@@ -84,18 +84,8 @@ fn foreign(wanted: &Wanted, observed: &RouterObserved) -> Option<Fault> {
     wanted.legs.iter().find_map(|wanted| {
         let link = wanted.leg.host_end();
         let found = observed.link(link).filter(|found| !found.is_own(link))?;
-        let kind = if found.kind.is_empty() {
-            "hardware"
-        } else {
-            &found.kind
-        };
-        let alias = found.alias.as_deref().unwrap_or_default();
-        Some(Fault {
-            code: FaultCode::ForeignObject,
-            message: format!(
-                "link {link} on the host ({kind}, alias {alias:?}) is not this router's; it was left alone"
-            ),
-        })
+        let alias = found.alias.as_deref();
+        Some(not_ours(&link, &found.kind, alias, "router"))
     })
 }
 

@@ -17,10 +17,8 @@ use super::{
     Leg, RouteEntry, Side, Translation,
     rules::{Outside, Rules, Source},
 };
-use crate::decide::dhcp::DhcpFiles;
+use crate::decide::{dhcp::DhcpFiles, network::MTU_MIN};
 
-/// The smallest MTU: what every IPv4 host can take in one piece (RFC 791).
-const MTU_MIN: u16 = 576;
 /// How often the router says in IPv6 that it is there, in seconds.
 const ADVERTISE_EVERY: u16 = 60;
 /// How long guests believe it, in seconds: three advertisements may be lost (RFC 4861, 6.2.1).
