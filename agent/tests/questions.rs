@@ -21,9 +21,9 @@ use berth_common::{
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, DiskSource, Document, DocumentKey,
         Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind, NetworkPort, NetworkSpec,
-        NetworkType, OnCrash, PortQos, PortSecurity, RuleDirection,
+        NetworkType, OnCrash, PortQos, PortSecurity, RouterInterface, RouterSpec, RuleDirection,
     },
-    ids::{HostId, InstanceId, NetworkId, PortId},
+    ids::{HostId, InstanceId, NetworkId, PortId, RouterId, SubnetId},
     message::{
         catalogue::document_type,
         heartbeat::Heartbeat,
@@ -452,6 +452,31 @@ async fn questions_that_are_doubled_late_or_lost_do_no_harm() {
     lab.stop().await;
 }
 
+/// A router with a leg in the network.
+fn router(network: &Document, host_id: HostId) -> Document {
+    let network_id = network.key().id.try_into().unwrap();
+    Document::Router(Desired {
+        id: RouterId::new(),
+        generation: Generation(1),
+        host_id,
+        spec: Some(RouterSpec {
+            name: "router".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            interfaces: vec![RouterInterface {
+                network_id,
+                subnet_id: SubnetId::new(),
+                cidr: "10.0.0.0/24".parse().unwrap(),
+                ip_address: "10.0.0.254".parse().unwrap(),
+                mac_address: "52:54:00:00:00:fe".parse().unwrap(),
+                mtu: 1450,
+            }],
+            external_gateway: None,
+            floating_ips: Vec::new(),
+            routes: Vec::new(),
+        }),
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_packet_is_traced_in_the_document_of_its_network() {
     let mut lab = Lab::start().await;
@@ -497,10 +522,34 @@ async fn a_packet_is_traced_in_the_document_of_its_network() {
     let traced: PortTraced = lab.ask(id, ask.clone()).await.unwrap();
     assert_eq!((traced.port_id, traced.passes), (port_id, false));
     assert!(traced.steps[0].detail.contains("denied_ingress"));
-    // A port of another instance.
     let Ask::PortTrace { packet, .. } = ask else {
         panic!("{ask:?}");
     };
+    // To the leg of a router, which another document tells of.
+    let mut open = network.clone();
+    if let Document::Network(wish) = &mut open {
+        wish.generation = Generation(2);
+        wish.spec.as_mut().unwrap().ports[0].security = None;
+    }
+    lab.tell(&open).await;
+    let out = TracePacket {
+        direction: RuleDirection::Egress,
+        source: packet.destination,
+        destination: "10.0.0.254".parse().unwrap(),
+        ..packet.clone()
+    };
+    let ask = Ask::PortTrace {
+        port_id,
+        packet: out,
+    };
+    let traced: PortTraced = lab.ask(id, ask.clone()).await.unwrap();
+    assert!(!traced.passes, "{traced:?}");
+    lab.tell(&router(&open, lab.host.id)).await;
+    let traced: PortTraced = lab.ask(id, ask).await.unwrap();
+    let last = traced.steps.last().unwrap();
+    assert!(last.detail.contains("router's leg"), "{traced:?}");
+    assert!(traced.passes, "{traced:?}");
+    // A port of another instance.
     let other = Ask::PortTrace {
         port_id: PortId::new(),
         packet,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_common::{
     document::{Document, DocumentKey, Kind, NetworkPort, NetworkSpec},
-    ids::{InstanceId, PortId},
+    ids::{InstanceId, NetworkId, PortId},
     message::{
         question::{
             Ask, Base64, ConsoleOutput, Endpoints, GuestAgent, MAX_CONSOLE_LINES, Question,
@@ -24,7 +24,11 @@ use crate::{
         ActError,
         inspect::{ConsoleFrom, NotKnown},
     },
-    decide::{endpoints::endpoints, filter::trace, names},
+    decide::{
+        endpoints::endpoints,
+        filter::{legs, trace},
+        names,
+    },
 };
 
 /// Answers a question within the limit.
@@ -82,14 +86,16 @@ pub(super) async fn answer(
         }
         Ask::PortTrace { port_id, packet } => {
             let found = port_of(answerer, instance_id, *port_id);
-            let (spec, port) = found.ok_or_else(|| {
+            let (network, spec, port) = found.ok_or_else(|| {
                 let text = format!(
                     "hypervisor {} has not been told of port {port_id} of instance {instance_id}",
                     answerer.host
                 );
                 Refusal::new(RefusalCode::NotFound, text)
             })?;
-            let steps = trace(&spec, &port, packet);
+            let documents = answerer.journal.all();
+            let documents = documents.iter().map(|entry| &*entry.document);
+            let steps = trace(&spec, &legs(network, documents), &port, packet);
             reply(&PortTraced {
                 port_id: *port_id,
                 instance_id,
@@ -128,7 +134,7 @@ fn port_of(
     answerer: &Answerer,
     instance: InstanceId,
     port: PortId,
-) -> Option<(NetworkSpec, NetworkPort)> {
+) -> Option<(NetworkId, NetworkSpec, NetworkPort)> {
     answerer.journal.all().iter().find_map(|entry| {
         let Document::Network(wish) = &*entry.document else {
             return None;
@@ -138,7 +144,7 @@ fn port_of(
             .ports
             .iter()
             .find(|found| found.id == port && found.instance_id == instance)?;
-        Some((spec.clone(), found.clone()))
+        Some((wish.id, spec.clone(), found.clone()))
     })
 }
 

@@ -217,6 +217,11 @@ pub fn by_connection(stateful: Stateful, invalid: Reason) -> Vec<Vec<Statement>>
     }
 }
 
+/// The types of ICMP that berth's own services may always send: answers to pings and errors.
+pub const SERVICES_ICMP4: [u32; 4] = [0, 3, 11, 12];
+/// The same in IPv6, where addresses are found by it too.
+pub const SERVICES_ICMP6: [u32; 8] = [1, 2, 3, 4, 129, 134, 135, 136];
+
 /// DHCP, name service, metadata, and what makes addresses usable.
 fn services() -> Vec<Vec<Statement>> {
     let is = |field, numbers: &[u32]| Statement::Match(field, Op::Is, Operand::numbers(numbers));
@@ -226,11 +231,8 @@ fn services() -> Vec<Vec<Statement>> {
         vec![is(UDP_FROM, &[547]), is(UDP_TO, &[546])],
         vec![is(UDP_FROM, &[53])],
         vec![is(TCP_FROM, &[53, 80])],
-        vec![icmp("icmp"), is(ICMP4, &[0, 3, 11, 12])],
-        vec![
-            icmp("ipv6-icmp"),
-            is(ICMP6, &[1, 2, 3, 4, 129, 134, 135, 136]),
-        ],
+        vec![icmp("icmp"), is(ICMP4, &SERVICES_ICMP4)],
+        vec![icmp("ipv6-icmp"), is(ICMP6, &SERVICES_ICMP6)],
     ]
     .into_iter()
     .map(|mut rule| {

@@ -271,7 +271,7 @@ fn services_of_somebody_else_are_let_through_where_berth_has_none() {
         },
     );
     let says_berths = |spec: &NetworkSpec| {
-        let steps = trace(spec, &spec.ports[0], &metadata);
+        let steps = trace(spec, &[], &spec.ports[0], &metadata);
         steps
             .iter()
             .any(|step| step.detail.contains("berth's metadata"))
@@ -524,8 +524,16 @@ fn packet(
 
 /// Traces at a port: whether the packet passes, and what the last step says.
 fn traced(port: usize, packet: &TracePacket) -> (bool, String) {
-    let spec = spec();
-    let steps = trace(&spec, &spec.ports[port], packet);
+    traced_in(&spec(), &[], port, packet)
+}
+
+fn traced_in(
+    spec: &NetworkSpec,
+    legs: &[RouterLeg],
+    port: usize,
+    packet: &TracePacket,
+) -> (bool, String) {
+    let steps = trace(spec, legs, &spec.ports[port], packet);
     let last = steps.last().unwrap();
     (
         steps.iter().all(|step| step.passes),
@@ -628,6 +636,132 @@ fn a_trace_names_what_decides() {
         true,
         "allows it",
     );
+}
+
+#[test]
+fn a_trace_knows_routers_and_the_host_as_a_gateway() {
+    let legs = [RouterLeg {
+        mac_address: "52:54:00:aa:aa:01".parse().unwrap(),
+        ip_addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+    }];
+    let ping = |destination| {
+        let kind = TraceProtocol::Icmp { kind: 8, code: 0 };
+        packet(RuleDirection::Egress, "10.0.0.10", destination, kind)
+    };
+    let check = |spec: &NetworkSpec, legs: &[RouterLeg], to: &str, passes: bool, words: &str| {
+        let (found, text) = traced_in(spec, legs, 0, &ping(to));
+        assert_eq!(found, passes, "{to}: {text}");
+        assert!(text.contains(words), "{to}: {text}");
+    };
+    let mut routed = spec();
+    // There is a router, and no guest is told of it.
+    check(
+        &routed,
+        &legs,
+        "10.0.0.1",
+        true,
+        "it goes to the router's leg on this host",
+    );
+    check(&routed, &[], "10.0.0.1", false, "no port has this address");
+    check(&routed, &legs, "192.0.2.1", false, "no gateway");
+    routed.subnets[0].host_routes = vec![berth_common::document::Route {
+        destination: "192.0.2.0/24".parse().unwrap(),
+        nexthop: "10.0.0.1".parse().unwrap(),
+    }];
+    check(
+        &routed,
+        &legs,
+        "192.0.2.1",
+        true,
+        "by the router's leg on this host, 10.0.0.1",
+    );
+    check(&routed, &legs, "203.0.113.1", false, "no gateway");
+    routed.subnets[0].gateway_ip = Some("10.0.0.1".parse().unwrap());
+    check(
+        &routed,
+        &legs,
+        "203.0.113.1",
+        true,
+        "by the router's leg on this host, 10.0.0.1",
+    );
+    check(&routed, &[], "203.0.113.1", true, "by its gateway 10.0.0.1");
+    check(&routed, &[], "10.0.0.2", true, "berth's own services");
+    routed.network_type = NetworkType::Nat;
+    check(
+        &routed,
+        &[],
+        "10.0.0.1",
+        true,
+        "this host, which is the network's gateway",
+    );
+    check(
+        &routed,
+        &[],
+        "203.0.113.1",
+        true,
+        "by this host, which is the network's gateway",
+    );
+
+    // In IPv6 routers tell of themselves, and no subnet has to.
+    let spec = spec();
+    let mut port = spec.ports[1].clone();
+    port.security = None;
+    let out = packet(
+        RuleDirection::Egress,
+        "2001:db8::11",
+        "2001:db8:ffff::1",
+        TraceProtocol::Icmp { kind: 128, code: 0 },
+    );
+    let last = |legs: &[RouterLeg]| trace(&spec, legs, &port, &out).pop().unwrap();
+    assert!(last(&legs).passes, "{:?}", last(&legs));
+    assert!(!last(&[]).passes);
+}
+
+#[test]
+fn a_trace_lets_in_what_the_chain_lets_in_before_it_asks_groups() {
+    let icmp = |kind| TraceProtocol::Icmp { kind, code: 0 };
+    let tcp = |from| TraceProtocol::Tcp {
+        source_port: Some(from),
+        destination_port: 40_000,
+    };
+    let udp = |from, to| TraceProtocol::Udp {
+        source_port: Some(from),
+        destination_port: to,
+    };
+    let v6 = ("fe80::1", "fe80::5054:ff:fe00:b");
+    let v4 = ("10.0.0.2", "10.0.0.11");
+    let metadata = ("169.254.169.254", "10.0.0.11");
+    let stranger = ("10.9.0.2", "10.0.0.11");
+    let (pass, drop) = ("services: ", "ingress: none of");
+    for ((source, destination), protocol, words) in [
+        (v6, icmp(130), pass),
+        (v6, icmp(134), pass),
+        (v6, icmp(135), pass),
+        (v6, icmp(136), pass),
+        (v6, icmp(143), pass),
+        (v6, icmp(133), drop),
+        (v6, icmp(137), drop),
+        (v4, udp(67, 68), pass),
+        (v4, udp(53, 4000), pass),
+        (v4, tcp(53), pass),
+        (v4, icmp(0), pass),
+        (v4, icmp(8), drop),
+        (v4, tcp(22), drop),
+        (metadata, tcp(80), pass),
+        (stranger, tcp(80), drop),
+        (stranger, udp(67, 68), drop),
+        // No types of IPv6.
+        (stranger, icmp(135), drop),
+    ] {
+        let packet = packet(RuleDirection::Ingress, source, destination, protocol);
+        let (passes, text) = traced(1, &packet);
+        assert!(text.contains(words), "{source} {protocol}: {text}");
+        assert_eq!(passes, words == pass, "{text}");
+    }
+    // Where berth has no services, nothing comes from them.
+    let packet = packet(RuleDirection::Ingress, metadata.0, metadata.1, tcp(80));
+    let (passes, text) = traced_in(&unserved(), &[], 1, &packet);
+    assert!(!passes, "{text}");
 }
 
 prop_compose! {

@@ -5,27 +5,40 @@ use std::net::IpAddr;
 
 use berth_common::{
     document::{
-        EtherType, NetworkPort, NetworkSpec, PortRange, PortSecurity, RuleDirection, RuleProtocol,
-        RuleRemote, SecurityGroupRule,
+        EtherType, NetworkPort, NetworkSpec, NetworkType, PortRange, PortSecurity, RuleDirection,
+        RuleProtocol, RuleRemote, SecurityGroupRule,
     },
     message::trace::{TraceConnection, TracePacket, TraceProtocol, TraceStage, TraceStep},
 };
 use ipnet::IpNet;
 
-use super::{part::Version, reason::Reason, wanted::identities};
+use super::{
+    base::{SERVICES_ICMP4, SERVICES_ICMP6},
+    part::Version,
+    reason::Reason,
+    wanted::{EARLY_ICMP6, RECEIVED_ICMP6, ROUTER_ICMP6, RouterLeg, SENT_ICMP6, identities},
+};
 use crate::decide::{dhcp, metadata};
 
 struct Trace<'a> {
     spec: &'a NetworkSpec,
+    legs: &'a [RouterLeg],
     packet: &'a TracePacket,
     steps: Vec<TraceStep>,
 }
 
-/// The way of a packet, up to where it is dropped. The last step tells whether it passes.
+/// The way of a packet, up to where it is dropped. The last step tells whether it passes. The legs are those that routers have in the
+/// network on this host.
 #[must_use]
-pub fn trace(spec: &NetworkSpec, port: &NetworkPort, packet: &TracePacket) -> Vec<TraceStep> {
+pub fn trace(
+    spec: &NetworkSpec,
+    legs: &[RouterLeg],
+    port: &NetworkPort,
+    packet: &TracePacket,
+) -> Vec<TraceStep> {
     let mut trace = Trace {
         spec,
+        legs,
         packet,
         steps: Vec::new(),
     };
@@ -101,7 +114,7 @@ impl Trace<'_> {
         if nets.iter().any(|net| net.contains(&source)) {
             return Ok(format!("the port may send from {source} with {mac}"));
         }
-        if source.is_unspecified() && (self.is_udp(68, 67) || self.is_early_icmp6()) {
+        if source.is_unspecified() && (self.is_udp(68, 67) || self.is_icmp6(&EARLY_ICMP6)) {
             return Ok("it asks for an address, and has none yet".to_owned());
         }
         let own: Vec<String> = nets.iter().map(ToString::to_string).collect();
@@ -121,15 +134,14 @@ impl Trace<'_> {
             if source_port.is_none_or(|port| port == from) && destination_port == to)
     }
 
-    fn icmp6(&self) -> Option<u8> {
-        match self.packet.protocol {
-            TraceProtocol::Icmp { kind, .. } if self.packet.destination.is_ipv6() => Some(kind),
-            _ => None,
-        }
+    /// Whether it is of `ICMPv6`, and of one of these types.
+    fn is_icmp6(&self, types: &[u32]) -> bool {
+        self.packet.destination.is_ipv6() && self.is_icmp(types)
     }
 
-    fn is_early_icmp6(&self) -> bool {
-        matches!(self.icmp6(), Some(131 | 133 | 135 | 143))
+    /// Whether it is of ICMP in its version of IP, and of one of these types.
+    fn is_icmp(&self, types: &[u32]) -> bool {
+        matches!(self.packet.protocol, TraceProtocol::Icmp { kind, .. } if types.contains(&u32::from(kind)))
     }
 
     /// Whether the guest plays a part that only berth plays.
@@ -148,9 +160,7 @@ impl Trace<'_> {
             TraceProtocol::Icmp { kind: 5 | 9, .. } if self.packet.destination.is_ipv4() => {
                 dropped(Reason::RogueRa, "routers that advertise themselves")
             }
-            TraceProtocol::Icmp {
-                kind: 134 | 137, ..
-            } if self.packet.destination.is_ipv6() => {
+            TraceProtocol::Icmp { .. } if self.is_icmp6(&ROUTER_ICMP6) => {
                 dropped(Reason::RogueRa, "routers that advertise themselves")
             }
             _ => Ok(String::new()),
@@ -160,30 +170,29 @@ impl Trace<'_> {
     /// Which of berth's own services is meant, if one is.
     fn service(&self) -> Option<String> {
         if self.is_udp(68, 67) || self.is_udp(546, 547) {
-            return Some(
-                "it goes to berth's DHCP server on this host, whatever the groups say".to_owned(),
-            );
+            let is_ipv6 = self.packet.destination.is_ipv6();
+            let to = if dhcp::served(self.spec).any(|(_, server)| server.is_ipv6() == is_ipv6) {
+                "berth's DHCP server on this host"
+            } else {
+                "whoever answers DHCP in the network"
+            };
+            return Some(format!("it goes to {to}, whatever the groups say"));
         }
-        if self.is_early_icmp6() || matches!(self.icmp6(), Some(132 | 136)) {
+        if self.is_icmp6(&SENT_ICMP6) || self.is_icmp6(&[136]) {
             return Some(
                 "neighbour discovery passes, whatever the groups say, if it tells only the port's own addresses"
                     .to_owned(),
             );
         }
-        // Without a server of its own, a network has none of berth's services.
-        dhcp::served(self.spec).next()?;
         let destination = self.packet.destination;
-        let asks_metadata = [
-            IpAddr::V4(metadata::ADDRESS_V4),
-            IpAddr::V6(metadata::ADDRESS_V6),
-        ]
-        .contains(&destination);
-        let server = dhcp::served(self.spec).any(|(_, address)| address == destination);
+        if !self.is_services(destination) {
+            return None;
+        }
         match self.packet.protocol {
             TraceProtocol::Tcp {
                 destination_port: 80,
                 ..
-            } if asks_metadata => Some(
+            } if is_metadata(destination) => Some(
                 "it goes to berth's metadata service on this host, whatever the groups say"
                     .to_owned(),
             ),
@@ -194,11 +203,105 @@ impl Trace<'_> {
             | TraceProtocol::Udp {
                 destination_port: 53,
                 ..
-            } if server => Some(
+            } if !is_metadata(destination) => Some(
                 "it goes to berth's name server on this host, whatever the groups say".to_owned(),
             ),
             _ => None,
         }
+    }
+
+    /// Whether berth's own services have this address in the network. Without a DHCP server, a network has none of them.
+    fn is_services(&self, address: IpAddr) -> bool {
+        dhcp::served(self.spec).any(|(_, own)| own == address || is_metadata(address))
+    }
+
+    /// What a guest receives whatever its groups say, if it is such.
+    fn received_anyway(&self) -> Option<String> {
+        if self.is_icmp6(&RECEIVED_ICMP6) {
+            let text = "neighbour discovery, and what tells of routers and groups, passes, whatever the groups say";
+            return Some(text.to_owned());
+        }
+        if !self.is_services(self.packet.source) {
+            return None;
+        }
+        let answers = match self.packet.protocol {
+            TraceProtocol::Udp {
+                source_port: Some(from),
+                destination_port: to,
+            } => from == 53 || [(67, 68), (547, 546)].contains(&(from, to)),
+            TraceProtocol::Tcp {
+                source_port: Some(from),
+                ..
+            } => [53, 80].contains(&from),
+            TraceProtocol::Icmp { .. } if self.packet.destination.is_ipv6() => {
+                self.is_icmp(&SERVICES_ICMP6)
+            }
+            TraceProtocol::Icmp { .. } => self.is_icmp(&SERVICES_ICMP4),
+            TraceProtocol::Tcp { .. }
+            | TraceProtocol::Udp { .. }
+            | TraceProtocol::Number { .. } => false,
+        };
+        let text = "it comes from berth's own services on this host, whatever the groups say";
+        answers.then(|| text.to_owned())
+    }
+
+    /// Whether a router has this address here.
+    fn is_leg(&self, address: IpAddr) -> bool {
+        let mut legs = self.legs.iter();
+        legs.any(|leg| leg.ip_addresses.contains(&address))
+    }
+
+    /// Who has this address on this host and is no port, in words.
+    fn own(&self, address: IpAddr) -> Option<String> {
+        let subnets = &self.spec.subnets;
+        if self.is_services(address) {
+            Some("the address of berth's own services on this host".to_owned())
+        } else if self.is_leg(address) {
+            Some(format!("the router's leg on this host, {address}"))
+        } else if self.spec.network_type == NetworkType::Nat
+            && subnets
+                .iter()
+                .any(|subnet| subnet.gateway_ip == Some(address))
+        {
+            Some(format!(
+                "this host, which is the network's gateway {address}"
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// How a packet leaves the network.
+    fn leaves(&self) -> Result<String, String> {
+        let destination = self.packet.destination;
+        let subnets = || {
+            let subnets = self.spec.subnets.iter();
+            subnets.filter(|subnet| subnet.cidr.is_ipv6() == destination.is_ipv6())
+        };
+        let routes = subnets().flat_map(|subnet| &subnet.host_routes);
+        let route = routes
+            .filter(|route| route.destination.net().contains(&destination))
+            .max_by_key(|route| route.destination.net().prefix_len());
+        let hop = route
+            .map(|route| route.nexthop)
+            .or_else(|| subnets().find_map(|subnet| subnet.gateway_ip));
+        let Some(hop) = hop else {
+            // In IPv6 routers tell of themselves.
+            let legs = self.legs.iter().flat_map(|leg| &leg.ip_addresses);
+            let mut legs = legs.filter(|leg| leg.is_ipv6() && destination.is_ipv6());
+            return legs.next().map_or_else(
+                || Err("it leaves the network, whose subnets have no gateway".to_owned()),
+                |leg| {
+                    Ok(format!(
+                        "it leaves the network by the router's leg on this host, {leg}"
+                    ))
+                },
+            );
+        };
+        Ok(self.own(hop).map_or_else(
+            || format!("it leaves the network by its gateway {hop}"),
+            |own| format!("it leaves the network by {own}"),
+        ))
     }
 
     /// Where a packet goes that a guest may send.
@@ -232,12 +335,8 @@ impl Trace<'_> {
                 "it goes {by} to {} ({}) on another host, whose groups decide there",
                 destination, remote.hostname
             ))
-        } else if spec
-            .subnets
-            .iter()
-            .any(|subnet| subnet.dhcp_ip == Some(destination))
-        {
-            Ok("it goes to the address of berth's own services on this host".to_owned())
+        } else if let Some(own) = self.own(destination) {
+            Ok(format!("it goes to {own}"))
         } else if destination.is_multicast() || is_broadcast(destination) {
             Ok("it goes to everybody in the network, and each receiver's groups decide".to_owned())
         } else if spec
@@ -251,21 +350,18 @@ impl Trace<'_> {
                 Err("no port has this address, and the network reaches no other host".to_owned())
             }
         } else {
-            let version = self.packet.destination.is_ipv6();
-            let gateway = spec
-                .subnets
-                .iter()
-                .filter(|subnet| subnet.cidr.is_ipv6() == version)
-                .find_map(|subnet| subnet.gateway_ip);
-            match gateway {
-                Some(gateway) => Ok(format!("it leaves the network by its gateway {gateway}")),
-                None => Err("it leaves the network, whose subnets have no gateway".to_owned()),
-            }
+            self.leaves()
         };
         self.step(TraceStage::Delivery, None, answer);
     }
 
     fn received(&mut self, port: &NetworkPort) {
+        if port.security.is_some()
+            && let Some(anyway) = self.received_anyway()
+        {
+            self.step(TraceStage::Services, Some(port), Ok(anyway));
+            return;
+        }
         let answer = match &port.security {
             None => Ok("port security is off: it receives everything".to_owned()),
             Some(security) => self.groups(port, security, RuleDirection::Ingress),
@@ -392,6 +488,14 @@ impl Trace<'_> {
             TraceProtocol::Number { number } => number,
         }
     }
+}
+
+fn is_metadata(address: IpAddr) -> bool {
+    [
+        IpAddr::V4(metadata::ADDRESS_V4),
+        IpAddr::V6(metadata::ADDRESS_V6),
+    ]
+    .contains(&address)
 }
 
 fn is_broadcast(address: IpAddr) -> bool {

@@ -34,6 +34,15 @@ use super::{
 };
 use crate::decide::{dhcp, metadata, names as link_names, network::Link};
 
+/// The types of `ICMPv6` that a guest sends before it has an address: it tells of groups, and asks for routers and addresses.
+pub(super) const EARLY_ICMP6: [u32; 4] = [131, 133, 135, 143];
+/// The types that it may send whatever its groups say; of those that tell of addresses, only its own.
+pub(super) const SENT_ICMP6: [u32; 5] = [131, 132, 133, 135, 143];
+/// The types that it receives whatever its groups say: neighbours, routers and groups.
+pub(super) const RECEIVED_ICMP6: [u32; 7] = [130, 131, 132, 134, 135, 136, 143];
+/// The types by which a router tells that it is one.
+pub(super) const ROUTER_ICMP6: [u32; 2] = [134, 137];
+
 /// What is around a network on this host and is not in its document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Surroundings {
@@ -421,7 +430,7 @@ impl Filter<'_> {
                 number(UDP_TO, &[67]),
                 pass(),
             ]);
-            let [icmp, kind] = icmp6(&[131, 133, 135, 143]);
+            let [icmp, kind] = icmp6(&EARLY_ICMP6);
             let unspecified = word(Field::Header("ip6", "saddr"), "::");
             rules.push(vec![from(), unspecified, icmp, kind, pass()]);
         }
@@ -446,7 +455,7 @@ impl Filter<'_> {
             number(UDP_FROM, &[67, 547]),
             drop_as(Reason::RogueDhcp),
         ]);
-        let [icmp, kind] = icmp6(&[134, 137]);
+        let [icmp, kind] = icmp6(&ROUTER_ICMP6);
         rules.push(vec![icmp, kind, drop_as(Reason::RogueRa)]);
         rules.push(vec![
             word(L4, "icmp"),
@@ -454,7 +463,7 @@ impl Filter<'_> {
             drop_as(Reason::RogueRa),
         ]);
         rules.extend(neighbours(identities));
-        let [icmp, kind] = icmp6(&[131, 132, 133, 135, 143]);
+        let [icmp, kind] = icmp6(&SENT_ICMP6);
         rules.push(vec![icmp, kind, Statement::Accept]);
         rules.extend(by_connection(self.stateful, Reason::InvalidEgress));
         for (from, to) in [(68, 67), (546, 547)] {
@@ -496,7 +505,7 @@ impl Filter<'_> {
                 Statement::Jump(SERVICES.to_owned()),
             ]);
         }
-        let [icmp, kind] = icmp6(&[130, 131, 132, 134, 135, 136, 143]);
+        let [icmp, kind] = icmp6(&RECEIVED_ICMP6);
         rules.push(vec![icmp, kind, Statement::Accept]);
         rules.extend(by_connection(self.stateful, Reason::InvalidIngress));
         rules.extend(self.jumps("gi", security));
