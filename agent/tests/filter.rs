@@ -27,13 +27,18 @@ use std::{
     time::Duration,
 };
 
-use berth_agent::decide::{filter::towards, names, network::NetThen};
+use berth_agent::decide::{
+    filter::{Stateful, base, towards},
+    names,
+    network::NetThen,
+};
 use berth_common::document::{
     NetworkSpec, NetworkType, PortRange, RuleDirection, RuleProtocol, RuleRemote,
 };
 use frames::{MARK, hostile, legitimate};
 use host::{Host, group, inside, isolated, nft, rule};
 use isolation::{ip, run, wait_for};
+use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -394,6 +399,46 @@ fn what_others_did_is_mended_and_what_is_theirs_stays() {
             let left = run("nft", &["-j", "list", "ruleset"]);
             assert!(!left.contains(&host.id.to_string()), "{left}");
             assert_eq!(theirs(), before);
+        },
+    );
+}
+
+/// As a module that is loaded, or is not any more, leaves it: the tables hold what another way to track connections needs.
+#[test]
+fn what_another_way_to_track_connections_left_is_removed() {
+    isolated(
+        "what_another_way_to_track_connections_left_is_removed",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11]);
+            allow_in(&mut spec, tcp(80), None);
+            host.converge(Some(&spec)).await;
+            let listed = || run("nft", &["-j", "list", "ruleset"]).contains("inet");
+            let had_inet = listed();
+            for way in [Stateful::Bridge, Stateful::BrNetfilter] {
+                let all = json!({ "nftables": base::commands(way) });
+                let file = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(file.path(), all.to_string()).unwrap();
+                run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
+            }
+            assert!(listed());
+            // With an element that leads to a chain of the network.
+            let zone = format!("z_{}", &names::bridge(host.id)[3..]);
+            let bridge = names::bridge(host.id);
+            for family in ["bridge", "inet"] {
+                nft(&format!(
+                    "add chain {family} berth {zone}; \
+                     add element {family} berth zones {{ {bridge} : goto {zone} }}"
+                ));
+            }
+            assert!(!host.is_as(&spec).await);
+            host.restart_agent();
+            host.converge(Some(&spec)).await;
+            assert!(host.is_as(&spec).await);
+            host.restart_agent();
+            assert!(host.is_as(&spec).await, "it does not settle");
+            let chains = run("nft", &["-j", "list", "chains"]);
+            assert_eq!(chains.contains("mark-host"), had_inet, "{chains}");
+            assert_eq!(host.converge(None).await, NetThen::Gone);
         },
     );
 }
