@@ -111,8 +111,6 @@ make_initrd() {
 		for name in proc sys dev; do mount --move /\$name /root/\$name; done
 		for name in tmp run var/tmp etc/lvm; do mount -t tmpfs -o mode=1777,size=75% tmpfs /root/\$name; done
 		mkdir -p /root/dev/shm /root/run/lock
-		# nft reads its standard input by this name.
-		ln -s /proc/self/fd/0 /root/dev/stdin
 		mount -t tmpfs shm /root/dev/shm
 		ip link set lo up
 		exec chroot /root /bin/bash \$(sed -n 's/.*berth.run=\\([^ ]*\\).*/\\1/p' /root/proc/cmdline)

@@ -39,7 +39,7 @@ use berth_agent::{
         storage::{DirStorage, KeepFree, StorageOptions},
     },
     decide::instance::{
-        DiskName, DiskPlan, InstanceFiles, LargerDisk, OldFile, Paths, StorageStep,
+        DiskName, DiskPlan, InstanceFiles, LargerDisk, MetadataPlan, OldFile, Paths, StorageStep,
     },
 };
 use berth_common::{
@@ -2996,4 +2996,34 @@ fn end_leftovers(directory: &Path) {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
+}
+
+// ------------------------------------------------------------------------------------------------ metadata
+
+/// A file of a group that is not the metadata service's (it was written before the service had its user) is not what it shall be.
+#[tokio::test]
+async fn metadata_that_the_service_cannot_read_is_written_anew() {
+    let host = Host::new();
+    let instance = InstanceId::new();
+    let plan = MetadataPlan {
+        instance,
+        content: "{}".to_owned(),
+    };
+    let step = StorageStep::WriteMetadata(plan);
+    let path = host.paths.metadata_file(instance);
+    let told = async || host.storage.observe(instance).await.unwrap().metadata;
+    host.storage
+        .apply(&step, &watch::channel(None).0)
+        .await
+        .unwrap();
+    assert_eq!(told().await.as_deref(), Some("{}"));
+    let group = fs::metadata(&path).unwrap().gid();
+    std::os::unix::fs::chown(&path, None, Some(group + 1)).unwrap();
+    assert_eq!(told().await.as_deref(), Some(""));
+    host.storage
+        .apply(&step, &watch::channel(None).0)
+        .await
+        .unwrap();
+    assert_eq!(told().await.as_deref(), Some("{}"));
+    assert_eq!(fs::metadata(&path).unwrap().gid(), group);
 }

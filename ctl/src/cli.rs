@@ -33,7 +33,7 @@ pub(crate) use self::{
     security_group::{SecurityGroup, SecurityGroupRuleCommand, SecurityGroupRuleCreateArgs},
     server_group::{Policy, ServerGroup, ServerGroupCreateArgs},
     snapshot::Snapshot,
-    subnet::{Gateway, Subnet, SubnetCreateArgs, SubnetSetArgs},
+    subnet::{Subnet, SubnetCreateArgs, SubnetSetArgs},
     trace::PortTraceArgs,
     volume::{Volume, VolumeCreateArgs},
 };
@@ -278,6 +278,20 @@ mod tests {
             "576..=9216",
         );
         check("network create net0 --gateway 10.0.0.1", "--cidr");
+        check("subnet set s --gateway auto", "must be an address or none");
+        for protocol in ["tcp", "udp"] {
+            check(
+                &format!(
+                    "port trace 0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11 egress --source 10.0.0.10 --destination 10.0.0.11 \
+                     --protocol {protocol}"
+                ),
+                "--port-number",
+            );
+        }
+        check(
+            "router set r --route destination=192.0.2.0/24,gateway=10.0.0.1,gateway=10.0.0.2",
+            "must be like destination=",
+        );
         check(
             "subnet create s --network net0 --subnet-range 10.0.0.0/24 --gateway first",
             "must be an address, auto or none",

@@ -113,15 +113,20 @@ remove_by_hand() {
 	for name in $(demo_links); do ip link delete "$name" 2>/dev/null || true; done
 }
 
-# The packet filter of the host, which outlives networks: with no network in it, it is the demo's.
-remove_packet_filter() {
-	local family used
-	used=$(nft -j list table bridge berth 2>/dev/null | jq '[.nftables[].map?.elem? // [] | length] | add') || used=0
-	((${used:-0} == 0)) || return 0
+# The tables of the host's packet filter, which outlive networks. While a network of another berth has a bridge they are that
+# one's too.
+packet_filter() {
+	local family others
+	others=$(ip -j link | jq '[.[] | select((.ifalias // "") | startswith("berth "))] | length')
+	((others == 0)) || return 0
 	for family in bridge inet; do
-		if nft list table "$family" berth >/dev/null 2>&1; then
-			nft delete table "$family" berth || problem "cannot delete the $family table berth of nftables"
-		fi
+		if nft list table "$family" berth >/dev/null 2>&1; then printf '%s\n' "$family"; fi
+	done
+}
+remove_packet_filter() {
+	local family
+	for family in $(packet_filter); do
+		nft delete table "$family" berth || problem "cannot delete the $family table berth of nftables"
 	done
 }
 
@@ -135,6 +140,8 @@ check_nothing_is_left() {
 	[[ -z $left ]] || problem "namespaces are left: ${left//$'\n'/ }"
 	left=$(demo_links)
 	[[ -z $left ]] || problem "links are left: ${left//$'\n'/ }"
+	left=$(packet_filter)
+	[[ -z $left ]] || problem "tables berth of nftables are left: ${left//$'\n'/ }"
 	for program in qemu-system dnsmasq berth-metadata; do
 		left=$(demo_processes "$program")
 		[[ -z $left ]] || problem "processes of $program are left: ${left//$'\n'/ }"

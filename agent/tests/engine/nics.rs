@@ -319,9 +319,19 @@ async fn a_guest_that_was_started_again_has_its_limit_at_once() {
     let off = wish.instance(3, stopped);
     lab.send(&off).await;
     lab.wait_status(&off, ConvergeStatus::Converged).await;
-    sleep(Duration::from_secs(30)).await;
-    let observed = Net::observe(&lab.host, wish.network).await.unwrap();
-    assert!(observed.tc.ifbs.is_empty(), "{:?}", observed.tc);
+    let start = tokio::time::Instant::now();
+    loop {
+        let observed = Net::observe(&lab.host, wish.network).await.unwrap();
+        if observed.tc.ifbs.is_empty() {
+            break;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{:?}",
+            observed.tc
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

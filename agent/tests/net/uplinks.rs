@@ -512,6 +512,13 @@ fn nat_lets_guests_out_and_nobody_in() {
         assert_eq!(host.converge(red, None), NetThen::Gone);
         assert_eq!(forwards().trim(), "1");
         assert!(other.ping("203.0.113.1"));
+        // A link that the host's routes no longer leave by forwards no more, as nothing guards it from then on.
+        ip("-n host1 route del default");
+        assert_eq!(host.converge(blue, Some(&nat(2))), NetThen::Converged);
+        assert_eq!(forwards().trim(), "0");
+        ip("-n host1 route add default via 192.0.2.254");
+        assert_eq!(host.converge(blue, Some(&nat(2))), NetThen::Converged);
+        assert_eq!(forwards().trim(), "1");
         other.unplug();
         assert_eq!(host.converge(blue, None), NetThen::Gone);
         assert_eq!(forwards().trim(), "0");

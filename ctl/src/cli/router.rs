@@ -1,6 +1,6 @@
 //! The words of `berthctl router …` and `berthctl floating-ip …`: those of the openstack client.
 
-use std::{net::IpAddr, str::FromStr};
+use std::net::IpAddr;
 
 use berth_common::{
     document::Route,
@@ -8,6 +8,8 @@ use berth_common::{
     names::RouterName,
 };
 use clap::{Args, Subcommand};
+
+use super::subnet::route;
 
 /// Commands on routers.
 #[derive(Debug, Clone, Subcommand)]
@@ -114,9 +116,10 @@ pub(crate) struct RouterSetArgs {
         long = "route",
         group = "change",
         value_name = "destination=CIDR,gateway=IP",
+        value_parser = route,
         conflicts_with = "no_route"
     )]
-    pub(crate) routes: Vec<RouteArg>,
+    pub(crate) routes: Vec<Route>,
     /// No further routes.
     #[arg(long, group = "change")]
     pub(crate) no_route: bool,
@@ -130,43 +133,6 @@ pub(crate) struct RouterUnsetArgs {
     /// It leads nowhere.
     #[arg(long, required = true)]
     pub(crate) external_gateway: bool,
-}
-
-/// A route as `destination=192.0.2.0/24,gateway=10.0.0.7`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RouteArg(pub(crate) Route);
-
-impl FromStr for RouteArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (mut destination, mut nexthop) = (None, None);
-        for pair in text.split(',') {
-            match pair.split_once('=') {
-                Some(("destination", value)) => {
-                    destination = Some(value.parse().map_err(|error| format!("{error}"))?);
-                }
-                Some(("gateway", value)) => {
-                    let address = value
-                        .parse()
-                        .map_err(|_| format!("{value:?} is no address"))?;
-                    nexthop = Some(address);
-                }
-                _ => {
-                    return Err(format!(
-                        "{pair:?} is neither destination=CIDR nor gateway=IP"
-                    ));
-                }
-            }
-        }
-        match (destination, nexthop) {
-            (Some(destination), Some(nexthop)) => Ok(Self(Route {
-                destination,
-                nexthop,
-            })),
-            _ => Err("must be like destination=192.0.2.0/24,gateway=10.0.0.7".to_owned()),
-        }
-    }
 }
 
 /// Commands on floating IPs.
@@ -218,28 +184,4 @@ pub(crate) struct FloatingIpCreateArgs {
     /// Its id: repeating a request with the same id is harmless. Default: a new one.
     #[arg(long, value_name = "UUID")]
     pub(crate) id: Option<FloatingIpId>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_are_written_as_the_openstack_client_does() {
-        let parse = |text: &str| text.parse::<RouteArg>();
-        let right = parse("destination=192.0.2.0/24,gateway=10.0.0.7").unwrap();
-        assert_eq!(
-            right,
-            parse("gateway=10.0.0.7,destination=192.0.2.0/24").unwrap()
-        );
-        assert_eq!(right.0.nexthop, IpAddr::from([10, 0, 0, 7]));
-        for wrong in [
-            "",
-            "destination=192.0.2.0/24",
-            "gateway=x,destination=192.0.2.0/24",
-            "via=1",
-        ] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
-    }
 }

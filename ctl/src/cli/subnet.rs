@@ -5,7 +5,7 @@ use std::{net::IpAddr, str::FromStr};
 use berth_common::{
     document::{Ipv6AddressMode, Route},
     ids::SubnetId,
-    message::network::AllocationPool,
+    message::{network::AllocationPool, request::Change},
     names::{Cidr, SubnetName},
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -78,8 +78,8 @@ pub(crate) struct SubnetSetArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<SubnetName>,
     /// A router's address in it, or none.
-    #[arg(long, value_name = "IP")]
-    pub(crate) gateway: Option<Gateway>,
+    #[arg(long, value_name = "IP", value_parser = another_gateway)]
+    pub(crate) gateway: Option<Change<IpAddr>>,
     /// Addresses that ports get unless they ask for another, instead of those of before; may be repeated.
     #[arg(long, value_name = "start=IP,end=IP", value_parser = pool)]
     pub(crate) allocation_pool: Vec<AllocationPool>,
@@ -139,6 +139,16 @@ impl FromStr for Gateway {
     }
 }
 
+/// A gateway that is told: what the first address would be, only a new subnet says.
+fn another_gateway(text: &str) -> Result<Change<IpAddr>, String> {
+    if text == "none" {
+        return Ok(Change::Clear);
+    }
+    text.parse()
+        .map(Change::Set)
+        .map_err(|_| "must be an address or none".to_owned())
+}
+
 /// How guests get their IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AddressMode {
@@ -192,7 +202,8 @@ fn pool(text: &str) -> Result<AllocationPool, String> {
     Ok(AllocationPool { start, end })
 }
 
-fn route(text: &str) -> Result<Route, String> {
+/// A route as `destination=10.9.0.0/16,gateway=10.0.0.1`.
+pub(super) fn route(text: &str) -> Result<Route, String> {
     let expected = "destination=10.9.0.0/16,gateway=10.0.0.1";
     let (destination, nexthop) = pair(text, "destination", "gateway", expected)?;
     Ok(Route {
@@ -214,6 +225,23 @@ mod tests {
         );
         let found = route("destination=0.0.0.0/0,gateway=10.0.0.1").unwrap();
         assert_eq!(found.destination.to_string(), "0.0.0.0/0");
+        assert_eq!(
+            found,
+            route("gateway=10.0.0.1,destination=0.0.0.0/0").unwrap()
+        );
+        for bad in [
+            "",
+            "via=1",
+            "destination=192.0.2.0/24",
+            "gateway=x,destination=192.0.2.0/24",
+            "gateway=10.0.0.1,gateway=10.0.0.2,destination=192.0.2.0/24",
+        ] {
+            assert!(
+                route(bad)
+                    .unwrap_err()
+                    .contains("must be like destination=")
+            );
+        }
         for bad in [
             "",
             "start=10.0.0.1",

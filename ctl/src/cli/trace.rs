@@ -34,7 +34,11 @@ pub(crate) struct PortTraceArgs {
     #[arg(long, value_name = "PORT")]
     pub(crate) source_port: Option<u16>,
     /// The destination port of TCP or UDP.
-    #[arg(long, value_name = "PORT")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        required_if_eq_any([("protocol", "tcp"), ("protocol", "udp")])
+    )]
     pub(crate) port_number: Option<u16>,
     /// The type of ICMP. Default: an echo request.
     #[arg(long = "type", value_name = "TYPE")]

@@ -115,7 +115,7 @@ async fn create<C: Caller>(
 }
 
 fn request<C: Caller>(context: &Context<C>, arguments: RouterSetArgs) -> RouterSet {
-    let routes: Vec<_> = arguments.routes.iter().map(|route| route.0).collect();
+    let routes = arguments.routes;
     RouterSet {
         router: arguments.router,
         project: context.project(),
@@ -133,7 +133,7 @@ fn either(on: bool, off: bool) -> Option<bool> {
 }
 
 async fn set<C: Caller>(context: &Context<C>, request: RouterSet) -> Result<(), CtlError> {
-    let view = context.ask(&request).await?;
+    let view = context.wish(&request).await?;
     context.print(&view, print::show)
 }
 
@@ -190,7 +190,7 @@ pub(super) async fn run_floating<C: Caller>(
                 port_id: Some(port),
                 fixed_ip_address,
             };
-            let view = context.ask(&request).await?;
+            let view = context.wish(&request).await?;
             context.print(&view, print::show_floating)
         }
         FloatingIp::Unset { floating_ip, .. } => {
@@ -200,7 +200,7 @@ pub(super) async fn run_floating<C: Caller>(
                 port_id: None,
                 fixed_ip_address: None,
             };
-            let view = context.ask(&request).await?;
+            let view = context.wish(&request).await?;
             context.print(&view, print::show_floating)
         }
         FloatingIp::Delete { floating_ip } => {
@@ -208,7 +208,7 @@ pub(super) async fn run_floating<C: Caller>(
                 floating_ip,
                 project,
             };
-            let view = context.ask(&request).await?;
+            let view = context.wish(&request).await?;
             context.print(&view, |view, _| print::deleted_floating(view))
         }
     }

@@ -15,7 +15,7 @@ use super::{
     repeat_with_id,
 };
 use crate::{
-    cli::{Gateway, Subnet, SubnetCreateArgs, SubnetSetArgs},
+    cli::{Subnet, SubnetCreateArgs, SubnetSetArgs},
     client::Caller,
     error::CtlError,
     print::subnet,
@@ -100,11 +100,7 @@ fn change<C: Caller>(context: &Context<C>, arguments: SubnetSetArgs) -> SubnetSe
         subnet: arguments.subnet,
         project: context.project(),
         name: arguments.name.map_or(Change::Keep, Change::Set),
-        gateway_ip: match arguments.gateway {
-            None | Some(Gateway::Auto) => Change::Keep,
-            Some(Gateway::None) => Change::Clear,
-            Some(Gateway::At(address)) => Change::Set(address),
-        },
+        gateway_ip: arguments.gateway.unwrap_or(Change::Keep),
         allocation_pools: replaced(arguments.allocation_pool, arguments.no_allocation_pool),
         dns_nameservers: replaced(arguments.dns, arguments.no_dns_nameservers),
         host_routes: replaced(arguments.host_route, arguments.no_host_route),

@@ -395,11 +395,13 @@ fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkA
         let network = network.value().map(String::from);
         let port = port.value().map(String::from);
         let (ip_address, mac_address) = (ip_address.value(), mac_address.value());
+        let security = security.value();
         let more = [
             ("network", network.is_some()),
             ("ip_address", ip_address.is_some()),
             ("mac_address", mac_address.is_some()),
             ("security_groups", has_groups),
+            ("port_security", security.is_some()),
         ];
         for (key, _) in more.into_iter().filter(|(_, is_there)| given && *is_there) {
             let what = "must not stand beside port, which has it already".to_owned();
@@ -427,7 +429,7 @@ fn networks<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Vec<NetworkA
             ip_address,
             mac_address,
             security_groups: has_groups.then_some(groups),
-            port_security_enabled: security.value(),
+            port_security_enabled: security,
         }));
     }
     attachments

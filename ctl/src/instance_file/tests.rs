@@ -26,6 +26,31 @@ fn minimal() -> String {
 }
 
 #[test]
+fn a_port_has_the_rest_already() {
+    let keys = [
+        "network = \"net0\"",
+        "ip_address = \"10.0.0.5\"",
+        "mac_address = \"52:54:00:00:00:01\"",
+        "security_groups = []",
+        "port_security = \"disabled\"",
+    ];
+    let with = |more: &str| {
+        let minimal = minimal();
+        read(&format!(
+            "{minimal}\n[[networks]]\nport = \"uplink\"\n{more}\n"
+        ))
+    };
+    assert!(with("").is_ok());
+    for key in keys {
+        let refused = with(key).unwrap_err().to_string();
+        assert!(
+            refused.contains("must not stand beside port"),
+            "{key}: {refused}"
+        );
+    }
+}
+
+#[test]
 fn the_documented_sample_is_read() {
     let sample = include_str!("../../../docs/instance.sample.toml");
     let request = parse(Path::new("instance.sample.toml"), sample, overrides()).unwrap();

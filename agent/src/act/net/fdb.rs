@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use futures::{StreamExt, TryStreamExt};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
-};
+use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     neighbour::{
@@ -14,7 +10,7 @@ use netlink_packet_route::{
     },
 };
 use nix::errno::Errno;
-use rtnetlink::Handle;
+use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
 
 use super::{
     error::NetError,
@@ -58,7 +54,8 @@ impl Links {
         let index = self.own(vtep).await?.index;
         let what = || format!("change the forwarding table of link {vtep}");
         for entry in add {
-            match request(self.handle(), put_in(index, *entry)).await {
+            let (message, flags) = put_in(index, *entry);
+            match self.send(message, flags).await {
                 Ok(()) => {}
                 Err(error) if is(&error, Errno::EEXIST) => {}
                 Err(error) => return Err(NetError::netlink(what())(error)),
@@ -66,7 +63,7 @@ impl Links {
         }
         for entry in remove {
             let message = RouteNetlinkMessage::DelNeighbour(message(index, *entry));
-            match request(self.handle(), (message, 0)).await {
+            match self.send(message, 0).await {
                 Ok(()) => {}
                 Err(error) if is(&error, Errno::ENOENT) => {}
                 Err(error) => return Err(NetError::netlink(what())(error)),
@@ -149,22 +146,4 @@ fn address(address: &NeighbourAddress) -> Option<IpAddr> {
         },
         _ => None,
     }
-}
-
-/// Asks for a change; rtnetlink has no words for those that add to what is there.
-async fn request(
-    handle: &Handle,
-    (message, flags): (RouteNetlinkMessage, u16),
-) -> Result<(), rtnetlink::Error> {
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-    let mut answers = handle.clone().request(message)?;
-    while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::Error(error) = answer.payload
-            && error.code.is_some()
-        {
-            return Err(rtnetlink::Error::NetlinkError(error));
-        }
-    }
-    Ok(())
 }

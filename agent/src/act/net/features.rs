@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -14,15 +13,13 @@ use serde_json::{Value, json};
 use crate::{
     act::{
         command::CommandError,
-        net::{error::NetError, nft_command::run},
+        net::{error::NetError, nft, nft_command::run},
     },
-    decide::network::uplink::Feature,
+    decide::{filter::Stateful, network::uplink::Feature},
 };
 
 /// How often it is tried again while something is missing: modules can be loaded at any time.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
-/// Where the kernel shows that packets in bridges can be shown to the filter of IP.
-const BR_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// What the kernel can, as it was when it was tried last. The default: everything.
 #[derive(Debug, Clone, Default)]
@@ -158,9 +155,12 @@ fn try_all() -> Result<BTreeMap<Feature, String>, String> {
         let vxlan = made(LinkVxlan::new("bt-try-vxlan", 1).port(1).build()).await;
         driver.abort();
         let nat = try_rules(&nat()).await;
-        let filter = match try_rules(&bridge_filter()).await {
-            Err(_) if Path::new(BR_NETFILTER).exists() => Ok(()),
-            tried => tried,
+        let filter = match nft::stateful().await {
+            Ok(Stateful::Bridge | Stateful::BrNetfilter) => Ok(()),
+            Ok(Stateful::No) => {
+                Err("it does not take rules that ask for the state of one".to_owned())
+            }
+            Err(error) => Err(reason(error)),
         };
         let tried = [
             (Feature::Vlan, vlan),
@@ -180,12 +180,16 @@ const PARENT: u32 = 100;
 
 /// Has nftables take rules, in this thread's namespace.
 async fn try_rules(rules: &Value) -> Result<(), String> {
-    match run(rules, &[]).await {
-        Ok(_) => Ok(()),
-        Err(NetError::Command(CommandError::Failed { stderr, .. })) => {
-            Err(stderr.lines().next().unwrap_or("nft failed").to_owned())
+    run(rules, &[]).await.map(|_| ()).map_err(reason)
+}
+
+/// Why nft did not do it, in a line.
+fn reason(error: NetError) -> String {
+    match error {
+        NetError::Command(CommandError::Failed { stderr, .. }) => {
+            stderr.lines().next().unwrap_or("nft failed").to_owned()
         }
-        Err(error) => Err(error.to_string()),
+        error => error.to_string(),
     }
 }
 
@@ -197,20 +201,6 @@ fn nat() -> Value {
         {"add": {"chain": {"family": "inet", "table": "try", "name": "out", "type": "nat", "hook": "postrouting",
                            "prio": 100, "policy": "accept"}}},
         {"add": {"rule": {"family": "inet", "table": "try", "chain": "out", "expr": [{"masquerade": null}]}}},
-    ]})
-}
-
-/// Rules that ask of packets in bridges which connection they belong to.
-fn bridge_filter() -> Value {
-    let table = json!({"family": "bridge", "name": "try"});
-    let established =
-        json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established"]}});
-    json!({"nftables": [
-        {"add": {"table": table}},
-        {"add": {"chain": {"family": "bridge", "table": "try", "name": "through", "type": "filter", "hook": "forward",
-                           "prio": 0, "policy": "accept"}}},
-        {"add": {"rule": {"family": "bridge", "table": "try", "chain": "through",
-                          "expr": [established, {"accept": null}]}}},
     ]})
 }
 

@@ -5,6 +5,7 @@ pub(super) mod legs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -12,9 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::{
+    RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
         BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
@@ -25,6 +27,7 @@ use nix::errno::Errno;
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
     new_connection, new_connection_with_strict_check,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
 use tokio::task::JoinHandle;
 
@@ -36,7 +39,7 @@ use crate::decide::{
 
 /// A netlink connection. Dropping it closes it.
 pub(super) struct Links {
-    pub(super) handle: Handle,
+    handle: Handle,
     driver: JoinHandle<()>,
 }
 
@@ -107,6 +110,25 @@ impl Links {
 
     pub(super) const fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Sends a request that rtnetlink has no words for, and waits for the kernel's word.
+    pub(super) async fn send(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), rtnetlink::Error> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut answer = self.handle.clone().request(request)?;
+        while let Some(message) = answer.next().await {
+            if let NetlinkPayload::Error(error) = message.payload
+                && error.code.is_some()
+            {
+                return Err(rtnetlink::Error::NetlinkError(error));
+            }
+        }
+        Ok(())
     }
 
     /// The link of this name, if there is one.
@@ -195,24 +217,39 @@ impl Links {
         if self.own_if_any(host).await?.is_some() {
             return Ok(());
         }
+        let ends = [(host.name(), host.mac()), (inside.name(), inside.mac())];
+        self.add_veth(ends, namespace, mtu).await
+    }
+
+    /// Makes a veth pair of these names and Ethernet addresses, its second end in a namespace.
+    async fn add_veth(
+        &self,
+        [(host, host_mac), (inside, inside_mac)]: [(String, [u8; 6]); 2],
+        namespace: &Path,
+        mtu: u32,
+    ) -> Result<(), NetError> {
         let namespace =
             File::open(namespace).map_err(NetError::file("open namespace", namespace))?;
         let peer = LinkMessageBuilder::<LinkUnspec>::default()
-            .name(inside.name())
-            .address(inside.mac().to_vec())
+            .name(inside)
+            .address(inside_mac.to_vec())
             .mtu(mtu)
             .setns_by_fd(namespace.as_raw_fd())
             .build();
         let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-            .name(host.name())
-            .address(host.mac().to_vec())
+            .name(host.clone())
+            .address(host_mac.to_vec())
             .mtu(mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         self.add(host, message).await
     }
 
-    pub(super) async fn add(&self, link: Link, message: LinkMessage) -> Result<(), NetError> {
+    pub(super) async fn add(
+        &self,
+        link: impl fmt::Display,
+        message: LinkMessage,
+    ) -> Result<(), NetError> {
         let made = self.handle.link().add(message).execute().await;
         made.map_err(NetError::netlink(format!("make link {link}")))
     }

@@ -154,7 +154,7 @@ impl KernelNet {
                 for nic in this.uplinks.nics.values() {
                     members.remove(nic.as_str());
                 }
-                let tc = links.observe_tc(network, &members).await?;
+                let tc = links.observe_tc(network, &all, &members).await?;
                 let observed = NetworkObserved {
                     bridge: links.observe(bridge).await?,
                     veth_host: links.observe(veth).await?,

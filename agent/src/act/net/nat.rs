@@ -23,7 +23,7 @@ use crate::{
         names,
         network::uplink::{
             Forwards, NatObserved,
-            nat::{NatRules, NatShape, removal},
+            nat::{NatRules, NatShape, no_longer_needed, removal},
         },
     },
 };
@@ -127,10 +127,24 @@ impl Nat {
         Ok(Some(NatObserved { rules, shape }))
     }
 
+    /// Closes what this network opened, needs no more, and no other needs. Whoever calls it has the turn, and the record and
+    /// the table that told of it are still there: broken off, it is done again.
+    fn close(&self, network: NetworkId, needed: &BTreeSet<String>) -> Result<(), NetError> {
+        let Some(before) = self.read(network)? else {
+            return Ok(());
+        };
+        let by_others = self.opened_by_others(network)?;
+        for link in no_longer_needed(&before.open, needed, &by_others) {
+            set_forwards(&link, Forwards::No)?;
+        }
+        Ok(())
+    }
+
     /// Sets up the table, and opens what answers come in by. The table first: it keeps what is opened from being used for
     /// anything else.
     pub(super) async fn apply(&self, network: NetworkId, rules: &NatRules) -> Result<(), NetError> {
         let _turn = self.turn.lock().await;
+        self.close(network, &rules.open)?;
         fs::create_dir_all(&self.directory)
             .map_err(NetError::file("make directory", &self.directory))?;
         let record = Record {
@@ -151,19 +165,13 @@ impl Nat {
     }
 
     /// Closes what nobody needs any more, and removes the table. The file goes last: without it nobody would come back.
-    pub(super) async fn remove(
-        &self,
-        network: NetworkId,
-        close: &BTreeSet<String>,
-    ) -> Result<(), NetError> {
+    pub(super) async fn remove(&self, network: NetworkId) -> Result<(), NetError> {
         let _turn = self.turn.lock().await;
         let path = self.record(network);
         if !path.exists() {
             return Ok(());
         }
-        for link in close {
-            set_forwards(link, Forwards::No)?;
-        }
+        self.close(network, &BTreeSet::new())?;
         run(&removal(network), &[]).await?;
         for path in [path.with_extension("new"), path] {
             match fs::remove_file(&path) {

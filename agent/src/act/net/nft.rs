@@ -45,6 +45,7 @@ pub(super) struct Nft {
 
 #[derive(Debug, Default)]
 struct Memory {
+    /// How connections are tracked, once they are.
     stateful: Option<Stateful>,
     /// What is in the tables, while the kernel's number is this.
     tables: Option<(u32, Tables)>,
@@ -100,30 +101,19 @@ impl Nft {
 }
 
 impl Memory {
-    /// How this kernel tracks connections, found out once.
+    /// How this kernel tracks connections. That it does not is found out again each time: a module can be loaded at any time.
     async fn stateful(&mut self) -> Result<Stateful, NetError> {
         if let Some(stateful) = self.stateful {
             return Ok(stateful);
         }
-        // If not even this can be done, it is nft that does not work.
-        let plain = json!({ "nftables": base::commands(Stateful::No) });
-        run(&plain, &["-c"]).await?;
-        let stateful = if takes(&state_rule()).await?
-            && takes(&json!({ "nftables": base::commands(Stateful::Bridge) })).await?
-        {
-            Stateful::Bridge
-        } else if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
-            && takes(&json!({ "nftables": base::commands(Stateful::BrNetfilter) })).await?
-        {
-            Stateful::BrNetfilter
-        } else {
-            Stateful::No
-        };
-        tracing::info!(
-            ?stateful,
-            "the packet filter tracks connections in this way"
-        );
-        self.stateful = Some(stateful);
+        let stateful = stateful().await?;
+        if stateful != Stateful::No {
+            tracing::info!(
+                ?stateful,
+                "the packet filter tracks connections in this way"
+            );
+            self.stateful = Some(stateful);
+        }
         Ok(stateful)
     }
 
@@ -147,6 +137,25 @@ impl Memory {
             None => Err(NetError::ThreadLost),
         }
     }
+}
+
+/// How the kernel tracks connections in bridges, in the calling thread's network namespace.
+pub(super) async fn stateful() -> Result<Stateful, NetError> {
+    // If not even this can be done, it is nft that does not work.
+    let plain = json!({ "nftables": base::commands(Stateful::No) });
+    run(&plain, &["-c"]).await?;
+    let stateful = if takes(&state_rule()).await?
+        && takes(&json!({ "nftables": base::commands(Stateful::Bridge) })).await?
+    {
+        Stateful::Bridge
+    } else if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
+        && takes(&json!({ "nftables": base::commands(Stateful::BrNetfilter) })).await?
+    {
+        Stateful::BrNetfilter
+    } else {
+        Stateful::No
+    };
+    Ok(stateful)
 }
 
 /// A rule that only a bridge takes that tracks connections.

@@ -23,7 +23,7 @@ use crate::decide::{
     names,
     network::Link,
     router::{
-        End, Leg, LegLink, RouterContent, RouterNamespace, RouterObserved, RouterStep,
+        End, Leg, LegLink, LegSwitch, RouterContent, RouterNamespace, RouterObserved, RouterStep,
         RouterSwitch, rules,
     },
 };
@@ -80,12 +80,10 @@ impl KernelNet {
     async fn observe_within(&self, router: RouterId) -> Result<RouterContent, NetError> {
         self.within("router-observe", router, async || {
             let links = Links::open()?;
-            // Which leg a link is of makes no difference to its switches.
-            let any = Leg::inside(RouterId::new(), NetworkId::new()).namespace_end();
             Ok(RouterContent {
                 loopback_up: links.is_loopback_up().await?,
                 unsettled: unsettled()?,
-                links: links.links_within(any.switches()).await?,
+                links: links.links_within(&LegSwitch::IN_NAMESPACE).await?,
                 routes: links.routes().await?,
                 rules: nft::look().await?,
                 flows: flows::translations()?,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::ids::NetworkId;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::InfoKind,
@@ -17,10 +17,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
-    packet_core::{
-        DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-        NetlinkMessage, NetlinkPayload, NlasIterator,
-    },
+    packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator},
 };
 
 use super::{
@@ -80,13 +77,13 @@ struct Filters {
 }
 
 impl Links {
-    /// What tc is for the taps among these links, and for what a network's limits need beside them.
+    /// What tc is for the taps among these members of all links, and for what a network's limits need beside them.
     pub(super) async fn observe_tc(
         &self,
         network: NetworkId,
+        all: &[Found],
         members: &BTreeSet<String>,
     ) -> Result<TcObserved, NetError> {
-        let all = self.all().await?;
         let is_tap = |found: &&Found| members.contains(&found.name) && names::is_tap(&found.name);
         let taps: Vec<&Found> = all.iter().filter(is_tap).collect();
         let (ifbs, foreign): (Vec<&Found>, Vec<&Found>) = all
@@ -163,13 +160,13 @@ impl Links {
             TcAct::Mark(port) => {
                 let alias = ifb_alias(step.network, *port);
                 let message = LinkUnspec::new_with_index(found.index).alias(alias).build();
-                self.handle.link().set(message).execute().await
+                self.handle().link().set(message).execute().await
             }
             TcAct::SetUp => {
                 let message = LinkUnspec::new_with_index(found.index).up().build();
-                self.handle.link().set(message).execute().await
+                self.handle().link().set(message).execute().await
             }
-            TcAct::Delete => self.handle.link().del(found.index).execute().await,
+            TcAct::Delete => self.handle().link().del(found.index).execute().await,
             TcAct::Shape(shaper) => self.send(shape(&found, *shaper), CREATE_OR_REPLACE).await,
             TcAct::Unshape => {
                 let message = RouteNetlinkMessage::DelQueueDiscipline(root(&found));
@@ -206,7 +203,7 @@ impl Links {
             .name(step.link.clone())
             .address(ifb_mac(step.network).to_vec())
             .build();
-        let made = self.handle.link().add(message).execute().await;
+        let made = self.handle().link().add(message).execute().await;
         made.map_err(NetError::netlink(step.to_string()))
     }
 
@@ -260,7 +257,7 @@ impl Links {
 
     /// The qdiscs of all links, by their index.
     async fn qdiscs(&self) -> Result<BTreeMap<u32, Qdiscs>, NetError> {
-        let answer = self.handle.qdisc().get().execute();
+        let answer = self.handle().qdisc().get().execute();
         let messages: Vec<TcMessage> = answer
             .try_collect()
             .await
@@ -295,7 +292,7 @@ impl Links {
         let Ok(index) = i32::try_from(index) else {
             return Ok(filters);
         };
-        let request = self.handle.traffic_filter(index).get();
+        let request = self.handle().traffic_filter(index).get();
         let request = match hook {
             Hook::Sent => request.ingress(),
             Hook::Received => request.egress(),
@@ -320,21 +317,6 @@ impl Links {
             }
         }
         Ok(filters)
-    }
-
-    /// Sends a request and waits for the kernel's word.
-    async fn send(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), rtnetlink::Error> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut answer = self.handle.clone().request(request)?;
-        while let Some(message) = answer.next().await {
-            if let NetlinkPayload::Error(error) = message.payload
-                && error.code.is_some()
-            {
-                return Err(rtnetlink::Error::NetlinkError(error));
-            }
-        }
-        Ok(())
     }
 }
 

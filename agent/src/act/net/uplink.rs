@@ -378,9 +378,9 @@ impl KernelNet {
                 self.at(bridge, async move |_| nat.apply(network, &rules).await)
                     .await
             }
-            UplinkStep::RemoveNat { close, .. } => {
+            UplinkStep::RemoveNat(_) => {
                 let nat = self.nat.clone();
-                self.at(bridge, async move |_| nat.remove(network, &close).await)
+                self.at(bridge, async move |_| nat.remove(network).await)
                     .await
             }
         }

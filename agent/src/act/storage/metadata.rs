@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
 };
 
 use berth_common::ids::InstanceId;
@@ -60,6 +60,14 @@ pub(super) fn read(paths: &Paths, id: InstanceId) -> Result<Option<String>, Stor
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(failed(source)),
     };
+    let group = file.metadata().map_err(failed)?.gid();
+    // It was written when the service had another user, or none.
+    if group_of(&METADATA_USERS)
+        .map_err(failed)?
+        .is_some_and(|wanted| wanted.as_raw() != group)
+    {
+        return Ok(Some(String::new()));
+    }
     let mut bytes = Vec::new();
     file.take(SIZE_MAX)
         .read_to_end(&mut bytes)

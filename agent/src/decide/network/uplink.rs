@@ -384,9 +384,7 @@ impl Planner {
                 address: *address,
             });
         }
-        let opened = &self.now.uplink.host.opened;
-        let close = nat.rules.open.difference(opened).cloned().collect();
-        self.uplink_step(UplinkStep::RemoveNat { network, close });
+        self.uplink_step(UplinkStep::RemoveNat(network));
     }
 
     /// Makes or mends what the network shall reach beyond its bridge by. The bridge is there.

@@ -65,6 +65,15 @@ pub enum LegSwitch {
 }
 
 impl LegSwitch {
+    /// Those of each leg's end in the namespace.
+    pub const IN_NAMESPACE: [Self; 5] = [
+        Self::StrictReversePath,
+        Self::OwnArpReplies,
+        Self::NoRedirects,
+        Self::NoAdvertisements,
+        Self::NoDuplicateDetection,
+    ];
+
     /// Its place below `/proc/sys/net` for a link of this name.
     #[must_use]
     pub fn path(self, link: &str) -> String {
@@ -227,13 +236,7 @@ impl LegLink {
     pub const fn switches(self) -> &'static [LegSwitch] {
         match self.end {
             End::Host => &[LegSwitch::DisableIpv6, LegSwitch::NoForwarding],
-            End::Namespace => &[
-                LegSwitch::StrictReversePath,
-                LegSwitch::OwnArpReplies,
-                LegSwitch::NoRedirects,
-                LegSwitch::NoAdvertisements,
-                LegSwitch::NoDuplicateDetection,
-            ],
+            End::Namespace => &LegSwitch::IN_NAMESPACE,
         }
     }
 }

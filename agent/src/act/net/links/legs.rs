@@ -2,10 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io,
     net::IpAddr,
-    os::fd::AsRawFd,
     path::Path,
 };
 
@@ -13,14 +11,14 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
+    link::{LinkAttribute, LinkMessage},
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
     },
 };
 use nix::errno::Errno;
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::{Found, Links, is, set_address, unset_address, without_link_local};
 use crate::{
@@ -138,22 +136,8 @@ impl Links {
             Err(NetError::Absent { .. }) => {}
             Err(error) => return Err(error),
         }
-        let namespace =
-            File::open(namespace).map_err(NetError::file("open namespace", namespace))?;
-        let peer = LinkMessageBuilder::<LinkUnspec>::default()
-            .name(inside.name())
-            .address(mac.to_vec())
-            .mtu(mtu)
-            .setns_by_fd(namespace.as_raw_fd())
-            .build();
-        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-            .name(host.name())
-            .address(host.own_mac().to_vec())
-            .mtu(mtu)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        let made = self.handle.link().add(message).execute().await;
-        made.map_err(NetError::netlink(format!("make link {host}")))
+        let ends = [(host.name(), host.own_mac()), (inside.name(), mac)];
+        self.add_veth(ends, namespace, mtu).await
     }
 
     /// Gives a router's link its alias.

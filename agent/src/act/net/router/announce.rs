@@ -30,22 +30,29 @@ pub(super) fn announce(
     if addresses.is_empty() {
         return Ok(());
     }
-    let frames: Vec<Vec<u8>> = addresses
-        .iter()
-        .flat_map(|address| match address {
-            IpAddr::V4(address) => vec![arp(mac, *address, 1), arp(mac, *address, 2)],
-            IpAddr::V6(address) => vec![advertisement(mac, *address)],
-        })
-        .collect();
-    send(link, &frames)?;
-    let link = link.to_owned();
+    let frames = move |addresses: &BTreeSet<IpAddr>| -> Vec<Vec<u8>> {
+        addresses
+            .iter()
+            .flat_map(|address| match address {
+                IpAddr::V4(address) => vec![arp(mac, *address, 1), arp(mac, *address, 2)],
+                IpAddr::V6(address) => vec![advertisement(mac, *address)],
+            })
+            .collect()
+    };
+    send(link, &frames(addresses))?;
+    let (link, mut addresses) = (link.to_owned(), addresses.clone());
     // It is in the same namespace, and at its end in a moment.
     thread::Builder::new()
         .name("announce".to_owned())
         .spawn(move || {
             for _ in 1..TIMES {
                 thread::sleep(PAUSE);
-                if let Err(error) = send(&link, &frames) {
+                // An address that left is somewhere else by now: telling of it here would take it away again.
+                let again = addresses_of(&link).and_then(|there| {
+                    addresses.retain(|address| there.contains(address));
+                    send(&link, &frames(&addresses))
+                });
+                if let Err(error) = again {
                     tracing::debug!(link, %error, "addresses are not announced again");
                     return;
                 }
@@ -69,6 +76,19 @@ fn send(link: &str, frames: &[Vec<u8>]) -> Result<(), NetError> {
             .map_err(NetError::system(format!("send a frame by link {link}")))?;
     }
     Ok(())
+}
+
+/// The addresses that a link has at the moment.
+fn addresses_of(link: &str) -> Result<BTreeSet<IpAddr>, NetError> {
+    let all = getifaddrs().map_err(NetError::system("list the addresses"))?;
+    let of_link = all.filter(|found| found.interface_name == link);
+    Ok(of_link
+        .filter_map(|found| {
+            let address = found.address?;
+            let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+        })
+        .collect())
 }
 
 fn address(link: &str) -> Result<LinkAddr, NetError> {

@@ -1,7 +1,12 @@
 //! The translated flows that the kernel tracks in the namespace of the calling thread, through netlink (`ctnetlink`). A flow keeps
 //! its translation until it ends, whatever the rules say by then: those whose translation ended are ended here.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, os::fd::AsRawFd as _, os::fd::OwnedFd};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    ops::ControlFlow,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use nix::{
     errno::Errno,
@@ -20,12 +25,16 @@ use crate::{act::net::error::NetError, decide::router::Translation};
 const PATIENCE: i64 = 10;
 /// The largest piece the kernel answers a dump in.
 const PIECE: usize = 64 << 10;
+/// How often the flows are listed when they change in a way that leaves the list incomplete.
+const TRIES: u32 = 5;
 /// `NFNL_SUBSYS_CTNETLINK`, with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = (1 << 8) | 1;
 const DELETE: u16 = (1 << 8) | 2;
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// `NLM_F_DUMP_INTR`: what is listed changed meanwhile, and may be listed in part.
+const INTERRUPTED: u16 = 0x10;
 /// `NLM_F_REQUEST`, with `NLM_F_ACK` and `NLM_F_DUMP`.
 const AND_ACK: u16 = 0x1 | 0x4;
 const AND_DUMP: u16 = 0x1 | 0x300;
@@ -77,16 +86,23 @@ struct Flow {
 }
 
 fn flows() -> Result<Vec<Flow>, NetError> {
-    let socket = open()?;
-    send(&socket, GET, AND_DUMP, &[])?;
-    let mut flows = Vec::new();
-    answer(&socket, &mut |kind, body| {
-        if kind == GET & 0xff00 {
-            flows.extend(body.get(GENERIC..).and_then(flow));
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        let socket = open()?;
+        send(&socket, GET, AND_DUMP, &[])?;
+        let mut flows = Vec::new();
+        let answered = answer(&socket, &mut |kind, body| {
+            if kind == GET & 0xff00 {
+                flows.extend(body.get(GENERIC..).and_then(flow));
+            }
+        });
+        match answered {
+            Ok(()) => return Ok(flows),
+            Err(Errno::EINTR) if left > 0 => {}
+            Err(errno) => return Err(NetError::system("list the flows")(errno)),
         }
-    })
-    .map_err(NetError::system("list the flows"))?;
-    Ok(flows)
+    }
 }
 
 fn flow(attributes: &[u8]) -> Option<Flow> {
@@ -186,32 +202,90 @@ fn send(socket: &OwnedFd, kind: u16, flags: u16, attributes: &[u8]) -> Result<()
     Ok(())
 }
 
-/// Reads an answer to its end, and hands on kind and body of each message in it.
+/// Reads an answer to its end, and hands on kind and body of each message in it. `EINTR`: ask again.
 fn answer(socket: &OwnedFd, each: &mut dyn FnMut(u16, &[u8])) -> Result<(), Errno> {
     let mut buffer = vec![0; PIECE];
     loop {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
-        while rest.len() >= HEADER {
-            let (Some(length), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) else {
-                return Err(Errno::EBADMSG);
-            };
-            let length = usize::try_from(length).map_err(|_| Errno::EBADMSG)?;
-            let body = rest.get(HEADER..length).ok_or(Errno::EBADMSG)?;
-            match kind {
-                DONE => return Ok(()),
-                ERROR => {
-                    let code = u32_at(body, 0).ok_or(Errno::EBADMSG)?;
-                    let errno = i32::from_ne_bytes(code.to_ne_bytes()).saturating_neg();
-                    return if errno == 0 {
-                        Ok(())
-                    } else {
-                        Err(Errno::from_raw(errno))
-                    };
-                }
-                _ => each(kind, body),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let piece = buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
+        if let ControlFlow::Break(end) = messages(piece, each) {
+            return end;
         }
+    }
+}
+
+/// Hands on the messages of one piece of an answer; breaks off where the answer ends.
+fn messages(mut piece: &[u8], each: &mut dyn FnMut(u16, &[u8])) -> ControlFlow<Result<(), Errno>> {
+    const BROKEN: ControlFlow<Result<(), Errno>> = ControlFlow::Break(Err(Errno::EBADMSG));
+    while piece.len() >= HEADER {
+        let (Some(length), Some(kind), Some(flags)) =
+            (u32_at(piece, 0), u16_at(piece, 4), u16_at(piece, 6))
+        else {
+            return BROKEN;
+        };
+        let Ok(length) = usize::try_from(length) else {
+            return BROKEN;
+        };
+        let Some(body) = piece.get(HEADER..length) else {
+            return BROKEN;
+        };
+        if flags & INTERRUPTED != 0 {
+            return ControlFlow::Break(Err(Errno::EINTR));
+        }
+        // Both end with 0, or with what went wrong as a negative number.
+        if kind == DONE || kind == ERROR {
+            let Some(code) = u32_at(body, 0) else {
+                return BROKEN;
+            };
+            let errno = i32::from_ne_bytes(code.to_ne_bytes()).saturating_neg();
+            return ControlFlow::Break(if errno == 0 {
+                Ok(())
+            } else {
+                Err(Errno::from_raw(errno))
+            });
+        }
+        each(kind, body);
+        piece = piece.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    ControlFlow::Continue(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(HEADER + body.len()).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend(body);
+        message
+    }
+
+    fn read(piece: &[u8]) -> (ControlFlow<Result<(), Errno>>, Vec<u16>) {
+        let mut kinds = Vec::new();
+        let end = messages(piece, &mut |kind, _| kinds.push(kind));
+        (end, kinds)
+    }
+
+    #[test]
+    fn a_list_is_whole_only_if_the_kernel_says_so() {
+        let one = message(GET & 0xff00, 2, &[0; 8]);
+        let done = |code: i32| message(DONE, 2, &code.to_ne_bytes());
+        let kinds = vec![GET & 0xff00];
+        let after = |last: &[u8]| read(&[&one[..], last].concat());
+        assert_eq!(after(&[]), (ControlFlow::Continue(()), kinds.clone()));
+        let whole = ControlFlow::Break(Ok(()));
+        assert_eq!(after(&done(0)), (whole, kinds.clone()));
+        let failed = |errno| ControlFlow::Break(Err(errno));
+        assert_eq!(after(&done(-12)), (failed(Errno::ENOMEM), kinds.clone()));
+        let interrupted = message(DONE, 2 | INTERRUPTED, &[0; 4]);
+        assert_eq!(after(&interrupted), (failed(Errno::EINTR), kinds.clone()));
+        let refused = message(ERROR, 0, &(-1_i32).to_ne_bytes());
+        assert_eq!(after(&refused), (failed(Errno::EPERM), kinds.clone()));
+        let cut = &one[..HEADER];
+        assert_eq!(after(cut), (failed(Errno::EBADMSG), kinds));
     }
 }

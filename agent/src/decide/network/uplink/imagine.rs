@@ -1,5 +1,7 @@
 //! What a step towards an uplink leads to.
 
+use std::collections::BTreeSet;
+
 use super::{
     super::{
         imagine::{change, fresh},
@@ -7,6 +9,7 @@ use super::{
         observed::NetworkObserved,
     },
     fdb::{self, FdbEntry},
+    nat::no_longer_needed,
     observed::{Forwards, NatObserved, NicFound, VlanObserved, VxlanObserved},
     step::UplinkStep,
 };
@@ -110,6 +113,7 @@ pub(in super::super) fn imagine(observed: &mut NetworkObserved, step: &UplinkSte
             observed.uplink.addresses.remove(address);
         }
         UplinkStep::ApplyNat { network, rules } => {
+            close(observed, &rules.open);
             for link in &rules.open {
                 if let Some(forwards) = observed.uplink.host.outward.get_mut(link) {
                     *forwards = Forwards::Yes;
@@ -120,13 +124,22 @@ pub(in super::super) fn imagine(observed: &mut NetworkObserved, step: &UplinkSte
                 shape: rules.shape(*network),
             });
         }
-        UplinkStep::RemoveNat { close, .. } => {
-            for link in close {
-                if let Some(forwards) = observed.uplink.host.outward.get_mut(link) {
-                    *forwards = Forwards::No;
-                }
-            }
+        UplinkStep::RemoveNat(_) => {
+            close(observed, &BTreeSet::new());
             observed.uplink.nat = None;
+        }
+    }
+}
+
+/// Links that forwarded for this network alone do so no more, but for those it still needs.
+fn close(observed: &mut NetworkObserved, needed: &BTreeSet<String>) {
+    let uplink = &mut observed.uplink;
+    let Some(nat) = &uplink.nat else {
+        return;
+    };
+    for link in no_longer_needed(&nat.rules.open, needed, &uplink.host.opened) {
+        if let Some(forwards) = uplink.host.outward.get_mut(&link) {
+            *forwards = Forwards::No;
         }
     }
 }

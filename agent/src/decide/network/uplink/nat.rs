@@ -128,6 +128,20 @@ impl NatRules {
     }
 }
 
+/// The links to close: a network let them forward, needs them no more, and no other network does.
+#[must_use]
+pub fn no_longer_needed(
+    opened: &BTreeSet<String>,
+    needed: &BTreeSet<String>,
+    by_others: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    opened
+        .iter()
+        .filter(|link| !needed.contains(*link) && !by_others.contains(*link))
+        .cloned()
+        .collect()
+}
+
 /// The commands that remove a network's table, whether or not it is there.
 #[must_use]
 pub fn removal(network: NetworkId) -> Value {

@@ -93,13 +93,9 @@ pub enum UplinkStep {
         /// How.
         rules: NatRules,
     },
-    /// No longer do so.
-    RemoveNat {
-        /// The network.
-        network: NetworkId,
-        /// The links that need not forward any more.
-        close: BTreeSet<String>,
-    },
+    /// No longer do so; links forward no more that nobody else needs. Which ones is found out when it is done: what another
+    /// network needs changes until then.
+    RemoveNat(NetworkId),
 }
 
 impl UplinkStep {
@@ -117,7 +113,7 @@ impl UplinkStep {
             | Self::AddAddress { network, .. }
             | Self::RemoveAddress { network, .. }
             | Self::ApplyNat { network, .. }
-            | Self::RemoveNat { network, .. } => *network,
+            | Self::RemoveNat(network) => *network,
             Self::Delete(link) => link.network,
         }
     }
@@ -137,7 +133,7 @@ impl UplinkStep {
             Self::AddAddress { .. } => "add_gateway",
             Self::RemoveAddress { .. } => "remove_gateway",
             Self::ApplyNat { .. } => "apply_nat",
-            Self::RemoveNat { .. } => "remove_nat",
+            Self::RemoveNat(_) => "remove_nat",
         }
     }
 }
@@ -205,9 +201,10 @@ impl fmt::Display for UplinkStep {
                 write!(f, "take the address {address} from bridge {bridge}")
             }
             Self::ApplyNat { .. } => write!(f, "translate the addresses of bridge {bridge}"),
-            Self::RemoveNat { .. } => {
-                write!(f, "no longer translate the addresses of bridge {bridge}")
-            }
+            Self::RemoveNat(_) => write!(
+                f,
+                "no longer translate the addresses of bridge {bridge}, and close what nobody else needs"
+            ),
         }
     }
 }

@@ -196,7 +196,9 @@ fn a_network_is_taken_down_before_its_bridge_goes() {
         last_steps(&of_type(NetworkType::Nat)),
         end(&[
             format!("take the address 10.0.0.1/24 from bridge {bridge}"),
-            format!("no longer translate the addresses of bridge {bridge}"),
+            format!(
+                "no longer translate the addresses of bridge {bridge}, and close what nobody else needs"
+            ),
         ])
     );
     assert_eq!(
@@ -524,20 +526,14 @@ fn rules_that_translate_are_these() {
 fn what_forwards_for_others_stays_open() {
     let spec = of_type(NetworkType::Nat);
     let mut observed = built(&spec);
-    let close = |observed: &NetworkObserved| {
-        plan(&desired(None), observed)
-            .steps
-            .into_iter()
-            .find_map(|step| match step {
-                NetStep::Uplink(UplinkStep::RemoveNat { close, .. }) => Some(close),
-                _ => None,
-            })
-            .unwrap()
+    let removed = |observed: &NetworkObserved| {
+        let after = carried_out(observed, &plan(&desired(None), observed).steps);
+        after.uplink.host.outward["eth0"]
     };
     let eth0 = BTreeSet::from(["eth0".to_owned()]);
-    assert_eq!(close(&observed), eth0);
+    assert_eq!(removed(&observed), Forwards::No);
     observed.uplink.host.opened.clone_from(&eth0);
-    assert_eq!(close(&observed), BTreeSet::new());
+    assert_eq!(removed(&observed), Forwards::Yes);
     // A host that forwards by itself is left as it is.
     let mut router = on_host();
     router
@@ -550,6 +546,35 @@ fn what_forwards_for_others_stays_open() {
     // But not if it does so because another network of berth's asked for it: then it is this one's to keep too.
     router.uplink.host.opened = eth0.clone();
     assert_eq!(nat::wanted(&spec, &router.uplink).unwrap().open, eth0);
+}
+
+#[test]
+fn what_forwards_follows_the_default_route() {
+    let spec = of_type(NetworkType::Nat);
+    let links = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned());
+        names.collect::<BTreeSet<String>>()
+    };
+    for outward in [&["eth1"][..], &[]] {
+        let mut observed = built(&spec);
+        let opened = observed.uplink.nat.as_ref().unwrap().rules.open.clone();
+        assert_eq!(opened, links(&["eth0"]));
+        let host = &mut observed.uplink.host;
+        host.outward = links(outward)
+            .into_iter()
+            .map(|link| (link, Forwards::No))
+            .collect();
+        let steps = plan(&desired(Some(spec.clone())), &observed).steps;
+        let [NetStep::Uplink(UplinkStep::ApplyNat { rules, .. })] = &steps[..] else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(rules.open, links(outward));
+        let close = |others: &[&str]| nat::no_longer_needed(&opened, &rules.open, &links(others));
+        assert_eq!(close(&[]), links(&["eth0"]));
+        assert_eq!(close(&["eth0"]), links(&[]));
+        let after = carried_out(&observed, &steps);
+        assert_eq!(plan(&desired(Some(spec.clone())), &after).steps, []);
+    }
 }
 
 #[test]
