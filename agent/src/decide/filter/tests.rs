@@ -644,7 +644,7 @@ fn a_trace_knows_routers_and_the_host_as_a_gateway() {
         mac_address: "52:54:00:aa:aa:01".parse().unwrap(),
         ip_addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
     }];
-    let ping = |destination| {
+    let ping = |destination: &str| {
         let kind = TraceProtocol::Icmp { kind: 8, code: 0 };
         packet(RuleDirection::Egress, "10.0.0.10", destination, kind)
     };
