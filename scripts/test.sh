@@ -16,7 +16,8 @@ tier() {
 ended() {
 	local status=$?
 	trap - EXIT
-	[[ -z ${lvm_other:-} ]] || kill -- -"$lvm_other" 2>/dev/null || true
+	[[ -z ${kernel_machine:-} ]] || kill -- -"$kernel_machine" 2>/dev/null || true
+	[[ -z ${kernel_log:-} ]] || rm -f "$kernel_log"
 	if [[ $current != start ]]; then scripts/test-services.sh stop >/dev/null || ((status != 0)) || status=1; fi
 	((status == 0)) || printf '\n== FAILED: %s (exit code %d, %ds)\n' "$current" "$status" "$SECONDS" >&2
 	exit "$status"
@@ -45,46 +46,35 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 # Not among all targets: they are no tests that cargo runs by itself.
 cargo clippy --workspace --test lvm --test vlan --locked -- -D warnings
 
+# The services too: those are what the whole clouds run. They differ from what users get in features of libraries that only tests
+# ask for, such as tokio's clock that can be stopped; to compile all that stands on tokio a second time takes minutes.
 tier "build of the tests"
 cargo test --workspace --locked --no-run
+mapfile -t kernel_tests < <(cargo test --workspace --test lvm --test vlan --locked --no-run --message-format=json |
+	jq -r 'select(.reason == "compiler-artifact" and (.target.name | IN("lvm", "vlan"))) | "\(.target.name) \(.executable)"' |
+	sort | cut -d' ' -f2)
+((${#kernel_tests[@]} == 2))
+
+# What the running kernel may not have: a machine that works on one core beside the next tier, which waits for most of its time, and
+# gives way to it. One test at a time has its kernel. The tests are not among those below, and fail where they cannot run.
+kernel_log=$(mktemp)
+# shellcheck disable=SC2016
+setsid nice -n 5 scripts/stock-kernel.sh --limit 1500 bash -c '"$1" --test-threads=1 && "$2" --test-threads=1' bash \
+	"${kernel_tests[@]}" >"$kernel_log" 2>&1 &
+kernel_machine=$!
 
 # The laws of the bus restart the broker, so no two test binaries may run at once, and the clouds come after them.
 # cargo runs one binary after the other: keep it so.
 tier "unit, bus, store and agent tests"
 cargo test --workspace --locked --exclude berth-tests
 
-# What the running kernel may not have. The tests are not among those above, and fail where they cannot run.
 tier "storage pools and VLANs on Debian's stock kernel"
-mapfile -t kernel_tests < <(cargo test --workspace --test lvm --test vlan --locked --no-run --message-format=json |
-	jq -r 'select(.reason == "compiler-artifact" and (.target.name | IN("lvm", "vlan"))) | "\(.target.name) \(.executable)"' |
-	sort | cut -d' ' -f2)
-((${#kernel_tests[@]} == 2))
-lvm_test=${kernel_tests[0]} vlan_test=${kernel_tests[1]}
-# One test at a time has a kernel. Two machines work at once: an emulated one works on one core for most of the time. One has a
-# third of the tests of pools, after those of VLANs.
-mapfile -t lvm_names < <("$lvm_test" --list --format terse | sed -n 's/: test$//p')
-((${#lvm_names[@]} > 2))
-lvm_few=() lvm_many=()
-for index in "${!lvm_names[@]}"; do
-	if ((index % 3)); then lvm_many+=("${lvm_names[index]}"); else lvm_few+=("${lvm_names[index]}"); fi
-done
-lvm_log=$(mktemp)
-setsid scripts/stock-kernel.sh --limit 1200 "$lvm_test" --test-threads=1 --exact "${lvm_many[@]}" >"$lvm_log" 2>&1 &
-lvm_other=$!
-lvm_status=0
-# shellcheck disable=SC2016
-scripts/stock-kernel.sh --limit 1200 bash -c '"$1" --test-threads=1 && shift && exec "$@"' bash \
-	"$vlan_test" "$lvm_test" --test-threads=1 --exact "${lvm_few[@]}" || lvm_status=$?
-wait "$lvm_other" || lvm_status=$?
-lvm_other=
-cat "$lvm_log"
-rm -f "$lvm_log"
-((lvm_status == 0))
-
-# The services as users get them. The tests were built with tokio's test-util and other features that only they ask
-# for, so this compiles tokio and what stands on it a second time, once per change of the lock file.
-tier "build of the services"
-cargo build --workspace --locked
+kernel_status=0
+wait "$kernel_machine" || kernel_status=$?
+kernel_machine=
+cat "$kernel_log"
+rm -f "$kernel_log"
+((kernel_status == 0))
 
 # --workspace and not -p: cargo then chooses the features of dependencies as above, and compiles none of them again.
 tier "whole clouds"

@@ -96,6 +96,26 @@ fn libraries_stay_where_they_belong() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What tests are built with has features that the product is not built with: it would compile in tests alone.
+#[test]
+fn the_product_stops_no_clock() -> anyhow::Result<()> {
+    for part in DEPENDENCIES.map(|(part, _)| part) {
+        let files = sources(&root().join(part).join("src"))?;
+        ensure!(!files.is_empty(), "{part} has no sources");
+        for (path, text) in files {
+            for word in [
+                "time::pause",
+                "time::advance",
+                "time::resume",
+                "start_paused(true",
+            ] {
+                ensure!(!has(&text, word), "{} has {word:?}", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn parts_depend_on_nothing_but_what_the_map_says() -> anyhow::Result<()> {
     for (part, allowed) in DEPENDENCIES {
