@@ -46,7 +46,10 @@ pub async fn spread(
         if networks.is_empty() {
             continue;
         }
-        for (host, network) in reach::hosts_of(db, &networks, among).await? {
+        let mut places = reach::hosts_of(db, &networks, among).await?;
+        // Who has a network only for a router has no port there.
+        places.extend(reach::hosts_told(db, &networks, among).await?);
+        for (host, network) in places {
             let key = DocumentKey {
                 kind: Kind::Network,
                 id: network.as_uuid(),

@@ -29,6 +29,7 @@ mod questions;
 mod ratios;
 mod relocation;
 mod root_volumes;
+mod router_uses;
 mod routers;
 mod security_groups;
 mod snapshots;

@@ -11,6 +11,7 @@ use crate::{
     executor::Executor,
     floating_ips::{self, FloatingIpRow},
     networks::{self, NetworkRow},
+    reach::{self, Among},
     routers::{self, RouterGatewayRow, RouterInterfaceRow, RouterRow},
 };
 
@@ -27,20 +28,14 @@ pub struct HostRouter {
     pub floating_ips: Vec<FloatingIpRow>,
 }
 
-/// Adds them to rows in which the networks are those that the host has ports in.
+/// Adds these, and those of some networks. A host has a router by all of its ports, also those in networks that nobody asked for.
 pub(super) async fn add(
     db: &impl Executor,
     rows: &mut BTreeMap<HostId, HostRows>,
+    networks: &BTreeSet<NetworkId>,
+    mut ids: BTreeSet<RouterId>,
 ) -> Result<(), StoreError> {
-    let with_ports: BTreeSet<NetworkId> = rows
-        .values()
-        .flat_map(|rows| &rows.networks)
-        .map(|network| network.id)
-        .collect();
-    if with_ports.is_empty() {
-        return Ok(());
-    }
-    let ids = routers::of_networks(db, &with_ports).await?;
+    ids.extend(routers::of_networks(db, networks).await?);
     if ids.is_empty() {
         return Ok(());
     }
@@ -58,6 +53,8 @@ struct All {
     gateways: Vec<RouterGatewayRow>,
     floating_ips: Vec<FloatingIpRow>,
     networks: BTreeMap<NetworkId, NetworkRow>,
+    /// Which hosts have ports in which of the networks inside.
+    with_ports: BTreeSet<(HostId, NetworkId)>,
 }
 
 impl All {
@@ -65,11 +62,16 @@ impl All {
         let mut routers = routers::of_ids(db, ids).await?;
         routers.retain(|router| router.admin_state_up);
         let interfaces = routers::interfaces(db, ids).await?;
-        let legs = interfaces.values().flatten().map(|leg| leg.network_id);
+        let inside: BTreeSet<NetworkId> = interfaces
+            .values()
+            .flatten()
+            .map(|leg| leg.network_id)
+            .collect();
+        let with_ports = reach::hosts_of(db, &inside, Among::All).await?;
         let outside = routers
             .iter()
             .filter_map(|router| router.external_network_id);
-        let networks: BTreeSet<NetworkId> = legs.chain(outside).collect();
+        let networks: BTreeSet<NetworkId> = inside.into_iter().chain(outside).collect();
         let networks: Vec<NetworkId> = networks.into_iter().collect();
         let networks = networks::of_ids(db, &networks).await?;
         Ok(Self {
@@ -81,12 +83,12 @@ impl All {
                 .into_iter()
                 .map(|network| (network.id, network))
                 .collect(),
+            with_ports,
         })
     }
 
     fn add_to(&self, host: HostId, rows: &mut HostRows) {
-        let with_ports: BTreeSet<NetworkId> =
-            rows.networks.iter().map(|network| network.id).collect();
+        let there: BTreeSet<NetworkId> = rows.networks.iter().map(|network| network.id).collect();
         let ports: BTreeSet<PortId> = rows
             .instances
             .iter()
@@ -99,7 +101,7 @@ impl All {
             let interfaces = interfaces.cloned().unwrap_or_default();
             if !interfaces
                 .iter()
-                .any(|leg| with_ports.contains(&leg.network_id))
+                .any(|leg| self.with_ports.contains(&(host, leg.network_id)))
             {
                 continue;
             }
@@ -117,7 +119,7 @@ impl All {
                 floating_ips: self.floating_ips.iter().filter(floats).cloned().collect(),
             });
         }
-        let more = wanted.difference(&with_ports);
+        let more = wanted.difference(&there);
         rows.networks
             .extend(more.filter_map(|id| self.networks.get(id)).cloned());
         rows.networks

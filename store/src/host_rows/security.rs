@@ -11,7 +11,7 @@ use super::HostRows;
 use crate::{
     error::StoreError,
     executor::Executor,
-    security_groups::{self, Members, networks_in_reach},
+    security_groups::{self, Members},
 };
 
 /// What the security of a host's ports follows from.
@@ -77,22 +77,13 @@ pub(super) async fn add(
             of_host.extend(named.map(|named| (*network, named)));
         }
     }
-    let all: BTreeSet<(NetworkId, SecurityGroupId)> = wanted
-        .values()
-        .flatten()
-        .flat_map(|(network, group)| networks_in_reach(*network).map(|from| (from, *group)))
-        .collect();
+    let all: BTreeSet<(NetworkId, SecurityGroupId)> = wanted.values().flatten().copied().collect();
     let members = security_groups::members(db, &all).await?;
     for (host, wanted) in wanted {
         if let Some(rows) = rows.get_mut(&host) {
-            for (network, group) in wanted {
-                let from = networks_in_reach(network)
-                    .filter_map(|from| members.get(&(from, group)))
-                    .flatten()
-                    .copied();
-                rows.security
-                    .members
-                    .insert((network, group), from.collect());
+            for of in wanted {
+                let found = members.get(&of).cloned().unwrap_or_default();
+                rows.security.members.insert(of, found);
             }
         }
     }

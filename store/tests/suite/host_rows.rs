@@ -15,6 +15,7 @@ use berth_store::{
 
 use crate::{
     database::{TestDatabase, on_all_databases},
+    routers,
     sample::{self, time},
 };
 
@@ -162,7 +163,21 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         .filter(|snapshot| part.snapshots.contains(&snapshot.id))
         .cloned()
         .collect();
-    (instances, networks, ports, volumes, attachments, snapshots)
+    let routers: Vec<_> = rows
+        .routers
+        .iter()
+        .filter(|of| part.routers.contains(&of.router.id))
+        .cloned()
+        .collect();
+    (
+        instances,
+        networks,
+        ports,
+        volumes,
+        attachments,
+        snapshots,
+        routers,
+    )
 }
 
 async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
@@ -205,6 +220,31 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         .await
         .unwrap();
 
+    // Both lead to the same network, in which nobody has a port; the first from one that only host 0 has ports in.
+    let [inside, outside] = [
+        sample::add_network(db, "inside").await,
+        sample::add_network(db, "outside").await,
+    ];
+    let mut only = sample::instance("only");
+    only.created_at = time(30);
+    instances::insert(db, &only).await.unwrap();
+    claims::insert(db, &sample::claim(&only, hosts[0], ClaimRole::Current))
+        .await
+        .unwrap();
+    ports::insert(db, &sample::port(&only, &inside, 250))
+        .await
+        .unwrap();
+    let mut leading = vec![];
+    for (name, network) in [("r0", &inside), ("r1", &networks[1])] {
+        let mut row = routers::router(name);
+        row.external_network_id = Some(outside.id);
+        berth_store::routers::insert(db, &row).await.unwrap();
+        berth_store::routers::insert_interface(db, &routers::leg(&row, network, 254))
+            .await
+            .unwrap();
+        leading.push((row.id, network.id));
+    }
+
     // On hosts 0 and 1, three of them with an instance there; one is gone.
     let mut disks = vec![];
     for number in 0_u8..6 {
@@ -243,7 +283,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
     // Every kind of part: each bit says whether one instance or network is asked for.
     for bits in (0_u32..1 << 19).step_by(4099) {
         let asked = |bit: usize| bits >> bit & 1 == 1;
-        let part = HostPart {
+        let mut part = HostPart {
             routers: [].into(),
             instances: (0..16)
                 .filter(|n| asked(*n))
@@ -260,6 +300,21 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 .map(|n| snapshots[n])
                 .collect(),
         };
+        if asked(9) {
+            part.networks.insert(outside.id);
+        }
+        if asked(10) {
+            part.networks.insert(inside.id);
+        }
+        part.routers = leading
+            .iter()
+            .filter(|(_, network)| {
+                [*network, outside.id]
+                    .iter()
+                    .all(|network| part.networks.contains(network))
+            })
+            .map(|(router, _)| *router)
+            .collect();
         let parts: BTreeMap<_, _> = hosts.iter().map(|host| (*host, part.clone())).collect();
         let read = host_rows::of_parts(db, &parts).await.unwrap();
         assert!(read.keys().eq(whole.keys()));
@@ -312,6 +367,6 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         read[&hosts[1]]
             .networks
             .iter()
-            .all(|network| network.id == networks[1].id)
+            .all(|network| [networks[1].id, outside.id].contains(&network.id))
     );
 }
