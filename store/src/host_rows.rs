@@ -31,6 +31,7 @@ use crate::{
 mod security;
 
 pub use routers::HostRouter;
+use routers::Routers;
 pub use security::SecurityRows;
 
 /// What a host shall carry.
@@ -135,8 +136,11 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
             security: SecurityRows::default(),
         },
     )]);
+    let routers = Routers::of(db, &with_ports, BTreeSet::new()).await?;
+    for (host, rows) in &mut rows {
+        routers.add_to(*host, rows);
+    }
     security::add(db, &mut rows, |_, _| true).await?;
-    routers::add(db, &mut rows, &with_ports, BTreeSet::new()).await?;
     add_reached(db, &mut rows, |_, _| true).await?;
     Ok(rows.remove(&host).unwrap_or_default())
 }
@@ -162,8 +166,8 @@ pub struct HostPart {
 ///
 /// The documents of the instances, networks, routers, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
 /// what is asked for and not there has none. Others that come out are incomplete and must be left out: a network's
-/// document lists all ports on the host, so their instances are read too, with no other ports and no volumes; and an
-/// instance's document tells of its networks and its volumes.
+/// document lists all ports on the host, so their instances are read too, with no other ports and no volumes, and so are those
+/// in networks that a router joins to it; and an instance's document tells of its networks and its volumes.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -187,27 +191,34 @@ pub async fn of_parts(
     }
     let on_host: Vec<InstanceId> = found.host_of.keys().copied().collect();
     found.ports = ports::of_instances(db, &on_host).await?;
-    let pairs = parts
-        .iter()
-        .flat_map(|(host, part)| part.networks.iter().map(|network| (*host, *network)))
-        .collect();
-    found.add_neighbours(ports::on_hosts(db, &pairs).await?);
-    found.add_volumes(db, &on_host, parts).await?;
-    let mut rows = found.read(db, parts).await?;
-    add_snapshots(db, &mut rows, parts).await?;
-    let is_asked = |host: HostId, network: NetworkId| {
-        parts
-            .get(&host)
-            .is_some_and(|part| part.networks.contains(&network))
-    };
-    security::add(db, &mut rows, is_asked).await?;
     let networks = parts
         .values()
         .flat_map(|part| &part.networks)
         .copied()
         .collect();
     let asked = parts.values().flat_map(|part| &part.routers).copied();
-    routers::add(db, &mut rows, &networks, asked.collect()).await?;
+    let routers = Routers::of(db, &networks, asked.collect()).await?;
+    // Whom a network's rules mean may be in another one.
+    let pairs = parts
+        .iter()
+        .flat_map(|(host, part)| {
+            let networks = routers.with_joined(&part.networks);
+            networks.into_iter().map(|network| (*host, network))
+        })
+        .collect();
+    found.add_neighbours(ports::on_hosts(db, &pairs).await?);
+    found.add_volumes(db, &on_host, parts).await?;
+    let mut rows = found.read(db, parts).await?;
+    add_snapshots(db, &mut rows, parts).await?;
+    for (host, rows) in &mut rows {
+        routers.add_to(*host, rows);
+    }
+    let is_asked = |host: HostId, network: NetworkId| {
+        parts
+            .get(&host)
+            .is_some_and(|part| part.networks.contains(&network))
+    };
+    security::add(db, &mut rows, is_asked).await?;
     add_reached(db, &mut rows, is_asked).await?;
     Ok(rows)
 }

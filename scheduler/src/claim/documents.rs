@@ -116,7 +116,8 @@ pub async fn refresh(
 }
 
 /// The networks on hosts whose documents may follow from what changed of security groups: those with a port that has a group
-/// whose rules changed, and those with a port whose rules name a group that others have now, or no longer have.
+/// whose rules changed, and those with a port whose rules name a group that others in the network have now, or no longer have. Other
+/// networks that a router joins to it follow with it, on all hosts that have it.
 ///
 /// # Errors
 /// When the database fails.

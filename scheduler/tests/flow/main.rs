@@ -27,6 +27,7 @@ mod networks;
 mod ports;
 mod questions;
 mod ratios;
+mod reached_groups;
 mod relocation;
 mod root_volumes;
 mod router_uses;

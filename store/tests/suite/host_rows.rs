@@ -5,7 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use berth_common::{document::DesiredPower, ids::HostId};
+use berth_common::{
+    document::DesiredPower,
+    ids::{HostId, NetworkId},
+    names::Cidr,
+};
 use berth_store::{
     attachments, claims,
     claims::ClaimRole,
@@ -109,8 +113,16 @@ async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<
     );
 }
 
-/// All that the documents of a part say: the instances and volumes whole, and of the networks every port with its
-/// instance.
+/// The networks that routers join to those of a part, with the addresses that lead there.
+fn joined(rows: &HostRows, part: &HostPart) -> BTreeMap<NetworkId, Vec<Cidr>> {
+    let networks = part.networks.iter();
+    networks
+        .flat_map(|network| rows.joined_to(*network))
+        .collect()
+}
+
+/// All that the documents of a part say: the instances and volumes whole, and of the networks, and of those that
+/// routers join to them, every port with its instance.
 fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + use<> {
     let instances: Vec<_> = rows
         .instances
@@ -128,6 +140,7 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         .filter(|network| part.networks.contains(&network.id) || told_of.contains(&network.id))
         .cloned()
         .collect();
+    let joined = joined(rows, part);
     let ports: Vec<_> = rows
         .instances
         .iter()
@@ -136,7 +149,9 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
                 .iter()
                 .map(move |port| (instance.clone(), port.clone()))
         })
-        .filter(|(_, port)| part.networks.contains(&port.network_id))
+        .filter(|(_, port)| {
+            part.networks.contains(&port.network_id) || joined.contains_key(&port.network_id)
+        })
         .collect();
     let volumes: Vec<_> = rows
         .volumes
@@ -176,7 +191,7 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         volumes,
         attachments,
         snapshots,
-        routers,
+        (routers, joined),
     )
 }
 
@@ -220,7 +235,8 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         .await
         .unwrap();
 
-    // Both lead to the same network, in which nobody has a port; the first from one that only host 0 has ports in.
+    // Both lead to the same network, in which nobody has a port; the first from one that only host 0 has ports in, the second
+    // joins two.
     let [inside, outside] = [
         sample::add_network(db, "inside").await,
         sample::add_network(db, "outside").await,
@@ -235,14 +251,24 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         .await
         .unwrap();
     let mut leading = vec![];
-    for (name, network) in [("r0", &inside), ("r1", &networks[1])] {
+    for (name, legs) in [
+        ("r0", vec![&inside]),
+        ("r1", vec![&networks[1], &networks[2]]),
+    ] {
         let mut row = routers::router(name);
         row.external_network_id = Some(outside.id);
         berth_store::routers::insert(db, &row).await.unwrap();
-        berth_store::routers::insert_interface(db, &routers::leg(&row, network, 254))
-            .await
-            .unwrap();
-        leading.push((row.id, network.id));
+        for network in &legs {
+            berth_store::routers::insert_interface(db, &routers::leg(&row, network, 254))
+                .await
+                .unwrap();
+        }
+        let needed: BTreeSet<_> = legs
+            .iter()
+            .map(|network| network.id)
+            .chain([outside.id])
+            .collect();
+        leading.push((row.id, needed));
     }
 
     // On hosts 0 and 1, three of them with an instance there; one is gone.
@@ -308,11 +334,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         }
         part.routers = leading
             .iter()
-            .filter(|(_, network)| {
-                [*network, outside.id]
-                    .iter()
-                    .all(|network| part.networks.contains(network))
-            })
+            .filter(|(_, needed)| needed.is_subset(&part.networks))
             .map(|(router, _)| *router)
             .collect();
         let parts: BTreeMap<_, _> = hosts.iter().map(|host| (*host, part.clone())).collect();
@@ -324,14 +346,14 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 said(&whole[host], &part),
                 "{bits:b} on {host}"
             );
-            // Nothing is read that the part says nothing of.
+            // Nothing is read that the part says nothing of, but for whom its networks' rules may mean.
+            let joined = joined(&whole[host], &part);
+            let told_of: BTreeSet<_> = part.networks.iter().chain(joined.keys()).collect();
             for (instance, ports) in &read[host].instances {
                 assert!(
                     part.instances.contains(&instance.id)
                         || (!ports.is_empty()
-                            && ports
-                                .iter()
-                                .all(|port| part.networks.contains(&port.network_id)))
+                            && ports.iter().all(|port| told_of.contains(&port.network_id)))
                 );
             }
         }
@@ -367,6 +389,6 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         read[&hosts[1]]
             .networks
             .iter()
-            .all(|network| [networks[1].id, outside.id].contains(&network.id))
+            .all(|network| [networks[1].id, networks[2].id, outside.id].contains(&network.id))
     );
 }
