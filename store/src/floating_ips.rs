@@ -9,7 +9,7 @@ use berth_common::{
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, sea_query::Expr,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, UpdateMany, sea_query::Expr,
 };
 
 use crate::{
@@ -201,7 +201,7 @@ pub async fn associate(
     id: FloatingIpId,
     association: Option<Association>,
 ) -> Result<(), StoreError> {
-    floating_ip::Entity::update_many()
+    let updated = floating_ip::Entity::update_many()
         .col_expr(
             Column::RouterId,
             Expr::value(association.map(|it| it.router_id.to_string())),
@@ -218,7 +218,7 @@ pub async fn associate(
         .exec(&db.handle())
         .await
         .map_err(failed("floating_ips::associate"))?;
-    if get(db, id).await?.is_none() {
+    if updated.rows_affected == 0 {
         return Err(StoreError::NotFound {
             table: TABLE,
             id: id.to_string(),
@@ -227,7 +227,53 @@ pub async fn associate(
     Ok(())
 }
 
-/// The ports of an instance go: their floating IPs are nobody's.
+/// The floating IPs of a port.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn of_port(db: &impl Executor, port: PortId) -> Result<Vec<FloatingIpRow>, StoreError> {
+    load(
+        db,
+        Condition::all().add(Column::PortId.eq(port.to_string())),
+    )
+    .await
+}
+
+/// How many floating IPs a subnet has.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn count_of_subnet(db: &impl Executor, subnet: SubnetId) -> Result<u64, StoreError> {
+    floating_ip::Entity::find()
+        .filter(Column::SubnetId.eq(subnet.to_string()))
+        .count(&db.handle())
+        .await
+        .map_err(failed("floating_ips::count_of_subnet"))
+}
+
+/// A port goes: its floating IPs are nobody's.
+pub(crate) async fn release_of_port(
+    connection: &impl ConnectionTrait,
+    port: PortId,
+) -> Result<(), StoreError> {
+    released()
+        .filter(Column::PortId.eq(port.to_string()))
+        .exec(connection)
+        .await
+        .map(drop)
+        .map_err(failed("floating_ips::release_of_port"))
+}
+
+/// The columns of a floating IP that is nobody's.
+fn released() -> UpdateMany<floating_ip::Entity> {
+    let none = || Expr::value(Option::<String>::None);
+    floating_ip::Entity::update_many()
+        .col_expr(Column::RouterId, none())
+        .col_expr(Column::FixedIpAddress, none())
+        .col_expr(Column::PortId, none())
+}
+
+/// The ports of an instance that go with it go: their floating IPs are nobody's.
 pub(crate) async fn release_where_instance(
     connection: &impl ConnectionTrait,
     instance: InstanceId,
@@ -236,12 +282,9 @@ pub(crate) async fn release_where_instance(
         .select_only()
         .column(port::Column::Id)
         .filter(port::Column::InstanceId.eq(instance.to_string()))
+        .filter(port::Column::DeleteWithInstance.eq(true))
         .into_query();
-    let none = || Expr::value(Option::<String>::None);
-    floating_ip::Entity::update_many()
-        .col_expr(Column::RouterId, none())
-        .col_expr(Column::FixedIpAddress, none())
-        .col_expr(Column::PortId, none())
+    released()
         .filter(Column::PortId.in_subquery(ports))
         .exec(connection)
         .await

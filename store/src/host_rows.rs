@@ -31,6 +31,7 @@ use crate::{
 mod security;
 
 pub use routers::HostRouter;
+use routers::Routers;
 pub use security::SecurityRows;
 
 /// What a host shall carry.
@@ -105,8 +106,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let instances = instances::load(db, instances_of(host), None).await?;
     let ports = ports::load(db, ports_of(host)).await?;
     let networks = networks::load(db, networks_of(host)).await?;
-    let spanning: Vec<&NetworkRow> = networks.iter().collect();
-    let reached = reach::ports_of(db, &spanning).await?;
+    let with_ports = networks.iter().map(|network| network.id).collect();
     let volumes = volumes::of_host(db, host).await?;
     let attachments = attachments::load(db, attachments_of(host)).await?;
     let snapshots = snapshots::of_host(db, host).await?;
@@ -132,12 +132,16 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
             volumes,
             attachments,
             snapshots,
-            reached,
+            reached: Reached::new(),
             security: SecurityRows::default(),
         },
     )]);
+    let routers = Routers::of(db, &with_ports, BTreeSet::new()).await?;
+    for (host, rows) in &mut rows {
+        routers.add_to(*host, rows);
+    }
     security::add(db, &mut rows, |_, _| true).await?;
-    routers::add(db, &mut rows).await?;
+    add_reached(db, &mut rows, |_, _| true).await?;
     Ok(rows.remove(&host).unwrap_or_default())
 }
 
@@ -156,14 +160,14 @@ pub struct HostPart {
     pub snapshots: BTreeSet<SnapshotId>,
 }
 
-/// Reads what some documents of some hosts are derived from: seventeen queries, up to three more if a network reaches beyond a
-/// host, and more only beyond hundreds of ids.
+/// Reads what some documents of some hosts are derived from: seventeen queries, six more if a router leads from a network, up to
+/// three more if a network reaches beyond a host, and more only beyond hundreds of ids.
 /// Every host that is asked for is in the answer.
 ///
-/// The documents of the instances, networks, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
+/// The documents of the instances, networks, routers, volumes and snapshots asked for come out as from all rows of the host, [`of_host`];
 /// what is asked for and not there has none. Others that come out are incomplete and must be left out: a network's
-/// document lists all ports on the host, so their instances are read too, with no other ports and no volumes; and an
-/// instance's document tells of its networks and its volumes.
+/// document lists all ports on the host, so their instances are read too, with no other ports and no volumes, and so are those
+/// in networks that a router joins to it; and an instance's document tells of its networks and its volumes.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -187,27 +191,62 @@ pub async fn of_parts(
     }
     let on_host: Vec<InstanceId> = found.host_of.keys().copied().collect();
     found.ports = ports::of_instances(db, &on_host).await?;
+    let networks = parts
+        .values()
+        .flat_map(|part| &part.networks)
+        .copied()
+        .collect();
+    let asked = parts.values().flat_map(|part| &part.routers).copied();
+    let routers = Routers::of(db, &networks, asked.collect()).await?;
+    // Whom a network's rules mean may be in another one.
     let pairs = parts
         .iter()
-        .flat_map(|(host, part)| part.networks.iter().map(|network| (*host, *network)))
+        .flat_map(|(host, part)| {
+            let networks = routers.with_joined(&part.networks);
+            networks.into_iter().map(|network| (*host, network))
+        })
         .collect();
     found.add_neighbours(ports::on_hosts(db, &pairs).await?);
     found.add_volumes(db, &on_host, parts).await?;
     let mut rows = found.read(db, parts).await?;
     add_snapshots(db, &mut rows, parts).await?;
+    for (host, rows) in &mut rows {
+        routers.add_to(*host, rows);
+    }
     let is_asked = |host: HostId, network: NetworkId| {
         parts
             .get(&host)
             .is_some_and(|part| part.networks.contains(&network))
     };
     security::add(db, &mut rows, is_asked).await?;
-    if parts
-        .values()
-        .any(|part| !part.networks.is_empty() || !part.routers.is_empty())
-    {
-        routers::add(db, &mut rows).await?;
-    }
+    add_reached(db, &mut rows, is_asked).await?;
     Ok(rows)
+}
+
+/// Adds the ports, on all hosts, of those of the hosts' networks that are asked for and reach beyond a host.
+async fn add_reached(
+    db: &impl Executor,
+    rows: &mut BTreeMap<HostId, HostRows>,
+    is_asked: impl Fn(HostId, NetworkId) -> bool,
+) -> Result<(), StoreError> {
+    let asked: BTreeMap<NetworkId, &NetworkRow> = rows
+        .iter()
+        .flat_map(|(host, rows)| rows.networks.iter().map(move |network| (*host, network)))
+        .filter(|(host, network)| is_asked(*host, network.id))
+        .map(|(_, network)| (network.id, network))
+        .collect();
+    let spanning: Vec<&NetworkRow> = asked.into_values().collect();
+    let reached = reach::ports_of(db, &spanning).await?;
+    for (host, rows) in rows {
+        for network in &rows.networks {
+            if let Some(ports) = reached.get(&network.id)
+                && is_asked(*host, network.id)
+            {
+                rows.reached.insert(network.id, Arc::clone(ports));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds the snapshots asked for.
@@ -319,23 +358,6 @@ impl Found {
             ports.sort_by_key(PortRow::position);
             let of_host = rows.entry(*host).or_default();
             of_host.instances.push((instance, ports));
-        }
-        let asked: BTreeSet<NetworkId> = parts
-            .values()
-            .flat_map(|part| &part.networks)
-            .copied()
-            .collect();
-        let spanning: Vec<&NetworkRow> = networks
-            .iter()
-            .filter(|network| asked.contains(&network.id))
-            .collect();
-        let reached = reach::ports_of(db, &spanning).await?;
-        for (host, part) in parts {
-            let of_host = reached
-                .iter()
-                .filter(|(network, _)| part.networks.contains(network))
-                .map(|(network, ports)| (*network, Arc::clone(ports)));
-            rows.entry(*host).or_default().reached.extend(of_host);
         }
         for (host, ids) in networks_of {
             let on_host = networks.iter().filter(|network| ids.contains(&network.id));

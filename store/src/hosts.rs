@@ -29,6 +29,7 @@ use crate::{
     entity::{claim, host, snapshot, volume},
     error::{StoreError, failed},
     executor::{Executor, scope},
+    routers,
 };
 
 const TABLE: &str = "hosts";
@@ -489,7 +490,7 @@ pub async fn set_overrides(
     found(updated.rows_affected, id)
 }
 
-/// Deletes a host, its documents and its places in aggregates, all or nothing.
+/// Deletes a host, its documents, its places in aggregates and its addresses for routers, all or nothing.
 ///
 /// # Errors
 /// [`StoreError::InUse`] while an instance has a claim on it, or a volume or snapshot is on it, [`StoreError::NotFound`] if there is no such host.
@@ -526,6 +527,7 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
     }
     documents::delete_of_host(&scope.handle(), id).await?;
     aggregates::remove_host_from_all(&scope.handle(), id).await?;
+    routers::delete_gateways_of_host(&scope.handle(), id).await?;
     let deleted = host::Entity::delete_by_id(id.to_string())
         .exec(&scope.handle())
         .await

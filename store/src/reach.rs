@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_common::{
-    document::NetworkType,
+    document::{Kind, NetworkType},
     ids::{HostId, NetworkId, PortId},
     message::heartbeat::NetworkCapabilities,
     names::{InstanceName, MacAddress},
@@ -24,6 +24,7 @@ use crate::{
     error::{StoreError, failed},
     executor::Executor,
     networks::NetworkRow,
+    security_groups::types_that_span_hosts,
 };
 
 /// A port of a network, wherever it is.
@@ -244,10 +245,9 @@ pub async fn hosts_of(
     networks: &BTreeSet<NetworkId>,
     among: Among,
 ) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
-    let connection = db.handle();
     let spanning = match among {
-        Among::All => "",
-        Among::Spanning => " AND n.network_type NOT IN ('local', 'nat')",
+        Among::All => String::new(),
+        Among::Spanning => format!(" AND n.network_type IN ({})", types_that_span_hosts()),
     };
     let text = format!(
         "SELECT DISTINCT p.network_id, c.host_id \
@@ -255,21 +255,55 @@ pub async fn hosts_of(
          WHERE n.id = w.network_id AND p.network_id = n.id AND c.instance_id = p.instance_id \
          AND c.role = 'current'{spanning}"
     );
+    places(db, networks, &text, "reach::hosts_of").await
+}
+
+/// The hosts that have a document of some networks, whether they have ports there, or a router that needs the network: one query
+/// for some hundred networks.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn hosts_told(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+    among: Among,
+) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
+    let spanning = match among {
+        Among::All => String::new(),
+        Among::Spanning => format!(" AND n.network_type IN ({})", types_that_span_hosts()),
+    };
+    let text = format!(
+        "SELECT n.id AS network_id, d.host_id \
+         FROM w CROSS JOIN networks AS n CROSS JOIN documents AS d \
+         WHERE n.id = w.network_id AND d.kind = '{}' AND d.resource_id = n.id \
+         AND d.spec_json IS NOT NULL{spanning}",
+        Kind::Network.as_str()
+    );
+    places(db, networks, &text, "reach::hosts_told").await
+}
+
+async fn places(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+    text: &str,
+    what: &'static str,
+) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
+    let connection = db.handle();
     let queries = bulk::queries_from(
         connection.get_database_backend(),
         ["network_id"],
         rows(networks.iter().copied()),
-        &text,
+        text,
     );
     let mut hosts = BTreeSet::new();
     for query in queries {
         let found = Place::find_by_statement(query)
             .all(&connection)
             .await
-            .map_err(failed("reach::hosts_of"))?;
+            .map_err(failed(what))?;
         for place in found {
             let row = RowReader {
-                table: "ports",
+                table: "networks",
                 id: &place.network_id,
             };
             let network = row.parsed("network_id", place.network_id.parse())?;

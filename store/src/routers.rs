@@ -12,14 +12,14 @@ use berth_common::{
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, QueryFilter,
-    QueryOrder, QuerySelect, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 
 use crate::{
     bulk,
     codec::{self, RowReader, millis},
-    entity::{claim, document, floating_ip, port, router, router_gateway, router_interface},
+    entity::{document, floating_ip, router, router_gateway, router_interface},
     error::{StoreError, failed},
     executor::{Executor, scope},
 };
@@ -208,8 +208,7 @@ pub async fn update(db: &impl Executor, router: &RouterRow) -> Result<(), StoreE
         .exec(&db.handle())
         .await
         .map_err(failed("routers::update"))?;
-    // MariaDB counts only rows that differ.
-    if updated.rows_affected == 0 && get(db, router.id).await?.is_none() {
+    if updated.rows_affected == 0 {
         return Err(StoreError::NotFound {
             table: TABLE,
             id: row.id,
@@ -392,6 +391,31 @@ pub async fn delete_gateway(
         .map_err(failed("routers::delete_gateway"))
 }
 
+/// A host goes: its addresses are free.
+pub(crate) async fn delete_gateways_of_host(
+    connection: &impl ConnectionTrait,
+    host: HostId,
+) -> Result<(), StoreError> {
+    router_gateway::Entity::delete_many()
+        .filter(router_gateway::Column::HostId.eq(host.to_string()))
+        .exec(connection)
+        .await
+        .map(drop)
+        .map_err(failed("routers::delete_gateways_of_host"))
+}
+
+/// The legs in a subnet.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn interfaces_in(
+    db: &impl Executor,
+    subnet: SubnetId,
+) -> Result<Vec<RouterInterfaceRow>, StoreError> {
+    let which = Condition::all().add(router_interface::Column::SubnetId.eq(subnet.to_string()));
+    load_interfaces(db, which).await
+}
+
 /// The addresses that hosts have for some routers.
 ///
 /// # Errors
@@ -472,56 +496,6 @@ pub async fn macs_in_use(
     let which = Condition::all().add(router_interface::Column::NetworkId.eq(network.to_string()));
     let legs = load_interfaces(db, which).await?;
     Ok(legs.into_iter().map(|leg| leg.mac_address).collect())
-}
-
-/// The hosts that have ports in these networks, by network: those on which their instances are.
-///
-/// # Errors
-/// See [`StoreError`].
-pub async fn hosts_of_networks(
-    db: &impl Executor,
-    networks: &BTreeSet<NetworkId>,
-) -> Result<BTreeMap<NetworkId, BTreeSet<HostId>>, StoreError> {
-    let mut found: BTreeMap<NetworkId, BTreeSet<HostId>> = BTreeMap::new();
-    for ids in bulk::id_lists(networks) {
-        let pairs: Vec<(String, String)> = port::Entity::find()
-            .select_only()
-            .column(port::Column::NetworkId)
-            .column(port::Column::InstanceId)
-            .filter(port::Column::NetworkId.is_in(ids))
-            .into_tuple()
-            .all(&db.handle())
-            .await
-            .map_err(failed("routers::hosts_of_networks"))?;
-        let mut of_instance: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (network, instance) in pairs {
-            of_instance.entry(instance).or_default().insert(network);
-        }
-        for ids in bulk::id_lists(of_instance.keys()) {
-            let claims: Vec<(String, String)> = claim::Entity::find()
-                .select_only()
-                .column(claim::Column::InstanceId)
-                .column(claim::Column::HostId)
-                .filter(claim::Column::InstanceId.is_in(ids))
-                .filter(claim::Column::Role.eq(crate::claims::ClaimRole::Current.as_str()))
-                .into_tuple()
-                .all(&db.handle())
-                .await
-                .map_err(failed("routers::hosts_of_networks"))?;
-            for (instance, host) in claims {
-                let row = RowReader {
-                    table: "claims",
-                    id: &instance,
-                };
-                let host: HostId = row.parsed("host_id", host.parse())?;
-                for network in of_instance.get(&instance).into_iter().flatten() {
-                    let network = row.parsed("network_id", network.parse())?;
-                    found.entry(network).or_default().insert(host);
-                }
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// The hosts that were told of a router.

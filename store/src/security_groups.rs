@@ -492,8 +492,8 @@ pub async fn places_with(
     places(db, queries).await
 }
 
-/// The networks on hosts that have a port which the ports in one of these networks reach, with a rule that names the group
-/// beside that network as remote. Of networks that reach beyond a host; in others nobody elsewhere is meant. One query for each
+/// The networks on hosts that have a port in one of these networks, with a rule that names the group beside that network as
+/// remote. Of networks that reach beyond a host; in others nobody elsewhere is meant. One query for each
 /// 256 pairs.
 ///
 /// # Errors
@@ -502,10 +502,6 @@ pub async fn places_that_name(
     db: &impl Executor,
     members: &BTreeSet<(NetworkId, SecurityGroupId)>,
 ) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
-    let seen_from: BTreeSet<(NetworkId, SecurityGroupId)> = members
-        .iter()
-        .flat_map(|(network, group)| networks_in_reach(*network).map(|from| (from, *group)))
-        .collect();
     let text = format!(
         "SELECT DISTINCT c.host_id, p.network_id \
              FROM w CROSS JOIN networks AS n CROSS JOIN security_group_rules AS r \
@@ -518,20 +514,14 @@ pub async fn places_that_name(
     let queries = bulk::queries_from(
         db.handle().get_database_backend(),
         ["network_id", "group_id"],
-        pairs(&seen_from),
+        pairs(members),
         &text,
     );
     places(db, queries).await
 }
 
-/// The networks that a port in this one can be reached from: a group that its rules name means the ports in them. One that a
-/// router joins to others has more than itself; whoever reaches is reached, so this serves both ways.
-pub fn networks_in_reach(network: NetworkId) -> impl Iterator<Item = NetworkId> {
-    std::iter::once(network)
-}
-
 /// The types of networks that reach beyond a host, as a list in SQL.
-fn types_that_span_hosts() -> String {
+pub(crate) fn types_that_span_hosts() -> String {
     let types = [
         NetworkType::Local,
         NetworkType::Nat,

@@ -46,7 +46,10 @@ pub async fn spread(
         if networks.is_empty() {
             continue;
         }
-        for (host, network) in reach::hosts_of(db, &networks, among).await? {
+        let mut places = reach::hosts_of(db, &networks, among).await?;
+        // Who has a network only for a router has no port there.
+        places.extend(reach::hosts_told(db, &networks, among).await?);
+        for (host, network) in places {
             let key = DocumentKey {
                 kind: Kind::Network,
                 id: network.as_uuid(),
@@ -113,7 +116,8 @@ pub async fn refresh(
 }
 
 /// The networks on hosts whose documents may follow from what changed of security groups: those with a port that has a group
-/// whose rules changed, and those with a port whose rules name a group that others have now, or no longer have.
+/// whose rules changed, and those with a port whose rules name a group that others in the network have now, or no longer have. Other
+/// networks that a router joins to it follow with it, on all hosts that have it.
 ///
 /// # Errors
 /// When the database fails.

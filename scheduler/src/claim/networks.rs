@@ -192,6 +192,9 @@ pub async fn set(
         row.name = name.clone();
     }
     if let Some(external) = request.external {
+        if before.external && !external {
+            routers::uses::refuse_outside_use(txn, &before).await?;
+        }
         row.external = external;
     }
     if let Some(mtu) = request.mtu {
@@ -242,7 +245,7 @@ pub async fn delete(
         )));
     }
     if row.deleted_at.is_none() {
-        routers::refuse_use(txn, &row).await?;
+        routers::uses::refuse_use(txn, &row).await?;
         networks::mark_deleted(txn, row.id, writing.now).await?;
     }
     Ok(view::network(&row, 0))

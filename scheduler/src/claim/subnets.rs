@@ -21,7 +21,7 @@ use berth_store::{
     subnets::{self, SubnetRow},
 };
 
-use super::{ClaimError, conflict, fingerprint, invalid, networks, not_found};
+use super::{ClaimError, conflict, fingerprint, invalid, networks, not_found, routers::uses};
 use crate::{context::Writing, report::view};
 
 /// What a DHCP reply can carry without being cut.
@@ -237,6 +237,7 @@ pub async fn create(
     }
     let network = networks::resolve(txn, &request.project, &request.network).await?;
     check_room(txn, &network, request).await?;
+    uses::refuse_overlap_inside(txn, &network, request.cidr).await?;
     let dhcp_ip = request
         .enable_dhcp
         .then(|| dhcp_address(request.cidr, request.gateway_ip))
@@ -332,6 +333,8 @@ pub async fn set(writing: &mut Writing<'_>, request: &SubnetSet) -> Result<Subne
     }
     let txn = writing.txn();
     let before = living(txn, &request.project, &request.subnet).await?;
+    let network = network_rows::get(txn, before.network_id).await?;
+    let network = network.ok_or_else(|| unknown(&request.project, &request.subnet))?;
     let mut row = before.clone();
     row.name = request.name.clone().apply(row.name);
     row.gateway_ip = request.gateway_ip.apply(row.gateway_ip);
@@ -374,10 +377,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &SubnetSet) -> Result<Subne
                 row.cidr
             )));
         }
+        uses::refuse_as_gateway(txn, &network, &row, gateway).await?;
     }
     if row != before {
-        let network = network_rows::get(txn, row.network_id).await?;
-        let network = network.ok_or_else(|| unknown(&request.project, &request.subnet))?;
         subnets::update(txn, &row)
             .await
             .map_err(|error| name_taken(error, &network, row.name.as_ref()))?;
@@ -386,7 +388,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &SubnetSet) -> Result<Subne
     Ok(view::subnet(&row))
 }
 
-/// Deletes a subnet in which no port has an address.
+/// Deletes a subnet in which no port and no router has an address.
 ///
 /// # Errors
 /// A refusal, or a failure of the database; then nothing of it may be kept.
@@ -406,7 +408,9 @@ pub async fn delete(
             row.cidr
         )));
     }
+    uses::refuse_use_of_subnet(txn, &row).await?;
     subnets::mark_deleted(txn, row.id, writing.now).await?;
+    // Where hosts have addresses of it for a router, they give them back with that.
     writing.touch_everywhere(row.network_id);
     Ok(view::subnet(&row))
 }

@@ -8,7 +8,6 @@ use berth_common::{
 use berth_store::{
     host_rows::{HostRouter, HostRows},
     networks::NetworkRow,
-    subnets::SubnetRow,
 };
 
 /// What a host needs of a router, whose networks are all among the host's.
@@ -19,7 +18,10 @@ pub(super) fn router_spec(host: HostId, of_host: &HostRouter, rows: &HostRows) -
         .iter()
         .filter_map(|leg| {
             let network = network(rows, leg.network_id)?;
-            let subnet = subnets_of(network).find(|subnet| subnet.id == leg.subnet_id)?;
+            let subnet = network
+                .subnets
+                .iter()
+                .find(|subnet| subnet.id == leg.subnet_id)?;
             Some(RouterInterface {
                 network_id: leg.network_id,
                 subnet_id: leg.subnet_id,
@@ -35,7 +37,9 @@ pub(super) fn router_spec(host: HostId, of_host: &HostRouter, rows: &HostRows) -
     let external_gateway = external.map(|network| RouterGateway {
         network_id: network.id,
         mac_address: gateway_mac(router.id, host),
-        addresses: subnets_of(network)
+        addresses: network
+            .subnets
+            .iter()
             .map(|subnet| GatewayAddress {
                 cidr: subnet.cidr,
                 ip_address: of_host
@@ -82,8 +86,4 @@ fn gateway_mac(router: RouterId, host: HostId) -> MacAddress {
 
 fn network(rows: &HostRows, id: NetworkId) -> Option<&NetworkRow> {
     rows.networks.iter().find(|network| network.id == id)
-}
-
-fn subnets_of(network: &NetworkRow) -> impl Iterator<Item = &SubnetRow> {
-    network.subnets.iter()
 }

@@ -2,13 +2,16 @@
 //!
 //! Of a network that reaches beyond the host, the members of a group are all ports that have it, wherever they are. Of one that
 //! does not, only the host's own ports can be meant: others never send anything there, and so a host hears nothing of them.
+//!
+//! Those in networks that a router joins to it are meant as well, with their addresses in the subnets that the router is in. Where
+//! one of the two ends at the host, again only the host's own: what others send finds no way back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     document::{PortSecurity, SecurityGroupSpec},
     ids::SecurityGroupId,
-    names::IpPrefix,
+    names::{Cidr, IpPrefix},
 };
 use berth_store::{host_rows::HostRows, networks::NetworkRow, ports::PortRow};
 
@@ -47,7 +50,7 @@ pub(super) fn groups(network: &NetworkRow, rows: &HostRows) -> Vec<SecurityGroup
         .collect()
 }
 
-/// The addresses of those whom the rules of these groups mean by a group.
+/// The addresses of those whom the rules of these groups mean by a group, in the network and in those that a router joins to it.
 pub(super) fn members(
     network: &NetworkRow,
     rows: &HostRows,
@@ -56,20 +59,46 @@ pub(super) fn members(
         .into_iter()
         .flat_map(|group| rows.security.named_by(group))
         .collect();
+    let joined: Vec<(&NetworkRow, Vec<Cidr>)> = rows
+        .joined_to(network.id)
+        .into_iter()
+        .filter_map(|(id, cidrs)| {
+            let other = rows.networks.iter().find(|other| other.id == id)?;
+            Some((other, cidrs))
+        })
+        .collect();
     named
         .into_iter()
         .map(|group| {
-            let addresses: BTreeSet<IpPrefix> = if network.network_type.spans_hosts() {
-                let known = rows.security.members.get(&(network.id, group));
-                known.cloned().unwrap_or_default()
-            } else {
-                ports(network, rows)
-                    .filter(|port| port.groups_in_force().any(|of| of == group))
-                    .flat_map(addresses)
-                    .collect()
-            };
+            let mut addresses = meant(network, network, group, rows);
+            for (other, cidrs) in &joined {
+                let leads_there = |address: &IpPrefix| {
+                    let net = address.net();
+                    cidrs.iter().any(|cidr| cidr.net().contains(&net))
+                };
+                let there = meant(network, other, group, rows).into_iter();
+                addresses.extend(there.filter(leads_there));
+            }
             (group, addresses.into_iter().collect())
         })
+        .collect()
+}
+
+/// The addresses of those in the second network whom a rule in the first one means by a group.
+fn meant(
+    network: &NetworkRow,
+    from: &NetworkRow,
+    group: SecurityGroupId,
+    rows: &HostRows,
+) -> BTreeSet<IpPrefix> {
+    let span_hosts = [network, from].map(|of| of.network_type.spans_hosts());
+    if span_hosts == [true, true] {
+        let known = rows.security.members.get(&(from.id, group));
+        return known.cloned().unwrap_or_default();
+    }
+    ports(from, rows)
+        .filter(|port| port.groups_in_force().any(|of| of == group))
+        .flat_map(addresses)
         .collect()
 }
 

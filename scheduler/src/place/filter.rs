@@ -299,19 +299,27 @@ fn volume_locality(question: &Question<'_>) -> Result<(), Rejection> {
 }
 
 fn network_reachability(question: &Question<'_>) -> Result<(), Rejection> {
-    let found = &question.host.facts().physical_networks;
-    let needed = &question.request.physical_networks;
+    reaches_networks(question.request, question.host)
+}
+
+/// Whether a host can build the networks of a request.
+///
+/// # Errors
+/// What it lacks.
+pub fn reaches_networks(request: &Request, host: &Host) -> Result<(), Rejection> {
+    let found = &host.facts().physical_networks;
+    let needed = &request.physical_networks;
     if let Some(network) = needed.iter().find(|network| !found.contains(*network)) {
         return Err(Rejection::NoPhysicalNetwork {
             needed: network.clone(),
             found: found.iter().cloned().collect(),
         });
     }
-    let able = &question.host.facts().network;
-    if question.request.vlan == Need::Asked && !able.vlan {
+    let able = &host.facts().network;
+    if request.vlan == Need::Asked && !able.vlan {
         return Err(Rejection::NoVlan);
     }
-    if question.request.vxlan == Need::Asked {
+    if request.vxlan == Need::Asked {
         if !able.vxlan {
             return Err(Rejection::NoVxlan);
         }

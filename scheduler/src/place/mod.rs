@@ -39,7 +39,7 @@ pub use amounts::Resource;
 pub use capacity::{CapacityAnswer, capacity};
 pub use decision::{Asked, Decision, NearMiss, Removed, ScoredHost};
 pub use failures::{FailureCount, FailureHistory, Millis};
-pub use filter::FilterName;
+pub use filter::{FilterName, reaches_networks};
 pub use host::{Admission, Host, HostFacts, Inventory};
 pub use rejection::Rejection;
 pub use request::{

@@ -402,7 +402,7 @@ async fn network_spec(
 }
 
 /// Waits until a host was told so of a network.
-async fn told(
+pub(crate) async fn told(
     cloud: &Cloud,
     host: &Host,
     network: NetworkId,

@@ -25,22 +25,22 @@ use crate::{
     soundness::assert_sound,
 };
 
-fn request<M: Method>(body: Value) -> M {
+pub(crate) fn request<M: Method>(body: Value) -> M {
     serde_json::from_value(body).unwrap()
 }
 
-fn router(name: &str, mut more: Value) -> RouterCreate {
+pub(crate) fn router(name: &str, mut more: Value) -> RouterCreate {
     more["id"] = json!(RouterId::new());
     more["name"] = json!(name);
     request(more)
 }
 
-fn set(router: &str, mut more: Value) -> RouterSet {
+pub(crate) fn set(router: &str, mut more: Value) -> RouterSet {
     more["router"] = json!(router);
     request(more)
 }
 
-fn add(router: &str, subnet: &str) -> RouterAddInterface {
+pub(crate) fn add(router: &str, subnet: &str) -> RouterAddInterface {
     request(json!({ "router": router, "subnet": subnet }))
 }
 
@@ -48,15 +48,18 @@ fn remove(router: &str, subnet: &str) -> RouterRemoveInterface {
     request(json!({ "router": router, "subnet": subnet }))
 }
 
-fn floating(address: Option<&str>) -> FloatingIpCreate {
+pub(crate) fn floating(address: Option<&str>) -> FloatingIpCreate {
     request(json!({ "id": FloatingIpId::new(), "network": "public", "ip_address": address }))
 }
 
-fn give(floating_ip: &str, port: Option<PortId>) -> FloatingIpSet {
+pub(crate) fn give(floating_ip: &str, port: Option<PortId>) -> FloatingIpSet {
     request(json!({ "floating_ip": floating_ip, "port_id": port }))
 }
 
-fn with_gateway(name: &str, cidr: &str) -> berth_common::message::request::NetworkCreate {
+pub(crate) fn with_gateway(
+    name: &str,
+    cidr: &str,
+) -> berth_common::message::request::NetworkCreate {
     let mut request = network(name, cidr);
     request.gateway_ip = request.cidr.and_then(|cidr| cidr.net().hosts().next());
     request.external = name != "green";
@@ -64,7 +67,7 @@ fn with_gateway(name: &str, cidr: &str) -> berth_common::message::request::Netwo
 }
 
 /// Two inside networks and an external one.
-async fn networks(cloud: &Cloud) {
+pub(crate) async fn networks(cloud: &Cloud) {
     for (name, cidr) in [
         ("blue", "10.0.1.0/24"),
         ("green", "10.0.2.0/24"),
@@ -81,7 +84,11 @@ async fn show(cloud: &Cloud, name: &str) -> RouterView {
 }
 
 /// The newest documents a host was told, once it was told of all that is out.
-async fn told(host: &mut Host, id: RouterId, is: impl Fn(Option<&RouterSpec>) -> bool) -> Seen {
+pub(crate) async fn told(
+    host: &mut Host,
+    id: RouterId,
+    is: impl Fn(Option<&RouterSpec>) -> bool,
+) -> Seen {
     let key = DocumentKey {
         kind: Kind::Router,
         id: id.as_uuid(),
@@ -103,10 +110,10 @@ async fn told(host: &mut Host, id: RouterId, is: impl Fn(Option<&RouterSpec>) ->
 }
 
 #[derive(Default)]
-struct Seen(BTreeMap<DocumentKey, Document>);
+pub(crate) struct Seen(BTreeMap<DocumentKey, Document>);
 
 impl Seen {
-    fn router(&self) -> RouterSpec {
+    pub(crate) fn router(&self) -> RouterSpec {
         let found = self.0.values().find_map(|document| match document {
             Document::Router(desired) => desired.spec.clone(),
             _ => None,
@@ -114,7 +121,7 @@ impl Seen {
         found.unwrap()
     }
 
-    fn networks(&self) -> usize {
+    pub(crate) fn networks(&self) -> usize {
         let living = |it: &&Document| it.key().kind == Kind::Network && !it.is_tombstone();
         self.0.values().filter(living).count()
     }

@@ -11,7 +11,7 @@ use super::HostRows;
 use crate::{
     error::StoreError,
     executor::Executor,
-    security_groups::{self, Members, networks_in_reach},
+    security_groups::{self, Members},
 };
 
 /// What the security of a host's ports follows from.
@@ -19,7 +19,8 @@ use crate::{
 pub struct SecurityRows {
     /// The rules of the groups that its ports have, by id; a group without any is in it too.
     pub groups: BTreeMap<SecurityGroupId, Vec<SecurityGroupRule>>,
-    /// Of its networks that reach beyond a host: whom the rules of their ports mean by a group, on all hosts.
+    /// Of its networks that reach beyond a host: whom the rules of their ports mean by a group, on all hosts; also those in other
+    /// such networks that a router joins to them.
     pub members: Members,
 }
 
@@ -65,34 +66,31 @@ pub(super) async fn add(
     let mut wanted: BTreeMap<HostId, BTreeSet<(NetworkId, SecurityGroupId)>> = BTreeMap::new();
     for ((host, network), groups) in &of_network {
         let Some(rows) = rows.get(host) else { continue };
-        let spans_hosts = rows
-            .networks
+        let spans_hosts = |network: &NetworkId| {
+            let mut of_host = rows.networks.iter();
+            of_host.any(|of| of.id == *network && of.network_type.spans_hosts())
+        };
+        if !spans_hosts(network) {
+            continue;
+        }
+        let mut from: BTreeSet<NetworkId> = rows.joined_to(*network).into_keys().collect();
+        from.retain(spans_hosts);
+        from.insert(*network);
+        let of_host = wanted.entry(*host).or_default();
+        for named in groups
             .iter()
-            .any(|of| of.id == *network && of.network_type.spans_hosts());
-        if spans_hosts {
-            let named = groups
-                .iter()
-                .flat_map(|group| rows.security.named_by(*group));
-            let of_host = wanted.entry(*host).or_default();
-            of_host.extend(named.map(|named| (*network, named)));
+            .flat_map(|group| rows.security.named_by(*group))
+        {
+            of_host.extend(from.iter().map(|network| (*network, named)));
         }
     }
-    let all: BTreeSet<(NetworkId, SecurityGroupId)> = wanted
-        .values()
-        .flatten()
-        .flat_map(|(network, group)| networks_in_reach(*network).map(|from| (from, *group)))
-        .collect();
+    let all: BTreeSet<(NetworkId, SecurityGroupId)> = wanted.values().flatten().copied().collect();
     let members = security_groups::members(db, &all).await?;
     for (host, wanted) in wanted {
         if let Some(rows) = rows.get_mut(&host) {
-            for (network, group) in wanted {
-                let from = networks_in_reach(network)
-                    .filter_map(|from| members.get(&(from, group)))
-                    .flatten()
-                    .copied();
-                rows.security
-                    .members
-                    .insert((network, group), from.collect());
+            for of in wanted {
+                let found = members.get(&of).cloned().unwrap_or_default();
+                rows.security.members.insert(of, found);
             }
         }
     }

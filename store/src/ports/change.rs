@@ -20,6 +20,7 @@ use crate::{
     },
     error::{StoreError, failed},
     executor::{Executor, scope},
+    floating_ips,
 };
 
 /// Carries a change of one port out.
@@ -164,17 +165,19 @@ pub async fn free(db: &impl Executor, id: PortId) -> Result<(), StoreError> {
     apply(&db.handle(), id, "ports::free", freed()).await
 }
 
-/// Deletes a port, if it is there. One statement: its addresses and its places in groups go with it
-/// (`ON DELETE CASCADE`).
+/// Deletes a port, if it is there. Its addresses and its places in groups go with it (`ON DELETE CASCADE`), and its floating IPs
+/// are nobody's.
 ///
 /// # Errors
 /// See [`StoreError`].
 pub async fn delete(db: &impl Executor, id: PortId) -> Result<(), StoreError> {
+    let scope = scope(db).await?;
+    floating_ips::release_of_port(&scope.handle(), id).await?;
     port::Entity::delete_by_id(id.to_string())
-        .exec(&db.handle())
+        .exec(&scope.handle())
         .await
-        .map(drop)
-        .map_err(failed("ports::delete"))
+        .map_err(failed("ports::delete"))?;
+    scope.finish().await
 }
 
 /// An instance is gone: the ports that go with it are deleted, the others are free.

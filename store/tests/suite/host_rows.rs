@@ -5,7 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use berth_common::{document::DesiredPower, ids::HostId};
+use berth_common::{
+    document::DesiredPower,
+    ids::{HostId, NetworkId},
+    names::Cidr,
+};
 use berth_store::{
     attachments, claims,
     claims::ClaimRole,
@@ -15,6 +19,7 @@ use berth_store::{
 
 use crate::{
     database::{TestDatabase, on_all_databases},
+    routers,
     sample::{self, time},
 };
 
@@ -108,8 +113,16 @@ async fn a_host_has_its_current_instances_with_ports_and_networks(database: Arc<
     );
 }
 
-/// All that the documents of a part say: the instances and volumes whole, and of the networks every port with its
-/// instance.
+/// The networks that routers join to those of a part, with the addresses that lead there.
+fn joined(rows: &HostRows, part: &HostPart) -> BTreeMap<NetworkId, Vec<Cidr>> {
+    let networks = part.networks.iter();
+    networks
+        .flat_map(|network| rows.joined_to(*network))
+        .collect()
+}
+
+/// All that the documents of a part say: the instances and volumes whole, and of the networks, and of those that
+/// routers join to them, every port with its instance.
 fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + use<> {
     let instances: Vec<_> = rows
         .instances
@@ -127,6 +140,7 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         .filter(|network| part.networks.contains(&network.id) || told_of.contains(&network.id))
         .cloned()
         .collect();
+    let joined = joined(rows, part);
     let ports: Vec<_> = rows
         .instances
         .iter()
@@ -135,7 +149,9 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
                 .iter()
                 .map(move |port| (instance.clone(), port.clone()))
         })
-        .filter(|(_, port)| part.networks.contains(&port.network_id))
+        .filter(|(_, port)| {
+            part.networks.contains(&port.network_id) || joined.contains_key(&port.network_id)
+        })
         .collect();
     let volumes: Vec<_> = rows
         .volumes
@@ -162,7 +178,21 @@ fn said(rows: &HostRows, part: &HostPart) -> impl PartialEq + std::fmt::Debug + 
         .filter(|snapshot| part.snapshots.contains(&snapshot.id))
         .cloned()
         .collect();
-    (instances, networks, ports, volumes, attachments, snapshots)
+    let routers: Vec<_> = rows
+        .routers
+        .iter()
+        .filter(|of| part.routers.contains(&of.router.id))
+        .cloned()
+        .collect();
+    (
+        instances,
+        networks,
+        ports,
+        volumes,
+        attachments,
+        snapshots,
+        (routers, joined),
+    )
 }
 
 async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
@@ -205,6 +235,42 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         .await
         .unwrap();
 
+    // Both lead to the same network, in which nobody has a port; the first from one that only host 0 has ports in, the second
+    // joins two.
+    let [inside, outside] = [
+        sample::add_network(db, "inside").await,
+        sample::add_network(db, "outside").await,
+    ];
+    let mut only = sample::instance("only");
+    only.created_at = time(30);
+    instances::insert(db, &only).await.unwrap();
+    claims::insert(db, &sample::claim(&only, hosts[0], ClaimRole::Current))
+        .await
+        .unwrap();
+    ports::insert(db, &sample::port(&only, &inside, 250))
+        .await
+        .unwrap();
+    let mut leading = vec![];
+    for (name, legs) in [
+        ("r0", vec![&inside]),
+        ("r1", vec![&networks[1], &networks[2]]),
+    ] {
+        let mut row = routers::router(name);
+        row.external_network_id = Some(outside.id);
+        berth_store::routers::insert(db, &row).await.unwrap();
+        for network in &legs {
+            berth_store::routers::insert_interface(db, &routers::leg(&row, network, 254))
+                .await
+                .unwrap();
+        }
+        let needed: BTreeSet<_> = legs
+            .iter()
+            .map(|network| network.id)
+            .chain([outside.id])
+            .collect();
+        leading.push((row.id, needed));
+    }
+
     // On hosts 0 and 1, three of them with an instance there; one is gone.
     let mut disks = vec![];
     for number in 0_u8..6 {
@@ -243,7 +309,7 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
     // Every kind of part: each bit says whether one instance or network is asked for.
     for bits in (0_u32..1 << 19).step_by(4099) {
         let asked = |bit: usize| bits >> bit & 1 == 1;
-        let part = HostPart {
+        let mut part = HostPart {
             routers: [].into(),
             instances: (0..16)
                 .filter(|n| asked(*n))
@@ -260,6 +326,17 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 .map(|n| snapshots[n])
                 .collect(),
         };
+        if asked(9) {
+            part.networks.insert(outside.id);
+        }
+        if asked(10) {
+            part.networks.insert(inside.id);
+        }
+        part.routers = leading
+            .iter()
+            .filter(|(_, needed)| needed.is_subset(&part.networks))
+            .map(|(router, _)| *router)
+            .collect();
         let parts: BTreeMap<_, _> = hosts.iter().map(|host| (*host, part.clone())).collect();
         let read = host_rows::of_parts(db, &parts).await.unwrap();
         assert!(read.keys().eq(whole.keys()));
@@ -269,14 +346,14 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
                 said(&whole[host], &part),
                 "{bits:b} on {host}"
             );
-            // Nothing is read that the part says nothing of.
+            // Nothing is read that the part says nothing of, but for whom its networks' rules may mean.
+            let joined = joined(&whole[host], &part);
+            let told_of: BTreeSet<_> = part.networks.iter().chain(joined.keys()).collect();
             for (instance, ports) in &read[host].instances {
                 assert!(
                     part.instances.contains(&instance.id)
                         || (!ports.is_empty()
-                            && ports
-                                .iter()
-                                .all(|port| part.networks.contains(&port.network_id)))
+                            && ports.iter().all(|port| told_of.contains(&port.network_id)))
                 );
             }
         }
@@ -312,6 +389,6 @@ async fn a_part_of_a_host_is_as_in_the_whole(database: Arc<TestDatabase>) {
         read[&hosts[1]]
             .networks
             .iter()
-            .all(|network| network.id == networks[1].id)
+            .all(|network| [networks[1].id, networks[2].id, outside.id].contains(&network.id))
     );
 }

@@ -3,11 +3,14 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use berth_common::{
-    document::NetworkType, ids::NetworkId, message::heartbeat::NetworkCapabilities,
+    document::{Kind, NetworkType},
+    ids::NetworkId,
+    message::heartbeat::NetworkCapabilities,
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat,
     claims::{self, ClaimRole},
+    documents,
     host_rows::{self, HostPart},
     hosts, instances,
     networks::{self, NetworkRow},
@@ -181,6 +184,10 @@ async fn everybody_in_a_network_that_reaches_beyond_a_host_is_known(database: Ar
     let gone = member(db, "c", &wide, two, 13).await;
     instances::mark_deleted(db, gone.id, time(1)).await.unwrap();
     member(db, "d", &narrow, two, 14).await;
+    // A free port is nowhere.
+    let mut free = sample::port(&a, &wide, 16);
+    free.attachment = None;
+    ports::insert(db, &free).await.unwrap();
     // Without a host nobody is reached.
     let nowhere = sample::add_instance(db, "e").await;
     ports::insert(db, &sample::port(&nowhere, &wide, 15))
@@ -228,6 +235,24 @@ async fn everybody_in_a_network_that_reaches_beyond_a_host_is_known(database: Ar
     );
     let spanning = reach::hosts_of(db, &both, Among::Spanning).await.unwrap();
     assert_eq!(spanning, [(one, wide.id), (two, wide.id)].into());
+    // A document makes a host one of those that were told, and a tombstone does not.
+    let word = |host_id, network: &NetworkRow, spec: Option<&str>| {
+        let mut row = sample::document(host_id, a.id);
+        row.key.kind = Kind::Network;
+        row.key.id = network.id.as_uuid();
+        row.spec_json = spec.map(str::to_owned);
+        row
+    };
+    let words = [
+        word(one, &narrow, Some("{}")),
+        word(two, &narrow, None),
+        word(two, &wide, Some("{}")),
+    ];
+    documents::upsert_many(db, &words).await.unwrap();
+    let told = reach::hosts_told(db, &both, Among::All).await.unwrap();
+    assert_eq!(told, [(one, narrow.id), (two, wide.id)].into());
+    let told = reach::hosts_told(db, &both, Among::Spanning).await.unwrap();
+    assert_eq!(told, [(two, wide.id)].into());
     let on = reach::networks_on(db, two, NetworkType::Vxlan)
         .await
         .unwrap();

@@ -7,11 +7,9 @@ use berth_common::{
     ids::{FloatingIpId, RouterId},
 };
 use berth_store::{
-    StoreError, UniqueWhat,
-    claims::{self, ClaimRole},
-    floating_ips,
+    StoreError, UniqueWhat, floating_ips,
     floating_ips::{Association, FloatingIpRow},
-    instances,
+    hosts, instances,
     networks::NetworkRow,
     ports, routers,
     routers::{RouterGatewayRow, RouterInterfaceRow, RouterRow},
@@ -27,10 +25,11 @@ on_all_databases!(
     a_deleted_router_gives_back_its_name_and_addresses,
     addresses_outside_are_given_once,
     a_floating_ip_is_nobodys_when_its_instance_is_gone,
-    the_hosts_of_a_network_are_those_of_its_instances,
+    a_floating_ip_stays_with_a_port_that_stays,
+    a_host_that_is_forgotten_gives_its_addresses_back,
 );
 
-fn router(name: &str) -> RouterRow {
+pub(crate) fn router(name: &str) -> RouterRow {
     RouterRow {
         id: RouterId::new(),
         project: "default".parse().unwrap(),
@@ -45,7 +44,7 @@ fn router(name: &str) -> RouterRow {
     }
 }
 
-fn leg(router: &RouterRow, network: &NetworkRow, last: u8) -> RouterInterfaceRow {
+pub(crate) fn leg(router: &RouterRow, network: &NetworkRow, last: u8) -> RouterInterfaceRow {
     RouterInterfaceRow {
         router_id: router.id,
         subnet_id: network.subnets[0].id,
@@ -240,21 +239,57 @@ async fn a_floating_ip_is_nobodys_when_its_instance_is_gone(database: Arc<TestDa
     assert_eq!(floating_ips::get(db, one.id).await.unwrap(), None);
 }
 
-async fn the_hosts_of_a_network_are_those_of_its_instances(database: Arc<TestDatabase>) {
+async fn a_floating_ip_stays_with_a_port_that_stays(database: Arc<TestDatabase>) {
     let store = database.store().await;
     let db = store.pool();
-    let (host, network, instance) = sample::populate(&store).await;
-    let port = sample::port(&instance, &network, 5);
+    let (_, network, instance) = sample::populate(&store).await;
+    let mut port = sample::port(&instance, &network, 5);
+    port.delete_with_instance = false;
     ports::insert(db, &port).await.unwrap();
-    let networks = BTreeSet::from([network.id]);
-    let before = routers::hosts_of_networks(db, &networks).await.unwrap();
-    assert!(before.is_empty(), "{before:?}");
-    let claim = sample::claim(&instance, host, ClaimRole::Current);
-    claims::insert(db, &claim).await.unwrap();
-    let hosts = routers::hosts_of_networks(db, &networks).await.unwrap();
-    assert_eq!(hosts[&network.id], BTreeSet::from([host]));
+    let row = router("r1");
+    routers::insert(db, &row).await.unwrap();
+    let mut floating = floating(&network, 50);
+    floating.association = Some(Association {
+        port_id: port.id,
+        fixed_ip_address: port.fixed_ips[0].ip_address,
+        router_id: row.id,
+    });
+    floating_ips::insert(db, &floating).await.unwrap();
+    instances::mark_deleted(db, instance.id, sample::time(9))
+        .await
+        .unwrap();
+    let of_port = floating_ips::of_port(db, port.id).await.unwrap();
+    assert_eq!(of_port, [floating.clone()]);
+    let subnet = network.subnets[0].id;
+    let count = floating_ips::count_of_subnet(db, subnet).await.unwrap();
+    assert_eq!(count, 1);
+    // With the port it is nobody's.
+    ports::delete(db, port.id).await.unwrap();
+    floating.association = None;
     assert_eq!(
-        routers::hosts_told(db, RouterId::new()).await.unwrap(),
-        BTreeSet::new()
+        floating_ips::get(db, floating.id).await.unwrap(),
+        Some(floating)
     );
+}
+
+async fn a_host_that_is_forgotten_gives_its_addresses_back(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let (host, network, _) = sample::populate(&store).await;
+    let other = sample::add_host(db, "hv2").await;
+    let row = router("r1");
+    routers::insert(db, &row).await.unwrap();
+    let gateway = |host_id, last| RouterGatewayRow {
+        router_id: row.id,
+        host_id,
+        subnet_id: network.subnets[0].id,
+        ip_address: IpAddr::from([10, 0, 0, last]),
+    };
+    let stays = gateway(other, 21);
+    for gateway in [&gateway(host, 20), &stays] {
+        routers::insert_gateway(db, gateway).await.unwrap();
+    }
+    hosts::delete(db, host).await.unwrap();
+    let left = routers::gateways(db, &[row.id].into()).await.unwrap();
+    assert_eq!(left, [stays]);
 }

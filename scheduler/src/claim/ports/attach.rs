@@ -16,25 +16,29 @@ use berth_common::{
     ids::HostId,
     message::{
         port::{InstanceAttachInterface, InstanceDetachInterface, NewPort as NewPortWish},
-        view::InstanceView,
+        view::{InstanceView, Resources},
     },
 };
 use berth_store::{
     instances::InstanceRow,
+    networks::{self as network_rows, NetworkRow},
     ports::{self, AttachmentState, PortAttachment, PortRow},
 };
 
 use super::{
-    Addresses, NewPort, called, change::check_same, check_free, resolve, taken, touch_members,
+    Addresses, NewPort, called,
+    change::{check_same, remove},
+    check_free, resolve, taken, touch_members,
     wishes::SecurityWish,
 };
 use crate::{
     claim::{
         ClaimError, conflict, fingerprint,
         instances::{self as claim_instances, boot::check_not_rescued, change::leave_off},
-        invalid,
+        invalid, networks,
     },
     context::Writing,
+    place,
     report::show,
 };
 
@@ -76,6 +80,10 @@ async fn attach_given(
     }
     check_free(writing.txn(), &row, &instance.project).await?;
     let host = check_instance(writing, instance)?;
+    let network = network_rows::get(writing.txn(), row.network_id).await?;
+    if let Some(network) = network {
+        check_reach(writing, host, &network)?;
+    }
     let attachment = next(writing, instance).await?;
     ports::attach(writing.txn(), row.id, attachment).await?;
     plugged(writing, host, instance, &row).await
@@ -107,6 +115,7 @@ async fn attach_new(
     let project = &instance.project;
     let mut addresses = Addresses::default();
     let network = addresses.network(txn, project, &wish.network).await?;
+    check_reach(writing, host, &network)?;
     let wishes = addresses.wishes(txn, project, security, now).await?;
     let new = NewPort {
         id: wish.id,
@@ -161,6 +170,26 @@ fn check_instance(writing: &Writing<'_>, instance: &InstanceRow) -> Result<HostI
     check_suspended(instance)?;
     check_not_rescued(instance)?;
     Ok(placed.host)
+}
+
+/// Refuses a network that the host of an instance cannot build: nobody moves for a port.
+fn check_reach(
+    writing: &Writing<'_>,
+    host: HostId,
+    network: &NetworkRow,
+) -> Result<(), ClaimError> {
+    let Some(known) = writing.cloud.table().host(host) else {
+        return Ok(());
+    };
+    let mut request = place::Request::of(Resources::default());
+    networks::demand(network, &mut request);
+    place::reaches_networks(&request, known).map_err(|rejection| {
+        conflict(format!(
+            "host {} cannot build network {}: {rejection}",
+            known.facts().name,
+            network.name
+        ))
+    })
 }
 
 /// A guest whose memory is on disk knows the NICs it had, and no others.
@@ -228,8 +257,7 @@ pub async fn settle_gone(
     row: &PortRow,
 ) -> Result<(), ClaimError> {
     if row.delete_with_instance {
-        touch_members(writing, row);
-        ports::delete(writing.txn(), row.id).await?;
+        remove(writing, row).await?;
     } else {
         ports::free(writing.txn(), row.id).await?;
     }

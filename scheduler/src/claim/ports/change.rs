@@ -11,7 +11,7 @@ use berth_common::{
     },
 };
 use berth_store::{
-    instances,
+    floating_ips, instances,
     ports::{self, PortRow, PortWishes},
 };
 
@@ -20,7 +20,10 @@ use super::{
     wishes::{SecurityWish, mirror_mistakes, pair_mistakes, qos_mistakes},
 };
 use crate::{
-    claim::{ClaimError, conflict, fingerprint, instances::change::leave_off, invalid, not_found},
+    claim::{
+        ClaimError, conflict, fingerprint, instances::change::leave_off, invalid, not_found,
+        routers::floating::touch_routers,
+    },
     context::Writing,
     report::port_view,
 };
@@ -259,8 +262,17 @@ pub async fn delete(
         )));
     }
     let shown = port_view::one(writing.txn(), row.clone()).await?;
-    touch_members(writing, &row);
-    ports::delete(writing.txn(), row.id).await?;
+    remove(writing, &row).await?;
     tracing::info!(port = %row.id, "a port is gone");
     Ok(shown)
+}
+
+/// Deletes a port. Its floating IPs are nobody's, and the routers that translated them are told.
+pub(super) async fn remove(writing: &mut Writing<'_>, row: &PortRow) -> Result<(), ClaimError> {
+    let floating = floating_ips::of_port(writing.txn(), row.id).await?;
+    let associations = floating.iter().filter_map(|it| it.association);
+    let routers = associations.map(|it| it.router_id).collect();
+    touch_members(writing, row);
+    ports::delete(writing.txn(), row.id).await?;
+    touch_routers(writing, &routers).await
 }

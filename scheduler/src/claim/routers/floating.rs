@@ -73,8 +73,16 @@ async fn choose(
             "{wish} is of IPv6, where addresses are not translated; use an IPv4 address"
         )));
     }
+    let of_ipv4 = || {
+        network
+            .subnets
+            .iter()
+            .filter(|subnet| !subnet.cidr.is_ipv6())
+    };
+    // The others say only that it is not theirs.
+    let of_wish = wish.and_then(|wish| of_ipv4().find(|subnet| subnet.cidr.net().contains(&wish)));
     let mut refusal = None;
-    for subnet in networks::subnets_of(network).filter(|subnet| !subnet.cidr.is_ipv6()) {
+    for subnet in of_ipv4().filter(|subnet| of_wish.is_none_or(|of_wish| of_wish.id == subnet.id)) {
         let mut used = ports::addresses_in_use(db, subnet.id).await?;
         used.extend(routers::addresses_in_use(db, subnet.id).await?);
         match address::choose(subnet, &used, wish) {
@@ -122,7 +130,11 @@ pub async fn set(
     view(writing.txn(), &row).await
 }
 
-async fn touch_routers(
+/// What some routers translate changed: the hosts that have them are told.
+///
+/// # Errors
+/// When the database fails.
+pub async fn touch_routers(
     writing: &mut Writing<'_>,
     ids: &BTreeSet<RouterId>,
 ) -> Result<(), ClaimError> {
@@ -269,14 +281,13 @@ async fn views(
     let ids: BTreeSet<_> = rows.iter().map(|row| row.network_id).collect();
     let ids: Vec<_> = ids.into_iter().collect();
     let known = berth_store::networks::of_ids(db, &ids).await?;
-    let mut instances: BTreeMap<PortId, InstanceId> = BTreeMap::new();
-    for row in rows {
-        if let Some(association) = row.association
-            && let Some(port) = ports::get(db, association.port_id).await?
-        {
-            instances.extend(port.instance_id().map(|instance| (port.id, instance)));
-        }
-    }
+    let associations = rows.iter().filter_map(|row| row.association);
+    let ids: Vec<PortId> = associations.map(|it| it.port_id).collect();
+    let instances: BTreeMap<PortId, InstanceId> = ports::of_ids(db, &ids)
+        .await?
+        .iter()
+        .filter_map(|port| Some((port.id, port.instance_id()?)))
+        .collect();
     Ok(rows
         .iter()
         .map(|row| {

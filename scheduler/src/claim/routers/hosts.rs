@@ -9,6 +9,7 @@ use berth_common::{
 };
 use berth_store::{
     ports,
+    reach::{self, Among},
     routers::{self, RouterGatewayRow, RouterInterfaceRow, RouterRow},
 };
 
@@ -100,13 +101,16 @@ async fn give_addresses(
 ) -> Result<(), ClaimError> {
     let inside: BTreeSet<NetworkId> = legs.iter().map(|leg| leg.network_id).collect();
     let needing: BTreeSet<HostId> = if router.admin_state_up {
-        let found = routers::hosts_of_networks(writing.txn(), &inside).await?;
-        found.into_values().flatten().collect()
+        let found = reach::hosts_of(writing.txn(), &inside, Among::All).await?;
+        found.into_iter().map(|(host, _)| host).collect()
     } else {
         BTreeSet::new()
     };
     let external = networks::of(writing.txn(), &[], router.external_network_id).await?;
-    let subnets: Vec<_> = external.values().flat_map(networks::subnets_of).collect();
+    let subnets: Vec<_> = external
+        .values()
+        .flat_map(|network| &network.subnets)
+        .collect();
     let mut has = BTreeSet::new();
     for gateway in gateways {
         let is_right = needing.contains(&gateway.host_id)

@@ -2,11 +2,13 @@
 //!
 //! - [`floating`]: floating IPs;
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
-//! - [`networks`]: the networks and subnets that requests name.
+//! - [`networks`]: the networks and subnets that requests name;
+//! - [`uses`]: what is refused because of them elsewhere.
 
 pub mod floating;
 pub mod hosts;
 mod networks;
+pub mod uses;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,16 +23,17 @@ use berth_common::{
         RouterInterfaceView, RouterList, RouterListReply, RouterRemoveInterface, RouterSet,
         RouterView,
     },
-    names::{MacAddress, ProjectName, RouterName},
+    names::{ProjectName, RouterName},
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat, documents, floating_ips, hosts as host_rows,
     networks::NetworkRow,
     ports,
+    reach::{self, Among},
     routers::{self, RouterInterfaceRow, RouterRow},
 };
 
-use super::{ClaimError, conflict, fingerprint, invalid, not_found};
+use super::{ClaimError, address, conflict, fingerprint, invalid, not_found};
 use crate::context::Writing;
 
 /// A router has no more further routes than this.
@@ -123,6 +126,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
                 row.name
             )));
         }
+        uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
     check_routes(writing.txn(), &row, &legs).await?;
     let updated = routers::update(writing.txn(), &row).await;
@@ -163,7 +167,7 @@ async fn check_routes(
     let known = networks::of(db, legs, row.external_network_id).await?;
     let subnets: Vec<_> = known
         .values()
-        .flat_map(networks::subnets_of)
+        .flat_map(|network| &network.subnets)
         .filter(|subnet| {
             Some(subnet.network_id) == row.external_network_id
                 || legs.iter().any(|leg| leg.subnet_id == subnet.id)
@@ -263,10 +267,16 @@ pub async fn add_interface(
             subnet.cidr
         )));
     }
-    refuse_overlap(txn, &row, &legs, subnet.cidr.net()).await?;
+    if uses::is_bridge_address(&network, &subnet, ip_address) {
+        return Err(conflict(format!(
+            "{ip_address} is the gateway of {} in nat network {}, where the bridge of each host has it; name another address for the router",
+            subnet.cidr, network.name
+        )));
+    }
+    uses::refuse_overlap(txn, &row, &legs, subnet.cidr).await?;
     let mut used = ports::addresses_in_use(txn, subnet.id).await?;
     used.extend(routers::addresses_in_use(txn, subnet.id).await?);
-    if used.contains(&ip_address) || networks::is_dhcp_server(&subnet, ip_address) {
+    if used.contains(&ip_address) || subnet.dhcp_ip == Some(ip_address) {
         return Err(conflict(format!(
             "{ip_address} is already used in {}",
             subnet.cidr
@@ -275,11 +285,11 @@ pub async fn add_interface(
     let shared = legs.iter().find(|leg| leg.network_id == network.id);
     let mac_address = match shared {
         Some(leg) => leg.mac_address,
-        None => choose_mac(
-            &ports::macs_in_use(txn, network.id).await?,
-            row.id,
-            network.id,
-        ),
+        None => {
+            let mut macs = ports::macs_in_use(txn, network.id).await?;
+            macs.extend(routers::macs_in_use(txn, network.id).await?);
+            address::choose_mac(&macs, (row.id.as_uuid(), 0))
+        }
     };
     let leg = RouterInterfaceRow {
         router_id: row.id,
@@ -291,43 +301,6 @@ pub async fn add_interface(
     routers::insert_interface(txn, &leg).await?;
     touch(writing, &row, BTreeSet::new()).await?;
     view(writing.txn(), &row).await
-}
-
-async fn refuse_overlap(
-    db: &impl Executor,
-    row: &RouterRow,
-    legs: &[RouterInterfaceRow],
-    net: ipnet::IpNet,
-) -> Result<(), ClaimError> {
-    let known = networks::of(db, legs, row.external_network_id).await?;
-    for subnet in known.values().flat_map(networks::subnets_of) {
-        let is_its = Some(subnet.network_id) == row.external_network_id
-            || legs.iter().any(|leg| leg.subnet_id == subnet.id);
-        let other = subnet.cidr.net();
-        if is_its && (other.contains(&net) || net.contains(&other)) {
-            return Err(conflict(format!(
-                "{net} overlaps with {other}, which router {} is in already",
-                row.name
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// An Ethernet address for a router's leg that no port of the network has.
-fn choose_mac(used: &BTreeSet<MacAddress>, router: RouterId, network: NetworkId) -> MacAddress {
-    let mut seed = [
-        router.as_uuid().into_bytes(),
-        network.as_uuid().into_bytes(),
-    ]
-    .concat();
-    loop {
-        let mac = MacAddress::derived(&seed);
-        if !used.contains(&mac) {
-            return mac;
-        }
-        seed.push(0);
-    }
 }
 
 /// Takes a router out of a subnet.
@@ -377,8 +350,8 @@ async fn touch(
     let legs = legs(writing.txn(), row.id).await?;
     let inside: BTreeSet<NetworkId> = legs.iter().map(|leg| leg.network_id).collect();
     let mut hosts = routers::hosts_told(writing.txn(), row.id).await?;
-    let of_networks = routers::hosts_of_networks(writing.txn(), &inside).await?;
-    hosts.extend(of_networks.into_values().flatten());
+    let with_ports = reach::hosts_of(writing.txn(), &inside, Among::All).await?;
+    hosts.extend(with_ports.into_iter().map(|(host, _)| host));
     networks.extend(inside);
     networks.extend(row.external_network_id);
     for host in hosts {
@@ -429,28 +402,6 @@ fn unknown(project: &ProjectName, router: &str) -> ClaimError {
     not_found(format!(
         "project {project} has no router {shown:?}, neither by id nor by name"
     ))
-}
-
-/// Refuses to delete a network that routers or floating IPs use.
-///
-/// # Errors
-/// The refusal, or a failure of the database.
-pub async fn refuse_use(db: &impl Executor, network: &NetworkRow) -> Result<(), ClaimError> {
-    let using = routers::of_networks(db, &BTreeSet::from([network.id])).await?;
-    if let Some(router) = routers::of_ids(db, &using).await?.first() {
-        return Err(conflict(format!(
-            "network {} is used by router {}; remove its interface or clear its external gateway first",
-            network.name, router.name
-        )));
-    }
-    let floating = floating_ips::count_of_network(db, network.id).await?;
-    if floating > 0 {
-        return Err(conflict(format!(
-            "network {} has {floating} floating IPs; delete them first",
-            network.name
-        )));
-    }
-    Ok(())
 }
 
 async fn legs(db: &impl Executor, router: RouterId) -> Result<Vec<RouterInterfaceRow>, StoreError> {
@@ -546,7 +497,7 @@ fn interface_view(
     let network = known.get(&leg.network_id);
     let subnet = network
         .into_iter()
-        .flat_map(networks::subnets_of)
+        .flat_map(|network| &network.subnets)
         .find(|subnet| subnet.id == leg.subnet_id);
     RouterInterfaceView {
         subnet_id: leg.subnet_id,

@@ -1,13 +1,11 @@
 //! The networks and subnets that requests about routers name.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
-    ids::{NetworkId, SubnetId},
+    ids::NetworkId,
     names::{NetworkName, ProjectName},
+    refusal::RefusalCode,
 };
 use berth_store::{
     Executor,
@@ -16,17 +14,7 @@ use berth_store::{
     subnets::SubnetRow,
 };
 
-use crate::claim::{ClaimError, conflict, networks::resolve, not_found};
-
-/// The subnets of a network.
-pub(super) fn subnets_of(network: &NetworkRow) -> impl Iterator<Item = &SubnetRow> {
-    network.subnets.iter()
-}
-
-/// Whether the subnet's DHCP server has this address.
-pub(super) fn is_dhcp_server(subnet: &SubnetRow, address: IpAddr) -> bool {
-    subnet.dhcp_ip == Some(address)
-}
+use crate::claim::{ClaimError, conflict, networks::resolve, not_found, subnets};
 
 /// The living external network that a request names: an id, a name within the project, or else a name that only one external
 /// network has.
@@ -78,23 +66,22 @@ async fn named(
     )))
 }
 
-/// The subnet that a request names, by its own id, or by its network if that has one.
+/// The subnet that a request names, by its own id or name, or by its network if that has one.
 pub(super) async fn subnet(
     db: &impl Executor,
     project: &ProjectName,
     subnet: &str,
 ) -> Result<(NetworkRow, SubnetRow), ClaimError> {
-    if let Ok(id) = subnet.parse::<SubnetId>() {
-        let all = networks::list(db, Some(project)).await?;
-        for network in all {
-            let found = subnets_of(&network).find(|it| it.id == id).cloned();
-            if let Some(found) = found {
-                return Ok((network, found));
-            }
+    match subnets::living(db, project, subnet).await {
+        Ok(row) => {
+            let network = resolve(db, project, &row.network_id.to_string()).await?;
+            return Ok((network, row));
         }
+        Err(ClaimError::Refused(refusal)) if refusal.code == RefusalCode::NotFound => {}
+        Err(error) => return Err(error),
     }
     let network = resolve(db, project, subnet).await?;
-    let mut subnets: Vec<SubnetRow> = subnets_of(&network).cloned().collect();
+    let mut subnets = network.subnets.clone();
     match (subnets.pop(), subnets.is_empty()) {
         (Some(only), true) => Ok((network, only)),
         (Some(_), false) => Err(conflict(format!(

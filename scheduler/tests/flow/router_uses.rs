@@ -1,0 +1,417 @@
+//! What routers and floating IPs have to do with the rest: ports that come and go, subnets and networks that change under them.
+
+use berth_common::{
+    ids::{NetworkId, PortId, SubnetId},
+    message::{
+        network::{NetworkCreate, NetworkSet, SubnetCreate, SubnetDelete, SubnetList, SubnetSet},
+        port::{InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete},
+        report::PowerState,
+        request::InstanceCreate,
+        router::{FloatingIpDelete, FloatingIpShow, RouterAddInterface, RouterShow},
+        view::VmState,
+    },
+    refusal::RefusalCode::Conflict,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    ask::{delete, instance},
+    cloud::{Cloud, wait_until},
+    host::Host,
+    networks::able,
+    routers::{add, floating, give, networks, request, router, set, told, with_gateway},
+    soundness::assert_sound,
+};
+
+fn port(network: &str) -> PortCreate {
+    request(json!({ "id": PortId::new(), "network": network }))
+}
+
+fn on(name: &str, network: &str, host: &str) -> InstanceCreate {
+    let mut request = instance(name, 512, json!([{ "network": network }]));
+    request.hints = serde_json::from_value(json!({ "host": host })).unwrap();
+    request
+}
+
+fn set_subnet(subnet: &str, mut more: Value) -> SubnetSet {
+    more["subnet"] = json!(subnet);
+    request(more)
+}
+
+/// The one subnet of a network.
+async fn subnet_of(cloud: &Cloud, network: &str) -> String {
+    let list = request::<SubnetList>(json!({ "network": network }));
+    let found = cloud.ok(list).await;
+    found.subnets[0].id.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_free_port_beside_a_router_is_in_nobodys_way() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let create = router("r1", json!({ "external_network": "public" }));
+    cloud.ok(create.clone()).await;
+    cloud.ok(port("blue")).await;
+    cloud.ok(add("r1", "blue")).await;
+    cloud
+        .ok(instance("web", 512, json!([{ "network": "blue" }])))
+        .await;
+    cloud.ok(port("blue")).await;
+    told(&mut host, create.id, |spec| spec.is_some()).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_stays_for_the_other_router_that_leads_there() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let mut created = Vec::new();
+    let mut vms = Vec::new();
+    for (name, network) in [("r1", "blue"), ("r2", "green")] {
+        let create = router(name, json!({ "external_network": "public" }));
+        cloud.ok(create.clone()).await;
+        cloud.ok(add(name, network)).await;
+        let vm = on(&format!("in-{network}"), network, "hv1");
+        cloud.ok(vm.clone()).await;
+        told(&mut host, create.id, |spec| spec.is_some()).await;
+        created.push(create.id);
+        vms.push(vm.id);
+    }
+    assert_sound(&cloud).await;
+    cloud.ok(delete(vms[0])).await;
+    host.bury(&cloud, &vms[..1]).await;
+    told(&mut host, created[0], |spec| spec.is_none()).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_network_outside_reaches_those_who_have_it_for_a_router() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let create = router("r1", json!({ "external_network": "public" }));
+    cloud.ok(create.clone()).await;
+    cloud.ok(add("r1", "blue")).await;
+    cloud
+        .ok(instance("web", 512, json!([{ "network": "blue" }])))
+        .await;
+    told(&mut host, create.id, |spec| spec.is_some()).await;
+    let public = subnet_of(&cloud, "public").await;
+    cloud
+        .ok(set_subnet(&public, json!({ "gateway_ip": "198.51.100.6" })))
+        .await;
+    let gateway = "198.51.100.6".parse().ok();
+    told(&mut host, create.id, |spec| {
+        let outside = spec.and_then(|spec| spec.external_gateway.as_ref());
+        outside.is_some_and(|outside| outside.addresses[0].gateway_ip == gateway)
+    })
+    .await;
+    assert_sound(&cloud).await;
+    cloud
+        .ok(request::<NetworkSet>(
+            json!({ "network": "public", "mtu": 1400 }),
+        ))
+        .await;
+    told(&mut host, create.id, |spec| {
+        let outside = spec.and_then(|spec| spec.external_gateway.as_ref());
+        outside.is_some_and(|outside| outside.mtu == 1400)
+    })
+    .await;
+    // A subnet more is an address more of each host, and back.
+    let more = SubnetId::new();
+    let more = json!({ "id": more, "network": "public", "cidr": "203.0.113.0/29" });
+    let more = cloud.ok(request::<SubnetCreate>(more)).await.id;
+    let addresses = async || {
+        let shown = request::<RouterShow>(json!({ "router": "r1" }));
+        cloud.ok(shown).await.hosts[0].ip_addresses.len()
+    };
+    assert_eq!(addresses().await, 2);
+    assert_sound(&cloud).await;
+    cloud
+        .ok(request::<SubnetDelete>(json!({ "subnet": more })))
+        .await;
+    assert_eq!(addresses().await, 1);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_only_routes_to_a_network_is_told_of_those_in_it() {
+    let cloud = Cloud::start().await;
+    let mut one = Host::join_with(&cloud, "hv1", able(1)).await;
+    let _two = Host::join_with(&cloud, "hv2", able(2)).await;
+    networks(&cloud).await;
+    let wide = json!({
+        "id": NetworkId::new(),
+        "name": "wide",
+        "network_type": "vxlan",
+        "cidr": "10.0.9.0/24",
+        "gateway_ip": "10.0.9.1",
+    });
+    let wide = cloud.ok(request::<NetworkCreate>(wide)).await;
+    let create = router("r1", json!({}));
+    cloud.ok(create.clone()).await;
+    cloud.ok(add("r1", "blue")).await;
+    cloud.ok(add("r1", "wide")).await;
+    cloud.ok(on("near", "blue", "hv1")).await;
+    told(&mut one, create.id, |spec| spec.is_some()).await;
+    assert_sound(&cloud).await;
+    cloud.ok(on("far", "wide", "hv2")).await;
+    crate::networks::told(&cloud, &one, wide.id, "hv1 is told of far", |spec| {
+        spec.remote_ports.len() == 1
+    })
+    .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_router_stands_on_is_not_taken_away() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let create = router("r1", json!({ "external_network": "public" }));
+    cloud.ok(create.clone()).await;
+    cloud.ok(add("r1", "blue")).await;
+    cloud
+        .ok(instance("web", 512, json!([{ "network": "blue" }])))
+        .await;
+    let seen = told(&mut host, create.id, |spec| spec.is_some()).await;
+    let outside = seen.router().external_gateway.unwrap();
+    let own = outside.addresses[0].ip_address.unwrap();
+    let (blue, green, public) = (
+        subnet_of(&cloud, "blue").await,
+        subnet_of(&cloud, "green").await,
+        subnet_of(&cloud, "public").await,
+    );
+    cloud.ok(add("r1", "green")).await;
+    cloud
+        .refused(
+            request::<SubnetDelete>(json!({ "subnet": green })),
+            Conflict,
+            "is used by router r1",
+        )
+        .await;
+    // The gateway may go and come back: it is the router's own address.
+    cloud
+        .ok(set_subnet(&blue, json!({ "gateway_ip": null })))
+        .await;
+    cloud
+        .ok(set_subnet(&blue, json!({ "gateway_ip": "10.0.1.1" })))
+        .await;
+    cloud
+        .refused(
+            set_subnet(&public, json!({ "gateway_ip": own })),
+            Conflict,
+            "a host's address for a router",
+        )
+        .await;
+    let internal = || request::<NetworkSet>(json!({ "network": "public", "external": false }));
+    cloud
+        .refused(internal(), Conflict, "is the external network of router r1")
+        .await;
+    let float = cloud.ok(floating(Some("198.51.100.5"))).await;
+    cloud
+        .refused(
+            set_subnet(&public, json!({ "gateway_ip": "198.51.100.5" })),
+            Conflict,
+            "is a floating IP",
+        )
+        .await;
+    cloud
+        .ok(set("r1", json!({ "external_gateway": "none" })))
+        .await;
+    cloud
+        .refused(internal(), Conflict, "has 1 floating IPs")
+        .await;
+    cloud
+        .refused(
+            request::<SubnetDelete>(json!({ "subnet": public })),
+            Conflict,
+            "has 1 floating IPs",
+        )
+        .await;
+    cloud
+        .ok(request::<FloatingIpDelete>(
+            json!({ "floating_ip": float.id }),
+        ))
+        .await;
+    cloud.ok(internal()).await;
+    cloud
+        .ok(request::<SubnetDelete>(json!({ "subnet": public })))
+        .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_nat_network_the_gateway_is_the_hosts() {
+    let cloud = Cloud::start().await;
+    let nat = json!({
+        "id": NetworkId::new(),
+        "name": "home",
+        "network_type": "nat",
+        "cidr": "10.0.8.0/24",
+        "gateway_ip": "10.0.8.1",
+    });
+    cloud.ok(request::<NetworkCreate>(nat)).await;
+    cloud.ok(router("r1", json!({}))).await;
+    cloud
+        .refused(
+            add("r1", "home"),
+            Conflict,
+            "the bridge of each host has it",
+        )
+        .await;
+    let other = json!({ "router": "r1", "subnet": "home", "ip_address": "10.0.8.9" });
+    cloud.ok(request::<RouterAddInterface>(other)).await;
+    let home = subnet_of(&cloud, "home").await;
+    cloud
+        .refused(
+            set_subnet(&home, json!({ "gateway_ip": "10.0.8.9" })),
+            Conflict,
+            "the bridge of each host has the gateway's",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_port_go_its_floating_ips_from_it() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let create = router("r1", json!({ "external_network": "public" }));
+    cloud.ok(create.clone()).await;
+    cloud.ok(add("r1", "blue")).await;
+    let float = cloud.ok(floating(Some("198.51.100.5"))).await;
+    let association = async || {
+        let show = request::<FloatingIpShow>(json!({ "floating_ip": float.id }));
+        let shown = cloud.ok(show).await;
+        (shown.port_id, shown.router_id)
+    };
+
+    // One of no instance.
+    let free = port("blue");
+    cloud.ok(free.clone()).await;
+    cloud.ok(give("198.51.100.5", Some(free.id))).await;
+    cloud
+        .ok(request::<PortDelete>(json!({ "port": free.id })))
+        .await;
+    assert_eq!(association().await, (None, None));
+
+    // One that was made for its instance, and is unplugged.
+    let vm = instance("web", 512, json!([{ "network": "blue" }]));
+    let of_vm = cloud.ok(vm.clone()).await.ports[0].id;
+    host.converge_instance(PowerState::Running).await;
+    cloud
+        .wait_for_instance(vm.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+    cloud.ok(give("198.51.100.5", Some(of_vm))).await;
+    let has_it = |spec: Option<&berth_common::document::RouterSpec>| {
+        spec.is_some_and(|spec| !spec.floating_ips.is_empty())
+    };
+    told(&mut host, create.id, has_it).await;
+    cloud
+        .ok(request::<InstanceDetachInterface>(
+            json!({ "instance": vm.id, "port": of_vm }),
+        ))
+        .await;
+    let document = host.next_about(vm.id).await;
+    host.carry_out(&document, PowerState::Running).await;
+    wait_until("the floating IP is nobody's", async || {
+        association().await == (None, None)
+    })
+    .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_is_not_plugged_in_where_its_network_cannot_be() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let wide = json!({
+        "id": NetworkId::new(),
+        "name": "wide",
+        "network_type": "vxlan",
+        "cidr": "10.0.9.0/24",
+    });
+    cloud.ok(request::<NetworkCreate>(wide)).await;
+    let vm = instance("web", 512, json!([{ "network": "blue" }]));
+    cloud.ok(vm.clone()).await;
+    host.converge_instance(PowerState::Running).await;
+    cloud
+        .wait_for_instance(vm.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+    let free = port("wide");
+    cloud.ok(free.clone()).await;
+    let given = json!({ "instance": vm.id, "port": free.id });
+    let new = json!({
+        "instance": vm.id,
+        "new_port": { "id": PortId::new(), "network": "wide" },
+    });
+    for wish in [given, new] {
+        cloud
+            .refused(
+                request::<InstanceAttachInterface>(wish),
+                Conflict,
+                "host hv1 cannot build network wide",
+            )
+            .await;
+    }
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wished_floating_ip_is_judged_by_its_own_subnet() {
+    let cloud = Cloud::start().await;
+    cloud.ok(with_gateway("public", "198.51.100.0/29")).await;
+    let more = SubnetId::new();
+    let more = json!({ "id": more, "network": "public", "cidr": "203.0.113.0/29" });
+    cloud.ok(request::<SubnetCreate>(more)).await;
+    cloud.ok(floating(Some("203.0.113.5"))).await;
+    cloud.ok(floating(Some("198.51.100.5"))).await;
+    for taken in ["198.51.100.5", "203.0.113.5"] {
+        cloud.refused(floating(Some(taken)), Conflict, taken).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_outside_are_never_those_inside() {
+    let cloud = Cloud::start().await;
+    networks(&cloud).await;
+    cloud.ok(with_gateway("elsewhere", "10.0.1.0/28")).await;
+    let create = router("r1", json!({ "external_network": "public" }));
+    cloud.ok(create).await;
+    cloud.ok(add("r1", "blue")).await;
+    cloud
+        .refused(
+            set(
+                "r1",
+                json!({ "external_gateway": { "network": "elsewhere" } }),
+            ),
+            Conflict,
+            "10.0.1.0/28 overlaps with 10.0.1.0/24, which router r1 is in already",
+        )
+        .await;
+    let more = |network: &str, cidr: &str| {
+        let id = SubnetId::new();
+        request::<SubnetCreate>(json!({ "id": id, "network": network, "cidr": cidr }))
+    };
+    cloud
+        .refused(
+            more("public", "10.0.0.0/16"),
+            Conflict,
+            "10.0.0.0/16 overlaps with 10.0.1.0/24, which router r1 is in already",
+        )
+        .await;
+    // Nobody leads from there to the router's addresses.
+    cloud.ok(more("elsewhere", "10.0.2.0/24")).await;
+    cloud.ok(more("public", "10.0.2.0/24")).await;
+    cloud
+        .refused(
+            add("r1", "green"),
+            Conflict,
+            "10.0.2.0/24 overlaps with 10.0.2.0/24",
+        )
+        .await;
+}
