@@ -190,6 +190,13 @@ impl KernelNet {
                 self.at_leg(link, async move |links| links.set_leg_up(link).await)
                     .await
             }
+            RouterStep::ChangeNeighbours { leg, set, unset } => {
+                let link = leg.namespace_end();
+                self.at_leg(link, async move |links| {
+                    links.change_neighbours(link, &set, &unset).await
+                })
+                .await
+            }
             RouterStep::AddRoute { route, .. } => {
                 self.within("router-apply", router, async move || {
                     Links::open()?.add_route(&route).await

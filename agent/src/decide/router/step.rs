@@ -9,6 +9,7 @@ use berth_common::{
 use ipnet::IpNet;
 
 use super::{
+    Neighbours,
     leg::{Leg, LegLink, LegSwitch, RouterSwitch},
     observed::Translation,
     rules::Rules,
@@ -93,6 +94,15 @@ pub enum RouterStep {
     },
     /// Switch a link on.
     SetUp(LegLink),
+    /// Tell a leg of neighbours that it does not find by asking, and take such from it.
+    ChangeNeighbours {
+        /// The leg.
+        leg: Leg,
+        /// These it is told of, in place of what it knows of them.
+        set: Neighbours,
+        /// These are taken from it.
+        unset: Vec<IpAddr>,
+    },
     /// Set a route.
     AddRoute {
         /// The router.
@@ -180,6 +190,7 @@ impl RouterStep {
             | Self::Plug(leg)
             | Self::AddAddress { leg, .. }
             | Self::RemoveAddress { leg, .. }
+            | Self::ChangeNeighbours { leg, .. }
             | Self::Announce { leg, .. } => leg.router,
             Self::Mark(link)
             | Self::SetUp(link)
@@ -204,6 +215,7 @@ impl RouterStep {
             Self::AddAddress { .. } => "add_router_address",
             Self::RemoveAddress { .. } => "remove_router_address",
             Self::SetUp(_) => "router_link_up",
+            Self::ChangeNeighbours { .. } => "change_neighbours",
             Self::AddRoute { .. } => "add_route",
             Self::RemoveRoute { .. } => "remove_route",
             Self::Switch { .. } => "switch_forwarding",
@@ -248,6 +260,13 @@ impl fmt::Display for RouterStep {
                 )
             }
             Self::SetUp(link) => write!(f, "switch link {link} on"),
+            Self::ChangeNeighbours { leg, set, unset } => write!(
+                f,
+                "tell link {} of {} ports on other hosts, and take {} from it",
+                leg.namespace_end(),
+                set.len(),
+                unset.len()
+            ),
             Self::AddRoute { route, .. } => write!(f, "set route {route}"),
             Self::RemoveRoute { route, .. } => write!(f, "remove route {route}"),
             Self::Switch { .. } => f.write_str("set the IP switches of its namespace"),

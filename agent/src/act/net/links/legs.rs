@@ -26,7 +26,7 @@ use crate::{
     decide::{
         names::LINK_PREFIX,
         network::Link,
-        router::{Leg, LegLink, LegObserved, LegSwitch, RouteEntry},
+        router::{Leg, LegLink, LegObserved, LegSwitch, Neighbours, RouteEntry},
     },
 };
 
@@ -61,9 +61,11 @@ impl Links {
         switches: &[LegSwitch],
     ) -> Result<BTreeMap<String, LegObserved>, NetError> {
         let mut links = BTreeMap::new();
+        let mut told = self.told_neighbours().await?;
         for found in self.all().await? {
             if found.name.starts_with(LINK_PREFIX) {
-                let observed = self.describe_leg(&found, switches).await?;
+                let mut observed = self.describe_leg(&found, switches).await?;
+                observed.neighbours = told.remove(&found.index).unwrap_or_default();
                 links.insert(found.name, observed);
             }
         }
@@ -98,6 +100,7 @@ impl Links {
             unsettled,
             // The link-local one that the kernel gives each leg is what it advertises itself with.
             addresses: without_link_local(self.addresses(found).await?),
+            neighbours: Neighbours::new(),
         };
         for attribute in &found.message.attributes {
             match attribute {
@@ -110,7 +113,7 @@ impl Links {
     }
 
     /// The link of a router's leg, which must be there. An end in a bridge must be the router's.
-    async fn own_leg(&self, link: LegLink) -> Result<Found, NetError> {
+    pub(super) async fn own_leg(&self, link: LegLink) -> Result<Found, NetError> {
         let found = self.find(&link.name()).await?;
         let found = found.ok_or_else(|| NetError::Absent { link: link.name() })?;
         if link.end == crate::decide::router::End::Host {
