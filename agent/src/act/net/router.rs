@@ -172,6 +172,12 @@ impl KernelNet {
                 self.at_leg(leg.host_end(), async move |links| links.plug_leg(leg).await)
                     .await
             }
+            RouterStep::Anchor { leg, mac } => {
+                self.at_leg(leg.host_end(), async move |links| {
+                    links.anchor_leg(leg, mac).await
+                })
+                .await
+            }
             RouterStep::AddAddress { leg, address } => {
                 let link = leg.namespace_end();
                 self.at_leg(link, async move |links| {

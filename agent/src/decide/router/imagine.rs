@@ -39,9 +39,15 @@ pub fn imagine(observed: &mut RouterObserved, step: &RouterStep) {
             if observed.bridges.contains(&leg.network) {
                 change(observed, leg.host_end(), |found| {
                     found.master = Some(names::bridge(leg.network));
+                    found.behind.clear();
                 });
             }
         }
+        RouterStep::Anchor { leg, mac } => change(observed, leg.host_end(), |found| {
+            if found.master.is_some() {
+                found.behind.insert(*mac);
+            }
+        }),
         RouterStep::AddAddress { leg, address } => {
             change(observed, leg.namespace_end(), |found| {
                 found.addresses.insert(*address);
@@ -166,6 +172,7 @@ fn fresh(link: LegLink, mac: [u8; 6], mtu: u32) -> LegObserved {
         mtu,
         up: false,
         master: None,
+        behind: std::collections::BTreeSet::new(),
         unsettled: link.switches().iter().copied().collect(),
         addresses: std::collections::BTreeSet::new(),
         neighbours: Neighbours::new(),

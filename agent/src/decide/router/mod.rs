@@ -263,6 +263,16 @@ impl Planner {
                 if found.master != Some(super::names::bridge(leg.network)) {
                     self.step(RouterStep::Plug(leg));
                 }
+                let is_known = self
+                    .now
+                    .link(link)
+                    .is_some_and(|found| found.behind.contains(&wanted.mac));
+                if !is_known {
+                    self.step(RouterStep::Anchor {
+                        leg,
+                        mac: wanted.mac,
+                    });
+                }
             }
             End::Namespace => {
                 for address in found.addresses.difference(&wanted.addresses) {

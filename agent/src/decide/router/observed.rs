@@ -76,6 +76,8 @@ pub struct LegObserved {
     pub up: bool,
     /// Name of the bridge it is in.
     pub master: Option<String>,
+    /// The Ethernet addresses that the bridge it is in was told to be behind it.
+    pub behind: BTreeSet<[u8; 6]>,
     /// Those of its switches that are not as they shall be.
     pub unsettled: BTreeSet<LegSwitch>,
     /// The addresses it was given.

@@ -78,6 +78,14 @@ pub enum RouterStep {
     },
     /// Put a leg's end into the bridge of its network.
     Plug(Leg),
+    /// Tell the bridge for good that a leg's Ethernet address is behind its end there. Of a leg that only receives it would forget
+    /// that, and show everybody what is for the leg.
+    Anchor {
+        /// The leg.
+        leg: Leg,
+        /// Its Ethernet address.
+        mac: [u8; 6],
+    },
     /// Give a leg an address.
     AddAddress {
         /// The leg.
@@ -188,6 +196,7 @@ impl RouterStep {
             | Self::RemoveLink { router, .. } => *router,
             Self::CreateLeg { leg, .. }
             | Self::Plug(leg)
+            | Self::Anchor { leg, .. }
             | Self::AddAddress { leg, .. }
             | Self::RemoveAddress { leg, .. }
             | Self::ChangeNeighbours { leg, .. }
@@ -212,6 +221,7 @@ impl RouterStep {
             Self::Settle { .. } => "settle_router_link",
             Self::SetMtu { .. } => "set_router_mtu",
             Self::Plug(_) => "plug_router_leg",
+            Self::Anchor { .. } => "anchor_router_leg",
             Self::AddAddress { .. } => "add_router_address",
             Self::RemoveAddress { .. } => "remove_router_address",
             Self::SetUp(_) => "router_link_up",
@@ -248,6 +258,12 @@ impl fmt::Display for RouterStep {
                 "put link {} into the bridge of network {}",
                 leg.host_end(),
                 leg.network
+            ),
+            Self::Anchor { leg, .. } => write!(
+                f,
+                "tell the bridge of network {} what is behind link {}",
+                leg.network,
+                leg.host_end()
             ),
             Self::AddAddress { leg, address } => {
                 write!(f, "give link {} the address {address}", leg.namespace_end())
