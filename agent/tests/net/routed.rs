@@ -23,7 +23,7 @@ use berth_common::{
 
 use super::{
     fabric::{Capture, GuestOnWire, HostOnWire, bare, cut_wires, inside, tunnel_ip, wires},
-    ip, try_run,
+    ip, run, try_run,
 };
 
 /// How much one transfer is.
@@ -465,6 +465,7 @@ pub(super) fn ports_on_different_hosts_reach_each_other(kind: Kind) {
     world.start_all(&["a", "b"]);
     world.converge();
     let wire = Capture::start();
+    let switches = Switches::count(&world, kind);
     for version in [0, 1] {
         assert!(reaches("a", world.address("b", version)));
     }
@@ -472,6 +473,9 @@ pub(super) fn ports_on_different_hosts_reach_each_other(kind: Kind) {
     world.reach_each_other("a", "b");
     looks_right_on_the_wire(&world, kind, &on_wire);
     looks_right_on_the_wire_at_all(&seen(&wire.frames()));
+    if kind != Kind::Vxlan {
+        assert!(switches.of("there") > 0 && switches.of("back") > 0);
+    }
     where_hosts_see_it(&world, kind);
 
     // Errors reach the sender: packets that live too short, and too large ones.
@@ -546,10 +550,60 @@ pub(super) fn ports_on_different_hosts_reach_each_other(kind: Kind) {
     world.reach_each_other("a", "b");
 
     hostile_guests_get_nothing_through(&mut world, kind);
+    assert_eq!(switches.of("leg"), 0, "a leg was seen");
+    drop(switches);
     for host in world.end() {
         host.end();
     }
     cut_wires();
+}
+
+/// Counts on the trunks, whatever captures miss: what goes there and back between a and b, with its tag, and what is from or to a
+/// leg.
+struct Switches;
+
+impl Switches {
+    fn count(world: &World, kind: Kind) -> Self {
+        let mut rules = "add table bridge seen; add chain bridge seen through { type filter hook forward priority 0; }".to_owned();
+        let [a, b] = ["a", "b"].map(|name| world.address(name, 0));
+        for (what, host, n, from, to) in [("there", 0, 2, a, b), ("back", 1, 1, b, a)] {
+            let tag = match kind {
+                Kind::Vlan => format!("vlan id {}", 100 + n),
+                Kind::Vxlan | Kind::Flat => String::new(),
+            };
+            let mac = world.host_mac(host);
+            rules += &format!(
+                "; add rule bridge seen through ether saddr {mac} {tag} ip saddr {from} ip daddr {to} counter comment {what:?}"
+            );
+        }
+        for side in ["saddr", "daddr"] {
+            let legs = [1, 2].map(leg_mac).join(", ");
+            // What a stranger on the wire sends is not a leg's.
+            rules += &format!(
+                "; add rule bridge seen through iifname != \"stranger0\" ether {side} {{ {legs} }} counter comment \"leg\""
+            );
+        }
+        run("nft", &[&rules]);
+        Self
+    }
+
+    /// How many of this kind there were.
+    fn of(&self, what: &str) -> u64 {
+        let listed = run("nft", &["-j", "list", "chain", "bridge", "seen", "through"]);
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let rules = listed["nftables"].as_array().unwrap().iter();
+        let rules = rules.filter(|object| object["rule"]["comment"] == what);
+        rules
+            .flat_map(|object| object["rule"]["expr"].as_array().unwrap())
+            .filter_map(|expression| expression["counter"]["packets"].as_u64())
+            .sum()
+    }
+}
+
+impl Drop for Switches {
+    fn drop(&mut self) {
+        try_run("nft", &["delete", "table", "bridge", "seen"]);
+    }
 }
 
 /// Pings between a (network 1, host 1) and b (network 2, host 2): each way goes by the receiver's network, and comes from the
@@ -581,7 +635,7 @@ fn looks_right_on_the_wire_at_all(on_wire: &BTreeSet<Seen>) {
 
 /// The addresses that a bridge has learned or was told, by the port they are behind.
 fn forwards(namespace: Option<&str>, bridge: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let look = || super::run("bridge", &["fdb", "show", "br", bridge]);
+    let look = || run("bridge", &["fdb", "show", "br", bridge]);
     let text = namespace.map_or_else(look, |namespace| inside(namespace, look));
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines() {
@@ -604,7 +658,16 @@ fn where_hosts_see_it(world: &World, kind: Kind) {
             let known = forwards(Some(&host.namespace), &names::bridge(network));
             let leg = berth_agent::decide::router::Leg::inside(world.router.0, network);
             let behind = known.get(&leg_mac(n)).cloned().unwrap_or_default();
-            assert_eq!(behind, [leg.host_end().name()].into(), "{known:?}");
+            let end = leg.host_end().name();
+            assert_eq!(behind, [end.clone()].into(), "{known:?}");
+            // For good: it would be forgotten while only others send.
+            let told = inside(&host.namespace, || {
+                run("bridge", &["fdb", "show", "dev", &end])
+            });
+            let told = told.lines().find(|line| line.starts_with(&leg_mac(n)));
+            let is_told =
+                told.is_some_and(|line| line.contains("sticky") && line.contains("static"));
+            assert!(is_told, "{told:?}");
             assert!(!known.contains_key(&world.host_mac(at)), "{known:?}");
         }
     }
