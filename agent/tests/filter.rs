@@ -460,7 +460,7 @@ fn what_is_the_same_on_every_host_crosses_no_uplink() {
                 ..spec.clone()
             };
             let observed = host.observe().await;
-            let step = towards(host.id, &spanning, &uplinks, &observed.filter).unwrap();
+            let step = towards(host.id, &spanning, &uplinks, host.host, &observed.filter).unwrap();
             host.apply(&berth_agent::decide::network::NetStep::Filter(step))
                 .await;
             assert!(outside.ping("10.0.0.10"), "others are reached");

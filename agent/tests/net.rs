@@ -44,6 +44,7 @@ use serde_json::Value;
 
 use self::isolation::{STATE_DIR, client_script, ip, run, try_run, wait_for};
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "net/fabric.rs"]
 mod fabric;
 #[path = "net/uplinks.rs"]

@@ -11,7 +11,13 @@
 )]
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "net/fabric.rs"]
+mod fabric;
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod isolation;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "net/routed.rs"]
+mod routed;
 
 use std::{
     collections::BTreeMap,
@@ -48,7 +54,7 @@ use berth_common::{
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
-use self::isolation::{INSIDE, STATE_DIR, block_on, ip, private_run, try_run, wait_for};
+use self::isolation::{INSIDE, STATE_DIR, block_on, ip, private_run, run, try_run, wait_for};
 
 /// Set, with a file of documents, for the copy that is another host.
 const OTHER_HOST: &str = "BERTH_ROUTER_TEST_OTHER_HOST";
@@ -826,6 +832,51 @@ fn a_link_of_somebody_else_is_refused_and_left_alone() {
             assert_eq!(lab.converge(id, None).await, RouterThen::Gone);
             ip(&format!("link del {name}"));
         },
+    );
+}
+
+/// Runs a test of two hosts in namespaces of its own.
+fn on_two_hosts(test: &str, body: fn()) {
+    isolation::isolated(test, 2 * TEST_LIMIT, async || body());
+}
+
+#[test]
+fn ports_on_different_hosts_reach_each_other_over_vxlan() {
+    on_two_hosts(
+        "ports_on_different_hosts_reach_each_other_over_vxlan",
+        || routed::ports_on_different_hosts_reach_each_other(routed::Kind::Vxlan),
+    );
+}
+
+#[test]
+fn ports_on_different_hosts_reach_each_other_over_flat_networks() {
+    on_two_hosts(
+        "ports_on_different_hosts_reach_each_other_over_flat_networks",
+        || routed::ports_on_different_hosts_reach_each_other(routed::Kind::Flat),
+    );
+}
+
+#[test]
+fn nothing_is_translated_between_hosts() {
+    on_two_hosts(
+        "nothing_is_translated_between_hosts",
+        routed::nothing_is_translated_between_hosts,
+    );
+}
+
+#[test]
+fn projects_with_the_same_addresses_stay_apart_on_all_hosts() {
+    on_two_hosts(
+        "projects_with_the_same_addresses_stay_apart_on_all_hosts",
+        routed::projects_with_the_same_addresses_stay_apart,
+    );
+}
+
+#[test]
+fn what_breaks_off_between_hosts_is_finished() {
+    on_two_hosts(
+        "what_breaks_off_between_hosts_is_finished",
+        routed::what_breaks_off_is_finished,
     );
 }
 

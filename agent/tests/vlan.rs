@@ -32,6 +32,9 @@ use self::{
 mod fabric;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod isolation;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "net/routed.rs"]
+mod routed;
 
 fn vlan(id: u32) -> NetworkSpec {
     bare(NetworkType::Vlan, Some(id))
@@ -179,6 +182,11 @@ fn vlans_reach_across_hosts_and_never_one_another() {
     }
     assert!(ip(&format!("link show master {TRUNK}")).is_empty());
     cut_wires();
+}
+
+#[test]
+fn ports_on_different_hosts_reach_each_other_over_vlans() {
+    routed::ports_on_different_hosts_reach_each_other(routed::Kind::Vlan);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::{
     },
     decide::{
         endpoints::endpoints,
-        filter::{legs, trace},
+        filter::{beyond, legs, trace},
         names,
     },
 };
@@ -94,8 +94,9 @@ pub(super) async fn answer(
                 Refusal::new(RefusalCode::NotFound, text)
             })?;
             let documents = answerer.journal.all();
-            let documents = documents.iter().map(|entry| &*entry.document);
-            let steps = trace(&spec, &legs(network, documents), &port, packet);
+            let documents: Vec<_> = documents.iter().map(|entry| &*entry.document).collect();
+            let legs = legs(network, documents.iter().copied());
+            let steps = trace(&spec, &legs, &beyond(network, &documents), &port, packet);
             reply(&PortTraced {
                 port_id: *port_id,
                 instance_id,

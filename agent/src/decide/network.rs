@@ -25,7 +25,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use berth_common::{
     document::{Desired, Ipv6AddressMode, NetworkPort, NetworkSpec, SubnetSpec},
-    ids::NetworkId,
+    ids::{HostId, NetworkId},
     message::report::{Fault, FaultCode},
 };
 use ipnet::IpNet;
@@ -62,7 +62,7 @@ pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserve
             let foreign = foreign(desired.id, uplink.as_ref().ok(), observed);
             match foreign.map_or(uplink, Result::Err) {
                 Err(fault) => refused(fault),
-                Ok(uplink) => converge(desired.id, spec, &uplink, observed),
+                Ok(uplink) => converge(desired, spec, &uplink, observed),
             }
         }
     }
@@ -231,8 +231,8 @@ impl Planner {
     }
 
     /// Sets what guests may send and receive, before there is a way for their packets.
-    fn filter(&mut self, spec: &NetworkSpec, uplinks: &BTreeSet<String>) {
-        let step = filter::towards(self.network, spec, uplinks, &self.now.filter);
+    fn filter(&mut self, spec: &NetworkSpec, uplinks: &BTreeSet<String>, host: HostId) {
+        let step = filter::towards(self.network, spec, uplinks, host, &self.now.filter);
         if let Some(step) = step {
             self.step(NetStep::Filter(step));
         }
@@ -423,16 +423,17 @@ impl Planner {
 }
 
 fn converge(
-    network: NetworkId,
+    desired: &Desired<NetworkId, NetworkSpec>,
     spec: &NetworkSpec,
     uplink: &Uplink,
     observed: &NetworkObserved,
 ) -> NetPlan {
+    let network = desired.id;
     let mtu = u32::from(spec.mtu);
     let mut planner = Planner::new(network, observed);
     planner.drop_uplinks(uplink);
     planner.bridge_use = uplink.bridge_use(&planner.now);
-    planner.filter(spec, &uplink.link_names(network));
+    planner.filter(spec, &uplink.link_names(network), desired.host_id);
     if dhcp::served(spec).next().is_none() {
         planner.drop_namespace();
         planner.remove_files();

@@ -54,7 +54,10 @@ use self::{
     tools::{ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
 };
 use crate::{
-    decide::{self, domain::DomainObserved, filter, instance::HostFacts, network::tc},
+    decide::{
+        self, domain::DomainObserved, filter, instance::HostFacts, network::tc,
+        router::neighbours_of,
+    },
     inbox::journal::Journal,
     metrics::AgentMetrics,
     report::{glance::Glances, reports::Reports},
@@ -291,6 +294,11 @@ impl Engine {
             Some(_) => return,
         };
         self.wake_legs(before.as_deref(), &document);
+        // Routers find ports on other hosts by what the documents of networks tell.
+        let known = before.as_deref().map(neighbours_of).unwrap_or_default();
+        if neighbours_of(&document) != known {
+            self.wake_routers(&document);
+        }
         self.tell(key);
         self.tools.metrics.journal(self.tools.journal.len());
     }
@@ -494,7 +502,8 @@ impl Engine {
         }
     }
 
-    /// The bridge of a network was made anew, without what was in it: routers put their legs into it at once.
+    /// The bridge of a network was made anew, without what was in it, or other ports are on other hosts: the routers that are in
+    /// it look at it at once.
     fn wake_routers(&mut self, document: &Document) {
         let Document::Network(network) = document else {
             return;

@@ -35,10 +35,13 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
     for _ in 0..ROUNDS {
         worker.take_slot().await?;
         let net = &worker.tools.host.net;
-        let observed = match net.observe_router(wish.id, &legs).await {
+        let mut observed = match net.observe_router(wish.id, &legs).await {
             Ok(observed) => observed,
             Err(error) => return Ok(Outcome::of_look(&error)),
         };
+        let documents = worker.tools.journal.all();
+        let documents = documents.iter().map(|entry| &*entry.document);
+        observed.neighbours = router::neighbours(&legs, documents);
         let plan = router::plan(wish, &observed);
         if plan.steps.is_empty() {
             return Ok(match plan.then {

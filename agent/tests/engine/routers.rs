@@ -5,10 +5,12 @@ use berth_agent::{
     decide::{
         filter::part::Part,
         network::NetStep,
-        router::{Leg, RouterNamespace, Translation},
+        router::{Leg, Neighbours, RouterNamespace, Translation},
     },
 };
-use berth_common::document::{GatewayAddress, RouterFloatingIp, RouterGateway, RouterInterface};
+use berth_common::document::{
+    GatewayAddress, RemotePort, RouterFloatingIp, RouterGateway, RouterInterface,
+};
 use berth_common::ids::FloatingIpId;
 
 use super::*;
@@ -76,9 +78,20 @@ impl Routed {
     }
 
     fn network(&self, id: NetworkId) -> Document {
+        self.network_with(id, 1, &[])
+    }
+
+    /// A network with ports on other hosts that have these addresses and Ethernet addresses.
+    fn network_with(&self, id: NetworkId, generation: u64, remote: &[(&str, u8)]) -> Document {
+        let remote_ports = remote.iter().map(|(address, mac)| RemotePort {
+            mac_address: format!("52:54:00:00:01:{mac:02x}").parse().unwrap(),
+            hostname: "far".parse().unwrap(),
+            ip_addresses: vec![address.parse().unwrap()],
+            tunnel_ip: None,
+        });
         Document::Network(Desired {
             id,
-            generation: Generation(1),
+            generation: Generation(generation),
             host_id: self.host,
             spec: Some(NetworkSpec {
                 name: "net".parse().unwrap(),
@@ -89,7 +102,7 @@ impl Routed {
                 ports: Vec::new(),
                 physical_network: None,
                 segmentation_id: None,
-                remote_ports: Vec::new(),
+                remote_ports: remote_ports.collect(),
                 security_groups: Vec::new(),
                 group_members: BTreeMap::new(),
             }),
@@ -369,5 +382,106 @@ async fn a_bridge_that_is_made_anew_gets_the_legs_of_its_routers_back_at_once() 
         }
         lab.send(&network).await;
         soon("its leg", has_leg).await;
+    }
+}
+
+/// Whom the leg in the inside network was told of.
+fn known(lab: &Lab, routed: &Routed) -> Option<Neighbours> {
+    let leg = Leg::inside(routed.router, routed.inside).namespace_end();
+    let observed = lab.host.router(routed.router);
+    observed.link(leg).map(|found| found.neighbours.clone())
+}
+
+fn neighbours(of: &[(&str, u8)]) -> Option<Neighbours> {
+    let entries = of.iter().map(|(address, mac)| {
+        let mac = [0x52, 0x54, 0, 0, 1, *mac];
+        (address.parse().unwrap(), mac)
+    });
+    Some(entries.collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_knows_at_once_who_comes_to_other_hosts_and_who_leaves_them() {
+    let lab = Lab::new().await;
+    let routed = Routed::new(&lab);
+    let all = routed.all();
+    for document in &all {
+        lab.send(document).await;
+    }
+    for document in &all {
+        lab.wait_status(document, ConvergeStatus::Converged).await;
+    }
+    assert_eq!(known(&lab, &routed), neighbours(&[]));
+    // Only documents of the network come; one is late and one comes twice.
+    for (generation, remote) in [
+        (2, &[("10.0.0.7", 7)][..]),
+        (3, &[("10.0.0.7", 7), ("10.0.0.8", 8)]),
+        (4, &[("10.0.0.8", 9)]),
+        (5, &[]),
+        (6, &[("10.0.0.8", 9)]),
+    ] {
+        let document = routed.network_with(routed.inside, generation, remote);
+        lab.send(&document).await;
+        lab.send(&document).await;
+        lab.send(&routed.network_with(routed.inside, 1, &[("10.0.0.99", 99)]))
+            .await;
+        soon("who is elsewhere", async || {
+            known(&lab, &routed) == neighbours(remote)
+        })
+        .await;
+    }
+    // The network goes, and with it all that it told.
+    lab.send(&routed.document(2, |spec| {
+        spec.interfaces.clear();
+        spec.floating_ips.clear();
+    }))
+    .await;
+    soon("the leg's end", async || known(&lab, &routed).is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_while_ports_move_between_hosts_is_made_good() {
+    let stages: [&[(&str, u8)]; 4] = [
+        &[("10.0.0.7", 7), ("10.0.0.8", 8)],
+        // One came here, and another one has a new Ethernet address.
+        &[("10.0.0.8", 9)],
+        &[("10.0.0.7", 7), ("10.0.0.8", 9)],
+        &[],
+    ];
+    for steps in 0.. {
+        let mut lab = Lab::new().await;
+        let routed = Routed::new(&lab);
+        lab.host.crash_after(steps);
+        let mut crashed = false;
+        let others = [routed.network(routed.outside), routed.document(1, |_| {})];
+        for (generation, remote) in (1..).zip(stages) {
+            let inside = routed.network_with(routed.inside, generation, remote);
+            let documents = [&others[..], &[inside]].concat();
+            for document in &documents {
+                lab.send(document).await;
+            }
+            let done = || known(&lab, &routed) == neighbours(remote);
+            lab.wait_until("the crash or the end", || lab.host.is_crashed() || done())
+                .await;
+            if lab.host.is_crashed() {
+                crashed = true;
+                lab.restart().await;
+                for document in &documents {
+                    lab.send(document).await;
+                }
+            }
+            for document in &documents {
+                lab.wait_status(document, ConvergeStatus::Converged).await;
+            }
+            lab.wait_until("who is elsewhere", || {
+                known(&lab, &routed) == neighbours(remote)
+            })
+            .await;
+        }
+        lab.kill().await;
+        if !crashed {
+            assert!(steps > 30, "{steps}");
+            return;
+        }
     }
 }

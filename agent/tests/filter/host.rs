@@ -265,6 +265,7 @@ impl Guest {
 pub(crate) struct Host {
     net: KernelNet,
     pub(crate) id: NetworkId,
+    pub(crate) host: HostId,
     subnet: SubnetId,
     guests: Vec<Guest>,
     /// Of several on one machine.
@@ -276,6 +277,7 @@ impl Host {
         Self {
             net: KernelNet::new(Path::new(STATE_DIR)),
             id: NetworkId::new(),
+            host: HostId::new(),
             subnet: SubnetId::new(),
             guests: Vec::new(),
             number: 0,
@@ -349,7 +351,7 @@ impl Host {
         let desired = Desired {
             id: self.id,
             generation: Generation(1),
-            host_id: HostId::new(),
+            host_id: self.host,
             spec: spec.cloned(),
         };
         plan(&desired, observed)

@@ -2,10 +2,14 @@
 //! guests behind their bridges.
 
 use std::{
-    collections::BTreeSet,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::{Path, PathBuf},
     thread,
 };
@@ -16,17 +20,21 @@ use berth_agent::{
         net::{KernelNet, UplinkOptions},
     },
     decide::{
-        filter::FilterObserved,
+        filter::{self, FilterObserved},
         names,
         network::{NetPlan, NetStep, NetThen, NetworkObserved, plan, uplink::FlatAddressPolicy},
+        router::{self, RouterObserved, RouterPlan, RouterStep, RouterThen},
     },
 };
 use berth_common::{
-    document::{Desired, NetworkSpec, NetworkType, RemotePort},
-    ids::{HostId, NetworkId},
+    document::{Desired, Document, DocumentKey, NetworkSpec, NetworkType, RemotePort, RouterSpec},
+    ids::{HostId, NetworkId, RouterId},
     units::Generation,
 };
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
 use serde_json::Value;
 
 use super::{ip, run, try_run};
@@ -35,34 +43,43 @@ use super::{ip, run, try_run};
 pub(super) const WIRE: &str = "wire";
 /// The one of the second NICs: physical network `physnet1`.
 pub(super) const TRUNK: &str = "trunk";
+/// The one of the third NICs: physical network `physnet2`.
+pub(super) const SECOND_TRUNK: &str = "trunk-b";
+/// All of them, with the NICs on them.
+const WIRES: [(&str, &str); 3] = [(WIRE, "eth0"), (TRUNK, "eth1"), (SECOND_TRUNK, "eth2")];
 /// What all hosts' files are below.
 const FILES: &str = "/run/state/hosts";
 
-/// A host on the wires: `eth0` on [`WIRE`] with the address `192.0.2.<n>`, `eth1` on [`TRUNK`] without any.
+/// A host on the wires: `eth0` on [`WIRE`] with the address `192.0.2.<n>`, `eth1` on [`TRUNK`] and `eth2` on [`SECOND_TRUNK`] without
+/// any. It has a `/run` of its own.
 pub(super) struct HostOnWire {
     pub(super) n: u8,
     pub(super) namespace: String,
+    pub(super) id: HostId,
     options: UplinkOptions,
     net: KernelNet,
+    mounts: fs::File,
+    documents: RefCell<BTreeMap<DocumentKey, Document>>,
 }
 
 /// A machine with one NIC in a network's bridge.
 pub(super) struct GuestOnWire {
     host: String,
+    tap: String,
     pub(super) namespace: String,
     pub(super) mac: String,
 }
 
 /// Makes the wires.
 pub(super) fn wires() {
-    for wire in [WIRE, TRUNK] {
+    for (wire, _) in WIRES {
         ip(&format!("link add {wire} type bridge"));
         ip(&format!("link set {wire} up"));
     }
 }
 
 pub(super) fn cut_wires() {
-    for wire in [WIRE, TRUNK] {
+    for (wire, _) in WIRES {
         ip(&format!("link del {wire}"));
     }
 }
@@ -95,7 +112,7 @@ impl HostOnWire {
     pub(super) fn with(n: u8, flat_addresses: FlatAddressPolicy) -> Self {
         let namespace = format!("host{n}");
         ip(&format!("netns add {namespace}"));
-        for (wire, nic) in [(WIRE, "eth0"), (TRUNK, "eth1")] {
+        for (wire, nic) in WIRES {
             let end = format!("{wire}{n}");
             ip(&format!(
                 "link add {end} type veth peer name {nic} netns {namespace}"
@@ -108,16 +125,21 @@ impl HostOnWire {
             "-n {namespace} address add 192.0.2.{n}/24 dev eth0"
         ));
         let options = UplinkOptions {
-            nics: [("physnet1".parse().unwrap(), "eth1".parse().unwrap())].into(),
+            nics: [("physnet1", "eth1"), ("physnet2", "eth2")]
+                .map(|(physical, nic)| (physical.parse().unwrap(), nic.parse().unwrap()))
+                .into(),
             tunnel_ip: Some(tunnel_ip(n)),
             flat_addresses,
             ..UplinkOptions::default()
         };
         Self {
+            mounts: own_run(&namespace),
             net: KernelNet::with_uplinks(&files(&namespace), options.clone()),
             n,
             namespace,
+            id: HostId::new(),
             options,
+            documents: RefCell::default(),
         }
     }
 
@@ -126,24 +148,109 @@ impl HostOnWire {
         self.net = KernelNet::with_uplinks(&files(&self.namespace), self.options.clone());
     }
 
-    pub(super) fn observe(&self, network: NetworkId) -> NetworkObserved {
+    /// Does something on this host.
+    fn here<T: Send>(&self, work: impl AsyncFnOnce(KernelNet) -> T + Send) -> T {
+        let (net, mounts) = (self.net.clone(), &self.mounts);
         inside(&self.namespace, || {
-            block_on(self.net.observe(network)).unwrap()
+            unshare(CloneFlags::CLONE_FS).unwrap();
+            setns(mounts, CloneFlags::CLONE_NEWNS).unwrap();
+            block_on(work(net))
         })
     }
 
+    pub(super) fn observe(&self, network: NetworkId) -> NetworkObserved {
+        let mut observed = self.here(async |net| net.observe(network).await.unwrap());
+        observed.filter.legs = filter::legs(network, self.documents.borrow().values());
+        observed
+    }
+
     pub(super) fn apply(&self, step: &NetStep) -> Result<(), ActError> {
-        inside(&self.namespace, || block_on(self.net.apply(step)))
+        self.here(async |net| net.apply(step).await)
+    }
+
+    fn desired<I, S: Clone>(&self, id: I, spec: Option<&S>) -> Desired<I, S> {
+        Desired {
+            id,
+            generation: Generation(1),
+            host_id: self.id,
+            spec: spec.cloned(),
+        }
     }
 
     pub(super) fn plan(&self, network: NetworkId, spec: Option<&NetworkSpec>) -> NetPlan {
-        let desired = Desired {
-            id: network,
-            generation: Generation(1),
-            host_id: HostId::new(),
-            spec: spec.cloned(),
-        };
-        plan(&desired, &self.observe(network))
+        plan(&self.desired(network, spec), &self.observe(network))
+    }
+
+    /// Puts documents into what the host knows, in place of what it was told before.
+    pub(super) fn told(
+        &self,
+        networks: &BTreeMap<NetworkId, NetworkSpec>,
+        routers: &BTreeMap<RouterId, RouterSpec>,
+    ) {
+        let networks = networks
+            .iter()
+            .map(|(id, spec)| Document::Network(self.desired(*id, Some(spec))));
+        let routers = routers
+            .iter()
+            .map(|(id, spec)| Document::Router(self.desired(*id, Some(spec))));
+        let all = networks.chain(routers);
+        *self.documents.borrow_mut() = all.map(|document| (document.key(), document)).collect();
+    }
+
+    /// Carries out all that the host was told of.
+    pub(super) fn converge_told(&self) {
+        let documents: Vec<Document> = self.documents.borrow().values().cloned().collect();
+        for document in &documents {
+            if let Document::Network(wish) = document {
+                let then = self.converge(wish.id, wish.spec.as_ref());
+                // A port that moved away has its tap still.
+                let built = matches!(then, NetThen::Converged | NetThen::Wait(_));
+                assert!(built, "{then:?}");
+            }
+        }
+        for document in &documents {
+            if let Document::Router(wish) = document {
+                let then = self.converge_router(wish.id, wish.spec.as_ref());
+                assert_eq!(then, RouterThen::Converged);
+            }
+        }
+    }
+
+    pub(super) fn observe_router(&self, desired: &Desired<RouterId, RouterSpec>) -> RouterObserved {
+        let legs = router::legs(desired);
+        let mut observed =
+            self.here(async |net| net.observe_router(desired.id, &legs).await.unwrap());
+        observed.neighbours = router::neighbours(&legs, self.documents.borrow().values());
+        observed
+    }
+
+    pub(super) fn plan_router(&self, id: RouterId, spec: Option<&RouterSpec>) -> RouterPlan {
+        let desired = self.desired(id, spec);
+        router::plan(&desired, &self.observe_router(&desired))
+    }
+
+    pub(super) fn apply_router(&self, step: &RouterStep) {
+        let done = self.here(async |net| net.apply_router(step).await);
+        done.unwrap_or_else(|error| panic!("{}: {step}: {error:?}", self.namespace));
+    }
+
+    pub(super) fn converge_router(&self, id: RouterId, spec: Option<&RouterSpec>) -> RouterThen {
+        for _ in 0..4 {
+            let plan = self.plan_router(id, spec);
+            if plan.steps.is_empty() {
+                return plan.then;
+            }
+            plan.steps.iter().for_each(|step| self.apply_router(step));
+        }
+        panic!("not converged: {:#?}", self.plan_router(id, spec));
+    }
+
+    /// What a program prints in a namespace that a router has on this host.
+    pub(super) fn in_router(&self, router: RouterId, command: &str) -> String {
+        let namespace = names::router_namespace(router);
+        let words: Vec<&str> = command.split(' ').collect();
+        let args = [&["netns", "exec", &namespace][..], &words].concat();
+        self.here(async |_| run("ip", &args))
     }
 
     /// Plans and applies until nothing is left to do.
@@ -162,9 +269,7 @@ impl HostOnWire {
     }
 
     pub(super) fn present(&self) -> Vec<NetworkId> {
-        inside(&self.namespace, || {
-            block_on(self.net.networks_present()).unwrap()
-        })
+        self.here(async |net| net.networks_present().await.unwrap())
     }
 
     /// Plugs a guest into a network's bridge. Its name tells it from all others on all hosts.
@@ -175,7 +280,19 @@ impl HostOnWire {
         mac: &str,
         address: &str,
     ) -> GuestOnWire {
-        let (host, tap) = (&self.namespace, format!("tap{name}"));
+        self.guest_at(network, &format!("tap{name}"), name, mac, address)
+    }
+
+    /// The same, with a link of this name on the host.
+    pub(super) fn guest_at(
+        &self,
+        network: NetworkId,
+        tap: &str,
+        name: &str,
+        mac: &str,
+        address: &str,
+    ) -> GuestOnWire {
+        let host = &self.namespace;
         ip(&format!("netns add {name}"));
         ip(&format!(
             "-n {host} link add {tap} type veth peer name eth0 address {mac} netns {name}"
@@ -188,6 +305,7 @@ impl HostOnWire {
         ip(&format!("-n {name} address add {address} dev eth0"));
         GuestOnWire {
             host: host.clone(),
+            tap: tap.to_owned(),
             namespace: name.to_owned(),
             mac: mac.to_owned(),
         }
@@ -231,12 +349,10 @@ impl HostOnWire {
         assert_eq!(own.collect::<Vec<_>>(), Vec::<&Value>::new());
         let tables = inside(&self.namespace, || run("nft", &["list", "tables"]));
         assert!(!tables.contains("berth-nat"), "{tables}");
-        for wire in [WIRE, TRUNK] {
+        for (wire, _) in WIRES {
             ip(&format!("link del {wire}{}", self.n));
         }
         ip(&format!("netns del {}", self.namespace));
-        fs::remove_dir_all(files(&self.namespace)).ok();
-        fs::remove_dir(FILES).ok();
     }
 }
 
@@ -256,7 +372,7 @@ impl GuestOnWire {
 
     pub(super) fn unplug(self) {
         // A namespace goes some time after its name.
-        ip(&format!("-n {} link del tap{}", self.host, self.namespace));
+        ip(&format!("-n {} link del {}", self.host, self.tap));
         ip(&format!("netns del {}", self.namespace));
     }
 }
@@ -266,9 +382,32 @@ pub(super) fn tunnel_ip(n: u8) -> IpAddr {
 }
 
 fn files(namespace: &str) -> PathBuf {
-    let path = Path::new(FILES).join(namespace);
-    fs::create_dir_all(&path).unwrap();
-    path
+    Path::new(FILES).join(namespace)
+}
+
+/// A place with a `/run` of its own, with the directory for the host's files, which everybody may pass.
+fn own_run(namespace: &str) -> fs::File {
+    thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            let nothing = None::<&str>;
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(nothing, "/", nothing, private, nothing).unwrap();
+            mount(
+                Some("tmpfs"),
+                "/run",
+                Some("tmpfs"),
+                MsFlags::empty(),
+                nothing,
+            )
+            .unwrap();
+            let path = files(namespace);
+            fs::create_dir_all(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).unwrap();
+            fs::File::open("/proc/thread-self/ns/mnt").unwrap()
+        });
+        made.join().unwrap()
+    })
 }
 
 /// A network without subnets: what is in it is of no matter to what it goes out by.
@@ -322,17 +461,24 @@ impl Capture {
 
     /// The VXLAN packets since then, each kind once; without those of IPv6, which all guests send when they like.
     pub(super) fn vxlans(&self) -> BTreeSet<Packet> {
-        let mut packets = BTreeSet::new();
-        let mut buffer = [0_u8; 2048];
+        let packets = self.frames().into_iter().filter_map(|frame| vxlan(&frame));
+        packets
+            .filter(|packet| !packet.mac.starts_with("33:33"))
+            .collect()
+    }
+
+    /// All frames since then. Of very many some are lost.
+    pub(super) fn frames(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut buffer = vec![0_u8; 1 << 16];
         while let Ok(length) = nix::sys::socket::recv(
             self.0.as_raw_fd(),
             &mut buffer,
             nix::sys::socket::MsgFlags::empty(),
         ) {
-            let packet = vxlan(&buffer[..length]);
-            packets.extend(packet.filter(|packet| !packet.mac.starts_with("33:33")));
+            frames.push(buffer[..length].to_vec());
         }
-        packets
+        frames
     }
 }
 

@@ -56,7 +56,9 @@ impl Routers {
         let bridge = names::bridge(network);
         for observed in self.routers.values_mut() {
             for found in observed.host_ends.values_mut() {
-                found.master.take_if(|master| *master == bridge);
+                if found.master.take_if(|master| *master == bridge).is_some() {
+                    found.behind.clear();
+                }
             }
         }
     }

@@ -44,6 +44,18 @@ impl Links {
         Ok(of_vtep.filter_map(entry).collect())
     }
 
+    /// Tells the bridge that a link is in, for good and whoever else claims it, that an Ethernet address is behind the link.
+    pub(super) async fn tell_bridge(
+        &self,
+        link: u32,
+        mac: [u8; 6],
+    ) -> Result<(), rtnetlink::Error> {
+        let mut message = message(link, FdbEntry::Bridge(mac));
+        message.header.flags |= NeighbourFlags::Sticky;
+        let request = RouteNetlinkMessage::NewNeighbour(message);
+        self.send(request, NLM_F_CREATE | NLM_F_REPLACE).await
+    }
+
     /// Puts entries in, and takes entries out. Those that are as they shall be already are no error.
     pub(super) async fn change_fdb(
         &self,

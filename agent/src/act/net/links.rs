@@ -2,6 +2,7 @@
 //! nothing is decided: what a link is for, and whose it is, is [`crate::decide::network`]'s.
 
 pub(super) mod legs;
+mod neighbours;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -172,6 +172,12 @@ impl KernelNet {
                 self.at_leg(leg.host_end(), async move |links| links.plug_leg(leg).await)
                     .await
             }
+            RouterStep::Anchor { leg, mac } => {
+                self.at_leg(leg.host_end(), async move |links| {
+                    links.anchor_leg(leg, mac).await
+                })
+                .await
+            }
             RouterStep::AddAddress { leg, address } => {
                 let link = leg.namespace_end();
                 self.at_leg(link, async move |links| {
@@ -189,6 +195,13 @@ impl KernelNet {
             RouterStep::SetUp(link) => {
                 self.at_leg(link, async move |links| links.set_leg_up(link).await)
                     .await
+            }
+            RouterStep::ChangeNeighbours { leg, set, unset } => {
+                let link = leg.namespace_end();
+                self.at_leg(link, async move |links| {
+                    links.change_neighbours(link, &set, &unset).await
+                })
+                .await
             }
             RouterStep::AddRoute { route, .. } => {
                 self.within("router-apply", router, async move || {

@@ -5,10 +5,11 @@
 //! - [`base`]: what there is once for the host;
 //! - [`wanted`], [`group`]: what there shall be for a network;
 //! - [`part`]: the difference, and the transaction; [`listing`]: what nft lists;
-//! - [`trace()`]: what would become of a packet, in words;
+//! - [`trace()`]: what would become of a packet, in words; [`beyond()`]: where routers lead;
 //! - [`reason`]: why packets are dropped, and [`drops()`]: how many.
 
 pub mod base;
+mod beyond;
 mod drops;
 mod group;
 mod legs;
@@ -24,12 +25,13 @@ use std::{collections::BTreeSet, fmt};
 
 use berth_common::{
     document::NetworkSpec,
-    ids::NetworkId,
+    ids::{HostId, NetworkId},
     message::report::{Fault, FaultCode},
 };
 use sha2::{Digest, Sha256};
 
 pub use base::Stateful;
+pub use beyond::{Beyond, beyond};
 pub use drops::{PortDrops, drops};
 pub use legs::{legs, legs_of};
 pub use listing::{NotAList, tables};
@@ -38,7 +40,7 @@ pub use reason::Reason;
 pub use trace::trace;
 pub use wanted::{RouterLeg, Surroundings, wanted};
 
-use super::network::Link;
+use super::{names as link_names, network::Link};
 
 /// A step towards the packet filter of a network. Each may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,17 +109,19 @@ pub fn impossible(spec: &NetworkSpec, found: &FilterObserved) -> Option<Fault> {
     })
 }
 
-/// The change towards a network's document; `None`: everything is as it shall be.
+/// The change towards a network's document on this host; `None`: everything is as it shall be.
 #[must_use]
 pub fn towards(
     network: NetworkId,
     spec: &NetworkSpec,
     uplinks: &BTreeSet<String>,
+    host: HostId,
     found: &FilterObserved,
 ) -> Option<FilterStep> {
     let around = Surroundings {
         uplinks: uplinks.clone(),
         legs: found.legs.clone(),
+        host_mac: link_names::host_mac(host),
     };
     let zone = zone(network, found);
     let wanted = wanted(network, spec, &around, found.stateful, zone);

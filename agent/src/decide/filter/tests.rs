@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use berth_common::{
     document::{
-        AddressPair, EtherType, FixedIp, Ipv6AddressMode, NetworkPort, NetworkType, PortQos,
-        PortRange, PortSecurity, RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule,
-        SecurityGroupSpec, SubnetSpec,
+        AddressPair, Desired, Document, EtherType, FixedIp, Ipv6AddressMode, NetworkPort,
+        NetworkType, PortQos, PortRange, PortSecurity, RemotePort, RouterInterface, RouterSpec,
+        RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule, SecurityGroupSpec, SubnetSpec,
     },
-    ids::{InstanceId, PortId, SecurityGroupId, SecurityGroupRuleId, SubnetId},
+    ids::{HostId, InstanceId, PortId, RouterId, SecurityGroupId, SecurityGroupRuleId, SubnetId},
     message::trace::{TraceConnection, TracePacket, TraceProtocol},
+    units::Generation,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -20,6 +21,10 @@ const NETWORK: &str = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a11";
 const SUBNET: &str = "0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a12";
 
 fn network() -> NetworkId {
+    NETWORK.parse().unwrap()
+}
+
+fn host() -> HostId {
     NETWORK.parse().unwrap()
 }
 
@@ -175,7 +180,7 @@ fn empty(stateful: Stateful) -> FilterObserved {
 }
 
 fn step(spec: &NetworkSpec, found: &FilterObserved) -> Option<FilterStep> {
-    towards(network(), spec, &BTreeSet::new(), found)
+    towards(network(), spec, &BTreeSet::new(), host(), found)
 }
 
 fn built(spec: &NetworkSpec) -> FilterObserved {
@@ -228,7 +233,7 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
         network_type: NetworkType::Vxlan,
         ..spec()
     };
-    insta::assert_snapshot!(text(towards(network(), &spec, &uplinks, &found)));
+    insta::assert_snapshot!(text(towards(network(), &spec, &uplinks, host(), &found)));
 }
 
 /// A provider's network with a DHCP server and a metadata service of its own.
@@ -245,7 +250,13 @@ fn unserved() -> NetworkSpec {
 fn services_of_somebody_else_are_let_through_where_berth_has_none() {
     let uplinks = BTreeSet::from(["eth1".to_owned()]);
     let own = |spec: &NetworkSpec| {
-        let text = text(towards(network(), spec, &uplinks, &empty(Stateful::Bridge)));
+        let text = text(towards(
+            network(),
+            spec,
+            &uplinks,
+            host(),
+            &empty(Stateful::Bridge),
+        ));
         let mac = Link::veth_namespace(network()).mac();
         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
         [
@@ -271,7 +282,7 @@ fn services_of_somebody_else_are_let_through_where_berth_has_none() {
         },
     );
     let says_berths = |spec: &NetworkSpec| {
-        let steps = trace(spec, &[], &spec.ports[0], &metadata);
+        let steps = trace(spec, &[], &[], &spec.ports[0], &metadata);
         steps
             .iter()
             .any(|step| step.detail.contains("berth's metadata"))
@@ -378,7 +389,7 @@ fn settle(tables: &mut Tables, network: NetworkId, stateful: Stateful) -> Vec<Ch
     let mut changes = Vec::new();
     for _ in 0..4 {
         let found = tables.observed(network, stateful);
-        let Some(step) = towards(network, &spec(), &BTreeSet::new(), &found) else {
+        let Some(step) = towards(network, &spec(), &BTreeSet::new(), host(), &found) else {
             return changes;
         };
         let mut imagined = found;
@@ -533,7 +544,7 @@ fn traced_in(
     port: usize,
     packet: &TracePacket,
 ) -> (bool, String) {
-    let steps = trace(spec, legs, &spec.ports[port], packet);
+    let steps = trace(spec, legs, &[], &spec.ports[port], packet);
     let last = steps.last().unwrap();
     (
         steps.iter().all(|step| step.passes),
@@ -712,9 +723,95 @@ fn a_trace_knows_routers_and_the_host_as_a_gateway() {
         "2001:db8:ffff::1",
         TraceProtocol::Icmp { kind: 128, code: 0 },
     );
-    let last = |legs: &[RouterLeg]| trace(&spec, legs, &port, &out).pop().unwrap();
+    let last = |legs: &[RouterLeg]| trace(&spec, legs, &[], &port, &out).pop().unwrap();
     assert!(last(&legs).passes, "{:?}", last(&legs));
     assert!(!last(&[]).passes);
+}
+
+/// The documents of a router in this network and another one, with a port there on this host and one on another.
+fn routed() -> (NetworkSpec, [Document; 2]) {
+    let mut here = spec();
+    here.subnets[0].gateway_ip = Some("10.0.0.1".parse().unwrap());
+    let other: NetworkId = id(77);
+    let mut there = spec();
+    there.ports.truncate(1);
+    there.ports[0].fixed_ips[0].ip_address = "10.5.0.10".parse().unwrap();
+    there.remote_ports = vec![RemotePort {
+        mac_address: "52:54:00:00:05:11".parse().unwrap(),
+        hostname: "far".parse().unwrap(),
+        ip_addresses: vec!["10.5.0.11".parse().unwrap()],
+        tunnel_ip: Some("192.0.2.7".parse().unwrap()),
+    }];
+    let leg = |network_id, n: u8| RouterInterface {
+        network_id,
+        subnet_id: SUBNET.parse().unwrap(),
+        cidr: format!("10.{n}.0.0/24").parse().unwrap(),
+        ip_address: IpAddr::from([10, n, 0, 1]),
+        mac_address: format!("52:54:00:00:01:{n:02x}").parse().unwrap(),
+        mtu: 1450,
+    };
+    let router = RouterSpec {
+        name: "router".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        interfaces: vec![leg(network(), 0), leg(other, 5)],
+        external_gateway: None,
+        floating_ips: Vec::new(),
+        routes: Vec::new(),
+    };
+    let documents = [
+        Document::Network(Desired {
+            id: other,
+            generation: Generation(1),
+            host_id: host(),
+            spec: Some(there),
+        }),
+        Document::Router(Desired {
+            id: id::<RouterId>(99),
+            generation: Generation(1),
+            host_id: host(),
+            spec: Some(router),
+        }),
+    ];
+    (here, documents)
+}
+
+#[test]
+fn a_trace_follows_a_packet_by_a_router_to_another_host() {
+    let (here, documents) = routed();
+    let all: Vec<&Document> = documents.iter().collect();
+    let kind = TraceProtocol::Tcp {
+        source_port: None,
+        destination_port: 22,
+    };
+    let check = |documents: &[&Document], to: &str, passes: bool, words: &str| {
+        let legs = legs(network(), documents.iter().copied());
+        let beyond = beyond(network(), documents);
+        let sent = packet(RuleDirection::Egress, "10.0.0.10", to, kind);
+        let steps = trace(&here, &legs, &beyond, &here.ports[0], &sent);
+        let last = steps.last().unwrap();
+        let text = format!("{}: {}", last.stage.as_str(), last.detail);
+        assert_eq!(steps.iter().all(|step| step.passes), passes, "{text}");
+        assert!(text.contains(words), "{to}: {text}");
+        steps
+    };
+    let steps = check(
+        &all,
+        "10.5.0.11",
+        true,
+        "by the tunnel to 192.0.2.7 to 10.5.0.11 (far) on another host",
+    );
+    assert!(
+        steps[steps.len() - 2]
+            .detail
+            .contains("the router's leg on this host"),
+        "{steps:?}"
+    );
+    // On this host the groups of the receiver are asked too.
+    check(&all, "10.5.0.10", true, "ingress: rule");
+    check(&all, "10.5.0.1", true, "itself");
+    check(&all, "10.5.0.99", false, "no port is known");
+    check(&all, "203.0.113.1", true, "the router's leg on this host");
+    check(&all[1..], "10.5.0.11", false, "not been told of");
 }
 
 #[test]

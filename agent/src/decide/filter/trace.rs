@@ -5,14 +5,15 @@ use std::net::IpAddr;
 
 use berth_common::{
     document::{
-        EtherType, NetworkPort, NetworkSpec, NetworkType, PortRange, PortSecurity, RuleDirection,
-        RuleProtocol, RuleRemote, SecurityGroupRule,
+        EtherType, NetworkPort, NetworkSpec, NetworkType, PortRange, PortSecurity, RemotePort,
+        RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule,
     },
     message::trace::{TraceConnection, TracePacket, TraceProtocol, TraceStage, TraceStep},
 };
 use ipnet::IpNet;
 
 use super::{
+    Beyond,
     base::{SERVICES_ICMP4, SERVICES_ICMP6},
     part::Version,
     reason::Reason,
@@ -23,22 +24,25 @@ use crate::decide::{dhcp, metadata};
 struct Trace<'a> {
     spec: &'a NetworkSpec,
     legs: &'a [RouterLeg],
+    beyond: &'a [Beyond<'a>],
     packet: &'a TracePacket,
     steps: Vec<TraceStep>,
 }
 
 /// The way of a packet, up to where it is dropped. The last step tells whether it passes. The legs are those that routers have in the
-/// network on this host.
+/// network on this host, and `beyond` is where these routers lead.
 #[must_use]
 pub fn trace(
     spec: &NetworkSpec,
     legs: &[RouterLeg],
+    beyond: &[Beyond<'_>],
     port: &NetworkPort,
     packet: &TracePacket,
 ) -> Vec<TraceStep> {
     let mut trace = Trace {
         spec,
         legs,
+        beyond,
         packet,
         steps: Vec::new(),
     };
@@ -271,8 +275,8 @@ impl Trace<'_> {
         }
     }
 
-    /// How a packet leaves the network.
-    fn leaves(&self) -> Result<String, String> {
+    /// The address that a packet leaves the network by.
+    fn hop(&self) -> Option<IpAddr> {
         let destination = self.packet.destination;
         let subnets = || {
             let subnets = self.spec.subnets.iter();
@@ -282,21 +286,21 @@ impl Trace<'_> {
         let route = routes
             .filter(|route| route.destination.net().contains(&destination))
             .max_by_key(|route| route.destination.net().prefix_len());
-        let hop = route
+        // In IPv6 routers tell of themselves.
+        let mut legs = self.legs.iter().flat_map(|leg| &leg.ip_addresses);
+        route
             .map(|route| route.nexthop)
-            .or_else(|| subnets().find_map(|subnet| subnet.gateway_ip));
+            .or_else(|| subnets().find_map(|subnet| subnet.gateway_ip))
+            .or_else(|| {
+                let told = legs.find(|leg| leg.is_ipv6() && destination.is_ipv6());
+                told.copied()
+            })
+    }
+
+    /// How a packet leaves the network.
+    fn leaves(&self, hop: Option<IpAddr>) -> Result<String, String> {
         let Some(hop) = hop else {
-            // In IPv6 routers tell of themselves.
-            let legs = self.legs.iter().flat_map(|leg| &leg.ip_addresses);
-            let mut legs = legs.filter(|leg| leg.is_ipv6() && destination.is_ipv6());
-            return legs.next().map_or_else(
-                || Err("it leaves the network, whose subnets have no gateway".to_owned()),
-                |leg| {
-                    Ok(format!(
-                        "it leaves the network by the router's leg on this host, {leg}"
-                    ))
-                },
-            );
+            return Err("it leaves the network, whose subnets have no gateway".to_owned());
         };
         Ok(self.own(hop).map_or_else(
             || format!("it leaves the network by its gateway {hop}"),
@@ -304,16 +308,69 @@ impl Trace<'_> {
         ))
     }
 
+    /// Where a router of this host sends it that it left the network by. What goes on to the outside is not followed.
+    fn routed(&mut self, hop: IpAddr) {
+        let destination = self.packet.destination;
+        let mut routers = self.beyond.iter();
+        let Some(beyond) = routers.find(|beyond| beyond.legs.contains(&hop)) else {
+            return;
+        };
+        let router = beyond.router;
+        if beyond.own.contains(&destination) {
+            let detail = format!("it goes to router {router} itself");
+            self.step(TraceStage::Delivery, None, Ok(detail));
+            return;
+        }
+        let Some((network, spec)) = beyond.network(destination) else {
+            return;
+        };
+        let Some(spec) = spec else {
+            let detail = format!(
+                "router {router} leads into network {network}, which this host has not been told of"
+            );
+            self.step(TraceStage::Delivery, None, Err(detail));
+            return;
+        };
+        let way = format!("router {router} leads into network {network}");
+        if let Some(receiver) = port_at(spec, destination) {
+            let detail = format!(
+                "{way}, to port {} ({}) on this host",
+                receiver.id, receiver.hostname
+            );
+            self.step(TraceStage::Delivery, Some(receiver), Ok(detail));
+            let mut there = Trace {
+                spec,
+                legs: &[],
+                beyond: &[],
+                packet: self.packet,
+                steps: std::mem::take(&mut self.steps),
+            };
+            there.received(receiver);
+            self.steps = there.steps;
+            return;
+        }
+        let answer = if let Some(remote) = remote_at(spec, destination) {
+            Ok(format!(
+                "{way}, and there {}",
+                to_remote(remote, destination)
+            ))
+        } else if may_be_used(spec, destination) {
+            Ok(format!(
+                "{way}, to a port of this host that may use {destination}"
+            ))
+        } else {
+            Err(format!(
+                "{way}, where no port is known to have this address: on other hosts routers find nothing but ports"
+            ))
+        };
+        self.step(TraceStage::Delivery, None, answer);
+    }
+
     /// Where a packet goes that a guest may send.
     fn delivered(&mut self) {
         let spec = self.spec;
         let destination = self.packet.destination;
-        let has = |port: &&NetworkPort| {
-            port.fixed_ips
-                .iter()
-                .any(|fixed| fixed.ip_address == destination)
-        };
-        if let Some(receiver) = spec.ports.iter().find(has) {
+        if let Some(receiver) = port_at(spec, destination) {
             let detail = format!(
                 "it goes to port {} ({}) on this host",
                 receiver.id, receiver.hostname
@@ -322,19 +379,8 @@ impl Trace<'_> {
             self.received(receiver);
             return;
         }
-        let remote = spec
-            .remote_ports
-            .iter()
-            .find(|remote| remote.ip_addresses.contains(&destination));
-        let answer = if let Some(remote) = remote {
-            let by = remote.tunnel_ip.map_or_else(
-                || "by the network's uplink".to_owned(),
-                |ip| format!("by the tunnel to {ip}"),
-            );
-            Ok(format!(
-                "it goes {by} to {} ({}) on another host, whose groups decide there",
-                destination, remote.hostname
-            ))
+        let answer = if let Some(remote) = remote_at(spec, destination) {
+            Ok(to_remote(remote, destination))
         } else if let Some(own) = self.own(destination) {
             Ok(format!("it goes to {own}"))
         } else if destination.is_multicast() || is_broadcast(destination) {
@@ -350,7 +396,11 @@ impl Trace<'_> {
                 Err("no port has this address, and the network reaches no other host".to_owned())
             }
         } else {
-            self.leaves()
+            let hop = self.hop();
+            let answer = self.leaves(hop);
+            self.step(TraceStage::Delivery, None, answer);
+            hop.into_iter().for_each(|hop| self.routed(hop));
+            return;
         };
         self.step(TraceStage::Delivery, None, answer);
     }
@@ -488,6 +538,40 @@ impl Trace<'_> {
             TraceProtocol::Number { number } => number,
         }
     }
+}
+
+/// The port of this host that has an address.
+fn port_at(spec: &NetworkSpec, address: IpAddr) -> Option<&NetworkPort> {
+    let mut ports = spec.ports.iter();
+    ports.find(|port| {
+        let mut fixed = port.fixed_ips.iter();
+        fixed.any(|fixed| fixed.ip_address == address)
+    })
+}
+
+/// The port on another host that has an address.
+fn remote_at(spec: &NetworkSpec, address: IpAddr) -> Option<&RemotePort> {
+    let mut ports = spec.remote_ports.iter();
+    ports.find(|port| port.ip_addresses.contains(&address))
+}
+
+fn to_remote(remote: &RemotePort, address: IpAddr) -> String {
+    let by = remote.tunnel_ip.map_or_else(
+        || "by the network's uplink".to_owned(),
+        |ip| format!("by the tunnel to {ip}"),
+    );
+    let name = &remote.hostname;
+    format!("it goes {by} to {address} ({name}) on another host, whose groups decide there")
+}
+
+/// Whether a port of this host may use an address that is not its own.
+fn may_be_used(spec: &NetworkSpec, address: IpAddr) -> bool {
+    spec.ports.iter().any(|port| {
+        port.security.as_ref().is_none_or(|security| {
+            let mut pairs = security.allowed_address_pairs.iter();
+            pairs.any(|pair| pair.ip_address.net().contains(&address))
+        })
+    })
 }
 
 fn is_metadata(address: IpAddr) -> bool {

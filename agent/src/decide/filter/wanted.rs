@@ -40,6 +40,8 @@ pub(super) const EARLY_ICMP6: [u32; 4] = [131, 133, 135, 143];
 pub(super) const SENT_ICMP6: [u32; 5] = [131, 132, 133, 135, 143];
 /// The types that it receives whatever its groups say: neighbours, routers and groups.
 pub(super) const RECEIVED_ICMP6: [u32; 7] = [130, 131, 132, 134, 135, 136, 143];
+/// The types that concern one link alone: routers, neighbours, redirects.
+const NEIGHBOUR_ICMP6: [u32; 5] = [133, 134, 135, 136, 137];
 /// The types by which a router tells that it is one.
 pub(super) const ROUTER_ICMP6: [u32; 2] = [134, 137];
 
@@ -50,6 +52,8 @@ pub struct Surroundings {
     pub uplinks: BTreeSet<String>,
     /// The legs that routers have in it on this host.
     pub legs: Vec<RouterLeg>,
+    /// The Ethernet address that legs send with to other hosts.
+    pub host_mac: [u8; 6],
 }
 
 /// A router's leg in a network: the same on each host, and never seen from another.
@@ -234,6 +238,12 @@ impl Filter<'_> {
         legs.map(|leg| leg.mac_address).collect()
     }
 
+    /// The Ethernet address that what the legs send to other hosts has there, if there are legs.
+    fn host_mac(&self) -> Option<String> {
+        let has_legs = !self.around.legs.is_empty();
+        has_legs.then(|| hex_mac(self.around.host_mac))
+    }
+
     /// The addresses that berth's services and routers have on every host.
     fn own_addresses(&self) -> BTreeSet<IpNet> {
         let services = dhcp::served(self.spec).map(|(_, address)| address);
@@ -242,9 +252,14 @@ impl Filter<'_> {
             IpAddr::V6(metadata::ADDRESS_V6),
         ];
         let legs = self.around.legs.iter();
+        // What a leg advertises itself with.
+        let of_links = legs
+            .clone()
+            .map(|leg| metadata::link_local(leg.mac_address));
         services
             .chain(metadata.into_iter().filter(|_| self.is_served()))
             .chain(legs.flat_map(|leg| leg.ip_addresses.iter().copied()))
+            .chain(of_links.map(IpAddr::V6))
             .map(IpNet::from)
             .collect()
     }
@@ -256,6 +271,7 @@ impl Filter<'_> {
             .service_mac()
             .into_iter()
             .chain(self.leg_macs().iter().map(ToString::to_string))
+            .chain(self.host_mac())
             .collect();
         let mut guests = Vec::new();
         if !macs.is_empty() {
@@ -305,15 +321,10 @@ impl Filter<'_> {
         let both = self.stays_here();
         inwards.extend(both.clone());
         outwards.extend(both);
-        // A router routes on the sender's host, and so what it sends to other hosts comes in with the address that it has here too:
-        // the bridge must not learn that it is out there.
-        for mac in legs {
-            let [a, b, c, d, e, f] = mac.octets();
-            let unlike = [(a ^ 0x04) | 0x02, b, c, d, e, f];
-            inwards.push(vec![
-                word(MAC_FROM, &mac.to_string()),
-                Statement::SetMac(MAC_FROM, hex_mac(unlike)),
-            ]);
+        if let Some(host) = self.host_mac() {
+            let macs = || words(legs.iter().map(ToString::to_string));
+            inwards.push(vec![is(MAC_FROM, macs()), Statement::Drop]);
+            outwards.extend(routed(&macs(), &host));
         }
         inwards.push(vec![Statement::Accept]);
         outwards.push(vec![Statement::Accept]);
@@ -559,6 +570,25 @@ impl Filter<'_> {
             }
         }
     }
+}
+
+/// What crosses an uplink of what legs send: packets to ports on other hosts, whose places documents tell. There the legs have the
+/// same Ethernet addresses, and to switches they would be in many places, so it is sent with the host's own one. Everything else
+/// that a leg sends is for this host.
+fn routed(legs: &Operand, host: &str) -> Vec<Vec<Statement>> {
+    let from = || is(MAC_FROM, legs.clone());
+    let [icmp, kind] = icmp6(&NEIGHBOUR_ICMP6);
+    vec![
+        vec![from(), icmp, kind, Statement::Drop],
+        vec![
+            from(),
+            word(Field::GroupBit, "00:00:00:00:00:00"),
+            is(ETHER_TYPE, words(["ip", "ip6"])),
+            Statement::SetMac(MAC_FROM, host.to_owned()),
+            Statement::Accept,
+        ],
+        vec![from(), Statement::Drop],
+    ]
 }
 
 /// A guest tells its neighbours nothing about addresses of others: neither that it has them, nor where they are.

@@ -2,6 +2,7 @@
 //! step, and hosts that exist only in tests are made of it too.
 
 use super::{
+    Neighbours,
     leg::{End, LegLink, RouterSwitch},
     observed::{LegObserved, RouterContent, RouterNamespace, RouterObserved, RulesObserved},
     rules::Rules,
@@ -38,9 +39,15 @@ pub fn imagine(observed: &mut RouterObserved, step: &RouterStep) {
             if observed.bridges.contains(&leg.network) {
                 change(observed, leg.host_end(), |found| {
                     found.master = Some(names::bridge(leg.network));
+                    found.behind.clear();
                 });
             }
         }
+        RouterStep::Anchor { leg, mac } => change(observed, leg.host_end(), |found| {
+            if found.master.is_some() {
+                found.behind.insert(*mac);
+            }
+        }),
         RouterStep::AddAddress { leg, address } => {
             change(observed, leg.namespace_end(), |found| {
                 found.addresses.insert(*address);
@@ -49,6 +56,18 @@ pub fn imagine(observed: &mut RouterObserved, step: &RouterStep) {
         RouterStep::RemoveAddress { leg, address } => {
             change(observed, leg.namespace_end(), |found| {
                 found.addresses.remove(address);
+                // With the last address of IPv4 the kernel forgets all neighbours of it.
+                if !found.addresses.iter().any(|it| it.addr().is_ipv4()) {
+                    found.neighbours.retain(|address, _| address.is_ipv6());
+                }
+            });
+        }
+        RouterStep::ChangeNeighbours { leg, set, unset } => {
+            change(observed, leg.namespace_end(), |found| {
+                found.neighbours.extend(set);
+                found
+                    .neighbours
+                    .retain(|address, _| !unset.contains(address));
             });
         }
         RouterStep::SetUp(link) => change(observed, *link, |found| found.up = true),
@@ -153,8 +172,10 @@ fn fresh(link: LegLink, mac: [u8; 6], mtu: u32) -> LegObserved {
         mtu,
         up: false,
         master: None,
+        behind: std::collections::BTreeSet::new(),
         unsettled: link.switches().iter().copied().collect(),
         addresses: std::collections::BTreeSet::new(),
+        neighbours: Neighbours::new(),
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod imagine;
 mod leg;
+mod neighbour;
 mod observed;
 pub mod rules;
 mod step;
@@ -29,6 +30,7 @@ use berth_common::{
 
 pub use imagine::imagine;
 pub use leg::{End, Leg, LegLink, LegSwitch, RouterSwitch, Side};
+pub use neighbour::{Neighbours, neighbours, neighbours_of};
 pub use observed::{
     LegObserved, RouterContent, RouterNamespace, RouterObserved, RulesObserved, Translation,
 };
@@ -206,6 +208,33 @@ impl Planner {
         }
         self.mend(host, wanted);
         self.mend(inside, wanted);
+        self.neighbours(wanted);
+    }
+
+    /// Tells a leg that is switched on of the ports on other hosts, and of no others.
+    fn neighbours(&mut self, wanted: &WantedLeg) {
+        let leg = wanted.leg;
+        let told = match leg.side {
+            Side::Inside => self.now.neighbours.get(&leg.network),
+            Side::Outside => None,
+        };
+        let wanted = neighbour::known(wanted, told);
+        let Some(found) = self.now.link(leg.namespace_end()) else {
+            return;
+        };
+        let set: Neighbours = wanted
+            .iter()
+            .filter(|(address, mac)| found.neighbours.get(address) != Some(mac))
+            .map(|(address, mac)| (*address, *mac))
+            .collect();
+        let known = found.neighbours.keys();
+        let unset: Vec<_> = known
+            .filter(|address| !wanted.contains_key(address))
+            .copied()
+            .collect();
+        if !(set.is_empty() && unset.is_empty()) {
+            self.step(RouterStep::ChangeNeighbours { leg, set, unset });
+        }
     }
 
     /// Makes a link that is there as it shall be; switches it on last.
@@ -233,6 +262,16 @@ impl Planner {
             End::Host => {
                 if found.master != Some(super::names::bridge(leg.network)) {
                     self.step(RouterStep::Plug(leg));
+                }
+                let is_known = self
+                    .now
+                    .link(link)
+                    .is_some_and(|found| found.behind.contains(&wanted.mac));
+                if !is_known {
+                    self.step(RouterStep::Anchor {
+                        leg,
+                        mac: wanted.mac,
+                    });
                 }
             }
             End::Namespace => {

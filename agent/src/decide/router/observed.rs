@@ -9,6 +9,7 @@ use berth_common::ids::NetworkId;
 use ipnet::IpNet;
 
 use super::{
+    Neighbours,
     leg::{LegLink, LegSwitch, RouterSwitch},
     rules::Rules,
     step::RouteEntry,
@@ -25,6 +26,8 @@ pub struct RouterObserved {
     pub host_ends: BTreeMap<LegLink, LegObserved>,
     /// Those of the networks that were asked for whose bridge is there, and is berth's.
     pub bridges: BTreeSet<NetworkId>,
+    /// The ports on other hosts that the documents of its networks tell of ([`super::neighbours`]).
+    pub neighbours: BTreeMap<NetworkId, Neighbours>,
     /// What advertises it in IPv6.
     pub advertiser: DhcpObserved,
 }
@@ -73,10 +76,14 @@ pub struct LegObserved {
     pub up: bool,
     /// Name of the bridge it is in.
     pub master: Option<String>,
+    /// The Ethernet addresses that the bridge it is in was told to be behind it.
+    pub behind: BTreeSet<[u8; 6]>,
     /// Those of its switches that are not as they shall be.
     pub unsettled: BTreeSet<LegSwitch>,
     /// The addresses it was given.
     pub addresses: BTreeSet<IpNet>,
+    /// The neighbours it was told of; those it learned of are not among them.
+    pub neighbours: Neighbours,
 }
 
 impl LegObserved {

@@ -9,6 +9,7 @@ use berth_common::{
 use ipnet::IpNet;
 
 use super::{
+    Neighbours,
     leg::{Leg, LegLink, LegSwitch, RouterSwitch},
     observed::Translation,
     rules::Rules,
@@ -77,6 +78,14 @@ pub enum RouterStep {
     },
     /// Put a leg's end into the bridge of its network.
     Plug(Leg),
+    /// Tell the bridge for good that a leg's Ethernet address is behind its end there. Of a leg that only receives it would forget
+    /// that, and show everybody what is for the leg.
+    Anchor {
+        /// The leg.
+        leg: Leg,
+        /// Its Ethernet address.
+        mac: [u8; 6],
+    },
     /// Give a leg an address.
     AddAddress {
         /// The leg.
@@ -93,6 +102,15 @@ pub enum RouterStep {
     },
     /// Switch a link on.
     SetUp(LegLink),
+    /// Tell a leg of neighbours that it does not find by asking, and take such from it.
+    ChangeNeighbours {
+        /// The leg.
+        leg: Leg,
+        /// These it is told of, in place of what it knows of them.
+        set: Neighbours,
+        /// These are taken from it.
+        unset: Vec<IpAddr>,
+    },
     /// Set a route.
     AddRoute {
         /// The router.
@@ -178,8 +196,10 @@ impl RouterStep {
             | Self::RemoveLink { router, .. } => *router,
             Self::CreateLeg { leg, .. }
             | Self::Plug(leg)
+            | Self::Anchor { leg, .. }
             | Self::AddAddress { leg, .. }
             | Self::RemoveAddress { leg, .. }
+            | Self::ChangeNeighbours { leg, .. }
             | Self::Announce { leg, .. } => leg.router,
             Self::Mark(link)
             | Self::SetUp(link)
@@ -201,9 +221,11 @@ impl RouterStep {
             Self::Settle { .. } => "settle_router_link",
             Self::SetMtu { .. } => "set_router_mtu",
             Self::Plug(_) => "plug_router_leg",
+            Self::Anchor { .. } => "anchor_router_leg",
             Self::AddAddress { .. } => "add_router_address",
             Self::RemoveAddress { .. } => "remove_router_address",
             Self::SetUp(_) => "router_link_up",
+            Self::ChangeNeighbours { .. } => "change_neighbours",
             Self::AddRoute { .. } => "add_route",
             Self::RemoveRoute { .. } => "remove_route",
             Self::Switch { .. } => "switch_forwarding",
@@ -237,6 +259,12 @@ impl fmt::Display for RouterStep {
                 leg.host_end(),
                 leg.network
             ),
+            Self::Anchor { leg, .. } => write!(
+                f,
+                "tell the bridge of network {} what is behind link {}",
+                leg.network,
+                leg.host_end()
+            ),
             Self::AddAddress { leg, address } => {
                 write!(f, "give link {} the address {address}", leg.namespace_end())
             }
@@ -248,6 +276,13 @@ impl fmt::Display for RouterStep {
                 )
             }
             Self::SetUp(link) => write!(f, "switch link {link} on"),
+            Self::ChangeNeighbours { leg, set, unset } => write!(
+                f,
+                "tell link {} of {} ports on other hosts, and take {} from it",
+                leg.namespace_end(),
+                set.len(),
+                unset.len()
+            ),
             Self::AddRoute { route, .. } => write!(f, "set route {route}"),
             Self::RemoveRoute { route, .. } => write!(f, "remove route {route}"),
             Self::Switch { .. } => f.write_str("set the IP switches of its namespace"),

@@ -1,6 +1,9 @@
 //! Plans for routers, and the transactions of their packet filter.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_common::{
     document::{
@@ -324,6 +327,86 @@ fn what_no_host_can_do_is_refused_with_the_reason() {
     }
 }
 
+/// What documents tell of ports on other hosts.
+fn told(ports: &[(u8, u8)]) -> BTreeMap<NetworkId, Neighbours> {
+    let told = ports.iter().map(|(host, mac)| {
+        let mac = [0x52, 0x54, 0, 0, 2, *mac];
+        (IpAddr::from([10, 0, 2, *host]), mac)
+    });
+    // Of the external network too, where the router asks for itself.
+    let outside = [(IpAddr::from([198, 51, 100, 77]), [2; 6])];
+    [(network(2), told.collect()), (network(9), outside.into())].into()
+}
+
+#[test]
+fn a_leg_is_told_of_ports_on_other_hosts_and_only_of_what_differs() {
+    let spec = spec();
+    let mut observed = built(&spec);
+    let leg = Leg::inside(router(), network(2));
+    let steps_for = |observed: &mut RouterObserved, ports: &[(u8, u8)]| -> Vec<String> {
+        observed.neighbours = told(ports);
+        let plan = follow(observed, Some(&spec));
+        assert_eq!(plan.then, RouterThen::Converged);
+        let again = super::plan(&desired(Some(spec.clone())), observed);
+        assert_eq!(again.steps, []);
+        let texts = plan.steps.iter().map(|step| match step {
+            RouterStep::ChangeNeighbours {
+                leg: it,
+                set,
+                unset,
+            } => {
+                assert_eq!(*it, leg);
+                let set: Vec<String> = set
+                    .iter()
+                    .map(|(address, mac)| format!("{address} {}", mac[5]))
+                    .collect();
+                format!("+{set:?} -{unset:?}")
+            }
+            step => panic!("{step}"),
+        });
+        texts.collect()
+    };
+    assert_eq!(
+        steps_for(&mut observed, &[(7, 7), (8, 8)]),
+        [r#"+["10.0.2.7 7", "10.0.2.8 8"] -[]"#]
+    );
+    // Another Ethernet address, one that came here (its document tells of it no more), and a new one.
+    assert_eq!(
+        steps_for(&mut observed, &[(8, 9), (10, 10)]),
+        [r#"+["10.0.2.10 10", "10.0.2.8 9"] -[10.0.2.7]"#]
+    );
+    // It goes back.
+    assert_eq!(
+        steps_for(&mut observed, &[(7, 7), (8, 9), (10, 10)]),
+        [r#"+["10.0.2.7 7"] -[]"#]
+    );
+    assert_eq!(
+        steps_for(&mut observed, &[]),
+        ["+[] -[10.0.2.7, 10.0.2.8, 10.0.2.10]"]
+    );
+    assert_eq!(steps_for(&mut observed, &[]), Vec::<String>::new());
+}
+
+#[test]
+fn with_its_last_address_a_leg_forgets_its_neighbours_and_is_told_again() {
+    let mut spec = spec();
+    let mut observed = built(&spec);
+    observed.neighbours = told(&[(7, 7)]);
+    follow(&mut observed, Some(&spec));
+    spec.interfaces[1].ip_address = IpAddr::from([10, 0, 2, 254]);
+    let plan = follow(&mut observed, Some(&spec));
+    let names: Vec<_> = plan.steps.iter().map(RouterStep::name).collect();
+    assert_eq!(
+        names,
+        [
+            "remove_router_address",
+            "add_router_address",
+            "change_neighbours"
+        ]
+    );
+    assert_eq!(super::plan(&desired(Some(spec)), &observed).steps, []);
+}
+
 #[test]
 fn a_foreign_link_is_refused_and_left_alone() {
     let spec = spec();
@@ -345,7 +428,12 @@ fn a_foreign_link_is_refused_and_left_alone() {
 #[test]
 fn what_broke_off_anywhere_is_finished_or_taken_down() {
     let spec = spec();
-    let whole = built(&spec);
+    let bare = |networks: &[u128]| RouterObserved {
+        neighbours: told(&[(7, 7), (8, 8)]),
+        ..bare(networks)
+    };
+    let mut whole = bare(&[1, 2, 9]);
+    follow(&mut whole, Some(&spec));
     let mut bare_host = bare(&[1, 2, 9]);
     let steps = plan(&desired(Some(spec.clone())), &bare_host).steps;
     for cut in 0..=steps.len() {

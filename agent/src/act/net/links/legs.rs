@@ -25,8 +25,8 @@ use crate::{
     act::net::error::NetError,
     decide::{
         names::LINK_PREFIX,
-        network::Link,
-        router::{Leg, LegLink, LegObserved, LegSwitch, RouteEntry},
+        network::{Link, uplink::fdb::FdbEntry},
+        router::{Leg, LegLink, LegObserved, LegSwitch, Neighbours, RouteEntry},
     },
 };
 
@@ -51,6 +51,14 @@ impl Links {
         let mut observed = self.describe_leg(&found, link.switches()).await?;
         if let Some(master) = found.master {
             observed.master = Some(self.name_of(master).await?);
+            let told = Self::open_strict()?.fdb(found.index).await?;
+            observed.behind = told
+                .into_iter()
+                .filter_map(|entry| match entry {
+                    FdbEntry::Bridge(mac) => Some(mac),
+                    FdbEntry::Flood(_) | FdbEntry::Remote { .. } => None,
+                })
+                .collect();
         }
         Ok(Some(observed))
     }
@@ -61,9 +69,11 @@ impl Links {
         switches: &[LegSwitch],
     ) -> Result<BTreeMap<String, LegObserved>, NetError> {
         let mut links = BTreeMap::new();
+        let mut told = self.told_neighbours().await?;
         for found in self.all().await? {
             if found.name.starts_with(LINK_PREFIX) {
-                let observed = self.describe_leg(&found, switches).await?;
+                let mut observed = self.describe_leg(&found, switches).await?;
+                observed.neighbours = told.remove(&found.index).unwrap_or_default();
                 links.insert(found.name, observed);
             }
         }
@@ -95,9 +105,11 @@ impl Links {
             mtu: 0,
             up: found.is_up(),
             master: None,
+            behind: BTreeSet::new(),
             unsettled,
             // The link-local one that the kernel gives each leg is what it advertises itself with.
             addresses: without_link_local(self.addresses(found).await?),
+            neighbours: Neighbours::new(),
         };
         for attribute in &found.message.attributes {
             match attribute {
@@ -110,7 +122,7 @@ impl Links {
     }
 
     /// The link of a router's leg, which must be there. An end in a bridge must be the router's.
-    async fn own_leg(&self, link: LegLink) -> Result<Found, NetError> {
+    pub(super) async fn own_leg(&self, link: LegLink) -> Result<Found, NetError> {
         let found = self.find(&link.name()).await?;
         let found = found.ok_or_else(|| NetError::Absent { link: link.name() })?;
         if link.end == crate::decide::router::End::Host {
@@ -165,6 +177,20 @@ impl Links {
         let bridge = self.own(Link::bridge(leg.network)).await?.index;
         self.change_leg(leg.host_end(), |change| change.controller(bridge))
             .await
+    }
+
+    /// Tells the bridge that a leg is in what is behind it.
+    pub(in crate::act::net) async fn anchor_leg(
+        &self,
+        leg: Leg,
+        mac: [u8; 6],
+    ) -> Result<(), NetError> {
+        let link = leg.host_end();
+        let index = self.own_leg(link).await?.index;
+        let told = self.tell_bridge(index, mac).await;
+        told.map_err(NetError::netlink(format!(
+            "tell the bridge what is behind link {link}"
+        )))
     }
 
     async fn change_leg(
