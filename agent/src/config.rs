@@ -22,7 +22,7 @@ pub use network::NetworkConfig;
 
 use crate::{
     act::{
-        libvirt::{DEFAULT_URI, VirtTypeChoice},
+        libvirt::{Address, VirtTypeChoice},
         machine::countables::PciPool,
         net::metadata::default_program,
         storage::{LvmPoolOptions, VolumeWipe},
@@ -48,7 +48,7 @@ pub struct Config {
     /// `host.pci_pools`: the PCI devices that instances may have.
     pub pci_pools: Vec<PciPool>,
     /// `libvirt.uri`.
-    pub libvirt_uri: String,
+    pub libvirt_uri: Address,
     /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
     pub virt_type: VirtTypeChoice,
     /// `libvirt.room_to_grow`: whether guests are started so that they can get more while they are on.
@@ -127,7 +127,13 @@ impl Config {
             parse::list(parse::from_str("a pool such as GPU=10de:1eb8")),
             Vec::new(),
         );
-        let libvirt_uri = c.optional("libvirt.uri", parse::non_empty, DEFAULT_URI.to_owned());
+        let libvirt_uri = c.optional(
+            "libvirt.uri",
+            parse::from_str(
+                "\"qemu:///system\", or \"qemu:///system?socket=/run/libvirt/virtqemud-sock\" for another socket of this host",
+            ),
+            Address::default(),
+        );
         let virt_type = c.optional(
             "libvirt.virt_type",
             parse::from_str("\"auto\", \"kvm\" or \"qemu\""),
