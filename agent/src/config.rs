@@ -129,9 +129,7 @@ impl Config {
         );
         let libvirt_uri = c.optional(
             "libvirt.uri",
-            parse::from_str(
-                "\"qemu:///system\", or \"qemu:///system?socket=/run/libvirt/virtqemud-sock\" for another socket of this host",
-            ),
+            parse::from_str("a libvirt of this host"),
             Address::default(),
         );
         let virt_type = c.optional(
@@ -316,7 +314,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let text = "[host]\nname = \"a_b\"\nstate_dir = \"berth\"\nheartbeat_seconds = 61\ncolour = 1\n\
-                    [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n\
+                    [libvirt]\nuri = \"qemu+ssh://hv2/system\"\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n\
                     [storage]\nqemu_img_user = \"\"\nimage_cache_max_age_days = 0\nvolume_wipe = \"twice\"\n";
         let errors = read(text, Some("hv1")).unwrap_err();
         for key in [
@@ -325,6 +323,7 @@ mod tests {
             "state_dir",
             "heartbeat_seconds",
             "colour",
+            "a libvirt of this host",
             "virt_type",
             "volume_wipe",
             "concurrent_operations",

@@ -139,6 +139,8 @@ async fn a_question_lies_byte_by_byte_as_libvirt_expects_it() {
             ("vm", Uuid::from_bytes([3; 16]))
         );
         domain.attach_device_flags("<disk/>", 1).await.unwrap();
+        let answer = domain.qemu_agent_command("{}", 5).await.unwrap();
+        assert_eq!(answer.as_deref(), Some("yes"));
     };
     let heard = async {
         let mut first = [0; 44];
@@ -163,6 +165,19 @@ async fn a_question_lies_byte_by_byte_as_libvirt_expects_it() {
         );
         let (header, _) = packet::open(&second).unwrap();
         libvirt.say(reply(header), &[]).await;
+
+        let mut third = [0; 72];
+        libvirt.0.read_exact(&mut third).await.unwrap();
+        let expected = b"\0\0\0\x48\x20\0\x80\x87\0\0\0\x01\0\0\0\x03\0\0\0\0\0\0\0\x03\0\0\0\0\
+            \0\0\0\x02vm\0\0\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\xff\xff\xff\xff\
+            \0\0\0\x02{}\0\0\0\0\0\x05\0\0\0\0";
+        assert_eq!(
+            third.escape_ascii().to_string(),
+            expected.escape_ascii().to_string()
+        );
+        let (header, _) = packet::open(&third).unwrap();
+        let answer = b"\0\0\0\x01\0\0\0\x03yes\0";
+        libvirt.say(reply(header), answer).await;
     };
     tokio::join!(asked, heard);
 }
