@@ -3,7 +3,7 @@
 #
 #   scripts/install-packages.sh GROUP...
 #
-#   build   compile berth: C compiler, libvirt headers, git, and Rust as new as Cargo.toml demands
+#   build   compile berth: C compiler, git, and Rust as new as Cargo.toml demands
 #   run     be a hypervisor with a broker: QEMU, libvirt, RabbitMQ, dnsmasq, nftables; and what the demo looks
 #           at them with: curl, jq, ping
 #   guest   build the test guest (scripts/guest-image.sh)
@@ -20,7 +20,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/environment.sh"
 export DEBIAN_FRONTEND=noninteractive
 
-build_packages=(ca-certificates curl gcc git libc6-dev libvirt-dev make pkg-config)
+build_packages=(ca-certificates curl gcc git libc6-dev make)
 run_packages=(
 	curl dnsmasq-base iproute2 iputils-ping jq libvirt-clients libvirt-daemon-driver-qemu libvirt-daemon-system
 	nftables procps qemu-system-x86 qemu-utils rabbitmq-server util-linux xorriso

@@ -22,7 +22,7 @@ pub use network::NetworkConfig;
 
 use crate::{
     act::{
-        libvirt::{DEFAULT_URI, VirtTypeChoice},
+        libvirt::{Address, VirtTypeChoice},
         machine::countables::PciPool,
         net::metadata::default_program,
         storage::{LvmPoolOptions, VolumeWipe},
@@ -48,7 +48,7 @@ pub struct Config {
     /// `host.pci_pools`: the PCI devices that instances may have.
     pub pci_pools: Vec<PciPool>,
     /// `libvirt.uri`.
-    pub libvirt_uri: String,
+    pub libvirt_uri: Address,
     /// `libvirt.virt_type`: `auto`, `kvm` or `qemu`.
     pub virt_type: VirtTypeChoice,
     /// `libvirt.room_to_grow`: whether guests are started so that they can get more while they are on.
@@ -127,7 +127,11 @@ impl Config {
             parse::list(parse::from_str("a pool such as GPU=10de:1eb8")),
             Vec::new(),
         );
-        let libvirt_uri = c.optional("libvirt.uri", parse::non_empty, DEFAULT_URI.to_owned());
+        let libvirt_uri = c.optional(
+            "libvirt.uri",
+            parse::from_str("a libvirt of this host"),
+            Address::default(),
+        );
         let virt_type = c.optional(
             "libvirt.virt_type",
             parse::from_str("\"auto\", \"kvm\" or \"qemu\""),
@@ -310,7 +314,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let text = "[host]\nname = \"a_b\"\nstate_dir = \"berth\"\nheartbeat_seconds = 61\ncolour = 1\n\
-                    [libvirt]\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n\
+                    [libvirt]\nuri = \"qemu+ssh://hv2/system\"\nvirt_type = \"xen\"\n[limits]\nconcurrent_operations = 0\n\
                     [storage]\nqemu_img_user = \"\"\nimage_cache_max_age_days = 0\nvolume_wipe = \"twice\"\n";
         let errors = read(text, Some("hv1")).unwrap_err();
         for key in [
@@ -319,6 +323,7 @@ mod tests {
             "state_dir",
             "heartbeat_seconds",
             "colour",
+            "a libvirt of this host",
             "virt_type",
             "volume_wipe",
             "concurrent_operations",

@@ -1,6 +1,6 @@
-//! How the heap stays small. The C library's `malloc` serves Rust and libvirt alike, and its defaults are made for
-//! throughput: an arena for nearly every thread, each with holes of its own, and memory that is kept once it was needed.
-//! The agent waits most of its time and has many threads, because calls may hang: it has it the other way round.
+//! How the heap stays small. The defaults of the C library's `malloc` are made for throughput: an arena for nearly every
+//! thread, each with holes of its own, and memory that is kept once it was needed. The agent waits most of its time: it has it
+//! the other way round.
 
 #![allow(
     unsafe_code,

@@ -22,7 +22,7 @@ use rtnetlink::{LinkBridge, LinkVeth, new_connection};
 use crate::{
     act::{
         command::PATH,
-        libvirt::{DEFAULT_URI, KvmEvidence, VirtTypeChoice},
+        libvirt::{Address, KvmEvidence, VirtTypeChoice},
         machine::{Measure as _, ThisMachine},
         net::features::Features,
         storage::{
@@ -41,8 +41,6 @@ const PROGRAMS: [(&str, &str, Severity); 4] = [
     // Instances without a config drive do without.
     ("xorriso", "xorriso", Severity::Warning),
 ];
-/// Where libvirt listens for `qemu:///system`: the one daemon, or the one for QEMU.
-const LIBVIRT_SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
 /// The kernel's door to the processor's virtualisation.
 const KVM: &str = "/dev/kvm";
 /// Below this, the next image does not fit.
@@ -468,12 +466,9 @@ fn check_pools(findings: &mut Findings, pools: &BTreeMap<PoolName, LvmPoolOption
     }
 }
 
-fn check_libvirt(findings: &mut Findings, uri: &str) {
-    if uri != DEFAULT_URI {
-        return;
-    }
-    let answers = LIBVIRT_SOCKETS
-        .iter()
+fn check_libvirt(findings: &mut Findings, address: &Address) {
+    let answers = address
+        .sockets()
         .any(|path| match UnixStream::connect(path) {
             Ok(stream) => {
                 // It was only to see whether somebody is there.
@@ -483,9 +478,13 @@ fn check_libvirt(findings: &mut Findings, uri: &str) {
             Err(_) => false,
         });
     if !answers {
+        let sockets: Vec<_> = address
+            .sockets()
+            .map(|path| path.display().to_string())
+            .collect();
         findings.add(
             Severity::Warning,
-            format!("libvirt does not run: nobody listens at {}", LIBVIRT_SOCKETS.join(" or ")),
+            format!("libvirt does not run: nobody listens at {}", sockets.join(" or ")),
             Some("systemctl start libvirtd; until then the agent waits, and running guests are left alone"),
         );
     }

@@ -204,10 +204,10 @@ fn chain(error: &ActError) -> String {
     text
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_domain_lives_its_life_step_by_step() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     assert_eq!(libvirt.observe_one(id).await.unwrap(), None);
@@ -314,10 +314,10 @@ async fn a_domain_lives_its_life_step_by_step() {
     assert_eq!(hypervisor.qemu_pids(), "");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     for needs_a_domain in [
@@ -408,10 +408,10 @@ async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
     assert_eq!(libvirt.observe().await.unwrap(), []);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_image_below_a_disk_stays_roots_and_read_only() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     let (disk, image) = (&config.disks[0].path, &config.disks[0].backing[0].0);
@@ -438,10 +438,10 @@ async fn the_image_below_a_disk_stays_roots_and_read_only() {
     libvirt.apply(&DomainStep::Undefine(id)).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_domain_is_listed_and_never_touched() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     let define = |name: &str, uuid: &str, metadata: &str| {
@@ -512,10 +512,10 @@ async fn a_foreign_domain_is_listed_and_never_touched() {
     assert_eq!(libvirt.observe().await.unwrap().len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn guests_run_on_while_libvirtd_is_gone_and_calls_recover() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     libvirt
@@ -570,7 +570,7 @@ async fn guests_run_on_while_libvirtd_is_gone_and_calls_recover() {
     assert_eq!(libvirt.observe().await.unwrap(), []);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
     let hypervisor = Hypervisor::start();
     let options = Options {
@@ -582,7 +582,7 @@ async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
         observe_deadline: Duration::from_secs(5),
         ..Options::default()
     };
-    let libvirt = Libvirt::start(&hypervisor.uri(), options);
+    let libvirt = Libvirt::start(&hypervisor.address(), options);
     assert_eq!(libvirt.observe().await.unwrap(), []);
 
     hypervisor.signal_libvirtd("STOP");
@@ -612,7 +612,7 @@ async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
     assert_eq!(libvirt.observe().await.unwrap(), []);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_libvirtd_that_hangs_on_is_not_asked_any_more_until_it_is_back() {
     let hypervisor = Hypervisor::start();
     let options = Options {
@@ -620,7 +620,7 @@ async fn a_libvirtd_that_hangs_on_is_not_asked_any_more_until_it_is_back() {
         usage_deadline: Duration::from_secs(1),
         ..Options::default()
     };
-    let libvirt = Libvirt::start(&hypervisor.uri(), options);
+    let libvirt = Libvirt::start(&hypervisor.address(), options);
     assert_eq!(libvirt.observe().await.unwrap(), []);
     hypervisor.signal_libvirtd("STOP");
     let since = chrono::Utc::now();
@@ -663,12 +663,10 @@ async fn a_libvirtd_that_hangs_on_is_not_asked_any_more_until_it_is_back() {
     assert_eq!(libvirt.breaker_state(), BreakerState::Closed);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_absent_libvirtd_is_told_by_its_address_and_may_come_later() {
-    let libvirt = Libvirt::start(
-        "qemu+unix:///system?socket=/nonexistent/libvirt-sock",
-        Options::default(),
-    );
+    let nowhere = "qemu+unix:///system?socket=/nonexistent/libvirt-sock";
+    let libvirt = Libvirt::start(&nowhere.parse().unwrap(), Options::default());
     let error = libvirt.observe().await.unwrap_err();
     assert_eq!((error.code, error.retryable), (FaultCode::Hypervisor, true));
     let text = chain(&error);
@@ -688,10 +686,10 @@ async fn an_absent_libvirtd_is_told_by_its_address_and_may_come_later() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_host_is_told_as_libvirt_sees_it() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let facts = libvirt.host_facts(VirtTypeChoice::Qemu).await.unwrap();
     assert_eq!(facts.arch, std::env::consts::ARCH);
     assert_eq!(facts.virt_type, VirtType::Qemu);
@@ -701,10 +699,10 @@ async fn the_host_is_told_as_libvirt_sees_it() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_off() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     let path = config.disks[0].path.with_file_name("volume.raw");
@@ -907,10 +905,10 @@ fn content(path: &Path) -> Vec<u8> {
     content
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_disk_is_copied_as_it_was_when_that_began_and_a_job_left_alone_is_ended() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let mut config = instance(&hypervisor);
     let id = config.id;
     let folder = config.disks[0].path.parent().unwrap().to_owned();

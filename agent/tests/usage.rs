@@ -576,7 +576,7 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
         usage_deadline: Duration::from_secs(30),
         ..Options::default()
     };
-    let libvirt = Arc::new(Libvirt::start(&hypervisor.uri(), options));
+    let libvirt = Arc::new(Libvirt::start(&hypervisor.address(), options));
     told(&libvirt, <[DomainUsage]>::is_empty).await;
 
     let id = InstanceId::new();
@@ -715,7 +715,7 @@ async fn a_guest_that_hangs_costs_its_own_figures_and_a_libvirtd_that_restarts_c
         usage_deadline: Duration::from_secs(10),
         ..Options::default()
     };
-    let libvirt = Arc::new(Libvirt::start(&hypervisor.uri(), options));
+    let libvirt = Arc::new(Libvirt::start(&hypervisor.address(), options));
     let [hung, well] = [InstanceId::new(), InstanceId::new()];
     let network = NetworkId::new();
     hypervisor.add_bridge(&names::bridge(network));

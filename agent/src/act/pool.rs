@@ -162,8 +162,8 @@ impl<S: 'static> Pool<S> {
     }
 
     /// How many calls did not come back in time and still hang.
-    #[must_use]
-    pub(super) fn stuck(&self) -> usize {
+    #[cfg(test)]
+    fn stuck(&self) -> usize {
         self.shared.lock().stuck
     }
 }

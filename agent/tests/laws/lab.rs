@@ -363,7 +363,7 @@ impl Lab {
         let (engine, handle) = Engine::new(Parts {
             host: Host {
                 compute: Arc::new(Deadly {
-                    real: Libvirt::start(&self.hypervisor.uri(), Options::default()),
+                    real: Libvirt::start(&self.hypervisor.address(), Options::default()),
                     trap: Arc::clone(&self.trap),
                 }),
                 storage: Arc::new(Deadly {

@@ -5,10 +5,10 @@ use super::*;
 /// Bytes of the volume: more than the small disk has.
 const SIZE: usize = 96 << 20;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_finds_its_disk_full_is_told_and_the_guest_notices_nothing() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let mut config = instance(&hypervisor);
     let id = config.id;
     let folder = hypervisor.path().join("pool");

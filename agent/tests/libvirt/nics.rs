@@ -140,10 +140,10 @@ fn wait_for_ping(hypervisor: &Hypervisor) {
     });
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_running_guest_gets_a_nic_loses_its_cable_and_gives_it_back() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
@@ -233,10 +233,10 @@ async fn a_running_guest_gets_a_nic_loses_its_cable_and_gives_it_back() {
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_an_interrupted_attachment_left_and_what_has_no_alias_of_ours_is_given_back() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     let domain = names::domain(id);

@@ -41,10 +41,10 @@ fn leave(hypervisor: &Hypervisor, domain: &str, volume: &Path, stage: Stage) {
     }}));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_volume_is_attached_over_what_an_interrupted_attachment_left() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;

@@ -56,10 +56,10 @@ fn info_block(hypervisor: &Hypervisor, config: &DomainConfig) -> String {
     hypervisor.virsh(&["qemu-monitor-command", "--hmp", &domain, "info block"])
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_without_a_controller_is_given_one_and_disks_behind_it() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     let live_xml = || hypervisor.virsh(&["dumpxml", &names::domain(id)]);
@@ -132,10 +132,10 @@ async fn a_guest_without_a_controller_is_given_one_and_disks_behind_it() {
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_starts_with_disks_behind_the_controller_of_its_config_drive() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let mut config = instance(&hypervisor);
     let id = config.id;
     let nic_of = || {
@@ -180,10 +180,10 @@ async fn a_guest_starts_with_disks_behind_the_controller_of_its_config_drive() {
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_interrupted_attachments_left_of_scsi_is_got_rid_of() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = instance(&hypervisor);
     let id = config.id;
     twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;

@@ -36,10 +36,10 @@ fn vcpus(id: InstanceId, vcpus: u64) -> DomainStep {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_gets_processors_and_memory_while_it_is_on_and_starts_with_its_definition() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = roomy(&hypervisor);
     let id = config.id;
     twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
@@ -94,10 +94,10 @@ async fn a_guest_gets_processors_and_memory_while_it_is_on_and_starts_with_its_d
     twice(&libvirt, DomainStep::Undefine(id)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_that_libvirtd_lost_on_the_way_is_taken_back_first() {
     let hypervisor = Hypervisor::start();
-    let libvirt = Libvirt::start(&hypervisor.uri(), Options::default());
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
     let config = roomy(&hypervisor);
     let id = config.id;
     let name = names::domain(id);

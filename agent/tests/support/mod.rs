@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use berth_agent::act::libvirt::Address;
 use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine.
@@ -120,6 +121,11 @@ impl Hypervisor {
     /// Where its libvirtd is reached.
     pub(crate) fn uri(&self) -> String {
         format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    /// The same, as the agent knows it.
+    pub(crate) fn address(&self) -> Address {
+        self.uri().parse().unwrap()
     }
 
     fn socket(&self) -> PathBuf {

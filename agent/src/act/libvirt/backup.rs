@@ -5,33 +5,19 @@
 //! ```
 //!
 //! libvirt forgets these statistics when it is restarted, and when they were read. So only who saw a job run and then end
-//! well may trust the file. The `virt` crate has no functions for this; the unsafe code here does nothing but ask and copy.
+//! well may trust the file.
 
-#![expect(
-    unsafe_code,
-    reason = "the virt crate has no functions for backup jobs, and frees what libvirt allocated its own way"
-)]
-
-use std::{
-    ffi::{CStr, CString},
-    ptr,
-};
+use std::path::Path;
 
 use berth_common::{
     ids::InstanceId,
     message::report::{FaultCode, PowerState},
 };
-use nix::libc;
-use virt::{
-    connect::Connect,
-    domain::Domain,
-    error::{Error, ErrorNumber},
-    sys,
-};
 
 use super::{
-    error::{failed, is_gone},
+    error::failed,
     observe,
+    rpc::{Code, Connection, Domain, Error, JobStats, TypedValue, constants},
 };
 use crate::{
     act::ActError,
@@ -53,25 +39,21 @@ pub(super) enum Seen {
 }
 
 /// The backup jobs of all domains that are on.
-pub(super) fn all(connection: &Connect) -> Result<Vec<BackupJob>, ActError> {
+pub(super) async fn all(connection: &Connection) -> Result<Vec<BackupJob>, ActError> {
     let listing = |error| failed("looking for backup jobs".to_owned(), error);
     let on = connection
-        .list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        .list_all_domains(constants::VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        .await
         .map_err(listing)?;
     let mut jobs = Vec::new();
     for domain in &on {
-        let Some(xml) = description(domain).map_err(listing)? else {
+        let Some(xml) = description(domain).await.map_err(listing)? else {
             continue;
         };
-        let (uuid, name) = match (domain.get_uuid(), domain.get_name()) {
-            (Ok(uuid), Ok(name)) => (uuid, name),
-            (Err(error), _) | (_, Err(error)) if is_gone(&error) => continue,
-            (Err(error), _) | (_, Err(error)) => return Err(listing(error)),
-        };
-        if let Ok(instance) = InstanceId::try_from(uuid) {
+        if let Ok(instance) = InstanceId::try_from(domain.get_uuid()) {
             jobs.push(BackupJob {
                 instance,
-                domain: name,
+                domain: domain.get_name().to_owned(),
                 files: domain_xml::read_backup(&xml),
             });
         }
@@ -80,53 +62,47 @@ pub(super) fn all(connection: &Connect) -> Result<Vec<BackupJob>, ActError> {
 }
 
 /// Begins a job, unless one that writes the same file runs.
-pub(super) fn begin(connection: &Connect, plan: &BackupPlan, what: &str) -> Result<(), ActError> {
-    let xml = domain_xml::write_backup(plan)
-        .map_err(|error| ActError {
-            what: what.to_owned(),
-            code: FaultCode::Hypervisor,
-            retryable: false,
-            source: Some(Box::new(error)),
-        })
-        .and_then(|xml| {
-            // Escaped text holds no zero byte.
-            CString::new(xml).map_err(|error| ActError::retryable(FaultCode::Internal, what, error))
-        })?;
+pub(super) async fn begin(
+    connection: &Connection,
+    plan: &BackupPlan,
+    what: &str,
+) -> Result<(), ActError> {
+    let xml = domain_xml::write_backup(plan).map_err(|error| ActError {
+        what: what.to_owned(),
+        code: FaultCode::Hypervisor,
+        retryable: false,
+        source: Some(Box::new(error)),
+    })?;
     // libvirt has no word of its own for what passes by itself: a file that is there of a job that runs, a disk that is
     // gone with the guest's next start. Whoever planned this looks again.
     let failed = |error| ActError {
         retryable: true,
         ..failed(what.to_owned(), error)
     };
-    let domain = own(connection, plan.instance, what)?;
+    let domain = own(connection, plan.instance, what).await?;
     let is_same = |xml: String| domain_xml::read_backup(&xml).contains(&plan.file);
-    if description(&domain).map_err(failed)?.is_some_and(is_same) {
-        return check_disk(connection, &domain, plan, what);
+    let runs = description(&domain).await.map_err(failed)?;
+    if !runs.is_some_and(is_same) {
+        // What is told of the last job is told of this one afterwards.
+        last(&domain).await.map_err(failed)?;
+        domain.backup_begin(&xml).await.map_err(failed)?;
     }
-    // What is told of the last job is told of this one afterwards.
-    last(&domain).map_err(failed)?;
-    // SAFETY: the domain is open as long as it is borrowed, and libvirt copies the text.
-    let begun = unsafe { sys::virDomainBackupBegin(domain.as_ptr(), xml.as_ptr(), ptr::null(), 0) };
-    if begun == 0 {
-        check_disk(connection, &domain, plan, what)
-    } else {
-        Err(failed(Error::last_error()))
-    }
+    check_disk(connection, &domain, plan, what).await
 }
 
 /// libvirt names the disks of a job by the guest's names only, and by the time the job began those may have been other
 /// disks: as long as it runs they stay what they are, so this is the time to look.
-fn check_disk(
-    connection: &Connect,
+async fn check_disk(
+    connection: &Connection,
     domain: &Domain,
     plan: &BackupPlan,
     what: &str,
 ) -> Result<(), ActError> {
-    let observed = observe::of(domain)?;
+    let observed = observe::of(domain).await?;
     if observed.is_some_and(|it| it.disks.live.contains(&plan.disk)) {
         return Ok(());
     }
-    abort(connection, plan.instance, &plan.file, what)?;
+    abort(connection, plan.instance, &plan.file, what).await?;
     Err(ActError {
         what: format!("{what}: {} is another disk by now", plan.disk.target),
         code: FaultCode::Hypervisor,
@@ -136,8 +112,8 @@ fn check_disk(
 }
 
 /// How far the job is that was begun last.
-pub(super) fn look(
-    connection: &Connect,
+pub(super) async fn look(
+    connection: &Connection,
     instance: InstanceId,
     what: &str,
 ) -> Result<Seen, ActError> {
@@ -145,20 +121,20 @@ pub(super) fn look(
     let gone = |why: &str| Seen::Failed {
         why: why.to_owned(),
     };
-    let Some(domain) = observe::lookup(connection, instance)? else {
+    let Some(domain) = observe::lookup(connection, instance).await? else {
         return Ok(gone("the domain is gone"));
     };
-    if description(&domain).map_err(failed)?.is_some() {
+    if description(&domain).await.map_err(failed)?.is_some() {
         return Ok(Seen::Running);
     }
-    if !domain.is_active().map_err(failed)? {
+    if !domain.is_active().await.map_err(failed)? {
         return Ok(gone("the guest went off"));
     }
-    let Some(ended) = last(&domain).map_err(failed)? else {
+    let Some(ended) = last(&domain).await.map_err(failed)? else {
         return Ok(gone("libvirt does not know how it ended"));
     };
-    let is_backup = u32::try_from(ended.operation) == Ok(sys::VIR_DOMAIN_JOB_OPERATION_BACKUP);
-    let is_done = u32::try_from(ended.kind) == Ok(sys::VIR_DOMAIN_JOB_COMPLETED);
+    let is_backup = ended.operation == constants::VIR_DOMAIN_JOB_OPERATION_BACKUP;
+    let is_done = ended.kind == constants::VIR_DOMAIN_JOB_COMPLETED;
     if is_backup && is_done && ended.success {
         return Ok(Seen::Succeeded);
     }
@@ -168,56 +144,62 @@ pub(super) fn look(
 }
 
 /// Ends the job that writes a file, if it runs.
-pub(super) fn abort(
-    connection: &Connect,
+pub(super) async fn abort(
+    connection: &Connection,
     instance: InstanceId,
-    file: &std::path::Path,
+    file: &Path,
     what: &str,
 ) -> Result<(), ActError> {
     let failed = |error| failed(what.to_owned(), error);
-    let Some(domain) = observe::lookup(connection, instance)? else {
+    let Some(domain) = observe::lookup(connection, instance).await? else {
         return Ok(());
     };
     let is_ours = |xml: String| domain_xml::read_backup(&xml).iter().any(|it| it == file);
-    if !description(&domain).map_err(failed)?.is_some_and(is_ours) {
+    let runs = description(&domain).await.map_err(failed)?;
+    if !runs.is_some_and(is_ours) {
         return Ok(());
     }
-    // SAFETY: the domain is open as long as it is borrowed.
-    if unsafe { sys::virDomainAbortJob(domain.as_ptr()) } == 0 {
+    let Err(error) = domain.abort_job().await else {
         return Ok(());
-    }
-    let error = Error::last_error();
+    };
     // It may have ended just now.
-    match description(&domain) {
+    match description(&domain).await {
         Ok(None) => Ok(()),
         _ => Err(failed(error)),
     }
 }
 
 /// Whether a job that writes a file runs.
-pub(super) fn writes(
-    connection: &Connect,
+pub(super) async fn writes(
+    connection: &Connection,
     instance: InstanceId,
-    file: &std::path::Path,
+    file: &Path,
 ) -> Result<bool, ActError> {
     let what = || format!("looking at the backup job of instance {instance}");
-    let Some(domain) = observe::lookup(connection, instance)? else {
+    let Some(domain) = observe::lookup(connection, instance).await? else {
         return Ok(false);
     };
-    let job = description(&domain).map_err(|error| failed(what(), error))?;
+    let runs = description(&domain).await;
+    let job = runs.map_err(|error| failed(what(), error))?;
     Ok(job.is_some_and(|xml| domain_xml::read_backup(&xml).iter().any(|it| it == file)))
 }
 
 /// berth's own domain of an instance, which is on.
-fn own(connection: &Connect, instance: InstanceId, what: &str) -> Result<Domain, ActError> {
+async fn own(
+    connection: &Connection,
+    instance: InstanceId,
+    what: &str,
+) -> Result<Domain, ActError> {
     let off = || ActError {
         what: format!("{what}: its guest is not on"),
         code: FaultCode::Hypervisor,
         retryable: true,
         source: None,
     };
-    let domain = observe::lookup(connection, instance)?.ok_or_else(off)?;
-    let observed = observe::of(&domain)?.ok_or_else(off)?;
+    let domain = observe::lookup(connection, instance)
+        .await?
+        .ok_or_else(off)?;
+    let observed = observe::of(&domain).await?.ok_or_else(off)?;
     if observed.metadata.is_none() {
         return Err(ActError::refused(
             FaultCode::ForeignObject,
@@ -234,29 +216,24 @@ fn own(connection: &Connect, instance: InstanceId, what: &str) -> Result<Domain,
 }
 
 /// libvirt's XML of the job that runs on a domain; `None`: none does.
-fn description(domain: &Domain) -> Result<Option<String>, Error> {
-    // SAFETY: the domain is open as long as it is borrowed; what is answered is ours to free.
-    let xml = unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) };
-    if xml.is_null() {
-        let error = Error::last_error();
-        return match error.code() {
-            // It has none, is gone, or is off.
-            ErrorNumber::NoDomainBackup | ErrorNumber::NoDomain | ErrorNumber::OperationInvalid => {
-                Ok(None)
-            }
-            _ => Err(error),
-        };
-    }
-    // SAFETY: libvirt answers a text that ends with zero, and it is freed once, after it was copied.
-    unsafe {
-        let text = CStr::from_ptr(xml).to_string_lossy().into_owned();
-        libc::free(xml.cast());
-        Ok(Some(text))
+async fn description(domain: &Domain) -> Result<Option<String>, Error> {
+    match domain.backup_get_xml_desc().await {
+        Ok(xml) => Ok(Some(xml)),
+        // It has none, is gone, or is off.
+        Err(error) if has_none(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
+fn has_none(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(Code::NO_DOMAIN_BACKUP | Code::NO_DOMAIN | Code::OPERATION_INVALID)
+    )
+}
+
 /// How a job ended.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Ended {
     kind: i32,
     operation: i32,
@@ -265,54 +242,62 @@ struct Ended {
 }
 
 /// What libvirt tells of the last job of a domain, once; `None`: nothing.
-fn last(domain: &Domain) -> Result<Option<Ended>, Error> {
-    let mut ended = Ended::default();
-    let mut params: sys::virTypedParameterPtr = ptr::null_mut();
-    let mut count = 0;
-    // SAFETY: the domain is open as long as it is borrowed, and the three places are there for the answer.
-    let result = unsafe {
-        sys::virDomainGetJobStats(
-            domain.as_ptr(),
-            &mut ended.kind,
-            &mut params,
-            &mut count,
-            sys::VIR_DOMAIN_JOB_STATS_COMPLETED,
-        )
+async fn last(domain: &Domain) -> Result<Option<Ended>, Error> {
+    let flags = constants::VIR_DOMAIN_JOB_STATS_COMPLETED;
+    Ok(ended(domain.get_job_stats(flags).await?))
+}
+
+fn ended(stats: JobStats) -> Option<Ended> {
+    if stats.kind == constants::VIR_DOMAIN_JOB_NONE || stats.params.is_empty() {
+        return None;
+    }
+    let mut ended = Ended {
+        kind: stats.kind,
+        ..Ended::default()
     };
-    if result != 0 {
-        return Err(Error::last_error());
-    }
-    if ended.kind == 0 || params.is_null() {
-        return Ok(None);
-    }
-    let mut success = 0;
-    // SAFETY: `params` holds so many parameters until it is freed, once, at the end; texts are copied before that. A
-    // value that is not there leaves its place alone.
-    unsafe {
-        sys::virTypedParamsGetInt(
-            params,
-            count,
-            sys::VIR_DOMAIN_JOB_OPERATION.as_ptr(),
-            &mut ended.operation,
-        );
-        sys::virTypedParamsGetBoolean(
-            params,
-            count,
-            sys::VIR_DOMAIN_JOB_SUCCESS.as_ptr(),
-            &mut success,
-        );
-        let mut text: *const libc::c_char = ptr::null();
-        sys::virTypedParamsGetString(
-            params,
-            count,
-            sys::VIR_DOMAIN_JOB_ERRMSG.as_ptr(),
-            &mut text,
-        );
-        if !text.is_null() {
-            ended.message = Some(CStr::from_ptr(text).to_string_lossy().into_owned());
+    for param in stats.params {
+        match (param.field.as_str(), param.value) {
+            (constants::VIR_DOMAIN_JOB_OPERATION, TypedValue::Int(number)) => {
+                ended.operation = number
+            }
+            (constants::VIR_DOMAIN_JOB_SUCCESS, TypedValue::Boolean(number)) => {
+                ended.success = number != 0;
+            }
+            (constants::VIR_DOMAIN_JOB_ERRMSG, TypedValue::String(text)) => {
+                ended.message = Some(text)
+            }
+            _ => {}
         }
-        sys::virTypedParamsFree(params, count);
     }
-    ended.success = success != 0;
-    Ok(Some(ended))
+    Some(ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::act::libvirt::rpc::TypedParam;
+
+    #[test]
+    fn the_end_of_a_job_is_read_whatever_else_is_told_with_it() {
+        let param = |field: &str, value| TypedParam {
+            field: field.to_owned(),
+            value,
+        };
+        let params = vec![
+            param("operation", TypedValue::Int(9)),
+            param("disk_total", TypedValue::Ullong(7)),
+            param("success", TypedValue::Boolean(1)),
+            param("errmsg", TypedValue::String("No space left".to_owned())),
+        ];
+        let stats = |kind, params| JobStats { kind, params };
+        let expected = Ended {
+            kind: 3,
+            operation: 9,
+            success: true,
+            message: Some("No space left".to_owned()),
+        };
+        assert_eq!(ended(stats(3, params.clone())), Some(expected));
+        assert_eq!(ended(stats(0, params)), None);
+        assert_eq!(ended(stats(3, Vec::new())), None);
+    }
 }

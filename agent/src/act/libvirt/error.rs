@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use berth_common::message::report::FaultCode;
 use chrono::{DateTime, SecondsFormat, Utc};
-use virt::error::{Error, ErrorNumber};
 
-use crate::act::{ActError, pool::PoolError};
+use super::{
+    calls::CallError,
+    rpc::{Address, Code, Error},
+};
+use crate::act::ActError;
 
 /// libvirt refused or failed.
 pub(super) fn failed(what: String, error: Error) -> ActError {
-    let code = if error.code() == ErrorNumber::DomExist {
+    let code = if error.code() == Some(Code::DOM_EXIST) {
         FaultCode::ForeignObject
     } else {
         FaultCode::Hypervisor
@@ -18,34 +21,39 @@ pub(super) fn failed(what: String, error: Error) -> ActError {
     ActError {
         what,
         code,
-        retryable: !is_permanent(error.code()),
+        retryable: !error.code().is_some_and(is_permanent),
         source: Some(Box::new(error)),
     }
 }
 
 /// Nobody answers at the connection's address.
-pub(super) fn unreachable(uri: &str, error: Error) -> ActError {
+pub(super) fn unreachable(address: &Address, error: Error) -> ActError {
     ActError::retryable(
         FaultCode::Hypervisor,
-        format!("cannot reach libvirt at {uri}; is it running? (`systemctl start libvirtd`)"),
+        format!("cannot reach libvirt at {address}; is it running? (`systemctl start libvirtd`)"),
         error,
     )
 }
 
 /// The call did not come back, or was not made.
-pub(super) fn no_answer(what: &str, uri: &str, error: PoolError) -> ActError {
+pub(super) fn no_answer(what: &str, address: &Address, error: CallError) -> ActError {
     ActError::retryable(
         FaultCode::Hypervisor,
-        format!("{what}: libvirt at {uri} does not answer"),
+        format!("{what}: libvirt at {address} does not answer"),
         error,
     )
 }
 
 /// libvirt has not answered for a while, so it was not asked.
-pub(super) fn not_asked(what: &str, uri: &str, since: DateTime<Utc>, pause: Duration) -> ActError {
+pub(super) fn not_asked(
+    what: &str,
+    address: &Address,
+    since: DateTime<Utc>,
+    pause: Duration,
+) -> ActError {
     ActError {
         what: format!(
-            "{what}: libvirt at {uri} does not answer since {}, so it was not asked; every {} s it is tried whether it is \
+            "{what}: libvirt at {address} does not answer since {}, so it was not asked; every {} s it is tried whether it is \
              back",
             since.to_rfc3339_opts(SecondsFormat::Secs, true),
             pause.as_secs()
@@ -67,22 +75,22 @@ pub(super) fn abandoned(what: String) -> ActError {
 }
 
 /// What no repetition mends: the definition itself is wrong for this libvirt.
-fn is_permanent(code: ErrorNumber) -> bool {
+fn is_permanent(code: Code) -> bool {
     matches!(
         code,
-        ErrorNumber::XmlError
-            | ErrorNumber::XmlDetail
-            | ErrorNumber::XmlInvalidSchema
-            | ErrorNumber::InvalidArg
-            | ErrorNumber::InvalidDomain
-            | ErrorNumber::ConfigUnsupported
-            | ErrorNumber::ArgumentUnsupported
-            | ErrorNumber::NoSupport
-            | ErrorNumber::DomExist
+        Code::XML_ERROR
+            | Code::XML_DETAIL
+            | Code::XML_INVALID_SCHEMA
+            | Code::INVALID_ARG
+            | Code::INVALID_DOMAIN
+            | Code::CONFIG_UNSUPPORTED
+            | Code::ARGUMENT_UNSUPPORTED
+            | Code::NO_SUPPORT
+            | Code::DOM_EXIST
     )
 }
 
 /// The domain is not there (any more).
 pub(super) fn is_gone(error: &Error) -> bool {
-    error.code() == ErrorNumber::NoDomain
+    error.code() == Some(Code::NO_DOMAIN)
 }

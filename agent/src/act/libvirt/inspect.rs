@@ -10,16 +10,11 @@ use berth_common::{
         report::{FaultCode, PowerState},
     },
 };
-use virt::{
-    connect::Connect,
-    domain::Domain,
-    error::{Error, ErrorNumber},
-    stream::Stream,
-};
 
 use super::{
     error::{failed, is_gone},
     observe,
+    rpc::{Code, Connection, Domain, Error},
 };
 use crate::{
     act::{
@@ -32,55 +27,39 @@ use crate::{
     },
 };
 
-/// Bytes of a picture that are taken at a time.
-const CHUNK: usize = 64 * 1024;
+/// The media type of what has none.
+const UNKNOWN_TYPE: &str = "application/octet-stream";
 /// Asks the agent of a guest to say that it is there (QEMU's `qga/qapi-schema.json`).
 const PING: &str = r#"{"execute":"guest-ping"}"#;
 
 /// A picture of the first display.
-pub(super) fn screenshot(
-    connection: &Connect,
+pub(super) async fn screenshot(
+    connection: &Connection,
     instance: InstanceId,
     what: &str,
 ) -> Inspected<Picture> {
-    let domain = running(connection, instance, what)?;
-    let stream = Stream::new(connection, 0).map_err(|error| told(instance, what, error))?;
-    let media_type = domain
-        .screenshot(&stream, 0, 0)
-        .map_err(|error| told(instance, what, error))?;
-    let mut bytes = Vec::new();
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let count = stream
-            .recv(&mut chunk)
-            .map_err(|error| told(instance, what, error))?;
-        let Some(came) = chunk.get(..count).filter(|came| !came.is_empty()) else {
-            break;
-        };
-        if bytes.len() + came.len() > MAX_PICTURE_BYTES {
-            // Of a stream that is given up there is nothing more to know.
-            drop(stream.abort());
-            return Err(NotKnown::TooLarge(MAX_PICTURE_BYTES));
-        }
-        bytes.extend_from_slice(came);
+    let domain = running(connection, instance, what).await?;
+    match domain.screenshot(MAX_PICTURE_BYTES).await {
+        Ok((media_type, bytes)) => Ok(Picture {
+            media_type: media_type.unwrap_or_else(|| UNKNOWN_TYPE.to_owned()),
+            bytes,
+        }),
+        Err(Error::TooMuch(most)) => Err(NotKnown::TooLarge(most)),
+        Err(error) => Err(told(instance, what, error)),
     }
-    stream
-        .finish()
-        .map_err(|error| told(instance, what, error))?;
-    Ok(Picture { media_type, bytes })
 }
 
 /// Whether the guest's agent answers. It is asked only if something in the guest has opened its channel, and waited for
 /// no longer than half of the limit.
-pub(super) fn ping_guest_agent(
-    connection: &Connect,
+pub(super) async fn ping_guest_agent(
+    connection: &Connection,
     instance: InstanceId,
     what: &str,
     limit: Duration,
 ) -> Inspected<Agent> {
-    let domain = running(connection, instance, what)?;
+    let domain = running(connection, instance, what).await?;
     let agent = |state, detail: String| Ok(Agent { state, detail });
-    let devices = devices(&domain, instance, what)?;
+    let devices = devices(&domain, instance, what).await?;
     let state = devices.guest_agent.map(|channel| channel.state);
     match state {
         None => {
@@ -95,14 +74,14 @@ pub(super) fn ping_guest_agent(
         Some(AgentChannel::Connected) => {}
     }
     let seconds = i32::try_from((limit / 2).as_secs()).unwrap_or(1).max(1);
-    match domain.qemu_agent_command(PING, seconds, 0) {
+    match domain.qemu_agent_command(PING, seconds).await {
         Ok(_) => agent(GuestAgentState::Present, "it answered".to_owned()),
         // It is there, and would rather not.
-        Err(error) if error.code() == ErrorNumber::AgentCommandFailed => agent(
+        Err(error) if error.code() == Some(Code::AGENT_COMMAND_FAILED) => agent(
             GuestAgentState::Present,
             format!("it answered with an error: {}", error.message()),
         ),
-        Err(error) if is_silence(error.code()) => agent(
+        Err(error) if error.code().is_some_and(is_silence) => agent(
             GuestAgentState::Silent,
             format!(
                 "something in the guest has opened the channel, and did not answer within {seconds} s: {}",
@@ -114,39 +93,40 @@ pub(super) fn ping_guest_agent(
 }
 
 /// Where its display and consoles are.
-pub(super) fn live_domain(
-    connection: &Connect,
+pub(super) async fn live_domain(
+    connection: &Connection,
     instance: InstanceId,
     what: &str,
 ) -> Inspected<LiveDomain> {
-    let (domain, observed) = find(connection, instance, what)?;
+    let (domain, observed) = find(connection, instance, what).await?;
     Ok(LiveDomain {
         power: observed.power_state,
-        devices: devices(&domain, instance, what)?,
+        devices: devices(&domain, instance, what).await?,
     })
 }
 
 /// What libvirt says when an agent does not answer, or answers nonsense.
-fn is_silence(code: ErrorNumber) -> bool {
+fn is_silence(code: Code) -> bool {
     matches!(
         code,
-        ErrorNumber::AgentUnresponsive
-            | ErrorNumber::AgentCommandTimeout
-            | ErrorNumber::AgentUnsynced
-            | ErrorNumber::InternalError
+        Code::AGENT_UNRESPONSIVE
+            | Code::AGENT_COMMAND_TIMEOUT
+            | Code::AGENT_UNSYNCED
+            | Code::INTERNAL_ERROR
     )
 }
 
-fn devices(domain: &Domain, instance: InstanceId, what: &str) -> Inspected<LiveDevices> {
+async fn devices(domain: &Domain, instance: InstanceId, what: &str) -> Inspected<LiveDevices> {
     let xml = domain
         .get_xml_desc(0)
+        .await
         .map_err(|error| told(instance, what, error))?;
     Ok(domain_xml::read_live(&xml))
 }
 
 /// The domain of an instance, if it runs, or stands still.
-fn running(connection: &Connect, instance: InstanceId, what: &str) -> Inspected<Domain> {
-    let (domain, observed) = find(connection, instance, what)?;
+async fn running(connection: &Connection, instance: InstanceId, what: &str) -> Inspected<Domain> {
+    let (domain, observed) = find(connection, instance, what).await?;
     match observed.power_state {
         PowerState::Shutdown | PowerState::Crashed | PowerState::Nostate => Err(NotKnown::Off {
             instance,
@@ -157,13 +137,17 @@ fn running(connection: &Connect, instance: InstanceId, what: &str) -> Inspected<
 }
 
 /// The domain with the instance's UUID, if it is berth's.
-fn find(
-    connection: &Connect,
+async fn find(
+    connection: &Connection,
     instance: InstanceId,
     what: &str,
 ) -> Inspected<(Domain, DomainObserved)> {
-    let domain = observe::lookup(connection, instance)?.ok_or(NotKnown::NoDomain(instance))?;
-    let observed = observe::of(&domain)?.ok_or(NotKnown::NoDomain(instance))?;
+    let domain = observe::lookup(connection, instance)
+        .await?
+        .ok_or(NotKnown::NoDomain(instance))?;
+    let observed = observe::of(&domain)
+        .await?
+        .ok_or(NotKnown::NoDomain(instance))?;
     if observed.metadata.is_none() {
         let text = format!(
             "{what}: domain {:?} has the instance's UUID, but berth did not make it",
@@ -178,7 +162,7 @@ fn find(
 fn told(instance: InstanceId, what: &str, error: Error) -> NotKnown {
     if is_gone(&error) {
         NotKnown::NoDomain(instance)
-    } else if error.code() == ErrorNumber::OperationInvalid
+    } else if error.code() == Some(Code::OPERATION_INVALID)
         && error.message().contains("not running")
     {
         NotKnown::Off {

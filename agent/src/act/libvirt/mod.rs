@@ -1,10 +1,11 @@
 //! Domains through libvirt: the only module that calls it.
 //!
-//! libvirt's calls block, and a call can hang for as long as libvirtd or QEMU does. So each runs on one of a few
-//! threads, with a deadline ([`super::pool`]); each thread has its own connection ([`session`]). No decisions here:
-//! [`steps`] carries out what was decided, and refuses to touch what berth did not make.
+//! It speaks libvirt's protocol itself ([`rpc`]). A call can hang for as long as libvirtd or QEMU does. So each has a deadline,
+//! and a connection that nobody else uses meanwhile ([`calls`], [`session`]). No decisions here: [`steps`] carries out what was
+//! decided, and refuses to touch what berth did not make.
 
 mod backup;
+mod calls;
 mod error;
 mod facts;
 mod inspect;
@@ -13,29 +14,29 @@ mod observe;
 mod orphans;
 mod power;
 mod records;
-mod saved;
+mod rpc;
 mod session;
 mod stats;
 mod steps;
 
 use std::{
+    future::Future,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use berth_common::{ids::InstanceId, message::report::FaultCode};
 use chrono::Utc;
-use virt::connect::Connect;
 
 pub use super::pool::Limits;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
+pub use rpc::{Address, BadAddress};
 
 use super::{
     ActError, Compute, Usage,
     inspect::{Agent, Inspected, LiveDomain, NotKnown, Picture},
-    pool::{Pool, PoolError, Ticket},
 };
 use crate::decide::{
     breaker::{Admission, Breaker, BreakerLimits, BreakerState},
@@ -43,8 +44,9 @@ use crate::decide::{
     snapshot::BackupJob,
     usage::DomainUsage,
 };
+use calls::{CallError, Calls, Ticket};
 use error::{abandoned, failed, no_answer, not_asked};
-use session::Session;
+use rpc::Connection;
 
 /// How often a backup job is looked at.
 const BACKUP_LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -53,10 +55,7 @@ const BACKUP_UNANSWERED: u32 = 120;
 /// How many looks it may take until an aborted job has ended.
 const BACKUP_ABORT_LOOKS: u32 = 120;
 
-/// The system's libvirtd on this host.
-pub const DEFAULT_URI: &str = "qemu:///system";
-
-/// The thread that finds out whether libvirt is back.
+/// The call that finds out whether libvirt is back.
 const PROBE_LIMITS: Limits = Limits {
     workers: 1,
     stuck: 1,
@@ -80,7 +79,7 @@ pub struct Options {
     /// How long measuring all domains may take.
     pub usage_deadline: Duration,
     /// How many measurements run at once, hang, or wait. One that hangs on a QEMU leaves that one busy, and the next
-    /// passes it by: so a second thread is enough to go on.
+    /// passes it by: so a second one is enough to go on.
     pub usage_limits: Limits,
     /// How many questions about guests are asked at once, hang, or wait.
     pub ask_limits: Limits,
@@ -140,17 +139,17 @@ pub struct LibvirtFacts {
 
 /// The hypervisor of this host.
 pub struct Libvirt {
-    uri: String,
+    address: Arc<Address>,
     options: Options,
-    pool: Pool<Session>,
-    /// Whatever takes long has threads of its own, so that the others stay free.
-    memory_pool: Pool<Session>,
-    /// Measuring asks every QEMU, so it is the first to hang: it takes no thread from the others.
-    usage_pool: Pool<Session>,
+    calls: Calls,
+    /// Whatever takes long has places of its own, so that the others stay free.
+    memory: Calls,
+    /// Measuring asks every QEMU, so it is the first to hang: it takes no place from the others.
+    measuring: Calls,
     /// What somebody wants to know of a guest may wait for that guest for as long as it likes.
-    ask_pool: Pool<Session>,
-    /// Finds out whether libvirt is back, with one thread that may hang.
-    probe_pool: Pool<Session>,
+    questions: Calls,
+    /// Finds out whether libvirt is back, with one call that may hang.
+    probe: Calls,
     breaker: Mutex<Breaker>,
 }
 
@@ -164,20 +163,18 @@ enum Silence {
 }
 
 impl Libvirt {
-    /// Uses the libvirt at `uri`. Nothing is opened before it is needed, so libvirtd may be absent.
+    /// Uses the libvirt at an address. Nothing is opened before it is needed, so libvirtd may be absent.
     #[must_use]
-    pub fn start(uri: &str, options: Options) -> Self {
-        let pool = |name, limits| {
-            let address = uri.to_owned();
-            Pool::new(name, limits, move || Session::new(address.clone()))
-        };
+    pub fn start(address: &Address, options: Options) -> Self {
+        let address = Arc::new(address.clone());
+        let calls = |limits| Calls::new(Arc::clone(&address), limits);
         Self {
-            uri: uri.to_owned(),
-            pool: pool("libvirt", options.limits),
-            memory_pool: pool("libvirt-memory", options.memory_limits),
-            usage_pool: pool("libvirt-usage", options.usage_limits),
-            ask_pool: pool("libvirt-ask", options.ask_limits),
-            probe_pool: pool("libvirt-probe", PROBE_LIMITS),
+            calls: calls(options.limits),
+            memory: calls(options.memory_limits),
+            measuring: calls(options.usage_limits),
+            questions: calls(options.ask_limits),
+            probe: calls(PROBE_LIMITS),
+            address,
             breaker: Mutex::new(Breaker::new(options.breaker)),
             options,
         }
@@ -186,11 +183,16 @@ impl Libvirt {
     /// How many calls did not come back in time and still hang.
     #[must_use]
     pub fn stuck_calls(&self) -> usize {
-        self.pool.stuck()
-            + self.memory_pool.stuck()
-            + self.usage_pool.stuck()
-            + self.ask_pool.stuck()
-            + self.probe_pool.stuck()
+        let Self {
+            calls,
+            memory,
+            measuring,
+            questions,
+            probe,
+            ..
+        } = self;
+        let all = [calls, memory, measuring, questions, probe];
+        all.into_iter().map(Calls::stuck).sum()
     }
 
     /// Whether libvirt is asked just now.
@@ -211,12 +213,16 @@ impl Libvirt {
     pub async fn host_facts(&self, choice: VirtTypeChoice) -> Result<LibvirtFacts, ActError> {
         let virt_type = facts::virt_type(choice, KvmEvidence::gather());
         let has_cpu_controller = facts::has_cpu_controller(&self.options.qemu_conf);
-        let ask = move |connection: &Connect, _: &Ticket| {
+        let ask = move |connection: Connection, _| async move {
             let failed = |error| failed("asking libvirt about its host".to_owned(), error);
+            // Some QEMU of the year 4,000 may count higher.
+            let version = |number| u32::try_from(number).unwrap_or(u32::MAX);
+            let libvirt = connection.get_lib_version().await.map_err(failed)?;
+            let hypervisor = connection.get_hyp_version().await.map_err(failed)?;
             Ok(LibvirtFacts {
-                arch: connection.get_node_info().map_err(failed)?.model,
-                libvirt_version: connection.get_lib_version().map_err(failed)?,
-                hypervisor_version: connection.get_hyp_version().map_err(failed)?,
+                arch: connection.get_node_info().await.map_err(failed)?.model,
+                libvirt_version: version(libvirt),
+                hypervisor_version: version(hypervisor),
                 virt_type,
                 has_cpu_controller,
             })
@@ -239,8 +245,8 @@ impl Libvirt {
         limit: Duration,
     ) -> Inspected<Picture> {
         let what = format!("taking a picture of instance {instance}");
-        self.ask(what, limit, move |connection, what| {
-            inspect::screenshot(connection, instance, what)
+        self.ask(what, limit, move |connection, what| async move {
+            inspect::screenshot(&connection, instance, &what).await
         })
         .await
     }
@@ -255,8 +261,8 @@ impl Libvirt {
         limit: Duration,
     ) -> Inspected<Agent> {
         let what = format!("asking the guest agent of instance {instance}");
-        self.ask(what, limit, move |connection, what| {
-            inspect::ping_guest_agent(connection, instance, what, limit)
+        self.ask(what, limit, move |connection, what| async move {
+            inspect::ping_guest_agent(&connection, instance, &what, limit).await
         })
         .await
     }
@@ -271,47 +277,51 @@ impl Libvirt {
         limit: Duration,
     ) -> Inspected<LiveDomain> {
         let what = format!("looking at the devices of instance {instance}");
-        self.ask(what, limit, move |connection, what| {
-            inspect::live_domain(connection, instance, what)
+        self.ask(what, limit, move |connection, what| async move {
+            inspect::live_domain(&connection, instance, &what).await
         })
         .await
     }
 
     /// Asks something that changes nothing.
-    async fn ask<T: Send + 'static>(
+    async fn ask<T, F>(
         &self,
         what: String,
         limit: Duration,
-        question: impl Fn(&Connect, &str) -> Inspected<T> + Send + 'static,
-    ) -> Inspected<T> {
+        question: impl Fn(Connection, String) -> F + Send + 'static,
+    ) -> Inspected<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Inspected<T>> + Send + 'static,
+    {
         let words = what.clone();
-        let answer = self
-            .call_on(
-                &self.ask_pool,
-                Silence::OfAnybody,
-                what,
-                limit,
-                move |connection, _| {
-                    match question(connection, &words) {
-                        // A broken connection is a failure that a new one may mend; a plain no is an answer.
-                        Err(NotKnown::Failed(error)) => Err(error),
-                        answer => Ok(answer),
-                    }
-                },
-            )
-            .await;
+        let operation = move |connection, _| {
+            let answer = question(connection, words.clone());
+            async move {
+                match answer.await {
+                    // A broken connection is a failure that a new one may mend; a plain no is an answer.
+                    Err(NotKnown::Failed(error)) => Err(error),
+                    answer => Ok(answer),
+                }
+            }
+        };
+        let (calls, silence) = (&self.questions, Silence::OfAnybody);
+        let answer = self.call_by(calls, silence, what, limit, operation).await;
         answer.map_err(NotKnown::Failed)?
     }
 
-    async fn call<T: Send + 'static>(
+    async fn call<T, F>(
         &self,
         what: String,
         limit: Duration,
-        operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
-    ) -> Result<T, ActError> {
-        let silence = Silence::OfLibvirt;
-        self.call_on(&self.pool, silence, what, limit, operation)
-            .await
+        operation: impl Fn(Connection, Ticket) -> F + Send + 'static,
+    ) -> Result<T, ActError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ActError>> + Send + 'static,
+    {
+        let (calls, silence) = (&self.calls, Silence::OfLibvirt);
+        self.call_by(calls, silence, what, limit, operation).await
     }
 
     /// Whether libvirt may be asked. One that did not answer for a while is not, but for one caller now and then, who
@@ -324,19 +334,22 @@ impl Libvirt {
             Admission::Probe => {
                 let limit = self.options.breaker.probe;
                 let words = what.to_owned();
-                let probe = self.probe_pool.call(limit, move |session, ticket| {
-                    session.run(ticket, &words, |connection| {
-                        let version = connection.get_lib_version();
-                        version.map_err(|error| {
-                            failed("asking libvirt for its version".to_owned(), error)
-                        })
-                    })
-                });
+                let question = async |connection: Connection| {
+                    let version = connection.get_lib_version().await;
+                    version
+                        .map_err(|error| failed("asking libvirt for its version".to_owned(), error))
+                };
+                let probe = self
+                    .probe
+                    .call(limit, move |mut session, ticket| async move {
+                        let answer = session.run(&ticket, &words, question).await;
+                        (session, answer)
+                    });
                 match probe.await {
                     // One that says no is there as well: whoever calls hears what is wrong with it.
                     Ok(_) => {
                         self.breaker().answered();
-                        tracing::info!(uri = self.uri, "libvirt answers again");
+                        tracing::info!(address = %self.address, "libvirt answers again");
                         return Ok(());
                     }
                     Err(_) => self.breaker().missed(Instant::now(), Utc::now()),
@@ -349,20 +362,20 @@ impl Libvirt {
             }
         };
         let pause = self.options.breaker.pause;
-        Err(not_asked(what, &self.uri, since, pause))
+        Err(not_asked(what, &self.address, since, pause))
     }
 
     /// What the end of a call says of libvirt.
-    fn note<T>(&self, silence: Silence, answer: &Result<T, PoolError>) {
+    fn note<T>(&self, silence: Silence, answer: &Result<T, CallError>) {
         match (answer, silence) {
             (Ok(_), _) => self.breaker().answered(),
-            (Err(PoolError::Deadline(_)), Silence::OfLibvirt) => {
+            (Err(CallError::Deadline(_)), Silence::OfLibvirt) => {
                 let mut breaker = self.breaker();
                 let before = breaker.state();
                 breaker.missed(Instant::now(), Utc::now());
                 if before == BreakerState::Closed && breaker.state() == BreakerState::Open {
                     tracing::warn!(
-                        uri = self.uri,
+                        address = %self.address,
                         "libvirt does not answer; it is not asked until a probe is answered"
                     );
                 }
@@ -371,22 +384,29 @@ impl Libvirt {
         }
     }
 
-    async fn call_on<T: Send + 'static>(
+    async fn call_by<T, F>(
         &self,
-        pool: &Pool<Session>,
+        calls: &Calls,
         silence: Silence,
         what: String,
         limit: Duration,
-        operation: impl Fn(&Connect, &Ticket) -> Result<T, ActError> + Send + 'static,
-    ) -> Result<T, ActError> {
+        operation: impl Fn(Connection, Ticket) -> F + Send + 'static,
+    ) -> Result<T, ActError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ActError>> + Send + 'static,
+    {
         self.admitted(&what).await?;
         let words = what.clone();
-        let call = pool.call(limit, move |session, ticket| {
-            session.run(ticket, &words, |connection| operation(connection, ticket))
+        let call = calls.call(limit, move |mut session, ticket| async move {
+            let again = ticket.clone();
+            let operation = move |connection| operation(connection, again.clone());
+            let answer = session.run(&ticket, &words, operation).await;
+            (session, answer)
         });
         let answer = call.await;
         self.note(silence, &answer);
-        answer.map_err(|error| no_answer(&what, &self.uri, error))?
+        answer.map_err(|error| no_answer(&what, &self.address, error))?
     }
 }
 
@@ -398,11 +418,14 @@ impl Libvirt {
             plan.disk.target, plan.instance
         );
         let (words, begun) = (what.clone(), plan.clone());
-        let begin = move |connection: &Connect, ticket: &Ticket| {
-            if ticket.is_abandoned() {
-                return Err(abandoned(words.clone()));
+        let begin = move |connection: Connection, ticket: Ticket| {
+            let (words, begun) = (words.clone(), begun.clone());
+            async move {
+                if ticket.is_abandoned() {
+                    return Err(abandoned(words));
+                }
+                backup::begin(&connection, &begun, &words).await
             }
-            backup::begin(connection, &begun, &words)
         };
         self.call(what.clone(), self.options.step_deadline, begin)
             .await?;
@@ -410,8 +433,10 @@ impl Libvirt {
         loop {
             tokio::time::sleep(BACKUP_LOOK_EVERY).await;
             let (words, instance) = (what.clone(), plan.instance);
-            let look =
-                move |connection: &Connect, _: &Ticket| backup::look(connection, instance, &words);
+            let look = move |connection: Connection, _| {
+                let words = words.clone();
+                async move { backup::look(&connection, instance, &words).await }
+            };
             let deadline = self.options.observe_deadline;
             match self.call(what.clone(), deadline, look).await {
                 Ok(backup::Seen::Running) => unanswered = 0,
@@ -430,15 +455,18 @@ impl Libvirt {
     async fn abort_backup(&self, instance: InstanceId, file: &Path) -> Result<(), ActError> {
         let what = format!("ending the backup job of instance {instance}");
         let (words, path) = (what.clone(), file.to_owned());
-        let abort = move |connection: &Connect, _: &Ticket| {
-            backup::abort(connection, instance, &path, &words)
+        let abort = move |connection: Connection, _| {
+            let (words, path) = (words.clone(), path.clone());
+            async move { backup::abort(&connection, instance, &path, &words).await }
         };
         self.call(what.clone(), self.options.step_deadline, abort)
             .await?;
         for _ in 0..BACKUP_ABORT_LOOKS {
             let path = file.to_owned();
-            let look =
-                move |connection: &Connect, _: &Ticket| backup::writes(connection, instance, &path);
+            let look = move |connection: Connection, _| {
+                let path = path.clone();
+                async move { backup::writes(&connection, instance, &path).await }
+            };
             let deadline = self.options.observe_deadline;
             if !self.call(what.clone(), deadline, look).await? {
                 return Ok(());
@@ -468,18 +496,16 @@ fn not_copied(what: String, file: &Path, why: String) -> ActError {
 impl Compute for Libvirt {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
         let what = "listing the domains".to_owned();
-        self.call(what, self.options.observe_deadline, |connection, _| {
-            observe::all(connection)
-        })
-        .await
+        let deadline = self.options.observe_deadline;
+        let look = |connection, _| async move { observe::all(&connection).await };
+        self.call(what, deadline, look).await
     }
 
     async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
         let what = format!("looking at instance {instance}");
-        self.call(what, self.options.observe_deadline, move |connection, _| {
-            observe::one(connection, instance)
-        })
-        .await
+        let deadline = self.options.observe_deadline;
+        let look = move |connection, _| async move { observe::one(&connection, instance).await };
+        self.call(what, deadline, look).await
     }
 
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
@@ -492,32 +518,32 @@ impl Compute for Libvirt {
         }
         let what = steps::describe(step);
         let moves_memory = step.moves_memory();
-        let step = step.clone();
-        let operation =
-            move |connection: &Connect, ticket: &Ticket| steps::apply(connection, &step, ticket);
-        let (pool, deadline) = if moves_memory {
-            (&self.memory_pool, self.options.memory_deadline)
-        } else {
-            (&self.pool, self.options.step_deadline)
+        let step = Arc::new(step.clone());
+        let operation = move |connection: Connection, ticket: Ticket| {
+            let step = Arc::clone(&step);
+            async move { steps::apply(&connection, &step, &ticket).await }
         };
-        self.call_on(pool, Silence::OfLibvirt, what, deadline, operation)
+        let (calls, deadline) = if moves_memory {
+            (&self.memory, self.options.memory_deadline)
+        } else {
+            (&self.calls, self.options.step_deadline)
+        };
+        self.call_by(calls, Silence::OfLibvirt, what, deadline, operation)
             .await
     }
 
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         let what = format!("asking how far instance {instance} is");
-        self.call(what, self.options.observe_deadline, move |connection, _| {
-            observe::job(connection, instance)
-        })
-        .await
+        let deadline = self.options.observe_deadline;
+        let look = move |connection, _| async move { observe::job(&connection, instance).await };
+        self.call(what, deadline, look).await
     }
 
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
         let what = "looking for backup jobs".to_owned();
-        self.call(what, self.options.observe_deadline, |connection, _| {
-            backup::all(connection)
-        })
-        .await
+        let deadline = self.options.observe_deadline;
+        let look = |connection, _| async move { backup::all(&connection).await };
+        self.call(what, deadline, look).await
     }
 }
 
@@ -526,14 +552,8 @@ impl Usage for Libvirt {
     async fn usage(&self) -> Result<Vec<DomainUsage>, ActError> {
         let what = "measuring the domains".to_owned();
         let deadline = self.options.usage_deadline;
-        let silence = Silence::OfLibvirt;
-        self.call_on(
-            &self.usage_pool,
-            silence,
-            what,
-            deadline,
-            |connection, _| stats::all(connection),
-        )
-        .await
+        let measure = |connection, _| async move { stats::all(&connection).await };
+        let (calls, silence) = (&self.measuring, Silence::OfLibvirt);
+        self.call_by(calls, silence, what, deadline, measure).await
     }
 }

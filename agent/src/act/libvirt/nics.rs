@@ -1,12 +1,12 @@
 //! NICs of a guest that is on: plugged in, asked back, and their cables.
 
 use berth_common::{document::PortLink, ids::InstanceId, telemetry::error_chain};
-use virt::{domain::Domain, error::Error, sys};
 
 use super::{
     observe,
     orphans::{self, NicRemoval},
-    steps::{Job, ask_to_give_back, is_on},
+    rpc::{Domain, Error, constants},
+    steps::{Job, ask_to_give_back, attach_live, is_on},
 };
 use crate::{
     act::ActError,
@@ -18,28 +18,32 @@ use crate::{
 
 impl Job<'_> {
     /// Plugs in a NIC, unless it is there.
-    pub(super) fn attach_nic(&self, id: InstanceId, nic: &DomainNic) -> Result<(), ActError> {
+    pub(super) async fn attach_nic(&self, id: InstanceId, nic: &DomainNic) -> Result<(), ActError> {
         let xml = self.written(domain_xml::write_nic(nic))?;
         let needed = |domain: &DomainObserved| is_on(domain) && !has_tap(domain, &nic.tap);
-        self.act(id, needed, |domain| attach(domain, &xml, nic))
-            .map(drop)
-            .map_err(|error| self.explained(error))
+        let attach = async |domain: Domain| attach(&domain, &xml, nic).await;
+        let attached = self.act(id, needed, attach).await;
+        attached.map(drop).map_err(|error| self.explained(error))
     }
 
     /// Asks the guest to give back a NIC, if it has it.
-    pub(super) fn detach_nic(&self, id: InstanceId, nic: &NicObserved) -> Result<(), ActError> {
+    pub(super) async fn detach_nic(
+        &self,
+        id: InstanceId,
+        nic: &NicObserved,
+    ) -> Result<(), ActError> {
         let xml = self.written(domain_xml::write_nic_observed(nic, nic.link))?;
         let needed = |domain: &DomainObserved| {
             let is_it =
                 |found: &NicObserved| found.tap == nic.tap && found.mac_address == nic.mac_address;
             is_on(domain) && domain.nics.live.iter().any(is_it)
         };
-        self.act(id, needed, |domain| ask_to_give_back(domain, &xml))
-            .map(drop)
+        let ask = async |domain: Domain| ask_to_give_back(&domain, &xml).await;
+        self.act(id, needed, ask).await.map(drop)
     }
 
     /// Plugs in the cable of a NIC, or pulls it.
-    pub(super) fn set_link(
+    pub(super) async fn set_link(
         &self,
         id: InstanceId,
         nic: &NicObserved,
@@ -50,12 +54,9 @@ impl Job<'_> {
             let is_other = |found: &NicObserved| found.tap == nic.tap && found.link != link;
             is_on(domain) && domain.nics.live.iter().any(is_other)
         };
-        self.act(id, needed, |domain| {
-            domain
-                .update_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
-                .map(drop)
-        })
-        .map(drop)
+        let flags = constants::VIR_DOMAIN_AFFECT_LIVE;
+        let set = async |domain: Domain| domain.update_device_flags(&xml, flags).await;
+        self.act(id, needed, set).await.map(drop)
     }
 
     /// What libvirt says when no place is left does not tell what to do.
@@ -75,24 +76,20 @@ fn has_tap(domain: &DomainObserved, tap: &str) -> bool {
 }
 
 /// A libvirtd that died while it plugged in the NIC has left parts of it in QEMU, which keep its name and its tap.
-fn attach(domain: &Domain, xml: &str, nic: &DomainNic) -> Result<(), Error> {
-    let try_it = || {
-        let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
-        result.map(drop)
-    };
-    let Err(error) = try_it() else {
+async fn attach(domain: &Domain, xml: &str, nic: &DomainNic) -> Result<(), Error> {
+    let Err(error) = attach_live(domain, xml).await else {
         return Ok(());
     };
     // Another call, whose caller gave up, may have plugged it in meanwhile: then it is no orphan.
-    if !matches!(observe::of(domain), Ok(Some(now)) if !has_tap(&now, &nic.tap)) {
+    if !matches!(observe::of(domain).await, Ok(Some(now)) if !has_tap(&now, &nic.tap)) {
         return Err(error);
     }
     let port = nic.port;
-    match orphans::remove_nic(domain, &names::nic_alias(port)) {
+    match orphans::remove_nic(domain, &names::nic_alias(port)).await {
         Ok(NicRemoval::Nothing) => Err(error),
         Ok(NicRemoval::Removed) => {
             tracing::warn!(%port, "removed what an interrupted attachment of a NIC had left in QEMU");
-            try_it()
+            attach_live(domain, xml).await
         }
         Ok(NicRemoval::AskedBack) => {
             tracing::warn!(

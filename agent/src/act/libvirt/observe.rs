@@ -1,11 +1,11 @@
 //! What libvirt says of its domains.
 
 use berth_common::{ids::InstanceId, message::report::PowerState};
-use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use super::{
     error::{failed, is_gone},
-    power, saved,
+    power,
+    rpc::{Connection, Domain, Error, constants},
 };
 use crate::{
     act::ActError,
@@ -16,33 +16,33 @@ use crate::{
 };
 
 /// All domains, running or only defined. One that vanishes meanwhile is left out.
-pub(super) fn all(connection: &Connect) -> Result<Vec<DomainObserved>, ActError> {
-    let domains = connection
-        .list_all_domains(0)
-        .map_err(|error| failed("listing the domains".to_owned(), error))?;
-    domains
-        .iter()
-        .filter_map(|domain| of(domain).transpose())
-        .collect()
+pub(super) async fn all(connection: &Connection) -> Result<Vec<DomainObserved>, ActError> {
+    let listed = connection.list_all_domains(0).await;
+    let domains = listed.map_err(|error| failed("listing the domains".to_owned(), error))?;
+    let mut all = Vec::with_capacity(domains.len());
+    for domain in &domains {
+        all.extend(of(domain).await?);
+    }
+    Ok(all)
 }
 
 /// The domain with an instance's UUID.
-pub(super) fn one(
-    connection: &Connect,
+pub(super) async fn one(
+    connection: &Connection,
     instance: InstanceId,
 ) -> Result<Option<DomainObserved>, ActError> {
-    match lookup(connection, instance)? {
-        Some(domain) => of(&domain),
+    match lookup(connection, instance).await? {
+        Some(domain) => of(&domain).await,
         None => Ok(None),
     }
 }
 
 /// libvirt's handle of the domain with an instance's UUID.
-pub(super) fn lookup(
-    connection: &Connect,
+pub(super) async fn lookup(
+    connection: &Connection,
     instance: InstanceId,
 ) -> Result<Option<Domain>, ActError> {
-    match Domain::lookup_by_uuid(connection, instance.as_uuid()) {
+    match connection.lookup_by_uuid(instance.as_uuid()).await {
         Ok(domain) => Ok(Some(domain)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(failed(
@@ -53,24 +53,22 @@ pub(super) fn lookup(
 }
 
 /// A domain as it is; `None`: it is gone.
-pub(super) fn of(domain: &Domain) -> Result<Option<DomainObserved>, ActError> {
-    match query(domain) {
+pub(super) async fn of(domain: &Domain) -> Result<Option<DomainObserved>, ActError> {
+    match query(domain).await {
         Ok(observed) => Ok(Some(observed)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(failed(
-            format!(
-                "looking at domain {:?}",
-                domain.get_name().unwrap_or_default()
-            ),
+            format!("looking at domain {:?}", domain.get_name()),
             error,
         )),
     }
 }
 
-fn query(domain: &Domain) -> Result<DomainObserved, Error> {
-    let uuid = domain.get_uuid()?;
-    let (state, reason) = domain.get_state()?;
-    let (power, has_memory) = (power::read(state, reason), domain.has_managed_save(0)?);
+async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
+    let uuid = domain.get_uuid();
+    let (state, reason) = domain.get_state().await?;
+    let power = power::read(state, reason);
+    let has_memory = domain.has_managed_save().await?;
     let is_off = power.state == PowerState::Shutdown;
     // Over a boot of the host libvirt forgets why a domain is off, but not the memory it saved.
     let power = if is_off && has_memory {
@@ -79,28 +77,33 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         power
     };
     // The definition that is kept: it tells what was written last, and never waits for QEMU.
-    let facts = domain_xml::read(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?);
+    let facts = domain_xml::read(
+        &domain
+            .get_xml_desc(constants::VIR_DOMAIN_XML_INACTIVE)
+            .await?,
+    );
     let mut running = None;
-    let live = if domain.is_active()? {
+    let live = if domain.is_active().await? {
         // libvirt answers this from its own memory as well.
-        let now = domain_xml::read(&domain.get_xml_desc(0)?);
+        let now = domain_xml::read(&domain.get_xml_desc(0).await?);
         running = (!is_off).then(|| now.running());
         now
     } else if power.off == Some(OffReason::Saved) {
         // Memory that cannot be read is nobody's disk either; what was defined is the best guess.
-        saved::xml(domain).map_or_else(|_| facts.clone(), |xml| domain_xml::read(&xml))
+        let saved = domain.managed_save_get_xml_desc().await;
+        saved.map_or_else(|_| facts.clone(), |xml| domain_xml::read(&xml))
     } else {
         DomainFacts::default()
     };
     Ok(DomainObserved {
         uuid,
-        name: domain.get_name()?,
+        name: domain.get_name().to_owned(),
         power_state: power.state,
         off_reason: power.off,
         // While libvirt restores it, its memory is still where it was saved.
         leftover_memory: has_memory && !is_off && !power::is_starting(state, reason),
         reason: power.text,
-        persistent: domain.is_persistent()?,
+        persistent: domain.is_persistent().await?,
         vcpus: facts.vcpus,
         memory_mb: facts.memory_mb,
         running,
@@ -121,31 +124,25 @@ fn query(domain: &Domain) -> Result<DomainObserved, Error> {
 }
 
 /// How far the operation that runs on a domain is, if one does.
-pub(super) fn job(
-    connection: &Connect,
+pub(super) async fn job(
+    connection: &Connection,
     instance: InstanceId,
 ) -> Result<Option<JobProgress>, ActError> {
-    let Some(domain) = lookup(connection, instance)? else {
+    let Some(domain) = lookup(connection, instance).await? else {
         return Ok(None);
     };
     // Of one that is off libvirt does not say that nothing is done to it: it refuses the question.
-    let asked = domain.is_active().and_then(|active| {
-        if active {
-            domain.get_job_info().map(Some)
-        } else {
-            Ok(None)
-        }
-    });
+    let asked = match domain.is_active().await {
+        Ok(true) => domain.get_job_info().await.map(Some),
+        Ok(false) => Ok(None),
+        Err(error) => Err(error),
+    };
     match asked {
         Ok(None) => Ok(None),
-        Ok(Some(info))
-            if info.r#type == i32::try_from(sys::VIR_DOMAIN_JOB_NONE).unwrap_or_default() =>
-        {
-            Ok(None)
-        }
+        Ok(Some(info)) if info.kind == constants::VIR_DOMAIN_JOB_NONE => Ok(None),
         Ok(Some(info)) => Ok(Some(JobProgress {
-            done: info.data_processed.unwrap_or_default(),
-            total: info.data_total.unwrap_or_default(),
+            done: info.data_processed,
+            total: info.data_total,
         })),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(failed(

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use virt::{domain::Domain, error::Error};
 
+use super::rpc::{Domain, Error};
 use crate::decide::{
     domain_xml,
     orphan::{self, BlockDevice, BlockNode, MemoryDevice, MemoryRemoval, QemuObject, Removal},
@@ -58,20 +58,21 @@ struct Refusal {
 
 /// Removes what is left of a file that is no disk of this domain. Whether it is gone: a guest that has it is only asked to
 /// give it back.
-pub(super) fn remove(domain: &Domain, file: &Path) -> Result<Removal, MonitorError> {
-    let nodes: Vec<BlockNode> = ask(domain, "query-named-block-nodes", &json!({"flat": true}))?;
-    let devices: Vec<BlockDevice> = ask(domain, "query-block", &json!({}))?;
+pub(super) async fn remove(domain: &Domain, file: &Path) -> Result<Removal, MonitorError> {
+    let nodes: Vec<BlockNode> =
+        ask(domain, "query-named-block-nodes", &json!({"flat": true})).await?;
+    let devices: Vec<BlockDevice> = ask(domain, "query-block", &json!({})).await?;
     let removal = orphan::removal(file, &nodes, &devices);
     match &removal {
         Removal::Nothing => {}
         Removal::AskBack(aliases) => {
             for alias in aliases {
-                let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
+                let _: Value = ask(domain, "device_del", &json!({ "id": alias })).await?;
             }
         }
         Removal::Nodes(names) => {
             for name in names {
-                let _: Value = ask(domain, "blockdev-del", &json!({ "node-name": name }))?;
+                let _: Value = ask(domain, "blockdev-del", &json!({ "node-name": name })).await?;
             }
         }
     }
@@ -94,13 +95,13 @@ struct Object {
 }
 
 /// Asks the guest to give back a device that libvirt does not know.
-pub(super) fn ask_back(domain: &Domain, alias: &str) -> Result<Asked, MonitorError> {
+pub(super) async fn ask_back(domain: &Domain, alias: &str) -> Result<Asked, MonitorError> {
     let devices = json!({"path": "/machine/peripheral"});
-    let devices: Vec<Object> = ask(domain, "qom-list", &devices)?;
+    let devices: Vec<Object> = ask(domain, "qom-list", &devices).await?;
     if !devices.iter().any(|device| device.name == alias) {
         return Ok(Asked::Nobody);
     }
-    let _: Value = ask(domain, "device_del", &json!({ "id": alias }))?;
+    let _: Value = ask(domain, "device_del", &json!({ "id": alias })).await?;
     Ok(Asked::TheGuest)
 }
 
@@ -117,8 +118,8 @@ pub(super) enum NicRemoval {
 
 /// Removes what is left of a NIC that libvirt does not know: libvirt gives QEMU the host's end first, by the name of the device
 /// with `host` before it, and then the device.
-pub(super) fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemoval, MonitorError> {
-    match ask_back(domain, alias) {
+pub(super) async fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemoval, MonitorError> {
+    match ask_back(domain, alias).await {
         Ok(Asked::TheGuest) => return Ok(NicRemoval::AskedBack),
         // It was asked before, and answers when it likes.
         Err(MonitorError::Refused { .. }) => return Ok(NicRemoval::AskedBack),
@@ -126,7 +127,7 @@ pub(super) fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemoval, Mon
         Err(error) => return Err(error),
     }
     let end = format!("host{alias}");
-    match ask::<Value>(domain, "netdev_del", &json!({ "id": end })) {
+    match ask::<Value>(domain, "netdev_del", &json!({ "id": end })).await {
         Ok(_) => Ok(NicRemoval::Removed),
         // There is none of this name.
         Err(MonitorError::Refused { .. }) => Ok(NicRemoval::Nothing),
@@ -136,34 +137,38 @@ pub(super) fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemoval, Mon
 
 /// Removes memory of berth's that QEMU has and libvirt does not know as a device of this domain. Whether it is gone: a
 /// guest that has it is only asked to give it back.
-pub(super) fn remove_memory(domain: &Domain) -> Result<MemoryRemoval, MonitorError> {
-    let objects: Vec<QemuObject> = ask(domain, "qom-list", &json!({ "path": "/objects" }))?;
-    let devices: Vec<MemoryDevice> = ask(domain, "query-memory-devices", &json!({}))?;
+pub(super) async fn remove_memory(domain: &Domain) -> Result<MemoryRemoval, MonitorError> {
+    let objects: Vec<QemuObject> = ask(domain, "qom-list", &json!({ "path": "/objects" })).await?;
+    let devices: Vec<MemoryDevice> = ask(domain, "query-memory-devices", &json!({})).await?;
     // After QEMU: a piece that another call completes meanwhile is known by then, and must not look lost.
-    let xml = domain.get_xml_desc(0).map_err(MonitorError::Unknown)?;
+    let xml = domain
+        .get_xml_desc(0)
+        .await
+        .map_err(MonitorError::Unknown)?;
     let known = domain_xml::read(&xml).memory_aliases;
     let removal = orphan::memory_removal(&known, &objects, &devices);
     for alias in &removal.held {
-        match ask::<Value>(domain, "device_del", &json!({ "id": alias })) {
+        match ask::<Value>(domain, "device_del", &json!({ "id": alias })).await {
             // It was asked before, and answers when it likes.
             Ok(_) | Err(MonitorError::Refused { .. }) => {}
             Err(error) => return Err(error),
         }
     }
     for object in &removal.unused {
-        let _: Value = ask(domain, "object-del", &json!({ "id": object }))?;
+        let _: Value = ask(domain, "object-del", &json!({ "id": object })).await?;
     }
     Ok(removal)
 }
 
-fn ask<T: DeserializeOwned>(
+async fn ask<T: DeserializeOwned>(
     domain: &Domain,
     command: &'static str,
     arguments: &Value,
 ) -> Result<T, MonitorError> {
     let question = json!({ "execute": command, "arguments": arguments }).to_string();
     let answer = domain
-        .qemu_monitor_command(&question, 0)
+        .qemu_monitor_command(&question)
+        .await
         .map_err(MonitorError::Libvirt)?;
     let shape = |source| MonitorError::Shape { command, source };
     let answer: Answer = serde_json::from_str(&answer).map_err(shape)?;

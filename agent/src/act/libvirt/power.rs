@@ -5,8 +5,8 @@
 //! said what it means.
 
 use berth_common::message::report::PowerState;
-use virt::sys;
 
+use super::rpc::constants;
 use crate::decide::domain::OffReason;
 
 /// A state of a domain, in berth's words.
@@ -33,15 +33,15 @@ macro_rules! reasons {
 
         impl $name {
             fn of(number: i32) -> Self {
-                match u32::try_from(number) {
-                    $(Ok(sys::$constant) => Self::$variant,)*
-                    Ok(_) | Err(_) => Self::Newer(number),
+                match number {
+                    $(constants::$constant => Self::$variant,)*
+                    newer => Self::Newer(newer),
                 }
             }
 
             /// All that are known, with their numbers.
             #[cfg(test)]
-            const KNOWN: &'static [(u32, Self)] = &[$((sys::$constant, Self::$variant),)*];
+            const KNOWN: &'static [(i32, Self)] = &[$((constants::$constant, Self::$variant),)*];
         }
     )*};
 }
@@ -128,20 +128,20 @@ enum DomainState {
     Crashed(CrashedReason),
     PmSuspended(PmSuspendedReason),
     /// Of a newer libvirt.
-    Newer(sys::virDomainState),
+    Newer(i32),
 }
 
 impl DomainState {
-    fn of(state: sys::virDomainState, reason: i32) -> Self {
+    fn of(state: i32, reason: i32) -> Self {
         match state {
-            sys::VIR_DOMAIN_NOSTATE => Self::NoState(NoStateReason::of(reason)),
-            sys::VIR_DOMAIN_RUNNING => Self::Running(RunningReason::of(reason)),
-            sys::VIR_DOMAIN_BLOCKED => Self::Blocked(BlockedReason::of(reason)),
-            sys::VIR_DOMAIN_PAUSED => Self::Paused(PausedReason::of(reason)),
-            sys::VIR_DOMAIN_SHUTDOWN => Self::Shutdown(ShutdownReason::of(reason)),
-            sys::VIR_DOMAIN_SHUTOFF => Self::Shutoff(ShutoffReason::of(reason)),
-            sys::VIR_DOMAIN_CRASHED => Self::Crashed(CrashedReason::of(reason)),
-            sys::VIR_DOMAIN_PMSUSPENDED => Self::PmSuspended(PmSuspendedReason::of(reason)),
+            constants::VIR_DOMAIN_NOSTATE => Self::NoState(NoStateReason::of(reason)),
+            constants::VIR_DOMAIN_RUNNING => Self::Running(RunningReason::of(reason)),
+            constants::VIR_DOMAIN_BLOCKED => Self::Blocked(BlockedReason::of(reason)),
+            constants::VIR_DOMAIN_PAUSED => Self::Paused(PausedReason::of(reason)),
+            constants::VIR_DOMAIN_SHUTDOWN => Self::Shutdown(ShutdownReason::of(reason)),
+            constants::VIR_DOMAIN_SHUTOFF => Self::Shutoff(ShutoffReason::of(reason)),
+            constants::VIR_DOMAIN_CRASHED => Self::Crashed(CrashedReason::of(reason)),
+            constants::VIR_DOMAIN_PMSUSPENDED => Self::PmSuspended(PmSuspendedReason::of(reason)),
             newer => Self::Newer(newer),
         }
     }
@@ -154,7 +154,7 @@ enum Meaning {
     /// A number that only a newer libvirt can explain, in a state that is known.
     OnNewer(PowerState, &'static str, i32),
     OffNewer(i32),
-    NewerState(sys::virDomainState),
+    NewerState(i32),
 }
 
 /// What each state and reason means. No arm takes what is left over: a guest that runs must never look off, nor one that was
@@ -237,7 +237,7 @@ fn meaning(state: DomainState) -> Meaning {
 
 /// Reads libvirt's state and reason. Those of a newer libvirt than these lists are told by number.
 #[must_use]
-pub(super) fn read(state: sys::virDomainState, reason: i32) -> Power {
+pub(super) fn read(state: i32, reason: i32) -> Power {
     match meaning(DomainState::of(state, reason)) {
         Meaning::On(state, text, reason) => on(state, text, reason),
         Meaning::Off(reason, text) => off(reason, text),
@@ -269,7 +269,7 @@ fn off(reason: OffReason, text: &str) -> Power {
 
 /// Whether libvirt is on its way with it: it starts it, or restores it from saved memory.
 #[must_use]
-pub(super) fn is_starting(state: sys::virDomainState, reason: i32) -> bool {
+pub(super) fn is_starting(state: i32, reason: i32) -> bool {
     DomainState::of(state, reason) == DomainState::Paused(PausedReason::StartingUp)
 }
 
@@ -301,10 +301,10 @@ mod tests {
     /// How many states and reasons libvirt 9.0 has: the `_LAST` of each list in `libvirt-domain.h`.
     #[test]
     fn every_state_and_reason_of_libvirt_9_0_is_known() {
-        fn numbers<T>(known: &[(u32, T)]) -> Vec<u32> {
+        fn numbers<T>(known: &[(i32, T)]) -> Vec<i32> {
             known.iter().map(|(number, _)| *number).collect()
         }
-        let all = |last: u32| (0..last).collect::<Vec<_>>();
+        let all = |last: i32| (0..last).collect::<Vec<_>>();
         assert_eq!(numbers(NoStateReason::KNOWN), all(1));
         assert_eq!(numbers(RunningReason::KNOWN), all(12));
         assert_eq!(numbers(BlockedReason::KNOWN), all(1));
@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn states_that_matter_for_starting_again() {
         let check = |state, reason, expected: PowerState, off: Option<OffReason>, text: &str| {
-            let power = read(state, i32::try_from(reason).unwrap());
+            let power = read(state, reason);
             assert_eq!(
                 (power.state, power.off, power.text.as_str()),
                 (expected, off, text)
@@ -370,67 +370,66 @@ mod tests {
         };
         let off = PowerState::Shutdown;
         check(
-            sys::VIR_DOMAIN_SHUTOFF,
-            sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN,
+            constants::VIR_DOMAIN_SHUTOFF,
+            constants::VIR_DOMAIN_SHUTOFF_SHUTDOWN,
             off,
             Some(OffReason::Guest),
             "shut off: by its guest",
         );
         check(
-            sys::VIR_DOMAIN_SHUTOFF,
-            sys::VIR_DOMAIN_SHUTOFF_DESTROYED,
+            constants::VIR_DOMAIN_SHUTOFF,
+            constants::VIR_DOMAIN_SHUTOFF_DESTROYED,
             off,
             Some(OffReason::Destroyed),
             "shut off: switched off",
         );
         check(
-            sys::VIR_DOMAIN_SHUTOFF,
-            sys::VIR_DOMAIN_SHUTOFF_CRASHED,
+            constants::VIR_DOMAIN_SHUTOFF,
+            constants::VIR_DOMAIN_SHUTOFF_CRASHED,
             off,
             Some(OffReason::Crashed),
             "shut off: crashed",
         );
         check(
-            sys::VIR_DOMAIN_SHUTOFF,
+            constants::VIR_DOMAIN_SHUTOFF,
             99,
             off,
             Some(OffReason::Unknown),
             "shut off: reason 99",
         );
         check(
-            sys::VIR_DOMAIN_SHUTOFF,
-            sys::VIR_DOMAIN_SHUTOFF_MIGRATED,
+            constants::VIR_DOMAIN_SHUTOFF,
+            constants::VIR_DOMAIN_SHUTOFF_MIGRATED,
             off,
             Some(OffReason::Moved),
             "shut off: migrated to another host",
         );
         check(
-            sys::VIR_DOMAIN_PAUSED,
-            sys::VIR_DOMAIN_PAUSED_STARTING_UP,
+            constants::VIR_DOMAIN_PAUSED,
+            constants::VIR_DOMAIN_PAUSED_STARTING_UP,
             PowerState::Running,
             None,
             "paused: starting up",
         );
         check(
-            sys::VIR_DOMAIN_PAUSED,
-            sys::VIR_DOMAIN_PAUSED_USER,
+            constants::VIR_DOMAIN_PAUSED,
+            constants::VIR_DOMAIN_PAUSED_USER,
             PowerState::Paused,
             None,
             "paused: by somebody",
         );
         check(
-            sys::VIR_DOMAIN_PAUSED,
-            sys::VIR_DOMAIN_PAUSED_CRASHED,
+            constants::VIR_DOMAIN_PAUSED,
+            constants::VIR_DOMAIN_PAUSED_CRASHED,
             PowerState::Crashed,
             None,
             "paused: the guest crashed",
         );
         check(42, 0, PowerState::Nostate, None, "state 42");
-        let reason = |reason| i32::try_from(reason).unwrap();
-        let starting = reason(sys::VIR_DOMAIN_PAUSED_STARTING_UP);
-        assert!(is_starting(sys::VIR_DOMAIN_PAUSED, starting));
-        assert!(!is_starting(sys::VIR_DOMAIN_RUNNING, starting));
-        let by_somebody = reason(sys::VIR_DOMAIN_PAUSED_USER);
-        assert!(!is_starting(sys::VIR_DOMAIN_PAUSED, by_somebody));
+        let starting = constants::VIR_DOMAIN_PAUSED_STARTING_UP;
+        assert!(is_starting(constants::VIR_DOMAIN_PAUSED, starting));
+        assert!(!is_starting(constants::VIR_DOMAIN_RUNNING, starting));
+        let by_somebody = constants::VIR_DOMAIN_PAUSED_USER;
+        assert!(!is_starting(constants::VIR_DOMAIN_PAUSED, by_somebody));
     }
 }

@@ -1,109 +1,56 @@
-//! One thread's connection to libvirt: opened when first needed, opened again when libvirtd went away.
-//!
-//! A connection never leaves the thread that opened it. libvirt allows sharing one, but then a call that hangs
-//! would hold up the others, and a thread given up could disturb the one that took its place.
+//! One call's connection to libvirt: opened when first needed, opened again when libvirtd went away.
 
-use std::sync::OnceLock;
+use std::{future::Future, sync::Arc};
 
-use virt::{connect::Connect, event};
+use super::{
+    calls::Ticket,
+    error::{abandoned, unreachable},
+    rpc::{Address, Connection},
+};
+use crate::act::ActError;
 
-use super::error::{abandoned, unreachable};
-use crate::act::{ActError, pool::Ticket};
-
-/// Seconds between two questions whether libvirtd is still there.
-const KEEPALIVE_INTERVAL: i32 = 5;
-/// How many of them may go unanswered before the connection is given up, and with it the calls that hang on it.
-const KEEPALIVE_COUNT: u32 = 3;
-
-/// A thread's connection.
+/// A connection that is used by one after the other.
+#[derive(Debug)]
 pub(super) struct Session {
-    uri: String,
-    connection: Option<Connect>,
+    address: Arc<Address>,
+    connection: Option<Connection>,
 }
 
 impl Session {
-    pub(super) fn new(uri: String) -> Self {
+    pub(super) fn new(address: Arc<Address>) -> Self {
         Self {
-            uri,
+            address,
             connection: None,
         }
     }
 
     /// Runs an operation on the connection. When the connection turns out to be broken, once more on a new one:
     /// every operation here may be repeated.
-    pub(super) fn run<T>(
+    pub(super) async fn run<T, F: Future<Output = Result<T, ActError>>>(
         &mut self,
         ticket: &Ticket,
         what: &str,
-        operation: impl Fn(&Connect) -> Result<T, ActError>,
+        operation: impl Fn(Connection) -> F,
     ) -> Result<T, ActError> {
-        let first = operation(self.connect()?);
-        if first.is_ok() || self.is_alive() {
+        let connection = self.connect().await?;
+        let first = operation(connection.clone()).await;
+        if first.is_ok() || connection.is_alive() {
             return first;
         }
-        self.close();
         if ticket.is_abandoned() {
             return Err(abandoned(what.to_owned()));
         }
-        operation(self.connect()?)
+        let connection = self.connect().await?;
+        operation(connection).await
     }
 
-    fn connect(&mut self) -> Result<&Connect, ActError> {
-        if !self.is_alive() {
-            self.close();
+    async fn connect(&mut self) -> Result<Connection, ActError> {
+        if let Some(connection) = self.connection.as_ref().filter(|it| it.is_alive()) {
+            return Ok(connection.clone());
         }
-        if self.connection.is_none() {
-            prepare_library();
-            let connection =
-                Connect::open(Some(&self.uri)).map_err(|error| unreachable(&self.uri, error))?;
-            // An in-process driver (libvirt's `test:///`) has nothing to keep alive and says so.
-            if let Err(error) = connection.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
-                tracing::debug!(uri = %self.uri, %error, "libvirt connection without keepalive");
-            }
-            tracing::debug!(uri = %self.uri, "connected to libvirt");
-            return Ok(self.connection.insert(connection));
-        }
-        self.connection
-            .as_ref()
-            .ok_or_else(|| abandoned("connecting to libvirt".to_owned()))
+        let opened = Connection::open(&self.address).await;
+        let connection = opened.map_err(|error| unreachable(&self.address, error))?;
+        tracing::debug!(address = %self.address, "connected to libvirt");
+        Ok(self.connection.insert(connection).clone())
     }
-
-    fn is_alive(&self) -> bool {
-        self.connection
-            .as_ref()
-            .is_some_and(|connection| connection.is_alive().unwrap_or(false))
-    }
-
-    fn close(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            // Of a broken connection only the memory is left to free.
-            drop(connection.close());
-        }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// Once per process, before the first connection: errors go to the callers only (libvirt would print them), and
-/// libvirt's event loop runs, which keepalive needs and which notices that libvirtd went away.
-fn prepare_library() {
-    static PREPARED: OnceLock<()> = OnceLock::new();
-    PREPARED.get_or_init(|| {
-        virt::error::clear_error_callback();
-        if let Err(error) = event::event_register_default_impl() {
-            tracing::warn!(%error, "no event loop for libvirt: a libvirtd that hangs is noticed by deadlines only");
-            return;
-        }
-        let events = std::thread::Builder::new().name("libvirt-events".to_owned()).spawn(|| {
-            while event::event_run_default_impl().is_ok() {}
-            tracing::warn!("libvirt's event loop ended: a libvirtd that hangs is noticed by deadlines only");
-        });
-        if let Err(error) = events {
-            tracing::warn!(%error, "no thread for libvirt's event loop");
-        }
-    });
 }

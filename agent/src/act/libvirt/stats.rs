@@ -6,11 +6,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use berth_common::units::ByteCount;
-use virt::{connect::Connect, sys};
 
 use super::{
     error::failed,
     records::{self, Figure, Record},
+    rpc::{Connection, constants},
 };
 use crate::{
     act::ActError,
@@ -21,19 +21,24 @@ use crate::{
 const MOST_DEVICES: u64 = 64;
 
 /// The figures that are asked for.
-const GROUPS: u32 = sys::VIR_DOMAIN_STATS_CPU_TOTAL
-    | sys::VIR_DOMAIN_STATS_BALLOON
-    | sys::VIR_DOMAIN_STATS_INTERFACE
-    | sys::VIR_DOMAIN_STATS_BLOCK;
+const GROUPS: u32 = constants::VIR_DOMAIN_STATS_CPU_TOTAL
+    | constants::VIR_DOMAIN_STATS_BALLOON
+    | constants::VIR_DOMAIN_STATS_INTERFACE
+    | constants::VIR_DOMAIN_STATS_BLOCK;
 /// Of whom: those that run, and none is waited for.
-const FLAGS: u32 =
-    sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+const FLAGS: u32 = constants::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+    | constants::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
 
 /// All running domains, paused ones included.
-pub(super) fn all(connection: &Connect) -> Result<Vec<DomainUsage>, ActError> {
-    let records = records::all(connection, GROUPS, FLAGS)
+pub(super) async fn all(connection: &Connection) -> Result<Vec<DomainUsage>, ActError> {
+    let records = connection
+        .get_all_domain_stats(GROUPS, FLAGS)
+        .await
         .map_err(|error| failed("measuring the domains".to_owned(), error))?;
-    Ok(records.iter().map(of).collect())
+    Ok(records
+        .into_iter()
+        .map(|record| of(&records::read(record)))
+        .collect())
 }
 
 /// One domain's figures.

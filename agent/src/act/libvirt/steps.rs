@@ -9,20 +9,16 @@ use berth_common::{
     telemetry::error_chain,
     units::{ByteCount, Vcpus},
 };
-use virt::{
-    connect::Connect,
-    domain::{Domain, SchedulerInfo},
-    error::Error,
-    sys,
-};
 
 use super::{
+    calls::Ticket,
     error::{abandoned, failed, is_gone},
     observe,
     orphans::{self, Asked},
+    rpc::{Connection, Domain, Error, TypedParam, TypedValue, constants},
 };
 use crate::{
-    act::{ActError, pool::Ticket},
+    act::ActError,
     decide::{
         domain::{DiskFile, DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml::{self, DomainXmlError},
@@ -32,13 +28,15 @@ use crate::{
 };
 
 /// What belongs to a definition and goes with it. Disks are not among it: they are storage's.
-const UNDEFINE_ALL: sys::virDomainUndefineFlagsValues = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | sys::VIR_DOMAIN_UNDEFINE_NVRAM;
+const UNDEFINE_ALL: u32 = constants::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | constants::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | constants::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | constants::VIR_DOMAIN_UNDEFINE_NVRAM;
 
 /// libvirt's name of the first SCSI controller.
 const SCSI_CONTROLLER: &str = "scsi0";
+/// How a guest is started: memory that was saved without anybody's wish is thrown away.
+const AFRESH: u32 = constants::VIR_DOMAIN_START_FORCE_BOOT;
 
 /// A step as words for errors.
 pub(super) fn describe(step: &DomainStep) -> String {
@@ -95,8 +93,8 @@ pub(super) fn describe(step: &DomainStep) -> String {
 }
 
 /// Carries out a step.
-pub(super) fn apply(
-    connection: &Connect,
+pub(super) async fn apply(
+    connection: &Connection,
     step: &DomainStep,
     ticket: &Ticket,
 ) -> Result<(), ActError> {
@@ -106,63 +104,80 @@ pub(super) fn apply(
         what: describe(step),
     };
     match step {
-        DomainStep::Define(config) => job.define(config),
-        DomainStep::Start(id) => job.must_act(*id, is_off, |domain| start(domain, 0)),
+        DomainStep::Define(config) => job.define(config).await,
+        DomainStep::Start(id) => {
+            let start = async |domain: Domain| domain.create_with_flags(AFRESH).await;
+            job.must_act(*id, is_off, start).await
+        }
         // libvirt restores saved memory by itself when it starts a domain that has some.
-        DomainStep::Restore(id) => job.must_act(*id, is_off, |domain| domain.create().map(drop)),
-        DomainStep::StartPaused(id) => job.must_act(*id, is_off, |domain| {
-            start(domain, sys::VIR_DOMAIN_START_PAUSED)
-        }),
-        DomainStep::DiscardSaved(id) => job
-            .act(*id, is_saved, |domain| {
-                domain.managed_save_remove(0).map(drop)
-            })
-            .map(drop),
-        DomainStep::Pause(id) => job.must_act(*id, is_running, |domain| domain.suspend().map(drop)),
-        DomainStep::Resume(id) => job.must_act(*id, is_paused, |domain| domain.resume().map(drop)),
-        DomainStep::Save(id) => job.save(*id),
-        DomainStep::Shutdown(id) => job.act(*id, is_on, ask_to_power_off).map(drop),
-        DomainStep::Destroy(id) => job.act(*id, is_on, destroy).map(drop),
-        DomainStep::Undefine(id) => job.undefine(*id),
+        DomainStep::Restore(id) => {
+            let start = async |domain: Domain| domain.create_with_flags(0).await;
+            job.must_act(*id, is_off, start).await
+        }
+        DomainStep::StartPaused(id) => {
+            let flags = AFRESH | constants::VIR_DOMAIN_START_PAUSED;
+            let start = async move |domain: Domain| domain.create_with_flags(flags).await;
+            job.must_act(*id, is_off, start).await
+        }
+        DomainStep::DiscardSaved(id) => {
+            let discard = async |domain: Domain| domain.managed_save_remove().await;
+            job.act(*id, is_saved, discard).await.map(drop)
+        }
+        DomainStep::Pause(id) => {
+            let pause = async |domain: Domain| domain.suspend().await;
+            job.must_act(*id, is_running, pause).await
+        }
+        DomainStep::Resume(id) => {
+            let resume = async |domain: Domain| domain.resume().await;
+            job.must_act(*id, is_paused, resume).await
+        }
+        DomainStep::Save(id) => job.save(*id).await,
+        DomainStep::Shutdown(id) => {
+            let flags = constants::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN;
+            let ask = async move |domain: Domain| domain.shutdown_flags(flags).await;
+            job.act(*id, is_on, ask).await.map(drop)
+        }
+        DomainStep::Destroy(id) => job.act(*id, is_on, destroy).await.map(drop),
+        DomainStep::Undefine(id) => job.undefine(*id).await,
         DomainStep::AttachScsiController(id) => {
             let xml = job.written(domain_xml::write_scsi_controller())?;
             let needed = |domain: &DomainObserved| is_on(domain) && !domain.disks.scsi_controller;
-            job.act(*id, needed, |domain| attach_controller(domain, &xml))
-                .map(drop)
+            let attach = async |domain: Domain| attach_controller(&domain, &xml).await;
+            job.act(*id, needed, attach).await.map(drop)
         }
         DomainStep::Attach { instance, disk } => {
             let xml = job.written(domain_xml::write_disk(disk))?;
             let needed = |domain: &DomainObserved| {
                 is_on(domain) && !domain.disks.live.iter().any(|it| it.path == disk.path)
             };
-            job.act(*instance, needed, |domain| attach(domain, &xml, &disk.path))
-                .map(drop)
+            let attach = async |domain: Domain| attach(&domain, &xml, &disk.path).await;
+            job.act(*instance, needed, attach).await.map(drop)
         }
         DomainStep::Detach { instance, disk } => {
             let xml = job.written(domain_xml::write_disk_file(disk))?;
             let needed =
                 |domain: &DomainObserved| is_on(domain) && domain.disks.live.contains(disk);
-            job.act(*instance, needed, |domain| ask_to_give_back(domain, &xml))
-                .map(drop)
+            let ask = async |domain: Domain| ask_to_give_back(&domain, &xml).await;
+            job.act(*instance, needed, ask).await.map(drop)
         }
-        DomainStep::AttachNic { instance, nic } => job.attach_nic(*instance, nic),
-        DomainStep::DetachNic { instance, nic } => job.detach_nic(*instance, nic),
+        DomainStep::AttachNic { instance, nic } => job.attach_nic(*instance, nic).await,
+        DomainStep::DetachNic { instance, nic } => job.detach_nic(*instance, nic).await,
         DomainStep::SetLink {
             instance,
             nic,
             link,
-        } => job.set_link(*instance, nic, *link),
+        } => job.set_link(*instance, nic, *link).await,
         // A guest that went off meanwhile has no disks to grow: whoever planned this looks again.
         DomainStep::GrowDisk {
             instance,
             disk,
             size,
-        } => job.grow(*instance, disk, *size),
+        } => job.grow(*instance, disk, *size).await,
         DomainStep::SetVcpus {
             instance,
             vcpus,
             cpu_shares,
-        } => job.set_vcpus(*instance, *vcpus, *cpu_shares),
+        } => job.set_vcpus(*instance, *vcpus, *cpu_shares).await,
         DomainStep::PlugMemory {
             instance,
             before,
@@ -175,10 +190,10 @@ pub(super) fn apply(
                         .running
                         .is_some_and(|running| running.memory_mb == *before)
             };
-            job.act(*instance, needed, |domain| plug(domain, &xml))
-                .map(drop)
+            let plug = async |domain: Domain| plug(&domain, &xml).await;
+            job.act(*instance, needed, plug).await.map(drop)
         }
-        // Jobs are waited for, and not on a thread.
+        // Jobs are waited for, and not by a call.
         DomainStep::Backup(_) | DomainStep::AbortBackup { .. } => Err(ActError::refused(
             FaultCode::Internal,
             format!("{}: it is no single call of libvirt", job.what),
@@ -206,43 +221,34 @@ fn is_saved(domain: &DomainObserved) -> bool {
     domain.off_reason == Some(OffReason::Saved) || domain.leftover_memory
 }
 
-/// Afresh: memory that was saved without anybody's wish is thrown away.
-fn start(domain: &Domain, flags: sys::virDomainCreateFlags) -> Result<(), Error> {
-    domain
-        .create_with_flags(sys::VIR_DOMAIN_START_FORCE_BOOT | flags)
-        .map(drop)
-}
-
 /// So that it runs when it is restored, even if it stands still now.
-fn save(domain: &Domain) -> Result<(), Error> {
-    domain.managed_save(sys::VIR_DOMAIN_SAVE_RUNNING).map(drop)
+async fn save(domain: Domain) -> Result<(), Error> {
+    domain
+        .managed_save(constants::VIR_DOMAIN_SAVE_RUNNING)
+        .await
 }
 
-fn ask_to_power_off(domain: &Domain) -> Result<(), Error> {
-    domain
-        .shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
-        .map(drop)
+/// Gives a guest that is on a device, once.
+pub(super) async fn attach_live(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let flags = constants::VIR_DOMAIN_AFFECT_LIVE;
+    domain.attach_device_flags(xml, flags).await
 }
 
 /// A libvirtd that died while it attached the disk has left parts of it in QEMU, which keep the file locked.
-fn attach(domain: &Domain, xml: &str, file: &Path) -> Result<(), Error> {
-    let try_it = || {
-        let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
-        result.map(drop)
-    };
-    let Err(error) = try_it() else {
+async fn attach(domain: &Domain, xml: &str, file: &Path) -> Result<(), Error> {
+    let Err(error) = attach_live(domain, xml).await else {
         return Ok(());
     };
     // Another call, whose caller gave up, may have attached it meanwhile.
     let is_there = |now: &DomainObserved| now.disks.live.iter().any(|it| it.path == file);
-    if matches!(observe::of(domain), Ok(Some(now)) if is_there(&now)) {
+    if matches!(observe::of(domain).await, Ok(Some(now)) if is_there(&now)) {
         return Ok(());
     }
-    match orphans::remove(domain, file) {
+    match orphans::remove(domain, file).await {
         Ok(Removal::Nothing) => Err(error),
         Ok(Removal::Nodes(nodes)) => {
             tracing::warn!(file = %file.display(), ?nodes, "removed what an interrupted attachment had left in QEMU");
-            try_it()
+            attach_live(domain, xml).await
         }
         Ok(Removal::AskBack(devices)) => {
             tracing::warn!(
@@ -262,16 +268,15 @@ fn attach(domain: &Domain, xml: &str, file: &Path) -> Result<(), Error> {
 }
 
 /// A libvirtd that died while it attached the controller has left it in QEMU, under the name that the next one gets.
-fn attach_controller(domain: &Domain, xml: &str) -> Result<(), Error> {
-    let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
-    let Err(error) = result else {
+async fn attach_controller(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let Err(error) = attach_live(domain, xml).await else {
         return Ok(());
     };
     // Another call, whose caller gave up, may have attached it meanwhile: then it is no orphan.
-    if !matches!(observe::of(domain), Ok(Some(now)) if !now.disks.scsi_controller) {
+    if !matches!(observe::of(domain).await, Ok(Some(now)) if !now.disks.scsi_controller) {
         return Err(error);
     }
-    match orphans::ask_back(domain, SCSI_CONTROLLER) {
+    match orphans::ask_back(domain, SCSI_CONTROLLER).await {
         Ok(Asked::Nobody) => {}
         Ok(Asked::TheGuest) => tracing::warn!(
             "an interrupted attachment has left a SCSI controller with the guest; it was asked to give it back"
@@ -286,22 +291,18 @@ fn attach_controller(domain: &Domain, xml: &str) -> Result<(), Error> {
 
 /// A libvirtd that died while it did this has left a piece of memory in QEMU that it does not know of. It has the name of the
 /// one that is to be added now, so QEMU refuses that.
-fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
-    let try_it = || {
-        let result = domain.attach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE);
-        result.map(drop)
-    };
-    let Err(error) = try_it() else {
+async fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let Err(error) = attach_live(domain, xml).await else {
         return Ok(());
     };
-    match orphans::remove_memory(domain) {
+    match orphans::remove_memory(domain).await {
         Ok(MemoryRemoval { unused, held }) if unused.is_empty() && held.is_empty() => Err(error),
         Ok(MemoryRemoval { unused, held }) if held.is_empty() => {
             tracing::warn!(
                 ?unused,
                 "removed memory that nobody uses and an interrupted resize had left in QEMU"
             );
-            try_it()
+            attach_live(domain, xml).await
         }
         Ok(MemoryRemoval { held, .. }) => {
             tracing::warn!(
@@ -321,19 +322,21 @@ fn plug(domain: &Domain, xml: &str) -> Result<(), Error> {
 }
 
 /// The guest answers when it likes, so being asked is all there is to do. QEMU says so of one that is asked twice.
-pub(super) fn ask_to_give_back(domain: &Domain, xml: &str) -> Result<(), Error> {
-    match domain.detach_device_flags(xml, sys::VIR_DOMAIN_AFFECT_LIVE) {
+pub(super) async fn ask_to_give_back(domain: &Domain, xml: &str) -> Result<(), Error> {
+    let flags = constants::VIR_DOMAIN_AFFECT_LIVE;
+    match domain.detach_device_flags(xml, flags).await {
         Err(error) if error.message().contains("process of unplug") => Ok(()),
-        result => result.map(drop),
+        result => result,
     }
 }
 
 /// First so that QEMU may still write what it holds of the disks, then by force.
-fn destroy(domain: &Domain) -> Result<(), Error> {
-    match domain.destroy_flags(sys::VIR_DOMAIN_DESTROY_GRACEFUL) {
-        Ok(_) => Ok(()),
+async fn destroy(domain: Domain) -> Result<(), Error> {
+    let graceful = constants::VIR_DOMAIN_DESTROY_GRACEFUL;
+    match domain.destroy_flags(graceful).await {
+        Ok(()) => Ok(()),
         Err(error) if is_gone(&error) => Ok(()),
-        Err(_) => domain.destroy_flags(0).map(drop),
+        Err(_) => domain.destroy_flags(0).await,
     }
 }
 
@@ -344,7 +347,7 @@ pub(super) enum Outcome {
 }
 
 pub(super) struct Job<'a> {
-    connection: &'a Connect,
+    connection: &'a Connection,
     ticket: &'a Ticket,
     pub(super) what: String,
 }
@@ -352,23 +355,23 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     /// Acts on an instance's domain if that is needed. An error counts only if it is still needed afterwards: the
     /// guest, or somebody else, may have been faster.
-    pub(super) fn act(
+    pub(super) async fn act<F: Future<Output = Result<(), Error>>>(
         &self,
         id: InstanceId,
         needed: impl Fn(&DomainObserved) -> bool,
-        act: impl Fn(&Domain) -> Result<(), Error>,
+        act: impl FnOnce(Domain) -> F,
     ) -> Result<Outcome, ActError> {
-        let Some((domain, observed)) = self.find(id)? else {
+        let Some((domain, observed)) = self.find(id).await? else {
             return Ok(Outcome::Missing);
         };
         if !needed(&observed) {
             return Ok(Outcome::Done);
         }
         self.still_wanted()?;
-        let Err(error) = act(&domain) else {
+        let Err(error) = act(domain.clone()).await else {
             return Ok(Outcome::Done);
         };
-        match observe::of(&domain) {
+        match observe::of(&domain).await {
             Ok(Some(observed)) if !needed(&observed) => Ok(Outcome::Done),
             Ok(None) => Ok(Outcome::Missing),
             Ok(Some(_)) | Err(_) => Err(failed(self.what.clone(), error)),
@@ -376,13 +379,13 @@ impl Job<'_> {
     }
 
     /// As [`Self::act`], where there has to be a domain.
-    fn must_act(
+    async fn must_act<F: Future<Output = Result<(), Error>>>(
         &self,
         id: InstanceId,
         needed: fn(&DomainObserved) -> bool,
-        act: impl Fn(&Domain) -> Result<(), Error>,
+        act: impl FnOnce(Domain) -> F,
     ) -> Result<(), ActError> {
-        match self.act(id, needed, act)? {
+        match self.act(id, needed, act).await? {
             Outcome::Done => Ok(()),
             Outcome::Missing => Err(self.undefined()),
         }
@@ -390,25 +393,26 @@ impl Job<'_> {
 
     /// Memory that QEMU has and libvirt does not know would be saved with the rest, and could never be restored: libvirt would
     /// start a QEMU without it. So the guest has to give it back first.
-    fn save(&self, id: InstanceId) -> Result<(), ActError> {
-        if let Some((domain, observed)) = self.find(id)?
+    async fn save(&self, id: InstanceId) -> Result<(), ActError> {
+        if let Some((domain, observed)) = self.find(id).await?
             && is_on(&observed)
         {
             self.still_wanted()?;
-            self.refuse_lost_memory(&domain)?;
+            self.refuse_lost_memory(&domain).await?;
         }
-        self.must_act(id, is_on, save)
+        self.must_act(id, is_on, save).await
     }
 
     /// Where memory can be added, some may have been lost on the way.
-    fn refuse_lost_memory(&self, domain: &Domain) -> Result<(), ActError> {
+    async fn refuse_lost_memory(&self, domain: &Domain) -> Result<(), ActError> {
         let xml = domain
             .get_xml_desc(0)
+            .await
             .map_err(|error| failed(self.what.clone(), error))?;
         if domain_xml::read(&xml).memory_max.is_none() {
             return Ok(());
         }
-        let removal = orphans::remove_memory(domain).map_err(|error| {
+        let removal = orphans::remove_memory(domain).await.map_err(|error| {
             ActError::retryable(
                 FaultCode::Hypervisor,
                 format!(
@@ -436,7 +440,7 @@ impl Job<'_> {
 
     /// By its file, which libvirt finds once it has the domain to itself: the guest may have been started anew by then,
     /// with other disks under the same names, and a disk that is larger already would shrink.
-    fn grow(&self, id: InstanceId, disk: &DiskFile, size: ByteCount) -> Result<(), ActError> {
+    async fn grow(&self, id: InstanceId, disk: &DiskFile, size: ByteCount) -> Result<(), ActError> {
         let path = disk.path.to_str().ok_or_else(|| ActError {
             what: format!("{}: its path is no text", self.what),
             code: FaultCode::Internal,
@@ -446,18 +450,15 @@ impl Job<'_> {
         let needed = |domain: &DomainObserved| {
             is_on(domain) && domain.disks.live.iter().any(|it| it.path == disk.path)
         };
-        self.act(id, needed, |domain| {
-            domain
-                .block_resize(path, size.get(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-                .map(drop)
-        })
-        .map(drop)
+        let flags = constants::VIR_DOMAIN_BLOCK_RESIZE_BYTES;
+        let resize = async |domain: Domain| domain.block_resize(path, size.get(), flags).await;
+        self.act(id, needed, resize).await.map(drop)
     }
 
     /// One guest that went off meanwhile starts with its definition. The weight comes first: it is not looked at, so
     /// who is interrupted in between must have to do both again. One that cannot be set keeps no processors away: the next
     /// start sets it.
-    fn set_vcpus(
+    async fn set_vcpus(
         &self,
         id: InstanceId,
         vcpus: Vcpus,
@@ -469,35 +470,36 @@ impl Job<'_> {
                 .running
                 .is_some_and(|running| running.takes_vcpus(vcpus))
         };
-        self.act(id, needed, |domain| {
-            if cpu_shares.is_some() {
-                let weight = SchedulerInfo {
-                    cpu_shares,
-                    ..SchedulerInfo::default()
+        let set = async |domain: Domain| {
+            if let Some(shares) = cpu_shares {
+                let weight = TypedParam {
+                    field: constants::VIR_DOMAIN_SCHEDULER_CPU_SHARES.to_owned(),
+                    value: TypedValue::Ullong(shares),
                 };
-                let set =
-                    domain.set_scheduler_parameters_flags(&weight, sys::VIR_DOMAIN_AFFECT_LIVE);
-                if let Err(error) = set {
+                let live = constants::VIR_DOMAIN_AFFECT_LIVE;
+                let set = domain.set_scheduler_parameters_flags(vec![weight], live);
+                if let Err(error) = set.await {
                     tracing::warn!(
                         instance = %id, ?cpu_shares, error = %error_chain(&error),
                         "a guest gets processors, but not the weight that goes with them; its next start sets it"
                     );
                 }
             }
-            domain
-                .set_vcpus_flags(count, sys::VIR_DOMAIN_VCPU_LIVE)
-                .map(drop)
-        })
-        .map(drop)
+            let live = constants::VIR_DOMAIN_VCPU_LIVE;
+            domain.set_vcpus_flags(count, live).await
+        };
+        self.act(id, needed, set).await.map(drop)
     }
 
-    fn define(&self, config: &DomainConfig) -> Result<(), ActError> {
+    async fn define(&self, config: &DomainConfig) -> Result<(), ActError> {
         let xml = self.written(domain_xml::write(config))?;
-        if self.find(config.id)?.is_none() {
-            self.refuse_taken_name(config)?;
+        if self.find(config.id).await?.is_none() {
+            self.refuse_taken_name(config).await?;
         }
         self.still_wanted()?;
-        Domain::define_xml_flags(self.connection, &xml, sys::VIR_DOMAIN_DEFINE_VALIDATE)
+        let flags = constants::VIR_DOMAIN_DEFINE_VALIDATE;
+        let defined = self.connection.define_xml_flags(&xml, flags).await;
+        defined
             .map(drop)
             .map_err(|error| failed(self.what.clone(), error))
     }
@@ -512,8 +514,9 @@ impl Job<'_> {
         })
     }
 
-    fn undefine(&self, id: InstanceId) -> Result<(), ActError> {
-        let on = self.find(id)?.is_some_and(|(_, observed)| is_on(&observed));
+    async fn undefine(&self, id: InstanceId) -> Result<(), ActError> {
+        let found = self.find(id).await?;
+        let on = found.is_some_and(|(_, observed)| is_on(&observed));
         if on {
             // libvirt would do it, and leave a domain that runs with no definition.
             return Err(ActError {
@@ -523,20 +526,17 @@ impl Job<'_> {
                 source: None,
             });
         }
-        self.act(
-            id,
-            |observed| observed.persistent,
-            |domain| domain.undefine_flags(UNDEFINE_ALL),
-        )
-        .map(drop)
+        let needed = |observed: &DomainObserved| observed.persistent;
+        let undefine = async |domain: Domain| domain.undefine_flags(UNDEFINE_ALL).await;
+        self.act(id, needed, undefine).await.map(drop)
     }
 
     /// The domain with the instance's UUID, if it is berth's.
-    fn find(&self, id: InstanceId) -> Result<Option<(Domain, DomainObserved)>, ActError> {
-        let Some(domain) = observe::lookup(self.connection, id)? else {
+    async fn find(&self, id: InstanceId) -> Result<Option<(Domain, DomainObserved)>, ActError> {
+        let Some(domain) = observe::lookup(self.connection, id).await? else {
             return Ok(None);
         };
-        let Some(observed) = observe::of(&domain)? else {
+        let Some(observed) = observe::of(&domain).await? else {
             return Ok(None);
         };
         if observed.metadata.is_none() {
@@ -546,9 +546,9 @@ impl Job<'_> {
     }
 
     /// libvirt's names are unique as well, and somebody else may have taken the instance's.
-    fn refuse_taken_name(&self, config: &DomainConfig) -> Result<(), ActError> {
+    async fn refuse_taken_name(&self, config: &DomainConfig) -> Result<(), ActError> {
         let name = names::domain(config.id);
-        match Domain::lookup_by_name(self.connection, &name) {
+        match self.connection.lookup_by_name(&name).await {
             Ok(_) => Err(self.foreign(&name, "has the instance's name and another UUID")),
             Err(error) if is_gone(&error) => Ok(()),
             Err(error) => Err(failed(self.what.clone(), error)),

@@ -1,0 +1,362 @@
+//! A bounded number of calls at once, each with a connection of its own and a deadline for whoever waits.
+//!
+//! ```text
+//!   call ──▶ queue ──▶ task (a connection that nobody else uses) ──▶ answer
+//!              │         │
+//!              │         └─ deadline passes: the caller gets an error and its place is free; the task counts as stuck until
+//!              │            libvirt answers after all, or its connection ends
+//!              └─ full, or too many stuck: refused at once
+//! ```
+//!
+//! libvirt works on one connection's calls at once only up to a number, and one that hangs would take a place from the others:
+//! so no connection is shared. One whose caller gave up is not closed either: libvirt goes on with the call whether or not
+//! somebody listens, and only the answer tells that it is over.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+
+use super::{rpc::Address, session::Session};
+use crate::act::pool::Limits;
+
+/// A call was not carried out, or nobody knows whether it was.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    /// It took too long. It may still happen.
+    #[error("no answer within {} s", .0.as_secs())]
+    Deadline(Duration),
+    /// So many earlier calls hang that this one was not tried.
+    #[error("{0} earlier calls still hang, so this one was not tried")]
+    Stuck(usize),
+    /// So many calls wait that this one was not taken.
+    #[error("{0} calls are waiting already")]
+    Full(usize),
+    /// The task panicked.
+    #[error("the task that made the call panicked")]
+    Panicked,
+}
+
+/// Whether anybody still waits for a call. Asked right before a call changes something.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ticket(Arc<TicketState>);
+
+#[derive(Debug, Default)]
+struct TicketState {
+    ended: AtomicBool,
+    abandoned: AtomicBool,
+}
+
+impl Ticket {
+    /// Whether the caller has given up.
+    #[must_use]
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.0.abandoned.load(Ordering::SeqCst)
+    }
+}
+
+/// What is known of the calls.
+#[derive(Debug, Default)]
+struct Books {
+    /// Calls that wait for a place.
+    queued: usize,
+    /// Calls whose caller gave up, and which have not come back.
+    stuck: usize,
+    /// Connections that nobody uses.
+    idle: Vec<Session>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    address: Arc<Address>,
+    places: Semaphore,
+    books: Mutex<Books>,
+}
+
+/// Calls of one sort.
+#[derive(Debug)]
+pub(super) struct Calls(Arc<Shared>);
+
+impl Calls {
+    /// Calls to the libvirt at an address. Nothing is opened before it is needed.
+    pub(super) fn new(address: Arc<Address>, limits: Limits) -> Self {
+        Self(Arc::new(Shared {
+            limits,
+            address,
+            places: Semaphore::new(limits.workers),
+            books: Mutex::default(),
+        }))
+    }
+
+    /// Runs `work` with a connection of its own.
+    ///
+    /// # Errors
+    /// [`CallError`]; after [`CallError::Deadline`] the work may still be done, if it had begun.
+    pub(super) async fn call<T, F>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(Session, Ticket) -> F + Send,
+    ) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: Future<Output = (Session, T)> + Send + 'static,
+    {
+        let give_up = Instant::now() + limit;
+        let _place = {
+            let _queued = self.queue()?;
+            let place = timeout_at(give_up, self.0.places.acquire()).await;
+            // It is closed never, so an error is the deadline's.
+            place
+                .ok()
+                .and_then(Result::ok)
+                .ok_or(CallError::Deadline(limit))?
+        };
+        let ticket = Ticket::default();
+        let session = self.0.books().idle.pop();
+        let session = session.unwrap_or_else(|| Session::new(Arc::clone(&self.0.address)));
+        let running = Running {
+            shared: Arc::clone(&self.0),
+            ticket: ticket.clone(),
+        };
+        let work = work(session, ticket.clone());
+        let task = tokio::spawn(async move {
+            let (session, answer) = work.await;
+            running.shared.give_back(session);
+            drop(running);
+            answer
+        });
+        let _waiting = Waiting {
+            shared: &self.0,
+            ticket,
+        };
+        match timeout_at(give_up, task).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(CallError::Panicked),
+            Err(_) => Err(CallError::Deadline(limit)),
+        }
+    }
+
+    /// How many calls did not come back in time and still hang.
+    #[must_use]
+    pub(super) fn stuck(&self) -> usize {
+        self.0.books().stuck
+    }
+
+    /// A place in the queue.
+    fn queue(&self) -> Result<Queued<'_>, CallError> {
+        let mut books = self.0.books();
+        if books.stuck >= self.0.limits.stuck {
+            return Err(CallError::Stuck(books.stuck));
+        }
+        // Whoever finds a place free does not wait.
+        if books.queued >= self.0.limits.queued.max(self.0.places.available_permits()) {
+            return Err(CallError::Full(books.queued));
+        }
+        books.queued += 1;
+        Ok(Queued(&self.0))
+    }
+}
+
+impl Shared {
+    /// Nothing that runs under this lock can panic half-way, so a poisoned one is as good as any.
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As many are kept as calls run at once.
+    fn give_back(&self, session: Session) {
+        let mut books = self.books();
+        if books.idle.len() < self.limits.workers {
+            books.idle.push(session);
+        }
+    }
+}
+
+/// One in the queue.
+struct Queued<'a>(&'a Shared);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.books().queued -= 1;
+    }
+}
+
+/// A call that is being made. Dropped when it has come back, or panicked.
+struct Running {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut books = self.shared.books();
+        self.ticket.0.ended.store(true, Ordering::SeqCst);
+        if self.ticket.is_abandoned() {
+            books.stuck -= 1;
+        }
+    }
+}
+
+/// A caller that waits. Dropped before the call has come back, it gives it up.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    ticket: Ticket,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut books = self.shared.books();
+        if !self.ticket.0.ended.load(Ordering::SeqCst) {
+            self.ticket.0.abandoned.store(true, Ordering::SeqCst);
+            books.stuck += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, sync::atomic::AtomicUsize};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_secs(1);
+
+    fn calls(workers: usize, stuck: usize, queued: usize) -> Calls {
+        let address: Address = "qemu:///system?socket=/nonexistent".parse().unwrap();
+        let limits = Limits {
+            workers,
+            stuck,
+            queued,
+        };
+        Calls::new(Arc::new(address), limits)
+    }
+
+    async fn plain(calls: &Calls, answer: u32) -> Result<u32, CallError> {
+        let work = |session, _| async move { (session, answer) };
+        calls.call(LONG, work).await
+    }
+
+    /// A call that takes until it is released.
+    async fn held(
+        calls: &Calls,
+        limit: Duration,
+        release: oneshot::Receiver<()>,
+    ) -> Result<(), CallError> {
+        let work = |session, _| async move {
+            drop(release.await);
+            (session, ())
+        };
+        calls.call(limit, work).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hung_calls_are_replaced_then_refused_and_forgiven_when_they_return() {
+        let calls = calls(1, 2, 3);
+        let mut releases = Vec::new();
+        for hung in 1..=2 {
+            let (release, until) = oneshot::channel();
+            releases.push(release);
+            let error = held(&calls, SHORT, until).await.unwrap_err();
+            assert!(matches!(error, CallError::Deadline(_)), "{error}");
+            assert_eq!(calls.stuck(), hung);
+            if hung == 1 {
+                assert_eq!(plain(&calls, 7).await.unwrap(), 7);
+            }
+        }
+        let error = plain(&calls, 7).await.unwrap_err();
+        assert!(matches!(error, CallError::Stuck(2)), "{error}");
+        drop(releases);
+        while calls.stuck() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(plain(&calls, 7).await.unwrap(), 7);
+        assert_eq!(calls.0.books().idle.len(), 1, "as many as run at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_nobody_waits_for_is_never_begun() {
+        let calls = calls(1, 5, 5);
+        let (release, until) = oneshot::channel();
+        let begun = AtomicUsize::new(0);
+        let late = async {
+            let work = |session, _| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                async move { (session, ()) }
+            };
+            let error = calls.call(SHORT, work).await.unwrap_err();
+            assert!(matches!(error, CallError::Deadline(_)), "{error}");
+            assert_eq!(calls.stuck(), 0, "it was waiting, not running");
+            drop(release);
+        };
+        let (blocked, ()) = tokio::join!(held(&calls, LONG, until), late);
+        blocked.unwrap();
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+        assert_eq!(calls.0.books().queued, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_given_up_is_told_before_it_changes_something() {
+        let calls = calls(1, 5, 5);
+        let (told, tells) = oneshot::channel();
+        let work = |session, ticket: Ticket| async move {
+            tokio::time::sleep(2 * SHORT).await;
+            let _ = told.send(ticket.is_abandoned());
+            (session, ())
+        };
+        let error = calls.call(SHORT, work).await.unwrap_err();
+        assert!(matches!(error, CallError::Deadline(_)), "{error}");
+        assert!(tells.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_own_call_only() {
+        let calls = calls(1, 1, 1);
+        let work = |_, _| async { panic!("on purpose") };
+        let error = calls.call::<(), _>(LONG, work).await.unwrap_err();
+        assert!(matches!(error, CallError::Panicked), "{error}");
+        assert_eq!(plain(&calls, 1).await.unwrap(), 1);
+        assert_eq!(calls.stuck(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_is_bounded() {
+        let calls = calls(1, 9, 1);
+        let (release, until) = oneshot::channel();
+        let second = plain(&calls, 2);
+        let third = async {
+            let error = plain(&calls, 3).await.unwrap_err();
+            assert!(matches!(error, CallError::Full(1)), "{error}");
+            drop(release);
+        };
+        let (first, second, ()) = tokio::join!(held(&calls, LONG, until), second, third);
+        first.unwrap();
+        assert_eq!(second.unwrap(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_goes_away_leaves_a_call_that_counts_as_stuck() {
+        let calls = calls(1, 1, 1);
+        let work = |session, _| async move {
+            pending::<()>().await;
+            (session, ())
+        };
+        let call = calls.call(LONG, work);
+        assert!(tokio::time::timeout(SHORT, call).await.is_err());
+        assert_eq!(calls.stuck(), 1);
+        let error = plain(&calls, 7).await.unwrap_err();
+        assert!(matches!(error, CallError::Stuck(1)), "{error}");
+    }
+}

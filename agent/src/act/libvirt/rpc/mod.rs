@@ -1,0 +1,30 @@
+//! A client of libvirt's RPC over its UNIX socket: as much of it as the agent needs, without libvirt's library.
+//!
+//! ```text
+//!   Domain ──▶ Procedure ──▶ Connection ──▶ Link ──▶ socket
+//!   (calls)    (shapes)      (a handle)     (serial numbers, keepalive, streams)
+//! ```
+//!
+//! [`xdr`] is how values lie in packets, [`packet`] how packets lie in the socket, [`procedures`] what can be asked. The
+//! names are those of libvirt's `remote_protocol.x`, `virnetprotocol.x` and `qemu_protocol.x`. What another version of
+//! libvirt may not change, and what is done about it if it does, is in ADR 30.
+
+mod address;
+mod connection;
+pub(super) mod constants;
+mod domain;
+mod error;
+mod link;
+mod packet;
+mod procedures;
+mod xdr;
+
+#[cfg(test)]
+mod tests;
+
+pub use address::{Address, BadAddress};
+
+pub(super) use connection::Connection;
+pub(super) use domain::{Domain, JobStats};
+pub(super) use error::{Code, Error};
+pub(super) use procedures::{DomainStatsRecord, TypedParam, TypedValue};
