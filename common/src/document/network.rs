@@ -42,8 +42,7 @@ pub struct NetworkSpec {
     /// The security groups of `ports`, each once.
     #[serde(default)]
     pub security_groups: Vec<SecurityGroupSpec>,
-    /// Of the groups that rules name as remote: the addresses of all their members, on all hosts, also of those in other networks that
-    /// a router joins to this one.
+    /// Of the groups that rules name as remote: the addresses of all their members, on all hosts.
     #[serde(default)]
     pub group_members: BTreeMap<SecurityGroupId, Vec<IpPrefix>>,
 }

@@ -406,7 +406,7 @@ async fn addresses_outside_are_never_those_inside() {
         .await;
     // Nobody leads from there to the router's addresses.
     cloud.ok(more("elsewhere", "10.0.2.0/24")).await;
-    cloud.ok(more("public", "10.0.2.0/24")).await;
+    let further = cloud.ok(more("public", "10.0.2.0/24")).await;
     cloud
         .refused(
             add("r1", "green"),
@@ -414,4 +414,18 @@ async fn addresses_outside_are_never_those_inside() {
             "10.0.2.0/24 overlaps with 10.0.2.0/24",
         )
         .await;
+    // Nor does what a route goes by way of go away.
+    let by_way = json!([{ "destination": "172.16.0.0/12", "nexthop": "10.0.2.9" }]);
+    cloud.ok(set("r1", json!({ "routes": by_way }))).await;
+    let gone = request::<SubnetDelete>(json!({ "subnet": further.id }));
+    cloud
+        .refused(
+            gone.clone(),
+            Conflict,
+            "router r1 reaches 172.16.0.0/12 by way of 10.0.2.9",
+        )
+        .await;
+    cloud.ok(set("r1", json!({ "routes": [] }))).await;
+    cloud.ok(gone).await;
+    assert_sound(&cloud).await;
 }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use berth_common::{document::NetworkType, names::Cidr};
+use berth_common::{
+    document::{NetworkType, Route},
+    names::Cidr,
+};
 use berth_store::{
     Executor, floating_ips,
     networks::NetworkRow,
@@ -61,7 +64,7 @@ pub async fn refuse_outside_use(
     refuse_floating_ips(db, network).await
 }
 
-/// Refuses to delete a subnet that a router is in, or that has floating IPs.
+/// Refuses to delete a subnet that a router is in or has a route by way of, or that has floating IPs.
 ///
 /// # Errors
 /// The refusal, or a failure of the database.
@@ -83,6 +86,18 @@ pub async fn refuse_use_of_subnet(
             "subnet {} has {floating} floating IPs; delete them first",
             subnet.cidr
         )));
+    }
+    let leading = routers::of_networks(db, &BTreeSet::from([subnet.network_id])).await?;
+    let mut leading = routers::of_ids(db, &leading).await?;
+    leading.retain(|router| router.external_network_id == Some(subnet.network_id));
+    for router in leading {
+        let by_way = |route: &&Route| subnet.cidr.net().contains(&route.nexthop);
+        if let Some(route) = router.routes.iter().find(by_way) {
+            return Err(conflict(format!(
+                "router {} reaches {} by way of {} in subnet {}; take that route from it first",
+                router.name, route.destination, route.nexthop, subnet.cidr
+            )));
+        }
     }
     Ok(())
 }
