@@ -140,6 +140,7 @@ impl World {
                 ip_address: subnet.gateway_ip.unwrap(),
                 mac_address: leg_mac(*n).parse().unwrap(),
                 mtu: spec.mtu,
+                ipv6_address_mode: subnet.ipv6_address_mode,
             })
         });
         let router = RouterSpec {
