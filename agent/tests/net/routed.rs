@@ -519,6 +519,7 @@ pub(super) fn ports_on_different_hosts_reach_each_other(kind: Kind) {
         let told = world.hosts[0].in_router(world.router.0, "ip neigh show nud permanent");
         assert_eq!(told.contains("10.0.2.10"), host == 1, "{told}");
         assert_eq!(told.contains("fd00:2::10"), host == 1, "{told}");
+        switches_are_told(&world, kind);
     }
     // Another Ethernet address.
     world.stop("b");
@@ -691,6 +692,29 @@ fn where_hosts_see_it(world: &World, kind: Kind) {
             assert!(trunks.iter().all(|(known, _)| *known != leg), "{trunks:?}");
         }
     }
+}
+
+/// Switches that forgot where b is are told, and see it behind the host it is on.
+fn switches_are_told(world: &World, kind: Kind) {
+    let trunk = match kind {
+        Kind::Vxlan => return,
+        Kind::Vlan => super::fabric::TRUNK,
+        Kind::Flat => super::fabric::SECOND_TRUNK,
+    };
+    let port = &world.ports["b"];
+    let mac = port.port.mac_address.to_string();
+    ip(&format!("link set {trunk} type bridge fdb_flush"));
+    assert!(!forwards(None, trunk).contains_key(&mac));
+    let at = port.host;
+    let (networks, _) = world.documents(at);
+    for (network, spec) in &networks {
+        world.hosts[at].herald(*network, spec);
+    }
+    let known = forwards(None, trunk);
+    let end = format!("{trunk}{}", world.hosts[at].n);
+    assert_eq!(known.get(&mac), Some(&[end].into()), "{known:?}");
+    // Nobody is led astray by it.
+    world.reach_each_other("a", "b");
 }
 
 /// A guest with the Ethernet address of a leg or of its host, without port security or with an address pair that allows it, and a
