@@ -521,6 +521,21 @@ pub(super) fn ports_on_different_hosts_reach_each_other(kind: Kind) {
         assert_eq!(told.contains("fd00:2::10"), host == 1, "{told}");
         switches_are_told(&world, kind);
     }
+    // The rest is as on flat networks, and an emulated machine takes its time.
+    if kind != Kind::Vlan {
+        what_somebody_else_did_is_mended(&mut world);
+        hostile_guests_get_nothing_through(&mut world, kind);
+    }
+    assert_eq!(switches.of("leg"), 0, "a leg was seen");
+    drop(switches);
+    for host in world.end() {
+        host.end();
+    }
+    cut_wires();
+}
+
+/// A port gets another Ethernet address, and somebody changes neighbours of a leg by hand.
+fn what_somebody_else_did_is_mended(world: &mut World) {
     // Another Ethernet address.
     world.stop("b");
     world.ports.get_mut("b").unwrap().port.mac_address = "52:54:00:00:02:99".parse().unwrap();
@@ -549,14 +564,6 @@ pub(super) fn ports_on_different_hosts_reach_each_other(kind: Kind) {
     );
     assert!(!neighbours.contains("10.0.2.77"), "{neighbours}");
     world.reach_each_other("a", "b");
-
-    hostile_guests_get_nothing_through(&mut world, kind);
-    assert_eq!(switches.of("leg"), 0, "a leg was seen");
-    drop(switches);
-    for host in world.end() {
-        host.end();
-    }
-    cut_wires();
 }
 
 /// Counts on the trunks, whatever captures miss: what goes there and back between a and b, with its tag, and what is from or to a
