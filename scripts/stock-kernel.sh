@@ -20,6 +20,7 @@ memory=3072
 modules=(
 	virtio_pci 9pnet_virtio 9p virtio_rng loop crc32c_generic dm_mod dm_snapshot dm_thin_pool
 	bridge veth 8021q vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_meta_bridge nf_conntrack_bridge
+	nf_conntrack_netlink
 )
 
 say() { printf 'stock-kernel: %s\n' "$*" >&2; }

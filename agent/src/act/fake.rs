@@ -39,7 +39,7 @@ use crate::decide::{
     filter::Reason,
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
-    network::{NetStep, NetworkObserved, uplink::HostUplinks},
+    network::{Herald, NetStep, NetworkObserved, uplink::HostUplinks},
     router::{Leg, RouterObserved, RouterStep, Translation},
     snapshot::{BackupJob, SnapshotFiles},
     usage::{Activity, DomainUsage},
@@ -153,6 +153,12 @@ impl FakeHost {
         model.files.power_cut();
         model.networks.power_cut();
         model.routers = Routers::default();
+    }
+
+    /// What physical switches were told so far of where ports are.
+    #[must_use]
+    pub fn heralds(&self) -> Vec<Herald> {
+        self.model().networks.heralds()
     }
 
     /// What its networks go out by; nothing unless told otherwise.
@@ -621,6 +627,13 @@ impl Net for FakeHost {
         let model = &mut *guard;
         model.faults.step()?;
         model.routers.apply(step, &model.networks);
+        Ok(())
+    }
+
+    async fn herald(&self, herald: &Herald) -> Result<(), ActError> {
+        let mut model = self.model();
+        model.faults.look()?;
+        model.networks.herald(herald);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     filter::Reason,
     instance::{InstanceFiles, StorageStep},
-    network::{NetStep, NetworkObserved},
+    network::{Herald, NetStep, NetworkObserved},
     router::{Leg, RouterObserved, RouterStep},
     snapshot::{BackupJob, SnapshotFiles},
     usage::DomainUsage,
@@ -172,6 +172,8 @@ pub trait Net: Send + Sync {
     ) -> Result<RouterObserved, ActError>;
     /// Carries out one step. Repeating a step that was done already is not an error.
     async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError>;
+    /// Tells physical switches where guests are. To be repeated now and then: they forget.
+    async fn herald(&self, herald: &Herald) -> Result<(), ActError>;
     /// Ids of all routers of which anything of berth's exists on this host.
     async fn routers_present(&self) -> Result<Vec<RouterId>, ActError>;
 }

@@ -13,6 +13,7 @@
 //! that it no longer has are gone, although it is ready for those that it has. A tombstone takes everything down, but not before
 //! all instances have left the bridge.
 
+mod herald;
 mod imagine;
 mod link;
 mod metadata;
@@ -30,6 +31,7 @@ use berth_common::{
 };
 use ipnet::IpNet;
 
+pub use herald::{Herald, herald};
 pub use imagine::imagine;
 pub use link::{BridgeUse, Link, LinkSetting, Role};
 pub use metadata::{MetadataObserved, MetadataProcess, MetadataStep};

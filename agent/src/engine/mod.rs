@@ -51,7 +51,7 @@ use self::{
     outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
+    tools::{Heralds, ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
 };
 use crate::{
     decide::{
@@ -161,6 +161,7 @@ impl Engine {
             metrics: parts.metrics,
             slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
+            heralds: Heralds::default(),
             volumes: ReadyFiles::default(),
             snapshots: ReadyFiles::default(),
             turns: Turns::default(),

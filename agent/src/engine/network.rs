@@ -14,7 +14,7 @@ use crate::{
     act::ActError,
     decide::{
         filter,
-        network::{self, NetPlan, NetStep, NetThen, NetWait, OnError},
+        network::{self, Herald, NetPlan, NetStep, NetThen, NetWait, OnError},
     },
 };
 
@@ -64,6 +64,7 @@ async fn rounds(
         observed.filter.legs = filter::legs(wish.id, documents);
         let plan = network::plan(wish, &observed);
         if plan.steps.is_empty() {
+            herald(worker, wish.id, network::herald(wish, &observed)).await;
             return Ok(match plan.then {
                 NetThen::Converged => Outcome::Converged,
                 NetThen::Gone => Outcome::Gone,
@@ -80,6 +81,19 @@ async fn rounds(
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+/// Tells physical switches where guests are, if it is time. That it failed takes nothing from the network, and it is tried again.
+async fn herald(worker: &Worker, network: NetworkId, herald: Option<Herald>) {
+    let tools = &worker.tools;
+    if tools.heralds.is_due(network, herald.as_ref())
+        && let Some(herald) = herald
+        && let Err(error) = tools.host.net.herald(&herald).await
+    {
+        let error = berth_common::telemetry::error_chain(&error);
+        tracing::warn!(%network, error, "switches were not told where ports are");
+        tools.heralds.forget(network);
+    }
 }
 
 /// What went wrong with the steps of a plan.

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use berth_common::{
@@ -11,12 +12,15 @@ use berth_common::{
     ids::{InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
     units::Generation,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     act::{ActError, Compute, Net, Progress, Storage},
-    decide::{instance::HostFacts, volume::Usable},
+    decide::{instance::HostFacts, network::Herald, volume::Usable},
     inbox::journal::Journal,
     metrics::AgentMetrics,
     report::reports::Reports,
@@ -42,6 +46,7 @@ pub(super) struct Tools {
     pub(super) metrics: AgentMetrics,
     pub(super) slots: Slots,
     pub(super) networks: ReadyNetworks,
+    pub(super) heralds: Heralds,
     pub(super) volumes: ReadyFiles<VolumeId>,
     pub(super) snapshots: ReadyFiles<SnapshotId>,
     pub(super) turns: Turns,
@@ -93,6 +98,41 @@ impl ReadyNetworks {
         networks
             .get(&network)
             .is_some_and(|ports| ports.contains(&port))
+    }
+}
+
+/// What physical switches were told of, and when. They forget after minutes, most of them after five.
+#[derive(Debug, Default)]
+pub(super) struct Heralds {
+    told: Mutex<BTreeMap<NetworkId, (Herald, Instant)>>,
+}
+
+impl Heralds {
+    const EVERY: Duration = Duration::from_secs(60);
+
+    /// Whether this has to be told now; from then on it counts as told.
+    pub(super) fn is_due(&self, network: NetworkId, herald: Option<&Herald>) -> bool {
+        let Some(herald) = herald else {
+            self.forget(network);
+            return false;
+        };
+        let mut told = self.lock();
+        let is_fresh = told
+            .get(&network)
+            .is_some_and(|(last, when)| last == herald && when.elapsed() < Self::EVERY);
+        if !is_fresh {
+            told.insert(network, (herald.clone(), Instant::now()));
+        }
+        !is_fresh
+    }
+
+    /// Nothing was told of a network.
+    pub(super) fn forget(&self, network: NetworkId) {
+        self.lock().remove(&network);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, (Herald, Instant)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

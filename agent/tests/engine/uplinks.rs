@@ -181,3 +181,64 @@ async fn two_networks_share_no_nic_no_segment_and_no_translated_addresses() {
             .await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn switches_are_told_of_ports_that_routers_send_to_again_and_again() {
+    for network_type in TYPES {
+        let lab = lab().await;
+        let wish = Wish::new(&lab);
+        let network = of_type(&wish, 1, network_type);
+        let instance = wish.instance(1, |_| {});
+        for document in [&network, &instance] {
+            lab.send(document).await;
+        }
+        for document in [&network, &instance] {
+            lab.wait_status(document, ConvergeStatus::Converged).await;
+        }
+        sleep(Duration::from_secs(200)).await;
+        assert_eq!(lab.host.heralds(), [], "without a router");
+        lab.send(&router_in(&wish, lab.host_id)).await;
+        sleep(Duration::from_secs(200)).await;
+        let told = lab.host.heralds();
+        if !matches!(network_type, NetworkType::Flat | NetworkType::Vlan) {
+            assert_eq!(told, [], "{network_type:?}");
+            continue;
+        }
+        assert!((3..=5).contains(&told.len()), "{network_type:?}: {told:?}");
+        assert!(told.iter().all(|herald| *herald == told[0]));
+        assert_eq!(told[0].ports.len(), 1);
+        // A guest that is off is nowhere.
+        let off = wish.instance(2, |spec| spec.power = DesiredPower::Stopped);
+        lab.send(&off).await;
+        lab.wait_status(&off, ConvergeStatus::Converged).await;
+        sleep(Duration::from_secs(20)).await;
+        let before = lab.host.heralds().len();
+        sleep(Duration::from_secs(200)).await;
+        assert_eq!(lab.host.heralds().len(), before);
+    }
+}
+
+/// A router in the network.
+fn router_in(wish: &Wish, host_id: HostId) -> Document {
+    let leg = berth_common::document::RouterInterface {
+        network_id: wish.network,
+        subnet_id: SubnetId::new(),
+        cidr: "10.0.0.0/24".parse().unwrap(),
+        ip_address: "10.0.0.1".parse().unwrap(),
+        mac_address: "52:54:00:00:01:fe".parse().unwrap(),
+        mtu: 1450,
+    };
+    Document::Router(Desired {
+        id: RouterId::new(),
+        generation: Generation(1),
+        host_id,
+        spec: Some(RouterSpec {
+            name: "router".parse().unwrap(),
+            project: "default".parse().unwrap(),
+            interfaces: vec![leg],
+            external_gateway: None,
+            floating_ips: Vec::new(),
+            routes: Vec::new(),
+        }),
+    })
+}

@@ -22,7 +22,9 @@ use berth_agent::{
     decide::{
         filter::{self, FilterObserved},
         names,
-        network::{NetPlan, NetStep, NetThen, NetworkObserved, plan, uplink::FlatAddressPolicy},
+        network::{
+            self, NetPlan, NetStep, NetThen, NetworkObserved, plan, uplink::FlatAddressPolicy,
+        },
         router::{self, RouterObserved, RouterPlan, RouterStep, RouterThen},
     },
 };
@@ -34,6 +36,7 @@ use berth_common::{
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
+    unistd::{chroot, fchdir},
 };
 use serde_json::Value;
 
@@ -58,7 +61,8 @@ pub(super) struct HostOnWire {
     pub(super) id: HostId,
     options: UplinkOptions,
     net: KernelNet,
-    mounts: fs::File,
+    /// Its root directory, and the mounts below.
+    mounts: [fs::File; 2],
     documents: RefCell<BTreeMap<DocumentKey, Document>>,
 }
 
@@ -153,7 +157,11 @@ impl HostOnWire {
         let (net, mounts) = (self.net.clone(), &self.mounts);
         inside(&self.namespace, || {
             unshare(CloneFlags::CLONE_FS).unwrap();
+            let [root, mounts] = mounts;
             setns(mounts, CloneFlags::CLONE_NEWNS).unwrap();
+            // Where the test itself has another root than its mounts have.
+            fchdir(root).unwrap();
+            chroot(".").unwrap();
             block_on(work(net))
         })
     }
@@ -213,6 +221,14 @@ impl HostOnWire {
                 let then = self.converge_router(wish.id, wish.spec.as_ref());
                 assert_eq!(then, RouterThen::Converged);
             }
+        }
+    }
+
+    /// Tells switches of the ports that are here, as the engine does from time to time.
+    pub(super) fn herald(&self, network: NetworkId, spec: &NetworkSpec) {
+        let herald = network::herald(&self.desired(network, Some(spec)), &self.observe(network));
+        if let Some(herald) = herald {
+            self.here(async |net| net.herald(&herald).await.unwrap());
         }
     }
 
@@ -386,7 +402,7 @@ fn files(namespace: &str) -> PathBuf {
 }
 
 /// A place with a `/run` of its own, with the directory for the host's files, which everybody may pass.
-fn own_run(namespace: &str) -> fs::File {
+fn own_run(namespace: &str) -> [fs::File; 2] {
     thread::scope(|scope| {
         let made = scope.spawn(|| {
             unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
@@ -404,7 +420,7 @@ fn own_run(namespace: &str) -> fs::File {
             let path = files(namespace);
             fs::create_dir_all(&path).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).unwrap();
-            fs::File::open("/proc/thread-self/ns/mnt").unwrap()
+            ["/", "/proc/thread-self/ns/mnt"].map(|path| fs::File::open(path).unwrap())
         });
         made.join().unwrap()
     })

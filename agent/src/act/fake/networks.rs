@@ -9,7 +9,7 @@ use crate::decide::{
     filter::{self, FilterObserved, Stateful, Tables},
     names,
     network::{
-        Link, NetStep, NetworkObserved, imagine,
+        Herald, Link, NetStep, NetworkObserved, imagine,
         uplink::{HostUplinks, Segment, UplinkObserved},
     },
 };
@@ -23,6 +23,8 @@ pub(super) struct Networks {
     at_boot: HostUplinks,
     /// What the packet filter has for the whole host.
     filter_base: BTreeMap<filter::part::Name, Vec<String>>,
+    /// What switches were told.
+    heralds: Vec<Herald>,
 }
 
 impl Networks {
@@ -66,6 +68,14 @@ impl Networks {
             observed.tc.links.insert("eth0".to_owned());
         }
         observed
+    }
+
+    pub(super) fn herald(&mut self, herald: &Herald) {
+        self.heralds.push(herald.clone());
+    }
+
+    pub(super) fn heralds(&self) -> Vec<Herald> {
+        self.heralds.clone()
     }
 
     pub(super) fn apply(&mut self, step: &NetStep, domains: &Domains) {

@@ -55,7 +55,7 @@ use crate::decide::{
     filter::{FilterStep, Reason},
     names,
     network::{
-        BridgePort, Link, MetadataStep, NamespaceContent, NamespaceObserved, NetStep,
+        BridgePort, Herald, Link, MetadataStep, NamespaceContent, NamespaceObserved, NetStep,
         NetworkObserved, Role, tc as tc_plan,
     },
     router::{Leg, RouterObserved, RouterStep},
@@ -507,6 +507,23 @@ impl Net for KernelNet {
         tracing::debug!(%router, "{step}");
         let done = self.carry_out_router(step.clone()).await;
         done.map_err(|error| error.into_act_of(Some(format!("router {router}")), &step.to_string()))
+    }
+
+    async fn herald(&self, herald: &Herald) -> Result<(), ActError> {
+        let network = herald.network;
+        let herald = herald.clone();
+        let told = self
+            .workers
+            .run("net-herald", async move || {
+                router::announce::herald(&herald)
+            })
+            .await;
+        told.map_err(|error| {
+            error.into_act(
+                Some(network),
+                "tell the physical network where its ports are",
+            )
+        })
     }
 
     async fn routers_present(&self) -> Result<Vec<RouterId>, ActError> {

@@ -4,7 +4,7 @@
 //! - `flows`: the translations that flows have;
 //! - `nft`: the packet filter.
 
-mod announce;
+pub(super) mod announce;
 mod flows;
 mod nft;
 

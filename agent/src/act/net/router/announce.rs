@@ -14,7 +14,7 @@ use nix::{
     sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket},
 };
 
-use crate::act::net::error::NetError;
+use crate::{act::net::error::NetError, decide::network::Herald};
 
 /// How often an address is told: a frame can be lost.
 const TIMES: usize = 3;
@@ -35,7 +35,7 @@ pub(super) fn announce(
             .iter()
             .flat_map(|address| match address {
                 IpAddr::V4(address) => vec![arp(mac, *address, 1), arp(mac, *address, 2)],
-                IpAddr::V6(address) => vec![advertisement(mac, *address)],
+                IpAddr::V6(address) => vec![advertisement(mac, *address, Who::Router)],
             })
             .collect()
     };
@@ -60,6 +60,36 @@ pub(super) fn announce(
         })
         .map_err(NetError::system("start a thread"))?;
     Ok(())
+}
+
+/// Who tells of itself in IPv6.
+#[derive(Clone, Copy)]
+enum Who {
+    Router,
+    Guest,
+}
+
+impl Who {
+    /// The flags of an advertisement that takes the place of what was known.
+    const fn flags(self) -> u8 {
+        match self {
+            Self::Router => 0xa0,
+            Self::Guest => 0x20,
+        }
+    }
+}
+
+/// Tells a physical network, once, by links of the calling thread's namespace, where guests are.
+pub(in crate::act::net) fn herald(herald: &Herald) -> Result<(), NetError> {
+    let frames: Vec<Vec<u8>> = herald
+        .ports
+        .iter()
+        .map(|(mac, address)| match address {
+            IpAddr::V4(address) => arp(*mac, *address, 1),
+            IpAddr::V6(address) => advertisement(*mac, *address, Who::Guest),
+        })
+        .collect();
+    herald.links.iter().try_for_each(|link| send(link, &frames))
 }
 
 fn send(link: &str, frames: &[Vec<u8>]) -> Result<(), NetError> {
@@ -114,11 +144,11 @@ fn arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> Vec<u8> {
 }
 
 /// An unsolicited neighbour advertisement to all nodes (RFC 4861, 7.2.6).
-fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
+fn advertisement(mac: [u8; 6], address: Ipv6Addr, who: Who) -> Vec<u8> {
     const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     const LENGTH: u8 = 32;
-    // Type 136, router, override; the target; its link-layer address.
-    let mut body = vec![136, 0, 0, 0, 0xa0, 0, 0, 0];
+    // Type 136; the target; its link-layer address.
+    let mut body = vec![136, 0, 0, 0, who.flags(), 0, 0, 0];
     body.extend(address.octets());
     body.extend([2, 1]);
     body.extend(mac);
@@ -173,7 +203,7 @@ mod tests {
     #[test]
     fn the_checksum_of_an_advertisement_is_right() {
         let address: Ipv6Addr = "2001:db8::7".parse().unwrap_or(Ipv6Addr::LOCALHOST);
-        let frame = advertisement([2, 0, 0, 0, 0, 7], address);
+        let frame = advertisement([2, 0, 0, 0, 0, 7], address, Who::Router);
         assert_eq!(frame.len(), 14 + 40 + 32);
         // Over the pseudo-header and the body with its checksum, the sum is nothing.
         let mut all = frame[22..54].to_vec();
