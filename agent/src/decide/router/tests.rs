@@ -391,7 +391,7 @@ fn a_leg_is_told_of_ports_on_other_hosts_and_only_of_what_differs() {
     // Another Ethernet address, one that came here (its document tells of it no more), and a new one.
     assert_eq!(
         steps_for(&mut observed, &[(8, 9), (10, 10)]),
-        [r#"+["10.0.2.10 10", "10.0.2.8 9"] -[10.0.2.7]"#]
+        [r#"+["10.0.2.8 9", "10.0.2.10 10"] -[10.0.2.7]"#]
     );
     // It goes back.
     assert_eq!(
