@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use berth_common::{
@@ -44,6 +45,8 @@ pub(crate) struct Host {
     pub(crate) health: Vec<PartHealth>,
     pub(crate) session: u64,
     pub(crate) sequence: u64,
+    /// The highest generation of each document that came.
+    came: BTreeMap<DocumentKey, Generation>,
 }
 
 pub(crate) fn resources(vcpus: u64, memory_mb: u64, disk_gb: u64) -> Resources {
@@ -100,6 +103,7 @@ impl Host {
             health: Vec::new(),
             session: 1,
             sequence: 0,
+            came: BTreeMap::new(),
         };
         change(&mut host);
         host.tell(cloud).await;
@@ -144,14 +148,29 @@ impl Host {
 
     /// The next document, acknowledged as if journalled.
     pub(crate) async fn next(&mut self) -> Document {
-        let delivery = tokio::time::timeout(LIMIT, self.queue.next())
-            .await
-            .expect("no document came")
-            .unwrap();
+        self.next_within(LIMIT).await.expect("no document came")
+    }
+
+    /// The next document, and whether it says anything that the ones before did not. What is not confirmed yet is published again
+    /// and again: on a busy machine an earlier document comes once more when a later one is waited for.
+    pub(crate) async fn next_told(&mut self) -> (Document, bool) {
+        let came = self.came.clone();
+        let document = self.next().await;
+        let known = came.get(&document.key());
+        let is_news = known.is_none_or(|known| *known < document.generation());
+        (document, is_news)
+    }
+
+    /// The next document, if one comes within this time.
+    pub(crate) async fn next_within(&mut self, limit: Duration) -> Option<Document> {
+        let delivery = tokio::time::timeout(limit, self.queue.next()).await.ok()?;
+        let delivery = delivery.unwrap();
         let document: Document = serde_json::from_slice(&delivery.message.body).unwrap();
         assert_eq!(document.host_id(), self.id);
         delivery.ack().await;
-        document
+        let came = self.came.entry(document.key()).or_default();
+        *came = document.generation().max(*came);
+        Some(document)
     }
 
     /// The next documents, until all of these kinds came.

@@ -36,14 +36,14 @@ fn volume_key(id: VolumeId) -> DocumentKey {
     }
 }
 
-/// A host does as it is told until it was told of all of these; answers what it was told of them.
+/// A host does as it is told until it was told something new of all of these; answers what it was told of them.
 async fn converge(host: &mut Host, keys: &[DocumentKey]) -> Vec<Document> {
     let mut left: BTreeSet<DocumentKey> = keys.iter().copied().collect();
     let mut told = Vec::new();
     while !left.is_empty() {
-        let document = host.next().await;
+        let (document, is_news) = host.next_told().await;
         host.carry_out(&document, PowerState::Running).await;
-        if left.remove(&document.key()) {
+        if is_news && left.remove(&document.key()) {
             told.push(document);
         }
     }
@@ -60,10 +60,7 @@ async fn until(cloud: &Cloud, host: &mut Host, name: &str, status: VolumeStatus)
         }
         assert!(Instant::now() < deadline, "not {status:?}: {view:#?}");
         let soon = std::time::Duration::from_millis(20);
-        if let Ok(delivery) = tokio::time::timeout(soon, host.queue.next()).await {
-            let delivery = delivery.unwrap();
-            let document: Document = serde_json::from_slice(&delivery.message.body).unwrap();
-            delivery.ack().await;
+        if let Some(document) = host.next_within(soon).await {
             host.carry_out(&document, PowerState::Running).await;
         }
     }
@@ -136,11 +133,11 @@ fn start(instance: &str) -> InstanceStart {
     }
 }
 
-/// The next document of a host about this, not carried out.
+/// The next document of a host that says something new of this, not carried out.
 async fn next_about(host: &mut Host, key: DocumentKey) -> Document {
     loop {
-        let document = host.next().await;
-        if document.key() == key {
+        let (document, is_news) = host.next_told().await;
+        if is_news && document.key() == key {
             return document;
         }
     }
