@@ -469,6 +469,7 @@ fn router(network: &Document, host_id: HostId) -> Document {
                 ip_address: "10.0.0.254".parse().unwrap(),
                 mac_address: "52:54:00:00:00:fe".parse().unwrap(),
                 mtu: 1450,
+                ipv6_address_mode: None,
             }],
             external_gateway: None,
             floating_ips: Vec::new(),

@@ -38,8 +38,8 @@ use berth_agent::{
 };
 use berth_common::{
     document::{
-        Desired, GatewayAddress, NetworkSpec, NetworkType, Route, RouterFloatingIp, RouterGateway,
-        RouterInterface, RouterSpec,
+        Desired, GatewayAddress, Ipv6AddressMode, NetworkSpec, NetworkType, Route,
+        RouterFloatingIp, RouterGateway, RouterInterface, RouterSpec,
     },
     ids::{FloatingIpId, HostId, NetworkId, PortId, RouterId, SubnetId},
     message::report::FaultCode,
@@ -344,6 +344,7 @@ fn spec(interfaces: &[Network], external: Option<(Network, u8)>) -> RouterSpec {
         ip_address: IpAddr::from([10, 0, network.n, 1]),
         mac_address: format!("52:54:00:00:01:{:02x}", network.n).parse().unwrap(),
         mtu: 1500,
+        ipv6_address_mode: None,
     });
     let gateway = external.map(|(network, own)| RouterGateway {
         network_id: network.id,
@@ -777,6 +778,11 @@ fn guests_find_the_router_in_ipv6_by_its_advertisements() {
                 let n = interface.mac_address.octets()[5];
                 interface.cidr = format!("fd00:{n}::/64").parse().unwrap();
                 interface.ip_address = format!("fd00:{n}::1").parse().unwrap();
+                interface.ipv6_address_mode = Some(if n == 1 {
+                    Ipv6AddressMode::Slaac
+                } else {
+                    Ipv6AddressMode::Dhcpv6Stateful
+                });
             }
             assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
             for (name, network) in [("guest-a", a), ("guest-b", b)] {
@@ -793,11 +799,19 @@ fn guests_find_the_router_in_ipv6_by_its_advertisements() {
                 });
             }
             assert!(ping("guest-a", "fd00:2::10"));
+            // Only where they shall guests make themselves addresses of what it advertises.
+            let made = |name: &str| ip(&format!("-n {name} -6 address show dev eth0 dynamic"));
+            wait_for("an address", Duration::from_secs(20), || {
+                let made = made("guest-a");
+                (made.contains(" fd00:1:"), made)
+            });
+            assert_eq!(made("guest-b"), "");
             // Without IPv6 nothing advertises it.
             for interface in &mut spec.interfaces {
                 let n = interface.mac_address.octets()[5];
                 interface.cidr = format!("10.0.{n}.0/24").parse().unwrap();
                 interface.ip_address = IpAddr::from([10, 0, n, 1]);
+                interface.ipv6_address_mode = None;
             }
             assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
             let observed = lab.observe(&desired(id, Some(&spec))).await;

@@ -42,6 +42,7 @@ impl Routed {
                 ip_address: "10.0.0.1".parse().unwrap(),
                 mac_address: "52:54:00:00:00:01".parse().unwrap(),
                 mtu: 1450,
+                ipv6_address_mode: None,
             }],
             external_gateway: Some(RouterGateway {
                 network_id: self.outside,

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// Version of the document messages (`x-berth-version`).
-pub const DOCUMENT_VERSION: u32 = 4;
+pub const DOCUMENT_VERSION: u32 = 5;
 
 /// The kinds of resources that documents describe.
 #[derive(

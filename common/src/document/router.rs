@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Route;
+use super::{Ipv6AddressMode, Route};
 use crate::{
     ids::{FloatingIpId, NetworkId, PortId, SubnetId},
     names::{Cidr, MacAddress, ProjectName, RouterName},
@@ -47,6 +47,10 @@ pub struct RouterInterface {
     pub mac_address: MacAddress,
     /// Largest packet in bytes, of the network.
     pub mtu: u16,
+    /// How guests get their addresses of the subnet, if it is of IPv6 and they are told: advertisements of the router must not tell
+    /// them otherwise.
+    #[serde(default)]
+    pub ipv6_address_mode: Option<Ipv6AddressMode>,
 }
 
 /// The way out of a router on one host.

@@ -27,6 +27,7 @@ pub(super) fn router_spec(host: HostId, of_host: &HostRouter, rows: &HostRows) -
                 ip_address: leg.ip_address,
                 mac_address: leg.mac_address,
                 mtu: network.mtu,
+                ipv6_address_mode: subnet.ipv6_address_mode,
             })
         })
         .collect();

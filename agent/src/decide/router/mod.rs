@@ -33,7 +33,6 @@ pub use observed::{
     LegObserved, RouterContent, RouterNamespace, RouterObserved, RulesObserved, Translation,
 };
 pub use step::{RouteEntry, RouterPlan, RouterStep, RouterThen};
-pub use wanted::advertisement;
 
 use self::wanted::{Wanted, WantedLeg};
 use super::network::{OnError, not_ours};

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use berth_common::{
     document::{
-        Desired, GatewayAddress, Route, RouterFloatingIp, RouterGateway, RouterInterface,
-        RouterSpec,
+        Desired, GatewayAddress, Ipv6AddressMode, Route, RouterFloatingIp, RouterGateway,
+        RouterInterface, RouterSpec,
     },
     ids::{FloatingIpId, HostId, NetworkId, PortId, RouterId, SubnetId},
     message::report::FaultCode,
@@ -33,6 +33,7 @@ fn interface(n: u8) -> RouterInterface {
         ip_address: IpAddr::from([10, 0, n, 1]),
         mac_address: format!("52:54:00:00:01:{n:02x}").parse().unwrap(),
         mtu: 1450,
+        ipv6_address_mode: None,
     }
 }
 
@@ -257,10 +258,22 @@ fn a_leg_waits_for_its_bridge_and_holds_up_nothing_else() {
 #[test]
 fn subnets_of_one_network_share_a_leg() {
     let mut spec = spec();
-    let mut second = interface(1);
-    second.cidr = "fd00:1::/64".parse().unwrap();
-    second.ip_address = "fd00:1::1".parse().unwrap();
-    spec.interfaces.push(second);
+    for (n, mode) in [
+        (1, Some(Ipv6AddressMode::Slaac)),
+        (2, Some(Ipv6AddressMode::Dhcpv6Stateful)),
+        (3, None),
+    ] {
+        let mut more = interface(1);
+        more.cidr = format!("fd00:{n}::/64").parse().unwrap();
+        more.ip_address = format!("fd00:{n}::1").parse().unwrap();
+        more.ipv6_address_mode = mode;
+        spec.interfaces.push(more);
+    }
+    // Too wide to be advertised.
+    let mut wide = interface(2);
+    wide.cidr = "fd01::/48".parse().unwrap();
+    wide.ip_address = "fd01::1".parse().unwrap();
+    spec.interfaces.push(wide);
     let wanted = Wanted::of(router(), &spec).unwrap();
     assert_eq!(wanted.legs.len(), 3);
     let shared = &wanted.legs[0];
@@ -270,7 +283,12 @@ fn subnets_of_one_network_share_a_leg() {
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>(),
-        ["10.0.1.1/24", "fd00:1::1/64"]
+        [
+            "10.0.1.1/24",
+            "fd00:1::1/64",
+            "fd00:2::1/64",
+            "fd00:3::1/64"
+        ]
     );
     insta::assert_snapshot!(wanted.advertiser.unwrap().config);
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use berth_common::{
-    document::{RouterGateway, RouterSpec},
+    document::{Ipv6AddressMode, RouterGateway, RouterInterface, RouterSpec},
     ids::RouterId,
     message::report::{Fault, FaultCode},
 };
@@ -17,7 +17,10 @@ use super::{
     Leg, RouteEntry, Side, Translation,
     rules::{Outside, Rules, Source},
 };
-use crate::decide::{dhcp::DhcpFiles, network::MTU_MIN};
+use crate::decide::{
+    dhcp::{DhcpFiles, IPV6_PREFIX},
+    network::MTU_MIN,
+};
 
 /// How often the router says in IPv6 that it is there, in seconds.
 const ADVERTISE_EVERY: u16 = 60;
@@ -82,7 +85,7 @@ impl Wanted {
             ));
         }
         routes.extend(extra_routes(spec, router)?);
-        let advertiser = advertisement(&legs_of_ipv6(&legs));
+        let advertiser = advertisement(&advertised(router, spec));
         Ok(Self {
             legs,
             routes,
@@ -309,23 +312,53 @@ fn extra_routes(spec: &RouterSpec, router: RouterId) -> Result<BTreeSet<RouteEnt
     Ok(routes)
 }
 
-/// The links of the legs that guests find the router by in IPv6.
-fn legs_of_ipv6(legs: &[WantedLeg]) -> Vec<(String, u32)> {
-    legs.iter()
-        .filter(|leg| leg.leg.side == Side::Inside)
-        .filter(|leg| {
-            leg.addresses
-                .iter()
-                .any(|address| matches!(address, IpNet::V6(_)))
-        })
-        .map(|leg| (leg.leg.namespace_end().name(), leg.mtu))
-        .collect()
+/// A link that guests find the router by in IPv6.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Advertised {
+    /// Largest packet in bytes.
+    mtu: u16,
+    /// The subnets on it, and whether guests make themselves addresses of them.
+    prefixes: BTreeMap<Ipv6Net, Autonomy>,
 }
 
-/// What dnsmasq reads that advertises the router on these links, each with its MTU; `None`: there are none. It says who the router
-/// is, and which addresses are on the link; how guests get theirs is said by the DHCP server of each network.
-#[must_use]
-pub fn advertisement(links: &[(String, u32)]) -> Option<DhcpFiles> {
+/// Whether guests make themselves addresses (the autonomous flag of RFC 4861, 4.6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Autonomy {
+    /// They do.
+    Autonomous,
+    /// They are given them, or have them from their owner.
+    Given,
+}
+
+/// The links that guests find the router by in IPv6, by name.
+fn advertised(router: RouterId, spec: &RouterSpec) -> BTreeMap<String, Advertised> {
+    let mut links: BTreeMap<String, Advertised> = BTreeMap::new();
+    for interface in &spec.interfaces {
+        if let Some((prefix, autonomy)) = prefix(interface) {
+            let leg = Leg::inside(router, interface.network_id);
+            let link = links.entry(leg.namespace_end().name()).or_default();
+            link.mtu = interface.mtu;
+            link.prefixes.insert(prefix, autonomy);
+        }
+    }
+    links
+}
+
+/// What is advertised of a subnet; `None`: it is of IPv4, or so wide that it cannot be advertised.
+fn prefix(interface: &RouterInterface) -> Option<(Ipv6Net, Autonomy)> {
+    let IpNet::V6(net) = interface.cidr.net() else {
+        return None;
+    };
+    let autonomy = match interface.ipv6_address_mode {
+        Some(Ipv6AddressMode::Slaac) if net.prefix_len() == IPV6_PREFIX => Autonomy::Autonomous,
+        Some(Ipv6AddressMode::Slaac | Ipv6AddressMode::Dhcpv6Stateful) | None => Autonomy::Given,
+    };
+    (net.prefix_len() >= IPV6_PREFIX).then_some((net.trunc(), autonomy))
+}
+
+/// What dnsmasq reads that advertises the router on these links; `None`: there are none. It says who the router is, and which
+/// subnets are on the link; guests get their addresses from the DHCP server of each network, and it answers none that asks for one.
+fn advertisement(links: &BTreeMap<String, Advertised>) -> Option<DhcpFiles> {
     if links.is_empty() {
         return None;
     }
@@ -336,12 +369,23 @@ pub fn advertisement(links: &[(String, u32)]) -> Option<DhcpFiles> {
         "leasefile-ro".to_owned(),
         "bind-dynamic".to_owned(),
         "except-interface=lo".to_owned(),
+        "dhcp-ignore=tag:!known".to_owned(),
         "enable-ra".to_owned(),
+        "quiet-dhcp6".to_owned(),
         "quiet-ra".to_owned(),
     ];
-    for (link, mtu) in links {
+    for (link, advertised) in links {
         lines.push(format!("interface={link}"));
-        lines.push(format!("dhcp-range=::,constructor:{link},ra-only"));
+        for (prefix, autonomy) in &advertised.prefixes {
+            // As in the networks' own servers: where it could give addresses, it does not tell guests to make some.
+            let mode = match autonomy {
+                Autonomy::Autonomous => "ra-only",
+                Autonomy::Given => "static",
+            };
+            let (network, length) = (prefix.network(), prefix.prefix_len());
+            lines.push(format!("dhcp-range={network},{mode},{length},infinite"));
+        }
+        let mtu = advertised.mtu;
         lines.push(format!(
             "ra-param={link},mtu:{mtu},{ADVERTISE_EVERY},{ADVERTISED_FOR}"
         ));
