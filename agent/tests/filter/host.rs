@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     path::Path,
+    process::{Command, Stdio},
     sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -43,8 +45,10 @@ use super::{
     isolation::{self, STATE_DIR, client_script, ip, run, try_run},
 };
 
-/// How long one test may take, in seconds: a slow machine runs several at once.
+/// How long one test may take, in seconds: a machine runs several at once.
 const TEST_LIMIT: u32 = 300;
+/// The way to track connections that the tests shall show, by its name: another one is a failure.
+const STATEFUL: &str = "BERTH_TEST_STATEFUL";
 
 /// What the DHCP client runs.
 const CLIENT_SCRIPT: &str = "#!/bin/sh\n[ \"$1\" = bound ] && echo \"lease $ip\"\nexit 0\n";
@@ -54,9 +58,29 @@ pub(crate) fn isolated<F: AsyncFnOnce(&mut Host)>(test: &str, body: F) {
     isolation::isolated(test, TEST_LIMIT, async || {
         client_script(CLIENT_SCRIPT);
         let mut host = Host::new();
+        if let Ok(way) = std::env::var(STATEFUL) {
+            assert_eq!(format!("{:?}", host.observe().await.filter.stateful), way);
+        }
         body(&mut host).await;
         host.end().await;
+        // The last network takes with it what there is once for the host.
+        let tables = run("nft", &["list", "tables"]);
+        assert!(!tables.contains(" berth"), "{tables}");
     });
+}
+
+/// Several commands of `ip` in one go: each start of it takes as long as what it does.
+fn ip_batch(options: &[&str], commands: &[String]) {
+    let mut child = Command::new("ip")
+        .args(options)
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(commands.join("\n").as_bytes()).unwrap();
+    drop(input);
+    assert!(child.wait().unwrap().success(), "{commands:?}");
 }
 
 pub(crate) fn nft(command: &str) {
@@ -417,16 +441,18 @@ impl Host {
     fn wire(&mut self, guest: Guest, mac: &str, address: IpAddr) -> Guest {
         let Guest { namespace, link } = &guest;
         ip(&format!("netns add {namespace}"));
-        ip(&format!(
-            "link add {link} type veth peer name eth0 address {mac} netns {namespace}"
-        ));
-        ip(&format!(
-            "link set {link} master {} up",
-            names::bridge(self.id)
-        ));
-        ip(&format!("-n {namespace} link set lo up"));
-        ip(&format!("-n {namespace} link set eth0 up"));
-        ip(&format!("-n {namespace} address add {address}/24 dev eth0"));
+        let bridge = names::bridge(self.id);
+        let commands = [
+            format!("link add {link} type veth peer name eth0 address {mac} netns {namespace}"),
+            format!("link set {link} master {bridge} up"),
+        ];
+        ip_batch(&[], &commands);
+        let commands = [
+            "link set lo up".to_owned(),
+            "link set eth0 up".to_owned(),
+            format!("address add {address}/24 dev eth0"),
+        ];
+        ip_batch(&["-n", namespace], &commands);
         self.guests.push(guest.clone());
         guest
     }
@@ -463,8 +489,13 @@ impl Host {
 
     /// Takes everything down, and makes sure that nothing is left.
     pub(crate) async fn end(&mut self) {
-        for guest in self.guests.drain(..) {
-            ip(&format!("link del {}", guest.link));
+        let guests = std::mem::take(&mut self.guests);
+        let links = guests.iter();
+        let links: Vec<_> = links
+            .map(|guest| format!("link del {}", guest.link))
+            .collect();
+        ip_batch(&[], &links);
+        for guest in guests {
             ip(&format!("netns del {}", guest.namespace));
         }
         assert_eq!(self.converge(None).await, NetThen::Gone);

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     process::{Command, Output},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,21 @@ pub(crate) const INSIDE: &str = "BERTH_TEST_INSIDE";
 /// Below this the tests keep their files, in a `/run` of their own.
 pub(crate) const STATE_DIR: &str = "/run/state";
 
-/// Runs a test in namespaces of its own, within a limit in seconds. The shell there is process 1 and collects orphans, as an
+/// How many times as long as usual everything takes here: an emulated machine takes ten times as long, a busy one several times.
+/// Measured by what each test does dozens of times, the start of a program; limits are multiplied by it.
+pub(crate) fn slowness() -> u32 {
+    /// What it takes on a machine that has nothing else to do, or little, in milliseconds.
+    const USUAL: u128 = 30;
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    *SLOWNESS.get_or_init(|| {
+        let start = Instant::now();
+        run("unshare", &["--net", "true"]);
+        let times = u32::try_from(start.elapsed().as_millis() / USUAL).unwrap();
+        times.clamp(1, 10)
+    })
+}
+
+/// Runs a test in namespaces of its own, within a limit in seconds on a machine that is not slow. The shell there is process 1 and collects orphans, as an
 /// init does.
 pub(crate) fn isolated(test: &str, limit: u32, body: impl AsyncFnOnce()) {
     if std::env::var(INSIDE).as_deref() == Ok(test) {
@@ -23,7 +38,7 @@ pub(crate) fn isolated(test: &str, limit: u32, body: impl AsyncFnOnce()) {
     }
     let me = std::env::current_exe().unwrap();
     let status = Command::new("timeout")
-        .args(["-k", "5", &limit.to_string()])
+        .args(["-k", "5", &(limit * slowness()).to_string()])
         .args([
             "unshare",
             "--net",

@@ -76,14 +76,14 @@ impl Networks {
             observed.tc = seen.tc;
         }
         observed.uplink.host = std::mem::take(&mut self.host);
+        // What the host has once is kept once.
+        observed.filter.base = std::mem::take(&mut self.filter_base);
+        observed.filter.shared = seen.filter.shared;
         imagine(observed, step);
         observed.tc.links.clear();
         self.host = std::mem::take(&mut observed.uplink.host);
-        // What the host has once is kept once.
-        let base = std::mem::take(&mut observed.filter.base);
-        if !base.is_empty() {
-            self.filter_base = base;
-        }
+        self.filter_base = std::mem::take(&mut observed.filter.base);
+        observed.filter.shared = false;
         if *observed == NetworkObserved::default() {
             self.networks.remove(&step.network());
         }

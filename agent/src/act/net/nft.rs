@@ -26,7 +26,7 @@ use super::{error::NetError, nft_command::run};
 use crate::{
     act::command::CommandError,
     decide::filter::{
-        Change, FilterObserved, Reason, Stateful, Tables, base,
+        Base, Change, FilterObserved, Reason, Stateful, Tables, base,
         nft::{Family, Field, Op, Operand, Rule, Statement, TABLE},
         tables,
     },
@@ -69,9 +69,14 @@ impl Nft {
     /// Carries out a change.
     pub(super) async fn change(&self, change: &Change) -> Result<(), NetError> {
         let mut memory = self.memory.lock().await;
+        // What goes with the last network depends on what is there now.
+        let commands = match change.base {
+            Base::Goes => memory.tables().await?.commands(change),
+            Base::Made(_) | Base::Stays => change.commands(),
+        };
         let before = generation()?;
         let remembered = memory.tables.take();
-        if let Err(error) = run(&change.commands(), &[]).await {
+        if let Err(error) = run(&commands, &[]).await {
             // What is repeated has nothing left to remove: it is done if nothing of it is missing.
             let there = memory.tables().await?.clone();
             let mut wanted = there.clone();

@@ -293,15 +293,20 @@ pub fn wanted(stateful: Stateful) -> BTreeMap<Name, Vec<String>> {
     wanted
 }
 
+/// The families that have a table then.
+#[must_use]
+pub const fn families(stateful: Stateful) -> &'static [Family] {
+    match stateful {
+        Stateful::BrNetfilter => &[Family::Bridge, Family::Inet],
+        Stateful::Bridge | Stateful::No => &[Family::Bridge],
+    }
+}
+
 /// The commands that make all of it, whatever is there of it.
 #[must_use]
 pub fn commands(stateful: Stateful) -> Vec<Value> {
     let mut commands = Vec::new();
-    let mut families = vec![Family::Bridge];
-    if stateful == Stateful::BrNetfilter {
-        families.push(Family::Inet);
-    }
-    for family in families {
+    for family in families(stateful) {
         commands.push(json!({ "add": { "table": { "family": family.as_str(), "name": TABLE } } }));
     }
     for hook in hooks(stateful) {

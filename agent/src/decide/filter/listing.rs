@@ -39,6 +39,12 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
         else {
             return Err(not_a_list("something that is no object"));
         };
+        if kind == "table" {
+            let named = object["name"].as_str() == Some(TABLE);
+            tables
+                .families
+                .extend(family_named(object).filter(|_| named));
+        }
         let Some(family) = family_of(object) else {
             continue;
         };
@@ -139,6 +145,10 @@ fn objects(listed: &Value) -> Result<&Vec<Value>, NotAList> {
 /// The family of an object, if it is in a table of berth's.
 fn family_of(object: &Value) -> Option<Family> {
     (object["table"].as_str() == Some(TABLE)).then_some(())?;
+    family_named(object)
+}
+
+fn family_named(object: &Value) -> Option<Family> {
     match object["family"].as_str()? {
         "bridge" => Some(Family::Bridge),
         "inet" => Some(Family::Inet),

@@ -33,7 +33,7 @@ pub use base::Stateful;
 pub use drops::{PortDrops, drops};
 pub use legs::{legs, legs_of};
 pub use listing::{NotAList, tables};
-pub use part::{Change, FilterObserved, Tables, Wanted};
+pub use part::{Base, Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
 pub use trace::trace;
 pub use wanted::{RouterLeg, Surroundings, wanted};
@@ -83,10 +83,10 @@ impl fmt::Display for FilterStep {
                 f,
                 "change its packet filter ({} objects{})",
                 change.objects(),
-                if change.base.is_some() {
-                    ", and those of the host"
-                } else {
-                    ""
+                match change.base {
+                    Base::Made(_) => ", and those of the host",
+                    Base::Goes => ", and those of the host unless others need them",
+                    Base::Stays => "",
                 }
             ),
         }
@@ -121,17 +121,22 @@ pub fn towards(
     };
     let zone = zone(network, found);
     let wanted = wanted(network, spec, &around, found.stateful, zone);
-    let base = (found.base != base::wanted(found.stateful)).then_some(found.stateful);
+    let base = if found.base == base::wanted(found.stateful) {
+        Base::Stays
+    } else {
+        Base::Made(found.stateful)
+    };
     part::change(network, base, &wanted, found).map(|change| FilterStep::Change(Box::new(change)))
 }
 
-/// The change that leaves nothing of a network; `None`: nothing is there.
+/// The change that leaves nothing of a network, and of the host if no other network needs it; `None`: nothing is there.
 #[must_use]
 pub fn away(network: NetworkId, found: &FilterObserved) -> Option<FilterStep> {
-    if found.part.is_empty() {
+    let is_left = !found.base.is_empty() || !found.strays.is_empty();
+    if found.part.is_empty() && (found.shared || !is_left) {
         return None;
     }
-    let change = part::change(network, None, &Wanted::default(), found)?;
+    let change = part::change(network, Base::Goes, &Wanted::default(), found)?;
     Some(FilterStep::Change(Box::new(change)))
 }
 
@@ -140,11 +145,14 @@ pub fn imagine(found: &mut FilterObserved, step: &FilterStep) {
     match step {
         FilterStep::CallIp(_) => found.calls_ip = true,
         FilterStep::Change(change) => {
-            if let Some(stateful) = change.base {
+            if let Base::Made(stateful) = change.base {
                 found.base = base::wanted(stateful);
             }
             found.strays.retain(|stray| !change.strays.contains(stray));
             found.part.apply(change);
+            if change.base == Base::Goes && !found.shared {
+                found.base.clear();
+            }
         }
     }
 }
@@ -195,6 +203,10 @@ impl Tables {
             part: self.part(network),
             strays,
             taken_zones: zones.filter_map(|comment| zone_in(comment)).collect(),
+            shared: self
+                .parts
+                .iter()
+                .any(|(name, part)| *name != own && !part.is_empty()),
             calls_ip: false,
             legs: Vec::new(),
         }

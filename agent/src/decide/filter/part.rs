@@ -105,13 +105,25 @@ impl Wanted {
     }
 }
 
+/// What becomes of what there is for the whole host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// It stays as it is.
+    Stays,
+    /// All of it is made, before anything else.
+    Made(base::Stateful),
+    /// It goes with the tables, unless they hold something of another network when the change is carried out: what was there when
+    /// it was planned says nothing of that.
+    Goes,
+}
+
 /// One transaction: what differs, and nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The network it is for.
     pub network: NetworkId,
-    /// Everything of the host that has to be made first.
-    pub base: Option<base::Stateful>,
+    /// What becomes of what is the host's.
+    pub base: Base,
     /// Chains to make or to fill anew.
     pub chains: BTreeMap<Name, Vec<Rule>>,
     /// Those of them that are there.
@@ -153,12 +165,12 @@ pub struct Stray {
 #[must_use]
 pub fn change(
     network: NetworkId,
-    base: Option<base::Stateful>,
+    base: Base,
     wanted: &Wanted,
     found: &FilterObserved,
 ) -> Option<Change> {
     let shall = wanted.part();
-    if base.is_none() && shall == found.part && found.strays.is_empty() {
+    if base == Base::Stays && shall == found.part && found.strays.is_empty() {
         return None;
     }
     let strays = found.strays.clone();
@@ -319,7 +331,10 @@ impl Change {
     /// What `nft -j -f -` reads: one transaction. Whatever it names is made before and removed after.
     #[must_use]
     pub fn commands(&self) -> Value {
-        let mut commands = self.base.map(base::commands).unwrap_or_default();
+        let mut commands = match self.base {
+            Base::Made(stateful) => base::commands(stateful),
+            Base::Stays | Base::Goes => Vec::new(),
+        };
         let chains = self.chains.keys();
         commands.extend(chains.map(|name| json!({ "add": { "chain": chain(name) } })));
         for (name, version) in &self.sets {
@@ -414,6 +429,8 @@ pub struct FilterObserved {
     pub strays: BTreeSet<Stray>,
     /// The zones of the other networks.
     pub taken_zones: BTreeSet<u16>,
+    /// Whether anything of another network is in berth's tables.
+    pub shared: bool,
     /// Whether the network's bridge shows its packets to the IP stack.
     pub calls_ip: bool,
     /// The legs that routers have in the network on this host.
@@ -429,6 +446,8 @@ pub struct Tables {
     pub parts: BTreeMap<String, Part>,
     /// Objects that nobody knows.
     pub strays: BTreeSet<Stray>,
+    /// The families with a table of berth's.
+    pub families: BTreeSet<Family>,
     /// Ids of networks that comments of rules tell.
     pub networks: BTreeSet<NetworkId>,
     /// The packets dropped so far, by tap and reason.
@@ -451,8 +470,9 @@ impl Tables {
 
     /// What is there after the change.
     pub fn apply(&mut self, change: &Change) {
-        if let Some(stateful) = change.base {
+        if let Base::Made(stateful) = change.base {
             self.base = base::wanted(stateful);
+            self.families.extend(base::families(stateful));
         }
         self.base
             .retain(|name, _| !change.strays.contains(&base::stray(name)));
@@ -466,5 +486,24 @@ impl Tables {
         } else {
             self.networks.insert(change.network);
         }
+        if change.base == Base::Goes && self.parts.values().all(Part::is_empty) {
+            *self = Self::default();
+        }
+    }
+
+    /// What `nft -j -f -` reads to carry out the change, with this in the tables. The last network takes them with it.
+    #[must_use]
+    pub fn commands(&self, change: &Change) -> Value {
+        let mut after = self.clone();
+        after.apply(change);
+        if after.families == self.families || change.base != Base::Goes {
+            return change.commands();
+        }
+        let tables = self.families.iter().flat_map(|family| {
+            let table = json!({ "table": { "family": family.as_str(), "name": TABLE } });
+            // Without it, removing a table that is not there fails.
+            [json!({ "add": table }), json!({ "delete": table })]
+        });
+        json!({ "nftables": tables.collect::<Vec<_>>() })
     }
 }

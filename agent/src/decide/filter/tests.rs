@@ -1,6 +1,6 @@
 //! Tests of the packet filter's data: golden rulesets, and what a change touches.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use berth_common::{
     document::{
@@ -435,6 +435,91 @@ fn a_kernel_that_tracks_connections_in_another_way_settles_too() {
             }
         }
     }
+}
+
+/// Carries out what leaves nothing of a network, as it was planned.
+fn leave(tables: &mut Tables, planned: &FilterStep) -> Value {
+    let FilterStep::Change(change) = planned else {
+        panic!("{planned}");
+    };
+    let commands = tables.commands(change);
+    tables.apply(change);
+    commands
+}
+
+#[test]
+fn the_last_network_takes_the_tables_with_it() {
+    let other: NetworkId = id(0x5000);
+    let gone = |tables: &Tables, network| {
+        let found = tables.observed(network, Stateful::BrNetfilter);
+        let step = away(network, &found).unwrap();
+        let mut imagined = found;
+        imagine(&mut imagined, &step);
+        imagine(&mut imagined, &step);
+        (step, imagined)
+    };
+    let tables = json!({ "nftables": [
+        { "add": { "table": { "family": "bridge", "name": "berth" } } },
+        { "delete": { "table": { "family": "bridge", "name": "berth" } } },
+        { "add": { "table": { "family": "inet", "name": "berth" } } },
+        { "delete": { "table": { "family": "inet", "name": "berth" } } },
+    ] });
+    let mut both = Tables::default();
+    settle(&mut both, network(), Stateful::BrNetfilter);
+    settle(&mut both, other, Stateful::BrNetfilter);
+    let alone = {
+        let mut alone = Tables::default();
+        settle(&mut alone, other, Stateful::BrNetfilter);
+        alone
+    };
+
+    // One after the other.
+    let mut one_by_one = both.clone();
+    let (step, imagined) = gone(&one_by_one, network());
+    assert!(
+        !leave(&mut one_by_one, &step)
+            .to_string()
+            .contains("\"table\":{")
+    );
+    assert_eq!(one_by_one, alone);
+    assert_eq!(
+        imagined,
+        one_by_one.observed(network(), Stateful::BrNetfilter)
+    );
+    assert_eq!(away(network(), &imagined), None);
+    let (step, imagined) = gone(&one_by_one, other);
+    assert_eq!(leave(&mut one_by_one, &step), tables);
+    assert_eq!(one_by_one, Tables::default());
+    assert_eq!(imagined, one_by_one.observed(other, Stateful::BrNetfilter));
+
+    // Both at once: neither saw that it would be the last.
+    let mut at_once = both.clone();
+    let steps = [network(), other].map(|network| gone(&at_once, network).0);
+    leave(&mut at_once, &steps[0]);
+    assert_eq!(leave(&mut at_once, &steps[1]), tables);
+    assert_eq!(at_once, Tables::default());
+
+    // Another came meanwhile.
+    let mut late = alone.clone();
+    let (step, _) = gone(&late, other);
+    settle(&mut late, network(), Stateful::BrNetfilter);
+    let before = late.observed(network(), Stateful::BrNetfilter).part;
+    leave(&mut late, &step);
+    let left = late.observed(network(), Stateful::BrNetfilter);
+    assert_eq!((left.part, left.base.is_empty()), (before, false));
+
+    // What is left without any network, such as by an agent of before.
+    let mut left = Tables {
+        parts: BTreeMap::new(),
+        ..alone
+    };
+    let (step, _) = gone(&left, network());
+    assert_eq!(leave(&mut left, &step), tables);
+    assert_eq!(left, Tables::default());
+    assert_eq!(
+        away(network(), &left.observed(network(), Stateful::No)),
+        None
+    );
 }
 
 #[test]

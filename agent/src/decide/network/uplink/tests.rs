@@ -805,8 +805,6 @@ fn as_built(mut observed: NetworkObserved) -> NetworkObserved {
     if let Some(bridge) = &mut observed.bridge {
         bridge.unsettled.clear();
     }
-    // What the packet filter has once for the host stays.
-    observed.filter.base.clear();
     observed
 }
 
