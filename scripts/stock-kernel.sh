@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command on Debian's stock kernel, in a virtual machine over this machine's own file system: for tests that
-# need of a kernel what the running one may not have (the device mapper, and so LVM; VLANs).
+# need of a kernel what the running one may not have (the device mapper, and so LVM; VLANs; bridges that track connections).
 #
 #   scripts/stock-kernel.sh [--limit SECONDS] COMMAND [ARGUMENT...]
 #
