@@ -1266,7 +1266,7 @@ async fn unusable_messages_go_to_the_dead_with_their_reason_and_the_next_is_serv
         ),
         (
             Message::from_json("document.instance", 9, "x", body(&instance)),
-            "must be 4",
+            "must be 5",
         ),
         (
             Message::from_json("instance.create", DOCUMENT_VERSION, "x", body(&instance)),

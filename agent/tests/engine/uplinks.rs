@@ -227,6 +227,7 @@ fn router_in(wish: &Wish, host_id: HostId) -> Document {
         ip_address: "10.0.0.1".parse().unwrap(),
         mac_address: "52:54:00:00:01:fe".parse().unwrap(),
         mtu: 1450,
+        ipv6_address_mode: None,
     };
     Document::Router(Desired {
         id: RouterId::new(),

@@ -211,6 +211,10 @@ fn write_agent_config(
         ("host.resync_seconds", 2.into()),
         ("libvirt.virt_type", "qemu".into()),
         (
+            "network.tunnel_ip",
+            hypervisor.telemetry().ip().to_string().into(),
+        ),
+        (
             "telemetry.listen",
             hypervisor.telemetry().to_string().into(),
         ),

@@ -1,6 +1,6 @@
 //! Looking at a guest from inside its network.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::Path, process::Output, time::Duration};
 
 use anyhow::Context;
 use berth_common::message::view::InstanceView;
@@ -14,6 +14,9 @@ use crate::{
 
 /// How long a guest may take to boot, on a machine that emulates several.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// What `ssh` ends with when it did not get as far as running anything.
+pub const NOT_LOGGED_IN: i32 = 255;
 
 /// What the guest says of itself on `/cgi-bin/status`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -149,6 +152,58 @@ impl TestCloud {
     pub async fn config_file(&self, instance: &InstanceView, path: &str) -> anyhow::Result<String> {
         let bytes = self.fetch(instance, &format!("config?{path}")).await?;
         Ok(String::from_utf8(bytes)?)
+    }
+
+    /// Runs a line of shell in the guest, which must succeed; answers what it prints. It comes over SSH from its network's DHCP
+    /// namespace, with a key, which may be in the guest a little later than its address.
+    ///
+    /// # Errors
+    /// It fails, or the key opens nothing in time.
+    pub async fn in_guest(
+        &self,
+        instance: &InstanceView,
+        key: &Path,
+        script: &str,
+    ) -> anyhow::Result<String> {
+        let what = format!("the key to let somebody into {}", instance.name);
+        wait_for(&what, BOOT_LIMIT, async || {
+            let output = self.log_in(instance, key, script).await?;
+            let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+            let said = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
+            Ok(match output.status.code() {
+                Some(0) => Seen::Done(stdout),
+                Some(NOT_LOGGED_IN) | None => Seen::NotYet(said),
+                Some(code) => Seen::Never(format!("{script:?} ended with {code}: {said}")),
+            })
+        })
+        .await
+    }
+
+    /// The same, once, however it ends: with [`NOT_LOGGED_IN`] where the key opens nothing.
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub async fn log_in(
+        &self,
+        instance: &InstanceView,
+        key: &Path,
+        script: &str,
+    ) -> anyhow::Result<Output> {
+        let hypervisor = self.hypervisor_of(instance)?;
+        let port = instance.ports.first().context("the instance has no port")?;
+        let user = format!("root@{}", Self::address_of(instance)?);
+        let key = key.display().to_string();
+        let options = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "ConnectTimeout=10",
+        ];
+        let mut argv = vec!["ssh", "-i", &key];
+        argv.extend(options.iter().flat_map(|option| ["-o", *option]));
+        argv.extend([user.as_str(), script]);
+        hypervisor.exec_in_network(port.network_id, &argv).await
     }
 
     async fn ask_guest<T: DeserializeOwned>(

@@ -30,7 +30,7 @@ use crate::{
 pub use calls::{CALL_LIMIT, InstanceOptions};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
-pub use guest::Kept;
+pub use guest::{Kept, NOT_LOGGED_IN};
 pub use scheduler::Scheduler;
 pub use sim::{Sims, imaginary_image};
 pub use volumes::VolumeOptions;

@@ -48,6 +48,8 @@ pub struct Hypervisor {
     /// PID 1, while the machine has power.
     machine: Option<Service>,
     agent: Option<Service>,
+    /// The folder of the machine's own that the agent is started from, once one was installed there.
+    installed: Option<PathBuf>,
 }
 
 impl Hypervisor {
@@ -79,6 +81,7 @@ impl Hypervisor {
             cable: site.cable(index),
             machine: None,
             agent: None,
+            installed: None,
         };
         hypervisor.boot().await?;
         if libvirtd == Libvirtd::Running {
@@ -273,7 +276,11 @@ impl Hypervisor {
             "the agent of {} runs already",
             self.name
         );
-        let program = binaries::path("berth-agent")?.display().to_string();
+        let program = match &self.installed {
+            Some(folder) => folder.join("berth-agent"),
+            None => binaries::path("berth-agent")?,
+        };
+        let program = program.display().to_string();
         let config = self.agent_config().display().to_string();
         let pid = self.pid()?.to_string();
         let argv: Vec<&str> = door(&pid)
@@ -284,6 +291,46 @@ impl Hypervisor {
         self.agent =
             Some(Service::start_inside(&name, &argv, &self.agent_log(), &self.mark).await?);
         Ok(())
+    }
+
+    /// Puts an agent with what it starts into a folder of the machine's own, as an upgrade does: the one that runs goes on, the next
+    /// one is started from there.
+    ///
+    /// # Errors
+    /// The programs were not built, or cannot be copied.
+    pub fn install_agent(&mut self) -> anyhow::Result<()> {
+        let folder = self.dir.join("bin");
+        std::fs::create_dir_all(&folder)?;
+        for name in ["berth-agent", "berth-metadata"] {
+            let fresh = folder.join(format!("{name}.new"));
+            std::fs::copy(binaries::path(name)?, &fresh)?;
+            std::fs::rename(&fresh, folder.join(name))?;
+        }
+        self.installed = Some(folder);
+        Ok(())
+    }
+
+    /// The link of a running domain's first NIC.
+    ///
+    /// # Errors
+    /// libvirt does not answer, or there is none.
+    pub async fn first_link(&self, domain: &str) -> anyhow::Result<String> {
+        let text = self.text(&["virsh", "-q", "domiflist", domain]).await?;
+        let link = text.split_whitespace().next();
+        Ok(link
+            .with_context(|| format!("{domain} has no NIC"))?
+            .to_owned())
+    }
+
+    /// How many bytes a link of the machine has sent.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn sent_bytes(&self, link: &str) -> anyhow::Result<u64> {
+        let root = format!("/proc/{}/root", self.pid()?);
+        let path = format!("{root}/sys/class/net/{link}/statistics/tx_bytes");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        Ok(text.trim().parse()?)
     }
 
     /// Whether an agent was started and not stopped since; it may have died by itself.

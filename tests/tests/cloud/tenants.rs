@@ -1,0 +1,466 @@
+//! Networks that span hypervisors, with real guests: who is reached, whom an SSH key of the metadata service lets in, what a hostile
+//! guest gets through, and what a guest's connection notices of agents that are killed, upgraded and told of other rules. Nothing in
+//! a guest's path depends on the agent.
+
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context, ensure};
+use berth_common::{
+    document::{ConfigDrive, EtherType, NetworkType, PortRange, RuleDirection, RuleProtocol},
+    ids::{NetworkId, SecurityGroupRuleId},
+    message::{
+        placement::SchedulerHints,
+        request::NetworkCreate,
+        security_group::SecurityGroupRuleCreate,
+        view::{InstanceView, NetworkView},
+    },
+};
+use berth_tests::{
+    TestCloud,
+    cloud::{CONVERGE_LIMIT, InstanceOptions, NOT_LOGGED_IN},
+    http,
+    lab::{Hypervisor, hypervisor::interrupt},
+    run,
+    wait::{Seen, wait_for},
+    with_cloud,
+};
+
+/// What the hostile guest pretends to be.
+const FORGED_MAC: &str = "52:54:00:66:66:66";
+/// An address of the network that nobody has.
+const FORGED_IP: &str = "10.77.1.250";
+/// The gateway of the network.
+const GATEWAY: &str = "10.77.1.254";
+/// How much of a transfer shows that it goes on.
+const MORE_BYTES: u64 = 8 << 10;
+
+/// Two tenants' networks, with the same addresses.
+async fn networks(cloud: &TestCloud) -> anyhow::Result<[NetworkView; 2]> {
+    // This one only opens the default group.
+    cloud.create_network("local", 9).await?;
+    let create = async |name: &str| {
+        let request = NetworkCreate {
+            id: NetworkId::new(),
+            name: name.parse()?,
+            project: Default::default(),
+            network_type: NetworkType::Vxlan,
+            physical_network: None,
+            segmentation_id: None,
+            external: false,
+            cidr: Some("10.77.1.0/24".parse()?),
+            gateway_ip: Some(GATEWAY.parse()?),
+            dns_nameservers: Vec::new(),
+            mtu: None,
+        };
+        cloud.call(&request).await
+    };
+    Ok([create("red").await?, create("blue").await?])
+}
+
+/// A guest, and the key that the metadata service tells it.
+struct Guest {
+    view: InstanceView,
+    key: PathBuf,
+}
+
+impl Guest {
+    fn address(&self) -> anyhow::Result<IpAddr> {
+        TestCloud::address_of(&self.view)
+    }
+
+    async fn run(&self, cloud: &TestCloud, script: &str) -> anyhow::Result<String> {
+        cloud.in_guest(&self.view, &self.key, script).await
+    }
+}
+
+/// A new SSH key: where it is, and its public half.
+async fn new_key(cloud: &TestCloud, name: &str) -> anyhow::Result<(PathBuf, String)> {
+    let path = cloud.site.dir().join(format!("key-{name}"));
+    let file = path.display().to_string();
+    let argv = [
+        "ssh-keygen",
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-C",
+        name,
+        "-f",
+        &file,
+    ];
+    run::text(&argv).await?;
+    let public = std::fs::read_to_string(path.with_extension("pub"))?;
+    Ok((path, public.trim().to_owned()))
+}
+
+/// Guests on given hypervisors, each up with exactly the address and MAC of its port.
+async fn guests(
+    cloud: &TestCloud,
+    wanted: [(&str, &NetworkView, &str); 3],
+) -> anyhow::Result<[Guest; 3]> {
+    let mut asked = Vec::new();
+    for (name, network, host) in wanted {
+        let (key, public) = new_key(cloud, name).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            guest_data: Some(ConfigDrive {
+                public_keys: [("me".parse()?, public.parse()?)].into(),
+                ..ConfigDrive::default()
+            }),
+            ..InstanceOptions::default()
+        };
+        let mut request = cloud.instance_request(name, &options)?;
+        request.hints = SchedulerHints {
+            host: Some(host.to_owned()),
+            ..SchedulerHints::default()
+        };
+        asked.push((cloud.call(&request).await?.id, key));
+    }
+    let mut guests = Vec::new();
+    for (id, key) in asked {
+        let guest = cloud.wait_active(id).await?;
+        let status = cloud.guest_answers(&guest).await?;
+        let port = guest.ports.first().context("no port")?;
+        ensure!(status.address == TestCloud::address_of(&guest)?.to_string());
+        ensure!(status.mac == port.mac_address.to_string(), "{status:?}");
+        guests.push(Guest { view: guest, key });
+    }
+    <[Guest; 3]>::try_from(guests).map_err(|_| anyhow::anyhow!("three were asked for"))
+}
+
+/// What the hypervisor's bridges hand to a guest, counted by what it is.
+struct Heard<'a> {
+    hypervisor: &'a Hypervisor,
+}
+
+impl<'a> Heard<'a> {
+    async fn count(
+        hypervisor: &'a Hypervisor,
+        guest: &Guest,
+        from: IpAddr,
+        claimed: &str,
+    ) -> anyhow::Result<Self> {
+        let link = tap(hypervisor, guest).await?;
+        let mut rules = "add table bridge heard; add chain bridge heard by { type filter hook postrouting priority 300; }".to_owned();
+        for (what, is) in [
+            ("legitimate", format!("ip saddr {from}")),
+            ("mac", format!("ether saddr {FORGED_MAC}")),
+            ("ip", format!("ip saddr {FORGED_IP}")),
+            (
+                "arp",
+                format!("ether type arp arp saddr ip {{ {claimed} }}"),
+            ),
+        ] {
+            rules += &format!(
+                "; add rule bridge heard by oifname {link} {is} counter comment \"{what}\""
+            );
+        }
+        hypervisor.text(&["nft", &rules]).await?;
+        Ok(Self { hypervisor })
+    }
+
+    /// How many of each, in the order of the rules.
+    async fn packets(&self) -> anyhow::Result<Vec<u64>> {
+        let argv = ["nft", "-j", "list", "chain", "bridge", "heard", "by"];
+        let listed: serde_json::Value = serde_json::from_str(&self.hypervisor.text(&argv).await?)?;
+        let objects = listed["nftables"].as_array().context("no list")?;
+        let rules = objects.iter().filter_map(|object| object.get("rule"));
+        let counters = rules.filter_map(|rule| {
+            let expressions = rule["expr"].as_array()?;
+            let mut packets = expressions
+                .iter()
+                .map(|it| it["counter"]["packets"].as_u64());
+            packets.find_map(|packets| packets)
+        });
+        Ok(counters.collect())
+    }
+}
+
+/// The tap of a guest.
+async fn tap(hypervisor: &Hypervisor, guest: &Guest) -> anyhow::Result<String> {
+    let domains = hypervisor.domains().await?;
+    let id = guest.view.id.to_string();
+    let domain = domains.iter().find(|name| name.contains(&id));
+    hypervisor
+        .first_link(domain.with_context(|| format!("no domain among {domains:?}"))?)
+        .await
+}
+
+/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway.
+async fn nothing_hostile_is_heard(
+    cloud: &TestCloud,
+    [bad, neighbour]: [&Guest; 2],
+) -> anyhow::Result<()> {
+    let (own, other) = (bad.address()?, neighbour.address()?);
+    let claimed = format!("{other}, {GATEWAY}");
+    let beyond = cloud.hypervisor_of(&neighbour.view)?;
+    let heard = Heard::count(beyond, neighbour, own, &claimed).await?;
+    // In the background: with another MAC it cannot be spoken to.
+    let script = format!(
+        "ping -c 1 -W 5 {other} || exit 1
+        setsid sh -c '
+            own=$(cat /sys/class/net/eth0/address)
+            ip link set eth0 address {FORGED_MAC}
+            ping -c 1 -W 1 {other}
+            ip link set eth0 address $own
+            # The MAC of the neighbour went with its own.
+            ping -c 1 -W 5 {other}
+            ip addr add {FORGED_IP}/32 dev eth0
+            ping -c 1 -W 1 -I {FORGED_IP} {other}
+            ip addr del {FORGED_IP}/32 dev eth0
+            for it in {other} {GATEWAY}; do
+                ip addr add $it/32 dev eth0
+                arping -U -c 1 -w 5 -I eth0 -s $it $it
+                arping -A -c 1 -w 5 -I eth0 -s $it $it
+                ip addr del $it/32 dev eth0
+            done
+        ' >/run/hostile 2>&1 </dev/null &"
+    );
+    bad.run(cloud, &script).await?;
+    let port = bad.view.ports.first().context("no port")?.id;
+    let telemetry = cloud.hypervisor_of(&bad.view)?.telemetry();
+    for (reason, at_least) in [
+        ("spoofed_mac", 1.0),
+        ("spoofed_ip", 1.0),
+        ("spoofed_arp", 4.0),
+    ] {
+        let series = format!(
+            "berth_port_dropped_packets_total{{port_id=\"{port}\",instance_id=\"{}\",reason=\"{reason}\"}}",
+            bad.view.id
+        );
+        let counted = wait_for(&series, Duration::from_secs(60), async || {
+            let dropped = http::metric(telemetry, &series).await?;
+            Ok(Seen::when(
+                dropped.is_some_and(|dropped| dropped >= at_least),
+                dropped,
+            ))
+        });
+        if let Err(error) = counted.await {
+            let log = bad.run(cloud, "cat /run/hostile").await?;
+            return Err(error.context(format!("the guest says: {log}")));
+        }
+    }
+    // It is its old self, and what passes now comes after all of that.
+    bad.run(cloud, &format!("ping -c 1 -W 5 {other}")).await?;
+    let packets = heard.packets().await?;
+    ensure!(
+        packets.first().is_some_and(|legitimate| *legitimate >= 2)
+            && packets.get(1..) == Some(&[0; 3]),
+        "the neighbour heard {packets:?}"
+    );
+    Ok(())
+}
+
+/// Asks for a rule that lets a port in, and waits until it is in the packet filter of all hypervisors.
+async fn a_rule_comes(cloud: &TestCloud, port: u16) -> anyhow::Result<()> {
+    cloud
+        .call(&SecurityGroupRuleCreate {
+            id: SecurityGroupRuleId::new(),
+            security_group: "default".to_owned(),
+            project: Default::default(),
+            direction: RuleDirection::Ingress,
+            ethertype: EtherType::IPv4,
+            protocol: Some(RuleProtocol::Tcp {
+                ports: Some(PortRange {
+                    min: port,
+                    max: port,
+                }),
+            }),
+            remote_ip_prefix: Some("192.0.2.0/24".parse()?),
+            remote_group: None,
+        })
+        .await?;
+    for hypervisor in &cloud.hypervisors {
+        let what = format!("the rule on {}", hypervisor.name());
+        wait_for(&what, CONVERGE_LIMIT, async || {
+            let table = hypervisor
+                .text(&["nft", "list", "table", "bridge", "berth"])
+                .await?;
+            Ok(Seen::when(
+                table.contains(&format!("dport {port} ")),
+                "it is not there",
+            ))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// A TCP connection from one guest to another, over which lines go until it is told to stop.
+struct Transfer<'a> {
+    from: &'a Guest,
+    to: &'a Guest,
+    /// The tap of the guest that gets it.
+    tap: String,
+}
+
+impl<'a> Transfer<'a> {
+    async fn start(cloud: &TestCloud, [from, to]: [&'a Guest; 2]) -> anyhow::Result<Self> {
+        let tap = tap(cloud.hypervisor_of(&to.view)?, to).await?;
+        // It ends when there is nothing more to read, on either side: on this one, never.
+        let listen = "setsid sh -c 'tail -f /dev/null | nc -l -p 9000 >/run/got' >/dev/null 2>/run/error </dev/null &";
+        to.run(cloud, listen).await?;
+        // Every line tells its number, and is 1000 bytes long.
+        let send = format!(
+            "setsid sh -c '
+                i=0
+                while [ ! -e /run/stop ]; do
+                    printf \"%0999d\\n\" $i
+                    i=$((i + 1))
+                    usleep 20000
+                done | tee /run/sent | nc {} 9000
+                touch /run/ended
+            ' >/dev/null 2>/run/error </dev/null &",
+            to.address()?
+        );
+        from.run(cloud, &send).await?;
+        let transfer = Self { from, to, tap };
+        transfer.goes_on(cloud).await?;
+        Ok(transfer)
+    }
+
+    /// Waits until more of it has come.
+    async fn goes_on(&self, cloud: &TestCloud) -> anyhow::Result<()> {
+        let hypervisor = cloud.hypervisor_of(&self.to.view)?;
+        let before = hypervisor.sent_bytes(&self.tap)?;
+        wait_for(
+            "the transfer to go on",
+            Duration::from_secs(60),
+            async || {
+                let more = hypervisor.sent_bytes(&self.tap)? - before;
+                Ok(Seen::when(more >= MORE_BYTES, more))
+            },
+        )
+        .await
+    }
+
+    /// Ends it; what came is what was sent.
+    async fn lost_nothing(self, cloud: &TestCloud) -> anyhow::Result<()> {
+        let sent = "touch /run/stop
+            for i in $(seq 100); do [ -e /run/ended ] && break; usleep 100000; done
+            cat /run/error; wc -c </run/sent; md5sum </run/sent";
+        let sent = self.from.run(cloud, sent).await?;
+        let got = "for i in $(seq 100); do pidof nc >/dev/null || break; usleep 100000; done
+            cat /run/error; wc -c </run/got; md5sum </run/got";
+        let got = self.to.run(cloud, got).await?;
+        ensure!(sent == got, "sent {sent}, and got {got}");
+        Ok(())
+    }
+}
+
+/// What carries a hypervisor's guests.
+#[derive(Debug, PartialEq)]
+struct Processes {
+    qemu: Vec<u32>,
+    dnsmasq: Vec<u32>,
+    /// How many: that of another version is replaced, as it remembers nothing.
+    metadata: usize,
+}
+
+/// Those of all hypervisors.
+fn processes(cloud: &TestCloud) -> anyhow::Result<Vec<Processes>> {
+    let hypervisors = cloud.hypervisors.iter();
+    hypervisors
+        .map(|it| {
+            Ok(Processes {
+                qemu: it.pids_of("qemu-system-x86_64")?,
+                dnsmasq: it.pids_of("dnsmasq")?,
+                metadata: it.pids_of("berth-metadata")?.len(),
+            })
+        })
+        .collect()
+}
+
+/// Of what `ping` sent, everything was answered.
+fn no_reply_is_missing(log: &str) -> anyhow::Result<()> {
+    let numbers: BTreeSet<u64> = log
+        .lines()
+        .filter_map(|line| {
+            let (_, rest) = line.split_once("icmp_seq=")?;
+            rest.split(' ').next()?.parse().ok()
+        })
+        .collect();
+    let last = numbers.last().copied().unwrap_or_default();
+    let missing: Vec<u64> = (1..=last)
+        .filter(|number| !numbers.contains(number))
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "of {last} packets these are lost: {missing:?}"
+    );
+    ensure!(last >= 100, "only {last} packets were sent");
+    Ok(())
+}
+
+#[test]
+fn guests_on_two_hypervisors_reach_their_own_network_whatever_becomes_of_agents_and_neighbours() {
+    with_cloud(TestCloud::builder().agents(2), async |cloud| {
+        let [red, blue] = networks(cloud).await?;
+        let wanted = [
+            ("one", &red, "hv1"),
+            ("two", &red, "hv2"),
+            ("other", &blue, "hv2"),
+        ];
+        let [one, two, other] = guests(cloud, wanted).await?;
+        let (at_one, at_two) = (one.address()?, two.address()?);
+        ensure!(
+            at_one == other.address()?,
+            "the tenants have the same addresses"
+        );
+
+        let ask = format!(
+            "ping -c 1 -W 5 {at_one} >/dev/null && printf 'GET /cgi-bin/status HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {at_one} 80"
+        );
+        let answer = two.run(cloud, &ask).await?;
+        ensure!(answer.contains("\"hostname\":\"one\""), "{answer}");
+        let silence = format!("! ping -c 2 -W 1 {at_two}");
+        other.run(cloud, &silence).await?;
+        let crossed = cloud.log_in(&two.view, &one.key, "hostname").await?;
+        ensure!(
+            crossed.status.code() == Some(NOT_LOGGED_IN),
+            "the key of one opened the other: {crossed:?}"
+        );
+
+        nothing_hostile_is_heard(cloud, [&one, &two]).await?;
+
+        let before = processes(cloud)?;
+        let log = cloud.site.dir().join("ping.log");
+        let argv = ["ping", "-n", "-i", "0.02", &at_one.to_string()];
+        let mut ping = cloud.hv1().start_in_network(red.id, &argv, &log).await?;
+        let transfer = Transfer::start(cloud, [&one, &two]).await?;
+        for hypervisor in &mut cloud.hypervisors {
+            hypervisor.kill_agent()?;
+        }
+        transfer.goes_on(cloud).await?;
+        for hypervisor in &mut cloud.hypervisors {
+            hypervisor.spawn_agent().await?;
+        }
+        a_rule_comes(cloud, 4001).await?;
+        transfer.goes_on(cloud).await?;
+
+        // An upgrade: another program, which takes over what the one before left.
+        for hypervisor in &mut cloud.hypervisors {
+            hypervisor.install_agent()?;
+            hypervisor.terminate_agent().await?;
+            hypervisor.spawn_agent().await?;
+        }
+        a_rule_comes(cloud, 4002).await?;
+        transfer.goes_on(cloud).await?;
+        for hypervisor in &cloud.hypervisors {
+            cloud.wait_agent_healthy(hypervisor).await?;
+        }
+        transfer.lost_nothing(cloud).await?;
+        interrupt(&ping)?;
+        wait_for("ping to end", Duration::from_secs(5), async || {
+            Ok(Seen::when(ping.exited()?.is_some(), "it runs"))
+        })
+        .await?;
+        no_reply_is_missing(&std::fs::read_to_string(&log)?)?;
+        wait_for("the same processes", CONVERGE_LIMIT, async || {
+            let now = processes(cloud)?;
+            Ok(Seen::when(now == before, (now, &before)))
+        })
+        .await
+    });
+}
