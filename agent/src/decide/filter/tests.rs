@@ -834,6 +834,7 @@ fn routed() -> (NetworkSpec, [Document; 2]) {
         ip_address: IpAddr::from([10, n, 0, 1]),
         mac_address: format!("52:54:00:00:01:{n:02x}").parse().unwrap(),
         mtu: 1450,
+        ipv6_address_mode: None,
     };
     let router = RouterSpec {
         name: "router".parse().unwrap(),
