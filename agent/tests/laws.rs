@@ -131,7 +131,10 @@ const OPERATIONS: [Operation; 30] = [
             // libvirt removes it when it is done, and may be doing that for an agent that died meanwhile.
             wait_for("the saved memory to go", || match lab.saved_memories() {
                 0 => Ok(()),
-                left => Err(format!("{left} files")),
+                left => Err(format!(
+                    "{left} files, {}",
+                    lab.virsh(&["domstate", "--reason", &lab.domain()])
+                )),
             });
         },
     },
@@ -303,7 +306,10 @@ const OPERATIONS: [Operation; 30] = [
             assert_eq!(pieces(lab), 1);
             wait_for("the saved memory to go", || match lab.saved_memories() {
                 0 => Ok(()),
-                left => Err(format!("{left} files")),
+                left => Err(format!(
+                    "{left} files, {}",
+                    lab.virsh(&["domstate", "--reason", &lab.domain()])
+                )),
             });
         },
     },

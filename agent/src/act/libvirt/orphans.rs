@@ -116,8 +116,8 @@ pub(super) enum NicRemoval {
     Removed,
 }
 
-/// Removes what is left of a NIC that libvirt does not know: libvirt gives QEMU the host's end first, by the name of the device
-/// with `host` before it, and then the device.
+/// Removes what is left of a NIC that libvirt does not know: libvirt gives QEMU the open files of the tap first, then the host's
+/// end, by the name of the device with `host` before it, and then the device.
 pub(super) async fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemoval, MonitorError> {
     match ask_back(domain, alias).await {
         Ok(Asked::TheGuest) => return Ok(NicRemoval::AskedBack),
@@ -126,13 +126,23 @@ pub(super) async fn remove_nic(domain: &Domain, alias: &str) -> Result<NicRemova
         Ok(Asked::Nobody) => {}
         Err(error) => return Err(error),
     }
-    let end = format!("host{alias}");
-    match ask::<Value>(domain, "netdev_del", &json!({ "id": end })).await {
-        Ok(_) => Ok(NicRemoval::Removed),
-        // There is none of this name.
-        Err(MonitorError::Refused { .. }) => Ok(NicRemoval::Nothing),
-        Err(error) => Err(error),
+    let end = json!({ "id": format!("host{alias}") });
+    let mut removed = NicRemoval::Nothing;
+    // Before it makes the host's end of its tap, QEMU is given the open files of that by these names, and keeps them, and the
+    // tap with them, for as long as it runs.
+    for (command, arguments) in [
+        ("netdev_del", end),
+        ("closefd", json!({ "fdname": format!("tapfd-{alias}0") })),
+        ("closefd", json!({ "fdname": format!("vhostfd-{alias}0") })),
+    ] {
+        match ask::<Value>(domain, command, &arguments).await {
+            Ok(_) => removed = NicRemoval::Removed,
+            // There is none of this name.
+            Err(MonitorError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(removed)
 }
 
 /// Removes memory of berth's that QEMU has and libvirt does not know as a device of this domain. Whether it is gone: a
