@@ -28,7 +28,7 @@ use std::{
 };
 
 use berth_agent::decide::{
-    filter::{Stateful, base, towards},
+    filter::{Rendered, Stateful, base, nft::transaction, towards},
     names,
     network::NetThen,
 };
@@ -38,7 +38,6 @@ use berth_common::document::{
 use frames::{MARK, hostile, legitimate};
 use host::{Host, group, inside, isolated, nft, rule};
 use isolation::{ip, run, wait_for};
-use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -415,7 +414,7 @@ fn what_another_way_to_track_connections_left_is_removed() {
             let listed = || run("nft", &["-j", "list", "ruleset"]).contains("inet");
             let had_inet = listed();
             for way in [Stateful::Bridge, Stateful::BrNetfilter] {
-                let all = json!({ "nftables": base::commands(way) });
+                let all = transaction(&base::commands(way));
                 let file = tempfile::NamedTempFile::new().unwrap();
                 std::fs::write(file.path(), all.to_string()).unwrap();
                 run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
@@ -460,7 +459,14 @@ fn what_is_the_same_on_every_host_crosses_no_uplink() {
                 ..spec.clone()
             };
             let observed = host.observe().await;
-            let step = towards(host.id, &spanning, &uplinks, &observed.filter).unwrap();
+            let step = towards(
+                host.id,
+                &spanning,
+                &uplinks,
+                &observed.filter,
+                &mut Rendered::default(),
+            )
+            .unwrap();
             host.apply(&berth_agent::decide::network::NetStep::Filter(step))
                 .await;
             assert!(outside.ping("10.0.0.10"), "others are reached");

@@ -51,7 +51,7 @@ use self::{
     outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
+    tools::{ReadyFiles, ReadyNetworks, RenderedFilters, Slots, Tools, Turns, Worker},
 };
 use crate::{
     decide::{self, domain::DomainObserved, filter, instance::HostFacts, network::tc},
@@ -158,6 +158,7 @@ impl Engine {
             metrics: parts.metrics,
             slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
+            rendered: RenderedFilters::default(),
             volumes: ReadyFiles::default(),
             snapshots: ReadyFiles::default(),
             turns: Turns::default(),

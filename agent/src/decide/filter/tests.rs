@@ -175,7 +175,13 @@ fn empty(stateful: Stateful) -> FilterObserved {
 }
 
 fn step(spec: &NetworkSpec, found: &FilterObserved) -> Option<FilterStep> {
-    towards(network(), spec, &BTreeSet::new(), found)
+    towards(
+        network(),
+        spec,
+        &BTreeSet::new(),
+        found,
+        &mut Rendered::default(),
+    )
 }
 
 fn built(spec: &NetworkSpec) -> FilterObserved {
@@ -189,7 +195,11 @@ fn built(spec: &NetworkSpec) -> FilterObserved {
 fn commands(step: Option<FilterStep>) -> Vec<Value> {
     match step {
         Some(FilterStep::Change(change)) => {
-            change.commands()["nftables"].as_array().unwrap().clone()
+            let commands = change.commands();
+            let commands = commands.iter();
+            commands
+                .map(|command| serde_json::from_str(command).unwrap())
+                .collect()
         }
         Some(step) => panic!("{step:?}"),
         None => Vec::new(),
@@ -228,7 +238,13 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
         network_type: NetworkType::Vxlan,
         ..spec()
     };
-    insta::assert_snapshot!(text(towards(network(), &spec, &uplinks, &found)));
+    insta::assert_snapshot!(text(towards(
+        network(),
+        &spec,
+        &uplinks,
+        &found,
+        &mut Rendered::default()
+    )));
 }
 
 /// A provider's network with a DHCP server and a metadata service of its own.
@@ -245,7 +261,13 @@ fn unserved() -> NetworkSpec {
 fn services_of_somebody_else_are_let_through_where_berth_has_none() {
     let uplinks = BTreeSet::from(["eth1".to_owned()]);
     let own = |spec: &NetworkSpec| {
-        let text = text(towards(network(), spec, &uplinks, &empty(Stateful::Bridge)));
+        let text = text(towards(
+            network(),
+            spec,
+            &uplinks,
+            &empty(Stateful::Bridge),
+            &mut Rendered::default(),
+        ));
         let mac = Link::veth_namespace(network()).mac();
         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
         [
@@ -378,7 +400,13 @@ fn settle(tables: &mut Tables, network: NetworkId, stateful: Stateful) -> Vec<Ch
     let mut changes = Vec::new();
     for _ in 0..4 {
         let found = tables.observed(network, stateful);
-        let Some(step) = towards(network, &spec(), &BTreeSet::new(), &found) else {
+        let Some(step) = towards(
+            network,
+            &spec(),
+            &BTreeSet::new(),
+            &found,
+            &mut Rendered::default(),
+        ) else {
             return changes;
         };
         let mut imagined = found;
@@ -425,7 +453,7 @@ fn a_kernel_that_tracks_connections_in_another_way_settles_too() {
         }
         // A chain names the map, which so goes after it.
         for change in changes {
-            let commands = change.commands().to_string();
+            let commands = change.commands().concat();
             let of = |kind: &str| commands.find(&format!("{{\"delete\":{{\"{kind}\":"));
             if let (Some(_), Some(map)) = (of("chain"), of("map")) {
                 assert!(
@@ -500,8 +528,13 @@ fn names_fit_the_kernel() {
     {
         assert!(name.len() < 32, "{name}");
     }
-    let comments = built(&spec()).part.chains.into_values().flatten();
-    for comment in comments {
+    let built = built(&spec());
+    for comment in built
+        .part
+        .chains
+        .values()
+        .flat_map(|comments| comments.iter())
+    {
         assert!(comment.len() < 128, "{comment}");
     }
 }
@@ -809,6 +842,45 @@ proptest! {
             imagine(&mut found, &step);
         }
         prop_assert!(found.part.is_empty());
+    }
+
+    /// What is kept from plan to plan changes no plan.
+    #[test]
+    fn what_was_rendered_before_makes_no_difference(
+        specs in prop::collection::vec((any_spec(), any::<bool>()), 1..6)
+    ) {
+        let mut rendered = Rendered::default();
+        let mut found = empty(Stateful::BrNetfilter);
+        for (spec, is_carried_out) in specs {
+            let again = towards(network(), &spec, &BTreeSet::new(), &found, &mut rendered);
+            prop_assert_eq!(&again, &step(&spec, &found));
+            if let Some(step) = again.filter(|_| is_carried_out) {
+                imagine(&mut found, &step);
+                let none = towards(network(), &spec, &BTreeSet::new(), &found, &mut rendered);
+                prop_assert_eq!(none, None);
+            }
+        }
+    }
+
+    /// Many new ports come in several transactions, and each finds what it needs.
+    #[test]
+    fn portions_lead_where_the_whole_does(ports in 1_u8..200, secured in any::<bool>()) {
+        let mut wanted = spec();
+        wanted.ports = (0..ports)
+            .map(|n| {
+                let mut port = port(n, &[1]);
+                port.security = port.security.filter(|_| secured || n % 3 > 0);
+                port
+            })
+            .collect();
+        let whole = step(&wanted, &empty(Stateful::BrNetfilter)).unwrap();
+        let mut found = empty(Stateful::BrNetfilter);
+        let portions = whole.portions();
+        prop_assert!(portions.len() > usize::from(ports / 100));
+        for portion in portions {
+            imagine(&mut found, &portion);
+        }
+        prop_assert_eq!(step(&wanted, &found), None);
     }
 
     /// Nothing is used before it is made, and nothing is removed that is still used.
