@@ -416,7 +416,7 @@ fn what_another_way_to_track_connections_left_is_removed() {
             for way in [Stateful::Bridge, Stateful::BrNetfilter] {
                 let all = transaction(&base::commands(way));
                 let file = tempfile::NamedTempFile::new().unwrap();
-                std::fs::write(file.path(), all.to_string()).unwrap();
+                std::fs::write(file.path(), &all).unwrap();
                 run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
             }
             assert!(listed());
