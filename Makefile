@@ -66,7 +66,7 @@ bench-agent: ## What the agent takes while 50 guests run
 	@scripts/install-packages.sh build run guest test
 	@bench/host.sh agent
 
-bench-plumbing: ## What a change of security group rules costs as ports grow
+bench-plumbing: ## What 100 ports cost beside the same by hand, and a change of rules as ports grow
 	@scripts/install-packages.sh build run
 	@bench/plumbing.sh
 

@@ -44,7 +44,7 @@ pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 use self::uplink::Uplink;
 use super::{
     dhcp::{self, DhcpFiles},
-    filter::{self, FilterStep, Stateful},
+    filter::{self, FilterStep, Rendered, Stateful},
     metadata as guests_metadata, names,
 };
 
@@ -54,6 +54,16 @@ pub(super) const MTU_MIN: u16 = 576;
 /// The plan for a network.
 #[must_use]
 pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserved) -> NetPlan {
+    plan_again(desired, observed, &mut Rendered::default())
+}
+
+/// The same, with what was kept of the network's last plan.
+#[must_use]
+pub fn plan_again(
+    desired: &Desired<NetworkId, NetworkSpec>,
+    observed: &NetworkObserved,
+    rendered: &mut Rendered,
+) -> NetPlan {
     match &desired.spec {
         None => remove(desired.id, observed),
         Some(spec) => {
@@ -64,7 +74,7 @@ pub fn plan(desired: &Desired<NetworkId, NetworkSpec>, observed: &NetworkObserve
             let foreign = foreign(desired.id, uplink.as_ref().ok(), observed);
             match foreign.map_or(uplink, Result::Err) {
                 Err(fault) => refused(fault),
-                Ok(uplink) => converge(desired, spec, &uplink, observed),
+                Ok(uplink) => converge(desired, spec, &uplink, observed, rendered),
             }
         }
     }
@@ -233,11 +243,18 @@ impl Planner {
     }
 
     /// Sets what guests may send and receive, before there is a way for their packets.
-    fn filter(&mut self, spec: &NetworkSpec, uplinks: &BTreeSet<String>, host: HostId) {
-        let step = filter::towards(self.network, spec, uplinks, host, &self.now.filter);
-        if let Some(step) = step {
-            self.step(NetStep::Filter(step));
-        }
+    fn filter(
+        &mut self,
+        spec: &NetworkSpec,
+        uplinks: &BTreeSet<String>,
+        host: HostId,
+        rendered: &mut Rendered,
+    ) {
+        let found = &self.now.filter;
+        let step = filter::towards(self.network, spec, uplinks, host, found, rendered);
+        // What it leads to is not imagined: no later step depends on it, and of many ports it would be much.
+        let portions = step.into_iter().flat_map(FilterStep::portions);
+        self.steps.extend(portions.map(NetStep::Filter));
     }
 
     /// Has the IP stack see the bridge's packets, where the bridge cannot track connections itself.
@@ -429,13 +446,15 @@ fn converge(
     spec: &NetworkSpec,
     uplink: &Uplink,
     observed: &NetworkObserved,
+    rendered: &mut Rendered,
 ) -> NetPlan {
     let network = desired.id;
     let mtu = u32::from(spec.mtu);
     let mut planner = Planner::new(network, observed);
     planner.drop_uplinks(uplink);
     planner.bridge_use = uplink.bridge_use(&planner.now);
-    planner.filter(spec, &uplink.link_names(network), desired.host_id);
+    let links = uplink.link_names(network);
+    planner.filter(spec, &links, desired.host_id, rendered);
     if dhcp::served(spec).next().is_none() {
         planner.drop_namespace();
         planner.remove_files();

@@ -51,7 +51,7 @@ use self::{
     outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{Heralds, ReadyFiles, ReadyNetworks, Slots, Tools, Turns, Worker},
+    tools::{Heralds, ReadyFiles, ReadyNetworks, RenderedFilters, Slots, Tools, Turns, Worker},
 };
 use crate::{
     decide::{
@@ -162,6 +162,7 @@ impl Engine {
             slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
             heralds: Heralds::default(),
+            rendered: RenderedFilters::default(),
             volumes: ReadyFiles::default(),
             snapshots: ReadyFiles::default(),
             turns: Turns::default(),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     act::ActError,
     decide::{
-        filter,
+        filter::{self, Rendered},
         network::{self, Herald, NetPlan, NetStep, NetThen, NetWait, OnError},
     },
 };
@@ -26,9 +26,13 @@ type Wish = Desired<NetworkId, NetworkSpec>;
 /// Carries out a network's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
     let mut bridge = false;
-    let outcome = rounds(&mut worker, wish, &mut bridge)
+    let mut rendered = worker.tools.rendered.take(wish.id);
+    let outcome = rounds(&mut worker, wish, &mut bridge, &mut rendered)
         .await
         .unwrap_or(Outcome::Superseded);
+    if wish.spec.is_some() {
+        worker.tools.rendered.keep(wish.id, rendered);
+    }
     match (&outcome, &wish.spec) {
         (outcome, Some(spec)) if outcome.is_built() => {
             worker.tools.networks.set(
@@ -51,6 +55,7 @@ async fn rounds(
     worker: &mut Worker,
     wish: &Wish,
     has_new_bridge: &mut bool,
+    rendered: &mut Rendered,
 ) -> Result<Outcome, BrokenOff> {
     let mut left = String::new();
     for _ in 0..ROUNDS {
@@ -62,7 +67,7 @@ async fn rounds(
         let documents = worker.tools.journal.all();
         let documents = documents.iter().map(|entry| &*entry.document);
         observed.filter.legs = filter::legs(wish.id, documents);
-        let plan = network::plan(wish, &observed);
+        let plan = network::plan_again(wish, &observed, rendered);
         if plan.steps.is_empty() {
             herald(worker, wish.id, network::herald(wish, &observed)).await;
             return Ok(match plan.then {
@@ -74,6 +79,8 @@ async fn rounds(
                 NetThen::Refused(fault) => Outcome::Refused(fault),
             });
         }
+        // What is remembered of the packet filter is changed in place once nobody else has it.
+        drop(observed);
         left = plan.steps.iter().map(name).collect::<Vec<_>>().join(", ");
         let failures = carry_out(worker, &plan, has_new_bridge).await?;
         if let Some(outcome) = failed(&failures) {

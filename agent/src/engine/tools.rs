@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     act::{ActError, Compute, Net, Progress, Storage},
-    decide::{instance::HostFacts, network::Herald, volume::Usable},
+    decide::{filter::Rendered, instance::HostFacts, network::Herald, volume::Usable},
     inbox::journal::Journal,
     metrics::AgentMetrics,
     report::reports::Reports,
@@ -47,6 +47,7 @@ pub(super) struct Tools {
     pub(super) slots: Slots,
     pub(super) networks: ReadyNetworks,
     pub(super) heralds: Heralds,
+    pub(super) rendered: RenderedFilters,
     pub(super) volumes: ReadyFiles<VolumeId>,
     pub(super) snapshots: ReadyFiles<SnapshotId>,
     pub(super) turns: Turns,
@@ -133,6 +134,24 @@ impl Heralds {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, (Herald, Instant)>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is kept of networks' plans: see [`Rendered`].
+#[derive(Debug, Default)]
+pub(super) struct RenderedFilters(Mutex<BTreeMap<NetworkId, Rendered>>);
+
+impl RenderedFilters {
+    /// What was kept of a network's last plan. The pass that takes it is the only one over the network.
+    pub(super) fn take(&self, network: NetworkId) -> Rendered {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.remove(&network).unwrap_or_default()
+    }
+
+    /// Keeps it for the next one.
+    pub(super) fn keep(&self, network: NetworkId, rendered: Rendered) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(network, rendered);
     }
 }
 

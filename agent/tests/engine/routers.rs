@@ -299,7 +299,7 @@ async fn what_no_host_can_do_is_told_and_mended_by_another_document() {
     lab.wait_status(&right, ConvergeStatus::Converged).await;
 }
 
-async fn filter(lab: &Lab, network: NetworkId) -> Part {
+async fn filter(lab: &Lab, network: NetworkId) -> std::sync::Arc<Part> {
     let observed = Net::observe(&lab.host, network).await.unwrap();
     observed.filter.part
 }

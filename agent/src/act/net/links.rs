@@ -17,11 +17,11 @@ use std::{
 use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{
-        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage,
+        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+        LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use nix::errno::Errno;
@@ -158,7 +158,7 @@ impl Links {
     /// The link with one of our names; if it is there, it must be ours.
     pub(super) async fn own_if_any(&self, link: Link) -> Result<Option<Found>, NetError> {
         match self.find(&link.name()).await? {
-            Some(found) if !found.describe(link)?.is_own(link) => {
+            Some(found) if !found.bare().is_own(link) => {
                 Err(NetError::Foreign { link: link.name() })
             }
             found => Ok(found),
@@ -177,9 +177,14 @@ impl Links {
         Ok(Some(observed))
     }
 
-    /// All links.
+    /// All links, without the counts of their packets: those are most of what the kernel would tell.
     pub(super) async fn all(&self) -> Result<Vec<Found>, NetError> {
-        let answer = self.handle.link().get().execute().map_ok(Found::from);
+        let request = self
+            .handle
+            .link()
+            .get()
+            .set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        let answer = request.execute().map_ok(Found::from);
         answer
             .try_collect()
             .await
@@ -272,12 +277,6 @@ impl Links {
                 .map_err(NetError::netlink(format!("set the options of {link}")))?;
         }
         Ok(())
-    }
-
-    /// Whether a bridge, if it is there, shows its packets to the IP stack.
-    pub(super) async fn calls_ip(&self, link: Link) -> Result<bool, NetError> {
-        let found = self.find(&link.name()).await?;
-        Ok(found.is_some_and(|found| found.calls_ip()))
     }
 
     /// Has a bridge show its packets to the IP stack.
@@ -602,7 +601,7 @@ impl Found {
     }
 
     /// Of a bridge: whether it shows packets of both versions of IP to the IP stack.
-    fn calls_ip(&self) -> bool {
+    pub(super) fn calls_ip(&self) -> bool {
         let infos = self
             .message
             .attributes
@@ -626,6 +625,14 @@ impl Found {
 
     /// What it looks like, without the name of its bridge.
     pub(super) fn describe(&self, link: Link) -> Result<LinkObserved, NetError> {
+        Ok(LinkObserved {
+            unsettled: unsettled(link)?,
+            ..self.bare()
+        })
+    }
+
+    /// What it looks like, without its switches either.
+    fn bare(&self) -> LinkObserved {
         let mut observed = LinkObserved {
             kind: String::new(),
             alias: self.alias.clone(),
@@ -633,7 +640,7 @@ impl Found {
             mtu: 0,
             up: self.is_up(),
             master: None,
-            unsettled: unsettled(link)?,
+            unsettled: BTreeSet::new(),
             bridge: None,
         };
         for attribute in &self.message.attributes {
@@ -654,7 +661,7 @@ impl Found {
                 _ => {}
             }
         }
-        Ok(observed)
+        observed
     }
 }
 

@@ -48,6 +48,7 @@ use self::{
     nat::Nat,
     netns::Name,
     nft::Nft,
+    uplink::Host,
     worker::Workers,
 };
 use super::{ActError, Net};
@@ -143,9 +144,11 @@ impl KernelNet {
                 let links = Links::open()?;
                 let bridge = Link::bridge(network);
                 let mut filter = nft.observe(network).await?;
-                filter.calls_ip = links.calls_ip(bridge).await?;
                 let veth = Link::veth_host(network);
                 let all = links.all().await?;
+                let host = Host::of(&links, &all).await?;
+                let found = host.find(&bridge.name());
+                filter.calls_ip = found.is_some_and(|found| found.calls_ip());
                 let around = Around::of(&all, &bridge.name());
                 let mut members = around.members;
                 for link in Link::all(network) {
@@ -156,13 +159,13 @@ impl KernelNet {
                 }
                 let tc = links.observe_tc(network, &all, &members).await?;
                 let observed = NetworkObserved {
-                    bridge: links.observe(bridge).await?,
-                    veth_host: links.observe(veth).await?,
+                    bridge: host.observe(bridge)?,
+                    veth_host: host.observe(veth)?,
                     members,
                     stray_taps: around.stray_taps,
                     namespace: NamespaceObserved::Absent,
                     dhcp: dnsmasq.observe()?,
-                    uplink: this.observe_uplink(network, &links, &all).await?,
+                    uplink: this.observe_uplink(network, &links, &host).await?,
                     filter,
                     tc,
                     metadata: metadata.observe()?,
@@ -223,7 +226,7 @@ impl KernelNet {
         let work = async move || work(Links::open()?).await;
         match link.role {
             Role::Bridge | Role::VethHost | Role::Vlan | Role::Vxlan => {
-                self.workers.run("net-apply", work).await
+                self.workers.short(work).await
             }
             Role::VethNamespace => self.in_namespace("netns-apply", link.network, work).await,
         }
@@ -244,7 +247,7 @@ impl KernelNet {
             NetStep::Filter(FilterStep::Change(change)) => {
                 let nft = self.nft.clone();
                 workers
-                    .run("nft-apply", async move || nft.change(&change).await)
+                    .run("nft-apply", async move || nft.change(*change).await)
                     .await
             }
             NetStep::WriteDhcp { files, .. } => {

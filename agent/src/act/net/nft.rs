@@ -3,12 +3,15 @@
 //! The kernel counts the changes of a namespace's ruleset. What is in our tables is remembered with that number: as long as it is
 //! the same, nothing was changed; if it is one more after our own transaction, then that was the only one. So a pass costs what it
 //! changes, and not what there is.
+//!
+//! nft takes milliseconds to start, and networks are often made several at a time: what comes while it runs waits, and is the next
+//! transaction together.
 
 use std::{
     collections::BTreeMap,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use berth_common::ids::NetworkId;
@@ -20,14 +23,17 @@ use nix::sys::{
     time::{TimeVal, TimeValLike},
 };
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex as Turn, oneshot};
 
-use super::{error::NetError, nft_command::run};
+use super::{
+    error::NetError,
+    nft_command::{run, run_text},
+};
 use crate::{
     act::command::CommandError,
     decide::filter::{
         Base, Change, FilterObserved, Reason, Stateful, Tables, base,
-        nft::{Family, Field, Op, Operand, Rule, Statement, TABLE},
+        nft::{Family, Field, Op, Operand, Rule, Statement, TABLE, transaction},
         tables,
     },
 };
@@ -40,7 +46,16 @@ const ANSWER_SECONDS: i64 = 5;
 /// The packet filter of the calling thread's network namespace. Clones share what is remembered.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Nft {
-    memory: Arc<Mutex<Memory>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Whose turn it is to run nft.
+    turn: Turn<()>,
+    memory: Mutex<Memory>,
+    /// Changes that wait for a turn: whoever gets it carries out all of them.
+    waiting: Mutex<Vec<Waiting>>,
 }
 
 #[derive(Debug, Default)]
@@ -49,66 +64,42 @@ struct Memory {
     stateful: Option<Stateful>,
     /// What is in the tables, while the kernel's number is this.
     tables: Option<(u32, Tables)>,
+    /// Whether a transaction of our own is under way. Before it is noted, the kernel's number may be one more already.
+    is_changing: bool,
 }
 
-impl Nft {
-    /// What is there for a network.
-    pub(super) async fn observe(&self, network: NetworkId) -> Result<FilterObserved, NetError> {
-        let mut memory = self.memory.lock().await;
-        let stateful = memory.stateful().await?;
-        let tables = memory.tables().await?;
-        Ok(tables.observed(network, stateful))
-    }
+/// A change that waits.
+#[derive(Debug)]
+struct Waiting {
+    change: Change,
+    answer: oneshot::Sender<Result<(), NetError>>,
+}
 
-    /// The networks of which something is there.
-    pub(super) async fn networks(&self) -> Result<Vec<NetworkId>, NetError> {
-        let mut memory = self.memory.lock().await;
-        Ok(memory.tables().await?.networks.iter().copied().collect())
-    }
+/// A transaction of our own that is under way, until this is dropped.
+struct Changing<'a>(&'a Shared);
 
-    /// Carries out a change.
-    pub(super) async fn change(&self, change: &Change) -> Result<(), NetError> {
-        let mut memory = self.memory.lock().await;
-        // What goes with the last network depends on what is there now.
-        let commands = match change.base {
-            Base::Goes => memory.tables().await?.commands(change),
-            Base::Made(_) | Base::Stays => change.commands(),
-        };
-        let before = generation()?;
-        let remembered = memory.tables.take();
-        if let Err(error) = run(&commands, &[]).await {
-            // What is repeated has nothing left to remove: it is done if nothing of it is missing.
-            let there = memory.tables().await?.clone();
-            let mut wanted = there.clone();
-            wanted.apply(change);
-            return if wanted == there { Ok(()) } else { Err(error) };
-        }
-        let after = generation()?;
-        memory.tables = remembered
-            .filter(|(generation, _)| *generation == before && before.wrapping_add(1) == after)
-            .map(|(_, mut tables)| {
-                tables.apply(change);
-                (after, tables)
-            });
-        Ok(())
-    }
-
-    /// The packets dropped so far, by tap and reason.
-    pub(super) async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, NetError> {
-        // Before the first network there are no sets.
-        if self.memory.lock().await.tables().await?.base.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let sets = json!({ "family": Family::Bridge.as_str(), "table": TABLE });
-        let listed = run(&json!({ "nftables": [{ "list": { "sets": sets } }] }), &[]).await?;
-        Ok(understood(&listed)?.drops)
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.memory().is_changing = false;
     }
 }
 
-impl Memory {
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How this kernel tracks connections. That it does not is found out again each time: a module can be loaded at any time.
-    async fn stateful(&mut self) -> Result<Stateful, NetError> {
-        if let Some(stateful) = self.stateful {
+    async fn stateful(&self) -> Result<Stateful, NetError> {
+        if let Some(stateful) = self.memory().stateful {
+            return Ok(stateful);
+        }
+        let _turn = self.turn.lock().await;
+        if let Some(stateful) = self.memory().stateful {
             return Ok(stateful);
         }
         let stateful = stateful().await?;
@@ -117,44 +108,174 @@ impl Memory {
                 ?stateful,
                 "the packet filter tracks connections in this way"
             );
-            self.stateful = Some(stateful);
+            self.memory().stateful = Some(stateful);
         }
         Ok(stateful)
     }
 
-    /// What is in the tables now.
-    async fn tables(&mut self) -> Result<&Tables, NetError> {
-        let mut generation_now = generation()?;
-        let known = self.tables.as_ref().map(|(generation, _)| *generation);
-        if known != Some(generation_now) {
-            for _ in 0..LISTS {
-                let listed = list().await?;
-                let before = generation_now;
-                generation_now = generation()?;
-                self.tables = Some((before, listed));
-                if before == generation_now {
-                    break;
-                }
+    /// What is in the tables now. A change under way is not waited for: it is not the asker's, who has one at a time.
+    async fn tables<T>(&self, ask: impl Fn(&Tables) -> T) -> Result<T, NetError> {
+        let known = |now: u32| {
+            let memory = self.memory();
+            let (number, tables) = memory.tables.as_ref()?;
+            let is_current =
+                *number == now || (memory.is_changing && number.wrapping_add(1) == now);
+            is_current.then(|| ask(tables))
+        };
+        if let Some(answer) = known(generation()?) {
+            return Ok(answer);
+        }
+        let _turn = self.turn.lock().await;
+        if let Some(answer) = known(generation()?) {
+            return Ok(answer);
+        }
+        self.look().await?;
+        let memory = self.memory();
+        let looked = memory.tables.as_ref().map(|(_, tables)| ask(tables));
+        looked.ok_or(NetError::ThreadLost)
+    }
+
+    /// Lists the tables and remembers them. The caller has the turn.
+    async fn look(&self) -> Result<(), NetError> {
+        let mut now = generation()?;
+        let mut tables = list().await?;
+        for _ in 1..LISTS {
+            let before = now;
+            now = generation()?;
+            if before == now {
+                break;
             }
+            tables = list().await?;
         }
-        match &self.tables {
-            Some((_, tables)) => Ok(tables),
-            None => Err(NetError::ThreadLost),
+        self.memory().tables = Some((now, tables));
+        Ok(())
+    }
+
+    /// What the kernel is told of changes: what goes with the last network depends on what is there now. The caller has the turn.
+    async fn commands(&self, changes: &[Change]) -> Result<Vec<String>, NetError> {
+        if changes.iter().all(|change| change.base != Base::Goes) {
+            return Ok(changes.iter().flat_map(Change::commands).collect());
         }
+        let now = generation()?;
+        let is_known = |memory: &Memory| memory.tables.as_ref().is_some_and(|(it, _)| *it == now);
+        if !is_known(&self.memory()) {
+            self.look().await?;
+        }
+        let mut tables = match &self.memory().tables {
+            Some((_, tables)) => tables.clone(),
+            None => Tables::default(),
+        };
+        let mut commands = Vec::new();
+        for change in changes {
+            commands.extend(tables.commands(change));
+            tables.apply(change);
+        }
+        Ok(commands)
+    }
+
+    /// Carries out changes as one transaction. The caller has the turn.
+    async fn change(&self, changes: &[Change]) -> Result<(), NetError> {
+        let commands = self.commands(changes).await?;
+        let before = generation()?;
+        self.memory().is_changing = true;
+        let changing = Changing(self);
+        run_text(transaction(&commands), &[]).await?;
+        let after = generation()?;
+        let mut memory = self.memory();
+        memory.tables = memory
+            .tables
+            .take()
+            .filter(|(number, _)| *number == before && before.wrapping_add(1) == after)
+            .map(|(_, mut tables)| {
+                changes.iter().for_each(|change| tables.apply(change));
+                (after, tables)
+            });
+        drop(memory);
+        drop(changing);
+        Ok(())
+    }
+
+    /// The same with one alone, which may have been carried out before. The caller has the turn.
+    async fn change_one(&self, change: &Change) -> Result<(), NetError> {
+        let Err(error) = self.change(std::slice::from_ref(change)).await else {
+            return Ok(());
+        };
+        // What is repeated has nothing left to remove: it is done if nothing of it is missing.
+        let there = list().await?;
+        let mut wanted = there.clone();
+        wanted.apply(change);
+        let is_done = wanted == there;
+        self.memory().tables = None;
+        if is_done { Ok(()) } else { Err(error) }
+    }
+}
+
+impl Nft {
+    /// What is there for a network.
+    pub(super) async fn observe(&self, network: NetworkId) -> Result<FilterObserved, NetError> {
+        let stateful = self.shared.stateful().await?;
+        let observed = |tables: &Tables| tables.observed(network, stateful);
+        self.shared.tables(observed).await
+    }
+
+    /// The networks of which something is there.
+    pub(super) async fn networks(&self) -> Result<Vec<NetworkId>, NetError> {
+        let networks = |tables: &Tables| tables.networks.iter().copied().collect();
+        self.shared.tables(networks).await
+    }
+
+    /// Carries out a change, together with others that came while nft was busy.
+    pub(super) async fn change(&self, change: Change) -> Result<(), NetError> {
+        let (answer, mut answered) = oneshot::channel();
+        self.shared.waiting().push(Waiting { change, answer });
+        let _turn = self.shared.turn.lock().await;
+        match answered.try_recv() {
+            Ok(done) => return done,
+            // Whoever took it was broken off.
+            Err(oneshot::error::TryRecvError::Closed) => return Err(NetError::ThreadLost),
+            Err(oneshot::error::TryRecvError::Empty) => {}
+        }
+        let (changes, answers): (Vec<Change>, Vec<_>) = std::mem::take(&mut *self.shared.waiting())
+            .into_iter()
+            // Who was broken off does not wait any more.
+            .filter(|waiting| !waiting.answer.is_closed())
+            .map(|waiting| (waiting.change, waiting.answer))
+            .unzip();
+        // If they do not go together, the one that is to blame is found alone.
+        let all_done = changes.len() > 1 && self.shared.change(&changes).await.is_ok();
+        for (change, answer) in changes.iter().zip(answers) {
+            let done = if all_done {
+                Ok(())
+            } else {
+                self.shared.change_one(change).await
+            };
+            // As above.
+            let _ = answer.send(done);
+        }
+        answered.await.unwrap_or(Err(NetError::ThreadLost))
+    }
+
+    /// The packets dropped so far, by tap and reason.
+    pub(super) async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, NetError> {
+        // Before the first network there are no sets.
+        if self.shared.tables(|tables| tables.base.is_empty()).await? {
+            return Ok(BTreeMap::new());
+        }
+        let sets = json!({ "family": Family::Bridge.as_str(), "table": TABLE });
+        let listed = run(&json!({ "nftables": [{ "list": { "sets": sets } }] }), &[]).await?;
+        Ok(understood(&listed)?.drops)
     }
 }
 
 /// How the kernel tracks connections in bridges, in the calling thread's network namespace.
 pub(super) async fn stateful() -> Result<Stateful, NetError> {
     // If not even this can be done, it is nft that does not work.
-    let plain = json!({ "nftables": base::commands(Stateful::No) });
-    run(&plain, &["-c"]).await?;
-    let stateful = if takes(&state_rule()).await?
-        && takes(&json!({ "nftables": base::commands(Stateful::Bridge) })).await?
-    {
+    let plain = transaction(&base::commands(Stateful::No));
+    run_text(plain, &["-c"]).await?;
+    let stateful = if takes(state_rule()).await? && takes(base::commands(Stateful::Bridge)).await? {
         Stateful::Bridge
     } else if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
-        && takes(&json!({ "nftables": base::commands(Stateful::BrNetfilter) })).await?
+        && takes(base::commands(Stateful::BrNetfilter)).await?
     {
         Stateful::BrNetfilter
     } else {
@@ -164,7 +285,7 @@ pub(super) async fn stateful() -> Result<Stateful, NetError> {
 }
 
 /// A rule that only a bridge takes that tracks connections.
-fn state_rule() -> Value {
+fn state_rule() -> Vec<String> {
     let table = json!({ "family": Family::Bridge.as_str(), "name": TABLE });
     let chain = json!({ "family": Family::Bridge.as_str(), "table": TABLE, "name": "probe" });
     let rule = Rule {
@@ -174,16 +295,16 @@ fn state_rule() -> Value {
         ],
         whose: "host".to_owned(),
     };
-    json!({ "nftables": [
-        { "add": { "table": table } },
-        { "add": { "chain": chain } },
+    vec![
+        json!({ "add": { "table": table } }).to_string(),
+        json!({ "add": { "chain": chain } }).to_string(),
         rule.add(Family::Bridge, "probe"),
-    ] })
+    ]
 }
 
 /// Whether the kernel would take these commands.
-async fn takes(commands: &Value) -> Result<bool, NetError> {
-    match run(commands, &["-c"]).await {
+async fn takes(commands: Vec<String>) -> Result<bool, NetError> {
+    match run_text(transaction(&commands), &["-c"]).await {
         Ok(_) => Ok(true),
         Err(NetError::Command(CommandError::Failed { .. })) => Ok(false),
         Err(error) => Err(error),

@@ -14,11 +14,16 @@ const LIST_LIMIT: usize = 256 << 20;
 
 /// Has nft carry out commands, all of them or none; answers what it lists.
 pub(super) async fn run(commands: &Value, options: &[&str]) -> Result<Value, NetError> {
+    run_text(commands.to_string(), options).await
+}
+
+/// The same, of commands as text.
+pub(super) async fn run_text(commands: String, options: &[&str]) -> Result<Value, NetError> {
     let command = Command::new("nft")
         .args(options)
         // As "-" it would open /dev/stdin, which not every host has.
         .args(["-j", "-f", "/proc/self/fd/0"])
-        .input(commands.to_string().into_bytes())
+        .input(commands.into_bytes())
         .timeout(LIMIT)
         .stdout_limit(LIST_LIMIT);
     let output = command.run().await?;

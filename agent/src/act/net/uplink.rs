@@ -63,14 +63,26 @@ impl Default for UplinkOptions {
 }
 
 /// The links of the host, to look things up in.
-struct Host<'a> {
+pub(super) struct Host<'a> {
     all: &'a [Found],
     addresses: BTreeMap<u32, BTreeSet<IpNet>>,
 }
 
 impl<'a> Host<'a> {
-    fn find(&self, name: &str) -> Option<&'a Found> {
+    /// These links, with the addresses they have.
+    pub(super) async fn of(links: &Links, all: &'a [Found]) -> Result<Self, NetError> {
+        let addresses = links.all_addresses().await?;
+        Ok(Self { all, addresses })
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&'a Found> {
         self.all.iter().find(|found| found.name == name)
+    }
+
+    /// What is there under one of our names.
+    pub(super) fn observe(&self, link: Link) -> Result<Option<LinkObserved>, NetError> {
+        let found = self.find(&link.name());
+        found.map(|found| self.describe(found, link)).transpose()
     }
 
     fn name_of(&self, index: u32) -> Option<String> {
@@ -202,21 +214,17 @@ impl KernelNet {
         &self,
         network: NetworkId,
         links: &Links,
-        all: &[Found],
+        host: &Host<'_>,
     ) -> Result<UplinkObserved, NetError> {
-        let host = Host {
-            all,
-            addresses: links.all_addresses().await?,
-        };
         let [bridge, vlan, vxlan] =
             [Link::bridge, Link::vlan, Link::vxlan].map(|link| link(network));
         let of_vlan = host.find(&vlan.name());
         let vxlan = match host.find(&vxlan.name()) {
-            Some(found) => Some(self.observe_vxlan(&host, found, vxlan).await?),
+            Some(found) => Some(self.observe_vxlan(host, found, vxlan).await?),
             None => None,
         };
         let bridge = host.find(&bridge.name());
-        let shared = self.observe_host_uplinks(network, links, &host).await?;
+        let shared = self.observe_host_uplinks(network, links, host).await?;
         Ok(UplinkObserved {
             vlan: of_vlan.map(|found| host.vlan(found, vlan)).transpose()?,
             vxlan,

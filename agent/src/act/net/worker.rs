@@ -2,11 +2,22 @@
 //!
 //! Only such a thread may enter a namespace: it never comes back, so no shared thread can be left in the wrong
 //! one. Their number is bounded, and so is the time a caller waits; a thread that hangs keeps its slot.
+//!
+//! Changes of links in the agent's own namespace are many and short, and the kernel makes one at a time: they share one thread, which
+//! enters nothing and is given up when it hangs.
 
-use std::{fs::File, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    fmt,
+    fs::File,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use nix::sched::{CloneFlags, setns};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::error::NetError;
 
@@ -16,17 +27,104 @@ const SLOTS: usize = 8;
 /// stopping a stubborn dnsmasq takes the longest.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Work for the shared thread.
+type Short = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
 /// Runs work on threads.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Workers {
     slots: Arc<Semaphore>,
+    /// The way to the shared thread, once there is one.
+    shared: Arc<Mutex<Option<mpsc::UnboundedSender<Short>>>>,
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers").finish_non_exhaustive()
+    }
 }
 
 impl Workers {
     pub(super) fn new() -> Self {
         Self {
             slots: Arc::new(Semaphore::new(SLOTS)),
+            shared: Arc::default(),
         }
+    }
+
+    /// Runs async work that is short, in the agent's own namespace, after what was asked before.
+    pub(super) async fn short<T, F>(&self, work: F) -> Result<T, NetError>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce() -> Result<T, NetError> + Send + 'static,
+    {
+        let shared = tokio::time::timeout(DEADLINE, self.shared())
+            .await
+            .unwrap_or(Err(NetError::Deadline { limit: DEADLINE }))?;
+        let (sender, receiver) = oneshot::channel();
+        let order: Short = Box::new(move || {
+            Box::pin(async move {
+                let done = tokio::time::timeout(DEADLINE, work()).await;
+                // Nobody listens any more when the deadline has passed.
+                let _ = sender.send(done.unwrap_or(Err(NetError::Deadline { limit: DEADLINE })));
+            })
+        });
+        let sent = shared.send(order).map_err(|_| NetError::ThreadLost);
+        let answer = async {
+            sent?;
+            receiver.await.map_err(|_| NetError::ThreadLost)
+        };
+        match tokio::time::timeout(DEADLINE, answer).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(lost)) => {
+                self.give_up(&shared);
+                Err(lost)
+            }
+            Err(_) => {
+                self.give_up(&shared);
+                Err(NetError::Deadline { limit: DEADLINE })
+            }
+        }
+    }
+
+    /// The way to the shared thread, which is begun if there is none. It has a slot too, and keeps it as long as it hangs.
+    async fn shared(&self) -> Result<mpsc::UnboundedSender<Short>, NetError> {
+        if let Some(sender) = &*self.lock() {
+            return Ok(sender.clone());
+        }
+        let slot = Arc::clone(&self.slots)
+            .acquire_owned()
+            .await
+            .map_err(|_| NetError::ThreadLost)?;
+        let mut shared = self.lock();
+        if let Some(sender) = &*shared {
+            return Ok(sender.clone());
+        }
+        // Bounded by its senders: each waits for its answer.
+        let (sender, mut orders) = mpsc::unbounded_channel::<Short>();
+        let runtime = runtime()?;
+        thread::Builder::new()
+            .name("net-links".to_owned())
+            .spawn(move || {
+                let _slot = slot;
+                runtime.block_on(async {
+                    while let Some(order) = orders.recv().await {
+                        order().await;
+                    }
+                });
+            })
+            .map_err(NetError::system("start a thread"))?;
+        *shared = Some(sender.clone());
+        Ok(sender)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<mpsc::UnboundedSender<Short>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next one gets another thread. This one ends with what it does, if that ever ends.
+    fn give_up(&self, hangs: &mpsc::UnboundedSender<Short>) {
+        self.lock().take_if(|sender| sender.same_channel(hangs));
     }
 
     /// Runs async work in the agent's own namespace.
@@ -98,13 +196,16 @@ fn block_on<T, F>(work: F) -> Result<T, NetError>
 where
     F: AsyncFnOnce() -> Result<T, NetError>,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(NetError::system("start a runtime"))?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         tokio::time::timeout(DEADLINE, work())
             .await
             .unwrap_or(Err(NetError::Deadline { limit: DEADLINE }))
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, NetError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(NetError::system("start a runtime"))
 }

@@ -10,7 +10,7 @@
 //!  inet prerouting   -150  what is known of the connection ▶ bits of the mark, where the bridge itself cannot track them
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde_json::{Value, json};
 
@@ -279,9 +279,22 @@ pub fn stray((family, name): &Name) -> Stray {
     }
 }
 
-/// Everything of the host as it is listed once it is made.
+/// Everything of the host as it is listed once it is made. It follows from nothing else, and every plan asks for it.
 #[must_use]
-pub fn wanted(stateful: Stateful) -> BTreeMap<Name, Vec<String>> {
+pub fn wanted(stateful: Stateful) -> &'static BTreeMap<Name, Vec<String>> {
+    static BRIDGE: LazyLock<BTreeMap<Name, Vec<String>>> =
+        LazyLock::new(|| listed(Stateful::Bridge));
+    static BR_NETFILTER: LazyLock<BTreeMap<Name, Vec<String>>> =
+        LazyLock::new(|| listed(Stateful::BrNetfilter));
+    static NONE: LazyLock<BTreeMap<Name, Vec<String>>> = LazyLock::new(|| listed(Stateful::No));
+    match stateful {
+        Stateful::Bridge => &BRIDGE,
+        Stateful::BrNetfilter => &BR_NETFILTER,
+        Stateful::No => &NONE,
+    }
+}
+
+fn listed(stateful: Stateful) -> BTreeMap<Name, Vec<String>> {
     let chains = chains(stateful).into_iter();
     let mut wanted: BTreeMap<Name, Vec<String>> = chains
         .map(|(name, rules)| (name, rules.iter().map(Rule::comment).collect()))
@@ -304,13 +317,14 @@ pub const fn families(stateful: Stateful) -> &'static [Family] {
 
 /// The commands that make all of it, whatever is there of it.
 #[must_use]
-pub fn commands(stateful: Stateful) -> Vec<Value> {
-    let mut commands = Vec::new();
+pub fn commands(stateful: Stateful) -> Vec<String> {
+    let mut commands: Vec<String> = Vec::new();
+    let mut push = |command: Value| commands.push(command.to_string());
     for family in families(stateful) {
-        commands.push(json!({ "add": { "table": { "family": family.as_str(), "name": TABLE } } }));
+        push(json!({ "add": { "table": { "family": family.as_str(), "name": TABLE } } }));
     }
     for hook in hooks(stateful) {
-        commands.push(json!({ "add": { "chain": {
+        push(json!({ "add": { "chain": {
             "family": hook.family.as_str(), "table": TABLE, "name": hook.name,
             "type": "filter", "hook": hook.hook, "prio": hook.priority, "policy": "accept",
         } } }));
@@ -319,17 +333,17 @@ pub fn commands(stateful: Stateful) -> Vec<Value> {
     for (family, name) in chains.keys() {
         let chain = json!({ "family": family.as_str(), "table": TABLE, "name": name });
         if hooks(stateful).all(|hook| (hook.family, hook.name) != (*family, name.as_str())) {
-            commands.push(json!({ "add": { "chain": chain } }));
+            push(json!({ "add": { "chain": chain } }));
         }
-        commands.push(json!({ "flush": { "chain": chain } }));
+        push(json!({ "flush": { "chain": chain } }));
     }
     for (family, name) in maps(stateful) {
-        commands.push(json!({ "add": { "map": {
+        push(json!({ "add": { "map": {
             "family": family.as_str(), "table": TABLE, "name": name, "type": "ifname", "map": "verdict",
         } } }));
     }
     for reason in Reason::ALL {
-        commands.push(json!({ "add": { "set": {
+        push(json!({ "add": { "set": {
             "family": "bridge", "table": TABLE, "name": reason.set(), "type": "ifname",
             "stmt": [{ "counter": null }],
         } } }));

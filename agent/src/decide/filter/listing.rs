@@ -1,6 +1,6 @@
 //! Reads what nft lists of berth's tables.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use berth_common::ids::NetworkId;
 use serde_json::Value;
@@ -32,8 +32,8 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
     let mut tables = Tables::default();
     let mut links: Vec<(Key, String)> = Vec::new();
     let mut counted: Vec<(String, Reason, u64)> = Vec::new();
-    let mut known: BTreeMap<Name, Vec<String>> = base::wanted(Stateful::BrNetfilter);
-    known.extend(base::wanted(Stateful::Bridge));
+    let mut known: BTreeMap<Name, Vec<String>> = base::wanted(Stateful::BrNetfilter).clone();
+    known.extend(base::wanted(Stateful::Bridge).clone());
     for object in objects(listed)? {
         let Some((kind, object)) = object.as_object().and_then(|object| object.iter().next())
         else {
@@ -53,7 +53,7 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
                 let name = text(object, "name")?;
                 let chain = (family, name.clone());
                 if let Some(network) = names::network_of(&name) {
-                    let part = tables.parts.entry(network.to_owned()).or_default();
+                    let part = tables.part_mut(network);
                     part.chains.entry(chain).or_default();
                 } else if known.contains_key(&chain) {
                     tables.base.entry(chain).or_default();
@@ -73,8 +73,8 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
                 let chain = (family, name.clone());
                 match names::network_of(&name) {
                     Some(network) => {
-                        let part = tables.parts.entry(network.to_owned()).or_default();
-                        part.chains.entry(chain).or_default().push(comment);
+                        let part = tables.part_mut(network);
+                        Arc::make_mut(part.chains.entry(chain).or_default()).push(comment);
                     }
                     None => {
                         if known.contains_key(&chain) {
@@ -96,7 +96,7 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
                         version,
                         members: elements.iter().filter_map(net_of_json).collect(),
                     };
-                    let part = tables.parts.entry(network.to_owned()).or_default();
+                    let part = tables.part_mut(network);
                     part.sets.insert(name, set);
                 } else if let Some(reason) = Reason::of_set(&name) {
                     tables.base.entry(named).or_default();
@@ -122,13 +122,13 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
     for (key, target) in links {
         if let Some(network) = names::network_of(&target).map(str::to_owned) {
             network_of_tap.insert(key.2.clone(), network.clone());
-            let part = tables.parts.entry(network).or_default();
+            let part = tables.part_mut(&network);
             part.links.insert(key, target);
         }
     }
     for (tap, reason, packets) in counted {
         if let Some(network) = network_of_tap.get(&tap) {
-            let part = tables.parts.entry(network.clone()).or_default();
+            let part = tables.part_mut(network);
             part.counted.entry(tap.clone()).or_default().insert(reason);
         }
         tables.drops.insert((tap, reason), packets);

@@ -4,6 +4,7 @@
 //! - [`nft`]: the parts of nftables that are used, as data;
 //! - [`base`]: what there is once for the host;
 //! - [`wanted`], [`group`]: what there shall be for a network;
+//! - [`Rendered`]: what is kept of it from plan to plan;
 //! - [`part`]: the difference, and the transaction; [`listing`]: what nft lists;
 //! - [`trace()`]: what would become of a packet, in words; [`beyond()`]: where routers lead;
 //! - [`reason`]: why packets are dropped, and [`drops()`]: how many.
@@ -18,10 +19,11 @@ mod names;
 pub mod nft;
 pub mod part;
 mod reason;
+mod rendered;
 mod trace;
 mod wanted;
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use berth_common::{
     document::NetworkSpec,
@@ -37,9 +39,11 @@ pub use legs::{legs, legs_of};
 pub use listing::{NotAList, tables};
 pub use part::{Base, Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
+pub use rendered::Rendered;
 pub use trace::trace;
 pub use wanted::{RouterLeg, Surroundings, wanted};
 
+use self::part::{Part, Shall};
 use super::{names as link_names, network::Link};
 
 /// A step towards the packet filter of a network. Each may be repeated.
@@ -58,6 +62,20 @@ impl FilterStep {
         match self {
             Self::CallIp(network) => *network,
             Self::Change(change) => change.network,
+        }
+    }
+
+    /// The same, in steps that do not take too long each: see [`Change::portions`].
+    #[must_use]
+    pub fn portions(self) -> Vec<Self> {
+        match self {
+            Self::CallIp(_) => vec![self],
+            Self::Change(change) => {
+                let portions = change.portions().into_iter();
+                portions
+                    .map(|change| Self::Change(Box::new(change)))
+                    .collect()
+            }
         }
     }
 
@@ -117,6 +135,7 @@ pub fn towards(
     uplinks: &BTreeSet<String>,
     host: HostId,
     found: &FilterObserved,
+    rendered: &mut Rendered,
 ) -> Option<FilterStep> {
     let around = Surroundings {
         uplinks: uplinks.clone(),
@@ -124,13 +143,14 @@ pub fn towards(
         host_mac: link_names::host_mac(host),
     };
     let zone = zone(network, found);
-    let wanted = wanted(network, spec, &around, found.stateful, zone);
-    let base = if found.base == base::wanted(found.stateful) {
+    let filter = wanted::Filter::new(network, spec, &around, found.stateful, zone);
+    let base = if found.base == *base::wanted(found.stateful) {
         Base::Stays
     } else {
         Base::Made(found.stateful)
     };
-    part::change(network, base, &wanted, found).map(|change| FilterStep::Change(Box::new(change)))
+    let change = rendered.change(network, filter, base, found)?;
+    Some(FilterStep::Change(Box::new(change)))
 }
 
 /// The change that leaves nothing of a network, and of the host if no other network needs it; `None`: nothing is there.
@@ -140,7 +160,9 @@ pub fn away(network: NetworkId, found: &FilterObserved) -> Option<FilterStep> {
     if found.part.is_empty() && (found.shared || !is_left) {
         return None;
     }
-    let change = part::change(network, Base::Goes, &Wanted::default(), found)?;
+    let change = part::change(network, Base::Goes, &Shall::default(), found, |_| {
+        Vec::new()
+    })?;
     Some(FilterStep::Change(Box::new(change)))
 }
 
@@ -150,10 +172,10 @@ pub fn imagine(found: &mut FilterObserved, step: &FilterStep) {
         FilterStep::CallIp(_) => found.calls_ip = true,
         FilterStep::Change(change) => {
             if let Base::Made(stateful) = change.base {
-                found.base = base::wanted(stateful);
+                found.base = base::wanted(stateful).clone();
             }
             found.strays.retain(|stray| !change.strays.contains(stray));
-            found.part.apply(change);
+            Arc::make_mut(&mut found.part).apply(change);
             if change.base == Base::Goes && !found.shared {
                 found.base.clear();
             }
@@ -164,8 +186,7 @@ pub fn imagine(found: &mut FilterObserved, step: &FilterStep) {
 /// In which zone connections of the network are looked for: the one it has, or else the first free one from where its id leads to.
 /// Two networks never share one for long: whoever sees it moves.
 fn zone(network: NetworkId, found: &FilterObserved) -> u16 {
-    let chains = found.part.chains.values().flatten();
-    let has = chains.filter_map(|comment| zone_in(comment)).next();
+    let has = zones_of(&found.part, &names::of_network("z", network)).next();
     if let Some(zone) = has.filter(|zone| !found.taken_zones.contains(zone)) {
         return zone;
     }
@@ -175,6 +196,15 @@ fn zone(network: NetworkId, found: &FilterObserved) -> u16 {
         .chain(1..first)
         .find(|zone| !found.taken_zones.contains(zone))
         .unwrap_or(first)
+}
+
+/// The zones that a chain of this name tells, whichever family has it.
+fn zones_of(part: &Part, chain: &str) -> impl Iterator<Item = u16> {
+    [nft::Family::Bridge, nft::Family::Inet]
+        .into_iter()
+        .filter_map(move |family| part.chains.get(&(family, chain.to_owned())))
+        .flat_map(|comments| comments.iter())
+        .filter_map(|comment| zone_in(comment))
 }
 
 /// The zone that the comment of a rule tells.
@@ -188,13 +218,8 @@ impl Tables {
     pub fn observed(&self, network: NetworkId, stateful: Stateful) -> FilterObserved {
         let own = names::network(network);
         let others = self.parts.iter().filter(|(name, _)| **name != own);
-        let zones = others.flat_map(|(name, part)| {
-            let chain = format!("z_{name}");
-            [nft::Family::Bridge, nft::Family::Inet]
-                .into_iter()
-                .filter_map(move |family| part.chains.get(&(family, chain.clone())))
-                .flatten()
-        });
+        let zones = others
+            .flat_map(|(name, part)| zones_of(part, &format!("z_{name}")).collect::<Vec<_>>());
         let mut base = self.base.clone();
         let mut strays = self.strays.clone();
         for name in self.outdated(stateful) {
@@ -206,7 +231,7 @@ impl Tables {
             base,
             part: self.part(network),
             strays,
-            taken_zones: zones.filter_map(|comment| zone_in(comment)).collect(),
+            taken_zones: zones.collect(),
             shared: self
                 .parts
                 .iter()

@@ -25,6 +25,15 @@ pub(super) fn network_of(name: &str) -> Option<&str> {
     (digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digits)
 }
 
+/// The port's part in a name of ours, if it is a port's chain.
+#[must_use]
+pub(super) fn port_of(name: &str) -> Option<&str> {
+    let mut parts = name.split('_');
+    let kind = parts.next()?;
+    ["s", "e", "i"].contains(&kind).then_some(())?;
+    parts.nth(1)
+}
+
 /// A chain or set of a network: `k_<network>`.
 #[must_use]
 pub(super) fn of_network(kind: &str, id: NetworkId) -> String {

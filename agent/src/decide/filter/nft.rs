@@ -2,6 +2,7 @@
 //! (libnftables-json(5)). Nothing here knows what a rule is for.
 
 use std::{
+    fmt::{self, Write as _},
     hash::{Hash as _, Hasher},
     net::IpAddr,
 };
@@ -135,18 +136,41 @@ impl Operand {
         Self::one_of(numbers.iter().copied().map(Self::Number).collect())
     }
 
-    fn json(&self) -> Value {
+    fn write(&self, out: &mut String) {
         match self {
-            Self::Text(text) => json!(text),
-            Self::Number(number) => json!(number),
-            Self::Range(min, max) => json!({ "range": [min, max] }),
-            Self::Net(net) => net_json(*net),
+            Self::Text(text) => quote(out, text),
+            Self::Number(number) => put(out, format_args!("{number}")),
+            Self::Range(min, max) => put(out, format_args!(r#"{{"range":[{min},{max}]}}"#)),
+            Self::Net(net) => put(out, format_args!("{}", net_json(*net))),
             Self::Set(operands) => {
-                json!({ "set": operands.iter().map(Self::json).collect::<Vec<_>>() })
+                out.push_str(r#"{"set":"#);
+                array(out, operands, Self::write);
+                out.push('}');
             }
-            Self::Named(name) => json!(format!("@{name}")),
+            Self::Named(name) => put(out, format_args!(r#""@{name}""#)),
         }
     }
+}
+
+fn put(out: &mut String, text: fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = out.write_fmt(text);
+}
+
+/// A string of JSON.
+fn quote(out: &mut String, text: &str) {
+    put(out, format_args!("{}", Value::from(text)));
+}
+
+fn array<T>(out: &mut String, items: &[T], write: impl Fn(&T, &mut String)) {
+    out.push('[');
+    for (n, item) in items.iter().enumerate() {
+        if n > 0 {
+            out.push(',');
+        }
+        write(item, out);
+    }
+    out.push(']');
 }
 
 /// An address or a prefix, as an element of a set or the right side of a comparison.
@@ -172,28 +196,31 @@ pub fn net_of_json(value: &Value) -> Option<IpNet> {
 }
 
 impl Field {
-    fn json(self) -> Value {
+    fn write(self, out: &mut String) {
         match self {
-            Self::Header(protocol, field) => {
-                json!({ "payload": { "protocol": protocol, "field": field } })
-            }
-            Self::Transport(offset, len) => {
-                json!({ "payload": { "base": "th", "offset": offset, "len": len } })
-            }
-            Self::Meta(key) => json!({ "meta": { "key": key } }),
-            Self::Ct(key) => json!({ "ct": { "key": key } }),
-            Self::MarkBits(bits) => json!({ "&": [{ "meta": { "key": "mark" } }, bits] }),
-            Self::GroupBit => json!({ "&": [
-                { "payload": { "protocol": "ether", "field": "daddr" } },
-                "01:00:00:00:00:00"
-            ] }),
+            Self::Header(protocol, field) => put(
+                out,
+                format_args!(r#"{{"payload":{{"protocol":"{protocol}","field":"{field}"}}}}"#),
+            ),
+            Self::Transport(offset, len) => put(
+                out,
+                format_args!(r#"{{"payload":{{"base":"th","offset":{offset},"len":{len}}}}}"#),
+            ),
+            Self::Meta(key) => put(out, format_args!(r#"{{"meta":{{"key":"{key}"}}}}"#)),
+            Self::Ct(key) => put(out, format_args!(r#"{{"ct":{{"key":"{key}"}}}}"#)),
+            Self::MarkBits(bits) => put(out, format_args!(r#"{{"&":[{MARK},{bits}]}}"#)),
+            Self::GroupBit => out.push_str(
+                r#"{"&":[{"payload":{"protocol":"ether","field":"daddr"}},"01:00:00:00:00:00"]}"#,
+            ),
         }
     }
 }
 
+/// The packet's mark.
+const MARK: &str = r#"{"meta":{"key":"mark"}}"#;
+
 impl Statement {
-    fn json(&self) -> Value {
-        let mark = || json!({ "meta": { "key": "mark" } });
+    fn write(&self, out: &mut String) {
         match self {
             Self::Match(field, op, operand) => {
                 let op = match op {
@@ -201,27 +228,41 @@ impl Statement {
                     Op::IsNot => "!=",
                     Op::Has => "in",
                 };
-                json!({ "match": { "op": op, "left": field.json(), "right": operand.json() } })
+                put(out, format_args!(r#"{{"match":{{"op":"{op}","left":"#));
+                field.write(out);
+                out.push_str(r#","right":"#);
+                operand.write(out);
+                out.push_str("}}");
             }
             Self::Vmap(field, map) => {
-                json!({ "vmap": { "key": field.json(), "data": format!("@{map}") } })
+                out.push_str(r#"{"vmap":{"key":"#);
+                field.write(out);
+                put(out, format_args!(r#","data":"@{map}"}}}}"#));
             }
-            Self::Count => json!({ "counter": null }),
-            Self::Accept => json!({ "accept": null }),
-            Self::Drop => json!({ "drop": null }),
-            Self::Jump(chain) => json!({ "jump": { "target": chain } }),
-            Self::Goto(chain) => json!({ "goto": { "target": chain } }),
-            Self::SetMarkBits(bits) => {
-                json!({ "mangle": { "key": mark(), "value": { "|": [mark(), bits] } } })
-            }
-            Self::ClearMarkBits(bits) => {
-                json!({ "mangle": { "key": mark(), "value": { "&": [mark(), !bits] } } })
-            }
-            Self::SetZone(zone) => {
-                json!({ "mangle": { "key": { "ct": { "key": "zone" } }, "value": zone } })
-            }
+            Self::Count => out.push_str(r#"{"counter":null}"#),
+            Self::Accept => out.push_str(r#"{"accept":null}"#),
+            Self::Drop => out.push_str(r#"{"drop":null}"#),
+            Self::Jump(chain) => put(out, format_args!(r#"{{"jump":{{"target":"{chain}"}}}}"#)),
+            Self::Goto(chain) => put(out, format_args!(r#"{{"goto":{{"target":"{chain}"}}}}"#)),
+            Self::SetMarkBits(bits) => put(
+                out,
+                format_args!(r#"{{"mangle":{{"key":{MARK},"value":{{"|":[{MARK},{bits}]}}}}}}"#),
+            ),
+            Self::ClearMarkBits(bits) => put(
+                out,
+                format_args!(
+                    r#"{{"mangle":{{"key":{MARK},"value":{{"&":[{MARK},{}]}}}}}}"#,
+                    !bits
+                ),
+            ),
+            Self::SetZone(zone) => put(
+                out,
+                format_args!(r#"{{"mangle":{{"key":{{"ct":{{"key":"zone"}}}},"value":{zone}}}}}"#),
+            ),
             Self::SetMac(field, mac) => {
-                json!({ "mangle": { "key": field.json(), "value": mac } })
+                out.push_str(r#"{"mangle":{"key":"#);
+                field.write(out);
+                put(out, format_args!(r#","value":"{mac}"}}}}"#));
             }
         }
     }
@@ -243,11 +284,6 @@ impl Hasher for Digested {
 }
 
 impl Rule {
-    /// Its expressions in nft's words.
-    fn expressions(&self) -> Value {
-        Value::Array(self.statements.iter().map(Statement::json).collect())
-    }
-
     /// Its comment: a digest of what it says, and whose it is. Two rules with the same comment are the same.
     #[must_use]
     pub fn comment(&self) -> String {
@@ -256,17 +292,26 @@ impl Rule {
         format!("{:016x} {}", digest.finish(), self.whose)
     }
 
-    /// The command that adds it at the end of a chain.
+    /// The command that adds it at the end of a chain. As text at once: there are dozens for each port, and values of JSON on the way
+    /// would take longer than all the rest.
     #[must_use]
-    pub fn add(&self, family: Family, chain: &str) -> Value {
-        json!({ "add": { "rule": {
-            "family": family.as_str(),
-            "table": TABLE,
-            "chain": chain,
-            "comment": self.comment(),
-            "expr": self.expressions(),
-        } } })
+    pub fn add(&self, family: Family, chain: &str) -> String {
+        let family = family.as_str();
+        let mut out = format!(
+            r#"{{"add":{{"rule":{{"family":"{family}","table":"{TABLE}","chain":"{chain}","comment":"#
+        );
+        quote(&mut out, &self.comment());
+        out.push_str(r#","expr":"#);
+        array(&mut out, &self.statements, Statement::write);
+        out.push_str("}}}");
+        out
     }
+}
+
+/// Commands as one transaction, as `nft -j -f -` reads it.
+#[must_use]
+pub fn transaction(commands: &[String]) -> String {
+    format!(r#"{{"nftables":[{}]}}"#, commands.join(","))
 }
 
 /// Where a link is compared: what a packet came in by.

@@ -3,7 +3,10 @@
 //! A chain is known by the comments of its rules, which contain digests of what they say ([`Rule::comment`]). So what shall be and
 //! what is are compared without understanding what nft lists, and a change names only what differs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use berth_common::ids::NetworkId;
 use ipnet::IpNet;
@@ -16,16 +19,28 @@ use super::{
     wanted::RouterLeg,
 };
 
+/// How many new ports come in one transaction.
+const PORTS_AT_ONCE: usize = 64;
+
 /// A chain or a named map or set.
 pub type Name = (Family, String);
 /// A link in a named map: which map, and the link's name.
 pub type Key = (Family, String, String);
 
+/// The comments of a chain's rules, in order. There are many, and most never change: they are shared, and equal at a glance where
+/// they are the same.
+pub type Comments = Arc<Vec<String>>;
+
+/// The comments of these rules.
+pub(super) fn comments(rules: &[Rule]) -> Comments {
+    Arc::new(rules.iter().map(Rule::comment).collect())
+}
+
 /// What is there of a network. The default: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Part {
     /// Chains: the comments of their rules, in order.
-    pub chains: BTreeMap<Name, Vec<String>>,
+    pub chains: BTreeMap<Name, Comments>,
     /// Sets of addresses.
     pub sets: BTreeMap<String, AddressSet>,
     /// The chains to which the named maps lead from its links.
@@ -85,24 +100,17 @@ pub struct Wanted {
     pub counted: BTreeSet<String>,
 }
 
-impl Wanted {
-    /// What is there once this is carried out.
-    #[must_use]
-    pub fn part(&self) -> Part {
-        let chains = self.chains.iter();
-        Part {
-            chains: chains
-                .map(|(name, rules)| (name.clone(), rules.iter().map(Rule::comment).collect()))
-                .collect(),
-            sets: self.sets.clone(),
-            links: self.links.clone(),
-            counted: self
-                .counted
-                .iter()
-                .map(|tap| (tap.clone(), Reason::ALL.into_iter().collect()))
-                .collect(),
-        }
-    }
+/// How the part of a network shall be, without what its chains' rules say: only what they are known by.
+#[derive(Debug, Default)]
+pub(super) struct Shall<'a> {
+    /// Chains with the comments of their rules.
+    pub(super) chains: Vec<(&'a Name, &'a Comments)>,
+    /// Sets of addresses.
+    pub(super) sets: Vec<(&'a String, &'a AddressSet)>,
+    /// What the named maps say of its links.
+    pub(super) links: Vec<(&'a Key, &'a String)>,
+    /// The taps whose packets are counted.
+    pub(super) counted: Vec<&'a String>,
 }
 
 /// What becomes of what there is for the whole host.
@@ -161,113 +169,151 @@ pub struct Stray {
     pub name: String,
 }
 
-/// The change that makes `found` as `wanted`; `None`: it is.
+/// The change that makes what was found as it shall be; `None`: it is. Asks only for the rules of chains that differ.
 #[must_use]
-pub fn change(
+pub(super) fn change(
     network: NetworkId,
     base: Base,
-    wanted: &Wanted,
+    shall: &Shall<'_>,
     found: &FilterObserved,
+    mut rules: impl FnMut(&Name) -> Vec<Rule>,
 ) -> Option<Change> {
-    let shall = wanted.part();
-    if base == Base::Stays && shall == found.part && found.strays.is_empty() {
-        return None;
-    }
-    let strays = found.strays.clone();
-    let found = &found.part;
     let mut change = Change {
-        network,
         base,
-        chains: BTreeMap::new(),
-        refilled: BTreeSet::new(),
-        gone_chains: BTreeSet::new(),
-        sets: BTreeMap::new(),
-        gone_sets: BTreeSet::new(),
-        members: BTreeMap::new(),
-        gone_members: BTreeMap::new(),
-        links: missing(&shall.links, &found.links),
-        gone_links: missing(&found.links, &shall.links),
-        counted: BTreeMap::new(),
-        gone_counted: BTreeMap::new(),
-        strays,
+        strays: found.strays.clone(),
+        ..Change::empty(network)
     };
-    for (name, rules) in &wanted.chains {
-        if found.chains.get(name) != shall.chains.get(name) {
-            change.chains.insert(name.clone(), rules.clone());
-            if found.chains.contains_key(name) {
-                change.refilled.insert(name.clone());
+    let found = &found.part;
+    let mut kept = 0;
+    for (name, comments) in &shall.chains {
+        if let Some(there) = found.chains.get(*name) {
+            kept += 1;
+            if there == *comments {
+                continue;
+            }
+            change.refilled.insert((*name).clone());
+        }
+        change.chains.insert((*name).clone(), rules(name));
+    }
+    // Where all that is there shall be there, nothing has to be looked for.
+    if kept < found.chains.len() {
+        let names: BTreeSet<&Name> = shall.chains.iter().map(|(name, _)| *name).collect();
+        let gone = found.chains.keys().filter(|name| !names.contains(name));
+        change.gone_chains = gone.cloned().collect();
+    }
+    change.links(shall, found);
+    change.sets(shall, found);
+    change.counters(shall, found);
+    (change != Change::empty(network)).then_some(change)
+}
+
+impl Change {
+    fn empty(network: NetworkId) -> Self {
+        Self {
+            network,
+            base: Base::Stays,
+            chains: BTreeMap::new(),
+            refilled: BTreeSet::new(),
+            gone_chains: BTreeSet::new(),
+            sets: BTreeMap::new(),
+            gone_sets: BTreeSet::new(),
+            members: BTreeMap::new(),
+            gone_members: BTreeMap::new(),
+            links: BTreeMap::new(),
+            gone_links: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            gone_counted: BTreeMap::new(),
+            strays: BTreeSet::new(),
+        }
+    }
+
+    fn links(&mut self, shall: &Shall<'_>, found: &Part) {
+        let mut kept = 0;
+        for (key, target) in &shall.links {
+            if found.links.get(*key) == Some(*target) {
+                kept += 1;
+            } else {
+                self.links.insert((*key).clone(), (*target).clone());
             }
         }
-    }
-    let gone = |name: &&Name| !shall.chains.contains_key(*name);
-    change.gone_chains = found.chains.keys().filter(gone).cloned().collect();
-    for (name, set) in &shall.sets {
-        let there = found
-            .sets
-            .get(name)
-            .filter(|there| there.version == set.version);
-        if there.is_none() {
-            change.sets.insert(name.clone(), set.version);
+        if kept < found.links.len() {
+            let shall: BTreeMap<&Key, &String> = shall.links.iter().copied().collect();
+            let gone = found.links.iter();
+            let gone = gone.filter(|(key, target)| shall.get(key) != Some(target));
+            self.gone_links = gone
+                .map(|(key, target)| (key.clone(), target.clone()))
+                .collect();
         }
+    }
+
+    fn sets(&mut self, shall: &Shall<'_>, found: &Part) {
         let empty = BTreeSet::new();
-        let members = there.map_or(&empty, |there| &there.members);
-        put(&mut change.members, name, set.members.difference(members));
-        put(
-            &mut change.gone_members,
-            name,
-            members.difference(&set.members),
-        );
+        for (name, set) in &shall.sets {
+            let there = found
+                .sets
+                .get(*name)
+                .filter(|there| there.version == set.version);
+            if there.is_none() {
+                self.sets.insert((*name).clone(), set.version);
+            }
+            let members = there.map_or(&empty, |there| &there.members);
+            put(
+                &mut self.members,
+                name,
+                set.members.difference(members).copied(),
+            );
+            put(
+                &mut self.gone_members,
+                name,
+                members.difference(&set.members).copied(),
+            );
+        }
+        let names: BTreeSet<&String> = shall.sets.iter().map(|(name, _)| *name).collect();
+        let gone = found.sets.keys().filter(|name| !names.contains(name));
+        self.gone_sets = gone.cloned().collect();
     }
-    let gone = |name: &&String| !shall.sets.contains_key(*name);
-    change.gone_sets = found.sets.keys().filter(gone).cloned().collect();
-    difference(&mut change.counted, &shall.counted, &found.counted);
-    difference(&mut change.gone_counted, &found.counted, &shall.counted);
-    Some(change)
+
+    fn counters(&mut self, shall: &Shall<'_>, found: &Part) {
+        let none = BTreeSet::new();
+        let mut kept = 0;
+        for tap in &shall.counted {
+            let there = found.counted.get(*tap);
+            kept += usize::from(there.is_some());
+            let there = there.unwrap_or(&none);
+            if there.len() < Reason::ALL.len() {
+                let missing = Reason::ALL
+                    .into_iter()
+                    .filter(|reason| !there.contains(reason));
+                self.counted.insert((*tap).clone(), missing.collect());
+            }
+        }
+        if kept < found.counted.len() {
+            let taps: BTreeSet<&String> = shall.counted.iter().copied().collect();
+            let gone = found.counted.iter().filter(|(tap, _)| !taps.contains(tap));
+            self.gone_counted = gone
+                .map(|(tap, reasons)| (tap.clone(), reasons.clone()))
+                .collect();
+        }
+    }
 }
 
-/// The entries of `these` that are not in `those`.
-fn missing<K: Ord + Clone, V: PartialEq + Clone>(
-    these: &BTreeMap<K, V>,
-    those: &BTreeMap<K, V>,
-) -> BTreeMap<K, V> {
-    these
-        .iter()
-        .filter(|(key, value)| those.get(key) != Some(value))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
-}
-
-fn put<'a, T: Ord + Copy + 'a>(
-    into: &mut BTreeMap<String, BTreeSet<T>>,
+fn put(
+    into: &mut BTreeMap<String, BTreeSet<IpNet>>,
     name: &str,
-    values: impl Iterator<Item = &'a T>,
+    members: impl Iterator<Item = IpNet>,
 ) {
-    let values: BTreeSet<T> = values.copied().collect();
-    if !values.is_empty() {
-        into.insert(name.to_owned(), values);
+    let members: BTreeSet<IpNet> = members.collect();
+    if !members.is_empty() {
+        into.insert(name.to_owned(), members);
     }
 }
-
-fn difference(
-    into: &mut BTreeMap<String, BTreeSet<Reason>>,
-    these: &BTreeMap<String, BTreeSet<Reason>>,
-    those: &BTreeMap<String, BTreeSet<Reason>>,
-) {
-    let none = BTreeSet::new();
-    for (tap, reasons) in these {
-        let there = those.get(tap).unwrap_or(&none);
-        put(into, tap, reasons.difference(there));
-    }
-}
-
 impl Part {
     /// What is there after the change.
     pub fn apply(&mut self, change: &Change) {
         self.chains
             .retain(|name, _| !change.gone_chains.contains(name));
         for (name, rules) in &change.chains {
-            let comments = rules.iter().map(Rule::comment).collect();
-            self.chains.insert(name.clone(), comments);
+            self.chains.insert(name.clone(), comments(rules));
         }
         self.sets.retain(|name, _| !change.gone_sets.contains(name));
         for (name, version) in &change.sets {
@@ -328,32 +374,38 @@ impl Change {
             + self.strays.len()
     }
 
-    /// What `nft -j -f -` reads: one transaction. Whatever it names is made before and removed after.
+    /// The commands of one transaction. Whatever is named is made before and removed after.
     #[must_use]
-    pub fn commands(&self) -> Value {
+    pub fn commands(&self) -> Vec<String> {
         let mut commands = match self.base {
             Base::Made(stateful) => base::commands(stateful),
             Base::Stays | Base::Goes => Vec::new(),
         };
         let chains = self.chains.keys();
-        commands.extend(chains.map(|name| json!({ "add": { "chain": chain(name) } })));
+        commands.extend(chains.map(|name| json!({ "add": { "chain": chain(name) } }).to_string()));
         for (name, version) in &self.sets {
-            commands.push(json!({ "add": { "set": {
+            commands.push(
+                json!({ "add": { "set": {
                 "family": "bridge", "table": TABLE, "name": name,
                 "type": version.set_type(), "flags": ["interval"],
-            } } }));
+            } } })
+                .to_string(),
+            );
         }
         for ((family, map, link), target) in &self.gone_links {
             let elements = json!([[link, verdict(target)]]);
-            commands.push(json!({ "delete": { "element": element(*family, map, &elements) } }));
+            commands.push(
+                json!({ "delete": { "element": element(*family, map, &elements) } }).to_string(),
+            );
         }
         let emptied = self.refilled.iter().chain(&self.gone_chains);
-        commands.extend(emptied.map(|name| json!({ "flush": { "chain": chain(name) } })));
+        commands
+            .extend(emptied.map(|name| json!({ "flush": { "chain": chain(name) } }).to_string()));
         for (verb, sets) in [("delete", &self.gone_members), ("add", &self.members)] {
             for (name, members) in sets {
                 let elements: Vec<Value> = members.iter().copied().map(net_json).collect();
                 let elements = element(Family::Bridge, name, &json!(elements));
-                commands.push(json!({ verb: { "element": elements } }));
+                commands.push(json!({ verb: { "element": elements } }).to_string());
             }
         }
         for (name, rules) in &self.chains {
@@ -362,29 +414,80 @@ impl Change {
         for (verb, counted) in [("delete", &self.gone_counted), ("add", &self.counted)] {
             for (reason, taps) in by_reason(counted) {
                 let elements = element(Family::Bridge, &reason.set(), &json!(taps));
-                commands.push(json!({ verb: { "element": elements } }));
+                commands.push(json!({ verb: { "element": elements } }).to_string());
             }
         }
         for ((family, map, link), target) in &self.links {
             let elements = json!([[link, verdict(target)]]);
-            commands.push(json!({ "add": { "element": element(*family, map, &elements) } }));
+            commands.push(
+                json!({ "add": { "element": element(*family, map, &elements) } }).to_string(),
+            );
         }
         let chains = self.gone_chains.iter();
-        commands.extend(chains.map(|name| json!({ "delete": { "chain": chain(name) } })));
+        commands
+            .extend(chains.map(|name| json!({ "delete": { "chain": chain(name) } }).to_string()));
         for name in &self.gone_sets {
-            commands.push(json!({ "delete": { "set": {
+            commands.push(
+                json!({ "delete": { "set": {
                 "family": "bridge", "table": TABLE, "name": name,
-            } } }));
+            } } })
+                .to_string(),
+            );
         }
         let chains = self.strays.iter().filter(|stray| stray.kind == "chain");
-        commands.extend(chains.map(|stray| json!({ "flush": { "chain": stray.json() } })));
+        commands
+            .extend(chains.map(|stray| json!({ "flush": { "chain": stray.json() } }).to_string()));
         // Chains come first: they may name maps and sets.
         commands.extend(
             self.strays
                 .iter()
-                .map(|stray| json!({ "delete": { stray.kind: stray.json() } })),
+                .map(|stray| json!({ "delete": { stray.kind: stray.json() } }).to_string()),
         );
-        json!({ "nftables": commands })
+        commands
+    }
+
+    /// The same as several transactions, if it brings many new ports: what one takes in the kernel grows faster than what it brings.
+    /// The first has all that is not a new port's, and those that follow need it; a port comes whole.
+    #[must_use]
+    pub fn portions(mut self) -> Vec<Self> {
+        let new = self
+            .chains
+            .keys()
+            .filter(|name| !self.refilled.contains(*name));
+        let ports: BTreeSet<String> = new
+            .filter_map(|(_, name)| names::port_of(name))
+            .map(str::to_owned)
+            .collect();
+        let ports: Vec<String> = ports.into_iter().skip(PORTS_AT_ONCE).collect();
+        let later: Vec<Self> = ports
+            .chunks(PORTS_AT_ONCE)
+            .map(|ports| self.take(&ports.iter().map(String::as_str).collect()))
+            .collect();
+        [self].into_iter().chain(later).collect()
+    }
+
+    /// Takes out what is of these new ports.
+    fn take(&mut self, ports: &BTreeSet<&str>) -> Self {
+        let is_theirs = |name: &str| names::port_of(name).is_some_and(|port| ports.contains(port));
+        let refilled = &self.refilled;
+        let mut taken = Self::empty(self.network);
+        taken.chains = self
+            .chains
+            .extract_if(.., |name, _| is_theirs(&name.1) && !refilled.contains(name))
+            .collect();
+        let chains = &taken.chains;
+        taken.links = self
+            .links
+            .extract_if(.., |(family, _, _), target| {
+                chains.contains_key(&(*family, target.clone()))
+            })
+            .collect();
+        for (_, _, link) in taken.links.keys() {
+            if let Some(reasons) = self.counted.remove(link) {
+                taken.counted.insert(link.clone(), reasons);
+            }
+        }
+        taken
     }
 }
 
@@ -423,8 +526,8 @@ pub struct FilterObserved {
     pub stateful: base::Stateful,
     /// What is there for the whole host, as [`base::wanted`] tells it.
     pub base: BTreeMap<Name, Vec<String>>,
-    /// What is the network's own.
-    pub part: Part,
+    /// What is the network's own: shared with what is remembered, as it can be much.
+    pub part: Arc<Part>,
     /// Objects in berth's tables that nobody knows.
     pub strays: BTreeSet<Stray>,
     /// The zones of the other networks.
@@ -443,7 +546,7 @@ pub struct Tables {
     /// What is the host's: by name, the comments of its chains; maps and sets have none.
     pub base: BTreeMap<Name, Vec<String>>,
     /// What is a network's, by the part of the names that tells it.
-    pub parts: BTreeMap<String, Part>,
+    pub parts: BTreeMap<String, Arc<Part>>,
     /// Objects that nobody knows.
     pub strays: BTreeSet<Stray>,
     /// The families with a table of berth's.
@@ -457,13 +560,18 @@ pub struct Tables {
 impl Tables {
     /// What belongs to a network.
     #[must_use]
-    pub fn part(&self, network: NetworkId) -> Part {
+    pub fn part(&self, network: NetworkId) -> Arc<Part> {
         let part = self.parts.get(&names::network(network));
         part.cloned().unwrap_or_default()
     }
 
+    /// The same, by the part of the names that tells the network.
+    pub(super) fn part_mut(&mut self, network: &str) -> &mut Part {
+        Arc::make_mut(self.parts.entry(network.to_owned()).or_default())
+    }
+
     /// Sets what belongs to a network.
-    pub fn put(&mut self, network: NetworkId, part: Part) {
+    pub fn put(&mut self, network: NetworkId, part: Arc<Part>) {
         self.parts.insert(names::network(network), part);
         self.networks.insert(network);
     }
@@ -471,14 +579,14 @@ impl Tables {
     /// What is there after the change.
     pub fn apply(&mut self, change: &Change) {
         if let Base::Made(stateful) = change.base {
-            self.base = base::wanted(stateful);
+            self.base = base::wanted(stateful).clone();
             self.families.extend(base::families(stateful));
         }
         self.base
             .retain(|name, _| !change.strays.contains(&base::stray(name)));
         self.strays.retain(|stray| !change.strays.contains(stray));
         let key = names::network(change.network);
-        let part = self.parts.entry(key.clone()).or_default();
+        let part = self.part_mut(&key);
         part.apply(change);
         if part.is_empty() {
             self.parts.remove(&key);
@@ -486,14 +594,14 @@ impl Tables {
         } else {
             self.networks.insert(change.network);
         }
-        if change.base == Base::Goes && self.parts.values().all(Part::is_empty) {
+        if change.base == Base::Goes && self.parts.values().all(|part| part.is_empty()) {
             *self = Self::default();
         }
     }
 
-    /// What `nft -j -f -` reads to carry out the change, with this in the tables. The last network takes them with it.
+    /// The commands that carry out the change, with this in the tables. The last network takes them with it.
     #[must_use]
-    pub fn commands(&self, change: &Change) -> Value {
+    pub fn commands(&self, change: &Change) -> Vec<String> {
         let mut after = self.clone();
         after.apply(change);
         if after.families == self.families || change.base != Base::Goes {
@@ -502,8 +610,8 @@ impl Tables {
         let tables = self.families.iter().flat_map(|family| {
             let table = json!({ "table": { "family": family.as_str(), "name": TABLE } });
             // Without it, removing a table that is not there fails.
-            [json!({ "add": table }), json!({ "delete": table })]
+            ["add", "delete"].map(|verb| json!({ verb: table }).to_string())
         });
-        json!({ "nftables": tables.collect::<Vec<_>>() })
+        tables.collect()
     }
 }

@@ -180,7 +180,15 @@ fn empty(stateful: Stateful) -> FilterObserved {
 }
 
 fn step(spec: &NetworkSpec, found: &FilterObserved) -> Option<FilterStep> {
-    towards(network(), spec, &BTreeSet::new(), host(), found)
+    let around = BTreeSet::new();
+    towards(
+        network(),
+        spec,
+        &around,
+        host(),
+        found,
+        &mut Rendered::default(),
+    )
 }
 
 fn built(spec: &NetworkSpec) -> FilterObserved {
@@ -194,7 +202,11 @@ fn built(spec: &NetworkSpec) -> FilterObserved {
 fn commands(step: Option<FilterStep>) -> Vec<Value> {
     match step {
         Some(FilterStep::Change(change)) => {
-            change.commands()["nftables"].as_array().unwrap().clone()
+            let commands = change.commands();
+            let commands = commands.iter();
+            commands
+                .map(|command| serde_json::from_str(command).unwrap())
+                .collect()
         }
         Some(step) => panic!("{step:?}"),
         None => Vec::new(),
@@ -233,7 +245,9 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
         network_type: NetworkType::Vxlan,
         ..spec()
     };
-    insta::assert_snapshot!(text(towards(network(), &spec, &uplinks, host(), &found)));
+    let rendered = &mut Rendered::default();
+    let step = towards(network(), &spec, &uplinks, host(), &found, rendered);
+    insta::assert_snapshot!(text(step));
 }
 
 /// A provider's network with a DHCP server and a metadata service of its own.
@@ -256,6 +270,7 @@ fn services_of_somebody_else_are_let_through_where_berth_has_none() {
             &uplinks,
             host(),
             &empty(Stateful::Bridge),
+            &mut Rendered::default(),
         ));
         let mac = Link::veth_namespace(network()).mac();
         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
@@ -389,7 +404,8 @@ fn settle(tables: &mut Tables, network: NetworkId, stateful: Stateful) -> Vec<Ch
     let mut changes = Vec::new();
     for _ in 0..4 {
         let found = tables.observed(network, stateful);
-        let Some(step) = towards(network, &spec(), &BTreeSet::new(), host(), &found) else {
+        let (links, rendered) = (BTreeSet::new(), &mut Rendered::default());
+        let Some(step) = towards(network, &spec(), &links, host(), &found, rendered) else {
             return changes;
         };
         let mut imagined = found;
@@ -436,7 +452,7 @@ fn a_kernel_that_tracks_connections_in_another_way_settles_too() {
         }
         // A chain names the map, which so goes after it.
         for change in changes {
-            let commands = change.commands().to_string();
+            let commands = change.commands().concat();
             let of = |kind: &str| commands.find(&format!("{{\"delete\":{{\"{kind}\":"));
             if let (Some(_), Some(map)) = (of("chain"), of("map")) {
                 assert!(
@@ -449,7 +465,7 @@ fn a_kernel_that_tracks_connections_in_another_way_settles_too() {
 }
 
 /// Carries out what leaves nothing of a network, as it was planned.
-fn leave(tables: &mut Tables, planned: &FilterStep) -> Value {
+fn leave(tables: &mut Tables, planned: &FilterStep) -> Vec<String> {
     let FilterStep::Change(change) = planned else {
         panic!("{planned}");
     };
@@ -469,12 +485,11 @@ fn the_last_network_takes_the_tables_with_it() {
         imagine(&mut imagined, &step);
         (step, imagined)
     };
-    let tables = json!({ "nftables": [
-        { "add": { "table": { "family": "bridge", "name": "berth" } } },
-        { "delete": { "table": { "family": "bridge", "name": "berth" } } },
-        { "add": { "table": { "family": "inet", "name": "berth" } } },
-        { "delete": { "table": { "family": "inet", "name": "berth" } } },
-    ] });
+    let tables = ["bridge", "inet"].map(|family| {
+        let table = json!({ "table": { "family": family, "name": "berth" } });
+        ["add", "delete"].map(|verb| json!({ verb: table }).to_string())
+    });
+    let tables = tables.concat();
     let mut both = Tables::default();
     settle(&mut both, network(), Stateful::BrNetfilter);
     settle(&mut both, other, Stateful::BrNetfilter);
@@ -489,7 +504,7 @@ fn the_last_network_takes_the_tables_with_it() {
     let (step, imagined) = gone(&one_by_one, network());
     assert!(
         !leave(&mut one_by_one, &step)
-            .to_string()
+            .concat()
             .contains("\"table\":{")
     );
     assert_eq!(one_by_one, alone);
@@ -596,8 +611,13 @@ fn names_fit_the_kernel() {
     {
         assert!(name.len() < 32, "{name}");
     }
-    let comments = built(&spec()).part.chains.into_values().flatten();
-    for comment in comments {
+    let built = built(&spec());
+    for comment in built
+        .part
+        .chains
+        .values()
+        .flat_map(|comments| comments.iter())
+    {
         assert!(comment.len() < 128, "{comment}");
     }
 }
@@ -994,6 +1014,24 @@ proptest! {
         prop_assert!(found.part.is_empty());
     }
 
+    /// What is kept from plan to plan changes no plan.
+    #[test]
+    fn what_was_rendered_before_makes_no_difference(
+        specs in prop::collection::vec((any_spec(), any::<bool>()), 1..6)
+    ) {
+        let (links, mut rendered) = (BTreeSet::new(), Rendered::default());
+        let mut found = empty(Stateful::BrNetfilter);
+        for (spec, is_carried_out) in specs {
+            let again = towards(network(), &spec, &links, host(), &found, &mut rendered);
+            prop_assert_eq!(&again, &step(&spec, &found));
+            if let Some(step) = again.filter(|_| is_carried_out) {
+                imagine(&mut found, &step);
+                let none = towards(network(), &spec, &links, host(), &found, &mut rendered);
+                prop_assert_eq!(none, None);
+            }
+        }
+    }
+
     /// Nothing is used before it is made, and nothing is removed that is still used.
     #[test]
     fn a_transaction_is_in_order(before in any_spec(), after in any_spec()) {
@@ -1011,5 +1049,43 @@ proptest! {
                 prop_assert!(chains.remove(name));
             }
         }
+    }
+}
+
+#[test]
+fn many_new_ports_come_in_portions_that_lead_where_the_whole_does() {
+    for (ports, portions) in [(1, 1), (64, 1), (65, 2), (130, 3)] {
+        let mut wanted = spec();
+        wanted.ports = (0..ports)
+            .map(|n| {
+                let mut port = port(n, &[1]);
+                // Those without security have no chains of their own, and come first.
+                port.security = port.security.filter(|_| n != 3);
+                port
+            })
+            .chain((ports > 64).then(|| port(200, &[1])))
+            .collect();
+        let whole = step(&wanted, &empty(Stateful::BrNetfilter)).unwrap();
+        let mut found = empty(Stateful::BrNetfilter);
+        let steps = whole.portions();
+        assert_eq!(steps.len(), portions, "{ports} ports");
+        let mut chains: BTreeSet<String> = found.base.keys().map(|name| name.1.clone()).collect();
+        for portion in steps {
+            for command in commands(Some(portion.clone())) {
+                let text = command.to_string();
+                for target in text
+                    .split("\"target\":\"")
+                    .skip(1)
+                    .filter_map(|rest| rest.split('"').next())
+                {
+                    assert!(chains.contains(target), "{target} is not there for {text}");
+                }
+                if let Some(name) = command["add"]["chain"]["name"].as_str() {
+                    chains.insert(name.to_owned());
+                }
+            }
+            imagine(&mut found, &portion);
+        }
+        assert_eq!(step(&wanted, &found), None);
     }
 }

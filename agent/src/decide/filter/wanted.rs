@@ -9,12 +9,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::{IpAddr, Ipv4Addr},
 };
 
 use berth_common::{
     document::{NetworkPort, NetworkSpec, NetworkType, PortSecurity, RuleDirection},
-    ids::NetworkId,
+    ids::{NetworkId, SecurityGroupId},
     names::MacAddress,
 };
 use ipnet::IpNet;
@@ -75,9 +76,11 @@ pub(super) struct Identity {
 
 /// The smallest prefixes that cover the same addresses: what is within another is left out, as nft takes no overlaps.
 pub(super) fn minimal(nets: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
-    let all: BTreeSet<IpNet> = nets.into_iter().map(|net| net.trunc()).collect();
-    let covered = |net: &IpNet| all.iter().any(|other| other != net && other.contains(net));
-    all.iter().filter(|net| !covered(net)).copied().collect()
+    let mut all: Vec<IpNet> = nets.into_iter().map(|net| net.trunc()).collect();
+    // Prefixes overlap only by one being within the other, which then comes later.
+    all.sort_unstable_by_key(|net| (net.addr(), net.prefix_len()));
+    all.dedup_by(|net, before| before.contains(&*net));
+    all.into_iter().collect()
 }
 
 /// Who a guest may be.
@@ -165,13 +168,23 @@ fn targets(nets: &BTreeSet<IpNet>) -> Vec<Vec<Statement>> {
         .collect()
 }
 
-struct Filter<'a> {
+/// What the filter of a network is made from.
+pub(super) struct Filter<'a> {
     id: NetworkId,
     spec: &'a NetworkSpec,
     around: &'a Surroundings,
     stateful: Stateful,
     zone: Option<u16>,
     wanted: Wanted,
+}
+
+/// All but the port itself that its chains say something of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Common {
+    network: NetworkId,
+    stateful: Stateful,
+    is_served: bool,
+    groups: BTreeSet<SecurityGroupId>,
 }
 
 /// How the filter of a network shall be. Connections are looked for in the zone, if there is one.
@@ -183,22 +196,65 @@ pub fn wanted(
     stateful: Stateful,
     zone: u16,
 ) -> Wanted {
-    // What a `nat` network's guests exchange with the world passes the host's IP stack, where answers are looked for in no zone.
-    let zone = (spec.network_type != NetworkType::Nat).then_some(zone);
-    let mut filter = Filter {
-        id,
-        spec,
-        around,
-        stateful,
-        zone,
-        wanted: Wanted::default(),
-    };
+    let mut filter = Filter::new(id, spec, around, stateful, zone);
     filter.network();
+    filter.groups();
     for port in &spec.ports {
         filter.port(port);
     }
-    filter.groups();
     filter.wanted
+}
+
+impl<'a> Filter<'a> {
+    pub(super) fn new(
+        id: NetworkId,
+        spec: &'a NetworkSpec,
+        around: &'a Surroundings,
+        stateful: Stateful,
+        zone: u16,
+    ) -> Self {
+        Self {
+            id,
+            spec,
+            around,
+            stateful,
+            // What a `nat` network's guests exchange with the world passes the host's IP stack, where answers are looked for in no
+            // zone.
+            zone: (spec.network_type != NetworkType::Nat).then_some(zone),
+            wanted: Wanted::default(),
+        }
+    }
+
+    pub(super) fn common(&self) -> Common {
+        Common {
+            network: self.id,
+            stateful: self.stateful,
+            is_served: self.is_served(),
+            groups: self
+                .spec
+                .security_groups
+                .iter()
+                .map(|group| group.id)
+                .collect(),
+        }
+    }
+
+    pub(super) const fn ports(&self) -> &'a [NetworkPort] {
+        self.spec.ports.as_slice()
+    }
+
+    /// What is the network's and its groups'.
+    pub(super) fn of_network(&mut self) -> Wanted {
+        self.network();
+        self.groups();
+        mem::take(&mut self.wanted)
+    }
+
+    /// What is a port's: it follows from the port and from [`Self::common`].
+    pub(super) fn of_port(&mut self, port: &NetworkPort) -> Wanted {
+        self.port(port);
+        mem::take(&mut self.wanted)
+    }
 }
 
 impl Filter<'_> {
@@ -289,6 +345,10 @@ impl Filter<'_> {
         }
         guests.push(vec![Statement::Accept]);
         self.chain(Family::Bridge, self.name("n"), &whose, guests);
+        if self.spec.ports.iter().any(|port| port.security.is_none()) {
+            let open = vec![vec![Statement::Accept]];
+            self.chain(Family::Bridge, self.name("a"), &whose, open);
+        }
 
         if !self.around.uplinks.is_empty() {
             self.uplinks(&whose);
@@ -384,12 +444,8 @@ impl Filter<'_> {
         let tap = link_names::tap(port.id);
         self.wanted.counted.insert(tap.clone());
         let Some(security) = &port.security else {
-            let open = self.name("a");
-            let whose = format!("network {}", self.id);
-            let rules = vec![vec![Statement::Accept]];
-            self.chain(Family::Bridge, open.clone(), &whose, rules);
             self.link(SOURCE, &tap, self.name("n"));
-            self.link(INGRESS, &tap, open);
+            self.link(INGRESS, &tap, self.name("a"));
             return;
         };
         let whose = format!("port {} of network {}", port.id, self.id);
