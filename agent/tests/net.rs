@@ -486,6 +486,10 @@ fn the_kernel_has_what_was_planned() {
         ));
         assert_eq!(inside["ifalias"], format!("berth dhcp {}", host.id));
         let addresses = inside["addr_info"].as_array().unwrap();
+        for address in addresses.iter().filter(|it| it["family"] == "inet6") {
+            // One that is still looked at cannot be bound to.
+            assert_eq!(address["nodad"], true, "{address}");
+        }
         let addresses: BTreeSet<String> = addresses
             .iter()
             .map(|address| {

@@ -18,7 +18,7 @@ use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
         BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
         LinkFlags, LinkInfo, LinkMessage,
@@ -444,9 +444,14 @@ impl Links {
 
 /// Gives a link an address, unless it has it.
 async fn set_address(handle: &Handle, found: &Found, address: IpNet) -> Result<(), NetError> {
-    let request = handle
+    let mut request = handle
         .address()
         .add(found.index, address.addr(), address.prefix_len());
+    if address.addr().is_ipv6() {
+        // Usable as soon as it is there: without it the kernel looks at the link's switch later, and whoever binds to the address
+        // meanwhile is told that there is none.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
     match request.execute().await {
         Ok(()) => Ok(()),
         Err(error) if is(&error, Errno::EEXIST) => Ok(()),
