@@ -20,6 +20,9 @@ use crate::{
     ask::{delete, instance, network},
     cloud::Cloud,
     host::{Host, resource},
+    networks::able,
+    reached_groups,
+    soundness::assert_sound,
 };
 
 /// A request for a port with what is in `more`.
@@ -218,6 +221,40 @@ async fn a_port_is_plugged_in_and_free_only_when_its_host_saw_it_gone() {
     cloud
         .refused(show(made.id), RefusalCode::NotFound, "has no port")
         .await;
+}
+
+/// A port is somewhere once it is plugged in, and nowhere once it is free: tunnels lead nowhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_hosts_are_told_where_a_port_is_that_was_there_before_it_is_plugged_in() {
+    let cloud = Cloud::start().await;
+    let mut one = Host::join_with(&cloud, "hv1", able(1)).await;
+    let two = Host::join_with(&cloud, "hv2", able(2)).await;
+    let red = reached_groups::network(&cloud, "red", "vxlan", 1).await;
+    let web = reached_groups::on(&cloud, "web", "red", "hv1").await;
+    reached_groups::on(&cloud, "db", "red", "hv2").await;
+    until(&mut one, |_| true, |_| true).await;
+    wait_for_port(&cloud, web.ports[0].id, PortStatus::Active).await;
+    let seen = async || {
+        let (_, spec) = reached_groups::told(&cloud, &two, red).await;
+        spec.remote_ports.len()
+    };
+    assert_eq!(seen().await, 1);
+    let made = cloud.ok(port("red", json!({}))).await;
+    assert_eq!(seen().await, 1);
+
+    cloud.ok(attach(&web, made.id)).await;
+    assert_eq!(seen().await, 2);
+    assert_sound(&cloud).await;
+    let plugged = |instance: &InstanceSpec| instance.ports.len() == 2;
+    until(&mut one, plugged, |network| network.ports.len() == 2).await;
+    wait_for_port(&cloud, made.id, PortStatus::Active).await;
+
+    cloud.ok(detach(&web, made.id)).await;
+    let document = with_ports(&mut one, &web, 1).await;
+    one.carry_out(&document, PowerState::Running).await;
+    wait_for_port(&cloud, made.id, PortStatus::Down).await;
+    assert_eq!(seen().await, 1);
+    assert_sound(&cloud).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

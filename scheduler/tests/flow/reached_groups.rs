@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A network of a type whose addresses begin with 10.0 and this, with a gateway.
-async fn network(cloud: &Cloud, name: &str, network_type: &str, third: u8) -> NetworkId {
+pub(crate) async fn network(cloud: &Cloud, name: &str, network_type: &str, third: u8) -> NetworkId {
     let network = json!({
         "id": NetworkId::new(),
         "name": name,
@@ -39,7 +39,7 @@ async fn network(cloud: &Cloud, name: &str, network_type: &str, third: u8) -> Ne
 }
 
 /// An instance on a host with a port in a network.
-async fn on(cloud: &Cloud, name: &str, network: &str, host: &str) -> InstanceView {
+pub(crate) async fn on(cloud: &Cloud, name: &str, network: &str, host: &str) -> InstanceView {
     let mut create = instance(name, 512, json!([{ "network": network }]));
     create.hints.host = Some(host.to_owned());
     cloud.ok(create).await
@@ -54,7 +54,7 @@ fn all(addresses: &[&str]) -> BTreeSet<String> {
 }
 
 /// What a host was told of a network.
-async fn told(cloud: &Cloud, host: &Host, network: NetworkId) -> (Generation, NetworkSpec) {
+pub(crate) async fn told(cloud: &Cloud, host: &Host, network: NetworkId) -> (Generation, NetworkSpec) {
     let key = DocumentKey {
         kind: Kind::Network,
         id: network.as_uuid(),

@@ -133,7 +133,6 @@ async fn attach_new(
     let row = addresses.port(&network, new)?;
     let inserted = ports::insert(txn, &row).await;
     inserted.map_err(|error| taken(error, &row))?;
-    touch_members(writing, &row);
     plugged(writing, host, instance, &row).await
 }
 
@@ -146,6 +145,7 @@ async fn plugged(
 ) -> Result<(), ClaimError> {
     leave_off(writing, host, instance).await?;
     writing.touch_instance(host, instance.id);
+    touch_members(writing, row);
     writing.touch_network(host, row.network_id);
     tracing::info!(port = %row.id, instance = %instance.id, "port is to be plugged in");
     Ok(())
@@ -259,6 +259,7 @@ pub async fn settle_gone(
     if row.delete_with_instance {
         remove(writing, row).await?;
     } else {
+        touch_members(writing, row);
         ports::free(writing.txn(), row.id).await?;
     }
     writing.touch_network(host, row.network_id);
