@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::{
     calls::CallError,
-    rpc::{Address, Code, Error},
+    rpc::{Address, Code, Ended, Error},
 };
 use crate::act::ActError;
 
@@ -33,6 +33,21 @@ pub(super) fn unreachable(address: &Address, error: Error) -> ActError {
         format!("cannot reach libvirt at {address}; is it running? (`systemctl start libvirtd`)"),
         error,
     )
+}
+
+/// Whether libvirt is there and says nothing: the connection was given up for it, or a new one is not taken.
+pub(super) fn is_silence(error: &ActError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(found) = cause {
+        match found.downcast_ref::<Error>() {
+            Some(Error::Lost(Ended::Silent(_))) => return true,
+            Some(Error::NobodyThere { source, .. }) => {
+                return source.kind() == std::io::ErrorKind::WouldBlock;
+            }
+            _ => cause = found.source(),
+        }
+    }
+    false
 }
 
 /// The call did not come back, or was not made.

@@ -45,7 +45,7 @@ use crate::decide::{
     usage::DomainUsage,
 };
 use calls::{CallError, Calls, Ticket};
-use error::{abandoned, failed, no_answer, not_asked};
+use error::{abandoned, failed, is_silence, no_answer, not_asked};
 use rpc::Connection;
 
 /// How often a backup job is looked at.
@@ -366,10 +366,14 @@ impl Libvirt {
     }
 
     /// What the end of a call says of libvirt.
-    fn note<T>(&self, silence: Silence, answer: &Result<T, CallError>) {
+    fn note<T>(&self, silence: Silence, answer: &Result<Result<T, ActError>, CallError>) {
+        let is_silent = match answer {
+            Ok(Err(error)) => is_silence(error),
+            Err(CallError::Deadline(_)) => true,
+            Ok(Ok(_)) | Err(_) => false,
+        };
         match (answer, silence) {
-            (Ok(_), _) => self.breaker().answered(),
-            (Err(CallError::Deadline(_)), Silence::OfLibvirt) => {
+            (_, Silence::OfLibvirt) if is_silent => {
                 let mut breaker = self.breaker();
                 let before = breaker.state();
                 breaker.missed(Instant::now(), Utc::now());
@@ -380,7 +384,8 @@ impl Libvirt {
                     );
                 }
             }
-            (Err(_), _) => {}
+            (Ok(_), _) if !is_silent => self.breaker().answered(),
+            (Ok(_) | Err(_), _) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc};
 
 use super::{
     calls::Ticket,
-    error::{abandoned, unreachable},
+    error::{abandoned, is_silence, unreachable},
     rpc::{Address, Connection},
 };
 use crate::act::ActError;
@@ -34,7 +34,9 @@ impl Session {
     ) -> Result<T, ActError> {
         let connection = self.connect().await?;
         let first = operation(connection.clone()).await;
-        if first.is_ok() || connection.is_alive() {
+        // One that says nothing would say nothing on a new connection either.
+        let is_answer = first.as_ref().map_or_else(is_silence, |_| true);
+        if is_answer || connection.is_alive() {
             return first;
         }
         if ticket.is_abandoned() {

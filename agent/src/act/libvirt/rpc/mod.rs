@@ -26,5 +26,5 @@ pub use address::{Address, BadAddress};
 
 pub(super) use connection::Connection;
 pub(super) use domain::{Domain, JobStats};
-pub(super) use error::{Code, Error};
+pub(super) use error::{Code, Ended, Error};
 pub(super) use procedures::{DomainStatsRecord, TypedParam, TypedValue};
