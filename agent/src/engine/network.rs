@@ -69,7 +69,9 @@ async fn rounds(
         observed.filter.legs = filter::legs(wish.id, documents);
         let plan = network::plan_again(wish, &observed, rendered);
         if plan.steps.is_empty() {
-            herald(worker, wish.id, network::herald(wish, &observed)).await;
+            let is_refused = matches!(plan.then, NetThen::Refused(_));
+            let told = network::herald(wish, &observed).filter(|_| !is_refused);
+            herald(worker, wish.id, told).await;
             return Ok(match plan.then {
                 NetThen::Converged => Outcome::Converged,
                 NetThen::Gone => Outcome::Gone,

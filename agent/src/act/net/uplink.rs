@@ -383,12 +383,14 @@ impl KernelNet {
             }
             UplinkStep::ApplyNat { rules, .. } => {
                 let nat = self.nat.clone();
-                self.at(bridge, async move |_| nat.apply(network, &rules).await)
+                self.workers
+                    .run("nat-apply", async move || nat.apply(network, &rules).await)
                     .await
             }
             UplinkStep::RemoveNat(_) => {
                 let nat = self.nat.clone();
-                self.at(bridge, async move |_| nat.remove(network).await)
+                self.workers
+                    .run("nat-remove", async move || nat.remove(network).await)
                     .await
             }
         }

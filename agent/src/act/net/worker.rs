@@ -64,6 +64,10 @@ impl Workers {
         let (sender, receiver) = oneshot::channel();
         let order: Short = Box::new(move || {
             Box::pin(async move {
+                // Who gave up while something else hung plans anew by now.
+                if sender.is_closed() {
+                    return;
+                }
                 let done = tokio::time::timeout(DEADLINE, work()).await;
                 // Nobody listens any more when the deadline has passed.
                 let _ = sender.send(done.unwrap_or(Err(NetError::Deadline { limit: DEADLINE })));

@@ -187,6 +187,9 @@ pub(super) struct Common {
     groups: BTreeSet<SecurityGroupId>,
 }
 
+/// The type of frames of the reverse address resolution protocol (RFC 903).
+const RARP: u32 = 0x8035;
+
 /// How the filter of a network shall be. Connections are looked for in the zone, if there is one.
 #[must_use]
 pub fn wanted(
@@ -384,6 +387,8 @@ impl Filter<'_> {
         if let Some(host) = self.host_mac() {
             let macs = || words(legs.iter().map(ToString::to_string));
             inwards.push(vec![is(MAC_FROM, macs()), Statement::Drop]);
+            // What other hosts tell switches, and no guest.
+            inwards.push(vec![number(ETHER_TYPE, &[RARP]), Statement::Drop]);
             outwards.extend(routed(&macs(), &host));
         }
         inwards.push(vec![Statement::Accept]);

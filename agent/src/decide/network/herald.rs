@@ -2,7 +2,7 @@
 //! router on its own host, and answers leave with the host's Ethernet address. They would show everybody what is for such a port,
 //! or send it to the host it was on before.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use berth_common::{
     document::{Desired, NetworkPort, NetworkSpec, NetworkType},
@@ -19,8 +19,8 @@ pub struct Herald {
     pub network: NetworkId,
     /// The links to the physical network.
     pub links: BTreeSet<String>,
-    /// An Ethernet address of each guest that is here, with an IP address of it.
-    pub ports: BTreeSet<([u8; 6], IpAddr)>,
+    /// The Ethernet address of each guest that is here. Not its IP addresses: one that another guest took over would be taken back.
+    pub ports: BTreeSet<[u8; 6]>,
 }
 
 /// What is to be told of a network on this host from time to time; `None`: nothing. Tunnels are told by documents.
@@ -38,12 +38,7 @@ pub fn herald(
     let uplink = uplink::wanted(network, spec, observed).ok()?;
     let is_here = |port: &&NetworkPort| observed.members.contains(&names::tap(port.id));
     let here = spec.ports.iter().filter(is_here);
-    let ports: BTreeSet<_> = here
-        .filter_map(|port| {
-            let address = port.fixed_ips.iter().map(|fixed| fixed.ip_address).min()?;
-            Some((port.mac_address.octets(), address))
-        })
-        .collect();
+    let ports: BTreeSet<_> = here.map(|port| port.mac_address.octets()).collect();
     (!ports.is_empty()).then(|| Herald {
         network,
         links: uplink.link_names(network),

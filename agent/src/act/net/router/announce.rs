@@ -35,7 +35,7 @@ pub(super) fn announce(
             .iter()
             .flat_map(|address| match address {
                 IpAddr::V4(address) => vec![arp(mac, *address, 1), arp(mac, *address, 2)],
-                IpAddr::V6(address) => vec![advertisement(mac, *address, Who::Router)],
+                IpAddr::V6(address) => vec![advertisement(mac, *address)],
             })
             .collect()
     };
@@ -62,33 +62,9 @@ pub(super) fn announce(
     Ok(())
 }
 
-/// Who tells of itself in IPv6.
-#[derive(Clone, Copy)]
-enum Who {
-    Router,
-    Guest,
-}
-
-impl Who {
-    /// The flags of an advertisement that takes the place of what was known.
-    const fn flags(self) -> u8 {
-        match self {
-            Self::Router => 0xa0,
-            Self::Guest => 0x20,
-        }
-    }
-}
-
 /// Tells a physical network, once, by links of the calling thread's namespace, where guests are.
 pub(in crate::act::net) fn herald(herald: &Herald) -> Result<(), NetError> {
-    let frames: Vec<Vec<u8>> = herald
-        .ports
-        .iter()
-        .map(|(mac, address)| match address {
-            IpAddr::V4(address) => arp(*mac, *address, 1),
-            IpAddr::V6(address) => advertisement(*mac, *address, Who::Guest),
-        })
-        .collect();
+    let frames: Vec<Vec<u8>> = herald.ports.iter().map(|mac| reverse_arp(*mac)).collect();
     herald.links.iter().try_for_each(|link| send(link, &frames))
 }
 
@@ -101,11 +77,13 @@ fn send(link: &str, frames: &[Vec<u8>]) -> Result<(), NetError> {
         None,
     )
     .map_err(NetError::system("open a packet socket"))?;
+    // One that does not go out takes none of the others with it.
+    let mut sent = Ok(());
     for frame in frames {
-        sendto(socket.as_raw_fd(), frame, &to, MsgFlags::empty())
-            .map_err(NetError::system(format!("send a frame by link {link}")))?;
+        let this = sendto(socket.as_raw_fd(), frame, &to, MsgFlags::empty());
+        sent = sent.and(this.map(drop));
     }
-    Ok(())
+    sent.map_err(NetError::system(format!("send a frame by link {link}")))
 }
 
 /// The addresses that a link has at the moment.
@@ -143,12 +121,28 @@ fn arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> Vec<u8> {
     frame
 }
 
-/// An unsolicited neighbour advertisement to all nodes (RFC 4861, 7.2.6).
-fn advertisement(mac: [u8; 6], address: Ipv6Addr, who: Who) -> Vec<u8> {
+/// A frame to all that is of use to switches alone, as hypervisors send it for guests: who asks for its own IP address by reverse ARP
+/// (RFC 903) says of itself no more than its Ethernet address.
+fn reverse_arp(mac: [u8; 6]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(60);
+    frame.extend([0xff; 6]);
+    frame.extend(mac);
+    frame.extend([0x80, 0x35, 0, 1, 0x08, 0x00, 6, 4, 0, 3]);
+    for whose in [mac, mac] {
+        frame.extend(whose);
+        frame.extend(Ipv4Addr::UNSPECIFIED.octets());
+    }
+    // The shortest that Ethernet has.
+    frame.resize(60, 0);
+    frame
+}
+
+/// A router's unsolicited neighbour advertisement to all nodes that takes the place of what was known (RFC 4861, 7.2.6).
+fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
     const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     const LENGTH: u8 = 32;
     // Type 136; the target; its link-layer address.
-    let mut body = vec![136, 0, 0, 0, who.flags(), 0, 0, 0];
+    let mut body = vec![136, 0, 0, 0, 0xa0, 0, 0, 0];
     body.extend(address.octets());
     body.extend([2, 1]);
     body.extend(mac);
@@ -201,9 +195,20 @@ mod tests {
     }
 
     #[test]
+    fn switches_are_told_an_ethernet_address_and_nothing_else() {
+        let mac = [2, 0, 0, 0, 0, 7];
+        let frame = reverse_arp(mac);
+        assert_eq!(frame.len(), 60);
+        assert_eq!(frame[6..12], mac);
+        assert_eq!(frame[12..14], [0x80, 0x35]);
+        assert_eq!((&frame[22..28], &frame[32..38]), (&mac[..], &mac[..]));
+        assert_eq!((&frame[28..32], &frame[38..42]), (&[0; 4][..], &[0; 4][..]));
+    }
+
+    #[test]
     fn the_checksum_of_an_advertisement_is_right() {
         let address: Ipv6Addr = "2001:db8::7".parse().unwrap_or(Ipv6Addr::LOCALHOST);
-        let frame = advertisement([2, 0, 0, 0, 0, 7], address, Who::Router);
+        let frame = advertisement([2, 0, 0, 0, 0, 7], address);
         assert_eq!(frame.len(), 14 + 40 + 32);
         // Over the pseudo-header and the body with its checksum, the sum is nothing.
         let mut all = frame[22..54].to_vec();
