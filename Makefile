@@ -40,7 +40,7 @@ bench-bus: ## Confirmed publishing beside bare lapin, on the broker of the tests
 check: ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy --workspace --test lvm --test vlan --locked -- -D warnings
+	cargo clippy --workspace --test laws --test libvirt --test lvm --test usage --test vlan --locked -- -D warnings
 
 bench-placement: ## How long placement decisions take
 	@scripts/install-packages.sh build

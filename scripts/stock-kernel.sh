@@ -169,7 +169,7 @@ if [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; then accelerator=(-ac
 started=$SECONDS
 status=0
 # no_timer_check: on a busy machine an emulated timer ticks too late for the kernel's check of it at boot.
-timeout --kill-after=5 "$limit" qemu-system-x86_64 -machine q35 "${accelerator[@]}" -smp 2 -m "$memory" \
+timeout --foreground --kill-after=5 "$limit" qemu-system-x86_64 -machine q35 "${accelerator[@]}" -smp 2 -m "$memory" \
 	-nodefaults -no-user-config -display none -no-reboot \
 	-kernel "$own/vmlinuz" -initrd "$own/initrd.gz" \
 	-append "console=ttyS0 quiet loglevel=3 panic=-1 no_timer_check berth.run=$run" \

@@ -44,16 +44,21 @@ tier "formatting and lints"
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 # Not among all targets: they are no tests that cargo runs by itself.
-cargo clippy --workspace --test lvm --test vlan --locked -- -D warnings
+cargo clippy --workspace --test laws --test libvirt --test lvm --test usage --test vlan --locked -- -D warnings
 
 # The services too: those are what the whole clouds run. They differ from what users get in features of libraries that only tests
 # ask for, such as tokio's clock that can be stopped; to compile all that stands on tokio a second time takes minutes.
 tier "build of the tests"
 cargo test --workspace --locked --no-run
+cargo test --workspace --test laws --test libvirt --test usage --locked --no-run
 mapfile -t kernel_tests < <(cargo test --workspace --test filter --test lvm --test vlan --locked --no-run --message-format=json |
 	jq -r 'select(.reason == "compiler-artifact" and (.target.name | IN("filter", "lvm", "vlan"))) | "\(.target.name) \(.executable)"' |
 	sort | cut -d' ' -f2)
 ((${#kernel_tests[@]} == 3))
+
+# libvirt waits for no longer than half a minute for what a starved QEMU does.
+tier "agent with a real libvirt"
+cargo test --workspace --locked --test laws --test libvirt --test usage
 
 # What the running kernel may not have: a machine that works on one core beside the next tier, which waits for most of its time, and
 # gives way to it. One test at a time has its kernel. Those of pools and VLANs are not among the tests below, and fail where they cannot
