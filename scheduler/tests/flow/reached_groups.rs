@@ -54,7 +54,11 @@ fn all(addresses: &[&str]) -> BTreeSet<String> {
 }
 
 /// What a host was told of a network.
-pub(crate) async fn told(cloud: &Cloud, host: &Host, network: NetworkId) -> (Generation, NetworkSpec) {
+pub(crate) async fn told(
+    cloud: &Cloud,
+    host: &Host,
+    network: NetworkId,
+) -> (Generation, NetworkSpec) {
     let key = DocumentKey {
         kind: Kind::Network,
         id: network.as_uuid(),

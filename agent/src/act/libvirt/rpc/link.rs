@@ -68,8 +68,11 @@ struct Waiting {
 
 #[derive(Debug)]
 enum Stage {
-    /// Its answer has not come. With the most that its stream may bring, if it opens one.
-    Asked(Option<usize>, oneshot::Sender<Answer>),
+    /// Its answer has not come. With the most that its stream may bring, if it opens one, and what of it came before the answer:
+    /// libvirt opens a stream before it answers, and another of its threads may be the first to send.
+    Asked(Option<(usize, Early)>, oneshot::Sender<Answer>),
+    /// Its stream broke off before its answer came, which is of no use any more.
+    Broken,
     /// The answer has come, and its stream has not ended.
     Streaming(usize, Answered, oneshot::Sender<Answer>),
     /// All of its stream came, and libvirt was told so.
@@ -78,13 +81,20 @@ enum Stage {
     Aborted,
 }
 
+/// What came of a stream before the answer to the call that opened it.
+#[derive(Debug, Default)]
+struct Early {
+    data: Vec<u8>,
+    has_ended: bool,
+}
+
 impl Stage {
     fn into_sender(self) -> Option<oneshot::Sender<Answer>> {
         match self {
             Self::Asked(_, sender) | Self::Streaming(_, _, sender) | Self::Finished(_, sender) => {
                 Some(sender)
             }
-            Self::Aborted => None,
+            Self::Aborted | Self::Broken => None,
         }
     }
 }
@@ -197,7 +207,7 @@ impl Link {
             return;
         };
         self.outgoing.extend_from_slice(&packet);
-        let stage = Stage::Asked(download, answer);
+        let stage = Stage::Asked(download.map(|most| (most, Early::default())), answer);
         self.waiting.insert(
             serial,
             Waiting {
@@ -302,8 +312,10 @@ impl Link {
 
     fn replied(&mut self, header: Header, payload: &[u8]) -> Result<(), Ended> {
         let waiting = self.take(header)?;
-        let Stage::Asked(download, sender) = waiting.stage else {
-            return Err(unexpected(header));
+        let (download, sender) = match waiting.stage {
+            Stage::Asked(download, sender) => (download, sender),
+            Stage::Broken => return Ok(()),
+            _ => return Err(unexpected(header)),
         };
         match (header.status, download) {
             (Status::Error, _) => tell(sender, Err(refusal(payload))),
@@ -314,11 +326,15 @@ impl Link {
                 };
                 tell(sender, Ok(answered));
             }
-            (Status::Ok, Some(most)) => {
+            (Status::Ok, Some((most, early))) => {
                 let answered = Answered {
                     reply: payload.to_vec(),
-                    data: Vec::new(),
+                    data: early.data,
                 };
+                if early.has_ended {
+                    self.put_back(header, Stage::Finished(answered, sender));
+                    return self.send(stream(header, Status::Ok), &[]);
+                }
                 self.put_back(header, Stage::Streaming(most, answered, sender));
             }
             (Status::Continue | Status::Other(_), _) => return Err(unexpected(header)),
@@ -330,6 +346,19 @@ impl Link {
     fn streamed(&mut self, header: Header, payload: &[u8]) -> Result<(), Ended> {
         let waiting = self.take(header)?;
         match (header.status, waiting.stage) {
+            (Status::Continue, Stage::Asked(Some((most, mut early)), sender))
+                if !early.has_ended && early.data.len().saturating_add(payload.len()) <= most =>
+            {
+                early.has_ended = payload.is_empty();
+                early.data.extend_from_slice(payload);
+                self.put_back(header, Stage::Asked(Some((most, early)), sender));
+                Ok(())
+            }
+            (Status::Error, Stage::Asked(Some(_), sender)) => {
+                tell(sender, Err(refusal(payload)));
+                self.put_back(header, Stage::Broken);
+                Ok(())
+            }
             (Status::Error, stage) => {
                 if let Some(sender) = stage.into_sender() {
                     tell(sender, Err(refusal(payload)));

@@ -510,6 +510,47 @@ async fn a_picture_comes_in_parts_and_its_end_is_confirmed() {
     );
 }
 
+/// libvirt opens the stream before it answers, and answers from another thread than it sends from.
+#[tokio::test]
+async fn a_picture_may_begin_or_end_or_break_off_before_the_answer_comes() {
+    let (connection, mut libvirt) = pair();
+    let domain = domain(&connection, &mut libvirt).await;
+    let error = packed(&refused(38, "cannot read"));
+    let png = packed(&Some("image/png".to_owned()));
+    let answers = async {
+        for early in [1, 2, 3] {
+            let (call, _) = libvirt.hear().await;
+            let payloads = [b"first ".as_slice(), b"second", b""];
+            let (before, after) = payloads.split_at(early);
+            for payload in before {
+                libvirt.say(part(call, Status::Continue), payload).await;
+            }
+            libvirt.say(reply(call), &png).await;
+            for payload in after {
+                libvirt.say(part(call, Status::Continue), payload).await;
+            }
+            assert_eq!(libvirt.hear().await, (part(call, Status::Ok), Vec::new()));
+            libvirt.say(part(call, Status::Ok), &[]).await;
+        }
+        let (call, _) = libvirt.hear().await;
+        libvirt.say(part(call, Status::Continue), b"half").await;
+        libvirt.say(part(call, Status::Error), &error).await;
+        libvirt.say(reply(call), &png).await;
+        libvirt.answer(7_u64).await;
+    };
+    let asked = async {
+        for _ in 0..3 {
+            let (media_type, bytes) = domain.screenshot(12).await.unwrap();
+            assert_eq!(media_type.as_deref(), Some("image/png"));
+            assert_eq!(bytes, b"first second");
+        }
+        let error = domain.screenshot(12).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code(38)));
+        assert_eq!(connection.get_lib_version().await.unwrap(), 7);
+    };
+    tokio::join!(asked, answers);
+}
+
 #[tokio::test]
 async fn a_picture_that_is_too_large_is_given_up_and_the_connection_goes_on() {
     let (connection, mut libvirt) = pair();
