@@ -109,3 +109,29 @@ fn is_permanent(code: Code) -> bool {
 pub(super) fn is_gone(error: &Error) -> bool {
     error.code() == Some(Code::NO_DOMAIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn whoever_is_there_and_says_nothing_has_not_answered() {
+        let nobody = |kind: io::ErrorKind| Error::NobodyThere {
+            path: "/run/libvirt/libvirt-sock".into(),
+            source: kind.into(),
+        };
+        for (error, silent) in [
+            (Error::Lost(Ended::Silent(Duration::from_secs(20))), true),
+            (nobody(io::ErrorKind::WouldBlock), true),
+            (Error::Lost(Ended::Closed), false),
+            (nobody(io::ErrorKind::NotFound), false),
+            (Error::TooLong, false),
+        ] {
+            let words = error.to_string();
+            let of_call = unreachable(&Address::default(), error);
+            assert_eq!(is_silence(&of_call), silent, "{words}");
+        }
+    }
+}
