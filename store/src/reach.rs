@@ -245,10 +245,7 @@ pub async fn hosts_of(
     networks: &BTreeSet<NetworkId>,
     among: Among,
 ) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
-    let spanning = match among {
-        Among::All => String::new(),
-        Among::Spanning => format!(" AND n.network_type IN ({})", types_that_span_hosts()),
-    };
+    let spanning = only(among);
     let text = format!(
         "SELECT DISTINCT p.network_id, c.host_id \
          FROM w CROSS JOIN networks AS n CROSS JOIN ports AS p CROSS JOIN claims AS c \
@@ -268,10 +265,7 @@ pub async fn hosts_told(
     networks: &BTreeSet<NetworkId>,
     among: Among,
 ) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
-    let spanning = match among {
-        Among::All => String::new(),
-        Among::Spanning => format!(" AND n.network_type IN ({})", types_that_span_hosts()),
-    };
+    let spanning = only(among);
     let text = format!(
         "SELECT n.id AS network_id, d.host_id \
          FROM w CROSS JOIN networks AS n CROSS JOIN documents AS d \
@@ -280,6 +274,14 @@ pub async fn hosts_told(
         Kind::Network.as_str()
     );
     places(db, networks, &text, "reach::hosts_told").await
+}
+
+/// The condition that leaves the networks `n` which are asked for.
+fn only(among: Among) -> String {
+    match among {
+        Among::All => String::new(),
+        Among::Spanning => format!(" AND n.network_type IN ({})", types_that_span_hosts()),
+    }
 }
 
 async fn places(

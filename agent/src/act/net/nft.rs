@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use berth_common::ids::NetworkId;
+use berth_common::{ids::NetworkId, telemetry::error_chain};
 use nix::sys::{
     socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
@@ -242,7 +242,16 @@ impl Nft {
             .map(|waiting| (waiting.change, waiting.answer))
             .unzip();
         // If they do not go together, the one that is to blame is found alone.
-        let all_done = changes.len() > 1 && self.shared.change(&changes).await.is_ok();
+        let mut all_done = false;
+        if changes.len() > 1 {
+            match self.shared.change(&changes).await {
+                Ok(()) => all_done = true,
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::debug!(changes = changes.len(), error, "changes do not go together");
+                }
+            }
+        }
         for (change, answer) in changes.iter().zip(answers) {
             let done = if all_done {
                 Ok(())

@@ -307,6 +307,7 @@ fn put(
         into.insert(name.to_owned(), members);
     }
 }
+
 impl Part {
     /// What is there after the change.
     pub fn apply(&mut self, change: &Change) {
