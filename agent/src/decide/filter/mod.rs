@@ -41,7 +41,8 @@ pub use part::{Base, Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
 pub use rendered::Rendered;
 pub use trace::trace;
-pub use wanted::{RouterLeg, Surroundings, wanted};
+pub use wanted::RouterLeg;
+use wanted::Surroundings;
 
 use self::part::{Part, Shall};
 use super::{names as link_names, network::Link};

@@ -599,19 +599,11 @@ fn overlapping_prefixes_become_one() {
 
 #[test]
 fn names_fit_the_kernel() {
-    for (_, name) in wanted(
-        network(),
-        &spec(),
-        &Surroundings::default(),
-        Stateful::Bridge,
-        1,
-    )
-    .chains
-    .keys()
-    {
+    let built = built(&spec());
+    assert!(built.part.chains.len() > spec().ports.len());
+    for (_, name) in built.part.chains.keys() {
         assert!(name.len() < 32, "{name}");
     }
-    let built = built(&spec());
     for comment in built
         .part
         .chains

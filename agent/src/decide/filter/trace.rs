@@ -1,5 +1,5 @@
 //! What would become of a packet of a port, from the network's document: the same questions in the same order as the chains ask
-//! them ([`super::wanted()`]), answered in words.
+//! them ([`super::wanted`]), answered in words.
 
 use std::net::IpAddr;
 

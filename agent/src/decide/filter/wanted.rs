@@ -48,7 +48,7 @@ pub(super) const ROUTER_ICMP6: [u32; 2] = [134, 137];
 
 /// What is around a network on this host and is not in its document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Surroundings {
+pub(super) struct Surroundings {
     /// The links in its bridge by which it reaches other hosts.
     pub uplinks: BTreeSet<String>,
     /// The legs that routers have in it on this host.
@@ -189,24 +189,6 @@ pub(super) struct Common {
 
 /// The type of frames of the reverse address resolution protocol (RFC 903).
 const RARP: u32 = 0x8035;
-
-/// How the filter of a network shall be. Connections are looked for in the zone, if there is one.
-#[must_use]
-pub fn wanted(
-    id: NetworkId,
-    spec: &NetworkSpec,
-    around: &Surroundings,
-    stateful: Stateful,
-    zone: u16,
-) -> Wanted {
-    let mut filter = Filter::new(id, spec, around, stateful, zone);
-    filter.network();
-    filter.groups();
-    for port in &spec.ports {
-        filter.port(port);
-    }
-    filter.wanted
-}
 
 impl<'a> Filter<'a> {
     pub(super) fn new(
