@@ -654,6 +654,40 @@ async fn a_tombstone_is_remembered_against_older_documents_over_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_libvirt_never_gets_started_is_switched_off_and_started_again() {
+    let lab = Lab::new().await;
+    let (wish, _, instance) = running(&lab).await;
+    let Document::Instance(Desired { id, .. }) = instance else {
+        unreachable!()
+    };
+    let asleep = wish.instance(2, |spec| spec.power = DesiredPower::Suspended);
+    lab.send(&asleep).await;
+    lab.wait_status(&asleep, ConvergeStatus::Converged).await;
+    let before = lab.host.lives(id);
+    lab.host.hang_start(id);
+    let awake = wish.instance(3, |_| {});
+    lab.send(&awake).await;
+    let is_waiting = |report: &ResourceReport| {
+        let text = report.progress.as_deref().unwrap_or_default();
+        text.contains("until libvirt has started it")
+    };
+    lab.wait(awake.key(), "a start that hangs", is_waiting)
+        .await;
+    // A newer document does not begin to count anew.
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(lab.host.lives(id), before);
+    let awake = wish.instance(4, |_| {});
+    lab.send(&awake).await;
+    let sent = tokio::time::Instant::now();
+    lab.wait_status(&awake, ConvergeStatus::Converged).await;
+    assert!(sent.elapsed() < Duration::from_secs(30), "{sent:?}");
+    let after = lab.host.lives(id);
+    // From the memory that was saved.
+    assert_eq!(after.restores, before.restores + 1);
+    assert_eq!(after.starts, before.starts);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_instance_waits_for_its_network_and_for_its_own_port_there() {
     let lab = Lab::new().await;
     let wish = Wish::new(&lab);
@@ -1185,6 +1219,7 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
         power_state: PowerState::Running,
         off_reason: None,
         leftover_memory: false,
+        is_starting: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::new(1).unwrap(),

@@ -408,6 +408,57 @@ async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
     assert_eq!(libvirt.observe().await.unwrap(), []);
 }
 
+/// A libvirtd that is started anew ends what its predecessor was starting, once QEMU answers. Of one that does not answer
+/// it would say for ever that it is starting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_libvirt_never_finishes_is_abandoned_and_costs_no_saved_memory() {
+    let hypervisor = Hypervisor::start();
+    let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
+    let config = instance(&hypervisor);
+    let id = config.id;
+    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+    twice(&libvirt, DomainStep::Start(id)).await;
+    wait_for_console(&config, BOOTED, 1);
+    // It runs: nobody switches it off for this.
+    twice(&libvirt, DomainStep::AbandonStart(id)).await;
+    assert_eq!(
+        observed(&libvirt, id).await.power_state,
+        PowerState::Running
+    );
+    twice(&libvirt, DomainStep::Save(id)).await;
+
+    let frozen = async {
+        let freeze = "until pkill -STOP -u libvirt-qemu qemu-system; do sleep 0.01; done";
+        let argv = ["timeout", "60", "sh", "-c", freeze];
+        tokio::task::block_in_place(|| {
+            hypervisor.run(&argv);
+            hypervisor.kill_libvirtd();
+            hypervisor.start_libvirtd();
+            hypervisor.wait_libvirtd();
+        });
+    };
+    let restore = DomainStep::Restore(id);
+    let (restored, ()) = tokio::join!(libvirt.apply(&restore), frozen);
+    restored.unwrap_err();
+    let domain = observed(&libvirt, id).await;
+    assert!(domain.is_starting, "{domain:?}");
+    assert!(!domain.leftover_memory, "{domain:?}");
+
+    twice(&libvirt, DomainStep::AbandonStart(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert!(!domain.is_starting, "{domain:?}");
+    assert_eq!(
+        domain.off_reason,
+        Some(OffReason::Saved),
+        "{}",
+        domain.reason
+    );
+    twice(&libvirt, DomainStep::Restore(id)).await;
+    let domain = observed(&libvirt, id).await;
+    assert_eq!(domain.power_state, PowerState::Running, "{}", domain.reason);
+    assert_eq!(console(&config).matches(BOOTED).count(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_image_below_a_disk_stays_roots_and_read_only() {
     let hypervisor = Hypervisor::start();

@@ -312,6 +312,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         running: None,
         disks: DomainDisks::default(),
         leftover_memory: false,
+        is_starting: false,
         metadata: None,
         nics: Default::default(),
     }

@@ -221,6 +221,11 @@ impl FakeHost {
         self.model().domains.leave_memory(instance);
     }
 
+    /// libvirt begins to start an instance that is off, or to restore it, and never gets any further.
+    pub fn hang_start(&self, instance: InstanceId) {
+        self.model().domains.hang_start(instance);
+    }
+
     /// Somebody defines a domain that is not berth's.
     pub fn add_foreign(&self, domain: DomainObserved) {
         self.model().domains.add_foreign(domain);

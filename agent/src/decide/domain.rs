@@ -204,6 +204,9 @@ pub struct DomainObserved {
     /// Whether memory of it is kept on disk although it is on: left over by a libvirtd that ended while it saved or
     /// restored it. Once the domain is off, that would look like memory to go on with.
     pub leftover_memory: bool,
+    /// Whether libvirt is on its way with it: it starts it, or restores it from saved memory. Its guest has not run yet. A
+    /// libvirtd that was started anew meanwhile may never get any further with it.
+    pub is_starting: bool,
     /// libvirt's state and reason as text, for people ("shut off: crashed").
     pub reason: String,
     /// Whether a definition is kept when it is off.
@@ -324,6 +327,9 @@ pub enum DomainStep {
     Shutdown(InstanceId),
     /// Switch it off.
     Destroy(InstanceId),
+    /// Switch off one that libvirt has been starting for too long. Nothing is lost: its guest has not run, and memory that was
+    /// to be restored is still saved.
+    AbandonStart(InstanceId),
     /// Forget its definition; the domain must be off.
     Undefine(InstanceId),
     /// Give a guest that is on the controller that SCSI disks sit behind.
@@ -432,6 +438,7 @@ impl DomainStep {
             | Self::Save(_)
             | Self::Shutdown(_)
             | Self::Destroy(_)
+            | Self::AbandonStart(_)
             | Self::Undefine(_)
             | Self::AttachScsiController(_)
             | Self::Attach { .. }
@@ -453,7 +460,11 @@ impl DomainStep {
         self.starts_qemu()
             || matches!(
                 self,
-                Self::AttachNic { .. } | Self::DetachNic { .. } | Self::Destroy(_) | Self::Save(_)
+                Self::AttachNic { .. }
+                    | Self::DetachNic { .. }
+                    | Self::Destroy(_)
+                    | Self::AbandonStart(_)
+                    | Self::Save(_)
             )
     }
 
@@ -477,6 +488,7 @@ impl DomainStep {
             | Self::Save(id)
             | Self::Shutdown(id)
             | Self::Destroy(id)
+            | Self::AbandonStart(id)
             | Self::Undefine(id)
             | Self::AttachScsiController(id) => *id,
             Self::Attach { instance, .. }

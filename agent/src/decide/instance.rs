@@ -203,6 +203,8 @@ pub struct Observed {
     /// How long ago it was asked last, for whatever wish, or found marked as asked. `None`: neither, as far as this
     /// agent knows.
     pub asked_before: Option<Duration>,
+    /// For how long libvirt has been starting it, as far as this agent has seen. `None`: it was not.
+    pub starting: Option<Duration>,
 }
 
 /// How long ago a guest was asked to power off, or for something it shall give back.
@@ -447,6 +449,8 @@ pub enum Wait {
     Network(NetworkId),
     /// The guest was asked to power off.
     GuestPowersOff,
+    /// libvirt is starting it.
+    Starts,
     /// A volume is not there for guests yet.
     Volume(VolumeId),
     /// The guest was asked to give back these disks, by its names of them.

@@ -337,6 +337,7 @@ fn outline(plan: &Plan) -> Vec<String> {
         Step::Domain(DomainStep::Save(_)) => "save".to_owned(),
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "destroy".to_owned(),
+        Step::Domain(DomainStep::AbandonStart(_)) => "abandon-start".to_owned(),
         Step::Domain(DomainStep::Undefine(_)) => "undefine".to_owned(),
         Step::Domain(DomainStep::AttachScsiController(_)) => "attach controller".to_owned(),
         Step::Domain(DomainStep::Attach { disk, .. }) => format!("attach {}", disk.target),
@@ -401,6 +402,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         power_state: state,
         off_reason: off,
         leftover_memory: false,
+        is_starting: false,
         reason: String::new(),
         persistent: true,
         vcpus: config.vcpus,
@@ -1217,6 +1219,36 @@ fn memory_that_is_left_over_while_the_guest_runs_is_never_gone_back_to() {
         let lives = rig.lives();
         assert_eq!((lives.starts, lives.restores), (2, 1));
     }
+}
+
+#[test]
+fn everything_waits_while_libvirt_starts_it_and_one_that_never_gets_there_is_switched_off() {
+    let starting = |memory_mb, seconds: Option<u64>| {
+        let given = given(1, Running, None).domain(|domain| {
+            domain.is_starting = true;
+            domain.memory_mb = MemoryMb::clamped(memory_mb);
+        });
+        given.but(|observed| observed.starting = seconds.map(Duration::from_secs))
+    };
+    let wait = Then::Wait(Wait::Starts);
+    for wish in [
+        running(1),
+        running(2),
+        paused(2),
+        suspended(2),
+        stopped(2),
+        rebooting(2, RebootKind::Hard, 0),
+    ] {
+        for (memory_mb, last) in [(1_000, 79), (100_000, 2_059)] {
+            check(starting(memory_mb, None), &wish, &[], &wait);
+            check(starting(memory_mb, Some(last)), &wish, &[], &wait);
+            let late = starting(memory_mb, Some(last + 1));
+            check(late, &wish, &["abandon-start"], &wait);
+        }
+    }
+    // What shall be gone needs no start.
+    let gone = &["destroy", "undefine", "remove"];
+    check(starting(1_000, None), &desired(2, None), gone, &Gone);
 }
 
 #[test]

@@ -72,6 +72,11 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
         if matches!(plan.then, Then::Converged | Then::Watch(_) | Then::Gone) {
             end.memory.nic_asked = None;
         }
+        if plan.then == Then::Wait(Wait::Starts) {
+            end.memory.starting.get_or_insert_with(Instant::now);
+        } else {
+            end.memory.starting = None;
+        }
         if matches!(plan.then, Then::Watch(_)) {
             end.memory.asked_before.get_or_insert_with(Instant::now);
         }
@@ -118,6 +123,7 @@ fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
         Then::Gone => Outcome::Gone,
         Then::Wait(Wait::Network(id)) => Outcome::Waiting(Waiting::Network(id)),
         Then::Wait(Wait::GuestPowersOff) => Outcome::Waiting(Waiting::Guest),
+        Then::Wait(Wait::Starts) => Outcome::Waiting(Waiting::Start),
         Then::Wait(Wait::Volume(id)) => Outcome::Waiting(Waiting::Volume(id)),
         Then::Wait(Wait::Detach(targets)) => Outcome::Waiting(Waiting::Detach(targets)),
         Then::Wait(Wait::DetachNics(ports)) => Outcome::Waiting(Waiting::DetachNics(ports)),
@@ -176,6 +182,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         nic_asked: memory.nic_asked.map(elapsed),
         asked,
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
+        starting: memory.starting.map(|since| since.elapsed()),
     })
 }
 
@@ -206,7 +213,8 @@ fn remember(memory: &mut Memory, step: &Step) {
             | DomainStep::StartPaused(_)
             | DomainStep::Restore(_)
             | DomainStep::Save(_)
-            | DomainStep::Destroy(_),
+            | DomainStep::Destroy(_)
+            | DomainStep::AbandonStart(_),
         ) => *memory = Memory::default(),
         // Its clock stood still: what it may still obey, it may obey from now on.
         Step::Domain(DomainStep::Resume(_)) => {
@@ -392,6 +400,7 @@ pub(super) fn name(step: &Step) -> &'static str {
         Step::Domain(DomainStep::Save(_)) => "save",
         Step::Domain(DomainStep::Shutdown(_)) => "shutdown",
         Step::Domain(DomainStep::Destroy(_)) => "destroy",
+        Step::Domain(DomainStep::AbandonStart(_)) => "abandon_start",
         Step::Domain(DomainStep::Undefine(_)) => "undefine",
         Step::Domain(DomainStep::AttachScsiController(_)) => "attach_scsi_controller",
         Step::Domain(DomainStep::SetVcpus { .. }) => "set_vcpus",
@@ -427,6 +436,9 @@ fn text(step: &Step) -> String {
         Step::Domain(DomainStep::Save(_)) => "saving its memory".to_owned(),
         Step::Domain(DomainStep::Shutdown(_)) => "asking the guest to power off".to_owned(),
         Step::Domain(DomainStep::Destroy(_)) => "switching off".to_owned(),
+        Step::Domain(DomainStep::AbandonStart(_)) => {
+            "switching off what libvirt does not get started".to_owned()
+        }
         Step::Domain(DomainStep::Undefine(_)) => "removing the domain".to_owned(),
         Step::Domain(DomainStep::AttachScsiController(_)) => {
             "attaching a SCSI controller".to_owned()

@@ -64,6 +64,8 @@ pub(super) enum Waiting {
     DetachNics(BTreeSet<String>),
     /// An instance, until its guest goes on.
     GuestGoesOn,
+    /// An instance, until libvirt has started it.
+    Start,
 }
 
 impl Waiting {
@@ -90,7 +92,8 @@ impl Waiting {
             | Self::Turn(_)
             | Self::Detach(_)
             | Self::DetachNics(_)
-            | Self::GuestGoesOn => None,
+            | Self::GuestGoesOn
+            | Self::Start => None,
         }
     }
 
@@ -123,6 +126,7 @@ impl Waiting {
                 )
             }
             Self::GuestGoesOn => "its volumes and ports change when its guest goes on".to_owned(),
+            Self::Start => "waiting until libvirt has started it".to_owned(),
             Self::Users(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 format!(
@@ -244,6 +248,8 @@ pub(super) struct Memory {
     pub(super) detach_asked: Option<Instant>,
     /// When the guest was asked to give back a NIC that it still has.
     pub(super) nic_asked: Option<AskedAt>,
+    /// Since when libvirt is starting it, as far as this agent has seen.
+    pub(super) starting: Option<Instant>,
     /// The document replaced another one of the same generation, and was not carried out yet.
     pub(super) overruled: bool,
 }

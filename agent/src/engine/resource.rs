@@ -208,6 +208,7 @@ impl Resource {
         if !Arc::ptr_eq(document, &self.document) {
             // What was done for the old document is found by looking; what was asked of the guest is not.
             self.memory.asked_before = end.memory.asked_before;
+            self.memory.starting = end.memory.starting;
             self.due = Some(moment.now);
             return;
         }
@@ -260,7 +261,10 @@ impl Resource {
                     | Waiting::CopiedVolume(_)
                     | Waiting::GuestGoesOn => POLL_RESOURCE,
                     Waiting::Users(_) | Waiting::Copied | Waiting::Turn(_) => POLL_USERS,
-                    Waiting::Guest | Waiting::Detach(_) | Waiting::DetachNics(_) => POLL_GUEST,
+                    Waiting::Guest
+                    | Waiting::Start
+                    | Waiting::Detach(_)
+                    | Waiting::DetachNics(_) => POLL_GUEST,
                     Waiting::Members(_) => POLL_MEMBERS,
                     // A tap that appears wakes who waits for it.
                     Waiting::Mirrors(_) => backoff::spread(resync, moment.chance),
@@ -398,6 +402,7 @@ fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
     a.power_state == b.power_state
         && a.off_reason == b.off_reason
         && a.leftover_memory == b.leftover_memory
+        && a.is_starting == b.is_starting
         && a.persistent == b.persistent
         && a.metadata == b.metadata
         && a.disks.live == b.disks.live
@@ -568,6 +573,7 @@ mod tests {
             power_state: PowerState::Running,
             off_reason: None,
             leftover_memory: false,
+            is_starting: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(1),

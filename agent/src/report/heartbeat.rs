@@ -421,6 +421,7 @@ mod tests {
             power_state,
             off_reason: None,
             leftover_memory: false,
+            is_starting: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(vcpus),

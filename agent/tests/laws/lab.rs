@@ -58,8 +58,8 @@ use crate::{
 };
 
 /// How long an operation may take with all its deaths, on a busy machine. A guest that boots gives a disk back only when
-/// it is done with that.
-const LIMIT: Duration = Duration::from_secs(90);
+/// it is done with that, and a start that a libvirtd left unfinished is waited for before it is abandoned.
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// The address of the instance's NIC.
 const MAC: &str = "52:54:00:00:00:01";

@@ -79,6 +79,8 @@ struct OwnDomain {
     backup: Option<PathBuf>,
     /// Whether the guest that is on, or saved, has a controller for SCSI disks.
     scsi_controller: bool,
+    /// Whether libvirt is starting it, and does not get any further.
+    is_starting: bool,
 }
 
 impl OwnDomain {
@@ -92,6 +94,7 @@ impl OwnDomain {
             self.off = reason;
             self.going_off = None;
             self.backup = None;
+            self.is_starting = false;
         }
     }
 
@@ -105,7 +108,8 @@ impl OwnDomain {
             } else {
                 self.off
             }),
-            leftover_memory: self.is_on() && self.saved.is_some(),
+            leftover_memory: self.is_on() && self.saved.is_some() && !self.is_starting,
+            is_starting: self.is_starting,
             reason: format!("{:?}", self.state),
             persistent: true,
             vcpus: self.config.vcpus,
@@ -223,6 +227,15 @@ impl Domains {
         self.change(instance, |domain| domain.saved.clone_from(&domain.live));
     }
 
+    pub(super) fn hang_start(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| {
+            let live = domain.saved.as_ref().unwrap_or(&domain.config);
+            domain.live = Some(live.clone());
+            domain.state = PowerState::Running;
+            domain.is_starting = true;
+        });
+    }
+
     /// A backup job that nobody waits for any more.
     pub(super) fn leave_backup(&mut self, plan: &BackupPlan, files: &mut Files) {
         let Some(domain) = self.own.get_mut(&plan.instance.as_uuid()) else {
@@ -309,6 +322,7 @@ impl Domains {
             return match step {
                 DomainStep::Shutdown(_)
                 | DomainStep::Destroy(_)
+                | DomainStep::AbandonStart(_)
                 | DomainStep::DiscardSaved(_)
                 | DomainStep::AbortBackup { .. }
                 | DomainStep::Undefine(_) => Ok(()),
@@ -372,6 +386,8 @@ impl Domains {
                 lives.destroys += 1;
                 domain.switch_off(OffReason::Destroyed);
             }
+            DomainStep::AbandonStart(_) if !domain.is_starting => {}
+            DomainStep::AbandonStart(_) => domain.switch_off(OffReason::Failed),
             DomainStep::Undefine(_) if domain.is_on() => {
                 return Err(failed(format!("domain {id} is not off")));
             }
@@ -496,6 +512,7 @@ impl Domains {
                 going_off: None,
                 backup: None,
                 scsi_controller: false,
+                is_starting: false,
             });
         domain.config = config.clone();
     }

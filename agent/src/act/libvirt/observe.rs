@@ -69,6 +69,7 @@ async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     let (state, reason) = domain.get_state().await?;
     let power = power::read(state, reason);
     let has_memory = domain.has_managed_save().await?;
+    let is_starting = power::is_starting(state, reason);
     let is_off = power.state == PowerState::Shutdown;
     // Over a boot of the host libvirt forgets why a domain is off, but not the memory it saved.
     let power = if is_off && has_memory {
@@ -101,7 +102,8 @@ async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         power_state: power.state,
         off_reason: power.off,
         // While libvirt restores it, its memory is still where it was saved.
-        leftover_memory: has_memory && !is_off && !power::is_starting(state, reason),
+        leftover_memory: has_memory && !is_off && !is_starting,
+        is_starting,
         reason: power.text,
         persistent: domain.is_persistent().await?,
         vcpus: facts.vcpus,

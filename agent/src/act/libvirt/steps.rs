@@ -51,6 +51,9 @@ pub(super) fn describe(step: &DomainStep) -> String {
         DomainStep::Save(id) => format!("saving the memory of instance {id}"),
         DomainStep::Shutdown(id) => format!("asking instance {id} to power off"),
         DomainStep::Destroy(id) => format!("switching off instance {id}"),
+        DomainStep::AbandonStart(id) => {
+            format!("switching off instance {id}, which does not start")
+        }
         DomainStep::Undefine(id) => format!("undefining the domain of instance {id}"),
         DomainStep::AttachScsiController(id) => {
             format!("attaching a SCSI controller to instance {id}")
@@ -138,6 +141,12 @@ pub(super) async fn apply(
             job.act(*id, is_on, ask).await.map(drop)
         }
         DomainStep::Destroy(id) => job.act(*id, is_on, destroy).await.map(drop),
+        DomainStep::AbandonStart(id) => {
+            let is_starting = |domain: &DomainObserved| domain.is_starting;
+            // QEMU has written nothing yet.
+            let end = async |domain: Domain| domain.destroy_flags(0).await;
+            job.act(*id, is_starting, end).await.map(drop)
+        }
         DomainStep::Undefine(id) => job.undefine(*id).await,
         DomainStep::AttachScsiController(id) => {
             let xml = job.written(domain_xml::write_scsi_controller())?;

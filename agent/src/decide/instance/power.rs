@@ -23,6 +23,10 @@
 //! goes when the guest was watched for its whole stop timeout and did not. A guest that stands still cannot obey: the mark
 //! stays for when it goes on.
 //!
+//! While libvirt starts a domain or restores it, everything waits for that. A libvirtd that is started anew in the middle of it
+//! ends such a domain, but one whose QEMU does not answer stays where it is for ever: after the time that even a slow host needs
+//! it is switched off, and the next look starts it again. Its guest has not run, and the memory is still saved.
+//!
 //! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone. What is left of it while the guest runs
 //! is of no use, and would be taken for more than it is: it goes at once.
 
@@ -40,6 +44,12 @@ use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, OffReason}
 
 /// How long after asking a guest to power off it is asked again: it may not have listened yet.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// How long libvirt may take to start QEMU, on a host where everything is slow.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// How fast saved memory is read at the least, in MiB per second: as from one slow disk.
+const RESTORES_AT_LEAST: u64 = 50;
 
 /// What an instance's document wants of its domain.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +121,11 @@ impl Wish<'_> {
 
     fn of_on(&self, domain: &DomainObserved, observed: &Observed) -> (Vec<DomainStep>, Then) {
         let id = self.config.id;
+        if domain.is_starting {
+            let is_late = observed.starting >= Some(starts_within(domain));
+            let steps = is_late.then_some(DomainStep::AbandonStart(id));
+            return (steps.into_iter().collect(), Then::Wait(Wait::Starts));
+        }
         if domain.leftover_memory {
             return (vec![DomainStep::DiscardSaved(id)], Then::Converged);
         }
@@ -346,6 +361,11 @@ impl Wish<'_> {
             Some(_) => (Vec::new(), wait),
         }
     }
+}
+
+/// How long libvirt may be starting a domain, or restoring it.
+fn starts_within(domain: &DomainObserved) -> Duration {
+    STARTS_WITHIN + Duration::from_secs(domain.memory_mb.get() / RESTORES_AT_LEAST)
 }
 
 fn moved(domain: &DomainObserved) -> Fault {

@@ -228,6 +228,7 @@ mod tests {
             power_state: state,
             off_reason: (state == PowerState::Shutdown).then_some(OffReason::Unknown),
             leftover_memory: false,
+            is_starting: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(1),

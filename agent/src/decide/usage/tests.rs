@@ -76,6 +76,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         power_state: PowerState::Running,
         off_reason: None,
         leftover_memory: false,
+        is_starting: false,
         reason: "running".to_owned(),
         persistent: true,
         vcpus: Vcpus::clamped(1),

@@ -333,6 +333,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
         power_state: PowerState::Running,
         off_reason: None,
         leftover_memory: false,
+        is_starting: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
@@ -368,6 +369,7 @@ fn users_are_whoever_names_the_file_live_or_kept() {
         DomainObserved {
             off_reason: Some(OffReason::Saved),
             leftover_memory: false,
+            is_starting: false,
             ..domain("saved", &[(&path, "vdb")], &[])
         },
         domain("off", &[], &[(other, "vda"), (&path, "vdb")]),

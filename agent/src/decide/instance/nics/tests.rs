@@ -101,6 +101,7 @@ fn domain(state: PowerState, live: &[InstancePort]) -> DomainObserved {
         power_state: state,
         off_reason: (state == PowerState::Shutdown).then_some(OffReason::Unknown),
         leftover_memory: false,
+        is_starting: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
