@@ -25,7 +25,7 @@ use berth_common::{
         heartbeat::{PoolKind, PoolReport},
         view::Resources,
     },
-    names::{ImageUrl, PoolName},
+    names::{ImageUrl, MacAddress, PoolName},
     units::{ByteCount, DiskGb, MemoryMb, Vcpus},
 };
 use uuid::Uuid;
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::decide::{
     domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
-    filter::Reason,
+    filter::{Reason, RouterLeg},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
     network::{Herald, NetStep, NetworkObserved, uplink::HostUplinks},
@@ -78,6 +78,16 @@ struct Model {
     workloads: Workloads,
     consoles: Consoles,
     faults: Faults,
+    unfiltered_legs: BTreeSet<MacAddress>,
+}
+
+impl Model {
+    /// Notes which legs are in the bridge of a network whose packet filter does not know them.
+    fn check_legs(&mut self, network: NetworkId) {
+        let plugged = self.routers.plugged(network).into_iter();
+        let unfiltered = plugged.filter(|leg| !self.networks.knows(network, *leg));
+        self.unfiltered_legs.extend(unfiltered);
+    }
 }
 
 impl FakeHost {
@@ -104,6 +114,7 @@ impl FakeHost {
                 workloads: Workloads::default(),
                 consoles: Consoles::default(),
                 faults: Faults::default(),
+                unfiltered_legs: BTreeSet::new(),
             })),
         }
     }
@@ -344,6 +355,12 @@ impl FakeHost {
     #[must_use]
     pub fn images(&self) -> BTreeSet<CachedName> {
         self.model().files.images.clone()
+    }
+
+    /// The legs of routers that were in a bridge while the packet filter of its network did not know them, at any time.
+    #[must_use]
+    pub fn unfiltered_legs(&self) -> Vec<MacAddress> {
+        self.model().unfiltered_legs.iter().copied().collect()
     }
 
     /// All that is left of berth on the host, for people; cached images are meant to stay and do not count.
@@ -591,6 +608,13 @@ impl Net for FakeHost {
         model.faults.look()?;
         let mut observed = model.networks.observe(network, &model.domains);
         observed.members.extend(model.routers.legs_in(network));
+        let behind = model.routers.behind_legs_in(network).into_iter();
+        observed.filter.legs = behind
+            .map(|mac_address| RouterLeg {
+                mac_address,
+                ip_addresses: Vec::new(),
+            })
+            .collect();
         Ok(observed)
     }
 
@@ -602,6 +626,7 @@ impl Net for FakeHost {
         if let NetStep::DeleteBridge(network) = step {
             model.routers.lose_bridge(*network);
         }
+        model.check_legs(step.network());
         Ok(())
     }
 
@@ -632,6 +657,9 @@ impl Net for FakeHost {
         let model = &mut *guard;
         model.faults.step()?;
         model.routers.apply(step, &model.networks);
+        if let RouterStep::Plug(leg) = step {
+            model.check_legs(leg.network);
+        }
         Ok(())
     }
 

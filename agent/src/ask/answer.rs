@@ -95,7 +95,7 @@ pub(super) async fn answer(
             })?;
             let documents = answerer.journal.all();
             let documents: Vec<_> = documents.iter().map(|entry| &*entry.document).collect();
-            let legs = legs(network, documents.iter().copied());
+            let legs = legs(network, &[], documents.iter().copied());
             let steps = trace(&spec, &legs, &beyond(network, &documents), &port, packet);
             reply(&PortTraced {
                 port_id: *port_id,

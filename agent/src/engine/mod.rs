@@ -51,7 +51,10 @@ use self::{
     outcome::{Outcome, PassEnd},
     resource::{Moment, Resource},
     survey::Survey,
-    tools::{Heralds, ReadyFiles, ReadyNetworks, RenderedFilters, Slots, Tools, Turns, Worker},
+    tools::{
+        FilteredLegs, Heralds, ReadyFiles, ReadyNetworks, RenderedFilters, Slots, Tools, Turns,
+        Worker,
+    },
 };
 use crate::{
     decide::{
@@ -161,6 +164,7 @@ impl Engine {
             metrics: parts.metrics,
             slots: Slots::new(parts.concurrent_operations.max(1)),
             networks: ReadyNetworks::default(),
+            legs: FilteredLegs::default(),
             heralds: Heralds::default(),
             rendered: RenderedFilters::default(),
             volumes: ReadyFiles::default(),
@@ -393,7 +397,7 @@ impl Engine {
             }
             Kind::Instance | Kind::Router => false,
         };
-        let (changed_taps, has_new_bridge) = (end.taps, end.bridge);
+        let (changed_taps, has_new_bridge, lost_legs) = (end.taps, end.bridge, end.legs);
         if let Some(resource) = self.resources.get_mut(&key) {
             resource.end(&document, end, self.resync_every, Moment::now());
         }
@@ -406,6 +410,11 @@ impl Engine {
         }
         if has_new_bridge {
             self.wake_routers(&document);
+        }
+        // Their packet filters know them still.
+        if lost_legs {
+            let networks = self.tools.legs.networks();
+            self.wake_all(networks.into_iter());
         }
         // This one copies nothing any more. If it waits for its source itself, nothing has changed for others.
         if !waits && let Some(source) = source(&document) {
@@ -492,6 +501,10 @@ impl Engine {
     fn wake_legs(&mut self, before: Option<&Document>, now: &Document) {
         let documents = before.into_iter().chain([now]);
         let networks: BTreeSet<NetworkId> = documents.flat_map(filter::legs_of).collect();
+        self.wake_all(networks.into_iter());
+    }
+
+    fn wake_all(&mut self, networks: impl Iterator<Item = NetworkId>) {
         let now = Instant::now();
         for network in networks {
             let key = DocumentKey {

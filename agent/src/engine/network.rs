@@ -1,5 +1,7 @@
 //! A pass over one network: look, plan, do, and look again, until there is nothing left to do.
 
+use std::collections::BTreeSet;
+
 use berth_common::{
     document::{Desired, NetworkSpec},
     ids::NetworkId,
@@ -14,7 +16,7 @@ use crate::{
     act::ActError,
     decide::{
         filter::{self, Rendered},
-        network::{self, Herald, NetPlan, NetStep, NetThen, NetWait, OnError},
+        network::{self, Herald, NetPlan, NetStep, NetThen, NetWait, NetworkObserved, OnError},
     },
 };
 
@@ -66,8 +68,9 @@ async fn rounds(
         };
         let documents = worker.tools.journal.all();
         let documents = documents.iter().map(|entry| &*entry.document);
-        observed.filter.legs = filter::legs(wish.id, documents);
+        observed.filter.legs = filter::legs(wish.id, &observed.filter.legs, documents);
         let plan = network::plan_again(wish, &observed, rendered);
+        note_legs(worker, wish.id, &observed, &plan);
         if plan.steps.is_empty() {
             let is_refused = matches!(plan.then, NetThen::Refused(_));
             let told = network::herald(wish, &observed).filter(|_| !is_refused);
@@ -90,6 +93,25 @@ async fn rounds(
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))
+}
+
+/// Notes which legs the packet filter knows, once it does: routers plug in no others.
+fn note_legs(worker: &Worker, network: NetworkId, observed: &NetworkObserved, plan: &NetPlan) {
+    let is_filtered = match plan.then {
+        // Nothing was planned.
+        NetThen::Refused(_) => return,
+        NetThen::Gone => false,
+        NetThen::Converged | NetThen::Wait(_) | NetThen::Flawed(_) => !plan
+            .steps
+            .iter()
+            .any(|step| matches!(step, NetStep::Filter(_))),
+    };
+    let legs = observed.filter.legs.iter().map(|leg| leg.mac_address);
+    if is_filtered {
+        worker.tools.legs.set(network, legs.collect());
+    } else if plan.then == NetThen::Gone {
+        worker.tools.legs.set(network, BTreeSet::new());
+    }
 }
 
 /// Tells physical switches where guests are, if it is time. That it failed takes nothing from the network, and it is tried again.

@@ -269,6 +269,8 @@ pub(super) struct PassEnd {
     pub(super) taps: bool,
     /// Of networks: whether its bridge was made.
     pub(super) bridge: bool,
+    /// Of routers: whether legs were taken away.
+    pub(super) legs: bool,
 }
 
 impl PassEnd {
@@ -281,6 +283,7 @@ impl PassEnd {
             again: None,
             taps: false,
             bridge: false,
+            legs: false,
         }
     }
 }

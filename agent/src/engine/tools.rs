@@ -10,6 +10,7 @@ use std::{
 use berth_common::{
     document::{DocumentKey, Kind},
     ids::{InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
+    names::MacAddress,
     units::Generation,
 };
 use tokio::{
@@ -46,6 +47,7 @@ pub(super) struct Tools {
     pub(super) metrics: AgentMetrics,
     pub(super) slots: Slots,
     pub(super) networks: ReadyNetworks,
+    pub(super) legs: FilteredLegs,
     pub(super) heralds: Heralds,
     pub(super) rendered: RenderedFilters,
     pub(super) volumes: ReadyFiles<VolumeId>,
@@ -99,6 +101,37 @@ impl ReadyNetworks {
         networks
             .get(&network)
             .is_some_and(|ports| ports.contains(&port))
+    }
+}
+
+/// The legs of routers that the packet filters of networks know, by their Ethernet addresses.
+#[derive(Debug, Default)]
+pub(super) struct FilteredLegs(Mutex<BTreeMap<NetworkId, BTreeSet<MacAddress>>>);
+
+impl FilteredLegs {
+    /// The filter of a network knows these, and no others.
+    pub(super) fn set(&self, network: NetworkId, legs: BTreeSet<MacAddress>) {
+        let mut known = self.lock();
+        if legs.is_empty() {
+            known.remove(&network);
+        } else {
+            known.insert(network, legs);
+        }
+    }
+
+    /// Whether the filter of a network knows a leg.
+    pub(super) fn knows(&self, network: NetworkId, leg: MacAddress) -> bool {
+        let known = self.lock();
+        known.get(&network).is_some_and(|legs| legs.contains(&leg))
+    }
+
+    /// The networks whose filters know legs.
+    pub(super) fn networks(&self) -> Vec<NetworkId> {
+        self.lock().keys().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NetworkId, BTreeSet<MacAddress>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

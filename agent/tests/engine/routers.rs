@@ -184,6 +184,7 @@ async fn documents_come_twice_and_in_any_order() {
                 .await;
         }
         assert_eq!(lab.host.leftovers(), Vec::<String>::new(), "{order:?}");
+        assert_eq!(lab.host.unfiltered_legs(), [], "{order:?}");
     }
 }
 
@@ -255,6 +256,7 @@ async fn a_crash_after_any_step_is_made_good() {
             }
         }
         assert_eq!(lab.host.leftovers(), Vec::<String>::new(), "after {steps}");
+        assert_eq!(lab.host.unfiltered_legs(), [], "after {steps}");
         lab.kill().await;
         if !crashed {
             assert!(steps > 30, "{steps}");

@@ -168,7 +168,8 @@ impl HostOnWire {
 
     pub(super) fn observe(&self, network: NetworkId) -> NetworkObserved {
         let mut observed = self.here(async |net| net.observe(network).await.unwrap());
-        observed.filter.legs = filter::legs(network, self.documents.borrow().values());
+        let documents = self.documents.borrow();
+        observed.filter.legs = filter::legs(network, &observed.filter.legs, documents.values());
         observed
     }
 

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::ids::NetworkId;
+use berth_common::{ids::NetworkId, names::MacAddress};
 
 use super::domains::Domains;
 use crate::decide::{
-    filter::{self, FilterObserved, Stateful, Tables},
+    filter::{self, FilterObserved, FilterStep, Stateful, Tables},
     names,
     network::{
         Herald, Link, NetStep, NetworkObserved, imagine,
@@ -23,6 +23,8 @@ pub(super) struct Networks {
     at_boot: HostUplinks,
     /// What the packet filter has for the whole host.
     filter_base: BTreeMap<filter::part::Name, Vec<String>>,
+    /// What the packet filters of networks say of all guests, as text.
+    of_guests: BTreeMap<NetworkId, String>,
     /// What switches were told.
     heralds: Vec<Herald>,
 }
@@ -85,6 +87,16 @@ impl Networks {
         if let NetStep::Tc(_) = step {
             observed.tc = seen.tc;
         }
+        if let NetStep::Filter(FilterStep::Change(change)) = step {
+            let of_guests = change
+                .chains
+                .iter()
+                .filter(|((_, name), _)| name.starts_with("n_"));
+            for ((family, name), rules) in of_guests {
+                let rules = rules.iter().map(|rule| rule.add(*family, name));
+                self.of_guests.insert(change.network, rules.collect());
+            }
+        }
         observed.uplink.host = std::mem::take(&mut self.host);
         // What the host has once is kept once.
         observed.filter.base = std::mem::take(&mut self.filter_base);
@@ -97,6 +109,12 @@ impl Networks {
         if *observed == NetworkObserved::default() {
             self.networks.remove(&step.network());
         }
+    }
+
+    /// Whether the packet filter of a network knows a leg.
+    pub(super) fn knows(&self, network: NetworkId, leg: MacAddress) -> bool {
+        let text = self.of_guests.get(&network);
+        text.is_some_and(|text| text.contains(&leg.to_string()))
     }
 
     /// What a network sees of the host's packet filter.

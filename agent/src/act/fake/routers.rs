@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_common::ids::{NetworkId, RouterId};
+use berth_common::{
+    ids::{NetworkId, RouterId},
+    names::MacAddress,
+};
 
 use super::networks::Networks;
 use crate::decide::{
     names,
-    router::{Leg, RouterNamespace, RouterObserved, RouterStep, Translation, imagine},
+    router::{Leg, RouterNamespace, RouterObserved, RouterStep, Side, Translation, imagine},
 };
 
 #[derive(Debug, Default)]
@@ -48,6 +51,35 @@ impl Routers {
             .flat_map(|observed| &observed.host_ends)
             .filter(|(_, found)| found.master.as_ref() == Some(&bridge))
             .map(|(link, _)| link.name())
+            .collect()
+    }
+
+    /// The Ethernet addresses behind the legs inside that are in the bridge of a network.
+    pub(super) fn behind_legs_in(&self, network: NetworkId) -> BTreeSet<MacAddress> {
+        let bridge = names::bridge(network);
+        self.routers
+            .values()
+            .flat_map(|observed| &observed.host_ends)
+            .filter(|(link, found)| {
+                link.leg.side == Side::Inside && found.master.as_ref() == Some(&bridge)
+            })
+            .flat_map(|(_, found)| &found.behind)
+            .filter_map(|mac| MacAddress::from_octets(*mac).ok())
+            .collect()
+    }
+
+    /// The Ethernet addresses of the legs inside that are in the bridge of a network, whatever that was told.
+    pub(super) fn plugged(&self, network: NetworkId) -> BTreeSet<MacAddress> {
+        let bridge = names::bridge(network);
+        let plugged = self.routers.values().flat_map(|observed| {
+            let host_ends = observed.host_ends.iter();
+            let here = host_ends.filter(|(link, found)| {
+                link.leg.side == Side::Inside && found.master.as_ref() == Some(&bridge)
+            });
+            here.filter_map(|(link, _)| observed.link(link.leg.namespace_end())?.mac)
+        });
+        plugged
+            .filter_map(|mac| MacAddress::from_octets(mac).ok())
             .collect()
     }
 

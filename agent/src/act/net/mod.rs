@@ -149,6 +149,7 @@ impl KernelNet {
                 let host = Host::of(&links, &all).await?;
                 let found = host.find(&bridge.name());
                 filter.calls_ip = found.is_some_and(|found| found.calls_ip());
+                filter.legs = links.legs_in(&all, found.map(|found| found.index)).await?;
                 let around = Around::of(&all, &bridge.name());
                 let mut members = around.members;
                 for link in Link::all(network) {

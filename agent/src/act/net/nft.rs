@@ -5,10 +5,10 @@
 //! changes, and not what there is.
 //!
 //! nft takes milliseconds to start, and networks are often made several at a time: what comes while it runs waits, and is the next
-//! transaction together.
+//! transaction together, as far as that does not become too large: what one takes in the kernel grows faster than what it changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -40,6 +40,8 @@ use crate::{
 
 /// How often a list is made anew because the ruleset changed meanwhile.
 const LISTS: usize = 5;
+/// How many objects a transaction of several changes may make, change or remove: as many as some 64 ports have.
+const JOINED_OBJECTS: usize = 512;
 /// How long the kernel may take to tell its number.
 const ANSWER_SECONDS: i64 = 5;
 
@@ -55,7 +57,7 @@ struct Shared {
     turn: Turn<()>,
     memory: Mutex<Memory>,
     /// Changes that wait for a turn: whoever gets it carries out all of them.
-    waiting: Mutex<Vec<Waiting>>,
+    waiting: Mutex<VecDeque<Waiting>>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +73,7 @@ struct Memory {
 /// A change that waits.
 #[derive(Debug)]
 struct Waiting {
-    change: Change,
+    change: Arc<Change>,
     answer: oneshot::Sender<Result<(), NetError>>,
 }
 
@@ -89,7 +91,7 @@ impl Shared {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,9 +154,9 @@ impl Shared {
     }
 
     /// What the kernel is told of changes: what goes with the last network depends on what is there now. The caller has the turn.
-    async fn commands(&self, changes: &[Change]) -> Result<Vec<String>, NetError> {
+    async fn commands(&self, changes: &[Arc<Change>]) -> Result<Vec<String>, NetError> {
         if changes.iter().all(|change| change.base != Base::Goes) {
-            return Ok(changes.iter().flat_map(Change::commands).collect());
+            return Ok(changes.iter().flat_map(|it| it.commands()).collect());
         }
         let now = generation()?;
         let is_known = |memory: &Memory| memory.tables.as_ref().is_some_and(|(it, _)| *it == now);
@@ -174,7 +176,7 @@ impl Shared {
     }
 
     /// Carries out changes as one transaction. The caller has the turn.
-    async fn change(&self, changes: &[Change]) -> Result<(), NetError> {
+    async fn change(&self, changes: &[Arc<Change>]) -> Result<(), NetError> {
         let commands = self.commands(changes).await?;
         let before = generation()?;
         self.memory().is_changing = true;
@@ -196,7 +198,7 @@ impl Shared {
     }
 
     /// The same with one alone, which may have been carried out before. The caller has the turn.
-    async fn change_one(&self, change: &Change) -> Result<(), NetError> {
+    async fn change_one(&self, change: &Arc<Change>) -> Result<(), NetError> {
         let Err(error) = self.change(std::slice::from_ref(change)).await else {
             return Ok(());
         };
@@ -207,6 +209,50 @@ impl Shared {
         let is_done = wanted == there;
         self.memory().tables = None;
         if is_done { Ok(()) } else { Err(error) }
+    }
+
+    /// Takes the next changes that go into one transaction: one at the least, if any waits.
+    fn take_next(&self) -> Vec<Waiting> {
+        let mut waiting = self.waiting();
+        // Who was broken off does not wait any more.
+        waiting.retain(|it| !it.answer.is_closed());
+        let mut objects = 0;
+        let fits = |it: &&Waiting| {
+            objects += it.change.objects();
+            objects <= JOINED_OBJECTS
+        };
+        let count = waiting.iter().take_while(fits).count().max(1);
+        let count = count.min(waiting.len());
+        waiting.drain(..count).collect()
+    }
+
+    /// Carries out the changes that wait, as many as go together. The caller has the turn.
+    async fn change_next(&self) {
+        let (changes, answers): (Vec<_>, Vec<_>) = self
+            .take_next()
+            .into_iter()
+            .map(|waiting| (waiting.change, waiting.answer))
+            .unzip();
+        // If they do not go together, the one that is to blame is found alone.
+        let mut all_done = false;
+        if changes.len() > 1 {
+            match self.change(&changes).await {
+                Ok(()) => all_done = true,
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::debug!(changes = changes.len(), error, "changes do not go together");
+                }
+            }
+        }
+        for (change, answer) in changes.iter().zip(answers) {
+            let done = if all_done {
+                Ok(())
+            } else {
+                self.change_one(change).await
+            };
+            // Who was broken off meanwhile does not hear it.
+            let _ = answer.send(done);
+        }
     }
 }
 
@@ -226,42 +272,23 @@ impl Nft {
 
     /// Carries out a change, together with others that came while nft was busy.
     pub(super) async fn change(&self, change: Change) -> Result<(), NetError> {
+        let change = Arc::new(change);
         let (answer, mut answered) = oneshot::channel();
-        self.shared.waiting().push(Waiting { change, answer });
+        self.shared.waiting().push_back(Waiting {
+            change: Arc::clone(&change),
+            answer,
+        });
         let _turn = self.shared.turn.lock().await;
-        match answered.try_recv() {
-            Ok(done) => return done,
-            // Whoever took it was broken off.
-            Err(oneshot::error::TryRecvError::Closed) => return Err(NetError::ThreadLost),
-            Err(oneshot::error::TryRecvError::Empty) => {}
-        }
-        let (changes, answers): (Vec<Change>, Vec<_>) = std::mem::take(&mut *self.shared.waiting())
-            .into_iter()
-            // Who was broken off does not wait any more.
-            .filter(|waiting| !waiting.answer.is_closed())
-            .map(|waiting| (waiting.change, waiting.answer))
-            .unzip();
-        // If they do not go together, the one that is to blame is found alone.
-        let mut all_done = false;
-        if changes.len() > 1 {
-            match self.shared.change(&changes).await {
-                Ok(()) => all_done = true,
-                Err(error) => {
-                    let error = error_chain(&error);
-                    tracing::debug!(changes = changes.len(), error, "changes do not go together");
+        loop {
+            match answered.try_recv() {
+                Ok(done) => return done,
+                // Whoever took it was broken off, before or after nft did it.
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    return self.shared.change_one(&change).await;
                 }
+                Err(oneshot::error::TryRecvError::Empty) => self.shared.change_next().await,
             }
         }
-        for (change, answer) in changes.iter().zip(answers) {
-            let done = if all_done {
-                Ok(())
-            } else {
-                self.shared.change_one(change).await
-            };
-            // As above.
-            let _ = answer.send(done);
-        }
-        answered.await.unwrap_or(Err(NetError::ThreadLost))
     }
 
     /// The packets dropped so far, by tap and reason.

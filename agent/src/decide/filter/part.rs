@@ -447,15 +447,15 @@ impl Change {
         commands
     }
 
-    /// The same as several transactions, if it brings many new ports: what one takes in the kernel grows faster than what it brings.
-    /// The first has all that is not a new port's, and those that follow need it; a port comes whole.
+    /// The same as several transactions, if it brings many ports: what one takes in the kernel grows faster than what it brings. The
+    /// first has all that is not a port's, and those that follow need it; a port comes whole. Ports that are there stay in the first
+    /// one if something goes: it may be theirs still.
     #[must_use]
     pub fn portions(mut self) -> Vec<Self> {
-        let new = self
+        let ports: BTreeSet<String> = self
             .chains
             .keys()
-            .filter(|name| !self.refilled.contains(*name));
-        let ports: BTreeSet<String> = new
+            .filter(|name| self.may_wait(name))
             .filter_map(|(_, name)| names::port_of(name))
             .map(str::to_owned)
             .collect();
@@ -467,14 +467,26 @@ impl Change {
         [self].into_iter().chain(later).collect()
     }
 
-    /// Takes out what is of these new ports.
+    /// Whether a chain can be made or filled after all that is not a port's.
+    fn may_wait(&self, chain: &Name) -> bool {
+        let nothing_goes = self.gone_chains.is_empty() && self.gone_sets.is_empty();
+        nothing_goes || !self.refilled.contains(chain)
+    }
+
+    /// Takes out what is of these ports.
     fn take(&mut self, ports: &BTreeSet<&str>) -> Self {
-        let is_theirs = |name: &str| names::port_of(name).is_some_and(|port| ports.contains(port));
-        let refilled = &self.refilled;
+        let is_theirs =
+            |(_, name): &Name| names::port_of(name).is_some_and(|it| ports.contains(it));
         let mut taken = Self::empty(self.network);
+        let theirs = self.chains.keys().filter(|name| is_theirs(name));
+        let theirs: BTreeSet<Name> = theirs.filter(|name| self.may_wait(name)).cloned().collect();
         taken.chains = self
             .chains
-            .extract_if(.., |name, _| is_theirs(&name.1) && !refilled.contains(name))
+            .extract_if(.., |name, _| theirs.contains(name))
+            .collect();
+        taken.refilled = self
+            .refilled
+            .extract_if(.., |name| theirs.contains(name))
             .collect();
         let chains = &taken.chains;
         taken.links = self

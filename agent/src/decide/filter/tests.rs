@@ -874,6 +874,36 @@ fn routed() -> (NetworkSpec, [Document; 2]) {
 }
 
 #[test]
+fn a_leg_counts_while_it_is_in_the_bridge_and_while_documents_tell_of_it() {
+    let (_, documents) = routed();
+    let told = legs(network(), &[], documents.iter());
+    assert_eq!(told.len(), 1);
+    let found = |mac_address| RouterLeg {
+        mac_address,
+        ip_addresses: Vec::new(),
+    };
+    // The same one, found.
+    let same = found(told[0].mac_address);
+    assert_eq!(
+        legs(network(), std::slice::from_ref(&same), documents.iter()),
+        told
+    );
+    // One that no document tells of any more.
+    let left = found("52:54:00:ff:ff:ff".parse().unwrap());
+    let both = legs(network(), std::slice::from_ref(&left), documents.iter());
+    assert_eq!(both, [told[0].clone(), left.clone()]);
+    let rules = |legs: &[RouterLeg]| {
+        let found = FilterObserved {
+            legs: legs.to_vec(),
+            ..empty(Stateful::Bridge)
+        };
+        text(step(&spec(), &found))
+    };
+    assert!(!rules(&told).contains("52:54:00:ff:ff:ff"));
+    assert!(rules(&both).contains("52:54:00:ff:ff:ff"));
+}
+
+#[test]
 fn a_trace_follows_a_packet_by_a_router_to_another_host() {
     let (here, documents) = routed();
     let all: Vec<&Document> = documents.iter().collect();
@@ -882,7 +912,7 @@ fn a_trace_follows_a_packet_by_a_router_to_another_host() {
         destination_port: 22,
     };
     let check = |documents: &[&Document], to: &str, passes: bool, words: &str| {
-        let legs = legs(network(), documents.iter().copied());
+        let legs = legs(network(), &[], documents.iter().copied());
         let beyond = beyond(network(), documents);
         let sent = packet(RuleDirection::Egress, "10.0.0.10", to, kind);
         let steps = trace(&here, &legs, &beyond, &here.ports[0], &sent);
@@ -1079,5 +1109,40 @@ fn many_new_ports_come_in_portions_that_lead_where_the_whole_does() {
             imagine(&mut found, &portion);
         }
         assert_eq!(step(&wanted, &found), None);
+    }
+}
+
+#[test]
+fn ports_that_all_change_change_in_portions_unless_something_goes_that_may_be_theirs() {
+    let many = |groups: &[u8], served: bool| {
+        let mut wanted = spec();
+        wanted.ports = (0..130).map(|n| port(n, groups)).collect();
+        if !served {
+            for subnet in &mut wanted.subnets {
+                subnet.dhcp_ip = None;
+            }
+        }
+        wanted
+    };
+    let before = built(&many(&[1, 2], true));
+    for (after, portions) in [
+        (many(&[1, 2], false), 3),
+        (many(&[1], true), 3),
+        (
+            {
+                let mut after = many(&[1], true);
+                after.security_groups.truncate(1);
+                after
+            },
+            1,
+        ),
+    ] {
+        let mut found = before.clone();
+        let steps = step(&after, &found).unwrap().portions();
+        assert_eq!(steps.len(), portions);
+        for portion in &steps {
+            imagine(&mut found, portion);
+        }
+        assert_eq!(step(&after, &found), None);
     }
 }

@@ -426,7 +426,7 @@ fn converge(router: RouterId, wanted: &Wanted, observed: &RouterObserved) -> Rou
     let (possible, missing): (Vec<&WantedLeg>, Vec<_>) = wanted
         .legs
         .iter()
-        .partition(|wanted| observed.bridges.contains(&wanted.leg.network));
+        .partition(|wanted| is_possible(wanted, observed));
     for wanted in &possible {
         planner.leg(wanted);
     }
@@ -442,6 +442,19 @@ fn converge(router: RouterId, wanted: &Wanted, observed: &RouterObserved) -> Rou
         }),
         on_error: OnError::Stop,
     }
+}
+
+/// Whether a leg can be in its network now. One that is there stays.
+fn is_possible(wanted: &WantedLeg, observed: &RouterObserved) -> bool {
+    let leg = wanted.leg;
+    let bridge = super::names::bridge(leg.network);
+    let is_there = || {
+        let host = observed.link(leg.host_end());
+        let inside = observed.link(leg.namespace_end());
+        host.is_some_and(|found| found.master.as_ref() == Some(&bridge))
+            && inside.is_some_and(|found| found.mac == Some(wanted.mac))
+    };
+    observed.bridges.contains(&leg.network) && (!observed.unfiltered.contains(&leg) || is_there())
 }
 
 fn remove(router: RouterId, observed: &RouterObserved) -> RouterPlan {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     Neighbours,
-    leg::{LegLink, LegSwitch, RouterSwitch},
+    leg::{Leg, LegLink, LegSwitch, RouterSwitch},
     rules::Rules,
     step::RouteEntry,
 };
@@ -28,6 +28,9 @@ pub struct RouterObserved {
     pub bridges: BTreeSet<NetworkId>,
     /// The ports on other hosts that the documents of its networks tell of ([`super::neighbours`]).
     pub neighbours: BTreeMap<NetworkId, Neighbours>,
+    /// Those of its legs that the packet filters of their networks do not know yet: what they send to other hosts would have the
+    /// Ethernet address that the router has on every host.
+    pub unfiltered: BTreeSet<Leg>,
     /// What advertises it in IPv6.
     pub advertiser: DhcpObserved,
 }

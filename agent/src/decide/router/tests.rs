@@ -137,6 +137,41 @@ fn the_plan_for_a_bare_host() {
 }
 
 #[test]
+fn a_leg_waits_until_the_packet_filter_knows_it_and_one_that_is_there_stays() {
+    let spec = spec();
+    let leg = Leg::inside(router(), network(2));
+    let mut observed = bare(&[1, 2, 9]);
+    observed.unfiltered.insert(leg);
+    let plan = follow(&mut observed, Some(&spec));
+    assert_eq!(plan.then, RouterThen::Wait(network(2)));
+    assert!(observed.link(leg.host_end()).is_none());
+    // The others do not wait for it.
+    for other in [
+        Leg::inside(router(), network(1)),
+        Leg::outside(router(), network(9)),
+    ] {
+        assert!(observed.link(other.host_end()).is_some(), "{other:?}");
+    }
+    observed.unfiltered.clear();
+    let plan = follow(&mut observed, Some(&spec));
+    assert_eq!(plan.then, RouterThen::Converged);
+    assert_eq!(observed.link(leg.host_end()).unwrap().behind.len(), 1);
+
+    // As after a start of the agent, before it has looked at the network.
+    observed.unfiltered.insert(leg);
+    let plan = follow(&mut observed, Some(&spec));
+    assert_eq!((plan.steps, plan.then), (vec![], RouterThen::Converged));
+    // What was in a bridge that is gone is not plugged in again before that.
+    let bridge = observed.host_ends.get_mut(&leg.host_end()).unwrap();
+    bridge.master = None;
+    let plan = follow(&mut observed, Some(&spec));
+    assert_eq!(
+        (plan.steps, plan.then),
+        (vec![], RouterThen::Wait(network(2)))
+    );
+}
+
+#[test]
 fn rules_with_everything() {
     let wanted = Wanted::of(router(), &spec()).unwrap();
     insta::assert_json_snapshot!(wanted.rules.transaction());

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use berth_common::names::MacAddress;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -24,11 +25,22 @@ use super::{Found, Links, is, set_address, unset_address, without_link_local};
 use crate::{
     act::net::error::NetError,
     decide::{
+        filter::RouterLeg,
         names::LINK_PREFIX,
         network::{Link, uplink::fdb::FdbEntry},
-        router::{Leg, LegLink, LegObserved, LegSwitch, Neighbours, RouteEntry},
+        router::{Leg, LegLink, LegObserved, LegSwitch, Neighbours, RouteEntry, Side},
     },
 };
+
+/// The Ethernet addresses that the bridge a link is in was told to be behind it.
+async fn told_behind(link: u32) -> Result<BTreeSet<[u8; 6]>, NetError> {
+    let told = Links::open_strict()?.fdb(link).await?;
+    let behind = told.into_iter().filter_map(|entry| match entry {
+        FdbEntry::Bridge(mac) => Some(mac),
+        FdbEntry::Flood(_) | FdbEntry::Remote { .. } => None,
+    });
+    Ok(behind.collect())
+}
 
 impl Links {
     /// The links of this name and alias, of all routers.
@@ -37,6 +49,35 @@ impl Links {
         Ok(all
             .iter()
             .filter_map(|found| Leg::of_host_end(&found.name, found.alias.as_deref()?))
+            .collect())
+    }
+
+    /// The legs inside that are in a bridge, as it was told of them: without their addresses.
+    pub(in crate::act::net) async fn legs_in(
+        &self,
+        all: &[Found],
+        bridge: Option<u32>,
+    ) -> Result<Vec<RouterLeg>, NetError> {
+        let mut macs = BTreeSet::new();
+        let members = all
+            .iter()
+            .filter(|found| bridge.is_some() && found.master == bridge);
+        for found in members {
+            let leg = found
+                .alias
+                .as_deref()
+                .and_then(|alias| Leg::of_host_end(&found.name, alias));
+            if leg.is_some_and(|leg| leg.side == Side::Inside) {
+                macs.extend(told_behind(found.index).await?);
+            }
+        }
+        let macs = macs.into_iter().map(MacAddress::from_octets);
+        Ok(macs
+            .filter_map(Result::ok)
+            .map(|mac_address| RouterLeg {
+                mac_address,
+                ip_addresses: Vec::new(),
+            })
             .collect())
     }
 
@@ -51,14 +92,7 @@ impl Links {
         let mut observed = self.describe_leg(&found, link.switches()).await?;
         if let Some(master) = found.master {
             observed.master = Some(self.name_of(master).await?);
-            let told = Self::open_strict()?.fdb(found.index).await?;
-            observed.behind = told
-                .into_iter()
-                .filter_map(|entry| match entry {
-                    FdbEntry::Bridge(mac) => Some(mac),
-                    FdbEntry::Flood(_) | FdbEntry::Remote { .. } => None,
-                })
-                .collect();
+            observed.behind = told_behind(found.index).await?;
         }
         Ok(Some(observed))
     }
