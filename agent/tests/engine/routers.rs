@@ -488,3 +488,35 @@ async fn a_crash_while_ports_move_between_hosts_is_made_good() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_leg_is_in_a_bridge_whose_packet_filter_does_not_know_it_whatever_fails() {
+    for steps in 0..16 {
+        let lab = Lab::new().await;
+        let routed = Routed::new(&lab);
+        let [inside, outside, router] = routed.all();
+        for network in [&inside, &outside] {
+            lab.send(network).await;
+            lab.wait_status(network, ConvergeStatus::Converged).await;
+        }
+        let without = filter(&lab, routed.inside).await;
+        lab.host.fail_after(steps);
+        lab.send(&router).await;
+        lab.wait_status(&router, ConvergeStatus::Converged).await;
+        assert_eq!(lab.host.unfiltered_legs(), [], "after {steps}");
+        lab.host.fail_after(steps);
+        let change = routed.document(2, |spec| {
+            spec.floating_ips.clear();
+            spec.interfaces.clear();
+        });
+        lab.send(&change).await;
+        lab.wait_status(&change, ConvergeStatus::Converged).await;
+        lab.wait_status(&inside, ConvergeStatus::Converged).await;
+        assert_eq!(lab.host.unfiltered_legs(), [], "after {steps}, away");
+        // The filter forgets it once it is gone.
+        soon("the leg that went", async || {
+            filter(&lab, routed.inside).await == without
+        })
+        .await;
+    }
+}
