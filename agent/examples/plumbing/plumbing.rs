@@ -63,7 +63,9 @@ pub(crate) async fn measure(directory: &Path, shape: Shape) -> anyhow::Result<()
     let net = KernelNet::new(directory);
     lab::make_taps(directory, &taps)?;
 
-    // What is once for a host is there on both before anything is measured.
+    // What is once for a host is there on both before anything is measured, and stays: a network without ports holds it.
+    let rest = [Network::new(count, 0)?];
+    lab::passes(&net, &rest, Present::Yes).await?;
     lab::passes(&net, &networks, Present::Yes).await?;
     let all = state::ruleset()?;
     let links = lab::run("ip", &["-d", "link"])?;
@@ -76,15 +78,18 @@ pub(crate) async fn measure(directory: &Path, shape: Shape) -> anyhow::Result<()
         (CallsIp::No, Stateful::Bridge)
     };
     let rules = Rules::between(&host_rules, &all)?;
-    let files = directory.join("by-hand");
+    let [files, files_of_rest] = ["by-hand", "by-hand-rest"].map(|name| directory.join(name));
     fs::create_dir_all(&files)?;
+    fs::create_dir_all(&files_of_rest)?;
     let scripts = Scripts::write(&files, &networks, calls_ip, &rules)?;
     {
         let (files, taps) = (files.clone(), taps.clone());
         host.run(move || {
-            // In nft's own language a chain cannot be named as this one is.
+            // In nft's own language a chain cannot be named as one of these is.
             let base = transaction(&base::commands(stateful));
             lab::feed("nft", &["-j", "-f", "/proc/self/fd/0"], &base)?;
+            let rules = Rules::between(&state::ruleset()?, &host_rules)?;
+            Scripts::write(&files_of_rest, &rest, calls_ip, &rules)?.build()?;
             lab::make_taps(&files, &taps)
         })?;
     }

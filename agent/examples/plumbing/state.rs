@@ -183,6 +183,13 @@ struct Block<'a> {
     elements: String,
 }
 
+impl Block<'_> {
+    fn elements(&self) -> BTreeSet<&str> {
+        let elements = self.elements.split(',').map(str::trim);
+        elements.filter(|element| !element.is_empty()).collect()
+    }
+}
+
 fn blocks(listing: &str) -> Vec<Block<'_>> {
     let mut blocks: Vec<Block<'_>> = Vec::new();
     let mut table = "";
@@ -224,10 +231,10 @@ impl Rules {
     /// What the networks have beyond what the host has anyway.
     pub(crate) fn between(host: &str, all: &str) -> anyhow::Result<Self> {
         let there = blocks(host);
-        let is_there = |block: &Block<'_>| {
+        let before = |block: &Block<'_>| {
             there
                 .iter()
-                .any(|other| (other.table, other.head) == (block.table, block.head))
+                .find(|other| (other.table, other.head) == (block.table, block.head))
         };
         let mut tables: BTreeMap<&str, String> = BTreeMap::new();
         let (mut elements, mut unlinked) = (String::new(), String::new());
@@ -239,9 +246,12 @@ impl Rules {
                 .split_once(' ')
                 .context("a block without name")?
                 .1;
-            if is_there(block) {
-                if !block.elements.trim().is_empty() {
-                    let what = format!("element {} {name} {{ {} }}", block.table, block.elements);
+            if let Some(before) = before(block) {
+                let before = before.elements();
+                let more = block.elements().into_iter();
+                let more: Vec<&str> = more.filter(|it| !before.contains(it)).collect();
+                if !more.is_empty() {
+                    let what = format!("element {} {name} {{ {} }}", block.table, more.join(", "));
                     writeln!(elements, "add {what}")?;
                     writeln!(unlinked, "delete {what}")?;
                 }
