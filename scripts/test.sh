@@ -49,6 +49,7 @@ cargo clippy --workspace --test laws --test libvirt --test lvm --test usage --te
 # The services too: those are what the whole clouds run. They differ from what users get in features of libraries that only tests
 # ask for, such as tokio's clock that can be stopped; to compile all that stands on tokio a second time takes minutes.
 tier "build of the tests"
+cargo build --workspace --tests --bins --locked
 cargo test --workspace --locked --no-run
 cargo test --workspace --test laws --test libvirt --test usage --locked --no-run
 mapfile -t kernel_tests < <(cargo test --workspace --test filter --test lvm --test vlan --locked --no-run --message-format=json |
