@@ -1,6 +1,9 @@
 //! What the tables hold for the whole host: the chains at the kernel's hooks, the named maps that lead from a link to its chains,
 //! and a chain and a set for each reason to drop. They are made once; a packet's way through them does not grow with the ports.
 //!
+//! What is the same for all ports is here as well, in chains that theirs go through: a rule in each port's chain that names several
+//! types or numbers would be a set for each, and the kernel looks at all sets for each new one, as nft does before each change.
+//!
 //! ```text
 //!  bridge prerouting -300  iifname ▶ map source   who sends: s_ (port), u_ (uplink)
 //!  bridge forward     100  iifname ▶ map egress   e_ (port): what it may send        (also input: to the host)
@@ -16,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::{
     nft::{
-        Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement, TABLE, TCP_FROM,
-        UDP_FROM, UDP_TO,
+        ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement,
+        TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO,
     },
     part::{Name, Stray},
     reason::Reason,
@@ -50,6 +53,28 @@ pub const INGRESS: &str = "ingress";
 pub const ZONES: &str = "zones";
 /// What berth's own services may always send to a guest.
 pub const SERVICES: &str = "services";
+/// Frames with VLAN tags end here; others go on.
+pub const UNTAGGED: &str = "untagged";
+/// What a guest sent from none of its addresses ends here, told apart only to be counted.
+pub const STRANGERS: &str = "strangers";
+/// ARP passes, and who plays DHCP server or router ends here; others go on.
+pub const ROGUES: &str = "rogues";
+/// What each guest may send; the rest goes on.
+pub const SENT: &str = "sent";
+/// What each guest may ask of berth's own services; the rest goes on.
+pub const ASKED: &str = "asked";
+/// What each guest may receive; the rest goes on.
+pub const RECEIVED: &str = "received";
+
+/// The types of `ICMPv6` that a guest may send whatever its groups say: it tells of groups, and asks for routers and addresses. Of those
+/// that tell of addresses it may send only its own.
+pub const SENT_ICMP6: [u32; 5] = [131, 132, 133, 135, 143];
+/// The types that it receives whatever its groups say: neighbours, routers and groups.
+pub const RECEIVED_ICMP6: [u32; 7] = [130, 131, 132, 134, 135, 136, 143];
+/// The types by which a router tells that it is one.
+pub const ROUTER_ICMP6: [u32; 2] = [134, 137];
+/// The same in IPv4.
+pub const ROUTER_ICMP4: [u32; 2] = [5, 9];
 
 /// Links with names like these are taps of berth's; those that no map knows get and send nothing.
 const TAPS: &str = "btt*";
@@ -140,6 +165,12 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
         );
     }
     chain(bridge, SERVICES, services());
+    chain(bridge, UNTAGGED, untagged());
+    chain(bridge, STRANGERS, strangers());
+    chain(bridge, ROGUES, rogues());
+    chain(bridge, SENT, sent(stateful));
+    chain(bridge, ASKED, asked());
+    chain(bridge, RECEIVED, received(stateful));
     for reason in Reason::ALL {
         let link = if reason.is_of_receiver() { OUT } else { IN };
         let counted = Operand::Named(reason.set());
@@ -193,8 +224,7 @@ fn known_matches() -> [Vec<Statement>; 2] {
 }
 
 /// The rules that let pass what is known, and drop what is invalid.
-#[must_use]
-pub fn by_connection(stateful: Stateful, invalid: Reason) -> Vec<Vec<Statement>> {
+fn by_connection(stateful: Stateful, invalid: Reason) -> Vec<Vec<Statement>> {
     let dropped = Statement::Goto(invalid.chain());
     let bit = |bit| Statement::Match(Field::MarkBits(bit), Op::Is, Operand::Number(bit));
     match stateful {
@@ -222,24 +252,93 @@ pub const SERVICES_ICMP4: [u32; 4] = [0, 3, 11, 12];
 /// The same in IPv6, where addresses are found by it too.
 pub const SERVICES_ICMP6: [u32; 8] = [1, 2, 3, 4, 129, 134, 135, 136];
 
+fn is(field: Field, numbers: &[u32]) -> Statement {
+    Statement::Match(field, Op::Is, Operand::numbers(numbers))
+}
+
+fn word(field: Field, words: &[&str]) -> Statement {
+    let words = words.iter().map(|word| Operand::text(*word));
+    Statement::Match(field, Op::Is, Operand::one_of(words.collect()))
+}
+
+fn icmp4(types: &[u32]) -> Vec<Statement> {
+    vec![word(L4, &["icmp"]), is(ICMP4, types)]
+}
+
+fn icmp6(types: &[u32]) -> Vec<Statement> {
+    vec![word(L4, &["ipv6-icmp"]), is(ICMP6, types)]
+}
+
+fn then(mut matches: Vec<Statement>, verdict: Statement) -> Vec<Statement> {
+    matches.push(verdict);
+    matches
+}
+
+fn drop_as(reason: Reason) -> Statement {
+    Statement::Goto(reason.chain())
+}
+
 /// DHCP, name service, metadata, and what makes addresses usable.
 fn services() -> Vec<Vec<Statement>> {
-    let is = |field, numbers: &[u32]| Statement::Match(field, Op::Is, Operand::numbers(numbers));
-    let icmp = |protocol| Statement::Match(L4, Op::Is, Operand::text(protocol));
     [
         vec![is(UDP_FROM, &[67]), is(UDP_TO, &[68])],
         vec![is(UDP_FROM, &[547]), is(UDP_TO, &[546])],
         vec![is(UDP_FROM, &[53])],
         vec![is(TCP_FROM, &[53, 80])],
-        vec![icmp("icmp"), is(ICMP4, &SERVICES_ICMP4)],
-        vec![icmp("ipv6-icmp"), is(ICMP6, &SERVICES_ICMP6)],
+        icmp4(&SERVICES_ICMP4),
+        icmp6(&SERVICES_ICMP6),
     ]
     .into_iter()
-    .map(|mut rule| {
-        rule.push(Statement::Accept);
-        rule
-    })
+    .map(|rule| then(rule, Statement::Accept))
     .collect()
+}
+
+fn untagged() -> Vec<Vec<Statement>> {
+    let tags = word(ETHER_TYPE, &["8021q", "8021ad"]);
+    vec![vec![tags, drop_as(Reason::Tagged)]]
+}
+
+fn strangers() -> Vec<Vec<Statement>> {
+    vec![
+        vec![word(ETHER_TYPE, &["arp"]), drop_as(Reason::SpoofedArp)],
+        vec![word(ETHER_TYPE, &["ip", "ip6"]), drop_as(Reason::SpoofedIp)],
+        vec![drop_as(Reason::Ethertype)],
+    ]
+}
+
+fn rogues() -> Vec<Vec<Statement>> {
+    vec![
+        vec![word(ABOVE, &["arp"]), Statement::Accept],
+        vec![is(UDP_FROM, &[67, 547]), drop_as(Reason::RogueDhcp)],
+        then(icmp6(&ROUTER_ICMP6), drop_as(Reason::RogueRa)),
+        then(icmp4(&ROUTER_ICMP4), drop_as(Reason::RogueRa)),
+    ]
+}
+
+fn sent(stateful: Stateful) -> Vec<Vec<Statement>> {
+    let dhcp = [(68, 67), (546, 547)]
+        .map(|(from, to)| vec![is(UDP_FROM, &[from]), is(UDP_TO, &[to]), Statement::Accept]);
+    let mut rules = vec![then(icmp6(&SENT_ICMP6), Statement::Accept)];
+    rules.extend(by_connection(stateful, Reason::InvalidEgress));
+    rules.extend(dhcp);
+    rules
+}
+
+/// Names, and metadata.
+fn asked() -> Vec<Vec<Statement>> {
+    vec![
+        vec![is(UDP_TO, &[53]), Statement::Accept],
+        vec![is(TCP_TO, &[53, 80]), Statement::Accept],
+    ]
+}
+
+fn received(stateful: Stateful) -> Vec<Vec<Statement>> {
+    let mut rules = vec![
+        vec![word(ABOVE, &["arp"]), Statement::Accept],
+        then(icmp6(&RECEIVED_ICMP6), Statement::Accept),
+    ];
+    rules.extend(by_connection(stateful, Reason::InvalidIngress));
+    rules
 }
 
 /// The family that tracks connections, and so has zones.

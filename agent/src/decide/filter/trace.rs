@@ -14,10 +14,12 @@ use ipnet::IpNet;
 
 use super::{
     Beyond,
-    base::{SERVICES_ICMP4, SERVICES_ICMP6},
+    base::{
+        RECEIVED_ICMP6, ROUTER_ICMP4, ROUTER_ICMP6, SENT_ICMP6, SERVICES_ICMP4, SERVICES_ICMP6,
+    },
     part::Version,
     reason::Reason,
-    wanted::{EARLY_ICMP6, RECEIVED_ICMP6, ROUTER_ICMP6, RouterLeg, SENT_ICMP6, identities},
+    wanted::{EARLY_ICMP6, RouterLeg, identities},
 };
 use crate::decide::{dhcp, metadata};
 
@@ -161,7 +163,9 @@ impl Trace<'_> {
                 source_port: Some(67 | 547),
                 ..
             } => dropped(Reason::RogueDhcp, "DHCP servers"),
-            TraceProtocol::Icmp { kind: 5 | 9, .. } if self.packet.destination.is_ipv4() => {
+            TraceProtocol::Icmp { kind, .. }
+                if self.packet.destination.is_ipv4() && ROUTER_ICMP4.contains(&u32::from(kind)) =>
+            {
                 dropped(Reason::RogueRa, "routers that advertise themselves")
             }
             TraceProtocol::Icmp { .. } if self.is_icmp6(&ROUTER_ICMP6) => {

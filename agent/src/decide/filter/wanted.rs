@@ -1,7 +1,8 @@
 //! How the packet filter shall be for a network: its document → chains, sets and elements of maps.
 //!
 //! ```text
-//!  guest ▶ s_<port>  whose it is: Ethernet and IP source, ARP; then n_<network>: what holds for all its guests
+//!  guest ▶ s_<port>  whose it is: Ethernet and IP source, ARP, or no address yet (q_<network>); then n_<network>: what holds for all
+//!                    its guests
 //!        ▶ e_<port>  what it may send: no DHCP server, no router, no foreign neighbour; then its groups ge_<group>
 //!        ▶ i_<port>  what it may receive: berth's services, answers, then its groups gi_<group>; a_<network> without security
 //!  uplink ▶ u_<network>     ▶ o_<network> uplink: berth's own services are the same on every host, and stay on it
@@ -22,13 +23,13 @@ use ipnet::IpNet;
 
 use super::{
     base::{
-        EGRESS, INGRESS, INVALID, KNOWN, SERVICES, SOURCE, Stateful, ZONES, by_connection,
-        tracking_family,
+        ASKED, EGRESS, INGRESS, INVALID, KNOWN, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
+        STRANGERS, Stateful, UNTAGGED, ZONES, tracking_family,
     },
     group, names,
     nft::{
-        ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand,
-        Rule, Statement, TCP_TO, UDP_FROM, UDP_TO,
+        ETHER_TYPE, Family, Field, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule,
+        Statement, TCP_TO, UDP_FROM, UDP_TO,
     },
     part::{AddressSet, Version, Wanted},
     reason::Reason,
@@ -37,14 +38,8 @@ use crate::decide::{dhcp, metadata, names as link_names, network::Link};
 
 /// The types of `ICMPv6` that a guest sends before it has an address: it tells of groups, and asks for routers and addresses.
 pub(super) const EARLY_ICMP6: [u32; 4] = [131, 133, 135, 143];
-/// The types that it may send whatever its groups say; of those that tell of addresses, only its own.
-pub(super) const SENT_ICMP6: [u32; 5] = [131, 132, 133, 135, 143];
-/// The types that it receives whatever its groups say: neighbours, routers and groups.
-pub(super) const RECEIVED_ICMP6: [u32; 7] = [130, 131, 132, 134, 135, 136, 143];
 /// The types that concern one link alone: routers, neighbours, redirects.
 const NEIGHBOUR_ICMP6: [u32; 5] = [133, 134, 135, 136, 137];
-/// The types by which a router tells that it is one.
-pub(super) const ROUTER_ICMP6: [u32; 2] = [134, 137];
 
 /// What is around a network on this host and is not in its document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -140,6 +135,11 @@ fn drop_as(reason: Reason) -> Statement {
     Statement::Goto(reason.chain())
 }
 
+/// Through a chain of the host's.
+fn jump(chain: &str) -> Statement {
+    Statement::Jump(chain.to_owned())
+}
+
 /// That a packet is of `ICMPv6`, and of one of these types.
 fn icmp6(types: &[u32]) -> [Statement; 2] {
     [word(L4, "ipv6-icmp"), number(ICMP6, types)]
@@ -182,7 +182,6 @@ pub(super) struct Filter<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Common {
     network: NetworkId,
-    stateful: Stateful,
     is_served: bool,
     groups: BTreeSet<SecurityGroupId>,
 }
@@ -213,7 +212,6 @@ impl<'a> Filter<'a> {
     pub(super) fn common(&self) -> Common {
         Common {
             network: self.id,
-            stateful: self.stateful,
             is_served: self.is_served(),
             groups: self
                 .spec
@@ -330,6 +328,10 @@ impl Filter<'_> {
         }
         guests.push(vec![Statement::Accept]);
         self.chain(Family::Bridge, self.name("n"), &whose, guests);
+        if self.spec.ports.iter().any(|port| port.security.is_some()) {
+            let early = self.early();
+            self.chain(Family::Bridge, self.name("q"), &whose, early);
+        }
         if self.spec.ports.iter().any(|port| port.security.is_none()) {
             let open = vec![vec![Statement::Accept]];
             self.chain(Family::Bridge, self.name("a"), &whose, open);
@@ -427,6 +429,26 @@ impl Filter<'_> {
         rules
     }
 
+    /// What a guest sends before it has an address; the rest goes back.
+    fn early(&self) -> Vec<Vec<Statement>> {
+        let pass = || Statement::Goto(self.name("n"));
+        let [icmp, kind] = icmp6(&EARLY_ICMP6);
+        vec![
+            vec![
+                word(Field::Header("ip", "saddr"), "0.0.0.0"),
+                number(UDP_FROM, &[68]),
+                number(UDP_TO, &[67]),
+                pass(),
+            ],
+            vec![
+                word(Field::Header("ip6", "saddr"), "::"),
+                icmp,
+                kind,
+                pass(),
+            ],
+        ]
+    }
+
     fn port(&mut self, port: &NetworkPort) {
         let tap = link_names::tap(port.id);
         self.wanted.counted.insert(tap.clone());
@@ -452,23 +474,22 @@ impl Filter<'_> {
     /// Whose a frame of a guest is. What may pass is said; what is left is told apart only to be counted.
     fn source(&self, identities: &[Identity]) -> Vec<Vec<Statement>> {
         let pass = || Statement::Goto(self.name("n"));
-        let mut rules = vec![vec![
-            is(ETHER_TYPE, words(["8021q", "8021ad"])),
-            drop_as(Reason::Tagged),
-        ]];
+        let mut rules = vec![vec![jump(UNTAGGED)]];
         for identity in identities {
             let from = || word(MAC_FROM, &identity.mac);
-            let mut of_arp = identity.v4.clone();
-            // A probe for an address that is about to be used (RFC 5227).
-            of_arp.insert(IpNet::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
-            let mut arp = vec![
-                word(ETHER_TYPE, "arp"),
-                from(),
-                word(Field::Header("arp", "saddr ether"), &identity.mac),
-            ];
-            arp.extend(within(Field::Header("arp", "saddr ip"), &minimal(of_arp)));
-            arp.push(pass());
-            rules.push(arp);
+            // A probe for an address that is about to be used (RFC 5227). A rule of its own: with the only address it would be a set.
+            let probe = IpNet::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let of_arp = [&identity.v4, &BTreeSet::from([probe])];
+            for nets in of_arp.into_iter().filter(|nets| !nets.is_empty()) {
+                let mut arp = vec![
+                    word(ETHER_TYPE, "arp"),
+                    from(),
+                    word(Field::Header("arp", "saddr ether"), &identity.mac),
+                ];
+                arp.extend(within(Field::Header("arp", "saddr ip"), nets));
+                arp.push(pass());
+                rules.push(arp);
+            }
             for (header, nets) in [("ip", &identity.v4), ("ip6", &identity.v6)] {
                 if !nets.is_empty() {
                     let mut rule = vec![word(ETHER_TYPE, header), from()];
@@ -477,64 +498,25 @@ impl Filter<'_> {
                     rules.push(rule);
                 }
             }
-            rules.push(vec![
-                from(),
-                word(Field::Header("ip", "saddr"), "0.0.0.0"),
-                number(UDP_FROM, &[68]),
-                number(UDP_TO, &[67]),
-                pass(),
-            ]);
-            let [icmp, kind] = icmp6(&EARLY_ICMP6);
-            let unspecified = word(Field::Header("ip6", "saddr"), "::");
-            rules.push(vec![from(), unspecified, icmp, kind, pass()]);
+            rules.push(vec![from(), Statement::Jump(self.name("q"))]);
         }
         let macs = identities.iter().map(|identity| identity.mac.clone());
         rules.push(vec![
             Statement::Match(MAC_FROM, Op::IsNot, words(macs)),
             drop_as(Reason::SpoofedMac),
         ]);
-        rules.push(vec![word(ETHER_TYPE, "arp"), drop_as(Reason::SpoofedArp)]);
-        rules.push(vec![
-            is(ETHER_TYPE, words(["ip", "ip6"])),
-            drop_as(Reason::SpoofedIp),
-        ]);
-        rules.push(vec![drop_as(Reason::Ethertype)]);
+        rules.push(vec![Statement::Goto(STRANGERS.to_owned())]);
         rules
     }
 
     /// What a guest may send. Fragments are joined by now.
     fn egress(&self, identities: &[Identity], security: &PortSecurity) -> Vec<Vec<Statement>> {
-        let mut rules = vec![vec![word(ABOVE, "arp"), Statement::Accept]];
-        rules.push(vec![
-            number(UDP_FROM, &[67, 547]),
-            drop_as(Reason::RogueDhcp),
-        ]);
-        let [icmp, kind] = icmp6(&ROUTER_ICMP6);
-        rules.push(vec![icmp, kind, drop_as(Reason::RogueRa)]);
-        rules.push(vec![
-            word(L4, "icmp"),
-            number(ICMP4, &[5, 9]),
-            drop_as(Reason::RogueRa),
-        ]);
+        let mut rules = vec![vec![jump(ROGUES)]];
         rules.extend(neighbours(identities));
-        let [icmp, kind] = icmp6(&SENT_ICMP6);
-        rules.push(vec![icmp, kind, Statement::Accept]);
-        rules.extend(by_connection(self.stateful, Reason::InvalidEgress));
-        for (from, to) in [(68, 67), (546, 547)] {
-            rules.push(vec![
-                number(UDP_FROM, &[from]),
-                number(UDP_TO, &[to]),
-                Statement::Accept,
-            ]);
-        }
+        rules.push(vec![jump(SENT)]);
         if self.is_served() {
-            let services = || word(OUT, &link_names::veth_host(self.id));
-            rules.push(vec![services(), number(UDP_TO, &[53]), Statement::Accept]);
-            rules.push(vec![
-                services(),
-                number(TCP_TO, &[53, 80]),
-                Statement::Accept,
-            ]);
+            let services = word(OUT, &link_names::veth_host(self.id));
+            rules.push(vec![services, jump(ASKED)]);
         }
         rules.extend(self.jumps("ge", security));
         rules.push(vec![drop_as(Reason::DeniedEgress)]);
@@ -551,17 +533,12 @@ impl Filter<'_> {
                 Statement::Match(MAC_TO, Op::IsNot, words(macs)),
                 Statement::Drop,
             ],
-            vec![word(ABOVE, "arp"), Statement::Accept],
         ];
         if self.is_served() {
-            rules.push(vec![
-                word(IN, &link_names::veth_host(self.id)),
-                Statement::Jump(SERVICES.to_owned()),
-            ]);
+            let services = word(IN, &link_names::veth_host(self.id));
+            rules.push(vec![services, jump(SERVICES)]);
         }
-        let [icmp, kind] = icmp6(&RECEIVED_ICMP6);
-        rules.push(vec![icmp, kind, Statement::Accept]);
-        rules.extend(by_connection(self.stateful, Reason::InvalidIngress));
+        rules.push(vec![jump(RECEIVED)]);
         rules.extend(self.jumps("gi", security));
         rules.push(vec![drop_as(Reason::DeniedIngress)]);
         rules
