@@ -4,7 +4,7 @@
 //!  guest ▶ s_<port>  whose it is: Ethernet and IP source, ARP; then n_<network>: what holds for all its guests
 //!        ▶ e_<port>  what it may send: no DHCP server, no router, no foreign neighbour; then its groups ge_<group>
 //!        ▶ i_<port>  what it may receive: berth's services, answers, then its groups gi_<group>; a_<network> without security
-//!  uplink ▶ u_<network>     ▶ o_<network> uplink: berth's own services are the same on every host, and stay on it
+//!  uplink ▶ u_<network>     ▶ o_<network> uplink: no VLAN tags; berth's own services are the same on every host, and stay on it
 //! ```
 
 use std::{
@@ -28,7 +28,7 @@ use super::{
     group, names,
     nft::{
         ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand,
-        Rule, Statement, TCP_TO, UDP_FROM, UDP_TO,
+        Rule, Statement, TCP_TO, UDP_FROM, UDP_TO, VLAN,
     },
     part::{AddressSet, Version, Wanted},
     reason::Reason,
@@ -140,6 +140,11 @@ fn drop_as(reason: Reason) -> Statement {
     Statement::Goto(reason.chain())
 }
 
+/// That a frame has a VLAN tag, also one that tells only a priority.
+fn tagged() -> Statement {
+    is(ETHER_TYPE, words(TAGS))
+}
+
 /// That a packet is of `ICMPv6`, and of one of these types.
 fn icmp6(types: &[u32]) -> [Statement; 2] {
     [word(L4, "ipv6-icmp"), number(ICMP6, types)]
@@ -189,6 +194,8 @@ pub(super) struct Common {
 
 /// The type of frames of the reverse address resolution protocol (RFC 903).
 const RARP: u32 = 0x8035;
+/// What frames say they carry that have a VLAN tag.
+const TAGS: [&str; 2] = ["8021q", "8021ad"];
 
 impl<'a> Filter<'a> {
     pub(super) fn new(
@@ -315,6 +322,10 @@ impl Filter<'_> {
             .chain(self.host_mac())
             .collect();
         let mut guests = Vec::new();
+        // Out of a NIC it would be in a VLAN that is somebody else's, or, behind the network's own tag, at a switch that takes off one.
+        if !self.around.uplinks.is_empty() {
+            guests.push(vec![tagged(), drop_as(Reason::Tagged)]);
+        }
         if !macs.is_empty() {
             guests.push(vec![is(MAC_FROM, words(macs)), drop_as(Reason::SpoofedMac)]);
         }
@@ -349,7 +360,8 @@ impl Filter<'_> {
 
     fn uplinks(&mut self, whose: &str) {
         let mut inwards = vec![vec![Statement::ClearMarkBits(KNOWN | INVALID)]];
-        let mut outwards = Vec::new();
+        inwards.extend(foreign_tags());
+        let mut outwards = vec![vec![tagged(), Statement::Drop]];
         let legs = self.leg_macs();
         if let Some(mac) = self.service_mac() {
             for rules in [&mut inwards, &mut outwards] {
@@ -370,7 +382,7 @@ impl Filter<'_> {
             let macs = || words(legs.iter().map(ToString::to_string));
             inwards.push(vec![is(MAC_FROM, macs()), Statement::Drop]);
             // What other hosts tell switches, and no guest.
-            inwards.push(vec![number(ETHER_TYPE, &[RARP]), Statement::Drop]);
+            inwards.push(vec![number(ABOVE, &[RARP]), Statement::Drop]);
             outwards.extend(routed(&macs(), &host));
         }
         inwards.push(vec![Statement::Accept]);
@@ -395,7 +407,7 @@ impl Filter<'_> {
         let v4 = of(Version::V4);
         if !v4.is_empty() {
             for field in ["saddr ip", "daddr ip"] {
-                let mut rule = vec![word(ETHER_TYPE, "arp")];
+                let mut rule = vec![word(ABOVE, "arp")];
                 rule.extend(within(Field::Header("arp", field), &v4));
                 rules.push(rule);
             }
@@ -452,10 +464,7 @@ impl Filter<'_> {
     /// Whose a frame of a guest is. What may pass is said; what is left is told apart only to be counted.
     fn source(&self, identities: &[Identity]) -> Vec<Vec<Statement>> {
         let pass = || Statement::Goto(self.name("n"));
-        let mut rules = vec![vec![
-            is(ETHER_TYPE, words(["8021q", "8021ad"])),
-            drop_as(Reason::Tagged),
-        ]];
+        let mut rules = vec![vec![tagged(), drop_as(Reason::Tagged)]];
         for identity in identities {
             let from = || word(MAC_FROM, &identity.mac);
             let mut of_arp = identity.v4.clone();
@@ -613,6 +622,20 @@ impl Filter<'_> {
             }
         }
     }
+}
+
+/// What comes in by an uplink with a tag that it has still: the tag of a network's own VLAN is off by then, so it is of a VLAN that is
+/// somebody else's. A tag that names no VLAN tells a priority, and what it is on is this network's, as if it were without.
+fn foreign_tags() -> [Vec<Statement>; 3] {
+    [
+        vec![word(ETHER_TYPE, "8021ad"), Statement::Drop],
+        vec![
+            Statement::Match(VLAN, Op::IsNot, Operand::Number(0)),
+            Statement::Drop,
+        ],
+        // One behind another.
+        vec![is(ABOVE, words(TAGS)), Statement::Drop],
+    ]
 }
 
 /// What crosses an uplink of what legs send: packets to ports on other hosts, whose places documents tell. There the legs have the
