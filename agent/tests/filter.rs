@@ -28,12 +28,12 @@ use std::{
 };
 
 use berth_agent::decide::{
-    filter::{Rendered, Stateful, base, nft::transaction, towards},
+    filter::{Stateful, base, nft::transaction, trace},
     names,
     network::NetThen,
 };
 use berth_common::document::{
-    NetworkSpec, NetworkType, PortRange, RuleDirection, RuleProtocol, RuleRemote,
+    AddressPair, NetworkSpec, PortRange, RuleDirection, RuleProtocol, RuleRemote,
 };
 use frames::{MARK, hostile, legitimate};
 use host::{Host, group, inside, isolated, nft, rule};
@@ -460,18 +460,7 @@ fn what_is_the_same_on_every_host_crosses_no_uplink() {
             allow_in(&mut spec, None, None);
             host.converge(Some(&spec)).await;
             let guest = host.plug(&spec, 0);
-            let outside = host.uplink("uplink0");
-            let uplinks = BTreeSet::from(["uplink0".to_owned()]);
-            let spanning = NetworkSpec {
-                network_type: NetworkType::Flat,
-                ..spec.clone()
-            };
-            let observed = host.observe().await;
-            let (observed, rendered) = (observed.filter, &mut Rendered::default());
-            let step =
-                towards(host.id, &spanning, &uplinks, host.host, &observed, rendered).unwrap();
-            host.apply(&berth_agent::decide::network::NetStep::Filter(step))
-                .await;
+            let outside = host.span(&spec).await;
             assert!(outside.ping("10.0.0.10"), "others are reached");
             for (what, frame) in frames::from_outside(&host.service_mac()) {
                 let sight = guest.watch();
@@ -489,6 +478,315 @@ fn what_is_the_same_on_every_host_crosses_no_uplink() {
                 !outside.ping("10.0.0.2"),
                 "this host's DHCP server is for its own guests"
             );
+            // Nothing hostile is for that machine, and the bridge knows nobody it is for: what passed would go there too.
+            let sight = outside.watch();
+            for (_, _, frame) in hostile() {
+                guest.send(&frame);
+            }
+            let nothing: [Vec<u8>; 0] = [];
+            assert_eq!(sight.with(frames::HOSTILE), nothing);
+        },
+    );
+}
+
+/// On a NIC a tag leads into a VLAN, and other networks are in those.
+#[test]
+fn no_tag_crosses_an_uplink_also_of_a_port_without_security() {
+    isolated(
+        "no_tag_crosses_an_uplink_also_of_a_port_without_security",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11]);
+            spec.ports.iter_mut().for_each(|port| port.security = None);
+            host.converge(Some(&spec)).await;
+            let [open, other] = [host.plug(&spec, 0), host.plug(&spec, 1)];
+            let frames_in_vlans = frames::in_vlans(10);
+            let sight = other.watch();
+            for (_, frame) in &frames_in_vlans {
+                open.send(frame);
+            }
+            assert!(
+                sight.saw(frames::HOSTILE, frames_in_vlans.len()),
+                "a network of one host carries them"
+            );
+            assert_eq!(host.drops(&spec, 0, "tagged"), 0);
+
+            let outside = host.span(&spec).await;
+            let mut sent = 0;
+            for (what, frame) in frames_in_vlans {
+                let sights = [outside.watch(), other.watch()];
+                open.send(&frame);
+                // Something that passes comes after it, so it would have come by then.
+                open.send(&legitimate()[1].1);
+                for sight in sights {
+                    assert!(!sight.saw(frames::HOSTILE, 1), "{what} passed");
+                }
+                sent += 1;
+                assert_eq!(host.drops(&spec, 0, "tagged"), sent, "{what}");
+            }
+            open.send(&frames::with_priority(10));
+            wait_for(
+                "a priority tag to be counted",
+                PATIENCE * slowness(),
+                || {
+                    let now = host.drops(&spec, 0, "tagged");
+                    (now > sent, now)
+                },
+            );
+
+            for (what, frame) in frames::in_vlans(200) {
+                let sight = open.watch();
+                outside.send(&frame);
+                assert!(!sight.saw(frames::HOSTILE, 1), "{what} came in");
+            }
+            let sight = open.watch();
+            outside.send(&frames::with_priority(200));
+            assert!(sight.saw(MARK, 1), "it is in no VLAN");
+        },
+    );
+}
+
+/// What became of a frame that the first port's guest sent to the second one's: it came, or the reason that was counted. A trace says
+/// the same, unless it cannot be asked.
+fn becomes(
+    host: &Host,
+    spec: &NetworkSpec,
+    guests: &[host::Guest; 2],
+    what: &str,
+    frame: &[u8],
+) -> Result<(), String> {
+    let became = host.sends(spec, guests, frame);
+    if let Some(packet) = frames::as_traced(frame) {
+        let steps = trace(spec, &[], &[], &spec.ports[0], &packet);
+        let dropped = steps.iter().find(|step| !step.passes).map(|step| {
+            let reason = step.detail.rsplit_once("dropped as ");
+            reason.map_or(step.detail.as_str(), |(_, reason)| reason)
+        });
+        let traced = dropped.map_or(Ok(()), |reason| Err(reason.to_owned()));
+        assert_eq!(traced, became, "{what}: {steps:#?}");
+    }
+    became
+}
+
+/// Two guests that say nothing by themselves.
+fn quiet(host: &mut Host, spec: &NetworkSpec) -> [host::Guest; 2] {
+    [0, 1].map(|port| {
+        let guest = host.plug(spec, port);
+        guest.is_quiet();
+        guest
+    })
+}
+
+fn refused(reason: &str) -> Result<(), String> {
+    Err(reason.to_owned())
+}
+
+#[test]
+fn a_trace_says_what_the_kernel_does() {
+    isolated(
+        "a_trace_says_what_the_kernel_does",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11]);
+            allow_in(&mut spec, None, None);
+            host.converge(Some(&spec)).await;
+            let guests = quiet(host, &spec);
+            let mut traced = BTreeSet::new();
+            for (what, frame) in legitimate() {
+                assert_eq!(becomes(host, &spec, &guests, what, &frame), Ok(()));
+                if frames::as_traced(&frame).is_some() {
+                    traced.insert("passes");
+                }
+            }
+            for (what, reason, frame) in hostile() {
+                // A trace is not told what neighbour discovery says, and answers for what is true.
+                if frames::as_traced(&frame).is_some() && reason != "spoofed_nd" {
+                    assert_eq!(
+                        becomes(host, &spec, &guests, what, &frame),
+                        refused(reason),
+                        "{what}"
+                    );
+                    traced.insert(reason);
+                }
+            }
+            let all = [
+                "passes",
+                "rogue_dhcp",
+                "rogue_ra",
+                "spoofed_ip",
+                "spoofed_mac",
+            ];
+            assert_eq!(traced, all.into());
+        },
+    );
+}
+
+#[test]
+fn an_address_pair_lets_its_addresses_through_for_as_long_as_it_is_there() {
+    isolated(
+        "an_address_pair_lets_its_addresses_through_for_as_long_as_it_is_there",
+        async |host: &mut Host| {
+            const SHARED: [u8; 6] = [0, 0, 0x5e, 0, 1, 1];
+            let mut spec = host.spec(&[10, 11]);
+            allow_in(&mut spec, None, None);
+            let pair = |address: &str, mac: Option<&str>| AddressPair {
+                ip_address: address.parse().unwrap(),
+                mac_address: mac.map(|mac| mac.parse().unwrap()),
+            };
+            let pairs = vec![
+                pair("10.0.0.100/32", Some("00:00:5e:00:01:01")),
+                pair("10.0.0.112/30", None),
+            ];
+            let set = |spec: &mut NetworkSpec, pairs| {
+                let security = spec.ports[0].security.as_mut().unwrap();
+                security.allowed_address_pairs = pairs;
+            };
+            set(&mut spec, pairs.clone());
+            host.converge(Some(&spec)).await;
+            let guests = quiet(host, &spec);
+            let check = |spec: &NetworkSpec, what: &str, frame: &[u8], wanted| {
+                let became = becomes(host, spec, &guests, what, frame);
+                assert_eq!(became, wanted, "{what}");
+            };
+            let own = frames::mac(10);
+            let of_ip = |mac, n| frames::udp_from(mac, [10, 0, 0, n], 2000);
+            let of_arp = |mac, n| frames::announcement(mac, [10, 0, 0, n]);
+            let owned = |result: Result<(), &str>| result.map_err(str::to_owned);
+            for (what, mac, n, ip_wanted, arp_wanted) in [
+                ("its own", own, 10, Ok(()), Ok(())),
+                ("the pair's", SHARED, 100, Ok(()), Ok(())),
+                (
+                    "below it",
+                    SHARED,
+                    99,
+                    Err("spoofed_ip"),
+                    Err("spoofed_arp"),
+                ),
+                (
+                    "above it",
+                    SHARED,
+                    101,
+                    Err("spoofed_ip"),
+                    Err("spoofed_arp"),
+                ),
+                (
+                    "with its own Ethernet address",
+                    own,
+                    100,
+                    Err("spoofed_ip"),
+                    Err("spoofed_arp"),
+                ),
+                (
+                    "its own with the pair's",
+                    SHARED,
+                    10,
+                    Err("spoofed_ip"),
+                    Err("spoofed_arp"),
+                ),
+                (
+                    "before the prefix",
+                    own,
+                    111,
+                    Err("spoofed_ip"),
+                    Err("spoofed_arp"),
+                ),
+                ("the first of the prefix", own, 112, Ok(()), Ok(())),
+                ("the last of the prefix", own, 115, Ok(()), Ok(())),
+                (
+                    "after the prefix",
+                    own,
+                    116,
+                    Err("spoofed_ip"),
+                    Err("spoofed_arp"),
+                ),
+            ] {
+                check(&spec, what, &of_ip(mac, n), owned(ip_wanted));
+                check(&spec, what, &of_arp(mac, n), owned(arp_wanted));
+            }
+            set(&mut spec, Vec::new());
+            host.converge(Some(&spec)).await;
+            check(&spec, "its own, still", &of_ip(own, 10), Ok(()));
+            for (what, mac, n, reason) in [
+                ("the pair's, gone", SHARED, 100, "spoofed_mac"),
+                ("of the prefix, gone", own, 112, "spoofed_ip"),
+            ] {
+                check(&spec, what, &of_ip(mac, n), refused(reason));
+            }
+            set(&mut spec, pairs);
+            host.converge(Some(&spec)).await;
+            check(&spec, "the pair's, back", &of_ip(SHARED, 100), Ok(()));
+        },
+    );
+}
+
+#[test]
+fn a_rule_allows_what_it_names_up_to_its_edges() {
+    isolated(
+        "a_rule_allows_what_it_names_up_to_its_edges",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11]);
+            let ports = |min, max| Some(PortRange { min, max });
+            let udp = |min, max| {
+                let ports = ports(min, max);
+                Some(RuleProtocol::Udp { ports })
+            };
+            let from = |prefix: &str| Some(RuleRemote::Prefix(prefix.parse().unwrap()));
+            let ping = RuleProtocol::Icmp {
+                kind: Some(8),
+                code: Some(0),
+            };
+            let tcp = RuleProtocol::Tcp {
+                ports: ports(2000, 2010),
+            };
+            for (protocol, remote) in [
+                (udp(2000, 2010), None),
+                (Some(tcp), None),
+                (Some(ping), None),
+                // Of 10.0.0.10: it is within, just above, just below.
+                (udp(3000, 3000), from("10.0.0.8/30")),
+                (udp(3001, 3001), from("10.0.0.8/31")),
+                (udp(3002, 3002), from("10.0.0.11/32")),
+            ] {
+                allow_in(&mut spec, protocol, remote);
+            }
+            host.converge(Some(&spec)).await;
+            let guests = quiet(host, &spec);
+            let [a, b] = &guests;
+            let datagram = |port| frames::udp_from(frames::mac(10), [10, 0, 0, 10], port);
+            let denied = "denied_ingress";
+            for (what, frame, wanted) in [
+                ("below the range", datagram(1999), refused(denied)),
+                ("its first port", datagram(2000), Ok(())),
+                ("its last port", datagram(2010), Ok(())),
+                ("above the range", datagram(2011), refused(denied)),
+                ("a ping", frames::icmp(8, 0), Ok(())),
+                ("another code", frames::icmp(8, 1), refused(denied)),
+                ("another type", frames::icmp(13, 0), refused(denied)),
+                ("from within the prefix", datagram(3000), Ok(())),
+                ("from above the prefix", datagram(3001), refused(denied)),
+                ("from below the prefix", datagram(3002), refused(denied)),
+            ] {
+                let became = becomes(host, &spec, &guests, what, &frame);
+                assert_eq!(became, wanted, "{what}");
+            }
+            let reached = [1999, 2000, 2010, 2011].map(|port| a.connects(b, port));
+            assert_eq!(reached, [false, true, true, false]);
+
+            // The same outwards.
+            let mut sends = rule(RuleDirection::Egress, udp(2000, 2001), from("10.0.0.11/32"));
+            let rules = &mut spec.security_groups[0].rules;
+            rules.retain(|rule| rule.direction == RuleDirection::Ingress);
+            rules.push(sends.clone());
+            sends.protocol = udp(2002, 2002);
+            sends.remote = from("10.0.0.12/32");
+            rules.push(sends);
+            host.converge(Some(&spec)).await;
+            for (what, port, wanted) in [
+                ("the last port outwards", 2001, Ok(())),
+                ("to another address", 2002, refused("denied_egress")),
+                ("no rule's port", 2003, refused("denied_egress")),
+            ] {
+                let became = becomes(host, &spec, &guests, what, &datagram(port));
+                assert_eq!(became, wanted, "{what}");
+            }
         },
     );
 }

@@ -17,13 +17,13 @@ use berth_agent::{
     },
 };
 use berth_common::{
-    document::{NetworkSpec, NetworkType},
-    ids::NetworkId,
+    document::{NetworkPort, NetworkSpec, NetworkType, PortQos},
+    ids::{InstanceId, NetworkId, PortId},
 };
 use serde_json::Value;
 
 use self::{
-    fabric::{HostOnWire, TRUNK, bare, break_off_everywhere, cut_wires, wires},
+    fabric::{Capture, HostOnWire, TRUNK, bare, break_off_everywhere, cut_wires, inside, wires},
     isolation::{ip, run, try_run},
 };
 
@@ -181,6 +181,97 @@ fn vlans_reach_across_hosts_and_never_one_another() {
         host.end();
     }
     assert!(ip(&format!("link show master {TRUNK}")).is_empty());
+    cut_wires();
+}
+
+/// How many frames with tags were dropped of a port.
+fn tagged(host: &HostOnWire, port: PortId) -> u64 {
+    let set = ["-j", "list", "set", "bridge", "berth", "dropped-tagged"];
+    let listed = inside(&host.namespace, || run("nft", &set));
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let objects = listed["nftables"].as_array().unwrap().iter();
+    let elements = objects.filter_map(|object| object["set"]["elem"].as_array());
+    let mut elements = elements.flatten().map(|element| &element["elem"]);
+    let element = elements.find(|element| element["val"] == names::tap(port).as_str());
+    element.unwrap()["counter"]["packets"].as_u64().unwrap()
+}
+
+/// How many frames from an Ethernet address there are.
+fn from(frames: &[Vec<u8>], mac: &str) -> usize {
+    let hex = |octets: &[u8]| -> Vec<String> {
+        octets.iter().map(|octet| format!("{octet:02x}")).collect()
+    };
+    frames
+        .iter()
+        .filter(|frame| hex(&frame[6..12]).join(":") == mac)
+        .count()
+}
+
+#[test]
+fn tags_lead_a_guest_without_port_security_into_no_other_network() {
+    wires();
+    let hosts = [1, 2].map(HostOnWire::new);
+    let port = |n: u8| NetworkPort {
+        id: PortId::new(),
+        instance_id: InstanceId::new(),
+        mac_address: mac(n).parse().unwrap(),
+        hostname: format!("open{n}").parse().unwrap(),
+        fixed_ips: Vec::new(),
+        security: None,
+        qos: PortQos::default(),
+        mirrors: Vec::new(),
+    };
+    let [red, green, blue] = [NetworkId::new(), NetworkId::new(), NetworkId::new()];
+    let open = [
+        (red, "red", vlan(10), 11_u8),
+        (green, "green", bare(NetworkType::Flat, None), 12),
+    ];
+    // Blue is on the other host alone, so that its tag comes up to this one's NIC, and no further.
+    assert_eq!(hosts[1].converge(blue, Some(&vlan(20))), NetThen::Converged);
+    let victim = hosts[1].guest(blue, "blue2", &mac(20), "10.0.0.20/24");
+    let mut plugged = vec![];
+    for (network, name, spec, n) in open {
+        assert_eq!(hosts[1].converge(network, Some(&spec)), NetThen::Converged);
+        let far = hosts[1].guest(network, &format!("{name}2"), &mac(2), "10.0.0.2/24");
+        let port = port(n);
+        let spec = NetworkSpec {
+            ports: vec![port.clone()],
+            ..spec
+        };
+        let then = hosts[0].converge(network, Some(&spec));
+        assert!(
+            matches!(then, NetThen::Converged | NetThen::Wait(_)),
+            "{then:?}"
+        );
+        let tap = names::tap(port.id);
+        let bad = hosts[0].guest_at(network, &tap, name, &mac(n), &format!("10.0.0.{n}/24"));
+        assert!(bad.ping("10.0.0.2"), "without tags");
+        assert_eq!(tagged(&hosts[0], port.id), 0);
+
+        ip(&format!(
+            "-n {name} link add link eth0 name tagged type vlan id 20"
+        ));
+        ip(&format!("-n {name} link set tagged up"));
+        ip(&format!("-n {name} address flush dev eth0"));
+        ip(&format!("-n {name} address add 10.0.0.{n}/24 dev tagged"));
+        let heard = inside("blue2", Capture::start);
+        assert!(bad.cannot_ping("10.0.0.20"), "{name}");
+        assert_eq!(from(&heard.frames(), &mac(n)), 0, "{name}");
+        assert!(tagged(&hosts[0], port.id) > 0, "{name}");
+        // The other way round: nobody has this address, so everybody is asked.
+        let heard = inside(name, Capture::start);
+        assert!(victim.cannot_ping("10.0.0.99"));
+        assert_eq!(from(&heard.frames(), &mac(20)), 0, "{name}");
+        plugged.extend([far, bad]);
+    }
+    plugged.push(victim);
+    plugged.into_iter().for_each(|guest| guest.unplug());
+    for host in hosts {
+        for network in [red, green, blue] {
+            assert_eq!(host.converge(network, None), NetThen::Gone);
+        }
+        host.end();
+    }
     cut_wires();
 }
 

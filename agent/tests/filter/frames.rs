@@ -1,6 +1,11 @@
-//! Frames as guests send them that behave, and as others do.
+//! Frames as guests send them that behave, and as others do; and what a frame is to a trace.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use berth_common::{
+    document::RuleDirection,
+    message::trace::{TraceConnection, TracePacket, TraceProtocol},
+};
 
 /// Is in every frame that may pass.
 pub(crate) const MARK: &[u8] = b"LAWFUL!!";
@@ -14,6 +19,8 @@ const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;
 const PROVIDER_VLAN: u16 = 0x88a8;
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 
@@ -104,17 +111,106 @@ fn datagram(mark: &[u8]) -> Vec<u8> {
     ipv4(A, B, UDP, &udp(1000, 2000, mark))
 }
 
-fn tagged(mark: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+/// A datagram with these tags, the outermost first, each with its type and VLAN.
+fn tagged(to: [u8; 6], from: [u8; 6], mark: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut kind = tags[0].0;
     for (at, (_, id)) in tags.iter().enumerate() {
         let next = tags.get(at + 1).map_or(IPV4, |next| next.0);
         bytes.extend(id.to_be_bytes());
         bytes.extend(next.to_be_bytes());
-        kind = tags[0].0;
     }
     bytes.extend(datagram(mark));
-    ethernet(mac(11), mac(10), kind, &bytes)
+    ethernet(to, from, tags[0].0, &bytes)
+}
+
+/// What machine `from` sends to everybody in VLANs.
+pub(crate) fn in_vlans(from: u8) -> Vec<(&'static str, Vec<u8>)> {
+    [
+        ("a VLAN tag", &[(VLAN, 5)][..]),
+        ("a provider's VLAN tag", &[(PROVIDER_VLAN, 5)]),
+        ("two VLAN tags", &[(VLAN, 1), (VLAN, 6)]),
+        (
+            "a provider's VLAN tag over another",
+            &[(PROVIDER_VLAN, 5), (VLAN, 6)],
+        ),
+        ("a VLAN tag behind a priority tag", &[(VLAN, 0), (VLAN, 6)]),
+        ("two priority tags", &[(VLAN, 0), (VLAN, 0)]),
+    ]
+    .map(|(what, tags)| (what, tagged(EVERYBODY, mac(from), HOSTILE, tags)))
+    .to_vec()
+}
+
+/// The same with a tag that names no VLAN.
+pub(crate) fn with_priority(from: u8) -> Vec<u8> {
+    tagged(EVERYBODY, mac(from), MARK, &[(VLAN, 0)])
+}
+
+/// A datagram to guest 11, as it may pass.
+pub(crate) fn udp_from(mac_from: [u8; 6], address: [u8; 4], port: u16) -> Vec<u8> {
+    let packet = ipv4(address, B, UDP, &udp(1000, port, MARK));
+    ethernet(mac(11), mac_from, IPV4, &packet)
+}
+
+/// An ICMP message from guest 10 to guest 11.
+pub(crate) fn icmp(kind: u8, code: u8) -> Vec<u8> {
+    let mut message = vec![kind, code, 0, 0, 0, 1, 0, 1];
+    message.extend(MARK);
+    let sum = checksum(&message).to_be_bytes();
+    message[2..4].copy_from_slice(&sum);
+    ethernet(mac(11), mac(10), IPV4, &ipv4(A, B, ICMP, &message))
+}
+
+/// Tells everybody by ARP who has an address.
+pub(crate) fn announcement(mac_from: [u8; 6], address: [u8; 4]) -> Vec<u8> {
+    let own = (mac_from, address);
+    ethernet(EVERYBODY, mac_from, ARP, &arp(2, own, own, MARK))
+}
+
+/// A frame of a guest as a trace is asked about it; what is not IP at once, it is not asked about.
+pub(crate) fn as_traced(frame: &[u8]) -> Option<TracePacket> {
+    let kind = u16::from_be_bytes([frame[12], frame[13]]);
+    let packet = &frame[14..];
+    let octets = |at: usize| <[u8; 16]>::try_from(&packet[at..at + 16]).unwrap();
+    let (source, destination, protocol, above) = match kind {
+        IPV4 => (
+            IpAddr::from([packet[12], packet[13], packet[14], packet[15]]),
+            IpAddr::from([packet[16], packet[17], packet[18], packet[19]]),
+            packet[9],
+            &packet[20..],
+        ),
+        IPV6 => (
+            IpAddr::from(octets(8)),
+            IpAddr::from(octets(24)),
+            packet[6],
+            &packet[40..],
+        ),
+        _ => return None,
+    };
+    let port = |at: usize| u16::from_be_bytes([above[at], above[at + 1]]);
+    let protocol = match protocol {
+        ICMP | ICMP6 => TraceProtocol::Icmp {
+            kind: above[0],
+            code: above[1],
+        },
+        TCP => TraceProtocol::Tcp {
+            source_port: Some(port(0)),
+            destination_port: port(2),
+        },
+        UDP => TraceProtocol::Udp {
+            source_port: Some(port(0)),
+            destination_port: port(2),
+        },
+        number => TraceProtocol::Number { number },
+    };
+    let mac: Vec<String> = frame[6..12].iter().map(|it| format!("{it:02x}")).collect();
+    Some(TracePacket {
+        direction: RuleDirection::Egress,
+        source,
+        destination,
+        mac_address: Some(mac.join(":").parse().unwrap()),
+        protocol,
+        connection: TraceConnection::New,
+    })
 }
 
 fn advertisement(target: Ipv6Addr, option_mac: [u8; 6], mark: &[u8]) -> Vec<u8> {
@@ -254,17 +350,25 @@ pub(crate) fn hostile() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "rogue_ra",
             ethernet(ALL_NODES, mac(10), IPV6, &icmp6(from, ALL, &redirect)),
         ),
-        ("a VLAN tag", "tagged", tagged(HOSTILE, &[(VLAN, 5)])),
-        ("a priority tag", "tagged", tagged(HOSTILE, &[(VLAN, 0)])),
+        (
+            "a VLAN tag",
+            "tagged",
+            tagged(mac(11), mac(10), HOSTILE, &[(VLAN, 5)]),
+        ),
+        (
+            "a priority tag",
+            "tagged",
+            tagged(mac(11), mac(10), HOSTILE, &[(VLAN, 0)]),
+        ),
         (
             "two VLAN tags",
             "tagged",
-            tagged(HOSTILE, &[(VLAN, 1), (VLAN, 6)]),
+            tagged(mac(11), mac(10), HOSTILE, &[(VLAN, 1), (VLAN, 6)]),
         ),
         (
             "a provider's VLAN tag over another",
             "tagged",
-            tagged(HOSTILE, &[(PROVIDER_VLAN, 5), (VLAN, 6)]),
+            tagged(mac(11), mac(10), HOSTILE, &[(PROVIDER_VLAN, 5), (VLAN, 6)]),
         ),
         (
             "a neighbour advertisement for another's address",
@@ -317,6 +421,20 @@ pub(crate) fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
                 other,
                 ARP,
                 &arp(2, (other, server), (other, server), HOSTILE),
+            ),
+        ),
+        (
+            "the DHCP server's ARP behind a priority tag",
+            ethernet(
+                EVERYBODY,
+                other,
+                VLAN,
+                &[
+                    &[0, 0][..],
+                    &ARP.to_be_bytes(),
+                    &arp(2, (other, server), (other, server), HOSTILE),
+                ]
+                .concat(),
             ),
         ),
         (

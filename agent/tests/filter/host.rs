@@ -1,7 +1,7 @@
 //! A hypervisor with one network, and its guests.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -16,6 +16,7 @@ use std::{
 use berth_agent::{
     act::{Net as _, net::KernelNet},
     decide::{
+        filter::{Reason, Rendered, towards},
         names,
         network::{Link, NetPlan, NetStep, NetThen, NetWait, NetworkObserved, plan},
     },
@@ -143,10 +144,15 @@ pub(crate) struct Sight {
 impl Sight {
     /// Whether frames with such bytes came, within the time that a frame takes.
     pub(crate) fn saw(self, bytes: &[u8], at_least: usize) -> bool {
+        self.with(bytes).len() >= at_least
+    }
+
+    /// The frames with such bytes that came, within the time that a frame takes.
+    pub(crate) fn with(self, bytes: &[u8]) -> Vec<Vec<u8>> {
         self.stop.send(()).unwrap();
-        let frames = self.thread.join().unwrap();
-        let with = |frame: &&Vec<u8>| frame.windows(bytes.len()).any(|window| window == bytes);
-        frames.iter().filter(with).count() >= at_least
+        let mut frames = self.thread.join().unwrap();
+        frames.retain(|frame| frame.windows(bytes.len()).any(|window| window == bytes));
+        frames
     }
 }
 
@@ -219,6 +225,13 @@ impl Guest {
         let list: Value = serde_json::from_str(&list).unwrap();
         let address = list[0]["addr_info"][0]["local"].as_str().unwrap();
         address.parse().unwrap()
+    }
+
+    /// From now on it says nothing by itself in IPv6, which would be counted too where nobody may receive it.
+    pub(crate) fn is_quiet(&self) {
+        inside(&self.namespace, || {
+            fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
+        });
     }
 
     /// Sends a frame as it is.
@@ -431,13 +444,24 @@ impl Host {
         self.wire(guest, &port.mac_address.to_string(), address)
     }
 
-    /// A machine beyond a link of the bridge that is no guest's.
-    pub(crate) fn uplink(&mut self, link: &str) -> Guest {
-        let guest = Guest {
+    /// Has the network reach beyond the host by a link in its bridge, as one of type `flat` does by its NIC; the machine there.
+    pub(crate) async fn span(&mut self, spec: &NetworkSpec) -> Guest {
+        const UPLINK: &str = "uplink0";
+        let outside = Guest {
             namespace: "outside".to_owned(),
-            link: link.to_owned(),
+            link: UPLINK.to_owned(),
         };
-        self.wire(guest, "52:54:00:00:00:c8", IpAddr::from([10, 0, 0, 200]))
+        let outside = self.wire(outside, "52:54:00:00:00:c8", IpAddr::from([10, 0, 0, 200]));
+        let spanning = NetworkSpec {
+            network_type: NetworkType::Flat,
+            ..spec.clone()
+        };
+        let uplinks = BTreeSet::from([UPLINK.to_owned()]);
+        let observed = self.observe().await.filter;
+        let rendered = &mut Rendered::default();
+        let step = towards(self.id, &spanning, &uplinks, self.host, &observed, rendered);
+        self.apply(&NetStep::Filter(step.unwrap())).await;
+        outside
     }
 
     fn wire(&mut self, guest: Guest, mac: &str, address: IpAddr) -> Guest {
@@ -466,22 +490,45 @@ impl Host {
 
     /// How many packets of a port were dropped for a reason, as the kernel counts.
     pub(crate) fn drops(&self, spec: &NetworkSpec, port: usize, reason: &str) -> u64 {
-        let tap = names::tap(spec.ports[port].id);
         let set = format!("dropped-{reason}");
         let list = run("nft", &["-j", "list", "set", "bridge", "berth", &set]);
-        let list: Value = serde_json::from_str(&list).unwrap();
-        let set = list["nftables"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find_map(|object| object.get("set"))
-            .unwrap();
-        let elements = set["elem"].as_array().unwrap();
-        let element = elements
-            .iter()
-            .find(|element| element["elem"]["val"] == tap.as_str())
-            .unwrap();
-        element["elem"]["counter"]["packets"].as_u64().unwrap()
+        counted(&list, &names::tap(spec.ports[port].id))[reason]
+    }
+
+    /// What the kernel does with a frame that the first port's guest sends to the second one's: it comes, or one reason is counted.
+    pub(crate) fn sends(
+        &self,
+        spec: &NetworkSpec,
+        [from, to]: &[Guest; 2],
+        frame: &[u8],
+    ) -> Result<(), String> {
+        let drops = || {
+            let list = run("nft", &["-j", "list", "table", "bridge", "berth"]);
+            let [sent, received] =
+                [0, 1].map(|port| counted(&list, &names::tap(spec.ports[port].id)));
+            Reason::ALL.map(|reason| {
+                let of = if reason.is_of_receiver() {
+                    &received
+                } else {
+                    &sent
+                };
+                of[reason.as_str()]
+            })
+        };
+        let before = drops();
+        let sight = to.watch();
+        from.send(frame);
+        let came = sight.saw(frame, 1);
+        let counted = Reason::ALL.into_iter().zip(before.iter().zip(drops()));
+        let counted: Vec<&str> = counted
+            .filter(|(_, (before, after))| after > *before)
+            .map(|(reason, _)| reason.as_str())
+            .collect();
+        match (came, &counted[..]) {
+            (true, []) => Ok(()),
+            (false, [reason]) => Err((*reason).to_owned()),
+            other => panic!("it came, and is counted as: {other:?}"),
+        }
     }
 
     /// The agent is gone and starts again.
@@ -508,4 +555,19 @@ impl Host {
         let ruleset = run("nft", &["-j", "list", "ruleset"]);
         assert!(!ruleset.contains(&self.id.to_string()), "{ruleset}");
     }
+}
+
+/// How many packets of a tap the listed sets count, by their reasons.
+fn counted(list: &str, tap: &str) -> BTreeMap<String, u64> {
+    let list: Value = serde_json::from_str(list).unwrap();
+    let objects = list["nftables"].as_array().unwrap().iter();
+    let sets = objects.filter_map(|object| object.get("set"));
+    sets.filter_map(|set| {
+        let reason = set["name"].as_str()?.strip_prefix("dropped-")?;
+        let mut elements = set["elem"].as_array()?.iter();
+        let element = elements.find(|element| element["elem"]["val"] == tap)?;
+        let packets = element["elem"]["counter"]["packets"].as_u64()?;
+        Some((reason.to_owned(), packets))
+    })
+    .collect()
 }

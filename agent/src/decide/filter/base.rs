@@ -66,6 +66,9 @@ pub const ASKED: &str = "asked";
 /// What each guest may receive; the rest goes on.
 pub const RECEIVED: &str = "received";
 
+/// What frames say they carry that have a VLAN tag.
+pub const TAGS: [&str; 2] = ["8021q", "8021ad"];
+
 /// The types of `ICMPv6` that a guest may send whatever its groups say: it tells of groups, and asks for routers and addresses. Of those
 /// that tell of addresses it may send only its own.
 pub const SENT_ICMP6: [u32; 5] = [131, 132, 133, 135, 143];
@@ -294,8 +297,7 @@ fn services() -> Vec<Vec<Statement>> {
 }
 
 fn untagged() -> Vec<Vec<Statement>> {
-    let tags = word(ETHER_TYPE, &["8021q", "8021ad"]);
-    vec![vec![tags, drop_as(Reason::Tagged)]]
+    vec![vec![word(ETHER_TYPE, &TAGS), drop_as(Reason::Tagged)]]
 }
 
 fn strangers() -> Vec<Vec<Statement>> {

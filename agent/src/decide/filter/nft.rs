@@ -328,6 +328,8 @@ pub const MAC_FROM: Field = Field::Header("ether", "saddr");
 pub const MAC_TO: Field = Field::Header("ether", "daddr");
 /// What the frame says it carries.
 pub const ETHER_TYPE: Field = Field::Header("ether", "type");
+/// The VLAN that a frame's tag of 802.1Q names; 0 is none.
+pub const VLAN: Field = Field::Header("vlan", "id");
 /// The type of an `ICMPv6` message.
 pub const ICMP6: Field = Field::Header("icmpv6", "type");
 /// The type of an ICMP message.

@@ -250,6 +250,47 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
     insta::assert_snapshot!(text(step));
 }
 
+/// Each of these is the first thing that is asked of a frame, so nothing lets it pass before.
+#[test]
+fn no_tag_crosses_an_uplink_whatever_a_port_may_send() {
+    let spec = NetworkSpec {
+        network_type: NetworkType::Flat,
+        ..spec()
+    };
+    let first_rules = |uplinks: &[&str]| {
+        let uplinks = uplinks.iter().map(|name| (*name).to_owned()).collect();
+        let found = empty(Stateful::Bridge);
+        let step = towards(
+            network(),
+            &spec,
+            &uplinks,
+            host(),
+            &found,
+            &mut Rendered::default(),
+        );
+        let commands = commands(step);
+        ["n", "o"].map(|kind| {
+            let chain = names::of_network(kind, network());
+            let mut rules = commands.iter().map(|command| &command["add"]["rule"]);
+            let first = rules.find(|rule| rule["chain"] == chain.as_str());
+            first.map(|rule| rule["expr"].clone())
+        })
+    };
+    let tagged = json!({ "match": {
+        "op": "==",
+        "left": { "payload": { "protocol": "ether", "field": "type" } },
+        "right": { "set": ["8021q", "8021ad"] },
+    } });
+    // Where they end, and are counted.
+    let counted = json!({ "jump": { "target": base::UNTAGGED } });
+    let [of_guests, outwards] = first_rules(&["eth1"]);
+    assert_eq!(of_guests, Some(json!([counted])));
+    assert_eq!(outwards, Some(json!([tagged, { "drop": null }])));
+    let [of_guests, outwards] = first_rules(&[]);
+    assert_ne!(of_guests, Some(json!([counted])));
+    assert_eq!(outwards, None);
+}
+
 /// A provider's network with a DHCP server and a metadata service of its own.
 fn unserved() -> NetworkSpec {
     let mut spec = spec();

@@ -5,7 +5,7 @@
 //!                    its guests
 //!        ▶ e_<port>  what it may send: no DHCP server, no router, no foreign neighbour; then its groups ge_<group>
 //!        ▶ i_<port>  what it may receive: berth's services, answers, then its groups gi_<group>; a_<network> without security
-//!  uplink ▶ u_<network>     ▶ o_<network> uplink: berth's own services are the same on every host, and stay on it
+//!  uplink ▶ u_<network>     ▶ o_<network> uplink: no VLAN tags; berth's own services are the same on every host, and stay on it
 //! ```
 
 use std::{
@@ -24,12 +24,12 @@ use ipnet::IpNet;
 use super::{
     base::{
         ASKED, EGRESS, INGRESS, INVALID, KNOWN, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
-        STRANGERS, Stateful, UNTAGGED, ZONES, tracking_family,
+        STRANGERS, Stateful, TAGS, UNTAGGED, ZONES, tracking_family,
     },
     group, names,
     nft::{
-        ETHER_TYPE, Family, Field, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule,
-        Statement, TCP_TO, UDP_FROM, UDP_TO,
+        ABOVE, ETHER_TYPE, Family, Field, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule,
+        Statement, TCP_TO, UDP_FROM, UDP_TO, VLAN,
     },
     part::{AddressSet, Version, Wanted},
     reason::Reason,
@@ -138,6 +138,11 @@ fn drop_as(reason: Reason) -> Statement {
 /// Through a chain of the host's.
 fn jump(chain: &str) -> Statement {
     Statement::Jump(chain.to_owned())
+}
+
+/// That a frame has a VLAN tag, also one that tells only a priority.
+fn tagged() -> Statement {
+    is(ETHER_TYPE, words(TAGS))
 }
 
 /// That a packet is of `ICMPv6`, and of one of these types.
@@ -313,6 +318,10 @@ impl Filter<'_> {
             .chain(self.host_mac())
             .collect();
         let mut guests = Vec::new();
+        // Out of a NIC it would be in a VLAN that is somebody else's, or, behind the network's own tag, at a switch that takes off one.
+        if !self.around.uplinks.is_empty() {
+            guests.push(vec![jump(UNTAGGED)]);
+        }
         if !macs.is_empty() {
             guests.push(vec![is(MAC_FROM, words(macs)), drop_as(Reason::SpoofedMac)]);
         }
@@ -351,7 +360,8 @@ impl Filter<'_> {
 
     fn uplinks(&mut self, whose: &str) {
         let mut inwards = vec![vec![Statement::ClearMarkBits(KNOWN | INVALID)]];
-        let mut outwards = Vec::new();
+        inwards.extend(foreign_tags());
+        let mut outwards = vec![vec![tagged(), Statement::Drop]];
         let legs = self.leg_macs();
         if let Some(mac) = self.service_mac() {
             for rules in [&mut inwards, &mut outwards] {
@@ -372,7 +382,7 @@ impl Filter<'_> {
             let macs = || words(legs.iter().map(ToString::to_string));
             inwards.push(vec![is(MAC_FROM, macs()), Statement::Drop]);
             // What other hosts tell switches, and no guest.
-            inwards.push(vec![number(ETHER_TYPE, &[RARP]), Statement::Drop]);
+            inwards.push(vec![number(ABOVE, &[RARP]), Statement::Drop]);
             outwards.extend(routed(&macs(), &host));
         }
         inwards.push(vec![Statement::Accept]);
@@ -397,7 +407,7 @@ impl Filter<'_> {
         let v4 = of(Version::V4);
         if !v4.is_empty() {
             for field in ["saddr ip", "daddr ip"] {
-                let mut rule = vec![word(ETHER_TYPE, "arp")];
+                let mut rule = vec![word(ABOVE, "arp")];
                 rule.extend(within(Field::Header("arp", field), &v4));
                 rules.push(rule);
             }
@@ -590,6 +600,20 @@ impl Filter<'_> {
             }
         }
     }
+}
+
+/// What comes in by an uplink with a tag that it has still: the tag of a network's own VLAN is off by then, so it is of a VLAN that is
+/// somebody else's. A tag that names no VLAN tells a priority, and what it is on is this network's, as if it were without.
+fn foreign_tags() -> [Vec<Statement>; 3] {
+    [
+        vec![word(ETHER_TYPE, "8021ad"), Statement::Drop],
+        vec![
+            Statement::Match(VLAN, Op::IsNot, Operand::Number(0)),
+            Statement::Drop,
+        ],
+        // One behind another.
+        vec![is(ABOVE, words(TAGS)), Statement::Drop],
+    ]
 }
 
 /// What crosses an uplink of what legs send: packets to ports on other hosts, whose places documents tell. There the legs have the
