@@ -9,6 +9,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/news.rs"]
+mod news;
 #[path = "engine/nics.rs"]
 mod nics;
 #[path = "engine/routers.rs"]
@@ -27,7 +29,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -85,6 +87,7 @@ struct FlakyLibvirt {
     away: Arc<AtomicBool>,
     defective: Arc<AtomicBool>,
     wedged: Arc<AtomicBool>,
+    looks: Arc<AtomicUsize>,
 }
 
 /// How long a call to a libvirt that hangs is waited for.
@@ -106,6 +109,7 @@ impl FlakyLibvirt {
 #[async_trait]
 impl Compute for FlakyLibvirt {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         self.ask()?;
         Compute::observe(&self.host).await
     }
@@ -140,6 +144,10 @@ impl Compute for FlakyLibvirt {
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
         self.ask()?;
         Compute::backups(&self.host).await
+    }
+
+    async fn news(&self) {
+        self.host.news().await;
     }
 }
 
@@ -186,6 +194,8 @@ struct Lab {
     name: HostName,
     known: Known,
     agent: Option<Agent>,
+    /// How often the host is looked at.
+    resync_every: Duration,
     /// Where volumes are.
     pool: PoolName,
 }
@@ -220,6 +230,7 @@ impl Lab {
                 away: Arc::default(),
                 defective: Arc::default(),
                 wedged: Arc::default(),
+                looks: Arc::default(),
             },
             broker,
             scheduler,
@@ -228,6 +239,7 @@ impl Lab {
             name,
             known,
             agent: None,
+            resync_every: Duration::from_secs(10),
             pool: PoolName::default(),
         };
         lab.start();
@@ -257,7 +269,7 @@ impl Lab {
             metrics: metrics.clone(),
             health: health.component("engine"),
             libvirt: health.component("libvirt"),
-            resync_every: Duration::from_secs(10),
+            resync_every: self.resync_every,
             concurrent_operations: 2,
         });
         let inbox = Inbox {
