@@ -88,6 +88,8 @@ struct FlakyLibvirt {
     defective: Arc<AtomicBool>,
     wedged: Arc<AtomicBool>,
     looks: Arc<AtomicUsize>,
+    close_looks: Arc<AtomicUsize>,
+    slow: Arc<AtomicBool>,
 }
 
 /// How long a call to a libvirt that hangs is waited for.
@@ -111,10 +113,15 @@ impl Compute for FlakyLibvirt {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         self.ask()?;
-        Compute::observe(&self.host).await
+        let seen = Compute::observe(&self.host).await;
+        if self.slow.load(Ordering::SeqCst) {
+            sleep(HANG).await;
+        }
+        seen
     }
 
     async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
+        self.close_looks.fetch_add(1, Ordering::SeqCst);
         if self.wedged.load(Ordering::SeqCst) {
             sleep(HANG).await;
             return Err(ActError::retryable(
@@ -231,6 +238,8 @@ impl Lab {
                 defective: Arc::default(),
                 wedged: Arc::default(),
                 looks: Arc::default(),
+                close_looks: Arc::default(),
+                slow: Arc::default(),
             },
             broker,
             scheduler,

@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use berth_common::message::report::{ConvergeStatus, PowerState};
 use tokio::time::{Instant, sleep};
 
-use super::{Lab, running};
+use super::{Compute, DomainStep, HANG, Lab, running, stopped};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -78,10 +78,40 @@ async fn news_of_a_libvirt_that_is_away_change_nothing_and_it_is_found_when_it_i
     }
     let report = lab.newest(instance.key());
     assert!(report.is_some_and(|it| it.power_state == Some(PowerState::Running)));
-    // A look that failed is repeated without any news.
+    // A look that failed is repeated soon, without any news.
     lab.libvirt.away.store(false, Ordering::SeqCst);
+    let back = Instant::now();
     lab.wait(instance.key(), "off", |report| {
         report.power_state == Some(PowerState::Shutdown)
     })
     .await;
+    assert!(
+        back.elapsed() <= Duration::from_secs(3),
+        "{:?}",
+        back.elapsed()
+    );
+}
+
+/// News come while a pass does its steps, and a look that they are the reason for sees what the next step changes.
+#[tokio::test(start_paused = true)]
+async fn what_was_seen_before_a_pass_ended_is_no_reason_for_another_one() {
+    let lab = lab().await;
+    let (wish, ..) = running(&lab).await;
+    lab.libvirt.slow.store(true, Ordering::SeqCst);
+    lab.host.tell_news();
+    sleep(Duration::from_secs(1)).await;
+    let stop = wish.instance(2, stopped);
+    lab.send(&stop).await;
+    lab.wait_status(&stop, ConvergeStatus::Converged).await;
+    let close_looks = || lab.libvirt.close_looks.load(Ordering::SeqCst);
+    let before = close_looks();
+    sleep(2 * HANG).await;
+    assert_eq!(close_looks(), before);
+    // What changes after it is a reason all the same.
+    Compute::apply(&lab.host, &DomainStep::Start(wish.instance))
+        .await
+        .unwrap();
+    lab.host.tell_news();
+    lab.wait_until("a close look", || close_looks() > before)
+        .await;
 }
