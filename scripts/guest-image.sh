@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the small guest that berth's demo and tests boot: a bootable qcow2 made of Debian packages alone
-# (cloud kernel, static busybox, dropbear, syslinux). Nothing is mounted; root is not needed.
+# (cloud kernel, static busybox, dropbear, qemu-guest-agent, syslinux). Nothing is mounted; root is not needed.
 #
 #   scripts/guest-image.sh [OUT]           build OUT (default .cache/guest/berth-guest.qcow2); does nothing
 #                                          when OUT already belongs to these inputs
@@ -10,7 +10,8 @@
 #   berth-guest: ready address=A.B.C.D hostname=NAME boot_id=UUID
 # It serves / and /cgi-bin/status (JSON) on port 80, SSH on port 22 (root, password berth; or the key that the metadata service
 # tells), a shell on the
-# console, and powers off when the power button is pressed. 96 MiB of memory are enough.
+# console, and powers off when the power button is pressed. Where it has a channel for it, QEMU's guest agent runs. 96 MiB of memory
+# are enough.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -28,7 +29,7 @@ salt=berthguest
 modules=(
 	virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk failover net_failover
 	virtio_net virtio-rng virtio_balloon evdev button scsi_common scsi_mod virtio_scsi sd_mod cdrom
-	sr_mod isofs
+	sr_mod isofs virtio_console
 )
 
 say() { printf 'guest-image: %s\n' "$*"; }
@@ -72,14 +73,30 @@ kernel_package() {
 	fi
 }
 
+# The package of the guest agent that apt knows; without apt lists, the one downloaded before. It is not installed here: on a
+# machine that is virtual itself it would start, and obey whoever runs that.
+agent_package() {
+	local version
+	version=$(apt-cache policy qemu-guest-agent 2>/dev/null | sed -n 's/^ *Candidate: //p')
+	if [[ -n $version && $version != '(none)' ]]; then
+		printf 'qemu-guest-agent=%s\n' "$version"
+	elif [[ -f $cache/agent.name ]]; then
+		cat "$cache/agent.name"
+	else
+		die "apt knows no qemu-guest-agent: run apt-get update as root"
+	fi
+}
+
 # A machine whose packages were all there, such as a fresh container, may have no apt lists yet.
-if [[ $EUID == 0 && ! -f $cache/kernel.name ]] && ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
+if [[ $EUID == 0 && ! (-f $cache/kernel.name && -f $cache/agent.name) ]] &&
+	! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
 	say "asking apt for its lists"
 	apt-get -qq update || die "apt-get update failed"
 fi
 kernel=$(kernel_package)
+agent=$(agent_package)
 stamp=$({
-	echo "$kernel"
+	echo "$kernel" "$agent"
 	cat "${BASH_SOURCE[0]}" "$parts"/*
 	dpkg-query -W -f='${Package} ${Version}\n' busybox-static dropbear-bin syslinux 2>/dev/null || true
 } | sha256sum | cut -d' ' -f1)
@@ -91,27 +108,26 @@ describe() {
 	say "size $bytes bytes ($((bytes / 1024 / 1024)) MiB), sha256 $(sha256sum "$out" | cut -d' ' -f1)"
 }
 
-fetch_kernel() {
-	[[ -f $cache/kernel.name && $(<"$cache/kernel.name") == "$kernel" && -f $cache/kernel/vmlinuz ]] && return
-	say "downloading $kernel"
-	local work
-	work=$(mktemp -d "$cache/kernel.XXXXXX")
-	if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$kernel"); then
+# Downloads package $2 and unpacks it as $cache/$1.tree, unless it is there.
+fetch() {
+	local part=$1 package=$2 work
+	[[ -f $cache/$part.name && $(<"$cache/$part.name") == "$package" && -d $cache/$part.tree ]] && return
+	say "downloading $package"
+	work=$(mktemp -d "$cache/$part.XXXXXX")
+	if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package"); then
 		rm -rf "$work"
-		die "cannot download $kernel: run apt-get update and try again"
+		die "cannot download $package: run apt-get update and try again"
 	fi
-	dpkg-deb -x "$work"/linux-image-*.deb "$work/tree"
+	dpkg-deb -x "$work"/*.deb "$work"
 	rm -f "$work"/*.deb
-	mv "$work"/tree/boot/vmlinuz-* "$work/vmlinuz"
-	rm -rf "$cache/kernel"
-	mv "$work" "$cache/kernel"
-	chmod 755 "$cache/kernel"
-	printf '%s\n' "$kernel" >"$cache/kernel.name"
+	rm -rf "$cache/$part.tree"
+	mv "$work" "$cache/$part.tree"
+	printf '%s\n' "$package" >"$cache/$part.name"
 }
 
 # The root file system of the guest, in $1.
 make_root() {
-	local tree=$1 release module file binary
+	local tree=$1 release module file binary linked
 	mkdir -p "$tree"/{bin,dev,etc/acpi/PWRF,etc/dropbear,lib,proc,root,run,sys,tmp,var/log,www/cgi-bin}
 	ln -s bin "$tree/sbin"
 	cp "$(command -v busybox)" "$tree/bin/busybox"
@@ -120,19 +136,21 @@ make_root() {
 	done
 	ln -s bin/busybox "$tree/init"
 
-	# dropbear and what it is linked with, at the paths its loader looks at.
-	for binary in dropbear dropbearkey; do
-		cp "$(command -v "$binary")" "$tree/bin/$binary"
-		ldd "$(command -v "$binary")" | grep -o '/[^ ]*' | while read -r file; do
+	# dropbear, the guest agent and what they are linked with, at the paths their loader looks at.
+	for binary in "$(command -v dropbear)" "$(command -v dropbearkey)" "$cache/agent.tree/usr/sbin/qemu-ga"; do
+		cp "$binary" "$tree/bin/"
+		linked=$(ldd "$binary")
+		[[ $linked != *'not found'* ]] || die "$binary needs libraries that are not here: $linked"
+		grep -o '/[^ ]*' <<<"$linked" | while read -r file; do
 			mkdir -p "$tree$(dirname "$file")"
 			cp -Lf "$file" "$tree$file"
 		done
 	done
 
-	release=$(basename "$cache"/kernel/tree/lib/modules/*)
+	release=$(basename "$cache"/kernel.tree/lib/modules/*)
 	mkdir -p "$tree/lib/modules/$release"
 	for module in "${modules[@]}"; do
-		file=$(find "$cache/kernel/tree/lib/modules/$release" -name "$module.ko")
+		file=$(find "$cache/kernel.tree/lib/modules/$release" -name "$module.ko")
 		[[ -n $file ]] || die "$kernel has no module $module"
 		cp "$file" "$tree/lib/modules/$release/"
 	done
@@ -140,6 +158,7 @@ make_root() {
 
 	cp "$parts/inittab" "$tree/etc/inittab"
 	install -m 755 "$parts/rc" "$tree/etc/rc"
+	install -m 755 "$parts/agent" "$tree/etc/agent"
 	install -m 755 "$parts/console" "$tree/etc/console"
 	install -m 755 "$parts/hotplug" "$tree/etc/hotplug"
 	install -m 755 "$parts/key" "$tree/etc/key"
@@ -180,17 +199,18 @@ make_disk() {
 
 build() {
 	local work started=$SECONDS bytes
-	fetch_kernel
+	fetch kernel "$kernel"
+	fetch agent "$agent"
 	work=$(mktemp -d "$cache/build.XXXXXX")
 	# shellcheck disable=SC2064 # the directory of now is meant
 	trap "rm -rf '$work'" EXIT
-	say "building from $kernel"
+	say "building from $kernel and $agent"
 	umask 022
 	make_root "$work/root"
 	(cd "$work/root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2>/dev/null) |
 		gzip -n -9 >"$work/initrd.gz"
 	touch -d @0 "$work/initrd.gz"
-	SOURCE_DATE_EPOCH=0 make_disk "$work/disk.raw" "$cache/kernel/vmlinuz" "$work/initrd.gz"
+	SOURCE_DATE_EPOCH=0 make_disk "$work/disk.raw" "$(echo "$cache"/kernel.tree/boot/vmlinuz-*)" "$work/initrd.gz"
 	qemu-img convert -q -f raw -O qcow2 "$work/disk.raw" "$work/disk.qcow2"
 	bytes=$(stat -c %s "$work/disk.qcow2")
 	((bytes <= max_image_bytes)) || die "the image has $bytes bytes, more than $max_image_bytes"

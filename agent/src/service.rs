@@ -194,6 +194,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         ),
         cancel.clone(),
     ));
+    let listening = Arc::clone(&libvirt);
+    beside.spawn(until_cancelled(
+        async move { listening.listen().await },
+        cancel.clone(),
+    ));
     let meter = Meter {
         usage: libvirt.clone(),
         storage: storage.clone(),

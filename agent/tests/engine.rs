@@ -9,6 +9,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/news.rs"]
+mod news;
 #[path = "engine/nics.rs"]
 mod nics;
 #[path = "engine/routers.rs"]
@@ -27,7 +29,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -85,6 +87,9 @@ struct FlakyLibvirt {
     away: Arc<AtomicBool>,
     defective: Arc<AtomicBool>,
     wedged: Arc<AtomicBool>,
+    looks: Arc<AtomicUsize>,
+    close_looks: Arc<AtomicUsize>,
+    slow: Arc<AtomicBool>,
 }
 
 /// How long a call to a libvirt that hangs is waited for.
@@ -106,11 +111,17 @@ impl FlakyLibvirt {
 #[async_trait]
 impl Compute for FlakyLibvirt {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         self.ask()?;
-        Compute::observe(&self.host).await
+        let seen = Compute::observe(&self.host).await;
+        if self.slow.load(Ordering::SeqCst) {
+            sleep(HANG).await;
+        }
+        seen
     }
 
     async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
+        self.close_looks.fetch_add(1, Ordering::SeqCst);
         if self.wedged.load(Ordering::SeqCst) {
             sleep(HANG).await;
             return Err(ActError::retryable(
@@ -140,6 +151,10 @@ impl Compute for FlakyLibvirt {
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
         self.ask()?;
         Compute::backups(&self.host).await
+    }
+
+    async fn news(&self) {
+        self.host.news().await;
     }
 }
 
@@ -186,6 +201,8 @@ struct Lab {
     name: HostName,
     known: Known,
     agent: Option<Agent>,
+    /// How often the host is looked at.
+    resync_every: Duration,
     /// Where volumes are.
     pool: PoolName,
 }
@@ -220,6 +237,9 @@ impl Lab {
                 away: Arc::default(),
                 defective: Arc::default(),
                 wedged: Arc::default(),
+                looks: Arc::default(),
+                close_looks: Arc::default(),
+                slow: Arc::default(),
             },
             broker,
             scheduler,
@@ -228,6 +248,7 @@ impl Lab {
             name,
             known,
             agent: None,
+            resync_every: Duration::from_secs(10),
             pool: PoolName::default(),
         };
         lab.start();
@@ -257,7 +278,7 @@ impl Lab {
             metrics: metrics.clone(),
             health: health.component("engine"),
             libvirt: health.component("libvirt"),
-            resync_every: Duration::from_secs(10),
+            resync_every: self.resync_every,
             concurrent_operations: 2,
         });
         let inbox = Inbox {

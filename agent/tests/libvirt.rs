@@ -6,6 +6,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "libvirt/events.rs"]
+mod events;
 #[path = "libvirt/full.rs"]
 mod full;
 #[path = "libvirt/nics.rs"]

@@ -28,6 +28,7 @@ use berth_common::{
     names::{ImageUrl, MacAddress, PoolName},
     units::{ByteCount, DiskGb, MemoryMb, Vcpus},
 };
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{
@@ -65,6 +66,7 @@ const OWN_MEMORY_MB: u64 = 512;
 #[derive(Debug, Clone)]
 pub struct FakeHost {
     model: Arc<Mutex<Model>>,
+    news: Arc<Notify>,
 }
 
 /// Everything the host is.
@@ -116,6 +118,7 @@ impl FakeHost {
                 faults: Faults::default(),
                 unfiltered_legs: BTreeSet::new(),
             })),
+            news: Arc::default(),
         }
     }
 
@@ -225,6 +228,11 @@ impl FakeHost {
     /// Somebody pauses an instance, if it runs.
     pub fn pause(&self, instance: InstanceId) {
         self.model().domains.pause(instance);
+    }
+
+    /// The host says that something happened to a domain. It says so never by itself.
+    pub fn tell_news(&self) {
+        self.news.notify_one();
     }
 
     /// Memory of an instance stays on disk while it runs, as a libvirtd leaves it that dies while it restores.
@@ -484,6 +492,10 @@ impl Compute for FakeHost {
         let model = self.model();
         model.faults.look()?;
         Ok(model.domains.backups())
+    }
+
+    async fn news(&self) {
+        self.news.notified().await;
     }
 }
 

@@ -103,6 +103,9 @@ pub trait Compute: Send + Sync {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
     /// The backup jobs that run on the host's domains, berth's and others.
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError>;
+    /// Waits until the host says that something may have happened to a domain. That is a reason to look and nothing more: it may be
+    /// said for nothing, or for what was done by a step, and it may never be said. What is said while nobody waits is kept, once.
+    async fn news(&self);
 }
 
 /// What domains use. Apart from [`Compute`], so that measuring holds up no step.

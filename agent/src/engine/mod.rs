@@ -112,8 +112,13 @@ enum Event {
     Forgotten(DocumentKey),
     /// There is something of a resource whose tombstone was carried out.
     Reappeared(DocumentKey),
-    /// All domains of the host; `Err`: they could not be looked at.
-    Seen(Result<Arc<Vec<DomainObserved>>, ()>),
+    /// All domains of the host.
+    Seen {
+        /// When the look began.
+        since: Instant,
+        /// `Err`: they could not be looked at.
+        domains: Result<Arc<Vec<DomainObserved>>, ()>,
+    },
 }
 
 /// How others give the engine hints.
@@ -274,8 +279,13 @@ impl Engine {
                     resource.wake(Instant::now());
                 }
             }
-            Event::Seen(Ok(domains)) => self.seen(&domains),
-            Event::Seen(Err(())) => self.libvirt_was_away = true,
+            Event::Seen {
+                since,
+                domains: Ok(domains),
+            } => self.seen(since, &domains),
+            Event::Seen {
+                domains: Err(()), ..
+            } => self.libvirt_was_away = true,
         }
     }
 
@@ -309,14 +319,15 @@ impl Engine {
         self.tools.metrics.journal(self.tools.journal.len());
     }
 
-    /// Compares the host with what passes left: what somebody else changed is looked at closely.
-    fn seen(&mut self, domains: &[DomainObserved]) {
+    /// Compares the host with what passes left: what somebody else changed is looked at closely. What a pass left since the look began
+    /// may be newer than what was seen, and is compared with the next one.
+    fn seen(&mut self, since: Instant, domains: &[DomainObserved]) {
         let now = Instant::now();
         let found: HashMap<_, _> = domains.iter().map(|domain| (domain.uuid, domain)).collect();
         for (key, resource) in self
             .resources
             .iter_mut()
-            .filter(|(key, _)| key.kind == Kind::Instance)
+            .filter(|(key, resource)| key.kind == Kind::Instance && !resource.was_left_after(since))
         {
             if resource.has_drifted(found.get(&key.id).copied()) {
                 tracing::info!(resource = %key, "the domain is no longer as it was left");

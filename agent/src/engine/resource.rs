@@ -66,6 +66,8 @@ pub(super) struct Resource {
     pub(super) memory: Memory,
     /// The domain as the last pass left it; `None`: it was not seen.
     seen: Option<Option<DomainObserved>>,
+    /// When the last pass ended.
+    left: Option<Instant>,
     /// Passes that failed in a row.
     failures: u32,
     /// Whether the document came while this agent runs and was not carried out yet.
@@ -122,6 +124,7 @@ impl Resource {
             waits_for: None,
             memory: Memory::default(),
             seen: None,
+            left: None,
             failures: 0,
             fresh: false,
         }
@@ -155,6 +158,11 @@ impl Resource {
 
     fn status(&self) -> Option<ConvergeStatus> {
         self.told.as_ref().map(|told| told.status)
+    }
+
+    /// Whether a pass over it has ended since.
+    pub(super) fn was_left_after(&self, since: Instant) -> bool {
+        self.left.is_some_and(|left| left > since)
     }
 
     /// Whether passes over it fail.
@@ -205,6 +213,7 @@ impl Resource {
         moment: Moment,
     ) {
         self.running = None;
+        self.left = Some(moment.now);
         if !Arc::ptr_eq(document, &self.document) {
             // What was done for the old document is found by looking; what was asked of the guest is not.
             self.memory.asked_before = end.memory.asked_before;

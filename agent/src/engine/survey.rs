@@ -1,6 +1,11 @@
 //! The regular look at the whole host: one call for all domains, the space on the disk, and what has berth's mark but
 //! no document, or only a tombstone that was carried out.
 //!
+//! ```text
+//!   every few seconds ──▶ domains, space, pools, and now and then the unclaimed
+//!   the host has news ──▶ domains, soon, but never for more than a tenth of the time
+//! ```
+//!
 //! It runs beside the passes, so that a libvirt that hangs holds up nothing but this. It changes nothing on the host.
 
 use std::{
@@ -16,7 +21,7 @@ use berth_common::{
 use chrono::Utc;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 
 use super::{Event, tools::Tools};
@@ -26,6 +31,10 @@ use crate::{decide::domain::DomainObserved, report::glance::Glances};
 const RARELY: Duration = Duration::from_secs(300);
 /// How soon a failed look is repeated.
 const SOON: Duration = Duration::from_secs(2);
+/// The shortest time from the end of a look to one that news are the reason for.
+const NEWS_PAUSE: Duration = Duration::from_millis(200);
+/// The same, in times of how long that look took: a guest can make news all the time, and on a host with many a look is not cheap.
+const NEWS_PAUSE_FACTOR: u32 = 9;
 
 /// What the survey needs.
 pub(super) struct Survey {
@@ -48,21 +57,48 @@ pub(super) struct Unclaimed {
     snapshots: BTreeSet<DocumentKey>,
 }
 
+/// Why the host is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It is time to.
+    Time,
+    /// Something may have happened to a domain.
+    News,
+}
+
+/// How long news wait after a look that took so long.
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(NEWS_PAUSE_FACTOR).max(NEWS_PAUSE)
+}
+
 impl Survey {
     /// Looks again and again. Ends when the engine does.
     pub(super) async fn run(mut self) {
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rarely_at = Instant::now();
+        let mut news_from = Instant::now();
         loop {
-            ticks.tick().await;
-            self.look_at_space().await;
-            let seen = self.look_at_domains().await;
-            if seen.is_err() && self.every > SOON {
+            let reason = tokio::select! {
+                biased;
+                _ = ticks.tick() => Reason::Time,
+                () = self.news(news_from) => Reason::News,
+            };
+            if reason == Reason::Time {
+                self.look_at_space().await;
+            }
+            let since = Instant::now();
+            let domains = self.look_at_domains().await;
+            news_from = Instant::now() + pause_after(since.elapsed());
+            if domains.is_err() && self.every > SOON {
                 ticks.reset_after(SOON);
             }
-            if self.events.send(Event::Seen(seen)).await.is_err() {
+            let event = Event::Seen { since, domains };
+            if self.events.send(event).await.is_err() {
                 return;
+            }
+            if reason == Reason::News {
+                continue;
             }
             // Last: a pool may take long to answer.
             self.look_at_pools().await;
@@ -72,6 +108,13 @@ impl Survey {
                 self.prune().await;
             }
         }
+    }
+
+    /// Waits for news of the host, and then until it may be looked for them. Given up in between they are forgotten: whoever gives up
+    /// looks at everything.
+    async fn news(&self, from: Instant) {
+        self.tools.host.compute.news().await;
+        sleep_until(from).await;
     }
 
     async fn look_at_space(&self) {
@@ -258,4 +301,18 @@ fn count(domains: &[DomainObserved]) -> BTreeMap<(&'static str, &'static str), u
             .or_default() += 1;
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_are_looked_for_soon_and_for_no_more_than_a_tenth_of_the_time() {
+        for (took, pause) in [(0, 200), (20, 200), (100, 900), (3000, 27_000)] {
+            let took = Duration::from_millis(took);
+            assert_eq!(pause_after(took), Duration::from_millis(pause));
+        }
+        assert_eq!(pause_after(Duration::MAX), Duration::MAX);
+    }
 }

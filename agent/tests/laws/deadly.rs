@@ -170,6 +170,10 @@ impl Compute for Deadly<Libvirt> {
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
         self.real.backups().await
     }
+
+    async fn news(&self) {
+        self.real.news().await;
+    }
 }
 
 #[async_trait]

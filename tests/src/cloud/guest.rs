@@ -1,6 +1,11 @@
 //! Looking at a guest from inside its network.
 
-use std::{net::IpAddr, path::Path, process::Output, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Output,
+    time::Duration,
+};
 
 use anyhow::Context;
 use berth_common::message::view::InstanceView;
@@ -152,6 +157,30 @@ impl TestCloud {
     pub async fn config_file(&self, instance: &InstanceView, path: &str) -> anyhow::Result<String> {
         let bytes = self.fetch(instance, &format!("config?{path}")).await?;
         Ok(String::from_utf8(bytes)?)
+    }
+
+    /// A new SSH key: where it is, and its public half. A guest lets it in that was told that one.
+    ///
+    /// # Errors
+    /// There is no `ssh-keygen`.
+    pub async fn new_key(&self, name: &str) -> anyhow::Result<(PathBuf, String)> {
+        let path = self.site.dir().join(format!("key-{name}"));
+        let file = path.display().to_string();
+        let argv = [
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            name,
+            "-f",
+            &file,
+        ];
+        crate::run::text(&argv).await?;
+        let public = std::fs::read_to_string(path.with_extension("pub"))?;
+        Ok((path, public.trim().to_owned()))
     }
 
     /// Runs a line of shell in the guest, which must succeed; answers what it prints. It comes over SSH from its network's DHCP

@@ -1,10 +1,14 @@
-//! libvirt absent at the start, killed, restarted: the agent says so and carries on; guests do not notice.
+//! libvirt absent at the start, killed, restarted, hanging: the agent says so and carries on; guests and other hosts do not notice.
 
 use std::time::Duration;
 
+use anyhow::{bail, ensure};
 use berth_common::document::DesiredPower;
 use berth_common::ids::InstanceId;
-use berth_common::message::view::VmState;
+use berth_common::message::{
+    placement::SchedulerHints,
+    view::{HostState, VmState},
+};
 use berth_tests::{
     TestCloud,
     cloud::{CONVERGE_LIMIT, InstanceOptions},
@@ -16,6 +20,8 @@ use berth_tests::{
 const NOTICE_LIMIT: Duration = Duration::from_secs(40);
 /// A few deadlines have to pass, of which the usual ones are 10 and 30 seconds.
 const HANG_LIMIT: Duration = Duration::from_secs(120);
+/// A few heartbeats, of which there is one each second here. One that waited for libvirt would be late by 10 seconds or more.
+const HEARTBEAT_LIMIT: u64 = 5;
 
 #[test]
 fn an_agent_without_libvirt_says_so_waits_and_leaves_running_guests_alone() {
@@ -70,18 +76,20 @@ fn an_agent_without_libvirt_says_so_waits_and_leaves_running_guests_alone() {
 
 #[test]
 fn a_libvirt_that_hangs_is_not_asked_any_more_and_all_goes_on_seconds_after_it_is_back() {
-    with_cloud(TestCloud::builder(), async |cloud| {
+    with_cloud(TestCloud::builder().agents(2), async |cloud| {
         let network = cloud.create_network("front", 1).await?;
         let options = InstanceOptions {
             networks: vec![network.id],
             ..InstanceOptions::default()
         };
-        let instance = cloud
-            .wait_active(cloud.create_instance("web-1", &options).await?.id)
-            .await?;
+        let created = create_on(cloud, "hv1", "web-1", &options).await?;
+        let instance = cloud.wait_active(created).await?;
         let before = cloud.guest_answers(&instance).await?;
         signal_libvirtd(cloud, "-STOP").await?;
-        let hung = it_is_not_asked_any_more(cloud, &options).await;
+        let hung = tokio::select! {
+            late = heartbeats_come(cloud) => late,
+            hung = the_others_go_on_while_it_hangs(cloud, &options) => hung,
+        };
         signal_libvirtd(cloud, "-CONT").await?;
         let waiting = hung?;
         let closed = "berth_agent_libvirt_breaker{state=\"closed\"} 1";
@@ -105,6 +113,48 @@ fn a_libvirt_that_hangs_is_not_asked_any_more_and_all_goes_on_seconds_after_it_i
     });
 }
 
+/// An instance for this host.
+async fn create_on(
+    cloud: &TestCloud,
+    host: &str,
+    name: &str,
+    options: &InstanceOptions,
+) -> anyhow::Result<InstanceId> {
+    let mut request = cloud.instance_request(name, options)?;
+    request.hints = SchedulerHints {
+        host: Some(host.to_owned()),
+        ..SchedulerHints::default()
+    };
+    Ok(cloud.call(&request).await?.id)
+}
+
+/// Ends only when one is late: then it tells of which host.
+async fn heartbeats_come<T>(cloud: &TestCloud) -> anyhow::Result<T> {
+    let late = wait_for("a late heartbeat", Duration::MAX, async || {
+        let hosts = cloud.hosts().await?;
+        let late = hosts.into_iter().find(|host| {
+            let age = host.last_heartbeat_seconds;
+            host.state != HostState::Up || age.is_none_or(|age| age > HEARTBEAT_LIMIT)
+        });
+        Ok(late.map_or_else(|| Seen::NotYet(String::new()), Seen::Done))
+    });
+    bail!("a heartbeat is late: {:?}", late.await?)
+}
+
+/// An instance of another host is built meanwhile. Answers one of the ill host, which waits.
+async fn the_others_go_on_while_it_hangs(
+    cloud: &TestCloud,
+    options: &InstanceOptions,
+) -> anyhow::Result<InstanceId> {
+    let other = create_on(cloud, "hv2", "web-2", options).await?;
+    let waiting = it_is_not_asked_any_more(cloud, options).await?;
+    let other = cloud.wait_active(other).await?;
+    cloud.guest_answers(&other).await?;
+    let host = cloud.host("hv2").await?;
+    ensure!(host.health.iter().all(|part| part.ok), "{host:?}");
+    Ok(waiting)
+}
+
 /// Waits until it says so everywhere. Documents are taken and heartbeats sent meanwhile.
 async fn it_is_not_asked_any_more(
     cloud: &TestCloud,
@@ -114,7 +164,7 @@ async fn it_is_not_asked_any_more(
         power: DesiredPower::Stopped,
         ..options.clone()
     };
-    let waiting = cloud.create_instance("waiting", &options).await?;
+    let waiting = create_on(cloud, "hv1", "waiting", &options).await?;
     let words = "does not answer since";
     wait_for("libvirt not to be asked any more", HANG_LIMIT, async || {
         let (status, body) = TestCloud::agent_healthz(cloud.hv1()).await?;
@@ -124,13 +174,15 @@ async fn it_is_not_asked_any_more(
         let told = part
             .and_then(|part| part.reason.as_ref())
             .is_some_and(|reason| reason.contains(words));
+        let mut parts = host.health.iter();
+        let others_well = parts.all(|part| part.ok || part.part == "libvirt");
         let is_open = !metrics.contains("berth_agent_libvirt_breaker{state=\"closed\"} 1");
-        let is_so = status == 503 && body.contains(words) && told && is_open;
+        let is_so = status == 503 && body.contains(words) && told && others_well && is_open;
         let shown = lines_with(&metrics, "libvirt_");
         Ok(Seen::when(is_so, (body, host, shown)))
     })
     .await?;
-    Ok(waiting.id)
+    Ok(waiting)
 }
 
 fn lines_with(text: &str, words: &str) -> Vec<String> {

@@ -1,17 +1,21 @@
 //! Questions about a real guest, over a real broker: what it said, what it shows, whether its agent is there, how to
-//! reach it; and what becomes of them when agent or libvirt do not answer.
+//! reach it; and what becomes of them when agent or libvirt do not answer. The agent looks at its host so rarely here that whatever
+//! happens to the guest is known by libvirt's events alone.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use berth_common::{
+    document::ConfigDrive,
     message::{
         question::{
             EndpointKind, GuestAgentState, InstanceConsoleOutput, InstanceEndpoints,
             InstancePingGuestAgent, InstanceScreenshot,
         },
         report::PowerState,
-        request::InstanceStop,
         view::{InstanceView, VmState},
     },
     refusal::RefusalCode,
@@ -26,6 +30,8 @@ use berth_tests::{
 
 /// How long whoever asks is made to wait at most: the default patience.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the agent looks at its host: longer than anything is waited for.
+const RESYNC_SECONDS: u64 = 600;
 
 fn console(instance: &InstanceView) -> InstanceConsoleOutput {
     InstanceConsoleOutput {
@@ -45,28 +51,36 @@ fn screenshot(instance: &InstanceView) -> InstanceScreenshot {
 
 #[test]
 fn a_guest_is_looked_at_from_anywhere() {
-    with_cloud(TestCloud::builder(), async |cloud| {
-        let instance = booted(cloud).await?;
+    let builder = TestCloud::builder().agent_config("host.resync_seconds", RESYNC_SECONDS);
+    with_cloud(builder, async |cloud| {
+        let (instance, key) = booted(cloud).await?;
         the_console_says_what_the_guest_wrote(cloud, &instance).await?;
         the_display_is_a_picture(cloud, &instance).await?;
-        the_guest_agent_is_absent(cloud, &instance).await?;
+        the_guest_agent_is_there_silent_or_absent(cloud, &instance, &key).await?;
         the_endpoints_are_there(cloud, &instance).await?;
         libvirt_that_hangs_is_told_in_time(cloud, &instance).await?;
+        it_is_off_once_its_guest_is(cloud, &instance).await?;
         what_is_off_has_only_its_log(cloud, &instance).await?;
         an_agent_that_is_gone_is_told_at_once(cloud, &instance).await
     });
 }
 
-async fn booted(cloud: &TestCloud) -> anyhow::Result<InstanceView> {
+/// A guest that answers, and the key that opens it.
+async fn booted(cloud: &TestCloud) -> anyhow::Result<(InstanceView, PathBuf)> {
     let network = cloud.create_network("front", 1).await?;
+    let (key, public) = cloud.new_key("web-1").await?;
     let options = InstanceOptions {
         networks: vec![network.id],
+        guest_data: Some(ConfigDrive {
+            public_keys: [("me".parse()?, public.parse()?)].into(),
+            ..ConfigDrive::default()
+        }),
         ..InstanceOptions::default()
     };
     let created = cloud.create_instance("web-1", &options).await?;
     let instance = cloud.wait_active(created.id).await?;
     cloud.guest_answers(&instance).await?;
-    Ok(instance)
+    Ok((instance, key))
 }
 
 async fn the_console_says_what_the_guest_wrote(
@@ -137,17 +151,38 @@ async fn the_display_is_a_picture(
     Ok(())
 }
 
-async fn the_guest_agent_is_absent(
+/// The real agent of a real guest, which answers, stands still, goes on, and is gone.
+async fn the_guest_agent_is_there_silent_or_absent(
     cloud: &TestCloud,
     instance: &InstanceView,
+    key: &Path,
 ) -> anyhow::Result<()> {
-    let agent = cloud
-        .call(&InstancePingGuestAgent {
-            instance: instance.id.to_string(),
-            project: Default::default(),
+    let ping = InstancePingGuestAgent {
+        instance: instance.id.to_string(),
+        project: Default::default(),
+    };
+    for (signal, expected) in [
+        (None, GuestAgentState::Present),
+        (Some("STOP"), GuestAgentState::Silent),
+        (Some("CONT"), GuestAgentState::Present),
+        (Some("KILL"), GuestAgentState::Absent),
+    ] {
+        if let Some(signal) = signal {
+            let script = format!("killall -{signal} qemu-ga");
+            cloud.in_guest(instance, key, &script).await?;
+        }
+        let what = format!("the guest agent to be {expected:?} after {signal:?}");
+        wait_for(&what, CONVERGE_LIMIT, async || {
+            let asked = Instant::now();
+            let agent = cloud.call(&ping).await?;
+            let waited = asked.elapsed();
+            if waited >= PATIENCE {
+                return Ok(Seen::Never(format!("{agent:?} after {waited:?}")));
+            }
+            Ok(Seen::when(agent.state == expected, agent))
         })
         .await?;
-    ensure!(agent.state == GuestAgentState::Absent, "{agent:?}");
+    }
     Ok(())
 }
 
@@ -218,19 +253,26 @@ async fn libvirt_that_hangs_is_told_in_time(
     Ok(())
 }
 
-async fn what_is_off_has_only_its_log(
+/// The power button, pressed by somebody else than berth, is what a guest's own `poweroff` looks like. Nobody looks at it now.
+async fn it_is_off_once_its_guest_is(
     cloud: &TestCloud,
     instance: &InstanceView,
 ) -> anyhow::Result<()> {
-    cloud
-        .call(&InstanceStop {
-            instance: instance.id.to_string(),
-            project: Default::default(),
-        })
+    let domain = format!("berth-{}", instance.id);
+    let hypervisor = cloud.hv1();
+    hypervisor
+        .text(&["virsh", "-q", "shutdown", &domain, "--mode", "acpi"])
         .await?;
     cloud
         .wait_state(instance.id, VmState::Stopped, CONVERGE_LIMIT)
         .await?;
+    Ok(())
+}
+
+async fn what_is_off_has_only_its_log(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
     let refusal = cloud.refused(&screenshot(instance)).await?;
     ensure!(refusal.code == RefusalCode::Conflict, "{refusal}");
     ensure!(refusal.message.contains("does not run"), "{refusal}");

@@ -20,7 +20,6 @@ use berth_tests::{
     cloud::{CONVERGE_LIMIT, InstanceOptions, NOT_LOGGED_IN},
     http,
     lab::{Hypervisor, hypervisor::interrupt},
-    run,
     wait::{Seen, wait_for},
     with_cloud,
 };
@@ -73,27 +72,6 @@ impl Guest {
     }
 }
 
-/// A new SSH key: where it is, and its public half.
-async fn new_key(cloud: &TestCloud, name: &str) -> anyhow::Result<(PathBuf, String)> {
-    let path = cloud.site.dir().join(format!("key-{name}"));
-    let file = path.display().to_string();
-    let argv = [
-        "ssh-keygen",
-        "-q",
-        "-t",
-        "ed25519",
-        "-N",
-        "",
-        "-C",
-        name,
-        "-f",
-        &file,
-    ];
-    run::text(&argv).await?;
-    let public = std::fs::read_to_string(path.with_extension("pub"))?;
-    Ok((path, public.trim().to_owned()))
-}
-
 /// Guests on given hypervisors, each up with exactly the address and MAC of its port.
 async fn guests(
     cloud: &TestCloud,
@@ -101,7 +79,7 @@ async fn guests(
 ) -> anyhow::Result<[Guest; 3]> {
     let mut asked = Vec::new();
     for (name, network, host) in wanted {
-        let (key, public) = new_key(cloud, name).await?;
+        let (key, public) = cloud.new_key(name).await?;
         let options = InstanceOptions {
             networks: vec![network.id],
             guest_data: Some(ConfigDrive {

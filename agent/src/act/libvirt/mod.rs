@@ -1,7 +1,8 @@
 //! Domains through libvirt: the only module that calls it.
 //!
 //! It speaks libvirt's protocol itself ([`rpc`]). A call can hang for as long as libvirtd or QEMU does. So each has a deadline,
-//! and a connection that nobody else uses meanwhile ([`calls`], [`session`]). No decisions here: [`steps`] carries out what was
+//! and a connection that nobody else uses meanwhile ([`calls`], [`session`]). What libvirt tells unasked is only a reason to look
+//! ([`Libvirt::listen`]). No decisions here: [`steps`] carries out what was
 //! decided, and refuses to touch what berth did not make.
 
 mod backup;
@@ -29,6 +30,7 @@ use std::{
 use async_trait::async_trait;
 use berth_common::{ids::InstanceId, message::report::FaultCode};
 use chrono::Utc;
+use tokio::sync::Notify;
 
 pub use super::pool::Limits;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
@@ -151,6 +153,8 @@ pub struct Libvirt {
     /// Finds out whether libvirt is back, with one call that may hang.
     probe: Calls,
     breaker: Mutex<Breaker>,
+    /// libvirt has told of an event.
+    events: Arc<Notify>,
 }
 
 /// What calls that get no answer say of libvirt.
@@ -176,8 +180,15 @@ impl Libvirt {
             probe: calls(PROBE_LIMITS),
             address,
             breaker: Mutex::new(Breaker::new(options.breaker)),
+            events: Arc::default(),
             options,
         }
+    }
+
+    /// Listens to what libvirt tells of domains, for [`Compute::news`]. Never ends, and fails never: a connection that ends is made
+    /// again.
+    pub async fn listen(&self) {
+        rpc::listen(&self.address, &self.events).await;
     }
 
     /// How many calls did not come back in time and still hang.
@@ -549,6 +560,10 @@ impl Compute for Libvirt {
         let deadline = self.options.observe_deadline;
         let look = |connection, _| async move { backup::all(&connection).await };
         self.call(what, deadline, look).await
+    }
+
+    async fn news(&self) {
+        self.events.notified().await;
     }
 }
 

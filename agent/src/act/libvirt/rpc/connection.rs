@@ -1,8 +1,10 @@
 //! A handle of a connection. It may be cloned; when the last one is gone the connection is closed.
 
+use std::sync::Arc;
+
 use tokio::{
     net::UnixStream,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
 };
 
 use super::{
@@ -25,9 +27,21 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects to a libvirt.
     pub(crate) async fn open(address: &Address) -> Result<Self, Error> {
+        Self::over(connect(address).await?).opened().await
+    }
+
+    /// The same, and `events` is told when libvirt tells of one on this connection.
+    pub(super) async fn open_for_events(
+        address: &Address,
+        events: Arc<Notify>,
+    ) -> Result<Self, Error> {
         let socket = connect(address).await?;
-        let connection = Self::over(socket);
-        let ways = connection.call(&procedures::AUTH_LIST, ()).await?;
+        Self::served(socket, Some(events)).opened().await
+    }
+
+    /// Says what libvirt wants to hear first.
+    async fn opened(self) -> Result<Self, Error> {
+        let ways = self.call(&procedures::AUTH_LIST, ()).await?;
         // None at all means the same as libvirt's word for none.
         if let Some(first) = ways.first()
             && !ways.contains(&AUTH_NONE)
@@ -35,15 +49,24 @@ impl Connection {
             return Err(Error::Authentication(*first));
         }
         let question = (Some(Address::name()), 0);
-        connection.call(&procedures::CONNECT_OPEN, question).await?;
-        Ok(connection)
+        self.call(&procedures::CONNECT_OPEN, question).await?;
+        Ok(self)
     }
 
     /// Speaks over a socket, on which nothing was said yet.
     pub(super) fn over(socket: UnixStream) -> Self {
+        Self::served(socket, None)
+    }
+
+    pub(super) fn served(socket: UnixStream, events: Option<Arc<Notify>>) -> Self {
         let (orders, receiver) = mpsc::channel(ORDERS);
-        tokio::spawn(serve(socket, receiver));
+        tokio::spawn(serve(socket, receiver, events));
         Self { orders }
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(&self) {
+        self.orders.closed().await;
     }
 
     /// Whether it can be used, as far as is known.

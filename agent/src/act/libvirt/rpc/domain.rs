@@ -8,7 +8,8 @@ use super::{
     connection::Connection,
     error::Error,
     procedures::{
-        self as ask, Dom, DomainStatsRecord, Flags, RemoteJobInfo, RemoteNodeInfo, TypedParam,
+        self as ask, Dom, DomainEvent, DomainStatsRecord, Flags, RemoteJobInfo, RemoteNodeInfo,
+        TypedParam,
     },
 };
 
@@ -123,6 +124,13 @@ impl Connection {
         let question = (xml.to_owned(), flags);
         let dom = self.call(&ask::DOMAIN_DEFINE_XML_FLAGS, question).await?;
         Ok(self.domain(dom))
+    }
+
+    /// Asks to be told of an event of any domain, on this connection and for as long as it is open.
+    pub(super) async fn domain_event_register_any(&self, event: DomainEvent) -> Result<(), Error> {
+        let register = &ask::CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY;
+        // The number under which it could be asked to stop.
+        self.call(register, (event.id, None)).await.map(drop)
     }
 
     fn domain(&self, dom: Dom) -> Domain {

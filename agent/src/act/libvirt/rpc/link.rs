@@ -1,5 +1,5 @@
 //! The task that owns a connection's socket: it gives every call a serial number and sends it, hands answers to whoever waits
-//! for them, collects streams, and finds out whether libvirt is still there while somebody waits.
+//! for them, collects streams, says that an event was told, and finds out whether libvirt is still there while somebody waits.
 //!
 //! What comes is not trusted: the first packet that libvirt would never send ends the connection, and all calls that wait on it
 //! are told why.
@@ -13,14 +13,14 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 
 use super::{
     error::{Ended, Error, Refusal},
     packet::{self, Header, Kind, PING, PONG, Program, Status},
-    procedures::RemoteError,
+    procedures::{EVENTS, RemoteError},
     xdr::Reader,
 };
 
@@ -104,10 +104,15 @@ fn tell(sender: oneshot::Sender<Answer>, answer: Answer) {
     drop(sender.send(answer));
 }
 
-/// Serves a connection until it ends, or nobody can ask any more.
-pub(super) async fn serve(mut socket: UnixStream, mut orders: mpsc::Receiver<Order>) {
+/// Serves a connection until it ends, or nobody can ask any more. `events` is told that libvirt tells of one; how many came
+/// since somebody last looked is kept nowhere.
+pub(super) async fn serve(
+    mut socket: UnixStream,
+    mut orders: mpsc::Receiver<Order>,
+    events: Option<Arc<Notify>>,
+) {
     let (mut reader, mut writer) = socket.split();
-    let mut link = Link::new();
+    let mut link = Link::new(events);
     let why = loop {
         let step = tokio::select! {
             read = reader.read_buf(&mut link.incoming) => match read {
@@ -157,11 +162,13 @@ struct Link {
     /// When libvirt said something, or was asked something after nobody waited, or was asked whether it is there.
     quiet_since: Instant,
     unanswered: u32,
+    events: Option<Arc<Notify>>,
 }
 
 impl Link {
-    fn new() -> Self {
+    fn new(events: Option<Arc<Notify>>) -> Self {
         Self {
+            events,
             incoming: Vec::new(),
             outgoing: Vec::new(),
             waiting: BTreeMap::new(),
@@ -277,9 +284,20 @@ impl Link {
         match header.kind {
             Kind::Reply => self.replied(header, payload),
             Kind::Stream => self.streamed(header, payload),
-            // Events: none was asked for.
-            Kind::Message => Ok(()),
+            Kind::Message => {
+                self.told(header);
+                Ok(())
+            }
             Kind::Call | Kind::Other(_) => Err(unexpected(header)),
+        }
+    }
+
+    /// Something came that nobody waits for. An event is a reason to look, and whatever else it says is not read.
+    fn told(&self, header: Header) {
+        let is_event = header.program == Program::REMOTE
+            && EVENTS.iter().any(|event| event.message == header.procedure);
+        if let Some(events) = self.events.as_ref().filter(|_| is_event) {
+            events.notify_one();
         }
     }
 

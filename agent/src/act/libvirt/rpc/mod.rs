@@ -8,12 +8,15 @@
 //! [`xdr`] is how values lie in packets, [`packet`] how packets lie in the socket, [`procedures`] what can be asked. The
 //! names are those of libvirt's `remote_protocol.x`, `virnetprotocol.x` and `qemu_protocol.x`. What another version of
 //! libvirt may not change, and what is done about it if it does, is in ADR 30.
+//!
+//! [`events`] has a connection of its own, on which nothing is asked and libvirt tells what happens.
 
 mod address;
 mod connection;
 pub(super) mod constants;
 mod domain;
 mod error;
+mod events;
 mod link;
 mod packet;
 mod procedures;
@@ -27,4 +30,5 @@ pub use address::{Address, BadAddress};
 pub(super) use connection::Connection;
 pub(super) use domain::{Domain, JobStats};
 pub(super) use error::{Code, Ended, Error};
+pub(super) use events::listen;
 pub(super) use procedures::{DomainStatsRecord, TypedParam, TypedValue};

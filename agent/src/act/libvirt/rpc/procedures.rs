@@ -88,6 +88,7 @@ procedures! {
         DOMAIN_SHUTDOWN_FLAGS = 258: (Dom, Flags) -> ();
         CONNECT_LIST_ALL_DOMAINS = 273: (i32, Flags) -> (Vec<Dom>, u32);
         DOMAIN_GET_JOB_STATS = 298: (Dom, Flags) -> (i32, Vec<TypedParam>);
+        CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY = 316: (i32, Option<Dom>) -> i32;
         CONNECT_GET_ALL_DOMAIN_STATS = 344: (Vec<Dom>, u32, Flags) -> Vec<DomainStatsRecord>;
         DOMAIN_DEFINE_XML_FLAGS = 350: (String, Flags) -> Dom;
         DOMAIN_MANAGED_SAVE_GET_XML_DESC = 388: (Dom, Flags) -> String;
@@ -98,6 +99,33 @@ procedures! {
         DOMAIN_MONITOR_COMMAND = 1: (Dom, String, Flags) -> String;
         DOMAIN_AGENT_COMMAND = 3: (Dom, String, i32, Flags) -> Option<String>;
     }
+}
+
+/// Something that libvirt tells of domains unasked, once it was asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DomainEvent {
+    /// What it is asked for by (`virDomainEventID` of `libvirt-domain.h`).
+    pub(super) id: i32,
+    /// The procedure of the packets that tell of it.
+    pub(super) message: i32,
+}
+
+/// Numbers of `VIR_DOMAIN_EVENT_ID_*` and of `REMOTE_PROC_DOMAIN_EVENT_CALLBACK_*`.
+macro_rules! events {
+    ($($name:ident = $id:literal: $message:literal;)*) => {
+        /// Those after which a look at the domains shows something else.
+        pub(super) const EVENTS: &[DomainEvent] = &[$(DomainEvent { id: $id, message: $message },)*];
+
+        /// Their names.
+        #[cfg(test)]
+        pub(super) const EVENT_NAMES: &[&str] = &[$(stringify!($name),)*];
+    };
+}
+
+events! {
+    LIFECYCLE = 0: 318;
+    DEVICE_REMOVED = 15: 333;
+    DEVICE_ADDED = 19: 354;
 }
 
 /// `REMOTE_AUTH_NONE`: whoever calls may.

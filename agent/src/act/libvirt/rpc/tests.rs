@@ -6,16 +6,19 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    time::Instant,
+    sync::Notify,
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
 use super::{
     connection::Connection,
     error::{Code, Ended, Error},
+    events::{self, LONGEST_PAUSE},
     packet::{self, Header, Kind, PING, PONG, Program, Status},
     procedures::{
-        self, DomainStatsRecord, RemoteDomain, RemoteError, RemoteNetwork, TypedParam, TypedValue,
+        self, DomainStatsRecord, EVENT_NAMES, EVENTS, RemoteDomain, RemoteError, RemoteNetwork,
+        TypedParam, TypedValue,
     },
     xdr::{Malformed, Pack, Writer},
 };
@@ -125,7 +128,9 @@ fn procedures_have_the_numbers_that_libvirt_gave_them() {
     let lines = procedures::ALL
         .iter()
         .map(|(program, number, name)| format!("{program} {number} {name}"));
-    insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+    let events = EVENTS.iter().zip(EVENT_NAMES);
+    let events = events.map(|(event, name)| format!("event {} {} {name}", event.id, event.message));
+    insta::assert_snapshot!(lines.chain(events).collect::<Vec<_>>().join("\n"));
 }
 
 #[tokio::test]
@@ -694,4 +699,186 @@ async fn only_a_libvirt_that_asks_nobody_who_they_are_is_opened() {
     drop(listener);
     let error = Connection::open(&address).await.unwrap_err();
     assert!(error.to_string().contains("libvirt-sock"), "{error}");
+}
+
+/// Whether somebody was told of an event since the last question.
+async fn was_told(events: &Notify) -> bool {
+    timeout(Duration::ZERO, events.notified()).await.is_ok()
+}
+
+/// A connection that is told of events.
+fn listening() -> (Connection, Libvirt, Arc<Notify>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let events = Arc::new(Notify::new());
+    let connection = Connection::served(ours, Some(Arc::clone(&events)));
+    (connection, Libvirt(theirs), events)
+}
+
+#[tokio::test]
+async fn events_are_asked_for_and_told_byte_by_byte_as_libvirt_does_it() {
+    let (connection, mut libvirt, events) = listening();
+    let heard = async {
+        let mut call = [0; 36];
+        libvirt.0.read_exact(&mut call).await.unwrap();
+        let expected = b"\0\0\0\x24\x20\0\x80\x86\0\0\0\x01\0\0\x01\x3c\0\0\0\0\0\0\0\x01\0\0\0\0\
+            \0\0\0\0\0\0\0\0";
+        assert_eq!(
+            call.escape_ascii().to_string(),
+            expected.escape_ascii().to_string()
+        );
+        let (header, _) = packet::open(&call).unwrap();
+        libvirt.say(reply(header), &packed(&5_i32)).await;
+    };
+    let (registered, ()) = tokio::join!(connection.domain_event_register_any(EVENTS[0]), heard);
+    registered.unwrap();
+    assert!(!was_told(&events).await);
+    // The guest of callback 5's domain has powered itself off.
+    let told = b"\0\0\0\x44\x20\0\x80\x86\0\0\0\x01\0\0\x01\x3e\0\0\0\x02\0\0\0\0\0\0\0\0\
+        \0\0\0\x05\0\0\0\x02vm\0\0\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\
+        \xff\xff\xff\xff\0\0\0\x05\0\0\0\0";
+    libvirt.0.write_all(told).await.unwrap();
+    timeout(Duration::from_secs(10), events.notified())
+        .await
+        .unwrap();
+    // Whatever else nobody asked for is none.
+    let other = |procedure| Header {
+        program: Program::REMOTE,
+        procedure,
+        kind: Kind::Message,
+        serial: 0,
+        status: Status::Ok,
+    };
+    libvirt.say(other(331), b"ballooned").await;
+    libvirt.say(keepalive(PING), &[]).await;
+    assert_eq!(libvirt.hear().await.0, keepalive(PONG));
+    assert!(!was_told(&events).await);
+}
+
+#[tokio::test]
+async fn a_flood_of_events_of_any_content_leaves_one_reason_to_look_and_answers_come_through() {
+    let (connection, mut libvirt, events) = listening();
+    let answers = async {
+        let (call, _) = libvirt.hear().await;
+        for number in 0..20_000 {
+            let event = Header {
+                procedure: EVENTS[number % EVENTS.len()].message,
+                kind: Kind::Message,
+                ..call
+            };
+            libvirt.say(event, &vec![0xff; number % 50]).await;
+        }
+        libvirt.say(reply(call), &packed(&7_u64)).await;
+    };
+    let (version, ()) = tokio::join!(connection.get_lib_version(), answers);
+    assert_eq!(version.unwrap(), 7);
+    assert!(was_told(&events).await);
+    assert!(!was_told(&events).await);
+}
+
+/// A libvirt where somebody listens: how they come, and what they ask.
+struct Listened {
+    listener: tokio::net::UnixListener,
+    events: Arc<Notify>,
+    _directory: tempfile::TempDir,
+}
+
+impl Listened {
+    /// Somebody listens from now on.
+    fn begin() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("libvirt-sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let address: super::Address = format!("qemu:///system?socket={}", path.display())
+            .parse()
+            .unwrap();
+        let events = Arc::new(Notify::new());
+        let told = Arc::clone(&events);
+        tokio::spawn(async move { events::listen(&address, &told).await });
+        Self {
+            listener,
+            events,
+            _directory: directory,
+        }
+    }
+
+    async fn accept(&self) -> Libvirt {
+        let accepted = timeout(2 * LONGEST_PAUSE, self.listener.accept()).await;
+        Libvirt(accepted.unwrap().unwrap().0)
+    }
+
+    /// Lets them in, and answers all they ask before they only listen.
+    async fn welcome(&self) -> Libvirt {
+        let mut libvirt = self.accept().await;
+        assert_eq!(libvirt.answer(Vec::<i32>::new()).await.procedure, 66);
+        assert_eq!(libvirt.answer(()).await.procedure, 1);
+        for event in EVENTS {
+            assert!(!was_told(&self.events).await);
+            let (call, payload) = libvirt.hear().await;
+            assert_eq!((call.procedure, payload), (316, packed(&(event.id, 0_u32))));
+            libvirt.say(reply(call), &packed(&event.id)).await;
+        }
+        // Something may have happened before.
+        timeout(Duration::from_secs(10), self.events.notified())
+            .await
+            .unwrap();
+        libvirt
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_listens_comes_back_after_pauses_that_grow_to_ten_seconds() {
+    let listened = Listened::begin();
+    let mut pauses = Vec::new();
+    let mut ended = Instant::now();
+    // Closed at once, in the middle, after a welcome, and with what no libvirt says.
+    for way in 0..8_u32 {
+        let mut libvirt = match way % 4 {
+            0 => listened.accept().await,
+            1 => {
+                let mut libvirt = listened.accept().await;
+                libvirt.answer(Vec::<i32>::new()).await;
+                libvirt
+            }
+            2 => listened.welcome().await,
+            _ => {
+                let mut libvirt = listened.accept().await;
+                let (call, _) = libvirt.hear().await;
+                libvirt.say(reply(call), b"nonsense").await;
+                libvirt
+            }
+        };
+        pauses.push(ended.elapsed().as_secs());
+        if way == 6 {
+            libvirt.0.write_all(&[255; 64]).await.unwrap();
+        }
+        drop(libvirt);
+        ended = Instant::now();
+    }
+    assert_eq!(pauses, [0, 1, 2, 4, 8, 10, 10, 10]);
+    // One that lasts is asked now and then whether it is there, and the pauses begin anew.
+    let mut libvirt = listened.welcome().await;
+    for _ in 0..3 {
+        let (call, _) = libvirt.hear().await;
+        assert_eq!(call.procedure, 157);
+        libvirt.say(reply(call), &packed(&9_000_000_u64)).await;
+    }
+    drop(libvirt);
+    ended = Instant::now();
+    listened.welcome().await;
+    assert_eq!(ended.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_libvirt_that_says_nothing_any_more_is_listened_to_on_a_new_connection() {
+    let listened = Listened::begin();
+    let mut silent = listened.welcome().await;
+    let begun = Instant::now();
+    let (call, _) = silent.hear().await;
+    assert_eq!(call.procedure, 157);
+    for _ in 0..3 {
+        assert_eq!(silent.hear().await.0, keepalive(PING));
+    }
+    listened.welcome().await;
+    // It was asked after 30 s, and given up 20 s later.
+    assert_eq!(begun.elapsed().as_secs(), 51);
 }
