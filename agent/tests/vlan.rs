@@ -223,8 +223,8 @@ fn tags_lead_a_guest_without_port_security_into_no_other_network() {
     };
     let [red, green, blue] = [NetworkId::new(), NetworkId::new(), NetworkId::new()];
     let open = [
-        (red, "red", vlan(10), 11_u8),
-        (green, "green", bare(NetworkType::Flat, None), 12),
+        (green, "green", bare(NetworkType::Flat, None), 12_u8),
+        (red, "red", vlan(10), 11),
     ];
     // Blue is on the other host alone, so that its tag comes up to this one's NIC, and no further.
     assert_eq!(hosts[1].converge(blue, Some(&vlan(20))), NetThen::Converged);
