@@ -127,6 +127,8 @@ pub enum Rejection {
     NoVxlan,
     /// It has no address for VXLAN.
     NoTunnelIp,
+    /// Its kernel does not track connections in bridges.
+    NoStatefulFilter,
     /// This very request has failed on it.
     FailedThisRequest,
     /// Too many builds failed on it lately.
@@ -249,6 +251,10 @@ impl fmt::Display for Rejection {
             Self::NoTunnelIp => {
                 f.write_str("needs VXLAN: its agent's configuration lacks network.tunnel_ip")
             }
+            Self::NoStatefulFilter => f.write_str(
+                "needs connection tracking in bridges, for port security: its kernel lacks it (nf_conntrack_bridge or \
+                 br_netfilter)",
+            ),
             Self::FailedThisRequest => f.write_str("this request has failed there already"),
             Self::FailedRecently { failures, limit } => write!(
                 f,

@@ -81,6 +81,7 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
         | Rejection::NoVlan
         | Rejection::NoVxlan
         | Rejection::NoTunnelIp
+        | Rejection::NoStatefulFilter
         | Rejection::FailedThisRequest
         | Rejection::FailedRecently { .. } => Some(rejection.to_string()),
         // It has the id of the one that was.

@@ -20,7 +20,7 @@ use crate::{
     ask::{delete, instance, network},
     cloud::Cloud,
     host::{Host, resource},
-    networks::able,
+    networks::{NO_FILTER, able, unable},
     reached_groups,
     soundness::assert_sound,
 };
@@ -417,6 +417,46 @@ async fn what_is_wanted_of_a_port_reaches_its_host() {
     cloud
         .refused(unknown, RefusalCode::NotFound, "to mirror to")
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_is_not_secured_where_nothing_can_be_filtered() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join_with(&cloud, "hv1", unable).await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let open = json!([{ "network": "blue", "port_security_enabled": false }]);
+    let web = cloud.ok(instance("web", 512, open)).await;
+    until(&mut host, |_| true, |_| true).await;
+    cloud
+        .wait_for_instance(web.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+
+    let secured = cloud.ok(port("blue", json!({ "name": "uplink" }))).await;
+    let new = InstanceAttachInterface {
+        port: None,
+        new_port: serde_json::from_value(json!({ "id": PortId::new(), "network": "blue" }))
+            .unwrap(),
+        ..attach(&web, secured.id)
+    };
+    let why = format!("host hv1 cannot build network blue: {NO_FILTER}");
+    for wish in [attach(&web, secured.id), new] {
+        cloud.refused(wish, RefusalCode::Conflict, &why).await;
+    }
+    let security = |id, enabled| PortSet {
+        port_security_enabled: Some(enabled),
+        ..set(id)
+    };
+    cloud.ok(security(secured.id, false)).await;
+    cloud.ok(attach(&web, secured.id)).await;
+    let why = format!("host hv1 cannot filter what port uplink sends and receives: {NO_FILTER}");
+    cloud
+        .refused(security(secured.id, true), RefusalCode::Conflict, &why)
+        .await;
+
+    able(1)(&mut host);
+    host.tell(&cloud).await;
+    cloud.ok(security(secured.id, true)).await;
+    assert_sound(&cloud).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -273,7 +273,10 @@ impl Batch {
             )
             .await?;
         for network in &planned.networks {
-            networks::demand(network, &mut wanted);
+            networks::demand(network, &mut wanted.networks);
+        }
+        for port in &planned.ports {
+            claim_ports::demand(&port.wishes, &mut wanted.networks);
         }
         let demand = match root {
             None => wanted.demand(),

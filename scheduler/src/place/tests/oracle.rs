@@ -62,6 +62,13 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
         let mut properties = facts.properties.iter();
         properties.any(|property| (&property.0, &property.1) == (key, value))
     };
+    let builds = |needs: &NetworkNeeds| {
+        let able = &facts.network;
+        needs.physical_networks.is_subset(&facts.physical_networks)
+            && (needs.vlan == Need::None || able.vlan)
+            && (needs.vxlan == Need::None || (able.vxlan && able.tunnel_ip.is_some()))
+            && (needs.stateful_filter == Need::None || able.stateful_filter)
+    };
     let image = &request.image;
     let answers = [
         (FilterName::Enabled, facts.admission == Admission::Enabled),
@@ -112,15 +119,7 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
                 .as_ref()
                 .is_none_or(|hosts| hosts.contains(&facts.id)),
         ),
-        (
-            FilterName::NetworkReachability,
-            request
-                .physical_networks
-                .is_subset(&facts.physical_networks)
-                && (request.vlan == Need::None || facts.network.vlan)
-                && (request.vxlan == Need::None
-                    || (facts.network.vxlan && facts.network.tunnel_ip.is_some())),
-        ),
+        (FilterName::NetworkReachability, builds(&request.networks)),
         (
             FilterName::FailedRecently,
             !request.excluded_hosts.contains(&facts.id)
