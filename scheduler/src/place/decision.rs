@@ -168,7 +168,7 @@ impl FilterName {
             Self::SameHost => !request.same_hosts.is_empty(),
             Self::ServerGroup => request.group.is_some(),
             Self::VolumeLocality => request.volume_hosts.is_some(),
-            Self::NetworkReachability => !request.networks.is_none(),
+            Self::NetworkReachability => !request.networks.is_none() || !request.routed.is_empty(),
         }
     }
 }

@@ -302,12 +302,20 @@ fn network_reachability(question: &Question<'_>) -> Result<(), Rejection> {
     reaches_networks(question.request, question.host)
 }
 
-/// Whether a host can build the networks of a request.
+/// Whether a host can build the networks of a request, and those that routers join to them.
 ///
 /// # Errors
 /// What it lacks.
 pub fn reaches_networks(request: &Request, host: &Host) -> Result<(), Rejection> {
-    can_build(&request.networks, host)
+    can_build(&request.networks, host)?;
+    for routed in &request.routed {
+        can_build(&routed.needs, host).map_err(|reason| Rejection::Routed {
+            router: routed.router.clone(),
+            network: routed.network.clone(),
+            reason: Box::new(reason),
+        })?;
+    }
+    Ok(())
 }
 
 fn can_build(needs: &NetworkNeeds, host: &Host) -> Result<(), Rejection> {

@@ -136,7 +136,9 @@ impl Narrowing<'_> {
             self.fill(hosts);
             self.keep_set(FilterName::VolumeLocality);
         }
-        let networks = Feature::needed(&request.networks);
+        let routed = request.routed.iter().map(|routed| &routed.needs);
+        let networks = std::iter::once(&request.networks).chain(routed);
+        let networks = networks.flat_map(Feature::needed);
         self.keep_features(FilterName::NetworkReachability, networks);
     }
 

@@ -161,6 +161,17 @@ impl NetworkNeeds {
     }
 }
 
+/// A network that a router joins to those of the ports: whoever has the ports has it too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutedNetwork {
+    /// The name of the router.
+    pub router: String,
+    /// The name of the network.
+    pub network: String,
+    /// What it needs.
+    pub needs: NetworkNeeds,
+}
+
 /// A request for one instance: everything placement may know of it.
 ///
 /// What is empty or `None` is not asked, and costs nothing.
@@ -178,6 +189,8 @@ pub struct Request {
     pub image: ImageNeeds,
     /// What the networks of its ports need.
     pub networks: NetworkNeeds,
+    /// The networks that routers join to these, as far as they need anything.
+    pub routed: Vec<RoutedNetwork>,
     /// The one host that will do.
     pub requested_host: Option<HostId>,
     /// Hosts of the instances it must be kept away from.
@@ -213,6 +226,7 @@ impl Request {
                 virt_type: None,
             },
             networks: NetworkNeeds::NONE,
+            routed: Vec::new(),
             requested_host: None,
             different_hosts: BTreeSet::new(),
             same_hosts: BTreeSet::new(),

@@ -62,6 +62,15 @@ impl Request {
             words.push(format!("a volume that {} can reach", hosts(reaching.len())));
         }
         words.extend(self.networks.words());
+        for routed in &self.routed {
+            let needs: Vec<String> = routed.needs.words().collect();
+            words.push(format!(
+                "{} for network {} of router {}",
+                needs.join(", "),
+                routed.network,
+                routed.router
+            ));
+        }
         if !self.excluded_hosts.is_empty() {
             words.push(format!("not again on {}", hosts(self.excluded_hosts.len())));
         }

@@ -27,6 +27,7 @@ use crate::{
         cloud::Placed,
         hints::{Asker, Lookups},
         networks, ports as claim_ports,
+        routers::joined::Joined,
     },
     context::Writing,
     place,
@@ -273,9 +274,13 @@ async fn request(
         claim_ports::demand(&port.wishes, &mut resolved.request.networks);
     }
     let ids: Vec<NetworkId> = ports.iter().map(|port| port.network_id).collect();
-    for network in berth_store::networks::of_ids(writing.txn(), &ids).await? {
-        networks::demand(&network, &mut resolved.request.networks);
+    let of_ports = berth_store::networks::of_ids(writing.txn(), &ids).await?;
+    for network in &of_ports {
+        networks::demand(network, &mut resolved.request.networks);
     }
+    Joined::default()
+        .demand(writing.txn(), &of_ports, &mut resolved.request)
+        .await?;
     // It is a member of its group on the host it leaves.
     if let Some(group) = &mut resolved.request.group
         && let Some(placed) = writing.cloud.placed(row.id)

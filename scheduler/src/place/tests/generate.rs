@@ -146,6 +146,17 @@ fn any_networks() -> impl Strategy<Value = NetworkNeeds> {
     )
 }
 
+fn any_routed() -> impl Strategy<Value = Vec<RoutedNetwork>> {
+    let one = (word("r", 2), word("n", 2), any_networks());
+    let one = one.prop_map(|(router, network, needs)| RoutedNetwork {
+        router,
+        network,
+        needs,
+    });
+    let some = weighted(0.1, vec(one, 1..3));
+    some.prop_map(Option::unwrap_or_default)
+}
+
 fn any_model() -> impl Strategy<Value = Model> {
     let claimed = (amounts(7, 4_000, 20), countables(3));
     let failures = (weighted(0.2, (0_u64..9_000, 0_u64..3_000)), 0_u64..3);
@@ -204,7 +215,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.15, words("v", 3)),
         weighted(0.15, word("arch", 2)),
         weighted(0.15, word("virt", 2)),
-        any_networks(),
+        (any_networks(), any_routed()),
     );
     let hosts = (
         weighted(0.05, 0..hosts.max(1)),
@@ -215,7 +226,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.1, some_hosts(hosts)),
     );
     (size, place, hosts, any::<u64>(), 0_u64..4_000).prop_map(|(size, place, hosts, seed, now)| {
-        let (zone, values, architecture, virt_type, networks) = place;
+        let (zone, values, architecture, virt_type, (networks, routed)) = place;
         let (requested, different, same, group, volume_hosts, excluded) = hosts;
         let values: Vec<_> = values.unwrap_or_default().into_iter().collect();
         Request {
@@ -232,6 +243,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
                 virt_type,
             },
             networks,
+            routed,
             requested_host: requested.map(id_of),
             different_hosts: different.unwrap_or_default(),
             same_hosts: same.unwrap_or_default(),

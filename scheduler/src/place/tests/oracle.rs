@@ -119,7 +119,10 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
                 .as_ref()
                 .is_none_or(|hosts| hosts.contains(&facts.id)),
         ),
-        (FilterName::NetworkReachability, builds(&request.networks)),
+        (
+            FilterName::NetworkReachability,
+            builds(&request.networks) && request.routed.iter().all(|routed| builds(&routed.needs)),
+        ),
         (
             FilterName::FailedRecently,
             !request.excluded_hosts.contains(&facts.id)

@@ -152,7 +152,7 @@ fn every_constraint_refuses_in_words() {
     secured.stateful_filter = Need::Asked;
     for (networks, words) in [
         (
-            wired,
+            wired.clone(),
             "needs physical network physnet1, it is connected to none",
         ),
         (vlan, "needs VLANs: its kernel lacks them (802.1Q)"),
@@ -169,6 +169,19 @@ fn every_constraint_refuses_in_words() {
         };
         check(wanted, FilterName::NetworkReachability, words);
     }
+    let mut leads_to = plain();
+    for (network, needs) in [("near", NetworkNeeds::NONE), ("far", wired)] {
+        leads_to.routed.push(RoutedNetwork {
+            router: "r1".to_owned(),
+            network: network.to_owned(),
+            needs,
+        });
+    }
+    check(
+        leads_to,
+        FilterName::NetworkReachability,
+        "router r1 joins network far, which needs physical network physnet1, it is connected to none",
+    );
     check(
         Request {
             requested_host: Some(host_id(2)),
