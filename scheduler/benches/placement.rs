@@ -135,7 +135,7 @@ fn constrained(random: &mut Random, ids: &[HostId]) -> Request {
     .into();
     wanted.image.architecture = Some("x86_64".to_owned());
     wanted.image.virt_type = Some("kvm".to_owned());
-    wanted.physical_networks = ["physnet1".to_owned()].into();
+    wanted.networks.physical_networks = ["physnet1".to_owned()].into();
     wanted.group = Some(ServerGroup {
         policy,
         max_per_host: None,

@@ -134,7 +134,10 @@ fn heartbeat(number: usize, guests: usize) -> anyhow::Result<Heartbeat> {
         physical_networks: Vec::new(),
         resources: Vec::new(),
         pools: Vec::new(),
-        network: NetworkCapabilities::default(),
+        network: NetworkCapabilities {
+            stateful_filter: true,
+            ..NetworkCapabilities::default()
+        },
     })
 }
 

@@ -22,7 +22,7 @@ use berth_common::{
     document::ImageRef,
     ids::{InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     message::{
-        heartbeat::{PoolKind, PoolReport},
+        heartbeat::{NetworkCapabilities, PoolKind, PoolReport},
         view::Resources,
     },
     names::{ImageUrl, MacAddress, PoolName},
@@ -455,6 +455,10 @@ impl Measure for FakeHost {
             cpus: model.size.vcpus.get(),
             memory_total: ByteCount::from_mb(total),
             memory_available: ByteCount::from_mb(total.saturating_sub(used)),
+            network: NetworkCapabilities {
+                stateful_filter: true,
+                ..NetworkCapabilities::default()
+            },
             ..Machine::default()
         }
     }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::Networks,
     context::Writing,
-    place::{self, Need},
+    place::{Need, NetworkNeeds},
     report::view,
 };
 
@@ -284,14 +284,14 @@ pub async fn living(
 }
 
 /// What a network demands of the host of an instance that has a port in it.
-pub fn demand(network: &NetworkRow, request: &mut place::Request) {
+pub fn demand(network: &NetworkRow, needs: &mut NetworkNeeds) {
     if let Some(physnet) = &network.physical_network {
-        request.physical_networks.insert(physnet.to_string());
+        needs.physical_networks.insert(physnet.to_string());
     }
     match network.network_type {
         NetworkType::Local | NetworkType::Nat | NetworkType::Flat => {}
-        NetworkType::Vlan => request.vlan = Need::Asked,
-        NetworkType::Vxlan => request.vxlan = Need::Asked,
+        NetworkType::Vlan => needs.vlan = Need::Asked,
+        NetworkType::Vxlan => needs.vxlan = Need::Asked,
     }
 }
 

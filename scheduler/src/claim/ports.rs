@@ -27,7 +27,11 @@ use uuid::Uuid;
 
 use self::wishes::SecurityWish;
 use super::{ClaimError, address, conflict, invalid, networks, not_found, security_groups};
-use crate::{context::Writing, report::port_view::Names};
+use crate::{
+    context::Writing,
+    place::{Need, NetworkNeeds},
+    report::port_view::Names,
+};
 
 /// The networks that a batch of requests names, and the addresses that are in use on them: read once, then kept up to
 /// date.
@@ -339,6 +343,13 @@ pub async fn resolve(
     Err(not_found(format!(
         "project {project} has no port {shown:?}, neither by id nor by name"
     )))
+}
+
+/// What a port demands of the host of its instance, besides its network.
+pub fn demand(wishes: &PortWishes, needs: &mut NetworkNeeds) {
+    if wishes.port_security_enabled {
+        needs.stateful_filter = Need::Asked;
+    }
 }
 
 /// What to call a port.

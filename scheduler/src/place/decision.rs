@@ -6,7 +6,7 @@ use super::{
     filter::{self, FilterName, Question},
     host_set::HostIndex,
     rejection::Rejection,
-    request::{Need, Request},
+    request::Request,
     survey::{NEAREST, Survey},
     table::HostTable,
     weigh::{self, ScoreParts},
@@ -168,11 +168,7 @@ impl FilterName {
             Self::SameHost => !request.same_hosts.is_empty(),
             Self::ServerGroup => request.group.is_some(),
             Self::VolumeLocality => request.volume_hosts.is_some(),
-            Self::NetworkReachability => {
-                !request.physical_networks.is_empty()
-                    || request.vlan == Need::Asked
-                    || request.vxlan == Need::Asked
-            }
+            Self::NetworkReachability => !request.networks.is_none() || !request.routed.is_empty(),
         }
     }
 }

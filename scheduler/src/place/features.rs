@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::{
     host::HostFacts,
     host_set::{HostIndex, HostSet},
+    request::{Need, NetworkNeeds},
 };
 
 /// Something a host has or has not.
@@ -20,6 +21,7 @@ pub(super) enum Feature {
     Vlan,
     /// And an address for it.
     Vxlan,
+    StatefulFilter,
 }
 
 impl Feature {
@@ -38,6 +40,26 @@ impl Feature {
             .chain(
                 (facts.network.vxlan && facts.network.tunnel_ip.is_some()).then_some(Self::Vxlan),
             )
+            .chain(
+                facts
+                    .network
+                    .stateful_filter
+                    .then_some(Self::StatefulFilter),
+            )
+    }
+
+    /// Every feature that networks need.
+    pub(super) fn needed(needs: &NetworkNeeds) -> impl Iterator<Item = Self> {
+        let networks = needs.physical_networks.iter().cloned();
+        let kinds = [
+            (needs.vlan, Self::Vlan),
+            (needs.vxlan, Self::Vxlan),
+            (needs.stateful_filter, Self::StatefulFilter),
+        ];
+        let kinds = kinds.into_iter().filter(|(need, _)| *need == Need::Asked);
+        networks
+            .map(Self::PhysicalNetwork)
+            .chain(kinds.map(|(_, kind)| kind))
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     amounts::Resource,
     host::{Admission, Host},
     rejection::Rejection,
-    request::{GroupPolicy, Need, Request},
+    request::{GroupPolicy, Need, NetworkNeeds, Request},
     settings::Settings,
 };
 
@@ -77,7 +77,7 @@ filters! {
     ServerGroup = 12, "server_group", server_group;
     /// The host reaches the volume, or has room for it in its storage pool.
     VolumeLocality = 13, "volume_locality", volume_locality;
-    /// The host is connected to the physical networks, and can build networks of the kinds.
+    /// The host is connected to the physical networks, can build networks of the kinds, and can filter if a port is secured.
     NetworkReachability = 14, "network_reachability", network_reachability;
     /// This request has not failed there, and not too many builds have lately.
     FailedRecently = 15, "failed_recently", failed_recently;
@@ -302,13 +302,25 @@ fn network_reachability(question: &Question<'_>) -> Result<(), Rejection> {
     reaches_networks(question.request, question.host)
 }
 
-/// Whether a host can build the networks of a request.
+/// Whether a host can build the networks of a request, and those that routers join to them.
 ///
 /// # Errors
 /// What it lacks.
 pub fn reaches_networks(request: &Request, host: &Host) -> Result<(), Rejection> {
+    can_build(&request.networks, host)?;
+    for routed in &request.routed {
+        can_build(&routed.needs, host).map_err(|reason| Rejection::Routed {
+            router: routed.router.clone(),
+            network: routed.network.clone(),
+            reason: Box::new(reason),
+        })?;
+    }
+    Ok(())
+}
+
+fn can_build(needs: &NetworkNeeds, host: &Host) -> Result<(), Rejection> {
     let found = &host.facts().physical_networks;
-    let needed = &request.physical_networks;
+    let needed = &needs.physical_networks;
     if let Some(network) = needed.iter().find(|network| !found.contains(*network)) {
         return Err(Rejection::NoPhysicalNetwork {
             needed: network.clone(),
@@ -316,16 +328,19 @@ pub fn reaches_networks(request: &Request, host: &Host) -> Result<(), Rejection>
         });
     }
     let able = &host.facts().network;
-    if request.vlan == Need::Asked && !able.vlan {
+    if needs.vlan == Need::Asked && !able.vlan {
         return Err(Rejection::NoVlan);
     }
-    if request.vxlan == Need::Asked {
+    if needs.vxlan == Need::Asked {
         if !able.vxlan {
             return Err(Rejection::NoVxlan);
         }
         if able.tunnel_ip.is_none() {
             return Err(Rejection::NoTunnelIp);
         }
+    }
+    if needs.stateful_filter == Need::Asked && !able.stateful_filter {
+        return Err(Rejection::NoStatefulFilter);
     }
     Ok(())
 }

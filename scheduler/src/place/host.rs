@@ -77,7 +77,8 @@ pub struct HostFacts {
     pub virt_types: BTreeSet<String>,
     /// The physical networks it is connected to.
     pub physical_networks: BTreeSet<String>,
-    /// What kinds of networks it can build.
+    /// What kinds of networks it can build, and whether it can filter. What its agent does not tell, it cannot: an agent that is
+    /// too old to tell of networks is too old for port security as well, and would let through what that forbids.
     pub network: NetworkCapabilities,
     /// Its countable resources.
     pub countables: BTreeMap<ResourceClass, Inventory>,

@@ -4,7 +4,7 @@ use super::{
     countables,
     features::Feature,
     filter::FilterName,
-    request::{GroupPolicy, Need, Request},
+    request::{GroupPolicy, Request},
     scan::Scratch,
     survey::Survey,
     table::HostTable,
@@ -136,11 +136,9 @@ impl Narrowing<'_> {
             self.fill(hosts);
             self.keep_set(FilterName::VolumeLocality);
         }
-        let networks = request.physical_networks.iter().cloned();
-        let networks = networks
-            .map(Feature::PhysicalNetwork)
-            .chain((request.vlan == Need::Asked).then_some(Feature::Vlan))
-            .chain((request.vxlan == Need::Asked).then_some(Feature::Vxlan));
+        let routed = request.routed.iter().map(|routed| &routed.needs);
+        let networks = std::iter::once(&request.networks).chain(routed);
+        let networks = networks.flat_map(Feature::needed);
         self.keep_features(FilterName::NetworkReachability, networks);
     }
 

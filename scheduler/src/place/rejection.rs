@@ -127,6 +127,17 @@ pub enum Rejection {
     NoVxlan,
     /// It has no address for VXLAN.
     NoTunnelIp,
+    /// Its kernel does not track connections in bridges.
+    NoStatefulFilter,
+    /// It cannot build a network that a router joins to those of the ports.
+    Routed {
+        /// The router.
+        router: String,
+        /// The network.
+        network: String,
+        /// Why it cannot.
+        reason: Box<Self>,
+    },
     /// This very request has failed on it.
     FailedThisRequest,
     /// Too many builds failed on it lately.
@@ -249,6 +260,15 @@ impl fmt::Display for Rejection {
             Self::NoTunnelIp => {
                 f.write_str("needs VXLAN: its agent's configuration lacks network.tunnel_ip")
             }
+            Self::NoStatefulFilter => f.write_str(
+                "needs connection tracking in bridges, for port security: its kernel lacks it (nf_conntrack_bridge or \
+                 br_netfilter)",
+            ),
+            Self::Routed {
+                router,
+                network,
+                reason,
+            } => write!(f, "router {router} joins network {network}, which {reason}"),
             Self::FailedThisRequest => f.write_str("this request has failed there already"),
             Self::FailedRecently { failures, limit } => write!(
                 f,

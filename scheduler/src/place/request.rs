@@ -132,6 +132,46 @@ pub enum Need {
     Asked,
 }
 
+/// What networks ask of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkNeeds {
+    /// Physical networks that the host must reach; all of them.
+    pub physical_networks: BTreeSet<String>,
+    /// VLANs.
+    pub vlan: Need,
+    /// VXLAN, with an address for it.
+    pub vxlan: Need,
+    /// Connection tracking in bridges: what port security needs.
+    pub stateful_filter: Need,
+}
+
+impl NetworkNeeds {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        physical_networks: BTreeSet::new(),
+        vlan: Need::None,
+        vxlan: Need::None,
+        stateful_filter: Need::None,
+    };
+
+    /// Whether every host will do.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+/// A network that a router joins to those of the ports: whoever has the ports has it too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutedNetwork {
+    /// The name of the router.
+    pub router: String,
+    /// The name of the network.
+    pub network: String,
+    /// What it needs.
+    pub needs: NetworkNeeds,
+}
+
 /// A request for one instance: everything placement may know of it.
 ///
 /// What is empty or `None` is not asked, and costs nothing.
@@ -147,12 +187,10 @@ pub struct Request {
     pub properties: BTreeMap<String, String>,
     /// What the image needs.
     pub image: ImageNeeds,
-    /// Physical networks that the host must reach; all of them.
-    pub physical_networks: BTreeSet<String>,
-    /// VLANs.
-    pub vlan: Need,
-    /// VXLAN, with an address for it.
-    pub vxlan: Need,
+    /// What the networks of its ports need.
+    pub networks: NetworkNeeds,
+    /// The networks that routers join to these, as far as they need anything.
+    pub routed: Vec<RoutedNetwork>,
     /// The one host that will do.
     pub requested_host: Option<HostId>,
     /// Hosts of the instances it must be kept away from.
@@ -187,9 +225,8 @@ impl Request {
                 architecture: None,
                 virt_type: None,
             },
-            physical_networks: BTreeSet::new(),
-            vlan: Need::None,
-            vxlan: Need::None,
+            networks: NetworkNeeds::NONE,
+            routed: Vec::new(),
             requested_host: None,
             different_hosts: BTreeSet::new(),
             same_hosts: BTreeSet::new(),

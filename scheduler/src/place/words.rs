@@ -8,7 +8,7 @@ use super::{
     amounts::Words,
     decision::Decision,
     filter::FilterName,
-    request::{Need, Request},
+    request::{Need, NetworkNeeds, Request},
     table::HostTable,
 };
 
@@ -61,18 +61,35 @@ impl Request {
         } else if let Some(reaching) = &self.volume_hosts {
             words.push(format!("a volume that {} can reach", hosts(reaching.len())));
         }
-        for network in &self.physical_networks {
-            words.push(format!("physical network {network}"));
-        }
-        for (need, what) in [(self.vlan, "VLANs"), (self.vxlan, "VXLAN")] {
-            if need == Need::Asked {
-                words.push(what.to_owned());
-            }
+        words.extend(self.networks.words());
+        for routed in &self.routed {
+            let needs: Vec<String> = routed.needs.words().collect();
+            words.push(format!(
+                "{} for network {} of router {}",
+                needs.join(", "),
+                routed.network,
+                routed.router
+            ));
         }
         if !self.excluded_hosts.is_empty() {
             words.push(format!("not again on {}", hosts(self.excluded_hosts.len())));
         }
         words
+    }
+}
+
+impl NetworkNeeds {
+    fn words(&self) -> impl Iterator<Item = String> {
+        let networks = self.physical_networks.iter();
+        let kinds = [
+            (self.vlan, "VLANs"),
+            (self.vxlan, "VXLAN"),
+            (self.stateful_filter, "port security"),
+        ];
+        let kinds = kinds.into_iter().filter(|(need, _)| *need == Need::Asked);
+        networks
+            .map(|network| format!("physical network {network}"))
+            .chain(kinds.map(|(_, kind)| kind.to_owned()))
     }
 }
 
@@ -104,7 +121,9 @@ impl FilterName {
                 "the policy of the server group leaves no host that fits otherwise"
             }
             Self::VolumeLocality => "no host that fits otherwise can reach the volume",
-            Self::NetworkReachability => "no host that fits otherwise reaches the network",
+            Self::NetworkReachability => {
+                "no host that fits otherwise can build the networks of its ports"
+            }
             Self::FailedRecently => {
                 "building has failed lately on every host that fits otherwise; try again later"
             }

@@ -81,8 +81,10 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
         | Rejection::NoVlan
         | Rejection::NoVxlan
         | Rejection::NoTunnelIp
+        | Rejection::NoStatefulFilter
         | Rejection::FailedThisRequest
         | Rejection::FailedRecently { .. } => Some(rejection.to_string()),
+        Rejection::Routed { reason, .. } => public_reason(reason).map(|_| rejection.to_string()),
         // It has the id of the one that was.
         Rejection::NotRequested { .. } => Some("another host was asked for".to_owned()),
         Rejection::NoProperty { .. } | Rejection::NoPhysicalNetwork { .. } => None,

@@ -66,7 +66,7 @@ pub(crate) fn inventory(class: &str, total: u64) -> Vec<ResourceInventory> {
 }
 
 impl Host {
-    /// Appears with 4 CPUs, 4 GB and 100 GB.
+    /// Appears with 4 CPUs, 4 GB and 100 GB, and a kernel that can filter.
     pub(crate) async fn join(cloud: &Cloud, name: &str) -> Self {
         Self::join_with(cloud, name, |_| ()).await
     }
@@ -98,7 +98,10 @@ impl Host {
             resources: Vec::new(),
             pools: Vec::new(),
             physical_networks: Vec::new(),
-            network: NetworkCapabilities::default(),
+            network: NetworkCapabilities {
+                stateful_filter: true,
+                ..NetworkCapabilities::default()
+            },
             foreign_domains: Vec::new(),
             health: Vec::new(),
             session: 1,

@@ -421,6 +421,15 @@ pub(crate) async fn told(
     .await;
 }
 
+/// A host as one whose agent tells nothing of networks: it can filter for no port.
+pub(crate) fn unable(host: &mut Host) {
+    host.network = NetworkCapabilities::default();
+}
+
+/// What such a host lacks for a port with port security.
+pub(crate) const NO_FILTER: &str = "needs connection tracking in bridges, for port security: its kernel lacks it \
+                                    (nf_conntrack_bridge or br_netfilter)";
+
 /// A host that can build every kind of network.
 pub(crate) fn able(last: u8) -> impl FnOnce(&mut Host) {
     move |host| {
@@ -520,8 +529,10 @@ async fn an_instance_goes_where_its_networks_can_be_built() {
     })
     .await;
     let _untold = Host::join_with(&cloud, "untold", |host| host.network.vxlan = true).await;
+    let _open = Host::join_with(&cloud, "open", unable).await;
     cloud.ok(of_type("vlan", "vlan", json!({}))).await;
     cloud.ok(of_type("vxlan", "vxlan", json!({}))).await;
+    cloud.ok(network("local", "10.0.0.0/24")).await;
     let nowhere = async |network: &str, host: &str, words: &str| {
         let request = member(
             &format!("{network}-{host}"),
@@ -555,13 +566,16 @@ async fn an_instance_goes_where_its_networks_can_be_built() {
         "needs VXLAN: its agent's configuration lacks network.tunnel_ip",
     )
     .await;
+    nowhere("local", "open", NO_FILTER).await;
+    let unsecured = json!([{ "network": "local", "port_security_enabled": false }]);
+    cloud.ok(member("unsecured", unsecured, Some("open"))).await;
     let anywhere = member("anywhere", json!([{ "network": "vxlan" }]), None);
     cloud
         .refused(anywhere.clone(), RefusalCode::NoValidHost, "network")
         .await;
     let decision = &cloud.explain(anywhere.id).await[0];
     assert!(
-        decision.summary.contains("network_reachability removed 3"),
+        decision.summary.contains("network_reachability removed 4"),
         "{}",
         decision.summary
     );

@@ -1,7 +1,10 @@
 //! Ports: by themselves, of instances, plugged in and unplugged.
 
 use berth_common::{
-    document::{Document, InstanceSpec, Kind, NetworkSpec, PortLink},
+    document::{
+        BandwidthLimit, Document, InstanceSpec, Kind, MirrorDirection, MirrorTarget, NetworkPort,
+        NetworkSpec, PortLink, PortMirror, PortQos,
+    },
     ids::PortId,
     message::{
         port::{
@@ -20,7 +23,7 @@ use crate::{
     ask::{delete, instance, network},
     cloud::Cloud,
     host::{Host, resource},
-    networks::able,
+    networks::{NO_FILTER, able, unable},
     reached_groups,
     soundness::assert_sound,
 };
@@ -417,6 +420,117 @@ async fn what_is_wanted_of_a_port_reaches_its_host() {
     cloud
         .refused(unknown, RefusalCode::NotFound, "to mirror to")
         .await;
+}
+
+/// What a host is told of a port.
+fn of_port(network: &NetworkSpec, id: PortId) -> Option<&NetworkPort> {
+    network.ports.iter().find(|port| port.id == id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_and_mirrors_of_a_port_reach_its_host() {
+    let (cloud, mut host, web) = running().await;
+    let first = web.ports[0].id;
+    let limit = |max_kbps, max_burst_kbps| BandwidthLimit {
+        max_kbps,
+        max_burst_kbps,
+    };
+    let wanted = |id, qos: PortQos, mirrors: Vec<PortMirror>| {
+        move |network: &NetworkSpec| {
+            of_port(network, id).is_some_and(|port| (port.qos, &port.mirrors) == (qos, &mirrors))
+        }
+    };
+
+    // As it is made.
+    let made = cloud
+        .ok(port(
+            "blue",
+            json!({
+                "qos": { "egress": { "max_kbps": 8000, "max_burst_kbps": 500 } },
+                "mirrors": [{ "direction": "egress", "to": { "interface": "eth9" } }],
+            }),
+        ))
+        .await;
+    cloud.ok(attach(&web, made.id)).await;
+    let qos = PortQos {
+        egress: Some(limit(8000, 500)),
+        ingress: None,
+    };
+    let mirrors = vec![PortMirror {
+        direction: MirrorDirection::Egress,
+        to: MirrorTarget::Interface("eth9".parse().unwrap()),
+    }];
+    assert_eq!((made.qos, &made.mirrors), (qos, &mirrors));
+    let plugged = |instance: &InstanceSpec| instance.ports.len() == 2;
+    let (_, spec) = until(&mut host, plugged, wanted(made.id, qos, mirrors)).await;
+    let other = of_port(&spec, first).unwrap();
+    assert_eq!((other.qos, &other.mirrors), (PortQos::default(), &vec![]));
+
+    // As it is changed while the guest runs; what is not named stays.
+    let change: PortSet = serde_json::from_value(json!({
+        "port": made.id,
+        "qos_ingress": { "max_kbps": 2000 },
+        "mirrors": [{ "direction": "both", "to": { "port": first } }],
+    }))
+    .unwrap();
+    cloud.ok(change).await;
+    let qos = PortQos {
+        ingress: Some(limit(2000, 0)),
+        ..qos
+    };
+    let mirrors = vec![PortMirror {
+        direction: MirrorDirection::Both,
+        to: MirrorTarget::Port(first),
+    }];
+    network_until(&mut host, wanted(made.id, qos, mirrors)).await;
+
+    let nothing: PortSet = serde_json::from_value(json!({
+        "port": made.id, "qos_egress": null, "qos_ingress": null, "mirrors": [],
+    }))
+    .unwrap();
+    cloud.ok(nothing).await;
+    network_until(&mut host, wanted(made.id, PortQos::default(), vec![])).await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_is_not_secured_where_nothing_can_be_filtered() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join_with(&cloud, "hv1", unable).await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let open = json!([{ "network": "blue", "port_security_enabled": false }]);
+    let web = cloud.ok(instance("web", 512, open)).await;
+    until(&mut host, |_| true, |_| true).await;
+    cloud
+        .wait_for_instance(web.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+
+    let secured = cloud.ok(port("blue", json!({ "name": "uplink" }))).await;
+    let new = InstanceAttachInterface {
+        port: None,
+        new_port: serde_json::from_value(json!({ "id": PortId::new(), "network": "blue" }))
+            .unwrap(),
+        ..attach(&web, secured.id)
+    };
+    let why = format!("host hv1 cannot build network blue: {NO_FILTER}");
+    for wish in [attach(&web, secured.id), new] {
+        cloud.refused(wish, RefusalCode::Conflict, &why).await;
+    }
+    let security = |id, enabled| PortSet {
+        port_security_enabled: Some(enabled),
+        ..set(id)
+    };
+    cloud.ok(security(secured.id, false)).await;
+    cloud.ok(attach(&web, secured.id)).await;
+    let why = format!("host hv1 cannot filter what port uplink sends and receives: {NO_FILTER}");
+    cloud
+        .refused(security(secured.id, true), RefusalCode::Conflict, &why)
+        .await;
+
+    able(1)(&mut host);
+    host.tell(&cloud).await;
+    cloud.ok(security(secured.id, true)).await;
+    assert_sound(&cloud).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

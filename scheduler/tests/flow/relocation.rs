@@ -21,6 +21,7 @@ use crate::{
     ask::{delete, hinted, instance, network, server_group, small},
     cloud::{Cloud, wait_until},
     host::{Host, key, resources},
+    networks::{NO_FILTER, unable},
     soundness::assert_sound,
 };
 
@@ -272,6 +273,26 @@ async fn without_another_host_the_instance_is_in_error_with_both_reasons_and_no_
     cloud
         .wait_for_instance(second.id, "active", |view| view.vm_state == VmState::Active)
         .await;
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_with_a_secured_port_does_not_move_to_where_nothing_can_be_filtered() {
+    let cloud = Cloud::start().await;
+    let mut hosts = Host::join_all(&cloud, &["hv1"]).await;
+    let _open = Host::join_with(&cloud, "open", unable).await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let request = instance("vm", 512, json!([{ "network": "blue" }]));
+    assert_eq!(
+        cloud.ok(request.clone()).await.host.unwrap().as_str(),
+        "hv1"
+    );
+    disk_full(&cloud, &mut hosts, request.id).await;
+    fails(&cloud, request.id).await;
+    let decision = &cloud.explain(request.id).await[0];
+    let misses = &decision.nearest_misses;
+    let open = misses.iter().find(|near| near.host.as_str() == "open");
+    assert_eq!(open.unwrap().reason, NO_FILTER);
     assert_sound(&cloud).await;
 }
 

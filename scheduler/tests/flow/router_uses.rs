@@ -10,7 +10,7 @@ use berth_common::{
         router::{FloatingIpDelete, FloatingIpShow, RouterAddInterface, RouterShow},
         view::VmState,
     },
-    refusal::RefusalCode::Conflict,
+    refusal::RefusalCode::{Conflict, NoValidHost},
 };
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ use crate::{
     cloud::{Cloud, wait_until},
     host::Host,
     networks::able,
+    reached_groups,
     routers::{add, floating, give, networks, request, router, set, told, with_gateway},
     soundness::assert_sound,
 };
@@ -357,6 +358,97 @@ async fn a_port_is_not_plugged_in_where_its_network_cannot_be() {
                 "host hv1 cannot build network wide",
             )
             .await;
+    }
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_goes_where_the_networks_that_its_routers_join_can_be_built() {
+    let cloud = Cloud::start().await;
+    let mut plain = Host::join(&cloud, "plain").await;
+    for (name, network_type, third) in [
+        ("near", "local", 1),
+        ("far", "vxlan", 2),
+        ("inner", "local", 3),
+        ("deep", "vxlan", 4),
+        ("lone", "local", 5),
+    ] {
+        reached_groups::network(&cloud, name, network_type, third).await;
+    }
+    for (name, network_type, cidr) in [
+        ("public", "vxlan", "198.51.100.0/29"),
+        ("outside", "local", "203.0.113.0/29"),
+    ] {
+        let id = NetworkId::new();
+        let outside = json!({
+            "id": id, "name": name, "network_type": network_type, "cidr": cidr, "external": true,
+        });
+        cloud.ok(request::<NetworkCreate>(outside)).await;
+    }
+    for (name, outside, inside) in [
+        ("r1", None, vec!["near", "far"]),
+        ("r2", Some("public"), vec!["inner"]),
+        ("r3", Some("outside"), vec!["deep"]),
+    ] {
+        let external = json!({ "external_network": outside });
+        cloud.ok(router(name, external)).await;
+        for network in inside {
+            cloud.ok(add(name, network)).await;
+        }
+    }
+    let far = "router r1 joins network far, which needs VXLAN: its kernel lacks it";
+    let public = "router r2 joins network public, which needs VXLAN: its kernel lacks it";
+    for (network, why, asked) in [
+        ("near", far, "VXLAN for network far of router r1"),
+        ("inner", public, "VXLAN for network public of router r2"),
+    ] {
+        let vm = on(&format!("in-{network}"), network, "plain");
+        cloud.refused(vm.clone(), NoValidHost, why).await;
+        let decision = &cloud.explain(vm.id).await[0];
+        assert_eq!(decision.nearest_misses[0].reason, why);
+        assert!(
+            decision.constraints.iter().any(|it| it == asked),
+            "{:?}",
+            decision.constraints
+        );
+    }
+    // A router only leads out by it: it is on no host for that.
+    cloud.ok(on("in-outside", "outside", "plain")).await;
+
+    let web = on("web", "lone", "plain");
+    cloud.ok(web.clone()).await;
+    loop {
+        let document = plain.converge_instance(PowerState::Running).await;
+        if document.key().id == web.id.as_uuid() {
+            break;
+        }
+    }
+    cloud
+        .wait_for_instance(web.id, "active", |view| view.vm_state == VmState::Active)
+        .await;
+    let free = port("near");
+    cloud.ok(free.clone()).await;
+    let plug_in =
+        request::<InstanceAttachInterface>(json!({ "instance": web.id, "port": free.id }));
+    let why = format!("host plain cannot build network near: {far}");
+    cloud.refused(plug_in.clone(), Conflict, &why).await;
+    // One that is off is nowhere.
+    cloud
+        .ok(set("r1", json!({ "admin_state_up": false })))
+        .await;
+    cloud.ok(plug_in).await;
+    cloud.ok(on("beside", "near", "plain")).await;
+    cloud.ok(set("r1", json!({ "admin_state_up": true }))).await;
+
+    let _able = Host::join_with(&cloud, "able", able(9)).await;
+    for network in ["near", "inner"] {
+        let vm = instance(
+            &format!("more-{network}"),
+            512,
+            json!([{ "network": network }]),
+        );
+        cloud.ok(vm.clone()).await;
+        assert_eq!(cloud.host_of(vm.id).await, "able");
     }
     assert_sound(&cloud).await;
 }

@@ -45,6 +45,7 @@ use crate::{
             attach::MAX_PORTS,
             wishes::{attachment_mistakes, too_many},
         },
+        routers::joined::Joined,
     },
     context::Writing,
     place::Demand,
@@ -127,6 +128,7 @@ struct Batch {
     names: HashSet<(ProjectName, InstanceName)>,
     addresses: Addresses,
     lookups: Lookups,
+    joined: Joined,
     /// Rows to write.
     rows: Vec<InstanceRow>,
     ports: Vec<PortRow>,
@@ -156,6 +158,7 @@ impl Batch {
                 .collect(),
             addresses: Addresses::default(),
             lookups: Lookups::default(),
+            joined: Joined::default(),
             rows: Vec::new(),
             ports: Vec::new(),
             given_ports: BTreeSet::new(),
@@ -273,8 +276,14 @@ impl Batch {
             )
             .await?;
         for network in &planned.networks {
-            networks::demand(network, &mut wanted);
+            networks::demand(network, &mut wanted.networks);
         }
+        for port in &planned.ports {
+            claim_ports::demand(&port.wishes, &mut wanted.networks);
+        }
+        self.joined
+            .demand(writing.txn(), &planned.networks, &mut wanted)
+            .await?;
         let demand = match root {
             None => wanted.demand(),
             Some(root) => root.ask(&writing.cloud, &mut wanted),

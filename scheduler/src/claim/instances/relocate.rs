@@ -10,13 +10,14 @@
 //! it, and weighs less for a while. One that boots from a volume stays: a volume never moves.
 
 use berth_common::{
-    ids::{DecisionId, HostId},
+    ids::{DecisionId, HostId, NetworkId},
     message::report::{ConvergeStatus, Fault, FaultCode},
 };
 use berth_store::{
     claims,
     decisions::DecisionRow,
     instances::{self, InstanceObserved, InstanceRow, Placement},
+    ports,
 };
 
 use super::{create, networks_of, root};
@@ -25,7 +26,8 @@ use crate::{
         ClaimError,
         cloud::Placed,
         hints::{Asker, Lookups},
-        networks,
+        networks, ports as claim_ports,
+        routers::joined::Joined,
     },
     context::Writing,
     place,
@@ -267,10 +269,18 @@ async fn request(
         .request
         .excluded_hosts
         .extend(failed_hosts.iter().copied());
-    let ids = networks_of(writing.txn(), row.id).await?;
-    for network in berth_store::networks::of_ids(writing.txn(), &ids).await? {
-        networks::demand(&network, &mut resolved.request);
+    let ports = ports::of_instances(writing.txn(), &[row.id]).await?;
+    for port in &ports {
+        claim_ports::demand(&port.wishes, &mut resolved.request.networks);
     }
+    let ids: Vec<NetworkId> = ports.iter().map(|port| port.network_id).collect();
+    let of_ports = berth_store::networks::of_ids(writing.txn(), &ids).await?;
+    for network in &of_ports {
+        networks::demand(network, &mut resolved.request.networks);
+    }
+    Joined::default()
+        .demand(writing.txn(), &of_ports, &mut resolved.request)
+        .await?;
     // It is a member of its group on the host it leaves.
     if let Some(group) = &mut resolved.request.group
         && let Some(placed) = writing.cloud.placed(row.id)

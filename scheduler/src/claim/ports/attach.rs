@@ -22,13 +22,13 @@ use berth_common::{
 use berth_store::{
     instances::InstanceRow,
     networks::{self as network_rows, NetworkRow},
-    ports::{self, AttachmentState, PortAttachment, PortRow},
+    ports::{self, AttachmentState, PortAttachment, PortRow, PortWishes},
 };
 
 use super::{
     Addresses, NewPort, called,
     change::{check_same, remove},
-    check_free, resolve, taken, touch_members,
+    check_free, demand, resolve, taken, touch_members,
     wishes::SecurityWish,
 };
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
         ClaimError, conflict, fingerprint,
         instances::{self as claim_instances, boot::check_not_rescued, change::leave_off},
         invalid, networks,
+        routers::joined::Joined,
     },
     context::Writing,
     place,
@@ -82,7 +83,7 @@ async fn attach_given(
     let host = check_instance(writing, instance)?;
     let network = network_rows::get(writing.txn(), row.network_id).await?;
     if let Some(network) = network {
-        check_reach(writing, host, &network)?;
+        check_reach(writing, host, &network, &row.wishes).await?;
     }
     let attachment = next(writing, instance).await?;
     ports::attach(writing.txn(), row.id, attachment).await?;
@@ -115,8 +116,8 @@ async fn attach_new(
     let project = &instance.project;
     let mut addresses = Addresses::default();
     let network = addresses.network(txn, project, &wish.network).await?;
-    check_reach(writing, host, &network)?;
     let wishes = addresses.wishes(txn, project, security, now).await?;
+    check_reach(writing, host, &network, &wishes).await?;
     let new = NewPort {
         id: wish.id,
         seed: (wish.id.as_uuid(), 0),
@@ -172,17 +173,23 @@ fn check_instance(writing: &Writing<'_>, instance: &InstanceRow) -> Result<HostI
     Ok(placed.host)
 }
 
-/// Refuses a network that the host of an instance cannot build: nobody moves for a port.
-fn check_reach(
+/// Refuses a network if the host of an instance cannot build it for such a port, or another one that routers join to it: nobody moves
+/// for a port.
+async fn check_reach(
     writing: &Writing<'_>,
     host: HostId,
     network: &NetworkRow,
+    wishes: &PortWishes,
 ) -> Result<(), ClaimError> {
     let Some(known) = writing.cloud.table().host(host) else {
         return Ok(());
     };
     let mut request = place::Request::of(Resources::default());
-    networks::demand(network, &mut request);
+    networks::demand(network, &mut request.networks);
+    demand(wishes, &mut request.networks);
+    Joined::default()
+        .demand(writing.txn(), std::slice::from_ref(network), &mut request)
+        .await?;
     place::reaches_networks(&request, known).map_err(|rejection| {
         conflict(format!(
             "host {} cannot build network {}: {rejection}",

@@ -7,7 +7,7 @@ use berth_common::{
     ids::{HostId, PortId},
     message::{
         port::{PortCreate, PortDelete, PortSet},
-        view::PortView,
+        view::{PortView, Resources},
     },
 };
 use berth_store::{
@@ -16,7 +16,7 @@ use berth_store::{
 };
 
 use super::{
-    Addresses, NewPort, called, resolve, taken, touch_members,
+    Addresses, NewPort, called, demand, resolve, taken, touch_members,
     wishes::{SecurityWish, mirror_mistakes, pair_mistakes, qos_mistakes},
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         routers::floating::touch_routers,
     },
     context::Writing,
+    place,
     report::port_view,
 };
 
@@ -118,6 +119,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &PortSet) -> Result<PortVie
     if row.wishes.mirrors != before.wishes.mirrors {
         check_mirrors(writing, &row, &row.wishes.mirrors).await?;
     }
+    if row.wishes.port_security_enabled && !before.wishes.port_security_enabled {
+        check_filter(writing, &row)?;
+    }
     if row.name != before.name {
         let named = ports::set_name(writing.txn(), row.id, row.name.as_ref()).await;
         named.map_err(|error| taken(error, &row))?;
@@ -199,6 +203,23 @@ async fn wishes_after(
         allowed_address_pairs: pairs.unwrap_or_else(|| wishes.allowed_address_pairs.clone()),
         qos,
         mirrors: mirrors.unwrap_or_else(|| wishes.mirrors.clone()),
+    })
+}
+
+/// Refuses port security on a host that cannot filter: the whole network would be a fault there.
+fn check_filter(writing: &Writing<'_>, row: &PortRow) -> Result<(), ClaimError> {
+    let host = place_of(writing, row).and_then(|(host, _)| writing.cloud.table().host(host));
+    let Some(host) = host else {
+        return Ok(());
+    };
+    let mut request = place::Request::of(Resources::default());
+    demand(&row.wishes, &mut request.networks);
+    place::reaches_networks(&request, host).map_err(|rejection| {
+        conflict(format!(
+            "host {} cannot filter what port {} sends and receives: {rejection}",
+            host.facts().name,
+            called(row)
+        ))
     })
 }
 

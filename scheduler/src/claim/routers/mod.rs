@@ -2,11 +2,13 @@
 //!
 //! - [`floating`]: floating IPs;
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
+//! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
 //! - [`uses`]: what is refused because of them elsewhere.
 
 pub mod floating;
 pub mod hosts;
+pub mod joined;
 mod networks;
 pub mod uses;
 

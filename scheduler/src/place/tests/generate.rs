@@ -120,11 +120,11 @@ pub(super) fn any_facts() -> impl Strategy<Value = HostFacts> {
 }
 
 fn any_network() -> impl Strategy<Value = NetworkCapabilities> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(vlan, vxlan, has_tunnel)| {
+    (any::<[bool; 3]>(), any::<bool>()).prop_map(|([vlan, vxlan, stateful_filter], has_tunnel)| {
         NetworkCapabilities {
             vlan,
             vxlan,
-            stateful_filter: false,
+            stateful_filter,
             tunnel_ip: has_tunnel.then(|| std::net::IpAddr::from([192, 0, 2, 1])),
         }
     })
@@ -132,6 +132,29 @@ fn any_network() -> impl Strategy<Value = NetworkCapabilities> {
 
 fn any_need() -> impl Strategy<Value = Need> {
     weighted(0.1, Just(())).prop_map(|asked| asked.map_or(Need::None, |()| Need::Asked))
+}
+
+fn any_networks() -> impl Strategy<Value = NetworkNeeds> {
+    let networks = weighted(0.15, words("net", 2));
+    (networks, any_need(), any_need(), any_need()).prop_map(
+        |(networks, vlan, vxlan, stateful_filter)| NetworkNeeds {
+            physical_networks: networks.unwrap_or_default(),
+            vlan,
+            vxlan,
+            stateful_filter,
+        },
+    )
+}
+
+fn any_routed() -> impl Strategy<Value = Vec<RoutedNetwork>> {
+    let one = (word("r", 2), word("n", 2), any_networks());
+    let one = one.prop_map(|(router, network, needs)| RoutedNetwork {
+        router,
+        network,
+        needs,
+    });
+    let some = weighted(0.1, vec(one, 1..3));
+    some.prop_map(Option::unwrap_or_default)
 }
 
 fn any_model() -> impl Strategy<Value = Model> {
@@ -192,7 +215,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.15, words("v", 3)),
         weighted(0.15, word("arch", 2)),
         weighted(0.15, word("virt", 2)),
-        (weighted(0.15, words("net", 2)), any_need(), any_need()),
+        (any_networks(), any_routed()),
     );
     let hosts = (
         weighted(0.05, 0..hosts.max(1)),
@@ -203,7 +226,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.1, some_hosts(hosts)),
     );
     (size, place, hosts, any::<u64>(), 0_u64..4_000).prop_map(|(size, place, hosts, seed, now)| {
-        let (zone, values, architecture, virt_type, (networks, vlan, vxlan)) = place;
+        let (zone, values, architecture, virt_type, (networks, routed)) = place;
         let (requested, different, same, group, volume_hosts, excluded) = hosts;
         let values: Vec<_> = values.unwrap_or_default().into_iter().collect();
         Request {
@@ -219,9 +242,8 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
                 architecture,
                 virt_type,
             },
-            physical_networks: networks.unwrap_or_default(),
-            vlan,
-            vxlan,
+            networks,
+            routed,
             requested_host: requested.map(id_of),
             different_hosts: different.unwrap_or_default(),
             same_hosts: same.unwrap_or_default(),

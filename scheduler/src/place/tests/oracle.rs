@@ -62,6 +62,13 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
         let mut properties = facts.properties.iter();
         properties.any(|property| (&property.0, &property.1) == (key, value))
     };
+    let builds = |needs: &NetworkNeeds| {
+        let able = &facts.network;
+        needs.physical_networks.is_subset(&facts.physical_networks)
+            && (needs.vlan == Need::None || able.vlan)
+            && (needs.vxlan == Need::None || (able.vxlan && able.tunnel_ip.is_some()))
+            && (needs.stateful_filter == Need::None || able.stateful_filter)
+    };
     let image = &request.image;
     let answers = [
         (FilterName::Enabled, facts.admission == Admission::Enabled),
@@ -114,12 +121,7 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
         ),
         (
             FilterName::NetworkReachability,
-            request
-                .physical_networks
-                .is_subset(&facts.physical_networks)
-                && (request.vlan == Need::None || facts.network.vlan)
-                && (request.vxlan == Need::None
-                    || (facts.network.vxlan && facts.network.tunnel_ip.is_some())),
+            builds(&request.networks) && request.routed.iter().all(|routed| builds(&routed.needs)),
         ),
         (
             FilterName::FailedRecently,

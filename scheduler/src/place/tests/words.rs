@@ -142,30 +142,46 @@ fn every_constraint_refuses_in_words() {
         FilterName::ImageProperties,
         "the image needs hypervisor type kvm, it has qemu",
     );
-    let physical_networks = ["physnet1".to_owned()].into();
-    check(
-        Request {
-            physical_networks,
-            ..plain()
-        },
-        FilterName::NetworkReachability,
-        "needs physical network physnet1, it is connected to none",
-    );
-    for (vlan, vxlan, words) in [
+    let mut wired = NetworkNeeds::NONE;
+    wired.physical_networks.insert("physnet1".to_owned());
+    let mut vlan = NetworkNeeds::NONE;
+    vlan.vlan = Need::Asked;
+    let mut vxlan = NetworkNeeds::NONE;
+    vxlan.vxlan = Need::Asked;
+    let mut secured = NetworkNeeds::NONE;
+    secured.stateful_filter = Need::Asked;
+    for (networks, words) in [
         (
-            Need::Asked,
-            Need::None,
-            "needs VLANs: its kernel lacks them (802.1Q)",
+            wired.clone(),
+            "needs physical network physnet1, it is connected to none",
         ),
-        (Need::None, Need::Asked, "needs VXLAN: its kernel lacks it"),
+        (vlan, "needs VLANs: its kernel lacks them (802.1Q)"),
+        (vxlan, "needs VXLAN: its kernel lacks it"),
+        (
+            secured,
+            "needs connection tracking in bridges, for port security: its kernel lacks it (nf_conntrack_bridge or \
+             br_netfilter)",
+        ),
     ] {
         let wanted = Request {
-            vlan,
-            vxlan,
+            networks,
             ..plain()
         };
         check(wanted, FilterName::NetworkReachability, words);
     }
+    let mut leads_to = plain();
+    for (network, needs) in [("near", NetworkNeeds::NONE), ("far", wired)] {
+        leads_to.routed.push(RoutedNetwork {
+            router: "r1".to_owned(),
+            network: network.to_owned(),
+            needs,
+        });
+    }
+    check(
+        leads_to,
+        FilterName::NetworkReachability,
+        "router r1 joins network far, which needs physical network physnet1, it is connected to none",
+    );
     check(
         Request {
             requested_host: Some(host_id(2)),
