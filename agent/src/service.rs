@@ -146,7 +146,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
             storage: files,
             net: net.clone(),
         },
-        inspect: Arc::new(Guests::new(Arc::clone(&libvirt), paths.clone())),
+        inspect: Arc::new(Guests::new(Arc::clone(&libvirt), &net, paths.clone())),
         machine: Arc::new(ThisMachine {
             physical_networks: config.network.nics.keys().cloned().collect(),
             pci_pools: config.pci_pools.clone(),

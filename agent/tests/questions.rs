@@ -10,7 +10,13 @@
 use std::{sync::Arc, time::Duration};
 
 use berth_agent::{
-    act::fake::Answers,
+    act::{fake::Answers, inspect::PortCounts},
+    decide::{
+        filter::Reason,
+        metadata::{Forged, ForgedCounts},
+        names,
+        usage::Traffic,
+    },
     sim::{Sim, SimHost, SimOptions},
 };
 use berth_common::{
@@ -20,12 +26,14 @@ use berth_common::{
     },
     document::{
         DOCUMENT_VERSION, Desired, DesiredPower, DiskFormat, DiskSource, Document, DocumentKey,
-        Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind, NetworkPort, NetworkSpec,
-        NetworkType, OnCrash, PortQos, PortSecurity, RouterInterface, RouterSpec, RuleDirection,
+        FixedIp, Flavor, ImageFormat, ImageRef, InstanceDisk, InstanceSpec, Kind, NetworkPort,
+        NetworkSpec, NetworkType, OnCrash, PortQos, PortSecurity, RouterInterface, RouterSpec,
+        RuleDirection, SubnetSpec,
     },
     ids::{HostId, InstanceId, NetworkId, PortId, RouterId, SubnetId},
     message::{
         catalogue::document_type,
+        counters::{LinkCounts, PortCounted},
         heartbeat::Heartbeat,
         question::{
             Ask, ConsoleOutput, Endpoints, GuestAgent, GuestAgentState, QUESTION_TYPE,
@@ -478,15 +486,12 @@ fn router(network: &Document, host_id: HostId) -> Document {
     })
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_packet_is_traced_in_the_document_of_its_network() {
-    let mut lab = Lab::start().await;
-    let id = lab.active().await;
-    let port_id = PortId::new();
-    let network = Document::Network(Desired {
+/// A network with one port, of this instance.
+fn network(id: InstanceId, port_id: PortId, host_id: HostId) -> Document {
+    Document::Network(Desired {
         id: NetworkId::new(),
         generation: Generation(1),
-        host_id: lab.host.id,
+        host_id,
         spec: Some(NetworkSpec {
             name: "net".parse().unwrap(),
             project: "default".parse().unwrap(),
@@ -509,7 +514,109 @@ async fn a_packet_is_traced_in_the_document_of_its_network() {
             security_groups: Vec::new(),
             group_members: std::collections::BTreeMap::new(),
         }),
-    });
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_counted_of_a_port_is_told_as_its_guest_sees_it_and_only_while_it_has_a_tap() {
+    let mut lab = Lab::start().await;
+    let id = lab.active().await;
+    let port_id = PortId::new();
+    let ask = Ask::PortCounters { port_id };
+    lab.refused(
+        id,
+        ask.clone(),
+        RefusalCode::NotFound,
+        "not been told of port",
+    )
+    .await;
+    let mut network = network(id, port_id, lab.host.id);
+    let Document::Network(wish) = &mut network else {
+        panic!("{network:?}");
+    };
+    let subnet = SubnetId::new();
+    let spec = wish.spec.as_mut().unwrap();
+    spec.subnets = vec![SubnetSpec {
+        id: subnet,
+        cidr: "10.0.0.0/24".parse().unwrap(),
+        gateway_ip: None,
+        dhcp_ip: Some("10.0.0.2".parse().unwrap()),
+        dns_nameservers: Vec::new(),
+        host_routes: Vec::new(),
+        ipv6_address_mode: None,
+    }];
+    let own = "10.0.0.7".parse().unwrap();
+    spec.ports[0].fixed_ips = vec![FixedIp {
+        subnet_id: subnet,
+        ip_address: own,
+    }];
+    lab.tell(&network).await;
+    let traffic = |bytes| Traffic {
+        bytes,
+        packets: 3,
+        drops: 2,
+        errors: 1,
+    };
+    let forged = |instance, requests| Forged { instance, requests };
+    let counted = ForgedCounts::from([
+        (own, forged(id, 4)),
+        ("fe80::5054:ff:fe00:1".parse().unwrap(), forged(id, 1)),
+        // Those of others, and of an instance that had the address before.
+        ("10.0.0.8".parse().unwrap(), forged(id, 100)),
+    ]);
+    let counts = PortCounts {
+        received: traffic(1000),
+        sent: traffic(70),
+        dropped: [(Reason::SpoofedMac, 5), (Reason::DeniedIngress, 0)].into(),
+        forged: Some(counted.clone()),
+    };
+    lab.host.host.count(port_id, counts.clone());
+    let told: PortCounted = lab.ask(id, ask.clone()).await.unwrap();
+    let link = |bytes| LinkCounts {
+        bytes,
+        packets: 3,
+        dropped_packets: 2,
+        errors: 1,
+    };
+    let expected = PortCounted {
+        port_id,
+        instance_id: id,
+        host: lab.host.name.clone(),
+        tap: names::tap(port_id),
+        received: link(1000),
+        sent: link(70),
+        filter_dropped_packets: [
+            ("spoofed_mac".to_owned(), 5),
+            ("denied_ingress".to_owned(), 0),
+        ]
+        .into(),
+        forged_metadata_requests: Some(5),
+    };
+    assert_eq!(told, expected);
+    // Another instance had the address; then, nobody counts.
+    let stale = ForgedCounts::from([(own, forged(InstanceId::new(), 9))]);
+    for (forged, told) in [(Some(stale), Some(0)), (None, None)] {
+        let counts = PortCounts {
+            forged,
+            ..counts.clone()
+        };
+        lab.host.host.count(port_id, counts);
+        let answer: PortCounted = lab.ask(id, ask.clone()).await.unwrap();
+        assert_eq!(answer.forged_metadata_requests, told);
+    }
+    // A guest that is off.
+    lab.host.host.guest_powers_off(id);
+    lab.refused(id, ask, RefusalCode::Conflict, "has no tap btt")
+        .await;
+    lab.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_packet_is_traced_in_the_document_of_its_network() {
+    let mut lab = Lab::start().await;
+    let id = lab.active().await;
+    let port_id = PortId::new();
+    let network = network(id, port_id, lab.host.id);
     lab.tell(&network).await;
     let packet = TracePacket {
         direction: RuleDirection::Ingress,

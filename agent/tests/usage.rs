@@ -43,7 +43,7 @@ use berth_agent::{
 use berth_common::{
     document::{
         Desired, DesiredPower, DiskFormat, DiskSource, Document, Flavor, ImageFormat, ImageRef,
-        InstanceDisk, InstanceSpec, Kind, VolumeAccess, VolumeLimits,
+        InstanceDisk, InstancePort, InstanceSpec, Kind, PortLink, VolumeAccess, VolumeLimits,
     },
     ids::{HostId, InstanceId, NetworkId, PortId},
     message::report::{FaultCode, PowerState},
@@ -216,6 +216,15 @@ fn machine(directory: &Path) -> PathBuf {
 }
 
 fn document(id: InstanceId, host_id: HostId, name: &str) -> Document {
+    document_with(id, host_id, name, Vec::new())
+}
+
+fn document_with(
+    id: InstanceId,
+    host_id: HostId,
+    name: &str,
+    ports: Vec<InstancePort>,
+) -> Document {
     let image = ImageRef {
         url: "https://images.example/x".parse().unwrap(),
         sha256: "0".repeat(64).parse().unwrap(),
@@ -245,7 +254,7 @@ fn document(id: InstanceId, host_id: HostId, name: &str) -> Document {
             stop_timeout_seconds: 1,
             flavor,
             disks: vec![disk],
-            ports: Vec::new(),
+            ports,
             volumes: Vec::new(),
             config_drive: None,
             guest_data: None,
@@ -601,7 +610,18 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
     let host_id = HostId::new();
     let directory = tempfile::tempdir().unwrap();
     let journal = open_journal(directory.path(), host_id);
-    journal.put(document(id, host_id, "web")).unwrap();
+    let nic = config.nics[0].clone();
+    let port = InstancePort {
+        id: nic.port,
+        network_id: network,
+        mac_address: nic.mac_address,
+        fixed_ips: Vec::new(),
+        mtu: nic.mtu,
+        link: PortLink::Up,
+    };
+    journal
+        .put(document_with(id, host_id, "web", vec![port]))
+        .unwrap();
     let glances = Glances::default();
     let observed = Arc::new(Compute::observe(&*libvirt).await.unwrap());
     glances.update(|glance| glance.domains = Some((Instant::now(), observed)));
@@ -642,15 +662,8 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
             ) > f64::from(1 << 20)
         );
     }
-    assert!(
-        value(
-            &page,
-            &format!(
-                "berth_agent_domain_network_received_bytes_total{{instance_id=\"{id}\",nic=\"0\"}}"
-            )
-        ) >= 0.0
-    );
     assert_eq!(value(&page, "berth_agent_foreign_domains_running"), 1.0);
+    its_nic_is_that_of_its_port(&hypervisor, &metrics, id, (network, &nic));
 
     touch_all(&agent);
     let page = scrape(metrics.clone()).await;
@@ -661,6 +674,71 @@ async fn a_real_guest_is_measured_and_prometheus_finds_no_fault_with_the_page() 
     promtool(&page);
     cancel.cancel();
     measuring.await.unwrap();
+}
+
+/// The guest asks for an address, the host looks for guests, and the figures of the NIC are what the kernel says of the tap, the
+/// other way round: what the tap receives is what the guest sends.
+fn its_nic_is_that_of_its_port(
+    hypervisor: &Hypervisor,
+    metrics: &Metrics,
+    id: InstanceId,
+    (network, nic): (NetworkId, &DomainNic),
+) {
+    let bridge = names::bridge(network);
+    hypervisor.run(&["ip", "address", "add", "10.9.0.1/24", "dev", &bridge]);
+    let series = |direction: &str, what: &str| {
+        format!(
+            "berth_agent_domain_network_{direction}_{what}_total{{instance_id=\"{id}\",nic=\"0\"}}"
+        )
+    };
+    wait_for("traffic of the guest in both directions", || {
+        // Nobody answers: these are questions to everybody for the Ethernet address.
+        let _ = hypervisor.try_run(&["ping", "-c", "1", "-W", "1", "10.9.0.2"]);
+        let tap = statistics(hypervisor, &nic.tap);
+        let [[received, ..], [sent, ..]] = tap;
+        (received > 0.0 && sent > 0.0 && received != sent)
+            .then_some(())
+            .ok_or_else(|| format!("{tap:?}"))
+    });
+    // So that nothing passes between the measurement and the look at the tap.
+    hypervisor.virsh(&["suspend", &names::domain(id)]);
+    let page = wait_for("the figures of the NIC to be those of its tap", || {
+        let tap = statistics(hypervisor, &nic.tap);
+        let page = metrics.render().unwrap();
+        let shown = ["received", "sent"].map(|direction| {
+            ["bytes", "packets", "drops", "errors"]
+                .map(|what| figure(&page, &series(direction, what)))
+        });
+        (shown == tap.map(|counted| counted.map(Some)))
+            .then_some(page)
+            .ok_or_else(|| format!("the tap counted {tap:?}, and {shown:?} is shown"))
+    });
+
+    // Which port it is of.
+    let told = page
+        .lines()
+        .filter(|line| line.starts_with("berth_agent_domain_network_port_info{"));
+    let expected = format!(
+        "berth_agent_domain_network_port_info{{instance_id=\"{id}\",nic=\"0\",port_id=\"{}\"}} 1",
+        nic.port
+    );
+    assert_eq!(told.collect::<Vec<_>>(), [expected]);
+}
+
+/// What the kernel counted of a tap, as its guest sees it: bytes, packets, drops and errors that it received, and that it sent.
+fn statistics(hypervisor: &Hypervisor, tap: &str) -> [[f64; 4]; 2] {
+    // A /sys of the hypervisor's own namespace.
+    let script = "mount -t sysfs sysfs /sys && cd /sys/class/net/$0/statistics && cat \
+        tx_bytes tx_packets tx_dropped tx_errors rx_bytes rx_packets rx_dropped rx_errors";
+    let text = hypervisor.run(&["unshare", "--mount", "sh", "-c", script, tap]);
+    let mut numbers = text.lines().map(|line| line.parse().unwrap());
+    [(); 2].map(|()| [(); 4].map(|()| numbers.next().unwrap()))
+}
+
+/// A figure of the page, if it is there.
+fn figure(page: &str, series: &str) -> Option<f64> {
+    let mut lines = page.lines();
+    lines.find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
 
 /// Every other figure of an agent, once.

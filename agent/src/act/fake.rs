@@ -40,6 +40,7 @@ use crate::decide::{
     filter::{Reason, RouterLeg},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
+    metadata::ForgedCounts,
     network::{Herald, NetStep, NetworkObserved, uplink::HostUplinks},
     router::{Leg, RouterObserved, RouterStep, Translation},
     snapshot::{BackupJob, SnapshotFiles},
@@ -648,6 +649,11 @@ impl Net for FakeHost {
 
     // No packets pass here.
     async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
+        self.model().faults.look()?;
+        Ok(BTreeMap::new())
+    }
+
+    async fn forged_requests(&self) -> Result<BTreeMap<NetworkId, ForgedCounts>, ActError> {
         self.model().faults.look()?;
         Ok(BTreeMap::new())
     }

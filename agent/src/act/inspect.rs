@@ -4,11 +4,11 @@
 
 mod console;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use berth_common::{
-    ids::InstanceId,
+    ids::{InstanceId, NetworkId, PortId},
     message::{
         question::{ConsolePlace, GuestAgentState},
         report::{FaultCode, PowerState},
@@ -18,9 +18,13 @@ use berth_common::{
 use super::{
     ActError,
     libvirt::Libvirt,
+    net::KernelNet,
     pool::{Limits, Pool},
 };
-use crate::decide::{console::Part, domain_xml::LiveDevices, instance::Paths};
+use crate::decide::{
+    console::Part, domain_xml::LiveDevices, filter::Reason, instance::Paths,
+    metadata::ForgedCounts, names, usage::Traffic,
+};
 
 /// Threads that read console logs. One that hangs on its disk is replaced, a few times.
 const CONSOLE_LIMITS: Limits = Limits {
@@ -45,6 +49,13 @@ pub enum NotKnown {
         /// What libvirt says of it.
         power: PowerState,
     },
+    /// A port has no link.
+    #[error(
+        "port {0} has no tap {tap} on this hypervisor, and its counters are those of the tap: power the guest on, or wait until \
+         the port is plugged in",
+        tap = names::tap(*.0)
+    )]
+    NoTap(PortId),
     /// The answer would not fit into a message.
     #[error(
         "the picture has more than {0} bytes, and an answer has room for no more: make the guest's display smaller"
@@ -103,6 +114,19 @@ pub struct LiveDomain {
     pub devices: LiveDevices,
 }
 
+/// What is counted of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PortCounts {
+    /// What its guest received.
+    pub received: Traffic,
+    /// What its guest sent.
+    pub sent: Traffic,
+    /// The packets that the packet filter dropped.
+    pub dropped: BTreeMap<Reason, u64>,
+    /// What the metadata service of its network counted; `None`: there is none, or it does not count.
+    pub forged: Option<ForgedCounts>,
+}
+
 /// What can be asked of a guest. Each call ends within its limit.
 #[async_trait]
 pub trait Inspect: Send + Sync {
@@ -119,21 +143,30 @@ pub trait Inspect: Send + Sync {
     async fn ping_guest_agent(&self, instance: InstanceId, limit: Duration) -> Inspected<Agent>;
     /// Where its display and consoles are.
     async fn live_domain(&self, instance: InstanceId, limit: Duration) -> Inspected<LiveDomain>;
+    /// What is counted of its port in a network.
+    async fn port_counts(
+        &self,
+        instance: InstanceId,
+        port: (NetworkId, PortId),
+        limit: Duration,
+    ) -> Inspected<PortCounts>;
 }
 
 /// The guests of this machine.
 pub struct Guests {
     libvirt: Arc<Libvirt>,
+    net: KernelNet,
     paths: Paths,
     files: Pool<()>,
 }
 
 impl Guests {
-    /// Those of this libvirt, with their files below these paths.
+    /// Those of this libvirt and in this network, with their files below these paths.
     #[must_use]
-    pub fn new(libvirt: Arc<Libvirt>, paths: Paths) -> Self {
+    pub fn new(libvirt: Arc<Libvirt>, net: &KernelNet, paths: Paths) -> Self {
         Self {
             libvirt,
+            net: net.apart(),
             paths,
             files: Pool::new("console-logs", CONSOLE_LIMITS, || ()),
         }
@@ -172,5 +205,19 @@ impl Inspect for Guests {
 
     async fn live_domain(&self, instance: InstanceId, limit: Duration) -> Inspected<LiveDomain> {
         self.libvirt.live_domain(instance, limit).await
+    }
+
+    async fn port_counts(
+        &self,
+        _: InstanceId,
+        (network, port): (NetworkId, PortId),
+        limit: Duration,
+    ) -> Inspected<PortCounts> {
+        let counts = tokio::time::timeout(limit, self.net.port_counts(network, port)).await;
+        let late = |elapsed| {
+            let what = format!("reading what is counted of port {port}");
+            NotKnown::Failed(ActError::retryable(FaultCode::Network, what, elapsed))
+        };
+        counts.map_err(late)??.ok_or(NotKnown::NoTap(port))
     }
 }

@@ -29,6 +29,7 @@ use crate::decide::{
     domain::{DomainObserved, DomainStep, JobProgress},
     filter::Reason,
     instance::{InstanceFiles, StorageStep},
+    metadata::ForgedCounts,
     network::{Herald, NetStep, NetworkObserved},
     router::{Leg, RouterObserved, RouterStep},
     snapshot::{BackupJob, SnapshotFiles},
@@ -165,6 +166,8 @@ pub trait Net: Send + Sync {
     async fn apply(&self, step: &NetStep) -> Result<(), ActError>;
     /// The packets that the packet filter dropped so far, by the name of a tap and the reason.
     async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError>;
+    /// The requests with identity headers that metadata services got so far, by network and where they came from.
+    async fn forged_requests(&self) -> Result<BTreeMap<NetworkId, ForgedCounts>, ActError>;
     /// Ids of all networks of which anything of berth's exists on this host.
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError>;
     /// What is there of a router, and of the bridges that these legs of it belong into.

@@ -6,6 +6,7 @@ use berth_common::{
     document::{Document, DocumentKey, Kind, NetworkPort, NetworkSpec},
     ids::{InstanceId, NetworkId, PortId},
     message::{
+        counters::{LinkCounts, PortCounted},
         question::{
             Ask, Base64, ConsoleOutput, Endpoints, GuestAgent, MAX_CONSOLE_LINES, Question,
             Screenshot,
@@ -27,7 +28,8 @@ use crate::{
     decide::{
         endpoints::endpoints,
         filter::{beyond, legs, trace},
-        names,
+        metadata, names,
+        usage::Traffic,
     },
 };
 
@@ -85,14 +87,7 @@ pub(super) async fn answer(
             })
         }
         Ask::PortTrace { port_id, packet } => {
-            let found = port_of(answerer, instance_id, *port_id);
-            let (network, spec, port) = found.ok_or_else(|| {
-                let text = format!(
-                    "hypervisor {} has not been told of port {port_id} of instance {instance_id}",
-                    answerer.host
-                );
-                Refusal::new(RefusalCode::NotFound, text)
-            })?;
+            let (network, spec, port) = port_of(answerer, instance_id, *port_id)?;
             let documents = answerer.journal.all();
             let documents: Vec<_> = documents.iter().map(|entry| &*entry.document).collect();
             let legs = legs(network, &[], documents.iter().copied());
@@ -103,6 +98,26 @@ pub(super) async fn answer(
                 host,
                 passes: steps.iter().all(|step| step.passes),
                 steps,
+            })
+        }
+        Ask::PortCounters { port_id } => {
+            let (network, spec, port) = port_of(answerer, instance_id, *port_id)?;
+            let counts = inspect
+                .port_counts(instance_id, (network, *port_id), limit)
+                .await;
+            let counts = counts.map_err(|why| refusal(&why))?;
+            let dropped = counts.dropped.iter();
+            reply(&PortCounted {
+                port_id: *port_id,
+                instance_id,
+                host,
+                tap: names::tap(*port_id),
+                received: link_counts(counts.received),
+                sent: link_counts(counts.sent),
+                filter_dropped_packets: dropped
+                    .map(|(why, packets)| (why.as_str().to_owned(), *packets))
+                    .collect(),
+                forged_metadata_requests: metadata::forged_of(&spec, &port, counts.forged.as_ref()),
             })
         }
         Ask::Endpoints {} => {
@@ -135,8 +150,8 @@ fn port_of(
     answerer: &Answerer,
     instance: InstanceId,
     port: PortId,
-) -> Option<(NetworkId, NetworkSpec, NetworkPort)> {
-    answerer.journal.all().iter().find_map(|entry| {
+) -> Result<(NetworkId, NetworkSpec, NetworkPort), Refusal> {
+    let found = answerer.journal.all().iter().find_map(|entry| {
         let Document::Network(wish) = &*entry.document else {
             return None;
         };
@@ -146,7 +161,23 @@ fn port_of(
             .iter()
             .find(|found| found.id == port && found.instance_id == instance)?;
         Some((wish.id, spec.clone(), found.clone()))
+    });
+    found.ok_or_else(|| {
+        let text = format!(
+            "hypervisor {} has not been told of port {port} of instance {instance}",
+            answerer.host
+        );
+        Refusal::new(RefusalCode::NotFound, text)
     })
+}
+
+fn link_counts(traffic: Traffic) -> LinkCounts {
+    LinkCounts {
+        bytes: traffic.bytes,
+        packets: traffic.packets,
+        dropped_packets: traffic.drops,
+        errors: traffic.errors,
+    }
 }
 
 fn reply(answer: &impl Serialize) -> Result<Value, Refusal> {
@@ -157,7 +188,7 @@ fn reply(answer: &impl Serialize) -> Result<Value, Refusal> {
 /// Why something is not known, for whoever asked.
 fn refusal(why: &NotKnown) -> Refusal {
     let code = match why {
-        NotKnown::NoDomain(_) | NotKnown::Off { .. } => RefusalCode::Conflict,
+        NotKnown::NoDomain(_) | NotKnown::Off { .. } | NotKnown::NoTap(_) => RefusalCode::Conflict,
         NotKnown::TooLarge(_) => RefusalCode::TooLarge,
         NotKnown::Failed(ActError {
             retryable: true, ..

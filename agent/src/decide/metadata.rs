@@ -2,7 +2,7 @@
 //! [`crate::act::net`]'s and those of the program `berth-metadata`.
 //!
 //! Two files carry it from the agent to that program, which outlives the agent and reads them for every request: the sources
-//! of each network, and for each instance all that can be asked for.
+//! of each network, and for each instance all that can be asked for. A third one comes back: who claimed to be somebody else.
 //!
 //! Layouts: <https://docs.openstack.org/nova/latest/user/metadata.html> and
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>.
@@ -13,8 +13,8 @@ use std::{
 };
 
 use berth_common::{
-    document::{ConfigDrive, InstanceSpec, NetworkSpec},
-    ids::InstanceId,
+    document::{ConfigDrive, Document, InstanceSpec, NetworkPort, NetworkSpec},
+    ids::{InstanceId, NetworkId, PortId},
     names::MacAddress,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -105,20 +105,96 @@ pub type Sources = BTreeMap<IpAddr, InstanceId>;
 /// Whose questions come from which address, of the ports of this host; empty without a subnet that is served.
 #[must_use]
 pub fn sources(spec: &NetworkSpec) -> Sources {
-    let served: BTreeSet<_> = dhcp::served(spec).map(|(subnet, _)| subnet.id).collect();
-    if served.is_empty() {
-        return Sources::new();
-    }
     let ports = spec.ports.iter();
     ports
         .flat_map(|port| {
-            let fixed = port.fixed_ips.iter();
-            let fixed = fixed.filter(|fixed| served.contains(&fixed.subnet_id));
-            let link_local = IpAddr::V6(link_local(port.mac_address));
-            fixed
-                .map(|fixed| fixed.ip_address)
-                .chain([link_local])
-                .map(|address| (address, port.instance_id))
+            let addresses = addresses_of(spec, port).into_iter();
+            addresses.map(|address| (address, port.instance_id))
+        })
+        .collect()
+}
+
+/// Where the questions of a port come from; nowhere, without a subnet that is served.
+fn addresses_of(spec: &NetworkSpec, port: &NetworkPort) -> Vec<IpAddr> {
+    let served: BTreeSet<_> = dhcp::served(spec).map(|(subnet, _)| subnet.id).collect();
+    if served.is_empty() {
+        return Vec::new();
+    }
+    let fixed = port.fixed_ips.iter();
+    let fixed = fixed.filter(|fixed| served.contains(&fixed.subnet_id));
+    let link_local = IpAddr::V6(link_local(port.mac_address));
+    fixed
+        .map(|fixed| fixed.ip_address)
+        .chain([link_local])
+        .collect()
+}
+
+/// Headers by which OpenStack's proxy tells its metadata service who asks. No proxy is between berth's and a guest, so whoever
+/// sends one claims to be somebody.
+pub const IDENTITY_HEADERS: [&str; 5] = [
+    "X-Forwarded-For",
+    "X-Instance-ID",
+    "X-Instance-ID-Signature",
+    "X-Remote-Address",
+    "X-Tenant-ID",
+];
+
+/// Requests with identity headers that came from one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forged {
+    /// Whose address it was. Addresses are given again; what was counted of another instance is not this one's.
+    pub instance: InstanceId,
+    /// How many.
+    pub requests: u64,
+}
+
+/// What a network's metadata service counted since it was started, by where it came from. Only known addresses are in it.
+pub type ForgedCounts = BTreeMap<IpAddr, Forged>;
+
+/// Requests with identity headers that came from one port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortForged {
+    /// The port.
+    pub port: PortId,
+    /// The instance it belongs to.
+    pub instance: InstanceId,
+    /// How many, since the metadata service of its network was started.
+    pub requests: u64,
+}
+
+/// How many requests with identity headers came from a port; `None`: no metadata service counts those of this port.
+#[must_use]
+pub fn forged_of(
+    spec: &NetworkSpec,
+    port: &NetworkPort,
+    counted: Option<&ForgedCounts>,
+) -> Option<u64> {
+    let addresses = addresses_of(spec, port);
+    let counted = counted.filter(|_| !addresses.is_empty())?;
+    let own = addresses.iter().filter_map(|address| counted.get(address));
+    let own = own.filter(|forged| forged.instance == port.instance_id);
+    Some(own.fold(0, |sum, forged| sum.saturating_add(forged.requests)))
+}
+
+/// The same of all ports that documents name.
+#[must_use]
+pub fn forged<'a>(
+    counted: &BTreeMap<NetworkId, ForgedCounts>,
+    documents: impl Iterator<Item = &'a Document>,
+) -> Vec<PortForged> {
+    let networks = documents.filter_map(|document| match document {
+        Document::Network(wish) => Some((counted.get(&wish.id)?, wish.spec.as_ref()?)),
+        _ => None,
+    });
+    networks
+        .flat_map(|(counted, spec)| {
+            spec.ports.iter().filter_map(move |port| {
+                Some(PortForged {
+                    port: port.id,
+                    instance: port.instance_id,
+                    requests: forged_of(spec, port, Some(counted))?,
+                })
+            })
         })
         .collect()
 }

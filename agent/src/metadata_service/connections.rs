@@ -18,7 +18,8 @@ use tokio::{
 
 use super::{
     Files,
-    http::{self, Question, Response, Status},
+    counts::Counts,
+    http::{self, Claims, Question, Response, Status},
     read_bounded,
 };
 use crate::decide::metadata::{GuestFiles, Sources};
@@ -42,11 +43,14 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 /// They are not sockets that connections come from.
 pub(super) async fn serve(listeners: Vec<std::net::TcpListener>, files: Files) -> io::Result<()> {
     let service = Rc::new(Service {
+        counts: Counts::new(files.counts.clone()),
         files,
         open: RefCell::default(),
         logged: Cell::new(None),
     });
     let local = LocalSet::new();
+    let writer = Rc::clone(&service);
+    local.spawn_local(async move { writer.keep_counts().await });
     for listener in listeners {
         let listener = TcpListener::from_std(listener)?;
         local.spawn_local(accept(listener, Rc::clone(&service)));
@@ -57,6 +61,8 @@ pub(super) async fn serve(listeners: Vec<std::net::TcpListener>, files: Files) -
 
 struct Service {
     files: Files,
+    /// Who claimed to be somebody.
+    counts: Counts,
     /// How many connections each address has.
     open: RefCell<HashMap<IpAddr, usize>>,
     /// When something was logged last.
@@ -100,11 +106,15 @@ async fn accept(listener: TcpListener, service: Rc<Service>) {
 
 async fn converse(mut stream: TcpStream, place: Place) {
     // A guest that breaks off, or takes too long, has nobody to be told.
-    let Ok(question) = http::read(&mut stream).await else {
+    let Ok(asked) = http::read(&mut stream).await else {
         return;
     };
-    let response = place.service.respond(place.source, &question);
-    let _ = http::answer(&mut stream, &question, &response).await;
+    let Place { service, source } = &place;
+    if asked.claims == Claims::ToBeSomebody {
+        service.note_forged(*source);
+    }
+    let response = service.respond(*source, &asked.question);
+    let _ = http::answer(&mut stream, &asked.question, &response).await;
 }
 
 impl Service {
@@ -152,10 +162,9 @@ impl Service {
     /// What the guest with this address may ask for; `None`: there is no such guest. The files are small and the host's own, so
     /// the one thread reads them itself.
     fn look_up(&self, source: IpAddr) -> io::Result<Option<GuestFiles>> {
-        let Some(bytes) = read_bounded(&self.files.sources, SOURCES_MAX)? else {
+        let Some(sources) = self.sources()? else {
             return Ok(None);
         };
-        let sources: Sources = serde_json::from_slice(&bytes)?;
         let Some(instance) = sources.get(&source) else {
             return Ok(None);
         };
@@ -163,6 +172,39 @@ impl Service {
             return Ok(None);
         };
         Ok(Some(serde_json::from_slice(&bytes)?))
+    }
+
+    fn sources(&self) -> io::Result<Option<Sources>> {
+        let bytes = read_bounded(&self.files.sources, SOURCES_MAX)?;
+        Ok(bytes
+            .map(|bytes| serde_json::from_slice(&bytes))
+            .transpose()?)
+    }
+
+    /// Counts a request with forged headers, if it is known whose it is.
+    fn note_forged(&self, source: IpAddr) {
+        match self.sources() {
+            Ok(sources) => {
+                let sources = sources.unwrap_or_default();
+                if let Some(instance) = sources.get(&source) {
+                    self.counts.note(source, *instance);
+                }
+            }
+            Err(error) => self.log(
+                "could not read whose a request with forged headers is",
+                &error,
+            ),
+        }
+    }
+
+    async fn keep_counts(&self) {
+        let failed = |error: &io::Error| {
+            self.log(
+                "could not write how many requests had forged headers",
+                error,
+            );
+        };
+        self.counts.keep_written(|| self.sources(), failed).await;
     }
 
     fn instance(&self, instance: InstanceId) -> std::path::PathBuf {

@@ -1,5 +1,5 @@
-//! As much of HTTP as guests need to ask one question: a request line is read, headers are passed over and never believed, and
-//! the connection is closed after the answer.
+//! As much of HTTP as guests need to ask one question: a request line is read, headers are never believed, only looked
+//! at for claims of who asks, and the connection is closed after the answer.
 
 use std::{io, time::Duration};
 
@@ -7,6 +7,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
+
+use crate::decide::metadata::IDENTITY_HEADERS;
 
 /// How large a request may be, with all its headers.
 const REQUEST_MAX: usize = 8192;
@@ -30,6 +32,22 @@ pub(super) enum Question {
     Nonsense,
     /// It is too long.
     TooLong,
+}
+
+/// Whether a request says who it is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claims {
+    /// It does not.
+    Nothing,
+    /// It has one of the headers by which a proxy would say it.
+    ToBeSomebody,
+}
+
+/// A whole request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) question: Question,
+    pub(super) claims: Claims,
 }
 
 /// What is said to it.
@@ -79,18 +97,24 @@ impl Response {
 ///
 /// # Errors
 /// The connection broke, or the guest took too long.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Question> {
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Asked> {
     timeout(TIME_MAX, read_head(stream)).await?
 }
 
-async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Question> {
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Asked> {
     let mut head = Vec::with_capacity(1024);
+    let asked = |head: &[u8], question| {
+        Ok(Asked {
+            question,
+            claims: claims(head),
+        })
+    };
     loop {
         if ends(&head) {
-            return Ok(parse(&head));
+            return asked(&head, parse(&head));
         }
         if head.len() >= REQUEST_MAX {
-            return Ok(Question::TooLong);
+            return asked(&head, Question::TooLong);
         }
         if stream.read_buf(&mut head).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -101,6 +125,25 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Question
 /// Whether the empty line after the headers is there.
 fn ends(head: &[u8]) -> bool {
     head.windows(4).any(|four| four == b"\r\n\r\n") || head.windows(2).any(|two| two == b"\n\n")
+}
+
+/// Whether one of the lines after the first, up to the empty one, is an identity header.
+fn claims(head: &[u8]) -> Claims {
+    let lines = head.split(|byte| *byte == b'\n').skip(1);
+    let mut names = lines
+        .take_while(|line| !line.trim_ascii().is_empty())
+        .filter_map(|line| line.split(|byte| *byte == b':').next());
+    let is_identity = |name: &[u8]| {
+        let name = name.trim_ascii_end();
+        IDENTITY_HEADERS
+            .iter()
+            .any(|header| header.as_bytes().eq_ignore_ascii_case(name))
+    };
+    if names.any(is_identity) {
+        Claims::ToBeSomebody
+    } else {
+        Claims::Nothing
+    }
 }
 
 fn parse(head: &[u8]) -> Question {
@@ -214,11 +257,41 @@ mod tests {
         assert_eq!(parse(b"GET /\xff HTTP/1.1\r\n\r\n"), Question::Nonsense);
     }
 
+    #[test]
+    fn a_header_that_says_who_asks_is_a_claim_and_no_other_is() {
+        let check = |more: &str, expected| {
+            let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{more}\r\n\r\n");
+            assert_eq!(claims(head.as_bytes()), expected, "{more}");
+        };
+        for header in IDENTITY_HEADERS {
+            check(&format!("{header}: x"), Claims::ToBeSomebody);
+            check(
+                &format!("{}:x", header.to_lowercase()),
+                Claims::ToBeSomebody,
+            );
+            check(
+                &format!("{} : x", header.to_uppercase()),
+                Claims::ToBeSomebody,
+            );
+            check(&format!("A: b\r\n{header}:"), Claims::ToBeSomebody);
+            // In a value, as a part of a name, and after the end.
+            check(&format!("A: {header}: x"), Claims::Nothing);
+            check(&format!("{header}-A: x"), Claims::Nothing);
+            check(&format!("A: b\r\n\r\n{header}: x"), Claims::Nothing);
+        }
+        check("X-Real-IP: 10.0.0.1", Claims::Nothing);
+        assert_eq!(claims(b"X-Instance-ID: x\r\n\r\n"), Claims::Nothing);
+        assert_eq!(
+            claims(b"GET / HTTP/1.0\nX-Tenant-ID: x\n\n"),
+            Claims::ToBeSomebody
+        );
+    }
+
     #[tokio::test]
     async fn a_request_without_end_is_not_read_to_its_end() {
         let endless = vec![b'a'; 3 * REQUEST_MAX];
-        let question = read(&mut endless.as_slice()).await.unwrap();
-        assert_eq!(question, Question::TooLong);
+        let asked = read(&mut endless.as_slice()).await.unwrap();
+        assert_eq!(asked.question, Question::TooLong);
         let broken_off = read(&mut b"GET / HT".as_slice()).await.unwrap_err();
         assert_eq!(broken_off.kind(), io::ErrorKind::UnexpectedEof);
     }

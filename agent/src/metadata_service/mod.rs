@@ -4,13 +4,15 @@
 //! ```text
 //!   listen ▶ give up all rights ▶ into the background ▶ for each connection:
 //!     source address ──sources──▶ instance ──its file──▶ answer
+//!                                     └── claims to be somebody ──▶ counts, a file every few seconds
 //! ```
 //!
 //! Who asks is told by the address that the question comes from, and by nothing that is in it: the packet filter lets no guest
-//! use another one's address. It reads its files for every request and remembers nothing, so nobody has to tell it of changes; it
-//! writes no file, and connects to nobody.
+//! use another one's address. It reads its files for every request and remembers nothing but how many claimed to be somebody, so
+//! nobody has to tell it of changes; it writes no file but that of its counts, and connects to nobody.
 
 mod connections;
+pub mod counts;
 mod http;
 
 use std::{
@@ -68,18 +70,24 @@ pub struct Options {
 /// The addresses are not there or in use, or the user is unknown. Nothing of it is left in the background then.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let listeners = listen(options)?;
-    give_up_rights(options)?;
+    let user = user(options)?;
+    let counts = counts::prepare(&options.network, &user);
+    give_up_rights(&user)?;
     logging::init(&LogConfig {
         filter: LOG.to_owned(),
         format: LogFormat::Journald,
     })?;
     daemon(true, false).context("could not go into the background")?;
+    if let Err(error) = counts {
+        tracing::warn!(network = %options.network.display(), %error, "requests with forged headers will not be counted");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let files = Files {
         sources: options.network.join(SOURCES_FILE),
         instances: options.instances.clone(),
+        counts: counts::file(&options.network),
     };
     runtime.block_on(connections::serve(listeners, files))?;
     Ok(())
@@ -105,21 +113,25 @@ fn listen(options: &Options) -> anyhow::Result<Vec<std::net::TcpListener>> {
         .collect()
 }
 
+/// Whom it becomes.
+fn user(options: &Options) -> anyhow::Result<User> {
+    let name = options.user.as_str();
+    User::from_name(name)
+        .with_context(|| format!("could not look up user {name}"))?
+        .with_context(|| format!("there is no user {name}"))
+}
+
 /// Becomes a user without rights, with nothing of root's left, and no way back.
-fn give_up_rights(options: &Options) -> anyhow::Result<()> {
+fn give_up_rights(user: &User) -> anyhow::Result<()> {
     chdir("/")?;
     setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES).context("could not bound open files")?;
     prctl::set_no_new_privs().context("could not forbid itself new rights")?;
-    let name = options.user.as_str();
-    let user = User::from_name(name)
-        .with_context(|| format!("could not look up user {name}"))?
-        .with_context(|| format!("there is no user {name}"))?;
     let become_it = || {
         setgroups(&[user.gid])?;
         setgid(user.gid)?;
         setuid(user.uid)
     };
-    become_it().with_context(|| format!("could not become user {name}"))
+    become_it().with_context(|| format!("could not become user {}", user.name))
 }
 
 /// Where what is told lies.
@@ -129,6 +141,8 @@ pub(crate) struct Files {
     pub(crate) sources: PathBuf,
     /// One file for each instance.
     pub(crate) instances: PathBuf,
+    /// What was counted.
+    pub(crate) counts: PathBuf,
 }
 
 /// Reads a file that is no larger than it may be; `None`: it is not there.

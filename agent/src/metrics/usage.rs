@@ -30,6 +30,7 @@ use crate::{
     act::machine::memory::Memory,
     decide::{
         filter::{PortDrops, Reason},
+        metadata::PortForged,
         usage::{Activity, ForeignUsage, OwnUsage, Picture, Traffic, Transfer, decimal},
     },
 };
@@ -37,8 +38,10 @@ use crate::{
 /// How many domains have series of their own: more than a host runs. With two disks and two NICs each has 43 series.
 pub const MOST_DOMAINS: usize = 1024;
 
-/// How many ports' dropped packets are shown, for all reasons: two a domain.
-const MOST_DROPS: usize = 2 * MOST_DOMAINS * Reason::ALL.len();
+/// How many ports have series of their own: two a domain.
+const MOST_PORTS: usize = 2 * MOST_DOMAINS;
+/// How many counters of dropped packets are shown: those of so many ports, for all reasons.
+const MOST_DROPS: usize = MOST_PORTS * Reason::ALL.len();
 
 /// The newest figures. Clones are handles to the same ones.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +55,7 @@ struct Newest {
     pools: Option<Fresh<Vec<Pool>>>,
     memory: Option<Fresh<Memory>>,
     drops: Option<Fresh<Vec<PortDrops>>>,
+    forged: Option<Fresh<Vec<PortForged>>>,
 }
 
 /// A figure that is true until then.
@@ -103,6 +107,11 @@ impl UsageFigures {
         self.change(|newest| newest.drops = drops.map(|it| fresh(it, for_how_long)));
     }
 
+    /// The requests with identity headers that metadata services got; shown for so long. `None`: nobody can tell.
+    pub fn forged(&self, forged: Option<Vec<PortForged>>, for_how_long: Duration) {
+        self.change(|newest| newest.forged = forged.map(|it| fresh(it, for_how_long)));
+    }
+
     fn change(&self, change: impl FnOnce(&mut Newest)) {
         change(&mut self.newest.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -133,6 +142,12 @@ impl UsageFigures {
             let [port, instance] = [dropped.port.to_string(), dropped.instance.to_string()];
             let labels = [port.as_str(), instance.as_str(), dropped.reason.as_str()];
             page.put(&PORT_DROPPED, &labels, Some(decimal(dropped.packets)));
+        }
+        let forged = newest.forged.as_ref().and_then(|it| it.at(now));
+        for forged in forged.into_iter().flatten().take(MOST_PORTS) {
+            let labels = [forged.port.to_string(), forged.instance.to_string()];
+            let labels = labels.each_ref().map(String::as_str);
+            page.put(&PORT_FORGED, &labels, Some(decimal(forged.requests)));
         }
         if let Some(memory) = newest.memory.as_ref().and_then(|it| it.at(now)) {
             page.memory(memory);

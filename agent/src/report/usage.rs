@@ -15,6 +15,7 @@ use crate::{
     act::{ActError, Net, Storage, Usage, machine::memory::Memory},
     decide::{
         filter::drops,
+        metadata::forged,
         usage::{History, Sample, labels, provisioned},
     },
     inbox::journal::Journal,
@@ -32,7 +33,7 @@ pub struct Meter {
     pub usage: Arc<dyn Usage>,
     /// What is asked how full the pool is.
     pub storage: Arc<dyn Storage>,
-    /// What is asked which packets were dropped.
+    /// What is asked which packets were dropped, and which requests were forged.
     pub net: Arc<dyn Net>,
     /// Whose the domains are.
     pub glances: Glances,
@@ -55,6 +56,7 @@ impl Meter {
             () = self.measure_pools() => {}
             () = self.measure_memory() => {}
             () = self.measure_drops() => {}
+            () = self.measure_forged() => {}
         }
     }
 
@@ -151,6 +153,19 @@ impl Meter {
             let documents = || documents.iter().map(|entry| &*entry.document);
             let drops = counted.map(|counted| drops(&counted, documents()));
             self.figures.drops(drops, self.shown());
+        }
+    }
+
+    /// Never ends. What hangs here is a file system.
+    async fn measure_forged(&self) {
+        let mut ticks = self.ticks();
+        loop {
+            ticks.tick().await;
+            let counted = self.net.forged_requests().await.ok();
+            let documents = self.journal.all();
+            let documents = || documents.iter().map(|entry| &*entry.document);
+            let forged = counted.map(|counted| forged(&counted, documents()));
+            self.figures.forged(forged, self.shown());
         }
     }
 

@@ -36,6 +36,10 @@ pub(crate) fn isolated(test: &str, limit: u32, body: impl AsyncFnOnce()) {
         block_on(body());
         return;
     }
+    // A name that is no test's would run none, and all would be well.
+    let thread = std::thread::current();
+    let own = thread.name().filter(|name| *name != "main");
+    assert_eq!(own.unwrap_or(test), test, "the test has another name");
     let me = std::env::current_exe().unwrap();
     let status = Command::new("timeout")
         .args(["-k", "5", &(limit * slowness()).to_string()])

@@ -5,7 +5,10 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
-use berth_agent::decide::{dhcp::DOMAIN, metadata};
+use berth_agent::decide::{
+    dhcp::DOMAIN,
+    metadata::{self, IDENTITY_HEADERS},
+};
 use berth_common::{
     document::{
         ConfigDrive, DesiredPower, Flavor, InstancePort, InstanceSpec, Ipv6AddressMode, OnCrash,
@@ -27,6 +30,32 @@ use super::*;
 
 /// How long something may take that happens by itself.
 const LIMIT: Duration = Duration::from_secs(20);
+
+impl Host {
+    /// How many requests with identity headers are counted of each port, as the agent reads it.
+    async fn forged(&self, spec: &NetworkSpec) -> Vec<Option<u64>> {
+        let counted = self.net.forged_requests().await.unwrap();
+        let counted = counted.get(&self.id);
+        let ports = spec.ports.iter();
+        ports
+            .map(|port| metadata::forged_of(spec, port, counted))
+            .collect()
+    }
+
+    /// Waits until so many are.
+    async fn has_forged(&self, spec: &NetworkSpec, expected: &[u64]) {
+        let expected: Vec<_> = expected.iter().copied().map(Some).collect();
+        let start = Instant::now();
+        loop {
+            let seen = self.forged(spec).await;
+            if seen == expected {
+                return;
+            }
+            assert!(start.elapsed() < LIMIT, "{seen:?}, not {expected:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
 
 impl Guest {
     fn exec(&self, args: &[&str]) -> Output {
@@ -94,7 +123,7 @@ impl Guest {
 
 #[test]
 fn routes_and_names_are_told() {
-    isolated("routes_and_names_are_told", async |host| {
+    isolated("guests::routes_and_names_are_told", async |host| {
         let mut spec = host.spec(vec![host.port(10, "web"), host.port(11, "db")]);
         spec.subnets[0].gateway_ip = Some(IpAddr::from([10, 0, 0, 1]));
         spec.subnets[0].host_routes = vec![Route {
@@ -182,7 +211,7 @@ fn fixed(subnet_id: SubnetId, address: &str) -> FixedIp {
 #[test]
 fn ipv6_addresses_come_by_advertisement_and_by_dhcp() {
     isolated(
-        "ipv6_addresses_come_by_advertisement_and_by_dhcp",
+        "guests::ipv6_addresses_come_by_advertisement_and_by_dhcp",
         async |host| {
             let mut spec = host.spec(vec![host.port(10, "web"), host.port(11, "db")]);
             let [slaac, stateful] = with_ipv6(&mut spec);
@@ -412,7 +441,7 @@ const V6: &str = "[fe80::a9fe:a9fe%25eth0]";
 #[test]
 fn the_metadata_service_tells_guests_apart_by_where_they_ask_from() {
     isolated(
-        "the_metadata_service_tells_guests_apart_by_where_they_ask_from",
+        "guests::the_metadata_service_tells_guests_apart_by_where_they_ask_from",
         async |host| {
             let spec = host.spec(vec![
                 host.port(10, "web"),
@@ -489,6 +518,40 @@ fn the_metadata_service_tells_guests_apart_by_where_they_ask_from() {
             web.ip("address add 10.0.0.99/24 dev eth0");
             let (status, _) = web.ask(V4, KEY, &["--interface", "10.0.0.99"]);
             assert_eq!(status, "404");
+            // One request of each address claimed to be another's. Whoever is honest is not counted, nor is nobody.
+            host.has_forged(&spec, &[2, 0, 0]).await;
+            let claim = [
+                "--interface",
+                "10.0.0.99",
+                "-H",
+                "X-Forwarded-For: 10.0.0.11",
+            ];
+            assert_eq!(web.ask(V4, KEY, &claim).0, "404");
+            // Each header by itself, whatever is asked for, and whether or not there is an answer.
+            for header in IDENTITY_HEADERS {
+                let header = format!("{}: 10.0.0.10", header.to_lowercase());
+                assert_eq!(answer(db, V4, KEY, &["-H", &header]), "ssh-rsa BBBB db");
+            }
+            let claim = ["-H", "X-Instance-ID: x"];
+            assert_eq!(quiet.ask(V4, "/nothing", &claim).0, "404");
+            let put = ["-H", "X-Instance-ID: x", "-X", "PUT", "--data", "x"];
+            assert_eq!(quiet.ask(V6, "/", &put).0, "405");
+            host.has_forged(&spec, &[2, 5, 2]).await;
+
+            // However often one claims, the file is written rarely.
+            let file = host.directory().join("metadata-counts/forged.json");
+            let inode = || fs::metadata(&file).unwrap().ino();
+            let (mut last, mut writes) = (inode(), 0);
+            let start = Instant::now();
+            let mut asked = 2;
+            while start.elapsed() < Duration::from_secs(6) {
+                assert_eq!(web.ask(V4, "/", &claim).0, "200");
+                asked += 1;
+                writes += u32::from(inode() != last);
+                last = inode();
+            }
+            assert!(asked > 20 && writes <= 2, "{writes} writes of {asked}");
+            host.has_forged(&spec, &[asked, 5, 2]).await;
 
             // A guest that takes all it can get keeps nobody else from an answer.
             let greedy = "for n in $(seq 300); do busybox nc 169.254.169.254 80 & done; sleep 600";
@@ -502,7 +565,8 @@ fn the_metadata_service_tells_guests_apart_by_where_they_ask_from() {
             }
             flood.kill().unwrap();
             flood.wait().unwrap();
-            run("pkill", &["-KILL", "-x", "busybox"]);
+            // Those that the service has hung up on by now are gone.
+            try_run("pkill", &["-KILL", "-x", "busybox"]);
 
             // What changes is told at once, and nobody is restarted.
             let before = processes("berth-metadata");
@@ -516,6 +580,8 @@ fn the_metadata_service_tells_guests_apart_by_where_they_ask_from() {
             assert_eq!(web.ask(V4, KEY, &[]).0, "404");
             assert_eq!(answer(db, V4, KEY, &[]), "ssh-rsa BBBB db");
             assert_eq!(processes("berth-metadata"), before);
+            // What was counted goes with the port, and stays with the others.
+            assert_eq!(host.forged(&fewer).await, [Some(5), Some(2)]);
             fs::remove_dir_all(Path::new(STATE_DIR).join("metadata")).unwrap();
         },
     );
@@ -530,7 +596,7 @@ fn service() -> i32 {
 #[test]
 fn the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be() {
     isolated(
-        "the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be",
+        "guests::the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be",
         async |host| {
             let spec = host.spec(vec![host.port(10, "web")]);
             host.converge(Some(&spec)).await;
@@ -546,7 +612,6 @@ fn the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be() {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
             assert!(status.contains("NoNewPrivs:\t1"), "{status}");
-            assert_ne!(fs::metadata(format!("/proc/{pid}/stat")).unwrap().uid(), 0);
             let field = |name: &str| {
                 let line = status
                     .lines()
@@ -554,13 +619,41 @@ fn the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be() {
                     .unwrap();
                 line.trim().trim_end_matches(" kB").to_owned()
             };
+            assert!(
+                !field("Uid:").split_whitespace().any(|uid| uid == "0"),
+                "{status}"
+            );
             assert_eq!(field("PPid:"), "1");
             assert_eq!(field("Threads:"), "1");
             let resident: u64 = field("VmRSS:").parse().unwrap();
             assert!(resident < 32 << 10, "it takes {resident} KiB");
 
+            // Who claims to be somebody is counted by it, also while no agent runs.
+            let claim = ["-H", "X-Instance-ID: x"];
+            assert_eq!(web.ask(V4, "/", &claim).0, "200");
+            host.has_forged(&spec, &[1]).await;
+            let counts = host.directory().join("metadata-counts");
+            let status_of = fs::metadata(&counts).unwrap();
+            assert_ne!(status_of.uid(), 0);
+            assert_eq!(status_of.mode() & 0o777, 0o700);
+
             host.restart_agent();
             assert!(host.is_as(&spec).await);
+            assert_eq!(host.forged(&spec).await, [Some(1)]);
+            // What is there instead of the file is not followed, and not waited for.
+            let file = counts.join("forged.json");
+            let name = file.to_str().unwrap();
+            let real = counts.join("real");
+            fs::rename(&file, &real).unwrap();
+            for make in [
+                &["ln", "-s", real.to_str().unwrap(), name][..],
+                &["mkfifo", name],
+                &["cp", "/proc/version", name],
+            ] {
+                let _ = fs::remove_file(&file);
+                run(make[0], &make[1..]);
+                assert_eq!(host.forged(&spec).await, [None], "{make:?}");
+            }
             // Even without a record of it.
             fs::remove_file(host.directory().join("metadata-process.json")).unwrap();
             host.restart_agent();
@@ -573,6 +666,8 @@ fn the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be() {
             assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
             assert_ne!(service(), pid);
             assert!(answers());
+            // A new one counts anew.
+            host.has_forged(&spec, &[0]).await;
 
             // An upgrade: another file is where the program was.
             let program = Path::new("/run/berth-metadata");

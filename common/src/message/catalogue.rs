@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::trace::PortTrace;
 use super::{
+    counters::PortCounters,
     heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     port::{
         InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete, PortList,
@@ -116,6 +117,7 @@ pub fn all() -> Vec<MessageType> {
         request::<InstancePingGuestAgent>(),
         request::<InstanceEndpoints>(),
         request::<PortTrace>(),
+        request::<PortCounters>(),
         request::<VolumeCreate>(),
         request::<VolumeDelete>(),
         request::<VolumeShow>(),

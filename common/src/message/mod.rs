@@ -13,6 +13,7 @@
 //! that an older reader would misunderstand needs a new version number in the catalogue.
 
 pub mod catalogue;
+pub mod counters;
 pub mod heartbeat;
 pub mod network;
 pub mod placement;

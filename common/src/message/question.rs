@@ -1,5 +1,5 @@
 //! Questions about an instance that only its host can answer: what its console says, what its display shows, whether
-//! its guest agent is there, and how to reach it.
+//! its guest agent is there, how to reach it, and what goes through its ports.
 //!
 //! ```text
 //!   client ──request──▶ [scheduler] ── looks up the host ──question──▶ [ask.<host>] ──▶ agent
@@ -18,6 +18,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    counters::PortCounters,
     report::PowerState,
     request::Method,
     trace::{PortTrace, TracePacket},
@@ -30,7 +31,7 @@ use crate::{
 /// The AMQP property `type` of a question to an agent.
 pub const QUESTION_TYPE: &str = "question";
 /// The version of its body.
-pub const QUESTION_VERSION: u32 = 2;
+pub const QUESTION_VERSION: u32 = 3;
 /// How long somebody waits who does not say it.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody is waited for longer.
@@ -132,6 +133,11 @@ pub enum Ask {
         /// The packet.
         packet: TracePacket,
     },
+    /// What went through one of its ports.
+    PortCounters {
+        /// The port.
+        port_id: PortId,
+    },
 }
 
 impl Ask {
@@ -144,6 +150,7 @@ impl Ask {
             Self::PingGuestAgent {} => InstancePingGuestAgent::NAME,
             Self::Endpoints {} => InstanceEndpoints::NAME,
             Self::PortTrace { .. } => PortTrace::NAME,
+            Self::PortCounters { .. } => PortCounters::NAME,
         }
     }
 
@@ -156,17 +163,19 @@ impl Ask {
             Self::PingGuestAgent {} => "ping_guest_agent",
             Self::Endpoints {} => "endpoints",
             Self::PortTrace { .. } => "port_trace",
+            Self::PortCounters { .. } => "port_counters",
         }
     }
 }
 
 /// The methods that only an instance's host can answer.
-pub const METHODS: [&str; 5] = [
+pub const METHODS: [&str; 6] = [
     InstanceConsoleOutput::NAME,
     InstanceScreenshot::NAME,
     InstancePingGuestAgent::NAME,
     InstanceEndpoints::NAME,
     PortTrace::NAME,
+    PortCounters::NAME,
 ];
 
 /// Whether only an instance's host can answer this method.

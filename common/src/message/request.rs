@@ -14,6 +14,7 @@ pub use super::network::{
     SubnetCreate, SubnetDelete, SubnetList, SubnetListReply, SubnetSet, SubnetShow,
 };
 use super::{
+    counters::{PortCounted, PortCounters},
     network::SubnetView,
     placement::{
         AggregateView, CapacityView, DecisionView, SchedulerHints, ServerGroupPolicy,
@@ -97,6 +98,7 @@ methods! {
     InstancePingGuestAgent => "instance.ping_guest_agent", GuestAgent;
     InstanceEndpoints => "instance.endpoints", Endpoints;
     PortTrace => "port.trace", PortTraced;
+    PortCounters => "port.counters", PortCounted;
     VolumeCreate => "volume.create" version 2, VolumeView;
     VolumeDelete => "volume.delete" version 2, VolumeView;
     VolumeShow => "volume.show" version 2, VolumeView;

@@ -17,6 +17,11 @@ use super::{Wait, trace::PortTraceArgs, value_or};
 pub(crate) enum Port {
     /// Show where a packet would go and what would drop it, without sending one.
     Trace(PortTraceArgs),
+    /// Show what went through a port of a guest that is on, and what was dropped, as its hypervisor counts now.
+    Counters {
+        /// Name or id of the port.
+        name: String,
+    },
     /// Create a port that is of no instance yet. It keeps its addresses until it is deleted.
     Create(PortCreateArgs),
     /// Change what is wanted of a port. What is not named stays, and its guest runs on.

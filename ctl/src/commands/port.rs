@@ -3,6 +3,7 @@
 use berth_common::{
     ids::PortId,
     message::{
+        counters::PortCounters,
         port::{
             InstanceAttachInterface, InstanceDetachInterface, NewPort, PortCreate, PortDelete,
             PortList, PortListReply, PortSet, PortShow,
@@ -25,6 +26,11 @@ use crate::{
 pub(super) async fn run<C: Caller>(context: &Context<C>, command: Port) -> Result<(), CtlError> {
     match command {
         Port::Trace(arguments) => trace::run(context, arguments).await,
+        Port::Counters { name } => {
+            let meant = found(context, name).await?;
+            let answer = context.ask(&PortCounters { port: meant.id }).await?;
+            context.print(&answer, port::counters)
+        }
         Port::Create(arguments) => {
             let request = create_request(arguments, context.project());
             let answer = context.ask(&request).await;

@@ -2,7 +2,10 @@
 
 use berth_common::{
     document::{BandwidthLimit, MirrorDirection, MirrorTarget},
-    message::view::PortView,
+    message::{
+        counters::{LinkCounts, PortCounted},
+        view::PortView,
+    },
 };
 
 use super::{
@@ -109,6 +112,37 @@ fn limit(limit: BandwidthLimit) -> String {
     }
 }
 
+/// What went through a port, and what was dropped.
+pub(crate) fn counters(counted: &PortCounted, width: Width) -> String {
+    let mut lines = vec![
+        ("Port", counted.port_id.to_string()),
+        ("Instance", counted.instance_id.to_string()),
+        ("Host", counted.host.to_string()),
+        ("Tap", counted.tap.clone()),
+        ("Guest received", traffic(counted.received)),
+        ("Guest sent", traffic(counted.sent)),
+    ];
+    let dropped = counted.filter_dropped_packets.iter();
+    let dropped = dropped.filter(|(_, packets)| **packets > 0);
+    let dropped: Vec<_> = dropped
+        .map(|(why, packets)| ("Filter dropped", format!("{packets} packets: {why}")))
+        .collect();
+    if dropped.is_empty() {
+        lines.push(("Filter dropped", "nothing".to_owned()));
+    }
+    lines.extend(dropped);
+    let forged = counted.forged_metadata_requests;
+    lines.push(("Forged metadata requests", or_none(forged)));
+    fields(lines, width)
+}
+
+fn traffic(counts: LinkCounts) -> String {
+    format!(
+        "{} bytes in {} packets; {} dropped by the link, {} spoilt",
+        counts.bytes, counts.packets, counts.dropped_packets, counts.errors
+    )
+}
+
 /// What became of a port, in a line.
 pub(crate) fn outcome(port: &PortView) -> String {
     format!("port {}: {}\n", label(port), summary(port))
@@ -143,6 +177,49 @@ mod tests {
             "enabled",
         ];
         check(&show(&port(), Width::Unlimited), &expected);
+    }
+
+    #[test]
+    fn counters_are_seen_from_the_guest_and_name_what_was_dropped() {
+        let direction = |bytes| LinkCounts {
+            bytes,
+            packets: 7,
+            dropped_packets: 1,
+            errors: 0,
+        };
+        let mut counted = PortCounted {
+            port_id: port().id,
+            instance_id: "0191e7a0-0000-7000-8000-00000000000a".parse().unwrap(),
+            host: "hv1".parse().unwrap(),
+            tap: "btt0123456789ab".to_owned(),
+            received: direction(5000),
+            sent: direction(900),
+            filter_dropped_packets: [("spoofed_mac", 3), ("denied_ingress", 0)]
+                .map(|(why, packets)| (why.to_owned(), packets))
+                .into(),
+            forged_metadata_requests: Some(2),
+        };
+        let text = counters(&counted, Width::Unlimited);
+        check(
+            &text,
+            &[
+                "| Guest received           | 5000 bytes in 7 packets; 1 dropped by the link, 0 spoilt |",
+                "| Guest sent               | 900 bytes in 7",
+                "3 packets: spoofed_mac",
+                "| Forged metadata requests | 2 ",
+            ],
+        );
+        assert!(!text.contains("denied_ingress"), "{text}");
+        counted.filter_dropped_packets.clear();
+        counted.forged_metadata_requests = None;
+        let text = counters(&counted, Width::Unlimited);
+        check(
+            &text,
+            &[
+                "| Filter dropped           | nothing ",
+                "| Forged metadata requests | - ",
+            ],
+        );
     }
 
     #[test]

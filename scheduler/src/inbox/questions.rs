@@ -8,6 +8,7 @@ use berth_common::{
     ids::{HostId, InstanceId, PortId},
     message::{
         app,
+        counters::PortCounters,
         question::{
             Ask, DEFAULT_PATIENCE, InstanceConsoleOutput, InstanceEndpoints,
             InstancePingGuestAgent, InstanceScreenshot, MAX_CONSOLE_LINES, MAX_PATIENCE,
@@ -72,7 +73,7 @@ async fn instance_of_port(db: &impl Executor, port: PortId) -> Result<InstanceRo
     let found = found.ok_or_else(|| not_found(format!("there is no port {port}")))?;
     let instance = found.instance_id().ok_or_else(|| {
         conflict(format!(
-            "port {port} is of no instance, so nobody sends by it"
+            "port {port} is of no instance: it is plugged in nowhere, and nothing goes through it"
         ))
     })?;
     let row = instances::get(db, instance).await?;
@@ -196,6 +197,15 @@ fn read(message: &Message) -> Result<Asked, Unserved> {
                 ask: Ask::PortTrace {
                     port_id: request.port,
                     packet: request.packet,
+                },
+            }
+        }
+        PortCounters::NAME => {
+            let request: PortCounters = body(message)?;
+            Asked {
+                of: Of::Port(request.port),
+                ask: Ask::PortCounters {
+                    port_id: request.port,
                 },
             }
         }

@@ -7,6 +7,7 @@ use berth_common::{
     document::RuleDirection,
     ids::{InstanceId, PortId},
     message::{
+        counters::PortCounters,
         question::{
             Ask, ConsoleOutput, ConsolePlace, InstanceConsoleOutput, InstanceEndpoints,
             InstancePingGuestAgent, InstanceScreenshot, QUESTION_TYPE, QUESTION_VERSION, Question,
@@ -27,6 +28,7 @@ use crate::{
     ask::{delete, hinted, instance, network, small},
     cloud::{Cloud, LIMIT, message, wait_until},
     host::Host,
+    ports,
 };
 
 /// A question as a client writes it.
@@ -370,4 +372,49 @@ async fn a_packet_is_traced_by_the_host_of_its_port() {
     let limit = Duration::from_secs(2);
     let (unanswered, ()) = tokio::join!(cloud.rpc.call_message(asked, limit), answering);
     assert!(unanswered.is_err());
+}
+
+#[tokio::test]
+async fn the_counters_of_a_port_are_asked_of_its_host_and_of_none_when_it_is_plugged_in_nowhere() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.ok(network("net", "10.0.0.0/24")).await;
+    let request = instance("web", 64, json!([{ "network": "net" }]));
+    let view = cloud.ok(request).await;
+    let counters = |port| PortCounters { port };
+    let port = view.ports[0].id;
+    cloud
+        .refused(
+            counters(port),
+            Unavailable,
+            "no agent listens on hypervisor hv1",
+        )
+        .await;
+    let mut questions = listen(&host).await;
+    host.heartbeat().await;
+    cloud
+        .refused(counters(PortId::new()), NotFound, "there is no port")
+        .await;
+    let free = cloud.ok(ports::port("net", json!({}))).await.id;
+    cloud
+        .refused(counters(free), Conflict, "it is plugged in nowhere")
+        .await;
+    let asked = message(&counters(port));
+    let answering = async {
+        let (question, delivery) = next(&mut questions).await;
+        let expected = Ask::PortCounters { port_id: port };
+        assert_eq!((question.instance_id, question.ask), (view.id, expected));
+        delivery.ack().await;
+    };
+    let limit = Duration::from_secs(2);
+    let (unanswered, ()) = tokio::join!(cloud.rpc.call_message(asked, limit), answering);
+    assert!(unanswered.is_err());
+    cloud.lose(&[host.id]).await;
+    cloud
+        .refused(
+            counters(port),
+            Unavailable,
+            "is down, nothing was heard of it for",
+        )
+        .await;
 }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use berth_common::{
     document::ConfigDrive,
     message::{
+        counters::{LinkCounts, PortCounters},
         question::{
             EndpointKind, GuestAgentState, InstanceConsoleOutput, InstanceEndpoints,
             InstancePingGuestAgent, InstanceScreenshot,
@@ -58,6 +59,7 @@ fn a_guest_is_looked_at_from_anywhere() {
         the_display_is_a_picture(cloud, &instance).await?;
         the_guest_agent_is_there_silent_or_absent(cloud, &instance, &key).await?;
         the_endpoints_are_there(cloud, &instance).await?;
+        the_counters_are_those_of_its_tap(cloud, &instance).await?;
         libvirt_that_hangs_is_told_in_time(cloud, &instance).await?;
         it_is_off_once_its_guest_is(cloud, &instance).await?;
         what_is_off_has_only_its_log(cloud, &instance).await?;
@@ -215,6 +217,91 @@ async fn the_endpoints_are_there(cloud: &TestCloud, instance: &InstanceView) -> 
     Ok(())
 }
 
+async fn the_counters_are_those_of_its_tap(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+) -> anyhow::Result<()> {
+    let hv1 = cloud.hv1();
+    let port = instance.ports.first().context("no port")?;
+    let tap = hv1.first_link(&format!("berth-{}", instance.id)).await?;
+    // It receives more than it sends.
+    let address = TestCloud::address_of(instance)?.to_string();
+    let ping = ["ping", "-c", "5", "-i", "0.2", "-s", "1200", &address];
+    let echo = hv1.exec_in_network(port.network_id, &ping).await?;
+    ensure!(echo.status.success(), "{echo:?}");
+    let everybody = ["-b", "10.77.1.255"];
+    hv1.exec_in_network(port.network_id, &[&ping[..7], &everybody].concat())
+        .await?;
+    // Of the guest: what the tap transmits is what it receives.
+    let statistics = async || -> anyhow::Result<[LinkCounts; 2]> {
+        let directory = format!("/sys/class/net/{tap}/statistics");
+        let read = async |direction: &str| -> anyhow::Result<LinkCounts> {
+            let files = ["bytes", "packets", "dropped", "errors"]
+                .map(|what| format!("{directory}/{direction}_{what}"));
+            let argv = [&["cat"][..], &files.each_ref().map(String::as_str)].concat();
+            let text = hv1.text(&argv).await?;
+            let numbers: Vec<u64> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+            let [bytes, packets, dropped_packets, errors] =
+                <[u64; 4]>::try_from(numbers).map_err(|numbers| anyhow::anyhow!("{numbers:?}"))?;
+            Ok(LinkCounts {
+                bytes,
+                packets,
+                dropped_packets,
+                errors,
+            })
+        };
+        Ok([read("tx").await?, read("rx").await?])
+    };
+    let before = statistics().await?;
+    let counted = cloud.call(&PortCounters { port: port.id }).await?;
+    let after = statistics().await?;
+    let told = [counted.received, counted.sent];
+    let lies_between = |what: &dyn Fn(&LinkCounts) -> u64| {
+        let [before, told, after] =
+            [&before, &told, &after].map(|counts| counts.each_ref().map(what));
+        before
+            .iter()
+            .zip(&told)
+            .all(|(before, told)| before <= told)
+            && told.iter().zip(&after).all(|(told, after)| told <= after)
+    };
+    ensure!(
+        lies_between(&|it| it.bytes)
+            && lies_between(&|it| it.packets)
+            && lies_between(&|it| it.dropped_packets)
+            && lies_between(&|it| it.errors),
+        "{before:?}, {told:?}, {after:?}"
+    );
+    // So that they cannot be taken for one another.
+    let [received, sent] = before;
+    ensure!(
+        after[1].bytes < received.bytes || after[0].bytes < sent.bytes,
+        "{before:?}, {after:?}"
+    );
+    ensure!(sent.packets >= 5 && sent.bytes >= 5 * 1200, "{sent:?}");
+    ensure!(
+        counted.tap == tap && counted.host == "hv1".parse()?,
+        "{counted:?}"
+    );
+    ensure!(
+        counted.filter_dropped_packets.get("spoofed_mac") == Some(&0)
+            && counted.forged_metadata_requests == Some(0),
+        "{counted:?}"
+    );
+
+    let ctl = Berthctl::new(cloud)?;
+    let id = port.id.to_string();
+    let table = ctl.text(&["port", "counters", &id]).await?;
+    ensure!(
+        table.contains(&tap) && table.contains("Guest sent"),
+        "{table}"
+    );
+    let json = ctl.json(&["port", "counters", &id]).await?;
+    let sent_now = json["sent"]["bytes"].as_u64();
+    ensure!(sent_now >= Some(counted.sent.bytes), "{json}");
+    Ok(())
+}
+
 /// The agent says so while whoever asked still waits, and goes on with everything else.
 async fn libvirt_that_hangs_is_told_in_time(
     cloud: &TestCloud,
@@ -276,6 +363,10 @@ async fn what_is_off_has_only_its_log(
     let refusal = cloud.refused(&screenshot(instance)).await?;
     ensure!(refusal.code == RefusalCode::Conflict, "{refusal}");
     ensure!(refusal.message.contains("does not run"), "{refusal}");
+    let port = instance.ports.first().context("no port")?.id;
+    let refusal = cloud.refused(&PortCounters { port }).await?;
+    ensure!(refusal.code == RefusalCode::Conflict, "{refusal}");
+    ensure!(refusal.message.contains("has no tap"), "{refusal}");
     let output = cloud.call(&console(instance)).await?;
     ensure!(output.text.contains("power button pressed"), "{output:?}");
     let answer = cloud

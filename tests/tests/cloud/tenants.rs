@@ -18,6 +18,7 @@ use berth_common::{
 use berth_tests::{
     TestCloud,
     cloud::{CONVERGE_LIMIT, InstanceOptions, NOT_LOGGED_IN},
+    ctl::Berthctl,
     http,
     lab::{Hypervisor, hypervisor::interrupt},
     wait::{Seen, wait_for},
@@ -165,7 +166,8 @@ async fn tap(hypervisor: &Hypervisor, guest: &Guest) -> anyhow::Result<String> {
         .await
 }
 
-/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway.
+/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway; before, it claims to the metadata
+/// service that it is its neighbour.
 async fn nothing_hostile_is_heard(
     cloud: &TestCloud,
     [bad, neighbour]: [&Guest; 2],
@@ -177,6 +179,7 @@ async fn nothing_hostile_is_heard(
     // In the background: with another MAC it cannot be spoken to.
     let script = format!(
         "ping -c 1 -W 5 {other} || exit 1
+        wget -q -O /dev/null --header \"X-Forwarded-For: {other}\" http://169.254.169.254/ || exit 1
         setsid sh -c '
             own=$(cat /sys/class/net/eth0/address)
             ip link set eth0 address {FORGED_MAC}
@@ -219,6 +222,7 @@ async fn nothing_hostile_is_heard(
             return Err(error.context(format!("the guest says: {log}")));
         }
     }
+    their_counters_tell(cloud, [bad, neighbour]).await?;
     // It is its old self, and what passes now comes after all of that.
     bad.run(cloud, &format!("ping -c 1 -W 5 {other}")).await?;
     let packets = heard.packets().await?;
@@ -228,6 +232,43 @@ async fn nothing_hostile_is_heard(
         "the neighbour heard {packets:?}"
     );
     Ok(())
+}
+
+/// What the guest did is counted of its port, where operators look, and nothing of the neighbour's.
+async fn their_counters_tell(
+    cloud: &TestCloud,
+    [bad, neighbour]: [&Guest; 2],
+) -> anyhow::Result<()> {
+    let ctl = Berthctl::new(cloud)?;
+    let counters = async |guest: &Guest| -> anyhow::Result<[Option<u64>; 4]> {
+        let port = guest.view.ports.first().context("no port")?.id.to_string();
+        let told = ctl.json(&["port", "counters", &port]).await?;
+        let dropped = &told["filter_dropped_packets"];
+        Ok([
+            dropped["spoofed_mac"].as_u64(),
+            dropped["spoofed_ip"].as_u64(),
+            dropped["spoofed_arp"].as_u64(),
+            told["forged_metadata_requests"].as_u64(),
+        ])
+    };
+    let [mac, ip, arp, forged] = counters(bad).await?;
+    ensure!(
+        mac >= Some(1) && ip >= Some(1) && arp >= Some(4) && forged == Some(1),
+        "{mac:?}, {ip:?}, {arp:?}, {forged:?}"
+    );
+    let told = counters(neighbour).await?;
+    ensure!(told == [Some(0); 4], "{told:?}");
+    let port = bad.view.ports.first().context("no port")?.id;
+    let series = format!(
+        "berth_port_forged_metadata_requests_total{{port_id=\"{port}\",instance_id=\"{}\"}}",
+        bad.view.id
+    );
+    let telemetry = cloud.hypervisor_of(&bad.view)?.telemetry();
+    wait_for(&series, Duration::from_secs(60), async || {
+        let forged = http::metric(telemetry, &series).await?;
+        Ok(Seen::when(forged == Some(1.0), forged))
+    })
+    .await
 }
 
 /// Asks for a rule that lets a port in, and waits until it is in the packet filter of all hypervisors.

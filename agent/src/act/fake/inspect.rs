@@ -1,10 +1,10 @@
-//! What can be asked of the fake host's guests: they write to a console when they are told to, and show nothing.
+//! What can be asked of the fake host's guests: they write to a console and send packets when they are told to, and show nothing.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use berth_common::{
-    ids::InstanceId,
+    ids::{InstanceId, NetworkId, PortId},
     message::{
         question::{ConsolePlace, GuestAgentState, MAX_CONSOLE_BYTES},
         report::PowerState,
@@ -15,6 +15,7 @@ use super::FakeHost;
 use crate::{
     act::inspect::{
         Agent, ConsoleFrom, ConsolePart, Inspect, Inspected, LiveDomain, NotKnown, Picture,
+        PortCounts,
     },
     decide::{
         console,
@@ -26,11 +27,12 @@ use crate::{
 /// The only console log of a fake instance.
 const FILE: u64 = 1;
 
-/// What is said on the consoles, and whether somebody listens.
+/// What is said on the consoles and went through ports, and whether somebody listens.
 #[derive(Debug, Default)]
 pub(super) struct Consoles {
     written: BTreeMap<InstanceId, Vec<u8>>,
     hang: bool,
+    counts: BTreeMap<PortId, PortCounts>,
 }
 
 /// Whether the fake libvirt answers questions.
@@ -53,6 +55,11 @@ impl FakeHost {
     /// Whether what is asked of guests, apart from their consoles, is answered from now on.
     pub fn set_answers(&self, answers: Answers) {
         self.model().consoles.hang = answers == Answers::Never;
+    }
+
+    /// So much is counted of a port while its guest is on.
+    pub fn count(&self, port: PortId, counts: PortCounts) {
+        self.model().consoles.counts.insert(port, counts);
     }
 
     /// The power state of a domain that can be asked about.
@@ -141,5 +148,18 @@ impl Inspect for FakeHost {
                 ..LiveDevices::default()
             },
         })
+    }
+
+    async fn port_counts(
+        &self,
+        instance: InstanceId,
+        (_, port): (NetworkId, PortId),
+        _: Duration,
+    ) -> Inspected<PortCounts> {
+        if self.running(instance).await.is_err() {
+            return Err(NotKnown::NoTap(port));
+        }
+        let counts = self.model().consoles.counts.get(&port).cloned();
+        Ok(counts.unwrap_or_default())
     }
 }

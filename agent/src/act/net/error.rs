@@ -56,6 +56,12 @@ pub enum NetError {
         /// The link.
         link: String,
     },
+    /// The kernel does not tell what went through a link.
+    #[error("the kernel does not tell what went through link {link}")]
+    Uncounted {
+        /// The link.
+        link: String,
+    },
     /// A link has a name of ours, but is not ours.
     #[error("link {link} was not made by berth for this network; it was left alone")]
     Foreign {
@@ -123,6 +129,7 @@ impl NetError {
             | Self::Command(_)
             | Self::Deadline { .. }
             | Self::Absent { .. }
+            | Self::Uncounted { .. }
             | Self::Filter { .. }
             | Self::Metadata { .. }
             | Self::Dhcp { .. } => (FaultCode::Network, true),

@@ -36,6 +36,7 @@ use super::error::NetError;
 use crate::decide::{
     names::LINK_PREFIX,
     network::{BridgeOptions, Link, LinkObserved, LinkSetting},
+    usage::Traffic,
 };
 
 /// A netlink connection. Dropping it closes it.
@@ -598,6 +599,28 @@ impl Found {
                 }),
                 _ => None,
             })
+    }
+
+    /// What it received and what it transmitted, if the kernel tells.
+    pub(super) fn traffic(&self) -> Option<(Traffic, Traffic)> {
+        let mut attributes = self.message.attributes.iter();
+        attributes.find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(counted) => Some((
+                Traffic {
+                    bytes: counted.rx_bytes,
+                    packets: counted.rx_packets,
+                    drops: counted.rx_dropped,
+                    errors: counted.rx_errors,
+                },
+                Traffic {
+                    bytes: counted.tx_bytes,
+                    packets: counted.tx_packets,
+                    drops: counted.tx_dropped,
+                    errors: counted.tx_errors,
+                },
+            )),
+            _ => None,
+        })
     }
 
     /// Whether it is a tap, as QEMU uses them.

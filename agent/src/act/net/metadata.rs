@@ -5,12 +5,14 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs, io,
-    os::unix::ffi::OsStrExt,
+    fs,
+    io::{self, Read as _},
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -24,8 +26,11 @@ use crate::{
         account::{self, METADATA_USERS},
         command::Command,
     },
-    decide::network::{MetadataObserved, MetadataProcess},
-    metadata_service::SOURCES_FILE,
+    decide::{
+        metadata::ForgedCounts,
+        network::{MetadataObserved, MetadataProcess},
+    },
+    metadata_service::{SOURCES_FILE, counts},
 };
 
 /// The program.
@@ -36,6 +41,8 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a started one may take to be found: it listens when the command returns.
 const APPEAR_LIMIT: Duration = Duration::from_secs(2);
+/// How large the file of its counts may be: as that of those who may ask.
+const COUNTS_MAX: u64 = 8 << 20;
 /// How its last argument begins.
 const USER: &str = "--user=";
 
@@ -141,7 +148,29 @@ impl Service {
         self.write_record(process)
     }
 
-    /// Ends it, and waits until it has ended.
+    /// How many requests with forged headers it got, by where they came from; `None`: it does not count, or is not there. Another
+    /// user writes the file, so nothing but a small regular one is read.
+    pub(super) fn forged(&self) -> Result<Option<ForgedCounts>, NetError> {
+        let path = counts::file(&self.directory);
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let mut options = fs::OpenOptions::new();
+        let file = match options.read(true).custom_flags(flags.bits()).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(NetError::file("open", path)(error)),
+        };
+        let mut bytes = Vec::new();
+        let read = file.metadata().and_then(|metadata| {
+            if !metadata.is_file() {
+                return Err(io::Error::other("it is no regular file"));
+            }
+            file.take(COUNTS_MAX).read_to_end(&mut bytes)
+        });
+        let counts = read.and_then(|_| Ok(serde_json::from_slice(&bytes)?));
+        counts.map(Some).map_err(NetError::file("read", path))
+    }
+
+    /// Ends it, and waits until it has ended. Its counts end with it.
     pub(super) async fn stop(&self) -> Result<(), NetError> {
         while let Some(process) = self.find()? {
             if !process.stop(STOP_LIMIT).await? {
@@ -150,6 +179,7 @@ impl Service {
                 });
             }
         }
+        remove(&counts::file(&self.directory))?;
         remove(&self.record())
     }
 

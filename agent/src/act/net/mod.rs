@@ -9,8 +9,10 @@
 //! - `nft`: the packet filter; `nft_command` runs the tool, here and for `nat`, `router` and `features`;
 //! - `router`: routers and floating IPs;
 //! - `dnsmasq`, `metadata`, `process`: the DHCP server and the metadata service, which outlive the agent and are adopted;
+//! - `counters`: what is counted of ports;
 //! - `worker`: the threads all of it runs on.
 
+mod counters;
 mod dnsmasq;
 mod error;
 mod fdb;
@@ -54,6 +56,7 @@ use self::{
 use super::{ActError, Net};
 use crate::decide::{
     filter::{FilterStep, Reason},
+    metadata::ForgedCounts,
     names,
     network::{
         BridgePort, Herald, Link, MetadataStep, NamespaceContent, NamespaceObserved, NetStep,
@@ -482,6 +485,11 @@ impl Net for KernelNet {
             .run("nft-drops", async move || nft.drops().await)
             .await;
         drops.map_err(|error| error.into_act(None, "read how many packets were dropped"))
+    }
+
+    async fn forged_requests(&self) -> Result<BTreeMap<NetworkId, ForgedCounts>, ActError> {
+        let counted = self.all_forged().await;
+        counted.map_err(|error| error.into_act(None, "read what metadata services counted"))
     }
 
     async fn networks_present(&self) -> Result<Vec<NetworkId>, ActError> {

@@ -1,9 +1,12 @@
 //! Tests of what the metadata service answers, and to whom.
 
 use berth_common::{
-    document::{DesiredPower, FixedIp, Flavor, InstancePort, OnCrash, PortLink},
-    ids::{NetworkId, PortId, SubnetId},
-    units::{DiskGb, MemoryMb, Vcpus},
+    document::{
+        Desired, DesiredPower, FixedIp, Flavor, InstancePort, NetworkType, OnCrash, PortLink,
+        PortQos, SubnetSpec,
+    },
+    ids::{HostId, SubnetId},
+    units::{DiskGb, Generation, MemoryMb, Vcpus},
 };
 
 use super::*;
@@ -157,4 +160,111 @@ fn addresses_are_made_of_ethernet_addresses_as_guests_make_them() {
         with_interface_id(prefix, mac),
         "fd00:1::5054:ff:fe12:3456".parse::<Ipv6Addr>().unwrap()
     );
+}
+
+/// A network with a subnet that is served and one that is not.
+fn network([served, other]: [SubnetId; 2], ports: Vec<NetworkPort>) -> NetworkSpec {
+    let subnet = |id, cidr: &str, dhcp_ip: Option<&str>| SubnetSpec {
+        id,
+        cidr: cidr.parse().unwrap(),
+        gateway_ip: None,
+        dhcp_ip: dhcp_ip.map(|ip| ip.parse().unwrap()),
+        dns_nameservers: Vec::new(),
+        host_routes: Vec::new(),
+        ipv6_address_mode: None,
+    };
+    NetworkSpec {
+        name: "net".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        network_type: NetworkType::Local,
+        mtu: 1450,
+        subnets: vec![
+            subnet(served, "10.0.0.0/24", Some("10.0.0.2")),
+            subnet(other, "10.0.1.0/24", None),
+        ],
+        ports,
+        physical_network: None,
+        segmentation_id: None,
+        remote_ports: Vec::new(),
+        security_groups: Vec::new(),
+        group_members: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn forged_requests_are_those_of_the_port_whose_address_they_came_from() {
+    let subnets @ [served, other] = [SubnetId::new(), SubnetId::new()];
+    let port = |instance_id, mac: &str, addresses: &[(SubnetId, &str)]| NetworkPort {
+        id: PortId::new(),
+        instance_id,
+        mac_address: mac.parse().unwrap(),
+        hostname: "web".parse().unwrap(),
+        fixed_ips: addresses
+            .iter()
+            .map(|(subnet_id, ip)| FixedIp {
+                subnet_id: *subnet_id,
+                ip_address: ip.parse().unwrap(),
+            })
+            .collect(),
+        security: None,
+        qos: PortQos::default(),
+        mirrors: Vec::new(),
+    };
+    let [one, two] = [InstanceId::new(), InstanceId::new()];
+    let ports = vec![
+        port(
+            one,
+            "52:54:00:00:00:01",
+            &[(served, "10.0.0.10"), (other, "10.0.1.10")],
+        ),
+        // Another one of the same instance.
+        port(one, "52:54:00:00:00:02", &[(served, "10.0.0.11")]),
+        port(two, "52:54:00:00:00:03", &[(served, "10.0.0.12")]),
+    ];
+    let forged_by = |instance, requests| Forged { instance, requests };
+    let counted: ForgedCounts = [
+        ("10.0.0.10", forged_by(one, 1)),
+        ("fe80::5054:ff:fe00:1", forged_by(one, 2)),
+        // Nothing is served there.
+        ("10.0.1.10", forged_by(one, 4)),
+        ("10.0.0.11", forged_by(one, 8)),
+        // It was another's before.
+        ("10.0.0.12", forged_by(one, 16)),
+        ("fe80::5054:ff:fe00:3", forged_by(two, u64::MAX)),
+        ("10.0.0.99", forged_by(two, 32)),
+    ]
+    .map(|(address, forged)| (address.parse().unwrap(), forged))
+    .into();
+    let read: ForgedCounts = serde_json::from_value(json!(counted)).unwrap();
+    assert_eq!(read, counted);
+
+    let spec = network(subnets, ports);
+    let id = NetworkId::new();
+    let document = Document::Network(Desired {
+        id,
+        generation: Generation(1),
+        host_id: HostId::new(),
+        spec: Some(spec.clone()),
+    });
+    let expected = |requests: [u64; 3]| -> Vec<PortForged> {
+        let ports = spec.ports.iter().zip(requests);
+        ports
+            .map(|(port, requests)| PortForged {
+                port: port.id,
+                instance: port.instance_id,
+                requests,
+            })
+            .collect()
+    };
+    let all = |counted: &BTreeMap<_, _>| forged(counted, std::iter::once(&document));
+    assert_eq!(
+        all(&[(id, counted.clone())].into()),
+        expected([3, 8, u64::MAX])
+    );
+    assert_eq!(all(&[(id, ForgedCounts::new())].into()), expected([0; 3]));
+    // Nobody counts in this network, or nobody is served.
+    assert_eq!(all(&[(NetworkId::new(), counted.clone())].into()), []);
+    let mut unserved = spec.clone();
+    unserved.subnets[0].dhcp_ip = None;
+    assert_eq!(forged_of(&unserved, &spec.ports[0], Some(&counted)), None);
 }

@@ -9,7 +9,9 @@ fn service(directory: &std::path::Path) -> Rc<Service> {
         files: Files {
             sources: directory.join("sources"),
             instances: directory.to_owned(),
+            counts: directory.join("counts"),
         },
+        counts: Counts::new(directory.join("counts")),
         open: RefCell::default(),
         logged: Cell::new(None),
     })

@@ -101,6 +101,12 @@ fn figures(for_how_long: Duration) -> UsageFigures {
         packets: 3,
     };
     figures.drops(Some(vec![dropped]), for_how_long);
+    let forged = PortForged {
+        port: PortId::new(),
+        instance: InstanceId::new(),
+        requests: 2,
+    };
+    figures.forged(Some(vec![forged]), for_how_long);
     figures
 }
 
@@ -120,8 +126,8 @@ fn a_page_has_all_that_is_known_and_a_bounded_part_of_it_for_each_domain() {
         let mut labels = metric.get_label().iter();
         labels.any(|label| label.name() == "instance_id")
     };
-    // And one that tells why packets of a port were dropped.
-    assert_eq!(series.filter(of_a_domain).count(), 43 + 1);
+    // And two of ports: why packets were dropped, and who claimed to be somebody.
+    assert_eq!(series.filter(of_a_domain).count(), 43 + 2);
 }
 
 #[test]

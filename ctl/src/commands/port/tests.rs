@@ -2,7 +2,8 @@
 
 use berth_common::{
     document::{BandwidthLimit, MirrorDirection},
-    message::port::PortStatus,
+    message::{counters::PortCounted, port::PortStatus},
+    refusal::RefusalCode,
 };
 
 use super::*;
@@ -88,9 +89,39 @@ async fn a_port_is_plugged_in_and_waited_for_by_ids() {
     assert_eq!(asked.len(), 5);
 }
 
+#[tokio::test]
+async fn counters_are_asked_for_by_id_and_a_refusal_is_told() {
+    let counted = PortCounted {
+        port_id: uplink().id,
+        instance_id: web().id,
+        host: "hv1".parse().unwrap(),
+        tap: "btt0123456789ab".to_owned(),
+        received: Default::default(),
+        sent: Default::default(),
+        filter_dropped_packets: Default::default(),
+        forged_metadata_requests: None,
+    };
+    let script = [
+        Play::view(&uplink()),
+        Play::view(&counted),
+        Play::view(&uplink()),
+        Play::Refuse(RefusalCode::Conflict),
+    ];
+    let context = testing::context(None, script);
+    let command = || match testing::parsed("port counters uplink").command {
+        Command::Port(command) => command,
+        other => panic!("{other:?}"),
+    };
+    run(&context, command()).await.unwrap();
+    let asked = context.caller.asked.borrow().clone();
+    let by_id = format!("port.counters {}", uplink().id);
+    assert_eq!(asked, ["port.show uplink".to_owned(), by_id]);
+    let error = run(&context, command()).await.unwrap_err();
+    assert!(matches!(error, CtlError::Refused(_)), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_port_that_went_with_its_unplugging_is_unplugged() {
-    use berth_common::refusal::RefusalCode;
     let context = testing::context(
         None,
         [
