@@ -79,6 +79,7 @@ async fn news_of_a_libvirt_that_is_away_change_nothing_and_it_is_found_when_it_i
     let report = lab.newest(instance.key());
     assert!(report.is_some_and(|it| it.power_state == Some(PowerState::Running)));
     // A look that failed is repeated soon, without any news.
+    sleep(Duration::from_secs(1)).await;
     lab.libvirt.away.store(false, Ordering::SeqCst);
     let back = Instant::now();
     lab.wait(instance.key(), "off", |report| {
