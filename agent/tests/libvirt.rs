@@ -764,7 +764,7 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
     let volume = DomainDisk {
         limits: VolumeLimits {
             total_iops: Some(1000),
-            total_bytes_per_second: None,
+            total_bytes_per_second: Some(ByteCount::clamped(16 << 20)),
         },
         ..raw_volume(&path)
     };
@@ -789,6 +789,16 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
     let domain = observed(&libvirt, id).await;
     assert!(domain.disks.live.contains(&file), "{:?}", domain.disks);
     assert_eq!(domain.disks.kept, before.disks.kept);
+    // libvirt asks QEMU for what is in force.
+    let limits = || hypervisor.virsh(&["blkdeviotune", &names::domain(id), &file.target]);
+    let is_limited = |limits: &str| {
+        let value = |name: &str| -> Option<u64> {
+            let line = limits.lines().find(|line| line.starts_with(name))?;
+            line.split(':').nth(1)?.trim().parse().ok()
+        };
+        value("total_iops_sec ") == Some(1000) && value("total_bytes_sec") == Some(16 << 20)
+    };
+    assert!(is_limited(&limits()), "{}", limits());
     twice(
         &libvirt,
         DomainStep::GrowDisk {

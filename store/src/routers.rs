@@ -273,6 +273,23 @@ pub async fn list(
     load(db, which).await
 }
 
+/// The routers that have a leg inside one of these networks.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn inside(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<BTreeSet<RouterId>, StoreError> {
+    let mut found = BTreeSet::new();
+    for ids in bulk::id_lists(networks) {
+        let inside = Condition::all().add(router_interface::Column::NetworkId.is_in(ids));
+        let legs = load_interfaces(db, inside).await?;
+        found.extend(legs.into_iter().map(|leg| leg.router_id));
+    }
+    Ok(found)
+}
+
 /// The living routers that have a leg in one of these networks, on whichever side.
 ///
 /// # Errors
@@ -281,11 +298,8 @@ pub async fn of_networks(
     db: &impl Executor,
     networks: &BTreeSet<NetworkId>,
 ) -> Result<BTreeSet<RouterId>, StoreError> {
-    let mut found = BTreeSet::new();
+    let mut found = inside(db, networks).await?;
     for ids in bulk::id_lists(networks) {
-        let inside = Condition::all().add(router_interface::Column::NetworkId.is_in(ids.clone()));
-        let legs = load_interfaces(db, inside).await?;
-        found.extend(legs.into_iter().map(|leg| leg.router_id));
         let outside = Condition::all()
             .add(router::Column::DeletedAt.is_null())
             .add(router::Column::ExternalNetworkId.is_in(ids));

@@ -30,7 +30,8 @@ use crate::{
 
 /// The AMQP property `type` of a question to an agent.
 pub const QUESTION_TYPE: &str = "question";
-/// The version of its body.
+/// The newest version of its body. A question is sent in the version that has what is asked, so that older agents answer what they
+/// know ([`Ask::version`]).
 pub const QUESTION_VERSION: u32 = 3;
 /// How long somebody waits who does not say it.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
@@ -151,6 +152,19 @@ impl Ask {
             Self::Endpoints {} => InstanceEndpoints::NAME,
             Self::PortTrace { .. } => PortTrace::NAME,
             Self::PortCounters { .. } => PortCounters::NAME,
+        }
+    }
+
+    /// The version of questions that has it first.
+    #[must_use]
+    pub const fn version(&self) -> u32 {
+        match self {
+            Self::ConsoleOutput { .. }
+            | Self::Screenshot {}
+            | Self::PingGuestAgent {}
+            | Self::Endpoints {} => 1,
+            Self::PortTrace { .. } => 2,
+            Self::PortCounters { .. } => QUESTION_VERSION,
         }
     }
 

@@ -12,7 +12,7 @@ use berth_common::{
         question::{
             Ask, DEFAULT_PATIENCE, InstanceConsoleOutput, InstanceEndpoints,
             InstancePingGuestAgent, InstanceScreenshot, MAX_CONSOLE_LINES, MAX_PATIENCE,
-            QUESTION_TYPE, QUESTION_VERSION, Question,
+            QUESTION_TYPE, Question,
         },
         request::Method,
         trace::PortTrace,
@@ -254,7 +254,8 @@ pub(super) async fn pass_on(
         instance,
         question,
     } = passing;
-    let mut message = Message::new(QUESTION_TYPE, QUESTION_VERSION, app::SCHEDULER, &question)
+    let version = question.ask.version();
+    let mut message = Message::new(QUESTION_TYPE, version, app::SCHEDULER, &question)
         .map_err(|error| ClaimError::from(error.source).refusal())?;
     message.correlation_id = Some(request.reply_correlation().to_owned());
     message.reply_to.clone_from(&request.reply_to);

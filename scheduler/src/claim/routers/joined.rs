@@ -36,8 +36,8 @@ impl Joined {
                 Entry::Vacant(unknown) => unknown.insert(joined_to(db, network.id).await?),
             };
             for routed in &*joined {
-                // Two of its networks may be of one router.
-                if !request.routed.contains(routed) {
+                let is_asked = |asked: &RoutedNetwork| asked.needs == routed.needs;
+                if !request.routed.iter().any(is_asked) {
                     request.routed.push(routed.clone());
                 }
             }
@@ -46,13 +46,13 @@ impl Joined {
     }
 }
 
-/// The networks that routers join to one, as far as they need anything. A router that only leads out by it joins nothing to it, and
-/// one that is not up is on no host.
+/// The networks that routers join to one, as far as they need anything: of those that need the same, one. A router that only leads out
+/// by it joins nothing to it, and one that is not up is on no host.
 async fn joined_to(
     db: &impl Executor,
     network: NetworkId,
 ) -> Result<Vec<RoutedNetwork>, ClaimError> {
-    let near = routers::of_networks(db, &BTreeSet::from([network])).await?;
+    let near = routers::inside(db, &BTreeSet::from([network])).await?;
     if near.is_empty() {
         return Ok(Vec::new());
     }
@@ -76,17 +76,21 @@ async fn joined_to(
         .into_iter()
         .map(|row| (row.id, row))
         .collect();
-    Ok(joined
-        .into_iter()
-        .filter_map(|(router, network)| {
-            let row = rows.get(&network)?;
-            let mut needs = NetworkNeeds::NONE;
-            networks::demand(row, &mut needs);
-            (!needs.is_none()).then(|| RoutedNetwork {
+    let mut asked: Vec<RoutedNetwork> = Vec::new();
+    for (router, network) in joined {
+        let Some(row) = rows.get(&network) else {
+            continue;
+        };
+        let mut needs = NetworkNeeds::NONE;
+        networks::demand(row, &mut needs);
+        // Networks are many, and what they need of a host is one of few things.
+        if !needs.is_none() && asked.iter().all(|it| it.needs != needs) {
+            asked.push(RoutedNetwork {
                 router: router.to_string(),
                 network: row.name.to_string(),
                 needs,
-            })
-        })
-        .collect())
+            });
+        }
+    }
+    Ok(asked)
 }
