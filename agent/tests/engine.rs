@@ -709,6 +709,31 @@ async fn what_libvirt_never_gets_started_is_switched_off_and_started_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_libvirt_gets_started_at_no_try_is_told_as_failed() {
+    let lab = Lab::new().await;
+    let (wish, _, instance) = running(&lab).await;
+    let Document::Instance(Desired { id, .. }) = instance else {
+        unreachable!()
+    };
+    let off = wish.instance(2, |spec| spec.power = DesiredPower::Stopped);
+    lab.send(&off).await;
+    lab.wait_status(&off, ConvergeStatus::Converged).await;
+    lab.host.hang_starts(id);
+    let on = wish.instance(3, |_| {});
+    lab.send(&on).await;
+    let sent = tokio::time::Instant::now();
+    while lab.newest(on.key()).unwrap().status != ConvergeStatus::Failed {
+        assert!(
+            sent.elapsed() < Duration::from_secs(900),
+            "it is never told"
+        );
+        sleep(Duration::from_secs(1)).await;
+    }
+    let fault = lab.newest(on.key()).unwrap().fault.unwrap();
+    assert_eq!(fault.code, FaultCode::Hypervisor);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_instance_waits_for_its_network_and_for_its_own_port_there() {
     let lab = Lab::new().await;
     let wish = Wish::new(&lab);

@@ -246,6 +246,11 @@ impl FakeHost {
         self.model().domains.hang_start(instance);
     }
 
+    /// From now on that becomes of each start of an instance.
+    pub fn hang_starts(&self, instance: InstanceId) {
+        self.model().domains.hang_starts(instance);
+    }
+
     /// Somebody defines a domain that is not berth's.
     pub fn add_foreign(&self, domain: DomainObserved) {
         self.model().domains.add_foreign(domain);

@@ -408,7 +408,7 @@ impl Engine {
             }
             Kind::Instance | Kind::Router => false,
         };
-        let (changed_taps, has_new_bridge, lost_legs) = (end.taps, end.bridge, end.legs);
+        let (changed_taps, has_new_bridge, other_legs) = (end.taps, end.bridge, end.legs);
         if let Some(resource) = self.resources.get_mut(&key) {
             resource.end(&document, end, self.resync_every, Moment::now());
         }
@@ -419,11 +419,12 @@ impl Engine {
         if changed_taps {
             self.wake_networks(&document);
         }
-        if has_new_bridge {
+        // Also one that works at this moment, and has asked before what is known now.
+        if has_new_bridge || other_legs {
             self.wake_routers(&document);
         }
         // Their packet filters know them still.
-        if lost_legs {
+        if other_legs && key.kind == Kind::Router {
             let networks = self.tools.legs.networks();
             self.wake_all(networks.into_iter());
         }

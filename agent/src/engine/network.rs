@@ -27,9 +27,9 @@ type Wish = Desired<NetworkId, NetworkSpec>;
 
 /// Carries out a network's document as far as it goes now.
 pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
-    let mut bridge = false;
+    let mut end = PassEnd::of(Outcome::Superseded);
     let mut rendered = worker.tools.rendered.take(wish.id);
-    let outcome = rounds(&mut worker, wish, &mut bridge, &mut rendered)
+    let outcome = rounds(&mut worker, wish, &mut end, &mut rendered)
         .await
         .unwrap_or(Outcome::Superseded);
     if wish.spec.is_some() {
@@ -46,17 +46,14 @@ pub(super) async fn pass(mut worker: Worker, wish: &Wish) -> PassEnd {
         (Outcome::Superseded | Outcome::Unseen(_), _) => {}
         _ => worker.tools.networks.set(wish.id, None),
     }
-    PassEnd {
-        bridge,
-        ..PassEnd::of(outcome)
-    }
+    PassEnd { outcome, ..end }
 }
 
-/// Notes whether the bridge was made, however the pass ends.
+/// Notes whether the bridge was made and what the packet filter knows, however the pass ends.
 async fn rounds(
     worker: &mut Worker,
     wish: &Wish,
-    has_new_bridge: &mut bool,
+    end: &mut PassEnd,
     rendered: &mut Rendered,
 ) -> Result<Outcome, BrokenOff> {
     let mut left = String::new();
@@ -70,7 +67,7 @@ async fn rounds(
         let documents = documents.iter().map(|entry| &*entry.document);
         observed.filter.legs = filter::legs(wish.id, &observed.filter.legs, documents);
         let plan = network::plan_again(wish, &observed, rendered);
-        note_legs(worker, wish.id, &observed, &plan);
+        end.legs |= note_legs(worker, wish, &observed, &plan);
         if plan.steps.is_empty() {
             let is_refused = matches!(plan.then, NetThen::Refused(_));
             let told = network::herald(wish, &observed).filter(|_| !is_refused);
@@ -87,7 +84,7 @@ async fn rounds(
         // What is remembered of the packet filter is changed in place once nobody else has it.
         drop(observed);
         left = plan.steps.iter().map(name).collect::<Vec<_>>().join(", ");
-        let failures = carry_out(worker, &plan, has_new_bridge).await?;
+        let failures = carry_out(worker, &plan, &mut end.bridge).await?;
         if let Some(outcome) = failed(&failures) {
             return Ok(outcome);
         }
@@ -95,23 +92,25 @@ async fn rounds(
     Ok(Outcome::unsettled(ROUNDS, &left))
 }
 
-/// Notes which legs the packet filter knows, once it does: routers plug in no others.
-fn note_legs(worker: &Worker, network: NetworkId, observed: &NetworkObserved, plan: &NetPlan) {
-    let is_filtered = match plan.then {
-        // Nothing was planned.
-        NetThen::Refused(_) => return,
-        NetThen::Gone => false,
-        NetThen::Converged | NetThen::Wait(_) | NetThen::Flawed(_) => !plan
-            .steps
-            .iter()
-            .any(|step| matches!(step, NetStep::Filter(_))),
+/// Notes which legs the packet filter knows, once it does: routers plug in no others. Answers whether they are others than before.
+fn note_legs(worker: &Worker, wish: &Wish, observed: &NetworkObserved, plan: &NetPlan) -> bool {
+    let legs = match plan.then {
+        NetThen::Gone => BTreeSet::new(),
+        // Nothing was planned for the filter.
+        NetThen::Refused(_) => return false,
+        NetThen::Converged | NetThen::Wait(_) | NetThen::Flawed(_) if wish.spec.is_none() => {
+            return false;
+        }
+        NetThen::Converged | NetThen::Wait(_) | NetThen::Flawed(_) => {
+            let mut steps = plan.steps.iter();
+            if steps.any(|step| matches!(step, NetStep::Filter(_))) {
+                return false;
+            }
+            let legs = observed.filter.legs.iter();
+            legs.map(|leg| leg.mac_address).collect()
+        }
     };
-    let legs = observed.filter.legs.iter().map(|leg| leg.mac_address);
-    if is_filtered {
-        worker.tools.legs.set(network, legs.collect());
-    } else if plan.then == NetThen::Gone {
-        worker.tools.legs.set(network, BTreeSet::new());
-    }
+    worker.tools.legs.set(wish.id, legs)
 }
 
 /// Tells physical switches where guests are, if it is time. That it failed takes nothing from the network, and it is tried again.

@@ -269,7 +269,7 @@ pub(super) struct PassEnd {
     pub(super) taps: bool,
     /// Of networks: whether its bridge was made.
     pub(super) bridge: bool,
-    /// Of routers: whether legs were taken away.
+    /// Of routers: whether legs were taken away. Of networks: whether its packet filter knows other legs than before.
     pub(super) legs: bool,
 }
 

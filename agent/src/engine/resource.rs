@@ -256,7 +256,10 @@ impl Resource {
                 None
             }
             Outcome::Waiting(waiting) => {
-                self.failures = 0;
+                // One that libvirt never gets started has failed as often before.
+                if *waiting != Waiting::Start {
+                    self.failures = 0;
+                }
                 let report = self.report(ConvergeStatus::Converging, moment);
                 self.told = Some(ResourceReport {
                     progress: Some(waiting.text()),

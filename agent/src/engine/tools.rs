@@ -109,14 +109,16 @@ impl ReadyNetworks {
 pub(super) struct FilteredLegs(Mutex<BTreeMap<NetworkId, BTreeSet<MacAddress>>>);
 
 impl FilteredLegs {
-    /// The filter of a network knows these, and no others.
-    pub(super) fn set(&self, network: NetworkId, legs: BTreeSet<MacAddress>) {
+    /// The filter of a network knows these, and no others. Answers whether that is news.
+    pub(super) fn set(&self, network: NetworkId, legs: BTreeSet<MacAddress>) -> bool {
         let mut known = self.lock();
         if legs.is_empty() {
-            known.remove(&network);
-        } else {
-            known.insert(network, legs);
+            return known.remove(&network).is_some();
         }
+        let before = known.get(&network);
+        let is_news = before != Some(&legs);
+        known.insert(network, legs);
+        is_news
     }
 
     /// Whether the filter of a network knows a leg.

@@ -81,6 +81,8 @@ struct OwnDomain {
     scsi_controller: bool,
     /// Whether libvirt is starting it, and does not get any further.
     is_starting: bool,
+    /// Whether each start of it hangs.
+    starts_hang: bool,
 }
 
 impl OwnDomain {
@@ -96,6 +98,14 @@ impl OwnDomain {
             self.backup = None;
             self.is_starting = false;
         }
+    }
+
+    /// libvirt begins to start it, or to restore it, and gets no further.
+    fn hang(&mut self) {
+        let live = self.saved.as_ref().unwrap_or(&self.config);
+        self.live = Some(live.clone());
+        self.state = PowerState::Running;
+        self.is_starting = true;
     }
 
     fn observed(&self) -> DomainObserved {
@@ -228,12 +238,11 @@ impl Domains {
     }
 
     pub(super) fn hang_start(&mut self, instance: InstanceId) {
-        self.change(instance, |domain| {
-            let live = domain.saved.as_ref().unwrap_or(&domain.config);
-            domain.live = Some(live.clone());
-            domain.state = PowerState::Running;
-            domain.is_starting = true;
-        });
+        self.change(instance, OwnDomain::hang);
+    }
+
+    pub(super) fn hang_starts(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| domain.starts_hang = true);
     }
 
     /// A backup job that nobody waits for any more.
@@ -332,6 +341,10 @@ impl Domains {
         match step {
             DomainStep::Define(_) => {}
             step if step.starts_qemu() && domain.is_on() => {}
+            step if step.starts_qemu() && domain.starts_hang => {
+                domain.hang();
+                return Err(failed(format!("no answer about domain {id}")));
+            }
             DomainStep::Restore(_) if domain.saved.is_some() => {
                 can_start(&domain.config, files, networks)?;
                 lives.restores += 1;
@@ -513,6 +526,7 @@ impl Domains {
                 backup: None,
                 scsi_controller: false,
                 is_starting: false,
+                starts_hang: false,
             });
         domain.config = config.clone();
     }

@@ -41,8 +41,8 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a started one may take to be found: it listens when the command returns.
 const APPEAR_LIMIT: Duration = Duration::from_secs(2);
-/// How large the file of its counts may be: as that of those who may ask.
-const COUNTS_MAX: u64 = 8 << 20;
+/// How large the file of its counts may be: some thousands of ports. Another user writes it, and those of all networks are read at once.
+const COUNTS_MAX: u64 = 256 << 10;
 /// How its last argument begins.
 const USER: &str = "--user=";
 

@@ -447,15 +447,13 @@ impl Change {
         commands
     }
 
-    /// The same as several transactions, if it brings many ports: what one takes in the kernel grows faster than what it brings. The
-    /// first has all that is not a port's, and those that follow need it; a port comes whole. Ports that are there stay in the first
-    /// one if something goes: it may be theirs still.
+    /// The same as several transactions, if it brings or changes many ports: what one takes in the kernel grows faster than what it
+    /// brings. The first has all that is not a port's, and those that follow need it; a port comes whole. Chains and sets go last:
+    /// they may be named by what the others change.
     #[must_use]
     pub fn portions(mut self) -> Vec<Self> {
-        let ports: BTreeSet<String> = self
-            .chains
-            .keys()
-            .filter(|name| self.may_wait(name))
+        let chains = self.chains.keys();
+        let ports: BTreeSet<String> = chains
             .filter_map(|(_, name)| names::port_of(name))
             .map(str::to_owned)
             .collect();
@@ -464,13 +462,13 @@ impl Change {
             .chunks(PORTS_AT_ONCE)
             .map(|ports| self.take(&ports.iter().map(String::as_str).collect()))
             .collect();
-        [self].into_iter().chain(later).collect()
-    }
-
-    /// Whether a chain can be made or filled after all that is not a port's.
-    fn may_wait(&self, chain: &Name) -> bool {
-        let nothing_goes = self.gone_chains.is_empty() && self.gone_sets.is_empty();
-        nothing_goes || !self.refilled.contains(chain)
+        let mut last = Self::empty(self.network);
+        if !later.is_empty() {
+            last.gone_chains = std::mem::take(&mut self.gone_chains);
+            last.gone_sets = std::mem::take(&mut self.gone_sets);
+        }
+        let last = Some(last).filter(|last| last.objects() > 0);
+        [self].into_iter().chain(later).chain(last).collect()
     }
 
     /// Takes out what is of these ports.
@@ -479,7 +477,7 @@ impl Change {
             |(_, name): &Name| names::port_of(name).is_some_and(|it| ports.contains(it));
         let mut taken = Self::empty(self.network);
         let theirs = self.chains.keys().filter(|name| is_theirs(name));
-        let theirs: BTreeSet<Name> = theirs.filter(|name| self.may_wait(name)).cloned().collect();
+        let theirs: BTreeSet<Name> = theirs.cloned().collect();
         taken.chains = self
             .chains
             .extract_if(.., |name, _| theirs.contains(name))
