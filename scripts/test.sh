@@ -67,6 +67,7 @@ cargo test --workspace --locked --test laws --test libvirt --test usage
 filter_names=(
 	a_transfer_loses_nothing_when_rules_change_and_stops_when_its_rule_goes
 	networks_with_the_same_addresses_do_not_mix
+	no_tag_crosses_an_uplink_also_of_a_port_without_security
 	nothing_of_a_hostile_guest_reaches_anyone_and_all_of_it_is_counted
 )
 kernel_log=$(mktemp)
