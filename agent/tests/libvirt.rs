@@ -764,7 +764,7 @@ async fn a_guest_is_given_a_volume_that_it_keeps_until_it_gives_it_back_or_is_of
     let volume = DomainDisk {
         limits: VolumeLimits {
             total_iops: Some(1000),
-            total_bytes_per_second: Some(ByteCount::clamped(16 << 20)),
+            total_bytes_per_second: Some(16 << 20),
         },
         ..raw_volume(&path)
     };
