@@ -164,7 +164,7 @@ impl Ask {
             | Self::PingGuestAgent {}
             | Self::Endpoints {} => 1,
             Self::PortTrace { .. } => 2,
-            Self::PortCounters { .. } => QUESTION_VERSION,
+            Self::PortCounters { .. } => 3,
         }
     }
 

@@ -61,7 +61,7 @@ async fn joined_to(
     for router in routers::of_ids(db, &near).await? {
         let legs = interfaces.get(&router.id).into_iter().flatten();
         let inside: BTreeSet<NetworkId> = legs.map(|leg| leg.network_id).collect();
-        if router.admin_state_up && inside.contains(&network) {
+        if router.admin_state_up {
             let all = inside.into_iter().chain(router.external_network_id);
             joined.extend(
                 all.filter(|other| *other != network)
