@@ -107,13 +107,13 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
                 return Ok(Outcome::of_step(&error));
             }
             remember(&mut end.memory, step);
+            end.taps |= matches!(step, Step::Domain(step) if step.changes_taps());
             if let Step::Domain(DomainStep::AbandonStart(_)) = step {
                 return Ok(Outcome::Failed(Fault {
                     code: FaultCode::Hypervisor,
                     message: "libvirt did not get it started and it was switched off; it is started again".to_owned(),
                 }));
             }
-            end.taps |= matches!(step, Step::Domain(step) if step.changes_taps());
         }
     }
     Ok(Outcome::unsettled(ROUNDS, &left))

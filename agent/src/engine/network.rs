@@ -94,23 +94,19 @@ async fn rounds(
 
 /// Notes which legs the packet filter knows, once it does: routers plug in no others. Answers whether they are others than before.
 fn note_legs(worker: &Worker, wish: &Wish, observed: &NetworkObserved, plan: &NetPlan) -> bool {
-    let legs = match plan.then {
-        NetThen::Gone => BTreeSet::new(),
-        // Nothing was planned for the filter.
-        NetThen::Refused(_) => return false,
-        NetThen::Converged | NetThen::Wait(_) | NetThen::Flawed(_) if wish.spec.is_none() => {
-            return false;
-        }
-        NetThen::Converged | NetThen::Wait(_) | NetThen::Flawed(_) => {
-            let mut steps = plan.steps.iter();
-            if steps.any(|step| matches!(step, NetStep::Filter(_))) {
-                return false;
-            }
-            let legs = observed.filter.legs.iter();
-            legs.map(|leg| leg.mac_address).collect()
-        }
+    if plan.then == NetThen::Gone {
+        return worker.tools.legs.set(wish.id, BTreeSet::new());
+    }
+    let is_planned = wish.spec.is_some() && !matches!(plan.then, NetThen::Refused(_));
+    let is_changed = || {
+        let mut steps = plan.steps.iter();
+        steps.any(|step| matches!(step, NetStep::Filter(_)))
     };
-    worker.tools.legs.set(wish.id, legs)
+    if !is_planned || is_changed() {
+        return false;
+    }
+    let legs = observed.filter.legs.iter().map(|leg| leg.mac_address);
+    worker.tools.legs.set(wish.id, legs.collect())
 }
 
 /// Tells physical switches where guests are, if it is time. That it failed takes nothing from the network, and it is tried again.

@@ -2,8 +2,7 @@
 //!
 //! It speaks libvirt's protocol itself ([`rpc`]). A call can hang for as long as libvirtd or QEMU does. So each has a deadline,
 //! and a connection that nobody else uses meanwhile ([`calls`], [`session`]). What libvirt tells unasked is only a reason to look
-//! ([`Libvirt::listen`]). No decisions here: [`steps`] carries out what was
-//! decided, and refuses to touch what berth did not make.
+//! ([`Libvirt::listen`]). No decisions here: [`steps`] carries out what was decided, and refuses to touch what berth did not make.
 
 mod backup;
 mod calls;

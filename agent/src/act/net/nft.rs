@@ -56,7 +56,7 @@ struct Shared {
     /// Whose turn it is to run nft.
     turn: Turn<()>,
     memory: Mutex<Memory>,
-    /// Changes that wait for a turn: whoever gets it carries out all of them.
+    /// Changes that wait for a turn: whoever gets it carries out the first of them, until its own was among them.
     waiting: Mutex<VecDeque<Waiting>>,
 }
 
