@@ -631,12 +631,7 @@ impl Net for FakeHost {
         let mut observed = model.networks.observe(network, &model.domains);
         observed.members.extend(model.routers.legs_in(network));
         let behind = model.routers.behind_legs_in(network).into_iter();
-        observed.filter.legs = behind
-            .map(|mac_address| RouterLeg {
-                mac_address,
-                ip_addresses: Vec::new(),
-            })
-            .collect();
+        observed.filter.legs = behind.map(RouterLeg::found).collect();
         Ok(observed)
     }
 

@@ -10,7 +10,10 @@ use berth_common::{
 use super::networks::Networks;
 use crate::decide::{
     names,
-    router::{Leg, RouterNamespace, RouterObserved, RouterStep, Side, Translation, imagine},
+    router::{
+        Leg, LegLink, LegObserved, RouterNamespace, RouterObserved, RouterStep, Side, Translation,
+        imagine,
+    },
 };
 
 #[derive(Debug, Default)]
@@ -43,42 +46,43 @@ impl Routers {
         }
     }
 
+    /// The ends of legs that are in the bridge of a network, with the routers they are of.
+    fn plugged_in(
+        &self,
+        network: NetworkId,
+    ) -> impl Iterator<Item = (&RouterObserved, &LegLink, &LegObserved)> {
+        let bridge = names::bridge(network);
+        let ends = self.routers.values().flat_map(|observed| {
+            let ends = observed.host_ends.iter();
+            ends.map(move |(link, found)| (observed, link, found))
+        });
+        ends.filter(move |(_, _, found)| found.master.as_ref() == Some(&bridge))
+    }
+
     /// Names of the links that are in the bridge of a network.
     pub(super) fn legs_in(&self, network: NetworkId) -> BTreeSet<String> {
-        let bridge = names::bridge(network);
-        self.routers
-            .values()
-            .flat_map(|observed| &observed.host_ends)
-            .filter(|(_, found)| found.master.as_ref() == Some(&bridge))
-            .map(|(link, _)| link.name())
-            .collect()
+        let plugged = self.plugged_in(network);
+        plugged.map(|(_, link, _)| link.name()).collect()
     }
 
     /// The Ethernet addresses behind the legs inside that are in the bridge of a network.
     pub(super) fn behind_legs_in(&self, network: NetworkId) -> BTreeSet<MacAddress> {
-        let bridge = names::bridge(network);
-        self.routers
-            .values()
-            .flat_map(|observed| &observed.host_ends)
-            .filter(|(link, found)| {
-                link.leg.side == Side::Inside && found.master.as_ref() == Some(&bridge)
-            })
-            .flat_map(|(_, found)| &found.behind)
+        let inside = self
+            .plugged_in(network)
+            .filter(|(_, link, _)| link.leg.side == Side::Inside);
+        inside
+            .flat_map(|(_, _, found)| &found.behind)
             .filter_map(|mac| MacAddress::from_octets(*mac).ok())
             .collect()
     }
 
     /// The Ethernet addresses of the legs inside that are in the bridge of a network, whatever that was told.
     pub(super) fn plugged(&self, network: NetworkId) -> BTreeSet<MacAddress> {
-        let bridge = names::bridge(network);
-        let plugged = self.routers.values().flat_map(|observed| {
-            let host_ends = observed.host_ends.iter();
-            let here = host_ends.filter(|(link, found)| {
-                link.leg.side == Side::Inside && found.master.as_ref() == Some(&bridge)
-            });
-            here.filter_map(|(link, _)| observed.link(link.leg.namespace_end())?.mac)
-        });
-        plugged
+        let inside = self
+            .plugged_in(network)
+            .filter(|(_, link, _)| link.leg.side == Side::Inside);
+        inside
+            .filter_map(|(observed, link, _)| observed.link(link.leg.namespace_end())?.mac)
             .filter_map(|mac| MacAddress::from_octets(mac).ok())
             .collect()
     }

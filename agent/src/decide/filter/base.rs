@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::{
     nft::{
         ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement,
-        TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO,
+        TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO, is, number, word, words,
     },
     part::{Name, Stray},
     reason::Reason,
@@ -135,10 +135,6 @@ fn rule(statements: Vec<Statement>) -> Rule {
     }
 }
 
-fn at(link: Field, name: &str) -> Statement {
-    Statement::Match(link, Op::Is, Operand::text(name))
-}
-
 /// The chains of the host with their rules.
 fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
     let mut chains: BTreeMap<Name, Vec<Rule>> = BTreeMap::new();
@@ -147,12 +143,12 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
         chains.insert((family, name.to_owned()), rules);
     };
     let bridge = Family::Bridge;
-    let unknown = |link| vec![at(link, TAPS), Statement::Count, Statement::Drop];
+    let unknown = |link| vec![word(link, TAPS), Statement::Count, Statement::Drop];
     chain(
         bridge,
         "from",
         vec![
-            vec![at(IN, LINKS), Statement::ClearMarkBits(KNOWN | INVALID)],
+            vec![word(IN, LINKS), Statement::ClearMarkBits(KNOWN | INVALID)],
             vec![Statement::Vmap(IN, SOURCE)],
             unknown(IN),
         ],
@@ -207,7 +203,7 @@ fn marks(link: Field) -> Vec<Vec<Statement>> {
         .map(|known| (known, KNOWN))
         .chain([(vec![state("invalid")], INVALID)])
         .map(|(matches, bit)| {
-            let mut rule = vec![at(link, BRIDGES)];
+            let mut rule = vec![word(link, BRIDGES)];
             rule.extend(matches);
             rule.push(Statement::SetMarkBits(bit));
             rule
@@ -255,41 +251,34 @@ pub const SERVICES_ICMP4: [u32; 4] = [0, 3, 11, 12];
 /// The same in IPv6, where addresses are found by it too.
 pub const SERVICES_ICMP6: [u32; 8] = [1, 2, 3, 4, 129, 134, 135, 136];
 
-fn is(field: Field, numbers: &[u32]) -> Statement {
-    Statement::Match(field, Op::Is, Operand::numbers(numbers))
+/// That a packet is of ICMP, and of one of these types.
+fn icmp4(types: &[u32]) -> [Statement; 2] {
+    [word(L4, "icmp"), number(ICMP4, types)]
 }
 
-fn word(field: Field, words: &[&str]) -> Statement {
-    let words = words.iter().map(|word| Operand::text(*word));
-    Statement::Match(field, Op::Is, Operand::one_of(words.collect()))
+/// That a packet is of `ICMPv6`, and of one of these types.
+pub(super) fn icmp6(types: &[u32]) -> [Statement; 2] {
+    [word(L4, "ipv6-icmp"), number(ICMP6, types)]
 }
 
-fn icmp4(types: &[u32]) -> Vec<Statement> {
-    vec![word(L4, &["icmp"]), is(ICMP4, types)]
-}
-
-fn icmp6(types: &[u32]) -> Vec<Statement> {
-    vec![word(L4, &["ipv6-icmp"]), is(ICMP6, types)]
-}
-
-fn then(mut matches: Vec<Statement>, verdict: Statement) -> Vec<Statement> {
-    matches.push(verdict);
-    matches
-}
-
-fn drop_as(reason: Reason) -> Statement {
+/// Counts and drops.
+pub(super) fn drop_as(reason: Reason) -> Statement {
     Statement::Goto(reason.chain())
+}
+
+fn then(matches: impl IntoIterator<Item = Statement>, verdict: Statement) -> Vec<Statement> {
+    matches.into_iter().chain([verdict]).collect()
 }
 
 /// DHCP, name service, metadata, and what makes addresses usable.
 fn services() -> Vec<Vec<Statement>> {
     [
-        vec![is(UDP_FROM, &[67]), is(UDP_TO, &[68])],
-        vec![is(UDP_FROM, &[547]), is(UDP_TO, &[546])],
-        vec![is(UDP_FROM, &[53])],
-        vec![is(TCP_FROM, &[53, 80])],
-        icmp4(&SERVICES_ICMP4),
-        icmp6(&SERVICES_ICMP6),
+        vec![number(UDP_FROM, &[67]), number(UDP_TO, &[68])],
+        vec![number(UDP_FROM, &[547]), number(UDP_TO, &[546])],
+        vec![number(UDP_FROM, &[53])],
+        vec![number(TCP_FROM, &[53, 80])],
+        icmp4(&SERVICES_ICMP4).to_vec(),
+        icmp6(&SERVICES_ICMP6).to_vec(),
     ]
     .into_iter()
     .map(|rule| then(rule, Statement::Accept))
@@ -297,29 +286,37 @@ fn services() -> Vec<Vec<Statement>> {
 }
 
 fn untagged() -> Vec<Vec<Statement>> {
-    vec![vec![word(ETHER_TYPE, &TAGS), drop_as(Reason::Tagged)]]
+    vec![vec![is(ETHER_TYPE, words(TAGS)), drop_as(Reason::Tagged)]]
 }
 
 fn strangers() -> Vec<Vec<Statement>> {
     vec![
-        vec![word(ETHER_TYPE, &["arp"]), drop_as(Reason::SpoofedArp)],
-        vec![word(ETHER_TYPE, &["ip", "ip6"]), drop_as(Reason::SpoofedIp)],
+        vec![word(ETHER_TYPE, "arp"), drop_as(Reason::SpoofedArp)],
+        vec![
+            is(ETHER_TYPE, words(["ip", "ip6"])),
+            drop_as(Reason::SpoofedIp),
+        ],
         vec![drop_as(Reason::Ethertype)],
     ]
 }
 
 fn rogues() -> Vec<Vec<Statement>> {
     vec![
-        vec![word(ABOVE, &["arp"]), Statement::Accept],
-        vec![is(UDP_FROM, &[67, 547]), drop_as(Reason::RogueDhcp)],
+        vec![word(ABOVE, "arp"), Statement::Accept],
+        vec![number(UDP_FROM, &[67, 547]), drop_as(Reason::RogueDhcp)],
         then(icmp6(&ROUTER_ICMP6), drop_as(Reason::RogueRa)),
         then(icmp4(&ROUTER_ICMP4), drop_as(Reason::RogueRa)),
     ]
 }
 
 fn sent(stateful: Stateful) -> Vec<Vec<Statement>> {
-    let dhcp = [(68, 67), (546, 547)]
-        .map(|(from, to)| vec![is(UDP_FROM, &[from]), is(UDP_TO, &[to]), Statement::Accept]);
+    let dhcp = [(68, 67), (546, 547)].map(|(from, to)| {
+        vec![
+            number(UDP_FROM, &[from]),
+            number(UDP_TO, &[to]),
+            Statement::Accept,
+        ]
+    });
     let mut rules = vec![then(icmp6(&SENT_ICMP6), Statement::Accept)];
     rules.extend(by_connection(stateful, Reason::InvalidEgress));
     rules.extend(dhcp);
@@ -329,14 +326,14 @@ fn sent(stateful: Stateful) -> Vec<Vec<Statement>> {
 /// Names, and metadata.
 fn asked() -> Vec<Vec<Statement>> {
     vec![
-        vec![is(UDP_TO, &[53]), Statement::Accept],
-        vec![is(TCP_TO, &[53, 80]), Statement::Accept],
+        vec![number(UDP_TO, &[53]), Statement::Accept],
+        vec![number(TCP_TO, &[53, 80]), Statement::Accept],
     ]
 }
 
 fn received(stateful: Stateful) -> Vec<Vec<Statement>> {
     let mut rules = vec![
-        vec![word(ABOVE, &["arp"]), Statement::Accept],
+        vec![word(ABOVE, "arp"), Statement::Accept],
         then(icmp6(&RECEIVED_ICMP6), Statement::Accept),
     ];
     rules.extend(by_connection(stateful, Reason::InvalidIngress));

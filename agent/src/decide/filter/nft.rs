@@ -268,6 +268,29 @@ impl Statement {
     }
 }
 
+/// That a field is this.
+#[must_use]
+pub const fn is(field: Field, operand: Operand) -> Statement {
+    Statement::Match(field, Op::Is, operand)
+}
+
+/// That it is this word.
+#[must_use]
+pub fn word(field: Field, text: &str) -> Statement {
+    is(field, Operand::text(text))
+}
+
+/// That it is one of these numbers.
+#[must_use]
+pub fn number(field: Field, numbers: &[u32]) -> Statement {
+    is(field, Operand::numbers(numbers))
+}
+
+/// One of these words.
+pub fn words<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Operand {
+    Operand::one_of(texts.into_iter().map(Operand::text).collect())
+}
+
 /// Digests what a rule says, without the detour over JSON: a plan does this for every rule of a network. Another compiler may order
 /// the bytes in another way; then the chains are filled anew once.
 struct Digested(Sha256);

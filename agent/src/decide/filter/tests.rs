@@ -919,18 +919,14 @@ fn a_leg_counts_while_it_is_in_the_bridge_and_while_documents_tell_of_it() {
     let (_, documents) = routed();
     let told = legs(network(), &[], documents.iter());
     assert_eq!(told.len(), 1);
-    let found = |mac_address| RouterLeg {
-        mac_address,
-        ip_addresses: Vec::new(),
-    };
     // The same one, found.
-    let same = found(told[0].mac_address);
+    let same = RouterLeg::found(told[0].mac_address);
     assert_eq!(
         legs(network(), std::slice::from_ref(&same), documents.iter()),
         told
     );
     // One that no document tells of any more.
-    let left = found("52:54:00:ff:ff:ff".parse().unwrap());
+    let left = RouterLeg::found("52:54:00:ff:ff:ff".parse().unwrap());
     let both = legs(network(), std::slice::from_ref(&left), documents.iter());
     assert_eq!(both, [told[0].clone(), left.clone()]);
     let rules = |legs: &[RouterLeg]| {

@@ -24,12 +24,12 @@ use ipnet::IpNet;
 use super::{
     base::{
         ASKED, EGRESS, INGRESS, INVALID, KNOWN, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
-        STRANGERS, Stateful, TAGS, UNTAGGED, ZONES, tracking_family,
+        STRANGERS, Stateful, TAGS, UNTAGGED, ZONES, drop_as, icmp6, tracking_family,
     },
     group, names,
     nft::{
-        ABOVE, ETHER_TYPE, Family, Field, ICMP6, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule,
-        Statement, TCP_TO, UDP_FROM, UDP_TO, VLAN,
+        ABOVE, ETHER_TYPE, Family, Field, IN, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule, Statement,
+        TCP_TO, UDP_FROM, UDP_TO, VLAN, is, number, word, words,
     },
     part::{AddressSet, Version, Wanted},
     reason::Reason,
@@ -59,6 +59,17 @@ pub struct RouterLeg {
     pub mac_address: MacAddress,
     /// Its addresses.
     pub ip_addresses: Vec<IpAddr>,
+}
+
+impl RouterLeg {
+    /// One that was found, by its Ethernet address alone.
+    #[must_use]
+    pub const fn found(mac_address: MacAddress) -> Self {
+        Self {
+            mac_address,
+            ip_addresses: Vec::new(),
+        }
+    }
 }
 
 /// The addresses a guest may send from with one Ethernet address.
@@ -106,22 +117,6 @@ fn hex_mac(octets: [u8; 6]) -> String {
     octets.map(|octet| format!("{octet:02x}")).join(":")
 }
 
-fn is(field: Field, operand: Operand) -> Statement {
-    Statement::Match(field, Op::Is, operand)
-}
-
-fn word(field: Field, text: &str) -> Statement {
-    is(field, Operand::text(text))
-}
-
-fn number(field: Field, numbers: &[u32]) -> Statement {
-    is(field, Operand::numbers(numbers))
-}
-
-fn words<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Operand {
-    Operand::one_of(texts.into_iter().map(Operand::text).collect())
-}
-
 /// That an address is one of these; nothing, if that is any.
 pub(super) fn within(field: Field, nets: &BTreeSet<IpNet>) -> Option<Statement> {
     let any = nets.iter().any(|net| net.prefix_len() == 0);
@@ -129,10 +124,6 @@ pub(super) fn within(field: Field, nets: &BTreeSet<IpNet>) -> Option<Statement> 
         let nets = nets.iter().copied().map(Operand::Net).collect();
         is(field, Operand::one_of(nets))
     })
-}
-
-fn drop_as(reason: Reason) -> Statement {
-    Statement::Goto(reason.chain())
 }
 
 /// Through a chain of the host's.
@@ -143,11 +134,6 @@ fn jump(chain: &str) -> Statement {
 /// That a frame has a VLAN tag, also one that tells only a priority.
 fn tagged() -> Statement {
     is(ETHER_TYPE, words(TAGS))
-}
-
-/// That a packet is of `ICMPv6`, and of one of these types.
-fn icmp6(types: &[u32]) -> [Statement; 2] {
-    [word(L4, "ipv6-icmp"), number(ICMP6, types)]
 }
 
 /// That the target of neighbour discovery is one of these.

@@ -72,13 +72,7 @@ impl Links {
             }
         }
         let macs = macs.into_iter().map(MacAddress::from_octets);
-        Ok(macs
-            .filter_map(Result::ok)
-            .map(|mac_address| RouterLeg {
-                mac_address,
-                ip_addresses: Vec::new(),
-            })
-            .collect())
+        Ok(macs.filter_map(Result::ok).map(RouterLeg::found).collect())
     }
 
     /// What is there under the name of a router's link.
