@@ -721,16 +721,8 @@ async fn what_libvirt_gets_started_at_no_try_is_told_as_failed() {
     lab.host.hang_starts(id);
     let on = wish.instance(3, |_| {});
     lab.send(&on).await;
-    let sent = tokio::time::Instant::now();
-    while lab.newest(on.key()).unwrap().status != ConvergeStatus::Failed {
-        assert!(
-            sent.elapsed() < Duration::from_secs(900),
-            "it is never told"
-        );
-        sleep(Duration::from_secs(1)).await;
-    }
-    let fault = lab.newest(on.key()).unwrap().fault.unwrap();
-    assert_eq!(fault.code, FaultCode::Hypervisor);
+    let report = lab.wait_status(&on, ConvergeStatus::Failed).await;
+    assert_eq!(report.fault.unwrap().code, FaultCode::Hypervisor);
 }
 
 #[tokio::test(start_paused = true)]

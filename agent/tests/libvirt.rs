@@ -181,6 +181,15 @@ async fn wait_for_state(libvirt: &Libvirt, id: InstanceId, state: PowerState) ->
     last.unwrap_or_else(|_| panic!("instance {id} is not {state:?} in time"))
 }
 
+/// An instance whose guest has booted.
+async fn booted(hypervisor: &Hypervisor, libvirt: &Libvirt) -> DomainConfig {
+    let config = instance(hypervisor);
+    twice(libvirt, DomainStep::Define(Box::new(config.clone()))).await;
+    twice(libvirt, DomainStep::Start(config.id)).await;
+    wait_for_console(&config, BOOTED, 1);
+    config
+}
+
 /// A step may always be repeated.
 async fn twice(libvirt: &Libvirt, step: DomainStep) {
     // As the engine does: a libvirtd on a busy machine, asked for the first time, may fail without a cause.
@@ -416,11 +425,8 @@ async fn a_guest_stands_still_is_saved_and_goes_on_where_it_was() {
 async fn a_start_that_libvirt_never_finishes_is_abandoned_and_costs_no_saved_memory() {
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
-    let config = instance(&hypervisor);
+    let config = booted(&hypervisor, &libvirt).await;
     let id = config.id;
-    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
-    twice(&libvirt, DomainStep::Start(id)).await;
-    wait_for_console(&config, BOOTED, 1);
     // It runs: nobody switches it off for this.
     twice(&libvirt, DomainStep::AbandonStart(id)).await;
     assert_eq!(

@@ -117,6 +117,16 @@ impl Routed {
             self.document(1, |_| {}),
         ]
     }
+
+    /// The same, with both networks built.
+    async fn with_networks(&self, lab: &Lab) -> [Document; 3] {
+        let all = self.all();
+        for network in &all[..2] {
+            lab.send(network).await;
+            lab.wait_status(network, ConvergeStatus::Converged).await;
+        }
+        all
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -319,11 +329,7 @@ async fn soon(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 async fn the_packet_filter_of_a_network_follows_the_routers_legs_at_once() {
     let lab = Lab::new().await;
     let routed = Routed::new(&lab);
-    let [inside, outside, router] = routed.all();
-    for network in [&inside, &outside] {
-        lab.send(network).await;
-        lab.wait_status(network, ConvergeStatus::Converged).await;
-    }
+    let [inside, _, router] = routed.with_networks(&lab).await;
     let without = filter(&lab, routed.inside).await;
     assert!(!without.is_empty());
     lab.send(&router).await;
@@ -494,11 +500,7 @@ async fn no_leg_is_in_a_bridge_whose_packet_filter_does_not_know_it_whatever_fai
     for steps in 0..16 {
         let lab = Lab::new().await;
         let routed = Routed::new(&lab);
-        let [inside, outside, router] = routed.all();
-        for network in [&inside, &outside] {
-            lab.send(network).await;
-            lab.wait_status(network, ConvergeStatus::Converged).await;
-        }
+        let [inside, _, router] = routed.with_networks(&lab).await;
         let without = filter(&lab, routed.inside).await;
         lab.host.fail_after(steps);
         lab.send(&router).await;

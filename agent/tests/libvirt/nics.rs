@@ -144,11 +144,8 @@ fn wait_for_ping(hypervisor: &Hypervisor) {
 async fn a_running_guest_gets_a_nic_loses_its_cable_and_gives_it_back() {
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
-    let config = instance(&hypervisor);
+    let config = booted(&hypervisor, &libvirt).await;
     let id = config.id;
-    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
-    twice(&libvirt, DomainStep::Start(id)).await;
-    wait_for_console(&config, BOOTED, 1);
     let shell = Shell::open(&hypervisor, &config);
     shell.type_line("");
 

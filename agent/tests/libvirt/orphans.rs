@@ -45,11 +45,8 @@ fn leave(hypervisor: &Hypervisor, domain: &str, volume: &Path, stage: Stage) {
 async fn a_volume_is_attached_over_what_an_interrupted_attachment_left() {
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
-    let config = instance(&hypervisor);
+    let config = booted(&hypervisor, &libvirt).await;
     let id = config.id;
-    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
-    twice(&libvirt, DomainStep::Start(id)).await;
-    wait_for_console(&config, BOOTED, 1);
     for stage in [Stage::File, Stage::Format, Stage::Device] {
         let path = config.disks[0]
             .path

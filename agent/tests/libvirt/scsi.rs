@@ -184,11 +184,8 @@ async fn a_guest_starts_with_disks_behind_the_controller_of_its_config_drive() {
 async fn what_interrupted_attachments_left_of_scsi_is_got_rid_of() {
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
-    let config = instance(&hypervisor);
+    let config = booted(&hypervisor, &libvirt).await;
     let id = config.id;
-    twice(&libvirt, DomainStep::Define(Box::new(config.clone()))).await;
-    twice(&libvirt, DomainStep::Start(id)).await;
-    wait_for_console(&config, BOOTED, 1);
     let ask = |command: serde_json::Value| {
         let domain = names::domain(id);
         let answer = hypervisor.virsh(&["qemu-monitor-command", &domain, &command.to_string()]);
