@@ -17,16 +17,17 @@ use berth_common::{
 
 use super::{
     ActError,
+    calls::{Calls, Limits},
     libvirt::Libvirt,
     net::KernelNet,
-    pool::{Limits, Pool},
+    threads,
 };
 use crate::decide::{
     console::Part, domain_xml::LiveDevices, filter::Reason, instance::Paths,
     metadata::ForgedCounts, names, usage::Traffic,
 };
 
-/// Threads that read console logs. One that hangs on its disk is replaced, a few times.
+/// Console logs that are read at once. One whose disk hangs gives its place to another, a few times.
 const CONSOLE_LIMITS: Limits = Limits {
     workers: 2,
     stuck: 4,
@@ -157,7 +158,7 @@ pub struct Guests {
     libvirt: Arc<Libvirt>,
     net: KernelNet,
     paths: Paths,
-    files: Pool<()>,
+    files: Calls<()>,
 }
 
 impl Guests {
@@ -168,7 +169,7 @@ impl Guests {
             libvirt,
             net: net.apart(),
             paths,
-            files: Pool::new("console-logs", CONSOLE_LIMITS, || ()),
+            files: Calls::new(CONSOLE_LIMITS, || ()),
         }
     }
 }
@@ -184,14 +185,16 @@ impl Inspect for Guests {
         let path = self.paths.console_log(instance);
         let what = || format!("reading the console log {}", path.display());
         let log = path.clone();
-        let read = self
-            .files
-            .call(limit, move |(), _| console::read(&log, from))
-            .await;
+        let read = self.files.call(limit, async move |(), _| {
+            let read = threads::run("console-log", move || console::read(&log, from));
+            ((), read.await)
+        });
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
             NotKnown::Failed(ActError::retryable(FaultCode::Internal, what(), error))
         };
-        read.map_err(|error| failed(error.into()))?
+        read.await
+            .map_err(|error| failed(error.into()))?
+            .map_err(|error| failed(error.into()))?
             .map_err(|error| failed(error.into()))
     }
 

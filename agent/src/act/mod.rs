@@ -1,18 +1,19 @@
 //! I/O on the host, behind narrow traits: observe, and apply one step of a plan. No decisions here.
 //!
 //! Implementations: [`libvirt`], [`net`], [`storage`], and [`machine`] for what is measured; [`fake`] is a small model of a host with state, for
-//! tests and simulations. Blocking calls run on bounded named threads with deadlines, so that one hung call
-//! stops neither heartbeats nor other instances.
+//! tests and simulations. Calls that may hang are bounded and have deadlines, and what blocks has a thread of its own, so that one hung
+//! call stops neither heartbeats nor other instances.
 
 mod account;
+mod calls;
 pub mod command;
 pub mod fake;
 pub mod inspect;
 pub mod libvirt;
 pub mod machine;
 pub mod net;
-mod pool;
 pub mod storage;
+mod threads;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,11 +5,8 @@ use std::time::Duration;
 use berth_common::message::report::FaultCode;
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use super::{
-    calls::CallError,
-    rpc::{Address, Code, Ended, Error},
-};
-use crate::act::ActError;
+use super::rpc::{Address, Code, Ended, Error};
+use crate::act::{ActError, calls::CallError};
 
 /// libvirt refused or failed.
 pub(super) fn failed(what: String, error: Error) -> ActError {

@@ -5,7 +5,6 @@
 //! ([`Libvirt::listen`]). No decisions here: [`steps`] carries out what was decided, and refuses to touch what berth did not make.
 
 mod backup;
-mod calls;
 mod error;
 mod facts;
 mod inspect;
@@ -31,12 +30,13 @@ use berth_common::{ids::InstanceId, message::report::FaultCode};
 use chrono::Utc;
 use tokio::sync::Notify;
 
-pub use super::pool::Limits;
+pub use super::calls::Limits;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
 pub use rpc::{Address, BadAddress};
 
 use super::{
     ActError, Compute, Usage,
+    calls::{CallError, Calls, Ticket},
     inspect::{Agent, Inspected, LiveDomain, NotKnown, Picture},
 };
 use crate::decide::{
@@ -45,9 +45,9 @@ use crate::decide::{
     snapshot::BackupJob,
     usage::DomainUsage,
 };
-use calls::{CallError, Calls, Ticket};
 use error::{abandoned, failed, is_silence, no_answer, not_asked};
 use rpc::Connection;
+use session::Session;
 
 /// How often a backup job is looked at.
 const BACKUP_LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -142,15 +142,15 @@ pub struct LibvirtFacts {
 pub struct Libvirt {
     address: Arc<Address>,
     options: Options,
-    calls: Calls,
+    calls: Calls<Session>,
     /// Whatever takes long has places of its own, so that the others stay free.
-    memory: Calls,
+    memory: Calls<Session>,
     /// Measuring asks every QEMU, so it is the first to hang: it takes no place from the others.
-    measuring: Calls,
+    measuring: Calls<Session>,
     /// What somebody wants to know of a guest may wait for that guest for as long as it likes.
-    questions: Calls,
+    questions: Calls<Session>,
     /// Finds out whether libvirt is back, with one call that may hang.
-    probe: Calls,
+    probe: Calls<Session>,
     breaker: Mutex<Breaker>,
     /// libvirt has told of an event.
     events: Arc<Notify>,
@@ -170,7 +170,10 @@ impl Libvirt {
     #[must_use]
     pub fn start(address: &Address, options: Options) -> Self {
         let address = Arc::new(address.clone());
-        let calls = |limits| Calls::new(Arc::clone(&address), limits);
+        let calls = |limits| {
+            let address = Arc::clone(&address);
+            Calls::new(limits, move || Session::new(Arc::clone(&address)))
+        };
         Self {
             calls: calls(options.limits),
             memory: calls(options.memory_limits),
@@ -401,7 +404,7 @@ impl Libvirt {
 
     async fn call_by<T, F>(
         &self,
-        calls: &Calls,
+        calls: &Calls<Session>,
         silence: Silence,
         what: String,
         limit: Duration,

@@ -3,11 +3,10 @@
 use std::{future::Future, sync::Arc};
 
 use super::{
-    calls::Ticket,
     error::{abandoned, is_silence, unreachable},
     rpc::{Address, Connection},
 };
-use crate::act::ActError;
+use crate::act::{ActError, calls::Ticket};
 
 /// A connection that is used by one after the other.
 #[derive(Debug)]

@@ -11,14 +11,13 @@ use berth_common::{
 };
 
 use super::{
-    calls::Ticket,
     error::{abandoned, failed, is_gone},
     observe,
     orphans::{self, Asked},
     rpc::{Connection, Domain, Error, TypedParam, TypedValue, constants},
 };
 use crate::{
-    act::ActError,
+    act::{ActError, calls::Ticket},
     decide::{
         domain::{DiskFile, DomainConfig, DomainObserved, DomainStep, OffReason},
         domain_xml::{self, DomainXmlError},

@@ -17,7 +17,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
 };
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 
 use super::{
     Inner, cache, convert,
@@ -25,9 +25,8 @@ use super::{
     fault::StorageFault,
     fetch::{self, Stage},
     source::for_people,
-    threads,
 };
-use crate::act::Progress;
+use crate::act::{Progress, threads};
 
 type Outcome = Result<(), Arc<StorageFault>>;
 type Download = BoxFuture<'static, Outcome>;
@@ -172,15 +171,12 @@ async fn download(
     let url = for_people(&image.url);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
-    let (sender, receiver) = oneshot::channel();
     let (shared, wanted, told) = (Arc::clone(&inner), image.clone(), stage.clone());
-    threads::spawn("berth-fetch", move || {
+    let fetched = threads::run("berth-fetch", move || {
         let result = fetch::fetch(&shared, &wanted, &cancelled, &told);
-        // Nobody waits any more.
-        let _ = sender.send((result, place));
-    })
-    .map_err(StorageFault::thread)?;
-    let (result, _place) = match tokio::time::timeout(deadline, receiver).await {
+        (result, place)
+    });
+    let (result, _place) = match tokio::time::timeout(deadline, fetched).await {
         Ok(answer) => answer.map_err(StorageFault::thread)?,
         Err(_) => {
             return Err(StorageFault::TooSlow {

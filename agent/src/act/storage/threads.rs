@@ -1,11 +1,12 @@
 //! Blocking work on files, on bounded named threads with a deadline: a disk or an NFS server that hangs takes these
 //! threads, and nothing else.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use super::fault::StorageFault;
+use crate::act::threads;
 
 /// A bound on threads that may block.
 #[derive(Debug)]
@@ -35,15 +36,14 @@ impl FileThreads {
                 .acquire_owned()
                 .await
                 .map_err(StorageFault::thread)?;
-            let (sender, receiver) = oneshot::channel();
-            spawn(self.name, move || {
+            let work = move || {
                 let result = work();
                 drop(place);
-                // Nobody waits any more: the caller was cancelled or ran out of patience.
-                let _ = sender.send(result);
-            })
-            .map_err(StorageFault::thread)?;
-            receiver.await.map_err(StorageFault::thread)?
+                result
+            };
+            threads::run(self.name, work)
+                .await
+                .map_err(StorageFault::thread)?
         };
         tokio::time::timeout(self.deadline, answer)
             .await
@@ -51,12 +51,4 @@ impl FileThreads {
                 after: self.deadline,
             }))
     }
-}
-
-/// A named thread that nobody joins.
-pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .map(drop)
 }

@@ -1,16 +1,16 @@
-//! A bounded number of calls at once, each with a connection of its own and a deadline for whoever waits.
+//! A bounded number of calls that may hang, each with a session of its own and a deadline for whoever waits.
 //!
 //! ```text
-//!   call ──▶ queue ──▶ task (a connection that nobody else uses) ──▶ answer
+//!   call ──▶ queue ──▶ task (a session that nobody else uses) ──▶ answer
 //!              │         │
 //!              │         └─ deadline passes: the caller gets an error and its place is free; the task counts as stuck until
-//!              │            libvirt answers after all, or its connection ends
+//!              │            the call comes back after all
 //!              └─ full, or too many stuck: refused at once
 //! ```
 //!
-//! libvirt works on one connection's calls at once only up to a number, and one that hangs would take a place from the others:
-//! so no connection is shared. One whose caller gave up is not closed either: libvirt goes on with the call whether or not
-//! somebody listens, and only the answer tells that it is over.
+//! A session is whatever one call can hand to the next: a connection to libvirt, for one. libvirt works on one connection's calls at
+//! once only up to a number, and one that hangs would take a place from the others: so none is shared. One whose caller gave up is
+//! not closed either: libvirt goes on with the call whether or not somebody listens, and only the answer tells that it is over.
 
 use std::{
     future::Future,
@@ -26,8 +26,16 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{rpc::Address, session::Session};
-use crate::act::pool::Limits;
+/// How many calls of one sort there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls that are made at once.
+    pub workers: usize,
+    /// Calls that did not come back in time, before new ones are refused.
+    pub stuck: usize,
+    /// Calls that wait for their turn.
+    pub queued: usize,
+}
 
 /// A call was not carried out, or nobody knows whether it was.
 #[derive(Debug, thiserror::Error)]
@@ -65,51 +73,53 @@ impl Ticket {
 }
 
 /// What is known of the calls.
-#[derive(Debug, Default)]
-struct Books {
+struct Books<S> {
     /// Calls that wait for a place.
     queued: usize,
     /// Calls whose caller gave up, and which have not come back.
     stuck: usize,
-    /// Connections that nobody uses.
-    idle: Vec<Session>,
+    /// Sessions that nobody uses.
+    idle: Vec<S>,
 }
 
-#[derive(Debug)]
-struct Shared {
+struct Shared<S> {
     limits: Limits,
-    address: Arc<Address>,
+    make: Box<dyn Fn() -> S + Send + Sync>,
     places: Semaphore,
-    books: Mutex<Books>,
+    books: Mutex<Books<S>>,
 }
 
 /// Calls of one sort.
-#[derive(Debug)]
-pub(super) struct Calls(Arc<Shared>);
+pub(super) struct Calls<S>(Arc<Shared<S>>);
 
-impl Calls {
-    /// Calls to the libvirt at an address. Nothing is opened before it is needed.
-    pub(super) fn new(address: Arc<Address>, limits: Limits) -> Self {
+impl<S: Send + 'static> Calls<S> {
+    /// Calls whose sessions are made like this, when they are needed.
+    pub(super) fn new(limits: Limits, make: impl Fn() -> S + Send + Sync + 'static) -> Self {
+        let books = Books {
+            queued: 0,
+            stuck: 0,
+            idle: Vec::new(),
+        };
         Self(Arc::new(Shared {
             limits,
-            address,
+            make: Box::new(make),
             places: Semaphore::new(limits.workers),
-            books: Mutex::default(),
+            books: Mutex::new(books),
         }))
     }
 
-    /// Runs `work` with a connection of its own.
+    /// Runs `work` with a session of its own.
     ///
     /// # Errors
     /// [`CallError`]; after [`CallError::Deadline`] the work may still be done, if it had begun.
     pub(super) async fn call<T, F>(
         &self,
         limit: Duration,
-        work: impl FnOnce(Session, Ticket) -> F + Send,
+        work: impl FnOnce(S, Ticket) -> F + Send,
     ) -> Result<T, CallError>
     where
         T: Send + 'static,
-        F: Future<Output = (Session, T)> + Send + 'static,
+        F: Future<Output = (S, T)> + Send + 'static,
     {
         let give_up = Instant::now() + limit;
         let _place = {
@@ -123,7 +133,7 @@ impl Calls {
         };
         let ticket = Ticket::default();
         let session = self.0.books().idle.pop();
-        let session = session.unwrap_or_else(|| Session::new(Arc::clone(&self.0.address)));
+        let session = session.unwrap_or_else(|| (self.0.make)());
         let running = Running {
             shared: Arc::clone(&self.0),
             ticket: ticket.clone(),
@@ -153,7 +163,7 @@ impl Calls {
     }
 
     /// A place in the queue.
-    fn queue(&self) -> Result<Queued<'_>, CallError> {
+    fn queue(&self) -> Result<Queued<'_, S>, CallError> {
         let mut books = self.0.books();
         if books.stuck >= self.0.limits.stuck {
             return Err(CallError::Stuck(books.stuck));
@@ -167,14 +177,14 @@ impl Calls {
     }
 }
 
-impl Shared {
+impl<S> Shared<S> {
     /// Nothing that runs under this lock can panic half-way, so a poisoned one is as good as any.
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, Books<S>> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As many are kept as calls run at once.
-    fn give_back(&self, session: Session) {
+    fn give_back(&self, session: S) {
         let mut books = self.books();
         if books.idle.len() < self.limits.workers {
             books.idle.push(session);
@@ -183,21 +193,21 @@ impl Shared {
 }
 
 /// One in the queue.
-struct Queued<'a>(&'a Shared);
+struct Queued<'a, S>(&'a Shared<S>);
 
-impl Drop for Queued<'_> {
+impl<S> Drop for Queued<'_, S> {
     fn drop(&mut self) {
         self.0.books().queued -= 1;
     }
 }
 
 /// A call that is being made. Dropped when it has come back, or panicked.
-struct Running {
-    shared: Arc<Shared>,
+struct Running<S> {
+    shared: Arc<Shared<S>>,
     ticket: Ticket,
 }
 
-impl Drop for Running {
+impl<S> Drop for Running<S> {
     fn drop(&mut self) {
         let mut books = self.shared.books();
         self.ticket.0.ended.store(true, Ordering::SeqCst);
@@ -208,12 +218,12 @@ impl Drop for Running {
 }
 
 /// A caller that waits. Dropped before the call has come back, it gives it up.
-struct Waiting<'a> {
-    shared: &'a Shared,
+struct Waiting<'a, S> {
+    shared: &'a Shared<S>,
     ticket: Ticket,
 }
 
-impl Drop for Waiting<'_> {
+impl<S> Drop for Waiting<'_, S> {
     fn drop(&mut self) {
         let mut books = self.shared.books();
         if !self.ticket.0.ended.load(Ordering::SeqCst) {
@@ -234,24 +244,26 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
     const SHORT: Duration = Duration::from_secs(1);
 
-    fn calls(workers: usize, stuck: usize, queued: usize) -> Calls {
-        let address: Address = "qemu:///system?socket=/nonexistent".parse().unwrap();
+    /// How often a session was used.
+    type Uses = u32;
+
+    fn calls(workers: usize, stuck: usize, queued: usize) -> Calls<Uses> {
         let limits = Limits {
             workers,
             stuck,
             queued,
         };
-        Calls::new(Arc::new(address), limits)
+        Calls::new(limits, || 0)
     }
 
-    async fn plain(calls: &Calls, answer: u32) -> Result<u32, CallError> {
+    async fn plain(calls: &Calls<Uses>, answer: u32) -> Result<u32, CallError> {
         let work = |session, _| async move { (session, answer) };
         calls.call(LONG, work).await
     }
 
     /// A call that takes until it is released.
     async fn held(
-        calls: &Calls,
+        calls: &Calls<Uses>,
         limit: Duration,
         release: oneshot::Receiver<()>,
     ) -> Result<(), CallError> {
@@ -260,6 +272,15 @@ mod tests {
             (session, ())
         };
         calls.call(limit, work).await
+    }
+
+    #[tokio::test]
+    async fn a_session_goes_from_one_call_to_the_next() {
+        let calls = calls(1, 1, 1);
+        for expected in 1..=3 {
+            let work = |uses, _| async move { (uses + 1, uses + 1) };
+            assert_eq!(calls.call(LONG, work).await.unwrap(), expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]
