@@ -18,13 +18,14 @@ const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const DELETIONS: usize = 32;
 
 impl TestCloud {
-    /// Deletes all instances, volumes, snapshots and networks, checks that hypervisors and queues are empty, and ends all services in
+    /// Checks metrics, deletes all instances, volumes, snapshots and networks, checks that hypervisors and queues are empty, and ends all services in
     /// order.
     ///
     /// # Errors
     /// Something is left, in words.
     pub async fn finish(&mut self) -> anyhow::Result<()> {
         self.everything_runs().await?;
+        self.pages_are_sound().await?;
         self.delete_all().await?;
         wait_for("all instances to be gone", CONVERGE_LIMIT, async || {
             // Few words first: there may be a thousand instances.

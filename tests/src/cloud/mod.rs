@@ -7,6 +7,7 @@ mod calls;
 mod database;
 mod finish;
 mod guest;
+mod pages;
 mod power;
 mod scheduler;
 pub mod sim;
@@ -30,7 +31,7 @@ use crate::{
 pub use calls::{CALL_LIMIT, InstanceOptions};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
-pub use guest::{Kept, NOT_LOGGED_IN};
+pub use guest::{GuestStatus, Kept, NOT_LOGGED_IN};
 pub use scheduler::Scheduler;
 pub use sim::{Sims, imaginary_image};
 pub use volumes::VolumeOptions;

@@ -188,6 +188,29 @@ async fn the_guest_agent_is_there_silent_or_absent(
     Ok(())
 }
 
+/// What a viewer of displays is greeted with.
+const GREETED: &str = "
+import socket, sys
+viewer = socket.socket(socket.AF_UNIX)
+viewer.settimeout(20)
+viewer.connect(sys.argv[1])
+print(viewer.recv(12).decode(), end='')
+";
+
+/// What the shell on a terminal answers.
+const ANSWERED: &str = "
+import os, select, sys, time, tty
+terminal = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)
+tty.setraw(terminal)
+said = b''
+until = time.monotonic() + 20
+while b'42-berth' not in said and time.monotonic() < until:
+    os.write(terminal, b'\\necho $((6 * 7))-berth\\n')
+    while select.select([terminal], [], [], 1)[0]:
+        said += os.read(terminal, 4096)
+print(said.decode(errors='replace'))
+";
+
 async fn the_endpoints_are_there(cloud: &TestCloud, instance: &InstanceView) -> anyhow::Result<()> {
     let answer = cloud
         .call(&InstanceEndpoints {
@@ -213,6 +236,16 @@ async fn the_endpoints_are_there(cloud: &TestCloud, instance: &InstanceView) -> 
             other => anyhow::bail!("{other}: something is open to the network: {endpoint:?}"),
         };
         cloud.hv1().text(&["test", test, path]).await?;
+        let tried = match endpoint.kind {
+            EndpointKind::Vnc => Some((GREETED, "RFB 003.")),
+            EndpointKind::Serial => Some((ANSWERED, "42-berth")),
+            EndpointKind::ConsoleLog | EndpointKind::GuestAgent => None,
+        };
+        if let Some((program, expected)) = tried {
+            let argv = ["python3", "-c", program, path];
+            let said = cloud.hv1().text(&argv).await?;
+            ensure!(said.contains(expected), "{endpoint:?} says {said:?}");
+        }
     }
     Ok(())
 }
