@@ -326,7 +326,14 @@ fn devices(config: &DomainConfig) -> Result<Element, DomainXmlError> {
             Element::new("memballoon")
                 .attribute("model", "virtio")
                 .child(Element::new("stats").attribute("period", BALLOON_STATS_PERIOD)),
-        ))
+        )
+        .children(panic(&config.arch)))
+}
+
+/// By which a kernel that panics tells its host so: without it the guest just stands still. The one of other architectures sits on
+/// PCI, and libvirt has it since 9.1 only.
+fn panic(arch: &str) -> Option<Element> {
+    matches!(arch, "x86_64" | "i686").then(|| Element::new("panic").attribute("model", "isa"))
 }
 
 /// Where the machine's bus is PCI Express, each device sits in a port of its own, and nothing can be plugged into a

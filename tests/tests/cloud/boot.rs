@@ -1,8 +1,10 @@
 //! Rescue, rebuild and a disk that grows, seen from inside the guest: what it boots from, and what is on its disks.
 
+use std::path::Path;
+
 use anyhow::Context;
 use berth_common::{
-    document::ImageRef,
+    document::{ConfigDrive, ImageRef},
     ids::Nonce,
     message::{
         report::PowerState,
@@ -15,7 +17,7 @@ use berth_common::{
 };
 use berth_tests::{
     TestCloud,
-    cloud::{CONVERGE_LIMIT, InstanceOptions, VolumeOptions},
+    cloud::{CONVERGE_LIMIT, GuestStatus, InstanceOptions, VolumeOptions},
     image,
     wait::{Seen, moment, wait_for},
     with_cloud,
@@ -347,20 +349,49 @@ async fn crash(cloud: &TestCloud) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Its kernel panics, and stands still: without a panic device nobody would see that.
+async fn panic(cloud: &TestCloud, instance: &InstanceView, key: &Path) -> anyhow::Result<()> {
+    let later = "sleep 1; echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger";
+    let script = format!("setsid sh -c '{later}' </dev/null >/dev/null 2>&1 &");
+    cloud.in_guest(instance, key, &script).await?;
+    Ok(())
+}
+
+async fn boots_again(
+    cloud: &TestCloud,
+    instance: &InstanceView,
+    before: &GuestStatus,
+) -> anyhow::Result<GuestStatus> {
+    wait_for("another boot", CONVERGE_LIMIT, async || {
+        let status = cloud.guest_answers(instance).await?;
+        if status.boot_id == before.boot_id {
+            return Ok(Seen::NotYet(format!("{status:?}")));
+        }
+        Ok(Seen::Done(status))
+    })
+    .await
+}
+
 #[test]
 fn a_crashed_guest_is_started_again_or_stays_off_as_its_owner_says() {
     with_cloud(TestCloud::builder(), async |cloud| {
-        let instance = start(cloud, "fragile").await?;
+        let (key, public) = cloud.new_key("fragile").await?;
+        let network = cloud.create_network("front", 1).await?;
+        let options = InstanceOptions {
+            networks: vec![network.id],
+            guest_data: Some(ConfigDrive {
+                public_keys: [("me".parse()?, public.parse()?)].into(),
+                ..ConfigDrive::default()
+            }),
+            ..InstanceOptions::default()
+        };
+        let created = cloud.create_instance("fragile", &options).await?;
+        let instance = cloud.wait_active(created.id).await?;
         let before = cloud.guest_answers(&instance).await?;
         crash(cloud).await?;
-        wait_for("another boot", CONVERGE_LIMIT, async || {
-            let status = cloud.guest_answers(&instance).await?;
-            Ok(Seen::when(
-                status.boot_id != before.boot_id,
-                format!("{status:?}"),
-            ))
-        })
-        .await?;
+        let again = boots_again(cloud, &instance, &before).await?;
+        panic(cloud, &instance, &key).await?;
+        boots_again(cloud, &instance, &again).await?;
 
         // It is called something else while it runs, and learns it by DHCP at its next boot at the latest.
         let running = cloud.guest_answers(&instance).await?;
@@ -372,7 +403,7 @@ fn a_crashed_guest_is_started_again_or_stays_off_as_its_owner_says() {
             cloud.guest_answers(&instance).await?.boot_id,
             running.boot_id
         );
-        crash(cloud).await?;
+        panic(cloud, &instance, &key).await?;
         let view = cloud.settled(&instance, VmState::Error).await?;
         assert_eq!(view.power_state, PowerState::Crashed);
         cloud.hv1_mut().kill_agent()?;
