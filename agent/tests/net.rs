@@ -42,7 +42,7 @@ use berth_common::{
 };
 use serde_json::Value;
 
-use self::isolation::{STATE_DIR, client_script, ip, run, try_run, wait_for};
+use self::isolation::{STATE_DIR, client_script, ip, run, try_run, wait_for, wait_passes};
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "net/fabric.rs"]
@@ -264,6 +264,7 @@ impl Host {
             names::bridge(self.id)
         ));
         ip(&format!("-n {namespace} link set eth0 up"));
+        wait_passes(tap, namespace, "eth0");
         self.guests.push(guest.clone());
         guest
     }

@@ -54,7 +54,9 @@ use berth_common::{
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
-use self::isolation::{INSIDE, STATE_DIR, block_on, ip, private_run, run, try_run, wait_for};
+use self::isolation::{
+    INSIDE, STATE_DIR, block_on, ip, private_run, run, try_run, wait_for, wait_passes,
+};
 
 /// Set, with a file of documents, for the copy that is another host.
 const OTHER_HOST: &str = "BERTH_ROUTER_TEST_OTHER_HOST";
@@ -288,6 +290,7 @@ impl Lab {
         ));
         ip(&format!("-n {name} link set lo up"));
         ip(&format!("-n {name} link set eth0 up"));
+        wait_passes(&tap, name, "eth0");
         self.namespaces.push(name.to_owned());
         self.taps.push(tap);
     }

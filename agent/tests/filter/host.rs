@@ -43,7 +43,7 @@ use serde_json::Value;
 
 use super::{
     frames,
-    isolation::{self, STATE_DIR, client_script, ip, run, try_run},
+    isolation::{self, STATE_DIR, client_script, ip, run, try_run, wait_passes},
 };
 
 /// How long one test may take, in seconds: a machine runs several at once.
@@ -479,6 +479,7 @@ impl Host {
             format!("address add {address}/24 dev eth0"),
         ];
         ip_batch(&["-n", namespace], &commands);
+        wait_passes(link, namespace, "eth0");
         self.guests.push(guest.clone());
         guest
     }

@@ -100,6 +100,29 @@ pub(crate) fn ip(args: &str) -> String {
     run("ip", &args.split(' ').collect::<Vec<_>>())
 }
 
+/// Waits until a veth pair lets frames through: the end that is in a bridge forwards, and the other one, in a namespace, has a carrier.
+/// The kernel sees to both some time after `ip` is back, and drops what is sent before.
+pub(crate) fn wait_passes(link: &str, namespace: &str, other: &str) {
+    let state = |of: &str, program: &str, args: &[&str], what: &str| -> Option<String> {
+        let links: serde_json::Value = serde_json::from_str(&run(program, args)).unwrap();
+        let mut links = links.as_array().unwrap().iter();
+        let found = links.find(|it| it["ifname"] == of)?;
+        found[what].as_str().map(str::to_owned)
+    };
+    wait_for("a link to pass frames", Duration::from_secs(30), || {
+        let port = state(
+            link,
+            "bridge",
+            &["-j", "link", "show", "dev", link],
+            "state",
+        );
+        let args = ["-n", namespace, "-j", "link", "show", "dev", other];
+        let carrier = state(other, "ip", &args, "operstate");
+        let passes = (port.as_deref(), carrier.as_deref()) == (Some("forwarding"), Some("UP"));
+        (passes, (port, carrier))
+    });
+}
+
 /// Waits until a condition holds, and tells the last state it saw if it never does.
 pub(crate) fn wait_for<T: std::fmt::Debug>(
     what: &str,

@@ -32,6 +32,7 @@ fn plug_port(host: &mut Host, n: u8, port: &NetworkPort) -> Guest {
     ip(&format!(
         "-n {namespace} address add 10.0.0.{n}/24 dev eth0"
     ));
+    wait_passes(tap, namespace, "eth0");
     host.guests.push(guest.clone());
     guest
 }
