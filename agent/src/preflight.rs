@@ -521,6 +521,8 @@ fn check_virtualisation(findings: &mut Findings, choice: VirtTypeChoice, evidenc
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn virtualisation(
@@ -582,6 +584,37 @@ mod tests {
         };
         check_networks(&mut findings, &config, &Features::default());
         assert_eq!(findings.all(), []);
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_a_warning_where_the_configuration_needs_it() {
+        let kernel = Features::without([Feature::Vlan, Feature::Vxlan, Feature::StatefulFilter]);
+        let found = |config: &NetworkConfig| {
+            let mut findings = Findings::default();
+            check_networks(&mut findings, config, &kernel);
+            let about = |finding: &Finding| {
+                let names = ["VLANs (802.1Q)", "VXLANs", "connection tracking in bridges"];
+                let name = names.into_iter().find(|it| finding.what.contains(it));
+                (name.unwrap(), finding.severity)
+            };
+            findings.all().iter().map(about).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(
+            found(&NetworkConfig::default()),
+            BTreeMap::from([
+                ("VLANs (802.1Q)", Severity::Note),
+                ("VXLANs", Severity::Note),
+                ("connection tracking in bridges", Severity::Warning),
+            ])
+        );
+        let config = NetworkConfig {
+            // Of any NIC that is there.
+            nics: [("physnet1".parse().unwrap(), "lo".parse().unwrap())].into(),
+            tunnel_ip: Some(IpAddr::from([127, 0, 0, 1])),
+            ..NetworkConfig::default()
+        };
+        let severities: Vec<_> = found(&config).into_values().collect();
+        assert_eq!(severities, [Severity::Warning; 3]);
     }
 
     #[test]

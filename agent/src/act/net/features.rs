@@ -49,6 +49,15 @@ impl Features {
         !self.lacks().contains_key(&feature)
     }
 
+    /// Those of a kernel that has all but these.
+    #[cfg(test)]
+    pub(crate) fn without(features: impl IntoIterator<Item = Feature>) -> Self {
+        let lack = |feature| (feature, sentence(feature, "tried in vain"));
+        Self {
+            lacks: Arc::new(RwLock::new(features.into_iter().map(lack).collect())),
+        }
+    }
+
     fn try_again(&self) {
         let found = lacking();
         let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);

@@ -51,10 +51,8 @@ pub fn neighbours<'a>(
 
 /// A port of this host answers for itself, also while a document tells of it at both places.
 fn remote(spec: &NetworkSpec) -> Neighbours {
-    let is_here = |address: IpAddr| {
-        let mut fixed = spec.ports.iter().flat_map(|port| &port.fixed_ips);
-        fixed.any(|fixed| fixed.ip_address == address)
-    };
+    let fixed = spec.ports.iter().flat_map(|port| &port.fixed_ips);
+    let addresses_here: BTreeSet<IpAddr> = fixed.map(|fixed| fixed.ip_address).collect();
     let here: BTreeSet<[u8; 6]> = spec
         .ports
         .iter()
@@ -65,7 +63,7 @@ fn remote(spec: &NetworkSpec) -> Neighbours {
         .map(|port| (port.mac_address.octets(), &port.ip_addresses))
         .filter(|(mac, _)| !here.contains(mac))
         .flat_map(|(mac, addresses)| addresses.iter().map(move |address| (*address, mac)))
-        .filter(|(address, _)| !is_here(*address))
+        .filter(|(address, _)| !addresses_here.contains(address))
         .collect()
 }
 
