@@ -7,6 +7,8 @@ mod calls;
 mod database;
 mod finish;
 mod guest;
+mod keyed;
+mod networks;
 mod power;
 mod scheduler;
 pub mod sim;
@@ -23,14 +25,15 @@ use tokio::sync::Semaphore;
 use self::{builder::Builder, database::Database, sim::SimAgents};
 use crate::{
     broker::Vhost,
-    lab::{Hypervisor, Site, Wire},
+    lab::{Hypervisor, Outside, Site, Wire},
     services::Services,
 };
 
 pub use calls::{CALL_LIMIT, InstanceOptions};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
-pub use guest::{Kept, NOT_LOGGED_IN};
+pub use guest::{GuestStatus, Kept, NOT_LOGGED_IN};
+pub use keyed::{Guest, GuestOptions};
 pub use scheduler::Scheduler;
 pub use sim::{Sims, imaginary_image};
 pub use volumes::VolumeOptions;
@@ -57,6 +60,8 @@ pub struct TestCloud {
     pub sims: Vec<SimAgents>,
     /// The hypervisors, `hv1` first.
     pub hypervisors: Vec<Hypervisor>,
+    /// The machine outside, if the hypervisors have a second NIC.
+    outside: Option<Outside>,
     /// Through which scheduler and agents reach the broker.
     pub wire: Wire,
     /// The vhost.
@@ -144,6 +149,14 @@ impl TestCloud {
         self.standby
             .as_mut()
             .context("there is no second scheduler")
+    }
+
+    /// The machine outside.
+    ///
+    /// # Errors
+    /// The cloud was built without.
+    pub fn outside(&self) -> anyhow::Result<&Outside> {
+        self.outside.as_ref().context("there is nothing outside")
     }
 
     /// The first hypervisor.

@@ -21,6 +21,7 @@ mod questions;
 mod refusals;
 mod relocation;
 mod root_volumes;
+mod routing;
 mod scale;
 mod shipped_files;
 mod snapshots;
