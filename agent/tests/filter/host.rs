@@ -51,6 +51,9 @@ const TEST_LIMIT: u32 = 300;
 /// The way to track connections that the tests shall show, by its name: another one is a failure.
 const STATEFUL: &str = "BERTH_TEST_STATEFUL";
 
+/// The link in the bridge by which a network reaches beyond the host.
+const UPLINK: &str = "uplink0";
+
 /// What the DHCP client runs.
 const CLIENT_SCRIPT: &str = "#!/bin/sh\n[ \"$1\" = bound ] && echo \"lease $ip\"\nexit 0\n";
 
@@ -446,7 +449,6 @@ impl Host {
 
     /// Has the network reach beyond the host by a link in its bridge, as one of type `flat` does by its NIC; the machine there.
     pub(crate) async fn span(&mut self, spec: &NetworkSpec) -> Guest {
-        const UPLINK: &str = "uplink0";
         let outside = Guest {
             namespace: "outside".to_owned(),
             link: UPLINK.to_owned(),
@@ -462,6 +464,23 @@ impl Host {
         let step = towards(self.id, &spanning, &uplinks, self.host, &observed, rendered);
         self.apply(&NetStep::Filter(step.unwrap())).await;
         outside
+    }
+
+    /// Whether a TCP connection of the host itself to a guest comes about, while the bridge has an address of the host and the Ethernet
+    /// address of the link beyond the host: as if they had been that link's and moved.
+    pub(crate) fn connects(&self, to: &Guest, port: u16) -> bool {
+        let bridge = names::bridge(self.id);
+        let list: Value = serde_json::from_str(&ip(&format!("-j link show dev {UPLINK}"))).unwrap();
+        let mac = list[0]["address"].as_str().unwrap();
+        ip(&format!("link set dev {bridge} address {mac}"));
+        let own = format!("10.0.0.1/24 dev {bridge}");
+        ip(&format!("address add {own}"));
+        let address = SocketAddr::from((to.address(), port));
+        let listener = inside(&to.namespace, move || TcpListener::bind(address).unwrap());
+        let connected = TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok();
+        drop(listener);
+        ip(&format!("address del {own}"));
+        connected
     }
 
     fn wire(&mut self, guest: Guest, mac: &str, address: IpAddr) -> Guest {
