@@ -27,4 +27,5 @@ mod shipped_files;
 mod snapshots;
 mod standstill;
 mod tenants;
+mod uplinks;
 mod volumes;
