@@ -16,6 +16,7 @@ mod libvirt_loss;
 mod operator;
 mod operator_placement;
 mod placement;
+mod plugging;
 mod python_client;
 mod questions;
 mod refusals;

@@ -1,5 +1,5 @@
 //! One hypervisor whose only way out is a NIC that carries its own address: guests behind it (`nat`) and beside it (`flat`), a network
-//! that its kernel cannot build.
+//! that its kernel cannot build, and what is changed of the ports of guests that run ([`super::plugging`]).
 
 use anyhow::ensure;
 use berth_common::refusal::RefusalCode;
@@ -13,6 +13,7 @@ use berth_tests::{
 };
 use serde_json::Value;
 
+use super::plugging;
 
 /// The hypervisor's own address on the wire.
 const OWN: &str = "203.0.113.11";
@@ -63,6 +64,7 @@ fn guests_behind_a_nic_and_beside_it_get_out_and_their_ports_change_while_they_r
             .is_reached_from_outside(beside.address()?, "beside")
             .await?;
         what_the_kernel_cannot_build_is_refused(cloud, &ctl).await?;
+        plugging::ports_change(cloud, &ctl, [&behind, &beside]).await?;
 
         cloud.delete_and_wait(beside.view.id).await?;
         ask(&ctl, "network delete beside").await?;
