@@ -5,10 +5,9 @@ use std::{fmt::Display, net::IpAddr, path::PathBuf};
 use anyhow::{Context, ensure};
 use berth_common::{
     document::ConfigDrive,
-    ids::InstanceId,
     message::{
         placement::SchedulerHints,
-        request::NetworkAttachment,
+        request::{InstanceCreate, NetworkAttachment},
         view::{InstanceView, PortView},
     },
     names::ProjectName,
@@ -85,26 +84,27 @@ impl TestCloud {
     ) -> anyhow::Result<[Guest; N]> {
         let mut asked = Vec::new();
         for options in wanted {
-            asked.push(self.ask_for_guest(options).await?);
+            let (request, key) = self.guest_request(options).await?;
+            asked.push((self.call(&request).await?.id, key));
         }
         let mut guests = Vec::new();
         for (id, key) in asked {
             let view = self.wait_active(id).await?;
             let guest = Guest { view, key };
-            let has = "cat /run/address /sys/class/net/eth0/address";
-            let has = guest.run(self, has).await?;
-            let port = guest.port()?;
-            ensure!(
-                has == format!("{}\n{}\n", guest.address()?, port.mac_address),
-                "{} has {has}",
-                guest.view.name
-            );
+            guest.is_up(self).await?;
             guests.push(guest);
         }
         <[Guest; N]>::try_from(guests).map_err(|_| anyhow::anyhow!("{N} were asked for"))
     }
 
-    async fn ask_for_guest(&self, wanted: GuestOptions) -> anyhow::Result<(InstanceId, PathBuf)> {
+    /// The request for a guest, and where its key is.
+    ///
+    /// # Errors
+    /// The name or the guest image is unusable.
+    pub async fn guest_request(
+        &self,
+        wanted: GuestOptions,
+    ) -> anyhow::Result<(InstanceCreate, PathBuf)> {
         let (key, public) = self.new_key(wanted.name).await?;
         let options = InstanceOptions {
             guest_data: Some(ConfigDrive {
@@ -120,11 +120,26 @@ impl TestCloud {
             host: Some(wanted.host.to_owned()),
             ..SchedulerHints::default()
         };
-        Ok((self.call(&request).await?.id, key))
+        Ok((request, key))
     }
 }
 
 impl Guest {
+    /// Waits until it is up, and makes sure that it has exactly the address and MAC of its first port.
+    ///
+    /// # Errors
+    /// It is not up in time, or has others.
+    pub async fn is_up(&self, cloud: &TestCloud) -> anyhow::Result<()> {
+        let has = "cat /run/address /sys/class/net/eth0/address";
+        let has = self.run(cloud, has).await?;
+        ensure!(
+            has == format!("{}\n{}\n", self.address()?, self.port()?.mac_address),
+            "{} has {has}",
+            self.view.name
+        );
+        Ok(())
+    }
+
     /// Its first port.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ use crate::{
     services::Services,
 };
 
-pub use calls::{CALL_LIMIT, InstanceOptions};
+pub use calls::{CALL_LIMIT, InstanceOptions, insist, insist_on_end};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
 pub use guest::{GuestStatus, Kept, NOT_LOGGED_IN};

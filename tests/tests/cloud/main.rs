@@ -13,6 +13,7 @@ mod hostile_images;
 mod house_rules;
 mod lab;
 mod libvirt_loss;
+mod network_crashes;
 mod operator;
 mod operator_placement;
 mod placement;
