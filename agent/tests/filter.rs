@@ -501,7 +501,7 @@ fn the_hosts_own_firewall_knows_answers_that_come_over_a_flat_network() {
             nft("add table inet own; \
                  add chain inet own in { type filter hook input priority 0; policy drop; }; \
                  add rule inet own in ct state established,related accept");
-            assert!(host.connects(&outside, 80), "the host is cut off");
+            assert!(host.hears(&outside, 80), "the host is cut off");
             nft("delete table inet own");
         },
     );

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     path::Path,
@@ -466,21 +466,27 @@ impl Host {
         outside
     }
 
-    /// Whether a TCP connection of the host itself to a guest comes about, while the bridge has an address of the host and the Ethernet
-    /// address of the link beyond the host: as if they had been that link's and moved.
-    pub(crate) fn connects(&self, to: &Guest, port: u16) -> bool {
+    /// Whether the host itself hears a guest out over TCP, while the bridge has an address of the host and the Ethernet address of the
+    /// link beyond the host: as if they had been that link's and moved.
+    pub(crate) fn hears(&self, guest: &Guest, port: u16) -> bool {
         let bridge = names::bridge(self.id);
         let list: Value = serde_json::from_str(&ip(&format!("-j link show dev {UPLINK}"))).unwrap();
         let mac = list[0]["address"].as_str().unwrap();
         ip(&format!("link set dev {bridge} address {mac}"));
         let own = format!("10.0.0.1/24 dev {bridge}");
         ip(&format!("address add {own}"));
-        let address = SocketAddr::from((to.address(), port));
-        let listener = inside(&to.namespace, move || TcpListener::bind(address).unwrap());
-        let connected = TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok();
-        drop(listener);
+        let address = SocketAddr::from((guest.address(), port));
+        let listener = inside(&guest.namespace, move || {
+            TcpListener::bind(address).unwrap()
+        });
+        let limit = Duration::from_secs(2);
+        let heard = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
+            listener.accept()?.0.write_all(b"there")?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.read_exact(&mut [0; 5])
+        });
         ip(&format!("address del {own}"));
-        connected
+        heard.is_ok()
     }
 
     fn wire(&mut self, guest: Guest, mac: &str, address: IpAddr) -> Guest {
