@@ -41,10 +41,10 @@ use rand::{SeedableRng, rngs::StdRng};
 use super::crashes::{Victim, kill_and_restart, random_moment};
 
 /// Rounds, each with a kill while all is built and one while all is removed.
-const ROUNDS: u32 = 6;
+const ROUNDS: u32 = 5;
 /// The seed of the moments.
 const SEED: u64 = 20_260_102;
-/// Who is killed, one after the other.
+/// Who is killed, one after the other: in each round another one while all is removed than while it is built.
 const VICTIMS: [Victim; 3] = [Victim::Agent(0), Victim::Scheduler, Victim::Agent(1)];
 
 /// What a round builds: instances on both hypervisors, in two networks that a router joins and leads out of, and one that is behind
@@ -310,26 +310,27 @@ fn services_killed_at_any_moment_of_building_and_removing_networks_finish_both()
 
         let mut random = StdRng::seed_from_u64(SEED);
         let victims = VICTIMS.iter().copied().cycle();
-        for (part, victim) in (0..ROUNDS).zip(victims) {
+        let victims = victims.clone().zip(victims.skip(1));
+        for (part, (builder, remover)) in (0..ROUNDS).zip(victims) {
             let is_last = part + 1 == ROUNDS;
             let (estate, keys) = Estate::plan(cloud, (!is_last).then_some(&halts)).await?;
             let after = random_moment(&mut random, build_takes, part, ROUNDS);
-            let told = |doing: &str, after: Duration| {
-                format!("{victim:?} killed {after:?} after it began to {doing}, round {part}")
-            };
-            let views = killed(cloud, victim, after, estate.clone().build())
+            let views = killed(cloud, builder, after, estate.clone().build())
                 .await
-                .with_context(|| told("build", after))?;
+                .with_context(|| {
+                    format!("{builder:?} killed after {after:?} of building, round {part}")
+                })?;
             if is_last {
                 guests_answer(cloud, views, keys).await?;
             }
             let after = random_moment(&mut random, remove_takes, ROUNDS - part - 1, ROUNDS);
-            killed(cloud, victim, after, estate.remove())
-                .await
-                .with_context(|| told("remove", after))?;
-            nothing_is_left(cloud)
-                .await
-                .with_context(|| told("remove", after))?;
+            let removed = async {
+                killed(cloud, remover, after, estate.remove()).await?;
+                nothing_is_left(cloud).await
+            };
+            removed.await.with_context(|| {
+                format!("{remover:?} killed after {after:?} of removing, round {part}")
+            })?;
         }
         Ok(())
     });
