@@ -69,6 +69,7 @@ filter_names=(
 	networks_with_the_same_addresses_do_not_mix
 	no_tag_crosses_an_uplink_also_of_a_port_without_security
 	nothing_of_a_hostile_guest_reaches_anyone_and_all_of_it_is_counted
+	the_hosts_own_firewall_knows_answers_that_come_over_a_flat_network
 )
 kernel_log=$(mktemp)
 # shellcheck disable=SC2016

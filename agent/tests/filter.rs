@@ -489,6 +489,24 @@ fn what_is_the_same_on_every_host_crosses_no_uplink() {
     );
 }
 
+/// What the host asks over the bridge of a flat network, that has its addresses, is a connection of the host's and in no network's zone.
+#[test]
+fn the_hosts_own_firewall_knows_answers_that_come_over_a_flat_network() {
+    isolated(
+        "the_hosts_own_firewall_knows_answers_that_come_over_a_flat_network",
+        async |host: &mut Host| {
+            let spec = host.spec(&[10]);
+            host.converge(Some(&spec)).await;
+            let outside = host.span(&spec).await;
+            nft("add table inet own; \
+                 add chain inet own in { type filter hook input priority 0; policy drop; }; \
+                 add rule inet own in ct state established,related accept");
+            assert!(host.hears(&outside, 80), "the host is cut off");
+            nft("delete table inet own");
+        },
+    );
+}
+
 /// On a NIC a tag leads into a VLAN, and other networks are in those.
 #[test]
 fn no_tag_crosses_an_uplink_also_of_a_port_without_security() {

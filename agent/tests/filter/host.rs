@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     path::Path,
@@ -50,6 +50,9 @@ use super::{
 const TEST_LIMIT: u32 = 300;
 /// The way to track connections that the tests shall show, by its name: another one is a failure.
 const STATEFUL: &str = "BERTH_TEST_STATEFUL";
+
+/// The link in the bridge by which a network reaches beyond the host.
+const UPLINK: &str = "uplink0";
 
 /// What the DHCP client runs.
 const CLIENT_SCRIPT: &str = "#!/bin/sh\n[ \"$1\" = bound ] && echo \"lease $ip\"\nexit 0\n";
@@ -446,7 +449,6 @@ impl Host {
 
     /// Has the network reach beyond the host by a link in its bridge, as one of type `flat` does by its NIC; the machine there.
     pub(crate) async fn span(&mut self, spec: &NetworkSpec) -> Guest {
-        const UPLINK: &str = "uplink0";
         let outside = Guest {
             namespace: "outside".to_owned(),
             link: UPLINK.to_owned(),
@@ -462,6 +464,29 @@ impl Host {
         let step = towards(self.id, &spanning, &uplinks, self.host, &observed, rendered);
         self.apply(&NetStep::Filter(step.unwrap())).await;
         outside
+    }
+
+    /// Whether the host itself hears a guest out over TCP, while the bridge has an address of the host and the Ethernet address of the
+    /// link beyond the host: as if they had been that link's and moved.
+    pub(crate) fn hears(&self, guest: &Guest, port: u16) -> bool {
+        let bridge = names::bridge(self.id);
+        let list: Value = serde_json::from_str(&ip(&format!("-j link show dev {UPLINK}"))).unwrap();
+        let mac = list[0]["address"].as_str().unwrap();
+        ip(&format!("link set dev {bridge} address {mac}"));
+        let own = format!("10.0.0.1/24 dev {bridge}");
+        ip(&format!("address add {own}"));
+        let address = SocketAddr::from((guest.address(), port));
+        let listener = inside(&guest.namespace, move || {
+            TcpListener::bind(address).unwrap()
+        });
+        let limit = Duration::from_secs(2);
+        let heard = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
+            listener.accept()?.0.write_all(b"there")?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.read_exact(&mut [0; 5])
+        });
+        ip(&format!("address del {own}"));
+        heard.is_ok()
     }
 
     fn wire(&mut self, guest: Guest, mac: &str, address: IpAddr) -> Guest {

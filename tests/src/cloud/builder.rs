@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     broker::Vhost,
-    lab::{Hypervisor, Libvirtd, Site, Wire},
+    lab::{Hypervisor, Libvirtd, Outside, Site, Wire, outside},
     services::Services,
     wait::{Seen, wait_for},
 };
@@ -30,10 +30,18 @@ pub enum Broker {
     Absent,
 }
 
+/// Whether hypervisors have a second NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecondNic {
+    Absent,
+    PluggedIn,
+}
+
 /// A cloud to be.
 #[derive(Debug, Clone)]
 pub struct Builder {
     agents: u8,
+    second_nic: SecondNic,
     store: Store,
     broker: Broker,
     libvirtd: Libvirtd,
@@ -46,6 +54,7 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             agents: 1,
+            second_nic: SecondNic::Absent,
             store: Store::Sqlite,
             broker: Broker::Reachable,
             libvirtd: Libvirtd::Running,
@@ -62,6 +71,20 @@ impl Builder {
     pub fn agents(mut self, agents: u8) -> Self {
         self.agents = agents;
         self
+    }
+
+    /// There is a machine outside of the cloud, and a wire to it: the hypervisors' second NICs are plugged in there, and it is
+    /// their [`outside::PHYSICAL_NETWORK`], for flat networks and for VLANs.
+    #[must_use]
+    pub fn outside(mut self) -> Self {
+        self.second_nic = SecondNic::PluggedIn;
+        let (network, nic) = (outside::PHYSICAL_NETWORK, outside::NIC);
+        self.scheduler_config("network.flat_networks", vec![network])
+            .scheduler_config("network.vlan_ranges", vec![network])
+            .agent_config(
+                "network.physical_networks",
+                vec![format!("{network}:{nic}")],
+            )
     }
 
     /// Simulated hypervisors, besides those with a real agent or, with `agents(0)`, instead of them.
@@ -136,6 +159,7 @@ impl Builder {
             standby: None,
             sims: Vec::new(),
             hypervisors,
+            outside: None,
             wire,
             vhost,
             site,
@@ -152,6 +176,13 @@ impl Builder {
         for index in 1..=self.agents {
             let hypervisor = Hypervisor::create(&cloud.site, index, self.libvirtd).await?;
             cloud.hypervisors.push(hypervisor);
+        }
+        if self.second_nic == SecondNic::PluggedIn {
+            let outside = Outside::start(&cloud.site).await?;
+            for hypervisor in &cloud.hypervisors {
+                outside.plug(hypervisor).await?;
+            }
+            cloud.outside = Some(outside);
         }
         for hypervisor in &mut cloud.hypervisors {
             write_agent_config(hypervisor, &through_wire, &self.agent)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use berth_common::{
-    bus::RpcError,
+    bus::{RpcClient, RpcError},
     document::{ConfigDrive, DesiredPower, EtherType, Flavor, ImageRef, OnCrash, RuleDirection},
     ids::{InstanceId, NetworkId, SecurityGroupRuleId, VolumeId},
     message::{
@@ -27,6 +27,8 @@ use crate::{
 
 /// How long an answer may take.
 pub const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// For how long somebody waits who asks again then.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What of a new instance differs between tests.
 #[derive(Debug, Clone)]
@@ -64,6 +66,67 @@ impl Default for InstanceOptions {
     }
 }
 
+/// Sends a request; the answer may be a refusal.
+///
+/// # Errors
+/// No answer within the limit.
+async fn try_call<M: Method>(
+    rpc: &RpcClient,
+    request: &M,
+    limit: Duration,
+) -> Result<Result<M::Reply, Refusal>, RpcError> {
+    let message = rpc.call(M::NAME, M::VERSION, request, limit).await?;
+    match message.decode::<Reply<M::Reply>>() {
+        Ok(reply) => Ok(reply.into()),
+        // The test cannot go on with an answer that is none; the text says it in its place.
+        Err(error) => Ok(Err(Refusal::new(
+            RefusalCode::Internal,
+            format!("the answer to {} cannot be read: {error:?}", M::NAME),
+        ))),
+    }
+}
+
+/// Sends a request that must be granted, again and again while there is no answer: whoever got none asks the same again.
+///
+/// # Errors
+/// A refusal, or no answer for too long.
+pub async fn insist<M: Method>(rpc: &RpcClient, request: &M) -> anyhow::Result<M::Reply> {
+    insist_on(rpc, request)
+        .await?
+        .map_err(|refusal| denied::<M>(&refusal))
+}
+
+/// The same for the end of something: who finds nothing has been granted it before.
+///
+/// # Errors
+/// As there.
+pub async fn insist_on_end<M: Method>(rpc: &RpcClient, request: &M) -> anyhow::Result<()> {
+    match insist_on(rpc, request).await? {
+        Err(refusal) if refusal.code != RefusalCode::NotFound => Err(denied::<M>(&refusal)),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+async fn insist_on<M: Method>(
+    rpc: &RpcClient,
+    request: &M,
+) -> anyhow::Result<Result<M::Reply, Refusal>> {
+    wait_for(M::NAME, super::CONVERGE_LIMIT, async || {
+        let answer = try_call(rpc, request, PATIENCE).await?;
+        Ok(match answer {
+            Err(refusal) if refusal.code == RefusalCode::Unavailable => {
+                Seen::NotYet(refusal.to_string())
+            }
+            answer => Seen::Done(answer),
+        })
+    })
+    .await
+}
+
+fn denied<M: Method>(refusal: &Refusal) -> anyhow::Error {
+    anyhow::anyhow!("{} was refused ({:?}): {refusal}", M::NAME, refusal.code)
+}
+
 impl TestCloud {
     /// Sends a request; the answer may be a refusal.
     ///
@@ -74,15 +137,7 @@ impl TestCloud {
         request: &M,
         limit: Duration,
     ) -> Result<Result<M::Reply, Refusal>, RpcError> {
-        let message = self.rpc.call(M::NAME, M::VERSION, request, limit).await?;
-        match message.decode::<Reply<M::Reply>>() {
-            Ok(reply) => Ok(reply.into()),
-            // The test cannot go on with an answer that is none; the text says it in its place.
-            Err(error) => Ok(Err(Refusal::new(
-                berth_common::refusal::RefusalCode::Internal,
-                format!("the answer to {} cannot be read: {error:?}", M::NAME),
-            ))),
-        }
+        try_call(&self.rpc, request, limit).await
     }
 
     /// Sends a request that must be granted.
@@ -91,9 +146,7 @@ impl TestCloud {
     /// A refusal, or no answer.
     pub async fn call<M: Method>(&self, request: &M) -> anyhow::Result<M::Reply> {
         let answer = self.try_call(request, CALL_LIMIT).await?;
-        answer.map_err(|refusal| {
-            anyhow::anyhow!("{} was refused ({:?}): {refusal}", M::NAME, refusal.code)
-        })
+        answer.map_err(|refusal| denied::<M>(&refusal))
     }
 
     /// Sends a request that must be refused.
@@ -134,7 +187,7 @@ impl TestCloud {
     ///
     /// # Errors
     /// It is refused, but for the rule being there.
-    async fn open_default_group(&self) -> anyhow::Result<()> {
+    pub async fn open_default_group(&self) -> anyhow::Result<()> {
         let request = SecurityGroupRuleCreate {
             id: SecurityGroupRuleId::new(),
             security_group: "default".to_owned(),

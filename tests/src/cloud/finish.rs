@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_common::{bus::Bus, message::request::NetworkDelete};
+use berth_common::bus::Bus;
 use futures::{StreamExt, TryStreamExt};
 
 use super::{TestCloud, sim::SimAgents};
@@ -18,8 +18,8 @@ const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const DELETIONS: usize = 32;
 
 impl TestCloud {
-    /// Checks metrics, deletes all instances, volumes, snapshots and networks, checks that hypervisors and queues are empty, and ends all services in
-    /// order.
+    /// Checks metrics, deletes all instances, volumes, snapshots and what belongs to networks, checks that hypervisors and queues are
+    /// empty, and ends all services in order.
     ///
     /// # Errors
     /// Something is left, in words.
@@ -60,13 +60,7 @@ impl TestCloud {
             Ok(Seen::when(left.is_empty(), left))
         })
         .await?;
-        for network in self.networks().await? {
-            self.call(&NetworkDelete {
-                network: network.id.to_string(),
-                project: network.project,
-            })
-            .await?;
-        }
+        self.delete_networks().await?;
         for hypervisor in &self.hypervisors {
             wait_for(
                 &format!("nothing to be left on {}", hypervisor.name()),
@@ -231,6 +225,9 @@ impl TestCloud {
         }
         for sims in &mut self.sims {
             wrong.extend(sims.remove().err().map(|error| format!("{error:#}")));
+        }
+        if let Some(outside) = &mut self.outside {
+            wrong.extend(outside.end().err().map(|error| format!("{error:#}")));
         }
         for hypervisor in &mut self.hypervisors {
             wrong.extend(

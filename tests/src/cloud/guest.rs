@@ -165,6 +165,10 @@ impl TestCloud {
     /// There is no `ssh-keygen`.
     pub async fn new_key(&self, name: &str) -> anyhow::Result<(PathBuf, String)> {
         let path = self.site.dir().join(format!("key-{name}"));
+        // A guest of this name may have had one before.
+        if path.exists() {
+            std::fs::remove_file(&path)?;
+        }
         let file = path.display().to_string();
         let argv = [
             "ssh-keygen",

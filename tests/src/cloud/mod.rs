@@ -7,6 +7,8 @@ mod calls;
 mod database;
 mod finish;
 mod guest;
+mod keyed;
+mod networks;
 mod pages;
 mod power;
 mod scheduler;
@@ -24,14 +26,15 @@ use tokio::sync::Semaphore;
 use self::{builder::Builder, database::Database, sim::SimAgents};
 use crate::{
     broker::Vhost,
-    lab::{Hypervisor, Site, Wire},
+    lab::{Hypervisor, Outside, Site, Wire},
     services::Services,
 };
 
-pub use calls::{CALL_LIMIT, InstanceOptions};
+pub use calls::{CALL_LIMIT, InstanceOptions, insist, insist_on_end};
 pub use database::Store;
 pub use finish::CONVERGE_LIMIT;
 pub use guest::{GuestStatus, Kept, NOT_LOGGED_IN};
+pub use keyed::{Guest, GuestOptions};
 pub use scheduler::Scheduler;
 pub use sim::{Sims, imaginary_image};
 pub use volumes::VolumeOptions;
@@ -58,6 +61,8 @@ pub struct TestCloud {
     pub sims: Vec<SimAgents>,
     /// The hypervisors, `hv1` first.
     pub hypervisors: Vec<Hypervisor>,
+    /// The machine outside, if the hypervisors have a second NIC.
+    outside: Option<Outside>,
     /// Through which scheduler and agents reach the broker.
     pub wire: Wire,
     /// The vhost.
@@ -145,6 +150,14 @@ impl TestCloud {
         self.standby
             .as_mut()
             .context("there is no second scheduler")
+    }
+
+    /// The machine outside.
+    ///
+    /// # Errors
+    /// The cloud was built without.
+    pub fn outside(&self) -> anyhow::Result<&Outside> {
+        self.outside.as_ref().context("there is nothing outside")
     }
 
     /// The first hypervisor.

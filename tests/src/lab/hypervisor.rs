@@ -310,16 +310,25 @@ impl Hypervisor {
         Ok(())
     }
 
-    /// The link of a running domain's first NIC.
+    /// The links of a running domain's NICs.
+    ///
+    /// # Errors
+    /// libvirt does not answer.
+    pub async fn links(&self, domain: &str) -> anyhow::Result<Vec<String>> {
+        let text = self.text(&["virsh", "-q", "domiflist", domain]).await?;
+        let links = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        Ok(links.map(str::to_owned).collect())
+    }
+
+    /// The first of them.
     ///
     /// # Errors
     /// libvirt does not answer, or there is none.
     pub async fn first_link(&self, domain: &str) -> anyhow::Result<String> {
-        let text = self.text(&["virsh", "-q", "domiflist", domain]).await?;
-        let link = text.split_whitespace().next();
-        Ok(link
-            .with_context(|| format!("{domain} has no NIC"))?
-            .to_owned())
+        let links = self.links(domain).await?.into_iter().next();
+        links.with_context(|| format!("{domain} has no NIC"))
     }
 
     /// How many bytes a link of the machine has sent.
@@ -391,6 +400,18 @@ impl Hypervisor {
         let namespace = format!("berth-{network}");
         self.exec(&[&["ip", "netns", "exec", &namespace], argv].concat())
             .await
+    }
+
+    /// Runs a program there that must succeed, and returns what it printed.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn text_in_network(
+        &self,
+        network: NetworkId,
+        argv: &[&str],
+    ) -> anyhow::Result<String> {
+        run::checked(argv, &self.exec_in_network(network, argv).await?)
     }
 
     /// Starts a long-running program in the DHCP namespace of a network, with its output in a file.
@@ -511,6 +532,10 @@ impl Hypervisor {
         {
             add("namespace", namespace);
         }
+        let tables = self.text(&["nft", "list", "tables"]).await?;
+        for table in tables.lines().filter(|line| line.contains("berth")) {
+            add("of nftables:", table);
+        }
         for folder in [
             "instances",
             "networks",
@@ -518,6 +543,8 @@ impl Hypervisor {
             "snapshots",
             "made",
             "metadata",
+            "nat",
+            "routers",
         ] {
             for file in names(&self.state_dir().join(folder).display().to_string())? {
                 add(&format!("file in {folder}/:"), &file);
@@ -541,7 +568,7 @@ impl Hypervisor {
     }
 
     /// PID 1 of the machine, seen from outside.
-    fn pid(&self) -> anyhow::Result<Pid> {
+    pub(super) fn pid(&self) -> anyhow::Result<Pid> {
         Ok(self
             .machine
             .as_ref()

@@ -28,15 +28,16 @@ const SEED: u64 = 20_260_101;
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
-    Agent,
+pub(super) enum Victim {
+    /// The agent of the hypervisor with this index.
+    Agent(usize),
     Scheduler,
 }
 
 #[test]
 fn an_agent_killed_at_any_moment_of_create_and_delete_finishes_both_after_its_restart() {
     with_cloud(TestCloud::builder(), async |cloud| {
-        kill_everywhere(cloud, Victim::Agent).await
+        kill_everywhere(cloud, Victim::Agent(0)).await
     });
 }
 
@@ -53,7 +54,7 @@ async fn kill_everywhere(cloud: &mut TestCloud, victim: Victim) -> anyhow::Resul
     let mut random = StdRng::seed_from_u64(SEED);
     for part in 0..MOMENTS {
         let request = request(cloud, network.id, &format!("round-{part}")).await?;
-        let after = random_moment(&mut random, create_takes, part);
+        let after = random_moment(&mut random, create_takes, part, MOMENTS);
         create_and_kill(cloud, &request, victim, after)
             .await
             .map_err(|error| {
@@ -61,7 +62,7 @@ async fn kill_everywhere(cloud: &mut TestCloud, victim: Victim) -> anyhow::Resul
                     "{victim:?} killed {after:?} after create, round {part}"
                 ))
             })?;
-        let after = random_moment(&mut random, delete_takes, part);
+        let after = random_moment(&mut random, delete_takes, part, MOMENTS);
         delete_and_kill(cloud, request.id, victim, after)
             .await
             .map_err(|error| {
@@ -88,9 +89,14 @@ async fn undisturbed(
     Ok((create_takes, start.elapsed()))
 }
 
-/// A moment within one part of a time; the parts reach a little beyond its end.
-fn random_moment(random: &mut impl Rng, all: Duration, part: u32) -> Duration {
-    let width = all.mul_f64(1.1) / MOMENTS;
+/// A moment within one of several parts of a time; the parts reach a little beyond its end.
+pub(super) fn random_moment(
+    random: &mut impl Rng,
+    all: Duration,
+    part: u32,
+    parts: u32,
+) -> Duration {
+    let width = all.mul_f64(1.1) / parts;
     width * part + width.mul_f64(random.random_range(0.0..1.0))
 }
 
@@ -108,11 +114,11 @@ async fn request(
     cloud.instance_request(name, &options)
 }
 
-async fn kill_and_restart(cloud: &mut TestCloud, victim: Victim) -> anyhow::Result<()> {
+pub(super) async fn kill_and_restart(cloud: &mut TestCloud, victim: Victim) -> anyhow::Result<()> {
     match victim {
-        Victim::Agent => {
-            cloud.hv1_mut().kill_agent()?;
-            cloud.hv1_mut().spawn_agent().await
+        Victim::Agent(index) => {
+            cloud.hypervisors[index].kill_agent()?;
+            cloud.hypervisors[index].spawn_agent().await
         }
         Victim::Scheduler => {
             cloud.scheduler.kill()?;

@@ -53,6 +53,9 @@ async fn what_berth_would_leave_on_a_hypervisor_is_found() -> anyhow::Result<()>
     hypervisor
         .text(&["ip", "netns", "add", "berth-left"])
         .await?;
+    hypervisor
+        .text(&["nft", "add", "table", "bridge", "berth"])
+        .await?;
     std::fs::create_dir_all(hypervisor.state_dir().join("instances/left"))?;
     let xml = "<domain type='qemu'><name>berth-left</name><memory>4096</memory><os><type>hvm</type></os></domain>";
     let file = site.dir().join("left.xml");
@@ -70,6 +73,7 @@ async fn what_berth_would_leave_on_a_hypervisor_is_found() -> anyhow::Result<()>
         "domain berth-left",
         "link btb0",
         "namespace berth-left",
+        "of nftables: table bridge berth",
         "instances/: left",
         "process dnsmasq",
     ];

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use berth_common::{
-    document::ConfigDrive,
     message::{
         counters::{LinkCounts, PortCounters},
         question::{
@@ -23,7 +22,7 @@ use berth_common::{
 };
 use berth_tests::{
     TestCloud,
-    cloud::{CONVERGE_LIMIT, InstanceOptions},
+    cloud::{CONVERGE_LIMIT, GuestOptions},
     ctl::Berthctl,
     wait::{Seen, wait_for},
     with_cloud,
@@ -70,19 +69,9 @@ fn a_guest_is_looked_at_from_anywhere() {
 /// A guest that answers, and the key that opens it.
 async fn booted(cloud: &TestCloud) -> anyhow::Result<(InstanceView, PathBuf)> {
     let network = cloud.create_network("front", 1).await?;
-    let (key, public) = cloud.new_key("web-1").await?;
-    let options = InstanceOptions {
-        networks: vec![network.id],
-        guest_data: Some(ConfigDrive {
-            public_keys: [("me".parse()?, public.parse()?)].into(),
-            ..ConfigDrive::default()
-        }),
-        ..InstanceOptions::default()
-    };
-    let created = cloud.create_instance("web-1", &options).await?;
-    let instance = cloud.wait_active(created.id).await?;
-    cloud.guest_answers(&instance).await?;
-    Ok((instance, key))
+    let wanted = GuestOptions::in_network("web-1", "hv1", network.id);
+    let [guest] = cloud.guests([wanted]).await?;
+    Ok((guest.view, guest.key))
 }
 
 async fn the_console_says_what_the_guest_wrote(

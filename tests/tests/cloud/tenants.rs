@@ -2,22 +2,17 @@
 //! guest gets through, and what a guest's connection notices of agents that are killed, upgraded and told of other rules. Nothing in
 //! a guest's path depends on the agent.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context, ensure};
 use berth_common::{
-    document::{ConfigDrive, EtherType, NetworkType, PortRange, RuleDirection, RuleProtocol},
+    document::{EtherType, NetworkType, PortRange, RuleDirection, RuleProtocol},
     ids::{NetworkId, SecurityGroupRuleId},
-    message::{
-        placement::SchedulerHints,
-        request::NetworkCreate,
-        security_group::SecurityGroupRuleCreate,
-        view::{InstanceView, NetworkView},
-    },
+    message::{request::NetworkCreate, security_group::SecurityGroupRuleCreate, view::NetworkView},
 };
 use berth_tests::{
     TestCloud,
-    cloud::{CONVERGE_LIMIT, InstanceOptions, NOT_LOGGED_IN},
+    cloud::{CONVERGE_LIMIT, Guest, GuestOptions, NOT_LOGGED_IN},
     ctl::Berthctl,
     http,
     lab::{Hypervisor, hypervisor::interrupt},
@@ -55,57 +50,6 @@ async fn networks(cloud: &TestCloud) -> anyhow::Result<[NetworkView; 2]> {
         cloud.call(&request).await
     };
     Ok([create("red").await?, create("blue").await?])
-}
-
-/// A guest, and the key that the metadata service tells it.
-struct Guest {
-    view: InstanceView,
-    key: PathBuf,
-}
-
-impl Guest {
-    fn address(&self) -> anyhow::Result<IpAddr> {
-        TestCloud::address_of(&self.view)
-    }
-
-    async fn run(&self, cloud: &TestCloud, script: &str) -> anyhow::Result<String> {
-        cloud.in_guest(&self.view, &self.key, script).await
-    }
-}
-
-/// Guests on given hypervisors, each up with exactly the address and MAC of its port.
-async fn guests(
-    cloud: &TestCloud,
-    wanted: [(&str, &NetworkView, &str); 3],
-) -> anyhow::Result<[Guest; 3]> {
-    let mut asked = Vec::new();
-    for (name, network, host) in wanted {
-        let (key, public) = cloud.new_key(name).await?;
-        let options = InstanceOptions {
-            networks: vec![network.id],
-            guest_data: Some(ConfigDrive {
-                public_keys: [("me".parse()?, public.parse()?)].into(),
-                ..ConfigDrive::default()
-            }),
-            ..InstanceOptions::default()
-        };
-        let mut request = cloud.instance_request(name, &options)?;
-        request.hints = SchedulerHints {
-            host: Some(host.to_owned()),
-            ..SchedulerHints::default()
-        };
-        asked.push((cloud.call(&request).await?.id, key));
-    }
-    let mut guests = Vec::new();
-    for (id, key) in asked {
-        let guest = cloud.wait_active(id).await?;
-        let status = cloud.guest_answers(&guest).await?;
-        let port = guest.ports.first().context("no port")?;
-        ensure!(status.address == TestCloud::address_of(&guest)?.to_string());
-        ensure!(status.mac == port.mac_address.to_string(), "{status:?}");
-        guests.push(Guest { view: guest, key });
-    }
-    <[Guest; 3]>::try_from(guests).map_err(|_| anyhow::anyhow!("three were asked for"))
 }
 
 /// What the hypervisor's bridges hand to a guest, counted by what it is.
@@ -421,17 +365,17 @@ fn guests_on_two_hypervisors_reach_their_own_network_whatever_becomes_of_agents_
             ("two", &red, "hv2"),
             ("other", &blue, "hv2"),
         ];
-        let [one, two, other] = guests(cloud, wanted).await?;
+        let wanted =
+            wanted.map(|(name, network, host)| GuestOptions::in_network(name, host, network.id));
+        let [one, two, other] = cloud.guests(wanted).await?;
         let (at_one, at_two) = (one.address()?, two.address()?);
         ensure!(
             at_one == other.address()?,
             "the tenants have the same addresses"
         );
 
-        let ask = format!(
-            "ping -c 1 -W 5 {at_one} >/dev/null && printf 'GET /cgi-bin/status HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {at_one} 80"
-        );
-        let answer = two.run(cloud, &ask).await?;
+        two.run(cloud, &format!("ping -c 1 -W 5 {at_one}")).await?;
+        let answer = two.ask(cloud, at_one).await?;
         ensure!(answer.contains("\"hostname\":\"one\""), "{answer}");
         let silence = format!("! ping -c 2 -W 1 {at_two}");
         other.run(cloud, &silence).await?;

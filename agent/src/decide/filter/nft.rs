@@ -85,6 +85,8 @@ pub enum Field {
     MarkBits(u32),
     /// The bit of the destination that tells a group of receivers from one.
     GroupBit,
+    /// What its destination is to the link it came in by, in nft's words.
+    DestinationHere,
 }
 
 /// How a field and an operand are compared.
@@ -212,6 +214,9 @@ impl Field {
             Self::GroupBit => out.push_str(
                 r#"{"&":[{"payload":{"protocol":"ether","field":"daddr"}},"01:00:00:00:00:00"]}"#,
             ),
+            Self::DestinationHere => {
+                out.push_str(r#"{"fib":{"result":"type","flags":["daddr","iif"]}}"#);
+            }
         }
     }
 }

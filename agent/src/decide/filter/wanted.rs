@@ -337,10 +337,34 @@ impl Filter<'_> {
         }
         if let (Some(family), Some(zone)) = (tracking_family(self.stateful), self.zone) {
             let whose = format!("{whose} zone {zone}");
-            let rules = vec![vec![Statement::SetZone(zone)]];
+            let mut rules = self.to_the_host(family);
+            rules.push(vec![Statement::SetZone(zone)]);
             self.chain(family, self.name("z"), &whose, rules);
             let key = (family, ZONES.to_owned(), link_names::bridge(self.id));
             self.wanted.links.insert(key, self.name("z"));
+        }
+    }
+
+    /// What comes to the host itself over the NIC of a `flat` network, whose bridge may have the host's addresses: the host's IP stack
+    /// and its own firewall look for its connection in no zone.
+    fn to_the_host(&self, family: Family) -> Vec<Vec<Statement>> {
+        if self.spec.network_type != NetworkType::Flat {
+            return Vec::new();
+        }
+        match family {
+            Family::Inet => vec![vec![
+                word(Field::DestinationHere, "local"),
+                Statement::Accept,
+            ]],
+            // There no address is looked at, but the bridge has the NIC's Ethernet address then.
+            Family::Bridge => {
+                let nics = self.around.uplinks.iter();
+                nics.map(|nic| {
+                    let to_it = word(Field::Meta("pkttype"), "host");
+                    vec![word(IN, nic), to_it, Statement::Accept]
+                })
+                .collect()
+            }
         }
     }
 
