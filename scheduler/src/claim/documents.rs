@@ -23,7 +23,7 @@ use chrono::{DateTime, Utc};
 
 use super::{ClaimError, routers};
 use crate::{
-    context::{Touched, TouchedGroups, Writing},
+    context::{Cause, Touched, TouchedGroups, Writing},
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
@@ -49,12 +49,18 @@ pub async fn spread(
         let mut places = reach::hosts_of(db, &networks, among).await?;
         // Who has a network only for a router has no port there.
         places.extend(reach::hosts_told(db, &networks, among).await?);
+        let cause = match among {
+            Among::All => Cause::Itself,
+            Among::Spanning => Cause::Members,
+        };
         for (host, network) in places {
             let key = DocumentKey {
                 kind: Kind::Network,
                 id: network.as_uuid(),
             };
-            touched.entry(host).or_default().keys.insert(key);
+            let touched = touched.entry(host).or_default();
+            touched.keys.insert(key);
+            touched.networks.insert((network, cause));
         }
     }
     Ok(())
@@ -117,7 +123,7 @@ pub async fn refresh(
 
 /// The networks on hosts whose documents may follow from what changed of security groups: those with a port that has a group
 /// whose rules changed, and those with a port whose rules name a group that others in the network have now, or no longer have. Other
-/// networks that a router joins to it follow with it, on all hosts that have it.
+/// networks that a router joins to it follow with its members, on all hosts that have it ([`Cause::Members`]).
 ///
 /// # Errors
 /// When the database fails.

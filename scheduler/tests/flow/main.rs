@@ -32,6 +32,7 @@ mod relocation;
 mod root_volumes;
 mod router_uses;
 mod routers;
+mod scale;
 mod security_groups;
 mod snapshots;
 mod standstill;

@@ -134,7 +134,7 @@ async fn a_deleted_router_gives_back_its_name_and_addresses(database: Arc<TestDa
     routers::insert_interface(db, &leg(&row, &network, 1))
         .await
         .unwrap();
-    routers::insert_gateway(db, &gateway).await.unwrap();
+    routers::insert_gateways(db, &[gateway]).await.unwrap();
     let used = routers::addresses_in_use(db, network.subnets[0].id).await;
     assert_eq!(
         used.unwrap(),
@@ -167,13 +167,13 @@ async fn addresses_outside_are_given_once(database: Arc<TestDatabase>) {
         subnet_id: network.subnets[0].id,
         ip_address: IpAddr::from([10, 0, 0, 20]),
     };
-    routers::insert_gateway(db, &gateway(&a)).await.unwrap();
+    routers::insert_gateways(db, &[gateway(&a)]).await.unwrap();
     taken(
-        routers::insert_gateway(db, &gateway(&b)).await,
+        routers::insert_gateways(db, &[gateway(&b)]).await,
         UniqueWhat::IpAddress,
     );
-    routers::delete_gateway(db, &gateway(&a)).await.unwrap();
-    routers::insert_gateway(db, &gateway(&b)).await.unwrap();
+    routers::delete_gateways(db, &[gateway(&a)]).await.unwrap();
+    routers::insert_gateways(db, &[gateway(&b)]).await.unwrap();
     let ids = [a.id, b.id].into();
     assert_eq!(routers::gateways(db, &ids).await.unwrap(), [gateway(&b)]);
     floating_ips::insert(db, &floating(&network, 50))
@@ -287,7 +287,9 @@ async fn a_host_that_is_forgotten_gives_its_addresses_back(database: Arc<TestDat
     };
     let stays = gateway(other, 21);
     for gateway in [&gateway(host, 20), &stays] {
-        routers::insert_gateway(db, gateway).await.unwrap();
+        routers::insert_gateways(db, std::slice::from_ref(gateway))
+            .await
+            .unwrap();
     }
     hosts::delete(db, host).await.unwrap();
     let left = routers::gateways(db, &[row.id].into()).await.unwrap();
