@@ -9,6 +9,8 @@
 //! that failed has confirmed that nothing is left there, so it can never run twice. That host is not asked again for
 //! it, and weighs less for a while. One that boots from a volume stays: a volume never moves.
 
+use std::collections::BTreeSet;
+
 use berth_common::{
     ids::{DecisionId, HostId, NetworkId},
     message::report::{ConvergeStatus, Fault, FaultCode},
@@ -26,7 +28,7 @@ use crate::{
         ClaimError,
         cloud::Placed,
         hints::{Asker, Lookups},
-        networks, ports as claim_ports,
+        ports::Planned,
         routers::joined::Joined,
     },
     context::Writing,
@@ -270,16 +272,15 @@ async fn request(
         .excluded_hosts
         .extend(failed_hosts.iter().copied());
     let ports = ports::of_instances(writing.txn(), &[row.id]).await?;
-    for port in &ports {
-        claim_ports::demand(&port.wishes, &mut resolved.request.networks);
-    }
     let ids: Vec<NetworkId> = ports.iter().map(|port| port.network_id).collect();
-    let of_ports = berth_store::networks::of_ids(writing.txn(), &ids).await?;
-    for network in &of_ports {
-        networks::demand(network, &mut resolved.request.networks);
-    }
-    Joined::default()
-        .demand(writing.txn(), &of_ports, &mut resolved.request)
+    let planned = Planned {
+        networks: berth_store::networks::of_ids(writing.txn(), &ids).await?,
+        given: BTreeSet::new(),
+        ports,
+    };
+    let mut joined = Joined::default();
+    planned
+        .demand(writing.txn(), &mut joined, &mut resolved.request)
         .await?;
     // It is a member of its group on the host it leaves.
     if let Some(group) = &mut resolved.request.group
