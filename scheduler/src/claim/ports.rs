@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use self::wishes::SecurityWish;
 use super::{
-    ClaimError, address, conflict, invalid, networks, not_found,
+    ClaimError, address, cloud::Cloud, conflict, invalid, networks, not_found,
     routers::joined::Joined, security_groups,
 };
 use crate::{
@@ -92,23 +92,24 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// Asks a host for all that the ports need.
+    /// Asks a host for all that the ports need; answers the networks of type `nat` that it gets with them.
     ///
     /// # Errors
-    /// When the database fails.
+    /// A refusal if no host can have all of the networks, or a failure of the database.
     pub async fn demand(
         &self,
         db: &impl Executor,
+        cloud: &Cloud,
         joined: &mut Joined,
         wanted: &mut Request,
-    ) -> Result<(), ClaimError> {
+    ) -> Result<Vec<NetworkRow>, ClaimError> {
         for network in &self.networks {
             networks::demand(network, &mut wanted.networks);
         }
         for port in &self.ports {
             demand(&port.wishes, &mut wanted.networks);
         }
-        joined.demand(db, &self.networks, wanted).await
+        joined.demand(db, cloud, &self.networks, wanted).await
     }
 }
 

@@ -131,7 +131,7 @@ impl Wanted<'_> {
             .plan(db, of, Utc::now())
             .await?;
         planned
-            .demand(db, &mut Joined::default(), &mut resolved.request)
+            .demand(db, image, &mut Joined::default(), &mut resolved.request)
             .await?;
         Ok(resolved)
     }

@@ -23,6 +23,7 @@ mod invariants;
 mod leading;
 mod life;
 mod many;
+mod nat;
 mod networks;
 mod ports;
 mod questions;

@@ -275,8 +275,8 @@ impl Batch {
                 &request.hints,
             )
             .await?;
-        planned
-            .demand(writing.txn(), &mut self.joined, &mut wanted)
+        let nat = planned
+            .demand(writing.txn(), &writing.cloud, &mut self.joined, &mut wanted)
             .await?;
         let demand = match root {
             None => wanted.demand(),
@@ -320,6 +320,9 @@ impl Batch {
         match (decided.chosen.as_ref(), fault) {
             (Some(chosen), _) => {
                 metrics.placed();
+                for network in &nat {
+                    writing.cloud.hold_nat(chosen.host_id, network);
+                }
                 let place = (chosen.host_id, demand);
                 let view = self.claim(writing, &row, place, planned, root);
                 tracing::info!(instance = %row.id, name = %row.name, host = %chosen.host, "instance accepted");

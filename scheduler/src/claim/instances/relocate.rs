@@ -19,6 +19,7 @@ use berth_store::{
     claims,
     decisions::DecisionRow,
     instances::{self, InstanceObserved, InstanceRow, Placement},
+    networks::NetworkRow,
     ports,
 };
 
@@ -99,7 +100,7 @@ pub async fn give_up(
         failed_hosts.push(from);
     }
     let wanted = match request(writing, row, &failed_hosts).await {
-        Ok(wanted) => wanted,
+        Ok((wanted, _)) => wanted,
         // What the hints name may be gone by now.
         Err(ClaimError::Refused(refusal)) => {
             return Ok(Relocation::Stays {
@@ -158,7 +159,7 @@ pub async fn move_on(
 ) -> Result<(), ClaimError> {
     let attempt = row.attempt.saturating_add(1);
     let chosen = match request(writing, row, &row.failed_hosts).await {
-        Ok(wanted) => {
+        Ok((wanted, nat)) => {
             let mark = writing.cloud.mark();
             writing.cloud.unplace(row.id);
             let decided = writing.cloud.decide(&wanted);
@@ -168,7 +169,12 @@ pub async fn move_on(
                 decision: decision::view(&decided, attempt, writing.now),
             });
             match &decided.chosen {
-                Some(chosen) => Ok((chosen.host_id, wanted.demand())),
+                Some(chosen) => {
+                    for network in &nat {
+                        writing.cloud.hold_nat(chosen.host_id, network);
+                    }
+                    Ok((chosen.host_id, wanted.demand()))
+                }
                 None => {
                     writing.cloud.undo_to(mark);
                     Err(decision::public_text(&decided))
@@ -253,12 +259,12 @@ async fn go_back(
     Ok(())
 }
 
-/// The request of an instance, asked again without the hosts that failed.
+/// The request of an instance, asked again without the hosts that failed, and the `nat` networks that its host gets.
 async fn request(
     writing: &Writing<'_>,
     row: &InstanceRow,
     failed_hosts: &[HostId],
-) -> Result<place::Request, ClaimError> {
+) -> Result<(place::Request, Vec<NetworkRow>), ClaimError> {
     let asker = Asker {
         project: &row.project,
         seed: create::seed(row.id),
@@ -279,8 +285,9 @@ async fn request(
         ports,
     };
     let mut joined = Joined::default();
-    planned
-        .demand(writing.txn(), &mut joined, &mut resolved.request)
+    let wanted = &mut resolved.request;
+    let nat = planned
+        .demand(writing.txn(), &writing.cloud, &mut joined, wanted)
         .await?;
     // It is a member of its group on the host it leaves.
     if let Some(group) = &mut resolved.request.group
@@ -289,5 +296,5 @@ async fn request(
     {
         *count = count.saturating_sub(1);
     }
-    Ok(resolved.request)
+    Ok((resolved.request, nat))
 }
