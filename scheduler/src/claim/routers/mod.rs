@@ -1,11 +1,13 @@
 //! Routers: creating, changing and deleting them, and their legs.
 //!
+//! - [`able`]: whether the hosts that they come to can build their networks;
 //! - [`floating`]: floating IPs;
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
 //! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
 //! - [`uses`]: what is refused because of them elsewhere.
 
+mod able;
 pub mod floating;
 pub mod hosts;
 pub mod joined;
@@ -100,7 +102,7 @@ fn name_taken(error: StoreError, row: &RouterRow) -> ClaimError {
 /// A refusal, or a failure of the database; then nothing of it may be kept.
 pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<RouterView, ClaimError> {
     let mut row = resolve(writing.txn(), &request.project, &request.router).await?;
-    let before = row.external_network_id;
+    let (was_up, before) = (row.admin_state_up, row.external_network_id);
     if let Some(name) = &request.name {
         row.name = name.clone();
     }
@@ -131,6 +133,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
         uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
     check_routes(writing.txn(), &row, &legs).await?;
+    if (row.admin_state_up, row.external_network_id) != (was_up, before) {
+        able::check_hosts(writing, &row, &legs).await?;
+    }
     let updated = routers::update(writing.txn(), &row).await;
     updated.map_err(|error| name_taken(error, &row))?;
     touch(writing, &row, before.into_iter().collect()).await?;
@@ -300,7 +305,10 @@ pub async fn add_interface(
         ip_address,
         mac_address,
     };
-    routers::insert_interface(txn, &leg).await?;
+    let mut after = legs;
+    after.push(leg.clone());
+    able::check_hosts(writing, &row, &after).await?;
+    routers::insert_interface(writing.txn(), &leg).await?;
     touch(writing, &row, BTreeSet::new()).await?;
     view(writing.txn(), &row).await
 }
