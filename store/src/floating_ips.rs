@@ -184,7 +184,8 @@ pub async fn of_routers(
     Ok(found)
 }
 
-/// The floating IPs of the ports on hosts that the routers beside them translate. One query for each 256.
+/// The floating IPs of the ports on hosts that the routers beside them translate. One query for each 256; `COALESCE` keeps a database
+/// from going through all that a router translates anywhere.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -203,9 +204,9 @@ pub(crate) async fn on_hosts(
         rows,
         "SELECT f.* \
          FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN floating_ips AS f \
-         WHERE EXISTS (SELECT 1 FROM floating_ips AS e WHERE e.router_id = w.router_id) \
+         WHERE (SELECT 1 FROM floating_ips AS e WHERE e.router_id = w.router_id LIMIT 1) IS NOT NULL \
          AND c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
-         AND f.port_id = p.id AND f.router_id = w.router_id",
+         AND f.port_id = p.id AND COALESCE(f.router_id, '') = w.router_id",
     );
     let mut found = BTreeMap::new();
     for query in queries {

@@ -563,7 +563,8 @@ fn pairs(places: &BTreeSet<(HostId, NetworkId)>) -> Vec<[String; 2]> {
 }
 
 /// The routers with a leg in a network, on the host beside it: a host has those of the networks that it has ports in, if they are up,
-/// which is not looked at. One query for each 256 pairs; it reads what the hosts have, and nothing of others.
+/// which is not looked at. One query for each 256 pairs; it reads what the hosts have, and nothing of others: `COALESCE` keeps a
+/// database from going through all routers of a network for each of the hosts' ports.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -578,9 +579,10 @@ pub async fn on_hosts(
         "SELECT DISTINCT c.host_id, m.router_id \
          FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN router_interfaces AS l \
          CROSS JOIN router_interfaces AS m \
-         WHERE EXISTS (SELECT 1 FROM router_interfaces AS e WHERE e.network_id = w.network_id) \
+         WHERE (SELECT 1 FROM router_interfaces AS e WHERE e.network_id = w.network_id LIMIT 1) IS NOT NULL \
          AND c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
-         AND l.network_id = p.network_id AND m.router_id = l.router_id AND m.network_id = w.network_id",
+         AND l.network_id = p.network_id AND m.router_id = l.router_id \
+         AND COALESCE(m.network_id, '') = w.network_id",
     );
     places(db, queries, "routers::on_hosts").await
 }
@@ -640,7 +642,8 @@ struct LedTo {
     network_id: String,
 }
 
-/// The networks that a router leads out to which is on the host beside it and up. One query for each 256 pairs.
+/// The networks that a router leads out to which is on the host beside it and up. One query for each 256 pairs, begun as that of
+/// [`on_hosts`].
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -655,10 +658,10 @@ pub(crate) async fn led_to(
         pairs(wanted),
         "SELECT DISTINCT c.host_id, r.external_network_id AS network_id \
          FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN router_interfaces AS l CROSS JOIN routers AS r \
-         WHERE EXISTS (SELECT 1 FROM routers AS e WHERE e.external_network_id = w.network_id) \
+         WHERE (SELECT 1 FROM routers AS e WHERE e.external_network_id = w.network_id LIMIT 1) IS NOT NULL \
          AND c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
          AND l.network_id = p.network_id AND r.id = l.router_id \
-         AND r.external_network_id = w.network_id AND r.admin_state_up",
+         AND COALESCE(r.external_network_id, '') = w.network_id AND r.admin_state_up",
     );
     let mut found = BTreeSet::new();
     for query in queries {
