@@ -158,7 +158,7 @@ async fn refusal(
         words.push(format!("{more} more hosts cannot either"));
     }
     Ok(conflict(format!(
-        "router {} would need on every host what one of its networks' ports is on, and {}",
+        "router {} comes with all of its networks to every host that has a port in one of them, and {}",
         row.name,
         words.join("; ")
     )))
