@@ -6,7 +6,7 @@ export HOME := $(or $(HOME),/root)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help packages build guest demo demo-down test check docs clean
-.PHONY: bench-placement bench-durable bench-scale bench-failover bench-bus bench-boot bench-agent bench-plumbing
+.PHONY: bench-placement bench-routers bench-durable bench-scale bench-failover bench-bus bench-boot bench-agent bench-plumbing
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,10 @@ check: ## Formatting and lints
 bench-placement: ## How long placement decisions take
 	@scripts/install-packages.sh build
 	cargo bench -p berth-scheduler --bench placement --locked
+
+bench-routers: ## What a change costs beside 10, 100 and 1,000 routers of one external network
+	@scripts/install-packages.sh build
+	cargo bench -p berth-scheduler --bench routers --locked
 
 bench-durable: ## Placements per second beside the bare broker
 	@scripts/install-packages.sh build run test

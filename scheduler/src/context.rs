@@ -94,6 +94,19 @@ pub struct Touched {
     pub keys: BTreeSet<DocumentKey>,
     /// These get a new generation even if nothing differs.
     pub again: BTreeSet<DocumentKey>,
+    /// These networks bring more with them than their own documents.
+    pub networks: BTreeSet<(NetworkId, Cause)>,
+}
+
+/// Why more than a network's own document on a host may follow from other rows now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// The host's ports in it: with the first it gets the routers of the network, with the last it loses them.
+    OwnPorts,
+    /// Who is in it, on whatever host: rules in networks that a router joins to it may mean them.
+    Members,
+    /// What it is: its name, its MTU, its subnets.
+    Itself,
 }
 
 /// What of security groups has changed: documents of any host may follow.
@@ -164,8 +177,16 @@ impl Writing<'_> {
         self.touched.entry(host).or_default().keys.insert(key);
     }
 
-    /// The document of a network on a host may follow from other rows now.
+    /// The ports of a network on a host changed, or there are others: its document may follow from other rows now, and so may
+    /// those of its routers.
     pub fn touch_network(&mut self, host: HostId, network: NetworkId) {
+        self.touch_network_alone(host, network);
+        let touched = self.touched.entry(host).or_default();
+        touched.networks.insert((network, Cause::OwnPorts));
+    }
+
+    /// The document of a network on a host may follow from other rows now, and nothing else for that.
+    pub fn touch_network_alone(&mut self, host: HostId, network: NetworkId) {
         let key = DocumentKey {
             kind: Kind::Network,
             id: network.as_uuid(),
@@ -206,12 +227,12 @@ impl Writing<'_> {
     pub async fn spread(&mut self) -> Result<(), ClaimError> {
         let groups = std::mem::take(&mut self.groups);
         for (host, network) in claim::documents::dependents(&self.txn, &groups).await? {
-            self.touch_network(host, network);
+            self.touch_network_alone(host, network);
         }
         Ok(())
     }
 
-    /// The document of a router on a host may follow from other rows now.
+    /// The document of a router on a host may follow from other rows now, and with it those of its networks.
     pub fn touch_router(&mut self, host: HostId, router: RouterId) {
         let key = DocumentKey {
             kind: Kind::Router,

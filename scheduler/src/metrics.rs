@@ -5,6 +5,7 @@ use berth_common::{
     refusal::RefusalCode,
     telemetry::registry::{Metrics, MetricsError},
 };
+use berth_store::Tally;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::liveness::Count;
@@ -26,6 +27,8 @@ pub struct SchedulerMetrics {
     relocations: IntCounter,
     leader: IntGauge,
     epoch: IntGauge,
+    statements: IntCounter,
+    rows: IntCounter,
 }
 
 impl SchedulerMetrics {
@@ -97,6 +100,14 @@ impl SchedulerMetrics {
                 "berth_scheduler_epoch",
                 "Which leader this scheduler is or was, counted from 1; 0: none yet.",
             )?,
+            statements: metrics.counter(
+                "berth_scheduler_database_statements_total",
+                "Statements that the database was asked.",
+            )?,
+            rows: metrics.counter(
+                "berth_scheduler_database_rows_read_total",
+                "Rows that the database answered with.",
+            )?,
         })
     }
 
@@ -127,6 +138,16 @@ impl SchedulerMetrics {
     /// So many documents lag.
     pub fn lagging(&self, count: u64) {
         self.lagging.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So much was asked of the database.
+    pub fn database(&self, tally: Tally) {
+        for (counter, total) in [
+            (&self.statements, tally.statements),
+            (&self.rows, tally.rows),
+        ] {
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
     }
 
     /// A report was written down.

@@ -515,6 +515,7 @@ async fn watch_hosts(
         };
         let count = context.liveness(|liveness| liveness.judge(patience, known, Instant::now()));
         context.metrics.hosts(count);
+        context.metrics.database(context.store.tally());
         if count.suspected > 0 {
             component.degraded(format!(
                 "{} of {} hosts fell silent at once: the fault may be this scheduler's or the broker's; none of them is \

@@ -17,7 +17,7 @@ use sea_orm::{
 
 use crate::{
     error::{Cause, StoreError, driver_failed, failed},
-    executor::{self, Pool, Txn, sealed::Handle as _},
+    executor::{self, Pool, Tally, Txn, sealed::Handle as _},
     leadership::{self, Epoch},
     lock::ExclusiveLock,
     migration,
@@ -231,7 +231,10 @@ impl Store {
         let target = Arc::new(Target::parse(&config.url)?);
         let connection = target.open(config.max_connections).await?;
         Ok(Self {
-            pool: Pool(connection),
+            pool: Pool {
+                connection,
+                counting: Arc::default(),
+            },
             target,
         })
     }
@@ -242,7 +245,7 @@ impl Store {
     /// [`StoreError::NewerSchema`] if a newer berth was here; then nothing is changed.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let migration = async {
-            let transaction = executor::begin(&self.pool.0).await?;
+            let transaction = executor::begin(&self.pool.connection).await?;
             migration::run(transaction).await
         };
         tokio::time::timeout(MIGRATION_LIMIT, migration)
@@ -282,12 +285,18 @@ impl Store {
         &self.pool
     }
 
+    /// How much was asked of the database so far, by this store and its clones.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.pool.counting.tally()
+    }
+
     /// Whether the database answers.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        executor::answered(self.pool.0.ping())
+        executor::answered(self.pool.connection.ping())
             .await
             .map_err(failed("ping"))
     }

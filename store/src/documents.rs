@@ -12,22 +12,25 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use berth_common::{
-    document::{DocumentKey, Kind},
-    ids::HostId,
+    document::{DocumentKey, Kind, NetworkType},
+    ids::{HostId, NetworkId},
     message::report::ConvergeStatus,
     units::Generation,
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, Order, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, UpdateMany,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, UpdateMany,
     sea_query::{Expr, ExprTrait, OnConflict},
 };
 
 use crate::{
     bulk,
     codec::{RowReader, int, millis, word},
-    entity::document::{self, Column},
+    entity::{
+        document::{self, Column},
+        network,
+    },
     error::{StoreError, failed},
     executor::{Executor, scope},
 };
@@ -166,6 +169,42 @@ pub async fn of_keys(
     let wanted: HashSet<&DocumentKey> = keys.iter().collect();
     documents.retain(|document| wanted.contains(&document.key));
     Ok(documents)
+}
+
+/// The networks of a type on the hosts that have them: that were told of one, and did not say since that it is gone.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn places_of_networks(
+    db: &impl Executor,
+    network_type: NetworkType,
+) -> Result<Vec<(HostId, NetworkId)>, StoreError> {
+    let of_type = network::Entity::find()
+        .select_only()
+        .column(network::Column::Id)
+        .filter(network::Column::NetworkType.eq(network_type.as_str()))
+        .into_query();
+    let gone = word("documents.observed_status", &ConvergeStatus::Gone)?;
+    let is_there = Condition::any()
+        .add(Column::SpecJson.is_not_null())
+        .add(Column::ObservedStatus.is_null())
+        .add(Column::ObservedStatus.ne(gone));
+    let found: Vec<(String, String)> = document::Entity::find()
+        .select_only()
+        .columns([Column::HostId, Column::ResourceId])
+        .filter(Column::Kind.eq(Kind::Network.as_str()))
+        .filter(Column::ResourceId.in_subquery(of_type))
+        .filter(is_there)
+        .into_tuple()
+        .all(&db.handle())
+        .await
+        .map_err(failed("documents::places_of_networks"))?;
+    let parse = |(host, id): &(String, String)| {
+        let row = RowReader { table: TABLE, id };
+        let host = row.parsed("host_id", host.parse())?;
+        Ok((host, row.parsed("resource_id", id.parse())?))
+    };
+    found.iter().map(parse).collect()
 }
 
 /// Some documents, by host, kind and id. One query for each 256.

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -52,9 +52,46 @@ fn is_over() -> DbErr {
 /// The pool or a transaction; every query function takes either.
 pub trait Executor: sealed::Handle {}
 
+/// How much was asked of a database since it was opened: what a request costs, whatever the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Statements, without those that begin and end transactions.
+    pub statements: u64,
+    /// Rows that came back.
+    pub rows: u64,
+}
+
+/// Counts for a [`Tally`].
+#[derive(Debug, Default)]
+pub(crate) struct Counting {
+    statements: AtomicU64,
+    rows: AtomicU64,
+}
+
+impl Counting {
+    fn statement(&self) {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn rows(&self, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.rows.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        Tally {
+            statements: self.statements.load(Ordering::Relaxed),
+            rows: self.rows.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// The connections of a [`Store`](crate::Store); each call takes one and gives it back.
 #[derive(Debug, Clone)]
-pub struct Pool(pub(crate) DatabaseConnection);
+pub struct Pool {
+    pub(crate) connection: DatabaseConnection,
+    pub(crate) counting: Arc<Counting>,
+}
 
 /// One transaction on one connection. Dropping it undoes all of it.
 ///
@@ -70,6 +107,7 @@ pub struct Txn {
     transaction: DatabaseTransaction,
     /// It cannot be committed any more. Shared with those nested in it.
     over: Arc<AtomicBool>,
+    counting: Arc<Counting>,
 }
 
 impl Executor for Pool {}
@@ -105,6 +143,7 @@ impl Txn {
         Ok(Self {
             transaction,
             over: Arc::clone(&self.over),
+            counting: Arc::clone(&self.counting),
         })
     }
 
@@ -112,7 +151,9 @@ impl Txn {
         if self.over.load(Ordering::Relaxed) {
             return Err(failed("commit")(is_over()));
         }
-        let Self { transaction, over } = self;
+        let Self {
+            transaction, over, ..
+        } = self;
         let ended = answered(transaction.commit()).await;
         if ended.is_err() {
             over.store(true, Ordering::Relaxed);
@@ -152,8 +193,9 @@ impl Pool {
     /// Opens a transaction.
     pub(crate) async fn begin(&self) -> Result<Txn, StoreError> {
         Ok(Txn {
-            transaction: begin(&self.0).await?,
+            transaction: begin(&self.connection).await?,
             over: Arc::default(),
+            counting: Arc::clone(&self.counting),
         })
     }
 }
@@ -198,41 +240,58 @@ pub enum Bounded<'a> {
     Txn(&'a Txn),
 }
 
+impl Bounded<'_> {
+    fn counting(&self) -> &Counting {
+        match self {
+            Self::Pool(pool) => &pool.counting,
+            Self::Txn(txn) => &txn.counting,
+        }
+    }
+}
+
 #[async_trait::async_trait]
 impl ConnectionTrait for Bounded<'_> {
     fn get_database_backend(&self) -> DbBackend {
         match self {
-            Self::Pool(pool) => pool.0.get_database_backend(),
+            Self::Pool(pool) => pool.connection.get_database_backend(),
             Self::Txn(txn) => txn.transaction.get_database_backend(),
         }
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        self.counting().statement();
         match self {
-            Self::Pool(pool) => answered(pool.0.execute_raw(statement)).await,
+            Self::Pool(pool) => answered(pool.connection.execute_raw(statement)).await,
             Self::Txn(txn) => txn.exchange(txn.transaction.execute_raw(statement)).await,
         }
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        self.counting().statement();
         match self {
-            Self::Pool(pool) => answered(pool.0.execute_unprepared(sql)).await,
+            Self::Pool(pool) => answered(pool.connection.execute_unprepared(sql)).await,
             Self::Txn(txn) => txn.exchange(txn.transaction.execute_unprepared(sql)).await,
         }
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        match self {
-            Self::Pool(pool) => answered(pool.0.query_one_raw(statement)).await,
+        self.counting().statement();
+        let found = match self {
+            Self::Pool(pool) => answered(pool.connection.query_one_raw(statement)).await,
             Self::Txn(txn) => txn.exchange(txn.transaction.query_one_raw(statement)).await,
-        }
+        }?;
+        self.counting().rows(usize::from(found.is_some()));
+        Ok(found)
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        match self {
-            Self::Pool(pool) => answered(pool.0.query_all_raw(statement)).await,
+        self.counting().statement();
+        let found = match self {
+            Self::Pool(pool) => answered(pool.connection.query_all_raw(statement)).await,
             Self::Txn(txn) => txn.exchange(txn.transaction.query_all_raw(statement)).await,
-        }
+        }?;
+        self.counting().rows(found.len());
+        Ok(found)
     }
 }
 

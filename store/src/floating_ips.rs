@@ -1,15 +1,19 @@
 //! Floating IPs: addresses outside, each of a port inside or of none.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_common::{
-    ids::{FloatingIpId, InstanceId, NetworkId, PortId, RouterId, SubnetId},
+    ids::{FloatingIpId, HostId, InstanceId, NetworkId, PortId, RouterId, SubnetId},
     names::ProjectName,
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, UpdateMany, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult,
+    IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, UpdateMany,
+    sea_query::Expr,
 };
 
 use crate::{
@@ -178,6 +182,44 @@ pub async fn of_routers(
         found.append(&mut load(db, which).await?);
     }
     Ok(found)
+}
+
+/// The floating IPs of the ports on hosts that the routers beside them translate. One query for each 256; `COALESCE` keeps a database
+/// from going through all that a router translates anywhere.
+///
+/// # Errors
+/// See [`StoreError`].
+pub(crate) async fn on_hosts(
+    db: &impl Executor,
+    places: &BTreeSet<(HostId, RouterId)>,
+) -> Result<Vec<FloatingIpRow>, StoreError> {
+    let connection = db.handle();
+    let rows = places
+        .iter()
+        .map(|(host, router)| [host.to_string(), router.to_string()])
+        .collect();
+    let queries = bulk::queries_from(
+        connection.get_database_backend(),
+        ["host_id", "router_id"],
+        rows,
+        "SELECT f.* \
+         FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN floating_ips AS f \
+         WHERE (SELECT 1 FROM floating_ips AS e WHERE e.router_id = w.router_id LIMIT 1) IS NOT NULL \
+         AND c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
+         AND f.port_id = p.id AND COALESCE(f.router_id, '') = w.router_id",
+    );
+    let mut found = BTreeMap::new();
+    for query in queries {
+        let models = floating_ip::Model::find_by_statement(query)
+            .all(&connection)
+            .await
+            .map_err(failed("floating_ips::on_hosts"))?;
+        for model in models {
+            let row = read(model)?;
+            found.insert((row.created_at, row.id), row);
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 /// How many floating IPs a network has.

@@ -106,7 +106,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
     let instances = instances::load(db, instances_of(host), None).await?;
     let ports = ports::load(db, ports_of(host)).await?;
     let networks = networks::load(db, networks_of(host)).await?;
-    let with_ports = networks.iter().map(|network| network.id).collect();
+    let places = networks.iter().map(|network| (host, network.id)).collect();
     let volumes = volumes::of_host(db, host).await?;
     let attachments = attachments::load(db, attachments_of(host)).await?;
     let snapshots = snapshots::of_host(db, host).await?;
@@ -136,7 +136,7 @@ pub async fn of_host(db: &impl Executor, host: HostId) -> Result<HostRows, Store
             security: SecurityRows::default(),
         },
     )]);
-    let routers = Routers::of(db, &with_ports, BTreeSet::new()).await?;
+    let routers = Routers::of(db, &places, |_, _| true).await?;
     for (host, rows) in &mut rows {
         routers.add_to(*host, rows);
     }
@@ -152,7 +152,7 @@ pub struct HostPart {
     pub instances: BTreeSet<InstanceId>,
     /// The networks.
     pub networks: BTreeSet<NetworkId>,
-    /// The routers; all of their networks must be among those.
+    /// The routers; all of their networks must be among those. Of others in these networks not everything is read.
     pub routers: BTreeSet<RouterId>,
     /// The volumes.
     pub volumes: BTreeSet<VolumeId>,
@@ -160,7 +160,7 @@ pub struct HostPart {
     pub snapshots: BTreeSet<SnapshotId>,
 }
 
-/// Reads what some documents of some hosts are derived from: seventeen queries, six more if a router leads from a network, up to
+/// Reads what some documents of some hosts are derived from: seventeen queries, five more if a host has a router in a network, up to
 /// three more if a network reaches beyond a host, and more only beyond hundreds of ids.
 /// Every host that is asked for is in the answer.
 ///
@@ -191,20 +191,25 @@ pub async fn of_parts(
     }
     let on_host: Vec<InstanceId> = found.host_of.keys().copied().collect();
     found.ports = ports::of_instances(db, &on_host).await?;
-    let networks = parts
-        .values()
-        .flat_map(|part| &part.networks)
-        .copied()
+    let of_host = |(host, networks): (&HostId, &BTreeSet<NetworkId>)| {
+        let host = *host;
+        let networks: Vec<NetworkId> = networks.iter().copied().collect();
+        networks.into_iter().map(move |network| (host, network))
+    };
+    let places = parts
+        .iter()
+        .flat_map(|(host, part)| of_host((host, &part.networks)))
         .collect();
-    let asked = parts.values().flat_map(|part| &part.routers).copied();
-    let routers = Routers::of(db, &networks, asked.collect()).await?;
+    let routers = Routers::of(db, &places, |host, router| {
+        parts
+            .get(&host)
+            .is_some_and(|part| part.routers.contains(&router))
+    })
+    .await?;
     // Whom a network's rules mean may be in another one.
     let pairs = parts
         .iter()
-        .flat_map(|(host, part)| {
-            let networks = routers.with_joined(&part.networks);
-            networks.into_iter().map(|network| (*host, network))
-        })
+        .flat_map(|(host, part)| of_host((host, &routers.with_joined(*host, &part.networks))))
         .collect();
     found.add_neighbours(ports::on_hosts(db, &pairs).await?);
     found.add_volumes(db, &on_host, parts).await?;

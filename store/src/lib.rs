@@ -63,6 +63,6 @@ pub mod volumes;
 pub use codec::whole_millis;
 pub use connect::{Store, StoreConfig};
 pub use error::{Cause, StoreError, UniqueWhat};
-pub use executor::{Executor, Pool, Txn};
+pub use executor::{Executor, Pool, Tally, Txn};
 pub use leadership::Epoch;
 pub use lock::ExclusiveLock;

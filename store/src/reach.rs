@@ -14,7 +14,7 @@ use berth_common::{
     names::{InstanceName, MacAddress},
 };
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QuerySelect,
+    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QuerySelect, Statement,
 };
 
 use crate::{
@@ -78,9 +78,22 @@ struct Place {
     host_id: String,
 }
 
+#[derive(Debug, FromQueryResult)]
+struct Named {
+    host_id: String,
+    name: String,
+}
+
 fn rows(networks: impl IntoIterator<Item = NetworkId>) -> Vec<[String; 1]> {
     let ids: BTreeSet<NetworkId> = networks.into_iter().collect();
     ids.into_iter().map(|id| [id.to_string()]).collect()
+}
+
+fn pairs(places: &BTreeSet<(HostId, NetworkId)>) -> Vec<[String; 2]> {
+    places
+        .iter()
+        .map(|(host, network)| [host.to_string(), network.to_string()])
+        .collect()
 }
 
 /// Reads the ports of those of some networks that reach beyond a host: two queries, one more if one of them is a VXLAN, and
@@ -276,6 +289,26 @@ pub async fn hosts_told(
     places(db, networks, &text, "reach::hosts_told").await
 }
 
+/// Which of these hosts have a document of the network beside them: one query for some hundred pairs.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn told_on(
+    db: &impl Executor,
+    places: &BTreeSet<(HostId, NetworkId)>,
+) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
+    let text = format!(
+        "SELECT d.resource_id AS network_id, d.host_id \
+         FROM w CROSS JOIN documents AS d \
+         WHERE d.host_id = w.host_id AND d.kind = '{}' AND d.resource_id = w.network_id \
+         AND d.spec_json IS NOT NULL",
+        Kind::Network.as_str()
+    );
+    let backend = db.handle().get_database_backend();
+    let queries = bulk::queries_from(backend, ["host_id", "network_id"], pairs(places), &text);
+    find_places(db, queries, "reach::told_on").await
+}
+
 /// The condition that leaves the networks `n` which are asked for.
 fn only(among: Among) -> String {
     match among {
@@ -290,13 +323,21 @@ async fn places(
     text: &str,
     what: &'static str,
 ) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
-    let connection = db.handle();
     let queries = bulk::queries_from(
-        connection.get_database_backend(),
+        db.handle().get_database_backend(),
         ["network_id"],
         rows(networks.iter().copied()),
         text,
     );
+    find_places(db, queries, what).await
+}
+
+async fn find_places(
+    db: &impl Executor,
+    queries: impl Iterator<Item = Statement>,
+    what: &'static str,
+) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
+    let connection = db.handle();
     let mut hosts = BTreeSet::new();
     for query in queries {
         let found = Place::find_by_statement(query)
@@ -313,6 +354,45 @@ async fn places(
         }
     }
     Ok(hosts)
+}
+
+/// The instances that have ports in a network on the host beside it, by name: one query for some hundred pairs.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn instances_on(
+    db: &impl Executor,
+    places: &BTreeSet<(HostId, NetworkId)>,
+) -> Result<BTreeSet<(HostId, InstanceName)>, StoreError> {
+    let connection = db.handle();
+    let queries = bulk::queries_from(
+        connection.get_database_backend(),
+        ["host_id", "network_id"],
+        pairs(places),
+        "SELECT DISTINCT c.host_id, i.name \
+         FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN instances AS i \
+         WHERE c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
+         AND p.network_id = w.network_id AND i.id = c.instance_id",
+    );
+    let mut instances = BTreeSet::new();
+    for query in queries {
+        let found = Named::find_by_statement(query)
+            .all(&connection)
+            .await
+            .map_err(failed("reach::instances_on"))?;
+        for Named { host_id, name } in found {
+            let row = RowReader {
+                table: "instances",
+                id: &name,
+            };
+            let host = row.parsed("host_id", host_id.parse())?;
+            instances.insert((
+                host,
+                row.parsed("name", InstanceName::try_from(name.clone()))?,
+            ));
+        }
+    }
+    Ok(instances)
 }
 
 /// The networks of a type in which a host has ports.

@@ -12,8 +12,8 @@ use berth_common::{
 };
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult,
+    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
 };
 
 use crate::{
@@ -273,6 +273,22 @@ pub async fn list(
     load(db, which).await
 }
 
+/// The legs in some networks.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn interfaces_in_networks(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<Vec<RouterInterfaceRow>, StoreError> {
+    let mut found = Vec::new();
+    for ids in bulk::id_lists(networks) {
+        let inside = Condition::all().add(router_interface::Column::NetworkId.is_in(ids));
+        found.append(&mut load_interfaces(db, inside).await?);
+    }
+    Ok(found)
+}
+
 /// The routers that have a leg inside one of these networks.
 ///
 /// # Errors
@@ -281,11 +297,24 @@ pub async fn inside(
     db: &impl Executor,
     networks: &BTreeSet<NetworkId>,
 ) -> Result<BTreeSet<RouterId>, StoreError> {
-    let mut found = BTreeSet::new();
+    let legs = interfaces_in_networks(db, networks).await?;
+    Ok(legs.into_iter().map(|leg| leg.router_id).collect())
+}
+
+/// The living routers that lead out to one of these networks, in order of creation.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn leading_to(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<Vec<RouterRow>, StoreError> {
+    let mut found = Vec::new();
     for ids in bulk::id_lists(networks) {
-        let inside = Condition::all().add(router_interface::Column::NetworkId.is_in(ids));
-        let legs = load_interfaces(db, inside).await?;
-        found.extend(legs.into_iter().map(|leg| leg.router_id));
+        let outside = Condition::all()
+            .add(router::Column::DeletedAt.is_null())
+            .add(router::Column::ExternalNetworkId.is_in(ids));
+        found.append(&mut load(db, outside).await?);
     }
     Ok(found)
 }
@@ -299,12 +328,8 @@ pub async fn of_networks(
     networks: &BTreeSet<NetworkId>,
 ) -> Result<BTreeSet<RouterId>, StoreError> {
     let mut found = inside(db, networks).await?;
-    for ids in bulk::id_lists(networks) {
-        let outside = Condition::all()
-            .add(router::Column::DeletedAt.is_null())
-            .add(router::Column::ExternalNetworkId.is_in(ids));
-        found.extend(load(db, outside).await?.into_iter().map(|row| row.id));
-    }
+    let leading = leading_to(db, networks).await?;
+    found.extend(leading.into_iter().map(|row| row.id));
     Ok(found)
 }
 
@@ -366,43 +391,56 @@ pub async fn interfaces(
     Ok(found)
 }
 
-/// Gives a host an address for a router.
+/// Gives hosts addresses for routers, all or nothing.
 ///
 /// # Errors
-/// [`StoreError::Unique`] with `Id` (it has one) or `IpAddress`.
-pub async fn insert_gateway(
+/// [`StoreError::Unique`] with `Id` (a host has one) or `IpAddress`.
+pub async fn insert_gateways(
     db: &impl Executor,
-    gateway: &RouterGatewayRow,
+    gateways: &[RouterGatewayRow],
 ) -> Result<(), StoreError> {
-    let row = router_gateway::Model {
-        router_id: gateway.router_id.to_string(),
-        host_id: gateway.host_id.to_string(),
-        subnet_id: gateway.subnet_id.to_string(),
-        ip_address: gateway.ip_address.to_string(),
-    };
-    router_gateway::Entity::insert(row.into_active_model().reset_all())
-        .exec_without_returning(&db.handle())
-        .await
-        .map(drop)
-        .map_err(failed("routers::insert_gateway"))
+    let models = gateways
+        .iter()
+        .map(|gateway| router_gateway::Model {
+            router_id: gateway.router_id.to_string(),
+            host_id: gateway.host_id.to_string(),
+            subnet_id: gateway.subnet_id.to_string(),
+            ip_address: gateway.ip_address.to_string(),
+        })
+        .collect();
+    let scope = scope(db).await?;
+    bulk::insert(&scope.handle(), "routers::insert_gateways", models, None).await?;
+    scope.finish().await
 }
 
-/// Takes an address from a host; none is no error.
+/// Takes addresses from hosts; one that is not there is no error.
 ///
 /// # Errors
 /// See [`StoreError`].
-pub async fn delete_gateway(
+pub async fn delete_gateways(
     db: &impl Executor,
-    gateway: &RouterGatewayRow,
+    gateways: &[RouterGatewayRow],
 ) -> Result<(), StoreError> {
-    router_gateway::Entity::delete_many()
-        .filter(router_gateway::Column::RouterId.eq(gateway.router_id.to_string()))
-        .filter(router_gateway::Column::HostId.eq(gateway.host_id.to_string()))
-        .filter(router_gateway::Column::SubnetId.eq(gateway.subnet_id.to_string()))
-        .exec(&db.handle())
-        .await
-        .map(drop)
-        .map_err(failed("routers::delete_gateway"))
+    let rows = gateways
+        .iter()
+        .map(|gateway| {
+            [
+                gateway.router_id.to_string(),
+                gateway.host_id.to_string(),
+                gateway.subnet_id.to_string(),
+            ]
+        })
+        .collect();
+    let scope = scope(db).await?;
+    bulk::delete_rows::<router_gateway::Entity, 3>(
+        &scope.handle(),
+        "router_gateways",
+        ["router_id", "host_id", "subnet_id"],
+        rows,
+        "routers::delete_gateways",
+    )
+    .await?;
+    scope.finish().await
 }
 
 /// A host goes: its addresses are free.
@@ -450,6 +488,197 @@ pub async fn gateways(
             .map_err(failed("routers::gateways"))?;
         for model in models {
             found.push(read_gateway(model)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The addresses that hosts have for the routers beside them. One query for each 256.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn gateways_on(
+    db: &impl Executor,
+    places: &BTreeSet<(HostId, RouterId)>,
+) -> Result<Vec<RouterGatewayRow>, StoreError> {
+    let connection = db.handle();
+    let rows = places
+        .iter()
+        .map(|(host, router)| [router.to_string(), host.to_string()])
+        .collect();
+    let mut found = BTreeSet::new();
+    for which in bulk::row_lists(
+        connection.get_database_backend(),
+        "router_gateways",
+        ["router_id", "host_id"],
+        rows,
+    ) {
+        let models = router_gateway::Entity::find()
+            .filter(which)
+            .all(&connection)
+            .await
+            .map_err(failed("routers::gateways_on"))?;
+        for model in models {
+            found.insert(read_gateway(model)?);
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// A router on a host, as stored.
+#[derive(Debug, FromQueryResult)]
+struct OnHost {
+    host_id: String,
+    router_id: String,
+}
+
+async fn places(
+    db: &impl Executor,
+    queries: impl Iterator<Item = sea_orm::Statement>,
+    what: &'static str,
+) -> Result<BTreeSet<(HostId, RouterId)>, StoreError> {
+    let mut places = BTreeSet::new();
+    for query in queries {
+        let found = OnHost::find_by_statement(query)
+            .all(&db.handle())
+            .await
+            .map_err(failed(what))?;
+        for place in found {
+            let row = RowReader {
+                table: TABLE,
+                id: &place.router_id,
+            };
+            let router = row.parsed("id", place.router_id.parse())?;
+            places.insert((row.parsed("host_id", place.host_id.parse())?, router));
+        }
+    }
+    Ok(places)
+}
+
+fn pairs(places: &BTreeSet<(HostId, NetworkId)>) -> Vec<[String; 2]> {
+    places
+        .iter()
+        .map(|(host, network)| [host.to_string(), network.to_string()])
+        .collect()
+}
+
+/// The routers with a leg in a network, on the host beside it: a host has those of the networks that it has ports in, if they are up,
+/// which is not looked at. One query for each 256 pairs; it reads what the hosts have, and nothing of others: `COALESCE` keeps a
+/// database from going through all routers of a network for each of the hosts' ports.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn on_hosts(
+    db: &impl Executor,
+    wanted: &BTreeSet<(HostId, NetworkId)>,
+) -> Result<BTreeSet<(HostId, RouterId)>, StoreError> {
+    let queries = bulk::queries_from(
+        db.handle().get_database_backend(),
+        ["host_id", "network_id"],
+        pairs(wanted),
+        "SELECT DISTINCT c.host_id, m.router_id \
+         FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN router_interfaces AS l \
+         CROSS JOIN router_interfaces AS m \
+         WHERE (SELECT 1 FROM router_interfaces AS e WHERE e.network_id = w.network_id LIMIT 1) IS NOT NULL \
+         AND c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
+         AND l.network_id = p.network_id AND m.router_id = l.router_id \
+         AND COALESCE(m.network_id, '') = w.network_id",
+    );
+    places(db, queries, "routers::on_hosts").await
+}
+
+/// The hosts that were told of a router with a leg in one of these networks, and the router. One query for each 256 networks.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn told_inside(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<BTreeSet<(HostId, RouterId)>, StoreError> {
+    let text = format!(
+        "SELECT DISTINCT d.host_id, l.router_id \
+         FROM w CROSS JOIN router_interfaces AS l CROSS JOIN documents AS d \
+         WHERE l.network_id = w.network_id AND d.resource_id = l.router_id AND d.kind = '{}' \
+         AND d.spec_json IS NOT NULL",
+        Kind::Router.as_str()
+    );
+    told(db, networks, &text, "routers::told_inside").await
+}
+
+/// The hosts that were told of a router that leads out to one of these networks, and the router. One query for each 256 networks.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn told_leading_to(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+) -> Result<BTreeSet<(HostId, RouterId)>, StoreError> {
+    let text = format!(
+        "SELECT d.host_id, r.id AS router_id \
+         FROM w CROSS JOIN routers AS r CROSS JOIN documents AS d \
+         WHERE r.external_network_id = w.network_id AND d.resource_id = r.id AND d.kind = '{}' \
+         AND d.spec_json IS NOT NULL",
+        Kind::Router.as_str()
+    );
+    told(db, networks, &text, "routers::told_leading_to").await
+}
+
+async fn told(
+    db: &impl Executor,
+    networks: &BTreeSet<NetworkId>,
+    text: &str,
+    what: &'static str,
+) -> Result<BTreeSet<(HostId, RouterId)>, StoreError> {
+    let rows = networks.iter().map(|id| [id.to_string()]).collect();
+    let backend = db.handle().get_database_backend();
+    let queries = bulk::queries_from(backend, ["network_id"], rows, text);
+    places(db, queries, what).await
+}
+
+/// A network on a host, as stored.
+#[derive(Debug, FromQueryResult)]
+struct LedTo {
+    host_id: String,
+    network_id: String,
+}
+
+/// The networks that a router leads out to which is on the host beside it and up. One query for each 256 pairs, begun as that of
+/// [`on_hosts`].
+///
+/// # Errors
+/// See [`StoreError`].
+pub(crate) async fn led_to(
+    db: &impl Executor,
+    wanted: &BTreeSet<(HostId, NetworkId)>,
+) -> Result<BTreeSet<(HostId, NetworkId)>, StoreError> {
+    let connection = db.handle();
+    let queries = bulk::queries_from(
+        connection.get_database_backend(),
+        ["host_id", "network_id"],
+        pairs(wanted),
+        "SELECT DISTINCT c.host_id, r.external_network_id AS network_id \
+         FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN router_interfaces AS l CROSS JOIN routers AS r \
+         WHERE (SELECT 1 FROM routers AS e WHERE e.external_network_id = w.network_id LIMIT 1) IS NOT NULL \
+         AND c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
+         AND l.network_id = p.network_id AND r.id = l.router_id \
+         AND COALESCE(r.external_network_id, '') = w.network_id AND r.admin_state_up",
+    );
+    let mut found = BTreeSet::new();
+    for query in queries {
+        let places = LedTo::find_by_statement(query)
+            .all(&connection)
+            .await
+            .map_err(failed("routers::led_to"))?;
+        for place in places {
+            let row = RowReader {
+                table: TABLE,
+                id: &place.network_id,
+            };
+            let host = row.parsed("host_id", place.host_id.parse())?;
+            found.insert((
+                host,
+                row.parsed("external_network_id", place.network_id.parse())?,
+            ));
         }
     }
     Ok(found)

@@ -163,8 +163,8 @@ methods! {
     ServerGroupDelete => "server_group.delete", ServerGroupView;
     ServerGroupList => "server_group.list", ServerGroupListReply;
     PlacementExplain => "placement.explain" version 2, PlacementExplainReply;
-    PlacementPlace => "placement.place" version 2, DecisionView;
-    PlacementCapacity => "placement.capacity" version 2, CapacityView;
+    PlacementPlace => "placement.place" version 3, DecisionView;
+    PlacementCapacity => "placement.capacity" version 3, CapacityView;
 }
 
 /// The body of every reply: exactly one of the two fields.
@@ -908,7 +908,7 @@ pub struct PlacementExplainReply {
 /// Where would such an instance be placed now? Nothing is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlacementPlace {
-    /// The project that names in the hints are looked up in.
+    /// The project that names in the hints and networks are looked up in.
     #[serde(default)]
     pub project: ProjectName,
     /// Its size.
@@ -916,12 +916,16 @@ pub struct PlacementPlace {
     /// Where it may be placed, and where not.
     #[serde(default)]
     pub hints: SchedulerHints,
+    /// The networks it would be plugged into, as in `instance.create`: hosts that cannot build them, or what routers join to them,
+    /// are no place for it. What that would refuse of them is refused here too.
+    #[serde(default)]
+    pub networks: Vec<NetworkAttachment>,
 }
 
 /// How many such instances would fit now, and what runs out first? Nothing is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlacementCapacity {
-    /// The project that names in the hints are looked up in.
+    /// The project that names in the hints and networks are looked up in.
     #[serde(default)]
     pub project: ProjectName,
     /// Their size.
@@ -929,6 +933,10 @@ pub struct PlacementCapacity {
     /// Where they may be placed, and where not.
     #[serde(default)]
     pub hints: SchedulerHints,
+    /// The networks each would be plugged into, as in `placement.place`. Addresses are not counted: a port or an address that is
+    /// named is as if each had its own.
+    #[serde(default)]
+    pub networks: Vec<NetworkAttachment>,
     /// Count no further than this; 1 to 100000.
     #[serde(default = "default_most")]
     pub most: u32,

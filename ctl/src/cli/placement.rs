@@ -15,7 +15,7 @@ pub(crate) struct ExplainArgs {
 /// What would be placed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PlaceArgs {
-    /// The instance file. Only its size and its [hints] count here: name, image and networks may be missing.
+    /// The instance file. Its size, its [hints] and its networks count here: name and image may be missing.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: PathBuf,
 }

@@ -48,6 +48,7 @@ pub(super) fn capacity(
         project: one.project,
         flavor: one.flavor,
         hints: one.hints,
+        networks: one.networks,
         most: arguments.most,
     }))
 }

@@ -155,6 +155,7 @@ pub(crate) fn parse_placement(
             project: project.or(parts.project).unwrap_or_default(),
             flavor,
             hints: parts.hints,
+            networks: parts.networks,
         }),
         _ => Err(FileMistakes(mistakes)),
     }

@@ -92,6 +92,8 @@ fn the_sample_serves_for_placement_as_well() {
     assert_eq!(placement.project, whole.project);
     assert_eq!(placement.flavor, whole.flavor);
     assert_eq!(placement.hints, whole.hints);
+    assert_eq!(placement.networks, whole.networks);
+    assert!(!whole.networks.is_empty());
 }
 
 #[test]

@@ -4,20 +4,23 @@
 //! and changes only under the right to write. Every change is noted until the transaction it belongs to is committed,
 //! and undone when it is not. It knows no database and no bus.
 
+pub mod nat;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::Instant,
 };
 
 use berth_common::{
-    ids::{HostId, InstanceId, ServerGroupId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, ServerGroupId, SnapshotId, VolumeId},
     message::view::{HostState, Resources},
     names::PoolName,
     units::DiskGb,
 };
 
-use berth_store::{aggregates::Aggregate, volumes::of_host_disk};
+use berth_store::{aggregates::Aggregate, networks::NetworkRow, volumes::of_host_disk};
 
+use self::nat::{NatNetwork, NatUndo, Nats};
 use crate::place::{
     self, CapacityAnswer, Decision, Demand, HostFacts, HostTable, Millis, Request, Resource,
     Scratch, Settings,
@@ -88,6 +91,8 @@ enum Undo {
     Host(HostId, Option<Box<HostFacts>>),
     /// These were the aggregates.
     Aggregates(Vec<Aggregate>),
+    /// A host or a `nat` network was so.
+    Nat(NatUndo),
 }
 
 /// All hosts, and all that lies on them.
@@ -101,6 +106,7 @@ pub struct Cloud {
     /// Which hosts were blamed for an instance that is not built yet.
     blamed: HashMap<InstanceId, BTreeSet<HostId>>,
     aggregates: Vec<Aggregate>,
+    nats: Nats,
     scratch: Scratch,
     undo: Vec<Undo>,
     liveness_at: Option<Instant>,
@@ -168,8 +174,37 @@ impl Cloud {
         self.table.upsert(facts);
     }
 
+    /// Which hosts have which `nat` networks.
+    #[must_use]
+    pub const fn nats(&self) -> &Nats {
+        &self.nats
+    }
+
+    /// A host has a network now, or will; it counts if it is of type `nat`.
+    pub fn hold_nat(&mut self, host: HostId, network: &NetworkRow) {
+        let of_row = NatNetwork::of(network);
+        let undo = of_row.and_then(|of| self.nats.hold(host, network.id, of));
+        self.undo.extend(undo.map(Undo::Nat));
+    }
+
+    /// A host does not have a network any more.
+    pub fn release_nat(&mut self, host: HostId, network: NetworkId) {
+        let undo = self.nats.release(host, network);
+        self.undo.extend(undo.map(Undo::Nat));
+    }
+
+    /// A network that hosts may have is other than it was.
+    pub fn know_nat(&mut self, network: &NetworkRow) {
+        let of_row = NatNetwork::of(network);
+        let undo = of_row.and_then(|of| self.nats.know(network.id, of));
+        self.undo.extend(undo.map(Undo::Nat));
+    }
+
     /// A host is gone for good; nothing lies on it.
     pub fn remove_host(&mut self, id: HostId) {
+        for network in self.nats.of_host(id) {
+            self.release_nat(id, network);
+        }
         if let Ok(host) = self.table.remove(id) {
             self.builds.remove(&id);
             let facts = Box::new(host.facts().clone());
@@ -376,6 +411,7 @@ impl Cloud {
                 Some(Undo::ReplaceStored(stored, placed)) => self.put_stored(stored, placed),
                 Some(Undo::Host(_, Some(facts))) => self.table.upsert(*facts),
                 Some(Undo::Aggregates(before)) => self.aggregates = before,
+                Some(Undo::Nat(undo)) => self.nats.take_back(undo),
                 Some(Undo::Host(id, None)) => {
                     if let Err(error) = self.table.remove(id) {
                         tracing::debug!(%error, "a host that was not there is gone already");
@@ -510,6 +546,10 @@ impl Cloud {
             .or_else(|| differing("volumes", &sorted(&self.stored), &sorted(&other.stored)))
             .or_else(|| differing("groups", &sorted(&self.groups), &sorted(&other.groups)))
             .or_else(|| differing("builds", &sorted(&self.builds), &sorted(&other.builds)))
+            .or_else(|| {
+                let (nats, others) = (self.nats.sorted(), other.nats.sorted());
+                differing("nat networks", &nats, &others)
+            })
             .or_else(|| {
                 let by_id = |cloud: &Self| -> BTreeMap<_, _> {
                     let rows = cloud.aggregates.iter().cloned();

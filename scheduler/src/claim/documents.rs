@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
+    message::report::ConvergeStatus,
     names::HostName,
     units::Generation,
 };
 use berth_store::{
     Executor,
     documents::{self, DocumentRow},
-    host_rows::{self, HostPart},
+    host_rows::{self, HostPart, HostRows},
     reach::{self, Among},
     security_groups,
 };
@@ -23,7 +24,7 @@ use chrono::{DateTime, Utc};
 
 use super::{ClaimError, routers};
 use crate::{
-    context::{Touched, TouchedGroups, Writing},
+    context::{Cause, Touched, TouchedGroups, Writing},
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
@@ -49,12 +50,18 @@ pub async fn spread(
         let mut places = reach::hosts_of(db, &networks, among).await?;
         // Who has a network only for a router has no port there.
         places.extend(reach::hosts_told(db, &networks, among).await?);
+        let cause = match among {
+            Among::All => Cause::Itself,
+            Among::Spanning => Cause::Members,
+        };
         for (host, network) in places {
             let key = DocumentKey {
                 kind: Kind::Network,
                 id: network.as_uuid(),
             };
-            touched.entry(host).or_default().keys.insert(key);
+            let touched = touched.entry(host).or_default();
+            touched.keys.insert(key);
+            touched.networks.insert((network, cause));
         }
     }
     Ok(())
@@ -65,7 +72,7 @@ pub async fn spread(
 /// # Errors
 /// When the database fails.
 pub async fn refresh(
-    writing: &Writing<'_>,
+    writing: &mut Writing<'_>,
     touched: &BTreeMap<HostId, Touched>,
 ) -> Result<Vec<Publication>, ClaimError> {
     if touched.is_empty() {
@@ -95,6 +102,7 @@ pub async fn refresh(
         // What is beside the scope was not read whole.
         wanted.retain(|key, _| touched.keys.contains(key));
         let before = told.remove(host).unwrap_or_default();
+        remember_nats(writing, *host, touched, (rows.get(host), &wanted, &before));
         let name = listening(writing, *host);
         for change in diff::diff(&wanted, &as_told(&before), &touched.again) {
             let row = document(*host, change, &before, writing.now);
@@ -117,7 +125,7 @@ pub async fn refresh(
 
 /// The networks on hosts whose documents may follow from what changed of security groups: those with a port that has a group
 /// whose rules changed, and those with a port whose rules name a group that others in the network have now, or no longer have. Other
-/// networks that a router joins to it follow with it, on all hosts that have it.
+/// networks that a router joins to it follow with its members, on all hosts that have it ([`Cause::Members`]).
 ///
 /// # Errors
 /// When the database fails.
@@ -128,6 +136,36 @@ pub async fn dependents(
     let mut places = security_groups::places_with(db, &groups.rules).await?;
     places.extend(security_groups::places_that_name(db, &groups.members).await?);
     Ok(places)
+}
+
+/// Keeps the writer's memory of `nat` networks in step with what a host is told, by its rows, what it shall have and what it was told
+/// before.
+fn remember_nats(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    touched: &Touched,
+    (rows, wanted, before): (
+        Option<&HostRows>,
+        &BTreeMap<DocumentKey, String>,
+        &BTreeMap<DocumentKey, DocumentRow>,
+    ),
+) {
+    let of_kind = |key: &&DocumentKey| key.kind == Kind::Network;
+    for key in touched.keys.iter().filter(of_kind) {
+        let Ok(network) = NetworkId::try_from(key.id) else {
+            continue;
+        };
+        let row = rows.and_then(|rows| rows.networks.iter().find(|row| row.id == network));
+        match row.filter(|_| wanted.contains_key(key)) {
+            Some(row) => writing.cloud.hold_nat(host, row),
+            None => {
+                let left = |row: &DocumentRow| row.observed_status != Some(ConvergeStatus::Gone);
+                if !before.get(key).is_some_and(left) {
+                    writing.cloud.release_nat(host, network);
+                }
+            }
+        }
+    }
 }
 
 /// What must be read for these documents.

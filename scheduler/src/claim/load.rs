@@ -1,10 +1,18 @@
 //! Reads the writer's memory from the rows, when a scheduler takes over or doubts what it remembers.
 
-use berth_common::{ids::ServerGroupId, message::view::HostState};
+use std::collections::{BTreeSet, HashMap};
+
+use berth_common::{
+    document::NetworkType,
+    ids::{NetworkId, ServerGroupId},
+    message::view::HostState,
+};
 use berth_store::{
     Executor, StoreError, aggregates,
     claims::{self, ClaimRole, ClaimRow, GroupedClaim},
-    hosts, snapshots, volumes,
+    documents, hosts,
+    networks::{self, NetworkRow},
+    snapshots, volumes,
 };
 
 use super::{
@@ -56,8 +64,27 @@ pub async fn cloud(db: &impl Executor, placement: &Placement) -> Result<Cloud, S
     }
     place_volumes(db, &mut cloud).await?;
     place_snapshots(db, &mut cloud).await?;
+    hold_nats(db, &mut cloud).await?;
     cloud.settle();
     Ok(cloud)
+}
+
+/// The hosts that have `nat` networks.
+async fn hold_nats(db: &impl Executor, cloud: &mut Cloud) -> Result<(), StoreError> {
+    let places = documents::places_of_networks(db, NetworkType::Nat).await?;
+    let ids: BTreeSet<NetworkId> = places.iter().map(|(_, network)| *network).collect();
+    let ids: Vec<NetworkId> = ids.into_iter().collect();
+    let rows: HashMap<NetworkId, NetworkRow> = networks::of_ids(db, &ids)
+        .await?
+        .into_iter()
+        .map(|row| (row.id, row))
+        .collect();
+    for (host, network) in places {
+        if let Some(row) = rows.get(&network) {
+            cloud.hold_nat(host, row);
+        }
+    }
+    Ok(())
 }
 
 /// The volumes that have a host.

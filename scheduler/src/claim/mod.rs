@@ -14,6 +14,7 @@ pub mod hints;
 pub mod hosts;
 pub mod instances;
 pub mod load;
+pub mod nat;
 pub mod networks;
 pub mod ports;
 pub mod routers;

@@ -17,7 +17,7 @@ use berth_store::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    ClaimError, conflict, fingerprint, invalid, not_found, routers, segments,
+    ClaimError, conflict, fingerprint, invalid, nat, not_found, routers, segments,
     subnets::{self, Wish},
 };
 use crate::{
@@ -223,6 +223,7 @@ pub async fn set(
                 error => error.into(),
             })?;
         writing.touch_everywhere(row.id);
+        nat::changed(writing, row.id, None).await?;
     }
     Ok(view::network(&row, ports))
 }

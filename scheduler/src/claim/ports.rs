@@ -26,10 +26,13 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use self::wishes::SecurityWish;
-use super::{ClaimError, address, conflict, invalid, networks, not_found, security_groups};
+use super::{
+    ClaimError, address, cloud::Cloud, conflict, invalid, networks, not_found,
+    routers::joined::Joined, security_groups,
+};
 use crate::{
     context::Writing,
-    place::{Need, NetworkNeeds},
+    place::{Need, NetworkNeeds, Request},
     report::port_view::Names,
 };
 
@@ -43,6 +46,38 @@ pub struct Addresses {
     groups: HashMap<(ProjectName, String), SecurityGroupRow>,
     /// The ports that were there before and are given away.
     given: BTreeSet<PortId>,
+    purpose: Purpose,
+}
+
+/// What ports are planned for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// To make them. A project's group `default` is made if it is needed and not there yet.
+    #[default]
+    Creation,
+    /// To know what would become of them: nothing is made.
+    Question,
+}
+
+/// The ports that an instance shall have.
+#[derive(Debug, Clone, Copy)]
+pub struct PortsOf<'a> {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its project.
+    pub project: &'a ProjectName,
+    /// Where it is plugged in.
+    pub networks: &'a [NetworkAttachment],
+}
+
+impl<'a> From<&'a InstanceCreate> for PortsOf<'a> {
+    fn from(request: &'a InstanceCreate) -> Self {
+        Self {
+            instance: request.id,
+            project: &request.project,
+            networks: &request.networks,
+        }
+    }
 }
 
 /// The ports of one instance, and their networks in the same order.
@@ -56,7 +91,38 @@ pub struct Planned {
     pub networks: Vec<NetworkRow>,
 }
 
+impl Planned {
+    /// Asks a host for all that the ports need; answers the networks of type `nat` that it gets with them.
+    ///
+    /// # Errors
+    /// A refusal if no host can have all of the networks, or a failure of the database.
+    pub async fn demand(
+        &self,
+        db: &impl Executor,
+        cloud: &Cloud,
+        joined: &mut Joined,
+        wanted: &mut Request,
+    ) -> Result<Vec<NetworkRow>, ClaimError> {
+        for network in &self.networks {
+            networks::demand(network, &mut wanted.networks);
+        }
+        for port in &self.ports {
+            demand(&port.wishes, &mut wanted.networks);
+        }
+        joined.demand(db, cloud, &self.networks, wanted).await
+    }
+}
+
 impl Addresses {
+    /// None are known yet.
+    #[must_use]
+    pub fn of(purpose: Purpose) -> Self {
+        Self {
+            purpose,
+            ..Self::default()
+        }
+    }
+
     /// Plans the ports of an instance; their addresses are in use from now on.
     ///
     /// # Errors
@@ -64,12 +130,12 @@ impl Addresses {
     pub async fn plan(
         &mut self,
         db: &impl Executor,
-        request: &InstanceCreate,
+        of: PortsOf<'_>,
         now: DateTime<Utc>,
     ) -> Result<Planned, ClaimError> {
         let mut planned = Planned::default();
-        for (position, attachment) in (0_u8..).zip(&request.networks) {
-            match self.one(db, request, position, attachment, now).await {
+        for (position, attachment) in (0_u8..).zip(of.networks) {
+            match self.one(db, of, position, attachment, now).await {
                 Ok((port, network)) => {
                     if attachment.port.is_some() {
                         planned.given.insert(port.id);
@@ -90,14 +156,14 @@ impl Addresses {
     async fn one(
         &mut self,
         db: &impl Executor,
-        request: &InstanceCreate,
+        of: PortsOf<'_>,
         position: u8,
         attachment: &NetworkAttachment,
         now: DateTime<Utc>,
     ) -> Result<(PortRow, NetworkRow), ClaimError> {
-        let project = &request.project;
+        let project = of.project;
         let of_instance = Some(PortAttachment {
-            instance_id: request.id,
+            instance_id: of.instance,
             position,
             state: AttachmentState::Attaching,
         });
@@ -129,8 +195,8 @@ impl Addresses {
         };
         let wishes = self.wishes(db, project, security, now).await?;
         let new = NewPort {
-            id: port_id(request.id, position)?,
-            seed: (request.id.as_uuid(), position),
+            id: port_id(of.instance, position)?,
+            seed: (of.instance.as_uuid(), position),
             project,
             name: None,
             ip_address: attachment.ip_address,
@@ -157,7 +223,7 @@ impl Addresses {
     ) -> Result<PortWishes, ClaimError> {
         let mut groups = BTreeSet::new();
         for group in wish.groups() {
-            groups.insert(self.group(db, project, group, now).await?);
+            groups.extend(self.group(db, project, group, now).await?);
         }
         Ok(PortWishes {
             port_security_enabled: wish.port_security_enabled,
@@ -172,12 +238,20 @@ impl Addresses {
         project: &ProjectName,
         group: &str,
         now: DateTime<Utc>,
-    ) -> Result<SecurityGroupId, ClaimError> {
+    ) -> Result<Option<SecurityGroupId>, ClaimError> {
         let key = (project.clone(), group.to_owned());
         if let Some(row) = self.groups.get(&key) {
-            return Ok(row.id);
+            return Ok(Some(row.id));
         }
-        let row = security_groups::resolve_or_make(db, project, group, now).await?;
+        let row = match self.purpose {
+            Purpose::Creation => security_groups::resolve_or_make(db, project, group, now).await?,
+            Purpose::Question => {
+                match security_groups::resolve_if_made(db, project, group).await? {
+                    Some(row) => row,
+                    None => return Ok(None),
+                }
+            }
+        };
         if row.project != *project {
             return Err(invalid(format!(
                 "security group {} is of project {}, and the port of project {project}: they must be of the same",
@@ -186,7 +260,7 @@ impl Addresses {
         }
         let id = row.id;
         self.groups.insert(key, row);
-        Ok(id)
+        Ok(Some(id))
     }
 
     /// The addresses of these ports are free again.

@@ -138,6 +138,12 @@ fn first_rules(
         .collect()
 }
 
+fn default_name() -> Result<SecurityGroupName, ClaimError> {
+    DEFAULT
+        .parse()
+        .map_err(|error: berth_common::names::InvalidText| invalid(error.to_string()))
+}
+
 /// The group `default` of a project, which is made if it is not there.
 ///
 /// # Errors
@@ -147,9 +153,7 @@ pub async fn default_of(
     project: &ProjectName,
     now: DateTime<Utc>,
 ) -> Result<SecurityGroupRow, ClaimError> {
-    let name: SecurityGroupName = DEFAULT
-        .parse()
-        .map_err(|error: berth_common::names::InvalidText| invalid(error.to_string()))?;
+    let name = default_name()?;
     if let Some(row) = security_groups::find_by_name(db, project, &name).await? {
         return Ok(row);
     }
@@ -180,6 +184,21 @@ pub async fn resolve_or_make(
         return default_of(db, project, now).await;
     }
     resolve(db, project, group).await
+}
+
+/// The group that a change would name, by id or by name; none: the group `default`, which is not there yet.
+///
+/// # Errors
+/// A refusal when there is none, or a failure of the database.
+pub async fn resolve_if_made(
+    db: &impl Executor,
+    project: &ProjectName,
+    group: &str,
+) -> Result<Option<SecurityGroupRow>, ClaimError> {
+    if group == DEFAULT {
+        return Ok(security_groups::find_by_name(db, project, &default_name()?).await?);
+    }
+    resolve(db, project, group).await.map(Some)
 }
 
 /// The group that a request names, by id or by name.

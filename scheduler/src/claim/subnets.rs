@@ -21,7 +21,7 @@ use berth_store::{
     subnets::{self, SubnetRow},
 };
 
-use super::{ClaimError, conflict, fingerprint, invalid, networks, not_found, routers::uses};
+use super::{ClaimError, conflict, fingerprint, invalid, nat, networks, not_found, routers::uses};
 use crate::{context::Writing, report::view};
 
 /// What a DHCP reply can carry without being cut.
@@ -261,6 +261,8 @@ pub async fn create(
         .await
         .map_err(|error| name_taken(error, &network, request.name.as_ref()))?;
     writing.touch_everywhere(network.id);
+    let by_host = row.gateway_ip.map(|_| row.cidr);
+    nat::changed(writing, network.id, by_host).await?;
     Ok(view::subnet(&row))
 }
 
@@ -384,6 +386,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &SubnetSet) -> Result<Subne
             .await
             .map_err(|error| name_taken(error, &network, row.name.as_ref()))?;
         writing.touch_everywhere(row.network_id);
+        let had_none = before.gateway_ip.is_none();
+        let by_host = row.gateway_ip.filter(|_| had_none).map(|_| row.cidr);
+        nat::changed(writing, row.network_id, by_host).await?;
     }
     Ok(view::subnet(&row))
 }
@@ -412,6 +417,7 @@ pub async fn delete(
     subnets::mark_deleted(txn, row.id, writing.now).await?;
     // Where hosts have addresses of it for a router, they give them back with that.
     writing.touch_everywhere(row.network_id);
+    nat::changed(writing, row.network_id, None).await?;
     Ok(view::subnet(&row))
 }
 

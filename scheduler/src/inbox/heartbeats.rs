@@ -223,7 +223,7 @@ async fn host(writing: &mut Writing<'_>, news: &News) -> Result<Change, ClaimErr
     if other_tunnel {
         // Where the others find its ports.
         for network in reach::networks_on(writing.txn(), row.id, NetworkType::Vxlan).await? {
-            writing.touch_everywhere(network);
+            writing.touch_members(network);
         }
     }
     let new_session = before

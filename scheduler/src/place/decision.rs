@@ -168,7 +168,10 @@ impl FilterName {
             Self::SameHost => !request.same_hosts.is_empty(),
             Self::ServerGroup => request.group.is_some(),
             Self::VolumeLocality => request.volume_hosts.is_some(),
-            Self::NetworkReachability => !request.networks.is_none() || !request.routed.is_empty(),
+            Self::NetworkReachability => {
+                let needs = [request.routed.is_empty(), request.nat.asked.is_empty()];
+                !request.networks.is_none() || needs.contains(&false)
+            }
         }
     }
 }

@@ -77,7 +77,8 @@ filters! {
     ServerGroup = 12, "server_group", server_group;
     /// The host reaches the volume, or has room for it in its storage pool.
     VolumeLocality = 13, "volume_locality", volume_locality;
-    /// The host is connected to the physical networks, can build networks of the kinds, and can filter if a port is secured.
+    /// The host is connected to the physical networks, can build networks of the kinds, can filter if a port is secured, and has no
+    /// `nat` network with the addresses of another one.
     NetworkReachability = 14, "network_reachability", network_reachability;
     /// This request has not failed there, and not too many builds have lately.
     FailedRecently = 15, "failed_recently", failed_recently;
@@ -302,7 +303,7 @@ fn network_reachability(question: &Question<'_>) -> Result<(), Rejection> {
     reaches_networks(question.request, question.host)
 }
 
-/// Whether a host can build the networks of a request, and those that routers join to them.
+/// Whether a host can build the networks of a request, and those that routers join to them, beside those that it has.
 ///
 /// # Errors
 /// What it lacks.
@@ -315,7 +316,10 @@ pub fn reaches_networks(request: &Request, host: &Host) -> Result<(), Rejection>
             reason: Box::new(reason),
         })?;
     }
-    Ok(())
+    match request.nat.taken.get(&host.facts().id) {
+        Some(rejection) => Err(rejection.clone()),
+        None => Ok(()),
+    }
 }
 
 fn can_build(needs: &NetworkNeeds, host: &Host) -> Result<(), Rejection> {

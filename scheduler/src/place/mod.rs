@@ -43,8 +43,8 @@ pub use filter::{FilterName, reaches_networks};
 pub use host::{Admission, Host, HostFacts, Inventory};
 pub use rejection::Rejection;
 pub use request::{
-    Demand, GroupPolicy, ImageNeeds, Need, NetworkNeeds, Request, ResourceClass, RoutedNetwork,
-    ServerGroup, VolumeRoom,
+    Demand, GroupPolicy, ImageNeeds, NatNeeds, Need, NetworkNeeds, Request, ResourceClass,
+    RoutedNetwork, ServerGroup, VolumeRoom,
 };
 pub use scan::Scratch;
 pub use settings::{Multiplier, Settings, Weights};

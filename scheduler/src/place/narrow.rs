@@ -140,6 +140,10 @@ impl Narrowing<'_> {
         let networks = std::iter::once(&request.networks).chain(routed);
         let networks = networks.flat_map(Feature::needed);
         self.keep_features(FilterName::NetworkReachability, networks);
+        if !request.nat.taken.is_empty() {
+            self.fill(request.nat.taken.keys());
+            self.drop_set(FilterName::NetworkReachability);
+        }
     }
 
     fn by_failures(&mut self) {

@@ -138,6 +138,15 @@ pub enum Rejection {
         /// Why it cannot.
         reason: Box<Self>,
     },
+    /// A `nat` network that it has uses the same addresses as one that it would get.
+    NatAddresses {
+        /// The addresses of the one that it would get.
+        needed: String,
+        /// The one that it has.
+        network: String,
+        /// The addresses of that.
+        found: String,
+    },
     /// This very request has failed on it.
     FailedThisRequest,
     /// Too many builds failed on it lately.
@@ -269,6 +278,14 @@ impl fmt::Display for Rejection {
                 network,
                 reason,
             } => write!(f, "router {router} joins network {network}, which {reason}"),
+            Self::NatAddresses {
+                needed,
+                network,
+                found,
+            } => write!(
+                f,
+                "needs {needed} for itself, as a nat network does, and nat network {network} has {found} there"
+            ),
             Self::FailedThisRequest => f.write_str("this request has failed there already"),
             Self::FailedRecently { failures, limit } => write!(
                 f,

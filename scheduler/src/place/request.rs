@@ -7,7 +7,7 @@ use std::{
 
 use berth_common::{document::Flavor, ids::HostId, message::view::Resources};
 
-use super::failures::Millis;
+use super::{failures::Millis, rejection::Rejection};
 
 /// A resource that some hosts have so many of: `HUGEPAGES_2048K`, `PCI_<pool>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,6 +161,16 @@ impl NetworkNeeds {
     }
 }
 
+/// The addresses that the `nat` networks of a request need for themselves on their host, whether its ports are in them or a router
+/// joins them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NatNeeds {
+    /// The addresses and their networks, in words; none: nothing is asked.
+    pub asked: Vec<String>,
+    /// The hosts on which another network has some of them, and which.
+    pub taken: BTreeMap<HostId, Rejection>,
+}
+
 /// A network that a router joins to those of the ports: whoever has the ports has it too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutedNetwork {
@@ -191,6 +201,8 @@ pub struct Request {
     pub networks: NetworkNeeds,
     /// The networks that routers join to these, as far as they need anything.
     pub routed: Vec<RoutedNetwork>,
+    /// What those of them need for themselves that are of type `nat`.
+    pub nat: NatNeeds,
     /// The one host that will do.
     pub requested_host: Option<HostId>,
     /// Hosts of the instances it must be kept away from.
@@ -227,6 +239,10 @@ impl Request {
             },
             networks: NetworkNeeds::NONE,
             routed: Vec::new(),
+            nat: NatNeeds {
+                asked: Vec::new(),
+                taken: BTreeMap::new(),
+            },
             requested_host: None,
             different_hosts: BTreeSet::new(),
             same_hosts: BTreeSet::new(),

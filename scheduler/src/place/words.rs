@@ -71,6 +71,7 @@ impl Request {
                 routed.router
             ));
         }
+        words.extend(self.nat.asked.iter().cloned());
         if !self.excluded_hosts.is_empty() {
             words.push(format!("not again on {}", hosts(self.excluded_hosts.len())));
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, PortId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, Report, ResourceReport},
     units::Generation,
 };
@@ -12,6 +12,7 @@ use berth_store::{
     attachments::{self, AttachmentRow, AttachmentState},
     documents::{self, DocumentRow, Observation},
     instances::{self, InstanceObserved, InstanceRow},
+    networks,
     ports::{self, PortRow},
     snapshots::{self, SnapshotRow},
     volumes::{self, VolumeObserved, VolumeRow},
@@ -105,6 +106,29 @@ fn snapshot_id(report: &ResourceReport) -> Option<SnapshotId> {
     SnapshotId::try_from(report.key.id)
         .ok()
         .filter(|_| report.key.kind == Kind::Snapshot)
+}
+
+fn network_id(report: &ResourceReport) -> Option<NetworkId> {
+    NetworkId::try_from(report.key.id)
+        .ok()
+        .filter(|_| report.key.kind == Kind::Network)
+}
+
+/// What a host says of a network that it shall not have: the addresses of one of type `nat` are taken there until it is gone.
+async fn observe_end_of_network(
+    writing: &mut Writing<'_>,
+    host: HostId,
+    network: NetworkId,
+    status: ConvergeStatus,
+) -> Result<(), ClaimError> {
+    if status == ConvergeStatus::Gone {
+        writing.cloud.release_nat(host, network);
+    } else if !writing.cloud.nats().has(host, network)
+        && let Some(row) = networks::get(writing.txn(), network).await?
+    {
+        writing.cloud.hold_nat(host, &row);
+    }
+    Ok(())
 }
 
 /// The rows that reports are about, and what will be written of documents.
@@ -270,6 +294,9 @@ async fn apply(
             let row = snapshot_id(report).and_then(|id| known.snapshots.get(&id).cloned());
             if let Some(row) = row {
                 observe_snapshot(writing, host, &row, seen).await?;
+            }
+            if let Some(network) = network_id(report).filter(|_| seen.tombstone) {
+                observe_end_of_network(writing, host, network, report.status).await?;
             }
         }
     }

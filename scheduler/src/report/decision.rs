@@ -84,7 +84,16 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
         | Rejection::NoStatefulFilter
         | Rejection::FailedThisRequest
         | Rejection::FailedRecently { .. } => Some(rejection.to_string()),
-        Rejection::Routed { reason, .. } => public_reason(reason).map(|_| rejection.to_string()),
+        Rejection::Routed {
+            router,
+            network,
+            reason,
+        } => public_reason(reason)
+            .map(|reason| format!("router {router} joins network {network}, which {reason}")),
+        // The other network may be anybody's.
+        Rejection::NatAddresses { needed, .. } => Some(format!(
+            "needs {needed} for itself, as a nat network does, and another one has some of it there"
+        )),
         // It has the id of the one that was.
         Rejection::NotRequested { .. } => Some("another host was asked for".to_owned()),
         Rejection::NoProperty { .. } | Rejection::NoPhysicalNetwork { .. } => None,

@@ -1,8 +1,14 @@
 //! Why an instance is where it is, where one would go, and how many more would fit.
 
-use berth_common::message::{
-    placement::{CapacityView, DecisionView},
-    request::{PlacementCapacity, PlacementExplain, PlacementExplainReply, PlacementPlace},
+use berth_common::{
+    ids::InstanceId,
+    message::{
+        placement::{CapacityView, DecisionView},
+        request::{
+            NetworkAttachment, PlacementCapacity, PlacementExplain, PlacementExplainReply,
+            PlacementPlace,
+        },
+    },
 };
 use berth_store::{Executor, decisions};
 use chrono::Utc;
@@ -12,8 +18,13 @@ use crate::{
     claim::{
         ClaimError,
         hints::{self, Asker, Lookups, Resolved},
-        instances::{create::flavor_mistakes, resolve},
+        instances::{
+            create::{flavor_mistakes, network_mistakes},
+            resolve,
+        },
         invalid,
+        ports::{Addresses, PortsOf, Purpose},
+        routers::joined::Joined,
     },
     context::{Context, Image},
 };
@@ -42,7 +53,7 @@ pub async fn explain(
 /// Where such an instance would be placed now.
 ///
 /// # Errors
-/// A refusal of what the hints name, or a failure of the database.
+/// A refusal of what the hints and networks name, or a failure of the database.
 pub async fn place(
     context: &Context,
     request: &PlacementPlace,
@@ -52,6 +63,7 @@ pub async fn place(
         project: &request.project,
         flavor: request.flavor,
         hints: &request.hints,
+        networks: &request.networks,
     };
     let Resolved { request, .. } = wanted.resolve(context, &image).await?;
     let decided = image.decide(&request);
@@ -61,7 +73,7 @@ pub async fn place(
 /// How many such instances would fit now.
 ///
 /// # Errors
-/// A refusal of what the hints name, or a failure of the database.
+/// A refusal of what the hints and networks name, or a failure of the database.
 pub async fn capacity(
     context: &Context,
     request: &PlacementCapacity,
@@ -77,6 +89,7 @@ pub async fn capacity(
         project: &request.project,
         flavor: request.flavor,
         hints: &request.hints,
+        networks: &request.networks,
     };
     let resolved = wanted.resolve(context, &image).await?;
     let answer = image.capacity(&resolved.request, u64::from(request.most));
@@ -88,12 +101,15 @@ struct Wanted<'a> {
     project: &'a berth_common::names::ProjectName,
     flavor: berth_common::document::Flavor,
     hints: &'a berth_common::message::placement::SchedulerHints,
+    networks: &'a [NetworkAttachment],
 }
 
 impl Wanted<'_> {
+    /// What creating it would ask of hosts, and what that would refuse.
     async fn resolve(&self, context: &Context, image: &Image<'_>) -> Result<Resolved, ClaimError> {
         let mut mistakes = flavor_mistakes(self.flavor);
         mistakes.extend(hints::mistakes(self.hints, None));
+        mistakes.extend(network_mistakes(self.networks));
         if !mistakes.is_empty() {
             return Err(invalid(mistakes.join("; ")));
         }
@@ -102,8 +118,21 @@ impl Wanted<'_> {
             seed: 0,
             now: context.millis(),
         };
-        Lookups::default()
-            .resolve(context.store.pool(), image, asker, self.flavor, self.hints)
-            .await
+        let db = context.store.pool();
+        let mut resolved = Lookups::default()
+            .resolve(db, image, asker, self.flavor, self.hints)
+            .await?;
+        let of = PortsOf {
+            instance: InstanceId::new(),
+            project: self.project,
+            networks: self.networks,
+        };
+        let planned = Addresses::of(Purpose::Question)
+            .plan(db, of, Utc::now())
+            .await?;
+        planned
+            .demand(db, image, &mut Joined::default(), &mut resolved.request)
+            .await?;
+        Ok(resolved)
     }
 }

@@ -164,6 +164,7 @@ pub(crate) fn place(like: &InstanceCreate) -> PlacementPlace {
         project: like.project.clone(),
         flavor: like.flavor,
         hints: like.hints.clone(),
+        networks: like.networks.clone(),
     }
 }
 
@@ -173,6 +174,7 @@ pub(crate) fn capacity(like: &InstanceCreate) -> PlacementCapacity {
         project: like.project.clone(),
         flavor: like.flavor,
         hints: like.hints.clone(),
+        networks: like.networks.clone(),
         most: 1000,
     }
 }

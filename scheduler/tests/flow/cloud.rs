@@ -210,6 +210,25 @@ impl Cloud {
         self.scheduler = Scheduler::start(&self.broker, &self.directory, self.tweak).await;
     }
 
+    /// Ends the scheduler without ceremony. What another one would share is left, and nothing runs that would ask the database
+    /// for anything by itself.
+    pub(crate) async fn stand_still(&mut self) -> Context {
+        self.scheduler.crash().await;
+        let config = self.context().config.clone();
+        let metrics = Metrics::new("scheduler", "test").unwrap();
+        let figures = SchedulerMetrics::new(&metrics).unwrap();
+        let store = open(self.url()).await;
+        let epoch = leadership::take(store.pool(), "test", Utc::now())
+            .await
+            .unwrap();
+        let bus = Arc::clone(&self.bus);
+        let (context, _nobody_publishes) = Context::take_over(config, store, bus, figures, epoch)
+            .await
+            .unwrap();
+        service::seed_liveness(&context).await.unwrap();
+        context
+    }
+
     /// Another scheduler takes the lead while the first one, which is answered, believes that it has it.
     pub(crate) async fn take_over(&mut self) -> Scheduler {
         let next = Scheduler::start(&self.broker, &self.directory, self.tweak).await;

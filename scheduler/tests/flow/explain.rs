@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 
 use berth_common::{
-    ids::{HostId, InstanceId},
+    ids::{HostId, InstanceId, NetworkId, PortId},
     message::{
+        network::NetworkCreate,
         placement::DecisionView,
+        port::PortCreate,
         request::{
             AggregateAddHost, Change, CreateMode, HostDisable, HostSet, InstanceCreate,
             InstanceList, PlacementExplain,
         },
+        security_group::SecurityGroupList,
     },
     names::HostName,
     refusal::RefusalCode::{Invalid, NoValidHost, NotFound},
 };
+use berth_scheduler::config::IdRange;
 use berth_store::decisions;
 use serde_json::{Value, json};
 
@@ -21,6 +25,7 @@ use crate::{
     ask::{aggregate, capacity, hinted, instance, many, place, server_group, several, small},
     cloud::Cloud,
     host::{Host, inventory, resources},
+    routers::{add, request, router},
     soundness::assert_sound,
 };
 
@@ -428,4 +433,154 @@ async fn a_request_that_is_refused_again_and_again_keeps_its_newest_decisions_on
     assert_eq!(kept.unwrap().len(), 20);
     assert_eq!(cloud.explain(hopeless.id).await.len(), 20);
     assert_sound(&cloud).await;
+}
+
+/// What can be wrong with the networks of hosts, and with the networks of a request.
+async fn cloud_of_networks() -> Cloud {
+    let cloud = Cloud::start_with(|config| {
+        config.networks.flat_networks = vec!["physnet1".parse().unwrap()];
+        config.networks.vni_ranges = vec![IdRange(10..=20)];
+    })
+    .await;
+    // Of different sizes, so that no seed decides between them.
+    for (number, name) in (1..).zip(["plain", "wired", "tunnel", "open"]) {
+        let join = Host::join_with(&cloud, name, |host| {
+            host.total = resources(4, 4_096 + number * 70, 100);
+            host.network.stateful_filter = name != "open";
+            if name == "wired" {
+                host.physical_networks = vec!["physnet1".parse().unwrap()];
+            }
+            if name == "tunnel" {
+                host.network.vxlan = true;
+                host.network.tunnel_ip = "192.0.2.1".parse().ok();
+            }
+        });
+        drop(join.await);
+    }
+    for (name, more) in [
+        (
+            "near",
+            json!({ "cidr": "10.0.1.0/24", "gateway_ip": "10.0.1.1" }),
+        ),
+        (
+            "wire",
+            json!({ "network_type": "flat", "physical_network": "physnet1", "cidr": "10.0.2.0/24" }),
+        ),
+        (
+            "far",
+            json!({ "network_type": "vxlan", "cidr": "10.0.3.0/24", "gateway_ip": "10.0.3.1" }),
+        ),
+        (
+            "inner",
+            json!({ "cidr": "10.0.4.0/24", "gateway_ip": "10.0.4.1" }),
+        ),
+        ("full", json!({ "cidr": "10.0.5.0/29" })),
+        (
+            "home",
+            json!({ "network_type": "nat", "cidr": "10.0.6.0/24", "gateway_ip": "10.0.6.1" }),
+        ),
+    ] {
+        let mut network = more;
+        network["id"] = json!(NetworkId::new());
+        network["name"] = json!(name);
+        cloud.ok(request::<NetworkCreate>(network)).await;
+    }
+    cloud.ok(router("r1", json!({}))).await;
+    for network in ["inner", "far"] {
+        cloud.ok(add("r1", network)).await;
+    }
+    let free = ["full-1", "full-2", "full-3", "full-4", "full-5"].map(|name| (name, "full"));
+    let named = [("spare", "near"), ("bound", "near")].into_iter();
+    for (name, network) in named.chain(free) {
+        let port = json!({ "id": PortId::new(), "name": name, "network": network });
+        cloud.ok(request::<PortCreate>(port)).await;
+    }
+    cloud
+        .ok(instance("owner", 64, json!([{ "port": "bound" }])))
+        .await;
+    cloud
+}
+
+/// A question changes nothing, and tells of every host what creating would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_with_networks_is_answered_as_creating_would_be() {
+    let cloud = cloud_of_networks().await;
+    let open = json!({ "network": "near", "port_security_enabled": false });
+    let wishes = [
+        json!([]),
+        json!([{ "network": "near" }]),
+        json!([open]),
+        json!([{ "network": "wire" }]),
+        json!([{ "network": "wire", "port_security_enabled": false }]),
+        json!([{ "network": "far" }]),
+        json!([{ "network": "wire" }, { "network": "far" }]),
+        // A router joins `far` to it.
+        json!([{ "network": "inner" }]),
+        json!([{ "network": "home" }]),
+        json!([{ "port": "spare" }]),
+        json!([{ "port": "bound" }]),
+        json!([{ "network": "full" }]),
+        json!([{ "network": "nowhere" }]),
+        json!([{ "network": "near", "security_groups": ["nobodys"] }]),
+        json!([{ "network": "near", "ip_address": "10.0.9.9" }]),
+        json!([{ "network": "near", "port": "spare" }]),
+        json!([{ "network": "near" }, { "network": "near" }, { "network": "near" }, { "network": "near" },
+            { "network": "near" }, { "network": "near" }, { "network": "near" }, { "network": "near" },
+            { "network": "near" }]),
+    ];
+    let mut verdicts = BTreeMap::new();
+    for (number, wish) in wishes.into_iter().enumerate() {
+        let wanted = instance(&format!("vm-{number}"), 64, wish.clone());
+        let asked = cloud.call(place(&wanted)).await;
+        let fit = cloud.call(capacity(&wanted)).await;
+        assert_sound(&cloud).await;
+        let created = cloud.call(wanted.clone()).await;
+        match (asked, created) {
+            (Ok(asked), created) => {
+                let explained = cloud.explain(wanted.id).await.remove(0);
+                let as_asked = DecisionView {
+                    decided_at: asked.decided_at,
+                    ..explained
+                };
+                assert_eq!(asked, as_asked, "{wish}");
+                assert_eq!(asked.chosen.is_some(), created.is_ok(), "{wish}");
+                assert_eq!(fit.unwrap().fits > 0, created.is_ok(), "{wish}");
+                let chosen = asked.chosen.map(|chosen| chosen.host.to_string());
+                let of = verdicts.entry(chosen.unwrap_or_else(|| "nowhere".to_owned()));
+                *of.or_insert(0) += 1;
+                if created.is_ok() {
+                    cloud.ok(crate::ask::delete(wanted.id)).await;
+                }
+            }
+            (Err(asked), Err(created)) => {
+                assert_eq!(asked, created, "{wish}");
+                assert_eq!(fit.unwrap_err(), created, "{wish}");
+                *verdicts.entry("refused".to_owned()).or_insert(0) += 1;
+            }
+            (Err(asked), Ok(created)) => panic!("{wish}: {asked}, and then {created:?}"),
+        }
+    }
+    for verdict in ["wired", "tunnel", "open", "nowhere", "refused"] {
+        assert!(verdicts.contains_key(verdict), "{verdicts:?}");
+    }
+}
+
+/// The first port of a project makes its security group; a question does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_makes_no_security_group() {
+    let cloud = cloud_of_networks().await;
+    let groups = async || {
+        let list = request::<SecurityGroupList>(json!({ "project": "fresh" }));
+        cloud.ok(list).await.security_groups.len()
+    };
+    let mut network = json!({ "id": NetworkId::new(), "name": "own", "project": "fresh" });
+    network["cidr"] = json!("10.0.7.0/24");
+    cloud.ok(request::<NetworkCreate>(network)).await;
+    let mut wanted = instance("vm", 64, json!([{ "network": "own" }]));
+    wanted.project = "fresh".parse().unwrap();
+    let decision = cloud.ok(place(&wanted)).await;
+    assert!(decision.chosen.is_some());
+    assert_eq!(groups().await, 0);
+    cloud.ok(wanted).await;
+    assert_eq!(groups().await, 1);
 }

@@ -415,6 +415,17 @@ async fn a_port_goes_where_the_networks_that_its_routers_join_can_be_built() {
     // A router only leads out by it: it is on no host for that.
     cloud.ok(on("in-outside", "outside", "plain")).await;
 
+    let _able = Host::join_with(&cloud, "able", able(9)).await;
+    for network in ["near", "inner"] {
+        let vm = instance(
+            &format!("more-{network}"),
+            512,
+            json!([{ "network": network }]),
+        );
+        cloud.ok(vm.clone()).await;
+        assert_eq!(cloud.host_of(vm.id).await, "able");
+    }
+
     let web = on("web", "lone", "plain");
     cloud.ok(web.clone()).await;
     loop {
@@ -438,18 +449,79 @@ async fn a_port_goes_where_the_networks_that_its_routers_join_can_be_built() {
         .await;
     cloud.ok(plug_in).await;
     cloud.ok(on("beside", "near", "plain")).await;
-    cloud.ok(set("r1", json!({ "admin_state_up": true }))).await;
+    cloud
+        .refused(
+            set("r1", json!({ "admin_state_up": true })),
+            Conflict,
+            "host plain of instances beside, web cannot build network far: needs VXLAN: its kernel lacks it",
+        )
+        .await;
+    assert_sound(&cloud).await;
+}
 
+/// Nor does a router come to a host later that cannot build its networks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_comes_to_no_host_that_cannot_build_its_networks() {
+    let cloud = Cloud::start().await;
+    let mut plain = Host::join(&cloud, "plain").await;
     let _able = Host::join_with(&cloud, "able", able(9)).await;
-    for network in ["near", "inner"] {
-        let vm = instance(
-            &format!("more-{network}"),
-            512,
-            json!([{ "network": network }]),
-        );
-        cloud.ok(vm.clone()).await;
-        assert_eq!(cloud.host_of(vm.id).await, "able");
+    for (name, network_type, third) in [
+        ("near", "local", 1),
+        ("far", "vxlan", 2),
+        ("side", "local", 3),
+    ] {
+        reached_groups::network(&cloud, name, network_type, third).await;
     }
+    let public = json!({
+        "id": NetworkId::new(), "name": "public", "network_type": "vxlan", "cidr": "198.51.100.0/29", "external": true,
+    });
+    cloud.ok(request::<NetworkCreate>(public)).await;
+    for name in ["r1", "r2", "r3"] {
+        cloud.ok(router(name, json!({}))).await;
+    }
+    let web = on("web", "near", "plain");
+    cloud.ok(web.clone()).await;
+    cloud.ok(on("dull", "side", "able")).await;
+    let far = |router: &str, address: &str| {
+        let leg = json!({ "router": router, "subnet": "far", "ip_address": address });
+        request::<RouterAddInterface>(leg)
+    };
+    let lacks =
+        "and host plain of instance web cannot build network far: needs VXLAN: its kernel lacks it";
+    // Whichever network comes last.
+    cloud.ok(far("r1", "10.0.2.71")).await;
+    cloud.refused(add("r1", "near"), Conflict, lacks).await;
+    cloud.ok(add("r2", "near")).await;
+    cloud.refused(far("r2", "10.0.2.72"), Conflict, lacks).await;
+    // The way out is a network like others.
+    let out = json!({ "external_gateway": { "network": "public" } });
+    cloud
+        .refused(
+            set("r2", out.clone()),
+            Conflict,
+            "host plain of instance web cannot build network public: needs VXLAN",
+        )
+        .await;
+    assert_sound(&cloud).await;
+    // One that is not up is on no host, and asks nothing until it is to be.
+    cloud
+        .ok(set("r2", json!({ "admin_state_up": false })))
+        .await;
+    cloud.ok(far("r2", "10.0.2.72")).await;
+    cloud.ok(set("r2", out.clone())).await;
+    let up = json!({ "admin_state_up": true });
+    cloud.refused(set("r2", up.clone()), Conflict, lacks).await;
+    // Others do as before.
+    cloud.ok(add("r3", "side")).await;
+    cloud.ok(set("r3", out)).await;
+    assert_sound(&cloud).await;
+    // What is renamed is not judged anew, and what is gone is not in the way.
+    cloud.ok(set("r2", json!({ "name": "r2b" }))).await;
+    cloud.ok(delete(web.id)).await;
+    plain.bury(&cloud, &[web.id]).await;
+    cloud.ok(set("r2b", up)).await;
+    let also = json!({ "router": "r1", "subnet": "near", "ip_address": "10.0.1.71" });
+    cloud.ok(request::<RouterAddInterface>(also)).await;
     assert_sound(&cloud).await;
 }
 

@@ -14,7 +14,6 @@ use crate::{
     executor::Executor,
     floating_ips::{self, FloatingIpRow},
     networks::{self, NetworkRow},
-    reach::{self, Among},
     routers::{self, RouterGatewayRow, RouterInterfaceRow, RouterRow},
 };
 
@@ -52,7 +51,7 @@ pub struct HostRouter {
     pub floating_ips: Vec<FloatingIpRow>,
 }
 
-/// Some routers that are up, with everything of them.
+/// The routers that some hosts have with a leg in some of their networks, and that are up.
 #[derive(Default)]
 pub(super) struct Routers {
     routers: Vec<RouterRow>,
@@ -60,28 +59,63 @@ pub(super) struct Routers {
     gateways: Vec<RouterGatewayRow>,
     floating_ips: Vec<FloatingIpRow>,
     networks: BTreeMap<NetworkId, NetworkRow>,
-    /// Which hosts have ports in which of the networks inside.
-    with_ports: BTreeSet<(HostId, NetworkId)>,
+    /// Which hosts have which of them.
+    on_hosts: BTreeSet<(HostId, RouterId)>,
+    /// Which hosts have a network because a router leads out to it.
+    led_to: BTreeSet<(HostId, NetworkId)>,
 }
 
 impl Routers {
-    /// Reads these, and those of some networks.
+    /// Reads those with a leg in these networks, on the hosts beside these, and of those asked for what the hosts have for them. How
+    /// many others lead to the same networks, and how many other hosts have them, does not matter.
     pub(super) async fn of(
         db: &impl Executor,
-        networks: &BTreeSet<NetworkId>,
-        mut ids: BTreeSet<RouterId>,
+        places: &BTreeSet<(HostId, NetworkId)>,
+        is_asked: impl Fn(HostId, RouterId) -> bool,
     ) -> Result<Self, StoreError> {
-        ids.extend(routers::of_networks(db, networks).await?);
-        if ids.is_empty() {
+        let on_hosts = routers::on_hosts(db, places).await?;
+        let led_to = routers::led_to(db, places).await?;
+        if on_hosts.is_empty() && led_to.is_empty() {
             return Ok(Self::default());
         }
-        Self::read(db, &ids).await
+        let ids = on_hosts.iter().map(|(_, router)| *router).collect();
+        let mut routers = routers::of_ids(db, &ids).await?;
+        routers.retain(|router| router.admin_state_up);
+        let interfaces = routers::interfaces(db, &ids).await?;
+        let inside = interfaces.values().flatten().map(|leg| leg.network_id);
+        let outside = routers
+            .iter()
+            .filter_map(|router| router.external_network_id);
+        let led = led_to.iter().map(|(_, network)| *network);
+        let networks: BTreeSet<NetworkId> = inside.chain(outside).chain(led).collect();
+        let networks: Vec<NetworkId> = networks.into_iter().collect();
+        let networks = networks::of_ids(db, &networks).await?;
+        let asked = on_hosts
+            .iter()
+            .filter(|(host, router)| is_asked(*host, *router));
+        let asked: BTreeSet<(HostId, RouterId)> = asked.copied().collect();
+        Ok(Self {
+            routers,
+            interfaces,
+            gateways: routers::gateways_on(db, &asked).await?,
+            floating_ips: floating_ips::on_hosts(db, &asked).await?,
+            networks: networks
+                .into_iter()
+                .map(|network| (network.id, network))
+                .collect(),
+            on_hosts,
+            led_to,
+        })
     }
 
-    /// Some networks, and those that these routers join to them.
-    pub(super) fn with_joined(&self, networks: &BTreeSet<NetworkId>) -> BTreeSet<NetworkId> {
+    /// Some networks, and those that the routers of a host join to them.
+    pub(super) fn with_joined(
+        &self,
+        host: HostId,
+        networks: &BTreeSet<NetworkId>,
+    ) -> BTreeSet<NetworkId> {
         let mut all = networks.clone();
-        for legs in self.routers.iter().map(|router| self.legs(router)) {
+        for legs in self.of_host(host).map(|router| self.legs(router)) {
             let inside = legs.iter().map(|leg| leg.network_id);
             if inside.clone().any(|network| networks.contains(&network)) {
                 all.extend(inside);
@@ -90,41 +124,17 @@ impl Routers {
         all
     }
 
+    fn of_host(&self, host: HostId) -> impl Iterator<Item = &RouterRow> {
+        let has = move |router: &&RouterRow| self.on_hosts.contains(&(host, router.id));
+        self.routers.iter().filter(has)
+    }
+
     fn legs(&self, router: &RouterRow) -> &[RouterInterfaceRow] {
         let legs = self.interfaces.get(&router.id).map(Vec::as_slice);
         legs.unwrap_or_default()
     }
 
-    async fn read(db: &impl Executor, ids: &BTreeSet<RouterId>) -> Result<Self, StoreError> {
-        let mut routers = routers::of_ids(db, ids).await?;
-        routers.retain(|router| router.admin_state_up);
-        let interfaces = routers::interfaces(db, ids).await?;
-        let inside: BTreeSet<NetworkId> = interfaces
-            .values()
-            .flatten()
-            .map(|leg| leg.network_id)
-            .collect();
-        let with_ports = reach::hosts_of(db, &inside, Among::All).await?;
-        let outside = routers
-            .iter()
-            .filter_map(|router| router.external_network_id);
-        let networks: BTreeSet<NetworkId> = inside.into_iter().chain(outside).collect();
-        let networks: Vec<NetworkId> = networks.into_iter().collect();
-        let networks = networks::of_ids(db, &networks).await?;
-        Ok(Self {
-            routers,
-            interfaces,
-            gateways: routers::gateways(db, ids).await?,
-            floating_ips: floating_ips::of_routers(db, ids).await?,
-            networks: networks
-                .into_iter()
-                .map(|network| (network.id, network))
-                .collect(),
-            with_ports,
-        })
-    }
-
-    /// Adds those that a host has: by all of its ports, also those in networks that nobody asked for.
+    /// Adds those that a host has.
     pub(super) fn add_to(&self, host: HostId, rows: &mut HostRows) {
         let there: BTreeSet<NetworkId> = rows.networks.iter().map(|network| network.id).collect();
         let ports: BTreeSet<PortId> = rows
@@ -133,15 +143,10 @@ impl Routers {
             .flat_map(|(_, ports)| ports)
             .map(|port| port.id)
             .collect();
-        let mut wanted = BTreeSet::new();
-        for router in &self.routers {
+        let led_to = self.led_to.iter().filter(|(of, _)| *of == host);
+        let mut wanted: BTreeSet<NetworkId> = led_to.map(|(_, network)| *network).collect();
+        for router in self.of_host(host) {
             let interfaces = self.legs(router);
-            if !interfaces
-                .iter()
-                .any(|leg| self.with_ports.contains(&(host, leg.network_id)))
-            {
-                continue;
-            }
             wanted.extend(interfaces.iter().map(|leg| leg.network_id));
             wanted.extend(router.external_network_id);
             let is_here = |of: &&RouterGatewayRow| of.router_id == router.id && of.host_id == host;

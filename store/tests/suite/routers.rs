@@ -3,15 +3,20 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use berth_common::{
-    document::Route,
-    ids::{FloatingIpId, RouterId},
+    document::{DocumentKey, Kind, NetworkType, Route},
+    ids::{FloatingIpId, HostId, RouterId},
+    message::report::ConvergeStatus,
 };
 use berth_store::{
-    StoreError, UniqueWhat, floating_ips,
+    Executor, StoreError, UniqueWhat, claims,
+    claims::ClaimRole,
+    documents,
+    documents::DocumentRow,
+    floating_ips,
     floating_ips::{Association, FloatingIpRow},
-    hosts, instances,
+    host_rows, hosts, instances, networks,
     networks::NetworkRow,
-    ports, routers,
+    ports, reach, routers,
     routers::{RouterGatewayRow, RouterInterfaceRow, RouterRow},
 };
 
@@ -27,6 +32,7 @@ on_all_databases!(
     a_floating_ip_is_nobodys_when_its_instance_is_gone,
     a_floating_ip_stays_with_a_port_that_stays,
     a_host_that_is_forgotten_gives_its_addresses_back,
+    a_host_has_the_routers_of_its_ports_networks_and_what_is_theirs,
 );
 
 pub(crate) fn router(name: &str) -> RouterRow {
@@ -134,7 +140,7 @@ async fn a_deleted_router_gives_back_its_name_and_addresses(database: Arc<TestDa
     routers::insert_interface(db, &leg(&row, &network, 1))
         .await
         .unwrap();
-    routers::insert_gateway(db, &gateway).await.unwrap();
+    routers::insert_gateways(db, &[gateway]).await.unwrap();
     let used = routers::addresses_in_use(db, network.subnets[0].id).await;
     assert_eq!(
         used.unwrap(),
@@ -167,13 +173,13 @@ async fn addresses_outside_are_given_once(database: Arc<TestDatabase>) {
         subnet_id: network.subnets[0].id,
         ip_address: IpAddr::from([10, 0, 0, 20]),
     };
-    routers::insert_gateway(db, &gateway(&a)).await.unwrap();
+    routers::insert_gateways(db, &[gateway(&a)]).await.unwrap();
     taken(
-        routers::insert_gateway(db, &gateway(&b)).await,
+        routers::insert_gateways(db, &[gateway(&b)]).await,
         UniqueWhat::IpAddress,
     );
-    routers::delete_gateway(db, &gateway(&a)).await.unwrap();
-    routers::insert_gateway(db, &gateway(&b)).await.unwrap();
+    routers::delete_gateways(db, &[gateway(&a)]).await.unwrap();
+    routers::insert_gateways(db, &[gateway(&b)]).await.unwrap();
     let ids = [a.id, b.id].into();
     assert_eq!(routers::gateways(db, &ids).await.unwrap(), [gateway(&b)]);
     floating_ips::insert(db, &floating(&network, 50))
@@ -287,9 +293,184 @@ async fn a_host_that_is_forgotten_gives_its_addresses_back(database: Arc<TestDat
     };
     let stays = gateway(other, 21);
     for gateway in [&gateway(host, 20), &stays] {
-        routers::insert_gateway(db, gateway).await.unwrap();
+        routers::insert_gateways(db, std::slice::from_ref(gateway))
+            .await
+            .unwrap();
     }
     hosts::delete(db, host).await.unwrap();
     let left = routers::gateways(db, &[row.id].into()).await.unwrap();
     assert_eq!(left, [stays]);
+}
+
+/// Tells a host of a router or a network, or that it is to go.
+async fn tell(db: &impl Executor, host_id: HostId, key: DocumentKey, spec: Option<&str>) {
+    let instance = sample::instance("of-no-interest");
+    let row = DocumentRow {
+        key,
+        spec_json: spec.map(str::to_owned),
+        ..sample::document(host_id, instance.id)
+    };
+    documents::upsert(db, &row).await.unwrap();
+}
+
+async fn a_host_has_the_routers_of_its_ports_networks_and_what_is_theirs(
+    database: Arc<TestDatabase>,
+) {
+    let store = database.store().await;
+    let db = store.pool();
+    let [one, two] = [
+        sample::add_host(db, "hv1").await,
+        sample::add_host(db, "hv2").await,
+    ];
+    let [near, far, aside] = [
+        sample::add_network(db, "near").await,
+        sample::add_network(db, "far").await,
+        sample::add_network(db, "aside").await,
+    ];
+    let outside = NetworkRow {
+        network_type: NetworkType::Nat,
+        ..sample::network("outside")
+    };
+    networks::insert(db, &outside).await.unwrap();
+    // Near and far are joined; another router leads out from aside, and one that is off from near.
+    let mut rows = Vec::new();
+    for (name, inside, up) in [
+        ("joins", vec![&near, &far], true),
+        ("alone", vec![&aside], true),
+        ("off", vec![&near], false),
+    ] {
+        let row = RouterRow {
+            external_network_id: Some(outside.id),
+            admin_state_up: up,
+            ..router(name)
+        };
+        routers::insert(db, &row).await.unwrap();
+        for network in inside {
+            let last = if up { 1 } else { 2 };
+            routers::insert_interface(db, &leg(&row, network, last))
+                .await
+                .unwrap();
+        }
+        rows.push(row.id);
+    }
+    let [joins, alone, off] = rows[..] else {
+        panic!("three routers")
+    };
+    let mut of_ports = Vec::new();
+    for (name, network, host, last) in [("a", &near, one, 5), ("b", &aside, two, 6)] {
+        let instance = sample::add_instance(db, name).await;
+        claims::insert(db, &sample::claim(&instance, host, ClaimRole::Current))
+            .await
+            .unwrap();
+        let port = sample::port(&instance, network, last);
+        ports::insert(db, &port).await.unwrap();
+        of_ports.push(port);
+    }
+    let ids = |networks: &[&NetworkRow]| -> BTreeSet<_> {
+        networks.iter().map(|network| network.id).collect()
+    };
+    let all = ids(&[&near, &far, &aside, &outside]);
+    let everywhere: BTreeSet<_> = [one, two]
+        .into_iter()
+        .flat_map(|host| all.iter().map(move |network| (host, *network)))
+        .collect();
+    // Whether they are up is asked elsewhere.
+    let there = [(one, joins), (one, off), (two, alone)].into();
+    assert_eq!(routers::on_hosts(db, &everywhere).await.unwrap(), there);
+    let far_only = [(one, far.id), (two, far.id)].into();
+    let there = [(one, joins)].into();
+    assert_eq!(routers::on_hosts(db, &far_only).await.unwrap(), there);
+    let leading = routers::leading_to(db, &ids(&[&outside, &near])).await;
+    let leading: BTreeSet<_> = leading.unwrap().iter().map(|row| row.id).collect();
+    assert_eq!(leading, rows.iter().copied().collect());
+    let legs = routers::interfaces_in_networks(db, &ids(&[&near])).await;
+    assert_eq!(legs.unwrap().len(), 2);
+
+    for (host, router) in [(one, joins), (two, alone), (two, joins)] {
+        let key = DocumentKey {
+            kind: Kind::Router,
+            id: router.as_uuid(),
+        };
+        // It was on the second host once.
+        let spec = (router != joins || host == one).then_some("{}");
+        tell(db, host, key, spec).await;
+    }
+    let told = routers::told_inside(db, &ids(&[&near, &aside, &outside])).await;
+    assert_eq!(told.unwrap(), [(one, joins), (two, alone)].into());
+    let told = routers::told_inside(db, &ids(&[&far])).await;
+    assert_eq!(told.unwrap(), [(one, joins)].into());
+    let told = routers::told_leading_to(db, &ids(&[&outside, &near])).await;
+    assert_eq!(told.unwrap(), [(one, joins), (two, alone)].into());
+
+    let gateway = |router_id, host_id, last| RouterGatewayRow {
+        router_id,
+        host_id,
+        subnet_id: outside.subnets[0].id,
+        ip_address: IpAddr::from([10, 0, 0, last]),
+    };
+    let gateways = [gateway(joins, one, 20), gateway(alone, two, 21)];
+    routers::insert_gateways(db, &gateways).await.unwrap();
+    let crossed = [(one, joins), (one, alone), (two, joins)].into();
+    let on = routers::gateways_on(db, &crossed).await.unwrap();
+    assert_eq!(on, gateways[..1]);
+
+    let mut given = Vec::new();
+    for (port, router_id, last) in [(&of_ports[0], joins, 50), (&of_ports[1], alone, 51)] {
+        let association = Association {
+            port_id: port.id,
+            fixed_ip_address: port.fixed_ips[0].ip_address,
+            router_id,
+        };
+        let row = FloatingIpRow {
+            association: Some(association),
+            ..floating(&outside, last)
+        };
+        floating_ips::insert(db, &row).await.unwrap();
+        given.push(row);
+    }
+    for (host, router, networks, at) in [
+        (one, joins, ids(&[&near, &far, &outside]), 0),
+        (two, alone, ids(&[&aside, &outside]), 1),
+    ] {
+        let read = host_rows::of_host(db, host).await.unwrap();
+        let has: BTreeSet<_> = read.networks.iter().map(|network| network.id).collect();
+        assert_eq!(has, networks);
+        let [of_host] = &read.routers[..] else {
+            panic!("{:?}", read.routers)
+        };
+        assert_eq!(of_host.router.id, router);
+        assert_eq!(of_host.gateways, gateways[at..=at]);
+        assert_eq!(of_host.floating_ips, given[at..=at]);
+    }
+
+    // Who has networks, and who is in them.
+    let key = DocumentKey {
+        kind: Kind::Network,
+        id: outside.id.as_uuid(),
+    };
+    tell(db, one, key, Some("{}")).await;
+    tell(db, two, key, None).await;
+    let told = reach::told_on(db, &everywhere).await.unwrap();
+    assert_eq!(told, [(one, outside.id)].into());
+    let there = async || {
+        let found = documents::places_of_networks(db, NetworkType::Nat).await;
+        found.unwrap().into_iter().collect::<BTreeSet<_>>()
+    };
+    assert_eq!(there().await, [(one, outside.id), (two, outside.id)].into());
+    let seen = documents::get(db, two, key).await.unwrap().unwrap();
+    let gone = documents::Observation {
+        host_id: two,
+        key,
+        generation: seen.generation,
+        status: ConvergeStatus::Gone,
+    };
+    documents::mark_observed_many(db, &[gone]).await.unwrap();
+    assert_eq!(there().await, [(one, outside.id)].into());
+    let local = documents::places_of_networks(db, NetworkType::Local).await;
+    assert_eq!(local.unwrap(), []);
+    let named = reach::instances_on(db, &everywhere).await.unwrap();
+    let expected = [(one, "a".parse().unwrap()), (two, "b".parse().unwrap())].into();
+    assert_eq!(named, expected);
+    let none = [(two, near.id), (one, aside.id)].into();
+    assert!(reach::instances_on(db, &none).await.unwrap().is_empty());
 }

@@ -44,16 +44,20 @@ fn an_explanation_is_asked_for_in_the_project_that_is_given() {
 }
 
 #[test]
-fn a_dry_run_asks_for_the_size_and_the_hints_of_the_file() {
-    let Question::Place(request) = asked(SIZE, "place -f FILE").unwrap() else {
+fn a_dry_run_asks_for_the_size_the_hints_and_the_networks_of_the_file() {
+    let text = format!("{SIZE}[[networks]]\nnetwork = \"net0\"\nport_security = \"disabled\"\n");
+    let Question::Place(request) = asked(&text, "place -f FILE").unwrap() else {
         panic!("another question");
     };
     assert_eq!(request.hints.host.as_deref(), Some("hv1"));
     assert_eq!(request.flavor.memory_mb.get(), 256);
-    let Question::Capacity(request) = asked(SIZE, "capacity -f FILE --most 40").unwrap() else {
+    let networks = request.networks;
+    assert_eq!(networks[0].network, "net0");
+    assert_eq!(networks[0].port_security_enabled, Some(false));
+    let Question::Capacity(request) = asked(&text, "capacity -f FILE --most 40").unwrap() else {
         panic!("another question");
     };
-    assert_eq!(request.most, 40);
+    assert_eq!((request.most, request.networks), (40, networks));
     let whole = include_str!("../../../../docs/instance.sample.toml");
     assert!(asked(whole, "place -f FILE --project lab").is_ok());
 }

@@ -15,7 +15,7 @@ use berth_common::{
     ids::{DecisionId, HostId, InstanceId, PortId, ServerGroupId},
     message::{
         report::{Fault, FaultCode},
-        request::InstanceCreate,
+        request::{InstanceCreate, NetworkAttachment},
         view::InstanceView,
     },
     names::{HostName, InstanceName, ProjectName, VolumeName},
@@ -39,7 +39,7 @@ use crate::{
         cloud::Placed,
         conflict, fingerprint,
         hints::{self, Asker, Lookups, Resolved},
-        invalid, networks,
+        invalid,
         ports::{
             self as claim_ports, Addresses, Planned,
             attach::MAX_PORTS,
@@ -198,7 +198,7 @@ impl Batch {
         let root = Root::find(writing, request, before.as_ref(), &self.given).await?;
         let planned = self
             .addresses
-            .plan(writing.txn(), request, writing.now)
+            .plan(writing.txn(), request.into(), writing.now)
             .await?;
         let means = Means {
             fingerprint,
@@ -275,14 +275,8 @@ impl Batch {
                 &request.hints,
             )
             .await?;
-        for network in &planned.networks {
-            networks::demand(network, &mut wanted.networks);
-        }
-        for port in &planned.ports {
-            claim_ports::demand(&port.wishes, &mut wanted.networks);
-        }
-        self.joined
-            .demand(writing.txn(), &planned.networks, &mut wanted)
+        let nat = planned
+            .demand(writing.txn(), &writing.cloud, &mut self.joined, &mut wanted)
             .await?;
         let demand = match root {
             None => wanted.demand(),
@@ -326,6 +320,9 @@ impl Batch {
         match (decided.chosen.as_ref(), fault) {
             (Some(chosen), _) => {
                 metrics.placed();
+                for network in &nat {
+                    writing.cloud.hold_nat(chosen.host_id, network);
+                }
                 let place = (chosen.host_id, demand);
                 let view = self.claim(writing, &row, place, planned, root);
                 tracing::info!(instance = %row.id, name = %row.name, host = %chosen.host, "instance accepted");
@@ -484,9 +481,7 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
             request.power.as_str()
         ));
     }
-    let most = usize::from(MAX_PORTS);
-    mistakes.extend(too_many("networks", request.networks.len(), most));
-    mistakes.extend(attachment_mistakes(&request.networks));
+    mistakes.extend(network_mistakes(&request.networks));
     mistakes.extend(hints::mistakes(&request.hints, Some(request.id)));
     if let Some(drive) = &request.config_drive {
         mistakes.extend(drive.mistakes("config_drive"));
@@ -505,6 +500,15 @@ fn validate(request: &InstanceCreate) -> Result<(), ClaimError> {
     } else {
         Err(invalid(mistakes.join("; ")))
     }
+}
+
+/// What is wrong with the networks of an instance.
+#[must_use]
+pub fn network_mistakes(networks: &[NetworkAttachment]) -> Vec<String> {
+    let most = usize::from(MAX_PORTS);
+    let mut mistakes = Vec::from_iter(too_many("networks", networks.len(), most));
+    mistakes.extend(attachment_mistakes(networks));
+    mistakes
 }
 
 /// What is wrong with a size.

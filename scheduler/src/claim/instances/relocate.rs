@@ -9,6 +9,8 @@
 //! that failed has confirmed that nothing is left there, so it can never run twice. That host is not asked again for
 //! it, and weighs less for a while. One that boots from a volume stays: a volume never moves.
 
+use std::collections::BTreeSet;
+
 use berth_common::{
     ids::{DecisionId, HostId, NetworkId},
     message::report::{ConvergeStatus, Fault, FaultCode},
@@ -17,6 +19,7 @@ use berth_store::{
     claims,
     decisions::DecisionRow,
     instances::{self, InstanceObserved, InstanceRow, Placement},
+    networks::NetworkRow,
     ports,
 };
 
@@ -26,7 +29,7 @@ use crate::{
         ClaimError,
         cloud::Placed,
         hints::{Asker, Lookups},
-        networks, ports as claim_ports,
+        ports::Planned,
         routers::joined::Joined,
     },
     context::Writing,
@@ -97,7 +100,7 @@ pub async fn give_up(
         failed_hosts.push(from);
     }
     let wanted = match request(writing, row, &failed_hosts).await {
-        Ok(wanted) => wanted,
+        Ok((wanted, _)) => wanted,
         // What the hints name may be gone by now.
         Err(ClaimError::Refused(refusal)) => {
             return Ok(Relocation::Stays {
@@ -156,7 +159,7 @@ pub async fn move_on(
 ) -> Result<(), ClaimError> {
     let attempt = row.attempt.saturating_add(1);
     let chosen = match request(writing, row, &row.failed_hosts).await {
-        Ok(wanted) => {
+        Ok((wanted, nat)) => {
             let mark = writing.cloud.mark();
             writing.cloud.unplace(row.id);
             let decided = writing.cloud.decide(&wanted);
@@ -166,7 +169,12 @@ pub async fn move_on(
                 decision: decision::view(&decided, attempt, writing.now),
             });
             match &decided.chosen {
-                Some(chosen) => Ok((chosen.host_id, wanted.demand())),
+                Some(chosen) => {
+                    for network in &nat {
+                        writing.cloud.hold_nat(chosen.host_id, network);
+                    }
+                    Ok((chosen.host_id, wanted.demand()))
+                }
                 None => {
                     writing.cloud.undo_to(mark);
                     Err(decision::public_text(&decided))
@@ -251,12 +259,12 @@ async fn go_back(
     Ok(())
 }
 
-/// The request of an instance, asked again without the hosts that failed.
+/// The request of an instance, asked again without the hosts that failed, and the `nat` networks that its host gets.
 async fn request(
     writing: &Writing<'_>,
     row: &InstanceRow,
     failed_hosts: &[HostId],
-) -> Result<place::Request, ClaimError> {
+) -> Result<(place::Request, Vec<NetworkRow>), ClaimError> {
     let asker = Asker {
         project: &row.project,
         seed: create::seed(row.id),
@@ -270,16 +278,16 @@ async fn request(
         .excluded_hosts
         .extend(failed_hosts.iter().copied());
     let ports = ports::of_instances(writing.txn(), &[row.id]).await?;
-    for port in &ports {
-        claim_ports::demand(&port.wishes, &mut resolved.request.networks);
-    }
     let ids: Vec<NetworkId> = ports.iter().map(|port| port.network_id).collect();
-    let of_ports = berth_store::networks::of_ids(writing.txn(), &ids).await?;
-    for network in &of_ports {
-        networks::demand(network, &mut resolved.request.networks);
-    }
-    Joined::default()
-        .demand(writing.txn(), &of_ports, &mut resolved.request)
+    let planned = Planned {
+        networks: berth_store::networks::of_ids(writing.txn(), &ids).await?,
+        given: BTreeSet::new(),
+        ports,
+    };
+    let mut joined = Joined::default();
+    let wanted = &mut resolved.request;
+    let nat = planned
+        .demand(writing.txn(), &writing.cloud, &mut joined, wanted)
         .await?;
     // It is a member of its group on the host it leaves.
     if let Some(group) = &mut resolved.request.group
@@ -288,5 +296,5 @@ async fn request(
     {
         *count = count.saturating_sub(1);
     }
-    Ok(resolved.request)
+    Ok((resolved.request, nat))
 }

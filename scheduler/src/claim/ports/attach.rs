@@ -188,7 +188,12 @@ async fn check_reach(
     networks::demand(network, &mut request.networks);
     demand(wishes, &mut request.networks);
     Joined::default()
-        .demand(writing.txn(), std::slice::from_ref(network), &mut request)
+        .demand(
+            writing.txn(),
+            &writing.cloud,
+            std::slice::from_ref(network),
+            &mut request,
+        )
         .await?;
     place::reaches_networks(&request, known).map_err(|rejection| {
         conflict(format!(

@@ -11,7 +11,8 @@ use berth_common::{
     },
 };
 use berth_store::{
-    floating_ips, instances,
+    floating_ips::{self, Association},
+    instances,
     ports::{self, PortRow, PortWishes},
 };
 
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     claim::{
         ClaimError, conflict, fingerprint, instances::change::leave_off, invalid, not_found,
-        routers::floating::touch_routers,
+        routers::floating::touch_translated_of,
     },
     context::Writing,
     place,
@@ -288,12 +289,12 @@ pub async fn delete(
     Ok(shown)
 }
 
-/// Deletes a port. Its floating IPs are nobody's, and the routers that translated them are told.
+/// Deletes a port. Its floating IPs are nobody's, and its host is told.
 pub(super) async fn remove(writing: &mut Writing<'_>, row: &PortRow) -> Result<(), ClaimError> {
     let floating = floating_ips::of_port(writing.txn(), row.id).await?;
-    let associations = floating.iter().filter_map(|it| it.association);
-    let routers = associations.map(|it| it.router_id).collect();
+    let associations: Vec<Association> = floating.iter().filter_map(|it| it.association).collect();
     touch_members(writing, row);
+    touch_translated_of(writing, row, &associations);
     ports::delete(writing.txn(), row.id).await?;
-    touch_routers(writing, &routers).await
+    Ok(())
 }

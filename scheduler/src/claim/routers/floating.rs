@@ -6,7 +6,7 @@ use std::{
 };
 
 use berth_common::{
-    ids::{FloatingIpId, InstanceId, PortId, RouterId},
+    ids::{FloatingIpId, InstanceId, PortId},
     message::router::{
         FloatingIpCreate, FloatingIpDelete, FloatingIpList, FloatingIpListReply, FloatingIpSet,
         FloatingIpView,
@@ -21,7 +21,7 @@ use berth_store::{
     routers,
 };
 
-use super::{networks, touch};
+use super::networks;
 use crate::{
     claim::{ClaimError, address, conflict, fingerprint, invalid, not_found},
     context::Writing,
@@ -123,25 +123,37 @@ pub async fn set(
             } => conflict("that address of the port has a floating IP already"),
             error => error.into(),
         })?;
-        let concerned = before.into_iter().chain(row.association);
-        let routers: BTreeSet<RouterId> = concerned.map(|it| it.router_id).collect();
-        touch_routers(writing, &routers).await?;
+        let concerned: Vec<Association> = before.into_iter().chain(row.association).collect();
+        touch_translated(writing, &concerned).await?;
     }
     view(writing.txn(), &row).await
 }
 
-/// What some routers translate changed: the hosts that have them are told.
-///
-/// # Errors
-/// When the database fails.
-pub async fn touch_routers(
+/// What is translated for some ports changed: their hosts are told, and no others.
+async fn touch_translated(
     writing: &mut Writing<'_>,
-    ids: &BTreeSet<RouterId>,
+    associations: &[Association],
 ) -> Result<(), ClaimError> {
-    for router in routers::of_ids(writing.txn(), ids).await? {
-        touch(writing, &router, BTreeSet::new()).await?;
+    let ids: Vec<PortId> = associations.iter().map(|it| it.port_id).collect();
+    for port in ports::of_ids(writing.txn(), &ids).await? {
+        touch_translated_of(writing, &port, associations);
     }
     Ok(())
+}
+
+/// The same, of one port.
+pub fn touch_translated_of(
+    writing: &mut Writing<'_>,
+    port: &PortRow,
+    associations: &[Association],
+) {
+    let placed = port.instance_id().and_then(|id| writing.cloud.placed(id));
+    let Some(host) = placed.map(|placed| placed.host) else {
+        return;
+    };
+    for association in associations.iter().filter(|it| it.port_id == port.id) {
+        writing.touch_router(host, association.router_id);
+    }
 }
 
 /// Which address of the port it becomes, and by which router.
@@ -158,7 +170,7 @@ async fn association(
     }
     let fixed = fixed_ip(&port, wish)?;
     let network = BTreeSet::from([port.network_id]);
-    let near = routers::of_networks(db, &network).await?;
+    let near = routers::inside(db, &network).await?;
     let interfaces = routers::interfaces(db, &near).await?;
     let found = routers::of_ids(db, &near)
         .await?
@@ -214,8 +226,8 @@ pub async fn delete(
     let row = resolve(writing.txn(), &request.project, &request.floating_ip).await?;
     let shown = view(writing.txn(), &row).await?;
     floating_ips::delete(writing.txn(), row.id).await?;
-    let routers = row.association.iter().map(|it| it.router_id).collect();
-    touch_routers(writing, &routers).await?;
+    let association: Vec<Association> = row.association.into_iter().collect();
+    touch_translated(writing, &association).await?;
     Ok(shown)
 }
 

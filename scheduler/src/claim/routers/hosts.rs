@@ -1,23 +1,30 @@
 //! What follows from a host's ports and routers: a host that has a port in a network has that network's routers, all of their
 //! networks, and an address of its own of their external networks for as long as it does.
+//!
+//! Only the hosts that were touched are looked at, and of the routers those that a touched network or the router itself brings
+//! there: how many others lead out to the same network, and how many hosts have them, costs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, NetworkId, RouterId},
+    ids::{HostId, NetworkId, RouterId, SubnetId},
 };
 use berth_store::{
+    networks as network_rows,
+    networks::NetworkRow,
     ports,
-    reach::{self, Among},
     routers::{self, RouterGatewayRow, RouterInterfaceRow, RouterRow},
+    subnets::SubnetRow,
 };
 
-use super::networks;
 use crate::{
     claim::{ClaimError, address},
-    context::{Touched, Writing},
+    context::{Cause, Touched, Writing},
 };
+
+/// Routers on hosts.
+type Places = BTreeSet<(HostId, RouterId)>;
 
 /// Adds the documents that follow from those that were touched, and gives and takes the hosts' addresses.
 ///
@@ -27,129 +34,199 @@ pub async fn follow(
     writing: &Writing<'_>,
     touched: &BTreeMap<HostId, Touched>,
 ) -> Result<BTreeMap<HostId, Touched>, ClaimError> {
+    let txn = writing.txn();
     let mut all = touched.clone();
-    let networks: BTreeSet<NetworkId> = touched
-        .values()
-        .flat_map(|touched| ids(touched, Kind::Network))
+    let mut concerned = named(touched);
+    let with_ports = because_of(touched, Cause::OwnPorts);
+    let networks = with_ports.keys().copied().collect();
+    for leg in routers::interfaces_in_networks(txn, &networks).await? {
+        let hosts = with_ports.get(&leg.network_id).into_iter().flatten();
+        concerned.extend(hosts.map(|host| (*host, leg.router_id)));
+    }
+    let changed = because_of(touched, Cause::Itself).into_keys().collect();
+    concerned.extend(routers::told_inside(txn, &changed).await?);
+    concerned.extend(routers::told_leading_to(txn, &changed).await?);
+    let members = because_of(touched, Cause::Members).into_keys().collect();
+    let beside = routers::told_inside(txn, &members).await?;
+    let which: BTreeSet<RouterId> = concerned
+        .union(&beside)
+        .map(|(_, router)| *router)
         .collect();
-    let mut which: BTreeSet<RouterId> = touched
-        .values()
-        .flat_map(|touched| ids(touched, Kind::Router))
-        .collect();
-    which.extend(routers::of_networks(writing.txn(), &networks).await?);
     if which.is_empty() {
         return Ok(all);
     }
-    let rows = routers::of_ids(writing.txn(), &which).await?;
-    let interfaces = routers::interfaces(writing.txn(), &which).await?;
-    let mut concerned: BTreeMap<RouterId, BTreeSet<HostId>> = BTreeMap::new();
-    for row in &rows {
-        let legs = interfaces.get(&row.id).map(Vec::as_slice);
-        let of_router: BTreeSet<NetworkId> = legs
-            .unwrap_or_default()
-            .iter()
-            .map(|leg| leg.network_id)
-            .chain(row.external_network_id)
-            .collect();
+    let these = Routers {
+        rows: routers::of_ids(txn, &which).await?,
+        legs: routers::interfaces(txn, &which).await?,
+    };
+    for row in &these.rows {
+        let inside = these.inside(row.id);
         for (host, touched) in &mut all {
-            let has = ids::<NetworkId>(touched, Kind::Network)
-                .iter()
-                .any(|network| of_router.contains(network))
-                || ids::<RouterId>(touched, Kind::Router).contains(&row.id);
-            if has {
+            let is_concerned = concerned.contains(&(*host, row.id));
+            if !is_concerned && !beside.contains(&(*host, row.id)) {
+                continue;
+            }
+            touched.keys.extend(inside.iter().copied().map(key));
+            if is_concerned {
+                touched.keys.extend(row.external_network_id.map(key));
                 touched.keys.insert(DocumentKey {
                     kind: Kind::Router,
                     id: row.id.as_uuid(),
                 });
-                touched
-                    .keys
-                    .extend(of_router.iter().map(|network| DocumentKey {
-                        kind: Kind::Network,
-                        id: network.as_uuid(),
-                    }));
-                concerned.entry(row.id).or_default().insert(*host);
             }
         }
     }
-    let gateways = routers::gateways(writing.txn(), &which).await?;
-    for row in &rows {
-        let legs = interfaces.get(&row.id).map(Vec::as_slice);
-        let hosts = concerned.remove(&row.id).unwrap_or_default();
-        let of_router = gateways.iter().filter(|it| it.router_id == row.id);
-        give_addresses(writing, row, legs.unwrap_or_default(), &hosts, of_router).await?;
-    }
+    concerned.retain(|(host, _)| touched.contains_key(host));
+    give_addresses(writing, &these, &concerned).await?;
     Ok(all)
 }
 
-fn ids<I: TryFrom<uuid::Uuid> + Ord>(touched: &Touched, kind: Kind) -> BTreeSet<I> {
-    touched
-        .keys
+const fn key(network: NetworkId) -> DocumentKey {
+    DocumentKey {
+        kind: Kind::Network,
+        id: network.as_uuid(),
+    }
+}
+
+/// The routers that were touched themselves.
+fn named(touched: &BTreeMap<HostId, Touched>) -> Places {
+    let keys = touched
         .iter()
-        .filter(|key| key.kind == kind)
-        .filter_map(|key| I::try_from(key.id).ok())
+        .flat_map(|(host, touched)| touched.keys.iter().map(|key| (*host, key)));
+    keys.filter(|(_, key)| key.kind == Kind::Router)
+        .filter_map(|(host, key)| Some((host, RouterId::try_from(key.id).ok()?)))
         .collect()
 }
 
-/// Gives each of these hosts that needs a router an address in each external subnet, as far as there are any, and takes those of
-/// the others.
+/// The networks that were touched for a cause, each with the hosts.
+fn because_of(
+    touched: &BTreeMap<HostId, Touched>,
+    cause: Cause,
+) -> BTreeMap<NetworkId, BTreeSet<HostId>> {
+    let mut found: BTreeMap<NetworkId, BTreeSet<HostId>> = BTreeMap::new();
+    for (host, touched) in touched {
+        for (network, _) in touched.networks.iter().filter(|(_, of)| *of == cause) {
+            found.entry(*network).or_default().insert(*host);
+        }
+    }
+    found
+}
+
+/// Some living routers, with their legs.
+struct Routers {
+    rows: Vec<RouterRow>,
+    legs: BTreeMap<RouterId, Vec<RouterInterfaceRow>>,
+}
+
+impl Routers {
+    fn inside(&self, router: RouterId) -> BTreeSet<NetworkId> {
+        let legs = self.legs.get(&router).into_iter().flatten();
+        legs.map(|leg| leg.network_id).collect()
+    }
+
+    /// Which of these are on their hosts.
+    async fn there(&self, writing: &Writing<'_>, places: &Places) -> Result<Places, ClaimError> {
+        // A host that has a router has all of its networks: to ask by one of them is enough.
+        let up: BTreeMap<RouterId, NetworkId> = self
+            .rows
+            .iter()
+            .filter(|row| row.admin_state_up)
+            .filter_map(|row| Some((row.id, *self.inside(row.id).first()?)))
+            .collect();
+        let asked = places
+            .iter()
+            .filter_map(|(host, router)| Some((*host, *up.get(router)?)))
+            .collect();
+        let found = routers::on_hosts(writing.txn(), &asked).await?;
+        Ok(found
+            .into_iter()
+            .filter(|(host, router)| up.contains_key(router) && places.contains(&(*host, *router)))
+            .collect())
+    }
+}
+
+/// Gives each of these hosts that has a router an address in each of its external subnets, as far as there are any, and takes those
+/// that are not needed any more.
 async fn give_addresses(
     writing: &Writing<'_>,
-    router: &RouterRow,
-    legs: &[RouterInterfaceRow],
-    hosts: &BTreeSet<HostId>,
-    gateways: impl Iterator<Item = &RouterGatewayRow>,
+    these: &Routers,
+    places: &Places,
 ) -> Result<(), ClaimError> {
-    let inside: BTreeSet<NetworkId> = legs.iter().map(|leg| leg.network_id).collect();
-    let needing: BTreeSet<HostId> = if router.admin_state_up {
-        let found = reach::hosts_of(writing.txn(), &inside, Among::All).await?;
-        found.into_iter().map(|(host, _)| host).collect()
-    } else {
-        BTreeSet::new()
-    };
-    let external = networks::of(writing.txn(), &[], router.external_network_id).await?;
-    let subnets: Vec<_> = external
-        .values()
-        .flat_map(|network| &network.subnets)
+    let txn = writing.txn();
+    let has = routers::gateways_on(txn, places).await?;
+    let outside: BTreeSet<NetworkId> = these
+        .rows
+        .iter()
+        .filter_map(|row| row.external_network_id)
         .collect();
-    let mut has = BTreeSet::new();
-    for gateway in gateways {
-        let is_right = needing.contains(&gateway.host_id)
-            && subnets.iter().any(|subnet| subnet.id == gateway.subnet_id);
-        if is_right {
-            has.insert((gateway.host_id, gateway.subnet_id));
+    if has.is_empty() && outside.is_empty() {
+        return Ok(());
+    }
+    let outside: Vec<NetworkId> = outside.into_iter().collect();
+    let outside: BTreeMap<NetworkId, NetworkRow> = network_rows::of_ids(txn, &outside)
+        .await?
+        .into_iter()
+        .map(|network| (network.id, network))
+        .collect();
+    let there = these.there(writing, places).await?;
+    let mut wanted: BTreeSet<(RouterId, HostId, SubnetId)> = BTreeSet::new();
+    for row in &these.rows {
+        let network = row.external_network_id.and_then(|id| outside.get(&id));
+        for subnet in network.into_iter().flat_map(|network| &network.subnets) {
+            let hosts = there.iter().filter(|(_, router)| *router == row.id);
+            wanted.extend(hosts.map(|(host, _)| (row.id, *host, subnet.id)));
+        }
+    }
+    let mut given = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for gateway in has {
+        let of = (gateway.router_id, gateway.host_id, gateway.subnet_id);
+        if wanted.contains(&of) {
+            given.insert(of);
         } else {
-            routers::delete_gateway(writing.txn(), gateway).await?;
+            wrong.push(gateway);
         }
     }
-    for subnet in subnets {
-        let missing: Vec<HostId> = hosts
-            .intersection(&needing)
-            .filter(|host| !has.contains(&(**host, subnet.id)))
-            .copied()
-            .collect();
-        if missing.is_empty() {
-            continue;
-        }
-        let mut used = ports::addresses_in_use(writing.txn(), subnet.id).await?;
-        used.extend(routers::addresses_in_use(writing.txn(), subnet.id).await?);
-        for host_id in missing {
-            let ip_address = match address::choose(subnet, &used, None) {
-                Ok(address) => address,
-                Err(error) => {
-                    // The router works without it, and its view shows that the host has none.
-                    tracing::warn!(router = %router.id, host = %host_id, %error, "a host gets no address for a router");
-                    break;
-                }
-            };
-            used.insert(ip_address);
-            let gateway = RouterGatewayRow {
-                router_id: router.id,
-                host_id,
-                subnet_id: subnet.id,
-                ip_address,
-            };
-            routers::insert_gateway(writing.txn(), &gateway).await?;
+    routers::delete_gateways(txn, &wrong).await?;
+    let mut missing: BTreeMap<SubnetId, Vec<(RouterId, HostId)>> = BTreeMap::new();
+    for (router, host, subnet) in wanted.difference(&given) {
+        missing.entry(*subnet).or_default().push((*router, *host));
+    }
+    let mut gateways = Vec::new();
+    for subnet in outside.values().flat_map(|network| &network.subnets) {
+        if let Some(missing) = missing.remove(&subnet.id) {
+            gateways.append(&mut choose(writing, subnet, &missing).await?);
         }
     }
+    routers::insert_gateways(txn, &gateways).await?;
     Ok(())
+}
+
+/// Addresses of a subnet for routers on hosts, as far as there are any.
+async fn choose(
+    writing: &Writing<'_>,
+    subnet: &SubnetRow,
+    missing: &[(RouterId, HostId)],
+) -> Result<Vec<RouterGatewayRow>, ClaimError> {
+    let mut used = ports::addresses_in_use(writing.txn(), subnet.id).await?;
+    used.extend(routers::addresses_in_use(writing.txn(), subnet.id).await?);
+    let mut gateways = Vec::new();
+    for (router, host) in missing {
+        let ip_address = match address::choose(subnet, &used, None) {
+            Ok(address) => address,
+            Err(error) => {
+                // The router works without it, and its view shows that the host has none.
+                tracing::warn!(%router, %host, %error, "a host gets no address for a router");
+                break;
+            }
+        };
+        used.insert(ip_address);
+        gateways.push(RouterGatewayRow {
+            router_id: *router,
+            host_id: *host,
+            subnet_id: subnet.id,
+            ip_address,
+        });
+    }
+    Ok(gateways)
 }

@@ -1,11 +1,13 @@
 //! Routers: creating, changing and deleting them, and their legs.
 //!
+//! - [`able`]: whether the hosts that they come to can build their networks;
 //! - [`floating`]: floating IPs;
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
 //! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
 //! - [`uses`]: what is refused because of them elsewhere.
 
+mod able;
 pub mod floating;
 pub mod hosts;
 pub mod joined;
@@ -100,7 +102,7 @@ fn name_taken(error: StoreError, row: &RouterRow) -> ClaimError {
 /// A refusal, or a failure of the database; then nothing of it may be kept.
 pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<RouterView, ClaimError> {
     let mut row = resolve(writing.txn(), &request.project, &request.router).await?;
-    let before = row.external_network_id;
+    let (was_up, before) = (row.admin_state_up, row.external_network_id);
     if let Some(name) = &request.name {
         row.name = name.clone();
     }
@@ -131,6 +133,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
         uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
     check_routes(writing.txn(), &row, &legs).await?;
+    if (row.admin_state_up, row.external_network_id) != (was_up, before) {
+        able::check_hosts(writing, &row, &legs).await?;
+    }
     let updated = routers::update(writing.txn(), &row).await;
     updated.map_err(|error| name_taken(error, &row))?;
     touch(writing, &row, before.into_iter().collect()).await?;
@@ -300,7 +305,10 @@ pub async fn add_interface(
         ip_address,
         mac_address,
     };
-    routers::insert_interface(txn, &leg).await?;
+    let mut after = legs;
+    after.push(leg.clone());
+    able::check_hosts(writing, &row, &after).await?;
+    routers::insert_interface(writing.txn(), &leg).await?;
     touch(writing, &row, BTreeSet::new()).await?;
     view(writing.txn(), &row).await
 }
@@ -333,33 +341,31 @@ pub async fn remove_interface(
     }
     legs.retain(|leg| leg.subnet_id != subnet.id);
     check_routes(txn, &row, &legs).await?;
-    // Those who have it now: afterwards nothing may lead to them.
-    let mut networks = BTreeSet::from([network.id]);
-    networks.extend(legs.iter().map(|leg| leg.network_id));
-    networks.extend(row.external_network_id);
-    touch(writing, &row, networks).await?;
+    // Those who have it now: afterwards nothing may lead to them, and nothing on them to its networks.
+    let mut was_in = BTreeSet::from([network.id]);
+    was_in.extend(legs.iter().map(|leg| leg.network_id));
+    was_in.extend(row.external_network_id);
+    touch(writing, &row, was_in).await?;
     routers::delete_interface(writing.txn(), row.id, subnet.id).await?;
     view(writing.txn(), &row).await
 }
 
-/// The documents of a router may follow from other rows now, on all hosts that have it or will; and with them those of its networks,
-/// and of these others that it was in.
+/// The documents of a router may follow from other rows now, on all hosts that have it or will; with them follow those of its
+/// networks, and of these that it was in. Other routers in the same networks are none of its business.
 async fn touch(
     writing: &mut Writing<'_>,
     row: &RouterRow,
-    mut networks: BTreeSet<NetworkId>,
+    was_in: BTreeSet<NetworkId>,
 ) -> Result<(), ClaimError> {
     let legs = legs(writing.txn(), row.id).await?;
     let inside: BTreeSet<NetworkId> = legs.iter().map(|leg| leg.network_id).collect();
     let mut hosts = routers::hosts_told(writing.txn(), row.id).await?;
     let with_ports = reach::hosts_of(writing.txn(), &inside, Among::All).await?;
     hosts.extend(with_ports.into_iter().map(|(host, _)| host));
-    networks.extend(inside);
-    networks.extend(row.external_network_id);
     for host in hosts {
         writing.touch_router(host, row.id);
-        for network in &networks {
-            writing.touch_network(host, *network);
+        for network in &was_in {
+            writing.touch_network_alone(host, *network);
         }
     }
     Ok(())
@@ -450,12 +456,8 @@ async fn views(db: &impl Executor, rows: &[RouterRow]) -> Result<Vec<RouterView>
         .map(|row| (row.id, row.name))
         .collect();
     let all_legs: Vec<RouterInterfaceRow> = interfaces.values().flatten().cloned().collect();
-    let mut known = networks::of(db, &all_legs, None).await?;
-    for row in rows {
-        if let Some(id) = row.external_network_id {
-            known.extend(networks::of(db, &[], Some(id)).await?);
-        }
-    }
+    let outside = rows.iter().filter_map(|row| row.external_network_id);
+    let known = networks::of(db, &all_legs, outside).await?;
     Ok(rows
         .iter()
         .map(|row| {

@@ -92,16 +92,16 @@ pub(super) async fn subnet(
     }
 }
 
-/// The networks of some legs, and the external one.
+/// The networks of some legs, and external ones.
 pub(super) async fn of(
     db: &impl Executor,
     legs: &[RouterInterfaceRow],
-    external: Option<NetworkId>,
+    outside: impl IntoIterator<Item = NetworkId>,
 ) -> Result<BTreeMap<NetworkId, NetworkRow>, ClaimError> {
     let ids: BTreeSet<NetworkId> = legs
         .iter()
         .map(|leg| leg.network_id)
-        .chain(external)
+        .chain(outside)
         .collect();
     let ids: Vec<NetworkId> = ids.into_iter().collect();
     let rows = networks::of_ids(db, &ids).await?;

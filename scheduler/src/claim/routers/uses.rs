@@ -1,9 +1,13 @@
 //! What routers and floating IPs stand on: networks and subnets that may not change or go under them, and addresses that may not meet.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_common::{
     document::{NetworkType, Route},
+    ids::NetworkId,
     names::Cidr,
 };
 use berth_store::{
@@ -50,12 +54,8 @@ pub async fn refuse_outside_use(
     db: &impl Executor,
     network: &NetworkRow,
 ) -> Result<(), ClaimError> {
-    let using = routers::of_networks(db, &BTreeSet::from([network.id])).await?;
-    let using = routers::of_ids(db, &using).await?;
-    if let Some(router) = using
-        .iter()
-        .find(|router| router.external_network_id == Some(network.id))
-    {
+    let leading = routers::leading_to(db, &BTreeSet::from([network.id])).await?;
+    if let Some(router) = leading.first() {
         return Err(conflict(format!(
             "network {} is the external network of router {}; clear its external gateway first",
             network.name, router.name
@@ -87,10 +87,7 @@ pub async fn refuse_use_of_subnet(
             subnet.cidr
         )));
     }
-    let leading = routers::of_networks(db, &BTreeSet::from([subnet.network_id])).await?;
-    let mut leading = routers::of_ids(db, &leading).await?;
-    leading.retain(|router| router.external_network_id == Some(subnet.network_id));
-    for router in leading {
+    for router in routers::leading_to(db, &BTreeSet::from([subnet.network_id])).await? {
         let by_way = |route: &&Route| subnet.cidr.net().contains(&route.nexthop);
         if let Some(route) = router.routes.iter().find(by_way) {
             return Err(conflict(format!(
@@ -145,12 +142,24 @@ pub(super) async fn refuse_overlap(
     cidr: Cidr,
 ) -> Result<(), ClaimError> {
     let known = networks::of(db, legs, row.external_network_id).await?;
-    let is_its = |subnet: &&SubnetRow| {
-        Some(subnet.network_id) == row.external_network_id
-            || legs.iter().any(|leg| leg.subnet_id == subnet.id)
-    };
-    let subnets = known.values().flat_map(|network| &network.subnets);
-    match subnets.filter(is_its).find(|it| overlap(it.cidr, cidr)) {
+    check_overlap(row, legs, &known, cidr)
+}
+
+/// The same, with the networks of the router.
+fn check_overlap(
+    row: &RouterRow,
+    legs: &[RouterInterfaceRow],
+    known: &BTreeMap<NetworkId, NetworkRow>,
+    cidr: Cidr,
+) -> Result<(), ClaimError> {
+    let inside = legs.iter().flat_map(|leg| {
+        let network = known.get(&leg.network_id).into_iter();
+        let subnets = network.flat_map(|network| &network.subnets);
+        subnets.filter(|subnet| subnet.id == leg.subnet_id)
+    });
+    let outside = row.external_network_id.and_then(|id| known.get(&id));
+    let outside = outside.into_iter().flat_map(|network| &network.subnets);
+    match inside.chain(outside).find(|it| overlap(it.cidr, cidr)) {
         Some(other) => Err(conflict(format!(
             "{cidr} overlaps with {}, which router {} is in already",
             other.cidr, row.name
@@ -165,13 +174,14 @@ pub(super) async fn refuse_overlap_outside(
     row: &RouterRow,
     legs: &[RouterInterfaceRow],
 ) -> Result<(), ClaimError> {
-    let outside = networks::of(db, &[], row.external_network_id).await?;
+    let known = networks::of(db, legs, row.external_network_id).await?;
+    let outside = row.external_network_id.and_then(|id| known.get(&id));
     let inside = RouterRow {
         external_network_id: None,
         ..row.clone()
     };
-    for subnet in outside.values().flat_map(|network| &network.subnets) {
-        refuse_overlap(db, &inside, legs, subnet.cidr).await?;
+    for subnet in outside.into_iter().flat_map(|network| &network.subnets) {
+        check_overlap(&inside, legs, &known, subnet.cidr)?;
     }
     Ok(())
 }
@@ -189,13 +199,14 @@ pub async fn refuse_overlap_inside(
     if !network.external {
         return Ok(());
     }
-    let using = routers::of_networks(db, &BTreeSet::from([network.id])).await?;
-    let interfaces = routers::interfaces(db, &using).await?;
-    for row in routers::of_ids(db, &using).await? {
-        if row.external_network_id == Some(network.id) {
-            let legs = interfaces.get(&row.id).map(Vec::as_slice);
-            refuse_overlap(db, &row, legs.unwrap_or_default(), cidr).await?;
-        }
+    let leading = routers::leading_to(db, &BTreeSet::from([network.id])).await?;
+    let ids = leading.iter().map(|row| row.id).collect();
+    let interfaces = routers::interfaces(db, &ids).await?;
+    let legs: Vec<RouterInterfaceRow> = interfaces.values().flatten().cloned().collect();
+    let known = networks::of(db, &legs, Some(network.id)).await?;
+    for row in &leading {
+        let legs = interfaces.get(&row.id).map(Vec::as_slice);
+        check_overlap(row, legs.unwrap_or_default(), &known, cidr)?;
     }
     Ok(())
 }

@@ -157,6 +157,25 @@ fn any_routed() -> impl Strategy<Value = Vec<RoutedNetwork>> {
     some.prop_map(Option::unwrap_or_default)
 }
 
+fn any_nat(hosts: usize) -> impl Strategy<Value = NatNeeds> {
+    let some = weighted(0.1, some_hosts(hosts));
+    some.prop_map(|hosts| NatNeeds {
+        asked: Vec::from_iter(hosts.as_ref().map(|_| "10.0.0.0/24".to_owned())),
+        taken: hosts
+            .unwrap_or_default()
+            .into_iter()
+            .map(|host| {
+                let rejection = Rejection::NatAddresses {
+                    needed: "10.0.0.0/24".to_owned(),
+                    network: "n0".to_owned(),
+                    found: "10.0.0.0/16".to_owned(),
+                };
+                (host, rejection)
+            })
+            .collect(),
+    })
+}
+
 fn any_model() -> impl Strategy<Value = Model> {
     let claimed = (amounts(7, 4_000, 20), countables(3));
     let failures = (weighted(0.2, (0_u64..9_000, 0_u64..3_000)), 0_u64..3);
@@ -215,7 +234,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.15, words("v", 3)),
         weighted(0.15, word("arch", 2)),
         weighted(0.15, word("virt", 2)),
-        (any_networks(), any_routed()),
+        (any_networks(), any_routed(), any_nat(hosts)),
     );
     let hosts = (
         weighted(0.05, 0..hosts.max(1)),
@@ -226,7 +245,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
         weighted(0.1, some_hosts(hosts)),
     );
     (size, place, hosts, any::<u64>(), 0_u64..4_000).prop_map(|(size, place, hosts, seed, now)| {
-        let (zone, values, architecture, virt_type, (networks, routed)) = place;
+        let (zone, values, architecture, virt_type, (networks, routed, nat)) = place;
         let (requested, different, same, group, volume_hosts, excluded) = hosts;
         let values: Vec<_> = values.unwrap_or_default().into_iter().collect();
         Request {
@@ -244,6 +263,7 @@ pub(super) fn any_request(hosts: usize) -> impl Strategy<Value = Request> {
             },
             networks,
             routed,
+            nat,
             requested_host: requested.map(id_of),
             different_hosts: different.unwrap_or_default(),
             same_hosts: same.unwrap_or_default(),

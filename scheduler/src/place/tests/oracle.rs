@@ -121,7 +121,9 @@ fn rejected(cloud: &Cloud, model: &Model) -> Option<FilterName> {
         ),
         (
             FilterName::NetworkReachability,
-            builds(&request.networks) && request.routed.iter().all(|routed| builds(&routed.needs)),
+            builds(&request.networks)
+                && request.routed.iter().all(|routed| builds(&routed.needs))
+                && !request.nat.taken.contains_key(&facts.id),
         ),
         (
             FilterName::FailedRecently,

@@ -182,6 +182,20 @@ fn every_constraint_refuses_in_words() {
         FilterName::NetworkReachability,
         "router r1 joins network far, which needs physical network physnet1, it is connected to none",
     );
+    let taken = Rejection::NatAddresses {
+        needed: "10.0.0.0/24".to_owned(),
+        network: "home".to_owned(),
+        found: "10.0.0.0/16".to_owned(),
+    };
+    let nat = NatNeeds {
+        asked: vec!["10.0.0.0/24 for nat network lab alone".to_owned()],
+        taken: [(host_id(1), taken)].into(),
+    };
+    check(
+        Request { nat, ..plain() },
+        FilterName::NetworkReachability,
+        "needs 10.0.0.0/24 for itself, as a nat network does, and nat network home has 10.0.0.0/16 there",
+    );
     check(
         Request {
             requested_host: Some(host_id(2)),
