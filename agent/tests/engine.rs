@@ -4,11 +4,15 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "in a test, a panic is a failed assertion"
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "in a test, a panic is a failed assertion; the law prints what it met"
 )]
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/law.rs"]
+mod law;
 #[path = "engine/news.rs"]
 mod news;
 #[path = "engine/nics.rs"]
@@ -201,6 +205,7 @@ struct Lab {
     name: HostName,
     known: Known,
     agent: Option<Agent>,
+    _listener: JoinSet<()>,
     /// How often the host is looked at.
     resync_every: Duration,
     /// Where volumes are.
@@ -216,15 +221,20 @@ struct Agent {
 
 impl Lab {
     async fn new() -> Self {
-        let broker = LocalBroker::new(7);
-        let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
-        let state = tempfile::tempdir().unwrap();
         let host = FakeHost::new();
         for pool in [fast(), thin()] {
             host.have_pool(pool, ByteCount::clamped(1 << 40));
         }
+        Self::on(host, tempfile::tempdir().unwrap()).await
+    }
+
+    /// With this host, and an agent that has this state.
+    async fn on(host: FakeHost, state: TempDir) -> Self {
+        let broker = LocalBroker::new(7);
+        let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
         let known = Known::default();
-        tokio::spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
+        let mut listener = JoinSet::new();
+        listener.spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
         let name: HostName = "hv1".parse().unwrap();
         scheduler
             .declare(&QueueDecl::compute(name.as_str()))
@@ -248,6 +258,7 @@ impl Lab {
             name,
             known,
             agent: None,
+            _listener: listener,
             resync_every: Duration::from_secs(10),
             pool: PoolName::default(),
         };
