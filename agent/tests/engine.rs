@@ -84,6 +84,9 @@ use uuid::Uuid;
 /// Far longer than anything takes here, in paused time.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// How often the host is looked at, unless a test says otherwise.
+const RESYNC_EVERY: Duration = Duration::from_secs(10);
+
 /// The fake host, with a libvirt that can go away.
 #[derive(Clone)]
 struct FlakyLibvirt {
@@ -225,11 +228,11 @@ impl Lab {
         for pool in [fast(), thin()] {
             host.have_pool(pool, ByteCount::clamped(1 << 40));
         }
-        Self::on(host, tempfile::tempdir().unwrap()).await
+        Self::on(host, tempfile::tempdir().unwrap(), RESYNC_EVERY).await
     }
 
-    /// With this host, and an agent that has this state.
-    async fn on(host: FakeHost, state: TempDir) -> Self {
+    /// With this host, and an agent that has this state and looks at the host so often.
+    async fn on(host: FakeHost, state: TempDir, resync_every: Duration) -> Self {
         let broker = LocalBroker::new(7);
         let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
         let known = Known::default();
@@ -259,7 +262,7 @@ impl Lab {
             known,
             agent: None,
             _listener: listener,
-            resync_every: Duration::from_secs(10),
+            resync_every,
             pool: PoolName::default(),
         };
         lab.start();

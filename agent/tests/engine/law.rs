@@ -47,6 +47,8 @@ use super::{LIMIT, Lab, fast, thin};
 
 /// How long a step takes: others are done meanwhile.
 const PACE: Duration = Duration::from_millis(20);
+/// How often the host is looked at: seldom, because nothing may depend on it.
+const RESYNC_EVERY: Duration = Duration::from_secs(60);
 /// How long libvirtd is away.
 const AWAY: Duration = Duration::from_secs(15);
 /// How long what was told to be done may still be on its way: a guest is watched for its stop timeout, a limit follows its tap.
@@ -54,7 +56,7 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// How long after everything is done it is looked at once more.
 const LATER: Duration = Duration::from_secs(320);
 /// How many older documents are mixed in.
-const OUTDATED: usize = 8;
+const OUTDATED: usize = 4;
 
 /// What a schedule is disturbed by.
 struct Disturbance {
@@ -294,7 +296,7 @@ impl Run {
             host.have_pool(pool, berth_common::units::ByteCount::clamped(1 << 40));
         }
         host.set_pace(PACE);
-        let lab = Lab::on(host, state()).await;
+        let lab = Lab::on(host, state(), RESYNC_EVERY).await;
         let world = World::new(lab.host_id, store);
         Self { lab, world, random }
     }
@@ -303,13 +305,16 @@ impl Run {
     async fn twin(&self, random: Random) -> Self {
         let copy = state();
         link_files(self.lab.state.path(), copy.path());
-        let lab = Lab::on(self.lab.host.twin(), copy).await;
+        let lab = Lab::on(self.lab.host.twin(), copy, RESYNC_EVERY).await;
         let twin = Self {
             lab,
             world: self.world.clone(),
             random,
         };
-        twin.send(&twin.world.told()).await;
+        // What is gone is told when somebody asks.
+        let ended = twin.world.newest().filter(|it| it.is_tombstone());
+        let ended: Vec<Document> = ended.cloned().collect();
+        twin.send(&ended).await;
         twin.settled().await;
         twin
     }

@@ -102,6 +102,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "create switched off",
+        after: &["make the network"],
         when: |world| !world.exists(),
         wishes: &[|world| {
             world.make_network();
@@ -112,6 +113,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "create paused, with a config drive",
+        after: &["make the network"],
         when: |world| !world.exists(),
         wishes: &[|world| {
             world.make_network();
@@ -124,6 +126,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "create with two ports, limited and filtered",
+        after: &["make the network"],
         when: |world| !world.exists(),
         wishes: &[|world| {
             world.make_network();
@@ -146,6 +149,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "create from a volume, with another one",
+        after: &["make the network"],
         when: |world| !world.exists() && !world.has_volume(ROOT) && !world.has_volume(DATA),
         wishes: &[|world| {
             world.make_network();
@@ -204,7 +208,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "delete one that boots from a volume, which stays",
-        after: &["create from a volume, with another one"],
+        after: &["make the network", "create from a volume, with another one"],
         when: |world| world.boots_from_volume() && world.exists(),
         wishes: &[World::delete],
         guest: Gone,
@@ -214,6 +218,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "delete everything",
         after: &[
+            "make the network",
             "create with two ports, limited and filtered",
             "make a volume",
             "attach",
@@ -414,7 +419,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "rescue one that boots from a volume",
-        after: &["create from a volume, with another one"],
+        after: &["make the network", "create from a volume, with another one"],
         when: |world| is_plain(world) && world.boots_from_volume(),
         wishes: &[World::rescue],
         guest: Started,
@@ -424,6 +429,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "unrescue one that boots from a volume",
         after: &[
+            "make the network",
             "create from a volume, with another one",
             "rescue one that boots from a volume",
         ],
@@ -443,7 +449,12 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "rebuild with a config drive",
-        after: &["create paused, with a config drive", "unpause", "rebuild"],
+        after: &[
+            "make the network",
+            "create paused, with a config drive",
+            "unpause",
+            "rebuild",
+        ],
         when: |world| is_plain(world) && !world.boots_from_volume() && world.has_config_drive(),
         wishes: &[World::rebuild],
         guest: Started,
@@ -617,7 +628,10 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "limit it no longer",
-        after: &["create with two ports, limited and filtered"],
+        after: &[
+            "make the network",
+            "create with two ports, limited and filtered",
+        ],
         when: |world| world.runs() && world.is_limited(),
         wishes: &[|world| world.limit(false)],
         ..PLAIN
@@ -631,7 +645,10 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "filter them no longer",
-        after: &["create with two ports, limited and filtered"],
+        after: &[
+            "make the network",
+            "create with two ports, limited and filtered",
+        ],
         when: |world| world.runs() && world.is_secured(),
         wishes: &[|world| world.secure(false)],
         ..PLAIN
@@ -736,7 +753,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "grow what the guest boots from",
-        after: &["create from a volume, with another one"],
+        after: &["make the network", "create from a volume, with another one"],
         when: |world| is_live(world, ROOT) && world.size(ROOT) < 9,
         wishes: &[|world| world.grow(ROOT)],
         stores: TWO,
@@ -861,7 +878,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["create", "make a volume"],
         when: |world| may_attach(world, DATA) && world.runs(),
         wishes: &[|world| world.attach(DATA, DiskBus::Virtio)],
-        stores: ALL,
+        stores: TWO,
         ..PLAIN
     },
     Operation {
@@ -944,7 +961,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["create", "make a volume", "attach"],
         when: |world| is_live(world, DATA),
         wishes: &[|world| world.detach(DATA)],
-        stores: ALL,
+        stores: TWO,
         ..PLAIN
     },
     Operation {
