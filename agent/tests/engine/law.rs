@@ -684,8 +684,8 @@ async fn walk(store: Store, moves: &[Move], steps: &AtomicUsize) {
 }
 
 /// How many walks there are, of so many operations at most.
-const WALKS: u32 = 250;
-const LONGEST: usize = 10;
+const WALKS: u32 = 400;
+const LONGEST: usize = 12;
 
 #[test]
 fn operations_follow_one_another_in_any_order_whatever_goes_wrong() {

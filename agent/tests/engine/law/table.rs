@@ -231,6 +231,22 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..PLAIN
     },
     Operation {
+        name: "create from a volume that another one left",
+        after: &[
+            "make the network",
+            "create from a volume, with another one",
+            "delete one that boots from a volume, which stays",
+        ],
+        when: |world| !world.exists() && world.has_volume(ROOT),
+        wishes: &[|world| {
+            world.make_network();
+            world.create_from(ROOT);
+        }],
+        guest: Started,
+        stores: TWO,
+        ..PLAIN
+    },
+    Operation {
         name: "create, and delete it before it is there",
         when: |world| !world.exists() && !world.has_network(),
         wishes: &[World::create, World::delete],
@@ -572,6 +588,27 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..PLAIN
     },
     Operation {
+        name: "attach two ports at once, one without a cable",
+        after: &["create"],
+        when: |world| world.runs() && world.ports() < 3,
+        wishes: &[|world| {
+            world.add_port();
+            world.add_port();
+            world.turn_cable();
+        }],
+        ..PLAIN
+    },
+    Operation {
+        name: "detach the first port, pull the cable of the other",
+        after: &["create", "attach a port"],
+        when: |world| world.runs() && world.ports() > 1,
+        wishes: &[|world| {
+            world.remove_first_port();
+            world.turn_cable();
+        }],
+        ..PLAIN
+    },
+    Operation {
         name: "one port instead of another",
         after: &["create"],
         when: |world| world.runs() && world.ports() > 0,
@@ -829,7 +866,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.detach(DATA);
         }],
-        stores: TWO,
+        stores: THREE,
         ..PLAIN
     },
     Operation {
@@ -854,6 +891,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
         }],
         guest: Asleep,
         stores: TWO,
+        ..PLAIN
+    },
+    Operation {
+        name: "delete a volume, its snapshot and the copy of that",
+        after: &["make a volume, its snapshot and a copy of that"],
+        when: |world| is_free(world, DATA) && is_free(world, COPY) && world.has_snapshot(MONDAY),
+        wishes: &[|world| {
+            world.delete_volume(DATA);
+            world.delete_snapshot(MONDAY);
+            world.delete_volume(COPY);
+        }],
+        stores: THREE,
         ..PLAIN
     },
     Operation {
@@ -987,6 +1036,37 @@ pub(super) const OPERATIONS: &[Operation] = &[
         wishes: &[|world| {
             world.detach(DATA);
             world.delete_volume(DATA);
+        }],
+        stores: TWO,
+        ..PLAIN
+    },
+    Operation {
+        name: "attach two at once, on two buses",
+        after: &[
+            "create",
+            "make a volume",
+            "make another volume, of an image",
+        ],
+        when: |world| may_attach(world, DATA) && may_attach(world, OTHER) && world.runs(),
+        wishes: &[|world| {
+            world.attach(DATA, DiskBus::Virtio);
+            world.attach(OTHER, DiskBus::Scsi);
+        }],
+        stores: TWO,
+        ..PLAIN
+    },
+    Operation {
+        name: "detach two at once",
+        after: &[
+            "create",
+            "make a volume",
+            "make another volume, of an image",
+            "attach two at once, on two buses",
+        ],
+        when: |world| is_live(world, DATA) && is_live(world, OTHER),
+        wishes: &[|world| {
+            world.detach(DATA);
+            world.detach(OTHER);
         }],
         stores: TWO,
         ..PLAIN

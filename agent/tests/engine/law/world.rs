@@ -491,6 +491,10 @@ impl World {
         self.spec_mut().ports.pop();
     }
 
+    pub(super) fn remove_first_port(&mut self) {
+        self.spec_mut().ports.remove(0);
+    }
+
     pub(super) fn remove_ports(&mut self) {
         self.spec_mut().ports.clear();
     }
@@ -973,13 +977,28 @@ impl World {
         }
     }
 
-    /// The guest writes to all it may write to, if it runs.
+    /// The guest writes to all it may write to, if it runs, and somebody else to what nobody has.
     pub(super) fn work(&mut self, host: &FakeHost) {
+        self.words += 1;
+        let word = format!("word {}", self.words);
+        let attached: Vec<Label> = self.volumes.keys().copied().collect();
+        let attached: BTreeSet<Label> = attached
+            .into_iter()
+            .filter(|it| self.is_attached(it))
+            .collect();
+        for (label, volume) in &mut self.volumes {
+            if let Some(content) = volume
+                .content
+                .as_mut()
+                .filter(|_| !attached.contains(label))
+            {
+                host.write_volume(volume.id, &word);
+                content.push_str(&format!(" + {word}"));
+            }
+        }
         let Some(config) = self.config().filter(|_| self.runs()) else {
             return;
         };
-        self.words += 1;
-        let word = format!("word {}", self.words);
         for disk in config.disks {
             if disk.access == VolumeAccess::ReadOnly {
                 continue;
