@@ -4,11 +4,15 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "in a test, a panic is a failed assertion"
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "in a test, a panic is a failed assertion; the law prints what it met"
 )]
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/law.rs"]
+mod law;
 #[path = "engine/news.rs"]
 mod news;
 #[path = "engine/nics.rs"]
@@ -28,7 +32,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -79,6 +83,9 @@ use uuid::Uuid;
 
 /// Far longer than anything takes here, in paused time.
 const LIMIT: Duration = Duration::from_secs(900);
+
+/// How often the host is looked at, unless a test says otherwise.
+const RESYNC_EVERY: Duration = Duration::from_secs(10);
 
 /// The fake host, with a libvirt that can go away.
 #[derive(Clone)]
@@ -201,6 +208,7 @@ struct Lab {
     name: HostName,
     known: Known,
     agent: Option<Agent>,
+    _listener: JoinSet<()>,
     /// How often the host is looked at.
     resync_every: Duration,
     /// Where volumes are.
@@ -210,21 +218,27 @@ struct Lab {
 /// A running agent. Dropping it is `kill -9`.
 struct Agent {
     _state: StateDir,
+    journal: Weak<Journal>,
     tasks: JoinSet<()>,
     cancel: CancellationToken,
 }
 
 impl Lab {
     async fn new() -> Self {
-        let broker = LocalBroker::new(7);
-        let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
-        let state = tempfile::tempdir().unwrap();
         let host = FakeHost::new();
         for pool in [fast(), thin()] {
             host.have_pool(pool, ByteCount::clamped(1 << 40));
         }
+        Self::on(host, tempfile::tempdir().unwrap(), RESYNC_EVERY).await
+    }
+
+    /// With this host, and an agent that has this state and looks at the host so often.
+    async fn on(host: FakeHost, state: TempDir, resync_every: Duration) -> Self {
+        let broker = LocalBroker::new(7);
+        let scheduler: Arc<dyn Bus> = Arc::new(broker.connect());
         let known = Known::default();
-        tokio::spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
+        let mut listener = JoinSet::new();
+        listener.spawn(listen(Arc::clone(&scheduler), Arc::clone(&known)));
         let name: HostName = "hv1".parse().unwrap();
         scheduler
             .declare(&QueueDecl::compute(name.as_str()))
@@ -248,7 +262,8 @@ impl Lab {
             name,
             known,
             agent: None,
-            resync_every: Duration::from_secs(10),
+            _listener: listener,
+            resync_every,
             pool: PoolName::default(),
         };
         lab.start();
@@ -260,6 +275,7 @@ impl Lab {
         let (journal, _) =
             Journal::open(&state.journal(), state.host_id(), state.ballast().clone()).unwrap();
         let journal = Arc::new(journal);
+        let written = Arc::downgrade(&journal);
         let metrics = AgentMetrics::new(&Metrics::new("test", "1").unwrap()).unwrap();
         let health = Health::new();
         let bus: Arc<dyn Bus> = Arc::new(self.broker.connect());
@@ -307,6 +323,7 @@ impl Lab {
         });
         self.agent = Some(Agent {
             _state: state,
+            journal: written,
             tasks,
             cancel,
         });
@@ -316,6 +333,10 @@ impl Lab {
     async fn kill(&mut self) {
         if let Some(mut agent) = self.agent.take() {
             agent.tasks.shutdown().await;
+            // A file that is being written is written by a thread: of a process that is killed, they all end.
+            while agent.journal.strong_count() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
         }
     }
 
@@ -751,97 +772,6 @@ async fn an_instance_waits_for_its_network_and_for_its_own_port_there() {
     lab.send(&wish.network(2, &[wish.port])).await;
     lab.wait_status(&instance, ConvergeStatus::Converged).await;
     assert_eq!(lab.host.lives(wish.instance).starts, 1);
-}
-
-/// Kills the agent after every step there is, until one run gets through without.
-async fn killed_at_every_step(
-    prepare: impl AsyncFn(&Lab) -> (Wish, Vec<Document>, ConvergeStatus),
-) {
-    for steps in 0.. {
-        let mut lab = Lab::new().await;
-        let (wish, documents, status) = prepare(&lab).await;
-        let before = lab.host.lives(wish.instance).starts;
-        lab.host.crash_after(steps);
-        for document in &documents {
-            lab.send(document).await;
-        }
-        let last = documents.last().unwrap();
-        let key = last.key();
-        let done = || {
-            lab.newest(key).is_some_and(|report| {
-                report.generation == last.generation() && report.status == status
-            })
-        };
-        lab.wait_until("the crash or the end", || lab.host.is_crashed() || done())
-            .await;
-        let crashed = lab.host.is_crashed();
-        lab.restart().await;
-        for document in &documents {
-            lab.wait_status(document, status).await;
-        }
-        match status {
-            ConvergeStatus::Gone => assert!(
-                lab.host.leftovers().is_empty(),
-                "{:?}",
-                lab.host.leftovers()
-            ),
-            _ => {
-                let domain = lab.host.domain(wish.instance.as_uuid()).unwrap();
-                assert_eq!(
-                    domain.power_state,
-                    PowerState::Running,
-                    "after {steps} steps"
-                );
-                assert_eq!(
-                    lab.host.lives(wish.instance).starts,
-                    before + 1,
-                    "after {steps} steps"
-                );
-            }
-        }
-        lab.kill().await;
-        if !crashed {
-            assert!(steps > 1, "nothing was ever killed");
-            return;
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_killed_at_any_step_of_a_creation_ends_with_one_running_domain() {
-    killed_at_every_step(async |lab| {
-        let wish = Wish::new(lab);
-        let documents = wish.both().to_vec();
-        (wish, documents, ConvergeStatus::Converged)
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_killed_at_any_step_of_a_removal_ends_with_nothing_left() {
-    killed_at_every_step(async |lab| {
-        let (wish, network, instance) = running(lab).await;
-        (
-            wish,
-            vec![network.tombstone(), instance.tombstone()],
-            ConvergeStatus::Gone,
-        )
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_killed_at_any_step_of_a_reboot_reboots_once() {
-    killed_at_every_step(async |lab| {
-        let (wish, ..) = running(lab).await;
-        let reboot = Reboot {
-            nonce: Nonce::new(),
-            kind: RebootKind::Hard,
-        };
-        let document = wish.instance(2, |spec| spec.reboot = Some(reboot));
-        (wish, vec![document], ConvergeStatus::Converged)
-    })
-    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
 //! A host that exists only in memory: a small model with state behind the same traits as the real one.
 //!
 //! It does what a host would do, remembers it, and can be told to misbehave: a step fails, the agent dies after a
-//! step, a guest does not listen, an image is out of reach, the disk is full. Whoever drives it can look at what is
-//! left. It decides nothing, and it is no list of canned answers.
+//! step or in it, libvirtd ends, power fails, a guest does not listen, an image is out of reach, the disk is full. Whoever
+//! drives it can look at what is left. It decides nothing, and it is no list of canned answers.
 
 mod domains;
 mod faults;
@@ -15,6 +15,7 @@ mod usage;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -36,7 +37,7 @@ use super::{
     machine::{Machine, Measure},
 };
 use crate::decide::{
-    domain::{BackupPlan, DomainObserved, DomainStep, JobProgress},
+    domain::{BackupPlan, DomainConfig, DomainObserved, DomainStep, JobProgress},
     filter::{Reason, RouterLeg},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
@@ -48,7 +49,7 @@ use crate::decide::{
     volume::VolumeFiles,
 };
 use domains::Domains;
-use faults::Faults;
+use faults::{Fate, Faults, Nature};
 use files::Files;
 use inspect::Consoles;
 use networks::Networks;
@@ -56,6 +57,7 @@ use routers::Routers;
 use usage::Workloads;
 
 pub use domains::{Guest, Lives};
+pub use faults::Mishap;
 pub use files::{FakeDisk, FakeVolume};
 pub use inspect::Answers;
 pub use usage::Busy;
@@ -81,10 +83,27 @@ struct Model {
     workloads: Workloads,
     consoles: Consoles,
     faults: Faults,
+    /// How long a step takes.
+    pace: Duration,
     unfiltered_legs: BTreeSet<MacAddress>,
 }
 
+/// How much of a step is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    Half,
+}
+
 impl Model {
+    /// The host loses power and boots.
+    fn power_cut(&mut self) {
+        self.domains.power_cut();
+        self.files.power_cut();
+        self.networks.power_cut();
+        self.routers = Routers::default();
+    }
+
     /// Notes which legs are in the bridge of a network whose packet filter does not know them.
     fn check_legs(&mut self, network: NetworkId) {
         let plugged = self.routers.plugged(network).into_iter();
@@ -117,9 +136,76 @@ impl FakeHost {
                 workloads: Workloads::default(),
                 consoles: Consoles::default(),
                 faults: Faults::default(),
+                pace: Duration::ZERO,
                 unfiltered_legs: BTreeSet::new(),
             })),
             news: Arc::default(),
+        }
+    }
+
+    /// Another host, on which everything is as it is on this one now. What is due to go wrong here is not due there.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        let model = self.model();
+        let twin = Model {
+            size: model.size,
+            domains: model.domains.clone(),
+            files: model.files.clone(),
+            networks: model.networks.clone(),
+            routers: model.routers.clone(),
+            workloads: model.workloads.clone(),
+            consoles: model.consoles.clone(),
+            faults: Faults::default(),
+            pace: model.pace,
+            unfiltered_legs: model.unfiltered_legs.clone(),
+        };
+        Self {
+            model: Arc::new(Mutex::new(twin)),
+            news: Arc::default(),
+        }
+    }
+
+    /// From now on each step takes so long, and others may be done meanwhile. None, unless told so.
+    pub fn set_pace(&self, pace: Duration) {
+        self.model().pace = pace;
+    }
+
+    /// This befalls the step after `steps` further ones, once; what was due before is so no longer.
+    pub fn befall(&self, mishap: Mishap, steps: u64) {
+        self.model().faults.befall(mishap, steps);
+    }
+
+    /// Waits until what was due has befallen, however long ago; told once.
+    pub async fn befallen(&self) {
+        let befell = self.model().faults.befell();
+        befell.notified().await;
+    }
+
+    /// A libvirtd that ended is there again.
+    pub fn libvirt_is_back(&self) {
+        self.model().faults.libvirt_is_back();
+    }
+
+    /// Takes a step, or as much of it as the host's fate has.
+    async fn carry_out(
+        &self,
+        nature: Nature,
+        work: impl FnOnce(&mut Model, Extent) -> Result<(), ActError> + Send,
+    ) -> Result<(), ActError> {
+        let pace = self.model().pace;
+        if !pace.is_zero() {
+            tokio::time::sleep(pace).await;
+        }
+        let mut guard = self.model();
+        let model = &mut *guard;
+        match model.faults.step(nature)? {
+            Fate::Done => work(model, Extent::Whole),
+            Fate::Unanswered(error) => work(model, Extent::Whole).and(Err(error)),
+            Fate::Halved(error) => work(model, Extent::Half).and(Err(error)),
+            Fate::PowerCut(error) => {
+                model.power_cut();
+                Err(error)
+            }
         }
     }
 
@@ -163,11 +249,7 @@ impl FakeHost {
 
     /// The host loses power and boots: nothing runs, no network is there, all files are.
     pub fn power_cut(&self) {
-        let mut model = self.model();
-        model.domains.power_cut();
-        model.files.power_cut();
-        model.networks.power_cut();
-        model.routers = Routers::default();
+        self.model().power_cut();
     }
 
     /// What physical switches were told so far of where ports are.
@@ -271,6 +353,18 @@ impl FakeHost {
     /// Something else is done to a domain, from now on or no longer: it tells little of itself.
     pub fn set_busy(&self, uuid: Uuid, busy: Busy) {
         self.model().workloads.set_busy(uuid, busy);
+    }
+
+    /// What the guest of an instance was started with and given since, if it is on or sleeps.
+    #[must_use]
+    pub fn guest_has(&self, instance: InstanceId) -> Option<DomainConfig> {
+        self.model().domains.guest_has(instance)
+    }
+
+    /// What the next start of an instance uses.
+    #[must_use]
+    pub fn definition(&self, instance: InstanceId) -> Option<DomainConfig> {
+        self.model().domains.definition(instance)
     }
 
     /// What became of an instance's guest so far.
@@ -474,33 +568,37 @@ impl Measure for FakeHost {
 impl Compute for FakeHost {
     async fn observe(&self) -> Result<Vec<DomainObserved>, ActError> {
         let mut model = self.model();
-        model.faults.look()?;
+        model.faults.ask_libvirt()?;
         Ok(model.domains.observe_all())
     }
 
     async fn observe_one(&self, instance: InstanceId) -> Result<Option<DomainObserved>, ActError> {
         let mut model = self.model();
-        model.faults.look()?;
+        model.faults.ask_libvirt()?;
         Ok(model.domains.observe(instance.as_uuid()))
     }
 
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError> {
-        let mut guard = self.model();
-        let model = &mut *guard;
-        model.faults.step()?;
-        let done = model.domains.apply(step, &mut model.files, &model.networks);
-        model.networks.forget_taps(&model.domains);
-        done
+        let work = |model: &mut Model, extent| {
+            let (files, networks) = (&mut model.files, &model.networks);
+            let done = match extent {
+                Extent::Whole => model.domains.apply(step, files, networks),
+                Extent::Half => model.domains.halve(step, files, networks),
+            };
+            model.networks.forget_taps(&model.domains);
+            done
+        };
+        self.carry_out(domains::nature(step), work).await
     }
 
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
         // Whatever a fake guest does is done at once.
-        self.model().faults.look().map(|()| None)
+        self.model().faults.ask_libvirt().map(|()| None)
     }
 
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
         let model = self.model();
-        model.faults.look()?;
+        model.faults.ask_libvirt()?;
         Ok(model.domains.backups())
     }
 
@@ -513,7 +611,7 @@ impl Compute for FakeHost {
 impl Usage for FakeHost {
     async fn usage(&self) -> Result<Vec<DomainUsage>, ActError> {
         let model = self.model();
-        model.faults.look()?;
+        model.faults.ask_libvirt()?;
         Ok(model.workloads.measure(&model.domains))
     }
 }
@@ -533,12 +631,14 @@ impl Storage for FakeHost {
     }
 
     async fn apply(&self, step: &StorageStep, progress: &Progress) -> Result<(), ActError> {
-        let mut model = self.model();
-        model.faults.step()?;
         if let StorageStep::FetchImage(image) = step {
             progress.send_replace(Some(format!("downloading {}", image.url)));
         }
-        let result = model.files.apply(step);
+        let work = |model: &mut Model, extent| match extent {
+            Extent::Whole => model.files.apply(step),
+            Extent::Half => model.files.halve(step),
+        };
+        let result = self.carry_out(files::nature(step), work).await;
         progress.send_replace(None);
         result
     }
@@ -636,15 +736,15 @@ impl Net for FakeHost {
     }
 
     async fn apply(&self, step: &NetStep) -> Result<(), ActError> {
-        let mut model = self.model();
-        model.faults.step()?;
-        let model = &mut *model;
-        model.networks.apply(step, &model.domains);
-        if let NetStep::DeleteBridge(network) = step {
-            model.routers.lose_bridge(*network);
-        }
-        model.check_legs(step.network());
-        Ok(())
+        let work = |model: &mut Model, _| {
+            model.networks.apply(step, &model.domains);
+            if let NetStep::DeleteBridge(network) = step {
+                model.routers.lose_bridge(*network);
+            }
+            model.check_legs(step.network());
+            Ok(())
+        };
+        self.carry_out(Nature::default(), work).await
     }
 
     // No packets pass here.
@@ -675,14 +775,14 @@ impl Net for FakeHost {
     }
 
     async fn apply_router(&self, step: &RouterStep) -> Result<(), ActError> {
-        let mut guard = self.model();
-        let model = &mut *guard;
-        model.faults.step()?;
-        model.routers.apply(step, &model.networks);
-        if let RouterStep::Plug(leg) = step {
-            model.check_legs(leg.network);
-        }
-        Ok(())
+        let work = |model: &mut Model, _| {
+            model.routers.apply(step, &model.networks);
+            if let RouterStep::Plug(leg) = step {
+                model.check_legs(leg.network);
+            }
+            Ok(())
+        };
+        self.carry_out(Nature::default(), work).await
     }
 
     async fn herald(&self, herald: &Herald) -> Result<(), ActError> {

@@ -213,7 +213,9 @@ impl Engine {
             every: self.resync_every,
             unclaimed: survey::Unclaimed::default(),
         };
-        let survey = tokio::spawn(survey.run());
+        // It ends with this, however that ends.
+        let mut surveys = JoinSet::new();
+        surveys.spawn(survey.run());
         self.health.ok();
         let mut facts = self.tools.facts.clone();
         let mut facts_known = true;
@@ -241,7 +243,7 @@ impl Engine {
                 _ = alive.tick() => self.show_alive(),
             }
         }
-        survey.abort();
+        surveys.abort_all();
         self.finish().await;
     }
 

@@ -1,5 +1,5 @@
-//! Rescue and rebuild through the whole agent: the law is that whatever step the agent dies after, whether its journal is kept
-//! or lost, and in whatever order and number documents come, a disk is made once for a wish, and no old content comes back.
+//! Rescue and rebuild through the whole agent, beyond the law of every operation: whatever older documents an agent without its
+//! journal is told, and in whatever order wishes come, a disk is made once for a wish, and no old content comes back.
 
 use berth_common::document::{Incarnation, OnCrash, Rescue};
 
@@ -37,36 +37,6 @@ fn contents(lab: &Lab, wish: &Wish) -> Vec<String> {
 
 fn image(sha: &str) -> String {
     format!("image {}", sha.repeat(32))
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_killed_at_any_step_of_a_rebuild_makes_one_disk() {
-    killed_at_every_step(async |lab| {
-        let (wish, ..) = running(lab).await;
-        lab.host.guest_writes(wish.instance, "vda", "old");
-        let document = wish.instance(2, rebuild(1, Nonce::new()));
-        (wish, vec![document], ConvergeStatus::Converged)
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_killed_at_any_step_of_a_rescue_or_its_end_starts_the_guest_once() {
-    killed_at_every_step(async |lab| {
-        let (wish, ..) = running(lab).await;
-        let document = wish.instance(2, rescue(Nonce::new()));
-        (wish, vec![document], ConvergeStatus::Converged)
-    })
-    .await;
-    killed_at_every_step(async |lab| {
-        let (wish, ..) = running(lab).await;
-        let rescued = wish.instance(2, rescue(Nonce::new()));
-        lab.send(&rescued).await;
-        lab.wait_status(&rescued, ConvergeStatus::Converged).await;
-        let document = wish.instance(3, |_| {});
-        (wish, vec![document], ConvergeStatus::Converged)
-    })
-    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,5 @@
-//! Ports that come and go while their instance runs, through the whole agent: whatever step fails and whatever step the agent dies
-//! after, the guest ends with the NICs of its document, is never started anew for it, and the network says that a port is gone
-//! only when its tap is.
+//! Ports that come and go while their instance runs, through the whole agent: the guest is never started anew for it, and the
+//! network says that a port is gone only when its tap is.
 
 use berth_agent::{act::Net, decide::names};
 use berth_common::document::{BandwidthLimit, MirrorDirection, MirrorTarget, PortLink, PortMirror};
@@ -144,105 +143,6 @@ async fn a_port_is_not_gone_before_the_guest_gave_it_back_or_is_off() {
     assert_eq!(lab.host.lives(wish.instance).starts, 1);
 }
 
-/// What becomes of a step.
-#[derive(Debug, Clone, Copy)]
-enum Disturb {
-    Fail,
-    Crash,
-}
-
-/// Disturbs every step of a change of an instance's ports.
-async fn law(before: &[(usize, u8, PortLink)], after: &[(usize, u8, PortLink)]) {
-    for disturb in [Disturb::Fail, Disturb::Crash] {
-        for steps in 0.. {
-            let mut lab = Lab::new().await;
-            let (wish, ..) = running(&lab).await;
-            let ids = [wish.port, PortId::new(), PortId::new()];
-            let make = |(index, mac, link): &(usize, u8, PortLink)| {
-                let id = ids[*index];
-                let mut address = id.as_uuid().as_bytes().to_vec();
-                address.extend((*mac > 0).then_some(*mac));
-                InstancePort {
-                    mac_address: MacAddress::derived(&address),
-                    link: *link,
-                    ..port(&wish, id)
-                }
-            };
-            let chosen: [Vec<InstancePort>; 2] =
-                [before, after].map(|ports| ports.iter().map(make).collect());
-            let first = with_ports(&wish, 2, &chosen[0]);
-            send_all(&lab, &first).await;
-            settled(&lab, &first).await;
-            let done = lab.host.steps_done();
-            match disturb {
-                Disturb::Fail => lab.host.fail_after(steps),
-                Disturb::Crash => lab.host.crash_after(steps),
-            }
-            let second = with_ports(&wish, 3, &chosen[1]);
-            send_all(&lab, &second).await;
-            send_all(&lab, &second).await;
-            let is_settled = || {
-                second.iter().all(|document| {
-                    lab.newest(document.key()).is_some_and(|report| {
-                        report.generation == document.generation()
-                            && report.status == ConvergeStatus::Converged
-                    })
-                })
-            };
-            lab.wait_until("the crash or the end", || {
-                lab.host.is_crashed() || is_settled()
-            })
-            .await;
-            let untouched = lab.host.steps_done() - done <= steps && !lab.host.is_crashed();
-            lab.restart().await;
-            send_all(&lab, &second).await;
-            settled(&lab, &second).await;
-            let sorted = |mut nics: Vec<_>| {
-                nics.sort();
-                nics
-            };
-            let domain = lab.host.domain(wish.instance.as_uuid()).unwrap();
-            let wanted: Vec<_> = chosen[1]
-                .iter()
-                .map(|port| {
-                    (
-                        names::tap(port.id),
-                        port.mac_address,
-                        port.link == PortLink::Down,
-                    )
-                })
-                .collect();
-            for nics in [&domain.nics.live, &domain.nics.kept] {
-                let found = nics
-                    .iter()
-                    .map(|nic| (nic.tap.clone(), nic.mac_address, nic.link == PortLink::Down))
-                    .collect();
-                assert_eq!(
-                    sorted(found),
-                    sorted(wanted.clone()),
-                    "{disturb:?} at step {steps}"
-                );
-            }
-            assert_eq!(lab.host.lives(wish.instance).starts, 1);
-            lab.kill().await;
-            if untouched {
-                assert!(steps > 0, "nothing was ever disturbed");
-                break;
-            }
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn ports_come_and_go_whatever_goes_wrong() {
-    use PortLink::{Down, Up};
-    law(&[(0, 0, Up)], &[(0, 0, Up), (1, 0, Up), (2, 0, Down)]).await;
-    law(&[(0, 0, Up), (1, 0, Up), (2, 0, Up)], &[(1, 0, Up)]).await;
-    law(&[(0, 0, Up), (1, 0, Up)], &[]).await;
-    // The same port with another address, and a cable that is pulled meanwhile.
-    law(&[(0, 0, Up), (1, 0, Up)], &[(1, 1, Up), (0, 0, Down)]).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn ports_of_a_guest_that_sleeps_change_when_it_goes_on() {
     let lab = Lab::new().await;
@@ -332,20 +232,6 @@ async fn a_guest_that_was_started_again_has_its_limit_at_once() {
         );
         sleep(Duration::from_millis(50)).await;
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_left_of_limits_whatever_step_the_agent_is_killed_at() {
-    killed_at_every_step(async |lab| {
-        let (wish, ..) = running(lab).await;
-        let network = limited(&wish, 2);
-        lab.send(&network).await;
-        lab.wait_status(&network, ConvergeStatus::Converged).await;
-        assert!(is_limited(lab, &wish).await);
-        let documents = vec![network.tombstone(), wish.instance(1, |_| {}).tombstone()];
-        (wish, documents, ConvergeStatus::Gone)
-    })
-    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use berth_common::{
 };
 use uuid::Uuid;
 
-use super::{files::Files, networks::Networks};
+use super::{faults::Nature, files::Files, networks::Networks};
 use crate::{
     act::ActError,
     decide::{
@@ -55,7 +55,7 @@ pub struct Lives {
     pub restores: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Domains {
     own: BTreeMap<Uuid, OwnDomain>,
     foreign: BTreeMap<Uuid, DomainObserved>,
@@ -63,7 +63,7 @@ pub(super) struct Domains {
     lives: BTreeMap<InstanceId, Lives>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct OwnDomain {
     /// What was defined last: what the next start uses.
     config: DomainConfig,
@@ -97,6 +97,15 @@ impl OwnDomain {
             self.going_off = None;
             self.backup = None;
             self.is_starting = false;
+        }
+    }
+
+    /// QEMU opens its volumes, and knows how large they are.
+    fn open(&self, files: &mut Files) {
+        for disk in self.live.iter().flat_map(|live| &live.disks) {
+            if let Some(volume) = files.volume_at(&disk.path) {
+                files.open(volume);
+            }
         }
     }
 
@@ -178,6 +187,16 @@ impl Domains {
 
     pub(super) fn lives(&self, instance: InstanceId) -> Lives {
         self.lives.get(&instance).copied().unwrap_or_default()
+    }
+
+    pub(super) fn guest_has(&self, instance: InstanceId) -> Option<DomainConfig> {
+        let domain = self.own.get(&instance.as_uuid())?;
+        domain.live.clone().or_else(|| domain.saved.clone())
+    }
+
+    pub(super) fn definition(&self, instance: InstanceId) -> Option<DomainConfig> {
+        let domain = self.own.get(&instance.as_uuid())?;
+        Some(domain.config.clone())
     }
 
     pub(super) fn own(&self) -> Vec<InstanceId> {
@@ -350,6 +369,7 @@ impl Domains {
                 lives.restores += 1;
                 domain.live = domain.saved.take();
                 domain.state = PowerState::Running;
+                domain.open(files);
             }
             DomainStep::Start(_) | DomainStep::Restore(_) | DomainStep::StartPaused(_) => {
                 can_start(&domain.config, files, networks)?;
@@ -361,6 +381,7 @@ impl Domains {
                     DomainStep::StartPaused(_) => PowerState::Paused,
                     _ => PowerState::Running,
                 };
+                domain.open(files);
             }
             DomainStep::DiscardSaved(_) => domain.saved = None,
             DomainStep::Pause(_) => {
@@ -415,11 +436,12 @@ impl Domains {
                 if is_on_scsi(&disk.target) && !domain.scsi_controller {
                     return Err(failed(format!("domain {id} has no SCSI controller")));
                 }
-                if files.volume_at(&disk.path).is_none() {
+                let Some(volume) = files.volume_at(&disk.path) else {
                     return Err(failed(format!("there is no {}", disk.path.display())));
-                }
+                };
                 if !live.disks.iter().any(|it| it.target == disk.target) {
                     live.disks.push((**disk).clone());
+                    files.open(volume);
                 }
             }
             DomainStep::Detach { .. } if domain.backup.is_some() => {
@@ -512,6 +534,37 @@ impl Domains {
         Ok(())
     }
 
+    /// Leaves half of a step, as whoever ends in the middle of it does.
+    pub(super) fn halve(
+        &mut self,
+        step: &DomainStep,
+        files: &mut Files,
+        networks: &Networks,
+    ) -> Result<(), ActError> {
+        let Some(domain) = self.own.get_mut(&step.instance().as_uuid()) else {
+            return Ok(());
+        };
+        match step {
+            DomainStep::Start(_) | DomainStep::StartPaused(_) | DomainStep::Restore(_)
+                if !domain.is_on() =>
+            {
+                can_start(&domain.config, files, networks)?;
+                if !matches!(step, DomainStep::Restore(_)) {
+                    domain.saved = None;
+                    domain.scsi_controller = domain.config.needs_scsi_controller();
+                }
+                domain.hang();
+            }
+            DomainStep::Save(_) => domain.saved.clone_from(&domain.live),
+            DomainStep::Backup(plan) => {
+                back_up(domain, plan, files)?;
+                domain.backup = Some(plan.file.clone());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn define(&mut self, config: &DomainConfig) {
         let domain = self
             .own
@@ -529,6 +582,17 @@ impl Domains {
                 starts_hang: false,
             });
         domain.config = config.clone();
+    }
+}
+
+/// libvirt goes on with what an agent began that ends, but nobody waits for the end of a copy any more. A libvirtd that ends
+/// leaves what takes it long: a start, memory that is being saved, a copy.
+pub(super) fn nature(step: &DomainStep) -> Nature {
+    let is_copy = matches!(step, DomainStep::Backup(_));
+    Nature {
+        of_libvirt: true,
+        halved_by_agent: is_copy,
+        halved_by_libvirt: is_copy || step.starts_qemu() || matches!(step, DomainStep::Save(_)),
     }
 }
 

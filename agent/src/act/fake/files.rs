@@ -16,7 +16,7 @@ use berth_common::{
     units::{ByteCount, DiskGb},
 };
 
-use super::Disk;
+use super::{Disk, faults::Nature};
 use crate::{
     act::{ActError, PoolState},
     decide::{
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Files {
     pub(super) images: BTreeSet<CachedName>,
     pub(super) unreachable: BTreeSet<ImageUrl>,
@@ -45,18 +45,26 @@ pub(super) struct Files {
 }
 
 /// What is there of a snapshot: a file, its mark, and what a hypervisor wrote.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Snapshot {
     file: Option<FakeVolume>,
     made: bool,
     partial: Option<FakeVolume>,
+    /// It has lost its name, and its bytes are there.
+    leaving: bool,
 }
 
-/// What is there of a volume: a file, its mark, or both.
-#[derive(Debug, Default)]
+/// What is there of a volume: a file, its mark, or both, and what is half done.
+#[derive(Debug, Clone, Default)]
 struct Volume {
     file: Option<FakeVolume>,
     made: bool,
+    /// A block device that was to become it.
+    partial: bool,
+    /// Its block device is larger than it, and nobody has written zeros there.
+    growing: bool,
+    /// It has lost its name, and its bytes are there.
+    leaving: bool,
 }
 
 /// A disk of an instance on a fake host.
@@ -283,6 +291,7 @@ impl Files {
                     file.size = plan.size;
                     file.grown = true;
                 }
+                self.volumes.entry(plan.id).or_default().growing = false;
             }
             StorageStep::SettleVolume(volume) => {
                 let file = self.file(volume.id)?;
@@ -322,6 +331,46 @@ impl Files {
         Ok(())
     }
 
+    /// Leaves half of a step, as an agent does that ends in the middle of it.
+    pub(super) fn halve(&mut self, step: &StorageStep) -> Result<(), ActError> {
+        match step {
+            StorageStep::CreateVolume(plan) if self.volume(plan.id).is_none() => {
+                self.volumes.entry(plan.id).or_default().partial = true;
+            }
+            StorageStep::GrowVolume(plan) => {
+                let is_larger = plan.size > self.file(plan.id)?.size;
+                self.volumes.entry(plan.id).or_default().growing |= is_larger;
+            }
+            StorageStep::RemoveVolume(id) => {
+                let leaving = Volume {
+                    leaving: true,
+                    ..Volume::default()
+                };
+                self.volumes.insert(*id, leaving);
+            }
+            StorageStep::CreateSnapshot(plan) if self.snapshot(plan.id).is_none() => {
+                let content = self.volume(plan.volume.id).map(kept);
+                self.snapshots.entry(plan.id).or_default().partial = content;
+            }
+            StorageStep::RemoveSnapshot(id) => {
+                let leaving = Snapshot {
+                    leaving: true,
+                    ..Snapshot::default()
+                };
+                self.snapshots.insert(*id, leaving);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody opens a volume, and knows how large it is.
+    pub(super) fn open(&mut self, id: VolumeId) {
+        if let Some(file) = self.volumes.get_mut(&id).and_then(|it| it.file.as_mut()) {
+            file.known = file.size;
+        }
+    }
+
     pub(super) fn observe_volume(&self, id: VolumeId, pool: Option<&PoolName>) -> VolumeFiles {
         let Some(volume) = self.volumes.get(&id) else {
             return VolumeFiles::default();
@@ -331,6 +380,7 @@ impl Files {
             format: file.format,
             content: match () {
                 () if !file.active => VolumeContent::Inactive,
+                () if volume.growing => VolumeContent::Growing(file.size),
                 () if file.grown => VolumeContent::Grown(file.size),
                 () => VolumeContent::Size(file.size),
             },
@@ -343,8 +393,8 @@ impl Files {
                 .map(file)
                 .collect(),
             made: volume.made,
-            leaving: false,
-            partial: false,
+            leaving: volume.leaving,
+            partial: volume.partial,
         }
     }
 
@@ -445,7 +495,9 @@ impl Files {
         if !plan.pool.is_local() && !self.pools.contains_key(&plan.pool) {
             return missing(format!("pool {} is not there", plan.pool));
         }
-        self.volumes.entry(plan.id).or_default().file = Some(FakeVolume {
+        let volume = self.volumes.entry(plan.id).or_default();
+        volume.partial = false;
+        volume.file = Some(FakeVolume {
             pool: plan.pool.clone(),
             format: plan.format,
             size: plan.size,
@@ -499,7 +551,7 @@ impl Files {
         SnapshotFiles {
             file: file.map(|file| VolumeContent::Size(file.size)),
             made: snapshot.made,
-            leaving: false,
+            leaving: snapshot.leaving,
             partial: snapshot.partial.as_ref().filter(is_in).is_some(),
         }
     }
@@ -562,4 +614,20 @@ fn not_there(id: VolumeId) -> ActError {
         format!("volume {id} is not there"),
         "no such file",
     )
+}
+
+/// Files come whole, under another name first, and what is left of those is swept away. Of block devices it is found, and so is
+/// of both what is on its way out.
+pub(super) fn nature(step: &StorageStep) -> Nature {
+    let is_halved = match step {
+        StorageStep::CreateVolume(plan) => !plan.pool.is_local(),
+        StorageStep::GrowVolume(plan) => !plan.pool.is_local(),
+        StorageStep::CreateSnapshot(plan) => !plan.volume.pool.is_local(),
+        StorageStep::RemoveVolume(_) | StorageStep::RemoveSnapshot(_) => true,
+        _ => false,
+    };
+    Nature {
+        halved_by_agent: is_halved,
+        ..Nature::default()
+    }
 }

@@ -28,7 +28,7 @@ use crate::{
 const FILE: u64 = 1;
 
 /// What is said on the consoles and went through ports, and whether somebody listens.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Consoles {
     written: BTreeMap<InstanceId, Vec<u8>>,
     hang: bool,

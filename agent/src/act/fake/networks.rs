@@ -14,7 +14,7 @@ use crate::decide::{
     },
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Networks {
     networks: BTreeMap<NetworkId, NetworkObserved>,
     /// What all of them share.

@@ -16,7 +16,7 @@ use crate::decide::{
     },
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Routers {
     routers: BTreeMap<RouterId, RouterObserved>,
 }

@@ -20,7 +20,7 @@ pub enum Busy {
     No,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Workloads {
     done: BTreeMap<Uuid, Done>,
     busy: BTreeSet<Uuid>,
