@@ -1065,27 +1065,29 @@ fn a_look_sees_at_once_what_others_changed() {
                 format!("ip link set {bridge} down"),
                 format!("ip address add 10.9.0.1/24 dev {bridge}"),
                 format!("ip address del 10.9.0.1/24 dev {bridge}"),
-                format!("ip tuntap add dev {tap} mode tap"),
-                format!("ip link set {tap} up"),
+                format!("ip tuntap add dev {tap} mode tap; ip link set {tap} up"),
                 format!("ip link set {tap} master {bridge}"),
                 format!(
                     "tc qdisc add dev {tap} root handle be70: tbf rate 1mbit burst 32k latency 50ms"
                 ),
                 format!("tc qdisc add dev {tap} clsact"),
                 format!("tc qdisc del dev {tap} root"),
-                "ip link add others type dummy".to_owned(),
+                "ip link add others type bridge".to_owned(),
                 "ip link set others name renamed".to_owned(),
                 format!("ip link set {tap} nomaster"),
                 format!("ip link del {tap}"),
                 "ip address add 10.8.0.1/24 dev renamed".to_owned(),
             ] {
-                let mut words = change.split(' ');
-                run(words.next().unwrap(), &words.collect::<Vec<_>>());
+                for command in change.split("; ") {
+                    let mut words = command.split(' ');
+                    run(words.next().unwrap(), &words.collect::<Vec<_>>());
+                }
                 check(&change).await;
             }
             // By other ways than netlink.
             let option = format!("/sys/class/net/{bridge}/bridge/multicast_snooping");
-            fs::write(&option, "1").unwrap();
+            let script = format!("mount -t sysfs sysfs /sys && echo 1 >{option}");
+            run("unshare", &["--mount", "sh", "-c", &script]);
             check(&option).await;
             // More than the kernel has room to tell; what matters comes last.
             let many: String = (0..6000)

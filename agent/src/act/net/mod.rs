@@ -154,7 +154,7 @@ impl KernelNet {
                 let bridge = Link::bridge(network);
                 let mut filter = nft.observe(network).await?;
                 let veth = Link::veth_host(network);
-                let seen = this.known.look(&links).await?;
+                let seen = this.known.look(&links, &bridge.name()).await?;
                 let host = Host::of(&seen);
                 let Seen { links: all, .. } = &seen;
                 let found = host.find(&bridge.name());

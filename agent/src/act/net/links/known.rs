@@ -75,10 +75,15 @@ struct State {
 }
 
 impl Known {
-    /// All links with their addresses, through a connection in the same namespace.
-    pub(in crate::act::net) async fn look(&self, links: &Links) -> Result<Seen, NetError> {
+    /// All links with their addresses, through a connection in the same namespace. The bridge of this name is asked for in any case:
+    /// the kernel does not tell of its options when they are changed by way of sysfs.
+    pub(in crate::act::net) async fn look(
+        &self,
+        links: &Links,
+        bridge: &str,
+    ) -> Result<Seen, NetError> {
         let mut shared = self.shared.lock().await;
-        let state = current(&mut shared, links).await?;
+        let state = current(&mut shared, links, Some(bridge)).await?;
         let addresses = match &state.addresses {
             Some(addresses) => Arc::clone(addresses),
             None => Arc::new(links.all_addresses().await?),
@@ -96,7 +101,7 @@ impl Known {
         links: &Links,
     ) -> Result<ByLink<Qdiscs>, NetError> {
         let mut shared = self.shared.lock().await;
-        let state = current(&mut shared, links).await?;
+        let state = current(&mut shared, links, None).await?;
         let qdiscs = match &state.qdiscs {
             Some(qdiscs) => Arc::clone(qdiscs),
             None => Arc::new(links.qdiscs().await?),
@@ -106,10 +111,11 @@ impl Known {
     }
 }
 
-/// What is known, once it is as it is now.
+/// What is known, once it is as it is now. A link that is named is asked for, whatever was told.
 async fn current<'a>(
     shared: &'a mut Option<State>,
     links: &Links,
+    asked: Option<&str>,
 ) -> Result<&'a mut State, NetError> {
     let known = match shared.take() {
         Some(mut state) if state.listed.elapsed() < LISTED_AT_LEAST => {
@@ -118,7 +124,11 @@ async fn current<'a>(
         _ => None,
     };
     let state = match known {
-        Some(state) => state,
+        Some(mut state) => {
+            let asked = asked.and_then(|name| state.links.values().find(|it| it.name == name));
+            state.changed.extend(asked.map(|found| found.index));
+            state
+        }
         None => State::list(links).await?,
     };
     let state = shared.insert(state);
