@@ -398,6 +398,25 @@ fn what_others_did_is_mended_and_what_is_theirs_stays() {
                 host.restart_agent();
                 assert!(host.is_as(&spec).await, "not mended for good: {harm}");
             }
+            // nft's own language has no words for such names. The first is what an agent of before had.
+            for name in ["mark", "x; flush ruleset"] {
+                let chain =
+                    serde_json::json!({ "family": "bridge", "table": "berth", "name": name });
+                let rule = serde_json::json!({
+                    "family": "bridge", "table": "berth", "chain": name, "expr": [{ "drop": null }],
+                });
+                let told = serde_json::json!({ "nftables": [
+                    { "add": { "chain": chain } }, { "add": { "rule": rule } },
+                ] });
+                let file = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(file.path(), told.to_string()).unwrap();
+                run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
+                assert!(!host.is_as(&spec).await, "not seen: {name}");
+                host.converge(Some(&spec)).await;
+                assert!(host.is_as(&spec).await, "not mended: {name}");
+                host.restart_agent();
+                assert!(host.is_as(&spec).await, "not mended for good: {name}");
+            }
             assert_eq!(theirs(), before);
             assert_eq!(host.converge(None).await, NetThen::Gone);
             let left = run("nft", &["-j", "list", "ruleset"]);
@@ -421,11 +440,11 @@ fn what_another_way_to_track_connections_left_is_removed() {
             for way in [Stateful::Bridge, Stateful::BrNetfilter] {
                 // Without the rules: not every kernel takes those of the other way.
                 let mut all = base::commands(way);
-                all.retain(|command| !command.starts_with(r#"{"add":{"rule""#));
+                all.retain(|command| !command.starts_with("add rule "));
                 let all = transaction(&all);
                 let file = tempfile::NamedTempFile::new().unwrap();
                 std::fs::write(file.path(), &all).unwrap();
-                run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
+                run("nft", &["-f", file.path().to_str().unwrap()]);
             }
             assert!(listed());
             // With an element that leads to a chain of the network.

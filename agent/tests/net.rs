@@ -1037,3 +1037,75 @@ fn a_missing_dnsmasq_is_told_with_its_package() {
         );
     });
 }
+
+/// What an agent remembers of links from look to look is what another one finds, whoever changed it and however much.
+#[test]
+fn a_look_sees_at_once_what_others_changed() {
+    isolated(
+        "a_look_sees_at_once_what_others_changed",
+        async |host: &mut Host| {
+            let spec = host.spec(vec![host.port(10, "vm0")]);
+            host.converge(Some(&spec)).await;
+            let [bridge, veth] = [names::bridge(host.id), names::veth_host(host.id)];
+            let tap = names::tap(spec.ports[0].id);
+            let mut before = host.observe().await;
+            let mut check = async |change: &str| {
+                let now = host.observe().await;
+                let anew = KernelNet::new(Path::new(STATE_DIR));
+                assert_eq!(now, anew.observe(host.id).await.unwrap(), "{change}");
+                assert_ne!(now, before, "not seen: {change}");
+                before = now;
+            };
+            for change in [
+                format!("ip link set {bridge} mtu 1400"),
+                format!("ip link set {bridge} alias somebodys"),
+                format!("ip link set {bridge} alias bridge-was-berths"),
+                format!("ip link set {veth} nomaster"),
+                format!("ip link set {veth} master {bridge}"),
+                format!("ip link set {bridge} type bridge forward_delay 400"),
+                format!("ip link set {bridge} down"),
+                format!("ip address add 10.9.0.1/24 dev {bridge}"),
+                format!("ip address del 10.9.0.1/24 dev {bridge}"),
+                format!("ip tuntap add dev {tap} mode tap; ip link set {tap} up"),
+                format!("ip link set {tap} master {bridge}"),
+                format!(
+                    "tc qdisc add dev {tap} root handle be70: tbf rate 1mbit burst 32k latency 50ms"
+                ),
+                format!("tc qdisc add dev {tap} clsact"),
+                format!("tc qdisc del dev {tap} root"),
+                "ip link add others type bridge".to_owned(),
+                "ip link set others name renamed".to_owned(),
+                format!("ip link set {tap} nomaster"),
+                format!("ip link del {tap}"),
+                "ip address add 10.8.0.1/24 dev renamed".to_owned(),
+            ] {
+                for command in change.split("; ") {
+                    let mut words = command.split(' ');
+                    run(words.next().unwrap(), &words.collect::<Vec<_>>());
+                }
+                check(&change).await;
+            }
+            // By other ways than netlink.
+            let option = format!("/sys/class/net/{bridge}/bridge/multicast_snooping");
+            let script = format!("mount -t sysfs sysfs /sys && echo 1 >{option}");
+            run("unshare", &["--mount", "sh", "-c", &script]);
+            check(&option).await;
+            // More than the kernel has room to tell; what matters comes last.
+            let many: String = (0..6000)
+                .map(|n| format!("link set renamed alias a{n}\n"))
+                .collect();
+            let batch = tempfile::NamedTempFile::new().unwrap();
+            fs::write(
+                batch.path(),
+                many + &format!("link set {bridge} mtu 1300\n"),
+            )
+            .unwrap();
+            ip(&format!("-batch {}", batch.path().display()));
+            check("a batch").await;
+
+            ip("link del renamed");
+            ip(&format!("link del {bridge}"));
+            host.converge(Some(&spec)).await;
+        },
+    );
+}

@@ -85,9 +85,8 @@ pub(crate) async fn measure(directory: &Path, shape: Shape) -> anyhow::Result<()
     {
         let (files, taps) = (files.clone(), taps.clone());
         host.run(move || {
-            // In nft's own language a chain cannot be named as one of these is.
             let base = transaction(&base::commands(stateful));
-            lab::feed("nft", &["-j", "-f", "/proc/self/fd/0"], &base)?;
+            lab::feed("nft", &["-f", "/proc/self/fd/0"], &base)?;
             let rules = Rules::between(&state::ruleset()?, &host_rules)?;
             Scripts::write(&files_of_rest, &rest, calls_ip, &rules)?.build()?;
             lab::make_taps(&files, &taps)

@@ -76,7 +76,7 @@ pub(crate) async fn measure(directory: &Path, ports: u16) -> anyhow::Result<()> 
     let mut alone = Vec::new();
     for commands in &told {
         let started = Instant::now();
-        lab::feed("nft", &["-j", "-f", "/proc/self/fd/0"], commands)?;
+        lab::feed("nft", &["-f", "/proc/self/fd/0"], commands)?;
         alone.push(started.elapsed());
     }
     let bytes = told.last().map(String::len).unwrap_or_default();

@@ -16,7 +16,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Seek as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -207,6 +207,15 @@ enum Abandoned {
     Left,
 }
 
+/// Whether a tool may leave a core file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cores {
+    /// It would hold a tenant's data.
+    Never,
+    /// If the agent itself may.
+    Inherited,
+}
+
 /// An external tool with its arguments and bounds.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -216,6 +225,7 @@ pub struct Command {
     timeout: Duration,
     abandoned: Abandoned,
     stdout_limit: usize,
+    cores: Cores,
     limits: Limits,
     confinement: Option<Confinement>,
     malloc_arenas: Option<u8>,
@@ -233,6 +243,7 @@ impl Command {
             timeout: DEFAULT_TIMEOUT,
             abandoned: Abandoned::Killed,
             stdout_limit: DEFAULT_STDOUT_LIMIT,
+            cores: Cores::Never,
             limits: Limits::default(),
             confinement: None,
             malloc_arenas: None,
@@ -280,6 +291,14 @@ impl Command {
     #[must_use]
     pub fn stdout_limit(mut self, bytes: usize) -> Self {
         self.stdout_limit = bytes;
+        self
+    }
+
+    /// It reads nothing of a tenant's, so a core file of it may be left as one of the agent may. Without limits there is nothing to do
+    /// between fork and exec then, and it is started without a copy of the agent's page tables: that matters for what runs often.
+    #[must_use]
+    pub fn reads_nothing_of_tenants(mut self) -> Self {
+        self.cores = Cores::Inherited;
         self
     }
 
@@ -392,7 +411,12 @@ impl Command {
     }
 
     fn spawn(&self) -> Result<Child, CommandError> {
-        let mut command = std::process::Command::new(&self.program);
+        let found = match self.cores {
+            Cores::Never => None,
+            Cores::Inherited => found(&self.program),
+        };
+        let program = found.as_deref().unwrap_or(&self.program);
+        let mut command = std::process::Command::new(program);
         command
             .args(&self.args)
             .env_clear()
@@ -404,12 +428,14 @@ impl Command {
             .stderr(Stdio::piped());
         {
             use std::os::unix::process::CommandExt as _;
-            command.process_group(0);
+            command.arg0(&self.program).process_group(0);
         }
         if let Some(count) = self.malloc_arenas {
             command.env("MALLOC_ARENA_MAX", count.to_string());
         }
-        self.limits.impose_on(&mut command);
+        if self.cores == Cores::Never || self.limits != Limits::default() {
+            self.limits.impose_on(&mut command);
+        }
         if let Some(confinement) = &self.confinement {
             let imposed = confinement.impose_on(&mut command, &self.directory);
             imposed.map_err(|source| self.not_started(source))?;
@@ -496,6 +522,12 @@ impl Command {
         };
         Ended::Exit(status, output.bytes)
     }
+}
+
+/// Where a tool is, by its path: it takes a fork to look for it in a `PATH` that is not the agent's own.
+fn found(program: &OsStr) -> Option<OsString> {
+    let mut places = PATH.split(':').map(|place| Path::new(place).join(program));
+    places.find(|path| path.is_file()).map(OsString::from)
 }
 
 /// How attending a child ended.

@@ -26,7 +26,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use berth_common::{
     document::{Desired, Ipv6AddressMode, NetworkPort, NetworkSpec, SubnetSpec},
-    ids::{HostId, NetworkId},
+    ids::{HostId, NetworkId, PortId},
     message::report::{Fault, FaultCode},
 };
 use ipnet::IpNet;
@@ -280,14 +280,14 @@ impl Planner {
 
     /// Puts the taps of running guests back into the bridge. A port without a tap has no running guest here.
     fn taps(&mut self, ports: &[NetworkPort]) {
-        for port in ports {
-            let tap = BridgePort::Tap {
+        let is_stray = |port: &PortId| self.now.stray_taps.contains(&names::tap(*port));
+        let ports = ports.iter().map(|port| port.id);
+        let stray: Vec<PortId> = ports.filter(is_stray).collect();
+        for ports in stray.chunks(NetStep::TAPS_AT_ONCE) {
+            self.step(NetStep::PlugTaps {
                 network: self.network,
-                port: port.id,
-            };
-            if self.now.stray_taps.contains(&tap.link_name()) {
-                self.step(NetStep::Plug(tap));
-            }
+                ports: ports.iter().copied().collect(),
+            });
         }
     }
 
@@ -325,20 +325,16 @@ impl Planner {
             .content()
             .map(|content| content.addresses.clone())
             .unwrap_or_default();
-        for address in found.difference(wanted) {
-            self.step(NetStep::RemoveAddress {
-                network,
-                address: *address,
-            });
-        }
+        let remove: BTreeSet<IpNet> = found.difference(wanted).copied().collect();
         let can_have = |address: &IpNet| !(self.now.lacks_ipv6 && address.addr().is_ipv6());
-        let missing: Vec<IpNet> = wanted
-            .difference(&found)
-            .copied()
-            .filter(can_have)
-            .collect();
-        for address in missing {
-            self.step(NetStep::AddAddress { network, address });
+        let add = wanted.difference(&found).copied().filter(can_have);
+        let add: BTreeSet<IpNet> = add.collect();
+        if !(remove.is_empty() && add.is_empty()) {
+            self.step(NetStep::ChangeAddresses {
+                network,
+                remove,
+                add,
+            });
         }
     }
 

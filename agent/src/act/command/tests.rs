@@ -53,6 +53,34 @@ async fn arguments_reach_the_tool_untouched_and_the_environment_is_empty() {
 }
 
 #[tokio::test]
+async fn what_reads_nothing_of_tenants_runs_as_any_other() {
+    let run = async |command: Command| {
+        let output = command.reads_nothing_of_tenants().run().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let told = run(sh("pwd; echo $0; ulimit -c; cat").input("in\n")).await;
+    let core = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE).unwrap();
+    let core = match core.0 {
+        nix::libc::RLIM_INFINITY => "unlimited".to_owned(),
+        bytes => (bytes / 512).to_string(),
+    };
+    assert_eq!(told, format!("/\nsh\n{core}\nin\n"));
+    let limits = Limits {
+        file_size: Some(1024),
+        ..Limits::default()
+    };
+    assert_eq!(
+        run(sh("ulimit -f; ulimit -c").limits(limits)).await,
+        "2\n0\n"
+    );
+    let error = Command::new("no-such-tool").reads_nothing_of_tenants();
+    assert!(matches!(
+        error.run().await,
+        Err(CommandError::Missing { program }) if program == "no-such-tool"
+    ));
+}
+
+#[tokio::test]
 async fn a_missing_tool_names_its_package() {
     let error = Command::new("/nowhere/qemu-img").run().await.unwrap_err();
     assert_eq!(

@@ -47,7 +47,7 @@ impl KernelNet {
         let service = self.metadata(network);
         self.workers
             .run("port-counters", async move || {
-                let Some(found) = Links::open()?.find(&tap).await? else {
+                let Some(found) = Links::open()?.find_counted(&tap).await? else {
                     return Ok(None);
                 };
                 let Some((received, sent)) = found.traffic() else {

@@ -1,10 +1,12 @@
 //! Links and addresses through netlink, in the namespace of the calling thread. No names are parsed from text and
 //! nothing is decided: what a link is for, and whose it is, is [`crate::decide::network`]'s.
 
+pub(super) mod known;
 pub(super) mod legs;
 mod neighbours;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     fs::File,
@@ -12,6 +14,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
 };
 
 use futures::{StreamExt, TryStreamExt};
@@ -26,8 +30,8 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    new_connection, new_connection_with_strict_check,
+    AddressMessageBuilder, Handle, LinkBridge, LinkGetRequest, LinkMessageBuilder, LinkUnspec,
+    LinkVeth, new_connection, new_connection_with_strict_check,
     packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
 use tokio::task::JoinHandle;
@@ -38,6 +42,14 @@ use crate::decide::{
     network::{BridgeOptions, Link, LinkObserved, LinkSetting},
     usage::Traffic,
 };
+
+/// How many taps of one step are asked for or changed at once: a connection has room for as many answers.
+const TAPS_AT_ONCE: usize = 16;
+
+thread_local! {
+    /// The connection of a thread that does one piece of work after the other, while it does none.
+    static KEPT: RefCell<Option<Rc<Links>>> = const { RefCell::new(None) };
+}
 
 /// A netlink connection. Dropping it closes it.
 pub(super) struct Links {
@@ -52,6 +64,7 @@ impl Drop for Links {
 }
 
 /// A link as the kernel has it now.
+#[derive(Debug)]
 pub(super) struct Found {
     pub(super) index: u32,
     pub(super) name: String,
@@ -72,7 +85,7 @@ pub(super) struct Around {
 impl Around {
     /// The links in the bridge of this name, and the taps that are not. One answer of the kernel tells both, so a
     /// link is in exactly one of them.
-    pub(super) fn of(all: &[Found], bridge: &str) -> Self {
+    pub(super) fn of(all: &[Arc<Found>], bridge: &str) -> Self {
         let bridge = all
             .iter()
             .find(|found| found.name == bridge)
@@ -100,7 +113,23 @@ impl Links {
         })
     }
 
-    /// The same, for questions about one link alone: the kernel takes no others then, and tells no more than was asked.
+    /// Works with a connection that the calling thread keeps for the next work, unless this one fails. The thread must never leave its
+    /// namespace.
+    pub(super) async fn kept<T>(
+        work: impl AsyncFnOnce(Rc<Self>) -> Result<T, NetError>,
+    ) -> Result<T, NetError> {
+        let links = match KEPT.take() {
+            Some(links) => links,
+            None => Rc::new(Self::open()?),
+        };
+        let done = work(Rc::clone(&links)).await;
+        if done.is_ok() {
+            KEPT.set(Some(links));
+        }
+        done
+    }
+
+    /// The same as [`Self::open`], for questions about one link alone: the kernel takes no others then, and tells no more than was asked.
     pub(super) fn open_strict() -> Result<Self, NetError> {
         let (connection, handle, _) = new_connection_with_strict_check()
             .map_err(NetError::system("open a netlink socket"))?;
@@ -133,20 +162,22 @@ impl Links {
         Ok(())
     }
 
-    /// The link of this name, if there is one.
+    /// The link of this name, if there is one: without the counts of its packets.
     pub(super) async fn find(&self, name: &str) -> Result<Option<Found>, NetError> {
-        let mut answer = std::pin::pin!(
-            self.handle
-                .link()
-                .get()
-                .match_name(name.to_owned())
-                .execute()
-        );
-        match answer.try_next().await {
-            Ok(message) => Ok(message.map(Found::from)),
-            Err(error) if is(&error, Errno::ENODEV) => Ok(None),
-            Err(error) => Err(NetError::netlink(format!("show link {name}"))(error)),
-        }
+        let request = without_counts(self.handle.link().get()).match_name(name.to_owned());
+        found(request, || format!("show link {name}")).await
+    }
+
+    /// The same with the counts of its packets.
+    pub(super) async fn find_counted(&self, name: &str) -> Result<Option<Found>, NetError> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        found(request, || format!("show link {name}")).await
+    }
+
+    /// The link with this index, if there is one.
+    async fn find_index(&self, index: u32) -> Result<Option<Found>, NetError> {
+        let request = without_counts(self.handle.link().get()).match_index(index);
+        found(request, || format!("show link #{index}")).await
     }
 
     /// The link with one of our names, which must be there and be ours.
@@ -168,23 +199,28 @@ impl Links {
 
     /// What is there under one of our names.
     pub(super) async fn observe(&self, link: Link) -> Result<Option<LinkObserved>, NetError> {
-        let Some(found) = self.find(&link.name()).await? else {
-            return Ok(None);
-        };
+        match self.find(&link.name()).await? {
+            Some(found) => Ok(Some(self.describe(&found, link).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The same of a link that was found.
+    pub(super) async fn describe(
+        &self,
+        found: &Found,
+        link: Link,
+    ) -> Result<LinkObserved, NetError> {
         let mut observed = found.describe(link)?;
         if let Some(master) = found.master {
             observed.master = Some(self.name_of(master).await?);
         }
-        Ok(Some(observed))
+        Ok(observed)
     }
 
     /// All links, without the counts of their packets: those are most of what the kernel would tell.
     pub(super) async fn all(&self) -> Result<Vec<Found>, NetError> {
-        let request = self
-            .handle
-            .link()
-            .get()
-            .set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        let request = without_counts(self.handle.link().get());
         let answer = request.execute().map_ok(Found::from);
         answer
             .try_collect()
@@ -193,13 +229,8 @@ impl Links {
     }
 
     async fn name_of(&self, index: u32) -> Result<String, NetError> {
-        let mut answer = std::pin::pin!(self.handle.link().get().match_index(index).execute());
-        match answer.try_next().await {
-            Ok(Some(message)) => Ok(Found::from(message).name),
-            Ok(None) => Ok(format!("#{index}")),
-            Err(error) if is(&error, Errno::ENODEV) => Ok(format!("#{index}")),
-            Err(error) => Err(NetError::netlink(format!("show link #{index}"))(error)),
-        }
+        let found = self.find_index(index).await?;
+        Ok(found.map_or_else(|| format!("#{index}"), |found| found.name))
     }
 
     /// Makes a bridge, unless it is there.
@@ -314,9 +345,16 @@ impl Links {
         self.change(link, |change| change.controller(master)).await
     }
 
-    /// Puts a guest's tap into a bridge. A tap that is gone is no error: its guest ended meanwhile.
-    pub(super) async fn plug_tap(&self, tap: &str, bridge: Link) -> Result<(), NetError> {
+    /// Puts guests' taps into a bridge.
+    pub(super) async fn plug_taps(&self, taps: &[String], bridge: Link) -> Result<(), NetError> {
         let master = self.own(bridge).await?.index;
+        let taps = futures::stream::iter(taps.iter().map(Ok));
+        let plugged = taps.try_for_each_concurrent(TAPS_AT_ONCE, |tap| self.plug_tap(tap, master));
+        plugged.await
+    }
+
+    /// Puts a guest's tap into a bridge. A tap that is gone is no error: its guest ended meanwhile.
+    async fn plug_tap(&self, tap: &str, master: u32) -> Result<(), NetError> {
         let Some(found) = self.find(tap).await? else {
             return Ok(());
         };
@@ -379,14 +417,19 @@ impl Links {
 
     /// Removes a link, if it is there and ours. Somebody else's is no error: there is nothing of ours to remove.
     pub(super) async fn delete(&self, link: Link) -> Result<(), NetError> {
+        self.delete_if_any(link).await.map(drop)
+    }
+
+    /// The same; answers whether it was there.
+    pub(super) async fn delete_if_any(&self, link: Link) -> Result<bool, NetError> {
         let found = match self.own_if_any(link).await {
             Ok(Some(found)) => found,
-            Ok(None) | Err(NetError::Foreign { .. }) => return Ok(()),
+            Ok(None) | Err(NetError::Foreign { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
         match self.handle.link().del(found.index).execute().await {
-            Ok(()) => Ok(()),
-            Err(error) if is(&error, Errno::ENODEV) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(false),
             Err(error) => Err(NetError::netlink(format!("remove link {link}"))(error)),
         }
     }
@@ -425,6 +468,23 @@ impl Links {
         Ok(addresses)
     }
 
+    /// Takes addresses from a link, and gives it others, unless that is so already.
+    pub(super) async fn change_addresses(
+        &self,
+        link: Link,
+        remove: &BTreeSet<IpNet>,
+        add: &BTreeSet<IpNet>,
+    ) -> Result<(), NetError> {
+        let found = self.own(link).await?;
+        for address in remove {
+            unset_address(&self.handle, &found, *address).await?;
+        }
+        for address in add {
+            set_address(&self.handle, &found, *address).await?;
+        }
+        Ok(())
+    }
+
     /// Gives a link an address, unless it has it.
     pub(super) async fn add_address(&self, link: Link, address: IpNet) -> Result<(), NetError> {
         let found = self.own(link).await?;
@@ -440,6 +500,24 @@ impl Links {
     /// Takes an address from whatever link, if it has it.
     pub(super) async fn take_address(&self, found: &Found, address: IpNet) -> Result<(), NetError> {
         unset_address(&self.handle, found, address).await
+    }
+}
+
+/// A question that is answered without the counts of packets.
+fn without_counts(request: LinkGetRequest) -> LinkGetRequest {
+    request.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats])
+}
+
+/// The answer to a question about one link.
+async fn found(
+    request: LinkGetRequest,
+    what: impl FnOnce() -> String,
+) -> Result<Option<Found>, NetError> {
+    let mut answer = std::pin::pin!(request.execute());
+    match answer.try_next().await {
+        Ok(message) => Ok(message.map(Found::from)),
+        Err(error) if is(&error, Errno::ENODEV) => Ok(None),
+        Err(error) => Err(NetError::netlink(what())(error)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The kernel's network, and DHCP: looks, and carries out one step at a time. No decisions here.
 //!
 //! - [`KernelNet`] is the implementation of [`Net`];
-//! - `links`: links and addresses, through netlink;
+//! - `links`: links and addresses, through netlink, with `known` (what is remembered of them from look to look);
 //! - `uplink`: what networks reach beyond their bridges by, with `fdb` (forwarding tables of VTEPs), `nic` (NICs of the host),
 //!   `nat` (nftables) and `features` (what the kernel can);
 //! - `tc`: limits and copies of packets, through netlink;
@@ -35,6 +35,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    rc::Rc,
     str::FromStr,
 };
 
@@ -46,9 +47,12 @@ pub use uplink::{UplinkOptions, VXLAN_PORT};
 
 use self::{
     dnsmasq::Dnsmasq,
-    links::{Around, Links},
+    links::{
+        Around, Links,
+        known::{Known, Seen},
+    },
     nat::Nat,
-    netns::Name,
+    netns::{Made, Name},
     nft::Nft,
     uplink::Host,
     worker::Workers,
@@ -83,6 +87,7 @@ pub struct KernelNet {
     uplinks: UplinkOptions,
     nat: Nat,
     nft: Nft,
+    known: Known,
 }
 
 impl KernelNet {
@@ -107,6 +112,7 @@ impl KernelNet {
             uplinks,
             nat: Nat::new(state_dir.join("nat")),
             nft: Nft::default(),
+            known: Known::default(),
         }
     }
 
@@ -148,12 +154,13 @@ impl KernelNet {
                 let bridge = Link::bridge(network);
                 let mut filter = nft.observe(network).await?;
                 let veth = Link::veth_host(network);
-                let all = links.all().await?;
-                let host = Host::of(&links, &all).await?;
+                let seen = this.known.look(&links, &bridge.name()).await?;
+                let host = Host::of(&seen);
+                let Seen { links: all, .. } = &seen;
                 let found = host.find(&bridge.name());
                 filter.calls_ip = found.is_some_and(|found| found.calls_ip());
-                filter.legs = links.legs_in(&all, found.map(|found| found.index)).await?;
-                let around = Around::of(&all, &bridge.name());
+                filter.legs = links.legs_in(all, found.map(|found| found.index)).await?;
+                let around = Around::of(all, &bridge.name());
                 let mut members = around.members;
                 for link in Link::all(network) {
                     members.remove(&link.name());
@@ -161,7 +168,9 @@ impl KernelNet {
                 for nic in this.uplinks.nics.values() {
                     members.remove(nic.as_str());
                 }
-                let tc = links.observe_tc(network, &all, &members).await?;
+                let tc = links
+                    .observe_tc(network, &this.known, all, &members)
+                    .await?;
                 let observed = NetworkObserved {
                     bridge: host.observe(bridge)?,
                     veth_host: host.observe(veth)?,
@@ -184,15 +193,15 @@ impl KernelNet {
         self.in_namespace("netns-observe", network, async move || {
             let links = Links::open()?;
             let link = Link::veth_namespace(network);
-            let addresses = match links.find(&link.name()).await? {
-                Some(found) => links.addresses(&found).await?,
-                None => BTreeSet::new(),
-            };
-            Ok(NamespaceContent {
+            let mut content = NamespaceContent {
                 loopback_up: links.is_loopback_up().await?,
-                veth: links.observe(link).await?,
-                addresses,
-            })
+                ..NamespaceContent::default()
+            };
+            if let Some(found) = links.find(&link.name()).await? {
+                content.addresses = links.addresses(&found).await?;
+                content.veth = Some(links.describe(&found, link).await?);
+            }
+            Ok(content)
         })
         .await
     }
@@ -225,14 +234,17 @@ impl KernelNet {
     /// Does something with a link, in the namespace it is in.
     async fn at<F>(&self, link: Link, work: F) -> Result<(), NetError>
     where
-        F: AsyncFnOnce(Links) -> Result<(), NetError> + Send + 'static,
+        F: AsyncFnOnce(Rc<Links>) -> Result<(), NetError> + Send + 'static,
     {
-        let work = async move || work(Links::open()?).await;
         match link.role {
             Role::Bridge | Role::VethHost | Role::Vlan | Role::Vxlan => {
+                let work = async move || Links::kept(work).await;
                 self.workers.short(work).await
             }
-            Role::VethNamespace => self.in_namespace("netns-apply", link.network, work).await,
+            Role::VethNamespace => {
+                let work = async move || work(Rc::new(Links::open()?)).await;
+                self.in_namespace("netns-apply", link.network, work).await
+            }
         }
     }
 
@@ -277,8 +289,11 @@ impl KernelNet {
             NetStep::Metadata(step) => self.metadata_step(step).await,
             NetStep::CreateNamespace(_) => {
                 workers
-                    .plain("netns-create", move || {
-                        netns::create(&names::namespace(network))
+                    .run("netns-create", async move || {
+                        match netns::create(&names::namespace(network))? {
+                            Made::Now => Links::open()?.loopback_up().await,
+                            Made::Before => Ok(()),
+                        }
                     })
                     .await
             }
@@ -321,9 +336,10 @@ impl KernelNet {
                     .await
             }
             NetStep::Uplink(step) => self.carry_out_uplink(step).await,
-            NetStep::Plug(tap @ BridgePort::Tap { .. }) => {
+            NetStep::PlugTaps { ports, .. } => {
+                let taps: Vec<String> = ports.into_iter().map(names::tap).collect();
                 self.at(bridge, async move |links| {
-                    links.plug_tap(&tap.link_name(), bridge).await
+                    links.plug_taps(&taps, bridge).await
                 })
                 .await
             }
@@ -352,15 +368,9 @@ impl KernelNet {
                 self.at(inside, async move |links| links.loopback_up().await)
                     .await
             }
-            NetStep::AddAddress { address, .. } => {
+            NetStep::ChangeAddresses { remove, add, .. } => {
                 self.at(inside, async move |links| {
-                    links.add_address(inside, address).await
-                })
-                .await
-            }
-            NetStep::RemoveAddress { address, .. } => {
-                self.at(inside, async move |links| {
-                    links.remove_address(inside, address).await
+                    links.change_addresses(inside, &remove, &add).await
                 })
                 .await
             }
@@ -393,14 +403,15 @@ impl KernelNet {
     /// Removes whichever end of the pair is there; the other one goes with it.
     async fn delete_veth(&self, network: NetworkId) -> Result<(), NetError> {
         let host = Link::veth_host(network);
-        self.at(host, async move |links| links.delete(host).await)
-            .await?;
         let name = names::namespace(network);
-        match self
-            .workers
-            .plain("netns-look", move || netns::look(&name))
-            .await?
-        {
+        let left = async move |links: Rc<Links>| {
+            if links.delete_if_any(host).await? {
+                return Ok(Name::Absent);
+            }
+            netns::look(&name)
+        };
+        let left = async move || Links::kept(left).await;
+        match self.workers.short(left).await? {
             Name::Present(_) => {
                 let inside = Link::veth_namespace(network);
                 self.at(inside, async move |links| links.delete(inside).await)

@@ -70,12 +70,21 @@ pub(super) fn names() -> Result<Vec<String>, NetError> {
         .map_err(NetError::file("list", DIRECTORY))
 }
 
-/// Makes a namespace, unless there is one. The calling thread is in it afterwards and must end.
-pub(super) fn create(name: &str) -> Result<(), NetError> {
+/// Whether something had to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Made {
+    /// It was not there.
+    Now,
+    /// It was there.
+    Before,
+}
+
+/// Makes a namespace, unless there is one. If it made one, the calling thread is in it afterwards; it must end in any case.
+pub(super) fn create(name: &str) -> Result<Made, NetError> {
     share_directory()?;
     let path = path(name);
     if let Name::Present(_) = look(name)? {
-        return Ok(());
+        return Ok(Made::Before);
     }
     // The file is only a place to mount on; one that is left over from an interrupted try is as good.
     let made = OpenOptions::new()
@@ -99,7 +108,8 @@ pub(super) fn create(name: &str) -> Result<(), NetError> {
     )
     .map_err(NetError::system(format!(
         "give the new namespace the name {name}"
-    )))
+    )))?;
+    Ok(Made::Now)
 }
 
 /// Removes a name with the namespace behind it, which ends once nothing else holds it. No such name: done.

@@ -1,4 +1,4 @@
-//! berth's tables of nftables: one `nft -j -f -` for each change, and a list only when something else changed the ruleset.
+//! berth's tables of nftables: one `nft -f -` for each change, and a list only when something else changed the ruleset.
 //!
 //! The kernel counts the changes of a namespace's ruleset. What is in our tables is remembered with that number: as long as it is
 //! the same, nothing was changed; if it is one more after our own transaction, then that was the only one. So a pass costs what it
@@ -8,7 +8,7 @@
 //! transaction together, as far as that does not become too large: what one takes in the kernel grows faster than what it changes.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,13 +27,14 @@ use tokio::sync::{Mutex as Turn, oneshot};
 
 use super::{
     error::NetError,
-    nft_command::{run, run_text},
+    nft_command::{carry_out, run},
 };
 use crate::{
     act::command::CommandError,
     decide::filter::{
         Base, Change, FilterObserved, Reason, Stateful, Tables, base,
         nft::{Family, Field, Op, Operand, Rule, Statement, TABLE, transaction},
+        part::{Stray, removal},
         tables,
     },
 };
@@ -75,6 +76,15 @@ struct Memory {
 struct Waiting {
     change: Arc<Change>,
     answer: oneshot::Sender<Result<(), NetError>>,
+}
+
+/// What the kernel is told of changes.
+#[derive(Debug, Default)]
+struct Told {
+    /// What they make and remove.
+    commands: Vec<String>,
+    /// What nobody knows.
+    strays: BTreeSet<Stray>,
 }
 
 /// A transaction of our own that is under way, until this is dropped.
@@ -154,9 +164,14 @@ impl Shared {
     }
 
     /// What the kernel is told of changes: what goes with the last network depends on what is there now. The caller has the turn.
-    async fn commands(&self, changes: &[Arc<Change>]) -> Result<Vec<String>, NetError> {
+    async fn told(&self, changes: &[Arc<Change>]) -> Result<Told, NetError> {
+        let mut told = Told::default();
         if changes.iter().all(|change| change.base != Base::Goes) {
-            return Ok(changes.iter().flat_map(|it| it.commands()).collect());
+            for change in changes {
+                told.commands.extend(change.commands());
+                told.strays.extend(change.strays.iter().cloned());
+            }
+            return Ok(told);
         }
         let now = generation()?;
         let is_known = |memory: &Memory| memory.tables.as_ref().is_some_and(|(it, _)| *it == now);
@@ -167,27 +182,39 @@ impl Shared {
             Some((_, tables)) => tables.clone(),
             None => Tables::default(),
         };
-        let mut commands = Vec::new();
         for change in changes {
-            commands.extend(tables.commands(change));
+            told.commands.extend(tables.commands(change));
+            told.strays.extend(change.strays.iter().cloned());
             tables.apply(change);
+            if tables.families.is_empty() {
+                // They go with the tables.
+                told.strays.clear();
+            }
         }
-        Ok(commands)
+        Ok(told)
     }
 
-    /// Carries out changes as one transaction. The caller has the turn.
+    /// Carries out changes: as one transaction, and what nobody knows is removed after it. The caller has the turn.
     async fn change(&self, changes: &[Arc<Change>]) -> Result<(), NetError> {
-        let commands = self.commands(changes).await?;
+        let Told { commands, strays } = self.told(changes).await?;
         let before = generation()?;
         self.memory().is_changing = true;
         let changing = Changing(self);
-        run_text(transaction(&commands), &[]).await?;
+        let mut expected = before;
+        if !commands.is_empty() {
+            carry_out(transaction(&commands), &[]).await?;
+            expected = expected.wrapping_add(1);
+        }
+        if !strays.is_empty() {
+            run(&removal(&strays), &[]).await?;
+            expected = expected.wrapping_add(1);
+        }
         let after = generation()?;
         let mut memory = self.memory();
         memory.tables = memory
             .tables
             .take()
-            .filter(|(number, _)| *number == before && before.wrapping_add(1) == after)
+            .filter(|(number, _)| *number == before && expected == after)
             .map(|(_, mut tables)| {
                 changes.iter().for_each(|change| tables.apply(change));
                 (after, tables)
@@ -307,7 +334,7 @@ impl Nft {
 pub(super) async fn stateful() -> Result<Stateful, NetError> {
     // If not even this can be done, it is nft that does not work.
     let plain = transaction(&base::commands(Stateful::No));
-    run_text(plain, &["-c"]).await?;
+    carry_out(plain, &["-c"]).await?;
     let stateful = if takes(state_rule()).await? && takes(base::commands(Stateful::Bridge)).await? {
         Stateful::Bridge
     } else if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
@@ -322,8 +349,7 @@ pub(super) async fn stateful() -> Result<Stateful, NetError> {
 
 /// A rule that only a bridge takes that tracks connections.
 fn state_rule() -> Vec<String> {
-    let table = json!({ "family": Family::Bridge.as_str(), "name": TABLE });
-    let chain = json!({ "family": Family::Bridge.as_str(), "table": TABLE, "name": "probe" });
+    let family = Family::Bridge.as_str();
     let rule = Rule {
         statements: vec![
             Statement::Match(Field::Ct("state"), Op::Has, Operand::text("established")),
@@ -332,16 +358,16 @@ fn state_rule() -> Vec<String> {
         whose: "host".to_owned(),
     };
     vec![
-        json!({ "add": { "table": table } }).to_string(),
-        json!({ "add": { "chain": chain } }).to_string(),
+        format!("add table {family} {TABLE}"),
+        format!("add chain {family} {TABLE} probe"),
         rule.add(Family::Bridge, "probe"),
     ]
 }
 
 /// Whether the kernel would take these commands.
 async fn takes(commands: Vec<String>) -> Result<bool, NetError> {
-    match run_text(transaction(&commands), &["-c"]).await {
-        Ok(_) => Ok(true),
+    match carry_out(transaction(&commands), &["-c"]).await {
+        Ok(()) => Ok(true),
         Err(NetError::Command(CommandError::Failed { .. })) => Ok(false),
         Err(error) => Err(error),
     }

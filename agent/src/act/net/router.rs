@@ -127,7 +127,7 @@ impl KernelNet {
         match step {
             RouterStep::CreateNamespace(_) => {
                 workers
-                    .plain("router-create", move || netns::create(&name))
+                    .plain("router-create", move || netns::create(&name).map(drop))
                     .await
             }
             RouterStep::DeleteNamespace(_) => {

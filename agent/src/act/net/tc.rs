@@ -1,7 +1,10 @@
 //! Limits and copies of packets through netlink: token bucket filters, clsact with u32 filters whose actions are mirred, and ifb.
 //! u32 is the one classifier that every kernel of the last twenty years has; what it is asked here is to match everything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use berth_common::ids::NetworkId;
 use futures::TryStreamExt;
@@ -22,7 +25,7 @@ use rtnetlink::{
 
 use super::{
     error::NetError,
-    links::{Found, Links, is},
+    links::{Found, Links, is, known::Known},
 };
 use crate::decide::{
     names,
@@ -63,7 +66,7 @@ const QOPT_LIMIT: usize = 24;
 
 /// The qdiscs of one link that matter here.
 #[derive(Debug, Default)]
-struct Qdiscs {
+pub(super) struct Qdiscs {
     shaper: Option<Shaper>,
     clsact: bool,
 }
@@ -81,22 +84,23 @@ impl Links {
     pub(super) async fn observe_tc(
         &self,
         network: NetworkId,
-        all: &[Found],
+        known: &Known,
+        all: &[Arc<Found>],
         members: &BTreeSet<String>,
     ) -> Result<TcObserved, NetError> {
-        let is_tap = |found: &&Found| members.contains(&found.name) && names::is_tap(&found.name);
-        let taps: Vec<&Found> = all.iter().filter(is_tap).collect();
-        let (ifbs, foreign): (Vec<&Found>, Vec<&Found>) = all
-            .iter()
+        let all = || all.iter().map(Arc::as_ref);
+        let is_tap = |found: &&Found| names::is_tap(&found.name) && members.contains(&found.name);
+        let taps: Vec<&Found> = all().filter(is_tap).collect();
+        let (ifbs, foreign): (Vec<&Found>, Vec<&Found>) = all()
             .filter(|found| names::is_ifb(&found.name))
             .partition(|found| owner(found, network).is_some());
         let mut observed = TcObserved::default();
         if taps.is_empty() && ifbs.is_empty() {
             return Ok(observed);
         }
-        let mut qdiscs = self.qdiscs().await?;
+        let qdiscs = known.qdiscs(self).await?;
         for found in ifbs {
-            let shaper = qdiscs.remove(&found.index).and_then(|it| it.shaper);
+            let shaper = qdiscs.get(&found.index).and_then(|it| it.shaper);
             let ifb = IfbObserved {
                 marked: owner(found, network) == Some(Mark::Alias),
                 up: found.is_up(),
@@ -107,18 +111,17 @@ impl Links {
         if taps.is_empty() {
             return Ok(observed);
         }
-        let names: BTreeMap<u32, &str> = all
-            .iter()
+        let names: BTreeMap<u32, &str> = all()
             .map(|found| (found.index, found.name.as_str()))
             .collect();
         for found in taps {
-            let Qdiscs { shaper, clsact } = qdiscs.remove(&found.index).unwrap_or_default();
+            let of_tap = qdiscs.get(&found.index);
             let mut tap = TapObserved {
-                shaper,
-                hooks: clsact,
+                shaper: of_tap.and_then(|it| it.shaper),
+                hooks: of_tap.is_some_and(|it| it.clsact),
                 ..TapObserved::default()
             };
-            if clsact {
+            if tap.hooks {
                 for hook in [Hook::Sent, Hook::Received] {
                     let filters = self.filters(found.index, hook, &names).await?;
                     tap.others |= filters.others;
@@ -129,7 +132,7 @@ impl Links {
             observed.taps.insert(found.name.clone(), tap);
         }
         observed.foreign = foreign.iter().map(|found| found.name.clone()).collect();
-        observed.links = all.iter().map(|found| found.name.clone()).collect();
+        observed.links = all().map(|found| found.name.clone()).collect();
         Ok(observed)
     }
 
@@ -256,7 +259,7 @@ impl Links {
     }
 
     /// The qdiscs of all links, by their index.
-    async fn qdiscs(&self) -> Result<BTreeMap<u32, Qdiscs>, NetError> {
+    pub(super) async fn qdiscs(&self) -> Result<BTreeMap<u32, Qdiscs>, NetError> {
         let answer = self.handle().qdisc().get().execute();
         let messages: Vec<TcMessage> = answer
             .try_collect()

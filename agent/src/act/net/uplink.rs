@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use berth_common::{
@@ -21,7 +22,7 @@ use super::{
     KernelNet,
     error::NetError,
     features::Features,
-    links::{CHANGE, Found, Links},
+    links::{CHANGE, Found, Links, known::Seen},
     nic::is_of_a_network,
 };
 use crate::decide::network::{
@@ -64,19 +65,22 @@ impl Default for UplinkOptions {
 
 /// The links of the host, to look things up in.
 pub(super) struct Host<'a> {
-    all: &'a [Found],
-    addresses: BTreeMap<u32, BTreeSet<IpNet>>,
+    all: &'a [Arc<Found>],
+    addresses: &'a BTreeMap<u32, BTreeSet<IpNet>>,
 }
 
 impl<'a> Host<'a> {
     /// These links, with the addresses they have.
-    pub(super) async fn of(links: &Links, all: &'a [Found]) -> Result<Self, NetError> {
-        let addresses = links.all_addresses().await?;
-        Ok(Self { all, addresses })
+    pub(super) fn of(seen: &'a Seen) -> Self {
+        Self {
+            all: &seen.links,
+            addresses: &seen.addresses,
+        }
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&'a Found> {
-        self.all.iter().find(|found| found.name == name)
+        let mut all = self.all.iter().map(Arc::as_ref);
+        all.find(|found| found.name == name)
     }
 
     /// What is there under one of our names.

@@ -15,12 +15,10 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use serde_json::{Value, json};
-
 use super::{
     nft::{
         ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement,
-        TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO, is, number, word, words,
+        TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO, is, named, number, word, words,
     },
     part::{Name, Stray},
     reason::Reason,
@@ -115,7 +113,7 @@ const TRACKING_BRIDGE_HOOKS: [Hook; 1] = [hook(Family::Bridge, "zone", "prerouti
 
 const INET_HOOKS: [Hook; 3] = [
     hook(Family::Inet, "zone", "prerouting", -301),
-    hook(Family::Inet, "mark", "prerouting", -150),
+    hook(Family::Inet, "mark-bridge", "prerouting", -150),
     hook(Family::Inet, "mark-host", "postrouting", -150),
 ];
 
@@ -190,7 +188,7 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
     if stateful == Stateful::BrNetfilter {
         let inet = Family::Inet;
         chain(inet, "zone", vec![vec![Statement::Vmap(IN, ZONES)]]);
-        chain(inet, "mark", marks(IN));
+        chain(inet, "mark-bridge", marks(IN));
         chain(inet, "mark-host", marks(OUT));
     }
     chains
@@ -417,34 +415,35 @@ pub const fn families(stateful: Stateful) -> &'static [Family] {
 #[must_use]
 pub fn commands(stateful: Stateful) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
-    let mut push = |command: Value| commands.push(command.to_string());
-    for family in families(stateful) {
-        push(json!({ "add": { "table": { "family": family.as_str(), "name": TABLE } } }));
+    for family in families(stateful).iter().copied().map(Family::as_str) {
+        commands.push(format!("add table {family} {TABLE}"));
     }
-    for hook in hooks(stateful) {
-        push(json!({ "add": { "chain": {
-            "family": hook.family.as_str(), "table": TABLE, "name": hook.name,
-            "type": "filter", "hook": hook.hook, "prio": hook.priority, "policy": "accept",
-        } } }));
+    for Hook {
+        family,
+        name,
+        hook,
+        priority,
+    } in hooks(stateful)
+    {
+        commands.push(format!(
+            "{} {{ type filter hook {hook} priority {priority}; policy accept; }}",
+            named("add chain", *family, name)
+        ));
     }
     let chains = chains(stateful);
     for (family, name) in chains.keys() {
-        let chain = json!({ "family": family.as_str(), "table": TABLE, "name": name });
         if hooks(stateful).all(|hook| (hook.family, hook.name) != (*family, name.as_str())) {
-            push(json!({ "add": { "chain": chain } }));
+            commands.push(named("add chain", *family, name));
         }
-        push(json!({ "flush": { "chain": chain } }));
+        commands.push(named("flush chain", *family, name));
     }
     for (family, name) in maps(stateful) {
-        push(json!({ "add": { "map": {
-            "family": family.as_str(), "table": TABLE, "name": name, "type": "ifname", "map": "verdict",
-        } } }));
+        let map = named("add map", family, name);
+        commands.push(format!("{map} {{ type ifname : verdict; }}"));
     }
     for reason in Reason::ALL {
-        push(json!({ "add": { "set": {
-            "family": "bridge", "table": TABLE, "name": reason.set(), "type": "ifname",
-            "stmt": [{ "counter": null }],
-        } } }));
+        let set = named("add set", Family::Bridge, &reason.set());
+        commands.push(format!("{set} {{ type ifname; counter; }}"));
     }
     for ((family, name), rules) in &chains {
         commands.extend(rules.iter().map(|rule| rule.add(*family, name)));

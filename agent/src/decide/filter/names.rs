@@ -17,12 +17,19 @@ pub(super) fn network(network: NetworkId) -> String {
     digits(network.as_uuid())
 }
 
-/// The network's part in a name of ours.
+/// The network's part in a name of ours. A name that is not formed like ours is nobody's, and nothing of it gets into what nft is told.
 #[must_use]
 pub(super) fn network_of(name: &str) -> Option<&str> {
-    let mut parts = name.split('_').skip(1);
-    let digits = parts.next()?;
-    (digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digits)
+    let is_kind = |part: &str| {
+        let mut bytes = part.bytes();
+        bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
+            && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    let is_digits = |part: &str| part.len() == 12 && part.bytes().all(|it| it.is_ascii_hexdigit());
+    let mut parts = name.split('_');
+    let is_of_kind = parts.next().is_some_and(is_kind);
+    let network = parts.next().filter(|part| is_digits(part))?;
+    (is_of_kind && parts.next().is_none_or(is_digits) && parts.next().is_none()).then_some(network)
 }
 
 /// The port's part in a name of ours, if it is a port's chain.

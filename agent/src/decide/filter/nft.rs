@@ -1,14 +1,18 @@
-//! The few parts of nftables that berth's rulesets are made of, as data, and their form in nft's JSON
-//! (libnftables-json(5)). Nothing here knows what a rule is for.
+//! The few parts of nftables that berth's rulesets are made of, as data, and their form in nft's own language (nft(8)). Nothing here
+//! knows what a rule is for.
+//!
+//! That language has quotes but no escapes. So whatever is a string here is written by [`quote`] or [`write_name`], which leave no
+//! character that could end it: nothing that is put into a rule can become another one.
 
 use std::{
+    collections::BTreeMap,
     fmt::{self, Write as _},
     hash::{Hash as _, Hasher},
     net::IpAddr,
 };
 
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// The table of this name in each family is berth's, with all that is in it.
@@ -142,14 +146,13 @@ impl Operand {
         match self {
             Self::Text(text) => quote(out, text),
             Self::Number(number) => put(out, format_args!("{number}")),
-            Self::Range(min, max) => put(out, format_args!(r#"{{"range":[{min},{max}]}}"#)),
-            Self::Net(net) => put(out, format_args!("{}", net_json(*net))),
-            Self::Set(operands) => {
-                out.push_str(r#"{"set":"#);
-                array(out, operands, Self::write);
-                out.push('}');
+            Self::Range(min, max) => put(out, format_args!("{min}-{max}")),
+            Self::Net(net) => write_net(out, *net),
+            Self::Set(operands) => write_set(out, operands, |operand, out| operand.write(out)),
+            Self::Named(name) => {
+                out.push('@');
+                write_name(out, name);
             }
-            Self::Named(name) => put(out, format_args!(r#""@{name}""#)),
         }
     }
 }
@@ -159,33 +162,43 @@ fn put(out: &mut String, text: fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// A string of JSON.
-fn quote(out: &mut String, text: &str) {
-    put(out, format_args!("{}", Value::from(text)));
+/// A string. What would end it, or the line, becomes a question mark: then it is no link's and no word of nft's.
+pub(super) fn quote(out: &mut String, text: &str) {
+    out.push('"');
+    let ends = |character: char| character == '"' || character.is_control();
+    out.extend(text.chars().map(|it| if ends(it) { '?' } else { it }));
+    out.push('"');
 }
 
-fn array<T>(out: &mut String, items: &[T], write: impl Fn(&T, &mut String)) {
-    out.push('[');
+/// The name of a chain, map or set, for which nft has no quotes. What is not of a name becomes a question mark, and nft refuses that.
+pub(super) fn write_name(out: &mut String, name: &str) {
+    let is_of_name =
+        |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
+    out.extend(name.chars().map(|it| if is_of_name(it) { it } else { '?' }));
+}
+
+/// The elements of a set, between braces.
+pub(super) fn write_set<T>(out: &mut String, items: &[T], write: impl Fn(&T, &mut String)) {
+    out.push_str("{ ");
     for (n, item) in items.iter().enumerate() {
         if n > 0 {
-            out.push(',');
+            out.push_str(", ");
         }
         write(item, out);
     }
-    out.push(']');
+    out.push_str(" }");
 }
 
 /// An address or a prefix, as an element of a set or the right side of a comparison.
-#[must_use]
-pub fn net_json(net: IpNet) -> Value {
+pub(super) fn write_net(out: &mut String, net: IpNet) {
     if net.prefix_len() == net.max_prefix_len() {
-        json!(net.addr().to_string())
+        put(out, format_args!("{}", net.addr()));
     } else {
-        json!({ "prefix": { "addr": net.network().to_string(), "len": net.prefix_len() } })
+        put(out, format_args!("{}", net.trunc()));
     }
 }
 
-/// Reads what [`net_json`] writes, and nft lists.
+/// Reads an address or a prefix as nft lists it.
 #[must_use]
 pub fn net_of_json(value: &Value) -> Option<IpNet> {
     if let Some(text) = value.as_str() {
@@ -200,74 +213,56 @@ pub fn net_of_json(value: &Value) -> Option<IpNet> {
 impl Field {
     fn write(self, out: &mut String) {
         match self {
-            Self::Header(protocol, field) => put(
-                out,
-                format_args!(r#"{{"payload":{{"protocol":"{protocol}","field":"{field}"}}}}"#),
-            ),
-            Self::Transport(offset, len) => put(
-                out,
-                format_args!(r#"{{"payload":{{"base":"th","offset":{offset},"len":{len}}}}}"#),
-            ),
-            Self::Meta(key) => put(out, format_args!(r#"{{"meta":{{"key":"{key}"}}}}"#)),
-            Self::Ct(key) => put(out, format_args!(r#"{{"ct":{{"key":"{key}"}}}}"#)),
-            Self::MarkBits(bits) => put(out, format_args!(r#"{{"&":[{MARK},{bits}]}}"#)),
-            Self::GroupBit => out.push_str(
-                r#"{"&":[{"payload":{"protocol":"ether","field":"daddr"}},"01:00:00:00:00:00"]}"#,
-            ),
-            Self::DestinationHere => {
-                out.push_str(r#"{"fib":{"result":"type","flags":["daddr","iif"]}}"#);
-            }
+            Self::Header(protocol, field) => put(out, format_args!("{protocol} {field}")),
+            Self::Transport(offset, len) => put(out, format_args!("@th,{offset},{len}")),
+            Self::Meta(key) => put(out, format_args!("meta {key}")),
+            Self::Ct(key) => put(out, format_args!("ct {key}")),
+            Self::MarkBits(bits) => put(out, format_args!("meta mark & {bits:#x}")),
+            Self::GroupBit => out.push_str("ether daddr & 01:00:00:00:00:00"),
+            Self::DestinationHere => out.push_str("fib daddr . iif type"),
         }
     }
 }
-
-/// The packet's mark.
-const MARK: &str = r#"{"meta":{"key":"mark"}}"#;
 
 impl Statement {
     fn write(&self, out: &mut String) {
         match self {
             Self::Match(field, op, operand) => {
-                let op = match op {
-                    Op::Is => "==",
-                    Op::IsNot => "!=",
-                    Op::Has => "in",
-                };
-                put(out, format_args!(r#"{{"match":{{"op":"{op}","left":"#));
                 field.write(out);
-                out.push_str(r#","right":"#);
+                out.push_str(match op {
+                    Op::Is => " == ",
+                    Op::IsNot => " != ",
+                    // Of bits, it is what nft asks where nothing is said.
+                    Op::Has => " ",
+                });
                 operand.write(out);
-                out.push_str("}}");
             }
             Self::Vmap(field, map) => {
-                out.push_str(r#"{"vmap":{"key":"#);
                 field.write(out);
-                put(out, format_args!(r#","data":"@{map}"}}}}"#));
+                put(out, format_args!(" vmap @{map}"));
             }
-            Self::Count => out.push_str(r#"{"counter":null}"#),
-            Self::Accept => out.push_str(r#"{"accept":null}"#),
-            Self::Drop => out.push_str(r#"{"drop":null}"#),
-            Self::Jump(chain) => put(out, format_args!(r#"{{"jump":{{"target":"{chain}"}}}}"#)),
-            Self::Goto(chain) => put(out, format_args!(r#"{{"goto":{{"target":"{chain}"}}}}"#)),
-            Self::SetMarkBits(bits) => put(
-                out,
-                format_args!(r#"{{"mangle":{{"key":{MARK},"value":{{"|":[{MARK},{bits}]}}}}}}"#),
-            ),
-            Self::ClearMarkBits(bits) => put(
-                out,
-                format_args!(
-                    r#"{{"mangle":{{"key":{MARK},"value":{{"&":[{MARK},{}]}}}}}}"#,
-                    !bits
-                ),
-            ),
-            Self::SetZone(zone) => put(
-                out,
-                format_args!(r#"{{"mangle":{{"key":{{"ct":{{"key":"zone"}}}},"value":{zone}}}}}"#),
-            ),
+            Self::Count => out.push_str("counter"),
+            Self::Accept => out.push_str("accept"),
+            Self::Drop => out.push_str("drop"),
+            Self::Jump(chain) => {
+                out.push_str("jump ");
+                write_name(out, chain);
+            }
+            Self::Goto(chain) => {
+                out.push_str("goto ");
+                write_name(out, chain);
+            }
+            Self::SetMarkBits(bits) => {
+                put(out, format_args!("meta mark set meta mark | {bits:#x}"));
+            }
+            Self::ClearMarkBits(bits) => {
+                put(out, format_args!("meta mark set meta mark & {:#x}", !bits));
+            }
+            Self::SetZone(zone) => put(out, format_args!("ct zone set {zone}")),
             Self::SetMac(field, mac) => {
-                out.push_str(r#"{"mangle":{"key":"#);
                 field.write(out);
-                put(out, format_args!(r#","value":"{mac}"}}}}"#));
+                out.push_str(" set ");
+                quote(out, mac);
             }
         }
     }
@@ -296,7 +291,7 @@ pub fn words<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Operand {
     Operand::one_of(texts.into_iter().map(Operand::text).collect())
 }
 
-/// Digests what a rule says, without the detour over JSON: a plan does this for every rule of a network. Another compiler may order
+/// Digests what a rule says, without the detour over its text: a plan does this for every rule of a network. Another compiler may order
 /// the bytes in another way; then the chains are filled anew once.
 struct Digested(Sha256);
 
@@ -320,26 +315,63 @@ impl Rule {
         format!("{:016x} {}", digest.finish(), self.whose)
     }
 
-    /// The command that adds it at the end of a chain. As text at once: there are dozens for each port, and values of JSON on the way
-    /// would take longer than all the rest.
+    /// The command that adds it at the end of a chain.
     #[must_use]
     pub fn add(&self, family: Family, chain: &str) -> String {
-        let family = family.as_str();
-        let mut out = format!(
-            r#"{{"add":{{"rule":{{"family":"{family}","table":"{TABLE}","chain":"{chain}","comment":"#
-        );
-        quote(&mut out, &self.comment());
-        out.push_str(r#","expr":"#);
-        array(&mut out, &self.statements, Statement::write);
-        out.push_str("}}}");
+        let mut out = named("add rule", family, chain);
+        out.push(' ');
+        self.write(&mut out);
         out
+    }
+
+    fn write(&self, out: &mut String) {
+        for statement in &self.statements {
+            statement.write(out);
+            out.push(' ');
+        }
+        out.push_str("comment ");
+        quote(out, &self.comment());
     }
 }
 
-/// Commands as one transaction, as `nft -j -f -` reads it.
+/// The beginning of a command: what is done to an object of berth's table in a family.
+#[must_use]
+pub(super) fn named(what: &str, family: Family, name: &str) -> String {
+    let mut out = format!("{what} {} {TABLE} ", family.as_str());
+    write_name(&mut out, name);
+    out
+}
+
+/// The commands that make chains, unless they are there, and add rules at their ends: one for each table. nft reads that quicker than
+/// a command for each rule.
+#[must_use]
+pub(super) fn tables<'a>(
+    chains: impl IntoIterator<Item = (Family, &'a str, &'a [Rule])>,
+) -> Vec<String> {
+    let mut tables: BTreeMap<Family, String> = BTreeMap::new();
+    for (family, name, rules) in chains {
+        let begin = || format!("table {} {TABLE} {{\n", family.as_str());
+        let out = tables.entry(family).or_insert_with(begin);
+        out.push_str("\tchain ");
+        write_name(out, name);
+        out.push_str(" {\n");
+        for rule in rules {
+            out.push_str("\t\t");
+            rule.write(out);
+            out.push('\n');
+        }
+        out.push_str("\t}\n");
+    }
+    let closed = tables.into_values().map(|table| table + "}");
+    closed.collect()
+}
+
+/// Commands as one transaction, as `nft -f -` reads it.
 #[must_use]
 pub fn transaction(commands: &[String]) -> String {
-    format!(r#"{{"nftables":[{}]}}"#, commands.join(","))
+    let mut text = commands.join("\n");
+    text.push('\n');
+    text
 }
 
 /// Where a link is compared: what a packet came in by.

@@ -4,7 +4,9 @@
 //! what is are compared without understanding what nft lists, and a change names only what differs.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
+    iter,
     sync::Arc,
 };
 
@@ -14,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     base, names,
-    nft::{Family, Rule, TABLE, net_json},
+    nft::{Family, Rule, TABLE, named, quote, tables, write_name, write_net, write_set},
     reason::Reason,
     wanted::RouterLeg,
 };
@@ -100,7 +102,7 @@ pub struct Wanted {
     pub counted: BTreeSet<String>,
 }
 
-/// How the part of a network shall be, without what its chains' rules say: only what they are known by.
+/// How the part of a network shall be, without what its chains' rules say: only what they are known by. All in the order of their keys.
 #[derive(Debug, Default)]
 pub(super) struct Shall<'a> {
     /// Chains with the comments of their rules.
@@ -110,7 +112,7 @@ pub(super) struct Shall<'a> {
     /// What the named maps say of its links.
     pub(super) links: Vec<(&'a Key, &'a String)>,
     /// The taps whose packets are counted.
-    pub(super) counted: Vec<&'a String>,
+    pub(super) counted: Vec<(&'a String, ())>,
 }
 
 /// What becomes of what there is for the whole host.
@@ -184,22 +186,17 @@ pub(super) fn change(
         ..Change::empty(network)
     };
     let found = &found.part;
-    let mut kept = 0;
-    for (name, comments) in &shall.chains {
-        if let Some(there) = found.chains.get(*name) {
-            kept += 1;
-            if there == *comments {
-                continue;
+    for (name, wanted, there) in beside(&shall.chains, &found.chains) {
+        match (wanted, there) {
+            (None, _) => {
+                change.gone_chains.insert(name.clone());
             }
-            change.refilled.insert((*name).clone());
+            (Some(wanted), Some(there)) if wanted == there => {}
+            (Some(_), there) => {
+                change.refilled.extend(there.map(|_| name.clone()));
+                change.chains.insert(name.clone(), rules(name));
+            }
         }
-        change.chains.insert((*name).clone(), rules(name));
-    }
-    // Where all that is there shall be there, nothing has to be looked for.
-    if kept < found.chains.len() {
-        let names: BTreeSet<&Name> = shall.chains.iter().map(|(name, _)| *name).collect();
-        let gone = found.chains.keys().filter(|name| !names.contains(name));
-        change.gone_chains = gone.cloned().collect();
     }
     change.links(shall, found);
     change.sets(shall, found);
@@ -228,21 +225,13 @@ impl Change {
     }
 
     fn links(&mut self, shall: &Shall<'_>, found: &Part) {
-        let mut kept = 0;
-        for (key, target) in &shall.links {
-            if found.links.get(*key) == Some(*target) {
-                kept += 1;
-            } else {
-                self.links.insert((*key).clone(), (*target).clone());
+        for (key, wanted, there) in beside(&shall.links, &found.links) {
+            if wanted != there {
+                self.links
+                    .extend(wanted.map(|it| (key.clone(), it.clone())));
+                self.gone_links
+                    .extend(there.map(|it| (key.clone(), it.clone())));
             }
-        }
-        if kept < found.links.len() {
-            let shall: BTreeMap<&Key, &String> = shall.links.iter().copied().collect();
-            let gone = found.links.iter();
-            let gone = gone.filter(|(key, target)| shall.get(key) != Some(target));
-            self.gone_links = gone
-                .map(|(key, target)| (key.clone(), target.clone()))
-                .collect();
         }
     }
 
@@ -275,26 +264,37 @@ impl Change {
 
     fn counters(&mut self, shall: &Shall<'_>, found: &Part) {
         let none = BTreeSet::new();
-        let mut kept = 0;
-        for tap in &shall.counted {
-            let there = found.counted.get(*tap);
-            kept += usize::from(there.is_some());
+        for (tap, wanted, there) in beside(&shall.counted, &found.counted) {
             let there = there.unwrap_or(&none);
-            if there.len() < Reason::ALL.len() {
-                let missing = Reason::ALL
-                    .into_iter()
-                    .filter(|reason| !there.contains(reason));
-                self.counted.insert((*tap).clone(), missing.collect());
+            if wanted.is_none() {
+                self.gone_counted.insert(tap.clone(), there.clone());
+            } else if there.len() < Reason::ALL.len() {
+                let all = Reason::ALL.into_iter();
+                let missing = all.filter(|reason| !there.contains(reason));
+                self.counted.insert(tap.clone(), missing.collect());
             }
         }
-        if kept < found.counted.len() {
-            let taps: BTreeSet<&String> = shall.counted.iter().copied().collect();
-            let gone = found.counted.iter().filter(|(tap, _)| !taps.contains(tap));
-            self.gone_counted = gone
-                .map(|(tap, reasons)| (tap.clone(), reasons.clone()))
-                .collect();
-        }
     }
+}
+
+/// What shall be and what is there, side by side: both are in the order of their keys.
+fn beside<'a, K: Ord, A: Copy, B>(
+    shall: &[(&'a K, A)],
+    there: &'a BTreeMap<K, B>,
+) -> impl Iterator<Item = (&'a K, Option<A>, Option<&'a B>)> {
+    let mut shall = shall.iter().copied().peekable();
+    let mut there = there.iter().peekable();
+    iter::from_fn(move || {
+        let order = match (shall.peek(), there.peek()) {
+            (Some((wanted, _)), Some((found, _))) => wanted.cmp(found),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let wanted = if order.is_le() { shall.next() } else { None };
+        let found = if order.is_ge() { there.next() } else { None };
+        let key = wanted.map(|(key, _)| key).or(found.map(|(key, _)| key))?;
+        Some((key, wanted.map(|(_, it)| it), found.map(|(_, it)| it)))
+    })
 }
 
 fn put(
@@ -375,75 +375,52 @@ impl Change {
             + self.strays.len()
     }
 
-    /// The commands of one transaction. Whatever is named is made before and removed after.
+    /// The commands of one transaction. Whatever is named is made before and removed after. What nobody knows is not among them: see
+    /// [`removal`].
     #[must_use]
     pub fn commands(&self) -> Vec<String> {
         let mut commands = match self.base {
             Base::Made(stateful) => base::commands(stateful),
             Base::Stays | Base::Goes => Vec::new(),
         };
-        let chains = self.chains.keys();
-        commands.extend(chains.map(|name| json!({ "add": { "chain": chain(name) } }).to_string()));
+        let each = |what: &'static str| move |(family, name): &Name| named(what, *family, name);
         for (name, version) in &self.sets {
-            commands.push(
-                json!({ "add": { "set": {
-                "family": "bridge", "table": TABLE, "name": name,
-                "type": version.set_type(), "flags": ["interval"],
-            } } })
-                .to_string(),
-            );
+            let set = named("add set", Family::Bridge, name);
+            let of = version.set_type();
+            commands.push(format!("{set} {{ type {of}; flags interval; }}"));
         }
-        for ((family, map, link), target) in &self.gone_links {
-            let elements = json!([[link, verdict(target)]]);
-            commands.push(
-                json!({ "delete": { "element": element(*family, map, &elements) } }).to_string(),
-            );
-        }
+        commands.extend(leads("delete element", &self.gone_links));
         let emptied = self.refilled.iter().chain(&self.gone_chains);
-        commands
-            .extend(emptied.map(|name| json!({ "flush": { "chain": chain(name) } }).to_string()));
-        for (verb, sets) in [("delete", &self.gone_members), ("add", &self.members)] {
-            for (name, members) in sets {
-                let elements: Vec<Value> = members.iter().copied().map(net_json).collect();
-                let elements = element(Family::Bridge, name, &json!(elements));
-                commands.push(json!({ verb: { "element": elements } }).to_string());
-            }
-        }
-        for (name, rules) in &self.chains {
-            commands.extend(rules.iter().map(|rule| rule.add(name.0, &name.1)));
-        }
-        for (verb, counted) in [("delete", &self.gone_counted), ("add", &self.counted)] {
+        commands.extend(emptied.map(each("flush chain")));
+        let members = |what, sets: &BTreeMap<String, BTreeSet<IpNet>>| -> Vec<String> {
+            let of = |(name, nets): (&String, &BTreeSet<IpNet>)| {
+                let nets: Vec<IpNet> = nets.iter().copied().collect();
+                elements(what, Family::Bridge, name, &nets, |net, out| {
+                    write_net(out, *net);
+                })
+            };
+            sets.iter().map(of).collect()
+        };
+        commands.extend(members("delete element", &self.gone_members));
+        commands.extend(members("add element", &self.members));
+        let chains = self.chains.iter();
+        commands.extend(tables(chains.map(|((family, name), rules)| {
+            (*family, name.as_str(), rules.as_slice())
+        })));
+        for (what, counted) in [
+            ("delete element", &self.gone_counted),
+            ("add element", &self.counted),
+        ] {
             for (reason, taps) in by_reason(counted) {
-                let elements = element(Family::Bridge, &reason.set(), &json!(taps));
-                commands.push(json!({ verb: { "element": elements } }).to_string());
+                let set = reason.set();
+                let write = |tap: &&str, out: &mut String| quote(out, tap);
+                commands.push(elements(what, Family::Bridge, &set, &taps, write));
             }
         }
-        for ((family, map, link), target) in &self.links {
-            let elements = json!([[link, verdict(target)]]);
-            commands.push(
-                json!({ "add": { "element": element(*family, map, &elements) } }).to_string(),
-            );
-        }
-        let chains = self.gone_chains.iter();
-        commands
-            .extend(chains.map(|name| json!({ "delete": { "chain": chain(name) } }).to_string()));
-        for name in &self.gone_sets {
-            commands.push(
-                json!({ "delete": { "set": {
-                "family": "bridge", "table": TABLE, "name": name,
-            } } })
-                .to_string(),
-            );
-        }
-        let chains = self.strays.iter().filter(|stray| stray.kind == "chain");
-        commands
-            .extend(chains.map(|stray| json!({ "flush": { "chain": stray.json() } }).to_string()));
-        // Chains come first: they may name maps and sets.
-        commands.extend(
-            self.strays
-                .iter()
-                .map(|stray| json!({ "delete": { stray.kind: stray.json() } }).to_string()),
-        );
+        commands.extend(leads("add element", &self.links));
+        commands.extend(self.gone_chains.iter().map(each("delete chain")));
+        let gone = self.gone_sets.iter();
+        commands.extend(gone.map(|name| named("delete set", Family::Bridge, name)));
         commands
     }
 
@@ -502,10 +479,19 @@ impl Change {
     }
 }
 
-impl Stray {
-    fn json(&self) -> Value {
-        json!({ "family": self.family.as_str(), "table": TABLE, "name": self.name })
-    }
+/// The transaction that removes what nobody knows, once nothing of ours leads there any more. As JSON, for `nft -j -f -`: somebody
+/// else, or an agent of before, may have used names that nft's own language has no words for.
+#[must_use]
+pub fn removal(strays: &BTreeSet<Stray>) -> Value {
+    let object = |stray: &Stray| json!({ "family": stray.family.as_str(), "table": TABLE, "name": stray.name });
+    let chains = strays.iter().filter(|stray| stray.kind == "chain");
+    let emptied = chains.map(|stray| json!({ "flush": { "chain": object(stray) } }));
+    // Chains come first, in the order of strays too: they may name maps and sets.
+    let removed = strays
+        .iter()
+        .map(|stray| json!({ "delete": { stray.kind: object(stray) } }));
+    let commands: Vec<Value> = emptied.chain(removed).collect();
+    json!({ "nftables": commands })
 }
 
 fn by_reason(counted: &BTreeMap<String, BTreeSet<Reason>>) -> BTreeMap<Reason, Vec<&str>> {
@@ -518,16 +504,36 @@ fn by_reason(counted: &BTreeMap<String, BTreeSet<Reason>>) -> BTreeMap<Reason, V
     taps
 }
 
-fn chain((family, name): &Name) -> Value {
-    json!({ "family": family.as_str(), "table": TABLE, "name": name })
+/// A command on elements of a set.
+fn elements<T>(
+    what: &str,
+    family: Family,
+    set: &str,
+    items: &[T],
+    write: impl Fn(&T, &mut String),
+) -> String {
+    let mut command = named(what, family, set);
+    command.push(' ');
+    write_set(&mut command, items, write);
+    command
 }
 
-fn element(family: Family, set: &str, elements: &Value) -> Value {
-    json!({ "family": family.as_str(), "table": TABLE, "name": set, "elem": elements })
-}
-
-fn verdict(target: &str) -> Value {
-    json!({ "goto": { "target": target } })
+/// A command for each map on where its links lead.
+fn leads(what: &str, links: &BTreeMap<Key, String>) -> Vec<String> {
+    let mut maps: BTreeMap<(Family, &str), Vec<(&str, &str)>> = BTreeMap::new();
+    for ((family, map, link), target) in links {
+        let map = maps.entry((*family, map)).or_default();
+        map.push((link, target));
+    }
+    let write = |(link, target): &(&str, &str), out: &mut String| {
+        quote(out, link);
+        out.push_str(" : goto ");
+        write_name(out, target);
+    };
+    let commands = maps.iter();
+    commands
+        .map(|((family, map), links)| elements(what, *family, map, links, write))
+        .collect()
 }
 
 /// What is there for the packets of a network. The default: nothing, on a kernel that cannot track connections.
@@ -619,9 +625,9 @@ impl Tables {
             return change.commands();
         }
         let tables = self.families.iter().flat_map(|family| {
-            let table = json!({ "table": { "family": family.as_str(), "name": TABLE } });
+            let family = family.as_str();
             // Without it, removing a table that is not there fails.
-            ["add", "delete"].map(|verb| json!({ verb: table }).to_string())
+            ["add", "delete"].map(|verb| format!("{verb} table {family} {TABLE}"))
         });
         tables.collect()
     }

@@ -19,19 +19,24 @@ use super::{
     wanted::{Common, Filter},
 };
 
-/// What the ports' chains of one network were rendered to, and from what.
+/// What the ports' chains of one network were rendered to, and from what. What is known of all ports is together and in order, as
+/// what is found is: so both are compared side by side, and nothing has to be looked for.
 #[derive(Debug, Clone, Default)]
 pub struct Rendered {
     common: Option<Common>,
     ports: BTreeMap<PortId, Port>,
+    /// Chains, with whose they are.
+    chains: BTreeMap<Name, (PortId, Comments)>,
+    links: BTreeMap<Key, String>,
+    counted: BTreeSet<String>,
 }
 
-/// What a port's chains are known by.
+/// What a port was rendered to, by name.
 #[derive(Debug, Clone)]
 struct Port {
     from: NetworkPort,
-    chains: Vec<(Name, Comments)>,
-    links: Vec<(Key, String)>,
+    chains: Vec<Name>,
+    links: Vec<Key>,
     counted: Vec<String>,
 }
 
@@ -51,31 +56,22 @@ impl Rendered {
             .iter()
             .map(|(name, rules)| (name.clone(), comments(rules)))
             .collect();
-        let chains = self.ports.values().flat_map(|port| &port.chains);
-        let links = self.ports.values().flat_map(|port| &port.links);
-        let counted = self.ports.values().flat_map(|port| &port.counted);
+        let chains = of_rest.iter().map(|(name, comments)| (name, comments));
+        let of_ports = self.chains.iter();
+        let of_ports = of_ports.map(|(name, (_, comments))| (name, comments));
         let shall = Shall {
-            chains: of_rest
-                .iter()
-                .chain(chains)
-                .map(|(name, comments)| (name, comments))
-                .collect(),
-            links: rest
-                .links
-                .iter()
-                .chain(links.map(|(key, target)| (key, target)))
-                .collect(),
+            chains: in_order(chains, of_ports),
+            links: in_order(rest.links.iter(), self.links.iter()),
             sets: rest.sets.iter().collect(),
-            counted: counted.collect(),
+            counted: self.counted.iter().map(|tap| (tap, ())).collect(),
         };
         let mut chains = std::mem::take(&mut rest.chains);
-        let mut port_of = None;
         let rules = |name: &Name| -> Vec<Rule> {
-            if !chains.contains_key(name) {
-                let port_of = port_of.get_or_insert_with(|| self.by_chain());
-                if let Some(port) = port_of.get(name) {
-                    chains.extend(filter.of_port(port).chains);
-                }
+            if !chains.contains_key(name)
+                && let Some((id, _)) = self.chains.get(name)
+                && let Some(port) = self.ports.get(id)
+            {
+                chains.extend(filter.of_port(&port.from).chains);
             }
             chains.remove(name).unwrap_or_default()
         };
@@ -86,44 +82,78 @@ impl Rendered {
     fn render(&mut self, filter: &mut Filter<'_>, found: &Part) {
         let common = filter.common();
         if self.common.as_ref() != Some(&common) {
-            self.ports.clear();
-            self.common = Some(common);
+            *self = Self {
+                common: Some(common),
+                ..Self::default()
+            };
         }
         for port in filter.ports() {
-            if self
-                .ports
-                .get(&port.id)
-                .is_some_and(|known| known.from == *port)
-            {
-                continue;
+            let known = self.ports.get(&port.id);
+            if known.is_none_or(|known| known.from != *port) {
+                self.forget(port.id);
+                self.render_port(filter, port, found);
             }
-            let wanted = filter.of_port(port);
-            let chains = wanted.chains.into_iter().map(|(name, rules)| {
-                let comments = comments(&rules);
-                // What is there is remembered anyway.
-                let there = found.chains.get(&name).filter(|there| **there == comments);
-                let comments = there.map_or(comments, Arc::clone);
-                (name, comments)
-            });
-            let rendered = Port {
-                from: port.clone(),
-                chains: chains.collect(),
-                links: wanted.links.into_iter().collect(),
-                counted: wanted.counted.into_iter().collect(),
-            };
-            self.ports.insert(port.id, rendered);
         }
         if self.ports.len() > filter.ports().len() {
             let ids: BTreeSet<PortId> = filter.ports().iter().map(|port| port.id).collect();
-            self.ports.retain(|id, _| ids.contains(id));
+            let gone = self.ports.keys().filter(|id| !ids.contains(id));
+            for id in gone.copied().collect::<Vec<_>>() {
+                self.forget(id);
+            }
         }
     }
 
-    /// The ports by the names of their chains.
-    fn by_chain(&self) -> BTreeMap<&Name, &NetworkPort> {
-        let ports = self.ports.values();
-        ports
-            .flat_map(|port| port.chains.iter().map(|(name, _)| (name, &port.from)))
-            .collect()
+    fn render_port(&mut self, filter: &mut Filter<'_>, port: &NetworkPort, found: &Part) {
+        let wanted = filter.of_port(port);
+        self.ports.insert(
+            port.id,
+            Port {
+                from: port.clone(),
+                chains: wanted.chains.keys().cloned().collect(),
+                links: wanted.links.keys().cloned().collect(),
+                counted: wanted.counted.iter().cloned().collect(),
+            },
+        );
+        let chains = wanted.chains.into_iter().map(|(name, rules)| {
+            let comments = comments(&rules);
+            // What is there is remembered anyway.
+            let there = found.chains.get(&name).filter(|there| **there == comments);
+            let comments = there.map_or(comments, Arc::clone);
+            (name, (port.id, comments))
+        });
+        self.chains.extend(chains);
+        self.links.extend(wanted.links);
+        self.counted.extend(wanted.counted);
     }
+
+    fn forget(&mut self, port: PortId) {
+        let Some(Port {
+            chains,
+            links,
+            counted,
+            ..
+        }) = self.ports.remove(&port)
+        else {
+            return;
+        };
+        chains.iter().for_each(|name| {
+            self.chains.remove(name);
+        });
+        links.iter().for_each(|key| {
+            self.links.remove(key);
+        });
+        counted.iter().for_each(|tap| {
+            self.counted.remove(tap);
+        });
+    }
+}
+
+/// Both, in the order of their keys, which each of them is in.
+fn in_order<'a, K: Ord, V>(
+    some: impl Iterator<Item = (&'a K, &'a V)>,
+    others: impl Iterator<Item = (&'a K, &'a V)>,
+) -> Vec<(&'a K, &'a V)> {
+    let mut all: Vec<_> = some.chain(others).collect();
+    all.sort_by_key(|(key, _)| *key);
+    all
 }

@@ -199,24 +199,42 @@ fn built(spec: &NetworkSpec) -> FilterObserved {
     found
 }
 
-fn commands(step: Option<FilterStep>) -> Vec<Value> {
+fn commands(step: Option<FilterStep>) -> Vec<String> {
     match step {
-        Some(FilterStep::Change(change)) => {
-            let commands = change.commands();
-            let commands = commands.iter();
-            commands
-                .map(|command| serde_json::from_str(command).unwrap())
-                .collect()
-        }
+        Some(FilterStep::Change(change)) => change.commands(),
         Some(step) => panic!("{step:?}"),
         None => Vec::new(),
     }
 }
 
-/// One command a line.
+/// The same, with a command for each chain and each rule: nft makes the chains of a table before it adds the first rule.
+fn each(commands: &[String]) -> Vec<String> {
+    let mut each = Vec::new();
+    for command in commands {
+        let Some(block) = command.strip_prefix("table ") else {
+            each.push(command.clone());
+            continue;
+        };
+        let (table, block) = block.split_once(" {\n").unwrap();
+        let (mut chain, mut rules) = ("", Vec::new());
+        for line in block.lines() {
+            if let Some(rule) = line.strip_prefix("\t\t") {
+                rules.push(format!("add rule {table} {chain} {rule}"));
+            } else if let Some(name) = line.strip_prefix("\tchain ") {
+                chain = name.strip_suffix(" {").unwrap();
+                each.push(format!("add chain {table} {chain}"));
+            } else {
+                assert!(["\t}", "}"].contains(&line), "{line}");
+            }
+        }
+        each.extend(rules);
+    }
+    each
+}
+
+/// All that nft is told.
 fn text(step: Option<FilterStep>) -> String {
-    let lines: Vec<String> = commands(step).iter().map(Value::to_string).collect();
-    lines.join("\n")
+    commands(step).join("\n")
 }
 
 #[test]
@@ -268,26 +286,23 @@ fn no_tag_crosses_an_uplink_whatever_a_port_may_send() {
             &found,
             &mut Rendered::default(),
         );
-        let commands = commands(step);
+        let commands = each(&commands(step));
         ["n", "o"].map(|kind| {
             let chain = names::of_network(kind, network());
-            let mut rules = commands.iter().map(|command| &command["add"]["rule"]);
-            let first = rules.find(|rule| rule["chain"] == chain.as_str());
-            first.map(|rule| rule["expr"].clone())
+            let rule = format!("add rule bridge berth {chain} ");
+            let mut rules = commands.iter().filter_map(|it| it.strip_prefix(&rule));
+            let first = rules.next().and_then(|rule| rule.split(" comment").next());
+            first.map(str::to_owned)
         })
     };
-    let tagged = json!({ "match": {
-        "op": "==",
-        "left": { "payload": { "protocol": "ether", "field": "type" } },
-        "right": { "set": ["8021q", "8021ad"] },
-    } });
+    let tagged = r#"ether type == { "8021q", "8021ad" } drop"#;
     // Where they end, and are counted.
-    let counted = json!({ "jump": { "target": base::UNTAGGED } });
+    let counted = format!("jump {}", base::UNTAGGED);
     let [of_guests, outwards] = first_rules(&["eth1"]);
-    assert_eq!(of_guests, Some(json!([counted])));
-    assert_eq!(outwards, Some(json!([tagged, { "drop": null }])));
+    assert_eq!(of_guests.as_ref(), Some(&counted));
+    assert_eq!(outwards.as_deref(), Some(tagged));
     let [of_guests, outwards] = first_rules(&[]);
-    assert_ne!(of_guests, Some(json!([counted])));
+    assert_ne!(of_guests, Some(counted));
     assert_eq!(outwards, None);
 }
 
@@ -349,13 +364,12 @@ fn services_of_somebody_else_are_let_through_where_berth_has_none() {
 
 /// The kinds of commands, without rules.
 fn touched(step: Option<FilterStep>) -> Vec<String> {
-    let commands = commands(step);
-    let names = commands.iter().filter_map(|command| {
-        let (verb, object) = command.as_object()?.iter().next()?;
-        let (kind, object) = object.as_object()?.iter().next()?;
-        let name = object.get("name").or_else(|| object.get("chain"))?;
-        let name = name.as_str()?.split('_').next()?;
-        Some(format!("{verb} {kind} {name}"))
+    let commands = each(&commands(step));
+    let names = commands.iter().map(|command| {
+        let mut words = command.split(' ');
+        let [verb, kind, _, _, name] = std::array::from_fn(|_| words.next().unwrap());
+        let name = name.split('_').next().unwrap();
+        format!("{verb} {kind} {name}")
     });
     names.collect()
 }
@@ -373,11 +387,8 @@ fn a_new_member_touches_its_set_alone() {
         ["delete element m4", "add element m4"]
     );
     let commands = commands(step);
-    assert_eq!(
-        commands[0]["delete"]["element"]["elem"],
-        json!(["10.0.0.10"])
-    );
-    assert_eq!(commands[1]["add"]["element"]["elem"], json!(["10.0.0.99"]));
+    assert!(commands[0].ends_with(" { 10.0.0.10 }"), "{commands:?}");
+    assert!(commands[1].ends_with(" { 10.0.0.99 }"), "{commands:?}");
 }
 
 #[test]
@@ -392,8 +403,8 @@ fn a_new_rule_touches_the_chain_of_its_group_alone() {
     assert_eq!(
         touched,
         [
-            "add chain gi",
             "flush chain gi",
+            "add chain gi",
             "add rule gi",
             "add rule gi"
         ]
@@ -425,19 +436,90 @@ fn a_port_that_goes_takes_all_that_is_its_own() {
 }
 
 #[test]
-fn what_is_unknown_in_our_tables_is_removed() {
+fn what_is_unknown_in_our_tables_is_removed_whatever_it_is_called() {
+    let stray = |kind, name: &str| part::Stray {
+        family: nft::Family::Bridge,
+        kind,
+        name: name.to_owned(),
+    };
+    // A word of nft's language, and what would be a command in it.
+    let strays = [stray("chain", "mark"), stray("set", "x; flush ruleset")];
     let found = FilterObserved {
-        strays: BTreeSet::from([part::Stray {
-            family: nft::Family::Bridge,
-            kind: "chain",
-            name: "somebodys".to_owned(),
-        }]),
+        strays: BTreeSet::from(strays),
         ..built(&spec())
     };
-    assert_eq!(
-        touched(step(&spec(), &found)),
-        ["flush chain somebodys", "delete chain somebodys"]
+    let Some(FilterStep::Change(change)) = step(&spec(), &found) else {
+        panic!("they stay");
+    };
+    assert_eq!(change.commands(), Vec::<String>::new());
+    let object = |name: &str| json!({ "family": "bridge", "table": "berth", "name": name });
+    let told = json!({ "nftables": [
+        { "flush": { "chain": object("mark") } },
+        { "delete": { "chain": object("mark") } },
+        { "delete": { "set": object("x; flush ruleset") } },
+    ] });
+    assert_eq!(part::removal(&change.strays), told);
+}
+
+/// What nft lists of a table with these chains.
+fn listed(chains: &[&str]) -> Value {
+    let chains = chains.iter().map(|name| {
+        json!({ "chain": { "family": "bridge", "table": "berth", "name": name, "handle": 1 } })
+    });
+    json!({ "nftables": chains.collect::<Vec<Value>>() })
+}
+
+#[test]
+fn only_what_is_named_like_ours_is_a_networks() {
+    let own = [
+        names::of_network("n", network()),
+        names::of_port("s", network(), id(0x2001)),
+        names::of_group("gi", network(), group(1)),
+    ];
+    let digits = names::network(network());
+    let others = [
+        format!("x; flush ruleset; _{digits}"),
+        format!("n _{digits}"),
+        format!("n_{digits}_x; flush ruleset"),
+        format!("n_{digits}_{digits}_"),
+        format!("_{digits}"),
+        format!("1n_{digits}"),
+        "mark".to_owned(),
+    ];
+    let all: Vec<&str> = own.iter().chain(&others).map(String::as_str).collect();
+    let tables = tables(&listed(&all)).unwrap();
+    let found = tables.part(network());
+    let chains: BTreeSet<&String> = found.chains.keys().map(|(_, name)| name).collect();
+    assert_eq!(chains, own.iter().collect());
+    let strays: BTreeSet<&String> = tables.strays.iter().map(|stray| &stray.name).collect();
+    assert_eq!(strays, others.iter().collect());
+}
+
+/// One had a chain with a name that nft's own language has no words for.
+#[test]
+fn the_tables_of_an_agent_from_before_are_carried_over() {
+    let mut tables = Tables::default();
+    settle(&mut tables, network(), Stateful::BrNetfilter);
+    let fresh = tables.clone();
+    let [now, before] = ["mark-bridge", "mark"].map(|name| (nft::Family::Inet, name.to_owned()));
+    assert!(tables.base.remove(&now).is_some());
+    tables.strays.insert(base::stray(&before));
+    let changes = settle(&mut tables, network(), Stateful::BrNetfilter);
+    assert_eq!(tables, fresh);
+    let [change] = changes.as_slice() else {
+        panic!("{changes:?}");
+    };
+    // The new one is there before the old one goes, and nothing else of the network is touched.
+    let commands = change.commands();
+    assert!(
+        commands
+            .iter()
+            .any(|it| it.starts_with("add rule inet berth mark-bridge ")),
+        "{commands:?}"
     );
+    assert!(change.chains.is_empty() && change.gone_chains.is_empty());
+    let removed = part::removal(&change.strays);
+    assert_eq!(removed["nftables"][1]["delete"]["chain"]["name"], "mark");
 }
 
 /// Carries out what is to do for a network, as long as there is something; answers the transactions.
@@ -493,12 +575,12 @@ fn a_kernel_that_tracks_connections_in_another_way_settles_too() {
         }
         // A chain names the map, which so goes after it.
         for change in changes {
-            let commands = change.commands().concat();
-            let of = |kind: &str| commands.find(&format!("{{\"delete\":{{\"{kind}\":"));
+            let removed = part::removal(&change.strays).to_string();
+            let of = |kind: &str| removed.find(&format!("{{\"delete\":{{\"{kind}\":"));
             if let (Some(_), Some(map)) = (of("chain"), of("map")) {
                 assert!(
-                    !commands[map..].contains("{\"delete\":{\"chain\":"),
-                    "{commands}"
+                    !removed[map..].contains("{\"delete\":{\"chain\":"),
+                    "{removed}"
                 );
             }
         }
@@ -526,10 +608,8 @@ fn the_last_network_takes_the_tables_with_it() {
         imagine(&mut imagined, &step);
         (step, imagined)
     };
-    let tables = ["bridge", "inet"].map(|family| {
-        let table = json!({ "table": { "family": family, "name": "berth" } });
-        ["add", "delete"].map(|verb| json!({ verb: table }).to_string())
-    });
+    let tables = ["bridge", "inet"]
+        .map(|family| ["add", "delete"].map(|verb| format!("{verb} table {family} berth")));
     let tables = tables.concat();
     let mut both = Tables::default();
     settle(&mut both, network(), Stateful::BrNetfilter);
@@ -543,11 +623,7 @@ fn the_last_network_takes_the_tables_with_it() {
     // One after the other.
     let mut one_by_one = both.clone();
     let (step, imagined) = gone(&one_by_one, network());
-    assert!(
-        !leave(&mut one_by_one, &step)
-            .concat()
-            .contains("\"table\":{")
-    );
+    assert!(!leave(&mut one_by_one, &step).concat().contains(" table "));
     assert_eq!(one_by_one, alone);
     assert_eq!(
         imagined,
@@ -602,7 +678,7 @@ fn no_two_networks_keep_one_zone() {
     assert_ne!(moved, has);
     assert_eq!(
         touched(step(&spec(), &other)),
-        ["add chain z", "flush chain z", "add rule z"]
+        ["flush chain z", "add chain z", "add rule z"]
     );
     assert_eq!(zone(network(), &found), has);
 }
@@ -1026,6 +1102,23 @@ fn a_trace_lets_in_what_the_chain_lets_in_before_it_asks_groups() {
     assert!(!passes, "{text}");
 }
 
+/// The chain that a command makes or removes.
+fn chain_of<'a>(verb: &str, command: &'a str) -> Option<&'a str> {
+    let mut words = command.split(' ');
+    let is_it = words.next() == Some(verb) && words.next() == Some("chain");
+    words.nth(2).filter(|_| is_it)
+}
+
+/// A chain that a command leads to and that is none of these.
+fn missing<'a>(chains: &BTreeSet<String>, command: &'a str) -> Option<&'a str> {
+    let words: Vec<&str> = command.split([' ', ',']).collect();
+    let leads = words.windows(2).filter_map(|pair| match pair {
+        ["jump" | "goto", target] => Some(*target),
+        _ => None,
+    });
+    leads.into_iter().find(|target| !chains.contains(*target))
+}
+
 prop_compose! {
     fn any_spec()(
         ports in prop::collection::vec((1..6_u8, any::<bool>(), prop::sample::subsequence(vec![1, 2, 3], 0..=3)), 0..5),
@@ -1057,7 +1150,89 @@ prop_compose! {
     }
 }
 
+/// A rule in which every part that can be any text is this one.
+fn rule_of(text: &str) -> nft::Rule {
+    use nft::{Field, IN, MAC_TO, Op, Operand, Statement};
+    let matches = |operand| Statement::Match(IN, Op::Is, operand);
+    let of = || Operand::text(text);
+    nft::Rule {
+        statements: vec![
+            matches(of()),
+            matches(Operand::Set(vec![of(), of()])),
+            Statement::Match(Field::Ct("state"), Op::Has, of()),
+            Statement::SetMac(MAC_TO, text.to_owned()),
+        ],
+        whose: text.to_owned(),
+    }
+}
+
+/// A rule in which every part that can be any name is this one.
+fn rule_to(name: &str) -> nft::Rule {
+    use nft::{IN, Op, Operand, Rule, Statement};
+    Rule {
+        statements: vec![
+            Statement::Match(IN, Op::Is, Operand::Named(name.to_owned())),
+            Statement::Jump(name.to_owned()),
+            Statement::Goto(name.to_owned()),
+        ],
+        whose: "host".to_owned(),
+    }
+}
+
+/// A change in which every part that can be any text is this one.
+fn change_of(text: &str) -> Change {
+    let spec = spec();
+    let Some(FilterStep::Change(change)) = step(
+        &spec,
+        &built(&NetworkSpec {
+            ports: Vec::new(),
+            ..spec.clone()
+        }),
+    ) else {
+        panic!("nothing to do");
+    };
+    let mut change = *change;
+    let of_links = |links: &BTreeMap<part::Key, String>| -> BTreeMap<part::Key, String> {
+        links
+            .iter()
+            .map(|((family, map, _), target)| {
+                ((*family, map.clone(), text.to_owned()), target.clone())
+            })
+            .collect()
+    };
+    change.links = of_links(&change.links);
+    change.gone_links = change.links.clone();
+    change.counted = [(text.to_owned(), Reason::ALL.into())].into();
+    change.gone_counted = change.counted.clone();
+    change
+}
+
 proptest! {
+    /// Names of links and whatever else is a string stays within its quotes, and a name of an object is no more than one.
+    #[test]
+    fn nothing_that_is_put_into_a_command_becomes_another(
+        text in prop_oneof![any::<String>(), Just("x\" accept; flush ruleset; #\n\\\"{}".to_owned())]
+    ) {
+        let family = nft::Family::Bridge;
+        // What is left without what stands in quotes.
+        let bare = |command: &str| -> String { command.split('"').step_by(2).collect() };
+        let (hostile, harmless) = (rule_of(&text), rule_of("x"));
+        let (hostile, harmless) = (hostile.add(family, "c"), harmless.add(family, "c"));
+        prop_assert_eq!(bare(&hostile), bare(&harmless));
+        prop_assert!(!hostile.chars().any(char::is_control));
+
+        let named = rule_to(&text).add(family, &text);
+        let is_plain = |it: char| it.is_ascii_alphanumeric() || " _-?@=".contains(it);
+        prop_assert!(bare(&named).chars().all(is_plain), "{}", named);
+        let words = |command: &str| command.split(' ').count();
+        prop_assert_eq!(words(&named), words(&rule_to("x").add(family, "x")));
+
+        let told = |text: &str| nft::transaction(&change_of(text).commands());
+        let (hostile, harmless) = (told(&text), told("x"));
+        prop_assert_eq!(bare(&hostile), bare(&harmless));
+        prop_assert_eq!(hostile.lines().count(), harmless.lines().count());
+    }
+
     /// From any document to any other: one change, and nothing is left to do.
     #[test]
     fn a_change_leads_where_it_shall(before in any_spec(), after in any_spec()) {
@@ -1096,15 +1271,12 @@ proptest! {
     fn a_transaction_is_in_order(before in any_spec(), after in any_spec()) {
         let found = built(&before);
         let mut chains: BTreeSet<String> = found.part.chains.keys().chain(found.base.keys()).map(|name| name.1.clone()).collect();
-        for command in commands(step(&after, &found)) {
-            let text = command.to_string();
-            for target in text.split("\"target\":\"").skip(1).filter_map(|rest| rest.split('"').next()) {
-                prop_assert!(chains.contains(target), "{} is not there for {}", target, text);
-            }
-            if let Some(name) = command["add"]["chain"]["name"].as_str() {
+        for command in each(&commands(step(&after, &found))) {
+            prop_assert_eq!(missing(&chains, &command), None, "{}", command);
+            if let Some(name) = chain_of("add", &command) {
                 chains.insert(name.to_owned());
             }
-            if let Some(name) = command["delete"]["chain"]["name"].as_str() {
+            if let Some(name) = chain_of("delete", &command) {
                 prop_assert!(chains.remove(name));
             }
         }
@@ -1130,16 +1302,9 @@ fn many_new_ports_come_in_portions_that_lead_where_the_whole_does() {
         assert_eq!(steps.len(), portions, "{ports} ports");
         let mut chains: BTreeSet<String> = found.base.keys().map(|name| name.1.clone()).collect();
         for portion in steps {
-            for command in commands(Some(portion.clone())) {
-                let text = command.to_string();
-                for target in text
-                    .split("\"target\":\"")
-                    .skip(1)
-                    .filter_map(|rest| rest.split('"').next())
-                {
-                    assert!(chains.contains(target), "{target} is not there for {text}");
-                }
-                if let Some(name) = command["add"]["chain"]["name"].as_str() {
+            for command in each(&commands(Some(portion.clone()))) {
+                assert_eq!(missing(&chains, &command), None, "{command}");
+                if let Some(name) = chain_of("add", &command) {
                     chains.insert(name.to_owned());
                 }
             }

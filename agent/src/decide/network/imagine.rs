@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use berth_common::ids::NetworkId;
 
 use super::{
-    super::filter,
+    super::{filter, names},
     link::{Link, LinkSetting},
     observed::{
         BridgeOptions, DhcpProcess, LinkObserved, NamespaceContent, NamespaceObserved,
@@ -35,7 +35,10 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
         }
         NetStep::CreateNamespace(_) => {
             if observed.content().is_none() {
-                observed.namespace = NamespaceObserved::Present(NamespaceContent::default());
+                observed.namespace = NamespaceObserved::Present(NamespaceContent {
+                    loopback_up: true,
+                    ..NamespaceContent::default()
+                });
                 left_outside(observed);
             }
         }
@@ -60,14 +63,19 @@ pub fn imagine(observed: &mut NetworkObserved, step: &NetStep) {
                 plug(observed, *port);
             }
         }
-        NetStep::AddAddress { address, .. } => {
-            if let Some(content) = content(observed).filter(|content| content.veth.is_some()) {
-                content.addresses.insert(*address);
+        NetStep::PlugTaps { ports, .. } => {
+            if observed.bridge.is_some() {
+                let taps = ports.iter().copied().map(names::tap);
+                let taps = taps.filter_map(|tap| observed.stray_taps.take(&tap));
+                observed.members.extend(taps);
             }
         }
-        NetStep::RemoveAddress { address, .. } => {
-            if let Some(content) = content(observed) {
-                content.addresses.remove(address);
+        NetStep::ChangeAddresses { remove, add, .. } => {
+            if let Some(content) = content(observed).filter(|content| content.veth.is_some()) {
+                content
+                    .addresses
+                    .retain(|address| !remove.contains(address));
+                content.addresses.extend(add);
             }
         }
         NetStep::SetUp(link) => change(observed, *link, |found| found.up = true),
@@ -171,10 +179,6 @@ fn plug(observed: &mut NetworkObserved, port: BridgePort) {
             });
         }
         BridgePort::Uplink(link) => uplink::plugged(observed, link),
-        BridgePort::Tap { .. } => {
-            let tap = observed.stray_taps.take(&port.link_name());
-            observed.members.extend(tap);
-        }
     }
 }
 

@@ -23,13 +23,6 @@ pub enum BridgePort {
     Veth(NetworkId),
     /// A VLAN sub-interface or a VTEP.
     Uplink(Link),
-    /// The tap of a running guest. libvirt made it; it is only put back where it belongs.
-    Tap {
-        /// The network.
-        network: NetworkId,
-        /// The port it is the tap of.
-        port: PortId,
-    },
 }
 
 impl BridgePort {
@@ -37,7 +30,7 @@ impl BridgePort {
     #[must_use]
     pub const fn network(self) -> NetworkId {
         match self {
-            Self::Veth(network) | Self::Tap { network, .. } => network,
+            Self::Veth(network) => network,
             Self::Uplink(link) => link.network,
         }
     }
@@ -48,7 +41,6 @@ impl BridgePort {
         match self {
             Self::Veth(network) => names::veth_host(network),
             Self::Uplink(link) => link.name(),
-            Self::Tap { port, .. } => names::tap(port),
         }
     }
 }
@@ -99,19 +91,21 @@ pub enum NetStep {
     },
     /// Put a link into the bridge.
     Plug(BridgePort),
-    /// Give the link in the namespace an address.
-    AddAddress {
+    /// Put taps of running guests into the bridge. libvirt made them; they are only put back where they belong.
+    PlugTaps {
         /// The network.
         network: NetworkId,
-        /// The address with its prefix.
-        address: IpNet,
+        /// The ports they are the taps of: [`Self::TAPS_AT_ONCE`] at most.
+        ports: BTreeSet<PortId>,
     },
-    /// Take an address from the link in the namespace.
-    RemoveAddress {
+    /// Take addresses from the link in the namespace, and give it others.
+    ChangeAddresses {
         /// The network.
         network: NetworkId,
-        /// The address with its prefix.
-        address: IpNet,
+        /// The addresses that go, with their prefixes.
+        remove: BTreeSet<IpNet>,
+        /// Those that come.
+        add: BTreeSet<IpNet>,
     },
     /// Switch a link on.
     SetUp(Link),
@@ -142,6 +136,9 @@ pub enum NetStep {
 }
 
 impl NetStep {
+    /// How many taps one step plugs in: it is not broken off in between.
+    pub const TAPS_AT_ONCE: usize = 64;
+
     /// The network it is for.
     #[must_use]
     pub const fn network(&self) -> NetworkId {
@@ -149,8 +146,8 @@ impl NetStep {
             Self::WriteDhcp { network, .. }
             | Self::CreateBridge { network, .. }
             | Self::CreateVeth { network, .. }
-            | Self::AddAddress { network, .. }
-            | Self::RemoveAddress { network, .. }
+            | Self::PlugTaps { network, .. }
+            | Self::ChangeAddresses { network, .. }
             | Self::CreateNamespace(network)
             | Self::SetBridgeOptions(network)
             | Self::LoopbackUp(network)
@@ -199,19 +196,19 @@ impl fmt::Display for NetStep {
                     Link::bridge(port.network())
                 )
             }
-            Self::AddAddress { network, address } => {
-                write!(
-                    f,
-                    "give link {} the address {address}",
-                    Link::veth_namespace(*network)
-                )
+            Self::PlugTaps { network, ports } => {
+                let bridge = Link::bridge(*network);
+                write!(f, "put {} taps into bridge {bridge}", ports.len())
             }
-            Self::RemoveAddress { network, address } => {
-                write!(
-                    f,
-                    "take the address {address} from link {}",
-                    Link::veth_namespace(*network)
-                )
+            Self::ChangeAddresses {
+                network,
+                remove,
+                add,
+            } => {
+                let link = Link::veth_namespace(*network);
+                write!(f, "change the addresses of link {link}:")?;
+                remove.iter().try_for_each(|it| write!(f, " -{it}"))?;
+                add.iter().try_for_each(|it| write!(f, " +{it}"))
             }
             Self::SetUp(link) => write!(f, "switch link {link} on"),
             Self::LoopbackUp(_) => f.write_str("switch the loopback link of its namespace on"),

@@ -107,16 +107,15 @@ fn a_network_is_built_in_this_order() {
             format!("set the IP switches of link {bridge}"),
             format!("switch link {bridge} on"),
             "make its namespace".to_owned(),
-            "switch the loopback link of its namespace on".to_owned(),
             format!("make veth pair {host}"),
             format!("give link {host} its alias"),
             format!("set the IP switches of link {host}"),
             format!("put link {host} into bridge {bridge}"),
             format!("give link {inside} its alias"),
             format!("set the IP switches of link {inside}"),
-            format!("give link {inside} the address 10.0.0.2/24"),
-            format!("give link {inside} the address 169.254.169.254/32"),
-            format!("give link {inside} the address fe80::a9fe:a9fe/64"),
+            format!(
+                "change the addresses of link {inside}: +10.0.0.2/24 +169.254.169.254/32 +fe80::a9fe:a9fe/64"
+            ),
             format!("switch link {host} on"),
             format!("switch link {inside} on"),
             "start its DHCP server".to_owned(),
@@ -225,16 +224,11 @@ fn wrong_things_are_mended_in_place() {
                 content.addresses.insert(stray);
             }
         },
-        &[
-            NetStep::RemoveAddress {
-                network: network(),
-                address: stray,
-            },
-            NetStep::AddAddress {
-                network: network(),
-                address: "10.0.0.2/24".parse().unwrap(),
-            },
-        ],
+        &[NetStep::ChangeAddresses {
+            network: network(),
+            remove: BTreeSet::from([stray]),
+            add: BTreeSet::from(["10.0.0.2/24".parse().unwrap()]),
+        }],
     );
 }
 
@@ -244,12 +238,13 @@ fn taps_of_the_networks_ports_go_back_into_a_bridge_that_was_made_anew() {
     let wanted = desired(Some(spec.clone()));
     let [running, off] = [0, 1].map(|n| spec.ports[n].id);
     let of_another_network = super::super::names::tap(PortId::new());
-    let tap = BridgePort::Tap {
+    let tap = super::super::names::tap(running);
+    let plugged = NetStep::PlugTaps {
         network: network(),
-        port: running,
+        ports: BTreeSet::from([running]),
     };
     let whole = NetworkObserved {
-        members: BTreeSet::from([tap.link_name()]),
+        members: BTreeSet::from([tap.clone()]),
         stray_taps: BTreeSet::from([of_another_network.clone()]),
         ..built(&spec)
     };
@@ -261,14 +256,11 @@ fn taps_of_the_networks_ports_go_back_into_a_bridge_that_was_made_anew() {
     let mut observed = whole.clone();
     (observed.bridge, observed.members) = (None, BTreeSet::new());
     observed.veth_host.as_mut().unwrap().master = None;
-    observed.stray_taps.insert(tap.link_name());
+    observed.stray_taps.insert(tap.clone());
     let steps = plan(&wanted, &observed).steps;
     let at = |wanted: &NetStep| steps.iter().position(|step| step == wanted);
-    let (on, plugged) = (
-        at(&NetStep::SetUp(Link::bridge(network()))),
-        at(&NetStep::Plug(tap)),
-    );
-    assert!(on.is_some() && on < plugged, "{steps:?}");
+    let on = at(&NetStep::SetUp(Link::bridge(network())));
+    assert!(on.is_some() && on < at(&plugged), "{steps:?}");
     assert_eq!(carried_out(&observed, &steps), whole);
 
     // It is the same for a network without addresses.
@@ -285,7 +277,33 @@ fn taps_of_the_networks_ports_go_back_into_a_bridge_that_was_made_anew() {
         ..spec
     };
     let steps = plan(&desired(Some(bare)), &observed).steps;
-    assert!(steps.contains(&NetStep::Plug(tap)), "{steps:?}");
+    assert!(steps.contains(&plugged), "{steps:?}");
+}
+
+#[test]
+fn many_taps_go_back_in_steps_that_can_be_broken_off_between() {
+    let at_once = NetStep::TAPS_AT_ONCE;
+    let spec = spec(u8::try_from(2 * at_once + 1).unwrap());
+    let taps = spec
+        .ports
+        .iter()
+        .map(|port| super::super::names::tap(port.id));
+    let observed = NetworkObserved {
+        stray_taps: taps.collect(),
+        ..built(&spec)
+    };
+    let steps = plan(&desired(Some(spec.clone())), &observed).steps;
+    let counts: Vec<usize> = steps
+        .iter()
+        .map(|step| match step {
+            NetStep::PlugTaps { ports, .. } => ports.len(),
+            step => panic!("{step:?}"),
+        })
+        .collect();
+    assert_eq!(counts, [at_once, at_once, 1]);
+    let there = carried_out(&observed, &steps);
+    assert!(there.stray_taps.is_empty());
+    assert_eq!(there.members.len(), spec.ports.len());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{
     io,
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use berth_common::names::MacAddress;
@@ -55,7 +56,7 @@ impl Links {
     /// The legs inside that are in a bridge, as it was told of them: without their addresses.
     pub(in crate::act::net) async fn legs_in(
         &self,
-        all: &[Found],
+        all: &[Arc<Found>],
         bridge: Option<u32>,
     ) -> Result<Vec<RouterLeg>, NetError> {
         let mut macs = BTreeSet::new();
