@@ -492,10 +492,11 @@ impl Run {
     }
 
     /// Deletes everything, in any order.
-    async fn delete_everything(mut self) {
+    async fn delete_everything(mut self, delivery: Delivery) {
         let outdated = self.world.outdated().to_vec();
-        let tombstones = self.world.wish(World::delete_everything);
-        let documents = Delivery::Shuffled.of(&tombstones, &outdated, &mut self.random);
+        let mut tombstones = self.world.wish(World::delete_everything);
+        self.random.shuffle(&mut tombstones);
+        let documents = delivery.of(&tombstones, &outdated, &mut self.random);
         self.send(&documents).await;
         self.settled().await;
         assert_eq!(self.lab.host.leftovers(), [""; 0]);
@@ -578,7 +579,7 @@ async fn schedules(of: &'static Operation, store: Store, filter: &str, count: &m
                 count.steps += steps;
                 assert!(steps > 0, "nothing is done");
             }
-            run.delete_everything().await;
+            run.delete_everything(delivery).await;
             if disturbed && !is_quiet {
                 *count.disturbed.entry(disturbance.name).or_default() += 1;
             }
@@ -695,7 +696,7 @@ async fn walk(store: Store, moves: &[Move], disturbed: &AtomicUsize) {
         let (met, _) = run.operate(operation, &by, delivery).await;
         disturbed.fetch_add(met, Ordering::SeqCst);
     }
-    run.delete_everything().await;
+    run.delete_everything(Delivery::Shuffled).await;
 }
 
 /// How many walks there are, of so many operations at most.
