@@ -611,6 +611,9 @@ fn filter() -> String {
 #[test]
 fn every_operation_ends_as_its_documents_say_whatever_goes_wrong_at_whatever_step() {
     let filter = filter();
+    if filter.starts_with("walks/") {
+        return;
+    }
     let cases: Vec<(&'static Operation, Store)> = OPERATIONS
         .iter()
         .flat_map(|operation| {
@@ -706,7 +709,7 @@ fn operations_follow_one_another_in_any_order_whatever_goes_wrong() {
     let seed: u8 = match given.strip_prefix("walks/") {
         Some(seed) => seed.parse().unwrap(),
         None if given.is_empty() => 1,
-        // One schedule is wanted.
+        // Schedules of the table are wanted.
         None => return,
     };
     let config = Config {
