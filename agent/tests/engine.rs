@@ -4,9 +4,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stdout,
     clippy::print_stderr,
-    reason = "in a test, a panic is a failed assertion; the law prints what it met"
+    reason = "in a test, a panic is a failed assertion; the law says which schedule broke it"
 )]
 
 #[path = "engine/boot.rs"]

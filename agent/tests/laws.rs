@@ -2,7 +2,7 @@
 //! each operation ends as its documents say, a guest that should have stayed on did, and nothing is left at the end.
 //!
 //! One table of operations, real libvirt, real QEMU, real files; inbox, journal and engine as they are, over a broker in
-//! memory. `engine.rs` runs thousands of such schedules over a fake host; here every step there is meets every kind of
+//! memory. `engine/law.rs` runs thousands of such schedules over fake hosts; here every step there is meets every kind of
 //! death once.
 
 #![expect(

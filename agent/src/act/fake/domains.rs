@@ -71,6 +71,8 @@ struct OwnDomain {
     live: Option<DomainConfig>,
     /// What it was started with before its memory was saved.
     saved: Option<DomainConfig>,
+    /// Whether not all of its memory was saved: libvirt, when it starts anew with the host, throws that away.
+    half_saved: bool,
     state: PowerState,
     off: OffReason,
     /// Asked to power off: how often it will be looked at before it is off.
@@ -231,6 +233,7 @@ impl Domains {
     pub(super) fn power_cut(&mut self) {
         for domain in self.own.values_mut() {
             domain.switch_off(OffReason::Unknown);
+            domain.saved.take_if(|_| domain.half_saved);
             // libvirt keeps no reason over a boot.
             domain.off = OffReason::Unknown;
         }
@@ -397,6 +400,7 @@ impl Domains {
                     lives.saves += 1;
                     domain.switch_off(OffReason::Destroyed);
                     domain.saved = Some(live);
+                    domain.half_saved = false;
                 }
             }
             DomainStep::Resume(_) => {
@@ -555,7 +559,10 @@ impl Domains {
                 }
                 domain.hang();
             }
-            DomainStep::Save(_) => domain.saved.clone_from(&domain.live),
+            DomainStep::Save(_) => {
+                domain.saved.clone_from(&domain.live);
+                domain.half_saved = domain.saved.is_some();
+            }
             DomainStep::Backup(plan) => {
                 back_up(domain, plan, files)?;
                 domain.backup = Some(plan.file.clone());
@@ -573,6 +580,7 @@ impl Domains {
                 config: config.clone(),
                 live: None,
                 saved: None,
+                half_saved: false,
                 state: PowerState::Shutdown,
                 off: OffReason::Unknown,
                 going_off: None,
