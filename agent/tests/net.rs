@@ -1048,6 +1048,11 @@ fn a_look_sees_at_once_what_others_changed() {
             host.converge(Some(&spec)).await;
             let [bridge, veth] = [names::bridge(host.id), names::veth_host(host.id)];
             let tap = names::tap(spec.ports[0].id);
+            // So many that those that change are few.
+            let unchanged: Vec<String> = (0..20).map(|n| format!("unchanged{n}")).collect();
+            for link in &unchanged {
+                ip(&format!("link add {link} up type bridge"));
+            }
             let mut before = host.observe().await;
             let mut check = async |change: &str| {
                 let now = host.observe().await;
@@ -1062,6 +1067,8 @@ fn a_look_sees_at_once_what_others_changed() {
                 format!("ip link set {bridge} alias bridge-was-berths"),
                 format!("ip link set {veth} nomaster"),
                 format!("ip link set {veth} master {bridge}"),
+                format!("ip link set {veth} down"),
+                format!("ip link set {veth} alias somebodys"),
                 format!("ip link set {bridge} type bridge forward_delay 400"),
                 format!("ip link set {bridge} down"),
                 format!("ip address add 10.9.0.1/24 dev {bridge}"),
@@ -1091,19 +1098,21 @@ fn a_look_sees_at_once_what_others_changed() {
             run("unshare", &["--mount", "sh", "-c", &script]);
             check(&option).await;
             // More than the kernel has room to tell; what matters comes last.
+            ip("link set renamed up");
+            ip(&format!("link set {veth} up"));
+            host.observe().await;
             let many: String = (0..6000)
                 .map(|n| format!("link set renamed alias a{n}\n"))
                 .collect();
             let batch = tempfile::NamedTempFile::new().unwrap();
-            fs::write(
-                batch.path(),
-                many + &format!("link set {bridge} mtu 1300\n"),
-            )
-            .unwrap();
+            fs::write(batch.path(), many + &format!("link set {veth} mtu 1300\n")).unwrap();
             ip(&format!("-batch {}", batch.path().display()));
             check("a batch").await;
 
-            ip("link del renamed");
+            for link in unchanged.iter().map(String::as_str).chain(["renamed"]) {
+                ip(&format!("link del {link}"));
+            }
+            ip(&format!("link del {veth}"));
             ip(&format!("link del {bridge}"));
             host.converge(Some(&spec)).await;
         },

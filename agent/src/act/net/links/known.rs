@@ -1,8 +1,9 @@
 //! What is known of the links of the agent's own namespace: what the kernel listed once, and from then on what it told of.
 //!
-//! The kernel tells of each change of a link, an address or a qdisc before whoever made it gets his answer (rtnetlink(7)). So a look
-//! first hears what was told since the last one. What was not told of is as it was; a link that was told of is asked for again, and if
-//! that is most of them, or the kernel had no room to tell all, they are listed anew. So a look costs what changed, and not what there
+//! The kernel tells of each change of a link, an address or a qdisc before whoever made it gets his answer (rtnetlink(7)), but for some of
+//! links that are switched off, such as their alias. So a look first hears what was told since the last one. What was not told of is as
+//! it was; a link that was told of or is off is asked for again, and if that is many of them, or the kernel had no room to tell all, they
+//! are listed anew. So a look costs what changed, and not what there
 //! is. What is told is not believed, it only says what to ask for.
 
 use std::{
@@ -76,7 +77,7 @@ struct State {
 
 impl Known {
     /// All links with their addresses, through a connection in the same namespace. The bridge of this name is asked for in any case:
-    /// the kernel does not tell of its options when they are changed by way of sysfs.
+    /// the kernel does not tell of all ways to change its options.
     pub(in crate::act::net) async fn look(
         &self,
         links: &Links,
@@ -111,7 +112,8 @@ impl Known {
     }
 }
 
-/// What is known, once it is as it is now. A link that is named is asked for, whatever was told.
+/// What is known, once it is as it is now. A link that is named is asked for, whatever was told, and so is each that is switched off:
+/// of those the kernel tells not everything.
 async fn current<'a>(
     shared: &'a mut Option<State>,
     links: &Links,
@@ -125,7 +127,8 @@ async fn current<'a>(
     };
     let state = match known {
         Some(mut state) => {
-            let asked = asked.and_then(|name| state.links.values().find(|it| it.name == name));
+            let is_asked = |found: &&Arc<Found>| !found.is_up() || asked == Some(&found.name);
+            let asked = state.links.values().filter(is_asked);
             state.changed.extend(asked.map(|found| found.index));
             state
         }
