@@ -476,7 +476,7 @@ impl Run {
         let end = Instant::now() + SETTLES_WITHIN;
         while let Err(error) = self.world.check(&self.lab.host).await {
             assert!(Instant::now() < end, "{error}");
-            sleep(Duration::from_millis(500)).await;
+            sleep(Duration::from_secs(2)).await;
         }
     }
 
