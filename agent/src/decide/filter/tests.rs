@@ -1192,15 +1192,10 @@ fn change_of(text: &str) -> Change {
         panic!("nothing to do");
     };
     let mut change = *change;
-    let of_links = |links: &BTreeMap<part::Key, String>| -> BTreeMap<part::Key, String> {
-        links
-            .iter()
-            .map(|((family, map, _), target)| {
-                ((*family, map.clone(), text.to_owned()), target.clone())
-            })
-            .collect()
-    };
-    change.links = of_links(&change.links);
+    let links = std::mem::take(&mut change.links).into_iter();
+    change.links = links
+        .map(|((family, map, _), target)| ((family, map, text.to_owned()), target))
+        .collect();
     change.gone_links = change.links.clone();
     change.counted = [(text.to_owned(), Reason::ALL.into())].into();
     change.gone_counted = change.counted.clone();
