@@ -49,8 +49,8 @@ pub struct InstanceSpec {
     pub on_crash: OnCrash,
 }
 
-/// What becomes of an instance that shall run when its guest crashes: QEMU ends by itself, or its kernel panics and says so.
-/// (libvirt's `on_crash` knows more, for those who debug guests.)
+/// What becomes of an instance that shall run when its guest crashes: QEMU ends by itself, or libvirt says so. (libvirt's
+/// `on_crash` knows more, for those who debug guests.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
