@@ -151,6 +151,22 @@ fn a_transfer_loses_nothing_when_rules_change_and_stops_when_its_rule_goes() {
                 }
                 host.converge(Some(&spec)).await;
             }
+            // As an agent of before had named it.
+            let chains = || run("nft", &["-j", "list", "chains"]);
+            if chains().contains("\"mark-bridge\"") {
+                let chain = serde_json::json!({
+                    "family": "inet", "table": "berth", "name": "mark-bridge", "newname": "mark",
+                });
+                nft_json(&[serde_json::json!({ "rename": { "chain": chain } })]);
+                assert!(!chains().contains("\"mark-bridge\""), "{}", chains());
+                host.restart_agent();
+                host.converge(Some(&spec)).await;
+                let all = chains();
+                assert!(
+                    all.contains("\"mark-bridge\"") && !all.contains("\"mark\""),
+                    "{all}"
+                );
+            }
             // Another port comes, and goes.
             let alone = spec.clone();
             let more = host.port(12);
@@ -405,12 +421,10 @@ fn what_others_did_is_mended_and_what_is_theirs_stays() {
                 let rule = serde_json::json!({
                     "family": "bridge", "table": "berth", "chain": name, "expr": [{ "drop": null }],
                 });
-                let told = serde_json::json!({ "nftables": [
-                    { "add": { "chain": chain } }, { "add": { "rule": rule } },
-                ] });
-                let file = tempfile::NamedTempFile::new().unwrap();
-                std::fs::write(file.path(), told.to_string()).unwrap();
-                run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
+                nft_json(&[
+                    serde_json::json!({ "add": { "chain": chain } }),
+                    serde_json::json!({ "add": { "rule": rule } }),
+                ]);
                 assert!(!host.is_as(&spec).await, "not seen: {name}");
                 host.converge(Some(&spec)).await;
                 assert!(host.is_as(&spec).await, "not mended: {name}");
@@ -424,6 +438,14 @@ fn what_others_did_is_mended_and_what_is_theirs_stays() {
             assert_eq!(theirs(), before);
         },
     );
+}
+
+/// Commands for which nft's own language has no words.
+fn nft_json(commands: &[serde_json::Value]) {
+    let told = serde_json::json!({ "nftables": commands });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), told.to_string()).unwrap();
+    run("nft", &["-j", "-f", file.path().to_str().unwrap()]);
 }
 
 /// As a module that is loaded, or is not any more, leaves it: the tables hold what another way to track connections needs.

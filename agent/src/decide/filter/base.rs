@@ -40,6 +40,8 @@ pub enum Stateful {
 pub const KNOWN: u32 = 0x1_0000;
 /// It belongs to no connection and begins none.
 pub const INVALID: u32 = 0x2_0000;
+/// It came over a NIC and is for the host itself.
+pub const TO_HOST: u32 = 0x4_0000;
 
 /// The map of links that something comes in by.
 pub const SOURCE: &str = "source";
@@ -146,7 +148,10 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
         bridge,
         "from",
         vec![
-            vec![word(IN, LINKS), Statement::ClearMarkBits(KNOWN | INVALID)],
+            vec![
+                word(IN, LINKS),
+                Statement::ClearMarkBits(KNOWN | INVALID | TO_HOST),
+            ],
             vec![Statement::Vmap(IN, SOURCE)],
             unknown(IN),
         ],
@@ -209,6 +214,11 @@ fn marks(link: Field) -> Vec<Vec<Statement>> {
         .collect()
 }
 
+/// That a bit of the mark is set.
+pub(super) fn bit(bit: u32) -> Statement {
+    Statement::Match(Field::MarkBits(bit), Op::Is, Operand::Number(bit))
+}
+
 fn state(state: &str) -> Statement {
     Statement::Match(Field::Ct("state"), Op::Has, Operand::text(state))
 }
@@ -223,7 +233,6 @@ fn known_matches() -> [Vec<Statement>; 2] {
 /// The rules that let pass what is known, and drop what is invalid.
 fn by_connection(stateful: Stateful, invalid: Reason) -> Vec<Vec<Statement>> {
     let dropped = Statement::Goto(invalid.chain());
-    let bit = |bit| Statement::Match(Field::MarkBits(bit), Op::Is, Operand::Number(bit));
     match stateful {
         Stateful::No => Vec::new(),
         Stateful::BrNetfilter => vec![

@@ -89,8 +89,6 @@ pub enum Field {
     MarkBits(u32),
     /// The bit of the destination that tells a group of receivers from one.
     GroupBit,
-    /// What its destination is to the link it came in by, in nft's words.
-    DestinationHere,
 }
 
 /// How a field and an operand are compared.
@@ -219,7 +217,6 @@ impl Field {
             Self::Ct(key) => put(out, format_args!("ct {key}")),
             Self::MarkBits(bits) => put(out, format_args!("meta mark & {bits:#x}")),
             Self::GroupBit => out.push_str("ether daddr & 01:00:00:00:00:00"),
-            Self::DestinationHere => out.push_str("fib daddr . iif type"),
         }
     }
 }

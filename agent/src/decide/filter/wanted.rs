@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use super::{
     base::{
         ASKED, EGRESS, INGRESS, INVALID, KNOWN, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
-        STRANGERS, Stateful, TAGS, UNTAGGED, ZONES, drop_as, icmp6, tracking_family,
+        STRANGERS, Stateful, TAGS, TO_HOST, UNTAGGED, ZONES, bit, drop_as, icmp6, tracking_family,
     },
     group, names,
     nft::{
@@ -129,6 +129,11 @@ pub(super) fn within(field: Field, nets: &BTreeSet<IpNet>) -> Option<Statement> 
 /// Through a chain of the host's.
 fn jump(chain: &str) -> Statement {
     Statement::Jump(chain.to_owned())
+}
+
+/// That a frame is for the Ethernet address of the NIC it came in by, which its bridge has as well where it has the host's addresses.
+fn for_its_address() -> Statement {
+    word(Field::Meta("pkttype"), "host")
 }
 
 /// That a frame has a VLAN tag, also one that tells only a priority.
@@ -352,24 +357,21 @@ impl Filter<'_> {
             return Vec::new();
         }
         match family {
-            Family::Inet => vec![vec![
-                word(Field::DestinationHere, "local"),
-                Statement::Accept,
-            ]],
-            // There no address is looked at, but the bridge has the NIC's Ethernet address then.
+            // There it came in by the bridge, whichever of its links that was.
+            Family::Inet => vec![vec![bit(TO_HOST), Statement::Accept]],
             Family::Bridge => {
                 let nics = self.around.uplinks.iter();
-                nics.map(|nic| {
-                    let to_it = word(Field::Meta("pkttype"), "host");
-                    vec![word(IN, nic), to_it, Statement::Accept]
-                })
-                .collect()
+                nics.map(|nic| vec![word(IN, nic), for_its_address(), Statement::Accept])
+                    .collect()
             }
         }
     }
 
     fn uplinks(&mut self, whose: &str) {
-        let mut inwards = vec![vec![Statement::ClearMarkBits(KNOWN | INVALID)]];
+        let mut inwards = vec![vec![Statement::ClearMarkBits(KNOWN | INVALID | TO_HOST)]];
+        if self.spec.network_type == NetworkType::Flat && self.stateful == Stateful::BrNetfilter {
+            inwards.push(vec![for_its_address(), Statement::SetMarkBits(TO_HOST)]);
+        }
         inwards.extend(foreign_tags());
         let mut outwards = vec![vec![tagged(), Statement::Drop]];
         let legs = self.leg_macs();
