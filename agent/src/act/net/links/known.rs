@@ -33,13 +33,16 @@ const LISTED_AT_LEAST: Duration = Duration::from_secs(60);
 const ROOM: usize = 2 << 20;
 /// How many messages are heard at once; after more everything is listed anew.
 const HEARD_MAX: usize = 10_000;
+/// How often everything is listed in a look while links go meanwhile.
+const LISTS: usize = 4;
 /// A link in so many is asked for by itself; if more changed, it is quicker to list them all.
 const FEW: usize = 4;
 
 /// The groups of messages (`RTMGRP_…`): links, qdiscs, addresses of IPv4 and of IPv6.
 const GROUPS: u32 = 0x1 | 0x8 | 0x10 | 0x100;
 /// The types of messages (`RTM_…`).
-const LINK: [u16; 2] = [16, 17];
+const LINK: u16 = 16;
+const LINK_GONE: u16 = 17;
 const ADDRESS: [u16; 2] = [20, 21];
 const QDISC: [u16; 2] = [36, 37];
 /// Bytes of the header that all messages have, and where in one of links the index is.
@@ -73,6 +76,10 @@ struct State {
     qdiscs: Option<ByLink<Qdiscs>>,
     /// Links that were told of and are to be asked for.
     changed: BTreeSet<u32>,
+    /// Whether a link went since they were listed.
+    gone: bool,
+    /// Whether something was not heard: everything has to be listed anew.
+    lost: bool,
 }
 
 impl Known {
@@ -87,9 +94,8 @@ impl Known {
         let state = current(&mut shared, links, Some(bridge)).await?;
         let addresses = match &state.addresses {
             Some(addresses) => Arc::clone(addresses),
-            None => Arc::new(links.all_addresses().await?),
+            None => state.list_addresses(links).await?,
         };
-        state.addresses = Some(Arc::clone(&addresses));
         Ok(Seen {
             links: state.links.values().cloned().collect(),
             addresses,
@@ -103,12 +109,14 @@ impl Known {
     ) -> Result<ByLink<Qdiscs>, NetError> {
         let mut shared = self.shared.lock().await;
         let state = current(&mut shared, links, None).await?;
-        let qdiscs = match &state.qdiscs {
-            Some(qdiscs) => Arc::clone(qdiscs),
-            None => Arc::new(links.qdiscs().await?),
-        };
-        state.qdiscs = Some(Arc::clone(&qdiscs));
-        Ok(qdiscs)
+        if let Some(qdiscs) = &state.qdiscs {
+            return Ok(Arc::clone(qdiscs));
+        }
+        let listed = Arc::new(links.qdiscs().await?);
+        state.qdiscs = Some(Arc::clone(&listed));
+        // What changed meanwhile is listed again with the next look.
+        state.lost |= !state.hear()?;
+        Ok(listed)
     }
 }
 
@@ -120,7 +128,7 @@ async fn current<'a>(
     asked: Option<&str>,
 ) -> Result<&'a mut State, NetError> {
     let known = match shared.take() {
-        Some(mut state) if state.listed.elapsed() < LISTED_AT_LEAST => {
+        Some(mut state) if !state.lost && state.listed.elapsed() < LISTED_AT_LEAST => {
             state.hear()?.then_some(state)
         }
         _ => None,
@@ -142,19 +150,49 @@ async fn current<'a>(
 impl State {
     /// Lists all links. What is told from before on is heard later.
     async fn list(links: &Links) -> Result<Self, NetError> {
-        let told = Told::open()?;
-        let listed = Instant::now();
-        let all = links.all().await?.into_iter();
-        Ok(Self {
-            told,
-            listed,
-            links: all
-                .map(|found| (found.index, Arc::new(slim(found))))
-                .collect(),
+        let mut state = Self {
+            told: Told::open()?,
+            listed: Instant::now(),
+            links: BTreeMap::new(),
             addresses: None,
             qdiscs: None,
             changed: BTreeSet::new(),
-        })
+            gone: false,
+            lost: false,
+        };
+        state.list_links(links).await?;
+        Ok(state)
+    }
+
+    /// The same again. A kernel before 6.10 leaves out links of a list in the middle of which others go, and tells nothing of these.
+    async fn list_links(&mut self, links: &Links) -> Result<(), NetError> {
+        for _ in 0..LISTS {
+            self.gone = false;
+            self.qdiscs = None;
+            let all = links.all().await?.into_iter();
+            self.links = all
+                .map(|found| (found.index, Arc::new(slim(found))))
+                .collect();
+            self.lost |= !self.hear()?;
+            if !self.gone {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the addresses of all links, with the same care.
+    async fn list_addresses(&mut self, links: &Links) -> Result<ByLink<BTreeSet<IpNet>>, NetError> {
+        let mut listed = Arc::default();
+        for _ in 0..LISTS {
+            listed = Arc::new(links.all_addresses().await?);
+            self.addresses = Some(Arc::clone(&listed));
+            self.lost |= !self.hear()?;
+            if self.addresses.is_some() {
+                break;
+            }
+        }
+        Ok(listed)
     }
 
     /// Hears what was told; whether that was everything.
@@ -164,6 +202,12 @@ impl State {
             match self.told.next()? {
                 Heard::Link(index) => {
                     self.changed.insert(index);
+                }
+                Heard::LinkGone(index) => {
+                    self.changed.insert(index);
+                    // They go with it untold, and the next one may have its index.
+                    self.qdiscs = None;
+                    self.gone = true;
                 }
                 Heard::Address => self.addresses = None,
                 Heard::Qdisc => self.qdiscs = None,
@@ -178,20 +222,13 @@ impl State {
     /// Asks for the links that were told of.
     async fn ask(&mut self, links: &Links) -> Result<(), NetError> {
         if self.changed.len() > self.links.len() / FEW {
-            let all = links.all().await?.into_iter();
-            self.links = all
-                .map(|found| (found.index, Arc::new(slim(found))))
-                .collect();
             self.changed.clear();
-            self.qdiscs = None;
+            self.list_links(links).await?;
         }
         while let Some(index) = self.changed.first().copied() {
             match links.find_index(index).await? {
                 Some(found) => {
-                    // A new one may have the index of one that had qdiscs.
-                    if self.links.insert(index, Arc::new(slim(found))).is_none() {
-                        self.qdiscs = None;
-                    }
+                    self.links.insert(index, Arc::new(slim(found)));
                 }
                 None => {
                     self.links.remove(&index);
@@ -238,6 +275,8 @@ fn slim(mut found: Found) -> Found {
 enum Heard {
     /// Something of this link changed, or of the port of a bridge that it is.
     Link(u32),
+    /// This link went, or left its bridge.
+    LinkGone(u32),
     /// Some link's addresses changed.
     Address,
     /// Some link's qdiscs changed.
@@ -296,7 +335,8 @@ fn heard(message: &[u8]) -> Heard {
     let kind = u16::from_ne_bytes(*kind);
     let index = message.get(INDEX..).and_then(|it| it.first_chunk::<4>());
     match index {
-        Some(index) if LINK.contains(&kind) => Heard::Link(u32::from_ne_bytes(*index)),
+        Some(index) if kind == LINK => Heard::Link(u32::from_ne_bytes(*index)),
+        Some(index) if kind == LINK_GONE => Heard::LinkGone(u32::from_ne_bytes(*index)),
         _ if ADDRESS.contains(&kind) => Heard::Address,
         _ if QDISC.contains(&kind) => Heard::Qdisc,
         _ => Heard::Other,
@@ -320,7 +360,7 @@ mod tests {
         let whole = INDEX + 4;
         for (kind, length, says) in [
             (16, whole, Heard::Link(7)),
-            (17, whole, Heard::Link(7)),
+            (17, whole, Heard::LinkGone(7)),
             (20, whole, Heard::Address),
             (21, HEADER, Heard::Address),
             (36, whole, Heard::Qdisc),
