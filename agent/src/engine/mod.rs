@@ -324,7 +324,7 @@ impl Engine {
     /// Compares the host with what passes left: what somebody else changed is looked at closely. What a pass left since the look began
     /// may be newer than what was seen, and is compared with the next one.
     fn seen(&mut self, since: Instant, domains: &[DomainObserved]) {
-        let now = Instant::now();
+        let moment = Moment::now();
         let found: HashMap<_, _> = domains.iter().map(|domain| (domain.uuid, domain)).collect();
         for (key, resource) in self
             .resources
@@ -333,7 +333,7 @@ impl Engine {
         {
             if resource.has_drifted(found.get(&key.id).copied()) {
                 tracing::info!(resource = %key, "the domain is no longer as it was left");
-                resource.wake(now);
+                resource.drifted(found.get(&key.id).copied(), moment);
             }
         }
         if std::mem::take(&mut self.libvirt_was_away) {

@@ -46,6 +46,8 @@ const POLL_MEMBERS: Duration = Duration::from_secs(1);
 const POLL_USERS: Duration = Duration::from_secs(2);
 /// Who waits for a network, a volume or a snapshot is woken when that is ready. This is for the case that nobody wakes it.
 const POLL_RESOURCE: Duration = Duration::from_secs(30);
+/// A guest that runs for as long as this has not crashed soon.
+const STEADY: Duration = Duration::from_secs(60);
 /// How often it is tried whether what was refused is possible by now: something foreign has gone, a disk is back.
 const POLL_REFUSED: Duration = Duration::from_secs(300);
 
@@ -70,6 +72,10 @@ pub(super) struct Resource {
     left: Option<Instant>,
     /// Passes that failed in a row.
     failures: u32,
+    /// Crashes of its guest in a row that came soon after a pass.
+    crashes: u32,
+    /// The end of the pass after which the last crash was seen.
+    crashed_after: Option<Instant>,
     /// Whether the document came while this agent runs and was not carried out yet.
     fresh: bool,
 }
@@ -126,6 +132,8 @@ impl Resource {
             seen: None,
             left: None,
             failures: 0,
+            crashes: 0,
+            crashed_after: None,
             fresh: false,
         }
     }
@@ -136,6 +144,7 @@ impl Resource {
         self.document = document;
         self.fresh = true;
         self.failures = 0;
+        self.crashes = 0;
         self.waits_for = None;
         self.memory.asked = None;
         self.memory.nic_asked = None;
@@ -149,6 +158,33 @@ impl Resource {
     /// Something about it changed: look at it now.
     pub(super) const fn wake(&mut self, now: Instant) {
         self.due = Some(now);
+    }
+
+    /// Its domain is no longer as the last pass left it: look at it now. A guest that crashes soon after each start is not started as
+    /// fast as it crashes.
+    pub(super) fn drifted(&mut self, found: Option<&DomainObserved>, moment: Moment) {
+        if !found.is_some_and(has_crashed) {
+            return self.wake(moment.now);
+        }
+        if self.left == self.crashed_after {
+            // It was counted, and is due.
+            return;
+        }
+        let soon = self
+            .left
+            .is_some_and(|left| moment.now.saturating_duration_since(left) < STEADY);
+        self.crashes = if soon {
+            self.crashes.saturating_add(1)
+        } else {
+            0
+        };
+        self.crashed_after = self.left;
+        let pause = match self.crashes {
+            0 => Duration::ZERO,
+            crashes => backoff::after(crashes, moment.chance),
+        };
+        let at = moment.now + pause;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     /// Whether its tombstone was carried out, and nobody works on it.
@@ -407,6 +443,10 @@ const fn may_mend_itself(code: FaultCode) -> bool {
         | FaultCode::Unsupported
         | FaultCode::Internal => true,
     }
+}
+
+fn has_crashed(domain: &DomainObserved) -> bool {
+    domain.power_state == PowerState::Crashed || domain.off_reason == Some(OffReason::Crashed)
 }
 
 /// Whether a domain is the same in all that a pass decides by.

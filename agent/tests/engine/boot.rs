@@ -181,3 +181,41 @@ async fn a_guest_that_shall_not_be_started_after_a_crash_is_told_of_and_stays_of
     lab.wait_status(&start, ConvergeStatus::Converged).await;
     assert_eq!(lab.host.lives(wish.instance).starts, 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_crashes_after_each_start_is_started_less_and_less_often() {
+    const TEN_MINUTES: u64 = 600;
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let runs = || {
+        let lives = lab.host.lives(wish.instance);
+        lab.host.guest_has(wish.instance).map(|_| lives.starts)
+    };
+    let mut crashed = 0;
+    for _ in 0..TEN_MINUTES {
+        if let Some(starts) = runs()
+            && starts > crashed
+        {
+            crashed = starts;
+            lab.host.guest_crashes(wish.instance);
+            lab.host.tell_news();
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    // 1 s, 2 s, 4 s … 60 s.
+    assert!((8..=20).contains(&crashed), "started {crashed} times");
+
+    // Whoever wishes something new waits for nothing of that.
+    let again = wish.instance(2, |_| {});
+    lab.send(&again).await;
+    lab.wait_until("a start", || runs() > Some(crashed)).await;
+    lab.wait_status(&again, ConvergeStatus::Converged).await;
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(runs(), Some(crashed + 1), "it goes on");
+
+    // One that ran for a while is started at once.
+    lab.host.guest_crashes(wish.instance);
+    lab.host.tell_news();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(runs(), Some(crashed + 2));
+}
