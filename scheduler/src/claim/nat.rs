@@ -47,7 +47,7 @@ pub fn demand(nats: &Nats, asked: &[Asked<'_>], request: &mut Request) -> Result
                 request.nat.asked.push(words);
             }
         }
-        for (host, rejection) in nats.taken(one.network.id, network) {
+        for (host, rejection) in nats.newly_taken(one.network.id, network) {
             let rejection = match one.router {
                 None => rejection,
                 Some(router) => Rejection::Routed {
@@ -86,9 +86,10 @@ pub async fn changed(
             .find_map(|host| Some((writing.cloud.table().host(*host)?, taken.get(host)?)));
         if let Some((host, rejection)) = clash {
             return Err(conflict(format!(
-                "network {} is on host {}, and {rejection}",
+                "network {} is on host {}, and {}",
                 row.name,
-                host.facts().name
+                host.facts().name,
+                rejection.for_owner()
             )));
         }
     }

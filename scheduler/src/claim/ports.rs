@@ -57,6 +57,8 @@ pub enum Purpose {
     Creation,
     /// To know what would become of them: nothing is made.
     Question,
+    /// To know how many there could be: nothing is made, and what others use counts for nothing: addresses, and ports.
+    Count,
 }
 
 /// The ports that an instance shall have.
@@ -169,7 +171,9 @@ impl Addresses {
         });
         if let Some(port) = &attachment.port {
             let row = resolve(db, project, port).await?;
-            check_free(db, &row, project).await?;
+            if self.purpose != Purpose::Count {
+                check_free(db, &row, project).await?;
+            }
             let groups: Vec<SecurityGroupId> = row.wishes.security_groups.iter().copied().collect();
             for group in group_rows::of_ids(db, &groups).await? {
                 let key = (project.clone(), group.id.to_string());
@@ -245,7 +249,7 @@ impl Addresses {
         }
         let row = match self.purpose {
             Purpose::Creation => security_groups::resolve_or_make(db, project, group, now).await?,
-            Purpose::Question => {
+            Purpose::Question | Purpose::Count => {
                 match security_groups::resolve_if_made(db, project, group).await? {
                     Some(row) => row,
                     None => return Ok(None),
@@ -314,7 +318,9 @@ impl Addresses {
         }
         let network = networks::resolve(db, project, network).await?;
         // Two names may lead to one network: what is known of its addresses stays.
-        if let Entry::Vacant(unknown) = self.macs.entry(network.id) {
+        if self.purpose != Purpose::Count
+            && let Entry::Vacant(unknown) = self.macs.entry(network.id)
+        {
             let mut macs = ports::macs_in_use(db, network.id).await?;
             macs.extend(routers::macs_in_use(db, network.id).await?);
             unknown.insert(macs);

@@ -159,6 +159,25 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// The same in words for the owner of what was refused: without another network on the host, which may be anybody's.
+    #[must_use]
+    pub fn for_owner(&self) -> String {
+        match self {
+            Self::NatAddresses { needed, .. } => format!(
+                "needs {needed} for itself, as a nat network does, and another one has some of it there"
+            ),
+            Self::Routed {
+                router,
+                network,
+                reason,
+            } => format!(
+                "router {router} joins network {network}, which {}",
+                reason.for_owner()
+            ),
+            other => other.to_string(),
+        }
+    }
+
     /// How much was missing, in the unit of what was missing; zero where nothing is counted.
     ///
     /// For an instance larger than its host: what both the host and what is left of it would have to grow by.

@@ -90,10 +90,7 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
             reason,
         } => public_reason(reason)
             .map(|reason| format!("router {router} joins network {network}, which {reason}")),
-        // The other network may be anybody's.
-        Rejection::NatAddresses { needed, .. } => Some(format!(
-            "needs {needed} for itself, as a nat network does, and another one has some of it there"
-        )),
+        Rejection::NatAddresses { .. } => Some(rejection.for_owner()),
         // It has the id of the one that was.
         Rejection::NotRequested { .. } => Some("another host was asked for".to_owned()),
         Rejection::NoProperty { .. } | Rejection::NoPhysicalNetwork { .. } => None,

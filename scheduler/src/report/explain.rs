@@ -23,7 +23,7 @@ use crate::{
             resolve,
         },
         invalid,
-        ports::{Addresses, PortsOf, Purpose},
+        ports::{Addresses, Planned, PortsOf, Purpose},
         routers::joined::Joined,
     },
     context::{Context, Image},
@@ -58,14 +58,15 @@ pub async fn place(
     context: &Context,
     request: &PlacementPlace,
 ) -> Result<DecisionView, ClaimError> {
-    let mut image = context.image().await?;
     let wanted = Wanted {
         project: &request.project,
         flavor: request.flavor,
         hints: &request.hints,
         networks: &request.networks,
     };
-    let Resolved { request, .. } = wanted.resolve(context, &image).await?;
+    let ports = wanted.ports(context, Purpose::Question).await?;
+    let mut image = context.image().await?;
+    let Resolved { request, .. } = wanted.resolve(context, &image, &ports).await?;
     let decided = image.decide(&request);
     Ok(decision::view(&decided, 1, Utc::now()))
 }
@@ -84,14 +85,15 @@ pub async fn capacity(
             request.most
         )));
     }
-    let mut image = context.image().await?;
     let wanted = Wanted {
         project: &request.project,
         flavor: request.flavor,
         hints: &request.hints,
         networks: &request.networks,
     };
-    let resolved = wanted.resolve(context, &image).await?;
+    let ports = wanted.ports(context, Purpose::Count).await?;
+    let mut image = context.image().await?;
+    let resolved = wanted.resolve(context, &image, &ports).await?;
     let answer = image.capacity(&resolved.request, u64::from(request.most));
     Ok(decision::capacity(&answer, Utc::now()))
 }
@@ -105,14 +107,31 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// What creating it would ask of hosts, and what that would refuse.
-    async fn resolve(&self, context: &Context, image: &Image<'_>) -> Result<Resolved, ClaimError> {
+    /// The ports that it would have. While they are looked up nobody's writing waits.
+    async fn ports(&self, context: &Context, purpose: Purpose) -> Result<Planned, ClaimError> {
         let mut mistakes = flavor_mistakes(self.flavor);
         mistakes.extend(hints::mistakes(self.hints, None));
         mistakes.extend(network_mistakes(self.networks));
         if !mistakes.is_empty() {
             return Err(invalid(mistakes.join("; ")));
         }
+        let of = PortsOf {
+            instance: InstanceId::new(),
+            project: self.project,
+            networks: self.networks,
+        };
+        Addresses::of(purpose)
+            .plan(context.store.pool(), of, Utc::now())
+            .await
+    }
+
+    /// What creating it with these ports would ask of hosts, and what that would refuse.
+    async fn resolve(
+        &self,
+        context: &Context,
+        image: &Image<'_>,
+        ports: &Planned,
+    ) -> Result<Resolved, ClaimError> {
         let asker = Asker {
             project: self.project,
             seed: 0,
@@ -122,15 +141,7 @@ impl Wanted<'_> {
         let mut resolved = Lookups::default()
             .resolve(db, image, asker, self.flavor, self.hints)
             .await?;
-        let of = PortsOf {
-            instance: InstanceId::new(),
-            project: self.project,
-            networks: self.networks,
-        };
-        let planned = Addresses::of(Purpose::Question)
-            .plan(db, of, Utc::now())
-            .await?;
-        planned
+        ports
             .demand(db, image, &mut Joined::default(), &mut resolved.request)
             .await?;
         Ok(resolved)

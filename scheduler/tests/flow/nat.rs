@@ -47,6 +47,9 @@ fn on(name: &str, network: &str, host: Option<&str>) -> InstanceCreate {
     wanted
 }
 
+/// The same for who may not know of the other one.
+const TAKEN_BY_SOMEBODY: &str =
+    "needs 10.0.0.0/16 for itself, as a nat network does, and another one has some of it there";
 const TAKEN: &str = "needs 10.0.0.0/16 for itself, as a nat network does, and nat network home has 10.0.0.0/24 there";
 
 /// Carries everything out, until a network's tombstone came.
@@ -204,7 +207,7 @@ async fn what_routers_join_counts_as_well() {
     cloud.ok(on("beside", "green", None)).await;
     cloud.ok(add("r2", "green")).await;
     let refusal = cloud
-        .refused(by("r2", "lab", "10.0.0.78"), Conflict, TAKEN)
+        .refused(by("r2", "lab", "10.0.0.78"), Conflict, TAKEN_BY_SOMEBODY)
         .await;
     let who = "host hv1 of instance beside cannot build network lab";
     assert!(refusal.message.contains(who), "{refusal}");
@@ -240,7 +243,7 @@ async fn a_network_that_hosts_have_gets_no_addresses_of_others_there() {
         let wish = json!({ "instance": vm.id, "new_port": port });
         request::<InstanceAttachInterface>(wish)
     };
-    let why = format!("host hv1 cannot build network lab: {TAKEN}");
+    let why = format!("host hv1 cannot build network lab: {TAKEN_BY_SOMEBODY}");
     cloud.refused(plug("lab"), Conflict, &why).await;
 
     let more = |gateway: Value| {

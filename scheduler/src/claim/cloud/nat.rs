@@ -88,17 +88,12 @@ impl Nats {
     #[must_use]
     pub fn taken(&self, id: NetworkId, network: &NatNetwork) -> BTreeMap<HostId, Rejection> {
         let mut taken = BTreeMap::new();
+        let others = self.0.iter().filter(|(other, _)| **other != id);
         // Always the same of several, whatever the order in memory.
-        let others: BTreeMap<NetworkId, &Held> = self
-            .0
-            .iter()
-            .filter(|(other, _)| **other != id)
-            .map(|(other, held)| (*other, held))
+        let meeting: BTreeMap<NetworkId, (&Held, (Cidr, Cidr))> = others
+            .filter_map(|(other, held)| Some((*other, (held, network.meets(&held.network)?))))
             .collect();
-        for held in others.into_values() {
-            let Some((needed, found)) = network.meets(&held.network) else {
-                continue;
-            };
+        for (held, (needed, found)) in meeting.into_values() {
             for host in &held.hosts {
                 taken
                     .entry(*host)
@@ -109,6 +104,14 @@ impl Nats {
                     });
             }
         }
+        taken
+    }
+
+    /// The same of the hosts that do not have the network yet: where it is already, one port more brings no addresses.
+    #[must_use]
+    pub fn newly_taken(&self, id: NetworkId, network: &NatNetwork) -> BTreeMap<HostId, Rejection> {
+        let mut taken = self.taken(id, network);
+        taken.retain(|host, _| !self.has(*host, id));
         taken
     }
 
@@ -200,6 +203,26 @@ mod tests {
         check(&["192.168.0.0/24", "10.0.1.0/24"], &["10.0.0.0/16"], both);
         let both = Some(("10.0.0.0/16", "10.0.1.0/24"));
         check(&["10.0.0.0/16"], &["192.168.0.0/24", "10.0.1.0/24"], both);
+    }
+
+    /// As hosts may have two from before anybody saw to that.
+    #[test]
+    fn a_network_that_a_host_has_is_refused_nothing_there() {
+        let mut nats = Nats::default();
+        let (both, one) = (HostId::new(), HostId::new());
+        let (a, b) = (NetworkId::new(), NetworkId::new());
+        let of = |name| network(name, &["10.0.0.0/24"]);
+        nats.hold(both, a, of("a"));
+        nats.hold(both, b, of("b"));
+        nats.hold(one, b, of("b"));
+        let hosts = |taken: BTreeMap<HostId, Rejection>| taken.into_keys().collect::<Vec<_>>();
+        assert_eq!(hosts(nats.newly_taken(a, &of("a"))), [one]);
+        assert_eq!(hosts(nats.newly_taken(b, &of("b"))), []);
+        assert_eq!(
+            nats.taken(a, &of("a")).len(),
+            2,
+            "what it is must not change there"
+        );
     }
 
     #[test]

@@ -197,9 +197,10 @@ async fn check_reach(
         .await?;
     place::reaches_networks(&request, known).map_err(|rejection| {
         conflict(format!(
-            "host {} cannot build network {}: {rejection}",
+            "host {} cannot build network {}: {}",
             known.facts().name,
-            network.name
+            network.name,
+            rejection.for_owner()
         ))
     })
 }

@@ -127,7 +127,7 @@ async fn refusal(
     let mut named: BTreeMap<HostId, Vec<String>> = BTreeMap::new();
     for of in lacking {
         if named.len() < NAMED || named.contains_key(&of.host_id) {
-            let text = format!("network {}: {}", of.network, of.rejection);
+            let text = format!("network {}: {}", of.network, of.rejection.for_owner());
             named.entry(of.host_id).or_default().push(text);
         }
     }

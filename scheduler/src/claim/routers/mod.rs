@@ -133,7 +133,9 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
         uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
     check_routes(writing.txn(), &row, &legs).await?;
-    if (row.admin_state_up, row.external_network_id) != (was_up, before) {
+    // What it does not need any more no host must be able to.
+    let leads_elsewhere = row.external_network_id.is_some() && row.external_network_id != before;
+    if !was_up || leads_elsewhere {
         able::check_hosts(writing, &row, &legs).await?;
     }
     let updated = routers::update(writing.txn(), &row).await;
