@@ -2,8 +2,8 @@
 //! each operation ends as its documents say, a guest that should have stayed on did, and nothing is left at the end.
 //!
 //! One table of operations, real libvirt, real QEMU, real files; inbox, journal and engine as they are, over a broker in
-//! memory. `engine/law.rs` runs thousands of such schedules over fake hosts; here every step there is meets every kind of
-//! death once.
+//! memory. `engine/law.rs` runs thousands of such schedules over fake hosts, with every step; here every kind of step that an operation
+//! has meets every kind of death once.
 
 #![expect(
     clippy::unwrap_used,

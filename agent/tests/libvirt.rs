@@ -6,6 +6,8 @@
     reason = "in a test, a panic is a failed assertion"
 )]
 
+#[path = "libvirt/devices.rs"]
+mod devices;
 #[path = "libvirt/events.rs"]
 mod events;
 #[path = "libvirt/full.rs"]
@@ -16,6 +18,8 @@ mod nics;
 mod orphans;
 #[path = "libvirt/scsi.rs"]
 mod scsi;
+#[path = "libvirt/shell.rs"]
+mod shell;
 #[path = "libvirt/size.rs"]
 mod size;
 mod support;
@@ -23,7 +27,7 @@ mod support;
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,

@@ -665,7 +665,7 @@ fn every_operation_ends_as_its_documents_say_whatever_goes_wrong_at_whatever_ste
     let broken = broken.into_inner().unwrap();
     assert!(broken.is_empty(), "broken: {broken:#?}");
     if filter.is_empty() {
-        assert!(schedules >= 2000, "{schedules}");
+        assert!(schedules >= 7500, "{schedules}");
         // All but the one that is nothing.
         assert_eq!(disturbed.len(), DISTURBANCES.len() - 1);
     }

@@ -139,20 +139,30 @@ async fn a_network_becomes_one_of_any_other_type() {
 #[tokio::test(start_paused = true)]
 async fn what_the_kernel_lacks_is_a_fault_until_it_is_there() {
     let lab = lab().await;
-    let lacking = HostUplinks {
-        lacks: BTreeMap::from([(Feature::Vlan, "modprobe 8021q".to_owned())]),
-        ..uplinks()
-    };
-    lab.host.have_uplinks(lacking);
-    let wish = Wish::new(&lab);
-    let document = of_type(&wish, 1, NetworkType::Vlan);
-    lab.send(&document).await;
-    let report = lab.wait_status(&document, ConvergeStatus::Failed).await;
-    let fault = report.fault.unwrap();
-    assert_eq!(fault.code, FaultCode::Unsupported);
-    assert!(fault.message.contains("8021q"), "{fault:?}");
-    lab.host.have_uplinks(uplinks());
-    lab.wait_status(&document, ConvergeStatus::Converged).await;
+    for (feature, network_type) in [
+        (Feature::Vlan, NetworkType::Vlan),
+        (Feature::Vxlan, NetworkType::Vxlan),
+        (Feature::Nat, NetworkType::Nat),
+    ] {
+        let what_helps = format!("what helps {feature:?}");
+        let lacking = HostUplinks {
+            lacks: BTreeMap::from([(feature, what_helps.clone())]),
+            ..uplinks()
+        };
+        lab.host.have_uplinks(lacking);
+        let wish = Wish::new(&lab);
+        let document = of_type(&wish, 1, network_type);
+        lab.send(&document).await;
+        let report = lab.wait_status(&document, ConvergeStatus::Failed).await;
+        let fault = report.fault.unwrap();
+        assert_eq!(fault.code, FaultCode::Unsupported, "{feature:?}");
+        assert!(fault.message.contains(&what_helps), "{fault:?}");
+        lab.host.have_uplinks(uplinks());
+        lab.wait_status(&document, ConvergeStatus::Converged).await;
+        let last = document.tombstone();
+        lab.send(&last).await;
+        lab.wait_status(&last, ConvergeStatus::Gone).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
