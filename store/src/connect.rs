@@ -140,6 +140,10 @@ fn sqlite_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
 
 fn pool_options<D: sqlx::Database>(max_connections: u32) -> PoolOptions<D> {
     PoolOptions::new()
+        // With either, sqlx looks at idle connections from time to time, as many as a counter says that is below zero for moments: then it
+        // never ends, and keeps a thread busy for ever. A connection that died is found when it is used.
+        .idle_timeout(None)
+        .max_lifetime(None)
         .max_connections(max_connections)
         .acquire_timeout(ACQUIRE_LIMIT)
         // A call that was given up leaves its connection in the middle of an exchange. Only a connection that
@@ -317,6 +321,15 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A thread of a test was busy for ever with them, which happens by chance alone.
+    #[test]
+    fn nobody_looks_after_idle_connections() {
+        let options = pool_options::<Sqlite>(4);
+        assert_eq!(options.get_idle_timeout(), None);
+        assert_eq!(options.get_max_lifetime(), None);
+        assert!(options.get_test_before_acquire());
+    }
 
     #[test]
     fn a_wrong_address_is_refused_without_showing_its_password() {
