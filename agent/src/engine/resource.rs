@@ -72,8 +72,10 @@ pub(super) struct Resource {
     left: Option<Instant>,
     /// Passes that failed in a row.
     failures: u32,
-    /// Crashes of its guest in a row that came soon after a pass.
+    /// Crashes of its guest in a row that came soon after the start that the last one asked for.
     crashes: u32,
+    /// When that start was due.
+    restarted: Option<Instant>,
     /// The end of the pass after which the last crash was seen.
     crashed_after: Option<Instant>,
     /// Whether the document came while this agent runs and was not carried out yet.
@@ -133,6 +135,7 @@ impl Resource {
             left: None,
             failures: 0,
             crashes: 0,
+            restarted: None,
             crashed_after: None,
             fresh: false,
         }
@@ -145,6 +148,7 @@ impl Resource {
         self.fresh = true;
         self.failures = 0;
         self.crashes = 0;
+        self.restarted = None;
         self.waits_for = None;
         self.memory.asked = None;
         self.memory.nic_asked = None;
@@ -166,13 +170,13 @@ impl Resource {
         if !found.is_some_and(has_crashed) {
             return self.wake(moment.now);
         }
-        if self.left == self.crashed_after {
-            // It was counted, and is due.
+        let is_counted = self.crashed_after.is_some() && self.crashed_after == self.left;
+        if is_counted && self.due.is_some() {
             return;
         }
         let soon = self
-            .left
-            .is_some_and(|left| moment.now.saturating_duration_since(left) < STEADY);
+            .restarted
+            .is_some_and(|at| moment.now.saturating_duration_since(at) < STEADY);
         self.crashes = if soon {
             self.crashes.saturating_add(1)
         } else {
@@ -184,6 +188,7 @@ impl Resource {
             crashes => backoff::after(crashes, moment.chance),
         };
         let at = moment.now + pause;
+        self.restarted = Some(at);
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 

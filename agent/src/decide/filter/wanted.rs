@@ -358,7 +358,12 @@ impl Filter<'_> {
         }
         match family {
             // There it came in by the bridge, whichever of its links that was.
-            Family::Inet => vec![vec![bit(TO_HOST), Statement::Accept]],
+            Family::Inet => vec![vec![
+                bit(TO_HOST),
+                // Others on the host may mean something else by it.
+                Statement::ClearMarkBits(TO_HOST),
+                Statement::Accept,
+            ]],
             Family::Bridge => {
                 let nics = self.around.uplinks.iter();
                 nics.map(|nic| vec![word(IN, nic), for_its_address(), Statement::Accept])

@@ -170,14 +170,17 @@ impl State {
             self.gone = false;
             self.qdiscs = None;
             let all = links.all().await?.into_iter();
+            self.changed.clear();
             self.links = all
                 .map(|found| (found.index, Arc::new(slim(found))))
                 .collect();
             self.lost |= !self.hear()?;
             if !self.gone {
-                break;
+                return Ok(());
             }
         }
+        // It has to do for this look.
+        self.lost = true;
         Ok(())
     }
 
@@ -185,13 +188,15 @@ impl State {
     async fn list_addresses(&mut self, links: &Links) -> Result<ByLink<BTreeSet<IpNet>>, NetError> {
         let mut listed = Arc::default();
         for _ in 0..LISTS {
+            self.gone = false;
             listed = Arc::new(links.all_addresses().await?);
             self.addresses = Some(Arc::clone(&listed));
             self.lost |= !self.hear()?;
-            if self.addresses.is_some() {
-                break;
+            if self.addresses.is_some() && !self.gone {
+                return Ok(listed);
             }
         }
+        self.lost = true;
         Ok(listed)
     }
 
@@ -222,7 +227,6 @@ impl State {
     /// Asks for the links that were told of.
     async fn ask(&mut self, links: &Links) -> Result<(), NetError> {
         if self.changed.len() > self.links.len() / FEW {
-            self.changed.clear();
             self.list_links(links).await?;
         }
         while let Some(index) = self.changed.first().copied() {
