@@ -171,8 +171,9 @@ impl Addresses {
         });
         if let Some(port) = &attachment.port {
             let row = resolve(db, project, port).await?;
+            check_project(&row, project)?;
             if self.purpose != Purpose::Count {
-                check_free(db, &row, project).await?;
+                check_free(db, &row).await?;
             }
             let groups: Vec<SecurityGroupId> = row.wishes.security_groups.iter().copied().collect();
             for group in group_rows::of_ids(db, &groups).await? {
@@ -440,19 +441,20 @@ pub fn called(row: &PortRow) -> String {
         .map_or_else(|| row.id.to_string(), ToString::to_string)
 }
 
-/// Refuses a port that is of an instance, or of another project.
-async fn check_free(
-    db: &impl Executor,
-    row: &PortRow,
-    project: &ProjectName,
-) -> Result<(), ClaimError> {
-    if row.project != *project {
-        return Err(invalid(format!(
-            "port {} is of project {}, and the instance of project {project}: they must be of the same",
-            called(row),
-            row.project
-        )));
+/// A port goes to an instance of its own project.
+fn check_project(row: &PortRow, project: &ProjectName) -> Result<(), ClaimError> {
+    if row.project == *project {
+        return Ok(());
     }
+    Err(invalid(format!(
+        "port {} is of project {}, and the instance of project {project}: they must be of the same",
+        called(row),
+        row.project
+    )))
+}
+
+/// Refuses a port that is of an instance.
+async fn check_free(db: &impl Executor, row: &PortRow) -> Result<(), ClaimError> {
     let Some(attachment) = row.attachment else {
         return Ok(());
     };

@@ -28,7 +28,7 @@ use berth_store::{
 use super::{
     Addresses, NewPort, called,
     change::{check_same, remove},
-    check_free, demand, resolve, taken, touch_members,
+    check_free, check_project, demand, resolve, taken, touch_members,
     wishes::SecurityWish,
 };
 use crate::{
@@ -79,7 +79,8 @@ async fn attach_given(
     if has_it {
         return Ok(());
     }
-    check_free(writing.txn(), &row, &instance.project).await?;
+    check_project(&row, &instance.project)?;
+    check_free(writing.txn(), &row).await?;
     let host = check_instance(writing, instance)?;
     let network = network_rows::get(writing.txn(), row.network_id).await?;
     if let Some(network) = network {
