@@ -23,6 +23,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use berth_common::ids::HostId;
@@ -38,6 +39,10 @@ use crate::act::storage::atomic::{TEMPORARY_PREFIX, write_atomically};
 const PASSAGE: u32 = 0o711;
 /// Nobody else needs it.
 const PRIVATE: u32 = 0o700;
+/// How long the lock is waited for: an agent that was killed in the middle of starting a tool leaves it to that tool for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is tried.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -223,14 +228,23 @@ fn lock(root: &Path) -> Result<Flock<File>, StateError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed("open the lock", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => StateError::Locked(root.to_owned()),
-        other => StateError::Io {
-            operation: "lock",
-            path,
-            source: other.into(),
-        },
-    })
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    let mut file = file;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < give_up => file = again,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Locked(root.to_owned())),
+            Err((_, other)) => {
+                return Err(StateError::Io {
+                    operation: "lock",
+                    path,
+                    source: other.into(),
+                });
+            }
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
 }
 
 /// The content of a small file; `None`: there is none.
@@ -326,6 +340,19 @@ mod tests {
             fs::metadata(&root).unwrap().permissions().mode() & 0o777,
             PASSAGE
         );
+    }
+
+    /// As a tool does that was being started when the agent before was killed.
+    #[test]
+    fn a_lock_that_is_held_for_a_moment_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = StateDir::open(directory.path()).unwrap();
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(first);
+        });
+        assert!(StateDir::open(directory.path()).is_ok());
+        holder.join().unwrap();
     }
 
     #[test]
