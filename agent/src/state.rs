@@ -221,7 +221,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), StateError> {
 
 fn lock(root: &Path) -> Result<Flock<File>, StateError> {
     let path = root.join("lock");
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
@@ -229,7 +229,6 @@ fn lock(root: &Path) -> Result<Flock<File>, StateError> {
         .open(&path)
         .map_err(failed("open the lock", &path))?;
     let give_up = Instant::now() + LOCK_PATIENCE;
-    let mut file = file;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
