@@ -19,7 +19,7 @@ mod isolation;
 use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -35,7 +35,7 @@ use berth_agent::decide::{
 use berth_common::document::{
     AddressPair, NetworkSpec, PortRange, RuleDirection, RuleProtocol, RuleRemote,
 };
-use frames::{MARK, hostile, legitimate};
+use frames::{MARK, announcement, hostile, legitimate, mac};
 use host::{Host, group, inside, isolated, nft, rule};
 use isolation::{ip, run, slowness, wait_for};
 
@@ -307,6 +307,58 @@ fn nothing_of_a_hostile_guest_reaches_anyone_and_all_of_it_is_counted() {
                 bad.send(&legitimate()[0].1);
                 for sight in sight {
                     assert!(!sight.saw(frames::HOSTILE, 1), "{what} reached somebody");
+                }
+            }
+        },
+    );
+}
+
+/// The kernel asks fewer rules about such frames, or none, takes them for the host's own, and learns who sent them.
+#[test]
+fn what_bridges_keep_to_themselves_reaches_neither_the_host_nor_its_tables() {
+    isolated(
+        "what_bridges_keep_to_themselves_reaches_neither_the_host_nor_its_tables",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11, 12]);
+            spec.ports[2].security = None;
+            host.converge(Some(&spec)).await;
+            let guests = [0, 1, 2].map(|n| host.plug(&spec, n));
+            let own = Ipv4Addr::new(192, 0, 2, 1);
+            ip(&format!("address add {own}/32 dev lo"));
+            for link in ["all".to_owned(), names::tap(spec.ports[0].id)] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/rp_filter"), "0").unwrap();
+            }
+            let heard = UdpSocket::bind((own, 2000)).unwrap();
+            heard.set_nonblocking(true).unwrap();
+            // Where guest 11 is: the bridge learns it from what that guest says.
+            guests[1].send(&announcement(mac(11), [10, 0, 0, 11]));
+            let place = || {
+                let list: serde_json::Value =
+                    serde_json::from_str(&run("bridge", &["-j", "fdb"])).unwrap();
+                let entries = list.as_array().unwrap().iter();
+                let links: Vec<String> = entries
+                    .filter(|entry| entry["mac"] == "52:54:00:00:00:0b")
+                    .map(|entry| entry["ifname"].as_str().unwrap().to_owned())
+                    .collect();
+                links
+            };
+            let learned = vec![names::tap(spec.ports[1].id)];
+            assert_eq!(place(), learned);
+            for port in [0, 2] {
+                for (what, frame) in frames::reserved(own.octets(), 2000) {
+                    let before = host.drops(&spec, port, "reserved");
+                    guests[port].send(&frame);
+                    wait_for(
+                        &format!("{what} to be counted"),
+                        PATIENCE * slowness(),
+                        || {
+                            let now = host.drops(&spec, port, "reserved");
+                            (now > before, now)
+                        },
+                    );
+                    let nothing = heard.recv(&mut [0; 64]).map_err(|error| error.kind());
+                    assert_eq!(nothing, Err(std::io::ErrorKind::WouldBlock), "{what}");
+                    assert_eq!(place(), learned, "{what}");
                 }
             }
         },

@@ -398,6 +398,21 @@ pub(crate) fn hostile() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     ]
 }
 
+/// What guest 10 sends to the host at an address of its own, each in a frame to one of the addresses that bridges keep to themselves,
+/// as itself and as guest 11.
+pub(crate) fn reserved(host: [u8; 4], port: u16) -> Vec<(String, Vec<u8>)> {
+    let mut frames = Vec::new();
+    for last in [2, 3, 0xd, 0xe, 0xf] {
+        for from in [10, 11] {
+            let packet = ipv4(A, host, UDP, &udp(1000, port, HOSTILE));
+            let to = [1, 0x80, 0xc2, 0, 0, last];
+            let what = format!("to 01:80:c2:00:00:{last:02x} as guest {from}");
+            frames.push((what, ethernet(to, mac(from), IPV4, &packet)));
+        }
+    }
+    frames
+}
+
 /// What comes in by an uplink and must not: the same address is here as well, or berth alone speaks so in the network.
 pub(crate) fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
     let other = mac(200);
@@ -454,6 +469,10 @@ pub(crate) fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
                 IPV6,
                 &icmp6(link_local(200), ALL, &router),
             ),
+        ),
+        (
+            "what a switch tells of itself by LLDP",
+            ethernet([1, 0x80, 0xc2, 0, 0, 0xe], other, 0x88cc, HOSTILE),
         ),
     ]
 }

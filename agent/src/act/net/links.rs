@@ -581,6 +581,7 @@ fn with_bridge_options(builder: LinkMessageBuilder<LinkBridge>) -> LinkMessageBu
     with_stp(builder)
         .append_info_data(InfoBridge::ForwardDelay(wanted.forward_delay))
         .append_info_data(InfoBridge::MulticastSnooping(wanted.multicast_snooping))
+        .append_info_data(InfoBridge::GroupFwdMask(wanted.group_fwd_mask))
 }
 
 impl From<LinkMessage> for Found {
@@ -776,12 +777,14 @@ fn bridge(options: &[InfoBridge]) -> BridgeOptions {
         stp: false,
         forward_delay: 0,
         multicast_snooping: false,
+        group_fwd_mask: 0,
     };
     for option in options {
         match option {
             InfoBridge::StpState(state) => bridge.stp = *state != BridgeStpState::Disabled,
             InfoBridge::ForwardDelay(delay) => bridge.forward_delay = *delay,
             InfoBridge::MulticastSnooping(on) => bridge.multicast_snooping = *on,
+            InfoBridge::GroupFwdMask(mask) => bridge.group_fwd_mask = *mask,
             _ => {}
         }
     }

@@ -17,8 +17,8 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use super::{
     nft::{
-        ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, OUT, Op, Operand, Rule, Statement,
-        TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO, is, named, number, word, words,
+        ABOVE, ETHER_TYPE, Family, Field, ICMP4, ICMP6, IN, L4, MAC_TO, OUT, Op, Operand, Rule,
+        Statement, TABLE, TCP_FROM, TCP_TO, UDP_FROM, UDP_TO, is, named, number, word, words,
     },
     part::{Name, Stray},
     reason::Reason,
@@ -78,6 +78,13 @@ pub const RECEIVED_ICMP6: [u32; 7] = [130, 131, 132, 134, 135, 136, 143];
 pub const ROUTER_ICMP6: [u32; 2] = [134, 137];
 /// The same in IPv4.
 pub const ROUTER_ICMP4: [u32; 2] = [5, 9];
+
+/// The Ethernet addresses that no bridge forwards (IEEE 802.1D): the first of a block of 16. Linux takes most of them for its own without
+/// asking where the rules of [`SOURCE`] are, and one of them, that of LLDP, without asking anybody, unless it is told to forward it
+/// ([`crate::decide::network::BridgeOptions::WANTED`]).
+const RESERVED: &str = "01:80:c2:00:00:00";
+/// That of LLDP, which is for whoever is at the other end of the cable, as for each of a bridge's ports.
+pub const LLDP: &str = "01:80:c2:00:00:0e";
 
 /// Links with names like these are taps of berth's; those that no map knows get and send nothing.
 const TAPS: &str = "btt*";
@@ -152,13 +159,23 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
                 word(IN, LINKS),
                 Statement::ClearMarkBits(KNOWN | INVALID | TO_HOST),
             ],
+            vec![
+                word(MAC_TO, LLDP),
+                word(IN, TAPS),
+                drop_as(Reason::Reserved),
+            ],
             vec![Statement::Vmap(IN, SOURCE)],
             unknown(IN),
         ],
     );
-    for name in ["egress-forward", "egress-input"] {
-        chain(bridge, name, vec![vec![Statement::Vmap(IN, EGRESS)]]);
-    }
+    let sent_by = || vec![Statement::Vmap(IN, EGRESS)];
+    chain(bridge, "egress-forward", vec![sent_by()]);
+    let reserved = vec![
+        word(Field::Block, RESERVED),
+        word(IN, TAPS),
+        drop_as(Reason::Reserved),
+    ];
+    chain(bridge, "egress-input", vec![reserved, sent_by()]);
     for name in ["ingress-forward", "ingress-output"] {
         chain(
             bridge,

@@ -89,6 +89,8 @@ pub enum Field {
     MarkBits(u32),
     /// The bit of the destination that tells a group of receivers from one.
     GroupBit,
+    /// The destination without its last four bits.
+    Block,
 }
 
 /// How a field and an operand are compared.
@@ -216,6 +218,7 @@ impl Field {
             Self::Meta(key) => put(out, format_args!("meta {key}")),
             Self::Ct(key) => put(out, format_args!("ct {key}")),
             Self::MarkBits(bits) => put(out, format_args!("meta mark & {bits:#x}")),
+            Self::Block => out.push_str("ether daddr & ff:ff:ff:ff:ff:f0"),
             Self::GroupBit => out.push_str("ether daddr & 01:00:00:00:00:00"),
         }
     }

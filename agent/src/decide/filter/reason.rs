@@ -19,6 +19,8 @@ pub enum Reason {
     Tagged,
     /// The guest sent something that is neither IPv4, IPv6 nor ARP.
     Ethertype,
+    /// The guest sent to an Ethernet address that bridges keep to themselves.
+    Reserved,
     /// The guest sent what belongs to no connection and begins none.
     InvalidEgress,
     /// The guest should have got such a packet.
@@ -31,7 +33,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::SpoofedMac,
         Self::SpoofedIp,
         Self::SpoofedArp,
@@ -40,6 +42,7 @@ impl Reason {
         Self::RogueRa,
         Self::Tagged,
         Self::Ethertype,
+        Self::Reserved,
         Self::InvalidEgress,
         Self::InvalidIngress,
         Self::DeniedEgress,
@@ -58,6 +61,7 @@ impl Reason {
             Self::RogueRa => "rogue_ra",
             Self::Tagged => "tagged",
             Self::Ethertype => "ethertype",
+            Self::Reserved => "reserved",
             Self::InvalidEgress => "invalid_egress",
             Self::InvalidIngress => "invalid_ingress",
             Self::DeniedEgress => "denied_egress",

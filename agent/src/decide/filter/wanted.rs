@@ -23,7 +23,7 @@ use ipnet::IpNet;
 
 use super::{
     base::{
-        ASKED, EGRESS, INGRESS, INVALID, KNOWN, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
+        ASKED, EGRESS, INGRESS, INVALID, KNOWN, LLDP, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
         STRANGERS, Stateful, TAGS, TO_HOST, UNTAGGED, ZONES, bit, drop_as, icmp6, tracking_family,
     },
     group, names,
@@ -377,6 +377,8 @@ impl Filter<'_> {
         if self.spec.network_type == NetworkType::Flat && self.stateful == Stateful::BrNetfilter {
             inwards.push(vec![for_its_address(), Statement::SetMarkBits(TO_HOST)]);
         }
+        // From one end of a cable to the other, which is not here.
+        inwards.push(vec![word(MAC_TO, LLDP), Statement::Drop]);
         inwards.extend(foreign_tags());
         let mut outwards = vec![vec![tagged(), Statement::Drop]];
         let legs = self.leg_macs();

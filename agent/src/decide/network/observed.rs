@@ -70,14 +70,19 @@ pub struct BridgeOptions {
     pub forward_delay: u32,
     /// Whether it filters multicast by who asked for it.
     pub multicast_snooping: bool,
+    /// Which of the Ethernet addresses that bridges keep to themselves it treats like others: bit n for `01:80:c2:00:00:0n`.
+    pub group_fwd_mask: u16,
 }
 
 impl BridgeOptions {
-    /// How berth's bridges work: a guest's packets pass at once, and nobody speaks but guests.
+    /// How berth's bridges work: a guest's packets pass at once, and nobody speaks but guests. What is for the address of LLDP is
+    /// forwarded, that is, shown to the packet filter, which drops it: the host's own IP stack would get it otherwise, whatever it is, and
+    /// its sender's address would be learned.
     pub const WANTED: Self = Self {
         stp: false,
         forward_delay: 0,
         multicast_snooping: false,
+        group_fwd_mask: 1 << 0xe,
     };
 }
 
