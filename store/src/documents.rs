@@ -73,6 +73,14 @@ const fn is_settled(status: ConvergeStatus) -> bool {
 }
 
 impl DocumentRow {
+    /// Whether the host shall not have the resource, and said so of the newest generation: what it said of one before, it said of what
+    /// it may have built again since.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let is_of_now = self.observed_generation == self.generation;
+        self.spec_json.is_none() && is_of_now && self.observed_status == Some(ConvergeStatus::Gone)
+    }
+
     /// Whether the host has yet to settle this generation.
     fn is_unconfirmed(&self) -> bool {
         self.observed_generation < self.generation || !self.observed_status.is_some_and(is_settled)
@@ -171,7 +179,8 @@ pub async fn of_keys(
     Ok(documents)
 }
 
-/// The networks of a type on the hosts that have them: that were told of one, and did not say since that it is gone.
+/// The networks of a type on the hosts that have them: that were told of one, and did not say since that it is gone
+/// ([`DocumentRow::is_gone`]).
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -188,7 +197,8 @@ pub async fn places_of_networks(
     let is_there = Condition::any()
         .add(Column::SpecJson.is_not_null())
         .add(Column::ObservedStatus.is_null())
-        .add(Column::ObservedStatus.ne(gone));
+        .add(Column::ObservedStatus.ne(gone))
+        .add(Expr::col(Column::ObservedGeneration).ne(Expr::col(Column::Generation)));
     let found: Vec<(String, String)> = document::Entity::find()
         .select_only()
         .columns([Column::HostId, Column::ResourceId])

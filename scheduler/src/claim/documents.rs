@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
-    message::report::ConvergeStatus,
     names::HostName,
     units::Generation,
 };
@@ -159,8 +158,7 @@ fn remember_nats(
         match row.filter(|_| wanted.contains_key(key)) {
             Some(row) => writing.cloud.hold_nat(host, row),
             None => {
-                let left = |row: &DocumentRow| row.observed_status != Some(ConvergeStatus::Gone);
-                if !before.get(key).is_some_and(left) {
+                if before.get(key).is_none_or(DocumentRow::is_gone) {
                     writing.cloud.release_nat(host, network);
                 }
             }

@@ -163,10 +163,19 @@ async fn addresses_are_free_again_when_the_host_says_that_the_network_is_gone() 
         .await;
     bury_network(&mut host).await;
     let second = on("second", "lab", None);
-    wait_until("the addresses are free", async || {
-        cloud.ok(place(&second)).await.chosen.is_some()
-    })
-    .await;
+    let free = async || cloud.ok(place(&second)).await.chosen.is_some();
+    wait_until("the addresses are free", free).await;
+    // Told of it again, the host may have built it, whatever it said before; it says nothing of it.
+    let again = on("again", "home", None);
+    cloud.ok(again.clone()).await;
+    cloud.ok(delete(again.id)).await;
+    host.bury(&cloud, &[again.id]).await;
+    assert_sound(&cloud).await;
+    cloud
+        .refused(on("early-too", "lab", None), NoValidHost, "for itself")
+        .await;
+    bury_network(&mut host).await;
+    wait_until("the addresses are free again", free).await;
     cloud.ok(second).await;
     assert_sound(&cloud).await;
 }

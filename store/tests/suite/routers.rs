@@ -466,6 +466,16 @@ async fn a_host_has_the_routers_of_its_ports_networks_and_what_is_theirs(
     };
     documents::mark_observed_many(db, &[gone]).await.unwrap();
     assert_eq!(there().await, [(one, outside.id)].into());
+    // What it said is of another time.
+    let gone = documents::get(db, two, key).await.unwrap().unwrap();
+    assert!(gone.is_gone());
+    let told_again = DocumentRow {
+        generation: gone.generation.next(),
+        ..gone
+    };
+    documents::upsert(db, &told_again).await.unwrap();
+    assert!(!told_again.is_gone());
+    assert_eq!(there().await, [(one, outside.id), (two, outside.id)].into());
     let local = documents::places_of_networks(db, NetworkType::Local).await;
     assert_eq!(local.unwrap(), []);
     let named = reach::instances_on(db, &everywhere).await.unwrap();
