@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -64,6 +67,8 @@ pub struct Context {
     cloud: tokio::sync::Mutex<Cloud>,
     liveness: Mutex<Liveness>,
     order: Mutex<ReportOrder>,
+    /// Whether a host may lack an address of an external subnet.
+    lacks_addresses: AtomicBool,
 }
 
 /// A transaction, and the right to be the only one: one logical writer claims serially, so there is nothing to
@@ -393,6 +398,8 @@ impl Context {
             cloud: tokio::sync::Mutex::new(cloud),
             liveness: Mutex::default(),
             order: Mutex::default(),
+            // Who led before may have known of some.
+            lacks_addresses: AtomicBool::new(true),
         };
         Ok((context, fresh))
     }
@@ -493,6 +500,16 @@ impl Context {
     /// Looks at or changes which reports are the newest. Never held over an await.
     pub fn order<T>(&self, look: impl FnOnce(&mut ReportOrder) -> T) -> T {
         look(&mut self.order.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A host got no address of an external subnet, or may lack one still.
+    pub fn lack_addresses(&self) {
+        self.lacks_addresses.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was said since this was last asked.
+    pub fn took_lack_of_addresses(&self) -> bool {
+        self.lacks_addresses.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a host's heartbeats arrive.

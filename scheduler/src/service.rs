@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    claim::ClaimError,
+    claim::{ClaimError, routers},
     config::Config,
     context::Context,
     dispatch::{self, Fresh},
@@ -41,6 +41,10 @@ const CHECK: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 /// How soon after a takeover for the first time.
 const FIRST_HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// How soon it is seen to that a host got no address of an external subnet.
+const FIRST_SUPPLY: Duration = Duration::from_secs(2);
+/// How often that is tried at the least, while it lacks one.
+const LAST_SUPPLY: Duration = Duration::from_secs(60);
 /// Rows deleted in one transaction.
 const SWEPT_AT_ONCE: u32 = 1000;
 /// How long the document of something that is gone is kept: twice as long as an agent keeps its tombstone, so that
@@ -249,6 +253,7 @@ pub fn watch(
     tasks.spawn(watch_reach(shared(), cancel.clone()));
     tasks.spawn(unfailing(watch_listening(shared(), cancel.clone())));
     tasks.spawn(unfailing(housekeeping(shared(), cancel.clone())));
+    tasks.spawn(unfailing(supply_addresses(shared(), cancel.clone())));
     tasks.spawn(unfailing(declare_host_queues(shared(), cancel.clone())));
 }
 
@@ -390,6 +395,29 @@ async fn housekeeping(context: Arc<Context>, cancel: CancellationToken) {
                     what = what.as_str(), error = %error_chain(&error), "housekeeping failed; trying again later"
                 );
             }
+        }
+    }
+}
+
+/// Gives hosts the addresses of external subnets that they lack, when there are any: nothing is asked while none lacks one.
+async fn supply_addresses(context: Arc<Context>, cancel: CancellationToken) {
+    let mut pause = FIRST_SUPPLY;
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        if !context.took_lack_of_addresses() {
+            pause = FIRST_SUPPLY;
+            continue;
+        }
+        let lacks = routers::supply::supply(&context).await;
+        if let Err(error) = &lacks {
+            tracing::warn!(error = %error_chain(error), "hosts that lack addresses get none; trying again later");
+        }
+        if lacks.unwrap_or(true) {
+            context.lack_addresses();
+            pause = (pause * 2).min(LAST_SUPPLY);
         }
     }
 }

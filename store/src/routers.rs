@@ -13,7 +13,7 @@ use berth_common::{
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    IntoActiveModel, QueryFilter, QueryOrder, QueryResult, QuerySelect, Statement, sea_query::Expr,
 };
 
 use crate::{
@@ -633,6 +633,59 @@ async fn told(
     let backend = db.handle().get_database_backend();
     let queries = bulk::queries_from(backend, ["network_id"], rows, text);
     places(db, queries, what).await
+}
+
+/// Hosts that were told of a router that is up, and have no address of a subnet that it leads out to.
+const WITHOUT_ADDRESS: &str = "FROM subnets AS s JOIN routers AS r ON r.external_network_id = s.network_id \
+     JOIN documents AS d ON d.resource_id = r.id AND d.kind = 'router' AND d.spec_json IS NOT NULL \
+     WHERE s.deleted_at IS NULL AND r.deleted_at IS NULL AND r.admin_state_up \
+     AND NOT EXISTS (SELECT 1 FROM router_gateways AS g \
+     WHERE g.router_id = r.id AND g.host_id = d.host_id AND g.subnet_id = s.id)";
+
+/// The external subnets of which a host that has a router lacks an address for it.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn short_subnets(db: &impl Executor) -> Result<BTreeSet<SubnetId>, StoreError> {
+    let connection = db.handle();
+    let query = Statement::from_string(
+        connection.get_database_backend(),
+        format!("SELECT DISTINCT s.id {WITHOUT_ADDRESS}"),
+    );
+    let found = connection
+        .query_all_raw(query)
+        .await
+        .map_err(failed("routers::short_subnets"))?;
+    let parse = |found: &QueryResult| {
+        let id: String = found
+            .try_get_by_index(0)
+            .map_err(failed("routers::short_subnets"))?;
+        let row = RowReader {
+            table: "subnets",
+            id: &id,
+        };
+        row.parsed("id", id.parse())
+    };
+    found.iter().map(parse).collect()
+}
+
+/// Hosts that lack an address of an external subnet, each with the router that it is for: no more than some.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn without_address(
+    db: &impl Executor,
+    subnet: SubnetId,
+    most: u32,
+) -> Result<BTreeSet<(HostId, RouterId)>, StoreError> {
+    let query = Statement::from_string(
+        db.handle().get_database_backend(),
+        format!(
+            "SELECT d.host_id, r.id AS router_id {WITHOUT_ADDRESS} AND s.id = '{subnet}' \
+             ORDER BY r.id, d.host_id LIMIT {most}"
+        ),
+    );
+    places(db, std::iter::once(query), "routers::without_address").await
 }
 
 /// A network on a host, as stored.

@@ -289,8 +289,9 @@ async fn without_an_address_left_a_host_has_the_router_all_the_same() {
     let mut host = Host::join(&cloud, "hv1").await;
     networks(&cloud).await;
     // A gateway, a DHCP server, and four more.
+    let mut taken = Vec::new();
     for _ in 0..4 {
-        cloud.ok(floating(None)).await;
+        taken.push(cloud.ok(floating(None)).await);
     }
     cloud
         .refused(floating(None), Conflict, "no address is free")
@@ -306,6 +307,23 @@ async fn without_an_address_left_a_host_has_the_router_all_the_same() {
     let gateway = seen.router().external_gateway.unwrap();
     assert_eq!(gateway.addresses[0].ip_address, None);
     assert!(show(&cloud, "r1").await.hosts[0].ip_addresses.is_empty());
+    // Nothing is done to the router: an address is free.
+    let freed = taken.swap_remove(1);
+    let delete = json!({ "floating_ip": freed.id });
+    cloud.ok(request::<FloatingIpDelete>(delete)).await;
+    let has_address = |spec: Option<&RouterSpec>| {
+        let gateway = spec.and_then(|spec| spec.external_gateway.as_ref());
+        gateway.is_some_and(|gateway| gateway.addresses[0].ip_address == Some(freed.ip_address))
+    };
+    told(&mut host, create.id, has_address).await;
+    assert_eq!(
+        show(&cloud, "r1").await.hosts[0].ip_addresses,
+        [freed.ip_address]
+    );
+    assert_sound(&cloud).await;
+    cloud
+        .refused(floating(None), Conflict, "no address is free")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,11 +13,11 @@ use berth_common::{
 use berth_store::{
     networks as network_rows,
     networks::NetworkRow,
-    ports,
     routers::{self, RouterGatewayRow, RouterInterfaceRow, RouterRow},
     subnets::SubnetRow,
 };
 
+use super::supply;
 use crate::{
     claim::{ClaimError, address},
     context::{Cause, Touched, Writing},
@@ -208,15 +208,15 @@ async fn choose(
     subnet: &SubnetRow,
     missing: &[(RouterId, HostId)],
 ) -> Result<Vec<RouterGatewayRow>, ClaimError> {
-    let mut used = ports::addresses_in_use(writing.txn(), subnet.id).await?;
-    used.extend(routers::addresses_in_use(writing.txn(), subnet.id).await?);
+    let mut used = supply::used(writing.txn(), subnet.id).await?;
     let mut gateways = Vec::new();
     for (router, host) in missing {
         let ip_address = match address::choose(subnet, &used, None) {
             Ok(address) => address,
             Err(error) => {
                 // The router works without it, and its view shows that the host has none.
-                tracing::warn!(%router, %host, %error, "a host gets no address for a router");
+                tracing::warn!(%router, %host, %error, "a host gets no address for a router until one is free");
+                writing.context().lack_addresses();
                 break;
             }
         };

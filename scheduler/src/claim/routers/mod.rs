@@ -5,6 +5,7 @@
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
 //! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
+//! - [`supply`]: hosts that had to wait for such an address;
 //! - [`uses`]: what is refused because of them elsewhere.
 
 mod able;
@@ -12,6 +13,7 @@ pub mod floating;
 pub mod hosts;
 pub mod joined;
 mod networks;
+pub mod supply;
 pub mod uses;
 
 use std::{
