@@ -305,7 +305,8 @@ pub(super) async fn copy(
             cpu_seconds: Some(inner.options.copy_deadline.as_secs()),
             file_size: Some(with_tables(target.size.get())),
         })
-        .timeout(inner.options.copy_deadline);
+        .timeout(inner.options.copy_deadline)
+        .ends_with_agent();
     let result = {
         // It may have the device of a snapshot open, and ends before that is taken away.
         let command = confined(command, account, view);
@@ -388,6 +389,7 @@ fn quick(inner: &Inner, size: ByteCount) -> Command {
             file_size: Some(with_tables(size.get())),
         })
         .timeout(inner.options.create_deadline)
+        .ends_with_agent()
 }
 
 /// As a user without rights, who sees this and no network.
