@@ -29,6 +29,7 @@ mod config_drive;
 mod convert;
 mod disk;
 mod evict;
+mod extents;
 mod fault;
 mod fetch;
 mod instances;

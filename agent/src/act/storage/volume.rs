@@ -541,8 +541,16 @@ pub(super) async fn wipe(
     failed: impl FnOnce(PathBuf, io::Error) -> StorageFault + Send + 'static,
 ) -> Result<(), StorageFault> {
     let how = inner.options.volume_wipe;
+    let shared = Arc::clone(inner);
     let work = move |wiping: &Wiping| {
-        wipe::wipe(&path, how, wiping)
+        let load = Load {
+            verb: "wiping",
+            what: path.display().to_string(),
+        };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let mut share = shared.room.reserve(directory, load, None);
+        let has_room = |count| share.as_mut().is_ok_and(|share| share.take(count).is_ok());
+        wipe::wipe(&path, how, wiping, has_room)
             .and_then(|()| remove_durably(&path))
             .map_err(|source| failed(path, source))
     };
