@@ -3040,7 +3040,7 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
     });
     let images = host.paths.images.clone();
     fs::create_dir_all(&images).unwrap();
-    let goes_on = "#!/bin/sh\nexec 2>/dev/null\necho $$ > $2\nwhile :; do echo more >> $1; sleep 0.01; done\n";
+    let goes_on = "#!/bin/sh\nexec 2>/dev/null\necho $$ > $2\nwhile [ -e $0 ]; do echo more >> $1; sleep 0.01; done\n";
     for name in ["qemu-img", "xorriso"] {
         install(&host.tool(name), goes_on);
     }
