@@ -103,6 +103,7 @@ impl Agent {
             metrics: setup.metrics.clone(),
             health: setup.health.component("engine"),
             libvirt: setup.health.component("libvirt"),
+            leftovers: setup.health.component("leftovers"),
             resync_every: setup.resync_every,
             concurrent_operations: setup.concurrent_operations,
         });

@@ -220,6 +220,7 @@ struct Agent {
     journal: Weak<Journal>,
     tasks: JoinSet<()>,
     cancel: CancellationToken,
+    health: Health,
 }
 
 impl Lab {
@@ -293,6 +294,7 @@ impl Lab {
             metrics: metrics.clone(),
             health: health.component("engine"),
             libvirt: health.component("libvirt"),
+            leftovers: health.component("leftovers"),
             resync_every: self.resync_every,
             concurrent_operations: 2,
         });
@@ -325,6 +327,7 @@ impl Lab {
             journal: written,
             tasks,
             cancel,
+            health,
         });
     }
 
@@ -1355,4 +1358,21 @@ async fn stopping_the_agent_touches_nothing_and_starting_it_neither() {
             .all(|report| report.status == ConvergeStatus::Converged),
         "it was well all the time: {since:#?}"
     );
+}
+
+#[tokio::test]
+async fn leftovers_that_stay_are_told_until_a_start_finds_none() {
+    let mut lab = Lab::new().await;
+    for (leftover, status) in [(Some("/images/.tmp-x"), "degraded"), (None, "ok")] {
+        lab.host.have_leftover(leftover);
+        lab.restart().await;
+        let told = || {
+            let health = &lab.agent.as_ref().unwrap().health;
+            health.report().components["leftovers"].clone()
+        };
+        lab.wait_until("the sweep", || told().status == status)
+            .await;
+        let reason = told().reason.unwrap_or_default();
+        assert!(reason.contains(leftover.unwrap_or_default()), "{reason}");
+    }
 }

@@ -938,7 +938,8 @@ async fn a_leftover_that_is_open_keeps_no_other_from_going() {
     }
     let device = Path::new("/dev").join(&lab.group).join(&held);
     let file = File::open(device).unwrap();
-    lab.storage.sweep().await.unwrap();
+    let told = lab.storage.sweep().await.unwrap_err().to_string();
+    assert!(told.contains(&held) && !told.contains(&other), "{told}");
     let mut left = lab.volumes();
     left.sort_unstable();
     assert_eq!(left, [held.as_str(), "tp"]);

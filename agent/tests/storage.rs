@@ -36,7 +36,7 @@ use std::{
 use berth_agent::{
     act::{
         ActError, Progress, Storage,
-        storage::{DirStorage, KeepFree, StorageOptions},
+        storage::{DirStorage, KeepFree, LvmPoolOptions, StorageOptions},
     },
     decide::instance::{
         DiskName, DiskPlan, InstanceFiles, LargerDisk, MetadataPlan, OldFile, Paths, StorageStep,
@@ -2967,8 +2967,14 @@ async fn an_agent_that_is_killed_while_it_converts_leaves_no_image() {
             fs::read_to_string(&log).is_ok_and(|text| text.contains("done"))
         })
         .await;
+        assert_eq!(working_in(&victim_root).len(), 1);
         victim.kill().unwrap();
         victim.wait().unwrap();
+        // It ends with its agent: nobody else would see what it takes of the room of guests.
+        wait_for("the end of the tool", || {
+            working_in(&victim_root).is_empty()
+        })
+        .await;
         let after = Host::at(&victim_root, |_| ());
         assert!(!after.storage.has_image(&image).await.unwrap());
         assert!(after.image_files().iter().all(|name| name.starts_with('.')));
@@ -2979,23 +2985,133 @@ async fn an_agent_that_is_killed_while_it_converts_leaves_no_image() {
         after.create(&plan).await.unwrap();
         assert!(content_of(&plan.path).starts_with(&content));
         fs::remove_dir_all(&victim_root).unwrap();
-        end_leftovers(&victim_root);
     }
 }
 
-/// Ends what a killed agent's tool is: its script has become `sleep`, in the directory of images.
-fn end_leftovers(directory: &Path) {
-    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
+/// The processes that work in a directory or below it.
+fn working_in(directory: &Path) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let works_there = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let works_in = fs::read_link(entry.path().join("cwd")).ok()?;
+        (works_in.starts_with(directory) && is_alive(pid)).then_some(pid)
+    });
+    works_there.collect()
+}
+
+/// Whether a process has not ended.
+fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Starts a tool that nobody of here is the parent of, as this user; answers its id.
+async fn orphan(program: &Path, user: &str, directory: &Path, argument: &Path) -> i32 {
+    let noted = program.with_extension(InstanceId::new().to_string());
+    let start =
+        "setsid setpriv --reuid \"$1\" --regid \"$1\" --clear-groups \"$2\" \"$3\" \"$4\" &";
+    let status = Command::new("sh")
+        .current_dir(directory)
+        .args(["-c", start, "sh", user])
+        .args([program, argument, noted.as_path()])
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mut pid = None;
+    wait_for("the tool", || {
+        let text = fs::read_to_string(&noted).unwrap_or_default();
+        pid = text.strip_suffix('\n').and_then(|id| id.parse().ok());
+        pid.is_some()
+    })
+    .await;
+    pid.unwrap()
+}
+
+/// As agents did whose tools did not end with them, and as a wrapper does.
+#[tokio::test]
+async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept() {
+    let host = Host::with(|options| {
+        let pool = LvmPoolOptions {
+            volume_group: "no-such-group".parse().unwrap(),
+            thin_pool: None,
         };
-        let works_in = fs::read_link(entry.path().join("cwd"));
-        if works_in.is_ok_and(|path| path.starts_with(directory)) {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            // It may have ended by itself in the same moment.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
+        options.pools.insert("fast".parse().unwrap(), pool);
+    });
+    let images = host.paths.images.clone();
+    fs::create_dir_all(&images).unwrap();
+    let goes_on = "#!/bin/sh\nexec 2>/dev/null\necho $$ > $2\nwhile [ -e $0 ]; do echo more >> $1; sleep 0.01; done\n";
+    for name in ["qemu-img", "xorriso"] {
+        install(&host.tool(name), goes_on);
     }
+    let (qemu_img, xorriso) = (host.tool("qemu-img"), host.tool("xorriso"));
+    let (drive, theirs) = (images.join(".tmp-config-1"), host.tool("theirs"));
+    let device = Path::new("/dev/no-such-group/berth-tmp-1");
+    let ours = [
+        orphan(&qemu_img, "65534", Path::new("/"), device).await,
+        orphan(&qemu_img, "65534", &images, &theirs).await,
+        orphan(&xorriso, "0", Path::new("/"), &drive).await,
+    ];
+    // Somebody else's, an operator's, and one that this agent has just started.
+    let mut own = Command::new("setpriv")
+        .current_dir(&images)
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .args([&qemu_img, &theirs, &host.tool("own")])
+        .spawn()
+        .unwrap();
+    wait_for("the own tool", || host.tool("own").exists()).await;
+    let others = [
+        orphan(&qemu_img, "65534", &host.root, &theirs).await,
+        orphan(&qemu_img, "0", &images, &theirs).await,
+        orphan(&xorriso, "0", &images, &theirs).await,
+        i32::try_from(own.id()).unwrap(),
+    ];
+    assert!(drive.exists());
+    host.storage.sweep().await.unwrap();
+    for pid in ours {
+        assert!(!is_alive(pid));
+    }
+    assert_eq!(host.image_files(), [""; 0]);
+    for pid in others {
+        assert!(is_alive(pid));
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    own.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_leftover_that_cannot_be_removed_keeps_no_other_and_is_told() {
+    let host = Host::new();
+    let instance = host.paths.instance(InstanceId::new());
+    let paths = &host.paths;
+    let directories = [
+        &paths.images,
+        &paths.volumes,
+        &paths.snapshots,
+        &paths.metadata,
+        &instance,
+    ];
+    let mut stays = Vec::new();
+    for directory in directories {
+        fs::create_dir_all(directory).unwrap();
+        for name in [".tmp-1", ".new-2"] {
+            fs::write(directory.join(name), b"x").unwrap();
+        }
+        // Whatever its name is, berth makes no such directory.
+        let stay = directory.join(".tmp-0");
+        fs::create_dir(&stay).unwrap();
+        fs::write(stay.join("file"), b"x").unwrap();
+        stays.push(stay);
+    }
+    let told = host.storage.sweep().await.unwrap_err().to_string();
+    for stay in &stays {
+        let path = stay.display().to_string();
+        assert!(told.contains(&path), "{told}");
+        assert_eq!(names(stay.parent().unwrap()), [".tmp-0"]);
+        fs::remove_dir_all(stay).unwrap();
+    }
+    host.storage.sweep().await.unwrap();
 }
 
 // ------------------------------------------------------------------------------------------------ metadata

@@ -5,10 +5,14 @@
 //! also when the caller is cancelled, unless it must never be killed. A tool that puts itself into the background (dnsmasq) is done when the
 //! process that was started ends; what it left behind is not touched.
 //!
+//! When the agent itself is killed, tools that only read or write data end with it if their caller says so ([`parent`]); all others
+//! run to their end: what they change must not stop half-way.
+//!
 //! This file decides nothing about what the tools mean: callers read status and output.
 
 mod confinement;
 mod limits;
+mod parent;
 mod private_root;
 mod view;
 
@@ -33,6 +37,7 @@ use tokio::{
 
 pub use confinement::{Account, AccountError, Confinement, Network};
 pub use limits::Limits;
+use parent::Parent;
 pub(crate) use view::SYSTEM;
 pub use view::{Access, View};
 
@@ -201,10 +206,21 @@ pub struct Output {
 /// What becomes of a tool that takes too long, or that nobody waits for any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Abandoned {
-    /// It is killed with its process group.
+    /// It is killed with its process group. If the agent is killed meanwhile, it runs to its end.
     Killed,
+    /// It is killed with its process group, and ends with the agent, however that ends.
+    KilledWithAgent,
     /// It runs to its end: it has no deadline.
     Left,
+}
+
+impl Abandoned {
+    const fn is_killed(self) -> bool {
+        match self {
+            Self::Killed | Self::KilledWithAgent => true,
+            Self::Left => false,
+        }
+    }
 }
 
 /// Whether a tool may leave a core file.
@@ -287,6 +303,14 @@ impl Command {
         self
     }
 
+    /// It does not outlive the agent, also when that is killed: nobody would watch how long it works, and what it takes. For what
+    /// reads and writes data, and changes nothing that must not stay half-way.
+    #[must_use]
+    pub fn ends_with_agent(mut self) -> Self {
+        self.abandoned = Abandoned::KilledWithAgent;
+        self
+    }
+
     /// How many bytes it may print; 1 MiB otherwise.
     #[must_use]
     pub fn stdout_limit(mut self, bytes: usize) -> Self {
@@ -356,10 +380,11 @@ impl Command {
         &self,
         heard: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<Output, CommandError> {
-        let mut child = self.spawn()?;
-        let group = match self.abandoned {
-            Abandoned::Killed => Group::of(&child),
-            Abandoned::Left => Group(None),
+        let (_parent, mut child) = self.start().await?;
+        let group = if self.abandoned.is_killed() {
+            Group::of(&child)
+        } else {
+            Group(None)
         };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let wait = |source| CommandError::Wait {
@@ -369,9 +394,10 @@ impl Command {
         let mut errors = Tail::default();
         // It holds the buffers that are read into. Whoever runs a command holds this, and so do all that wait for them.
         let work = Box::pin(self.attend(&mut child, stdout, stderr, &mut errors, heard));
-        let ended = match self.abandoned {
-            Abandoned::Killed => tokio::time::timeout(self.timeout, work).await,
-            Abandoned::Left => Ok(work.await),
+        let ended = if self.abandoned.is_killed() {
+            tokio::time::timeout(self.timeout, work).await
+        } else {
+            Ok(work.await)
         };
         let result = match ended {
             Ok(Ended::Exit(status, output)) => Ok((status, output)),
@@ -410,7 +436,25 @@ impl Command {
         }
     }
 
-    fn spawn(&self) -> Result<Child, CommandError> {
+    /// Starts it. The parent, if it has one of its own, must last until the child has ended.
+    async fn start(&self) -> Result<(Option<Parent>, Child), CommandError> {
+        let mut command = self.prepared()?;
+        let started = match self.abandoned {
+            Abandoned::KilledWithAgent => {
+                let started = Parent::start(command).await;
+                started.map(|(parent, child)| (Some(parent), child))
+            }
+            Abandoned::Killed | Abandoned::Left => command.spawn().map(|child| (None, child)),
+        };
+        started.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound if self.directory.is_dir() => CommandError::Missing {
+                program: self.program.to_string_lossy().into_owned(),
+            },
+            _ => self.not_started(source),
+        })
+    }
+
+    fn prepared(&self) -> Result<tokio::process::Command, CommandError> {
         let found = match self.cores {
             Cores::Never => None,
             Cores::Inherited => found(&self.program),
@@ -440,14 +484,12 @@ impl Command {
             let imposed = confinement.impose_on(&mut command, &self.directory);
             imposed.map_err(|source| self.not_started(source))?;
         }
+        if self.abandoned == Abandoned::KilledWithAgent {
+            parent::end_with_parent(&mut command);
+        }
         let mut command = tokio::process::Command::from(command);
-        command.kill_on_drop(self.abandoned == Abandoned::Killed);
-        command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound if self.directory.is_dir() => CommandError::Missing {
-                program: self.program.to_string_lossy().into_owned(),
-            },
-            _ => self.not_started(source),
-        })
+        command.kill_on_drop(self.abandoned.is_killed());
+        Ok(command)
     }
 
     /// A file in memory that nobody else sees, so that nobody has to write while the child reads.

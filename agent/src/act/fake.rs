@@ -24,6 +24,7 @@ use berth_common::{
     ids::{InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     message::{
         heartbeat::{NetworkCapabilities, PoolKind, PoolReport},
+        report::FaultCode,
         view::Resources,
     },
     names::{ImageUrl, MacAddress, PoolName},
@@ -86,6 +87,8 @@ struct Model {
     /// How long a step takes.
     pace: Duration,
     unfiltered_legs: BTreeSet<MacAddress>,
+    /// What no sweep can remove.
+    leftover: Option<String>,
 }
 
 /// How much of a step is done.
@@ -138,6 +141,7 @@ impl FakeHost {
                 faults: Faults::default(),
                 pace: Duration::ZERO,
                 unfiltered_legs: BTreeSet::new(),
+                leftover: None,
             })),
             news: Arc::default(),
         }
@@ -158,6 +162,7 @@ impl FakeHost {
             faults: Faults::default(),
             pace: model.pace,
             unfiltered_legs: model.unfiltered_legs.clone(),
+            leftover: model.leftover.clone(),
         };
         Self {
             model: Arc::new(Mutex::new(twin)),
@@ -386,6 +391,11 @@ impl FakeHost {
     /// There is a storage pool of block devices, of this size.
     pub fn have_pool(&self, pool: PoolName, size: ByteCount) {
         self.model().files.pools.insert(pool, size);
+    }
+
+    /// There is a leftover that no sweep can remove; `None`: no longer.
+    pub fn have_leftover(&self, what: Option<&str>) {
+        self.model().leftover = what.map(str::to_owned);
     }
 
     /// No file can be made, from now on or no longer.
@@ -715,7 +725,16 @@ impl Storage for FakeHost {
     fn release_snapshot_room(&self, _: SnapshotId) {}
 
     async fn sweep(&self) -> Result<(), ActError> {
-        self.model().faults.look()
+        let model = self.model();
+        model.faults.look()?;
+        match &model.leftover {
+            None => Ok(()),
+            Some(what) => Err(ActError::retryable(
+                FaultCode::Internal,
+                format!("could not remove the leftover {what}"),
+                "not permitted",
+            )),
+        }
     }
 
     async fn fetch_image(&self, image: &ImageRef, progress: &Progress) -> Result<(), ActError> {

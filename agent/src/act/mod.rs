@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod libvirt;
 pub mod machine;
 pub mod net;
+mod process;
 pub mod storage;
 mod threads;
 

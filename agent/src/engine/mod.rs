@@ -95,6 +95,8 @@ pub struct Parts {
     pub health: Component,
     /// Whether libvirt answers.
     pub libvirt: Component,
+    /// Whether what a killed agent left is gone.
+    pub leftovers: Component,
     /// How often the host is looked at.
     pub resync_every: Duration,
     /// How many networks and routers are worked on at once, and how many other resources.
@@ -147,6 +149,7 @@ pub struct Engine {
     glances: Glances,
     health: Component,
     libvirt: Component,
+    leftovers: Component,
     resync_every: Duration,
     sender: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
@@ -188,6 +191,7 @@ impl Engine {
             glances: parts.glances,
             health: parts.health,
             libvirt: parts.libvirt,
+            leftovers: parts.leftovers,
             resync_every: parts.resync_every,
             sender,
             events,
@@ -201,8 +205,13 @@ impl Engine {
 
     /// Works until cancelled; then lets running steps finish, for a while.
     pub async fn run(mut self, cancel: CancellationToken) {
-        if let Err(error) = self.tools.host.storage.sweep().await {
-            tracing::warn!(error = %error_chain(&error), "leftovers of interrupted work could not be removed");
+        match self.tools.host.storage.sweep().await {
+            Ok(()) => self.leftovers.ok(),
+            // While it works, nobody can tell what is left from what is being made.
+            Err(error) => self.leftovers.degraded(format!(
+                "{}; they are tried again when the agent starts",
+                error_chain(&error)
+            )),
         }
         self.load();
         let survey = Survey {

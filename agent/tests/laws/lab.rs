@@ -380,6 +380,7 @@ impl Lab {
             metrics: metrics.clone(),
             health: health.component("engine"),
             libvirt: health.component("libvirt"),
+            leftovers: health.component("leftovers"),
             resync_every: Duration::from_secs(2),
             concurrent_operations: 2,
         });

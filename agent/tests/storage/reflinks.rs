@@ -2,9 +2,12 @@
 
 use std::os::fd::AsFd;
 
-use berth_agent::decide::{
-    snapshot::NewSnapshot,
-    volume::{Content, NewVolume},
+use berth_agent::{
+    act::storage::VolumeWipe,
+    decide::{
+        snapshot::NewSnapshot,
+        volume::{Content, NewVolume},
+    },
 };
 use berth_common::{
     document::{VolumeFormat, VolumeRef},
@@ -23,6 +26,11 @@ use super::{
 
 /// Runs it with a directory on an XFS of 512 MiB.
 fn on_xfs<F: Future<Output = ()>>(work: impl FnOnce(PathBuf) -> F + Send + 'static) {
+    on_xfs_in(|root, _| work(root));
+}
+
+/// Runs it with a directory on an XFS of 512 MiB, and the file that this is in.
+fn on_xfs_in<F: Future<Output = ()>>(work: impl FnOnce(PathBuf, PathBuf) -> F + Send + 'static) {
     let directory = tempfile::tempdir().unwrap();
     let disk = directory_path(&directory).join("disk");
     let file = fs::File::create(&disk).unwrap();
@@ -36,7 +44,7 @@ fn on_xfs<F: Future<Output = ()>>(work: impl FnOnce(PathBuf) -> F + Send + 'stat
     // In the namespace of its own that the thread has.
     on_a_small_file_system("1m", move |mount_point| async move {
         must("mount", &["-o", "loop"], &[&disk, &mount_point]);
-        work(mount_point.clone()).await;
+        work(mount_point.clone(), disk).await;
         must("umount", &["--lazy"], &[&mount_point]);
     });
 }
@@ -217,5 +225,100 @@ fn what_a_guest_may_write_to_is_not_shared() {
         host.make(&copy).await;
         check_content(&host, &copy, &content);
         assert_eq!(copies(&host), before + 1);
+    });
+}
+
+/// How many blocks of a disk begin with this.
+fn blocks_with(disk: &Path, mark: &[u8]) -> usize {
+    let mut file = fs::File::open(disk).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut found = 0;
+    while let Ok(()) = std::io::Read::read_exact(&mut file, &mut buffer) {
+        found += buffer
+            .chunks_exact(4096)
+            .filter(|block| block.starts_with(mark))
+            .count();
+    }
+    found
+}
+
+/// How much a file, of which nothing but zeros is left, has on its disk.
+fn allocated_of_zeros(file: &mut fs::File) -> u64 {
+    let (mut bytes, zeros) = (Vec::new(), vec![0; 1 << 20]);
+    std::io::Read::read_to_end(file, &mut bytes).unwrap();
+    let metadata = file.metadata().unwrap();
+    assert_eq!(u64::try_from(bytes.len()).unwrap(), metadata.len());
+    assert!(bytes.chunks(1 << 20).all(|it| *it == zeros[..it.len()]));
+    metadata.blocks() * 512
+}
+
+#[test]
+fn what_a_deleted_volume_shares_is_given_back_and_only_the_rest_is_overwritten() {
+    on_xfs_in(|root, disk| async move {
+        const SIZE: u64 = 128 * MIB;
+        const OWN: u64 = 16 * MIB;
+        let host = Host::at(&root, |options| {
+            options.volume_wipe = VolumeWipe::Zero;
+            // Nothing may take any room.
+            options.keep_free.percent = 100;
+        });
+        let blocks = |size: u64| usize::try_from(size / 4096).unwrap();
+        let block = |mark: &[u8]| {
+            let mut block = vec![0x5a; 4096];
+            block[..mark.len()].copy_from_slice(mark);
+            block
+        };
+        let first: &[u8] = b"what was there first";
+        let second: &[u8] = b"what came afterwards";
+        let volume = host.new_volume(VolumeFormat::Raw, SIZE, Content::Zeros);
+        host.make(&volume).await;
+        let open = |volume: &NewVolume| {
+            let mut options = fs::OpenOptions::new();
+            options.read(true).write(true).open(&volume.path).unwrap()
+        };
+        let mut whole = open(&volume);
+        whole.write_all(&block(first).repeat(blocks(SIZE))).unwrap();
+        whole.sync_all().unwrap();
+        let copies: Vec<_> = [0; 2]
+            .map(|_| {
+                let source = Content::Volume(reference(&volume));
+                host.new_volume(VolumeFormat::Raw, SIZE, source)
+            })
+            .into();
+        for copy in &copies {
+            host.make(copy).await;
+        }
+        let mut part = open(&copies[0]);
+        part.write_all(&block(second).repeat(blocks(OWN))).unwrap();
+        part.sync_all().unwrap();
+        assert_eq!(
+            [first, second].map(|mark| blocks_with(&disk, mark)),
+            [blocks(SIZE), blocks(OWN)]
+        );
+
+        // There is not even room for what the two share.
+        let filler = fs::File::create(root.join("filler")).unwrap();
+        let how = nix::fcntl::FallocateFlags::empty();
+        let most = i64::try_from(room(&root) - SIZE / 2).unwrap();
+        nix::fcntl::fallocate(&filler, how, 0, most).unwrap();
+        let mut part = fs::File::open(&copies[0].path).unwrap();
+        host.remove_volume(copies[0].id).await;
+        let allocated = allocated_of_zeros(&mut part);
+        assert_eq!(allocated, OWN, "its own was overwritten where it was");
+        assert_eq!(
+            [first, second].map(|mark| blocks_with(&disk, mark)),
+            [blocks(SIZE), 0]
+        );
+
+        // Of two that share all, and are deleted at once, one has it last: everything is overwritten.
+        let mut whole = fs::File::open(&volume.path).unwrap();
+        let mut last = fs::File::open(&copies[1].path).unwrap();
+        tokio::join!(
+            host.remove_volume(volume.id),
+            host.remove_volume(copies[1].id)
+        );
+        let left = [&mut whole, &mut last].map(allocated_of_zeros);
+        assert_eq!(left[0] + left[1], SIZE);
+        assert_eq!(blocks_with(&disk, first), 0);
     });
 }

@@ -167,6 +167,132 @@ async fn a_tool_that_goes_to_the_background_is_done_and_stays() {
     nix::sys::signal::kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
 }
 
+/// The environment variable that makes the test binary an agent to be killed: where its tools work.
+const VICTIM: &str = "BERTH_TEST_TOOLS";
+
+/// Not a test of its own: the agent that [`tools_that_only_read_and_write_end_with_a_killed_agent`] kills.
+#[tokio::test]
+#[ignore = "the victim of another test, which runs it with its environment"]
+async fn victim() {
+    let Some(directory) = std::env::var_os(VICTIM).map(PathBuf::from) else {
+        return;
+    };
+    let tool = |name: &str, then: &str| {
+        sh(&format!("echo $$ > {name}; {then}"))
+            .directory(&directory)
+            .timeout(Duration::from_secs(600))
+    };
+    let confined = |name: &str, view: View| {
+        let path = directory.join(name);
+        let view = view.with_file(&path, Access::Write).unwrap();
+        tool(name, "exec sleep 600")
+            .confined(Confinement {
+                account: Account::named("nobody").unwrap(),
+                network: Network::None,
+                view,
+            })
+            .ends_with_agent()
+    };
+    let system = View::of_system().unwrap();
+    let private = directory.join("private");
+    let with_private = system.clone().with_private_file(&private, Access::Read);
+    let tools = [
+        tool("tied", "exec sleep 600").ends_with_agent(),
+        tool("limited", "exec sleep 600")
+            .limits(Limits {
+                cpu_seconds: Some(600),
+                ..Limits::default()
+            })
+            .ends_with_agent(),
+        confined("confined", system),
+        confined("capable", with_private.unwrap()),
+        tool("free", "exec sleep 600"),
+        tool("never", "exec sleep 600").never_killed(),
+    ];
+    let mut running: tokio::task::JoinSet<_> = tools
+        .into_iter()
+        .map(|tool| async move { tool.run().await })
+        .collect();
+    panic!("a tool ended: {:?}", running.join_next().await);
+}
+
+#[test]
+fn tools_that_only_read_and_write_end_with_a_killed_agent() {
+    const TIED: [&str; 4] = ["tied", "limited", "confined", "capable"];
+    const FREE: [&str; 2] = ["free", "never"];
+    let directory = tempfile::tempdir().unwrap();
+    let nobody = Account::named("nobody").unwrap();
+    for name in ["confined", "capable", "private"] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, "").unwrap();
+        std::os::unix::fs::chown(&path, Some(nobody.uid()), Some(nobody.gid())).unwrap();
+    }
+    let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "act::command::tests::victim", "--ignored"])
+        .env(VICTIM, directory.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let limit = Instant::now() + Duration::from_secs(20);
+    let pid = |name: &str| loop {
+        let text = std::fs::read_to_string(directory.path().join(name)).unwrap_or_default();
+        if let Some(pid) = text.strip_suffix('\n') {
+            break pid.to_owned();
+        }
+        assert!(Instant::now() < limit, "{name} was not started");
+        std::thread::yield_now();
+    };
+    let (tied, free) = (TIED.map(pid), FREE.map(pid));
+    for pid in tied.iter().chain(&free) {
+        assert!(alive(pid));
+    }
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    for pid in &tied {
+        wait_until_gone(pid);
+    }
+    for pid in &free {
+        assert!(alive(pid), "what changes something goes on");
+        nix::sys::signal::kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_ends_with_the_agent_outlives_the_thread_that_asked_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let command = sh("echo x > begun; sleep 0.5; echo said")
+        .directory(directory.path())
+        .ends_with_agent();
+    let mut run = Box::pin(async move { command.run().await });
+    let runtime = tokio::runtime::Handle::current();
+    let begun = directory.path().join("begun");
+    let thread = std::thread::spawn(move || {
+        let limit = Instant::now() + Duration::from_secs(5);
+        while !begun.exists() {
+            assert!(Instant::now() < limit);
+            let _entered = runtime.enter();
+            let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(run.as_mut().poll(&mut nobody).is_pending());
+        }
+        run
+    });
+    let run = thread.join().unwrap();
+    assert_eq!(run.await.unwrap().stdout, b"said\n");
+}
+
+#[tokio::test]
+async fn what_ends_with_the_agent_says_as_others_why_it_cannot_be_started() {
+    let error = Command::new("no-such-tool").ends_with_agent();
+    assert!(matches!(
+        error.run().await,
+        Err(CommandError::Missing { program }) if program == "no-such-tool"
+    ));
+    let task = tokio::spawn(async { sh("sleep 600").ends_with_agent().run().await });
+    tokio::task::yield_now().await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+}
+
 #[tokio::test]
 async fn endless_output_is_cut_off() {
     let error = Command::new("yes")

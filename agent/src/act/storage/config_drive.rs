@@ -37,6 +37,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &ConfigDrivePlan) -> Result
         .args(making.grafts())
         .limits(LIMITS)
         .timeout(inner.options.create_deadline)
+        .ends_with_agent()
         .run()
         .await
         .map_err(|source| StorageFault::ConfigDrive {

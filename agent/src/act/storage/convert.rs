@@ -91,6 +91,7 @@ pub(super) async fn convert(
         .malloc_arenas(1)
         .timeout(inner.options.convert_deadline)
         .stdout_limit(PRINTS)
+        .ends_with_agent()
         .confined(Confinement {
             account: making.account,
             network: Network::None,

@@ -71,6 +71,7 @@ pub(super) async fn create(inner: &Arc<Inner>, plan: &DiskPlan) -> Result<(), St
         .limits(LIMITS)
         .malloc_arenas(1)
         .timeout(inner.options.create_deadline)
+        .ends_with_agent()
         .run()
         .await
         .map_err(|source| StorageFault::Create {
@@ -200,6 +201,7 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
         .limits(LIMITS)
         .malloc_arenas(1)
         .timeout(inner.options.create_deadline)
+        .ends_with_agent()
         .run()
         .await
         .map_err(|source| StorageFault::Create {

@@ -12,6 +12,7 @@ use berth_common::{
     ids::{SnapshotId, VolumeId},
     message::report::FaultCode,
     names::{ImageSha256, PoolName},
+    telemetry::error_chain,
     units::ByteCount,
 };
 
@@ -48,6 +49,15 @@ pub(super) enum StorageFault {
     /// The disk, or a network file system, does not answer.
     #[error("the file system did not answer within {} s", after.as_secs_f32())]
     Hung { after: Duration },
+    /// What a killed agent left could not all be removed.
+    #[error("{}", leftovers(faults))]
+    Leftovers { faults: Vec<StorageFault> },
+    /// What a killed agent left running does not end.
+    #[error(
+        "{tools}, which an agent before this one left running, did not end within {} s",
+        after.as_secs_f32()
+    )]
+    ToolsStay { tools: String, after: Duration },
     /// No thread could be had.
     #[error("no thread for work on files")]
     Thread {
@@ -411,6 +421,8 @@ impl StorageFault {
             | Self::SnapshotWipe { .. } => FaultCode::Volume,
             Self::Io { .. }
             | Self::Hung { .. }
+            | Self::Leftovers { .. }
+            | Self::ToolsStay { .. }
             | Self::Thread { .. }
             | Self::WrongPlace { .. }
             | Self::VolumePlace { .. }
@@ -432,6 +444,8 @@ impl StorageFault {
             }
             Self::Io { .. }
             | Self::Hung { .. }
+            | Self::Leftovers { .. }
+            | Self::ToolsStay { .. }
             | Self::Thread { .. }
             | Self::NoRoom { .. }
             | Self::Full { .. }
@@ -473,6 +487,26 @@ impl StorageFault {
             | Self::WrongPlace { .. } => false,
         }
     }
+}
+
+/// As many as people read; the log has all of them.
+const LEFTOVERS_TOLD: usize = 5;
+
+fn leftovers(faults: &[StorageFault]) -> String {
+    let told: Vec<_> = faults
+        .iter()
+        .take(LEFTOVERS_TOLD)
+        .map(|fault| error_chain(fault))
+        .collect();
+    let more = match faults.len().saturating_sub(LEFTOVERS_TOLD) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let count = faults.len();
+    format!(
+        "leftovers of interrupted work stay ({count}): {}{more}",
+        told.join("; ")
+    )
 }
 
 fn other_bytes(expected: &ImageSha256, got: Option<&str>) -> String {

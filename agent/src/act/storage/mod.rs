@@ -29,6 +29,7 @@ mod config_drive;
 mod convert;
 mod disk;
 mod evict;
+mod extents;
 mod fault;
 mod fetch;
 mod instances;
@@ -38,6 +39,7 @@ mod options;
 mod original;
 mod partial;
 mod pools;
+mod predecessor;
 mod reflink;
 mod room;
 mod share;
@@ -57,6 +59,7 @@ use berth_common::{
     document::ImageRef,
     ids::{InstanceId, SnapshotId, VolumeId},
     names::PoolName,
+    telemetry::error_chain,
     units::ByteCount,
 };
 use tokio::sync::Semaphore;
@@ -282,12 +285,32 @@ impl Storage for DirStorage {
     }
 
     async fn sweep(&self) -> Result<(), ActError> {
-        pools::sweep(&self.inner).await;
-        self.on_files(|inner| {
+        // What still writes is ended first.
+        let mut faults = Vec::from_iter(predecessor::end_tools(&self.inner).await.err());
+        faults.extend(pools::sweep(&self.inner).await);
+        let inner = Arc::clone(&self.inner);
+        let sweep = move || {
             let keep_partial = inner.options.partial_max_age;
-            temporary::sweep(&inner.paths, &inner.temporaries, keep_partial)
-        })
-        .await
+            Ok(temporary::sweep(
+                &inner.paths,
+                &inner.temporaries,
+                keep_partial,
+            ))
+        };
+        match self.inner.files.run(sweep).await {
+            Ok(stay) => faults.extend(stay),
+            Err(fault) => faults.push(fault),
+        }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        for fault in &faults {
+            tracing::warn!(
+                error = error_chain(fault),
+                "what an agent before this one left stays"
+            );
+        }
+        Err(StorageFault::Leftovers { faults }.into())
     }
 
     async fn fetch_image(&self, image: &ImageRef, progress: &Progress) -> Result<(), ActError> {

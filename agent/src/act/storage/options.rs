@@ -96,8 +96,8 @@ pub enum VolumeWipe {
     /// Nothing: the file system gives its blocks to others, who read zeros there.
     #[default]
     None,
-    /// They are overwritten with zeros, wherever the file has any. Of little use where the file system writes to other
-    /// blocks than those it replaces.
+    /// They are overwritten with zeros, wherever the file has any that no other file shares. Of little use where the file system
+    /// writes to other blocks than those it replaces.
     Zero,
     /// The file system is told that they are not needed, and tells the disk if it is mounted with `discard`.
     Discard,

@@ -100,14 +100,20 @@ pub(super) async fn with_those_in_pools<T: Ord + Send>(
     ids
 }
 
-/// Removes leftovers of interrupted work.
-pub(super) async fn sweep(inner: &Arc<Inner>) {
+/// Removes leftovers of interrupted work; answers why some stay.
+pub(super) async fn sweep(inner: &Arc<Inner>) -> Vec<StorageFault> {
+    let mut stay = Vec::new();
     for (name, lvm) in &inner.pools {
-        if let Err(fault) = lvm.sweep().await {
-            let error = berth_common::telemetry::error_chain(&fault);
-            tracing::warn!(pool = %name, error, "leftovers in a storage pool stay");
+        match lvm.sweep().await {
+            Ok(faults) => stay.extend(faults),
+            // That it is ill is said elsewhere.
+            Err(fault) => {
+                let error = berth_common::telemetry::error_chain(&fault);
+                tracing::warn!(pool = %name, error, "leftovers in a storage pool stay");
+            }
         }
     }
+    stay
 }
 
 /// How full every pool is.

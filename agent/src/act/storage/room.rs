@@ -103,7 +103,7 @@ impl Room {
 /// What is written, for people.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
-    /// `fetching` or `copying`.
+    /// `fetching`, `copying` or `wiping`.
     pub(super) verb: &'static str,
     /// What it is: `the image http://…`.
     pub(super) what: String,

@@ -30,6 +30,7 @@ pub async fn check(options: &StorageOptions) -> Result<(), String> {
     };
     let version = Command::new(&options.qemu_img)
         .arg("--version")
+        .ends_with_agent()
         .confined(confinement);
     match version.run().await {
         Ok(_) => Ok(()),

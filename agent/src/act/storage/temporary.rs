@@ -158,12 +158,13 @@ fn can_go_on(path: &Path, keep: Duration) -> bool {
 }
 
 /// Removes temporary files that no step of this process owns, except downloads that can be continued and were worked
-/// on lately.
+/// on lately. One that cannot be removed keeps no other one; answers why each of them stays.
 pub(super) fn sweep(
     paths: &Paths,
     owned: &Temporaries,
     keep_partial: Duration,
-) -> Result<(), StorageFault> {
+) -> Vec<StorageFault> {
+    let mut stay = Vec::new();
     let mut directories = vec![
         paths.images.clone(),
         paths.instances.clone(),
@@ -171,16 +172,19 @@ pub(super) fn sweep(
         paths.snapshots.clone(),
         paths.metadata.clone(),
     ];
-    directories.extend(
-        instances::list(paths)?
-            .into_iter()
-            .map(|id| paths.instance(id)),
-    );
+    match instances::list(paths) {
+        Ok(ids) => directories.extend(ids.into_iter().map(|id| paths.instance(id))),
+        Err(fault) => stay.push(fault),
+    }
     for directory in directories {
-        let Some(entries) = instances::entries(&directory)? else {
-            continue;
+        let entries = match instances::entries(&directory) {
+            Ok(entries) => entries,
+            Err(fault) => {
+                stay.push(fault);
+                continue;
+            }
         };
-        for entry in entries {
+        for entry in entries.into_iter().flatten() {
             let path = directory.join(&entry);
             let leftover = [PARTIAL, TMP, TEMPORARY_PREFIX]
                 .iter()
@@ -193,9 +197,11 @@ pub(super) fn sweep(
                     tracing::info!(path = %path.display(), "removed what an interrupted step left")
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(StorageFault::io("remove the leftover", &path, source)),
+                Err(source) => {
+                    stay.push(StorageFault::io("remove the leftover", &path, source));
+                }
             }
         }
     }
-    Ok(())
+    stay
 }

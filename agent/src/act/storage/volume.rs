@@ -305,7 +305,8 @@ pub(super) async fn copy(
             cpu_seconds: Some(inner.options.copy_deadline.as_secs()),
             file_size: Some(with_tables(target.size.get())),
         })
-        .timeout(inner.options.copy_deadline);
+        .timeout(inner.options.copy_deadline)
+        .ends_with_agent();
     let result = {
         // It may have the device of a snapshot open, and ends before that is taken away.
         let command = confined(command, account, view);
@@ -388,6 +389,7 @@ fn quick(inner: &Inner, size: ByteCount) -> Command {
             file_size: Some(with_tables(size.get())),
         })
         .timeout(inner.options.create_deadline)
+        .ends_with_agent()
 }
 
 /// As a user without rights, who sees this and no network.
@@ -539,8 +541,16 @@ pub(super) async fn wipe(
     failed: impl FnOnce(PathBuf, io::Error) -> StorageFault + Send + 'static,
 ) -> Result<(), StorageFault> {
     let how = inner.options.volume_wipe;
+    let shared = Arc::clone(inner);
     let work = move |wiping: &Wiping| {
-        wipe::wipe(&path, how, wiping)
+        let load = Load {
+            verb: "wiping",
+            what: path.display().to_string(),
+        };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let mut share = shared.room.reserve(directory, load, None);
+        let has_room = |count| share.as_mut().is_ok_and(|share| share.take(count).is_ok());
+        wipe::wipe(&path, how, wiping, has_room)
             .and_then(|()| remove_durably(&path))
             .map_err(|source| failed(path, source))
     };

@@ -12,6 +12,7 @@ use super::{
         Inner,
         convert::COROUTINES,
         fault::StorageFault,
+        instances,
         original::{self, Original, Written},
         sight,
         volume::{ADDRESS_SPACE, confined, with_tables},
@@ -57,6 +58,7 @@ pub(super) async fn copy(
     let shared = Arc::clone(inner);
     let prepare = move || {
         let account = Account::named(&shared.options.qemu_img_user)?;
+        instances::make_root(&shared.paths.volumes)?;
         let view = sight::with_original(sight::system(&shared.options)?, &original)?;
         let view = sight::with_device(view, &device)?;
         let file = File::options()
@@ -117,6 +119,8 @@ fn command(inner: &Inner, job: &Job<'_>, original: &Original) -> Command {
         .arg("--")
         .arg(&original.path)
         .arg(job.device)
+        // Nothing is there for it. It tells what it works for, even when there is nothing left of it but what it has to write.
+        .directory(&inner.paths.volumes)
         .malloc_arenas(1)
         .limits(Limits {
             address_space: Some(ADDRESS_SPACE),
@@ -124,6 +128,7 @@ fn command(inner: &Inner, job: &Job<'_>, original: &Original) -> Command {
             file_size: Some(with_tables(job.size.get())),
         })
         .timeout(deadline)
+        .ends_with_agent()
 }
 
 /// How far a copy is, by what was written to the new device, for people.

@@ -32,7 +32,7 @@ pub(super) fn zero(device: &Path, from: u64, wiping: &Wiping) -> io::Result<()> 
     file.write_all_at(&vec![0; head], from)?;
     while position < length {
         let count = PIECE.min(length - position);
-        wiping.reached(signed(position)?)?;
+        wiping.reached(position)?;
         fallocate(
             &file,
             FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
@@ -64,7 +64,7 @@ pub(super) fn overwrite(device: &Path, part: &Range<u64>, wiping: &Wiping) -> io
     let mut position = part.start;
     let mut found = false;
     while position < length {
-        wiping.reached(signed(position)?)?;
+        wiping.reached(position)?;
         let left = usize::try_from(length - position).map_err(io::Error::other)?;
         let count = left.min(LOOK);
         file.read_exact_at(&mut buffer[..count], position)?;

@@ -177,26 +177,24 @@ impl LvmPool {
         Ok(())
     }
 
-    /// Removes what was to become a volume and did not. What was to become a snapshot stays: a backup job may be at it, and its
-    /// document knows what to do.
-    pub(super) async fn sweep(&self) -> Result<(), StorageFault> {
+    /// Removes what was to become a volume and did not; answers why some of it stays. What was to become a snapshot stays: a
+    /// backup job may be at it, and its document knows what to do.
+    pub(super) async fn sweep(&self) -> Result<Vec<StorageFault>, StorageFault> {
         let content = self.look().await?;
+        let mut stay = Vec::new();
         for (owner, role, volume) in content.own() {
             match (owner, role) {
                 (Owner::Volume(id), Role::Partial) => {
                     tracing::info!(volume = %id, pool = %self.name, "removing a leftover");
                     // One that something still has open must not keep the others from going.
-                    if let Err(fault) = self.remove(owner, &volume.name).await {
-                        let error = error_chain(&fault);
-                        tracing::warn!(volume = %id, pool = %self.name, error, "a leftover stays");
-                    }
+                    stay.extend(self.remove(owner, &volume.name).await.err());
                 }
                 // Whoever read it is gone.
                 (Owner::Snapshot(id), Role::Whole) if volume.active => self.rest(id).await,
                 (Owner::Volume(_) | Owner::Snapshot(_), _) => {}
             }
         }
-        Ok(())
+        Ok(stay)
     }
 
     /// Refuses to remove, or to wipe before that, what an operator's snapshot needs: LVM would remove both.

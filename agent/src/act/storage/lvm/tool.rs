@@ -1,7 +1,7 @@
 //! Runs LVM's own tools, and `blkdiscard`: argv only, with a deadline and limits.
 //!
-//! What changes something is never killed: between suspending a device and resuming it that would freeze it, and the guest
-//! that has it. Past its deadline, or when nobody waits for it any more, it is left alone; what comes after waits for it, so
+//! What changes something is never killed, not with the agent either: between suspending a device and resuming it that would
+//! freeze it, and the guest that has it. Past its deadline, or when nobody waits for it any more, it is left alone; what comes after waits for it, so
 //! that nobody takes what it is about to make for not there.
 //!
 //! LVM is told to look for volume groups on everything but logical volumes: what a guest writes to its disk may well look
@@ -159,7 +159,8 @@ impl Tool {
                 file_size: None,
             })
             .timeout(self.deadline)
-            .stdout_limit(16 << 20);
+            .stdout_limit(16 << 20)
+            .ends_with_agent();
         let Ok(_unchanged) = tokio::time::timeout(self.deadline, self.changes.read()).await else {
             return Err(CommandError::NotBegun {
                 argv: run.argv(),
@@ -182,6 +183,7 @@ impl Tool {
             .arg("--")
             .arg(device)
             .timeout(self.discard_deadline)
+            .ends_with_agent()
             .run()
             .await
             .map(drop)

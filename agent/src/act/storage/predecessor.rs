@@ -1,0 +1,182 @@
+//! Tools that an agent before this one left running: they are ended before what they write is swept. A name that is taken from
+//! them takes nothing from them: they would go on filling what nobody sees, beside those of this agent.
+//!
+//! Tools end with their agent ([`Command::ends_with_agent`](crate::act::command::Command::ends_with_agent)). What is found here
+//! was started by an agent that did not see to that yet, or by a wrapper, or is what the kernel cannot end before its last
+//! bytes are written. LVM's own commands are left alone: they must not be ended, and others wait for them.
+//!
+//! A tool is known by its name, by whom it runs as, and by what it works on. So nobody else's is ended: not an operator's
+//! `qemu-img`, and not that of an agent with another state directory.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{sys::signal::Signal, unistd::Uid};
+use tokio::time::Instant;
+
+use super::{Inner, StorageOptions, fault::StorageFault, temporary::TMP};
+use crate::{
+    act::{
+        command::Account,
+        process::{Look, Process},
+    },
+    decide::instance::Paths,
+};
+
+/// How long their end is waited for: one that was killed may have to write to the medium what it wrote before.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of the name of a program the kernel keeps (`TASK_COMM_LEN`, without its end).
+const KEPT_NAME: usize = 15;
+/// What the names of logical volumes begin with.
+const LOGICAL: &[u8] = b"berth-";
+/// More generations than there are between a tool and its agent.
+const GENERATIONS: usize = 16;
+
+/// Ends them, and waits until they have ended.
+pub(super) async fn end_tools(inner: &Arc<Inner>) -> Result<(), StorageFault> {
+    let shared = Arc::clone(inner);
+    let find = move || {
+        let tools = Tools::of(&shared.paths, &shared.options);
+        tools
+            .find()
+            .map_err(|source| StorageFault::io("list", Path::new("/proc"), source))
+    };
+    let left = inner.files.run(find).await?;
+    for tool in &left {
+        tracing::info!(
+            pid = tool.process.pid,
+            tool = tool.name,
+            "ending what an agent before this one left running"
+        );
+        if let Err(error) = tool.process.send_with_group(Signal::SIGKILL) {
+            tracing::warn!(pid = tool.process.pid, tool = tool.name, %error, "it cannot be ended");
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut stay = Vec::new();
+    for tool in left {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        if !tool.process.ends_within(patience).await {
+            stay.push(format!("{} (process {})", tool.name, tool.process.pid));
+        }
+    }
+    if stay.is_empty() {
+        return Ok(());
+    }
+    Err(StorageFault::ToolsStay {
+        tools: stay.join(", "),
+        after: PATIENCE,
+    })
+}
+
+/// What the tools of this storage are, and where they work.
+struct Tools {
+    /// The name of each program, and whom it runs as.
+    programs: Vec<(Vec<u8>, Uid)>,
+    /// Where files of the storage lie.
+    places: Vec<PathBuf>,
+    /// Where its block devices are.
+    devices: Vec<PathBuf>,
+}
+
+impl Tools {
+    fn of(paths: &Paths, options: &StorageOptions) -> Self {
+        let name = |program: &Path| {
+            let name = program.file_name().unwrap_or_default().as_bytes();
+            name[..name.len().min(KEPT_NAME)].to_owned()
+        };
+        let mut programs = vec![
+            (name(&options.xorriso), Uid::effective()),
+            (name(&options.blkdiscard), Uid::effective()),
+        ];
+        // Without that user none was ever started.
+        if let Ok(account) = Account::named(&options.qemu_img_user) {
+            programs.push((name(&options.qemu_img), Uid::from_raw(account.uid())));
+        }
+        let roots = [
+            &paths.images,
+            &paths.instances,
+            &paths.volumes,
+            &paths.snapshots,
+        ];
+        // A tool names, and sees, what it was told of, and the kernel what that leads to.
+        let mut places: Vec<_> = roots
+            .into_iter()
+            .flat_map(|root| [std::path::absolute(root), root.canonicalize()])
+            .flatten()
+            .collect();
+        places.dedup();
+        Self {
+            programs,
+            places,
+            devices: options.pools.values().map(|pool| pool.devices()).collect(),
+        }
+    }
+
+    /// Those that run and are not this process's.
+    fn find(&self) -> std::io::Result<Vec<Look>> {
+        let all: Vec<Look> = Process::all()?.into_iter().filter_map(Look::at).collect();
+        let parents: HashMap<i32, i32> = all
+            .iter()
+            .map(|look| (look.process.pid, look.parent))
+            .collect();
+        let own = nix::unistd::getpid().as_raw();
+        let is_own = |pid: i32| {
+            std::iter::successors(Some(pid), |pid| parents.get(pid).copied())
+                .take(GENERATIONS)
+                .any(|pid| pid == own)
+        };
+        Ok(all
+            .into_iter()
+            .filter(|look| self.is_one(look) && !is_own(look.process.pid))
+            .collect())
+    }
+
+    fn is_one(&self, look: &Look) -> bool {
+        let user = self
+            .programs
+            .iter()
+            .find(|(name, _)| name == look.name.as_bytes())
+            .map(|(_, user)| *user);
+        let Some(user) = user.filter(|user| runs_as(look.process, *user)) else {
+            return false;
+        };
+        // An operator works as root, and where he likes.
+        (!user.is_root() && self.works_here(look.process)) || self.has_ours(look.process)
+    }
+
+    /// Whether it works in one of the directories.
+    fn works_here(&self, process: Process) -> bool {
+        fs::read_link(format!("/proc/{}/cwd", process.pid))
+            .is_ok_and(|directory| self.places.iter().any(|it| directory.starts_with(it)))
+    }
+
+    /// Whether it was told of something that is not whole, or of a logical volume.
+    fn has_ours(&self, process: Process) -> bool {
+        let is_ours = |argument: &OsStr| {
+            let path = Path::new(argument);
+            let name = path.file_name().unwrap_or_default().as_bytes();
+            (name.starts_with(TMP.as_bytes()) && self.places.iter().any(|it| path.starts_with(it)))
+                || (name.starts_with(LOGICAL)
+                    && self.devices.iter().any(|it| path.parent() == Some(it)))
+        };
+        process.arguments().iter().any(|it| is_ours(it)) && process.is_alive()
+    }
+}
+
+/// Whether a process is this user's.
+fn runs_as(process: Process, user: Uid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+    let real = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .and_then(|ids| ids.split_ascii_whitespace().next());
+    real.and_then(|id| id.parse().ok()) == Some(user.as_raw())
+}
