@@ -711,6 +711,7 @@ prop_compose! {
             let rules = NatRules {
                 gateways: gateways.iter().map(|text| text.parse().unwrap()).collect(),
                 open: open.then(|| "eth0".to_owned()).into_iter().collect(),
+                tunnel_port: None,
             };
             if open && forwards {
                 uplink.host.outward.insert("eth0".to_owned(), Forwards::Yes);
