@@ -7,6 +7,7 @@ use std::{
 };
 
 use berth_agent::decide::{
+    filter::{FilterObserved, FilterStep, Reach, Rendered, TunnelEnd, nft::transaction, towards},
     names,
     network::{NetThen, uplink::FlatAddressPolicy},
 };
@@ -439,8 +440,16 @@ fn checksum(from: IpAddr, to: IpAddr, datagram: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap()
 }
 
-/// A datagram in two frames of IPv6, of which the first ends with the header of UDP.
-fn in_pieces(macs: [&str; 2], [from, to]: [IpAddr; 2], payload: &[u8]) -> [Vec<u8>; 2] {
+/// A datagram from the stranger to the first host in two frames of IPv6, of which the first has so much of it.
+fn in_pieces(first: u16, payload: &[u8]) -> [Vec<u8>; 2] {
+    let mac_of = |host: &str| {
+        let shown = ip(&format!("-n {host} -j link show dev eth0"));
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let mac = shown[0]["address"].as_str().unwrap();
+        mac.parse::<berth_common::names::MacAddress>().unwrap()
+    };
+    let macs = ["host1", "stranger"].map(mac_of);
+    let [from, to] = [tunnel_ip6(0x66), tunnel_ip6(1)];
     let length = u16::try_from(8 + payload.len()).unwrap();
     let mut datagram = [4789_u16, 4789, length, 0].map(u16::to_be_bytes).concat();
     datagram.extend(payload);
@@ -449,7 +458,6 @@ fn in_pieces(macs: [&str; 2], [from, to]: [IpAddr; 2], payload: &[u8]) -> [Vec<u
     let piece = |offset: u16, more: u16, part: &[u8]| {
         let mut frame = Vec::new();
         for mac in macs {
-            let mac: berth_common::names::MacAddress = mac.parse().unwrap();
             frame.extend(mac.octets());
         }
         frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
@@ -463,11 +471,13 @@ fn in_pieces(macs: [&str; 2], [from, to]: [IpAddr; 2], payload: &[u8]) -> [Vec<u
         }
         frame.extend([17, 0]);
         frame.extend((offset | more).to_be_bytes());
-        frame.extend([0, 0, 0, 7]);
+        // Which datagram it is of.
+        frame.extend([payload[4], payload[5], payload[6], first.to_be_bytes()[1]]);
         frame.extend(part);
         frame
     };
-    [piece(0, 1, &datagram[..8]), piece(8, 0, &datagram[8..])]
+    let (begin, end) = datagram.split_at(usize::from(first));
+    [piece(0, 1, begin), piece(first, 0, end)]
 }
 
 /// Sends frames out of the first NIC of a namespace.
@@ -510,23 +520,15 @@ fn only_hosts_of_a_vxlan_over_ipv6_send_into_it() {
             assert_eq!(heard(&guest, here, 100, &["stranger"], "host2"), only);
             assert_eq!(hosts[0].tunnel_drops(), Some(1));
             // The first piece does not say yet which VXLAN it is for.
-            let of = |host: &str| {
-                let shown = ip(&format!("-n {host} -j link show dev eth0"));
-                let shown: Value = serde_json::from_str(&shown).unwrap();
-                shown[0]["address"].as_str().unwrap().to_owned()
-            };
-            let macs = [of("host1"), of("stranger")];
-            let macs = [macs[0].as_str(), macs[1].as_str()];
-            let both = ["fd00:2::66".parse().unwrap(), here];
             let capture = Capture::within(&guest.namespace);
-            let pieces = in_pieces(macs, both, &forged(100, &guest.mac, "pieces"));
+            let pieces = in_pieces(8, &forged(100, &guest.mac, "pieces"));
             send_frames("stranger", &pieces);
             send_from("host2", here, &forged(100, &guest.mac, "host2"));
             assert_eq!(words(&capture, "host2"), only);
             assert_eq!(hosts[0].tunnel_drops(), Some(2));
             // It was the sender that they were dropped for.
             let capture = Capture::within(&guest.namespace);
-            spec.remote_ports[0].tunnel_ip = Some(both[0]);
+            spec.remote_ports[0].tunnel_ip = Some(tunnel_ip6(0x66));
             assert_eq!(hosts[0].converge(red, Some(&spec)), NetThen::Converged);
             send_from("stranger", here, &forged(100, &guest.mac, "stranger"));
             words(&capture, "stranger");
@@ -534,6 +536,63 @@ fn only_hosts_of_a_vxlan_over_ipv6_send_into_it() {
             assert_eq!(hosts[0].converge(red, None), NetThen::Gone);
             ip("netns del stranger");
             hosts.into_iter().for_each(HostOnWire::end);
+            cut_wires();
+        },
+    );
+}
+
+/// A kernel that tracks no connections puts IPv6 together only after the packet filter.
+#[test]
+fn a_piece_that_does_not_tell_its_vxlan_is_dropped_where_pieces_come_one_by_one() {
+    isolated(
+        "uplinks::a_piece_that_does_not_tell_its_vxlan_is_dropped_where_pieces_come_one_by_one",
+        async |_| {
+            wires();
+            let host = HostOnWire::over_ipv6(1);
+            stranger(&["fd00:2::66/64 nodad"]);
+            let reach = Reach {
+                links: BTreeSet::new(),
+                tunnel: Some(TunnelEnd {
+                    id: 100,
+                    port: 4789,
+                    local: tunnel_ip6(1),
+                }),
+            };
+            let step = towards(
+                NetworkId::new(),
+                &vxlan(100, &[]),
+                &reach,
+                host.id,
+                &FilterObserved::default(),
+                &mut Rendered::default(),
+            );
+            let Some(FilterStep::Change(change)) = step else {
+                panic!("{step:?}");
+            };
+            std::fs::write("/run/tunnel.nft", transaction(&change.commands())).unwrap();
+            inside("host1", || run("nft", &["-f", "/run/tunnel.nft"]));
+            for (name, id) in [("guarded0", 100), ("own0", 300)] {
+                let local = tunnel_ip6(1);
+                ip(&format!(
+                    "-n host1 link add {name} type vxlan id {id} local {local} dstport 4789"
+                ));
+                ip(&format!("-n host1 link set {name} up"));
+            }
+            let capture = Capture::within("host1");
+            // It ends with the header of UDP, or with that of the VXLAN; another VXLAN of the host takes what it is sent.
+            for (first, vni, word) in [(8, 100, "short"), (16, 100, "long"), (16, 300, "own")] {
+                send_frames("stranger", &in_pieces(first, &forged(vni, &mac(1), word)));
+            }
+            assert_eq!(words(&capture, "own"), BTreeSet::from(["own".to_owned()]));
+            let dropped = ["list", "chain", "inet", "berth", "drop-foreign_tunnel"];
+            let dropped = inside("host1", || run("nft", &dropped));
+            assert!(dropped.contains("packets 2 "), "{dropped}");
+            for name in ["guarded0", "own0"] {
+                ip(&format!("-n host1 link del {name}"));
+            }
+            inside("host1", || run("nft", &["flush", "ruleset"]));
+            ip("netns del stranger");
+            host.end();
             cut_wires();
         },
     );
