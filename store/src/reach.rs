@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_common::{
-    document::{Kind, NetworkType},
+    document::Kind,
     ids::{HostId, NetworkId, PortId},
     message::heartbeat::NetworkCapabilities,
     names::{InstanceName, MacAddress},
@@ -40,7 +40,8 @@ pub struct ReachedPort {
     pub hostname: InstanceName,
     /// Its addresses in order.
     pub ip_addresses: Vec<IpAddr>,
-    /// Of `vxlan`: the address of its host for it, as far as it is known.
+    /// The address of its host for VXLANs, as far as it is known. Also of other types: a router may lead from there into a VXLAN, and
+    /// then its packets come from this address.
     pub tunnel_ip: Option<IpAddr>,
 }
 
@@ -96,8 +97,7 @@ fn pairs(places: &BTreeSet<(HostId, NetworkId)>) -> Vec<[String; 2]> {
         .collect()
 }
 
-/// Reads the ports of those of some networks that reach beyond a host: two queries, one more if one of them is a VXLAN, and
-/// none if all end at their hosts.
+/// Reads the ports of those of some networks that reach beyond a host: three queries, and none if all end at their hosts.
 pub(crate) async fn ports_of(
     db: &impl Executor,
     networks: &[&NetworkRow],
@@ -111,11 +111,6 @@ pub(crate) async fn ports_of(
     if spanning.is_empty() {
         return Ok(reached);
     }
-    let tunnelled: BTreeSet<NetworkId> = spanning
-        .iter()
-        .filter(|network| network.network_type == NetworkType::Vxlan)
-        .map(|network| network.id)
-        .collect();
     let ids = rows(spanning.iter().map(|network| network.id));
     let mut addresses = addresses_of(db, ids.clone()).await?;
     let mut found: BTreeMap<(NetworkId, PortId), ReachedPort> = BTreeMap::new();
@@ -137,20 +132,14 @@ pub(crate) async fn ports_of(
         // What is found for the last network may come twice.
         found.entry((network, port_id)).or_insert(reached);
     }
-    let hosts: BTreeSet<HostId> = found
-        .iter()
-        .filter(|((network, _), _)| tunnelled.contains(network))
-        .map(|(_, port)| port.host_id)
-        .collect();
+    let hosts: BTreeSet<HostId> = found.values().map(|port| port.host_id).collect();
     let tunnel_ips = tunnel_ips(db, &hosts).await?;
     let mut by_network: BTreeMap<NetworkId, Vec<ReachedPort>> = spanning
         .iter()
         .map(|network| (network.id, Vec::new()))
         .collect();
     for ((network, _), mut port) in found {
-        if tunnelled.contains(&network) {
-            port.tunnel_ip = tunnel_ips.get(&port.host_id).copied();
-        }
+        port.tunnel_ip = tunnel_ips.get(&port.host_id).copied();
         by_network.entry(network).or_default().push(port);
     }
     for (network, ports) in by_network {
@@ -395,38 +384,27 @@ pub async fn instances_on(
     Ok(instances)
 }
 
-/// The networks of a type in which a host has ports.
+/// The networks that reach beyond a host and in which this one has ports.
 ///
 /// # Errors
 /// See [`StoreError`].
-pub async fn networks_on(
+pub async fn spanning_on(
     db: &impl Executor,
     host: HostId,
-    network_type: NetworkType,
 ) -> Result<BTreeSet<NetworkId>, StoreError> {
-    let connection = db.handle();
-    let queries = bulk::queries_from(
-        connection.get_database_backend(),
-        ["host_id", "network_type"],
-        vec![[host.to_string(), network_type.as_str().to_owned()]],
+    let spanning = only(Among::Spanning);
+    let text = format!(
         "SELECT DISTINCT p.network_id, c.host_id \
          FROM w CROSS JOIN claims AS c CROSS JOIN ports AS p CROSS JOIN networks AS n \
          WHERE c.host_id = w.host_id AND c.role = 'current' AND p.instance_id = c.instance_id \
-         AND n.id = p.network_id AND n.network_type = w.network_type",
+         AND n.id = p.network_id{spanning}"
     );
-    let mut networks = BTreeSet::new();
-    for query in queries {
-        let found = Place::find_by_statement(query)
-            .all(&connection)
-            .await
-            .map_err(failed("reach::networks_on"))?;
-        for place in found {
-            let row = RowReader {
-                table: "ports",
-                id: &place.network_id,
-            };
-            networks.insert(row.parsed("network_id", place.network_id.parse())?);
-        }
-    }
-    Ok(networks)
+    let queries = bulk::queries_from(
+        db.handle().get_database_backend(),
+        ["host_id"],
+        vec![[host.to_string()]],
+        &text,
+    );
+    let places = find_places(db, queries, "reach::spanning_on").await?;
+    Ok(places.into_iter().map(|(_, network)| network).collect())
 }

@@ -14,6 +14,7 @@ mod usage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -89,6 +90,7 @@ struct Model {
     unfiltered_legs: BTreeSet<MacAddress>,
     /// What no sweep can remove.
     leftover: Option<String>,
+    open_tunnels: BTreeSet<NetworkId>,
 }
 
 /// How much of a step is done.
@@ -112,6 +114,13 @@ impl Model {
         let plugged = self.routers.plugged(network).into_iter();
         let unfiltered = plugged.filter(|leg| !self.networks.knows(network, *leg));
         self.unfiltered_legs.extend(unfiltered);
+    }
+
+    /// Notes whether everybody may send into the VXLAN of a network.
+    fn check_tunnel(&mut self, network: NetworkId) {
+        if self.networks.has_tunnel(network) && self.networks.senders(network).is_none() {
+            self.open_tunnels.insert(network);
+        }
     }
 }
 
@@ -142,6 +151,7 @@ impl FakeHost {
                 pace: Duration::ZERO,
                 unfiltered_legs: BTreeSet::new(),
                 leftover: None,
+                open_tunnels: BTreeSet::new(),
             })),
             news: Arc::default(),
         }
@@ -163,6 +173,7 @@ impl FakeHost {
             pace: model.pace,
             unfiltered_legs: model.unfiltered_legs.clone(),
             leftover: model.leftover.clone(),
+            open_tunnels: model.open_tunnels.clone(),
         };
         Self {
             model: Arc::new(Mutex::new(twin)),
@@ -481,6 +492,18 @@ impl FakeHost {
         self.model().unfiltered_legs.iter().copied().collect()
     }
 
+    /// The networks into whose VXLAN everybody could send, at any time.
+    #[must_use]
+    pub fn open_tunnels(&self) -> Vec<NetworkId> {
+        self.model().open_tunnels.iter().copied().collect()
+    }
+
+    /// The addresses of the hosts that may send into the VXLAN of a network; `None`: it has none, or everybody may.
+    #[must_use]
+    pub fn senders(&self, network: NetworkId) -> Option<BTreeSet<IpAddr>> {
+        self.model().networks.senders(network)
+    }
+
     /// All that is left of berth on the host, for people; cached images are meant to stay and do not count.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
@@ -761,6 +784,7 @@ impl Net for FakeHost {
                 model.routers.lose_bridge(*network);
             }
             model.check_legs(step.network());
+            model.check_tunnel(step.network());
             Ok(())
         };
         self.carry_out(Nature::default(), work).await
@@ -770,6 +794,11 @@ impl Net for FakeHost {
     async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError> {
         self.model().faults.look()?;
         Ok(BTreeMap::new())
+    }
+
+    async fn tunnel_drops(&self) -> Result<Option<u64>, ActError> {
+        self.model().faults.look()?;
+        Ok(None)
     }
 
     async fn forged_requests(&self) -> Result<BTreeMap<NetworkId, ForgedCounts>, ActError> {

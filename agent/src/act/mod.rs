@@ -168,6 +168,8 @@ pub trait Net: Send + Sync {
     async fn apply(&self, step: &NetStep) -> Result<(), ActError>;
     /// The packets that the packet filter dropped so far, by the name of a tap and the reason.
     async fn drops(&self) -> Result<BTreeMap<(String, Reason), u64>, ActError>;
+    /// The packets for VXLANs that the packet filter dropped so far, as no document names their senders; `None`: there is no VXLAN.
+    async fn tunnel_drops(&self) -> Result<Option<u64>, ActError>;
     /// The requests with identity headers that metadata services got so far, by network and where they came from.
     async fn forged_requests(&self) -> Result<BTreeMap<NetworkId, ForgedCounts>, ActError>;
     /// Ids of all networks of which anything of berth's exists on this host.

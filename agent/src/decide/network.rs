@@ -44,7 +44,7 @@ pub use step::{BridgePort, NetPlan, NetStep, NetThen, NetWait, OnError};
 use self::uplink::Uplink;
 use super::{
     dhcp::{self, DhcpFiles},
-    filter::{self, FilterStep, Rendered, Stateful},
+    filter::{self, FilterStep, Reach, Rendered, Stateful},
     metadata as guests_metadata, names,
 };
 
@@ -243,15 +243,9 @@ impl Planner {
     }
 
     /// Sets what guests may send and receive, before there is a way for their packets.
-    fn filter(
-        &mut self,
-        spec: &NetworkSpec,
-        uplinks: &BTreeSet<String>,
-        host: HostId,
-        rendered: &mut Rendered,
-    ) {
+    fn filter(&mut self, spec: &NetworkSpec, reach: &Reach, host: HostId, rendered: &mut Rendered) {
         let found = &self.now.filter;
-        let step = filter::towards(self.network, spec, uplinks, host, found, rendered);
+        let step = filter::towards(self.network, spec, reach, host, found, rendered);
         // What it leads to is not imagined: no later step depends on it, and of many ports it would be much.
         let portions = step.into_iter().flat_map(FilterStep::portions);
         self.steps.extend(portions.map(NetStep::Filter));
@@ -449,8 +443,8 @@ fn converge(
     let mut planner = Planner::new(network, observed);
     planner.drop_uplinks(uplink);
     planner.bridge_use = uplink.bridge_use(&planner.now);
-    let links = uplink.link_names(network);
-    planner.filter(spec, &links, desired.host_id, rendered);
+    let reach = uplink.reach(network);
+    planner.filter(spec, &reach, desired.host_id, rendered);
     if dhcp::served(spec).next().is_none() {
         planner.drop_namespace();
         planner.remove_files();

@@ -326,6 +326,10 @@ impl Engine {
         if neighbours_of(&document) != known {
             self.wake_routers(&document);
         }
+        let senders = before.as_deref().map(filter::hosts_told);
+        if filter::hosts_told(&document) != senders.unwrap_or_default() {
+            self.wake_joined(&document);
+        }
         self.tell(key);
         self.tools.metrics.journal(self.tools.journal.len());
     }
@@ -525,6 +529,16 @@ impl Engine {
         let documents = before.into_iter().chain([now]);
         let networks: BTreeSet<NetworkId> = documents.flat_map(filter::legs_of).collect();
         self.wake_all(networks.into_iter());
+    }
+
+    /// Other hosts have guests in a network: they send into those that routers join to it, whose packet filters follow at once.
+    fn wake_joined(&mut self, document: &Document) {
+        let Document::Network(network) = document else {
+            return;
+        };
+        let documents = self.resources.values().map(|it| &*it.document);
+        let joined = filter::joined(network.id, documents);
+        self.wake_all(joined.into_iter());
     }
 
     fn wake_all(&mut self, networks: impl Iterator<Item = NetworkId>) {

@@ -55,6 +55,7 @@ struct Newest {
     pools: Option<Fresh<Vec<Pool>>>,
     memory: Option<Fresh<Memory>>,
     drops: Option<Fresh<Vec<PortDrops>>>,
+    tunnel_drops: Option<Fresh<u64>>,
     forged: Option<Fresh<Vec<PortForged>>>,
 }
 
@@ -107,6 +108,11 @@ impl UsageFigures {
         self.change(|newest| newest.drops = drops.map(|it| fresh(it, for_how_long)));
     }
 
+    /// The packets for VXLANs that the packet filter dropped; shown for so long. `None`: nobody can tell, or there is no VXLAN.
+    pub fn tunnel_drops(&self, drops: Option<u64>, for_how_long: Duration) {
+        self.change(|newest| newest.tunnel_drops = drops.map(|it| fresh(it, for_how_long)));
+    }
+
     /// The requests with identity headers that metadata services got; shown for so long. `None`: nobody can tell.
     pub fn forged(&self, forged: Option<Vec<PortForged>>, for_how_long: Duration) {
         self.change(|newest| newest.forged = forged.map(|it| fresh(it, for_how_long)));
@@ -143,6 +149,8 @@ impl UsageFigures {
             let labels = [port.as_str(), instance.as_str(), dropped.reason.as_str()];
             page.put(&PORT_DROPPED, &labels, Some(decimal(dropped.packets)));
         }
+        let tunnels = newest.tunnel_drops.as_ref().and_then(|it| it.at(now));
+        page.put(&TUNNEL_DROPPED, &[], tunnels.map(|it| decimal(*it)));
         let forged = newest.forged.as_ref().and_then(|it| it.at(now));
         for forged in forged.into_iter().flatten().take(MOST_PORTS) {
             let labels = [forged.port.to_string(), forged.instance.to_string()];

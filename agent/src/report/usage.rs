@@ -153,6 +153,8 @@ impl Meter {
             let documents = || documents.iter().map(|entry| &*entry.document);
             let drops = counted.map(|counted| drops(&counted, documents()));
             self.figures.drops(drops, self.shown());
+            let tunnels = self.net.tunnel_drops().await.ok().flatten();
+            self.figures.tunnel_drops(tunnels, self.shown());
         }
     }
 

@@ -503,6 +503,7 @@ impl Run {
         self.settled().await;
         assert_eq!(self.lab.host.leftovers(), [""; 0]);
         assert_eq!(self.lab.host.unfiltered_legs(), []);
+        assert_eq!(self.lab.host.open_tunnels(), []);
         assert_eq!(self.lab.dead().await, []);
         self.lab.kill().await;
     }

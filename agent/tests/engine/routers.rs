@@ -317,7 +317,7 @@ async fn filter(lab: &Lab, network: NetworkId) -> std::sync::Arc<Part> {
 }
 
 /// Sooner than the next regular look.
-async fn soon(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(super) async fn soon(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = tokio::time::Instant::now();
     while !is_so().await {
         assert!(start.elapsed() < Duration::from_secs(3), "{what}");

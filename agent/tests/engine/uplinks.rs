@@ -1,12 +1,16 @@
 //! Networks of every type through the whole agent: whatever step the agent dies after, whatever type they were before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_agent::decide::network::uplink::{
     Carrier, Feature, FlatAddressPolicy, HostUplinks, Nic, NicFound, Tunnel,
 };
+use berth_common::document::RemotePort;
 
-use super::*;
+use super::{routers::soon, *};
 
 const TYPES: [NetworkType; 5] = [
     NetworkType::Local,
@@ -52,7 +56,7 @@ fn of_type(wish: &Wish, generation: u64, network_type: NetworkType) -> Document 
     spec.physical_network = Some("physnet1".parse().unwrap());
     spec.segmentation_id = Some(100);
     spec.subnets[0].gateway_ip = Some("10.0.0.1".parse().unwrap());
-    spec.remote_ports = vec![berth_common::document::RemotePort {
+    spec.remote_ports = vec![RemotePort {
         mac_address: "52:54:00:00:01:01".parse().unwrap(),
         hostname: "far".parse().unwrap(),
         ip_addresses: Vec::new(),
@@ -106,6 +110,7 @@ async fn an_agent_killed_at_any_step_of_building_or_removing_an_uplink_leaves_no
                 uplinks(),
                 "{network_type:?}, {steps} steps"
             );
+            assert_eq!(lab.host.open_tunnels(), [], "{steps} steps");
             if !crashed {
                 break;
             }
@@ -134,6 +139,79 @@ async fn a_network_becomes_one_of_any_other_type() {
     lab.send(&last).await;
     lab.wait_status(&last, ConvergeStatus::Gone).await;
     assert_eq!(lab.host.uplinks(), uplinks());
+    assert_eq!(lab.host.open_tunnels(), []);
+}
+
+/// A network with guests on these hosts; `None`: it is not told on which.
+fn with_guests(wish: &Wish, generation: u64, kind: NetworkType, hosts: &[Option<u8>]) -> Document {
+    let Document::Network(mut document) = of_type(wish, generation, kind) else {
+        panic!("a network's document is one");
+    };
+    let spec = document.spec.as_mut().unwrap();
+    // Each its own.
+    let id = wish.network.as_uuid().as_u128() % 4094 + 1;
+    spec.segmentation_id = u32::try_from(id).ok();
+    let guests = (1..).zip(hosts).map(|(n, host): (u8, _)| RemotePort {
+        mac_address: format!("52:54:00:00:01:{n:02x}").parse().unwrap(),
+        hostname: "far".parse().unwrap(),
+        ip_addresses: Vec::new(),
+        tunnel_ip: host.map(|host| [192, 0, 2, host].into()),
+    });
+    spec.remote_ports = guests.collect();
+    Document::Network(document)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_send_into_a_vxlan_follows_the_documents_at_once() {
+    let lab = lab().await;
+    let [wide, beside] = [Wish::new(&lab), Wish::new(&lab)];
+    let may_send = async |what: &str, hosts: Option<&[u8]>| {
+        let wanted = hosts.map(|hosts| hosts.iter().map(|host| [192, 0, 2, *host].into()));
+        let wanted: Option<BTreeSet<IpAddr>> = wanted.map(Iterator::collect);
+        soon(what, async || lab.host.senders(wide.network) == wanted).await;
+    };
+    let vxlan = NetworkType::Vxlan;
+    let first = with_guests(&wide, 1, vxlan, &[Some(2), Some(2), None]);
+    lab.send(&first).await;
+    lab.wait_status(&first, ConvergeStatus::Converged).await;
+    may_send("one host has guests in it", Some(&[2])).await;
+    lab.send(&with_guests(&wide, 2, vxlan, &[Some(2), Some(3)]))
+        .await;
+    may_send("and another one", Some(&[2, 3])).await;
+    lab.send(&with_guests(&wide, 3, vxlan, &[Some(3)])).await;
+    may_send("the first has none any more", Some(&[3])).await;
+
+    // A network beside it counts as soon as a router joins the two.
+    lab.send(&with_guests(&beside, 1, NetworkType::Vlan, &[Some(4)]))
+        .await;
+    may_send("it is another network", Some(&[3])).await;
+    let Document::Router(mut router) = router_in(&wide, lab.host_id) else {
+        panic!("a router's document is one");
+    };
+    let spec = router.spec.as_mut().unwrap();
+    let mut leg = spec.interfaces[0].clone();
+    leg.network_id = beside.network;
+    spec.interfaces.push(leg);
+    lab.send(&Document::Router(router.clone())).await;
+    may_send("a router joins them", Some(&[3, 4])).await;
+    for (generation, hosts, may) in [
+        (2, &[Some(4), Some(5)][..], Some(&[3, 4, 5][..])),
+        // A scheduler of before does not tell it of such networks.
+        (3, &[Some(4), None], None),
+        (4, &[Some(5)], Some(&[3, 5])),
+    ] {
+        let document = with_guests(&beside, generation, NetworkType::Vlan, hosts);
+        lab.send(&document).await;
+        may_send("only the document of the other network came", may).await;
+    }
+    // Nobody sends into it from a network that ends at its host.
+    lab.send(&with_guests(&beside, 5, NetworkType::Nat, &[Some(5)]))
+        .await;
+    may_send("the other one ends at its host", Some(&[3])).await;
+    lab.send(&with_guests(&beside, 6, vxlan, &[Some(6)])).await;
+    may_send("the other one is a VXLAN too", Some(&[3, 6])).await;
+    lab.send(&Document::Router(router).tombstone()).await;
+    may_send("no router joins them", Some(&[3])).await;
 }
 
 #[tokio::test(start_paused = true)]

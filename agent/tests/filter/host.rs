@@ -458,7 +458,7 @@ impl Host {
             network_type: NetworkType::Flat,
             ..spec.clone()
         };
-        let uplinks = BTreeSet::from([UPLINK.to_owned()]);
+        let uplinks = BTreeSet::from([UPLINK.to_owned()]).into();
         let observed = self.observe().await.filter;
         let rendered = &mut Rendered::default();
         let step = towards(self.id, &spanning, &uplinks, self.host, &observed, rendered);

@@ -113,6 +113,19 @@ impl HostOnWire {
         Self::with(n, FlatAddressPolicy::Refuse)
     }
 
+    /// One whose VXLANs are over IPv6.
+    pub(super) fn over_ipv6(n: u8) -> Self {
+        let mut host = Self::new(n);
+        ip(&format!(
+            "-n {} address add {}/64 dev eth0 nodad",
+            host.namespace,
+            tunnel_ip6(n)
+        ));
+        host.options.tunnel_ip = Some(tunnel_ip6(n));
+        host.restart_agent();
+        host
+    }
+
     pub(super) fn with(n: u8, flat_addresses: FlatAddressPolicy) -> Self {
         let namespace = format!("host{n}");
         ip(&format!("netns add {namespace}"));
@@ -170,6 +183,7 @@ impl HostOnWire {
         let mut observed = self.here(async |net| net.observe(network).await.unwrap());
         let documents = self.documents.borrow();
         observed.filter.legs = filter::legs(network, &observed.filter.legs, documents.values());
+        observed.filter.senders = filter::senders(network, documents.values());
         observed
     }
 
@@ -285,6 +299,11 @@ impl HostOnWire {
         panic!("not converged: {:#?}", self.plan(network, spec));
     }
 
+    /// How many packets for its VXLANs were dropped, as nobody named their senders.
+    pub(super) fn tunnel_drops(&self) -> Option<u64> {
+        self.here(async |net| net.tunnel_drops().await.unwrap())
+    }
+
     pub(super) fn present(&self) -> Vec<NetworkId> {
         self.here(async |net| net.networks_present().await.unwrap())
     }
@@ -365,7 +384,7 @@ impl HostOnWire {
         });
         assert_eq!(own.collect::<Vec<_>>(), Vec::<&Value>::new());
         let tables = inside(&self.namespace, || run("nft", &["list", "tables"]));
-        assert!(!tables.contains("berth-nat"), "{tables}");
+        assert!(!tables.contains("berth"), "{tables}");
         for (wire, _) in WIRES {
             ip(&format!("link del {wire}{}", self.n));
         }
@@ -396,6 +415,10 @@ impl GuestOnWire {
 
 pub(super) fn tunnel_ip(n: u8) -> IpAddr {
     IpAddr::from([192, 0, 2, n])
+}
+
+pub(super) fn tunnel_ip6(n: u8) -> IpAddr {
+    IpAddr::from([0xfd00, 2, 0, 0, 0, 0, 0, u16::from(n)])
 }
 
 fn files(namespace: &str) -> PathBuf {
@@ -469,6 +492,11 @@ pub(super) struct Packet {
 pub(super) struct Capture(OwnedFd);
 
 impl Capture {
+    /// Reads what passes the links of a namespace.
+    pub(super) fn within(namespace: &str) -> Self {
+        inside(namespace, Self::start)
+    }
+
     pub(super) fn start() -> Self {
         use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;

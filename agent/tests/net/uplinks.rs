@@ -1,8 +1,13 @@
 //! Networks that reach beyond their host, with real packets between hosts: VXLAN, flat, nat.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
 
 use berth_agent::decide::{
+    filter::{FilterObserved, FilterStep, Reach, Rendered, TunnelEnd, nft::transaction, towards},
     names,
     network::{NetThen, uplink::FlatAddressPolicy},
 };
@@ -15,8 +20,8 @@ use serde_json::Value;
 
 use super::{
     fabric::{
-        Capture, HostOnWire, WIRE, bare, break_off_everywhere, cut_wires, inside, remote,
-        tunnel_ip, wires,
+        Capture, GuestOnWire, HostOnWire, WIRE, bare, break_off_everywhere, cut_wires, inside,
+        remote, tunnel_ip, tunnel_ip6, wires,
     },
     ip, isolated, run,
 };
@@ -215,6 +220,435 @@ fn vxlans_reach_across_hosts_and_never_one_another() {
                 for network in [red, blue] {
                     assert_eq!(host.converge(network, None), NetThen::Gone);
                 }
+                host.end();
+            }
+            cut_wires();
+        },
+    );
+}
+
+/// What somebody puts into a VXLAN: a frame for a guest that carries a word.
+fn forged(vni: u32, to: &str, word: &str) -> Vec<u8> {
+    let to: berth_common::names::MacAddress = to.parse().unwrap();
+    let mut packet = vec![0x08, 0, 0, 0];
+    packet.extend((vni << 8).to_be_bytes());
+    packet.extend(to.octets());
+    packet.extend([0x52, 0x54, 0, 0, 0, 0x66]);
+    // What is nothing in particular (IEEE 802).
+    packet.extend([0x88, 0xb5]);
+    packet.extend(word.as_bytes());
+    packet.resize(packet.len().max(8 + 60), b' ');
+    packet
+}
+
+/// Sends it from a namespace to the port of VXLANs of a host.
+fn send_from(namespace: &str, to: IpAddr, packet: &[u8]) {
+    inside(namespace, || {
+        let any: IpAddr = match to {
+            IpAddr::V4(_) => [0; 4].into(),
+            IpAddr::V6(_) => [0; 16].into(),
+        };
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).unwrap();
+        socket.send_to(packet, SocketAddr::new(to, 4789)).unwrap();
+    });
+}
+
+/// The words that come to a guest, until the last one that is expected.
+fn words(capture: &Capture, last: &str) -> BTreeSet<String> {
+    words_while(capture, last, || {})
+}
+
+/// The same, while something is done again and again.
+fn words_while(capture: &Capture, last: &str, again: impl Fn()) -> BTreeSet<String> {
+    let start = Instant::now();
+    let mut words = BTreeSet::new();
+    while !words.contains(last) {
+        again();
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "no {last}: {words:?}"
+        );
+        for frame in capture.frames() {
+            if frame.get(12..14) == Some(&[0x88, 0xb5]) {
+                let word = String::from_utf8_lossy(&frame[14..]);
+                words.extend(word.split_whitespace().map(str::to_owned));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    words
+}
+
+/// Somebody on the first wire who has no part in anything.
+fn stranger(addresses: &[&str]) {
+    ip("netns add stranger");
+    ip("link add stranger0 type veth peer name eth0 netns stranger");
+    ip(&format!("link set stranger0 master {WIRE} up"));
+    ip("-n stranger link set eth0 up");
+    for address in addresses {
+        ip(&format!("-n stranger address add {address} dev eth0"));
+    }
+}
+
+/// Waits until a guest that was plugged in hears what a host sends it: its link comes up some time after it is switched on.
+fn wait_for(guest: &GuestOnWire, to: IpAddr, vni: u32, from: &str) {
+    let capture = Capture::within(&guest.namespace);
+    let send = || send_from(from, to, &forged(vni, &guest.mac, "ready"));
+    words_while(&capture, "ready", send);
+}
+
+/// What a guest hears when these send it their own names, and then one who may.
+fn heard(guest: &GuestOnWire, to: IpAddr, vni: u32, from: &[&str], last: &str) -> BTreeSet<String> {
+    let capture = Capture::within(&guest.namespace);
+    for namespace in from.iter().chain([&last]) {
+        send_from(namespace, to, &forged(vni, &guest.mac, namespace));
+    }
+    words(&capture, last)
+}
+
+#[test]
+fn only_hosts_of_a_vxlan_send_into_it() {
+    isolated("uplinks::only_hosts_of_a_vxlan_send_into_it", async |_| {
+        wires();
+        let hosts = [1, 2, 3].map(HostOnWire::new);
+        stranger(&["192.0.2.66/24"]);
+        let red = NetworkId::new();
+        let members = vxlan(100, &[(2, 2)]);
+        let converge = |spec: &NetworkSpec| {
+            assert_eq!(hosts[0].converge(red, Some(spec)), NetThen::Converged);
+        };
+        assert_eq!(hosts[0].tunnel_drops(), None, "no VXLAN");
+        converge(&members);
+        let guest = hosts[0].guest(red, "red1", &mac(1), "10.0.0.1/24");
+        let here = tunnel_ip(1);
+        wait_for(&guest, here, 100, "host2");
+        let only = |name: &str| BTreeSet::from([name.to_owned()]);
+        let check = |name: &str, dropped: u64| {
+            let before = hosts[0].tunnel_drops().unwrap();
+            let heard = heard(&guest, here, 100, &["host3", "stranger"], "host2");
+            assert_eq!(heard, only("host2"), "{name}");
+            assert_eq!(hosts[0].tunnel_drops(), Some(before + dropped), "{name}");
+        };
+        check("neither another host nor a stranger", 2);
+
+        // By another of the host's addresses, in pieces, and so short that nothing is in it.
+        ip("-n host1 address add 198.51.100.9/32 dev lo");
+        ip("-n stranger route add 198.51.100.9 via 192.0.2.1");
+        let capture = Capture::within(&guest.namespace);
+        let mut large = forged(100, &guest.mac, "large");
+        large.resize(3000, b' ');
+        send_from(
+            "stranger",
+            [198, 51, 100, 9].into(),
+            &forged(100, &guest.mac, "elsewhere"),
+        );
+        send_from("stranger", here, &large);
+        send_from("stranger", here, &large[..6]);
+        send_from("host2", here, &forged(100, &guest.mac, "host2"));
+        assert_eq!(words(&capture, "host2"), only("host2"));
+        assert_eq!(hosts[0].tunnel_drops(), Some(2 + 2));
+
+        // Who comes may send, and who goes may not any more; the count goes on.
+        converge(&vxlan(100, &[(2, 2), (3, 3)]));
+        let capture = Capture::within(&guest.namespace);
+        send_from("host3", here, &forged(100, &guest.mac, "host3"));
+        assert_eq!(words(&capture, "host3"), only("host3"));
+        assert_eq!(hosts[0].tunnel_drops(), Some(4));
+        converge(&members);
+        check("a host that left", 2);
+        // Another VNI has the same guard.
+        converge(&vxlan(101, &[(2, 2)]));
+        let heard_there = heard(&guest, here, 101, &["host3", "stranger"], "host2");
+        assert_eq!(heard_there, only("host2"));
+        converge(&members);
+
+        // VXLANs of the host's own, on the same port, are left alone.
+        ip("-n host1 link add own0 type vxlan id 300 local 192.0.2.1 dstport 4789");
+        ip("-n host1 link set own0 up");
+        let capture = Capture::within("host1");
+        send_from("stranger", here, &forged(300, &guest.mac, "own"));
+        assert_eq!(words(&capture, "own"), only("own"));
+
+        // What somebody took away comes back.
+        let key = "4789 . 100";
+        for change in [
+            format!("delete element inet berth tunnels {{ {key} }}"),
+            "flush chain inet berth tunnel".to_owned(),
+            "flush chain inet berth drop-foreign_tunnel".to_owned(),
+            format!(
+                "add element inet berth h4_{} {{ 192.0.2.66 }}",
+                &names::vxlan(red)[3..]
+            ),
+            "delete table inet berth".to_owned(),
+            "flush ruleset".to_owned(),
+        ] {
+            let words: Vec<&str> = change.split(' ').collect();
+            inside("host1", || run("nft", &words));
+            assert_ne!(hosts[0].plan(red, Some(&members)).steps, [], "{change}");
+            converge(&members);
+            check(&change, 2);
+        }
+
+        // Beside a network that needs none of it, the guard goes with its own.
+        let plain = NetworkId::new();
+        assert_eq!(
+            hosts[0].converge(plain, Some(&bare(NetworkType::Local, None))),
+            NetThen::Converged
+        );
+        guest.unplug();
+        assert_eq!(hosts[0].converge(red, None), NetThen::Gone);
+        let left = inside("host1", || run("nft", &["list", "ruleset"]));
+        assert!(!left.contains(&names::vxlan(red)[3..]), "{left}");
+        let capture = Capture::within("host1");
+        ip("-n host1 link add foreign0 type vxlan id 100 local 192.0.2.1 dstport 4789");
+        ip("-n host1 link set foreign0 up");
+        send_from("stranger", here, &forged(100, &mac(1), "foreign"));
+        assert_eq!(
+            words(&capture, "foreign"),
+            only("foreign"),
+            "it is not berth's any more"
+        );
+        assert_eq!(hosts[0].converge(plain, None), NetThen::Gone);
+        for name in ["own0", "foreign0"] {
+            ip(&format!("-n host1 link del {name}"));
+        }
+        ip("netns del stranger");
+        hosts.into_iter().for_each(HostOnWire::end);
+        cut_wires();
+    });
+}
+
+/// The checksum of UDP over IPv6 (RFC 8200, 8.1).
+fn checksum(from: IpAddr, to: IpAddr, datagram: &[u8]) -> u16 {
+    let octets = |address: IpAddr| match address {
+        IpAddr::V6(address) => address.octets(),
+        IpAddr::V4(_) => panic!("{address} is not of IPv6"),
+    };
+    let length = u32::try_from(datagram.len()).unwrap();
+    let mut all = [octets(from), octets(to)].concat();
+    all.extend(length.to_be_bytes());
+    all.extend([0, 0, 0, 17]);
+    all.extend(datagram);
+    all.resize(all.len().next_multiple_of(2), 0);
+    let pairs = all
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum = pairs.fold(0, |sum: u32, pair| {
+        let sum = sum + pair;
+        (sum & 0xffff) + (sum >> 16)
+    });
+    !u16::try_from(sum).unwrap()
+}
+
+/// A datagram from the stranger to the first host in two frames of IPv6, of which the first has so much of it.
+fn in_pieces(first: u16, payload: &[u8]) -> [Vec<u8>; 2] {
+    let mac_of = |host: &str| {
+        let shown = ip(&format!("-n {host} -j link show dev eth0"));
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let mac = shown[0]["address"].as_str().unwrap();
+        mac.parse::<berth_common::names::MacAddress>().unwrap()
+    };
+    let macs = ["host1", "stranger"].map(mac_of);
+    let [from, to] = [tunnel_ip6(0x66), tunnel_ip6(1)];
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    let mut datagram = [4789_u16, 4789, length, 0].map(u16::to_be_bytes).concat();
+    datagram.extend(payload);
+    let sum = checksum(from, to, &datagram);
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    let piece = |offset: u16, more: u16, part: &[u8]| {
+        let mut frame = Vec::new();
+        for mac in macs {
+            frame.extend(mac.octets());
+        }
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(u16::try_from(8 + part.len()).unwrap().to_be_bytes());
+        frame.extend([44, 64]);
+        for address in [from, to] {
+            let IpAddr::V6(address) = address else {
+                panic!("{address} is not of IPv6");
+            };
+            frame.extend(address.octets());
+        }
+        frame.extend([17, 0]);
+        frame.extend((offset | more).to_be_bytes());
+        // Which datagram it is of.
+        frame.extend([payload[4], payload[5], payload[6], first.to_be_bytes()[1]]);
+        frame.extend(part);
+        frame
+    };
+    let (begin, end) = datagram.split_at(usize::from(first));
+    [piece(0, 1, begin), piece(first, 0, end)]
+}
+
+/// Sends frames out of the first NIC of a namespace.
+fn send_frames(namespace: &str, frames: &[Vec<u8>]) {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
+    use std::os::fd::AsRawFd as _;
+    inside(namespace, || {
+        let cloexec = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, cloexec, None).unwrap();
+        let link = nix::ifaddrs::getifaddrs()
+            .unwrap()
+            .filter(|interface| interface.interface_name == "eth0")
+            .find_map(|interface| interface.address?.as_link_addr().copied())
+            .unwrap();
+        for frame in frames {
+            sendto(socket.as_raw_fd(), frame, &link, MsgFlags::empty()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn only_hosts_of_a_vxlan_over_ipv6_send_into_it() {
+    isolated(
+        "uplinks::only_hosts_of_a_vxlan_over_ipv6_send_into_it",
+        async |_| {
+            wires();
+            let hosts = [1, 2].map(HostOnWire::over_ipv6);
+            stranger(&["fd00:2::66/64 nodad"]);
+            let red = NetworkId::new();
+            let mut spec = NetworkSpec {
+                mtu: 1430,
+                ..vxlan(100, &[(2, 2)])
+            };
+            spec.remote_ports[0].tunnel_ip = Some(tunnel_ip6(2));
+            assert_eq!(hosts[0].converge(red, Some(&spec)), NetThen::Converged);
+            let guest = hosts[0].guest(red, "red1", &mac(1), "10.0.0.1/24");
+            let here = tunnel_ip6(1);
+            wait_for(&guest, here, 100, "host2");
+            let only = BTreeSet::from(["host2".to_owned()]);
+            assert_eq!(heard(&guest, here, 100, &["stranger"], "host2"), only);
+            assert_eq!(hosts[0].tunnel_drops(), Some(1));
+            // The first piece does not say yet which VXLAN it is for.
+            let capture = Capture::within(&guest.namespace);
+            let pieces = in_pieces(8, &forged(100, &guest.mac, "pieces"));
+            send_frames("stranger", &pieces);
+            send_from("host2", here, &forged(100, &guest.mac, "host2"));
+            assert_eq!(words(&capture, "host2"), only);
+            assert_eq!(hosts[0].tunnel_drops(), Some(2));
+            // It was the sender that they were dropped for.
+            let capture = Capture::within(&guest.namespace);
+            spec.remote_ports[0].tunnel_ip = Some(tunnel_ip6(0x66));
+            assert_eq!(hosts[0].converge(red, Some(&spec)), NetThen::Converged);
+            send_from("stranger", here, &forged(100, &guest.mac, "stranger"));
+            words(&capture, "stranger");
+            guest.unplug();
+            assert_eq!(hosts[0].converge(red, None), NetThen::Gone);
+            ip("netns del stranger");
+            hosts.into_iter().for_each(HostOnWire::end);
+            cut_wires();
+        },
+    );
+}
+
+/// A kernel that tracks no connections puts IPv6 together only after the packet filter.
+#[test]
+fn a_piece_that_does_not_tell_its_vxlan_is_dropped_where_pieces_come_one_by_one() {
+    isolated(
+        "uplinks::a_piece_that_does_not_tell_its_vxlan_is_dropped_where_pieces_come_one_by_one",
+        async |_| {
+            wires();
+            let host = HostOnWire::over_ipv6(1);
+            stranger(&["fd00:2::66/64 nodad"]);
+            let reach = Reach {
+                links: BTreeSet::new(),
+                tunnel: Some(TunnelEnd {
+                    id: 100,
+                    port: 4789,
+                    local: tunnel_ip6(1),
+                }),
+            };
+            let step = towards(
+                NetworkId::new(),
+                &vxlan(100, &[]),
+                &reach,
+                host.id,
+                &FilterObserved::default(),
+                &mut Rendered::default(),
+            );
+            let Some(FilterStep::Change(change)) = step else {
+                panic!("{step:?}");
+            };
+            std::fs::write("/run/tunnel.nft", transaction(&change.commands())).unwrap();
+            inside("host1", || run("nft", &["-f", "/run/tunnel.nft"]));
+            for (name, id) in [("guarded0", 100), ("own0", 300)] {
+                let local = tunnel_ip6(1);
+                ip(&format!(
+                    "-n host1 link add {name} type vxlan id {id} local {local} dstport 4789"
+                ));
+                ip(&format!("-n host1 link set {name} up"));
+            }
+            let capture = Capture::within("host1");
+            // It ends with the header of UDP, or with that of the VXLAN; another VXLAN of the host takes what it is sent.
+            for (first, vni, word) in [(8, 100, "short"), (16, 100, "long"), (16, 300, "own")] {
+                send_frames("stranger", &in_pieces(first, &forged(vni, &mac(1), word)));
+            }
+            assert_eq!(words(&capture, "own"), BTreeSet::from(["own".to_owned()]));
+            let dropped = ["list", "chain", "inet", "berth", "drop-foreign_tunnel"];
+            let dropped = inside("host1", || run("nft", &dropped));
+            assert!(dropped.contains("packets 2 "), "{dropped}");
+            for name in ["guarded0", "own0"] {
+                ip(&format!("-n host1 link del {name}"));
+            }
+            inside("host1", || run("nft", &["flush", "ruleset"]));
+            ip("netns del stranger");
+            host.end();
+            cut_wires();
+        },
+    );
+}
+
+#[test]
+fn guests_behind_a_hosts_address_send_into_no_vxlan() {
+    isolated(
+        "uplinks::guests_behind_a_hosts_address_send_into_no_vxlan",
+        async |_| {
+            wires();
+            let hosts = [1, 2].map(HostOnWire::new);
+            ip("-n host1 route add default via 192.0.2.2");
+            let [red, out] = [NetworkId::new(), NetworkId::new()];
+            for (host, other) in [(0, 2), (1, 1)] {
+                let spec = vxlan(100, &[(other, other)]);
+                assert_eq!(hosts[host].converge(red, Some(&spec)), NetThen::Converged);
+            }
+            assert_eq!(hosts[0].converge(out, Some(&nat(1))), NetThen::Converged);
+            let reds = [1, 2].map(|n| {
+                let address = format!("10.0.9.{n}/24");
+                hosts[usize::from(n) - 1].guest(red, &format!("red{n}"), &mac(n), &address)
+            });
+            wait_for(&reds[0], tunnel_ip(1), 100, "host2");
+            wait_for(&reds[1], tunnel_ip(2), 100, "host1");
+            let guest = hosts[0].guest(out, "out", &mac(7), "10.0.1.10/24");
+            ip("-n out route add default via 10.0.1.1");
+            assert!(guest.ping("192.0.2.2"), "it gets out to the other host");
+            // With the address of its own host, which the other one takes packets from.
+            for (red, last) in [(&reds[1], "host1"), (&reds[0], "host2")] {
+                let n = if last == "host1" { 2 } else { 1 };
+                let heard = heard(red, tunnel_ip(n), 100, &["out"], last);
+                assert_eq!(heard, BTreeSet::from([last.to_owned()]), "to host{n}");
+            }
+            let table = names::nat_table(out);
+            let shown = inside("host1", || run("nft", &["list", "table", "inet", &table]));
+            assert!(
+                shown.contains("udp dport 4789 counter packets 1 "),
+                "{shown}"
+            );
+            let gateway = Capture::within(&reds[0].namespace);
+            send_from(
+                "out",
+                [10, 0, 1, 1].into(),
+                &forged(100, &reds[0].mac, "gateway"),
+            );
+            send_from("host2", tunnel_ip(1), &forged(100, &reds[0].mac, "host2"));
+            assert_eq!(
+                words(&gateway, "host2"),
+                BTreeSet::from(["host2".to_owned()])
+            );
+            guest.unplug();
+            reds.into_iter().for_each(|guest| guest.unplug());
+            assert_eq!(hosts[0].converge(out, None), NetThen::Gone);
+            for host in hosts {
+                assert_eq!(host.converge(red, None), NetThen::Gone);
                 host.end();
             }
             cut_wires();

@@ -79,12 +79,46 @@ pub(super) fn router_spec(host: HostId, of_host: &HostRouter, rows: &HostRows) -
     }
 }
 
-/// The Ethernet address of a router's leg outside, on one host.
+/// The Ethernet address of a router's leg outside, on one host. It follows from nothing else and is stored nowhere, so it has enough bits
+/// for the legs of all routers and hosts in one external network, and is in none of the ranges of ports.
 fn gateway_mac(router: RouterId, host: HostId) -> MacAddress {
     let both = [router.as_uuid().into_bytes(), host.as_uuid().into_bytes()];
-    MacAddress::derived(&both.concat())
+    MacAddress::of_own_link(&both.concat())
 }
 
 fn network(rows: &HostRows, id: NetworkId) -> Option<&NetworkRow> {
     rows.networks.iter().find(|network| network.id == id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_legs_of_all_routers_and_hosts_outside_have_addresses_of_their_own() {
+        let [routers, hosts] = [100, 200];
+        let routers: Vec<RouterId> = (0..routers).map(|_| RouterId::new()).collect();
+        let hosts: Vec<HostId> = (0..hosts).map(|_| HostId::new()).collect();
+        let of_router = |router: &RouterId| {
+            let macs = hosts.iter().map(|host| gateway_mac(*router, *host));
+            macs.collect::<Vec<_>>()
+        };
+        let all: Vec<MacAddress> = routers.iter().flat_map(of_router).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        // Locally administered, of one receiver, and not of a port.
+        for mac in all {
+            let octets = mac.octets();
+            assert_eq!(octets[0] & 0x03, 0x02, "{mac}");
+            assert_ne!(octets[..3], MacAddress::derived(b"a port").octets()[..3]);
+        }
+        let [router, host] =
+            [0x11, 0x12].map(|n| format!("0191e7a0-7c1f-7b5e-9d2a-3f6f5f0c2a{n:02x}"));
+        assert_eq!(
+            gateway_mac(router.parse().unwrap(), host.parse().unwrap()).to_string(),
+            "02:de:bc:14:3f:d4",
+            "another one would interrupt who is connected"
+        );
+    }
 }

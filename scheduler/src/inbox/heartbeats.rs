@@ -11,7 +11,6 @@ use std::{
 
 use berth_common::{
     bus::{BusError, QueueDecl, compute_queue},
-    document::NetworkType,
     ids::HostId,
     message::heartbeat::{HEARTBEAT_TYPE, HEARTBEAT_VERSION, Heartbeat},
     names::HostName,
@@ -221,8 +220,8 @@ async fn host(writing: &mut Writing<'_>, news: &News) -> Result<Change, ClaimErr
         .as_ref()
         .is_some_and(|before| before.network.tunnel_ip != row.network.tunnel_ip);
     if other_tunnel {
-        // Where the others find its ports.
-        for network in reach::networks_on(writing.txn(), row.id, NetworkType::Vxlan).await? {
+        // Where the others find its ports, and where what it sends by routers comes from.
+        for network in reach::spanning_on(writing.txn(), row.id).await? {
             writing.touch_members(network);
         }
     }

@@ -227,6 +227,14 @@ async fn everybody_in_a_network_that_reaches_beyond_a_host_is_known(database: Ar
         assert_eq!(parts[&host].reached, whole.reached);
     }
 
+    // From a VLAN a router may lead into a VXLAN: where its host sends from is known there too.
+    let cable = vlan("cable", 8);
+    networks::insert(db, &cable).await.unwrap();
+    member(db, "f", &cable, two, 17).await;
+    let theirs = host_rows::of_host(db, two).await.unwrap().reached;
+    let places = theirs[&cable.id].iter().map(|port| port.tunnel_ip);
+    assert_eq!(places.collect::<Vec<_>>(), [tunnel]);
+
     let both = BTreeSet::from([wide.id, narrow.id]);
     let all = reach::hosts_of(db, &both, Among::All).await.unwrap();
     assert_eq!(
@@ -253,16 +261,8 @@ async fn everybody_in_a_network_that_reaches_beyond_a_host_is_known(database: Ar
     assert_eq!(told, [(one, narrow.id), (two, wide.id)].into());
     let told = reach::hosts_told(db, &both, Among::Spanning).await.unwrap();
     assert_eq!(told, [(two, wide.id)].into());
-    let on = reach::networks_on(db, two, NetworkType::Vxlan)
-        .await
-        .unwrap();
-    assert_eq!(on, [wide.id].into());
-    assert_eq!(
-        reach::networks_on(db, two, NetworkType::Vlan)
-            .await
-            .unwrap(),
-        [].into()
-    );
+    let on = reach::spanning_on(db, two).await.unwrap();
+    assert_eq!(on, [wide.id, cable.id].into());
     instances::mark_deleted(db, a.id, time(2)).await.unwrap();
     let spanning = reach::hosts_of(db, &both, Among::Spanning).await.unwrap();
     assert_eq!(spanning, [(two, wide.id)].into());

@@ -1,12 +1,15 @@
 //! The networks of a fake host: the planner's own model of what a step leads to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_common::{ids::NetworkId, names::MacAddress};
 
 use super::domains::Domains;
 use crate::decide::{
-    filter::{self, FilterObserved, FilterStep, Stateful, Tables},
+    filter::{self, FilterObserved, FilterStep, Stateful, Tables, base, nft::Family},
     names,
     network::{
         Herald, Link, NetStep, NetworkObserved, imagine,
@@ -115,6 +118,26 @@ impl Networks {
     pub(super) fn knows(&self, network: NetworkId, leg: MacAddress) -> bool {
         let text = self.of_guests.get(&network);
         text.is_some_and(|text| text.contains(&leg.to_string()))
+    }
+
+    /// Whether a network has a VTEP.
+    pub(super) fn has_tunnel(&self, network: NetworkId) -> bool {
+        let found = self.networks.get(&network);
+        found.is_some_and(|found| found.uplink.vxlan.is_some())
+    }
+
+    /// The hosts that may send to the VTEP of a network; `None`: there is none, or nobody is refused.
+    pub(super) fn senders(&self, network: NetworkId) -> Option<BTreeSet<IpAddr>> {
+        let found = self.networks.get(&network)?;
+        let vxlan = found.uplink.vxlan.as_ref()?;
+        let part = &found.filter.part;
+        let key = format!("{} . {}", vxlan.port?, vxlan.id?);
+        let key = (Family::Inet, base::TUNNELS.to_owned(), key);
+        let chain = (Family::Inet, part.links.get(&key)?.clone());
+        part.chains.get(&chain)?;
+        let of_hosts = part.sets.iter().filter(|((of, _), _)| *of == Family::Inet);
+        let members = of_hosts.flat_map(|(_, set)| &set.members);
+        Some(members.map(|net| net.addr()).collect())
     }
 
     /// What a network sees of the host's packet filter.

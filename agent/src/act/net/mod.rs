@@ -498,6 +498,15 @@ impl Net for KernelNet {
         drops.map_err(|error| error.into_act(None, "read how many packets were dropped"))
     }
 
+    async fn tunnel_drops(&self) -> Result<Option<u64>, ActError> {
+        let nft = self.nft.clone();
+        let drops = self
+            .workers
+            .run("nft-drops", async move || nft.tunnel_drops().await)
+            .await;
+        drops.map_err(|error| error.into_act(None, "read how many packets for VXLANs were dropped"))
+    }
+
     async fn forged_requests(&self) -> Result<BTreeMap<NetworkId, ForgedCounts>, ActError> {
         let counted = self.all_forged().await;
         counted.map_err(|error| error.into_act(None, "read what metadata services counted"))

@@ -100,6 +100,7 @@ impl Nat {
         let nothing = NatRules {
             gateways: BTreeSet::new(),
             open: BTreeSet::new(),
+            tunnel_port: None,
         };
         let Ok(record) = serde_json::from_slice::<Record>(&text) else {
             return Ok(Some(nothing));

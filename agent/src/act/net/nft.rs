@@ -32,7 +32,9 @@ use super::{
 use crate::{
     act::command::CommandError,
     decide::filter::{
-        Base, Change, FilterObserved, Reason, Stateful, Tables, base,
+        Base, Change, FilterObserved, Reason, Stateful, Tables,
+        base::{self, Tunnels},
+        counted,
         nft::{Family, Field, Op, Operand, Rule, Statement, TABLE, transaction},
         part::{Stray, removal},
         tables,
@@ -327,6 +329,22 @@ impl Nft {
         let sets = json!({ "family": Family::Bridge.as_str(), "table": TABLE });
         let listed = run(&json!({ "nftables": [{ "list": { "sets": sets } }] }), &[]).await?;
         Ok(understood(&listed)?.drops)
+    }
+
+    /// The packets for VXLANs that were dropped so far, as nobody named their senders; `None`: nobody asks.
+    pub(super) async fn tunnel_drops(&self) -> Result<Option<u64>, NetError> {
+        let is_asked = |tables: &Tables| base::tunnels(&tables.base) == Tunnels::Guarded;
+        if !self.shared.tables(is_asked).await? {
+            return Ok(None);
+        }
+        let chain =
+            json!({ "family": Family::Inet.as_str(), "table": TABLE, "name": base::FOREIGN });
+        let listed = run(
+            &json!({ "nftables": [{ "list": { "chain": chain } }] }),
+            &[],
+        )
+        .await?;
+        Ok(Some(counted(&listed)))
     }
 }
 

@@ -11,6 +11,8 @@
 //!
 //!  prerouting        -301  bridge ▶ map zones     z_ (network): where connections are looked for; in the family that tracks them
 //!  inet prerouting   -150  what is known of the connection ▶ bits of the mark, where the bridge itself cannot track them
+//!
+//!  inet input        -150  UDP port, VNI ▶ map tunnels    v_ (network): which hosts may send into a VXLAN; once there is one
 //! ```
 
 use std::{collections::BTreeMap, sync::LazyLock};
@@ -36,6 +38,35 @@ pub enum Stateful {
     No,
 }
 
+/// Whether it is asked who sends into VXLANs. Nothing of it is on a host that has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Tunnels {
+    /// Nobody asks.
+    #[default]
+    Open,
+    /// What comes for a VXLAN of berth's is asked for.
+    Guarded,
+}
+
+/// What the host's part of the tables depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Setup {
+    /// How connections are tracked.
+    pub stateful: Stateful,
+    /// Whether it is asked who sends into VXLANs.
+    pub tunnels: Tunnels,
+}
+
+/// Without VXLANs.
+impl From<Stateful> for Setup {
+    fn from(stateful: Stateful) -> Self {
+        Self {
+            stateful,
+            tunnels: Tunnels::Open,
+        }
+    }
+}
+
 /// The packet answers to something that was allowed. Bits of the mark, for [`Stateful::BrNetfilter`].
 pub const KNOWN: u32 = 0x1_0000;
 /// It belongs to no connection and begins none.
@@ -51,6 +82,12 @@ pub const EGRESS: &str = "egress";
 pub const INGRESS: &str = "ingress";
 /// The map of bridges to their zones.
 pub const ZONES: &str = "zones";
+/// The map of UDP ports and VNIs to who may send there.
+pub const TUNNELS: &str = "tunnels";
+/// Where it is asked.
+const TUNNEL: &str = "tunnel";
+/// What nobody named may send into a VXLAN ends here, and is counted.
+pub const FOREIGN: &str = "drop-foreign_tunnel";
 /// What berth's own services may always send to a guest.
 pub const SERVICES: &str = "services";
 /// Frames with VLAN tags end here; others go on.
@@ -126,13 +163,20 @@ const INET_HOOKS: [Hook; 3] = [
     hook(Family::Inet, "mark-host", "postrouting", -150),
 ];
 
-fn hooks(stateful: Stateful) -> impl Iterator<Item = &'static Hook> {
-    let more: &[Hook] = match stateful {
+/// What a packet is for is known there, and its fragments are together but for those of IPv6.
+const TUNNEL_HOOKS: [Hook; 1] = [hook(Family::Inet, TUNNEL, "input", -150)];
+
+fn hooks(setup: Setup) -> impl Iterator<Item = &'static Hook> {
+    let more: &[Hook] = match setup.stateful {
         Stateful::BrNetfilter => &INET_HOOKS,
         Stateful::Bridge => &TRACKING_BRIDGE_HOOKS,
         Stateful::No => &[],
     };
-    BRIDGE_HOOKS.iter().chain(more)
+    let of_tunnels: &[Hook] = match setup.tunnels {
+        Tunnels::Open => &[],
+        Tunnels::Guarded => &TUNNEL_HOOKS,
+    };
+    BRIDGE_HOOKS.iter().chain(more).chain(of_tunnels)
 }
 
 fn rule(statements: Vec<Statement>) -> Rule {
@@ -143,7 +187,7 @@ fn rule(statements: Vec<Statement>) -> Rule {
 }
 
 /// The chains of the host with their rules.
-fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
+fn chains(Setup { stateful, tunnels }: Setup) -> BTreeMap<Name, Vec<Rule>> {
     let mut chains: BTreeMap<Name, Vec<Rule>> = BTreeMap::new();
     let mut chain = |family, name: &str, rules: Vec<Vec<Statement>>| {
         let rules = rules.into_iter().map(rule).collect();
@@ -213,7 +257,35 @@ fn chains(stateful: Stateful) -> BTreeMap<Name, Vec<Rule>> {
         chain(inet, "mark-bridge", marks(IN));
         chain(inet, "mark-host", marks(OUT));
     }
+    if tunnels == Tunnels::Guarded {
+        chain(Family::Inet, TUNNEL, into_tunnels());
+        let dropped = vec![vec![Statement::Count, Statement::Drop]];
+        chain(Family::Inet, FOREIGN, dropped);
+    }
     chains
+}
+
+/// What is for a VXLAN of berth's goes to the network's own chain; what is for another passes. A first fragment of IPv6 that ends before
+/// the VNI could be for any: no host sends such ones.
+fn into_tunnels() -> Vec<Vec<Statement>> {
+    let first_fragment = || {
+        let offset = Field::Header("frag", "frag-off");
+        vec![word(L4, "udp"), number(offset, &[0])]
+    };
+    // The whole header of a VXLAN is there, whatever is in it.
+    let is_readable = Statement::Match(
+        Field::Transport(64, 64),
+        Op::IsNot,
+        Operand::text("0xffffffffffffffff"),
+    );
+    vec![
+        vec![Statement::Vmap(Field::Tunnel, TUNNELS)],
+        then(
+            first_fragment().into_iter().chain([is_readable]),
+            Statement::Accept,
+        ),
+        then(first_fragment(), Statement::Goto(FOREIGN.to_owned())),
+    ]
 }
 
 /// Tells the bridge what the IP stack knows of the connection.
@@ -374,20 +446,38 @@ pub const fn tracking_family(stateful: Stateful) -> Option<Family> {
     }
 }
 
-fn maps(stateful: Stateful) -> Vec<(Family, &'static str)> {
+fn maps(Setup { stateful, tunnels }: Setup) -> Vec<(Family, &'static str)> {
     let mut maps = vec![
         (Family::Bridge, SOURCE),
         (Family::Bridge, EGRESS),
         (Family::Bridge, INGRESS),
     ];
     maps.extend(tracking_family(stateful).map(|family| (family, ZONES)));
+    if tunnels == Tunnels::Guarded {
+        maps.push((Family::Inet, TUNNELS));
+    }
     maps
+}
+
+/// Whether anything of what asks who sends into VXLANs is there.
+#[must_use]
+pub fn tunnels(base: &BTreeMap<Name, Vec<String>>) -> Tunnels {
+    if base.keys().any(is_of_tunnels) {
+        Tunnels::Guarded
+    } else {
+        Tunnels::Open
+    }
+}
+
+/// Whether something of the host is there for VXLANs alone.
+pub(super) fn is_of_tunnels((family, name): &Name) -> bool {
+    *family == Family::Inet && [TUNNEL, TUNNELS, FOREIGN].contains(&name.as_str())
 }
 
 /// Something of the host as what is to be removed.
 #[must_use]
 pub fn stray((family, name): &Name) -> Stray {
-    let kind = if [SOURCE, EGRESS, INGRESS, ZONES].contains(&name.as_str()) {
+    let kind = if [SOURCE, EGRESS, INGRESS, ZONES, TUNNELS].contains(&name.as_str()) {
         "map"
     } else if Reason::of_set(name).is_some() {
         "set"
@@ -403,26 +493,26 @@ pub fn stray((family, name): &Name) -> Stray {
 
 /// Everything of the host as it is listed once it is made. It follows from nothing else, and every plan asks for it.
 #[must_use]
-pub fn wanted(stateful: Stateful) -> &'static BTreeMap<Name, Vec<String>> {
-    static BRIDGE: LazyLock<BTreeMap<Name, Vec<String>>> =
-        LazyLock::new(|| listed(Stateful::Bridge));
-    static BR_NETFILTER: LazyLock<BTreeMap<Name, Vec<String>>> =
-        LazyLock::new(|| listed(Stateful::BrNetfilter));
-    static NONE: LazyLock<BTreeMap<Name, Vec<String>>> = LazyLock::new(|| listed(Stateful::No));
-    match stateful {
-        Stateful::Bridge => &BRIDGE,
-        Stateful::BrNetfilter => &BR_NETFILTER,
-        Stateful::No => &NONE,
-    }
+pub fn wanted(setup: impl Into<Setup>) -> &'static BTreeMap<Name, Vec<String>> {
+    type Listed = BTreeMap<Name, Vec<String>>;
+    static NOTHING: Listed = BTreeMap::new();
+    static ALL: LazyLock<BTreeMap<Setup, Listed>> = LazyLock::new(|| {
+        let ways = [Stateful::Bridge, Stateful::BrNetfilter, Stateful::No];
+        let setups = ways.into_iter().flat_map(|stateful| {
+            [Tunnels::Open, Tunnels::Guarded].map(|tunnels| Setup { stateful, tunnels })
+        });
+        setups.map(|setup| (setup, listed(setup))).collect()
+    });
+    ALL.get(&setup.into()).unwrap_or(&NOTHING)
 }
 
-fn listed(stateful: Stateful) -> BTreeMap<Name, Vec<String>> {
-    let chains = chains(stateful).into_iter();
+fn listed(setup: Setup) -> BTreeMap<Name, Vec<String>> {
+    let chains = chains(setup).into_iter();
     let mut wanted: BTreeMap<Name, Vec<String>> = chains
         .map(|(name, rules)| (name, rules.iter().map(Rule::comment).collect()))
         .collect();
     let sets = Reason::ALL.map(|reason| (Family::Bridge, reason.set()));
-    let maps = maps(stateful).into_iter();
+    let maps = maps(setup).into_iter();
     let named = maps.map(|(family, name)| (family, name.to_owned()));
     wanted.extend(sets.into_iter().chain(named).map(|name| (name, Vec::new())));
     wanted
@@ -430,18 +520,19 @@ fn listed(stateful: Stateful) -> BTreeMap<Name, Vec<String>> {
 
 /// The families that have a table then.
 #[must_use]
-pub const fn families(stateful: Stateful) -> &'static [Family] {
-    match stateful {
-        Stateful::BrNetfilter => &[Family::Bridge, Family::Inet],
-        Stateful::Bridge | Stateful::No => &[Family::Bridge],
+pub const fn families(setup: Setup) -> &'static [Family] {
+    match (setup.stateful, setup.tunnels) {
+        (Stateful::BrNetfilter, _) | (_, Tunnels::Guarded) => &[Family::Bridge, Family::Inet],
+        (Stateful::Bridge | Stateful::No, Tunnels::Open) => &[Family::Bridge],
     }
 }
 
 /// The commands that make all of it, whatever is there of it.
 #[must_use]
-pub fn commands(stateful: Stateful) -> Vec<String> {
+pub fn commands(setup: impl Into<Setup>) -> Vec<String> {
+    let setup = setup.into();
     let mut commands: Vec<String> = Vec::new();
-    for family in families(stateful).iter().copied().map(Family::as_str) {
+    for family in families(setup).iter().copied().map(Family::as_str) {
         commands.push(format!("add table {family} {TABLE}"));
     }
     for Hook {
@@ -449,23 +540,27 @@ pub fn commands(stateful: Stateful) -> Vec<String> {
         name,
         hook,
         priority,
-    } in hooks(stateful)
+    } in hooks(setup)
     {
         commands.push(format!(
             "{} {{ type filter hook {hook} priority {priority}; policy accept; }}",
             named("add chain", *family, name)
         ));
     }
-    let chains = chains(stateful);
+    let chains = chains(setup);
     for (family, name) in chains.keys() {
-        if hooks(stateful).all(|hook| (hook.family, hook.name) != (*family, name.as_str())) {
+        if hooks(setup).all(|hook| (hook.family, hook.name) != (*family, name.as_str())) {
             commands.push(named("add chain", *family, name));
         }
         commands.push(named("flush chain", *family, name));
     }
-    for (family, name) in maps(stateful) {
+    for (family, name) in maps(setup) {
         let map = named("add map", family, name);
-        commands.push(format!("{map} {{ type ifname : verdict; }}"));
+        let key = match name {
+            TUNNELS => "typeof udp dport . @th,96,24",
+            _ => "type ifname",
+        };
+        commands.push(format!("{map} {{ {key} : verdict; }}"));
     }
     for reason in Reason::ALL {
         let set = named("add set", Family::Bridge, &reason.set());

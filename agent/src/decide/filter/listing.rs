@@ -1,12 +1,15 @@
 //! Reads what nft lists of berth's tables.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use berth_common::ids::NetworkId;
 use serde_json::Value;
 
 use super::{
-    base::{self, Stateful},
+    base::{self, Setup, Stateful, Tunnels},
     names,
     nft::{Family, TABLE, net_of_json},
     part::{AddressSet, Key, Name, Stray, Tables, Version},
@@ -32,8 +35,13 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
     let mut tables = Tables::default();
     let mut links: Vec<(Key, String)> = Vec::new();
     let mut counted: Vec<(String, Reason, u64)> = Vec::new();
-    let mut known: BTreeMap<Name, Vec<String>> = base::wanted(Stateful::BrNetfilter).clone();
-    known.extend(base::wanted(Stateful::Bridge).clone());
+    let known: BTreeSet<&Name> = [Stateful::BrNetfilter, Stateful::Bridge]
+        .into_iter()
+        .flat_map(|stateful| {
+            let tunnels = Tunnels::Guarded;
+            base::wanted(Setup { stateful, tunnels }).keys()
+        })
+        .collect();
     for object in objects(listed)? {
         let Some((kind, object)) = object.as_object().and_then(|object| object.iter().next())
         else {
@@ -55,7 +63,7 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
                 if let Some(network) = names::network_of(&name) {
                     let part = tables.part_mut(network);
                     part.chains.entry(chain).or_default();
-                } else if known.contains_key(&chain) {
+                } else if known.contains(&chain) {
                     tables.base.entry(chain).or_default();
                 } else {
                     tables.strays.insert(Stray {
@@ -77,7 +85,7 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
                         Arc::make_mut(part.chains.entry(chain).or_default()).push(comment);
                     }
                     None => {
-                        if known.contains_key(&chain) {
+                        if known.contains(&chain) {
                             tables.base.entry(chain).or_default().push(comment);
                         }
                     }
@@ -97,14 +105,14 @@ pub fn tables(listed: &Value) -> Result<Tables, NotAList> {
                         members: elements.iter().filter_map(net_of_json).collect(),
                     };
                     let part = tables.part_mut(network);
-                    part.sets.insert(name, set);
+                    part.sets.insert(named, set);
                 } else if let Some(reason) = Reason::of_set(&name) {
                     tables.base.entry(named).or_default();
                     counted.extend(elements.iter().filter_map(|element| {
                         let (tap, packets) = counter(element)?;
                         Some((tap, reason, packets))
                     }));
-                } else if known.contains_key(&named) {
+                } else if known.contains(&named) {
                     tables.base.entry(named).or_default();
                     links.extend(elements.iter().filter_map(|element| {
                         let (link, target) = lead(element)?;
@@ -170,11 +178,31 @@ fn counter(element: &Value) -> Option<(String, u64)> {
     Some((inner["val"].as_str()?.to_owned(), packets))
 }
 
-/// A link with the chain that a map leads to.
+/// A link, or the port and the VNI of a VXLAN, with the chain that a map leads to.
 fn lead(element: &Value) -> Option<(String, String)> {
-    let link = element.get(0)?.as_str()?;
+    let key = element.get(0)?;
+    let link = match key.as_str() {
+        Some(link) => link.to_owned(),
+        None => {
+            let numbers = key.get("concat")?.as_array()?.iter();
+            let numbers: Option<Vec<String>> =
+                numbers.map(|it| Some(it.as_u64()?.to_string())).collect();
+            numbers?.join(" . ")
+        }
+    };
     let target = element.get(1)?["goto"]["target"].as_str()?;
-    Some((link.to_owned(), target.to_owned()))
+    Some((link, target.to_owned()))
+}
+
+/// The packets that the rules of a listed chain count.
+#[must_use]
+pub fn counted(listed: &Value) -> u64 {
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let statements = objects.filter_map(|object| object["rule"]["expr"].as_array());
+    let counters = statements.flatten();
+    counters
+        .filter_map(|statement| statement["counter"]["packets"].as_u64())
+        .fold(0, u64::saturating_add)
 }
 
 /// The network that a rule's comment names.

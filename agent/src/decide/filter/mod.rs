@@ -5,6 +5,7 @@
 //! - [`base`]: what there is once for the host;
 //! - [`wanted`], [`group`]: what there shall be for a network;
 //! - [`Rendered`]: what is kept of it from plan to plan;
+//! - [`tunnel`]: who may send into a VXLAN;
 //! - [`part`]: the difference, and the transaction; [`listing`]: what nft lists;
 //! - [`trace()`]: what would become of a packet, in words; [`beyond()`]: where routers lead;
 //! - [`reason`]: why packets are dropped, and [`drops()`]: how many.
@@ -21,9 +22,10 @@ pub mod part;
 mod reason;
 mod rendered;
 mod trace;
+mod tunnel;
 mod wanted;
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use berth_common::{
     document::NetworkSpec,
@@ -36,15 +38,20 @@ pub use base::Stateful;
 pub use beyond::{Beyond, beyond};
 pub use drops::{PortDrops, drops};
 pub use legs::{legs, legs_of};
-pub use listing::{NotAList, tables};
+pub use listing::{NotAList, counted, tables};
 pub use part::{Base, Change, FilterObserved, Tables, Wanted};
 pub use reason::Reason;
 pub use rendered::Rendered;
 pub use trace::trace;
+pub use tunnel::{Reach, Senders, TunnelEnd, hosts_told, joined, senders};
 pub use wanted::RouterLeg;
 use wanted::Surroundings;
 
-use self::part::{Part, Shall};
+use self::{
+    base::Setup,
+    part::{Part, Shall},
+    tunnel::Guarded,
+};
 use super::{names as link_names, network::Link};
 
 /// A step towards the packet filter of a network. Each may be repeated.
@@ -133,22 +140,31 @@ pub fn impossible(spec: &NetworkSpec, found: &FilterObserved) -> Option<Fault> {
 pub fn towards(
     network: NetworkId,
     spec: &NetworkSpec,
-    uplinks: &BTreeSet<String>,
+    reach: &Reach,
     host: HostId,
     found: &FilterObserved,
     rendered: &mut Rendered,
 ) -> Option<FilterStep> {
+    let guarded = |end| Guarded::of(end, spec, &found.senders);
     let around = Surroundings {
-        uplinks: uplinks.clone(),
+        uplinks: reach.links.clone(),
+        tunnel: reach.tunnel.and_then(guarded),
         legs: found.legs.clone(),
         host_mac: link_names::host_mac(host),
     };
     let zone = zone(network, found);
     let filter = wanted::Filter::new(network, spec, &around, found.stateful, zone);
-    let base = if found.base == *base::wanted(found.stateful) {
+    let setup = Setup {
+        stateful: found.stateful,
+        tunnels: match around.tunnel {
+            Some(_) => base::Tunnels::Guarded,
+            None => base::tunnels(&found.base),
+        },
+    };
+    let base = if found.base == *base::wanted(setup) {
         Base::Stays
     } else {
-        Base::Made(found.stateful)
+        Base::Made(setup)
     };
     let change = rendered.change(network, filter, base, found)?;
     Some(FilterStep::Change(Box::new(change)))
@@ -172,8 +188,8 @@ pub fn imagine(found: &mut FilterObserved, step: &FilterStep) {
     match step {
         FilterStep::CallIp(_) => found.calls_ip = true,
         FilterStep::Change(change) => {
-            if let Base::Made(stateful) = change.base {
-                found.base = base::wanted(stateful).clone();
+            if let Base::Made(setup) = change.base {
+                found.base = base::wanted(setup).clone();
             }
             found.strays.retain(|stray| !change.strays.contains(stray));
             Arc::make_mut(&mut found.part).apply(change);
@@ -239,12 +255,16 @@ impl Tables {
                 .any(|(name, part)| *name != own && !part.is_empty()),
             calls_ip: false,
             legs: Vec::new(),
+            senders: Senders::default(),
         }
     }
 
     /// What is the host's for tracking connections in another way than this, as a kernel without a module had it.
     fn outdated(&self, stateful: Stateful) -> impl Iterator<Item = &part::Name> {
-        let wanted = base::wanted(stateful);
+        let wanted = base::wanted(Setup {
+            stateful,
+            tunnels: base::Tunnels::Guarded,
+        });
         let names = self.base.keys();
         names.filter(move |name| !wanted.contains_key(*name))
     }

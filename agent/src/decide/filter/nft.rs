@@ -52,7 +52,7 @@ pub struct Rule {
 pub enum Statement {
     /// Goes on only if this holds.
     Match(Field, Op, Operand),
-    /// Does what a named map says of a link.
+    /// Does what a named map says of a link, or of a VXLAN.
     Vmap(Field, &'static str),
     /// Counts.
     Count,
@@ -91,6 +91,8 @@ pub enum Field {
     GroupBit,
     /// The destination without its last four bits.
     Block,
+    /// The UDP port that a packet is for, and the VNI if it is of a VXLAN (RFC 7348): three bytes, four behind the header of UDP.
+    Tunnel,
 }
 
 /// How a field and an operand are compared.
@@ -177,6 +179,16 @@ pub(super) fn write_name(out: &mut String, name: &str) {
     out.extend(name.chars().map(|it| if is_of_name(it) { it } else { '?' }));
 }
 
+/// Numbers with dots between them, as they are in a set of several fields. What is of neither becomes a question mark, and nft refuses
+/// that.
+pub(super) fn write_numbers(out: &mut String, numbers: &str) {
+    let is_of_numbers = |character: char| character.is_ascii_digit() || " .".contains(character);
+    let written = numbers
+        .chars()
+        .map(|it| if is_of_numbers(it) { it } else { '?' });
+    out.extend(written);
+}
+
 /// The elements of a set, between braces.
 pub(super) fn write_set<T>(out: &mut String, items: &[T], write: impl Fn(&T, &mut String)) {
     out.push_str("{ ");
@@ -220,6 +232,7 @@ impl Field {
             Self::MarkBits(bits) => put(out, format_args!("meta mark & {bits:#x}")),
             Self::Block => out.push_str("ether daddr & ff:ff:ff:ff:ff:f0"),
             Self::GroupBit => out.push_str("ether daddr & 01:00:00:00:00:00"),
+            Self::Tunnel => out.push_str("udp dport . @th,96,24"),
         }
     }
 }

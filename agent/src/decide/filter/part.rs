@@ -16,8 +16,11 @@ use serde_json::{Value, json};
 
 use super::{
     base, names,
-    nft::{Family, Rule, TABLE, named, quote, tables, write_name, write_net, write_set},
+    nft::{
+        Family, Rule, TABLE, named, quote, tables, write_name, write_net, write_numbers, write_set,
+    },
     reason::Reason,
+    tunnel::Senders,
     wanted::RouterLeg,
 };
 
@@ -26,7 +29,7 @@ const PORTS_AT_ONCE: usize = 64;
 
 /// A chain or a named map or set.
 pub type Name = (Family, String);
-/// A link in a named map: which map, and the link's name.
+/// A link in a named map: which map, and the link's name; of a VXLAN, its UDP port and VNI.
 pub type Key = (Family, String, String);
 
 /// The comments of a chain's rules, in order. There are many, and most never change: they are shared, and equal at a glance where
@@ -44,7 +47,7 @@ pub struct Part {
     /// Chains: the comments of their rules, in order.
     pub chains: BTreeMap<Name, Comments>,
     /// Sets of addresses.
-    pub sets: BTreeMap<String, AddressSet>,
+    pub sets: BTreeMap<Name, AddressSet>,
     /// The chains to which the named maps lead from its links.
     pub links: BTreeMap<Key, String>,
     /// The reasons for which packets of its ports are counted, by tap.
@@ -95,7 +98,7 @@ pub struct Wanted {
     /// Chains with their rules.
     pub chains: BTreeMap<Name, Vec<Rule>>,
     /// Sets of addresses.
-    pub sets: BTreeMap<String, AddressSet>,
+    pub sets: BTreeMap<Name, AddressSet>,
     /// What the named maps say of its links.
     pub links: BTreeMap<Key, String>,
     /// The taps whose packets are counted.
@@ -108,7 +111,7 @@ pub(super) struct Shall<'a> {
     /// Chains with the comments of their rules.
     pub(super) chains: Vec<(&'a Name, &'a Comments)>,
     /// Sets of addresses.
-    pub(super) sets: Vec<(&'a String, &'a AddressSet)>,
+    pub(super) sets: Vec<(&'a Name, &'a AddressSet)>,
     /// What the named maps say of its links.
     pub(super) links: Vec<(&'a Key, &'a String)>,
     /// The taps whose packets are counted.
@@ -121,7 +124,7 @@ pub enum Base {
     /// It stays as it is.
     Stays,
     /// All of it is made, before anything else.
-    Made(base::Stateful),
+    Made(base::Setup),
     /// It goes with the tables, unless they hold something of another network when the change is carried out: what was there when
     /// it was planned says nothing of that.
     Goes,
@@ -141,13 +144,13 @@ pub struct Change {
     /// Chains to remove.
     pub gone_chains: BTreeSet<Name>,
     /// Sets to make.
-    pub sets: BTreeMap<String, Version>,
+    pub sets: BTreeMap<Name, Version>,
     /// Sets to remove.
-    pub gone_sets: BTreeSet<String>,
+    pub gone_sets: BTreeSet<Name>,
     /// Members to put into sets.
-    pub members: BTreeMap<String, BTreeSet<IpNet>>,
+    pub members: BTreeMap<Name, BTreeSet<IpNet>>,
     /// Members to take out of sets that stay.
-    pub gone_members: BTreeMap<String, BTreeSet<IpNet>>,
+    pub gone_members: BTreeMap<Name, BTreeSet<IpNet>>,
     /// What the named maps shall say.
     pub links: BTreeMap<Key, String>,
     /// What they shall not say any more.
@@ -257,7 +260,7 @@ impl Change {
                 members.difference(&set.members).copied(),
             );
         }
-        let names: BTreeSet<&String> = shall.sets.iter().map(|(name, _)| *name).collect();
+        let names: BTreeSet<&Name> = shall.sets.iter().map(|(name, _)| *name).collect();
         let gone = found.sets.keys().filter(|name| !names.contains(name));
         self.gone_sets = gone.cloned().collect();
     }
@@ -298,13 +301,13 @@ fn beside<'a, K: Ord, A: Copy, B>(
 }
 
 fn put(
-    into: &mut BTreeMap<String, BTreeSet<IpNet>>,
-    name: &str,
+    into: &mut BTreeMap<Name, BTreeSet<IpNet>>,
+    name: &Name,
     members: impl Iterator<Item = IpNet>,
 ) {
     let members: BTreeSet<IpNet> = members.collect();
     if !members.is_empty() {
-        into.insert(name.to_owned(), members);
+        into.insert(name.clone(), members);
     }
 }
 
@@ -359,7 +362,7 @@ impl Change {
     /// How many objects it makes, changes or removes.
     #[must_use]
     pub fn objects(&self) -> usize {
-        let sizes = |sets: &BTreeMap<String, BTreeSet<IpNet>>| -> usize {
+        let sizes = |sets: &BTreeMap<Name, BTreeSet<IpNet>>| -> usize {
             sets.values().map(BTreeSet::len).sum()
         };
         self.chains.len()
@@ -380,22 +383,27 @@ impl Change {
     #[must_use]
     pub fn commands(&self) -> Vec<String> {
         let mut commands = match self.base {
-            Base::Made(stateful) => base::commands(stateful),
+            Base::Made(setup) => base::commands(setup),
             Base::Stays | Base::Goes => Vec::new(),
         };
         let each = |what: &'static str| move |(family, name): &Name| named(what, *family, name);
-        for (name, version) in &self.sets {
-            let set = named("add set", Family::Bridge, name);
+        for ((family, name), version) in &self.sets {
+            let set = named("add set", *family, name);
             let of = version.set_type();
-            commands.push(format!("{set} {{ type {of}; flags interval; }}"));
+            let flags = match family {
+                Family::Bridge => " flags interval;",
+                // Those of hosts are single addresses: for a change of intervals nft reads all of them.
+                Family::Inet => "",
+            };
+            commands.push(format!("{set} {{ type {of};{flags} }}"));
         }
         commands.extend(leads("delete element", &self.gone_links));
         let emptied = self.refilled.iter().chain(&self.gone_chains);
         commands.extend(emptied.map(each("flush chain")));
-        let members = |what, sets: &BTreeMap<String, BTreeSet<IpNet>>| -> Vec<String> {
-            let of = |(name, nets): (&String, &BTreeSet<IpNet>)| {
+        let members = |what, sets: &BTreeMap<Name, BTreeSet<IpNet>>| -> Vec<String> {
+            let of = |((family, name), nets): (&Name, &BTreeSet<IpNet>)| {
                 let nets: Vec<IpNet> = nets.iter().copied().collect();
-                elements(what, Family::Bridge, name, &nets, |net, out| {
+                elements(what, *family, name, &nets, |net, out| {
                     write_net(out, *net);
                 })
             };
@@ -419,8 +427,7 @@ impl Change {
         }
         commands.extend(leads("add element", &self.links));
         commands.extend(self.gone_chains.iter().map(each("delete chain")));
-        let gone = self.gone_sets.iter();
-        commands.extend(gone.map(|name| named("delete set", Family::Bridge, name)));
+        commands.extend(self.gone_sets.iter().map(each("delete set")));
         commands
     }
 
@@ -525,14 +532,19 @@ fn leads(what: &str, links: &BTreeMap<Key, String>) -> Vec<String> {
         let map = maps.entry((*family, map)).or_default();
         map.push((link, target));
     }
-    let write = |(link, target): &(&str, &str), out: &mut String| {
-        quote(out, link);
-        out.push_str(" : goto ");
-        write_name(out, target);
-    };
     let commands = maps.iter();
     commands
-        .map(|((family, map), links)| elements(what, *family, map, links, write))
+        .map(|((family, map), links)| {
+            let write = |(link, target): &(&str, &str), out: &mut String| {
+                match *map {
+                    base::TUNNELS => write_numbers(out, link),
+                    _ => quote(out, link),
+                }
+                out.push_str(" : goto ");
+                write_name(out, target);
+            };
+            elements(what, *family, map, links, write)
+        })
         .collect()
 }
 
@@ -555,6 +567,8 @@ pub struct FilterObserved {
     pub calls_ip: bool,
     /// The legs that routers have in the network on this host.
     pub legs: Vec<RouterLeg>,
+    /// Who sends into it by routers, beside the hosts that its own document tells of.
+    pub senders: Senders,
 }
 
 /// What is in berth's tables, by network.
@@ -595,9 +609,15 @@ impl Tables {
 
     /// What is there after the change.
     pub fn apply(&mut self, change: &Change) {
-        if let Base::Made(stateful) = change.base {
-            self.base = base::wanted(stateful).clone();
-            self.families.extend(base::families(stateful));
+        if let Base::Made(setup) = change.base {
+            let before = std::mem::replace(&mut self.base, base::wanted(setup).clone());
+            for (name, comments) in before {
+                // Another network needs them, of which this one did not know.
+                if base::is_of_tunnels(&name) {
+                    self.base.entry(name).or_insert(comments);
+                }
+            }
+            self.families.extend(base::families(setup));
         }
         self.base
             .retain(|name, _| !change.strays.contains(&base::stray(name)));

@@ -1,6 +1,9 @@
 //! Tests of the packet filter's data: golden rulesets, and what a change touches.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_common::{
     document::{
@@ -180,11 +183,14 @@ fn empty(stateful: Stateful) -> FilterObserved {
 }
 
 fn step(spec: &NetworkSpec, found: &FilterObserved) -> Option<FilterStep> {
-    let around = BTreeSet::new();
+    step_by(spec, &Reach::default(), found)
+}
+
+fn step_by(spec: &NetworkSpec, reach: &Reach, found: &FilterObserved) -> Option<FilterStep> {
     towards(
         network(),
         spec,
-        &around,
+        reach,
         host(),
         found,
         &mut Rendered::default(),
@@ -256,16 +262,295 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
         }],
         ..empty(Stateful::Bridge)
     };
-    let uplinks = BTreeSet::from(["btx000000000001".to_owned()]);
+    let uplinks = BTreeSet::from(["btx000000000001".to_owned()]).into();
     let spec = NetworkSpec {
         ports: Vec::new(),
         security_groups: Vec::new(),
         network_type: NetworkType::Vxlan,
         ..spec()
     };
-    let rendered = &mut Rendered::default();
-    let step = towards(network(), &spec, &uplinks, host(), &found, rendered);
+    insta::assert_snapshot!(text(step_by(&spec, &uplinks, &found)));
+}
+
+/// A VXLAN with guests on these other hosts.
+fn vxlan(hosts: &[&str]) -> NetworkSpec {
+    NetworkSpec {
+        network_type: NetworkType::Vxlan,
+        subnets: Vec::new(),
+        ports: Vec::new(),
+        security_groups: Vec::new(),
+        remote_ports: (1..)
+            .zip(hosts)
+            .map(|(n, host)| far(n, Some(host)))
+            .collect(),
+        ..spec()
+    }
+}
+
+/// A port on another host.
+fn far(n: u8, host: Option<&str>) -> RemotePort {
+    RemotePort {
+        mac_address: format!("52:54:00:00:05:{n:02x}").parse().unwrap(),
+        hostname: "far".parse().unwrap(),
+        ip_addresses: vec![IpAddr::from([10, 5, 0, n])],
+        tunnel_ip: host.map(|host| host.parse().unwrap()),
+    }
+}
+
+/// By a VXLAN of this VNI, from this address of the host.
+fn by_tunnel(id: u32, local: &str) -> Reach {
+    Reach {
+        links: BTreeSet::from(["btx000000000001".to_owned()]),
+        tunnel: Some(TunnelEnd {
+            id,
+            port: 4789,
+            local: local.parse().unwrap(),
+        }),
+    }
+}
+
+const HERE: &str = "192.0.2.1";
+
+#[test]
+fn the_ruleset_of_a_vxlan_asks_who_sends_into_it() {
+    let reach = by_tunnel(7777, HERE);
+    let step = step_by(
+        &vxlan(&["192.0.2.2", "192.0.2.3"]),
+        &reach,
+        &empty(Stateful::Bridge),
+    );
     insta::assert_snapshot!(text(step));
+}
+
+#[test]
+fn a_host_that_comes_or_goes_touches_the_set_of_a_vxlan_alone() {
+    let (reach, mut found) = (by_tunnel(7777, HERE), empty(Stateful::Bridge));
+    let before = step_by(&vxlan(&["192.0.2.2", "192.0.2.3"]), &reach, &found).unwrap();
+    imagine(&mut found, &before);
+    let check = |hosts: &[&str], senders: Senders, touches: &[&str], words: &[&str]| {
+        let found = FilterObserved {
+            senders,
+            ..found.clone()
+        };
+        let step = step_by(&vxlan(hosts), &reach, &found);
+        assert_eq!(touched(step.clone()), touches);
+        for (command, end) in commands(step).iter().zip(words) {
+            assert!(command.ends_with(end), "{command}");
+        }
+    };
+    let nobody = Senders::default;
+    let some =
+        |hosts: &[&str]| Senders::Known(hosts.iter().map(|it| it.parse().unwrap()).collect());
+    // How many guests a host has does not matter, nor what is not of this version of IP, nor the host itself.
+    check(&["192.0.2.2", "192.0.2.3", "192.0.2.3"], nobody(), &[], &[]);
+    check(
+        &["192.0.2.3", "192.0.2.2", HERE],
+        some(&["2001:db8::9", HERE]),
+        &[],
+        &[],
+    );
+    check(
+        &["192.0.2.3", "192.0.2.4"],
+        nobody(),
+        &["delete element h4", "add element h4"],
+        &[" { 192.0.2.2 }", " { 192.0.2.4 }"],
+    );
+    // Those that send by routers.
+    check(
+        &["192.0.2.2", "192.0.2.3"],
+        some(&["192.0.2.3", "192.0.2.9"]),
+        &["add element h4"],
+        &[" { 192.0.2.9 }"],
+    );
+    // Whose hosts are not told, of that nobody can be refused.
+    check(
+        &["192.0.2.2"],
+        Senders::Unknown,
+        &[
+            "delete element tunnels",
+            "flush chain v",
+            "delete chain v",
+            "delete set h4",
+        ],
+        &[&format!(
+            " {{ 4789 . 7777 : goto {} }}",
+            names::of_network("v", network())
+        )],
+    );
+}
+
+#[test]
+fn the_hosts_of_networks_that_a_router_joins_may_send() {
+    let (_, [Document::Network(beside), router]) = routed() else {
+        panic!("a network and a router");
+    };
+    let told = |kind: NetworkType, hosts: &[Option<&str>]| {
+        let mut beside = beside.clone();
+        let spec = beside.spec.as_mut().unwrap();
+        spec.network_type = kind;
+        spec.remote_ports = (1..).zip(hosts).map(|(n, host)| far(n, *host)).collect();
+        let documents = [Document::Network(beside.clone()), router.clone()];
+        let alone = senders(network(), documents[..1].iter());
+        assert_eq!(alone, Senders::default(), "without the router");
+        assert_eq!(senders(beside.id, documents.iter()), Senders::default());
+        assert_eq!(joined(beside.id, documents.iter()), [network()].into());
+        senders(network(), documents.iter())
+    };
+    let known =
+        |hosts: &[&str]| Senders::Known(hosts.iter().map(|it| it.parse().unwrap()).collect());
+    let both = [Some("192.0.2.7"), Some("192.0.2.8")];
+    use NetworkType::{Flat, Local, Nat, Vlan, Vxlan};
+    for kind in [Flat, Vlan, Vxlan] {
+        assert_eq!(told(kind, &both), known(&["192.0.2.7", "192.0.2.8"]));
+    }
+    for kind in [Local, Nat] {
+        assert_eq!(told(kind, &both), known(&[]), "it ends at its host");
+    }
+    // A host without an address is on no VXLAN. In other networks it may be one that was not told.
+    let one = [Some("192.0.2.7"), None];
+    assert_eq!(told(Vxlan, &one), known(&["192.0.2.7"]));
+    for kind in [Flat, Vlan] {
+        assert_eq!(told(kind, &one), Senders::Unknown);
+    }
+}
+
+#[test]
+fn what_guards_vxlans_comes_with_the_first_and_goes_with_the_last_network() {
+    let other: NetworkId = id(0x5000);
+    let stateful = Stateful::Bridge;
+    let tunnel = |tables: &mut Tables, reach: &Reach| {
+        let found = tables.observed(network(), stateful);
+        let step = step_by(&vxlan(&["192.0.2.2"]), reach, &found)?;
+        let FilterStep::Change(change) = step else {
+            panic!("{step}");
+        };
+        tables.apply(&change);
+        Some(*change)
+    };
+    let families = |tables: &Tables| {
+        tables
+            .families
+            .iter()
+            .map(|it| it.as_str())
+            .collect::<Vec<_>>()
+    };
+    let mut tables = Tables::default();
+    settle(&mut tables, other, stateful);
+    assert_eq!(families(&tables), ["bridge"]);
+    let planned_before = {
+        let found = tables.observed(id(0x6000), stateful);
+        let without = FilterObserved {
+            base: BTreeMap::new(),
+            ..found
+        };
+        towards(
+            id(0x6000),
+            &spec(),
+            &Reach::default(),
+            host(),
+            &without,
+            &mut Rendered::default(),
+        )
+    };
+    tunnel(&mut tables, &by_tunnel(7777, HERE)).unwrap();
+    assert_eq!(families(&tables), ["bridge", "inet"]);
+    let guarded = tables.clone();
+    assert_eq!(tunnel(&mut tables, &by_tunnel(7777, HERE)), None);
+    // Others need none of it, and leave it alone.
+    assert_eq!(settle(&mut tables, other, stateful), []);
+    let Some(FilterStep::Change(change)) = planned_before else {
+        panic!("nothing planned");
+    };
+    tables.apply(&change);
+    assert_eq!(tables.base, guarded.base);
+    // Half of it taken away comes back.
+    for name in ["tunnel", "tunnels", base::FOREIGN] {
+        let mut tables = guarded.clone();
+        assert!(
+            tables
+                .base
+                .remove(&(nft::Family::Inet, name.to_owned()))
+                .is_some()
+        );
+        settle(&mut tables, other, stateful);
+        tunnel(&mut tables, &by_tunnel(7777, HERE));
+        assert_eq!(tables, guarded, "{name}");
+    }
+    // Another VNI, and another version of IP.
+    let change = tunnel(&mut tables, &by_tunnel(8888, HERE)).unwrap();
+    let key = |id: u32| {
+        (
+            nft::Family::Inet,
+            "tunnels".to_owned(),
+            format!("4789 . {id}"),
+        )
+    };
+    assert_eq!(change.links.keys().collect::<Vec<_>>(), [&key(8888)]);
+    assert_eq!(change.gone_links.keys().collect::<Vec<_>>(), [&key(7777)]);
+    assert!(change.chains.is_empty() && change.sets.is_empty());
+    let change = tunnel(&mut tables, &by_tunnel(8888, "2001:db8::1")).unwrap();
+    assert_eq!(
+        change.sets.values().collect::<Vec<_>>(),
+        [&part::Version::V6]
+    );
+    assert_eq!(change.gone_sets.len(), 1);
+    // A network that goes leaves nothing, and the last one takes the tables.
+    for (network, is_last) in [(network(), false), (id(0x6000), false), (other, true)] {
+        let step = away(network, &tables.observed(network, stateful)).unwrap();
+        let text = leave(&mut tables, &step).concat();
+        assert_eq!(text.contains("delete table inet berth"), is_last, "{text}");
+    }
+    assert_eq!(tables, Tables::default());
+}
+
+#[test]
+fn what_nft_lists_of_a_guarded_vxlan_is_understood() {
+    let (reach, mut found) = (by_tunnel(7777, HERE), empty(Stateful::Bridge));
+    let step = step_by(&vxlan(&["192.0.2.2"]), &reach, &found).unwrap();
+    imagine(&mut found, &step);
+    let (chain, set) = (
+        names::of_network("v", network()),
+        names::of_network("h4", network()),
+    );
+    let of = |mut object: Value| {
+        object["family"] = json!("inet");
+        object["table"] = json!("berth");
+        object
+    };
+    let rules = found.part.chains[&(nft::Family::Inet, chain.clone())].iter();
+    let rules = rules.map(|comment| {
+        json!({"rule": of(json!({"chain": chain, "comment": comment, "expr": [
+            {"counter": {"packets": 2, "bytes": 100}}, {"drop": null}
+        ]}))})
+    });
+    let lead = json!([{"concat": [4789, 7777]}, {"goto": {"target": chain}}]);
+    let objects = [
+        json!({"map": of(json!({"name": "tunnels", "type": ["inet_service", "integer"], "map": "verdict", "elem": [lead]}))}),
+        json!({"set": of(json!({"name": set, "type": "ipv4_addr", "elem": ["192.0.2.2"]}))}),
+    ];
+    let listed = json!({"nftables": objects.into_iter().chain(rules).collect::<Vec<_>>()});
+    let part = tables(&listed).unwrap().part(network());
+    let inet = |(family, _): &&part::Name| *family == nft::Family::Inet;
+    assert_eq!(part.sets, found.part.sets);
+    let key = (
+        nft::Family::Inet,
+        "tunnels".to_owned(),
+        "4789 . 7777".to_owned(),
+    );
+    assert_eq!(part.links.get(&key), found.part.links.get(&key));
+    assert_eq!(
+        part.chains
+            .iter()
+            .filter(|(name, _)| inet(name))
+            .collect::<Vec<_>>(),
+        found
+            .part
+            .chains
+            .iter()
+            .filter(|(name, _)| inet(name))
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(counted(&listed), 4);
 }
 
 /// Each of these is the first thing that is asked of a frame, so nothing lets it pass before.
@@ -276,17 +561,10 @@ fn no_tag_crosses_an_uplink_whatever_a_port_may_send() {
         ..spec()
     };
     let first_rules = |uplinks: &[&str]| {
-        let uplinks = uplinks.iter().map(|name| (*name).to_owned()).collect();
+        let uplinks: BTreeSet<String> = uplinks.iter().map(|name| (*name).to_owned()).collect();
         let found = empty(Stateful::Bridge);
-        let step = towards(
-            network(),
-            &spec,
-            &uplinks,
-            host(),
-            &found,
-            &mut Rendered::default(),
-        );
-        let commands = each(&commands(step));
+        let reach = Reach::from(uplinks);
+        let commands = each(&commands(step_by(&spec, &reach, &found)));
         ["n", "o"].map(|kind| {
             let chain = names::of_network(kind, network());
             let rule = format!("add rule bridge berth {chain} ");
@@ -318,16 +596,9 @@ fn unserved() -> NetworkSpec {
 
 #[test]
 fn services_of_somebody_else_are_let_through_where_berth_has_none() {
-    let uplinks = BTreeSet::from(["eth1".to_owned()]);
+    let uplinks = Reach::from(BTreeSet::from(["eth1".to_owned()]));
     let own = |spec: &NetworkSpec| {
-        let text = text(towards(
-            network(),
-            spec,
-            &uplinks,
-            host(),
-            &empty(Stateful::Bridge),
-            &mut Rendered::default(),
-        ));
+        let text = text(step_by(spec, &uplinks, &empty(Stateful::Bridge)));
         let mac = Link::veth_namespace(network()).mac();
         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
         [
@@ -527,7 +798,7 @@ fn settle(tables: &mut Tables, network: NetworkId, stateful: Stateful) -> Vec<Ch
     let mut changes = Vec::new();
     for _ in 0..4 {
         let found = tables.observed(network, stateful);
-        let (links, rendered) = (BTreeSet::new(), &mut Rendered::default());
+        let (links, rendered) = (Reach::default(), &mut Rendered::default());
         let Some(step) = towards(network, &spec(), &links, host(), &found, rendered) else {
             return changes;
         };
@@ -950,12 +1221,8 @@ fn routed() -> (NetworkSpec, [Document; 2]) {
     let mut there = spec();
     there.ports.truncate(1);
     there.ports[0].fixed_ips[0].ip_address = "10.5.0.10".parse().unwrap();
-    there.remote_ports = vec![RemotePort {
-        mac_address: "52:54:00:00:05:11".parse().unwrap(),
-        hostname: "far".parse().unwrap(),
-        ip_addresses: vec!["10.5.0.11".parse().unwrap()],
-        tunnel_ip: Some("192.0.2.7".parse().unwrap()),
-    }];
+    there.network_type = NetworkType::Vxlan;
+    there.remote_ports = vec![far(11, Some("192.0.2.7"))];
     let leg = |network_id, n: u8| RouterInterface {
         network_id,
         subnet_id: SUBNET.parse().unwrap(),
@@ -1222,6 +1489,10 @@ proptest! {
         let words = |command: &str| command.split(' ').count();
         prop_assert_eq!(words(&named), words(&rule_to("x").add(family, "x")));
 
+        let mut number = String::new();
+        nft::write_numbers(&mut number, &text);
+        prop_assert!(number.chars().all(|it| it.is_ascii_digit() || " .?".contains(it)));
+
         let told = |text: &str| nft::transaction(&change_of(text).commands());
         let (hostile, harmless) = (told(&text), told("x"));
         prop_assert_eq!(bare(&hostile), bare(&harmless));
@@ -1248,7 +1519,7 @@ proptest! {
     fn what_was_rendered_before_makes_no_difference(
         specs in prop::collection::vec((any_spec(), any::<bool>()), 1..6)
     ) {
-        let (links, mut rendered) = (BTreeSet::new(), Rendered::default());
+        let (links, mut rendered) = (Reach::default(), Rendered::default());
         let mut found = empty(Stateful::BrNetfilter);
         for (spec, is_carried_out) in specs {
             let again = towards(network(), &spec, &links, host(), &found, &mut rendered);

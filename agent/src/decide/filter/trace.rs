@@ -356,7 +356,7 @@ impl Trace<'_> {
         let answer = if let Some(remote) = remote_at(spec, destination) {
             Ok(format!(
                 "{way}, and there {}",
-                to_remote(remote, destination)
+                to_remote(spec, remote, destination)
             ))
         } else if may_be_used(spec, destination) {
             Ok(format!(
@@ -384,7 +384,7 @@ impl Trace<'_> {
             return;
         }
         let answer = if let Some(remote) = remote_at(spec, destination) {
-            Ok(to_remote(remote, destination))
+            Ok(to_remote(spec, remote, destination))
         } else if let Some(own) = self.own(destination) {
             Ok(format!("it goes to {own}"))
         } else if destination.is_multicast() || is_broadcast(destination) {
@@ -559,8 +559,9 @@ fn remote_at(spec: &NetworkSpec, address: IpAddr) -> Option<&RemotePort> {
     ports.find(|port| port.ip_addresses.contains(&address))
 }
 
-fn to_remote(remote: &RemotePort, address: IpAddr) -> String {
-    let by = remote.tunnel_ip.map_or_else(
+fn to_remote(spec: &NetworkSpec, remote: &RemotePort, address: IpAddr) -> String {
+    let is_tunnelled = spec.network_type == NetworkType::Vxlan;
+    let by = remote.tunnel_ip.filter(|_| is_tunnelled).map_or_else(
         || "by the network's uplink".to_owned(),
         |ip| format!("by the tunnel to {ip}"),
     );

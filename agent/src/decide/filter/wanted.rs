@@ -23,8 +23,9 @@ use ipnet::IpNet;
 
 use super::{
     base::{
-        ASKED, EGRESS, INGRESS, INVALID, KNOWN, LLDP, RECEIVED, ROGUES, SENT, SERVICES, SOURCE,
-        STRANGERS, Stateful, TAGS, TO_HOST, UNTAGGED, ZONES, bit, drop_as, icmp6, tracking_family,
+        ASKED, EGRESS, FOREIGN, INGRESS, INVALID, KNOWN, LLDP, RECEIVED, ROGUES, SENT, SERVICES,
+        SOURCE, STRANGERS, Stateful, TAGS, TO_HOST, TUNNELS, UNTAGGED, ZONES, bit, drop_as, icmp6,
+        tracking_family,
     },
     group, names,
     nft::{
@@ -33,6 +34,7 @@ use super::{
     },
     part::{AddressSet, Version, Wanted},
     reason::Reason,
+    tunnel::Guarded,
 };
 use crate::decide::{dhcp, metadata, names as link_names, network::Link};
 
@@ -46,6 +48,8 @@ const NEIGHBOUR_ICMP6: [u32; 5] = [133, 134, 135, 136, 137];
 pub(super) struct Surroundings {
     /// The links in its bridge by which it reaches other hosts.
     pub uplinks: BTreeSet<String>,
+    /// Of a VXLAN: who may send into it, unless everybody may.
+    pub tunnel: Option<Guarded>,
     /// The legs that routers have in it on this host.
     pub legs: Vec<RouterLeg>,
     /// The Ethernet address that legs send with to other hosts.
@@ -340,6 +344,7 @@ impl Filter<'_> {
         if !self.around.uplinks.is_empty() {
             self.uplinks(&whose);
         }
+        self.tunnel(&whose);
         if let (Some(family), Some(zone)) = (tracking_family(self.stateful), self.zone) {
             let whose = format!("{whose} zone {zone}");
             let mut rules = self.to_the_host(family);
@@ -370,6 +375,36 @@ impl Filter<'_> {
                     .collect()
             }
         }
+    }
+
+    /// Which hosts may send into its VXLAN. It is asked before the packet gets to the VTEP, whichever address of the host it is for.
+    fn tunnel(&mut self, whose: &str) {
+        let Some(tunnel) = &self.around.tunnel else {
+            return;
+        };
+        let version = tunnel.version();
+        let (header, set) = match version {
+            Version::V4 => ("ip", "h4"),
+            Version::V6 => ("ip6", "h6"),
+        };
+        let members = tunnel.senders.iter().copied().map(IpNet::from).collect();
+        let key = format!("{} . {}", tunnel.end.port, tunnel.end.id);
+        let [chain, hosts] = ["v", set].map(|kind| self.name(kind));
+        let known = is(
+            Field::Header(header, "saddr"),
+            Operand::Named(hosts.clone()),
+        );
+        let rules = vec![
+            vec![known, Statement::Accept],
+            vec![Statement::Count, Statement::Goto(FOREIGN.to_owned())],
+        ];
+        let family = Family::Inet;
+        self.wanted
+            .sets
+            .insert((family, hosts), AddressSet { version, members });
+        self.chain(family, chain.clone(), whose, rules);
+        let key = (family, TUNNELS.to_owned(), key);
+        self.wanted.links.insert(key, chain);
     }
 
     fn uplinks(&mut self, whose: &str) {
@@ -614,7 +649,7 @@ impl Filter<'_> {
                         members: minimal(nets.filter(|net| Version::of(*net) == version)),
                     };
                     let name = group::set_name(self.id, remote, version);
-                    self.wanted.sets.insert(name, set);
+                    self.wanted.sets.insert((Family::Bridge, name), set);
                 }
             }
         }

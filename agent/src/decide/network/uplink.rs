@@ -39,6 +39,7 @@ use super::{
     observed::NetworkObserved,
     step::{BridgePort, NetStep},
 };
+use crate::decide::filter::{Reach, TunnelEnd};
 
 /// What a VXLAN puts around each packet (RFC 7348): the Ethernet header of the guest, VXLAN, UDP and the hosts' IP.
 const VXLAN_OVERHEAD_IPV4: u32 = 14 + 8 + 8 + 20;
@@ -294,6 +295,24 @@ impl Uplink {
             Self::Vlan { .. } | Self::Vxlan { .. } => {
                 self.link(network).map(Link::name).into_iter().collect()
             }
+        }
+    }
+
+    /// The same, with what packets of a VXLAN come in as.
+    pub(super) fn reach(&self, network: NetworkId) -> Reach {
+        let tunnel = match self {
+            Self::None | Self::Nat(_) | Self::Nic(_) | Self::Vlan { .. } => None,
+            Self::Vxlan {
+                id, local, port, ..
+            } => Some(TunnelEnd {
+                id: *id,
+                port: *port,
+                local: *local,
+            }),
+        };
+        Reach {
+            links: self.link_names(network),
+            tunnel,
         }
     }
 

@@ -528,6 +528,22 @@ fn a_leg_that_lost_an_end_is_made_anew_and_announced_again() {
 }
 
 #[test]
+fn a_leg_with_another_ethernet_address_is_announced_with_all_of_its_addresses() {
+    let (before, mut after) = (spec(), spec());
+    let gateway = after.external_gateway.as_mut().unwrap();
+    gateway.mac_address = "02:00:00:00:00:99".parse().unwrap();
+    let mut observed = built(&before);
+    let plan = follow(&mut observed, Some(&after));
+    let told = plan.steps.iter().rev().find_map(|step| match step {
+        RouterStep::Announce { mac, addresses, .. } => Some((*mac, addresses.clone())),
+        _ => None,
+    });
+    let all: BTreeSet<IpAddr> = [20, 50].map(|n| IpAddr::from([198, 51, 100, n])).into();
+    assert_eq!(told, Some(([0x02, 0, 0, 0, 0, 0x99], all)));
+    assert_eq!(observed, built(&after));
+}
+
+#[test]
 fn the_name_of_a_leg_tells_of_router_network_and_side() {
     let legs = [
         Leg::inside(router(), network(1)),

@@ -86,6 +86,9 @@ families! {
     PORT_DROPPED COUNTER "berth_port_dropped_packets_total" ["port_id", "instance_id", "reason"]
         "Packets of a port that the packet filter dropped since the port came to this host, by reason.";
 
+    TUNNEL_DROPPED COUNTER "berth_agent_tunnel_dropped_packets_total" []
+        "Packets for VXLANs of this host that the packet filter dropped, because no document names the host they came from.";
+
     PORT_FORGED COUNTER "berth_port_forged_metadata_requests_total" ["port_id", "instance_id"]
         "Requests of a port to the metadata service with headers that say who asks, since the service was started; the headers count for nothing.";
 

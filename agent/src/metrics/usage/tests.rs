@@ -101,6 +101,7 @@ fn figures(for_how_long: Duration) -> UsageFigures {
         packets: 3,
     };
     figures.drops(Some(vec![dropped]), for_how_long);
+    figures.tunnel_drops(Some(4), for_how_long);
     let forged = PortForged {
         port: PortId::new(),
         instance: InstanceId::new(),

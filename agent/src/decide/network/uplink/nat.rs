@@ -3,6 +3,9 @@
 //! Guests go out by the host's routes, with the host's address. Nothing comes in but answers; the host itself answers ping at
 //! the gateway's address and nothing else. Answers come in by links that would not forward by themselves: berth lets them,
 //! and sees to it that they forward to its own bridges alone.
+//!
+//! What leaves has the host's own address, which other hosts may know as where guests of a VXLAN are: so nothing leaves to the port
+//! of VXLANs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +30,9 @@ pub struct NatRules {
     pub gateways: BTreeSet<Ipv4Net>,
     /// The links that forward only because berth lets them.
     pub open: BTreeSet<String>,
+    /// The UDP port of VXLANs, of a host that has an address for them.
+    #[serde(default)]
+    pub tunnel_port: Option<u16>,
 }
 
 /// What is there of the rules: each chain, and how many rules are in it. Empty: no table.
@@ -111,6 +117,12 @@ impl NatRules {
             (FORWARD, vec![outward(), answers(), accept()]),
             (FORWARD, vec![outward(), drop()]),
         ]);
+        if let Some(port) = self.tunnel_port {
+            let to = json!({"payload": {"protocol": "udp", "field": "dport"}});
+            let tunnel = matches(to, "==", json!(port));
+            let counter = json!({"counter": null});
+            rules.push((FORWARD, vec![inward(), tunnel, counter, drop()]));
+        }
         if !self.open.is_empty() {
             let open: Vec<&String> = self.open.iter().collect();
             let any_bridge = format!("{}b*", names::LINK_PREFIX);
@@ -230,7 +242,11 @@ pub(super) fn wanted(spec: &NetworkSpec, observed: &UplinkObserved) -> Result<Na
         .filter(|link| host.outward.contains_key(*link))
         .cloned()
         .collect();
-    Ok(NatRules { gateways, open })
+    Ok(NatRules {
+        gateways,
+        open,
+        tunnel_port: host.tunnel.as_ref().map(|tunnel| tunnel.port),
+    })
 }
 
 fn overlap(address: &IpNet, gateway: &Ipv4Net) -> bool {

@@ -17,6 +17,7 @@ use super::{
     nat::NatShape,
     *,
 };
+use crate::decide::filter::nft::Family;
 
 const LOCAL: [u8; 4] = [192, 0, 2, 1];
 
@@ -227,7 +228,16 @@ fn forwarding_tables_change_by_what_differs() {
             add: add.to_vec(),
             remove: remove.to_vec(),
         });
-        assert_eq!(steps, [expected]);
+        // Who may send is asked before anybody is expected to.
+        let filters = |spec: &NetworkSpec| -> BTreeSet<IpAddr> {
+            let ports = spec.remote_ports.iter();
+            ports.filter_map(|port| port.tunnel_ip).collect()
+        };
+        let (last, others) = steps.split_last().unwrap();
+        assert_eq!(*last, expected);
+        let changes = usize::from(filters(&spec) != filters(&before));
+        assert_eq!(others.len(), changes);
+        assert!(others.iter().all(|it| matches!(it, NetStep::Filter(_))));
         assert!(is_ready(
             &desired(Some(spec)),
             &carried_out(&observed, &steps)
@@ -612,7 +622,18 @@ fn another_segment_rebuilds_the_uplink_and_nothing_else() {
         };
         let observed = built(&before);
         let all = plan(&desired(Some(after.clone())), &observed).steps;
-        assert_eq!(names_of(&all), uplink_steps(&after, &observed));
+        let (filters, others): (Vec<NetStep>, Vec<_>) = all
+            .iter()
+            .cloned()
+            .partition(|step| matches!(step, NetStep::Filter(_)));
+        assert_eq!(names_of(&others), uplink_steps(&after, &observed));
+        // Who sends into the other VXLAN is asked before there is one, and of the old one until there is none.
+        let guards = usize::from(kind == NetworkType::Vxlan);
+        assert_eq!(filters.len(), guards);
+        assert_eq!(
+            all[1..].iter().take(guards).collect::<Vec<_>>(),
+            filters.iter().collect::<Vec<_>>()
+        );
         assert_eq!(carried_out(&observed, &all), built(&after));
     }
 }
@@ -711,6 +732,7 @@ prop_compose! {
             let rules = NatRules {
                 gateways: gateways.iter().map(|text| text.parse().unwrap()).collect(),
                 open: open.then(|| "eth0".to_owned()).into_iter().collect(),
+                tunnel_port: None,
             };
             if open && forwards {
                 uplink.host.outward.insert("eth0".to_owned(), Forwards::Yes);
@@ -805,6 +827,9 @@ fn as_built(mut observed: NetworkObserved) -> NetworkObserved {
     if let Some(bridge) = &mut observed.bridge {
         bridge.unsettled.clear();
     }
+    // What the host has for VXLANs stays while it has a network.
+    let base = &mut observed.filter.base;
+    base.retain(|(family, _), _| *family == Family::Bridge);
     observed
 }
 
