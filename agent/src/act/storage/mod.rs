@@ -38,6 +38,7 @@ mod options;
 mod original;
 mod partial;
 mod pools;
+mod reach;
 mod reflink;
 mod room;
 mod share;
