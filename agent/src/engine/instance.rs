@@ -70,7 +70,12 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             end.memory.asked = None;
         }
         if matches!(plan.then, Then::Converged | Then::Watch(_) | Then::Gone) {
+            end.memory.detach_asked = None;
             end.memory.nic_asked = None;
+        }
+        // QEMU could not give it back meanwhile: its time begins anew.
+        if matches!(plan.then, Then::Wait(Wait::Copied(_))) {
+            end.memory.detach_asked = None;
         }
         if plan.then == Then::Wait(Wait::Starts) {
             end.memory.starting.get_or_insert_with(Instant::now);
@@ -184,7 +189,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         networks_ready,
         volumes_ready,
         volumes_copied,
-        detach_asked: memory.detach_asked.map(|asked| asked.elapsed()),
+        detach_asked: memory.detach_asked.map(elapsed),
         nic_asked: memory.nic_asked.map(elapsed),
         asked,
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
@@ -209,11 +214,12 @@ fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
 /// What later passes must know of a step.
 fn remember(memory: &mut Memory, step: &Step) {
     let now = Instant::now();
+    let again = |asked: Option<AskedAt>| {
+        let first = asked.map_or(now, |asked| asked.first);
+        Some(AskedAt { first, last: now })
+    };
     match step {
-        Step::Domain(DomainStep::Shutdown(_)) => {
-            let first = memory.asked.map_or(now, |asked| asked.first);
-            memory.asked = Some(AskedAt { first, last: now });
-        }
+        Step::Domain(DomainStep::Shutdown(_)) => memory.asked = again(memory.asked),
         Step::Domain(
             DomainStep::Start(_)
             | DomainStep::StartPaused(_)
@@ -225,13 +231,11 @@ fn remember(memory: &mut Memory, step: &Step) {
         // Its clock stood still: what it may still obey, it may obey from now on.
         Step::Domain(DomainStep::Resume(_)) => {
             memory.asked_before = memory.asked_before.map(|_| now);
+            memory.detach_asked = None;
             memory.nic_asked = None;
         }
-        Step::Domain(DomainStep::Detach { .. }) => memory.detach_asked = Some(now),
-        Step::Domain(DomainStep::DetachNic { .. }) => {
-            let first = memory.nic_asked.map_or(now, |asked| asked.first);
-            memory.nic_asked = Some(AskedAt { first, last: now });
-        }
+        Step::Domain(DomainStep::Detach { .. }) => memory.detach_asked = again(memory.detach_asked),
+        Step::Domain(DomainStep::DetachNic { .. }) => memory.nic_asked = again(memory.nic_asked),
         Step::Domain(
             DomainStep::Define(_)
             | DomainStep::DiscardSaved(_)
