@@ -1,13 +1,13 @@
 //! A pass over one instance: look, plan, do, and look again, until there is nothing left to do.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use berth_common::{
     document::{Desired, InstanceSpec, PortLink, VolumeFormat},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     outcome::{AskedAt, Memory, Outcome, PassEnd, Waiting},
@@ -24,6 +24,9 @@ use crate::{
 
 /// How often a pass plans anew before it counts as going round in circles. Two are usual: do, and see that it is done.
 const ROUNDS: usize = 6;
+
+/// How long a step on a guest that is there keeps others from work. It takes a moment; where QEMU hangs it takes as long as it may.
+const HOLDS_SLOT: Duration = Duration::from_secs(5);
 
 /// How often it is asked how far a long step is.
 const WATCH_JOB_EVERY: Duration = Duration::from_secs(2);
@@ -95,9 +98,8 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             .collect::<Vec<_>>()
             .join(", ");
         for step in &plan.steps {
-            if worker.cancel.is_cancelled() {
-                return Err(BrokenOff);
-            }
+            // The step before may have given it up.
+            worker.take_slot().await?;
             if let Step::Domain(DomainStep::Shutdown(_)) = step {
                 // Even if this fails, the guest may have heard it.
                 end.memory.asked_before = Some(Instant::now());
@@ -340,9 +342,26 @@ pub(super) async fn apply(
             worker.take_slot().await?;
             Ok(result)
         }
-        Step::Domain(step) => Ok(worker
+        // As long as QEMU starts it works: more at once would only make all of them slower.
+        Step::Domain(step) if step.starts_qemu() => Ok(worker
             .step(name, &text, async |_| host.compute.apply(step).await)
             .await),
+        Step::Domain(step) => {
+            let slot = worker.lend_slot();
+            let (result, slot) = {
+                let work = worker.step(name, &text, async |_| host.compute.apply(step).await);
+                let mut work = pin!(work);
+                match timeout(HOLDS_SLOT, &mut work).await {
+                    Ok(result) => (result, slot),
+                    Err(_) => {
+                        drop(slot);
+                        (work.await, None)
+                    }
+                }
+            };
+            worker.return_slot(slot);
+            Ok(result)
+        }
     }
 }
 
