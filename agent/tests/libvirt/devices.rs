@@ -108,14 +108,14 @@ async fn a_guest_writes_to_a_block_device_that_grows_and_another_one_finds_it() 
         file: kept.device.clone(),
         format: VolumeFormat::Raw,
     });
-    shell.expect(
-        "(while [ ! -e /tmp/enough ]; do dd if=/dev/urandom of=/dev/vdb bs=64k seek=32 count=16 conv=fsync; done) \
-         >/dev/null 2>&1 & echo writes",
-        "writes",
+    shell.type_line(
+        "while [ ! -e /run/enough ]; do dd if=/dev/zero of=/dev/vdb bs=64k seek=32 count=16 conv=fsync 2>/dev/null; \
+         touch /run/written; done &",
     );
+    shell.expect("test -e /run/written && echo wrote", "wrote");
     libvirt.apply(&backup).await.unwrap();
     assert_eq!(libvirt.backups().await.unwrap(), []);
-    shell.expect("touch /tmp/enough; wait; echo enough", "enough");
+    shell.expect("touch /run/enough; echo enough-$((6 * 7))", "enough-42");
     let copy = kept.content();
     assert_eq!(copy.len(), usize::try_from(8 * MIB).unwrap());
     assert!(copy.starts_with(b"written-42"), "{:?}", &copy[..16]);

@@ -22,6 +22,7 @@ mod steps;
 use std::{
     future::Future,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -29,7 +30,11 @@ use std::{
 use async_trait::async_trait;
 use berth_common::{ids::InstanceId, message::report::FaultCode, telemetry::error_chain};
 use chrono::Utc;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
+use uuid::Uuid;
 
 pub use super::calls::Limits;
 pub use facts::{KvmEvidence, UnknownVirtType, VirtTypeChoice};
@@ -66,6 +71,11 @@ const PROBE_LIMITS: Limits = Limits {
     stuck: 1,
     queued: 64,
 };
+
+/// How long a call that a QEMU has to answer keeps the next one such from being begun. libvirtd has 5 workers and makes another one
+/// for a call that finds none free, but only if no other call waits (libvirt 9.0, `virThreadPoolSendJob` subtracts without a sign):
+/// several calls at once that hang would be all that it ever works on.
+const APART: Duration = Duration::from_millis(250);
 
 /// How libvirt is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,6 +201,8 @@ pub struct Libvirt {
     questions: Calls<Session>,
     /// Finds out whether libvirt is back, with one call that may hang.
     probe: Calls<Session>,
+    /// Whose turn it is to begin a call that a QEMU has to answer.
+    turn: Semaphore,
     breaker: Mutex<Breaker>,
     /// libvirt has told of an event.
     events: Arc<Notify>,
@@ -200,11 +212,11 @@ pub struct Libvirt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Silence {
     /// That it hangs.
-    OfLibvirt,
+    Libvirt,
     /// That it hangs, or that a QEMU does: a question that takes no time tells.
-    OfEither,
+    Unclear,
     /// Nothing: whoever asks has little patience, and a guest that hangs is asked as well.
-    OfAnybody,
+    Meaningless,
 }
 
 /// Who did not answer a call.
@@ -275,6 +287,7 @@ impl Libvirt {
             measuring: calls(options.usage_limits),
             questions: calls(options.ask_limits),
             probe: calls(PROBE_LIMITS),
+            turn: Semaphore::new(1),
             address,
             breaker: Mutex::new(Breaker::new(options.breaker)),
             events: Arc::default(),
@@ -420,7 +433,7 @@ impl Libvirt {
         let way = Way {
             calls: &self.questions,
             about,
-            silence: Silence::OfAnybody,
+            silence: Silence::Meaningless,
             limit,
         };
         let answer = self.call(way, what, operation).await;
@@ -440,7 +453,7 @@ impl Libvirt {
         let way = Way {
             calls: &self.looking,
             about: None,
-            silence: Silence::OfLibvirt,
+            silence: Silence::Libvirt,
             limit: self.options.observe_deadline,
         };
         self.call(way, what, operation).await
@@ -451,7 +464,7 @@ impl Libvirt {
         Way {
             calls: &self.guests,
             about: Some(instance),
-            silence: Silence::OfEither,
+            silence: Silence::Unclear,
             limit,
         }
     }
@@ -462,7 +475,7 @@ impl Libvirt {
         let of_nobody = |calls, limit| Way {
             calls,
             about: None,
-            silence: Silence::OfEither,
+            silence: Silence::Unclear,
             limit,
         };
         match step {
@@ -565,16 +578,16 @@ impl Libvirt {
                 Silent::Nobody
             }
             (End::QemuHangs, _) => Silent::Qemu,
-            (End::ManyHang, Silence::OfEither) | (End::NotMade, _) => Silent::Nobody,
-            (End::ManyHang, Silence::OfLibvirt | Silence::OfAnybody)
-            | (End::Late | End::LinkIsSilent, Silence::OfAnybody) => Silent::Libvirt,
-            (End::Late, Silence::OfEither) if self.is_there(what).await => {
+            (End::ManyHang, Silence::Unclear) | (End::NotMade, _) => Silent::Nobody,
+            (End::ManyHang, Silence::Libvirt | Silence::Meaningless)
+            | (End::Late | End::LinkIsSilent, Silence::Meaningless) => Silent::Libvirt,
+            (End::Late, Silence::Unclear) if self.is_there(what).await => {
                 self.breaker().answered();
                 Silent::Qemu
             }
             // No guest keeps libvirt from saying that it is there.
-            (End::LinkIsSilent, Silence::OfLibvirt | Silence::OfEither)
-            | (End::Late, Silence::OfLibvirt | Silence::OfEither) => {
+            (End::LinkIsSilent, Silence::Libvirt | Silence::Unclear)
+            | (End::Late, Silence::Libvirt | Silence::Unclear) => {
                 let mut breaker = self.breaker();
                 let before = breaker.state();
                 breaker.missed(Instant::now(), Utc::now());
@@ -587,6 +600,40 @@ impl Libvirt {
                 Silent::Libvirt
             }
         }
+    }
+
+    /// Begins a call that a QEMU has to answer a moment after the one before, unless that has come back.
+    async fn in_turn<T, F>(
+        &self,
+        calls: &Calls<Session>,
+        about: Uuid,
+        limit: Duration,
+        work: impl FnOnce(Session, Ticket) -> F + Send,
+    ) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: Future<Output = (Session, T)> + Send + 'static,
+    {
+        let begin = Instant::now();
+        // It is closed never, so an error is the deadline's.
+        let turn = timeout(limit, self.turn.acquire()).await;
+        let turn = turn
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(CallError::Queued(limit))?;
+        let left = limit.saturating_sub(begin.elapsed());
+        let mut call = pin!(calls.call_about(Some(about), left, work));
+        let early = timeout(APART, &mut call).await;
+        drop(turn);
+        let answer = match early {
+            Ok(answer) => answer,
+            Err(_) => call.await,
+        };
+        answer.map_err(|error| match error {
+            // Its turn took some of it.
+            CallError::Deadline(_) => CallError::Deadline(limit),
+            error => error,
+        })
     }
 
     async fn call<T, F>(
@@ -613,13 +660,16 @@ impl Libvirt {
             Err(CallError::Hung)
         } else {
             let words = what.clone();
-            let call = calls.call_about(about, limit, move |mut session, ticket| async move {
+            let work = move |mut session: Session, ticket: Ticket| async move {
                 let again = ticket.clone();
                 let operation = move |connection| operation(connection, again.clone());
                 let answer = session.run(&ticket, &words, operation).await;
                 (session, answer)
-            });
-            call.await
+            };
+            match about {
+                None => calls.call(limit, work).await,
+                Some(about) => self.in_turn(calls, about, limit, work).await,
+            }
         };
         let silent = self.note(silence, &what, End::of(&answer)).await;
         answer.map_err(|error| match silent {
@@ -786,7 +836,7 @@ impl Usage for Libvirt {
         let way = Way {
             calls: &self.measuring,
             about: None,
-            silence: Silence::OfEither,
+            silence: Silence::Unclear,
             limit: self.options.usage_deadline,
         };
         let measure = |connection, _| async move { stats::all(&connection).await };
