@@ -17,6 +17,7 @@ use berth_common::{
     names::{HostName, PoolName},
     telemetry::{http, logging::LogConfig},
 };
+use ipnet::IpNet;
 
 pub use network::NetworkConfig;
 
@@ -27,7 +28,7 @@ use crate::{
         net::metadata::default_program,
         storage::{LvmPoolOptions, VolumeWipe},
     },
-    decide::room::RoomToGrow,
+    decide::{image_server::ALLOW_KEY, room::RoomToGrow},
 };
 
 /// Everything the agent can be told.
@@ -55,6 +56,8 @@ pub struct Config {
     pub room_to_grow: RoomToGrow,
     /// `storage.qemu_img_user`: the user without rights that `qemu-img` runs as.
     pub qemu_img_user: String,
+    /// `storage.image_url_allow`: where images may come from although it is the host itself, or next to it.
+    pub image_url_allow: Vec<IpNet>,
     /// `storage.image_cache_max_age_days`: how long an image stays in the cache that nothing uses.
     pub image_cache_max_age: Duration,
     /// `storage.volume_wipe`: `none`, `zero` or `discard`.
@@ -147,6 +150,13 @@ impl Config {
             parse::non_empty,
             "nobody".to_owned(),
         );
+        let image_url_allow = c.optional(
+            ALLOW_KEY,
+            parse::list(parse::from_str(
+                "a range of addresses such as 127.0.0.1/32 or fd00::/64",
+            )),
+            Vec::new(),
+        );
         let image_cache_max_age_days = c.optional(
             "storage.image_cache_max_age_days",
             parse::integer(1..=3650),
@@ -183,6 +193,7 @@ impl Config {
                 virt_type,
                 room_to_grow,
                 qemu_img_user,
+                image_url_allow,
                 image_cache_max_age: DAY * image_cache_max_age_days,
                 volume_wipe,
                 pools,
@@ -308,6 +319,7 @@ mod tests {
         assert_eq!(config.heartbeat_every, Duration::from_secs(10));
         assert_eq!(config.listen.port(), 9782);
         assert_eq!(config.qemu_img_user, "nobody");
+        assert_eq!(config.image_url_allow, []);
         assert_eq!(config.image_cache_max_age, 30 * DAY);
     }
 
@@ -345,6 +357,22 @@ mod tests {
         assert_eq!(read("false").unwrap(), RoomToGrow::Withheld);
         assert_eq!(read("true").unwrap(), RoomToGrow::Given);
         assert!(read("2").unwrap_err().contains("libvirt.room_to_grow"));
+    }
+
+    #[test]
+    fn where_images_may_come_from_besides_is_a_list_of_ranges() {
+        let read = |value: &str| {
+            let text = format!("{BUS}[storage]\nimage_url_allow = {value}\n");
+            read(&text, Some("hv1")).map(|config| config.image_url_allow)
+        };
+        let found = read("[\"127.0.0.1/32\", \"fe80::/64\"]").unwrap();
+        let expected: [IpNet; 2] = [
+            "127.0.0.1/32".parse().unwrap(),
+            "fe80::/64".parse().unwrap(),
+        ];
+        assert_eq!(found, expected);
+        let error = read("[\"localhost\"]").unwrap_err();
+        assert!(error.contains("127.0.0.1/32"), "{error}");
     }
 
     #[test]

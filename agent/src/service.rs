@@ -117,6 +117,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let storage_options = StorageOptions {
         not_below: vec![state.root().to_owned()],
         qemu_img_user: config.qemu_img_user.clone(),
+        image_url_allow: config.image_url_allow.clone(),
         image_max_age: config.image_cache_max_age,
         volume_wipe: config.volume_wipe,
         pools: config.pools.clone(),

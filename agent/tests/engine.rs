@@ -28,7 +28,7 @@ mod uplinks;
 mod volumes;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc, Mutex, Weak,
@@ -96,6 +96,8 @@ struct FlakyLibvirt {
     looks: Arc<AtomicUsize>,
     close_looks: Arc<AtomicUsize>,
     slow: Arc<AtomicBool>,
+    /// The guests that no step gets an answer from.
+    hung: Arc<Mutex<BTreeSet<InstanceId>>>,
 }
 
 /// How long a call to a libvirt that hangs is waited for.
@@ -146,6 +148,15 @@ impl Compute for FlakyLibvirt {
             "a defect, on purpose"
         );
         self.ask()?;
+        let hangs = self.hung.lock().unwrap().contains(&step.instance());
+        if hangs {
+            sleep(HANG).await;
+            return Err(ActError::retryable(
+                FaultCode::Hypervisor,
+                "its QEMU hangs",
+                "no answer",
+            ));
+        }
         Compute::apply(&self.host, step).await
     }
 
@@ -254,6 +265,7 @@ impl Lab {
                 looks: Arc::default(),
                 close_looks: Arc::default(),
                 slow: Arc::default(),
+                hung: Arc::default(),
             },
             broker,
             scheduler,
@@ -1001,6 +1013,45 @@ async fn a_libvirt_that_hangs_does_not_keep_networks_from_being_built() {
     let sent = tokio::time::Instant::now();
     lab.wait_status(&network, ConvergeStatus::Converged).await;
     assert!(sent.elapsed() < HANG / 2, "{:?}", sent.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn guests_that_hang_do_not_keep_others_from_being_worked_on() {
+    let lab = Lab::new().await;
+    let mut ill = Vec::new();
+    for _ in 0..5 {
+        ill.push(running(&lab).await.0);
+    }
+    let (well, ..) = running(&lab).await;
+    let ids = ill.iter().map(|wish| wish.instance);
+    lab.libvirt.hung.lock().unwrap().extend(ids);
+    for wish in &ill {
+        lab.send(&wish.instance(2, |spec| spec.power = DesiredPower::Paused))
+            .await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    // More of them than are worked on at once, and each step hangs for longer than all of this takes.
+    let sent = tokio::time::Instant::now();
+    let off = well.instance(2, stopped);
+    lab.send(&off).await;
+    lab.wait_status(&off, ConvergeStatus::Converged).await;
+    assert!(sent.elapsed() < HANG / 2, "{:?}", sent.elapsed());
+    let on = well.instance(3, |_| {});
+    lab.send(&on).await;
+    lab.wait_status(&on, ConvergeStatus::Converged).await;
+    for wish in &ill {
+        let paused = wish.instance(2, |spec| spec.power = DesiredPower::Paused);
+        let told = |report: &ResourceReport| {
+            let fault = report.fault.as_ref();
+            fault.is_some_and(|fault| fault.message.contains("its QEMU hangs"))
+        };
+        lab.wait(paused.key(), "the fault of its own", told).await;
+    }
+    lab.libvirt.hung.lock().unwrap().clear();
+    for wish in &ill {
+        let paused = wish.instance(2, |spec| spec.power = DesiredPower::Paused);
+        lab.wait_status(&paused, ConvergeStatus::Converged).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

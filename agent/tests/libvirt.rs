@@ -12,6 +12,8 @@ mod devices;
 mod events;
 #[path = "libvirt/full.rs"]
 mod full;
+#[path = "libvirt/hung.rs"]
+mod hung;
 #[path = "libvirt/nics.rs"]
 mod nics;
 #[path = "libvirt/orphans.rs"]
@@ -637,7 +639,7 @@ async fn guests_run_on_while_libvirtd_is_gone_and_calls_recover() {
 async fn a_libvirtd_that_hangs_costs_its_callers_a_deadline_and_then_nothing() {
     let hypervisor = Hypervisor::start();
     let options = Options {
-        limits: Limits {
+        observe_limits: Limits {
             workers: 1,
             stuck: 2,
             queued: 8,

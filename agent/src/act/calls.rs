@@ -5,8 +5,12 @@
 //!              │         │
 //!              │         └─ deadline passes: the caller gets an error and its place is free; the task counts as stuck until
 //!              │            the call comes back after all
-//!              └─ full, or too many stuck: refused at once
+//!              ├─ deadline passes: nothing was asked, so nobody's silence
+//!              └─ full, too many stuck, or one stuck that is about the same thing: refused at once
 //! ```
+//!
+//! A call may be about one of many things that hang each for itself: a guest, say. One that hangs keeps further calls about it away
+//! until it has come back, and no others.
 //!
 //! A session is whatever one call can hand to the next: a connection to libvirt, for one. libvirt works on one connection's calls at
 //! once only up to a number, and one that hangs would take a place from the others: so none is shared. One whose caller gave up is
@@ -25,6 +29,10 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
+use uuid::Uuid;
+
+/// A call that nobody waits for any more and that is younger than this is likely to come back by itself: it hangs from then on.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// How many calls of one sort there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +51,12 @@ pub(super) enum CallError {
     /// It took too long. It may still happen.
     #[error("no answer within {} s", .0.as_secs())]
     Deadline(Duration),
+    /// Its turn did not come, so nobody was asked.
+    #[error("calls before it took all of its {} s, so it was not tried", .0.as_secs())]
+    Queued(Duration),
+    /// An earlier call about the same thing hangs, so this one was not tried.
+    #[error("an earlier call still hangs, so this one was not tried")]
+    Hung,
     /// So many earlier calls hang that this one was not tried.
     #[error("{0} earlier calls still hang, so this one was not tried")]
     Stuck(usize),
@@ -78,8 +92,31 @@ struct Books<S> {
     queued: usize,
     /// Calls whose caller gave up, and which have not come back.
     stuck: usize,
+    /// What they are about, as far as they are about one thing, and when they were begun.
+    hung: Vec<About>,
     /// Sessions that nobody uses.
     idle: Vec<S>,
+}
+
+/// What a call is about, and when it was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct About {
+    id: Uuid,
+    begun: Instant,
+}
+
+impl<S> Books<S> {
+    fn hangs(&self, id: Uuid) -> bool {
+        let mut hung = self.hung.iter();
+        hung.any(|it| it.id == id && it.begun.elapsed() >= A_MOMENT)
+    }
+
+    fn check_hung(&self, about: Option<Uuid>) -> Result<(), CallError> {
+        match about {
+            Some(id) if self.hangs(id) => Err(CallError::Hung),
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 struct Shared<S> {
@@ -98,6 +135,7 @@ impl<S: Send + 'static> Calls<S> {
         let books = Books {
             queued: 0,
             stuck: 0,
+            hung: Vec::new(),
             idle: Vec::new(),
         };
         Self(Arc::new(Shared {
@@ -111,7 +149,7 @@ impl<S: Send + 'static> Calls<S> {
     /// Runs `work` with a session of its own.
     ///
     /// # Errors
-    /// [`CallError`]; after [`CallError::Deadline`] the work may still be done, if it had begun.
+    /// [`CallError`]; after [`CallError::Deadline`] the work may still be done.
     pub(super) async fn call<T, F>(
         &self,
         limit: Duration,
@@ -121,22 +159,44 @@ impl<S: Send + 'static> Calls<S> {
         T: Send + 'static,
         F: Future<Output = (S, T)> + Send + 'static,
     {
+        self.call_about(None, limit, work).await
+    }
+
+    /// The same, about one thing that may hang by itself.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(super) async fn call_about<T, F>(
+        &self,
+        about: Option<Uuid>,
+        limit: Duration,
+        work: impl FnOnce(S, Ticket) -> F + Send,
+    ) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: Future<Output = (S, T)> + Send + 'static,
+    {
         let give_up = Instant::now() + limit;
         let _place = {
-            let _queued = self.queue()?;
+            let _queued = self.queue(about)?;
             let place = timeout_at(give_up, self.0.places.acquire()).await;
             // It is closed never, so an error is the deadline's.
             place
                 .ok()
                 .and_then(Result::ok)
-                .ok_or(CallError::Deadline(limit))?
+                .ok_or(CallError::Queued(limit))?
         };
+        // Another one may have got stuck while this one waited.
+        self.0.books().check_hung(about)?;
         let ticket = Ticket::default();
+        let begun = Instant::now();
+        let about = about.map(|id| About { id, begun });
         let session = self.0.books().idle.pop();
         let session = session.unwrap_or_else(|| (self.0.make)());
         let running = Running {
             shared: Arc::clone(&self.0),
             ticket: ticket.clone(),
+            about,
         };
         let work = work(session, ticket.clone());
         let task = tokio::spawn(async move {
@@ -148,6 +208,7 @@ impl<S: Send + 'static> Calls<S> {
         let _waiting = Waiting {
             shared: &self.0,
             ticket,
+            about,
         };
         match timeout_at(give_up, task).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -162,9 +223,16 @@ impl<S: Send + 'static> Calls<S> {
         self.0.books().stuck
     }
 
+    /// Whether a call about this did not come back in time and still hangs.
+    #[must_use]
+    pub(super) fn hangs(&self, about: Uuid) -> bool {
+        self.0.books().hangs(about)
+    }
+
     /// A place in the queue.
-    fn queue(&self) -> Result<Queued<'_, S>, CallError> {
+    fn queue(&self, about: Option<Uuid>) -> Result<Queued<'_, S>, CallError> {
         let mut books = self.0.books();
+        books.check_hung(about)?;
         if books.stuck >= self.0.limits.stuck {
             return Err(CallError::Stuck(books.stuck));
         }
@@ -205,6 +273,7 @@ impl<S> Drop for Queued<'_, S> {
 struct Running<S> {
     shared: Arc<Shared<S>>,
     ticket: Ticket,
+    about: Option<About>,
 }
 
 impl<S> Drop for Running<S> {
@@ -213,6 +282,11 @@ impl<S> Drop for Running<S> {
         self.ticket.0.ended.store(true, Ordering::SeqCst);
         if self.ticket.is_abandoned() {
             books.stuck -= 1;
+            let this = self.about;
+            // Of two that were begun at the same time it does not matter which.
+            if let Some(at) = books.hung.iter().position(|it| Some(*it) == this) {
+                books.hung.swap_remove(at);
+            }
         }
     }
 }
@@ -221,6 +295,7 @@ impl<S> Drop for Running<S> {
 struct Waiting<'a, S> {
     shared: &'a Shared<S>,
     ticket: Ticket,
+    about: Option<About>,
 }
 
 impl<S> Drop for Waiting<'_, S> {
@@ -229,6 +304,7 @@ impl<S> Drop for Waiting<'_, S> {
         if !self.ticket.0.ended.load(Ordering::SeqCst) {
             self.ticket.0.abandoned.store(true, Ordering::SeqCst);
             books.stuck += 1;
+            books.hung.extend(self.about);
         }
     }
 }
@@ -307,6 +383,75 @@ mod tests {
         assert_eq!(calls.0.books().idle.len(), 1, "as many as run at once");
     }
 
+    /// As [`held`], about one thing.
+    async fn held_about(
+        calls: &Calls<Uses>,
+        about: Uuid,
+        release: oneshot::Receiver<()>,
+    ) -> Result<(), CallError> {
+        let work = |session, _| async move {
+            drop(release.await);
+            (session, ())
+        };
+        calls.call_about(Some(about), SHORT, work).await
+    }
+
+    async fn plain_about(calls: &Calls<Uses>, about: Uuid) -> Result<u32, CallError> {
+        let work = |session, _| async move { (session, 7) };
+        calls.call_about(Some(about), LONG, work).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_keeps_calls_about_the_same_thing_away_and_no_others() {
+        let calls = calls(1, 9, 9);
+        let [ill, well] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+        let (release, until) = oneshot::channel();
+        let error = held_about(&calls, ill, until).await.unwrap_err();
+        assert!(matches!(error, CallError::Deadline(_)), "{error}");
+        assert!(calls.hangs(ill) && !calls.hangs(well));
+        // However often it is tried, no second one hangs.
+        for _ in 0..20 {
+            let error = plain_about(&calls, ill).await.unwrap_err();
+            assert!(matches!(error, CallError::Hung), "{error}");
+        }
+        assert_eq!(calls.stuck(), 1);
+        assert_eq!(plain_about(&calls, well).await.unwrap(), 7);
+        assert_eq!(plain(&calls, 8).await.unwrap(), 8);
+        drop(release);
+        while calls.stuck() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!calls.hangs(ill));
+        assert_eq!(plain_about(&calls, ill).await.unwrap(), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_whose_caller_went_away_early_hangs_only_if_it_does_not_come_back() {
+        let calls = calls(2, 9, 9);
+        let about = Uuid::from_u128(1);
+        let (_release, until) = oneshot::channel();
+        let call = held_about(&calls, about, until);
+        let early = A_MOMENT / 10;
+        assert!(tokio::time::timeout(early, call).await.is_err());
+        assert_eq!(calls.stuck(), 1);
+        assert_eq!(plain_about(&calls, about).await.unwrap(), 7);
+        tokio::time::sleep(A_MOMENT).await;
+        let error = plain_about(&calls, about).await.unwrap_err();
+        assert!(matches!(error, CallError::Hung), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_waited_while_another_about_the_same_thing_got_stuck_is_not_begun() {
+        let calls = calls(1, 9, 9);
+        let ill = Uuid::from_u128(1);
+        let (_release, until) = oneshot::channel();
+        let (first, second) =
+            tokio::join!(held_about(&calls, ill, until), plain_about(&calls, ill));
+        assert!(matches!(first, Err(CallError::Deadline(_))), "{first:?}");
+        assert!(matches!(second, Err(CallError::Hung)), "{second:?}");
+        assert_eq!(calls.stuck(), 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_call_that_nobody_waits_for_is_never_begun() {
         let calls = calls(1, 5, 5);
@@ -318,7 +463,7 @@ mod tests {
                 async move { (session, ()) }
             };
             let error = calls.call(SHORT, work).await.unwrap_err();
-            assert!(matches!(error, CallError::Deadline(_)), "{error}");
+            assert!(matches!(error, CallError::Queued(_)), "{error}");
             assert_eq!(calls.stuck(), 0, "it was waiting, not running");
             drop(release);
         };

@@ -193,8 +193,9 @@ pub struct Observed {
     pub volumes_ready: BTreeSet<VolumeId>,
     /// Which of the volumes of this host are being copied.
     pub volumes_copied: BTreeSet<VolumeId>,
-    /// How long ago the guest was asked last to give back a volume. `None`: not as far as this agent knows.
-    pub detach_asked: Option<Duration>,
+    /// How long ago the guest was asked to give back a volume: first and last time. `None`: it was not, as far as this
+    /// agent knows.
+    pub detach_asked: Option<Asked>,
     /// How long ago the guest was asked to give back a NIC: first and last time. `None`: it was not, as far as this agent
     /// knows.
     pub nic_asked: Option<Asked>,
@@ -463,6 +464,50 @@ pub enum Wait {
     Copied(VolumeId),
 }
 
+/// What keeps the volumes or the NICs of a guest from being as they shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// Something must happen first.
+    Wait(Wait),
+    /// The guest does not do its part.
+    Stuck(Fault),
+}
+
+/// How long a guest that runs may take to give back a volume or a NIC before that is a fault.
+const GIVE_BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// Whether a guest that was asked for something has kept it for too long. One that stands still cannot hear it.
+fn keeps_for_long(domain: &DomainObserved, asked: Option<Asked>) -> bool {
+    domain.power_state == PowerState::Running
+        && asked.is_some_and(|asked| asked.first >= GIVE_BACK_WITHIN)
+}
+
+/// A guest has kept something for too long.
+fn kept_by_guest(what: &str, names: &BTreeSet<String>) -> Fault {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Fault {
+        code: FaultCode::Hypervisor,
+        message: format!(
+            "the guest was asked to give back {what} {} and did not within {} s: it has to support PCI hot plug and to have \
+             booted; powering it off takes it from the guest",
+            names.join(", "),
+            GIVE_BACK_WITHIN.as_secs()
+        ),
+    }
+}
+
+/// What is true of both, the worse of the two. Of two faults neither hides the other.
+fn worse(volumes: Option<End>, nics: Option<End>) -> Option<End> {
+    match (volumes, nics) {
+        (Some(End::Stuck(volumes)), Some(End::Stuck(nics))) => Some(End::Stuck(Fault {
+            message: format!("{}; {}", volumes.message, nics.message),
+            ..volumes
+        })),
+        (Some(stuck @ End::Stuck(_)), _) | (_, Some(stuck @ End::Stuck(_))) => Some(stuck),
+        (volumes, nics) => volumes.or(nics),
+    }
+}
+
 /// The plan for an instance.
 #[must_use]
 pub fn plan(
@@ -667,7 +712,7 @@ fn converge(
             .all(|step| matches!(step, DomainStep::Define(_)));
     steps.extend(domain_steps.into_iter().map(Step::Domain));
     // What changes how far the guest runs comes first; the next look sees what it has then.
-    let (change, nics) = match &observed.domain {
+    let (volumes, nics) = match &observed.domain {
         Some(domain) if stays => {
             let larger = disks::small_live(id, spec, domain, observed, host);
             steps.extend(larger.into_iter().map(Step::Domain));
@@ -678,7 +723,7 @@ fn converge(
         }
         Some(_) | None => Default::default(),
     };
-    steps.extend(change.steps.into_iter().map(Step::Domain));
+    steps.extend(volumes.steps.into_iter().map(Step::Domain));
     steps.extend(nics.steps.into_iter().map(Step::Domain));
     // Last: a guest that cannot be given more keeps nobody from its volumes.
     if let Some(domain) = observed.domain.as_ref().filter(|_| stays) {
@@ -688,10 +733,10 @@ fn converge(
     if steps.is_empty() {
         steps.extend(disks::old_files(id, spec, observed, host));
     }
-    let then = match (nics.end, change.wait) {
-        (Some(nics::End::Stuck(fault)), _) => Then::Stuck(fault),
-        (_, Some(wait)) | (Some(nics::End::Wait(wait)), None) => Then::Wait(wait),
-        (None, None) => then,
+    let then = match worse(volumes.end, nics.end) {
+        Some(End::Stuck(fault)) => Then::Stuck(fault),
+        Some(End::Wait(wait)) => Then::Wait(wait),
+        None => then,
     };
     Plan { steps, then }
 }

@@ -12,6 +12,7 @@ pub mod endpoints;
 pub mod filter;
 pub mod image_cache;
 pub mod image_header;
+pub mod image_server;
 pub mod instance;
 pub mod lvm;
 pub mod metadata;

@@ -1,13 +1,13 @@
 //! A pass over one instance: look, plan, do, and look again, until there is nothing left to do.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use berth_common::{
     document::{Desired, InstanceSpec, PortLink, VolumeFormat},
     ids::InstanceId,
     message::report::{Fault, FaultCode},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     outcome::{AskedAt, Memory, Outcome, PassEnd, Waiting},
@@ -24,6 +24,9 @@ use crate::{
 
 /// How often a pass plans anew before it counts as going round in circles. Two are usual: do, and see that it is done.
 const ROUNDS: usize = 6;
+
+/// How long a step on a guest that is there keeps others from work. It takes a moment; where QEMU hangs it takes as long as it may.
+const HOLDS_SLOT: Duration = Duration::from_secs(5);
 
 /// How often it is asked how far a long step is.
 const WATCH_JOB_EVERY: Duration = Duration::from_secs(2);
@@ -70,7 +73,12 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             end.memory.asked = None;
         }
         if matches!(plan.then, Then::Converged | Then::Watch(_) | Then::Gone) {
+            end.memory.detach_asked = None;
             end.memory.nic_asked = None;
+        }
+        // QEMU could not give it back meanwhile: its time begins anew.
+        if matches!(plan.then, Then::Wait(Wait::Copied(_))) {
+            end.memory.detach_asked = None;
         }
         if plan.then == Then::Wait(Wait::Starts) {
             end.memory.starting.get_or_insert_with(Instant::now);
@@ -90,9 +98,8 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             .collect::<Vec<_>>()
             .join(", ");
         for step in &plan.steps {
-            if worker.cancel.is_cancelled() {
-                return Err(BrokenOff);
-            }
+            // The step before may have given it up.
+            worker.take_slot().await?;
             if let Step::Domain(DomainStep::Shutdown(_)) = step {
                 // Even if this fails, the guest may have heard it.
                 end.memory.asked_before = Some(Instant::now());
@@ -184,7 +191,7 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         networks_ready,
         volumes_ready,
         volumes_copied,
-        detach_asked: memory.detach_asked.map(|asked| asked.elapsed()),
+        detach_asked: memory.detach_asked.map(elapsed),
         nic_asked: memory.nic_asked.map(elapsed),
         asked,
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
@@ -209,11 +216,12 @@ fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
 /// What later passes must know of a step.
 fn remember(memory: &mut Memory, step: &Step) {
     let now = Instant::now();
+    let again = |asked: Option<AskedAt>| {
+        let first = asked.map_or(now, |asked| asked.first);
+        Some(AskedAt { first, last: now })
+    };
     match step {
-        Step::Domain(DomainStep::Shutdown(_)) => {
-            let first = memory.asked.map_or(now, |asked| asked.first);
-            memory.asked = Some(AskedAt { first, last: now });
-        }
+        Step::Domain(DomainStep::Shutdown(_)) => memory.asked = again(memory.asked),
         Step::Domain(
             DomainStep::Start(_)
             | DomainStep::StartPaused(_)
@@ -225,13 +233,11 @@ fn remember(memory: &mut Memory, step: &Step) {
         // Its clock stood still: what it may still obey, it may obey from now on.
         Step::Domain(DomainStep::Resume(_)) => {
             memory.asked_before = memory.asked_before.map(|_| now);
+            memory.detach_asked = None;
             memory.nic_asked = None;
         }
-        Step::Domain(DomainStep::Detach { .. }) => memory.detach_asked = Some(now),
-        Step::Domain(DomainStep::DetachNic { .. }) => {
-            let first = memory.nic_asked.map_or(now, |asked| asked.first);
-            memory.nic_asked = Some(AskedAt { first, last: now });
-        }
+        Step::Domain(DomainStep::Detach { .. }) => memory.detach_asked = again(memory.detach_asked),
+        Step::Domain(DomainStep::DetachNic { .. }) => memory.nic_asked = again(memory.nic_asked),
         Step::Domain(
             DomainStep::Define(_)
             | DomainStep::DiscardSaved(_)
@@ -336,9 +342,26 @@ pub(super) async fn apply(
             worker.take_slot().await?;
             Ok(result)
         }
-        Step::Domain(step) => Ok(worker
+        // As long as QEMU starts it works: more at once would only make all of them slower.
+        Step::Domain(step) if step.starts_qemu() => Ok(worker
             .step(name, &text, async |_| host.compute.apply(step).await)
             .await),
+        Step::Domain(step) => {
+            let slot = worker.lend_slot();
+            let (result, slot) = {
+                let work = worker.step(name, &text, async |_| host.compute.apply(step).await);
+                let mut work = pin!(work);
+                match timeout(HOLDS_SLOT, &mut work).await {
+                    Ok(result) => (result, slot),
+                    Err(_) => {
+                        drop(slot);
+                        (work.await, None)
+                    }
+                }
+            };
+            worker.return_slot(slot);
+            Ok(result)
+        }
     }
 }
 

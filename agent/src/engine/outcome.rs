@@ -228,7 +228,7 @@ fn fault(error: &ActError) -> Fault {
     }
 }
 
-/// When a guest was asked to power off.
+/// When a guest was asked to power off, or for something it shall give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AskedAt {
     /// The first time.
@@ -244,8 +244,8 @@ pub(super) struct Memory {
     pub(super) asked: Option<AskedAt>,
     /// When it was asked last, for whatever wish, or first found marked as asked: it may still obey.
     pub(super) asked_before: Option<Instant>,
-    /// When the guest was asked last to give back a volume.
-    pub(super) detach_asked: Option<Instant>,
+    /// When the guest was asked to give back a volume that it still has.
+    pub(super) detach_asked: Option<AskedAt>,
     /// When the guest was asked to give back a NIC that it still has.
     pub(super) nic_asked: Option<AskedAt>,
     /// Since when libvirt is starting it, as far as this agent has seen.

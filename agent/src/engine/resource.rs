@@ -151,6 +151,7 @@ impl Resource {
         self.restarted = None;
         self.waits_for = None;
         self.memory.asked = None;
+        self.memory.detach_asked = None;
         self.memory.nic_asked = None;
         self.due = Some(moment.now);
         self.told = Some(self.report(ConvergeStatus::Converging, moment));

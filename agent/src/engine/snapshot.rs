@@ -74,9 +74,8 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
         }
         left = steps.iter().map(name).collect::<Vec<_>>().join(", ");
         for step in &steps {
-            if worker.cancel.is_cancelled() {
-                return Err(BrokenOff);
-            }
+            // The step before may have given it up.
+            worker.take_slot().await?;
             // libvirt refuses a second job on a domain, but only after it began to make the file.
             let turn = match step {
                 Step::Domain(DomainStep::Backup(plan)) => {

@@ -56,7 +56,7 @@ pub(super) struct Tools {
 }
 
 /// How many work at once. Networks and routers have slots of their own: they do not need libvirt, and a libvirt that hangs must
-/// not keep them.
+/// not keep them. A guest that hangs does not keep one for long (`instance::HOLDS_SLOT`).
 pub(super) struct Slots {
     networks: Arc<Semaphore>,
     others: Arc<Semaphore>,
@@ -353,6 +353,16 @@ impl Worker {
         } else {
             Ok(())
         }
+    }
+
+    /// Gives its slot to a step, which may drop it.
+    pub(super) fn lend_slot(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.slot.take()
+    }
+
+    /// What is left of the slot after the step.
+    pub(super) fn return_slot(&mut self, slot: Option<OwnedSemaphorePermit>) {
+        self.slot = slot;
     }
 
     /// Lets somebody else work meanwhile.

@@ -83,9 +83,8 @@ async fn rounds(worker: &mut Worker, wish: &Wish) -> Result<Outcome, BrokenOff> 
         }
         left = steps.iter().map(name).collect::<Vec<_>>().join(", ");
         for step in &steps {
-            if worker.cancel.is_cancelled() {
-                return Err(BrokenOff);
-            }
+            // The step before may have given it up.
+            worker.take_slot().await?;
             if let Err(error) = apply(worker, step).await? {
                 // Whoever has use for it as it was need not wait for what it cannot become.
                 if let Step::Storage(StorageStep::GrowVolume(larger)) = step

@@ -477,10 +477,15 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
             .is_some_and(|it| it.contains("give back vdb"))
     };
     lab.wait(without.key(), "waiting for its guest", told).await;
-    sleep(Duration::from_secs(120)).await;
+    sleep(Duration::from_secs(30)).await;
     let report = lab.newest(without.key()).unwrap();
     assert!(told(&report), "{report:?}");
     assert_eq!(report.status, ConvergeStatus::Converging);
+    // It is asked again and again, and that it does not answer becomes a fault.
+    wait_fault(&lab, &without, FaultCode::Hypervisor, "disk vdb").await;
+    sleep(Duration::from_secs(120)).await;
+    let report = lab.newest(without.key()).unwrap();
+    assert_eq!(report.status, ConvergeStatus::Failed);
     assert_eq!(live(&lab, &wish), ["vdb"]);
     // Switched off, it has lost it.
     let mut off = without.clone().with_generation(Generation(4));
@@ -490,6 +495,43 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
     lab.send(&off).await;
     lab.wait_status(&off, ConvergeStatus::Converged).await;
     assert_eq!(live(&lab, &wish), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_kept_a_volume_for_too_long_may_still_give_it_back() {
+    let lab = Lab::new().await;
+    let (wish, ..) = running(&lab).await;
+    let volume = Wanted::new(&lab, None);
+    let made = made(&lab, &volume, 1).await;
+    let with = with_volumes(&wish, 2, &[&volume]);
+    lab.send(&with).await;
+    lab.wait_status(&with, ConvergeStatus::Converged).await;
+    lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
+    let without = with_volumes(&wish, 3, &[]);
+    lab.send(&without).await;
+    wait_fault(&lab, &without, FaultCode::Hypervisor, "disk vdb").await;
+    // Nobody else gets it meanwhile.
+    lab.send(&made.tombstone()).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(held(&lab, volume.id), holds(1, "zeros"));
+    // At last it listens.
+    lab.host.set_guest(wish.instance, Guest::Obeys);
+    lab.wait_status(&without, ConvergeStatus::Converged).await;
+    lab.wait_status(&made.tombstone(), ConvergeStatus::Gone)
+        .await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 1);
+    // Another one has its own time.
+    let next = Wanted::new(&lab, None);
+    self::made(&lab, &next, 1).await;
+    lab.send(&with_volumes(&wish, 4, &[&next])).await;
+    lab.wait_until("the volume", || live(&lab, &wish) == ["vdb"])
+        .await;
+    lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
+    let without = with_volumes(&wish, 5, &[]);
+    lab.send(&without).await;
+    sleep(Duration::from_secs(30)).await;
+    let report = lab.newest(without.key()).unwrap();
+    assert_eq!(report.status, ConvergeStatus::Converging, "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]

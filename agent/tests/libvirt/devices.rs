@@ -11,8 +11,8 @@ struct Loop {
 
 impl Loop {
     /// One of this size, which the hypervisor sees as well.
-    fn new(hypervisor: &Hypervisor, size: u64) -> Self {
-        let file = hypervisor.path().join("device");
+    fn new(hypervisor: &Hypervisor, name: &str, size: u64) -> Self {
+        let file = hypervisor.path().join(name);
         fs::File::create(&file).unwrap().set_len(size).unwrap();
         let device = losetup(&["--find", "--show", file.to_str().unwrap()]);
         let made = Self {
@@ -39,6 +39,11 @@ impl Loop {
         file.set_len(size).unwrap();
         losetup(&["--set-capacity", self.device.to_str().unwrap()]);
     }
+
+    /// What is on it.
+    fn content(&self) -> Vec<u8> {
+        fs::read(&self.device).unwrap()
+    }
 }
 
 impl Drop for Loop {
@@ -58,7 +63,7 @@ async fn a_guest_writes_to_a_block_device_that_grows_and_another_one_finds_it() 
     const MIB: u64 = 1 << 20;
     let hypervisor = Hypervisor::start();
     let libvirt = Libvirt::start(&hypervisor.address(), Options::default());
-    let device = Loop::new(&hypervisor, 4 * MIB);
+    let device = Loop::new(&hypervisor, "device", 4 * MIB);
     let disk = raw_volume(&device.device);
     let file = DiskFile {
         path: disk.path.clone(),
@@ -93,6 +98,31 @@ async fn a_guest_writes_to_a_block_device_that_grows_and_another_one_finds_it() 
         "echo behind-$((6 * 7)) | dd of=/dev/vdb bs=512 seek=16000 conv=sync,fsync; echo $?",
         "0",
     );
+
+    // A copy on another device, while the guest writes: what it had written before is in it, where it was.
+    let kept = Loop::new(&hypervisor, "snapshot", 8 * MIB);
+    let backup = DomainStep::Backup(BackupPlan {
+        instance: first.id,
+        snapshot: SnapshotId::new(),
+        disk: file.clone(),
+        file: kept.device.clone(),
+        format: VolumeFormat::Raw,
+    });
+    shell.type_line(
+        "while [ ! -e /run/enough ]; do dd if=/dev/zero of=/dev/vdb bs=64k seek=32 count=16 conv=fsync 2>/dev/null; \
+         touch /run/written; done &",
+    );
+    shell.expect("test -e /run/written && echo wrote", "wrote");
+    libvirt.apply(&backup).await.unwrap();
+    assert_eq!(libvirt.backups().await.unwrap(), []);
+    shell.expect("touch /run/enough; echo enough-$((6 * 7))", "enough-42");
+    let copy = kept.content();
+    assert_eq!(copy.len(), usize::try_from(8 * MIB).unwrap());
+    assert!(copy.starts_with(b"written-42"), "{:?}", &copy[..16]);
+    assert!(copy[16_000 * 512..].starts_with(b"behind-42"));
+    let now = device.content();
+    let quiet = 2 * 1024 * 1024;
+    assert!(copy[..quiet] == now[..quiet] && copy[2 * quiet..] == now[2 * quiet..]);
 
     let detach = DomainStep::Detach {
         instance: first.id,

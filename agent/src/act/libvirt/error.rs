@@ -47,7 +47,43 @@ pub(super) fn is_silence(error: &ActError) -> bool {
     false
 }
 
-/// The call did not come back, or was not made.
+/// QEMU says nothing, and libvirt is there.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct SilentQemu(CallError);
+
+/// libvirt is there, and the call did not come back, or was not made because an earlier one did not.
+pub(super) fn no_answer_of_qemu(what: &str, error: CallError) -> ActError {
+    ActError::retryable(
+        FaultCode::Hypervisor,
+        format!(
+            "{what}: QEMU does not answer, though libvirt does (its process may be stopped, or wait for a disk)"
+        ),
+        SilentQemu(error),
+    )
+}
+
+/// Whether a QEMU says nothing. libvirt tells so itself of one that is busy with an earlier call for long.
+pub(super) fn is_silence_of_qemu(error: &ActError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(found) = cause {
+        let is_busy = found
+            .downcast_ref::<Error>()
+            .is_some_and(|error| error.code() == Some(Code::OPERATION_TIMEOUT));
+        if is_busy || found.is::<SilentQemu>() {
+            return true;
+        }
+        cause = found.source();
+    }
+    false
+}
+
+/// The call was not made, for which libvirt cannot be blamed.
+pub(super) fn not_made(what: &str, error: CallError) -> ActError {
+    ActError::retryable(FaultCode::Hypervisor, what, error)
+}
+
+/// The call did not come back.
 pub(super) fn no_answer(what: &str, address: &Address, error: CallError) -> ActError {
     ActError::retryable(
         FaultCode::Hypervisor,
@@ -112,6 +148,29 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::act::libvirt::rpc::Refusal;
+
+    #[test]
+    fn a_qemu_that_says_nothing_is_told_from_everything_else() {
+        let silent = no_answer_of_qemu("x", CallError::Hung);
+        assert!(is_silence_of_qemu(&silent) && !is_silence(&silent));
+        let refused = |code| {
+            let refusal = Refusal {
+                code,
+                domain: 10,
+                message: String::new(),
+            };
+            is_silence_of_qemu(&failed("x".to_owned(), Error::Refused(refusal)))
+        };
+        assert!(refused(Code::OPERATION_TIMEOUT));
+        assert!(!refused(Code::OPERATION_INVALID));
+        for other in [
+            not_made("x", CallError::Stuck(12)),
+            no_answer("x", &Address::default(), CallError::Hung),
+        ] {
+            assert!(!is_silence_of_qemu(&other), "{other}");
+        }
+    }
 
     #[test]
     fn whoever_is_there_and_says_nothing_has_not_answered() {

@@ -107,13 +107,8 @@ pub(super) enum StorageFault {
     #[error("the image {url} is larger than the {limit} bytes this host accepts")]
     TooLarge { url: String, limit: u64 },
     /// The bytes are not those that were asked for.
-    #[error("the image {url} {}", other_bytes(expected, got.as_deref()))]
-    Checksum {
-        url: String,
-        expected: ImageSha256,
-        /// Not told of this host's own files: it would name any file's content to whoever asks.
-        got: Option<String>,
-    },
+    #[error("the image {url} does not have the sha256 {expected} that its document says")]
+    Checksum { url: String, expected: ImageSha256 },
     /// The header is not acceptable.
     #[error("the image {url} was refused: {refusal}")]
     Refused { url: String, refusal: Refusal },
@@ -507,13 +502,6 @@ fn leftovers(faults: &[StorageFault]) -> String {
         "leftovers of interrupted work stay ({count}): {}{more}",
         told.join("; ")
     )
-}
-
-fn other_bytes(expected: &ImageSha256, got: Option<&str>) -> String {
-    match got {
-        Some(got) => format!("has the sha256 {got}, and its document says {expected}"),
-        None => format!("does not have the sha256 {expected} that its document says"),
-    }
 }
 
 /// Whether a failed conversion says something about the image: the tool gave up on it. That it is missing, could not

@@ -40,6 +40,7 @@ mod original;
 mod partial;
 mod pools;
 mod predecessor;
+mod reach;
 mod reflink;
 mod room;
 mod share;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
 
 use berth_common::{names::PoolName, units::ByteCount};
+use ipnet::IpNet;
 
 use super::KeepFree;
 use crate::decide::{domain_xml::DEVICES, lvm::LvmName};
@@ -27,6 +28,8 @@ pub struct StorageOptions {
     /// others. The directories of disks and images themselves are always among them. Elsewhere only files that
     /// everybody may read are images.
     pub not_below: Vec<PathBuf>,
+    /// Addresses that images may be fetched from by `http://` and `https://` although they are this host's own or next to it.
+    pub image_url_allow: Vec<IpNet>,
     /// Certificate authorities for `https://`, as one PEM file; where it is absent, Mozilla's list is used.
     pub ca_bundle: PathBuf,
     /// The largest image file that is fetched.
@@ -130,6 +133,7 @@ impl Default for StorageOptions {
             qemu_img_sees: Vec::new(),
             qemu_group: "libvirt-qemu".to_owned(),
             not_below: Vec::new(),
+            image_url_allow: Vec::new(),
             ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
             max_image: ByteCount::clamped(1 << 40),
             keep_free: KeepFree::default(),

@@ -1,7 +1,8 @@
 //! Where an image's bytes come from: a regular file of this host, or a web server. Blocking, with timeouts.
 //!
 //! A URL is a stranger's: only these schemes, no devices or pipes, nothing of berth's own, nothing that some user of
-//! this host may not read, bounded redirects, and messages that show no password or token of it.
+//! this host may not read, no web server of the host's own or next to it unless the operator allows it, bounded redirects,
+//! and messages that show no password or token of it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,10 +22,14 @@ use nix::fcntl::OFlag;
 use ureq::{
     Agent,
     tls::{PemItem, RootCerts, TlsConfig},
+    unversioned::transport::DefaultConnector,
 };
 
-use super::StorageOptions;
-use crate::decide::instance::Paths;
+use super::{
+    StorageOptions,
+    reach::{self, Guard},
+};
+use crate::decide::{image_server::Forbidden, instance::Paths};
 
 /// The longest name of a version that is kept, in bytes.
 const MAX_VERSION: usize = 1024;
@@ -40,8 +45,6 @@ pub(super) struct Source {
     pub(super) length: Option<u64>,
     /// The server's name of this version, if reading can be continued later.
     pub(super) version: Option<String>,
-    /// Whether a fault may tell what the bytes are: whoever asks could have fetched them as well.
-    pub(super) is_public: bool,
     /// "downloading" or "copying".
     pub(super) verb: &'static str,
 }
@@ -81,6 +84,12 @@ pub(super) enum SourceFault {
     /// The server sends round and round.
     #[error("the server redirects more than {0} times")]
     TooManyRedirects(u32),
+    /// The server is where no image comes from.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// Which addresses this host has could not be found out.
+    #[error("the addresses of this host cannot be listed")]
+    OwnAddresses(#[source] io::Error),
     /// The server cannot be reached, or the exchange broke off.
     #[error("{}", explain(.0))]
     Http(#[source] ureq::Error),
@@ -110,12 +119,13 @@ impl SourceFault {
             Self::NotAFile(_)
             | Self::Own(_)
             | Self::Private
+            | Self::Forbidden(_)
             | Self::Redirect { .. }
             | Self::TooManyRedirects(_) => false,
             // Too many requests, too early, request timeout: the server itself says "later".
             Self::Status { status } => matches!(status, 408 | 425 | 429 | 500..),
             Self::Http(error) => !matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)),
-            Self::Read { .. } | Self::Short { .. } => true,
+            Self::OwnAddresses(_) | Self::Read { .. } | Self::Short { .. } => true,
         }
     }
 }
@@ -246,7 +256,6 @@ fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Sou
         starts_at: 0,
         length: Some(metadata.len()),
         version: None,
-        is_public: false,
         verb: "copying",
     })
 }
@@ -283,7 +292,9 @@ fn open_http(
                 .header("range", format!("bytes={at}-"))
                 .header("if-range", version);
         }
-        let response = request.call().map_err(SourceFault::Http)?;
+        reach::check_literal(url.as_str(), agent.config(), &options.image_url_allow)
+            .map_err(SourceFault::OwnAddresses)??;
+        let response = request.call().map_err(not_reached)?;
         let status = response.status().as_u16();
         let header = |name| {
             let value = response.headers().get(name);
@@ -304,7 +315,6 @@ fn open_http(
                     starts_at,
                     length,
                     version: Some(wanted.version.to_owned()),
-                    is_public: true,
                     reader: Box::new(response.into_body().into_reader()),
                     verb: "downloading",
                 });
@@ -322,7 +332,6 @@ fn open_http(
                     starts_at: 0,
                     length,
                     version,
-                    is_public: true,
                     reader: Box::new(body.into_reader()),
                     verb: "downloading",
                 });
@@ -332,6 +341,17 @@ fn open_http(
         }
     }
     Err(SourceFault::TooManyRedirects(options.max_redirects))
+}
+
+/// What the library says of a server that it did not reach, and what is said here.
+fn not_reached(error: ureq::Error) -> SourceFault {
+    match error {
+        ureq::Error::Other(inner) => match inner.downcast::<Forbidden>() {
+            Ok(forbidden) => SourceFault::Forbidden(*forbidden),
+            Err(inner) => SourceFault::Http(ureq::Error::Other(inner)),
+        },
+        error => SourceFault::Http(error),
+    }
 }
 
 /// What `If-Range` may name (RFC 9110, 13.1.5): a strong ETag, or else when the file was changed.
@@ -400,7 +420,8 @@ fn agent(options: &StorageOptions) -> Agent {
                 .root_certs(authorities(&options.ca_bundle))
                 .build(),
         );
-    config.build().new_agent()
+    let guard = Guard::new(&options.image_url_allow);
+    Agent::with_parts(config.build(), DefaultConnector::default(), guard)
 }
 
 /// The host's certificate authorities, so that an operator's own are trusted as everywhere else on the host.

@@ -1,7 +1,7 @@
 //! The XML is looked at in golden files; reading gives back what was written, and survives anything.
 
 use berth_common::{
-    ids::{InstanceId, NetworkId, Nonce, PortId},
+    ids::{InstanceId, NetworkId, Nonce, PortId, SnapshotId},
     names::MacAddress,
     units::{Generation, Vcpus},
 };
@@ -61,9 +61,45 @@ fn config(virt_type: VirtType) -> DomainConfig {
 }
 
 fn check_golden(name: &str, config: &DomainConfig) {
+    check_golden_text(name, &write(config).unwrap());
+}
+
+fn check_golden_text(name: &str, xml: &str) {
     insta::with_settings!({ snapshot_path => "../../../tests/golden", prepend_module_to_snapshot => false, omit_expression => true }, {
-        insta::assert_snapshot!(name, write(config).unwrap());
+        insta::assert_snapshot!(name, xml);
     });
+}
+
+#[test]
+fn a_backup_goes_into_a_new_file_or_onto_a_block_device_that_is_there() {
+    let snapshot = SnapshotId::try_from(id(6)).unwrap();
+    for (name, format, file) in [
+        (
+            "backup_file",
+            VolumeFormat::Qcow2,
+            format!("/var/lib/berth/snapshots/.live-{snapshot}.qcow2"),
+        ),
+        (
+            "backup_block_device",
+            VolumeFormat::Raw,
+            format!("/dev/vg0/{}", names::partial_snapshot(snapshot)),
+        ),
+    ] {
+        let plan = BackupPlan {
+            instance: InstanceId::try_from(id(1)).unwrap(),
+            snapshot,
+            disk: DiskFile {
+                path: "/dev/vg0/berth-x".into(),
+                target: "vdb".to_owned(),
+            },
+            file: file.into(),
+            format,
+        };
+        let xml = write_backup(&plan).unwrap();
+        check_golden_text(name, &xml);
+        // Whoever looks for it later finds where it goes.
+        assert_eq!(read_backup(&xml), [plan.file]);
+    }
 }
 
 #[test]

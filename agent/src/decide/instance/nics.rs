@@ -7,7 +7,7 @@
 //! A NIC is its port, its address and its bridge: if one of the three differs, it is another NIC, and the old one has to go first.
 //! Its MTU changes with the next start. What berth did not plug in, it does not unplug.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use berth_common::{
     document::InstancePort,
@@ -15,7 +15,7 @@ use berth_common::{
     message::report::{Fault, FaultCode, PowerState},
 };
 
-use super::{Observed, Wait, power::ASK_AGAIN_AFTER};
+use super::{End, Observed, Wait, keeps_for_long, kept_by_guest, power::ASK_AGAIN_AFTER};
 use crate::decide::{
     domain::{DomainConfig, DomainNic, DomainObserved, DomainStep, NicObserved, OffReason},
     names,
@@ -23,8 +23,6 @@ use crate::decide::{
 
 /// How many NICs an instance can have: as many places for them as a guest is started with.
 pub const MAX_NICS: usize = 8;
-/// How long a guest that runs may take to give back a NIC before that is a fault.
-const GIVE_BACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a guest's NICs need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,15 +31,6 @@ pub(super) struct Change {
     pub(super) steps: Vec<DomainStep>,
     /// What keeps them from being as they shall be.
     pub(super) end: Option<End>,
-}
-
-/// What keeps NICs from being as they shall be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum End {
-    /// Something must happen first.
-    Wait(Wait),
-    /// The guest does not do its part.
-    Stuck(Fault),
 }
 
 /// More ports than a guest has room for.
@@ -141,10 +130,8 @@ pub(super) fn change(
             change.steps.extend(surplus.iter().map(detach));
         }
         let names: BTreeSet<String> = surplus.iter().map(|nic| name(nic)).collect();
-        let is_late = domain.power_state == PowerState::Running
-            && asked.is_some_and(|asked| asked.first >= GIVE_BACK_WITHIN);
-        change.end = Some(if is_late {
-            End::Stuck(kept_by_guest(&names))
+        change.end = Some(if keeps_for_long(domain, asked) {
+            End::Stuck(kept_by_guest("the NIC of", &names))
         } else {
             End::Wait(Wait::DetachNics(names))
         });
@@ -185,19 +172,6 @@ fn name(nic: &NicObserved) -> String {
     let port = nic.port().map(|port| format!("port {port}"));
     let port = port.unwrap_or_else(|| format!("the port of tap {}", nic.tap));
     format!("{port} ({})", nic.mac_address)
-}
-
-fn kept_by_guest(names: &BTreeSet<String>) -> Fault {
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    Fault {
-        code: FaultCode::Hypervisor,
-        message: format!(
-            "the guest was asked to give back the NIC of {} and did not within {} s: it has to support PCI hot plug and to have \
-             booted; powering it off takes the NIC from it",
-            names.join(", "),
-            GIVE_BACK_WITHIN.as_secs()
-        ),
-    }
 }
 
 #[cfg(test)]

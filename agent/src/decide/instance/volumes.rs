@@ -2,12 +2,13 @@
 //!
 //! A guest that is on gets and gives back volumes while it runs. It has to give one back itself, and may take its time
 //! or never do it, so it is asked again and again, and the plan waits until libvirt no longer names the disk: a
-//! volume is free only when the agent saw it gone. Switching the guest off takes it from it as well. A guest that is
-//! saved on disk keeps what it had, until it goes on.
+//! volume is free only when the agent saw it gone. A guest that does not do it in time makes that a fault, and is still
+//! asked; one that stands still cannot, and is waited for. Switching the guest off takes it from it as well. A guest that
+//! is saved on disk keeps what it had, until it goes on.
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Observed, Paths, Wait, power::ASK_AGAIN_AFTER};
+use super::{End, Observed, Paths, Wait, keeps_for_long, kept_by_guest, power::ASK_AGAIN_AFTER};
 use crate::decide::{
     disk_target,
     domain::{DiskFile, DomainConfig, DomainDisk, DomainObserved, DomainStep, OffReason},
@@ -19,8 +20,8 @@ use berth_common::{document::DiskBus, ids::VolumeId, message::report::PowerState
 pub(super) struct Change {
     /// The steps, in order.
     pub(super) steps: Vec<DomainStep>,
-    /// What must happen before they are as they shall be.
-    pub(super) wait: Option<Wait>,
+    /// What keeps them from being as they shall be.
+    pub(super) end: Option<End>,
 }
 
 /// What to do so that a guest has the volumes of its definition, and no others.
@@ -68,7 +69,7 @@ pub(super) fn change(
         _ => {
             return Change {
                 steps: Vec::new(),
-                wait: Some(Wait::GuestGoesOn),
+                end: Some(End::Wait(Wait::GuestGoesOn)),
             };
         }
     }
@@ -79,12 +80,16 @@ pub(super) fn change(
         .filter_map(|file| paths.volume_at(&file.path))
         .find(|id| observed.volumes_copied.contains(id));
     if let Some(volume) = copied {
-        change.wait = Some(Wait::Copied(volume));
+        change.end = Some(End::Wait(Wait::Copied(volume)));
     } else if !surplus.is_empty() {
         let targets: BTreeSet<String> = surplus.iter().map(|file| file.target.clone()).collect();
-        change.wait = Some(Wait::Detach(targets));
         let asked = observed.detach_asked;
-        if asked.is_none_or(|asked| asked >= ASK_AGAIN_AFTER) {
+        change.end = Some(if keeps_for_long(domain, asked) {
+            End::Stuck(kept_by_guest("disk", &targets))
+        } else {
+            End::Wait(Wait::Detach(targets))
+        });
+        if asked.is_none_or(|asked| asked.last >= ASK_AGAIN_AFTER) {
             let detach = |file: &&DiskFile| DomainStep::Detach {
                 instance: config.id,
                 disk: (*file).clone(),
@@ -103,7 +108,7 @@ pub(super) fn change(
         }
         match paths.volume_at(&disk.path) {
             Some(id) if !observed.volumes_ready.contains(&id) => {
-                change.wait.get_or_insert(Wait::Volume(id));
+                change.end.get_or_insert(End::Wait(Wait::Volume(id)));
             }
             Some(_) | None => {
                 let on_scsi = disk_target::bus(&disk.target) == DiskBus::Scsi;
@@ -137,12 +142,15 @@ pub(super) fn copied(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use berth_common::{
         document::{
             DesiredPower, Flavor, InstanceSpec, InstanceVolume, VolumeAccess, VolumeFormat,
             VolumeLimits,
         },
         ids::{InstanceId, VolumeId},
+        message::report::FaultCode,
         units::{DiskGb, MemoryMb, Vcpus},
     };
     use uuid::Uuid;
@@ -150,7 +158,7 @@ mod tests {
     use super::*;
     use crate::decide::{
         domain::{DomainDisks, VirtType},
-        instance::{HostFacts, domain_config},
+        instance::{Asked, HostFacts, domain_config, worse},
         room::{HostSize, RoomToGrow},
     };
 
@@ -251,6 +259,26 @@ mod tests {
         }
     }
 
+    /// A guest that was asked to give back something so many seconds ago, first and last.
+    fn asked(first: u64, last: u64) -> Observed {
+        Observed {
+            detach_asked: Some(Asked {
+                first: Duration::from_secs(first),
+                last: Duration::from_secs(last),
+            }),
+            ..Observed::default()
+        }
+    }
+
+    fn word(step: &DomainStep) -> String {
+        match step {
+            DomainStep::AttachScsiController(_) => "attach controller".to_owned(),
+            DomainStep::Attach { disk, .. } => format!("attach {}", disk.target),
+            DomainStep::Detach { disk, .. } => format!("detach {}", disk.target),
+            other => format!("{other:?}"),
+        }
+    }
+
     fn check(
         config: &DomainConfig,
         domain: &DomainObserved,
@@ -259,15 +287,9 @@ mod tests {
         wait: Option<Wait>,
     ) {
         let change = change(config, domain, observed, &host().paths);
-        let word = |step: &DomainStep| match step {
-            DomainStep::AttachScsiController(_) => "attach controller".to_owned(),
-            DomainStep::Attach { disk, .. } => format!("attach {}", disk.target),
-            DomainStep::Detach { disk, .. } => format!("detach {}", disk.target),
-            other => format!("{other:?}"),
-        };
         let found: Vec<String> = change.steps.iter().map(word).collect();
         assert_eq!(found, steps);
-        assert_eq!(change.wait, wait);
+        assert_eq!(change.end, wait.map(End::Wait));
     }
 
     fn detach(targets: &[&str]) -> Option<Wait> {
@@ -316,10 +338,6 @@ mod tests {
     fn a_guest_is_asked_again_until_the_disk_is_gone() {
         let nothing = config(&[]);
         let on = domain(PowerState::Running, &[(1, "vdb")]);
-        let asked = |seconds| Observed {
-            detach_asked: Some(std::time::Duration::from_secs(seconds)),
-            ..Observed::default()
-        };
         check(
             &nothing,
             &on,
@@ -327,14 +345,76 @@ mod tests {
             &["detach vdb"],
             detach(&["vdb"]),
         );
-        check(&nothing, &on, &asked(1), &[], detach(&["vdb"]));
-        check(&nothing, &on, &asked(9), &["detach vdb"], detach(&["vdb"]));
+        check(&nothing, &on, &asked(1, 1), &[], detach(&["vdb"]));
+        check(
+            &nothing,
+            &on,
+            &asked(59, 9),
+            &["detach vdb"],
+            detach(&["vdb"]),
+        );
         check(
             &nothing,
             &domain(PowerState::Running, &[]),
-            &asked(9),
+            &asked(600, 9),
             &[],
             None,
+        );
+    }
+
+    #[test]
+    fn a_guest_that_keeps_a_disk_for_long_is_at_fault_and_still_asked() {
+        let nothing = config(&[]);
+        let on = domain(PowerState::Running, &[(1, "vdb"), (2, "vdc")]);
+        let late = change(&nothing, &on, &asked(60, 5), &host().paths);
+        let found: Vec<String> = late.steps.iter().map(word).collect();
+        assert_eq!(found, ["detach vdb", "detach vdc"]);
+        let Some(End::Stuck(fault)) = late.end else {
+            panic!("it is no fault: {:?}", late.end);
+        };
+        assert_eq!(fault.code, FaultCode::Hypervisor);
+        assert!(
+            fault.message.contains("disk vdb, vdc") && fault.message.contains("60 s"),
+            "{}",
+            fault.message
+        );
+        // Just asked, it is not asked again; the fault stays.
+        let late = change(&nothing, &on, &asked(600, 1), &host().paths);
+        assert!(late.steps.is_empty() && matches!(late.end, Some(End::Stuck(_))));
+        // One that stands still cannot hear it, and what is copied cannot be given back.
+        let paused = domain(PowerState::Paused, &[(1, "vdb")]);
+        check(
+            &nothing,
+            &paused,
+            &asked(600, 5),
+            &["detach vdb"],
+            detach(&["vdb"]),
+        );
+        let copied = Observed {
+            volumes_copied: [volume(1)].into(),
+            ..asked(600, 5)
+        };
+        check(&nothing, &on, &copied, &[], Some(Wait::Copied(volume(1))));
+    }
+
+    #[test]
+    fn neither_of_two_faults_hides_the_other() {
+        let stuck = |what: &str| {
+            let names = BTreeSet::from([what.to_owned()]);
+            Some(End::Stuck(kept_by_guest("disk", &names)))
+        };
+        let wait = || Some(End::Wait(Wait::GuestGoesOn));
+        assert_eq!(worse(stuck("vdb"), wait()), stuck("vdb"));
+        assert_eq!(worse(wait(), stuck("vdb")), stuck("vdb"));
+        assert_eq!(worse(None, wait()), wait());
+        assert_eq!(worse(None, None), None);
+        let Some(End::Stuck(both)) = worse(stuck("vdb"), stuck("eth1")) else {
+            panic!("both are faults");
+        };
+        assert!(
+            both.message.contains("vdb") && both.message.contains("eth1"),
+            "{}",
+            both.message
         );
     }
 

@@ -96,6 +96,7 @@ impl Code {
     pub(crate) const NO_DOMAIN: Self = Self(42);
     pub(crate) const OPERATION_INVALID: Self = Self(55);
     pub(crate) const CONFIG_UNSUPPORTED: Self = Self(67);
+    pub(crate) const OPERATION_TIMEOUT: Self = Self(68);
     pub(crate) const ARGUMENT_UNSUPPORTED: Self = Self(74);
     pub(crate) const AGENT_UNRESPONSIVE: Self = Self(86);
     pub(crate) const XML_INVALID_SCHEMA: Self = Self(92);

@@ -29,6 +29,8 @@ pub use address::{Address, BadAddress};
 
 pub(super) use connection::Connection;
 pub(super) use domain::{Domain, JobStats};
+#[cfg(test)]
+pub(super) use error::Refusal;
 pub(super) use error::{Code, Ended, Error};
 pub(super) use events::listen;
 pub(super) use procedures::{DomainStatsRecord, TypedParam, TypedValue};

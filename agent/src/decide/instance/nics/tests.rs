@@ -1,5 +1,7 @@
 //! What a guest is given and gives back, in plans.
 
+use std::time::Duration;
+
 use berth_common::{
     document::{DesiredPower, Flavor, InstanceSpec, PortLink},
     ids::{InstanceId, NetworkId},
