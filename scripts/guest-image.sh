@@ -29,7 +29,7 @@ salt=berthguest
 modules=(
 	virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk failover net_failover
 	virtio_net virtio-rng virtio_balloon evdev button scsi_common scsi_mod virtio_scsi sd_mod cdrom
-	sr_mod isofs virtio_console pvpanic pvpanic-mmio
+	sr_mod isofs virtio_console pvpanic pvpanic-mmio llc stp mrp garp 8021q
 )
 
 say() { printf 'guest-image: %s\n' "$*"; }

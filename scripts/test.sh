@@ -70,6 +70,9 @@ filter_names=(
 	no_tag_crosses_an_uplink_also_of_a_port_without_security
 	nothing_of_a_hostile_guest_reaches_anyone_and_all_of_it_is_counted
 	the_hosts_own_firewall_knows_answers_that_come_over_a_flat_network
+	metadata_are_told_to_a_port_at_its_own_addresses_alone
+	what_finds_addresses_and_neighbours_goes_no_further_than_the_link
+	what_metadata_tell_a_port_reaches_no_other
 )
 kernel_log=$(mktemp)
 # shellcheck disable=SC2016

@@ -32,8 +32,12 @@ use berth_agent::decide::{
     names,
     network::NetThen,
 };
-use berth_common::document::{
-    AddressPair, NetworkSpec, PortRange, RuleDirection, RuleProtocol, RuleRemote,
+use berth_common::{
+    document::{
+        AddressPair, EtherType, NetworkSpec, PortRange, RuleDirection, RuleProtocol, RuleRemote,
+        SubnetSpec,
+    },
+    ids::SubnetId,
 };
 use frames::{MARK, announcement, hostile, legitimate, mac};
 use host::{Host, group, inside, isolated, nft, rule};
@@ -167,6 +171,29 @@ fn a_transfer_loses_nothing_when_rules_change_and_stops_when_its_rule_goes() {
                     "{all}"
                 );
             }
+            // Its rules were others, under the same names, and one chain was not there.
+            let all = chains();
+            let of = |kind: &str| -> Vec<String> {
+                let names = all.split('"').filter(|name| name.starts_with(kind));
+                names.map(str::to_owned).collect()
+            };
+            let mut before = vec!["flush chain bridge berth sent".to_owned()];
+            for chain in of("e_") {
+                before.push(format!("flush chain bridge berth {chain}"));
+                before.push(format!("add rule bridge berth {chain} jump sent"));
+                before.push(format!("add rule bridge berth {chain} accept"));
+            }
+            for chain in of("d_").into_iter().chain(["neighbours".to_owned()]) {
+                before.push(format!("flush chain bridge berth {chain}"));
+                before.push(format!("delete chain bridge berth {chain}"));
+            }
+            nft(&before.join("; "));
+            assert!(!host.is_as(&spec).await);
+            host.restart_agent();
+            host.converge(Some(&spec)).await;
+            let all = chains();
+            let is_back = |name: &&str| all.contains(&format!("\"{name}"));
+            assert!(["d_", "neighbours\""].iter().all(is_back), "{all}");
             // Another port comes, and goes.
             let alone = spec.clone();
             let more = host.port(12);
@@ -374,6 +401,8 @@ fn berths_own_services_are_reached_whatever_the_groups_say() {
             spec.security_groups[0].rules.clear();
             host.converge(Some(&spec)).await;
             let guest = host.plug(&spec, 0);
+            // First: what it is told by DHCP, it answers to by this.
+            assert!(guest.renews([10, 0, 0, 10], frames::mac(10), [10, 0, 0, 2]));
             ip(&format!("-n {} address flush dev eth0", guest.namespace));
             assert_eq!(guest.dhcp(), Some("10.0.0.10".to_owned()));
             // The metadata service, by way of berth's own address, and of a gateway that only has a neighbour entry.
@@ -387,6 +416,198 @@ fn berths_own_services_are_reached_whatever_the_groups_say() {
                     "-n {inside} route replace 169.254.169.254 via {by}"
                 ));
                 assert_eq!(guest.asks_metadata(), "404", "by way of {by}");
+            }
+        },
+    );
+}
+
+/// It tells guests apart by their address, and what it tells is for one of them alone.
+#[test]
+fn metadata_are_told_to_a_port_at_its_own_addresses_alone() {
+    isolated(
+        "metadata_are_told_to_a_port_at_its_own_addresses_alone",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11, 12]);
+            let its_neighbours = AddressPair {
+                ip_address: "10.0.0.11".parse().unwrap(),
+                mac_address: None,
+            };
+            let security = spec.ports[0].security.as_mut().unwrap();
+            security.allowed_address_pairs = vec![its_neighbours];
+            spec.ports[2].security = None;
+            host.converge(Some(&spec)).await;
+            let [paired, victim, open] = [0, 1, 2].map(|port| host.plug(&spec, port));
+            for guest in [&paired, &victim, &open] {
+                guest.knows_metadata();
+            }
+            assert_eq!(victim.asks_metadata(), "404");
+            for (bad, port, own) in [(&paired, 0, "10.0.0.10"), (&open, 2, "10.0.0.12")] {
+                let inside = &bad.namespace;
+                ip(&format!("-n {inside} address add 10.0.0.11/32 dev eth0"));
+                let before = host.drops(&spec, port, "spoofed_ip");
+                assert_eq!(bad.asks_metadata_from("10.0.0.11"), "000", "of {own}");
+                let counted = host.drops(&spec, port, "spoofed_ip");
+                assert!(counted > before, "of {own}");
+                assert_eq!(bad.asks_metadata_from(own), "404", "{own} itself");
+            }
+            let inside = &open.namespace;
+            ip(&format!(
+                "-n {inside} address add fe80::5054:ff:fe00:b/64 dev eth0 nodad"
+            ));
+            wait_for("an answer in IPv6", PATIENCE * slowness(), || {
+                let own = open.connects_to_metadata("fe80::5054:ff:fe00:c");
+                (own, own)
+            });
+            let before = host.drops(&spec, 2, "spoofed_ip");
+            assert!(!open.connects_to_metadata("fe80::5054:ff:fe00:b"));
+            assert!(host.drops(&spec, 2, "spoofed_ip") > before);
+            // Frames with its Ethernet address, and a priority tag, which the service would take off.
+            let before = host.drops(&spec, 2, "tagged");
+            let frames = frames::with_priority_to(12, &host.service_mac());
+            for frame in &frames {
+                open.send(frame);
+            }
+            wait_for("them to be counted", PATIENCE * slowness(), || {
+                let now = host.drops(&spec, 2, "tagged") - before;
+                (usize::try_from(now) == Ok(frames.len()), now)
+            });
+        },
+    );
+}
+
+/// Who may use a neighbour's address can tell the service that it is where that address is. It gets nothing of what the neighbour is told.
+#[test]
+fn what_metadata_tell_a_port_reaches_no_other() {
+    isolated(
+        "what_metadata_tell_a_port_reaches_no_other",
+        async |host: &mut Host| {
+            /// From the service to the victim, as headers say it.
+            const TOLD: [u8; 8] = [169, 254, 169, 254, 10, 0, 0, 11];
+            let mut spec = host.spec(&[10, 11, 12]);
+            let its_neighbours = AddressPair {
+                ip_address: "10.0.0.0/24".parse().unwrap(),
+                mac_address: None,
+            };
+            let security = spec.ports[0].security.as_mut().unwrap();
+            security.allowed_address_pairs = vec![its_neighbours];
+            spec.ports[2].security = None;
+            host.converge(Some(&spec)).await;
+            let [paired, victim, open] = [0, 1, 2].map(|port| host.plug(&spec, port));
+            victim.knows_metadata();
+            for (bad, n) in [(&paired, 10), (&open, 12)] {
+                assert_eq!(victim.asks_metadata(), "404");
+                let namespace = names::namespace(host.id);
+                let is_at = frames::mac(n).map(|octet| format!("{octet:02x}")).join(":");
+                let claim = frames::announcement(frames::mac(n), [10, 0, 0, 11]);
+                // An entry that is new is kept for a second, whatever is said.
+                wait_for("the service to believe it", PATIENCE * slowness(), || {
+                    bad.send(&claim);
+                    let known = ip(&format!("-n {namespace} neigh show 10.0.0.11"));
+                    (known.contains(&is_at), known)
+                });
+                let sight = bad.watch();
+                let asked = victim.asks_metadata();
+                let nothing: [Vec<u8>; 0] = [];
+                assert_eq!(sight.with(&TOLD), nothing, "{n}: {asked}");
+                // The truth is told again.
+                ip(&format!("-n {namespace} neigh flush all"));
+            }
+            assert_eq!(victim.asks_metadata(), "404");
+        },
+    );
+}
+
+/// What a guest may send whatever its groups say goes to who is on the link, and not on from there.
+#[test]
+fn what_finds_addresses_and_neighbours_goes_no_further_than_the_link() {
+    isolated(
+        "what_finds_addresses_and_neighbours_goes_no_further_than_the_link",
+        async |host: &mut Host| {
+            let mut spec = host.spec(&[10, 11]);
+            spec.security_groups[0].rules.clear();
+            allow_in(&mut spec, None, None);
+            let mut v6 = rule(RuleDirection::Ingress, None, None);
+            v6.ethertype = EtherType::IPv6;
+            spec.security_groups[0].rules.push(v6);
+            host.converge(Some(&spec)).await;
+            let guests = quiet(host, &spec);
+            let ask4 = |to| frames::udp_to(to, (68, 67));
+            let ask6 = |to: &str| frames::udp6_to(to.parse().unwrap(), (546, 547));
+            let find = |to: &str, kind| frames::icmp6_to(to.parse().unwrap(), kind, 255);
+            let tell = |to: &str, kind| frames::icmp6_to(to.parse().unwrap(), kind, 1);
+            let denied = || refused("denied_egress");
+            let neighbour = "fe80::5054:ff:fe00:b";
+            let far = "2001:db8:ffff::1";
+            let check = |spec: &NetworkSpec, what: &str, frame: &[u8], wanted| {
+                let became = becomes(host, spec, &guests, what, frame);
+                assert_eq!(became, wanted, "{what}");
+            };
+            for (what, frame, wanted) in [
+                ("a request to everybody", ask4([255; 4]), Ok(())),
+                ("a request far away", ask4([198, 51, 100, 9]), denied()),
+                ("a request to a neighbour", ask4([10, 0, 0, 11]), denied()),
+                ("a DHCPv6 request to servers", ask6("ff02::1:2"), Ok(())),
+                ("one to a neighbour", ask6(neighbour), Ok(())),
+                ("one far away", ask6(far), denied()),
+                ("a solicitation", find("ff02::1:ff00:b", 135), Ok(())),
+                ("one to a neighbour alone", find(neighbour, 135), Ok(())),
+                ("one far away", find(far, 135), denied()),
+                ("a solicitation of routers", find("ff02::2", 133), Ok(())),
+                ("one of a router far away", find(far, 133), denied()),
+                ("an advertisement", find("ff02::1", 136), Ok(())),
+                ("one far away", find(far, 136), refused("spoofed_nd")),
+                ("a report of groups", tell("ff02::16", 143), Ok(())),
+                ("one to a group of the world", tell("ff0e::1", 131), Ok(())),
+                ("one to a single machine", tell(neighbour, 143), denied()),
+            ] {
+                check(&spec, what, &frame, wanted);
+            }
+            // A trace is not told it.
+            for (what, kind, hop_limit, to, reason) in [
+                (
+                    "a solicitation from afar",
+                    135,
+                    254,
+                    neighbour,
+                    "denied_egress",
+                ),
+                (
+                    "an advertisement from afar",
+                    136,
+                    254,
+                    neighbour,
+                    "spoofed_nd",
+                ),
+                (
+                    "a report that goes far",
+                    143,
+                    2,
+                    "ff02::16",
+                    "denied_egress",
+                ),
+            ] {
+                let frame = frames::icmp6_to(to.parse().unwrap(), kind, hop_limit);
+                let became = host.sends(&spec, &guests, &frame);
+                assert_eq!(became, refused(reason), "{what}");
+            }
+
+            // Where berth has no DHCP server, anybody in the network may be one, and is asked alone to have an address for longer.
+            spec.subnets[0].dhcp_ip = None;
+            spec.subnets.push(SubnetSpec {
+                id: SubnetId::new(),
+                cidr: "2001:db8::/64".parse().unwrap(),
+                ..spec.subnets[0].clone()
+            });
+            host.converge(Some(&spec)).await;
+            for (what, frame, wanted) in [
+                ("a request to a server", ask4([10, 0, 0, 11]), Ok(())),
+                ("a request beyond it", ask4([10, 0, 1, 11]), denied()),
+                ("a DHCPv6 request to a server", ask6("2001:db8::11"), Ok(())),
+                ("one beyond it", ask6(far), denied()),
+                ("a solicitation in it", find("2001:db8::11", 135), Ok(())),
+                ("one beyond it", find(far, 135), denied()),
+            ] {
+                check(&spec, what, &frame, wanted);
             }
         },
     );
@@ -698,8 +919,31 @@ fn a_trace_says_what_the_kernel_does() {
         async |host: &mut Host| {
             let mut spec = host.spec(&[10, 11]);
             allow_in(&mut spec, None, None);
+            let pair = AddressPair {
+                ip_address: "10.0.0.100/31".parse().unwrap(),
+                mac_address: None,
+            };
+            let security = spec.ports[1].security.as_mut().unwrap();
+            security.allowed_address_pairs = vec![pair];
             host.converge(Some(&spec)).await;
             let guests = quiet(host, &spec);
+            for (what, frame) in [
+                (
+                    "a pair's address",
+                    frames::udp_to([10, 0, 0, 101], (1000, 2000)),
+                ),
+                ("everybody", frames::udp_to_all([255; 4])),
+                (
+                    "everybody in the subnet",
+                    frames::udp_to_all([10, 0, 0, 255]),
+                ),
+            ] {
+                assert_eq!(
+                    becomes(host, &spec, &guests, what, &frame),
+                    Ok(()),
+                    "{what}"
+                );
+            }
             let mut traced = BTreeSet::new();
             for (what, frame) in legitimate() {
                 assert_eq!(becomes(host, &spec, &guests, what, &frame), Ok(()));

@@ -145,10 +145,46 @@ pub(crate) fn with_priority(from: u8) -> Vec<u8> {
     tagged(EVERYBODY, mac(from), MARK, &[(VLAN, 0)])
 }
 
+/// The same with tags that name no VLAN, one or two of them, to one machine.
+pub(crate) fn with_priority_to(from: u8, to: &[u8; 6]) -> [Vec<u8>; 2] {
+    [&[(VLAN, 0)][..], &[(VLAN, 0), (VLAN, 0)]].map(|tags| tagged(*to, mac(from), HOSTILE, tags))
+}
+
 /// A datagram to guest 11, as it may pass.
 pub(crate) fn udp_from(mac_from: [u8; 6], address: [u8; 4], port: u16) -> Vec<u8> {
     let packet = ipv4(address, B, UDP, &udp(1000, port, MARK));
     ethernet(mac(11), mac_from, IPV4, &packet)
+}
+
+/// A datagram of guest 10 for an address, as it may pass: to everybody.
+pub(crate) fn udp_to_all(to: [u8; 4]) -> Vec<u8> {
+    ethernet(
+        EVERYBODY,
+        mac(10),
+        IPV4,
+        &ipv4(A, to, UDP, &udp(1000, 2000, MARK)),
+    )
+}
+
+/// A datagram of guest 10 for an address, by way of guest 11.
+pub(crate) fn udp_to(to: [u8; 4], ports: (u16, u16)) -> Vec<u8> {
+    let packet = ipv4(A, to, UDP, &udp(ports.0, ports.1, MARK));
+    ethernet(mac(11), mac(10), IPV4, &packet)
+}
+
+/// The same in IPv6.
+pub(crate) fn udp6_to(to: Ipv6Addr, ports: (u16, u16)) -> Vec<u8> {
+    let packet = ipv6(link_local(10), to, UDP, &udp(ports.0, ports.1, MARK));
+    ethernet(mac(11), mac(10), IPV6, &packet)
+}
+
+/// A message of `ICMPv6` of this type of guest 10, that says of itself only what is true, by way of guest 11.
+pub(crate) fn icmp6_to(to: Ipv6Addr, kind: u8, hop_limit: u8) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(link_local(10).octets());
+    let mut packet = icmp6(link_local(10), to, &message);
+    packet[7] = hop_limit;
+    ethernet(mac(11), mac(10), IPV6, &packet)
 }
 
 /// An ICMP message from guest 10 to guest 11.
@@ -331,6 +367,26 @@ pub(crate) fn hostile() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             ),
         ),
         (
+            "a DHCP offer from another port",
+            "rogue_dhcp",
+            ethernet(
+                EVERYBODY,
+                mac(10),
+                IPV4,
+                &ipv4(A, [255; 4], UDP, &udp(1000, 68, &offer)),
+            ),
+        ),
+        (
+            "a DHCPv6 answer from another port",
+            "rogue_dhcp",
+            ethernet(
+                ALL_NODES,
+                mac(10),
+                IPV6,
+                &ipv6(from, ALL, UDP, &udp(1000, 546, HOSTILE)),
+            ),
+        ),
+        (
             "a DHCPv6 answer",
             "rogue_dhcp",
             ethernet(
@@ -430,6 +486,15 @@ pub(crate) fn from_outside(service: &[u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
         (
+            "a DHCP offer from another port",
+            ethernet(
+                EVERYBODY,
+                other,
+                IPV4,
+                &ipv4([10, 0, 0, 200], [255; 4], UDP, &udp(1000, 68, HOSTILE)),
+            ),
+        ),
+        (
             "the DHCP server's ARP",
             ethernet(
                 EVERYBODY,
@@ -497,6 +562,15 @@ pub(crate) fn to_outside() -> Vec<(&'static str, Vec<u8>)> {
                 mac(10),
                 IPV4,
                 &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, HOSTILE)),
+            ),
+        ),
+        (
+            "a DHCP request from another port",
+            ethernet(
+                EVERYBODY,
+                mac(10),
+                IPV4,
+                &ipv4(A, [255; 4], UDP, &udp(1000, 67, HOSTILE)),
             ),
         ),
         (

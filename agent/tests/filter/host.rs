@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     path::Path,
     process::{Command, Stdio},
@@ -33,8 +33,9 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike as _, recv,
-            sendto, setsockopt, socket, sockopt::ReceiveTimeout,
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6,
+            SockaddrLike as _, bind, connect, recv, sendto, setsockopt, socket,
+            sockopt::{ReceiveTimeout, SendTimeout},
         },
         time::{TimeVal, TimeValLike as _},
     },
@@ -171,6 +172,15 @@ impl Guest {
 
     /// What the metadata service answers it, as a status of HTTP; 000: nothing.
     pub(crate) fn asks_metadata(&self) -> String {
+        self.asks_metadata_with(&[])
+    }
+
+    /// The same from one of its addresses.
+    pub(crate) fn asks_metadata_from(&self, address: &str) -> String {
+        self.asks_metadata_with(&["--interface", address])
+    }
+
+    fn asks_metadata_with(&self, more: &[&str]) -> String {
         let url = "http://169.254.169.254/latest/meta-data/instance-id";
         let format = [
             "-s",
@@ -182,6 +192,7 @@ impl Guest {
             "%{http_code}",
             url,
         ];
+        let format = [&format[..], more].concat();
         let args = ["netns", "exec", &self.namespace, "curl"];
         let output = try_run("ip", &[&args[..], &format].concat());
         String::from_utf8(output.stdout).unwrap()
@@ -207,6 +218,61 @@ impl Guest {
         let text = String::from_utf8(output.stdout).unwrap();
         let lease = text.lines().find_map(|line| line.strip_prefix("lease "));
         lease.map(str::to_owned)
+    }
+
+    /// Tells it the way to the metadata service, as DHCP does.
+    pub(crate) fn knows_metadata(&self) {
+        let inside = &self.namespace;
+        ip(&format!(
+            "-n {inside} route replace 169.254.169.254 via 10.0.0.2"
+        ));
+    }
+
+    /// Whether the metadata service hears it out in IPv6, from this address of its.
+    pub(crate) fn connects_to_metadata(&self, from: &str) -> bool {
+        let from: Ipv6Addr = from.parse().unwrap();
+        inside(&self.namespace, move || {
+            let link = nix::net::if_::if_nametoindex("eth0").unwrap();
+            let at = |address, port| SockaddrIn6::from(SocketAddrV6::new(address, port, 0, link));
+            let client = socket(
+                AddressFamily::Inet6,
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )
+            .unwrap();
+            setsockopt(&client, SendTimeout, &TimeVal::seconds(3)).unwrap();
+            let service = at(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe), 80);
+            // An address that it has not for sure yet cannot be used.
+            bind(client.as_raw_fd(), &at(from, 0)).is_ok()
+                && connect(client.as_raw_fd(), &service).is_ok()
+        })
+    }
+
+    /// Whether the DHCP server lets it keep its address when it is asked alone, as a guest does that has one.
+    pub(crate) fn renews(&self, address: [u8; 4], mac: [u8; 6], server: [u8; 4]) -> bool {
+        inside(&self.namespace, move || {
+            // RFC 2131: a request of the client's own address, with the type of message 3 (request).
+            let mut request = vec![1, 1, 6, 0, 0xbe, 0x27, 0, 1, 0, 0, 0, 0];
+            request.extend(address);
+            request.resize(28, 0);
+            request.extend(mac);
+            request.resize(236, 0);
+            request.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 3, 255]);
+            let client = UdpSocket::bind(SocketAddr::from((address, 68))).unwrap();
+            client
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
+            client
+                .send_to(&request, SocketAddr::from((server, 67)))
+                .unwrap();
+            let mut answer = [0; 1500];
+            let acknowledges = [53, 1, 5];
+            client.recv(&mut answer).is_ok_and(|length| {
+                let mut options = answer[236..length].windows(acknowledges.len());
+                options.any(|window| window == acknowledges)
+            })
+        })
     }
 
     /// Whether a TCP connection to another guest comes about.

@@ -74,6 +74,8 @@ impl<'a> Heard<'a> {
                 "arp",
                 format!("ether type arp arp saddr ip {{ {claimed} }}"),
             ),
+            ("offer", format!("ip saddr {from} udp dport 68")),
+            ("tag", "ether type 8021q".to_owned()),
         ] {
             rules += &format!(
                 "; add rule bridge heard by oifname {link} {is} counter comment \"{what}\""
@@ -110,8 +112,8 @@ async fn tap(hypervisor: &Hypervisor, guest: &Guest) -> anyhow::Result<String> {
         .await
 }
 
-/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway; before, it claims to the metadata
-/// service that it is its neighbour.
+/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway, sends to the port where DHCP clients
+/// listen, from one that is no server's, and tags frames; before, it claims to the metadata service that it is its neighbour.
 async fn nothing_hostile_is_heard(
     cloud: &TestCloud,
     [bad, neighbour]: [&Guest; 2],
@@ -140,6 +142,14 @@ async fn nothing_hostile_is_heard(
                 arping -A -c 1 -w 5 -I eth0 -s $it $it
                 ip addr del $it/32 dev eth0
             done
+            # Its probes go to one port after the other.
+            traceroute -n -m 1 -q 3 -w 1 -p 66 {other}
+            modprobe 8021q
+            ip link add link eth0 name eth0.5 type vlan id 5
+            ip link set eth0.5 up
+            ip addr add {FORGED_IP}/32 dev eth0.5
+            arping -U -c 1 -w 5 -I eth0.5 -s {FORGED_IP} {FORGED_IP}
+            ip link del eth0.5
         ' >/run/hostile 2>&1 </dev/null &"
     );
     bad.run(cloud, &script).await?;
@@ -149,6 +159,8 @@ async fn nothing_hostile_is_heard(
         ("spoofed_mac", 1.0),
         ("spoofed_ip", 1.0),
         ("spoofed_arp", 4.0),
+        ("rogue_dhcp", 1.0),
+        ("tagged", 1.0),
     ] {
         let series = format!(
             "berth_port_dropped_packets_total{{port_id=\"{port}\",instance_id=\"{}\",reason=\"{reason}\"}}",
@@ -172,7 +184,7 @@ async fn nothing_hostile_is_heard(
     let packets = heard.packets().await?;
     ensure!(
         packets.first().is_some_and(|legitimate| *legitimate >= 2)
-            && packets.get(1..) == Some(&[0; 3]),
+            && packets.get(1..) == Some(&[0; 5]),
         "the neighbour heard {packets:?}"
     );
     Ok(())

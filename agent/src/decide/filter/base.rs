@@ -15,7 +15,13 @@
 //!  inet input        -150  UDP port, VNI ▶ map tunnels    v_ (network): which hosts may send into a VXLAN; once there is one
 //! ```
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::LazyLock,
+};
+
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     nft::{
@@ -24,6 +30,7 @@ use super::{
     },
     part::{Name, Stray},
     reason::Reason,
+    wanted::within,
 };
 
 /// How this kernel tells what belongs to a known connection.
@@ -100,17 +107,22 @@ pub const ROGUES: &str = "rogues";
 pub const SENT: &str = "sent";
 /// What each guest may ask of berth's own services; the rest goes on.
 pub const ASKED: &str = "asked";
+/// What finds neighbours and routers on the link itself, whoever they are; the rest goes on.
+pub const NEIGHBOURS: &str = "neighbours";
 /// What each guest may receive; the rest goes on.
 pub const RECEIVED: &str = "received";
 
 /// What frames say they carry that have a VLAN tag.
 pub const TAGS: [&str; 2] = ["8021q", "8021ad"];
 
-/// The types of `ICMPv6` that a guest may send whatever its groups say: it tells of groups, and asks for routers and addresses. Of those
-/// that tell of addresses it may send only its own.
-pub const SENT_ICMP6: [u32; 5] = [131, 132, 133, 135, 143];
-/// The types that it receives whatever its groups say: neighbours, routers and groups.
-pub const RECEIVED_ICMP6: [u32; 7] = [130, 131, 132, 134, 135, 136, 143];
+/// The types of `ICMPv6` by which a guest tells which groups it hears. They go to groups (RFC 2710, RFC 3810).
+pub const GROUPS_ICMP6: [u32; 3] = [131, 132, 143];
+/// The types by which it asks for routers and neighbours, and tells that it is one: of these, only its own addresses.
+pub const NEIGHBOURS_ICMP6: [u32; 3] = [133, 135, 136];
+/// The types that it receives whatever its groups say: who asks for groups, and tells of them.
+pub const RECEIVED_GROUPS_ICMP6: [u32; 4] = [130, 131, 132, 143];
+/// The same of routers and neighbours.
+pub const RECEIVED_NEIGHBOURS_ICMP6: [u32; 3] = [134, 135, 136];
 /// The types by which a router tells that it is one.
 pub const ROUTER_ICMP6: [u32; 2] = [134, 137];
 /// The same in IPv4.
@@ -122,6 +134,35 @@ pub const ROUTER_ICMP4: [u32; 2] = [5, 9];
 const RESERVED: &str = "01:80:c2:00:00:00";
 /// That of LLDP, which is for whoever is at the other end of the cable, as for each of a bridge's ports.
 pub const LLDP: &str = "01:80:c2:00:00:0e";
+
+/// What tells of groups has this hop limit, so that no router sends it on.
+pub const GROUPS_HOPS: u32 = 1;
+/// What finds neighbours and routers has this hop limit, so that none has sent it on (RFC 4861, 11.2).
+pub const NEIGHBOURS_HOPS: u32 = 255;
+
+/// Every group of receivers in IPv6.
+pub const GROUPS_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(
+    Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
+    8,
+));
+/// Groups of receivers on the link.
+pub const LINK_GROUPS_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0),
+    16,
+));
+/// Addresses that no router leads to.
+pub const LINK_LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
+    10,
+));
+/// Everybody on the link who serves DHCPv6, or passes it on.
+pub const DHCPV6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+/// From and to which port a guest asks for addresses: by DHCP and by DHCPv6.
+pub const DHCP_ASKS: [(u32, u32); 2] = [(68, 67), (546, 547)];
+/// From which ports DHCP servers answer.
+pub const DHCP_FROM_SERVERS: [u32; 2] = [67, 547];
+/// To which ports they answer. Some clients look at nothing else.
+pub const DHCP_TO_CLIENTS: [u32; 2] = [68, 546];
 
 /// Links with names like these are taps of berth's; those that no map knows get and send nothing.
 const TAPS: &str = "btt*";
@@ -231,6 +272,7 @@ fn chains(Setup { stateful, tunnels }: Setup) -> BTreeMap<Name, Vec<Rule>> {
     chain(bridge, UNTAGGED, untagged());
     chain(bridge, STRANGERS, strangers());
     chain(bridge, ROGUES, rogues());
+    chain(bridge, NEIGHBOURS, neighbours());
     chain(bridge, SENT, sent(stateful));
     chain(bridge, ASKED, asked());
     chain(bridge, RECEIVED, received(stateful));
@@ -399,38 +441,94 @@ fn strangers() -> Vec<Vec<Statement>> {
 fn rogues() -> Vec<Vec<Statement>> {
     vec![
         vec![word(ABOVE, "arp"), Statement::Accept],
-        vec![number(UDP_FROM, &[67, 547]), drop_as(Reason::RogueDhcp)],
+        vec![
+            number(UDP_FROM, &DHCP_FROM_SERVERS),
+            drop_as(Reason::RogueDhcp),
+        ],
+        vec![number(UDP_TO, &DHCP_TO_CLIENTS), drop_as(Reason::RogueDhcp)],
         then(icmp6(&ROUTER_ICMP6), drop_as(Reason::RogueRa)),
         then(icmp4(&ROUTER_ICMP4), drop_as(Reason::RogueRa)),
     ]
 }
 
+/// That a packet is for one of these.
+pub(super) fn to(header: &'static str, nets: impl IntoIterator<Item = IpNet>) -> Option<Statement> {
+    within(Field::Header(header, "daddr"), &nets.into_iter().collect())
+}
+
+/// That a packet of `ICMPv6` has this hop limit.
+fn hops(limit: u32) -> Statement {
+    number(Field::Header("ip6", "hoplimit"), &[limit])
+}
+
+/// That neighbour discovery is for one of these, and comes from the link.
+pub(super) fn finds_neighbours(types: &[u32], nets: BTreeSet<IpNet>) -> Vec<Statement> {
+    let mut rule = icmp6(types).to_vec();
+    rule.push(hops(NEIGHBOURS_HOPS));
+    rule.extend(to("ip6", nets));
+    rule
+}
+
+/// That a guest asks a DHCP server for an address: from and to these ports, and at one of these.
+pub(super) fn asks_for_address(
+    (from, port): (u32, u32),
+    header: &'static str,
+    nets: BTreeSet<IpNet>,
+) -> Vec<Statement> {
+    let mut rule: Vec<Statement> = to(header, nets).into_iter().collect();
+    rule.extend([number(UDP_FROM, &[from]), number(UDP_TO, &[port])]);
+    rule
+}
+
+/// What stays on the link by the address it is for.
+fn neighbours() -> Vec<Vec<Statement>> {
+    let link = BTreeSet::from([LINK_GROUPS_V6, LINK_LOCAL_V6]);
+    vec![then(
+        finds_neighbours(&NEIGHBOURS_ICMP6, link),
+        Statement::Accept,
+    )]
+}
+
+/// What tells of addresses was asked for before.
 fn sent(stateful: Stateful) -> Vec<Vec<Statement>> {
-    let dhcp = [(68, 67), (546, 547)].map(|(from, to)| {
-        vec![
-            number(UDP_FROM, &[from]),
-            number(UDP_TO, &[to]),
-            Statement::Accept,
-        ]
-    });
-    let mut rules = vec![then(icmp6(&SENT_ICMP6), Statement::Accept)];
+    let [v4, v6] = DHCP_ASKS;
+    let everybody = IpNet::from(IpAddr::V4(Ipv4Addr::BROADCAST));
+    let servers = IpNet::from(IpAddr::V6(DHCPV6_SERVERS));
+    let dhcp = [
+        asks_for_address(v4, "ip", BTreeSet::from([everybody])),
+        asks_for_address(v6, "ip6", BTreeSet::from([servers, LINK_LOCAL_V6])),
+    ];
+    let mut groups = icmp6(&GROUPS_ICMP6).to_vec();
+    groups.push(hops(GROUPS_HOPS));
+    groups.extend(to("ip6", [GROUPS_V6]));
+    let mut rules = vec![
+        vec![Statement::Jump(NEIGHBOURS.to_owned())],
+        then(groups, Statement::Accept),
+    ];
     rules.extend(by_connection(stateful, Reason::InvalidEgress));
-    rules.extend(dhcp);
+    rules.extend(dhcp.map(|rule| then(rule, Statement::Accept)));
     rules
 }
 
-/// Names, and metadata.
+/// Addresses, names and metadata.
 fn asked() -> Vec<Vec<Statement>> {
-    vec![
-        vec![number(UDP_TO, &[53]), Statement::Accept],
-        vec![number(TCP_TO, &[53, 80]), Statement::Accept],
-    ]
+    let dhcp = DHCP_ASKS
+        .map(|(from, to)| vec![number(UDP_FROM, &[from]), number(UDP_TO, &[to])])
+        .into_iter();
+    dhcp.chain([vec![number(UDP_TO, &[53])], vec![number(TCP_TO, &[53, 80])]])
+        .map(|rule| then(rule, Statement::Accept))
+        .collect()
 }
 
 fn received(stateful: Stateful) -> Vec<Vec<Statement>> {
+    let of = |types: &[u32], limit| then(icmp6(types), hops(limit));
     let mut rules = vec![
         vec![word(ABOVE, "arp"), Statement::Accept],
-        then(icmp6(&RECEIVED_ICMP6), Statement::Accept),
+        then(of(&RECEIVED_GROUPS_ICMP6, GROUPS_HOPS), Statement::Accept),
+        then(
+            of(&RECEIVED_NEIGHBOURS_ICMP6, NEIGHBOURS_HOPS),
+            Statement::Accept,
+        ),
     ];
     rules.extend(by_connection(stateful, Reason::InvalidIngress));
     rules

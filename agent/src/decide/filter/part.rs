@@ -82,6 +82,15 @@ impl Version {
         }
     }
 
+    /// Its header, in nft's words.
+    #[must_use]
+    pub const fn header(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
     /// The version of an address.
     #[must_use]
     pub const fn of(net: IpNet) -> Self {

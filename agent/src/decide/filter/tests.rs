@@ -12,7 +12,7 @@ use berth_common::{
         RuleDirection, RuleProtocol, RuleRemote, SecurityGroupRule, SecurityGroupSpec, SubnetSpec,
     },
     ids::{HostId, InstanceId, PortId, RouterId, SecurityGroupId, SecurityGroupRuleId, SubnetId},
-    message::trace::{TraceConnection, TracePacket, TraceProtocol},
+    message::trace::{TraceConnection, TracePacket, TraceProtocol, TraceStage},
     units::Generation,
 };
 use proptest::prelude::*;
@@ -1107,17 +1107,26 @@ fn a_trace_names_what_decides() {
         false,
         "rogue_dhcp",
     );
+    for (source, destination, destination_port) in [
+        ("10.0.0.10", "10.0.0.11", 68),
+        ("fe80::5054:ff:fe00:a", "ff02::1", 546),
+    ] {
+        let from_another_port = TraceProtocol::Udp {
+            source_port: Some(1000),
+            destination_port,
+        };
+        check(
+            0,
+            packet(sends, source, destination, from_another_port),
+            false,
+            "rogue_dhcp",
+        );
+    }
     check(
         0,
         packet(sends, "10.0.0.10", "169.254.169.254", tcp(80)),
         true,
         "metadata",
-    );
-    check(
-        0,
-        packet(sends, "10.0.0.10", "10.0.0.77", tcp(80)),
-        false,
-        "no port has this address",
     );
     check(
         0,
@@ -1150,6 +1159,8 @@ fn a_trace_knows_routers_and_the_host_as_a_gateway() {
         assert!(text.contains(words), "{to}: {text}");
     };
     let mut routed = spec();
+    // One without port security could have any address.
+    routed.ports.truncate(2);
     // There is a router, and no guest is told of it.
     check(
         &routed,
@@ -1211,6 +1222,240 @@ fn a_trace_knows_routers_and_the_host_as_a_gateway() {
     let last = |legs: &[RouterLeg]| trace(&spec, legs, &[], &port, &out).pop().unwrap();
     assert!(last(&legs).passes, "{:?}", last(&legs));
     assert!(!last(&[]).passes);
+}
+
+#[test]
+fn a_trace_lets_a_guest_ask_on_the_link_whatever_its_groups_say_and_no_further() {
+    let without_rules = |mut spec: NetworkSpec| {
+        for group in &mut spec.security_groups {
+            group.rules.clear();
+        }
+        spec
+    };
+    let [served, unserved] = [spec(), unserved()].map(without_rules);
+    let udp = |from, to| TraceProtocol::Udp {
+        source_port: Some(from),
+        destination_port: to,
+    };
+    let (v4, v6) = (udp(68, 67), udp(546, 547));
+    let icmp = |kind| TraceProtocol::Icmp { kind, code: 0 };
+    let (berths, somebodys) = (Ok("berth's DHCP"), Ok("whoever answers DHCP"));
+    let (on_link, denied) = (Ok("neighbour discovery"), Err("denied_egress"));
+    let far = "2001:db8:ffff::1";
+    for (what, spec, protocol, destination, wanted) in [
+        (1, &served, v4, "255.255.255.255", berths),
+        (2, &served, v4, "10.0.0.2", berths),
+        (3, &served, v4, "10.0.0.11", denied),
+        (4, &served, v4, "198.51.100.9", denied),
+        (5, &served, v6, "ff02::1:2", berths),
+        (6, &served, v6, "fe80::a9fe:a9fe", berths),
+        (7, &served, v6, "2001:db8::2", berths),
+        (8, &served, v6, "2001:db8::11", denied),
+        (9, &served, v6, far, denied),
+        // From or to another port it is nothing of DHCP's.
+        (10, &served, udp(1000, 67), "255.255.255.255", denied),
+        (11, &served, udp(68, 69), "10.0.0.2", denied),
+        (12, &unserved, v4, "255.255.255.255", somebodys),
+        (13, &unserved, v4, "10.0.0.9", somebodys),
+        (14, &unserved, v4, "198.51.100.9", denied),
+        (15, &unserved, v6, "2001:db8::9", somebodys),
+        (16, &unserved, v6, far, denied),
+        (17, &served, icmp(133), "ff02::2", on_link),
+        (18, &served, icmp(133), "2001:db8::11", denied),
+        (19, &served, icmp(135), "ff02::1:ff00:11", on_link),
+        (20, &served, icmp(135), "2001:db8::11", on_link),
+        (21, &served, icmp(135), far, denied),
+        (22, &served, icmp(136), "ff02::1", on_link),
+        (23, &served, icmp(136), far, Err("spoofed_nd")),
+        (24, &served, icmp(131), "ff0e::1", on_link),
+        (25, &served, icmp(143), "2001:db8::11", denied),
+    ] {
+        let is_ipv6 = destination.contains(':');
+        let source = if is_ipv6 {
+            "fe80::5054:ff:fe00:a"
+        } else {
+            "10.0.0.10"
+        };
+        let packet = packet(RuleDirection::Egress, source, destination, protocol);
+        let (passes, text) = traced_in(spec, &[], 0, &packet);
+        assert_eq!(passes, wanted.is_ok(), "{what}: {text}");
+        let (Ok(words) | Err(words)) = wanted;
+        assert!(text.contains(words), "{what}: {text}");
+    }
+}
+
+#[test]
+fn a_trace_knows_who_may_use_an_address_and_what_is_for_everybody() {
+    let sent = |spec: &NetworkSpec, to: &str| {
+        let kind = TraceProtocol::Tcp {
+            source_port: None,
+            destination_port: 22,
+        };
+        let packet = packet(RuleDirection::Egress, "10.0.0.10", to, kind);
+        let steps = trace(spec, &[], &[], &spec.ports[0], &packet);
+        let passes = steps.iter().all(|step| step.passes);
+        let delivery = steps
+            .iter()
+            .find(|step| step.stage == TraceStage::Delivery)
+            .unwrap();
+        (passes, delivery.port_id, delivery.detail.clone())
+    };
+    let check = |spec: &NetworkSpec, to, passes: bool, port: Option<usize>, words: &str| {
+        let found = sent(spec, to);
+        assert_eq!(found.0, passes, "{found:?}");
+        assert_eq!(found.1, port.map(|at| spec.ports[at].id), "{found:?}");
+        assert!(found.2.contains(words), "{found:?}");
+    };
+    let mut closed = spec();
+    closed.ports.truncate(2);
+    check(&closed, "10.0.0.100", true, Some(1), "may use this address");
+    check(&closed, "10.0.0.99", false, None, "no port has this");
+    for everybody in ["10.0.0.255", "255.255.255.255", "224.0.0.1"] {
+        check(&closed, everybody, true, None, "to everybody");
+    }
+    // One that may use any.
+    check(&spec(), "10.0.0.77", true, Some(2), "may use this address");
+    // Whose groups are asked, who said that it uses it.
+    check(&spec(), "10.0.0.100", true, Some(1), "may use this address");
+    let mut denied = closed.clone();
+    for group in &mut denied.security_groups {
+        let egress = |rule: &SecurityGroupRule| rule.direction == RuleDirection::Egress;
+        group.rules.retain(egress);
+    }
+    check(
+        &denied,
+        "10.0.0.100",
+        false,
+        Some(1),
+        "may use this address",
+    );
+    let mut two = closed.clone();
+    let mut another = port(13, &[1]);
+    another.security = two.ports[1].security.clone();
+    two.ports.push(another);
+    check(&two, "10.0.0.100", true, None, "whichever of the ports");
+    // Its own, it is not sent.
+    let mut own = closed.clone();
+    own.ports.swap(0, 1);
+    let packet = packet(
+        RuleDirection::Egress,
+        "10.0.0.11",
+        "10.0.0.100",
+        TraceProtocol::Number { number: 112 },
+    );
+    assert!(!traced_in(&own, &[], 0, &packet).0);
+    let mut spanning = closed;
+    spanning.network_type = NetworkType::Vxlan;
+    check(&spanning, "10.0.0.99", true, None, "the uplink leads");
+    check(&spanning, "10.0.0.100", true, Some(1), "on another host");
+}
+
+#[test]
+fn a_trace_lets_metadata_be_told_to_a_port_itself() {
+    let tcp = |source_port, destination_port| TraceProtocol::Tcp {
+        source_port,
+        destination_port,
+    };
+    let (v4, v6) = ("169.254.169.254", "fe80::a9fe:a9fe");
+    let mut spec = spec();
+    let security = spec.ports[1].security.as_mut().unwrap();
+    security.allowed_address_pairs.push(AddressPair {
+        ip_address: "10.0.0.10".parse().unwrap(),
+        mac_address: None,
+    });
+    for (port, source, destination, passes) in [
+        (0, "10.0.0.10", v4, true),
+        (1, "10.0.0.11", v4, true),
+        (1, "10.0.0.10", v4, false),
+        (1, "10.7.1.2", v4, false),
+        (1, "2001:db8::11", v6, true),
+        (1, "fe80::5054:ff:fe00:b", v6, true),
+        (2, "10.0.0.12", v4, true),
+        (2, "10.0.0.10", v4, false),
+        (2, "fe80::5054:ff:fe00:c", v6, true),
+        (2, "fe80::5054:ff:fe00:a", v6, false),
+    ] {
+        let asks = packet(RuleDirection::Egress, source, destination, tcp(None, 80));
+        let (found, text) = traced_in(&spec, &[], port, &asks);
+        assert_eq!(found, passes, "{source} at {port}: {text}");
+        assert_eq!(text.contains("dropped as spoofed_ip"), !passes, "{text}");
+        // And what is answered.
+        let tells = packet(
+            RuleDirection::Ingress,
+            destination,
+            source,
+            tcp(Some(80), 40_000),
+        );
+        let (found, text) = traced_in(&spec, &[], port, &tells);
+        assert_eq!(found, passes, "{source} at {port}: {text}");
+    }
+    // With its own address, but another's Ethernet address.
+    let another = TracePacket {
+        mac_address: Some("00:00:5e:00:01:01".parse().unwrap()),
+        ..packet(RuleDirection::Egress, "10.0.0.12", v4, tcp(None, 80))
+    };
+    assert!(!traced_in(&spec, &[], 2, &another).0);
+    // By this address guests find berth's DHCP server as well, and it them.
+    let solicits = TraceProtocol::Icmp { kind: 135, code: 0 };
+    let finds = packet(RuleDirection::Egress, "fe80::1:2", v6, solicits);
+    assert!(traced_in(&spec, &[], 2, &finds).0);
+    // Where berth has no such service, whoever has one may tell what it likes.
+    let asks = packet(RuleDirection::Egress, "10.0.0.10", v4, tcp(None, 80));
+    let (_, text) = traced_in(&unserved(), &[], 2, &asks);
+    assert!(!text.contains("spoofed_ip"), "{text}");
+}
+
+/// Ports of other networks lead through the host's chains while these are those of the new agent, and they are those of the one before.
+#[test]
+fn ports_of_an_agent_from_before_keep_the_chains_that_they_go_through() {
+    /// What all of its ports' chains led to.
+    const BEFORE: [&str; 7] = [
+        "asked",
+        "received",
+        "rogues",
+        "sent",
+        "services",
+        "strangers",
+        "untagged",
+    ];
+    let other: NetworkId = id(0x5000);
+    for stateful in [Stateful::BrNetfilter, Stateful::Bridge] {
+        let mut tables = Tables::default();
+        settle(&mut tables, network(), stateful);
+        settle(&mut tables, other, stateful);
+        let fresh = tables.clone();
+        let bridge = |name: &str| (nft::Family::Bridge, name.to_owned());
+        assert!(tables.base.remove(&bridge(base::NEIGHBOURS)).is_some());
+        for name in BEFORE {
+            let rules = tables.base.get_mut(&bridge(name)).unwrap();
+            rules.push("what it said before".to_owned());
+        }
+        for network in [network(), other] {
+            let part = tables.part(network);
+            let mut part = Arc::unwrap_or_clone(part);
+            assert!(
+                part.chains
+                    .remove(&bridge(&names::of_network("d", network)))
+                    .is_some()
+            );
+            let sent = part.chains.iter_mut();
+            for (_, comments) in sent.filter(|(name, _)| name.1.starts_with("e_")) {
+                Arc::make_mut(comments).push("what it said before".to_owned());
+            }
+            tables.put(network, part.into());
+        }
+        let changes = settle(&mut tables, network(), stateful);
+        assert_eq!(tables.base, fresh.base);
+        let changes = [changes, settle(&mut tables, other, stateful)].concat();
+        assert_eq!(tables, fresh);
+        for change in changes {
+            assert!(change.strays.is_empty() && change.gone_chains.is_empty());
+            // Each in one transaction with what takes its place; and no link leads to nowhere meanwhile.
+            assert!(change.gone_links.is_empty(), "{change:?}");
+            let told = change.commands();
+            assert!(!told.iter().any(|it| it.starts_with("delete ")), "{told:?}");
+        }
+    }
 }
 
 /// The documents of a router in this network and another one, with a port there on this host and one on another.
@@ -1556,7 +1801,7 @@ fn many_new_ports_come_in_portions_that_lead_where_the_whole_does() {
         wanted.ports = (0..ports)
             .map(|n| {
                 let mut port = port(n, &[1]);
-                // Those without security have no chains of their own, and come first.
+                // Those without security have fewer chains of their own.
                 port.security = port.security.filter(|_| n != 3);
                 port
             })

@@ -15,13 +15,18 @@ use ipnet::IpNet;
 use super::{
     Beyond,
     base::{
-        RECEIVED_ICMP6, ROUTER_ICMP4, ROUTER_ICMP6, SENT_ICMP6, SERVICES_ICMP4, SERVICES_ICMP6,
+        DHCP_ASKS, DHCP_FROM_SERVERS, DHCP_TO_CLIENTS, DHCPV6_SERVERS, GROUPS_ICMP6, GROUPS_V6,
+        LINK_GROUPS_V6, LINK_LOCAL_V6, NEIGHBOURS_ICMP6, RECEIVED_GROUPS_ICMP6,
+        RECEIVED_NEIGHBOURS_ICMP6, ROUTER_ICMP4, ROUTER_ICMP6, SERVICES_ICMP4, SERVICES_ICMP6,
     },
     part::Version,
     reason::Reason,
-    wanted::{EARLY_ICMP6, RouterLeg, identities},
+    wanted::{EARLY_ICMP6, RouterLeg, identities, known_by, may_be_others},
 };
 use crate::decide::{dhcp, metadata};
+
+/// The number of TCP above IP.
+const TCP: u8 = 6;
 
 struct Trace<'a> {
     spec: &'a NetworkSpec,
@@ -80,8 +85,10 @@ impl Trace<'_> {
     fn sent(&mut self, port: &NetworkPort) {
         let Some(security) = &port.security else {
             let off = "port security is off: any address may be used, and everything sent";
-            self.step(TraceStage::AntiSpoofing, Some(port), Ok(off.to_owned()));
-            self.delivered();
+            let answer = self.asks_as_itself(port).map(|()| off.to_owned());
+            if self.step(TraceStage::AntiSpoofing, Some(port), answer) {
+                self.delivered(port);
+            }
             return;
         };
         let source = self.source(port, security);
@@ -98,8 +105,35 @@ impl Trace<'_> {
         }
         let groups = self.groups(port, security, RuleDirection::Egress);
         if self.step(TraceStage::Egress, Some(port), groups) {
-            self.delivered();
+            self.delivered(port);
         }
+    }
+
+    /// Whether it does not ask the metadata service from what may be another's.
+    fn asks_as_itself(&self, port: &NetworkPort) -> Result<(), String> {
+        let destination = self.packet.destination;
+        let is_told_apart = destination.is_ipv4() || self.number(self.packet.protocol) == TCP;
+        let is_held = self.is_services(destination) && is_metadata(destination);
+        if !is_held || !is_told_apart || !may_be_others(port) {
+            return Ok(());
+        }
+        let mac = self.packet.mac_address.unwrap_or(port.mac_address);
+        let own = known_by(port);
+        let nets = own.of(destination);
+        if mac == port.mac_address && nets.iter().any(|net| net.contains(&self.packet.source)) {
+            return Ok(());
+        }
+        let own: Vec<String> = nets.iter().map(ToString::to_string).collect();
+        Err(format!(
+            "the metadata service is asked only from what is the port's own, {mac_address} and {}: dropped as {}",
+            if own.is_empty() {
+                "no address of this kind".to_owned()
+            } else {
+                own.join(", ")
+            },
+            Reason::SpoofedIp.as_str(),
+            mac_address = port.mac_address,
+        ))
     }
 
     /// Whether the guest may send from this address.
@@ -113,14 +147,17 @@ impl Trace<'_> {
                 Reason::SpoofedMac.as_str()
             ));
         };
-        let nets = match source {
-            IpAddr::V4(_) => &identity.v4,
-            IpAddr::V6(_) => &identity.v6,
-        };
+        self.asks_as_itself(port)?;
+        let nets = identity.of(source);
         if nets.iter().any(|net| net.contains(&source)) {
             return Ok(format!("the port may send from {source} with {mac}"));
         }
-        if source.is_unspecified() && (self.is_udp(68, 67) || self.is_icmp6(&EARLY_ICMP6)) {
+        let is_early = if source.is_ipv4() {
+            self.asks_for_address()
+        } else {
+            self.is_icmp6(&EARLY_ICMP6)
+        };
+        if source.is_unspecified() && is_early {
             return Ok("it asks for an address, and has none yet".to_owned());
         }
         let own: Vec<String> = nets.iter().map(ToString::to_string).collect();
@@ -135,9 +172,25 @@ impl Trace<'_> {
         ))
     }
 
-    fn is_udp(&self, from: u16, to: u16) -> bool {
+    /// Whether a guest asks a DHCP server for an address by it, of the version of its destination.
+    fn asks_for_address(&self) -> bool {
+        let [v4, v6] = DHCP_ASKS;
+        let (from, to) = if self.packet.destination.is_ipv6() {
+            v6
+        } else {
+            v4
+        };
+        let is = |port: u16, wanted: u32| u32::from(port) == wanted;
         matches!(self.packet.protocol, TraceProtocol::Udp { source_port, destination_port }
-            if source_port.is_none_or(|port| port == from) && destination_port == to)
+            if source_port.is_none_or(|port| is(port, from)) && is(destination_port, to))
+    }
+
+    /// Whether no router is between the network and an address.
+    fn is_on_link(&self, address: IpAddr) -> bool {
+        let mut subnets = self.spec.subnets.iter();
+        address.is_unspecified()
+            || is_of_link(address)
+            || subnets.any(|subnet| subnet.cidr.net().contains(&address))
     }
 
     /// Whether it is of `ICMPv6`, and of one of these types.
@@ -160,9 +213,13 @@ impl Trace<'_> {
         };
         match self.packet.protocol {
             TraceProtocol::Udp {
-                source_port: Some(67 | 547),
-                ..
-            } => dropped(Reason::RogueDhcp, "DHCP servers"),
+                source_port,
+                destination_port,
+            } if source_port.is_some_and(|port| DHCP_FROM_SERVERS.contains(&u32::from(port)))
+                || DHCP_TO_CLIENTS.contains(&u32::from(destination_port)) =>
+            {
+                dropped(Reason::RogueDhcp, "DHCP servers")
+            }
             TraceProtocol::Icmp { kind, .. }
                 if self.packet.destination.is_ipv4() && ROUTER_ICMP4.contains(&u32::from(kind)) =>
             {
@@ -171,24 +228,21 @@ impl Trace<'_> {
             TraceProtocol::Icmp { .. } if self.is_icmp6(&ROUTER_ICMP6) => {
                 dropped(Reason::RogueRa, "routers that advertise themselves")
             }
+            TraceProtocol::Icmp { .. } if self.is_icmp6(&[136]) && !self.finds_neighbours() => {
+                dropped(Reason::SpoofedNd, "neighbours of who is not on the link")
+            }
             _ => Ok(String::new()),
         }
     }
 
     /// Which of berth's own services is meant, if one is.
     fn service(&self) -> Option<String> {
-        if self.is_udp(68, 67) || self.is_udp(546, 547) {
-            let is_ipv6 = self.packet.destination.is_ipv6();
-            let to = if dhcp::served(self.spec).any(|(_, server)| server.is_ipv6() == is_ipv6) {
-                "berth's DHCP server on this host"
-            } else {
-                "whoever answers DHCP in the network"
-            };
-            return Some(format!("it goes to {to}, whatever the groups say"));
+        if let Some(server) = self.dhcp_server() {
+            return Some(format!("it goes to {server}, whatever the groups say"));
         }
-        if self.is_icmp6(&SENT_ICMP6) || self.is_icmp6(&[136]) {
+        if self.tells_groups() || self.finds_neighbours() {
             return Some(
-                "neighbour discovery passes, whatever the groups say, if it tells only the port's own addresses"
+                "neighbour discovery passes, whatever the groups say, if it tells only the port's own addresses and stays on the link"
                     .to_owned(),
             );
         }
@@ -218,6 +272,48 @@ impl Trace<'_> {
         }
     }
 
+    /// Which DHCP server is asked for an address, if one is.
+    fn dhcp_server(&self) -> Option<&'static str> {
+        const BERTHS: &str = "berth's DHCP server on this host";
+        const SOMEBODYS: &str = "whoever answers DHCP in the network";
+        if !self.asks_for_address() {
+            return None;
+        }
+        let destination = self.packet.destination;
+        let is_ipv6 = destination.is_ipv6();
+        let is_to_all = is_broadcast(destination)
+            || destination == IpAddr::V6(DHCPV6_SERVERS)
+            || LINK_LOCAL_V6.contains(&destination);
+        if is_to_all {
+            let mut served = dhcp::served(self.spec);
+            let is_served = served.any(|(_, server)| server.is_ipv6() == is_ipv6);
+            return Some(if is_served { BERTHS } else { SOMEBODYS });
+        }
+        if self.is_services(destination) {
+            return Some(BERTHS);
+        }
+        let mut subnets = self.spec.subnets.iter();
+        subnets
+            .any(|it| it.dhcp_ip.is_none() && it.cidr.net().contains(&destination))
+            .then_some(SOMEBODYS)
+    }
+
+    /// Whether it tells which groups the guest hears.
+    fn tells_groups(&self) -> bool {
+        self.is_icmp6(&GROUPS_ICMP6) && GROUPS_V6.contains(&self.packet.destination)
+    }
+
+    /// Whether it asks for neighbours or routers on the link, or tells that the guest is a neighbour.
+    fn finds_neighbours(&self) -> bool {
+        let destination = self.packet.destination;
+        self.is_icmp6(&NEIGHBOURS_ICMP6)
+            && if self.is_icmp6(&[133]) {
+                is_of_link(destination)
+            } else {
+                self.is_on_link(destination)
+            }
+    }
+
     /// Whether berth's own services have this address in the network. Without a DHCP server, a network has none of them.
     fn is_services(&self, address: IpAddr) -> bool {
         dhcp::served(self.spec).any(|(_, own)| own == address || is_metadata(address))
@@ -225,7 +321,10 @@ impl Trace<'_> {
 
     /// What a guest receives whatever its groups say, if it is such.
     fn received_anyway(&self) -> Option<String> {
-        if self.is_icmp6(&RECEIVED_ICMP6) {
+        let is_received =
+            self.is_icmp6(&RECEIVED_GROUPS_ICMP6) || self.is_icmp6(&RECEIVED_NEIGHBOURS_ICMP6);
+        // From elsewhere it has not the hop limit any more.
+        if is_received && self.is_on_link(self.packet.source) {
             let text = "neighbour discovery, and what tells of routers and groups, passes, whatever the groups say";
             return Some(text.to_owned());
         }
@@ -370,8 +469,8 @@ impl Trace<'_> {
         self.step(TraceStage::Delivery, None, answer);
     }
 
-    /// Where a packet goes that a guest may send.
-    fn delivered(&mut self) {
+    /// Where a packet goes that the guest of this port may send.
+    fn delivered(&mut self, port: &NetworkPort) {
         let spec = self.spec;
         let destination = self.packet.destination;
         if let Some(receiver) = port_at(spec, destination) {
@@ -387,14 +486,36 @@ impl Trace<'_> {
             Ok(to_remote(spec, remote, destination))
         } else if let Some(own) = self.own(destination) {
             Ok(format!("it goes to {own}"))
-        } else if destination.is_multicast() || is_broadcast(destination) {
+        } else if destination.is_multicast() || self.is_to_everybody(destination) {
             Ok("it goes to everybody in the network, and each receiver's groups decide".to_owned())
         } else if spec
             .subnets
             .iter()
             .any(|subnet| subnet.cidr.net().contains(&destination))
         {
-            if spec.network_type.spans_hosts() {
+            let users = users_of(spec, destination, port);
+            if let [receiver] = users.as_slice() {
+                let detail = format!(
+                    "it goes to port {} ({}) on this host, which may use this address{}",
+                    receiver.id,
+                    receiver.hostname,
+                    if spec.network_type.spans_hosts() {
+                        ", unless somebody on another host has it"
+                    } else {
+                        ""
+                    }
+                );
+                self.step(TraceStage::Delivery, Some(receiver), Ok(detail));
+                self.received(receiver);
+                return;
+            }
+            if !users.is_empty() {
+                let users: Vec<String> = users.iter().map(|port| port.id.to_string()).collect();
+                Ok(format!(
+                    "it goes to whichever of the ports of this host uses this address that may, {}, and its groups decide",
+                    users.join(", ")
+                ))
+            } else if spec.network_type.spans_hosts() {
                 Ok("no port of berth's is known to have this address; the uplink leads to whoever has it".to_owned())
             } else {
                 Err("no port has this address, and the network reaches no other host".to_owned())
@@ -409,7 +530,22 @@ impl Trace<'_> {
         self.step(TraceStage::Delivery, None, answer);
     }
 
+    /// Whether an address is everybody's, or everybody's in a subnet.
+    fn is_to_everybody(&self, address: IpAddr) -> bool {
+        let mut subnets = self.spec.subnets.iter();
+        is_broadcast(address)
+            || subnets.any(|subnet| {
+                let net = subnet.cidr.net();
+                // The two of a link between two machines, and a single one, are no less theirs (RFC 3021).
+                net.addr().is_ipv4() && net.prefix_len() < 31 && net.broadcast() == address
+            })
+    }
+
     fn received(&mut self, port: &NetworkPort) {
+        if let Err(others) = self.answers_itself(port) {
+            self.step(TraceStage::Ingress, Some(port), Err(others));
+            return;
+        }
         if port.security.is_some()
             && let Some(anyway) = self.received_anyway()
         {
@@ -421,6 +557,28 @@ impl Trace<'_> {
             Some(security) => self.groups(port, security, RuleDirection::Ingress),
         };
         self.step(TraceStage::Ingress, Some(port), answer);
+    }
+
+    /// Whether what the metadata service answers goes to the port's own address.
+    fn answers_itself(&self, port: &NetworkPort) -> Result<(), String> {
+        let TracePacket {
+            source,
+            destination,
+            ..
+        } = *self.packet;
+        let is_told_apart = source.is_ipv4() || self.number(self.packet.protocol) == TCP;
+        let is_held = self.is_services(source) && is_metadata(source);
+        let own = known_by(port);
+        let is_own = own
+            .of(destination)
+            .iter()
+            .any(|net| net.contains(&destination));
+        if is_held && is_told_apart && may_be_others(port) && !is_own {
+            return Err(format!(
+                "what the metadata service answers to {destination} is not for this port"
+            ));
+        }
+        Ok(())
     }
 
     /// Whether a group of the port allows it.
@@ -569,14 +727,38 @@ fn to_remote(spec: &NetworkSpec, remote: &RemotePort, address: IpAddr) -> String
     format!("it goes {by} to {address} ({name}) on another host, whose groups decide there")
 }
 
-/// Whether a port of this host may use an address that is not its own.
-fn may_be_used(spec: &NetworkSpec, address: IpAddr) -> bool {
-    spec.ports.iter().any(|port| {
-        port.security.as_ref().is_none_or(|security| {
-            let mut pairs = security.allowed_address_pairs.iter();
-            pairs.any(|pair| pair.ip_address.net().contains(&address))
-        })
+/// Whether a port may use an address that is not its own.
+fn may_use(port: &NetworkPort, address: IpAddr) -> bool {
+    port.security.as_ref().is_none_or(|security| {
+        let mut pairs = security.allowed_address_pairs.iter();
+        pairs.any(|pair| pair.ip_address.net().contains(&address))
     })
+}
+
+/// Whether a port of this host may.
+fn may_be_used(spec: &NetworkSpec, address: IpAddr) -> bool {
+    spec.ports.iter().any(|port| may_use(port, address))
+}
+
+/// The ports of this host, but for the sender's, that may use an address that is none of their own: those that say so, or else those
+/// that may use any.
+fn users_of<'a>(
+    spec: &'a NetworkSpec,
+    address: IpAddr,
+    sender: &NetworkPort,
+) -> Vec<&'a NetworkPort> {
+    let others = spec.ports.iter().filter(|port| port.id != sender.id);
+    let (told, open): (Vec<_>, Vec<_>) = others
+        .filter(|port| may_use(port, address))
+        .partition(|port| port.security.is_some());
+    if told.is_empty() { open } else { told }
+}
+
+/// Whether an address is of the link alone, or of a group on it.
+fn is_of_link(address: IpAddr) -> bool {
+    [LINK_GROUPS_V6, LINK_LOCAL_V6]
+        .iter()
+        .any(|net| net.contains(&address))
 }
 
 fn is_metadata(address: IpAddr) -> bool {

@@ -3,7 +3,8 @@
 //! ```text
 //!  guest ▶ s_<port>  whose it is: Ethernet and IP source, ARP, or no address yet (q_<network>); then n_<network>: what holds for all
 //!                    its guests
-//!        ▶ e_<port>  what it may send: no DHCP server, no router, no foreign neighbour; then its groups ge_<group>
+//!        ▶ e_<port>  what it may send: no DHCP server, no router, no foreign neighbour; what finds neighbours and berth's services
+//!                    (d_<network>); then its groups ge_<group>
 //!        ▶ i_<port>  what it may receive: berth's services, answers, then its groups gi_<group>; a_<network> without security
 //!  uplink ▶ u_<network>     ▶ o_<network> uplink: no VLAN tags; berth's own services are the same on every host, and stay on it
 //! ```
@@ -23,14 +24,14 @@ use ipnet::IpNet;
 
 use super::{
     base::{
-        ASKED, EGRESS, FOREIGN, INGRESS, INVALID, KNOWN, LLDP, RECEIVED, ROGUES, SENT, SERVICES,
-        SOURCE, STRANGERS, Stateful, TAGS, TO_HOST, TUNNELS, UNTAGGED, ZONES, bit, drop_as, icmp6,
-        tracking_family,
+        ASKED, DHCP_ASKS, EGRESS, FOREIGN, INGRESS, INVALID, KNOWN, LLDP, NEIGHBOURS, RECEIVED,
+        ROGUES, SENT, SERVICES, SOURCE, STRANGERS, Stateful, TAGS, TO_HOST, TUNNELS, UNTAGGED,
+        ZONES, asks_for_address, bit, drop_as, finds_neighbours, icmp6, tracking_family,
     },
     group, names,
     nft::{
-        ABOVE, ETHER_TYPE, Family, Field, IN, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule, Statement,
-        TCP_TO, UDP_FROM, UDP_TO, VLAN, is, number, word, words,
+        ABOVE, ETHER_TYPE, Family, Field, IN, L4, MAC_FROM, MAC_TO, OUT, Op, Operand, Rule,
+        Statement, TCP_TO, UDP_FROM, UDP_TO, VLAN, is, number, word, words,
     },
     part::{AddressSet, Version, Wanted},
     reason::Reason,
@@ -84,6 +85,16 @@ pub(super) struct Identity {
     pub(super) v6: BTreeSet<IpNet>,
 }
 
+impl Identity {
+    /// Those of the version of this one.
+    pub(super) const fn of(&self, address: IpAddr) -> &BTreeSet<IpNet> {
+        match address {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        }
+    }
+}
+
 /// The smallest prefixes that cover the same addresses: what is within another is left out, as nft takes no overlaps.
 pub(super) fn minimal(nets: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
     let mut all: Vec<IpNet> = nets.into_iter().map(|net| net.trunc()).collect();
@@ -102,19 +113,35 @@ pub(super) fn identities(port: &NetworkPort, security: &PortSecurity) -> Vec<Ide
         nets.entry(mac).or_default().push(pair.ip_address.net());
     }
     nets.into_iter()
-        .map(|(mac, mut nets)| {
-            nets.push(IpNet::from(IpAddr::V6(metadata::link_local(mac))));
-            let of = |version| {
-                let nets = nets.iter().copied();
-                minimal(nets.filter(|net| Version::of(*net) == version))
-            };
-            Identity {
-                mac: mac.to_string(),
-                v4: of(Version::V4),
-                v6: of(Version::V6),
-            }
-        })
+        .map(|(mac, nets)| identity(mac, nets))
         .collect()
+}
+
+/// Who has this Ethernet address and these addresses: also the one that it makes itself.
+fn identity(mac: MacAddress, nets: impl IntoIterator<Item = IpNet>) -> Identity {
+    let link_local = IpNet::from(IpAddr::V6(metadata::link_local(mac)));
+    let nets: Vec<IpNet> = nets.into_iter().chain([link_local]).collect();
+    let of = |version| {
+        let nets = nets.iter().copied();
+        minimal(nets.filter(|net| Version::of(*net) == version))
+    };
+    Identity {
+        mac: mac.to_string(),
+        v4: of(Version::V4),
+        v6: of(Version::V6),
+    }
+}
+
+/// Whether a guest may send from, or tell its neighbours of, what is not the port's own alone. What its own is, everybody else's
+/// chains take care of.
+pub(super) fn may_be_others(port: &NetworkPort) -> bool {
+    let security = port.security.as_ref();
+    security.is_none_or(|security| !security.allowed_address_pairs.is_empty())
+}
+
+/// By what the metadata service knows a port: nobody else has these.
+pub(super) fn known_by(port: &NetworkPort) -> Identity {
+    identity(port.mac_address, port.addresses())
 }
 
 fn hex_mac(octets: [u8; 6]) -> String {
@@ -321,11 +348,12 @@ impl Filter<'_> {
             guests.push(vec![is(MAC_FROM, words(macs)), drop_as(Reason::SpoofedMac)]);
         }
         if let Some(mac) = self.service_mac() {
+            if self.around.uplinks.is_empty() {
+                // It takes a frame with a priority tag for one without, and what is in it is not looked at here.
+                guests.push(vec![word(MAC_TO, &mac), jump(UNTAGGED)]);
+            }
             guests.push(vec![
-                is(
-                    Field::Header("ip", "daddr"),
-                    Operand::Net(IpNet::from(IpAddr::V4(metadata::ADDRESS_V4))),
-                ),
+                at_metadata(Version::V4, "daddr"),
                 number(TCP_TO, &[80]),
                 Statement::SetMac(MAC_TO, mac),
             ]);
@@ -335,6 +363,8 @@ impl Filter<'_> {
         if self.spec.ports.iter().any(|port| port.security.is_some()) {
             let early = self.early();
             self.chain(Family::Bridge, self.name("q"), &whose, early);
+            let asked = self.asked();
+            self.chain(Family::Bridge, self.name("d"), &whose, asked);
         }
         if self.spec.ports.iter().any(|port| port.security.is_none()) {
             let open = vec![vec![Statement::Accept]];
@@ -471,14 +501,12 @@ impl Filter<'_> {
             rule.extend(target);
             rules.push(rule);
         }
+        // Whichever port it comes from: some clients look only at where it goes.
         if self.serves(Version::V4) {
-            rules.push(vec![number(UDP_TO, &[67, 68]), number(UDP_FROM, &[67, 68])]);
+            rules.push(vec![number(UDP_TO, &[67, 68])]);
         }
         if self.serves(Version::V6) {
-            rules.push(vec![
-                number(UDP_TO, &[546, 547]),
-                number(UDP_FROM, &[546, 547]),
-            ]);
+            rules.push(vec![number(UDP_TO, &[546, 547])]);
         }
         // Who advertises routers in a network is berth, or else its subnet says that nobody here does.
         let advertised_outside = self.spec.subnets.iter().any(|subnet| {
@@ -513,21 +541,69 @@ impl Filter<'_> {
         ]
     }
 
+    /// What a guest may send whatever its groups say: what finds its neighbours, and what it asks of berth's own services or, where
+    /// there are none, of a DHCP server in the network. The rest goes back.
+    fn asked(&self) -> Vec<Vec<Statement>> {
+        let of = |version, is_unserved: bool| -> BTreeSet<IpNet> {
+            let subnets = self.spec.subnets.iter();
+            let subnets = subnets.filter(|it| !is_unserved || it.dhcp_ip.is_none());
+            let nets = subnets.map(|subnet| subnet.cidr.net());
+            minimal(nets.filter(|net| Version::of(*net) == version))
+        };
+        let mut rules = vec![vec![jump(NEIGHBOURS)]];
+        let accept = |mut rule: Vec<Statement>| {
+            rule.push(Statement::Accept);
+            rule
+        };
+        let neighbours = of(Version::V6, false);
+        if !neighbours.is_empty() {
+            rules.push(accept(finds_neighbours(&[135, 136], neighbours)));
+        }
+        if self.is_served() {
+            let services = word(OUT, &link_names::veth_host(self.id));
+            rules.push(vec![services, jump(ASKED)]);
+        }
+        let [v4, v6] = DHCP_ASKS;
+        // To have an address for longer, it asks the server that gave it.
+        for (asks, header, version) in [(v4, "ip", Version::V4), (v6, "ip6", Version::V6)] {
+            let nets = of(version, true);
+            if !nets.is_empty() {
+                rules.push(accept(asks_for_address(asks, header, nets)));
+            }
+        }
+        rules
+    }
+
     fn port(&mut self, port: &NetworkPort) {
         let tap = link_names::tap(port.id);
         self.wanted.counted.insert(tap.clone());
-        let Some(security) = &port.security else {
+        let is_held = self.is_served() && may_be_others(port);
+        let held = |rules: Vec<Vec<Statement>>| if is_held { rules } else { Vec::new() };
+        let answered = held(answered_itself(port));
+        let chains = if let Some(security) = &port.security {
+            let identities = identities(port, security);
+            let asks = held(asks_as_itself(port, Some(&identities), &self.name("n")));
+            vec![
+                (SOURCE, "s", self.source(asks, &identities)),
+                (EGRESS, "e", self.egress(&identities, security)),
+                (INGRESS, "i", self.ingress(answered, &identities, security)),
+            ]
+        } else if is_held {
+            let asks = asks_as_itself(port, None, &self.name("n"));
+            let goes_on = |mut rules: Vec<Vec<Statement>>, chain| {
+                rules.push(vec![Statement::Goto(self.name(chain))]);
+                rules
+            };
+            vec![
+                (SOURCE, "s", goes_on(asks, "n")),
+                (INGRESS, "i", goes_on(answered, "a")),
+            ]
+        } else {
             self.link(SOURCE, &tap, self.name("n"));
             self.link(INGRESS, &tap, self.name("a"));
             return;
         };
         let whose = format!("port {} of network {}", port.id, self.id);
-        let identities = identities(port, security);
-        let chains = [
-            (SOURCE, "s", self.source(&identities)),
-            (EGRESS, "e", self.egress(&identities, security)),
-            (INGRESS, "i", self.ingress(&identities, security)),
-        ];
         for (map, kind, rules) in chains {
             let name = names::of_port(kind, self.id, port.id);
             self.chain(Family::Bridge, name.clone(), &whose, rules);
@@ -536,9 +612,14 @@ impl Filter<'_> {
     }
 
     /// Whose a frame of a guest is. What may pass is said; what is left is told apart only to be counted.
-    fn source(&self, identities: &[Identity]) -> Vec<Vec<Statement>> {
+    fn source(
+        &self,
+        metadata: Vec<Vec<Statement>>,
+        identities: &[Identity],
+    ) -> Vec<Vec<Statement>> {
         let pass = || Statement::Goto(self.name("n"));
         let mut rules = vec![vec![jump(UNTAGGED)]];
+        rules.extend(metadata);
         for identity in identities {
             let from = || word(MAC_FROM, &identity.mac);
             // A probe for an address that is about to be used (RFC 5227). A rule of its own: with the only address it would be a set.
@@ -575,20 +656,22 @@ impl Filter<'_> {
 
     /// What a guest may send. Fragments are joined by now.
     fn egress(&self, identities: &[Identity], security: &PortSecurity) -> Vec<Vec<Statement>> {
+        let asked = self.name("d");
         let mut rules = vec![vec![jump(ROGUES)]];
-        rules.extend(neighbours(identities));
-        rules.push(vec![jump(SENT)]);
-        if self.is_served() {
-            let services = word(OUT, &link_names::veth_host(self.id));
-            rules.push(vec![services, jump(ASKED)]);
-        }
+        rules.extend(neighbours(identities, &asked));
+        rules.extend([vec![jump(SENT)], vec![jump(&asked)]]);
         rules.extend(self.jumps("ge", security));
         rules.push(vec![drop_as(Reason::DeniedEgress)]);
         rules
     }
 
     /// What a guest may receive.
-    fn ingress(&self, identities: &[Identity], security: &PortSecurity) -> Vec<Vec<Statement>> {
+    fn ingress(
+        &self,
+        metadata: Vec<Vec<Statement>>,
+        identities: &[Identity],
+        security: &PortSecurity,
+    ) -> Vec<Vec<Statement>> {
         let macs = identities.iter().map(|identity| identity.mac.clone());
         let mut rules = vec![
             // A frame to somebody else: the bridge does not know where that is, and asks everybody.
@@ -598,6 +681,7 @@ impl Filter<'_> {
                 Statement::Drop,
             ],
         ];
+        rules.extend(metadata);
         if self.is_served() {
             let services = word(IN, &link_names::veth_host(self.id));
             rules.push(vec![services, jump(SERVICES)]);
@@ -689,8 +773,78 @@ fn routed(legs: &Operand, host: &str) -> Vec<Vec<Statement>> {
     ]
 }
 
-/// A guest tells its neighbours nothing about addresses of others: neither that it has them, nor where they are.
-fn neighbours(identities: &[Identity]) -> Vec<Vec<Statement>> {
+/// That a packet is for the metadata service, or from it: by which field that is.
+fn at_metadata(version: Version, field: &'static str) -> Statement {
+    let address = match version {
+        Version::V4 => IpAddr::V4(metadata::ADDRESS_V4),
+        Version::V6 => IpAddr::V6(metadata::ADDRESS_V6),
+    };
+    let address = Operand::Net(IpNet::from(address));
+    is(Field::Header(version.header(), field), address)
+}
+
+/// What of that is looked at. No port, as only one fragment of several tells it; and the address in IPv6 is also the one by which
+/// guests find DHCP, and it them, from whichever address they have.
+fn is_told_apart(version: Version) -> Option<Statement> {
+    (version == Version::V6).then(|| word(L4, "tcp"))
+}
+
+/// The metadata service tells a guest what is its own, and knows it by its address: so it is asked from the port's own ones alone,
+/// whatever else the guest may send from.
+fn asks_as_itself(
+    port: &NetworkPort,
+    identities: Option<&[Identity]>,
+    pass: &str,
+) -> Vec<Vec<Statement>> {
+    let own = known_by(port);
+    let mut rules = Vec::new();
+    for (version, nets) in [(Version::V4, &own.v4), (Version::V6, &own.v6)] {
+        let asked = || {
+            let mut rule = vec![at_metadata(version, "daddr")];
+            rule.extend(is_told_apart(version));
+            rule
+        };
+        if !nets.is_empty() {
+            let mut rule = asked();
+            rule.push(word(MAC_FROM, &own.mac));
+            rule.extend(within(Field::Header(version.header(), "saddr"), nets));
+            rule.push(Statement::Goto(pass.to_owned()));
+            rules.push(rule);
+        }
+        let mut rule = asked();
+        // Any other Ethernet address is counted as such.
+        rule.extend(identities.map(|identities| {
+            let macs = identities.iter().map(|identity| identity.mac.clone());
+            is(MAC_FROM, words(macs))
+        }));
+        rule.push(drop_as(Reason::SpoofedIp));
+        rules.push(rule);
+    }
+    rules
+}
+
+/// What the metadata service answers goes to the address that asked: a guest that tells the service that this address is where itself
+/// is gets nothing of it.
+fn answered_itself(port: &NetworkPort) -> Vec<Vec<Statement>> {
+    let own = known_by(port);
+    let rules = [(Version::V4, own.v4), (Version::V6, own.v6)].into_iter();
+    let rules = rules.map(|(version, nets)| {
+        let mut rule = vec![at_metadata(version, "saddr")];
+        rule.extend(is_told_apart(version));
+        if !nets.is_empty() {
+            let nets = nets.into_iter().map(Operand::Net).collect();
+            let to = Field::Header(version.header(), "daddr");
+            rule.push(Statement::Match(to, Op::IsNot, Operand::one_of(nets)));
+        }
+        rule.push(Statement::Drop);
+        rule
+    });
+    rules.collect()
+}
+
+/// A guest tells its neighbours nothing about addresses of others: neither that it has them, nor where they are. What it tells of its own
+/// goes to these alone.
+fn neighbours(identities: &[Identity], to_neighbours: &str) -> Vec<Vec<Statement>> {
     /// An option of one unit of eight bytes that tells the target's Ethernet address.
     const TARGET_MAC: u32 = 0x0201;
     let mut rules = Vec::new();
@@ -705,13 +859,13 @@ fn neighbours(identities: &[Identity]) -> Vec<Vec<Statement>> {
                 rule
             };
             let mut bare = advertises();
-            bare.extend([number(length, &[24]), Statement::Accept]);
+            bare.extend([number(length, &[24]), jump(to_neighbours)]);
             let mut with_option = advertises();
             with_option.extend([
                 number(length, &[32]),
                 number(Field::Transport(192, 16), &[TARGET_MAC]),
                 is(Field::Transport(208, 48), mac.clone()),
-                Statement::Accept,
+                jump(to_neighbours),
             ]);
             rules.extend([bare, with_option]);
         }

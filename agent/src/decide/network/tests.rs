@@ -99,7 +99,7 @@ fn a_network_is_built_in_this_order() {
     assert_eq!(
         names_of(&plan.steps),
         [
-            "change its packet filter (5 objects, and those of the host)".to_owned(),
+            "change its packet filter (7 objects, and those of the host)".to_owned(),
             "write the files of its DHCP server".to_owned(),
             "write who may ask its metadata service".to_owned(),
             format!("make bridge {bridge}"),
@@ -138,7 +138,7 @@ fn a_network_is_taken_down_in_this_order() {
             "remove its namespace".to_owned(),
             format!("remove bridge {bridge}"),
             "remove its files".to_owned(),
-            "change its packet filter (5 objects, and those of the host unless others need them)"
+            "change its packet filter (7 objects, and those of the host unless others need them)"
                 .to_owned(),
         ]
     );
