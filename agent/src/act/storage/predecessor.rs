@@ -120,23 +120,23 @@ impl Tools {
         }
     }
 
-    /// Those that run and are not this process's.
+    /// Those that run and that no agent is the parent of: neither this one, nor another one that has a machine of its own in this
+    /// one (a container, say) with files at the same places.
     fn find(&self) -> std::io::Result<Vec<Look>> {
         let all: Vec<Look> = Process::all()?.into_iter().filter_map(Look::at).collect();
-        let parents: HashMap<i32, i32> = all
-            .iter()
-            .map(|look| (look.process.pid, look.parent))
-            .collect();
+        let known: HashMap<i32, &Look> = all.iter().map(|look| (look.process.pid, look)).collect();
         let own = nix::unistd::getpid().as_raw();
-        let is_own = |pid: i32| {
-            std::iter::successors(Some(pid), |pid| parents.get(pid).copied())
+        let agents = known.get(&own).map(|look| look.name.clone());
+        let has_agent = |look: &Look| {
+            let parent = |look: &&Look| known.get(&look.parent).copied();
+            std::iter::successors(parent(&look), parent)
                 .take(GENERATIONS)
-                .any(|pid| pid == own)
+                .any(|it| it.process.pid == own || Some(&it.name) == agents.as_ref())
         };
-        Ok(all
-            .into_iter()
-            .filter(|look| self.is_one(look) && !is_own(look.process.pid))
-            .collect())
+        let orphans = all
+            .iter()
+            .filter(|look| self.is_one(look) && !has_agent(look));
+        Ok(orphans.cloned().collect())
     }
 
     fn is_one(&self, look: &Look) -> bool {
