@@ -3044,6 +3044,15 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
     for name in ["qemu-img", "xorriso"] {
         install(&host.tool(name), goes_on);
     }
+    // What changes something is not ended, but waited for.
+    let done = host.tool("done");
+    let ends = format!(
+        "#!/bin/sh\necho $$ > $2\nsleep 1\necho done > {}\n",
+        done.display()
+    );
+    install(&host.tool("lvm"), &ends);
+    let volume = Path::new("no-such-group/berth-tmp-1");
+    orphan(&host.tool("lvm"), "0", Path::new("/"), volume).await;
     let (qemu_img, xorriso) = (host.tool("qemu-img"), host.tool("xorriso"));
     let (drive, theirs) = (images.join(".tmp-config-1"), host.tool("theirs"));
     let device = Path::new("/dev/no-such-group/berth-tmp-1");
@@ -3086,6 +3095,7 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
     ];
     assert!(drive.exists());
     host.storage.sweep().await.unwrap();
+    assert!(done.exists());
     for pid in ours {
         assert!(!is_alive(pid));
     }
