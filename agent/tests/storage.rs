@@ -3108,6 +3108,15 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
     for name in ["qemu-img", "xorriso"] {
         install(&host.tool(name), goes_on);
     }
+    // What changes something is not ended, but waited for.
+    let done = host.tool("done");
+    let ends = format!(
+        "#!/bin/sh\necho $$ > $2\nsleep 1\necho done > {}\n",
+        done.display()
+    );
+    install(&host.tool("lvm"), &ends);
+    let volume = Path::new("no-such-group/berth-tmp-1");
+    orphan(&host.tool("lvm"), "0", Path::new("/"), volume).await;
     let (qemu_img, xorriso) = (host.tool("qemu-img"), host.tool("xorriso"));
     let (drive, theirs) = (images.join(".tmp-config-1"), host.tool("theirs"));
     let device = Path::new("/dev/no-such-group/berth-tmp-1");
@@ -3116,6 +3125,22 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
         orphan(&qemu_img, "65534", &images, &theirs).await,
         orphan(&xorriso, "0", Path::new("/"), &drive).await,
     ];
+    // That of an agent in a container, with files at the same places.
+    let comm = fs::read_to_string("/proc/self/comm").unwrap();
+    let agent = host.tool(comm.trim());
+    let start =
+        "setpriv --reuid 65534 --regid 65534 --clear-groups ${0%/*}/qemu-img $1 ${0%/*}/its &";
+    install(
+        &agent,
+        &format!("#!/bin/sh\nexec 2>/dev/null\n{start}\necho $$ > $2\nwait\n"),
+    );
+    let agent = orphan(&agent, "0", &images, &theirs).await;
+    let mut its = String::new();
+    wait_for("the tool of the other agent", || {
+        its = fs::read_to_string(host.tool("its")).unwrap_or_default();
+        its.ends_with('\n')
+    })
+    .await;
     // Somebody else's, an operator's, and one that this agent has just started.
     let mut own = Command::new("setpriv")
         .current_dir(&images)
@@ -3128,10 +3153,13 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
         orphan(&qemu_img, "65534", &host.root, &theirs).await,
         orphan(&qemu_img, "0", &images, &theirs).await,
         orphan(&xorriso, "0", &images, &theirs).await,
+        its.trim().parse().unwrap(),
+        agent,
         i32::try_from(own.id()).unwrap(),
     ];
     assert!(drive.exists());
     host.storage.sweep().await.unwrap();
+    assert!(done.exists());
     for pid in ours {
         assert!(!is_alive(pid));
     }

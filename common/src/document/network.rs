@@ -252,6 +252,7 @@ pub struct RemotePort {
     /// Its addresses.
     pub ip_addresses: Vec<IpAddr>,
     /// Of `vxlan`: the address of the host it is on, as far as that is known.
+    // Of `flat` and `vlan` as well: a router sends into a VXLAN from there. Nothing finds the port by it.
     #[serde(default)]
     pub tunnel_ip: Option<IpAddr>,
 }

@@ -1,9 +1,10 @@
-//! Tools that an agent before this one left running: they are ended before what they write is swept. A name that is taken from
+//! Tools that an agent before this one left running: they are ended, or waited for, before what they write is swept. A name that is taken from
 //! them takes nothing from them: they would go on filling what nobody sees, beside those of this agent.
 //!
 //! Tools end with their agent ([`Command::ends_with_agent`](crate::act::command::Command::ends_with_agent)). What is found here
 //! was started by an agent that did not see to that yet, or by a wrapper, or is what the kernel cannot end before its last
-//! bytes are written. LVM's own commands are left alone: they must not be ended, and others wait for them.
+//! bytes are written. LVM's own commands must not be ended; they are waited for, or what one of them is about to make would be
+//! there after the sweep.
 //!
 //! A tool is known by its name, by whom it runs as, and by what it works on. So nobody else's is ended: not an operator's
 //! `qemu-img`, and not that of an agent with another state directory.
@@ -39,7 +40,14 @@ const LOGICAL: &[u8] = b"berth-";
 /// More generations than there are between a tool and its agent.
 const GENERATIONS: usize = 16;
 
-/// Ends them, and waits until they have ended.
+/// What becomes of a tool that is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Ended,
+    Awaited,
+}
+
+/// Ends them, but for those that must not be ended, and waits until all have ended.
 pub(super) async fn end_tools(inner: &Arc<Inner>) -> Result<(), StorageFault> {
     let shared = Arc::clone(inner);
     let find = move || {
@@ -49,19 +57,25 @@ pub(super) async fn end_tools(inner: &Arc<Inner>) -> Result<(), StorageFault> {
             .map_err(|source| StorageFault::io("list", Path::new("/proc"), source))
     };
     let left = inner.files.run(find).await?;
-    for tool in &left {
+    for (tool, fate) in &left {
+        let (pid, name) = (tool.process.pid, &tool.name);
         tracing::info!(
-            pid = tool.process.pid,
-            tool = tool.name,
-            "ending what an agent before this one left running"
+            pid,
+            tool = name,
+            ?fate,
+            "an agent before this one left a tool running"
         );
-        if let Err(error) = tool.process.send_with_group(Signal::SIGKILL) {
-            tracing::warn!(pid = tool.process.pid, tool = tool.name, %error, "it cannot be ended");
+        let ended = match fate {
+            Fate::Ended => tool.process.send_with_group(Signal::SIGKILL),
+            Fate::Awaited => Ok(true),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(pid, tool = name, %error, "it cannot be ended");
         }
     }
     let deadline = Instant::now() + PATIENCE;
     let mut stay = Vec::new();
-    for tool in left {
+    for (tool, _) in left {
         let patience = deadline.saturating_duration_since(Instant::now());
         if !tool.process.ends_within(patience).await {
             stay.push(format!("{} (process {})", tool.name, tool.process.pid));
@@ -78,12 +92,14 @@ pub(super) async fn end_tools(inner: &Arc<Inner>) -> Result<(), StorageFault> {
 
 /// What the tools of this storage are, and where they work.
 struct Tools {
-    /// The name of each program, and whom it runs as.
-    programs: Vec<(Vec<u8>, Uid)>,
+    /// The name of each program, whom it runs as, and what becomes of it.
+    programs: Vec<(Vec<u8>, Uid, Fate)>,
     /// Where files of the storage lie.
     places: Vec<PathBuf>,
     /// Where its block devices are.
     devices: Vec<PathBuf>,
+    /// Its volume groups.
+    groups: Vec<String>,
 }
 
 impl Tools {
@@ -93,12 +109,14 @@ impl Tools {
             name[..name.len().min(KEPT_NAME)].to_owned()
         };
         let mut programs = vec![
-            (name(&options.xorriso), Uid::effective()),
-            (name(&options.blkdiscard), Uid::effective()),
+            (name(&options.xorriso), Uid::effective(), Fate::Ended),
+            (name(&options.blkdiscard), Uid::effective(), Fate::Ended),
+            (name(&options.lvm), Uid::effective(), Fate::Awaited),
         ];
         // Without that user none was ever started.
         if let Ok(account) = Account::named(&options.qemu_img_user) {
-            programs.push((name(&options.qemu_img), Uid::from_raw(account.uid())));
+            let user = Uid::from_raw(account.uid());
+            programs.push((name(&options.qemu_img), user, Fate::Ended));
         }
         let roots = [
             &paths.images,
@@ -117,39 +135,48 @@ impl Tools {
             programs,
             places,
             devices: options.pools.values().map(|pool| pool.devices()).collect(),
+            groups: options
+                .pools
+                .values()
+                .map(|pool| pool.volume_group.as_str().to_owned())
+                .collect(),
         }
     }
 
-    /// Those that run and are not this process's.
-    fn find(&self) -> std::io::Result<Vec<Look>> {
+    /// Those that run and that no agent is the parent of: neither this one, nor another one that has a machine of its own in this
+    /// one (a container, say) with files at the same places.
+    fn find(&self) -> std::io::Result<Vec<(Look, Fate)>> {
         let all: Vec<Look> = Process::all()?.into_iter().filter_map(Look::at).collect();
-        let parents: HashMap<i32, i32> = all
-            .iter()
-            .map(|look| (look.process.pid, look.parent))
-            .collect();
+        let known: HashMap<i32, &Look> = all.iter().map(|look| (look.process.pid, look)).collect();
         let own = nix::unistd::getpid().as_raw();
-        let is_own = |pid: i32| {
-            std::iter::successors(Some(pid), |pid| parents.get(pid).copied())
+        let agents = known.get(&own).map(|look| look.name.clone());
+        let has_agent = |look: &Look| {
+            let parent = |look: &&Look| known.get(&look.parent).copied();
+            std::iter::successors(parent(&look), parent)
                 .take(GENERATIONS)
-                .any(|pid| pid == own)
+                .any(|it| it.process.pid == own || Some(&it.name) == agents.as_ref())
         };
-        Ok(all
-            .into_iter()
-            .filter(|look| self.is_one(look) && !is_own(look.process.pid))
-            .collect())
+        let left = all.iter().filter_map(|look| {
+            let fate = self.fate_of(look).filter(|_| !has_agent(look))?;
+            Some((look.clone(), fate))
+        });
+        Ok(left.collect())
     }
 
-    fn is_one(&self, look: &Look) -> bool {
-        let user = self
-            .programs
-            .iter()
-            .find(|(name, _)| name == look.name.as_bytes())
-            .map(|(_, user)| *user);
-        let Some(user) = user.filter(|user| runs_as(look.process, *user)) else {
-            return false;
+    /// What becomes of it, if it is one of the tools.
+    fn fate_of(&self, look: &Look) -> Option<Fate> {
+        let name = look.name.as_bytes();
+        let (_, user, fate) = self.programs.iter().find(|(it, ..)| it == name)?;
+        if !runs_as(look.process, *user) {
+            return None;
+        }
+        let is_ours = match fate {
+            Fate::Awaited => self.has_group(look.process),
+            // An operator works as root, and where he likes.
+            Fate::Ended if user.is_root() => self.has_ours(look.process),
+            Fate::Ended => self.works_here(look.process) || self.has_ours(look.process),
         };
-        // An operator works as root, and where he likes.
-        (!user.is_root() && self.works_here(look.process)) || self.has_ours(look.process)
+        is_ours.then_some(*fate)
     }
 
     /// Whether it works in one of the directories.
@@ -166,6 +193,15 @@ impl Tools {
             (name.starts_with(TMP.as_bytes()) && self.places.iter().any(|it| path.starts_with(it)))
                 || (name.starts_with(LOGICAL)
                     && self.devices.iter().any(|it| path.parent() == Some(it)))
+        };
+        process.arguments().iter().any(|it| is_ours(it)) && process.is_alive()
+    }
+
+    /// Whether it was told of a volume group, or of something in it.
+    fn has_group(&self, process: Process) -> bool {
+        let is_ours = |argument: &OsStr| {
+            let group = argument.as_bytes().split(|byte| *byte == b'/').next();
+            self.groups.iter().any(|it| Some(it.as_bytes()) == group)
         };
         process.arguments().iter().any(|it| is_ours(it)) && process.is_alive()
     }
