@@ -72,6 +72,7 @@ filter_names=(
 	the_hosts_own_firewall_knows_answers_that_come_over_a_flat_network
 	metadata_are_told_to_a_port_at_its_own_addresses_alone
 	what_finds_addresses_and_neighbours_goes_no_further_than_the_link
+	what_bridges_keep_to_themselves_reaches_neither_the_host_nor_its_tables
 	what_metadata_tell_a_port_reaches_no_other
 )
 kernel_log=$(mktemp)
