@@ -33,6 +33,7 @@ use berth_agent::{
             Content, LargerVolume, NewVolume, StoredVolume, VolumeContent, VolumeFile, VolumeFiles,
         },
     },
+    state::StateDir,
 };
 use berth_common::{
     document::{ImageFormat, ImageRef, SnapshotRef, VolumeFormat, VolumeRef},
@@ -750,6 +751,7 @@ async fn victim() {
         return;
     };
     let (root, group) = text.split_once(' ').unwrap();
+    let _state = StateDir::open(Path::new(root)).unwrap();
     let (storage, paths) = agent(Path::new(root), group, VolumeWipe::Zero);
     let progress = watch::channel(None).0;
     loop {
@@ -821,7 +823,8 @@ async fn an_agent_that_is_killed_leaves_nothing_half() {
         );
         victim.kill().unwrap();
         victim.wait().unwrap();
-        // What it ran of LVM's tools has ended by itself, or with it.
+        // Its lock is held by what it had begun to start, until that is one of LVM's tools, which a sweep waits for.
+        drop(StateDir::open(lab.directory.path()).unwrap());
         lab.restart(VolumeWipe::Zero);
         lab.storage.sweep().await.unwrap();
         for id in lab.storage.volumes_with_files().await.unwrap() {
