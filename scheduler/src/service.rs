@@ -26,7 +26,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    claim::{ClaimError, routers},
+    claim::{
+        ClaimError,
+        routers::{self, supply::Supplied},
+    },
     config::Config,
     context::Context,
     dispatch::{self, Fresh},
@@ -415,10 +418,17 @@ async fn supply_addresses(context: Arc<Context>, cancel: CancellationToken) {
         if let Err(error) = &lacks {
             tracing::warn!(error = %error_chain(error), "hosts that lack addresses get none; trying again later");
         }
-        if lacks.unwrap_or(true) {
-            context.lack_addresses();
-            pause = (pause * 2).min(LAST_SUPPLY);
-        }
+        pause = match lacks {
+            Ok(Supplied::All) => FIRST_SUPPLY,
+            Ok(Supplied::Batch) => {
+                context.lack_addresses();
+                FIRST_SUPPLY
+            }
+            Ok(Supplied::Rest) | Err(_) => {
+                context.lack_addresses();
+                (pause * 2).min(LAST_SUPPLY)
+            }
+        };
     }
 }
 

@@ -40,7 +40,8 @@ fn wait_for_stuck(libvirt: &Libvirt, expected: usize) {
 async fn guests_that_hang_are_asked_once_each_and_all_others_notice_nothing() {
     let hypervisor = Hypervisor::start();
     let options = Options {
-        ask_deadline: Duration::from_secs(3),
+        // Guests are asked one after the other, and the last of them is to be asked in time also by a slow machine.
+        ask_deadline: Duration::from_secs(8),
         guest_deadline: Duration::from_secs(3),
         observe_deadline: Duration::from_secs(10),
         ..Options::default()

@@ -78,9 +78,26 @@ pub(super) fn is_silence_of_qemu(error: &ActError) -> bool {
     false
 }
 
+/// Calls about other guests hang, or take their time, so this one was not made.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct NotMade(CallError);
+
 /// The call was not made, for which libvirt cannot be blamed.
 pub(super) fn not_made(what: &str, error: CallError) -> ActError {
-    ActError::retryable(FaultCode::Hypervisor, what, error)
+    ActError::retryable(FaultCode::Hypervisor, what, NotMade(error))
+}
+
+/// Whether a call was not made because of others.
+pub(super) fn is_not_made(error: &ActError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(found) = cause {
+        if found.is::<NotMade>() {
+            return true;
+        }
+        cause = found.source();
+    }
+    false
 }
 
 /// The call did not come back.
@@ -170,6 +187,8 @@ mod tests {
         ] {
             assert!(!is_silence_of_qemu(&other), "{other}");
         }
+        assert!(is_not_made(&not_made("x", CallError::Stuck(12))));
+        assert!(!is_not_made(&silent));
     }
 
     #[test]

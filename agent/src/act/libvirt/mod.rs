@@ -52,8 +52,8 @@ use crate::decide::{
     usage::DomainUsage,
 };
 use error::{
-    abandoned, failed, is_silence, is_silence_of_qemu, no_answer, no_answer_of_qemu, not_asked,
-    not_made,
+    abandoned, failed, is_not_made, is_silence, is_silence_of_qemu, no_answer, no_answer_of_qemu,
+    not_asked, not_made,
 };
 use rpc::Connection;
 use session::Session;
@@ -100,8 +100,8 @@ pub struct Options {
     pub step_deadline: Duration,
     /// How long saving or restoring a guest's memory may take: that of a large guest is written to disk.
     pub memory_deadline: Duration,
-    /// How many guests' memories are saved or restored at once, hang, or wait. Of one whose QEMU hangs that is noticed
-    /// (see `ask_deadline`, `observe_deadline`), and it gives its place up.
+    /// How many guests' memories are saved or restored at once, hang, or wait. Of one that is saved and whose QEMU hangs that is
+    /// noticed (see `ask_deadline`, `observe_deadline`), and it gives its place up; one that is restored keeps its own.
     pub memory_limits: Limits,
     /// How long measuring all domains may take.
     pub usage_deadline: Duration,
@@ -799,10 +799,11 @@ impl Compute for Libvirt {
                 hangs = self.until_it_hangs(*id) => Err(hangs),
             },
             // The request is with QEMU, which passes it on as soon as it goes on. Whoever waits for the guest to power off
-            // waits for no longer than for one that does not listen.
+            // waits for no longer than for one that does not listen. Nor for longer because others hang so that it could not be
+            // asked: it is asked again, and switched off in time.
             DomainStep::Shutdown(_) => match call.await {
-                Err(error) if is_silence_of_qemu(&error) => {
-                    tracing::warn!(error = %error_chain(&error), "a guest was asked to power off, and its QEMU does not answer");
+                Err(error) if is_silence_of_qemu(&error) || is_not_made(&error) => {
+                    tracing::warn!(error = %error_chain(&error), "a guest shall power off and did not hear it yet");
                     Ok(())
                 }
                 asked => asked,

@@ -171,7 +171,7 @@ impl Tools {
             return None;
         }
         let is_ours = match fate {
-            Fate::Awaited => self.has_group(look.process),
+            Fate::Awaited => self.changes_ours(look.process),
             // An operator works as root, and where he likes.
             Fate::Ended if user.is_root() => self.has_ours(look.process),
             Fate::Ended => self.works_here(look.process) || self.has_ours(look.process),
@@ -197,13 +197,21 @@ impl Tools {
         process.arguments().iter().any(|it| is_ours(it)) && process.is_alive()
     }
 
-    /// Whether it was told of a volume group, or of something in it.
-    fn has_group(&self, process: Process) -> bool {
-        let is_ours = |argument: &OsStr| {
+    /// Whether it was told of a volume group, or of something in it, and of something with a name as berth gives them.
+    fn changes_ours(&self, process: Process) -> bool {
+        let is_group = |argument: &OsStr| {
             let group = argument.as_bytes().split(|byte| *byte == b'/').next();
             self.groups.iter().any(|it| Some(it.as_bytes()) == group)
         };
-        process.arguments().iter().any(|it| is_ours(it)) && process.is_alive()
+        // An operator's `pvmove` may go on for hours in the same group.
+        let is_named = |argument: &OsStr| {
+            let name = argument.as_bytes().rsplit(|byte| *byte == b'/').next();
+            name.is_some_and(|name| name.starts_with(LOGICAL))
+        };
+        let arguments = process.arguments();
+        arguments.iter().any(|it| is_group(it))
+            && arguments.iter().any(|it| is_named(it))
+            && process.is_alive()
     }
 }
 

@@ -272,6 +272,34 @@ fn the_ruleset_of_a_network_with_an_uplink_and_a_router() {
     insta::assert_snapshot!(text(step_by(&spec, &uplinks, &found)));
 }
 
+/// An address of a pair may be in no subnet, and so may those of others on the wire.
+#[test]
+fn neighbours_are_found_at_any_address_but_not_by_a_router() {
+    let finding = |legs: Vec<RouterLeg>| {
+        let found = FilterObserved {
+            legs,
+            ..empty(Stateful::Bridge)
+        };
+        let text = text(step(&spec(), &found));
+        let begin =
+            "meta l4proto == \"ipv6-icmp\" icmpv6 type == { 135, 136 } ip6 hoplimit == 255 ";
+        let rules = text.lines().filter_map(|line| {
+            let rule = line.trim_start().strip_prefix(begin)?;
+            Some(rule.split_once(" comment")?.0.to_owned())
+        });
+        rules.collect::<Vec<_>>()
+    };
+    assert_eq!(finding(Vec::new()), ["accept"]);
+    let leg = RouterLeg::found("52:54:00:aa:aa:01".parse().unwrap());
+    assert_eq!(
+        finding(vec![leg]),
+        [
+            "ip6 daddr == 2001:db8::/64 accept",
+            "ether daddr != \"52:54:00:aa:aa:01\" accept"
+        ]
+    );
+}
+
 /// A VXLAN with guests on these other hosts.
 fn vxlan(hosts: &[&str]) -> NetworkSpec {
     NetworkSpec {
@@ -406,11 +434,15 @@ fn the_hosts_of_networks_that_a_router_joins_may_send() {
     for kind in [Local, Nat] {
         assert_eq!(told(kind, &both), known(&[]), "it ends at its host");
     }
-    // A host without an address is on no VXLAN. In other networks it may be one that was not told.
-    let one = [Some("192.0.2.7"), None];
-    assert_eq!(told(Vxlan, &one), known(&["192.0.2.7"]));
+    // A host without an address is on no VXLAN. In other networks it may be one that was not told, if none was.
+    for kind in [Flat, Vlan, Vxlan] {
+        let one = [Some("192.0.2.7"), None];
+        assert_eq!(told(kind, &one), known(&["192.0.2.7"]));
+        assert_eq!(told(kind, &[]), known(&[]), "no host but this one has it");
+    }
+    assert_eq!(told(Vxlan, &[None, None]), known(&[]));
     for kind in [Flat, Vlan] {
-        assert_eq!(told(kind, &one), Senders::Unknown);
+        assert_eq!(told(kind, &[None, None]), Senders::Unknown);
     }
 }
 
@@ -1242,6 +1274,7 @@ fn a_trace_lets_a_guest_ask_on_the_link_whatever_its_groups_say_and_no_further()
     let (berths, somebodys) = (Ok("berth's DHCP"), Ok("whoever answers DHCP"));
     let (on_link, denied) = (Ok("neighbour discovery"), Err("denied_egress"));
     let far = "2001:db8:ffff::1";
+    let legs = [RouterLeg::found("52:54:00:aa:aa:01".parse().unwrap())];
     for (what, spec, protocol, destination, wanted) in [
         (1, &served, v4, "255.255.255.255", berths),
         (2, &served, v4, "10.0.0.2", berths),
@@ -1277,10 +1310,18 @@ fn a_trace_lets_a_guest_ask_on_the_link_whatever_its_groups_say_and_no_further()
             "10.0.0.10"
         };
         let packet = packet(RuleDirection::Egress, source, destination, protocol);
-        let (passes, text) = traced_in(spec, &[], 0, &packet);
+        let (passes, text) = traced_in(spec, &legs, 0, &packet);
         assert_eq!(passes, wanted.is_ok(), "{what}: {text}");
         let (Ok(words) | Err(words)) = wanted;
         assert!(text.contains(words), "{what}: {text}");
+        // Without a router everybody is on the link.
+        if [135, 136].map(icmp).contains(&protocol) {
+            let (passes, text) = traced_in(spec, &[], 0, &packet);
+            assert!(
+                passes && text.contains("neighbour discovery"),
+                "{what}: {text}"
+            );
+        }
     }
 }
 

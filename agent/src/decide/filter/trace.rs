@@ -190,7 +190,15 @@ impl Trace<'_> {
         let mut subnets = self.spec.subnets.iter();
         address.is_unspecified()
             || is_of_link(address)
+            || self.legs.is_empty()
+            || self.is_of_pair(address)
             || subnets.any(|subnet| subnet.cidr.net().contains(&address))
+    }
+
+    /// Whether a port with port security says that it may use it.
+    fn is_of_pair(&self, address: IpAddr) -> bool {
+        let mut ports = self.spec.ports.iter();
+        ports.any(|port| port.security.is_some() && may_use(port, address))
     }
 
     /// Whether it is of `ICMPv6`, and of one of these types.

@@ -99,14 +99,19 @@ impl Guarded {
 
 /// The hosts that a network's document tells of, by their addresses for VXLANs. Those of a VXLAN without one are on none.
 fn told(spec: &NetworkSpec) -> Senders {
-    let hosts = spec.remote_ports.iter().map(|port| port.tunnel_ip);
+    let hosts = || spec.remote_ports.iter().filter_map(|port| port.tunnel_ip);
     match spec.network_type {
         // Its routers lead nobody's answers back from other hosts, so nobody sends from there.
         NetworkType::Local | NetworkType::Nat => Senders::default(),
-        NetworkType::Flat | NetworkType::Vlan => hosts
-            .collect::<Option<BTreeSet<IpAddr>>>()
-            .map_or(Senders::Unknown, Senders::Known),
-        NetworkType::Vxlan => Senders::Known(hosts.flatten().collect()),
+        // An older document tells of none: then hosts are not known. Of one that tells of some, the others have no VXLANs.
+        NetworkType::Flat | NetworkType::Vlan
+            if !spec.remote_ports.is_empty() && hosts().next().is_none() =>
+        {
+            Senders::Unknown
+        }
+        NetworkType::Flat | NetworkType::Vlan | NetworkType::Vxlan => {
+            Senders::Known(hosts().collect())
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use berth_common::{
@@ -20,7 +20,7 @@ use berth_common::{
     ids::{NetworkId, SecurityGroupId},
     names::MacAddress,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     base::{
@@ -39,6 +39,8 @@ use super::{
 };
 use crate::decide::{dhcp, metadata, names as link_names, network::Link};
 
+/// Any address of IPv6.
+const EVERYBODY_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0));
 /// The types of `ICMPv6` that a guest sends before it has an address: it tells of groups, and asks for routers and addresses.
 pub(super) const EARLY_ICMP6: [u32; 4] = [131, 133, 135, 143];
 /// The types that concern one link alone: routers, neighbours, redirects.
@@ -556,9 +558,17 @@ impl Filter<'_> {
             rule
         };
         let neighbours = of(Version::V6, false);
-        if !neighbours.is_empty() {
+        let legs = self.leg_macs();
+        if !legs.is_empty() && !neighbours.is_empty() {
             rules.push(accept(finds_neighbours(&[135, 136], neighbours)));
         }
+        // Addresses of pairs, and of others on the wire, may be in no subnet: what no router gets stays on the link.
+        let mut on_link = finds_neighbours(&[135, 136], BTreeSet::from([EVERYBODY_V6]));
+        if !legs.is_empty() {
+            let macs = words(legs.iter().map(ToString::to_string));
+            on_link.push(Statement::Match(MAC_TO, Op::IsNot, macs));
+        }
+        rules.push(accept(on_link));
         if self.is_served() {
             let services = word(OUT, &link_names::veth_host(self.id));
             rules.push(vec![services, jump(ASKED)]);

@@ -13,11 +13,22 @@ use crate::{
 /// Hosts that are given addresses in one transaction: requests want their turn.
 const AT_ONCE: u32 = 256;
 
-/// Gives the hosts that lack an address for a router one, as far as any are free. Answers whether some may lack one still.
+/// Which hosts that lacked an address got one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supplied {
+    /// None lacks one.
+    All,
+    /// As many as at once; there may be more.
+    Batch,
+    /// Those that one could be had for. Whether that was all, the next look tells.
+    Rest,
+}
+
+/// Gives the hosts that lack an address for a router one, as far as any are free.
 ///
 /// # Errors
 /// When the database is out of reach.
-pub async fn supply(context: &Context) -> Result<bool, ClaimError> {
+pub async fn supply(context: &Context) -> Result<Supplied, ClaimError> {
     let short = routers::short_subnets(context.store.pool()).await?;
     let mut places: BTreeSet<(HostId, RouterId)> = BTreeSet::new();
     for subnet in &short {
@@ -26,6 +37,10 @@ pub async fn supply(context: &Context) -> Result<bool, ClaimError> {
             places.extend(without.await?);
         }
     }
+    if short.is_empty() {
+        return Ok(Supplied::All);
+    }
+    let is_batch = places.len() >= AT_ONCE as usize;
     if !places.is_empty() {
         let mut writing = context.begin().await?;
         for (host, router) in places {
@@ -33,7 +48,11 @@ pub async fn supply(context: &Context) -> Result<bool, ClaimError> {
         }
         writing.commit().await?;
     }
-    Ok(!short.is_empty())
+    Ok(if is_batch {
+        Supplied::Batch
+    } else {
+        Supplied::Rest
+    })
 }
 
 async fn has_free(db: &impl Executor, subnet: SubnetId) -> Result<bool, ClaimError> {
