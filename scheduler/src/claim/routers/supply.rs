@@ -40,7 +40,7 @@ pub async fn supply(context: &Context) -> Result<Supplied, ClaimError> {
     if short.is_empty() {
         return Ok(Supplied::All);
     }
-    let is_batch = places.len() >= AT_ONCE as usize;
+    let is_batch = u32::try_from(places.len()).is_ok_and(|count| count >= AT_ONCE);
     if !places.is_empty() {
         let mut writing = context.begin().await?;
         for (host, router) in places {
