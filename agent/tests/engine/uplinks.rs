@@ -197,18 +197,20 @@ async fn who_may_send_into_a_vxlan_follows_the_documents_at_once() {
     for (generation, hosts, may) in [
         (2, &[Some(4), Some(5)][..], Some(&[3, 4, 5][..])),
         // A scheduler of before does not tell it of such networks.
-        (3, &[Some(4), None], None),
-        (4, &[Some(5)], Some(&[3, 5])),
+        (3, &[None, None], None),
+        // One that tells it of some: the others are on no VXLAN.
+        (4, &[Some(4), None], Some(&[3, 4])),
+        (5, &[Some(5)], Some(&[3, 5])),
     ] {
         let document = with_guests(&beside, generation, NetworkType::Vlan, hosts);
         lab.send(&document).await;
         may_send("only the document of the other network came", may).await;
     }
     // Nobody sends into it from a network that ends at its host.
-    lab.send(&with_guests(&beside, 5, NetworkType::Nat, &[Some(5)]))
+    lab.send(&with_guests(&beside, 6, NetworkType::Nat, &[Some(5)]))
         .await;
     may_send("the other one ends at its host", Some(&[3])).await;
-    lab.send(&with_guests(&beside, 6, vxlan, &[Some(6)])).await;
+    lab.send(&with_guests(&beside, 7, vxlan, &[Some(6)])).await;
     may_send("the other one is a VXLAN too", Some(&[3, 6])).await;
     lab.send(&Document::Router(router).tombstone()).await;
     may_send("no router joins them", Some(&[3])).await;
