@@ -34,17 +34,14 @@ pub(super) fn unreachable(address: &Address, error: Error) -> ActError {
 
 /// Whether libvirt is there and says nothing: the connection was given up for it, or a new one is not taken.
 pub(super) fn is_silence(error: &ActError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(found) = cause {
-        match found.downcast_ref::<Error>() {
-            Some(Error::Lost(Ended::Silent(_))) => return true,
-            Some(Error::NobodyThere { source, .. }) => {
-                return source.kind() == std::io::ErrorKind::WouldBlock;
-            }
-            _ => cause = found.source(),
+    let told = causes(error).find_map(|cause| match cause.downcast_ref::<Error>() {
+        Some(Error::Lost(Ended::Silent(_))) => Some(true),
+        Some(Error::NobodyThere { source, .. }) => {
+            Some(source.kind() == std::io::ErrorKind::WouldBlock)
         }
-    }
-    false
+        _ => None,
+    });
+    told.unwrap_or(false)
 }
 
 /// QEMU says nothing, and libvirt is there.
@@ -65,17 +62,18 @@ pub(super) fn no_answer_of_qemu(what: &str, error: CallError) -> ActError {
 
 /// Whether a QEMU says nothing. libvirt tells so itself of one that is busy with an earlier call for long.
 pub(super) fn is_silence_of_qemu(error: &ActError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(found) = cause {
-        let is_busy = found
+    causes(error).any(|cause| {
+        let is_busy = cause
             .downcast_ref::<Error>()
             .is_some_and(|error| error.code() == Some(Code::OPERATION_TIMEOUT));
-        if is_busy || found.is::<SilentQemu>() {
-            return true;
-        }
-        cause = found.source();
-    }
-    false
+        is_busy || cause.is::<SilentQemu>()
+    })
+}
+
+/// The error, and what each was caused by.
+fn causes(error: &ActError) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| error.source())
 }
 
 /// Calls about other guests hang, or take their time, so this one was not made.
@@ -90,14 +88,7 @@ pub(super) fn not_made(what: &str, error: CallError) -> ActError {
 
 /// Whether a call was not made because of others.
 pub(super) fn is_not_made(error: &ActError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(found) = cause {
-        if found.is::<NotMade>() {
-            return true;
-        }
-        cause = found.source();
-    }
-    false
+    causes(error).any(|cause| cause.is::<NotMade>())
 }
 
 /// The call did not come back.
