@@ -421,21 +421,27 @@ fn berths_own_services_are_reached_whatever_the_groups_say() {
     );
 }
 
+/// Three guests: the first may use these addresses too, the third any, as it has no port security.
+async fn with_pair_and_open(host: &mut Host, addresses: &str) -> NetworkSpec {
+    let mut spec = host.spec(&[10, 11, 12]);
+    let pair = AddressPair {
+        ip_address: addresses.parse().unwrap(),
+        mac_address: None,
+    };
+    let security = spec.ports[0].security.as_mut().unwrap();
+    security.allowed_address_pairs = vec![pair];
+    spec.ports[2].security = None;
+    host.converge(Some(&spec)).await;
+    spec
+}
+
 /// It tells guests apart by their address, and what it tells is for one of them alone.
 #[test]
 fn metadata_are_told_to_a_port_at_its_own_addresses_alone() {
     isolated(
         "metadata_are_told_to_a_port_at_its_own_addresses_alone",
         async |host: &mut Host| {
-            let mut spec = host.spec(&[10, 11, 12]);
-            let its_neighbours = AddressPair {
-                ip_address: "10.0.0.11".parse().unwrap(),
-                mac_address: None,
-            };
-            let security = spec.ports[0].security.as_mut().unwrap();
-            security.allowed_address_pairs = vec![its_neighbours];
-            spec.ports[2].security = None;
-            host.converge(Some(&spec)).await;
+            let spec = with_pair_and_open(host, "10.0.0.11").await;
             let [paired, victim, open] = [0, 1, 2].map(|port| host.plug(&spec, port));
             for guest in [&paired, &victim, &open] {
                 guest.knows_metadata();
@@ -483,15 +489,7 @@ fn what_metadata_tell_a_port_reaches_no_other() {
         async |host: &mut Host| {
             /// From the service to the victim, as headers say it.
             const TOLD: [u8; 8] = [169, 254, 169, 254, 10, 0, 0, 11];
-            let mut spec = host.spec(&[10, 11, 12]);
-            let its_neighbours = AddressPair {
-                ip_address: "10.0.0.0/24".parse().unwrap(),
-                mac_address: None,
-            };
-            let security = spec.ports[0].security.as_mut().unwrap();
-            security.allowed_address_pairs = vec![its_neighbours];
-            spec.ports[2].security = None;
-            host.converge(Some(&spec)).await;
+            let spec = with_pair_and_open(host, "10.0.0.0/24").await;
             let [paired, victim, open] = [0, 1, 2].map(|port| host.plug(&spec, port));
             victim.knows_metadata();
             for (bad, n) in [(&paired, 10), (&open, 12)] {
