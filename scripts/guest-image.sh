@@ -49,7 +49,7 @@ mkdir -p "$cache" "$(dirname "$out")"
 out=$(cd "$(dirname "$out")" && pwd)/$(basename "$out")
 
 missing=()
-for tool in busybox dropbear dropbearkey syslinux mformat mcopy sfdisk qemu-img ldd; do
+for tool in busybox dropbear dropbearkey syslinux mformat mcopy sfdisk qemu-img ldd gcc; do
 	PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null || missing+=("$tool")
 done
 ((${#missing[@]} == 0)) || die "missing ${missing[*]}: run scripts/install-packages.sh guest run"
@@ -158,6 +158,8 @@ make_root() {
 
 	cp "$parts/inittab" "$tree/etc/inittab"
 	install -m 755 "$parts/rc" "$tree/etc/rc"
+	# What it is linked with is there already.
+	gcc -Os -s -Wall -Wextra -Werror -o "$tree/bin/frame" "$parts/frame.c"
 	install -m 755 "$parts/agent" "$tree/etc/agent"
 	install -m 755 "$parts/console" "$tree/etc/console"
 	install -m 755 "$parts/hotplug" "$tree/etc/hotplug"

@@ -25,7 +25,7 @@ run_packages=(
 	curl dnsmasq-base iproute2 iputils-ping jq libvirt-clients libvirt-daemon-driver-qemu libvirt-daemon-system
 	nftables procps qemu-system-x86 qemu-utils rabbitmq-server util-linux xorriso
 )
-guest_packages=(busybox-static dropbear-bin fdisk mtools qemu-utils syslinux syslinux-common)
+guest_packages=(busybox-static dropbear-bin fdisk gcc libc6-dev mtools qemu-utils syslinux syslinux-common)
 test_packages=(
 	iproute2 jq lvm2 mariadb-client mariadb-server openssh-client postgresql postgresql-client procps
 	prometheus python3 python3-pika sshpass strace systemd thin-provisioning-tools util-linux

@@ -9,6 +9,7 @@ mod failover;
 mod first_light;
 mod foreign;
 mod garbage;
+mod hostile_frames;
 mod hostile_images;
 mod house_rules;
 mod lab;

@@ -2,7 +2,7 @@
 //! guest gets through, and what a guest's connection notices of agents that are killed, upgraded and told of other rules. Nothing in
 //! a guest's path depends on the agent.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, ensure};
 use berth_common::{
@@ -19,6 +19,8 @@ use berth_tests::{
     wait::{Seen, wait_for},
     with_cloud,
 };
+
+use crate::hostile_frames::{self, Sender};
 
 /// What the hostile guest pretends to be.
 const FORGED_MAC: &str = "52:54:00:66:66:66";
@@ -61,21 +63,36 @@ impl<'a> Heard<'a> {
     async fn count(
         hypervisor: &'a Hypervisor,
         guest: &Guest,
-        from: IpAddr,
+        from: Sender,
         claimed: &str,
     ) -> anyhow::Result<Self> {
         let link = tap(hypervisor, guest).await?;
+        let own = format!("ether saddr {}", from.mac);
         let mut rules = "add table bridge heard; add chain bridge heard by { type filter hook postrouting priority 300; }".to_owned();
         for (what, is) in [
-            ("legitimate", format!("ip saddr {from}")),
+            ("legitimate", format!("ip saddr {}", from.ip)),
             ("mac", format!("ether saddr {FORGED_MAC}")),
             ("ip", format!("ip saddr {FORGED_IP}")),
             (
                 "arp",
                 format!("ether type arp arp saddr ip {{ {claimed} }}"),
             ),
-            ("offer", format!("ip saddr {from} udp dport 68")),
-            ("tag", "ether type 8021q".to_owned()),
+            ("offer", format!("ip saddr {} udp dport 68", from.ip)),
+            ("tag", "ether type { 8021q, 8021ad }".to_owned()),
+            // What it sends as itself.
+            ("server", format!("{own} udp dport {{ 68, 546 }}")),
+            (
+                "router",
+                format!("{own} icmpv6 type {{ nd-router-advert, nd-redirect }}"),
+            ),
+            (
+                "router of IPv4",
+                format!("{own} icmp type router-advertisement"),
+            ),
+            (
+                "neighbour",
+                format!("{own} ip6 daddr ff02::1 icmpv6 type nd-neighbor-advert"),
+            ),
         ] {
             rules += &format!(
                 "; add rule bridge heard by oifname {link} {is} counter comment \"{what}\""
@@ -102,6 +119,12 @@ impl<'a> Heard<'a> {
     }
 }
 
+/// A guest as one that sends.
+fn sender(guest: &Guest) -> anyhow::Result<Sender> {
+    let port = guest.view.ports.first().context("no port")?;
+    Sender::new(port.mac_address, guest.address()?)
+}
+
 /// The tap of a guest.
 async fn tap(hypervisor: &Hypervisor, guest: &Guest) -> anyhow::Result<String> {
     let domains = hypervisor.domains().await?;
@@ -112,16 +135,17 @@ async fn tap(hypervisor: &Hypervisor, guest: &Guest) -> anyhow::Result<String> {
         .await
 }
 
-/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway, sends to the port where DHCP clients
-/// listen, from one that is no server's, and tags frames; before, it claims to the metadata service that it is its neighbour.
+/// One guest takes another MAC, another IP, and the addresses of its neighbour and of the gateway, is a DHCP server and a router, and tags
+/// frames, once and twice; before, it claims to the metadata service that it is its neighbour.
 async fn nothing_hostile_is_heard(
     cloud: &TestCloud,
     [bad, neighbour]: [&Guest; 2],
 ) -> anyhow::Result<()> {
-    let (own, other) = (bad.address()?, neighbour.address()?);
+    let other = neighbour.address()?;
     let claimed = format!("{other}, {GATEWAY}");
     let beyond = cloud.hypervisor_of(&neighbour.view)?;
-    let heard = Heard::count(beyond, neighbour, own, &claimed).await?;
+    let [sender, victim] = [sender(bad)?, sender(neighbour)?];
+    let heard = Heard::count(beyond, neighbour, sender, &claimed).await?;
     // In the background: with another MAC it cannot be spoken to.
     let script = format!(
         "ping -c 1 -W 5 {other} || exit 1
@@ -152,15 +176,26 @@ async fn nothing_hostile_is_heard(
             ip link del eth0.5
         ' >/run/hostile 2>&1 </dev/null &"
     );
+    let crafted = sender.everything(victim)?;
+    bad.run(cloud, &hostile_frames::script("eth0", &crafted)?)
+        .await?;
     bad.run(cloud, &script).await?;
     let port = bad.view.ports.first().context("no port")?.id;
     let telemetry = cloud.hypervisor_of(&bad.view)?.telemetry();
+    let crafted = |reason: &str| -> anyhow::Result<f64> {
+        let of_reason = crafted.iter().find(|it| it.reason == reason);
+        let frames = of_reason.with_context(|| format!("no frames for {reason}"))?;
+        Ok(f64::from(u32::try_from(frames.frames.len())?))
+    };
     for (reason, at_least) in [
         ("spoofed_mac", 1.0),
         ("spoofed_ip", 1.0),
         ("spoofed_arp", 4.0),
-        ("rogue_dhcp", 1.0),
-        ("tagged", 1.0),
+        // And those that its tools make.
+        ("rogue_dhcp", crafted("rogue_dhcp")? + 1.0),
+        ("tagged", crafted("tagged")? + 1.0),
+        ("rogue_ra", crafted("rogue_ra")?),
+        ("spoofed_nd", crafted("spoofed_nd")?),
     ] {
         let series = format!(
             "berth_port_dropped_packets_total{{port_id=\"{port}\",instance_id=\"{}\",reason=\"{reason}\"}}",
@@ -184,7 +219,7 @@ async fn nothing_hostile_is_heard(
     let packets = heard.packets().await?;
     ensure!(
         packets.first().is_some_and(|legitimate| *legitimate >= 2)
-            && packets.get(1..) == Some(&[0; 5]),
+            && packets.get(1..) == Some(&[0; 9]),
         "the neighbour heard {packets:?}"
     );
     Ok(())
