@@ -72,7 +72,7 @@ fn prepare(inner: &Inner, plan: &ConfigDrivePlan) -> Result<Option<Making>, Stor
     if instances::is_file(&plan.path)? {
         return Ok(None);
     }
-    instances::make(&inner.paths, plan.instance, &inner.options)?;
+    instances::make(&inner.paths, plan.instance)?;
     let directory = inner.paths.instance(plan.instance);
     let mut files = Vec::with_capacity(plan.files.len());
     for file in &plan.files {

@@ -24,6 +24,7 @@ use super::{
     fault::StorageFault,
     instances, sight,
     temporary::Temporary,
+    volume::with_tables,
 };
 use crate::{
     act::command::{Account, Command, Confinement, Limits, Network, View},
@@ -136,7 +137,7 @@ fn prepare(inner: &Inner, plan: &DiskPlan) -> Result<Option<Making>, StorageFaul
     let image =
         std::path::absolute(&image).map_err(|source| StorageFault::io("find", &image, source))?;
     let account = Account::named(&inner.options.qemu_img_user)?;
-    instances::make(&inner.paths, plan.instance, &inner.options)?;
+    instances::make(&inner.paths, plan.instance)?;
     let purpose = match plan.name {
         DiskName::Own { index, .. } => format!("disk{index}"),
         DiskName::Rescue(_) => "rescue".to_owned(),
@@ -177,9 +178,12 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
         }
         let account = Account::named(&shared.options.qemu_img_user)?;
         let view = sight::with_disk(sight::system(&shared.options)?, &planned.path)?;
-        Ok(Some((account, view)))
+        let length = fs::metadata(&planned.path)
+            .map_err(|source| StorageFault::io("read", &planned.path, source))?
+            .len();
+        Ok(Some((account, view, length)))
     };
-    let Some((account, view)) = inner.files.run(prepare).await? else {
+    let Some((account, view, length)) = inner.files.run(prepare).await? else {
         return Ok(());
     };
     let file = here(&plan.path);
@@ -198,7 +202,11 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerDisk) -> Result<(), St
             network: Network::None,
             view,
         })
-        .limits(LIMITS)
+        // Larger tables are written behind all that the guest has written.
+        .limits(Limits {
+            file_size: Some(with_tables(length.max(plan.size.get()))),
+            ..LIMITS
+        })
         .malloc_arenas(1)
         .timeout(inner.options.create_deadline)
         .ends_with_agent()

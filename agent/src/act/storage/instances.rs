@@ -1,8 +1,7 @@
 //! The directories of instances: making, reading and removing them.
 //!
-//! An instance's directory belongs to root. QEMU's group may make files in it, and the sticky bit keeps it from
-//! replacing what others made there: a guest that broke out of its QEMU cannot make a root process write elsewhere
-//! by planting a link in place of the console log.
+//! An instance's directory belongs to root, and nobody else makes anything there: a guest that broke out of its QEMU cannot make a
+//! root process write elsewhere by planting a link in place of the console log.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,36 +12,29 @@ use std::{
 };
 
 use berth_common::{document::DiskFormat, ids::InstanceId, units::ByteCount};
-use nix::{fcntl::OFlag, sys::statvfs::statvfs, unistd::Group};
+use nix::{fcntl::OFlag, sys::statvfs::statvfs};
 
-use super::{atomic::sync_directory, fault::StorageFault, metadata, options::StorageOptions};
+use super::{atomic::sync_directory, fault::StorageFault, metadata};
 use crate::decide::{
     image_header::qcow2,
     instance::{DiskName, InstanceFiles, OldFile, Paths, parse_config_drive},
 };
 
-/// Mode of the directories that hold images and instances: QEMU passes through, and sees only what it was told of.
-const ROOT_MODE: u32 = 0o711;
-/// Mode of an instance's directory with QEMU's group: make files, list nothing, replace nothing of others.
-const SHARED_MODE: u32 = 0o1731;
-/// Mode of an instance's directory where QEMU has no group of its own.
-const OWN_MODE: u32 = 0o711;
+/// Mode of the directories that hold images and instances, and of those of instances: QEMU passes through, and sees only what it was
+/// told of. It makes nothing there: virtlogd, which is root, opens the console's log by its name and follows a link.
+const MODE: u32 = 0o711;
 
 /// Makes one of the two top directories, if it is not there.
 pub(super) fn make_root(directory: &Path) -> Result<(), StorageFault> {
     DirBuilder::new()
         .recursive(true)
-        .mode(ROOT_MODE)
+        .mode(MODE)
         .create(directory)
         .map_err(|source| StorageFault::io("make the directory", directory, source))
 }
 
 /// Makes an instance's directory, if it is not there, with the right permissions in any case.
-pub(super) fn make(
-    paths: &Paths,
-    id: InstanceId,
-    options: &StorageOptions,
-) -> Result<(), StorageFault> {
+pub(super) fn make(paths: &Paths, id: InstanceId) -> Result<(), StorageFault> {
     make_root(&paths.instances)?;
     let directory = paths.instance(id);
     match DirBuilder::new().mode(0o700).create(&directory) {
@@ -51,19 +43,34 @@ pub(super) fn make(
         }
         Err(source) => return Err(StorageFault::io("make the directory", &directory, source)),
     }
-    let failed = |source| StorageFault::io("set the permissions of", &directory, source);
-    let group = Group::from_name(&options.qemu_group).map_err(|errno| failed(errno.into()))?;
-    if let Some(group) = &group {
-        chown(&directory, Some(0), Some(group.gid.as_raw())).map_err(failed)?;
-    }
-    let mode = if group.is_some() {
-        SHARED_MODE
-    } else {
-        OWN_MODE
-    };
-    fs::set_permissions(&directory, Permissions::from_mode(mode)).map_err(failed)?;
+    close(&directory)?;
     sync_directory(&paths.instances)
         .map_err(|source| StorageFault::io("write to disk", &paths.instances, source))
+}
+
+/// Sees that only root makes anything in a directory of an instance: older agents let QEMU's group.
+fn close(directory: &Path) -> Result<(), StorageFault> {
+    chown(directory, Some(0), Some(0))
+        .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(MODE)))
+        .map_err(|source| StorageFault::io("set the permissions of", directory, source))
+}
+
+/// The same for all that are there; answers what it could not do.
+pub(super) fn close_all(paths: &Paths) -> Vec<StorageFault> {
+    let ids = match list(paths) {
+        Ok(ids) => ids,
+        Err(fault) => return vec![fault],
+    };
+    let closed = |id: InstanceId| -> Result<(), StorageFault> {
+        let directory = paths.instance(id);
+        if is_directory(&directory)? {
+            close(&directory)?;
+        }
+        Ok(())
+    };
+    ids.into_iter()
+        .filter_map(|id| closed(id).err())
+        .collect()
 }
 
 /// The complete files of an instance.

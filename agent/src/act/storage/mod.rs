@@ -198,7 +198,7 @@ impl Storage for DirStorage {
             StorageStep::FetchImage(image) => self.fetch_image(image, progress).await,
             StorageStep::CreateDirectory(id) => {
                 let id = *id;
-                self.on_files(move |inner| instances::make(&inner.paths, id, &inner.options))
+                self.on_files(move |inner| instances::make(&inner.paths, id))
                     .await
             }
             StorageStep::CreateDisk(plan) => Ok(disk::create(&self.inner, plan).await?),
@@ -292,11 +292,13 @@ impl Storage for DirStorage {
         let inner = Arc::clone(&self.inner);
         let sweep = move || {
             let keep_partial = inner.options.partial_max_age;
-            Ok(temporary::sweep(
+            let mut stay = instances::close_all(&inner.paths);
+            stay.extend(temporary::sweep(
                 &inner.paths,
                 &inner.temporaries,
                 keep_partial,
-            ))
+            ));
+            Ok(stay)
         };
         match self.inner.files.run(sweep).await {
             Ok(stay) => faults.extend(stay),

@@ -21,9 +21,6 @@ pub struct StorageOptions {
     /// Files and directories that it sees besides those and the system's programs and libraries, as they are on the host.
     /// Only a `qemu_img` that lies elsewhere, or is a script, needs any.
     pub qemu_img_sees: Vec<PathBuf>,
-    /// The group that QEMU runs in. It may make files in an instance's directory (the display's socket), but not
-    /// replace what others made there. A group that does not exist is left out.
-    pub qemu_group: String,
     /// `file://` images must not come from below these directories: an instance must not read what belongs to
     /// others. The directories of disks and images themselves are always among them. Elsewhere only files that
     /// everybody may read are images.
@@ -131,7 +128,6 @@ impl Default for StorageOptions {
             xorriso: PathBuf::from("xorriso"),
             qemu_img_user: "nobody".to_owned(),
             qemu_img_sees: Vec::new(),
-            qemu_group: "libvirt-qemu".to_owned(),
             not_below: Vec::new(),
             image_url_allow: Vec::new(),
             ca_bundle: PathBuf::from("/etc/ssl/certs/ca-certificates.crt"),
