@@ -115,6 +115,10 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             }
             remember(&mut end.memory, step);
             end.taps |= matches!(step, Step::Domain(step) if step.changes_taps());
+            // What it needs may have become another meanwhile: a volume that its start would have waited for grows.
+            if matches!(step, Step::Storage(step) if takes_long(step)) {
+                break;
+            }
             if let Step::Domain(DomainStep::AbandonStart(_)) = step {
                 return Ok(Outcome::Failed(Fault {
                     code: FaultCode::Hypervisor,

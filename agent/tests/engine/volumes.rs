@@ -362,6 +362,29 @@ fn live(lab: &Lab, wish: &Wish) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_instance_needs_is_looked_at_again_after_its_image_came() {
+    const PACE: Duration = Duration::from_secs(100);
+    let lab = Lab::new().await;
+    let volume = Wanted::new(&lab, None);
+    made(&lab, &volume, 1).await;
+    let wish = Wish::new(&lab);
+    let network = wish.network(1, &[wish.port]);
+    lab.send(&network).await;
+    lab.wait_status(&network, ConvergeStatus::Converged).await;
+    lab.host.set_pace(PACE);
+    let document = with_volumes(&wish, 1, &[&volume]);
+    lab.send(&document).await;
+    // The volume was there when its image began to come.
+    sleep(PACE / 2).await;
+    lab.host.lose_volume(volume.id);
+    let larger = volume.document(2, 2);
+    lab.send(&larger).await;
+    wait_fault(&lab, &larger, FaultCode::Volume, "its file is missing").await;
+    sleep(20 * PACE).await;
+    assert_eq!(lab.host.lives(wish.instance).starts, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_instance_starts_with_its_volume_once_that_is_made() {
     let lab = Lab::new().await;
     let (wish, volume) = (Wish::new(&lab), Wanted::new(&lab, None));
