@@ -322,6 +322,7 @@ async fn end(context: &Context, instance: InstanceId, host_id: HostId) -> anyhow
             boot_disk: None,
             running: None,
             ports: None,
+            volumes: None,
             observed_at: Utc::now(),
         }],
     };

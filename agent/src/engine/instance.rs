@@ -66,7 +66,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             Ok(observed) => observed,
             Err(error) => return Ok(Outcome::of_look(&error)),
         };
-        end.domain = Some(observed.domain.clone());
+        end.saw(observed.domain.clone(), &facts.paths);
         let observed = overrule_guest(observed, end.memory);
         let plan = instance::plan(wish, &observed, &facts);
         if plan.then != Then::Wait(Wait::GuestPowersOff) {
@@ -109,7 +109,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
                 if !error.retryable
                     && let Ok(domain) = worker.tools.host.compute.observe_one(wish.id).await
                 {
-                    end.domain = Some(domain);
+                    end.saw(domain, &facts.paths);
                 }
                 return Ok(Outcome::of_step(&error));
             }

@@ -10,7 +10,13 @@ use berth_common::{
 };
 use tokio::time::Instant;
 
-use crate::{act::ActError, decide::domain::DomainObserved};
+use crate::{
+    act::ActError,
+    decide::{
+        domain::{DomainObserved, OffReason},
+        instance::Paths,
+    },
+};
 
 /// What a pass came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,6 +267,8 @@ pub(super) struct PassEnd {
     pub(super) outcome: Outcome,
     /// Of instances: the domain as it was seen last; `None`: it was not seen.
     pub(super) domain: Option<Option<DomainObserved>>,
+    /// Of instances: the volumes it has then; `None`: not known.
+    pub(super) volumes: Option<Vec<VolumeId>>,
     /// Of instances: what to remember.
     pub(super) memory: Memory,
     /// Look again after this long, if not earlier for another reason.
@@ -279,11 +287,28 @@ impl PassEnd {
         Self {
             outcome,
             domain: None,
+            volumes: None,
             memory: Memory::default(),
             again: None,
             taps: false,
             bridge: false,
             legs: false,
         }
+    }
+
+    /// Of instances: notes its domain.
+    pub(super) fn saw(&mut self, domain: Option<DomainObserved>, paths: &Paths) {
+        self.volumes = match &domain {
+            None => Some(Vec::new()),
+            // What its memory was saved with is in no definition.
+            Some(domain) if domain.off_reason == Some(OffReason::Saved) => None,
+            Some(domain) => {
+                let disks = domain.disks.live.iter().chain(&domain.disks.kept);
+                let volumes = disks.filter_map(|disk| paths.volume_at(&disk.path));
+                let volumes: BTreeSet<VolumeId> = volumes.collect();
+                Some(volumes.into_iter().collect())
+            }
+        };
+        self.domain = Some(domain);
     }
 }

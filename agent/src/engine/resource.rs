@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use berth_common::{
     document::{Document, DocumentKey, Kind},
-    ids::PortId,
+    ids::{PortId, VolumeId},
     message::report::{ConvergeStatus, Fault, FaultCode, PowerState, ResourceReport},
 };
 use chrono::{DateTime, Utc};
@@ -68,6 +68,8 @@ pub(super) struct Resource {
     pub(super) memory: Memory,
     /// The domain as the last pass left it; `None`: it was not seen.
     seen: Option<Option<DomainObserved>>,
+    /// The volumes that it had then; `None`: no pass over this document has seen it.
+    volumes: Option<Vec<VolumeId>>,
     /// When the last pass ended.
     left: Option<Instant>,
     /// Passes that failed in a row.
@@ -132,6 +134,7 @@ impl Resource {
             waits_for: None,
             memory: Memory::default(),
             seen: None,
+            volumes: None,
             left: None,
             failures: 0,
             crashes: 0,
@@ -145,6 +148,8 @@ impl Resource {
     pub(super) fn replace(&mut self, document: Arc<Document>, moment: Moment) {
         self.memory.overruled = document.generation() == self.document.generation();
         self.document = document;
+        // A step for the one before may be under way.
+        self.volumes = None;
         self.fresh = true;
         self.failures = 0;
         self.crashes = 0;
@@ -266,6 +271,7 @@ impl Resource {
         self.memory = end.memory;
         if let Some(domain) = end.domain {
             self.seen = Some(domain);
+            self.volumes = end.volumes;
         }
         self.waits_for = None;
         let pause = self.settle(&end.outcome, resync, moment);
@@ -416,6 +422,7 @@ impl Resource {
             boot_disk,
             running,
             ports,
+            volumes: self.volumes.clone(),
             observed_at: moment.at,
         }
     }

@@ -142,6 +142,7 @@ impl Reports {
             boot_disk: None,
             running: None,
             ports: None,
+            volumes: None,
             observed_at: Utc::now(),
         });
         if report.generation == generation {
@@ -403,6 +404,7 @@ mod tests {
             boot_disk: None,
             running: None,
             ports: None,
+            volumes: None,
             observed_at: Utc::now(),
         }
     }

@@ -487,7 +487,13 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
     let (wish, ..) = running(&lab).await;
     let volume = Wanted::new(&lab, None);
     made(&lab, &volume, 1).await;
-    let with = with_volumes(&wish, 2, &[&volume]);
+    // One that needs no guest to give it back.
+    let other = Wanted::new(&lab, None);
+    made(&lab, &other, 1).await;
+    let mut with = with_volumes(&wish, 2, &[&volume, &other]);
+    if let Document::Instance(desired) = &mut with {
+        desired.spec.as_mut().unwrap().volumes[1].disk_bus = DiskBus::Scsi;
+    }
     lab.send(&with).await;
     lab.wait_status(&with, ConvergeStatus::Converged).await;
     lab.host.set_guest(wish.instance, Guest::IgnoresAcpi);
@@ -509,6 +515,7 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
     sleep(Duration::from_secs(120)).await;
     let report = lab.newest(without.key()).unwrap();
     assert_eq!(report.status, ConvergeStatus::Failed);
+    assert_eq!(report.volumes, Some(vec![volume.id]), "the other is free");
     assert_eq!(live(&lab, &wish), ["vdb"]);
     // Switched off, it has lost it.
     let mut off = without.clone().with_generation(Generation(4));
@@ -516,7 +523,8 @@ async fn a_volume_is_not_free_before_the_guest_gave_it_back_or_is_off() {
         stopped(desired.spec.as_mut().unwrap());
     }
     lab.send(&off).await;
-    lab.wait_status(&off, ConvergeStatus::Converged).await;
+    let report = lab.wait_status(&off, ConvergeStatus::Converged).await;
+    assert_eq!(report.volumes, Some(Vec::new()));
     assert_eq!(live(&lab, &wish), [""; 0]);
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     document::DocumentKey,
-    ids::{HostId, Nonce, PortId},
+    ids::{HostId, Nonce, PortId, VolumeId},
     names::HostName,
     units::{Generation, MemoryMb, Vcpus},
 };
@@ -17,7 +17,7 @@ use crate::{
 /// The `type` property of a report.
 pub const REPORT_TYPE: &str = "report";
 /// The version of reports (`x-berth-version`).
-pub const REPORT_VERSION: u32 = 4;
+pub const REPORT_VERSION: u32 = 5;
 
 /// The state of some of a host's documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +65,10 @@ pub struct ResourceReport {
     /// Of instances: the ports whose NICs its domain has, those of its guest if that is on; null: not known.
     #[serde(default)]
     pub ports: Option<Vec<PortId>>,
+    /// Of instances: the volumes that its domain has, or has after its next start, as was seen since this generation came; null: not
+    /// known.
+    #[serde(default)]
+    pub volumes: Option<Vec<VolumeId>>,
     /// When the agent looked.
     pub observed_at: DateTime<Utc>,
 }

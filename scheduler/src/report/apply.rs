@@ -367,8 +367,8 @@ async fn observe(
     if !lies_here {
         return Ok(());
     }
-    if report.status == ConvergeStatus::Converged && !tombstone {
-        settle_attachments(writing, attached).await?;
+    if !tombstone {
+        settle_attachments(writing, attached, report).await?;
     }
     // Without a power state nobody has looked yet (the agent was started anew): what was said before is still the newest.
     let before = &row.observed;
@@ -416,22 +416,31 @@ async fn observe(
     Ok(())
 }
 
-/// The instance of some volumes is as its document says, which is derived with every change of them: it has those it
-/// shall have, and no others.
+/// An instance that is as its document says, which is derived with every change of its volumes, has those it shall have, and no
+/// others. Of one that is not, for whatever other reason, a volume is free that its host has seen it without.
 async fn settle_attachments(
     writing: &Writing<'_>,
     attached: &[AttachmentRow],
+    report: &ResourceReport,
 ) -> Result<(), ClaimError> {
+    let is_done = report.status == ConvergeStatus::Converged;
+    let has = |volume| {
+        report
+            .volumes
+            .as_ref()
+            .map(|volumes| volumes.contains(&volume))
+    };
     for row in attached {
         match row.state {
-            AttachmentState::Attaching => {
+            AttachmentState::Attaching if is_done => {
                 let state = AttachmentState::Attached;
                 attachments::set_state(writing.txn(), row.volume_id, state).await?;
             }
-            AttachmentState::Attached => {}
-            AttachmentState::Detaching => {
+            AttachmentState::Detaching if is_done || has(row.volume_id) == Some(false) => {
                 attachments::delete(writing.txn(), row.volume_id).await?;
                 tracing::info!(volume = %row.volume_id, instance = %row.instance_id, "volume is free");
+            }
+            AttachmentState::Attaching | AttachmentState::Attached | AttachmentState::Detaching => {
             }
         }
     }
@@ -598,15 +607,17 @@ async fn failed(
     let before = row.observed.fault.as_ref().filter(|_| {
         row.observed.status == Some(ConvergeStatus::Failed) && row.observed.generation == generation
     });
-    // The words of the same fault may differ from pass to pass, and have got an end here.
+    let may_move = !row.observed.was_active && !row.desired_deleted && !is_leaving(row, host);
+    let is_given_up = fault.code.is_hosts() && may_move;
+    // The words of the same fault may differ from pass to pass. Where it cannot move on, those of the first time say why.
     if let Some(before) = before
         && before.code == fault.code
     {
-        return Ok(Some(before.clone()));
+        let newest = if is_given_up { before } else { fault };
+        return Ok(Some(newest.clone()));
     }
     let mut fault = fault.clone();
-    let may_move = !row.observed.was_active && !row.desired_deleted && !is_leaving(row, host);
-    if fault.code.is_hosts() && may_move {
+    if is_given_up {
         match give_up(writing, row, host, &fault).await? {
             Relocation::Leaves => return Ok(None),
             Relocation::Stays { why } => {

@@ -348,6 +348,7 @@ pub(crate) fn resource(
         boot_disk: None,
         running: None,
         ports: None,
+        volumes: None,
         observed_at: Utc::now(),
     }
 }

@@ -10,7 +10,7 @@ use berth_common::{
     ids::{InstanceId, VolumeId},
     message::{
         heartbeat::{PoolKind, PoolReport},
-        report::{ConvergeStatus, FaultCode, PowerState},
+        report::{ConvergeStatus, Fault, FaultCode, PowerState},
         request::{
             HostDelete, HostDisable, HostSet, InstanceResume, InstanceStart, InstanceStop,
             InstanceSuspend, VolumeAttach, VolumeCreate, VolumeDetach, VolumeList,
@@ -365,6 +365,52 @@ async fn a_volume_is_free_only_when_its_host_said_so() {
     until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
     let to = cloud.ok(show_volume("data")).await.attachment.unwrap();
     assert_eq!(to.instance.as_str(), "db");
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_its_guest_has_given_back_is_free_although_the_instance_fails_at_something_else()
+ {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let web = active(&cloud, &mut host, "web").await;
+    let data = made(&cloud, &mut host, "data", 5).await;
+    cloud.ok(attach("data", "web")).await;
+    until(&cloud, &mut host, "data", VolumeStatus::InUse).await;
+    cloud.ok(detach("data")).await;
+    let document = next_about(&mut host, key(web.id)).await;
+    let fails = |message: &str, volumes| {
+        let mut report = resource(
+            document.key(),
+            document.generation(),
+            ConvergeStatus::Failed,
+            PowerState::Running,
+        );
+        report.fault = Some(Fault {
+            code: FaultCode::Network,
+            message: message.to_owned(),
+        });
+        report.volumes = volumes;
+        report
+    };
+    host.say(fails("not seen yet", None)).await;
+    let fault_is = async |message: &str| {
+        wait_until("the newest words", async || {
+            let fault = cloud.show(web.id).await.fault;
+            fault.is_some_and(|fault| fault.message == message)
+        })
+        .await;
+    };
+    fault_is("not seen yet").await;
+    // The same fault in other words is told in the newest.
+    host.say(fails("the guest keeps a NIC", Some(vec![data.id])))
+        .await;
+    fault_is("the guest keeps a NIC").await;
+    let view = cloud.ok(show_volume("data")).await;
+    assert!(view.attachment.is_some(), "{view:?}");
+    host.say(fails("the guest keeps a NIC", Some(Vec::new())))
+        .await;
+    wait_for(&cloud, "data", VolumeStatus::Available).await;
     assert_sound(&cloud).await;
 }
 

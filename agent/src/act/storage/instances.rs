@@ -68,9 +68,7 @@ pub(super) fn close_all(paths: &Paths) -> Vec<StorageFault> {
         }
         Ok(())
     };
-    ids.into_iter()
-        .filter_map(|id| closed(id).err())
-        .collect()
+    ids.into_iter().filter_map(|id| closed(id).err()).collect()
 }
 
 /// The complete files of an instance.
