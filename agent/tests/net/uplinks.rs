@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, UdpSocket},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -12,16 +13,18 @@ use berth_agent::decide::{
     network::{NetThen, uplink::FlatAddressPolicy},
 };
 use berth_common::{
-    document::{NetworkSpec, NetworkType, SubnetSpec},
-    ids::{NetworkId, SubnetId},
+    document::{
+        Ipv6AddressMode, NetworkPort, NetworkSpec, NetworkType, PortQos, PortSecurity, SubnetSpec,
+    },
+    ids::{InstanceId, NetworkId, PortId, SubnetId},
     message::report::FaultCode,
 };
 use serde_json::Value;
 
 use super::{
     fabric::{
-        Capture, GuestOnWire, HostOnWire, WIRE, bare, break_off_everywhere, cut_wires, inside,
-        remote, tunnel_ip, tunnel_ip6, wires,
+        Capture, GuestOnWire, HostOnWire, TRUNK, WIRE, bare, break_off_everywhere, cut_wires,
+        inside, remote, tunnel_ip, tunnel_ip6, wires,
     },
     ip, isolated, run,
 };
@@ -723,6 +726,72 @@ fn flat_networks_are_on_the_nic() {
         }
         cut_wires();
     });
+}
+
+#[test]
+fn a_router_on_the_wire_is_the_way_out_of_guests_whose_subnet_names_it() {
+    isolated(
+        "uplinks::a_router_on_the_wire_is_the_way_out_of_guests_whose_subnet_names_it",
+        async |_| {
+            wires();
+            let host = HostOnWire::new(1);
+            let network = NetworkId::new();
+            let port = NetworkPort {
+                id: PortId::new(),
+                instance_id: InstanceId::new(),
+                mac_address: mac(1).parse().unwrap(),
+                hostname: "near".parse().unwrap(),
+                fixed_ips: Vec::new(),
+                security: Some(PortSecurity::default()),
+                qos: PortQos::default(),
+                mirrors: Vec::new(),
+            };
+            let spec = NetworkSpec {
+                subnets: vec![SubnetSpec {
+                    id: SubnetId::new(),
+                    cidr: "2001:db8:7::/64".parse().unwrap(),
+                    gateway_ip: Some("2001:db8:7::1".parse().unwrap()),
+                    dhcp_ip: Some("2001:db8:7::2".parse().unwrap()),
+                    dns_nameservers: Vec::new(),
+                    host_routes: Vec::new(),
+                    ipv6_address_mode: Some(Ipv6AddressMode::Slaac),
+                }],
+                ports: vec![port.clone()],
+                ..bare(NetworkType::Flat, None)
+            };
+            let then = host.converge(network, Some(&spec));
+            assert!(
+                matches!(then, NetThen::Converged | NetThen::Wait(_)),
+                "{then:?}"
+            );
+            ip("netns add router");
+            ip("link add router0 type veth peer name eth0 netns router");
+            ip(&format!("link set router0 master {TRUNK} up"));
+            ip("-n router link set eth0 up");
+            ip("-n router address add 2001:db8:7::1/64 dev eth0 nodad");
+            let mut router = Command::new("ip")
+                .args(["netns", "exec", "router", "dnsmasq", "--keep-in-foreground"])
+                .args(["--conf-file=/dev/null", "--port=0", "--enable-ra"])
+                .args(["--interface=eth0", "--bind-interfaces", "--user=root"])
+                .args(["--dhcp-range=2001:db8:7::,ra-only", "--pid-file"])
+                .spawn()
+                .unwrap();
+            let tap = names::tap(port.id);
+            let near = host.guest_at(network, &tap, "near", &mac(1), "192.0.2.77/32");
+            super::wait_for("a way out", Duration::from_secs(20), || {
+                let routes = ip("-n near -6 route show default");
+                (routes.contains("via fe80:"), routes)
+            });
+            router.kill().unwrap();
+            router.wait().unwrap();
+            near.unplug();
+            assert_eq!(host.converge(network, None), NetThen::Gone);
+            host.end();
+            ip("link del router0");
+            ip("netns del router");
+            cut_wires();
+        },
+    );
 }
 
 #[test]

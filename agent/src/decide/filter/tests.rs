@@ -665,6 +665,52 @@ fn services_of_somebody_else_are_let_through_where_berth_has_none() {
     assert!(!says_berths(&unserved));
 }
 
+#[test]
+fn a_router_on_the_wire_is_heard_where_a_subnet_names_it_and_no_leg_has_its_address() {
+    let crosses = |kind: NetworkType, gateway: Option<&str>, leg: Option<&str>| {
+        let mut spec = spec();
+        spec.network_type = kind;
+        for subnet in &mut spec.subnets {
+            if subnet.cidr.is_ipv6() {
+                subnet.gateway_ip = gateway.map(|it| it.parse().unwrap());
+            }
+        }
+        let reach = Reach::from(BTreeSet::from(["eth1".to_owned()]));
+        let leg = leg.map(|address| RouterLeg {
+            mac_address: "02:00:00:00:00:09".parse().unwrap(),
+            ip_addresses: vec![address.parse().unwrap()],
+        });
+        let found = FilterObserved {
+            legs: Vec::from_iter(leg),
+            ..empty(Stateful::Bridge)
+        };
+        let commands = each(&commands(step_by(&spec, &reach, &found)));
+        // Inwards and outwards, what is dropped of solicitations and advertisements.
+        ["u", "o"].map(|kind| {
+            let rule = format!(
+                "add rule bridge berth {} ",
+                names::of_network(kind, network())
+            );
+            let rules = commands.iter().filter_map(|it| it.strip_prefix(&rule));
+            let rules = rules.filter_map(|it| it.split(" comment").next());
+            let rules: Vec<&str> = rules
+                .filter(|it| it.starts_with("meta") && it.contains("137"))
+                .collect();
+            assert_eq!(rules.len(), 1, "{rules:#?}");
+            ["133", "134"].map(|it| rules[0].contains(it))
+        })
+    };
+    let (gateway, nobody) = (Some("fd00::1"), [[true; 2]; 2]);
+    for kind in [NetworkType::Flat, NetworkType::Vlan] {
+        let is_heard = [[true, false], [false, true]];
+        assert_eq!(crosses(kind, gateway, None), is_heard);
+        assert_eq!(crosses(kind, gateway, Some("fd00::2")), is_heard);
+        assert_eq!(crosses(kind, gateway, gateway), nobody);
+        assert_eq!(crosses(kind, None, None), nobody);
+    }
+    assert_eq!(crosses(NetworkType::Vxlan, gateway, None), nobody);
+}
+
 /// The kinds of commands, without rules.
 fn touched(step: Option<FilterStep>) -> Vec<String> {
     let commands = each(&commands(step));

@@ -79,6 +79,17 @@ impl RouterLeg {
     }
 }
 
+/// Who beyond a network's uplinks may advertise a router of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RoutersOutside {
+    /// Nobody: the network's routers are legs, and those are on each host.
+    None,
+    /// A machine on the wire that a subnet names as its gateway, of which guests know by its advertisements alone.
+    Gateway,
+    /// Whoever does: nobody of berth's tells guests anything there.
+    Whoever,
+}
+
 /// The addresses a guest may send from with one Ethernet address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -464,6 +475,21 @@ impl Filter<'_> {
         let both = self.stays_here();
         inwards.extend(both.clone());
         outwards.extend(both);
+        let drop = |kinds: &[u32]| {
+            let [icmp, kind] = icmp6(kinds);
+            vec![icmp, kind, Statement::Drop]
+        };
+        match self.routers_outside() {
+            RoutersOutside::Whoever => {}
+            RoutersOutside::Gateway => {
+                inwards.push(drop(&[133, 137]));
+                outwards.push(drop(&[134, 137]));
+            }
+            RoutersOutside::None => {
+                inwards.push(drop(&[133, 134, 137]));
+                outwards.push(drop(&[133, 134, 137]));
+            }
+        }
         if let Some(host) = self.host_mac() {
             let macs = || words(legs.iter().map(ToString::to_string));
             inwards.push(vec![is(MAC_FROM, macs()), Statement::Drop]);
@@ -510,17 +536,36 @@ impl Filter<'_> {
         if self.serves(Version::V6) {
             rules.push(vec![number(UDP_TO, &[546, 547])]);
         }
-        // Who advertises routers in a network is berth, or else its subnet says that nobody here does.
-        let advertised_outside = self.spec.subnets.iter().any(|subnet| {
-            subnet.cidr.is_ipv6() && subnet.dhcp_ip.is_none() && subnet.ipv6_address_mode.is_none()
-        });
-        if !advertised_outside {
-            rules.push(icmp6(&[133, 134, 137]).to_vec());
-        }
         for rule in &mut rules {
             rule.push(Statement::Drop);
         }
         rules
+    }
+
+    /// Who beyond the uplinks may advertise a router of IPv6.
+    fn routers_outside(&self) -> RoutersOutside {
+        // A subnet may say that nobody here does.
+        let is_whoevers = self.spec.subnets.iter().any(|subnet| {
+            subnet.cidr.is_ipv6() && subnet.dhcp_ip.is_none() && subnet.ipv6_address_mode.is_none()
+        });
+        if is_whoevers {
+            return RoutersOutside::Whoever;
+        }
+        let is_physical = match self.spec.network_type {
+            NetworkType::Flat | NetworkType::Vlan => true,
+            NetworkType::Local | NetworkType::Nat | NetworkType::Vxlan => false,
+        };
+        let is_leg = |address: &IpAddr| {
+            let mut legs = self.around.legs.iter();
+            legs.any(|leg| leg.ip_addresses.contains(address))
+        };
+        let gateways = self.spec.subnets.iter().filter_map(|it| it.gateway_ip);
+        let mut gateways = gateways.filter(IpAddr::is_ipv6);
+        if is_physical && gateways.any(|gateway| !is_leg(&gateway)) {
+            RoutersOutside::Gateway
+        } else {
+            RoutersOutside::None
+        }
     }
 
     /// What a guest sends before it has an address; the rest goes back.
