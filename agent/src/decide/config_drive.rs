@@ -4,12 +4,16 @@
 //! Layouts: <https://docs.openstack.org/nova/latest/user/metadata.html> and
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use berth_common::{
-    document::{ConfigDrive, InstancePort, InstanceSpec},
-    ids::InstanceId,
+    document::{ConfigDrive, FixedIp, InstancePort, InstanceSpec, SubnetSpec},
+    ids::{InstanceId, SubnetId},
 };
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::metadata;
@@ -26,9 +30,17 @@ pub struct DriveFile {
     pub content: String,
 }
 
+/// The subnets of an instance's networks, as far as they are known.
+pub type Subnets = BTreeMap<SubnetId, SubnetSpec>;
+
 /// The files of an instance's config drive, in the order of their paths.
 #[must_use]
-pub fn files(id: InstanceId, spec: &InstanceSpec, drive: &ConfigDrive) -> Vec<DriveFile> {
+pub fn files(
+    id: InstanceId,
+    spec: &InstanceSpec,
+    drive: &ConfigDrive,
+    subnets: &Subnets,
+) -> Vec<DriveFile> {
     let file = |path, content| DriveFile { path, content };
     let mut files = vec![
         file("ec2/latest/meta-data.json", text(&ec2(id, spec, drive))),
@@ -36,7 +48,10 @@ pub fn files(id: InstanceId, spec: &InstanceSpec, drive: &ConfigDrive) -> Vec<Dr
             "openstack/latest/meta_data.json",
             text(&openstack(id, spec, drive)),
         ),
-        file("openstack/latest/network_data.json", text(&network(spec))),
+        file(
+            "openstack/latest/network_data.json",
+            text(&network(spec, subnets)),
+        ),
         file("openstack/latest/vendor_data.json", text(&json!({}))),
     ];
     if let Some(user_data) = &drive.user_data {
@@ -76,8 +91,9 @@ fn openstack(id: InstanceId, spec: &InstanceSpec, drive: &ConfigDrive) -> Value 
     })
 }
 
-/// Every NIC by its address; what it is configured with comes by DHCP and router advertisements.
-fn network(spec: &InstanceSpec) -> Value {
+/// Every NIC by its address. What it is configured with comes by DHCP and router advertisements, or is told here where nobody of
+/// berth's tells it.
+fn network(spec: &InstanceSpec, subnets: &Subnets) -> Value {
     let links: Vec<Value> = spec
         .ports
         .iter()
@@ -90,27 +106,39 @@ fn network(spec: &InstanceSpec) -> Value {
             })
         })
         .collect();
-    let networks: Vec<Value> = spec
-        .ports
-        .iter()
-        .flat_map(|port| ways(port).into_iter().map(move |way| (port, way)))
+    let of_ports = spec.ports.iter().flat_map(|port| {
+        let told = ways(port, subnets)
+            .into_iter()
+            .map(|way| json!({ "type": way }));
+        let fixed = untold(port, subnets).map(|(fixed, subnet)| by_hand(fixed, subnet));
+        told.chain(fixed).map(move |network| (port, network))
+    });
+    let networks: Vec<Value> = of_ports
         .enumerate()
-        .map(|(index, (port, way))| {
-            json!({
-                "id": format!("network{index}"),
-                "network_id": port.network_id,
-                "link": port.id,
-                "type": way,
-            })
+        .map(|(index, (port, mut network))| {
+            network["id"] = json!(format!("network{index}"));
+            network["network_id"] = json!(port.network_id);
+            network["link"] = json!(port.id);
+            network
         })
         .collect();
-    json!({ "links": links, "networks": networks, "services": [] })
+    let servers: BTreeSet<IpAddr> = spec
+        .ports
+        .iter()
+        .flat_map(|port| untold(port, subnets))
+        .flat_map(|(_, subnet)| subnet.dns_nameservers.iter().copied())
+        .collect();
+    json!({ "links": links, "networks": networks, "services": name_servers(servers) })
 }
 
 /// How a port gets its addresses. One that is made of its Ethernet address needs nobody who gives it.
-fn ways(port: &InstancePort) -> BTreeSet<&'static str> {
+fn ways(port: &InstancePort, subnets: &Subnets) -> BTreeSet<&'static str> {
+    let by_hand: BTreeSet<IpAddr> = untold(port, subnets)
+        .map(|(fixed, _)| fixed.ip_address)
+        .collect();
     let fixed = port.fixed_ips.iter();
     fixed
+        .filter(|fixed| !by_hand.contains(&fixed.ip_address))
         .map(|fixed| match fixed.ip_address {
             IpAddr::V4(_) => "ipv4_dhcp",
             IpAddr::V6(address)
@@ -120,6 +148,56 @@ fn ways(port: &InstancePort) -> BTreeSet<&'static str> {
             }
             IpAddr::V6(_) => "ipv6_dhcp",
         })
+        .collect()
+}
+
+/// The addresses of a port that nobody of berth's tells its guest: classic clouds' networks of type Flat, without DHCP.
+fn untold<'a>(
+    port: &'a InstancePort,
+    subnets: &'a Subnets,
+) -> impl Iterator<Item = (FixedIp, &'a SubnetSpec)> {
+    port.fixed_ips.iter().filter_map(|fixed| {
+        let subnet = subnets.get(&fixed.subnet_id)?;
+        let is_told = match fixed.ip_address {
+            IpAddr::V4(_) => subnet.dhcp_ip.is_some(),
+            IpAddr::V6(_) => subnet.ipv6_address_mode.is_some(),
+        };
+        (!is_told).then_some((*fixed, subnet))
+    })
+}
+
+/// An address as a guest that is told of nothing else has to set it.
+fn by_hand(fixed: FixedIp, subnet: &SubnetSpec) -> Value {
+    let (kind, everywhere) = match fixed.ip_address {
+        IpAddr::V4(_) => ("ipv4", "0.0.0.0"),
+        IpAddr::V6(_) => ("ipv6", "::"),
+    };
+    let way = |network: String, netmask: String, gateway: IpAddr| json!({ "network": network, "netmask": netmask, "gateway": gateway });
+    let out = subnet
+        .gateway_ip
+        .map(|gateway| way(everywhere.to_owned(), everywhere.to_owned(), gateway));
+    let others = subnet.host_routes.iter().map(|route| {
+        let net: IpNet = route.destination.net().trunc();
+        way(
+            net.addr().to_string(),
+            net.netmask().to_string(),
+            route.nexthop,
+        )
+    });
+    let routes: Vec<Value> = out.into_iter().chain(others).collect();
+    json!({
+        "type": kind,
+        "ip_address": fixed.ip_address,
+        "netmask": subnet.cidr.net().netmask(),
+        "routes": routes,
+        "services": name_servers(subnet.dns_nameservers.iter().copied()),
+    })
+}
+
+fn name_servers(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<Value> {
+    let addresses = addresses.into_iter();
+    addresses
+        .map(|address| json!({ "type": "dns", "address": address }))
         .collect()
 }
 
@@ -218,7 +296,7 @@ mod tests {
             .into(),
             metadata: [("role".parse().unwrap(), "a \"front\" end".parse().unwrap())].into(),
         };
-        let shown: String = files(id(1), &spec(), &drive)
+        let shown: String = files(id(1), &spec(), &drive, &Subnets::new())
             .iter()
             .map(|file| format!("--- {}\n{}", file.path, file.content))
             .collect();
@@ -229,7 +307,7 @@ mod tests {
 
     #[test]
     fn an_empty_drive_still_tells_name_and_nics_and_no_user_data() {
-        let paths: Vec<_> = files(id(1), &spec(), &ConfigDrive::default())
+        let paths: Vec<_> = files(id(1), &spec(), &ConfigDrive::default(), &Subnets::new())
             .iter()
             .map(|file| file.path)
             .collect();
@@ -242,5 +320,57 @@ mod tests {
                 "openstack/latest/vendor_data.json",
             ]
         );
+    }
+
+    #[test]
+    fn what_nobody_tells_a_guest_is_on_its_drive() {
+        let mut spec = spec();
+        let port = &mut spec.ports[0];
+        let fixed = |n: u128, address: &str| FixedIp {
+            subnet_id: id(n),
+            ip_address: address.parse().unwrap(),
+        };
+        port.fixed_ips = vec![
+            fixed(11, "192.0.2.7"),
+            fixed(12, "fd00:7::7"),
+            fixed(13, "10.0.0.5"),
+            fixed(14, "fd00:8::8"),
+        ];
+        let subnet = |n: u128, cidr: &str, gateway: &str, servers: &[&str]| SubnetSpec {
+            id: id(n),
+            cidr: cidr.parse().unwrap(),
+            gateway_ip: Some(gateway.parse().unwrap()),
+            dhcp_ip: None,
+            dns_nameservers: servers.iter().map(|it| it.parse().unwrap()).collect(),
+            host_routes: Vec::new(),
+            ipv6_address_mode: None,
+        };
+        let mut flat = subnet(11, "192.0.2.0/25", "192.0.2.1", &["192.0.2.53"]);
+        flat.host_routes = vec![
+            serde_json::from_value(json!({ "destination": "10.9.0.0/16", "nexthop": "192.0.2.9" }))
+                .unwrap(),
+        ];
+        let mut served = subnet(13, "10.0.0.0/24", "10.0.0.1", &["10.0.0.53"]);
+        served.dhcp_ip = Some("10.0.0.2".parse().unwrap());
+        let mut stateful = subnet(14, "fd00:8::/64", "fd00:8::1", &[]);
+        stateful.dhcp_ip = Some("fd00:8::2".parse().unwrap());
+        stateful.ipv6_address_mode = Some(berth_common::document::Ipv6AddressMode::Dhcpv6Stateful);
+        let subnets: Subnets = [
+            flat,
+            subnet(12, "fd00:7::/64", "fd00:7::1", &["fd00:7::53"]),
+            served,
+            stateful,
+        ]
+        .into_iter()
+        .map(|subnet| (subnet.id, subnet))
+        .collect();
+        let drive = files(id(1), &spec, &ConfigDrive::default(), &subnets);
+        let told = drive
+            .iter()
+            .find(|file| file.path.ends_with("network_data.json"))
+            .unwrap();
+        insta::with_settings!({ snapshot_path => "../../tests/golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("network_data_by_hand", told.content);
+        });
     }
 }

@@ -31,7 +31,7 @@ use berth_common::{
 };
 
 use super::{
-    config_drive::{self, DriveFile},
+    config_drive::{self, DriveFile, Subnets},
     disk_target,
     domain::{
         DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep,
@@ -189,6 +189,10 @@ pub struct Observed {
     pub images: BTreeSet<CachedName>,
     /// Which networks are ready on this host.
     pub networks_ready: BTreeSet<NetworkId>,
+    /// Of which networks of its ports this host has not been told.
+    pub networks_unknown: BTreeSet<NetworkId>,
+    /// The subnets of the others.
+    pub subnets: Subnets,
     /// Which volumes guests may have.
     pub volumes_ready: BTreeSet<VolumeId>,
     /// Which of the volumes of this host are being copied.
@@ -741,7 +745,8 @@ fn converge(
     Plan { steps, then }
 }
 
-/// The config drive, if it is not there. Everything on it is in the document, so one that was lost is made anew.
+/// The config drive, if it is not there. Everything on it is in the document and in those of its networks, which it waits for, so one
+/// that was lost is made anew.
 fn missing_config_drive(
     id: InstanceId,
     spec: &InstanceSpec,
@@ -749,12 +754,15 @@ fn missing_config_drive(
     host: &HostFacts,
 ) -> Option<Step> {
     let drive = spec.config_drive.as_ref()?;
+    if !observed.networks_unknown.is_empty() {
+        return None;
+    }
     let incarnation = disks::incarnation(spec);
     (!observed.files.config_drives.contains(&incarnation)).then(|| {
         Step::Storage(StorageStep::CreateConfigDrive(ConfigDrivePlan {
             instance: id,
             path: host.paths.config_drive(id, incarnation),
-            files: config_drive::files(id, spec, drive),
+            files: config_drive::files(id, spec, drive, &observed.subnets),
         }))
     })
 }
@@ -764,7 +772,7 @@ fn untold_metadata(id: InstanceId, spec: &InstanceSpec, observed: &Observed) -> 
     if spec.ports.is_empty() {
         return None;
     }
-    let content = metadata::guest_text(id, spec);
+    let content = metadata::guest_text(id, spec, &observed.subnets);
     let is_told = observed.files.metadata.as_ref() == Some(&content);
     let plan = MetadataPlan {
         instance: id,

@@ -427,7 +427,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
                 disks: [DiskName::first(0)].into(),
                 sizes: [(DiskName::first(0), ByteCount::from_gb(DiskGb::clamped(1)))].into(),
                 config_drives: BTreeSet::new(),
-                metadata: Some(metadata::guest_text(instance(), &spec())),
+                metadata: Some(metadata::guest_text(instance(), &spec(), &Subnets::new())),
             },
             images: [CachedName::of(&image())].into(),
             networks_ready: [network()].into(),
@@ -543,6 +543,17 @@ fn a_config_drive_is_made_before_the_first_start_and_anew_when_it_is_lost() {
     );
     let there = |given: Given| given.but(|observed| observed.files.config_drives = [None].into());
     let off = || given(1, Shutdown, Some(Destroyed));
+    // What is on it is said by the documents of its networks too.
+    let waits = nothing().but(|observed| {
+        observed.networks_ready.clear();
+        observed.networks_unknown.insert(network());
+    });
+    check(
+        waits,
+        &wanted(1),
+        &["fetch", "disk0"],
+        &super::Then::Wait(Wait::Network(network())),
+    );
     let start = ["config-drive", "define@0", "start", "define@2"];
     check(off(), &wanted(2), &start, &Converged);
     check(there(off()), &wanted(2), &start[1..], &Converged);

@@ -21,7 +21,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{config_drive, dhcp};
+use super::{
+    config_drive::{self, Subnets},
+    dhcp,
+};
 
 /// Where guests look for it in IPv4.
 pub const ADDRESS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -222,18 +225,18 @@ pub struct Answer<T> {
 
 /// All that an instance can ask for, as text.
 #[must_use]
-pub fn guest_text(id: InstanceId, spec: &InstanceSpec) -> String {
-    json!(GuestFiles::of(id, spec).0).to_string()
+pub fn guest_text(id: InstanceId, spec: &InstanceSpec, subnets: &Subnets) -> String {
+    json!(GuestFiles::of(id, spec, subnets).0).to_string()
 }
 
 impl GuestFiles {
     /// What an instance can ask for: the same as on its config drive, whether it has one or not.
     #[must_use]
-    pub fn of(id: InstanceId, spec: &InstanceSpec) -> Self {
+    pub fn of(id: InstanceId, spec: &InstanceSpec, subnets: &Subnets) -> Self {
         let nothing = ConfigDrive::default();
         let told = spec.config_drive.as_ref().or(spec.guest_data.as_ref());
         let told = told.unwrap_or(&nothing);
-        let mut files: BTreeMap<String, String> = config_drive::files(id, spec, told)
+        let mut files: BTreeMap<String, String> = config_drive::files(id, spec, told, subnets)
             .into_iter()
             .filter_map(|file| {
                 let path = match file.path {

@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use berth_common::{
-    document::{Desired, InstanceSpec, PortLink, VolumeFormat},
-    ids::InstanceId,
+    document::{
+        Desired, Document, DocumentKey, InstanceSpec, Kind, PortLink, SubnetSpec, VolumeFormat,
+    },
+    ids::{InstanceId, NetworkId},
     message::report::{Fault, FaultCode},
 };
 use tokio::time::{Instant, timeout};
@@ -16,6 +18,7 @@ use super::{
 use crate::{
     act::{ActError, Progress},
     decide::{
+        config_drive::Subnets,
         domain::{BackupPlan, DomainStep, OffReason},
         image_cache::CachedName,
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
@@ -154,6 +157,18 @@ fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
     }
 }
 
+/// The subnets of a network; `None`: this host has not been told of it.
+fn subnets_of(worker: &Worker, network: NetworkId) -> Option<Vec<SubnetSpec>> {
+    let key = DocumentKey {
+        kind: Kind::Network,
+        id: network.as_uuid(),
+    };
+    match &*worker.tools.journal.get(key)?.document {
+        Document::Network(wish) => wish.spec.as_ref().map(|spec| spec.subnets.clone()),
+        _ => None,
+    }
+}
+
 /// What is there of the instance and of what it needs.
 async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, ActError> {
     let host = &worker.tools.host;
@@ -161,6 +176,8 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     let files = host.storage.observe(wish.id).await?;
     let mut images = BTreeSet::new();
     let mut networks_ready = BTreeSet::new();
+    let mut networks_unknown = BTreeSet::new();
+    let mut subnets = Subnets::new();
     if let Some(spec) = &wish.spec {
         for image in instance::images(spec) {
             if host.storage.has_image(image).await? {
@@ -172,6 +189,14 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
             let mut ports = spec.ports.iter().filter(|port| port.network_id == network);
             ports.all(|port| worker.tools.networks.is_ready(network, port.id))
         };
+        for network in &networks {
+            match subnets_of(worker, *network) {
+                Some(known) => subnets.extend(known.into_iter().map(|subnet| (subnet.id, subnet))),
+                None => {
+                    networks_unknown.insert(*network);
+                }
+            }
+        }
         networks_ready = networks
             .into_iter()
             .filter(|network| ready(*network))
@@ -193,6 +218,8 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         files,
         images,
         networks_ready,
+        networks_unknown,
+        subnets,
         volumes_ready,
         volumes_copied,
         detach_asked: memory.detach_asked.map(elapsed),

@@ -429,7 +429,7 @@ fn tell(id: InstanceId, spec: &InstanceSpec) {
     fs::create_dir_all(&directory).unwrap();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o711)).unwrap();
     let file = directory.join(format!("{id}.json"));
-    fs::write(&file, metadata::guest_text(id, spec)).unwrap();
+    fs::write(&file, metadata::guest_text(id, spec, &Default::default())).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     run("chown", &["root:nogroup", file.to_str().unwrap()]);
 }

@@ -61,7 +61,7 @@ fn get(files: &GuestFiles, path: &str) -> Option<String> {
 #[test]
 fn ec2_is_answered_as_a_tree_of_texts() {
     let id = InstanceId::new();
-    let files = GuestFiles::of(id, &spec());
+    let files = GuestFiles::of(id, &spec(), &Subnets::new());
     let check = |path: &str, expected: Option<&str>| {
         assert_eq!(get(&files, path).as_deref(), expected, "{path}");
     };
@@ -100,7 +100,7 @@ fn ec2_is_answered_as_a_tree_of_texts() {
 #[test]
 fn openstack_is_answered_as_on_a_config_drive() {
     let id = InstanceId::new();
-    let files = GuestFiles::of(id, &spec());
+    let files = GuestFiles::of(id, &spec(), &Subnets::new());
     let listed = get(&files, "/openstack/").unwrap();
     assert!(listed.lines().any(|version| version == "2018-08-27"));
     for version in listed.lines() {
@@ -127,7 +127,7 @@ fn what_is_on_the_config_drive_is_told_and_nothing_else_is_without_it() {
     let id = InstanceId::new();
     let mut spec = spec();
     spec.config_drive = Some(ConfigDrive::default());
-    let files = GuestFiles::of(id, &spec);
+    let files = GuestFiles::of(id, &spec, &Subnets::new());
     for absent in [
         "/latest/user-data",
         "/openstack/latest/user_data",
@@ -136,15 +136,15 @@ fn what_is_on_the_config_drive_is_told_and_nothing_else_is_without_it() {
         assert_eq!(files.answer(absent), None, "{absent}");
     }
     (spec.config_drive, spec.guest_data) = (None, None);
-    assert_eq!(GuestFiles::of(id, &spec), files);
+    assert_eq!(GuestFiles::of(id, &spec, &Subnets::new()), files);
     assert_eq!(get(&files, "/latest/meta-data/hostname").unwrap(), "web-1");
 }
 
 #[test]
 fn what_is_written_for_the_service_is_read_back() {
     let (id, spec) = (InstanceId::new(), spec());
-    let read: GuestFiles = serde_json::from_str(&guest_text(id, &spec)).unwrap();
-    assert_eq!(read, GuestFiles::of(id, &spec));
+    let read: GuestFiles = serde_json::from_str(&guest_text(id, &spec, &Subnets::new())).unwrap();
+    assert_eq!(read, GuestFiles::of(id, &spec, &Subnets::new()));
 }
 
 #[test]

@@ -256,7 +256,7 @@ impl World {
                 equal("config drives", &files.config_drives, &drives)?;
             }
             if !spec.ports.is_empty() {
-                let text = metadata::guest_text(self.instance, spec);
+                let text = metadata::guest_text(self.instance, spec, &Default::default());
                 equal("what the guest is told", &files.metadata, &Some(text))?;
             }
         }
