@@ -77,7 +77,7 @@ filter_names=(
 )
 kernel_log=$(mktemp)
 # shellcheck disable=SC2016
-setsid nice -n 5 scripts/stock-kernel.sh --limit 1800 bash -ec \
+setsid nice -n 5 scripts/stock-kernel.sh --limit 3600 bash -ec \
 	'"$2" --test-threads=1; "$3" --test-threads=1; BERTH_TEST_STATEFUL=Bridge "$1" --test-threads=1 --exact "${@:4}"' bash \
 	"${kernel_tests[@]}" "${filter_names[@]}" >"$kernel_log" 2>&1 &
 kernel_machine=$!

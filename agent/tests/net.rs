@@ -42,7 +42,7 @@ use berth_common::{
 };
 use serde_json::Value;
 
-use self::isolation::{STATE_DIR, client_script, ip, run, try_run, wait_for, wait_passes};
+use self::isolation::{STATE_DIR, client_script, ip, limit, run, try_run, wait_for, wait_passes};
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "net/fabric.rs"]
@@ -809,7 +809,7 @@ fn a_killed_dnsmasq_is_replaced_and_confirms_what_guests_have() {
             assert_eq!(guest.address().unwrap(), "10.0.0.10");
             let pid = host.pid();
             kill(pid, "-KILL");
-            wait_for("the end of dnsmasq", Duration::from_secs(5), || {
+            wait_for("the end of dnsmasq", limit(5), || {
                 let left = dnsmasqs();
                 (left.is_empty(), left)
             });
@@ -831,9 +831,7 @@ fn a_stale_pid_file_harms_nobody() {
         host.converge(Some(&spec)).await;
         let pid = host.pid();
         kill(pid, "-KILL");
-        wait_for("dnsmasq to end", Duration::from_secs(10), || {
-            (!is_alive(pid), ())
-        });
+        wait_for("dnsmasq to end", limit(10), || (!is_alive(pid), ()));
         // The same command line, but in another namespace and not the process that was recorded: it might be
         // another agent's.
         let mark = format!(

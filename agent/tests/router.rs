@@ -55,7 +55,8 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 use self::isolation::{
-    INSIDE, STATE_DIR, block_on, ip, private_run, run, try_run, wait_for, wait_passes,
+    INSIDE, STATE_DIR, block_on, in_tries, ip, limit, private_run, try_run, wait_for,
+    wait_forwards, wait_passes,
 };
 
 /// Set, with a file of documents, for the copy that is another host.
@@ -81,10 +82,15 @@ fn within(namespace: &str, command: &str) -> Output {
     try_run("ip", &args)
 }
 
+/// Whether somebody answers at last.
 fn ping(namespace: &str, address: &str) -> bool {
-    within(namespace, &format!("ping -c 1 -W 2 {address}"))
-        .status
-        .success()
+    in_tries(|| !cannot_ping(namespace, address))
+}
+
+/// Whether nobody answers. It waits for as long as answers take when there are any.
+fn cannot_ping(namespace: &str, address: &str) -> bool {
+    let pinged = within(namespace, &format!("ping -c 1 -W 2 {address}"));
+    !pinged.status.success()
 }
 
 /// A thread that is in a namespace from the start, and ends with its work.
@@ -138,9 +144,17 @@ fn serve(namespace: &str, port: u16) -> Server {
 
 /// As what address a client in a namespace is seen by a server.
 fn seen_as(namespace: &str, server: &str, port: u16) -> Option<String> {
+    seen_within(limit(10), namespace, server, port)
+}
+
+/// Whether no server hears a client in a namespace out. It waits for as long as that takes where one does.
+fn is_not_seen(namespace: &str, server: &str, port: u16) -> bool {
+    seen_within(Duration::from_secs(2), namespace, server, port).is_none()
+}
+
+fn seen_within(limit: Duration, namespace: &str, server: &str, port: u16) -> Option<String> {
     let server = SocketAddr::new(server.parse().unwrap(), port);
     let client = thread_within(namespace, move || {
-        let limit = Duration::from_secs(2);
         let mut stream = TcpStream::connect_timeout(&server, limit).ok()?;
         stream.set_read_timeout(Some(limit)).unwrap();
         let mut text = String::new();
@@ -436,15 +450,15 @@ fn two_networks_are_routed_and_what_leaves_has_the_hosts_address() {
             assert!(counted(id, "translated_out") >= 2);
             // From outside nothing new comes in, though the way is known.
             ip("-n world route add 10.0.0.0/16 via 198.51.100.20");
-            assert!(!ping("world", "10.0.1.10"));
-            assert_eq!(seen_as("world", "10.0.2.10", 80), None);
+            assert!(cannot_ping("world", "10.0.1.10"));
+            assert!(is_not_seen("world", "10.0.2.10", 80));
             assert!(counted(id, "denied_forward") >= 2);
             assert!(ping("world", "198.51.100.20"), "the router answers ping");
 
             // Without an address of its own nobody gets out, and inside everything goes on.
             spec.external_gateway.as_mut().unwrap().addresses[0].ip_address = None;
             assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
-            assert_eq!(seen_as("guest-a", "198.51.100.1", 80), None);
+            assert!(is_not_seen("guest-a", "198.51.100.1", 80));
             assert!(ping("guest-a", "10.0.2.10"));
             // Without translation the inside is seen as it is.
             let gateway = spec.external_gateway.as_mut().unwrap();
@@ -537,7 +551,7 @@ fn a_floating_ip_works_in_both_directions_and_from_inside() {
                     .collect::<Vec<_>>(),
                 Vec::<&router::Translation>::new()
             );
-            assert_eq!(seen_as("world", "198.51.100.50", 80), None);
+            assert!(is_not_seen("world", "198.51.100.50", 80));
             assert!(ping("world", "198.51.100.51"));
             stream.kill().unwrap();
             stream.wait().unwrap();
@@ -593,7 +607,7 @@ fn a_route_leads_beyond_a_machine_inside() {
         let id = lab.new_router();
         let mut spec = spec(&[a, b], None);
         assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
-        assert!(!ping("guest-a", "192.0.2.5"));
+        assert!(cannot_ping("guest-a", "192.0.2.5"));
         spec.routes = vec![Route {
             destination: "192.0.2.0/24".parse().unwrap(),
             nexthop: IpAddr::from([10, 0, 2, 77]),
@@ -614,7 +628,7 @@ fn a_route_leads_beyond_a_machine_inside() {
         assert_eq!(routes.as_array().unwrap().len(), 1, "{routes}");
         spec.routes.clear();
         assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
-        assert!(!ping("guest-a", "192.0.2.5"));
+        assert!(cannot_ping("guest-a", "192.0.2.5"));
     });
 }
 
@@ -802,7 +816,7 @@ fn guests_find_the_router_in_ipv6_by_its_advertisements() {
                 ));
             }
             for name in ["guest-a", "guest-b"] {
-                wait_for("a default route", Duration::from_secs(20), || {
+                wait_for("a default route", limit(20), || {
                     let routes = ip(&format!("-n {name} -6 route show default"));
                     (routes.contains("proto ra"), routes)
                 });
@@ -810,7 +824,7 @@ fn guests_find_the_router_in_ipv6_by_its_advertisements() {
             assert!(ping("guest-a", "fd00:2::10"));
             // Only where they shall guests make themselves addresses of what it advertises.
             let made = |name: &str| ip(&format!("-n {name} -6 address show dev eth0 dynamic"));
-            wait_for("an address", Duration::from_secs(20), || {
+            wait_for("an address", limit(20), || {
                 let made = made("guest-a");
                 (made.contains(" fd00:1:"), made)
             });
@@ -923,12 +937,11 @@ fn other_host() {
             "link set {uplink} master {} up",
             names::bridge(external)
         ));
+        wait_forwards(&uplink);
         assert_eq!(lab.converge(id, Some(&spec)).await, RouterThen::Converged);
         let server = serve("guest-moved", 80);
         fs::write(format!("{file}.ready"), "").unwrap();
-        wait_for("the end", Duration::from_secs(60), || {
-            (!Path::new(&file).exists(), ())
-        });
+        wait_for("the end", limit(60), || (!Path::new(&file).exists(), ()));
         drop(server);
     });
 }
@@ -971,6 +984,7 @@ fn a_floating_ip_that_moves_to_another_host_is_found_there_at_once() {
                 names::bridge(external.id)
             ));
             ip("-n host2 link set uplink up");
+            wait_passes("cable", "host2", "uplink");
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("documents");
             let documents = serde_json::to_string(&(id, &there, "uplink")).unwrap();
@@ -984,12 +998,12 @@ fn a_floating_ip_that_moves_to_another_host_is_found_there_at_once() {
                 .spawn()
                 .unwrap();
             let ready = directory.path().join("documents.ready");
-            wait_for("the other host", Duration::from_secs(30), || {
+            wait_for("the other host", limit(30), || {
                 let ended = other.try_wait().unwrap();
                 (ready.exists() || ended.is_some(), ended)
             });
             // Nobody asked, and everybody knows.
-            wait_for("the announcement", Duration::from_secs(3), || {
+            wait_for("the announcement", limit(3), || {
                 let found = neighbour();
                 (found.as_deref() == Some("52:54:00:00:02:15"), found)
             });

@@ -1461,7 +1461,7 @@ fn qemu_img(host: &Host, script: &str) {
 
 #[tokio::test]
 async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
-    let host = Host::with(|options| options.convert_deadline = Duration::from_secs(3));
+    let host = Host::new();
     let bytes = converted(&host, &noise(MIB), ImageFormat::Vmdk, &[]);
     let image = image(
         &format!("file://{}", host.file("image", &bytes).display()),
@@ -1532,13 +1532,18 @@ async fn qemu_img_has_no_rights_and_its_output_is_not_trusted() {
         false,
         &["made a disk of", "and its header states"],
     );
-    qemu_img(&host, "for file; do :; done; echo half > $file; sleep 600");
+    let impatient = Host::with(|options| options.convert_deadline = Duration::from_secs(3));
+    qemu_img(
+        &impatient,
+        "for file; do :; done; echo half > $file; sleep 600",
+    );
     fails(
-        host.fetch(&image).await,
+        impatient.fetch(&image).await,
         FaultCode::Internal,
         true,
         &["could not be converted to qcow2", "was killed after 3 s"],
     );
+    assert_eq!(impatient.image_files(), [""; 0]);
     qemu_img(&host, "echo 'the image is damaged' >&2; exit 1");
     fails(
         host.fetch(&image).await,

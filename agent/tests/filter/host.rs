@@ -44,7 +44,7 @@ use serde_json::Value;
 
 use super::{
     frames,
-    isolation::{self, STATE_DIR, client_script, ip, run, try_run, wait_passes},
+    isolation::{self, STATE_DIR, client_script, in_tries, ip, limit, run, try_run, wait_passes},
 };
 
 /// How long one test may take, in seconds: a machine runs several at once.
@@ -161,13 +161,19 @@ impl Sight {
 }
 
 impl Guest {
+    /// Whether somebody answers at last.
     pub(crate) fn ping(&self, address: &str) -> bool {
+        in_tries(|| !self.cannot_ping(address))
+    }
+
+    /// Whether nobody answers. It waits for as long as answers take when there are any.
+    pub(crate) fn cannot_ping(&self, address: &str) -> bool {
         let args = ["netns", "exec", &self.namespace, "busybox", "ping"];
         let output = try_run(
             "ip",
             &[&args[..], &["-c", "2", "-w", "2", "-W", "1", address]].concat(),
         );
-        output.status.success()
+        !output.status.success()
     }
 
     /// What the metadata service answers it, as a status of HTTP; 000: nothing.
@@ -260,9 +266,7 @@ impl Guest {
             request.resize(236, 0);
             request.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 3, 255]);
             let client = UdpSocket::bind(SocketAddr::from((address, 68))).unwrap();
-            client
-                .set_read_timeout(Some(Duration::from_secs(5)))
-                .unwrap();
+            client.set_read_timeout(Some(limit(5))).unwrap();
             client
                 .send_to(&request, SocketAddr::from((server, 67)))
                 .unwrap();
@@ -277,10 +281,19 @@ impl Guest {
 
     /// Whether a TCP connection to another guest comes about.
     pub(crate) fn connects(&self, to: &Self, port: u16) -> bool {
+        self.connects_within(limit(10), to, port)
+    }
+
+    /// Whether none does. It waits for as long as one takes.
+    pub(crate) fn cannot_connect(&self, to: &Self, port: u16) -> bool {
+        !self.connects_within(Duration::from_secs(2), to, port)
+    }
+
+    fn connects_within(&self, limit: Duration, to: &Self, port: u16) -> bool {
         let address = SocketAddr::from((to.address(), port));
         let listener = inside(&to.namespace, move || TcpListener::bind(address).unwrap());
         let connected = inside(&self.namespace, move || {
-            TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+            TcpStream::connect_timeout(&address, limit).is_ok()
         });
         drop(listener);
         connected
@@ -545,7 +558,7 @@ impl Host {
         let listener = inside(&guest.namespace, move || {
             TcpListener::bind(address).unwrap()
         });
-        let limit = Duration::from_secs(2);
+        let limit = limit(5);
         let heard = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
             listener.accept()?.0.write_all(b"there")?;
             stream.set_read_timeout(Some(limit))?;

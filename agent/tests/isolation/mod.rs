@@ -28,9 +28,20 @@ pub(crate) fn slowness() -> u32 {
     })
 }
 
+/// How long something may take that must come about, from seconds on a machine that is not slow. What must not come about is waited for
+/// in vain, and so for no longer than it takes.
+pub(crate) fn limit(seconds: u32) -> Duration {
+    Duration::from_secs(u64::from(seconds * slowness()))
+}
+
+/// Whether it is so at last: what asks for an answer once may lose it on its way.
+pub(crate) fn in_tries(mut look: impl FnMut() -> bool) -> bool {
+    (0..5 * slowness()).any(|_| look())
+}
+
 /// Runs a test in namespaces of its own, within a limit in seconds on a machine that is not slow. The shell there is process 1 and collects orphans, as an
 /// init does.
-pub(crate) fn isolated(test: &str, limit: u32, body: impl AsyncFnOnce()) {
+pub(crate) fn isolated(test: &str, seconds: u32, body: impl AsyncFnOnce()) {
     if std::env::var(INSIDE).as_deref() == Ok(test) {
         private_run();
         block_on(body());
@@ -42,7 +53,7 @@ pub(crate) fn isolated(test: &str, limit: u32, body: impl AsyncFnOnce()) {
     assert_eq!(own.unwrap_or(test), test, "the test has another name");
     let me = std::env::current_exe().unwrap();
     let status = Command::new("timeout")
-        .args(["-k", "5", &(limit * slowness()).to_string()])
+        .args(["-k", "5", &limit(seconds).as_secs().to_string()])
         .args([
             "unshare",
             "--net",
@@ -103,24 +114,29 @@ pub(crate) fn ip(args: &str) -> String {
 /// Waits until a veth pair lets frames through: the end that is in a bridge forwards, and the other one, in a namespace, has a carrier.
 /// The kernel sees to both some time after `ip` is back, and drops what is sent before.
 pub(crate) fn wait_passes(link: &str, namespace: &str, other: &str) {
-    let state = |of: &str, program: &str, args: &[&str], what: &str| -> Option<String> {
-        let links: serde_json::Value = serde_json::from_str(&run(program, args)).unwrap();
-        let mut links = links.as_array().unwrap().iter();
-        let found = links.find(|it| it["ifname"] == of)?;
-        found[what].as_str().map(str::to_owned)
-    };
-    wait_for("a link to pass frames", Duration::from_secs(30), || {
-        let port = state(
-            link,
-            "bridge",
-            &["-j", "link", "show", "dev", link],
-            "state",
-        );
+    wait_forwards(link);
+    wait_for("a link to have a carrier", limit(30), || {
         let args = ["-n", namespace, "-j", "link", "show", "dev", other];
-        let carrier = state(other, "ip", &args, "operstate");
-        let passes = (port.as_deref(), carrier.as_deref()) == (Some("forwarding"), Some("UP"));
-        (passes, (port, carrier))
+        let state = state_of(other, &run("ip", &args), "operstate");
+        (state.as_deref() == Some("UP"), state)
     });
+}
+
+/// Waits until a bridge forwards what comes by a link in it.
+pub(crate) fn wait_forwards(link: &str) {
+    wait_for("a link to forward", limit(30), || {
+        let shown = run("bridge", &["-j", "link", "show", "dev", link]);
+        let state = state_of(link, &shown, "state");
+        (state.as_deref() == Some("forwarding"), state)
+    });
+}
+
+/// What is shown of a link under this name.
+fn state_of(link: &str, shown: &str, what: &str) -> Option<String> {
+    let links: serde_json::Value = serde_json::from_str(shown).unwrap();
+    let mut links = links.as_array().unwrap().iter();
+    let found = links.find(|it| it["ifname"] == link)?;
+    found[what].as_str().map(str::to_owned)
 }
 
 /// Waits until a condition holds, and tells the last state it saw if it never does.
@@ -139,6 +155,6 @@ pub(crate) fn wait_for<T: std::fmt::Debug>(
             Instant::now() < deadline,
             "waited {limit:?} for {what}; last seen: {state:?}"
         );
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -40,7 +40,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{ip, run, try_run};
+use super::isolation::{in_tries, ip, run, try_run, wait_passes};
 
 /// The wire that the first NICs are on, in the namespace of the test.
 pub(super) const WIRE: &str = "wire";
@@ -136,6 +136,9 @@ impl HostOnWire {
             ));
             ip(&format!("link set {end} master {wire} up"));
             ip(&format!("-n {namespace} link set {nic} up"));
+        }
+        for (wire, nic) in WIRES {
+            wait_passes(&format!("{wire}{n}"), &namespace, nic);
         }
         ip(&format!("-n {namespace} link set lo up"));
         ip(&format!(
@@ -339,6 +342,7 @@ impl HostOnWire {
         ));
         ip(&format!("-n {name} link set eth0 up"));
         ip(&format!("-n {name} address add {address} dev eth0"));
+        inside(host, || wait_passes(tap, name, "eth0"));
         GuestOnWire {
             host: host.clone(),
             tap: tap.to_owned(),
@@ -393,10 +397,9 @@ impl HostOnWire {
 }
 
 impl GuestOnWire {
+    /// Whether somebody answers at last.
     pub(super) fn ping(&self, address: &str) -> bool {
-        let args = ["netns", "exec", &self.namespace, "busybox", "ping"];
-        let ping = ["-c", "1", "-w", "3", address];
-        try_run("ip", &[&args[..], &ping].concat()).status.success()
+        in_tries(|| !self.cannot_ping(address))
     }
 
     /// Whether nobody answers. It waits for as long as answers take when there are any.

@@ -28,8 +28,8 @@ use nix::{
 
 use super::*;
 
-/// How long something may take that happens by itself.
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long something may take that happens by itself, in seconds.
+const LIMIT: u32 = 20;
 
 impl Host {
     /// How many requests with identity headers are counted of each port, as the agent reads it.
@@ -51,7 +51,7 @@ impl Host {
             if seen == expected {
                 return;
             }
-            assert!(start.elapsed() < LIMIT, "{seen:?}, not {expected:?}");
+            assert!(start.elapsed() < limit(LIMIT), "{seen:?}, not {expected:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -114,7 +114,7 @@ impl Guest {
     }
 
     fn wait_for_address(&self, address: &str) {
-        wait_for(address, LIMIT, || {
+        wait_for(address, limit(LIMIT), || {
             let addresses = self.addresses();
             (addresses.contains(&address.to_owned()), addresses)
         });
@@ -170,7 +170,7 @@ fn routes_and_names_are_told() {
         // Another name is told without a restart.
         spec.remote_ports = vec![remote("farther")];
         assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
-        wait_for("the new name", LIMIT, || {
+        wait_for("the new name", limit(LIMIT), || {
             let answer = web.look_up("farther.berth.internal");
             (answer.contains("10.0.0.20"), answer)
         });
@@ -544,13 +544,17 @@ fn the_metadata_service_tells_guests_apart_by_where_they_ask_from() {
             let (mut last, mut writes) = (inode(), 0);
             let start = Instant::now();
             let mut asked = 2;
-            while start.elapsed() < Duration::from_secs(6) {
+            while start.elapsed() < Duration::from_secs(6) || asked <= 20 {
                 assert_eq!(web.ask(V4, "/", &claim).0, "200");
                 asked += 1;
                 writes += u32::from(inode() != last);
                 last = inode();
             }
-            assert!(asked > 20 && writes <= 2, "{writes} writes of {asked}");
+            let elapsed = start.elapsed();
+            assert!(
+                u64::from(writes) <= elapsed.as_secs() / 5 + 1,
+                "{writes} writes of {asked} in {elapsed:?}"
+            );
             host.has_forged(&spec, &[asked, 5, 2]).await;
 
             // A guest that takes all it can get keeps nobody else from an answer.
@@ -661,7 +665,7 @@ fn the_metadata_service_outlives_the_agent_and_is_replaced_when_it_must_be() {
             assert_eq!(service(), pid);
 
             kill(pid, "-KILL");
-            wait_for("its end", LIMIT, || (!is_alive(pid), ()));
+            wait_for("its end", limit(LIMIT), || (!is_alive(pid), ()));
             assert!(!host.is_as(&spec).await);
             assert_eq!(host.converge(Some(&spec)).await, NetThen::Converged);
             assert_ne!(service(), pid);

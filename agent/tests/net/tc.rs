@@ -91,14 +91,20 @@ fn rate(from: &Guest, to: &Guest, address: &'static str) -> f64 {
     rate
 }
 
+/// One of three measurements is near the limit: on a busy machine it is also others that guests and kernel wait for. Without a limit, or
+/// with another one, none is.
 #[track_caller]
-fn assert_near(measured: f64, kbps: u32) {
+fn assert_near(measure: impl Fn() -> f64, kbps: u32) {
     let limit = f64::from(kbps) * 125.0;
-    let ratio = measured / limit;
-    assert!(
-        (0.6..1.25).contains(&ratio),
-        "{measured:.0} bytes/s, {ratio:.2} of the limit"
-    );
+    let mut ratios = Vec::new();
+    while ratios.len() < 3 {
+        let ratio = measure() / limit;
+        ratios.push(ratio);
+        if (0.6..1.25).contains(&ratio) {
+            return;
+        }
+    }
+    panic!("{ratios:.2?} of the limit of {kbps} kbit/s");
 }
 
 fn tc(args: &str) -> Value {
@@ -132,9 +138,7 @@ fn datagrams(from: &Guest, to: &Guest, address: &'static str, text: &'static str
     let (ready, listening) = std::sync::mpsc::channel();
     let receiver = within(to, move || {
         let socket = UdpSocket::bind((address, 6000)).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_millis(1500)))
-            .unwrap();
+        socket.set_read_timeout(Some(isolation::limit(5))).unwrap();
         ready.send(()).unwrap();
         let mut buffer = [0; 2048];
         let mut count = 0;
@@ -247,8 +251,8 @@ fn ports_are_as_fast_as_they_may_be() {
             "{alias}"
         );
 
-        assert_near(rate(&slow, &fast, "10.0.0.6"), 4_000);
-        assert_near(rate(&fast, &slow, "10.0.0.5"), 8_000);
+        assert_near(|| rate(&slow, &fast, "10.0.0.6"), 4_000);
+        assert_near(|| rate(&fast, &slow, "10.0.0.5"), 8_000);
 
         // Another limit, and nothing but the limit is written.
         ports[0].qos.egress = limit(16_000);
@@ -256,7 +260,7 @@ fn ports_are_as_fast_as_they_may_be() {
         let steps = plan(&host.desired(Some(faster.clone())), &host.observe().await).steps;
         assert_eq!(steps.len(), 1, "{steps:#?}");
         assert_eq!(host.converge(Some(&faster)).await, NetThen::Converged);
-        assert_near(rate(&slow, &fast, "10.0.0.6"), 16_000);
+        assert_near(|| rate(&slow, &fast, "10.0.0.6"), 16_000);
 
         // The guest is started again: its tap is another one.
         ip(&format!("link del {}", slow.tap));
@@ -267,7 +271,7 @@ fn ports_are_as_fast_as_they_may_be() {
         let slow = plug_port(host, 5, &ports[0]);
         assert!(!host.is_as(&faster).await);
         assert_eq!(host.converge(Some(&faster)).await, NetThen::Converged);
-        assert_near(rate(&slow, &fast, "10.0.0.6"), 16_000);
+        assert_near(|| rate(&slow, &fast, "10.0.0.6"), 16_000);
 
         // No limit: nothing of it is left, and it is much faster.
         ports[0].qos = PortQos::default();
@@ -275,8 +279,13 @@ fn ports_are_as_fast_as_they_may_be() {
         assert_eq!(host.converge(Some(&free)).await, NetThen::Converged);
         assert_eq!(qdiscs(&slow.tap), bare);
         assert!(!try_run("ip", &["link", "show", &ifb]).status.success());
-        let unlimited = rate(&slow, &fast, "10.0.0.6");
-        assert!(unlimited > 10.0 * 2_000_000.0, "{unlimited}");
+        let mut unlimited = Vec::new();
+        let is_fast = (0..3).any(|_| {
+            let measured = rate(&slow, &fast, "10.0.0.6");
+            unlimited.push(measured);
+            measured > 10.0 * 2_000_000.0
+        });
+        assert!(is_fast, "{unlimited:?}");
         assert_eq!(qdiscs(&names::bridge(host.id)), qdiscs(&fast.tap));
     });
 }
@@ -341,7 +350,7 @@ fn packets_are_copied_to_a_port_and_to_a_link_of_the_host() {
             let (at_watcher, at_span) = sniff("it is received");
             assert_eq!(datagrams(&other, &watched, "10.0.0.5", "it is received"), 5);
             assert_eq!((at_watcher.count(), at_span.count()), (5, 0));
-            assert_near(rate(&watched, &other, "10.0.0.6"), 8_000);
+            assert_near(|| rate(&watched, &other, "10.0.0.6"), 8_000);
 
             // Somebody took the filter away: it comes back, and the target's tap as well.
             run("tc", &["filter", "del", "dev", &watched.tap, "ingress"]);

@@ -26,7 +26,9 @@ use super::{
         Capture, GuestOnWire, HostOnWire, TRUNK, WIRE, bare, break_off_everywhere, cut_wires,
         inside, remote, tunnel_ip, tunnel_ip6, wires,
     },
-    ip, isolated, run,
+    ip, isolated,
+    isolation::{self, in_tries, limit, wait_passes},
+    run,
 };
 
 fn mac(n: u8) -> String {
@@ -267,10 +269,7 @@ fn words_while(capture: &Capture, last: &str, again: impl Fn()) -> BTreeSet<Stri
     let mut words = BTreeSet::new();
     while !words.contains(last) {
         again();
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "no {last}: {words:?}"
-        );
+        assert!(start.elapsed() < limit(5), "no {last}: {words:?}");
         for frame in capture.frames() {
             if frame.get(12..14) == Some(&[0x88, 0xb5]) {
                 let word = String::from_utf8_lossy(&frame[14..]);
@@ -288,6 +287,7 @@ fn stranger(addresses: &[&str]) {
     ip("link add stranger0 type veth peer name eth0 netns stranger");
     ip(&format!("link set stranger0 master {WIRE} up"));
     ip("-n stranger link set eth0 up");
+    wait_passes("stranger0", "stranger", "eth0");
     for address in addresses {
         ip(&format!("-n stranger address add {address} dev eth0"));
     }
@@ -298,6 +298,14 @@ fn wait_for(guest: &GuestOnWire, to: IpAddr, vni: u32, from: &str) {
     let capture = Capture::within(&guest.namespace);
     let send = || send_from(from, to, &forged(vni, &guest.mac, "ready"));
     words_while(&capture, "ready", send);
+}
+
+/// Waits until so many packets for a host's VXLANs were dropped, and no more: what is sent is counted some time after it.
+fn drops(host: &HostOnWire, expected: u64, what: &str) {
+    isolation::wait_for(&format!("the count after {what}"), limit(5), || {
+        let now = host.tunnel_drops();
+        (now == Some(expected), now)
+    });
 }
 
 /// What a guest hears when these send it their own names, and then one who may.
@@ -330,7 +338,7 @@ fn only_hosts_of_a_vxlan_send_into_it() {
             let before = hosts[0].tunnel_drops().unwrap();
             let heard = heard(&guest, here, 100, &["host3", "stranger"], "host2");
             assert_eq!(heard, only("host2"), "{name}");
-            assert_eq!(hosts[0].tunnel_drops(), Some(before + dropped), "{name}");
+            drops(&hosts[0], before + dropped, name);
         };
         check("neither another host nor a stranger", 2);
 
@@ -349,14 +357,14 @@ fn only_hosts_of_a_vxlan_send_into_it() {
         send_from("stranger", here, &large[..6]);
         send_from("host2", here, &forged(100, &guest.mac, "host2"));
         assert_eq!(words(&capture, "host2"), only("host2"));
-        assert_eq!(hosts[0].tunnel_drops(), Some(2 + 2));
+        drops(&hosts[0], 2 + 2, "others of its addresses");
 
         // Who comes may send, and who goes may not any more; the count goes on.
         converge(&vxlan(100, &[(2, 2), (3, 3)]));
         let capture = Capture::within(&guest.namespace);
         send_from("host3", here, &forged(100, &guest.mac, "host3"));
         assert_eq!(words(&capture, "host3"), only("host3"));
-        assert_eq!(hosts[0].tunnel_drops(), Some(4));
+        drops(&hosts[0], 4, "a host that came");
         converge(&members);
         check("a host that left", 2);
         // Another VNI has the same guard.
@@ -521,14 +529,14 @@ fn only_hosts_of_a_vxlan_over_ipv6_send_into_it() {
             wait_for(&guest, here, 100, "host2");
             let only = BTreeSet::from(["host2".to_owned()]);
             assert_eq!(heard(&guest, here, 100, &["stranger"], "host2"), only);
-            assert_eq!(hosts[0].tunnel_drops(), Some(1));
+            drops(&hosts[0], 1, "a stranger");
             // The first piece does not say yet which VXLAN it is for.
             let capture = Capture::within(&guest.namespace);
             let pieces = in_pieces(8, &forged(100, &guest.mac, "pieces"));
             send_frames("stranger", &pieces);
             send_from("host2", here, &forged(100, &guest.mac, "host2"));
             assert_eq!(words(&capture, "host2"), only);
-            assert_eq!(hosts[0].tunnel_drops(), Some(2));
+            drops(&hosts[0], 2, "pieces");
             // It was the sender that they were dropped for.
             let capture = Capture::within(&guest.namespace);
             spec.remote_ports[0].tunnel_ip = Some(tunnel_ip6(0x66));
@@ -588,8 +596,10 @@ fn a_piece_that_does_not_tell_its_vxlan_is_dropped_where_pieces_come_one_by_one(
             }
             assert_eq!(words(&capture, "own"), BTreeSet::from(["own".to_owned()]));
             let dropped = ["list", "chain", "inet", "berth", "drop-foreign_tunnel"];
-            let dropped = inside("host1", || run("nft", &dropped));
-            assert!(dropped.contains("packets 2 "), "{dropped}");
+            isolation::wait_for("both pieces to be counted", limit(5), || {
+                let dropped = inside("host1", || run("nft", &dropped));
+                (dropped.contains("packets 2 "), dropped)
+            });
             for name in ["guarded0", "own0"] {
                 ip(&format!("-n host1 link del {name}"));
             }
@@ -631,11 +641,11 @@ fn guests_behind_a_hosts_address_send_into_no_vxlan() {
                 assert_eq!(heard, BTreeSet::from([last.to_owned()]), "to host{n}");
             }
             let table = names::nat_table(out);
-            let shown = inside("host1", || run("nft", &["list", "table", "inet", &table]));
-            assert!(
-                shown.contains("udp dport 4789 counter packets 1 "),
-                "{shown}"
-            );
+            isolation::wait_for("one packet to be counted", limit(5), || {
+                let shown = inside("host1", || run("nft", &["list", "table", "inet", &table]));
+                let one = "udp dport 4789 counter packets 1 ";
+                (shown.contains(one), shown)
+            });
             let gateway = Capture::within(&reds[0].namespace);
             send_from(
                 "out",
@@ -836,6 +846,7 @@ fn a_nic_with_addresses_is_refused_or_they_move_with_it() {
             ip("link add peer0 type veth peer name eth0 netns peer");
             ip("link set peer0 master trunk up");
             ip("-n peer link set eth0 up");
+            wait_passes("peer0", "peer", "eth0");
             ip("-n peer address add 198.51.100.254/24 dev eth0");
             let reaches = || {
                 let args = [
@@ -850,7 +861,8 @@ fn a_nic_with_addresses_is_refused_or_they_move_with_it() {
                     "5",
                     "198.51.100.1",
                 ];
-                run("ip", &args)
+                let found = in_tries(|| super::try_run("ip", &args).status.success());
+                assert!(found, "nobody answers");
             };
             reaches();
             let before = mover.addresses_and_routes();
@@ -942,6 +954,7 @@ fn nat_lets_guests_out_and_nobody_in() {
         ] {
             ip(&format!("-n outside {command}"));
         }
+        wait_passes("out0", "outside", "eth0");
         let forwards = || {
             inside("host1", || {
                 std::fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/forwarding").unwrap()
@@ -985,7 +998,7 @@ fn nat_lets_guests_out_and_nobody_in() {
             ];
             super::try_run("ip", &args).status.success()
         };
-        assert!(outside("192.0.2.1"));
+        assert!(in_tries(|| outside("192.0.2.1")));
         assert!(!outside("10.0.1.10"), "nobody comes in");
         // A host that did not forward before forwards nothing but this.
         ip("-n host1 address add 198.51.100.1/24 dev eth1");
@@ -993,6 +1006,7 @@ fn nat_lets_guests_out_and_nobody_in() {
         ip("link add beside0 type veth peer name eth0 netns beside");
         ip("link set beside0 master trunk up");
         ip("-n beside link set eth0 up");
+        wait_passes("beside0", "beside", "eth0");
         ip("-n beside address add 198.51.100.2/24 dev eth0");
         ip("-n beside route add default via 198.51.100.1");
         assert_eq!(forwards().trim(), "1");

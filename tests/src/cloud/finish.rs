@@ -13,7 +13,7 @@ use crate::{
 
 /// How long anything may take to converge, on a machine that emulates several.
 pub const CONVERGE_LIMIT: Duration = Duration::from_secs(90);
-const QUIET_LIMIT: Duration = Duration::from_secs(20);
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
 /// Instances whose deletion is asked for at once.
 const DELETIONS: usize = 32;
 

@@ -15,7 +15,7 @@ use crate::{
     wait::{Seen, wait_for},
 };
 
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// One scheduler and its configuration.
 #[derive(Debug)]

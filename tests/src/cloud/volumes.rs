@@ -19,7 +19,7 @@ use super::{CONVERGE_LIMIT, TestCloud, guest::Kept};
 use crate::wait::{Seen, wait_for};
 
 /// How long a guest may take to notice what was plugged in or out.
-const GUEST_NOTICES_LIMIT: Duration = Duration::from_secs(20);
+const GUEST_NOTICES_LIMIT: Duration = Duration::from_secs(90);
 
 /// What of a new volume differs between tests.
 #[derive(Debug, Clone)]

@@ -20,7 +20,7 @@ use crate::{
     wait::{Seen, wait_for},
 };
 
-const BOOT_LIMIT: Duration = Duration::from_secs(20);
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// How long the kernel may take over the cable of a machine that lost its power.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 const HOST_SH: &str = include_str!("host.sh");

@@ -24,7 +24,7 @@ pub const POOL: &str = "start=203.0.113.100,end=203.0.113.199";
 /// Where the machine tells whoever connects by which address it sees him.
 pub const WHO_PORT: u16 = 7;
 
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(60);
 const OUTSIDE_SH: &str = include_str!("outside.sh");
 const OUTSIDE_PY: &str = include_str!("outside.py");
 

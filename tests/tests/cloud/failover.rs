@@ -58,7 +58,7 @@ const ACTIVE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a leader without its database may hold on, when another one could lead.
 const GIVES_WAY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the standby may take when the leader ends in order.
-const HANDOVER_LIMIT: Duration = Duration::from_secs(5);
+const HANDOVER_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {

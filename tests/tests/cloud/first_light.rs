@@ -20,9 +20,9 @@ use berth_tests::{
     with_cloud,
 };
 
-/// A guest that listens powers itself off within a second; the limit leaves room for a busy machine, and is well
+/// A guest that listens powers itself off within a second; the limit leaves room for a busy machine, and is
 /// below the 30 seconds after which it would be switched off.
-const ACPI_LIMIT: Duration = Duration::from_secs(20);
+const ACPI_LIMIT: Duration = Duration::from_secs(25);
 
 #[test]
 fn a_request_becomes_a_running_guest_that_obeys_its_owner_and_goes_without_a_trace() {
@@ -158,7 +158,7 @@ async fn it_stays_off_when_its_guest_powers_off(
     // Five heartbeats, so two looks of the agent, later it is still off.
     let heartbeats = "berth_scheduler_heartbeats_total";
     let before = cloud.scheduler.metric(heartbeats).await?;
-    wait_for("five heartbeats", Duration::from_secs(20), async || {
+    wait_for("five heartbeats", Duration::from_secs(60), async || {
         let now = cloud.scheduler.metric(heartbeats).await?;
         Ok(Seen::when(now >= before + 5.0, now - before))
     })

@@ -266,7 +266,7 @@ fn unusable_messages_are_refused_kept_with_their_reason_and_stop_nobody() {
 
             let dead = wait_for(
                 &format!("{what} in berth.dead"),
-                Duration::from_secs(10),
+                Duration::from_secs(60),
                 async || {
                     Ok(client
                         .take_dead()
@@ -333,7 +333,7 @@ fn an_unusable_document_ends_in_the_dead_queue_and_the_next_one_is_carried_out()
                 .await?;
             let dead = wait_for(
                 "the document in berth.dead",
-                Duration::from_secs(10),
+                Duration::from_secs(60),
                 async || {
                     Ok(client
                         .take_dead()

@@ -79,7 +79,7 @@ async fn what_berth_would_leave_on_a_hypervisor_is_found() -> anyhow::Result<()>
     ];
     wait_for(
         "all leftovers to be found",
-        Duration::from_secs(10),
+        Duration::from_secs(60),
         async || {
             let remains = hypervisor.remains().await?;
             let found = expected

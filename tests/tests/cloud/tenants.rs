@@ -462,7 +462,7 @@ fn guests_on_two_hypervisors_reach_their_own_network_whatever_becomes_of_agents_
         }
         transfer.lost_nothing(cloud).await?;
         interrupt(&ping)?;
-        wait_for("ping to end", Duration::from_secs(5), async || {
+        wait_for("ping to end", Duration::from_secs(60), async || {
             Ok(Seen::when(ping.exited()?.is_some(), "it runs"))
         })
         .await?;
