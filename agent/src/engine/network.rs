@@ -66,7 +66,8 @@ async fn rounds(
         let documents = worker.tools.journal.all();
         let documents = documents.iter().map(|entry| &*entry.document);
         observed.filter.legs = filter::legs(wish.id, &observed.filter.legs, documents.clone());
-        observed.filter.senders = filter::senders(wish.id, documents);
+        observed.filter.senders = filter::senders(wish.id, documents.clone());
+        observed.tc.copies_beyond = network::tc::copies_beyond(wish.id, documents);
         let plan = network::plan_again(wish, &observed, rendered);
         end.legs |= note_legs(worker, wish, &observed, &plan);
         if plan.steps.is_empty() {

@@ -77,9 +77,9 @@ impl std::str::FromStr for Protocol {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "tcp" => Ok(Self::Tcp),
-            "udp" => Ok(Self::Udp),
-            "icmp" | "icmpv6" => Ok(Self::Icmp),
+            "tcp" | "6" => Ok(Self::Tcp),
+            "udp" | "17" => Ok(Self::Udp),
+            "icmp" | "icmpv6" | "1" | "58" => Ok(Self::Icmp),
             number => number
                 .parse()
                 .map(Self::Number)

@@ -1269,6 +1269,9 @@ fn a_trace_knows_routers_and_the_host_as_a_gateway() {
         true,
         "by the router's leg on this host, 10.0.0.1",
     );
+    let nobody = "10.0.0.1, which nobody on this host has";
+    check(&routed, &[], "203.0.113.1", false, nobody);
+    routed.network_type = NetworkType::Vlan;
     check(&routed, &[], "203.0.113.1", true, "by its gateway 10.0.0.1");
     check(&routed, &[], "10.0.0.2", true, "berth's own services");
     routed.network_type = NetworkType::Nat;

@@ -413,10 +413,16 @@ impl Trace<'_> {
         let Some(hop) = hop else {
             return Err("it leaves the network, whose subnets have no gateway".to_owned());
         };
-        Ok(self.own(hop).map_or_else(
-            || format!("it leaves the network by its gateway {hop}"),
-            |own| format!("it leaves the network by {own}"),
-        ))
+        if let Some(own) = self.own(hop) {
+            return Ok(format!("it leaves the network by {own}"));
+        }
+        let is_a_guest = port_at(self.spec, hop).is_some() || may_be_used(self.spec, hop);
+        if !self.spec.network_type.spans_hosts() && !is_a_guest {
+            return Err(format!(
+                "it leaves the network by its gateway {hop}, which nobody on this host has, and the network reaches no other"
+            ));
+        }
+        Ok(format!("it leaves the network by its gateway {hop}"))
     }
 
     /// Where a router of this host sends it that it left the network by. What goes on to the outside is not followed.

@@ -14,7 +14,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
-    document::{BandwidthLimit, MirrorDirection, MirrorTarget, NetworkPort, PortMirror, PortQos},
+    document::{
+        BandwidthLimit, Document, MirrorDirection, MirrorTarget, NetworkPort, PortMirror, PortQos,
+    },
     ids::{InstanceId, NetworkId, PortId},
     message::report::{Fault, FaultCode},
 };
@@ -99,6 +101,39 @@ pub struct TcObserved {
     pub foreign: BTreeSet<String>,
     /// All links of the host, if there are any taps: copies can go there.
     pub links: BTreeSet<String>,
+    /// To which ports those of other networks of this host are copied: see [`copies_beyond`].
+    pub copies_beyond: Copies,
+}
+
+/// To which other ports the packets of ports are copied.
+pub type Copies = BTreeMap<PortId, Vec<PortId>>;
+
+/// To which ports the documents of other networks than this one have theirs copied.
+#[must_use]
+pub fn copies_beyond<'a>(
+    network: NetworkId,
+    documents: impl Iterator<Item = &'a Document>,
+) -> Copies {
+    let ports = documents.filter_map(|document| match document {
+        Document::Network(wish) if wish.id != network => wish.spec.as_ref(),
+        _ => None,
+    });
+    copies(ports.flat_map(|spec| &spec.ports))
+}
+
+fn copies<'a>(ports: impl IntoIterator<Item = &'a NetworkPort>) -> Copies {
+    let targets = |port: &NetworkPort| -> Vec<PortId> {
+        let to = port.mirrors.iter().filter_map(|mirror| match &mirror.to {
+            MirrorTarget::Port(id) => Some(*id),
+            MirrorTarget::Interface(_) => None,
+        });
+        to.collect()
+    };
+    let ports = ports.into_iter();
+    ports
+        .map(|port| (port.id, targets(port)))
+        .filter(|(_, to)| !to.is_empty())
+        .collect()
 }
 
 /// What is on a tap.
@@ -300,7 +335,7 @@ pub(super) fn plan(
     };
     let mut complaints = Complaints::default();
     let mut ifbs = BTreeSet::new();
-    let loops = loops(ports);
+    let loops = loops(ports, &tc.copies_beyond);
     for port in ports {
         let tap = names::tap(port.id);
         let Some(found) = tc.taps.get(&tap) else {
@@ -345,30 +380,23 @@ pub(super) fn remove(network: NetworkId, observed: &NetworkObserved) -> Vec<NetS
 }
 
 /// The ports whose copies would be copied again until they came back.
-fn loops(ports: &[NetworkPort]) -> BTreeSet<PortId> {
-    let targets = |port: &NetworkPort| -> Vec<PortId> {
-        let to = port.mirrors.iter().filter_map(|mirror| match &mirror.to {
-            MirrorTarget::Port(id) => Some(*id),
-            MirrorTarget::Interface(_) => None,
-        });
-        to.collect()
-    };
-    let next: BTreeMap<PortId, Vec<PortId>> =
-        ports.iter().map(|port| (port.id, targets(port))).collect();
+fn loops(ports: &[NetworkPort], beyond: &Copies) -> BTreeSet<PortId> {
+    let own = copies(ports);
+    let next = |port: &PortId| own.get(port).or_else(|| beyond.get(port));
     let comes_back = |start: PortId| {
         let mut seen = BTreeSet::new();
-        let mut left = next.get(&start).cloned().unwrap_or_default();
+        let mut left = next(&start).cloned().unwrap_or_default();
         while let Some(port) = left.pop() {
             if port == start {
                 return true;
             }
             if seen.insert(port) {
-                left.extend(next.get(&port).into_iter().flatten());
+                left.extend(next(&port).into_iter().flatten());
             }
         }
         false
     };
-    next.keys()
+    own.keys()
         .copied()
         .filter(|port| comes_back(*port))
         .collect()

@@ -245,8 +245,17 @@ fn copies_never_go_in_circles() {
         ..port(n)
     };
     let circle = [next(1, 2), next(2, 3), next(3, 1), next(4, 1)];
-    assert_eq!(loops(&circle), [id(1), id(2), id(3)].into());
-    assert_eq!(loops(&[next(1, 2), next(2, 3), port(3)]), BTreeSet::new());
+    let nothing = Copies::new();
+    assert_eq!(loops(&circle, &nothing), [id(1), id(2), id(3)].into());
+    let line = [next(1, 2), next(2, 3), port(3)];
+    assert_eq!(loops(&line, &nothing), BTreeSet::new());
+    // Over a port of another network: whichever of the two is looked at sees it.
+    let beyond = copies(&[next(3, 4), next(4, 2)]);
+    assert_eq!(loops(&line[..2], &beyond), [id(2)].into());
+    assert_eq!(
+        loops(&[next(3, 4), next(4, 2)], &copies(&line)),
+        [id(3), id(4)].into()
+    );
 }
 
 #[test]
