@@ -215,7 +215,7 @@ impl World {
             format!("link set eth0 mtu {mtu}"),
             format!("address add {v6}/64 dev eth0 nodad"),
             format!("route add default via 10.0.{n}.1"),
-            format!("-6 route add default via fd00:{n}::1"),
+            format!("-6 route replace default via fd00:{n}::1"),
         ] {
             ip(&format!("-n {name} {command}"));
         }
