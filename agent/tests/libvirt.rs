@@ -16,6 +16,8 @@ mod full;
 mod hung;
 #[path = "libvirt/nics.rs"]
 mod nics;
+#[path = "libvirt/off.rs"]
+mod off;
 #[path = "libvirt/orphans.rs"]
 mod orphans;
 #[path = "libvirt/scsi.rs"]
@@ -126,6 +128,7 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
             generation: Generation(3),
             reboot_nonce: Some(Nonce::new()),
             digest: String::new(),
+            left_off: None,
         },
     };
     config.metadata.digest = config.digest();

@@ -304,6 +304,7 @@ fn config(id: InstanceId, network: NetworkId, disks: Vec<DomainDisk>) -> DomainC
             generation: Generation(1),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         },
     }
 }

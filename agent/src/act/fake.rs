@@ -197,6 +197,11 @@ impl FakeHost {
         befell.notified().await;
     }
 
+    /// libvirtd ends, and is there again at once.
+    pub fn restart_libvirt(&self) {
+        self.model().domains.libvirt_ends();
+    }
+
     /// A libvirtd that ended is there again.
     pub fn libvirt_is_back(&self) {
         self.model().faults.libvirt_is_back();
@@ -214,7 +219,12 @@ impl FakeHost {
         }
         let mut guard = self.model();
         let model = &mut *guard;
-        match model.faults.step(nature)? {
+        let was_there = !model.faults.libvirt_is_away();
+        let fate = model.faults.step(nature);
+        if was_there && model.faults.libvirt_is_away() {
+            model.domains.libvirt_ends();
+        }
+        match fate? {
             Fate::Done => work(model, Extent::Whole),
             Fate::Unanswered(error) => work(model, Extent::Whole).and(Err(error)),
             Fate::Halved(error) => work(model, Extent::Half).and(Err(error)),

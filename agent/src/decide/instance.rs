@@ -867,6 +867,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
             generation: Generation(0),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         },
     };
     config.metadata.digest = config.digest();

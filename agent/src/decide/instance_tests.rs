@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::decide::domain::{DiskFile, OffReason};
+use crate::decide::domain::{DiskFile, LeftOff, OffReason};
 use crate::{
     act::{
         ActError, Compute, Net, Progress, Storage,
@@ -455,6 +455,13 @@ impl Given {
         self.but(|observed| change(observed.domain.as_mut().unwrap()))
     }
 
+    /// It is noted that its guest powered itself off.
+    fn noted(self) -> Self {
+        self.domain(|domain| {
+            domain.metadata.as_mut().unwrap().left_off = Some(LeftOff::Guest);
+        })
+    }
+
     fn asked(self, first: u64, last: u64) -> Self {
         let asked = Asked {
             first: Duration::from_secs(first),
@@ -817,12 +824,9 @@ fn what_is_off_against_the_wish_is_started() {
 
 #[test]
 fn a_guest_that_powered_itself_off_stays_off_until_a_new_generation() {
-    check(
-        given(1, Shutdown, Some(OffReason::Guest)),
-        &running(1),
-        &[],
-        &Converged,
-    );
+    let off = || given(1, Shutdown, Some(OffReason::Guest));
+    check(off(), &running(1), &["define@1"], &Converged);
+    check(off().noted(), &running(1), &[], &Converged);
     check(
         given(1, Shutdown, Some(OffReason::Guest)),
         &running(2),
@@ -836,6 +840,78 @@ fn a_guest_that_powered_itself_off_stays_off_until_a_new_generation() {
         &["define@0", "start", "define@1"],
         &Converged,
     );
+}
+
+#[test]
+fn what_is_noted_of_a_guest_that_is_off_counts_only_where_libvirt_does_not_know() {
+    use OffReason::{Crashed, Destroyed, Failed, Guest, Moved, Saved, Unknown};
+    let said = [Guest, Saved, Destroyed, Crashed, Failed, Moved, Unknown];
+    for (noted, reason) in [(LeftOff::Guest, Guest), (LeftOff::Crashed, Crashed)] {
+        for said in said {
+            let expected = if said == Unknown { reason } else { said };
+            assert_eq!(LeftOff::recall(Some(said), Some(noted)), Some(expected));
+            assert_eq!(LeftOff::recall(Some(said), None), Some(said));
+        }
+        // One that is on is off for no reason.
+        assert_eq!(LeftOff::recall(None, Some(noted)), None);
+        assert_eq!(noted.as_str().parse(), Ok(noted));
+    }
+    assert!("shutdown".parse::<LeftOff>().is_err());
+}
+
+#[test]
+fn a_guest_that_is_off_by_itself_is_left_off_over_a_restart_of_libvirtd_and_of_the_host() {
+    let stays = |generation| {
+        let mut wanted = running(generation);
+        wanted.spec.as_mut().unwrap().on_crash = OnCrash::Stop;
+        wanted
+    };
+    for ends in [FakeHost::guest_powers_off, FakeHost::guest_crashes] {
+        let mut rig = Rig::after(&[stays(1)]);
+        ends(&rig.host, instance());
+        assert_eq!(rig.converge(&stays(1)), Converged);
+        rig.host.restart_libvirt();
+        assert_eq!(rig.converge(&stays(1)), Converged);
+        rig.host.power_cut();
+        rig.restart_agent();
+        rig.build_network();
+        assert_eq!(rig.converge(&stays(1)), Converged);
+        assert_eq!((rig.power_state(), rig.lives().starts), (Shutdown, 1));
+        // One that was started since is no longer off by itself.
+        rig.converge(&stays(2));
+        assert_eq!(rig.metadata().left_off, None);
+        rig.host.power_cut();
+        rig.restart_agent();
+        rig.build_network();
+        rig.converge(&stays(2));
+        assert_eq!((rig.power_state(), rig.lives().starts), (Running, 3));
+    }
+}
+
+#[test]
+fn a_start_that_is_broken_off_after_any_step_is_no_guest_that_is_off_by_itself() {
+    for steps in 0..4 {
+        let mut rig = Rig::after(&[running(1)]);
+        rig.host.guest_powers_off(instance());
+        rig.converge(&running(1));
+        assert_eq!(rig.metadata().left_off, Some(LeftOff::Guest));
+        rig.host.crash_after(steps);
+        let _ = rig.pass(&running(2));
+        rig.host.power_cut();
+        rig.restart_agent();
+        rig.build_network();
+        rig.converge(&running(2));
+        assert_eq!(rig.power_state(), Running, "after {steps} steps");
+        assert_eq!(rig.metadata().left_off, None, "after {steps} steps");
+    }
+    // Nor is one that somebody else started.
+    let mut rig = Rig::after(&[running(1)]);
+    rig.host.guest_powers_off(instance());
+    rig.converge(&running(1));
+    rig.apply(&Step::Domain(DomainStep::Start(instance())))
+        .unwrap();
+    rig.converge(&running(1));
+    assert_eq!(rig.metadata().left_off, None);
 }
 
 #[test]
@@ -932,7 +1008,7 @@ fn a_reboot_is_carried_out_once_for_its_nonce() {
         check(done(on()), reboot, &["define@2"], &Converged);
         check(done(given(2, Running, None)), reboot, &[], &Converged);
         check(
-            done(given(2, Shutdown, Some(OffReason::Guest))),
+            done(given(2, Shutdown, Some(OffReason::Guest)).noted()),
             reboot,
             &[],
             &Converged,
@@ -1536,6 +1612,7 @@ enum Event {
     GuestCrashes,
     Pause,
     PowerCut,
+    LibvirtEnds,
     Guest(u32),
 }
 
@@ -1567,6 +1644,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::GuestCrashes),
         1 => Just(Event::Pause),
         1 => Just(Event::PowerCut),
+        1 => Just(Event::LibvirtEnds),
         1 => (0_u32..6).prop_map(Event::Guest),
     ]
 }
@@ -1630,6 +1708,7 @@ proptest! {
                     rig.restart_agent();
                     rig.build_network();
                 }
+                Event::LibvirtEnds => rig.host.restart_libvirt(),
                 Event::Guest(0) => rig.host.set_guest(instance(), Guest::IgnoresAcpi),
                 Event::Guest(looks) => rig.host.set_guest(instance(), Guest::Takes(looks)),
             }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     act::{ActError, Progress},
     decide::{
-        domain::{BackupPlan, DomainStep, OffReason},
+        domain::{BackupPlan, DomainStep, LeftOff, OffReason},
         image_cache::CachedName,
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
     },
@@ -63,7 +63,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             }));
         };
         let observed = match look(worker, wish, end.memory).await {
-            Ok(observed) => observed,
+            Ok(observed) => recall(observed, &mut end.memory),
             Err(error) => return Ok(Outcome::of_look(&error)),
         };
         end.domain = Some(observed.domain.clone());
@@ -197,6 +197,16 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
         starting: memory.starting.map(|since| since.elapsed()),
     })
+}
+
+/// Until the reason for a domain to be off by itself is written down, this agent knows it as well.
+fn recall(mut observed: Observed, memory: &mut Memory) -> Observed {
+    let domain = observed.domain.as_mut();
+    memory.left_off = domain.and_then(|domain| {
+        domain.off_reason = LeftOff::recall(domain.off_reason, memory.left_off);
+        domain.off_reason.and_then(LeftOff::of)
+    });
+    observed
 }
 
 /// A guest's own decision to be off, or its crash, holds until a document comes that was not carried out. Of one with the

@@ -10,7 +10,10 @@ use berth_common::{
 };
 use tokio::time::Instant;
 
-use crate::{act::ActError, decide::domain::DomainObserved};
+use crate::{
+    act::ActError,
+    decide::domain::{DomainObserved, LeftOff},
+};
 
 /// What a pass came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,6 +253,8 @@ pub(super) struct Memory {
     pub(super) nic_asked: Option<AskedAt>,
     /// Since when libvirt is starting it, as far as this agent has seen.
     pub(super) starting: Option<Instant>,
+    /// Why it was off by itself when it was seen last: libvirt may be started anew before that is written down.
+    pub(super) left_off: Option<LeftOff>,
     /// The document replaced another one of the same generation, and was not carried out yet.
     pub(super) overruled: bool,
 }

@@ -20,7 +20,7 @@ use crate::{
         disk_target,
         domain::{
             BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainNic, DomainNics, DomainObserved,
-            DomainStep, NicObserved, OffReason,
+            DomainStep, LeftOff, NicObserved, OffReason,
         },
         instance::{DiskName, MAX_NICS},
         names, room,
@@ -124,11 +124,13 @@ impl OwnDomain {
             uuid: self.config.id.as_uuid(),
             name: names::domain(self.config.id),
             power_state: self.state,
-            off_reason: (!self.is_on()).then_some(if self.saved.is_some() {
-                OffReason::Saved
-            } else {
-                self.off
-            }),
+            off_reason: (!self.is_on())
+                .then_some(if self.saved.is_some() {
+                    OffReason::Saved
+                } else {
+                    self.off
+                })
+                .and_then(|said| LeftOff::recall(Some(said), self.config.metadata.left_off)),
             leftover_memory: self.is_on() && self.saved.is_some() && !self.is_starting,
             is_starting: self.is_starting,
             reason: format!("{:?}", self.state),
@@ -234,7 +236,13 @@ impl Domains {
         for domain in self.own.values_mut() {
             domain.switch_off(OffReason::Unknown);
             domain.saved.take_if(|_| domain.half_saved);
-            // libvirt keeps no reason over a boot.
+        }
+        self.libvirt_ends();
+    }
+
+    /// libvirt keeps no reason for what is off: the next one does not know.
+    pub(super) fn libvirt_ends(&mut self) {
+        for domain in self.own.values_mut().filter(|domain| !domain.is_on()) {
             domain.off = OffReason::Unknown;
         }
     }

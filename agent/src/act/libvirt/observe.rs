@@ -10,7 +10,7 @@ use super::{
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainDisks, DomainNics, DomainObserved, JobProgress, OffReason},
+        domain::{DomainDisks, DomainNics, DomainObserved, JobProgress, LeftOff, OffReason},
         domain_xml::{self, DomainFacts},
     },
 };
@@ -96,11 +96,16 @@ async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     } else {
         DomainFacts::default()
     };
+    // A copy of a domain (`virt-clone`) carries its metadata along, but another UUID: it is nobody's instance.
+    let metadata = facts
+        .metadata
+        .filter(|metadata| metadata.instance_id.as_uuid() == uuid);
+    let noted = metadata.as_ref().and_then(|metadata| metadata.left_off);
     Ok(DomainObserved {
         uuid,
         name: domain.get_name().to_owned(),
         power_state: power.state,
-        off_reason: power.off,
+        off_reason: LeftOff::recall(power.off, noted),
         // While libvirt restores it, its memory is still where it was saved.
         leftover_memory: has_memory && !is_off && !is_starting,
         is_starting,
@@ -109,10 +114,7 @@ async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
         vcpus: facts.vcpus,
         memory_mb: facts.memory_mb,
         running,
-        // A copy of a domain (`virt-clone`) carries its metadata along, but another UUID: it is nobody's instance.
-        metadata: facts
-            .metadata
-            .filter(|metadata| metadata.instance_id.as_uuid() == uuid),
+        metadata,
         disks: DomainDisks {
             live: live.disks,
             kept: facts.disks,

@@ -12,7 +12,8 @@
 //! Two marks in the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
 //! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
 //! never repeated. A guest that powers itself off stays off until a new generation asks for it, and so does one that
-//! crashed if its document says so. A reboot that was not carried out before a pause or a suspension is carried out after
+//! crashed if its document says so. A third mark keeps that reason, which libvirt forgets when it is started anew: it is written
+//! when the reason is seen, and whatever is written before a start, a restoration or a request clears it. A reboot that was not carried out before a pause or a suspension is carried out after
 //! it.
 //!
 //! A guest that was booted from another disk than it shall be (it is rescued, unrescued or rebuilt) is switched off as for a
@@ -40,7 +41,7 @@ use berth_common::{
 };
 
 use super::{Asked, Observed, Paths, Then, Wait};
-use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, OffReason};
+use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, LeftOff, OffReason};
 
 /// How long after asking a guest to power off it is asked again: it may not have listened yet.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -73,7 +74,7 @@ impl Wish<'_> {
                 DesiredPower::Paused => self.start_paused(),
                 // What never ran has no memory to keep.
                 DesiredPower::Stopped | DesiredPower::Suspended => {
-                    vec![self.define(self.generation, self.nonce())]
+                    vec![self.define(self.generation, self.nonce(), None)]
                 }
             };
             return (steps, Then::Converged);
@@ -250,10 +251,16 @@ impl Wish<'_> {
         domain.off_reason == Some(OffReason::Crashed) && self.spec.on_crash == OnCrash::Stop
     }
 
-    fn define(&self, generation: Generation, reboot_nonce: Option<Nonce>) -> DomainStep {
+    fn define(
+        &self,
+        generation: Generation,
+        reboot_nonce: Option<Nonce>,
+        left_off: Option<LeftOff>,
+    ) -> DomainStep {
         let mut config = self.config.clone();
         config.metadata.generation = generation;
         config.metadata.reboot_nonce = reboot_nonce;
+        config.metadata.left_off = left_off;
         DomainStep::Define(Box::new(config))
     }
 
@@ -267,9 +274,9 @@ impl Wish<'_> {
 
     fn around(&self, start: DomainStep) -> Vec<DomainStep> {
         vec![
-            self.define(Generation(0), self.nonce()),
+            self.define(Generation(0), self.nonce(), None),
             start,
-            self.define(self.generation, self.nonce()),
+            self.define(self.generation, self.nonce(), None),
         ]
     }
 
@@ -309,16 +316,18 @@ impl Wish<'_> {
         generation: Generation,
         reboot_nonce: Option<Nonce>,
     ) -> Vec<DomainStep> {
+        let left_off = left_off(domain);
         let done = domain.persistent
             && domain.metadata.as_ref().is_some_and(|metadata| {
                 metadata.generation == generation
                     && metadata.reboot_nonce == reboot_nonce
+                    && metadata.left_off == left_off
                     && metadata.digest == self.config.metadata.digest
             });
         if done {
             Vec::new()
         } else {
-            vec![self.define(generation, reboot_nonce)]
+            vec![self.define(generation, reboot_nonce, left_off)]
         }
     }
 
@@ -349,7 +358,8 @@ impl Wish<'_> {
             return (vec![DomainStep::Destroy(id)], wait);
         }
         let ask = || {
-            let mark = (!is_marked(domain)).then(|| self.define(Generation(0), nonce_of(domain)));
+            let mark =
+                (!is_marked(domain)).then(|| self.define(Generation(0), nonce_of(domain), None));
             mark.into_iter().chain([DomainStep::Shutdown(id)]).collect()
         };
         match asked {
@@ -375,6 +385,18 @@ fn moved(domain: &DomainObserved) -> Fault {
             "domain {:?} was migrated away from this host; it is not started here while it may run elsewhere",
             domain.name
         ),
+    }
+}
+
+/// Why it is off by itself, or will be once it is: a guest that crashed may be kept in memory for whoever wants to look at it.
+fn left_off(domain: &DomainObserved) -> Option<LeftOff> {
+    match domain.power_state {
+        PowerState::Crashed => Some(LeftOff::Crashed),
+        PowerState::Nostate
+        | PowerState::Running
+        | PowerState::Paused
+        | PowerState::Shutdown
+        | PowerState::Suspended => domain.off_reason.and_then(LeftOff::of),
     }
 }
 

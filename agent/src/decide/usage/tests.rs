@@ -96,6 +96,7 @@ fn own(instance: InstanceId) -> DomainObserved {
             generation: Generation(1),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         }),
         ..foreign(instance.as_uuid())
     }

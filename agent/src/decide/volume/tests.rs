@@ -361,6 +361,7 @@ fn users_are_whoever_names_the_file_live_or_kept() {
         generation: Generation(1),
         reboot_nonce: None,
         digest: String::new(),
+        left_off: None,
     });
     let domains = [
         ours,
