@@ -12,6 +12,8 @@ mod devices;
 mod events;
 #[path = "libvirt/full.rs"]
 mod full;
+#[path = "libvirt/halted.rs"]
+mod halted;
 #[path = "libvirt/hung.rs"]
 mod hung;
 #[path = "libvirt/nics.rs"]

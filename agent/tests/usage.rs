@@ -323,6 +323,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         disks: DomainDisks::default(),
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         metadata: None,
         nics: Default::default(),
     }

@@ -39,7 +39,7 @@ use super::{
     machine::{Machine, Measure},
 };
 use crate::decide::{
-    domain::{BackupPlan, DomainConfig, DomainObserved, DomainStep, JobProgress},
+    domain::{BackupPlan, DiskError, DomainConfig, DomainObserved, DomainStep, JobProgress},
     filter::{Reason, RouterLeg},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
@@ -337,6 +337,17 @@ impl FakeHost {
     /// Somebody pauses an instance, if it runs.
     pub fn pause(&self, instance: InstanceId) {
         self.model().domains.pause(instance);
+    }
+
+    /// There is no room for what the guest of an instance writes, until [`Self::make_room`]: it stands still, and again soon after each
+    /// time that it is let go on.
+    pub fn fill_disk(&self, instance: InstanceId) {
+        self.model().domains.fill_disk(instance);
+    }
+
+    /// There is room for what it writes again.
+    pub fn make_room(&self, instance: InstanceId) {
+        self.model().domains.make_room(instance);
     }
 
     /// The host says that something happened to a domain. It says so never by itself.
@@ -637,6 +648,15 @@ impl Compute for FakeHost {
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
         // Whatever a fake guest does is done at once.
         self.model().faults.ask_libvirt().map(|()| None)
+    }
+
+    async fn disk_errors(
+        &self,
+        instance: InstanceId,
+    ) -> Result<BTreeMap<String, DiskError>, ActError> {
+        let model = self.model();
+        model.faults.ask_libvirt()?;
+        Ok(model.domains.disk_errors(instance))
     }
 
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {

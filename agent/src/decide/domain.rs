@@ -292,6 +292,8 @@ pub struct DomainObserved {
     /// Whether libvirt is on its way with it: it starts it, or restores it from saved memory. Its guest has not run yet. A
     /// libvirtd that was started anew meanwhile may never get any further with it.
     pub is_starting: bool,
+    /// Whether its guest stands still because QEMU could not read or write one of its disks.
+    pub is_halted: bool,
     /// libvirt's state and reason as text, for people ("shut off: crashed").
     pub reason: String,
     /// Whether a definition is kept when it is off.
@@ -368,6 +370,15 @@ impl NicObserved {
     pub fn is_ours(&self) -> bool {
         self.port().is_some() || names::is_tap(&self.tap)
     }
+}
+
+/// What is wrong with a disk that QEMU could not read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskError {
+    /// There is no room for it where it lies.
+    NoSpace,
+    /// Something else.
+    Other,
 }
 
 /// Why a domain is off, as far as it matters for starting it again.

@@ -403,6 +403,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         off_reason: off,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: String::new(),
         persistent: true,
         vcpus: config.vcpus,
@@ -953,6 +954,147 @@ fn a_paused_guest_goes_on_and_a_crashed_one_starts_anew() {
     );
     check(given(1, Crashed, None), &stopped(1), &["destroy"], &ASKED);
     check(given(1, Paused, None), &stopped(2), &["destroy"], &ASKED);
+}
+
+/// A guest that stands still because there is no room for what it writes, and was let go on so many seconds ago.
+fn halted(tried: Option<(u64, u64)>) -> Given {
+    let no_space = [("vda".to_owned(), DiskError::NoSpace)];
+    let tried = tried.map(|(first, last)| Asked {
+        first: Duration::from_secs(first),
+        last: Duration::from_secs(last),
+    });
+    let stands = given(1, Paused, None).domain(|domain| domain.is_halted = true);
+    stands.but(|observed| {
+        observed.disk_errors = no_space.into();
+        observed.let_go_on = tried;
+    })
+}
+
+#[track_caller]
+fn check_halted(
+    given: Given,
+    desired: &Desired<InstanceId, InstanceSpec>,
+    steps: &[&str],
+    code: FaultCode,
+    words: &str,
+) {
+    let plan = plan(desired, &given.observed, &host());
+    assert_eq!(outline(&plan), steps);
+    let Then::Halted(fault) = plan.then else {
+        panic!("not halted: {:?}", plan.then)
+    };
+    assert_eq!(fault.code, code);
+    assert!(fault.message.contains(words), "{}", fault.message);
+}
+
+#[test]
+fn a_guest_that_stands_still_for_its_disks_is_let_go_on_every_few_seconds_and_that_is_told() {
+    let full = |given, desired: &Desired<InstanceId, InstanceSpec>, steps: &[&str]| {
+        let words = "no room for what it writes to vda";
+        check_halted(given, desired, steps, FaultCode::DiskFull, words);
+    };
+    full(halted(None), &running(1), &["resume"]);
+    full(halted(Some((90, 4))), &running(1), &[]);
+    full(halted(Some((90, 5))), &running(1), &["resume"]);
+    full(halted(None), &running(2), &["define@2", "resume"]);
+    // It has to run for a while before that counts.
+    let on = |tried| {
+        halted(Some(tried)).domain(|domain| {
+            domain.is_halted = false;
+            domain.power_state = Running;
+        })
+    };
+    full(on((90, 0)), &running(1), &[]);
+    full(on((90, 4)), &running(1), &[]);
+    check(on((90, 5)), &running(1), &[], &Converged);
+    // What somebody paused is another matter.
+    let paused_by_somebody = on((90, 1)).domain(|domain| domain.power_state = Paused);
+    check(paused_by_somebody, &running(1), &["resume"], &Converged);
+
+    let with = |errors: &[(&str, DiskError)]| {
+        let errors = errors
+            .iter()
+            .map(|(disk, error)| ((*disk).to_owned(), *error));
+        halted(None).but(|observed| observed.disk_errors = errors.collect())
+    };
+    let other = |given, words| {
+        check_halted(
+            given,
+            &running(1),
+            &["resume"],
+            FaultCode::Hypervisor,
+            words,
+        );
+    };
+    other(with(&[]), "one of its disks is full or fails");
+    other(
+        with(&[("vdb", DiskError::Other)]),
+        "vdb cannot be read or written",
+    );
+    let both = with(&[("vdb", DiskError::Other), ("vdc", DiskError::NoSpace)]);
+    full_of(
+        both,
+        "vdb cannot be read or written, there is no room for what it writes to vdc",
+    );
+    let with_path = halted(None).domain(|domain| {
+        domain.disks.live = vec![DiskFile {
+            path: "/var/lib/berth/volumes/v.qcow2".into(),
+            target: "vda".to_owned(),
+        }];
+    });
+    let mut wanted = running(1);
+    // It boots from what it has.
+    wanted.spec.as_mut().unwrap().disks.clear();
+    let plan = power::Wish {
+        config: &domain_config(instance(), wanted.spec.as_ref().unwrap(), &host()),
+        generation: Generation(1),
+        spec: wanted.spec.as_ref().unwrap(),
+        paths: &host().paths,
+    }
+    .plan(&with_path.observed);
+    let Then::Halted(fault) = plan.1 else {
+        panic!("not halted: {plan:?}")
+    };
+    let words = "writes to vda (/var/lib/berth/volumes/v.qcow2)";
+    assert!(fault.message.contains(words), "{}", fault.message);
+}
+
+#[track_caller]
+fn full_of(given: Given, words: &str) {
+    check_halted(given, &running(1), &["resume"], FaultCode::DiskFull, words);
+}
+
+#[test]
+fn a_guest_that_stands_still_for_its_disks_is_stopped_saved_and_rebooted_all_the_same() {
+    check(halted(None), &paused(1), &[], &Converged);
+    check(halted(None), &stopped(2), &["destroy"], &ASKED);
+    check(halted(None), &suspended(2), &["save"], &Converged);
+    let hard = ["destroy", "define@0", "start", "define@2"];
+    check(
+        halted(None),
+        &rebooting(2, RebootKind::Hard, 0),
+        &hard,
+        &Converged,
+    );
+    // It can hear that it shall power off only when it goes on, and has its time for that.
+    let soft = rebooting(2, RebootKind::Soft, 0);
+    let words = "stands still";
+    check_halted(halted(None), &soft, &["resume"], FaultCode::DiskFull, words);
+    let late = u64::from(STOP_TIMEOUT);
+    check_halted(
+        halted(Some((late - 1, 1))),
+        &soft,
+        &[],
+        FaultCode::DiskFull,
+        words,
+    );
+    check(halted(Some((late, 1))), &soft, &["destroy"], &ASKED);
+    check(
+        halted(Some((3, 3))).asked(2, 2),
+        &soft,
+        &["destroy"],
+        &ASKED,
+    );
 }
 
 #[test]

@@ -464,6 +464,7 @@ fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
         && a.off_reason == b.off_reason
         && a.leftover_memory == b.leftover_memory
         && a.is_starting == b.is_starting
+        && a.is_halted == b.is_halted
         && a.persistent == b.persistent
         && a.metadata == b.metadata
         && a.disks.live == b.disks.live
@@ -635,6 +636,7 @@ mod tests {
             off_reason: None,
             leftover_memory: false,
             is_starting: false,
+            is_halted: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(1),

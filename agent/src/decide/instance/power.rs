@@ -28,6 +28,9 @@
 //! ends such a domain, but one whose QEMU does not answer stays where it is for ever: after the time that even a slow host needs
 //! it is switched off, and the next look starts it again. Its guest has not run, and the memory is still saved.
 //!
+//! A guest whose disk is full or failing stands still: QEMU stops it, and what it wanted to write is tried again when it goes on.
+//! It is let go on now and then. Whether that was of use shows a moment later, so it counts as running only after that.
+//!
 //! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone. What is left of it while the guest runs
 //! is of no use, and would be taken for more than it is: it goes at once.
 
@@ -41,9 +44,12 @@ use berth_common::{
 };
 
 use super::{Asked, Observed, Paths, Then, Wait};
-use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, LeftOff, OffReason};
+use crate::decide::domain::{
+    DiskError, DomainConfig, DomainObserved, DomainStep, LeftOff, OffReason,
+};
 
-/// How long after asking a guest to power off it is asked again: it may not have listened yet.
+/// How long after asking a guest to power off it is asked again: it may not have listened yet. One that stands still for its disks is
+/// let go on as often, and if it still runs after this long, it does.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// How long libvirt may take to start QEMU, on a host where everything is slow.
@@ -165,7 +171,13 @@ impl Wish<'_> {
                     (RebootKind::Hard, _) => self.anew(self.start()),
                     // It was asked for before a pause: the guest can only hear it when it goes on.
                     (RebootKind::Soft, PowerState::Paused) if observed.asked.is_none() => {
-                        (vec![DomainStep::Resume(self.config.id)], Then::Converged)
+                        match halted(domain, observed) {
+                            None => (vec![DomainStep::Resume(self.config.id)], Then::Converged),
+                            Some(fault) if self.may_go_on_in_time(observed) => {
+                                (self.let_go_on(domain, observed), Then::Halted(fault))
+                            }
+                            Some(_) => self.power_off(domain, None),
+                        }
                     }
                     (RebootKind::Soft, _) => self.power_off(domain, observed.asked),
                 };
@@ -190,10 +202,30 @@ impl Wish<'_> {
             ),
             None => self.settled(domain),
         };
+        if let Some(fault) = halted(domain, observed) {
+            steps.extend(self.let_go_on(domain, observed));
+            return (steps, Then::Halted(fault));
+        }
         if domain.power_state == PowerState::Paused {
             steps.push(DomainStep::Resume(self.config.id));
         }
         (steps, then)
+    }
+
+    /// Lets a guest that stands still for its disks go on, if that was not tried just now.
+    fn let_go_on(&self, domain: &DomainObserved, observed: &Observed) -> Vec<DomainStep> {
+        let is_due = observed
+            .let_go_on
+            .is_none_or(|tried| tried.last >= ASK_AGAIN_AFTER);
+        let step = (domain.is_halted && is_due).then_some(DomainStep::Resume(self.config.id));
+        step.into_iter().collect()
+    }
+
+    /// Whether a guest that stands still for its disks may still go on in time to hear that it shall power off.
+    fn may_go_on_in_time(&self, observed: &Observed) -> bool {
+        observed
+            .let_go_on
+            .is_none_or(|tried| tried.first < self.stop_timeout())
     }
 
     /// Whether a guest that is on was booted from another disk of its own than it shall be: it was rescued since, or
@@ -376,6 +408,47 @@ impl Wish<'_> {
 /// How long libvirt may be starting a domain, or restoring it.
 fn starts_within(domain: &DomainObserved) -> Duration {
     STARTS_WITHIN + Duration::from_secs(domain.memory_mb.get() / RESTORES_AT_LEAST)
+}
+
+/// What keeps a guest from running that stands still for its disks, or was let go on so lately that it may not have used them yet.
+fn halted(domain: &DomainObserved, observed: &Observed) -> Option<Fault> {
+    let is_on_trial = || {
+        let tried = observed.let_go_on;
+        domain.power_state == PowerState::Running
+            && tried.is_some_and(|tried| tried.last < ASK_AGAIN_AFTER)
+    };
+    if !domain.is_halted && !is_on_trial() {
+        return None;
+    }
+    let errors = &observed.disk_errors;
+    let disk = |target: &String, error: &DiskError| {
+        let mut files = domain.disks.live.iter();
+        let path = files
+            .find(|file| file.target == *target)
+            .map_or_else(String::new, |file| format!(" ({})", file.path.display()));
+        match error {
+            DiskError::NoSpace => format!("there is no room for what it writes to {target}{path}"),
+            DiskError::Other => format!("{target}{path} cannot be read or written"),
+        }
+    };
+    let disks: Vec<String> = errors.iter().map(|(it, error)| disk(it, error)).collect();
+    let why = if disks.is_empty() {
+        "one of its disks is full or fails".to_owned()
+    } else {
+        disks.join(", ")
+    };
+    let is_full = errors.values().any(|error| *error == DiskError::NoSpace);
+    Some(Fault {
+        code: if is_full {
+            FaultCode::DiskFull
+        } else {
+            FaultCode::Hypervisor
+        },
+        message: format!(
+            "the guest stands still: {why}; it is let go on every {} s, and goes on by itself once that helps",
+            ASK_AGAIN_AFTER.as_secs()
+        ),
+    })
 }
 
 fn moved(domain: &DomainObserved) -> Fault {

@@ -77,6 +77,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         off_reason: None,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: "running".to_owned(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
