@@ -104,7 +104,8 @@ pub trait Compute: Send + Sync {
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError>;
     /// How far a long step on an instance's domain is; `None`: none runs.
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
-    /// The disks that QEMU could not read or write, by the guest's names, of one that stands still for that. Its QEMU has to answer.
+    /// The disks that QEMU could not read or write, by the guest's names, of one that stands still for that. Its QEMU has to answer, and
+    /// (7.2) tells of those that it could not earlier since it was started as well.
     async fn disk_errors(
         &self,
         instance: InstanceId,
