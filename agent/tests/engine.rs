@@ -10,6 +10,8 @@
 
 #[path = "engine/boot.rs"]
 mod boot;
+#[path = "engine/halted.rs"]
+mod halted;
 #[path = "engine/law.rs"]
 mod law;
 #[path = "engine/news.rs"]
@@ -44,7 +46,7 @@ use berth_agent::{
         fake::{Disk, FakeHost, Guest},
     },
     decide::{
-        domain::{DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
+        domain::{DiskError, DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskName, DiskPlan, HostFacts, Paths, StorageStep, domain_config},
         room::{HostSize, RoomToGrow},
         snapshot::BackupJob,
@@ -163,6 +165,14 @@ impl Compute for FlakyLibvirt {
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         self.ask()?;
         Compute::job(&self.host, instance).await
+    }
+
+    async fn disk_errors(
+        &self,
+        instance: InstanceId,
+    ) -> Result<BTreeMap<String, DiskError>, ActError> {
+        self.ask()?;
+        self.host.disk_errors(instance).await
     }
 
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {
@@ -1241,6 +1251,7 @@ async fn what_berth_did_not_make_is_refused_and_left_alone() {
         off_reason: None,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::new(1).unwrap(),

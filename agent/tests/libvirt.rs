@@ -12,10 +12,14 @@ mod devices;
 mod events;
 #[path = "libvirt/full.rs"]
 mod full;
+#[path = "libvirt/halted.rs"]
+mod halted;
 #[path = "libvirt/hung.rs"]
 mod hung;
 #[path = "libvirt/nics.rs"]
 mod nics;
+#[path = "libvirt/off.rs"]
+mod off;
 #[path = "libvirt/orphans.rs"]
 mod orphans;
 #[path = "libvirt/scsi.rs"]
@@ -126,6 +130,7 @@ fn instance(hypervisor: &Hypervisor) -> DomainConfig {
             generation: Generation(3),
             reboot_nonce: Some(Nonce::new()),
             digest: String::new(),
+            left_off: None,
         },
     };
     config.metadata.digest = config.digest();

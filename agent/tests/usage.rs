@@ -304,6 +304,7 @@ fn config(id: InstanceId, network: NetworkId, disks: Vec<DomainDisk>) -> DomainC
             generation: Generation(1),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         },
     }
 }
@@ -322,6 +323,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         disks: DomainDisks::default(),
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         metadata: None,
         nics: Default::default(),
     }

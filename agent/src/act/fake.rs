@@ -39,7 +39,7 @@ use super::{
     machine::{Machine, Measure},
 };
 use crate::decide::{
-    domain::{BackupPlan, DomainConfig, DomainObserved, DomainStep, JobProgress},
+    domain::{BackupPlan, DiskError, DomainConfig, DomainObserved, DomainStep, JobProgress},
     filter::{Reason, RouterLeg},
     image_cache::CachedName,
     instance::{DiskName, InstanceFiles, StorageStep},
@@ -197,6 +197,11 @@ impl FakeHost {
         befell.notified().await;
     }
 
+    /// libvirtd ends, and is there again at once.
+    pub fn restart_libvirt(&self) {
+        self.model().domains.libvirt_ends();
+    }
+
     /// A libvirtd that ended is there again.
     pub fn libvirt_is_back(&self) {
         self.model().faults.libvirt_is_back();
@@ -214,7 +219,12 @@ impl FakeHost {
         }
         let mut guard = self.model();
         let model = &mut *guard;
-        match model.faults.step(nature)? {
+        let was_there = !model.faults.libvirt_is_away();
+        let fate = model.faults.step(nature);
+        if was_there && model.faults.libvirt_is_away() {
+            model.domains.libvirt_ends();
+        }
+        match fate? {
             Fate::Done => work(model, Extent::Whole),
             Fate::Unanswered(error) => work(model, Extent::Whole).and(Err(error)),
             Fate::Halved(error) => work(model, Extent::Half).and(Err(error)),
@@ -327,6 +337,17 @@ impl FakeHost {
     /// Somebody pauses an instance, if it runs.
     pub fn pause(&self, instance: InstanceId) {
         self.model().domains.pause(instance);
+    }
+
+    /// There is no room for what the guest of an instance writes, until [`Self::make_room`]: it stands still, and again soon after each
+    /// time that it is let go on.
+    pub fn fill_disk(&self, instance: InstanceId) {
+        self.model().domains.fill_disk(instance);
+    }
+
+    /// There is room for what it writes again.
+    pub fn make_room(&self, instance: InstanceId) {
+        self.model().domains.make_room(instance);
     }
 
     /// The host says that something happened to a domain. It says so never by itself.
@@ -627,6 +648,15 @@ impl Compute for FakeHost {
     async fn job(&self, _: InstanceId) -> Result<Option<JobProgress>, ActError> {
         // Whatever a fake guest does is done at once.
         self.model().faults.ask_libvirt().map(|()| None)
+    }
+
+    async fn disk_errors(
+        &self,
+        instance: InstanceId,
+    ) -> Result<BTreeMap<String, DiskError>, ActError> {
+        let model = self.model();
+        model.faults.ask_libvirt()?;
+        Ok(model.domains.disk_errors(instance))
     }
 
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {

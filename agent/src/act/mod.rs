@@ -28,7 +28,7 @@ use berth_common::{
 };
 
 use crate::decide::{
-    domain::{DomainObserved, DomainStep, JobProgress},
+    domain::{DiskError, DomainObserved, DomainStep, JobProgress},
     filter::Reason,
     instance::{InstanceFiles, StorageStep},
     metadata::ForgedCounts,
@@ -104,6 +104,12 @@ pub trait Compute: Send + Sync {
     async fn apply(&self, step: &DomainStep) -> Result<(), ActError>;
     /// How far a long step on an instance's domain is; `None`: none runs.
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError>;
+    /// The disks that QEMU could not read or write, by the guest's names, of one that stands still for that. Its QEMU has to answer, and
+    /// (7.2) tells of those that it could not earlier since it was started as well.
+    async fn disk_errors(
+        &self,
+        instance: InstanceId,
+    ) -> Result<BTreeMap<String, DiskError>, ActError>;
     /// The backup jobs that run on the host's domains, berth's and others.
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError>;
     /// Waits until the host says that something may have happened to a domain. That is a reason to look and nothing more: it may be

@@ -1,6 +1,6 @@
 //! Domains as plain data: what is wanted of libvirt, and what libvirt says.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use berth_common::{
     document::{DiskBus, PortLink, VolumeAccess, VolumeFormat, VolumeLimits},
@@ -115,7 +115,71 @@ pub struct DomainMetadata {
     pub reboot_nonce: Option<Nonce>,
     /// [`DomainConfig::digest`] of the definition.
     pub digest: String,
+    /// Why it is off by itself, as libvirt said when that was seen. Every start clears it before QEMU runs, so that the next
+    /// time it is off, it says nothing.
+    pub left_off: Option<LeftOff>,
 }
+
+/// A reason to be off that decides whether a domain is started again. libvirt knows it only as long as it runs: of each domain that
+/// is off it says "unknown" once it was started anew, and so once the host was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LeftOff {
+    /// The guest powered itself off.
+    Guest,
+    /// QEMU or the guest crashed.
+    Crashed,
+}
+
+impl LeftOff {
+    /// The word that is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Crashed => "crashed",
+        }
+    }
+
+    /// What of a reason has to be written down.
+    #[must_use]
+    pub const fn of(reason: OffReason) -> Option<Self> {
+        match reason {
+            OffReason::Guest => Some(Self::Guest),
+            OffReason::Crashed => Some(Self::Crashed),
+            OffReason::Saved
+            | OffReason::Destroyed
+            | OffReason::Failed
+            | OffReason::Moved
+            | OffReason::Unknown => None,
+        }
+    }
+
+    /// Why a domain is off: what libvirt says, and if it does not know, what was noted when it did.
+    #[must_use]
+    pub const fn recall(said: Option<OffReason>, noted: Option<Self>) -> Option<OffReason> {
+        match (said, noted) {
+            (Some(OffReason::Unknown), Some(Self::Guest)) => Some(OffReason::Guest),
+            (Some(OffReason::Unknown), Some(Self::Crashed)) => Some(OffReason::Crashed),
+            (said, _) => said,
+        }
+    }
+}
+
+impl FromStr for LeftOff {
+    type Err = UnknownLeftOff;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Guest, Self::Crashed]
+            .into_iter()
+            .find(|it| it.as_str() == text)
+            .ok_or(UnknownLeftOff)
+    }
+}
+
+/// It is no such word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a reason to be left off")]
+pub struct UnknownLeftOff;
 
 /// A guest's weight in proportion to its vCPUs: 1024 for each, the kernel's share of one ordinary group, up to 10,000.
 /// That is the most that libvirt takes where cgroups are of version 2, and it refuses to start a guest that wants more. With
@@ -133,7 +197,7 @@ impl DomainConfig {
         self.config_drive.is_some() || self.disks.iter().any(on_scsi)
     }
 
-    /// A fingerprint of everything but generation, reboot nonce and the digest itself: equal digests mean that
+    /// A fingerprint of everything but generation, reboot nonce, the reason to be left off and the digest itself: equal digests mean that
     /// nothing would change by defining the domain anew. Room to grow is left out as well: it follows from the size and
     /// from the host, and a host that gets more memory is no reason to define all its domains anew. A start takes the
     /// newest definition in any case.
@@ -185,7 +249,28 @@ impl fmt::Debug for Digested<'_> {
             .field("nics", nics)
             .field("config_drive", config_drive)
             .field("console_log", console_log)
-            .field("metadata", metadata)
+            .field("metadata", &DigestedMetadata(metadata))
+            .finish()
+    }
+}
+
+/// The same for metadata: without the reason to be left off.
+struct DigestedMetadata<'a>(&'a DomainMetadata);
+
+impl fmt::Debug for DigestedMetadata<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DomainMetadata {
+            instance_id,
+            generation,
+            reboot_nonce,
+            digest,
+            left_off: _,
+        } = self.0;
+        f.debug_struct("DomainMetadata")
+            .field("instance_id", instance_id)
+            .field("generation", generation)
+            .field("reboot_nonce", reboot_nonce)
+            .field("digest", digest)
             .finish()
     }
 }
@@ -199,7 +284,7 @@ pub struct DomainObserved {
     pub name: String,
     /// Its state.
     pub power_state: PowerState,
-    /// Why it is off, if it is.
+    /// Why it is off, if it is; also if libvirt has forgotten that and berth has not ([`LeftOff::recall`]).
     pub off_reason: Option<OffReason>,
     /// Whether memory of it is kept on disk although it is on: left over by a libvirtd that ended while it saved or
     /// restored it. Once the domain is off, that would look like memory to go on with.
@@ -207,6 +292,8 @@ pub struct DomainObserved {
     /// Whether libvirt is on its way with it: it starts it, or restores it from saved memory. Its guest has not run yet. A
     /// libvirtd that was started anew meanwhile may never get any further with it.
     pub is_starting: bool,
+    /// Whether its guest stands still because QEMU could not read or write one of its disks.
+    pub is_halted: bool,
     /// libvirt's state and reason as text, for people ("shut off: crashed").
     pub reason: String,
     /// Whether a definition is kept when it is off.
@@ -283,6 +370,15 @@ impl NicObserved {
     pub fn is_ours(&self) -> bool {
         self.port().is_some() || names::is_tap(&self.tap)
     }
+}
+
+/// What is wrong with a disk that QEMU could not read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskError {
+    /// There is no room for it where it lies.
+    NoSpace,
+    /// Something else.
+    Other,
 }
 
 /// Why a domain is off, as far as it matters for starting it again.

@@ -209,6 +209,11 @@ fn metadata(metadata: &DomainMetadata) -> Element {
                 .map(|nonce| own("reboot").text(nonce.to_string())),
         )
         .child(own("digest").text(&metadata.digest))
+        .children(
+            metadata
+                .left_off
+                .map(|reason| own("off").text(reason.as_str())),
+        )
 }
 
 /// The machine of an architecture; libvirt makes the installed QEMU's newest version of it.

@@ -34,8 +34,8 @@ use super::{
     config_drive::{self, DriveFile, Subnets},
     disk_target,
     domain::{
-        DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved, DomainStep,
-        VirtType, cpu_shares,
+        DiskError, DiskFile, DomainConfig, DomainDisk, DomainMetadata, DomainNic, DomainObserved,
+        DomainStep, VirtType, cpu_shares,
     },
     image_cache::CachedName,
     metadata, names,
@@ -208,6 +208,11 @@ pub struct Observed {
     /// How long ago it was asked last, for whatever wish, or found marked as asked. `None`: neither, as far as this
     /// agent knows.
     pub asked_before: Option<Duration>,
+    /// The disks that QEMU could not read or write, by the guest's names: of a guest that stands still for that, or did until it
+    /// was let go on. Empty: nobody knows which.
+    pub disk_errors: BTreeMap<String, DiskError>,
+    /// How long ago a guest that stood still for its disks was let go on: first and last time. `None`: it was not, or has run since.
+    pub let_go_on: Option<Asked>,
     /// For how long libvirt has been starting it, as far as this agent has seen. `None`: it was not.
     pub starting: Option<Duration>,
 }
@@ -445,6 +450,8 @@ pub enum Then {
     Refused(Fault),
     /// The same, because its guest does not do its part; it may still, and is asked again.
     Stuck(Fault),
+    /// Its guest stands still because of its disks, or was let go on only a moment ago: it is let go on again and again.
+    Halted(Fault),
 }
 
 /// What an instance waits for.
@@ -875,6 +882,7 @@ pub fn domain_config(id: InstanceId, spec: &InstanceSpec, host: &HostFacts) -> D
             generation: Generation(0),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         },
     };
     config.metadata.digest = config.digest();

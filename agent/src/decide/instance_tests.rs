@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::decide::domain::{DiskFile, OffReason};
+use crate::decide::domain::{DiskFile, LeftOff, OffReason};
 use crate::{
     act::{
         ActError, Compute, Net, Progress, Storage,
@@ -403,6 +403,7 @@ fn given(generation: u64, state: PowerState, off: Option<OffReason>) -> Given {
         off_reason: off,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: String::new(),
         persistent: true,
         vcpus: config.vcpus,
@@ -453,6 +454,13 @@ impl Given {
 
     fn domain(self, change: impl FnOnce(&mut DomainObserved)) -> Self {
         self.but(|observed| change(observed.domain.as_mut().unwrap()))
+    }
+
+    /// It is noted that its guest powered itself off.
+    fn noted(self) -> Self {
+        self.domain(|domain| {
+            domain.metadata.as_mut().unwrap().left_off = Some(LeftOff::Guest);
+        })
     }
 
     fn asked(self, first: u64, last: u64) -> Self {
@@ -828,12 +836,9 @@ fn what_is_off_against_the_wish_is_started() {
 
 #[test]
 fn a_guest_that_powered_itself_off_stays_off_until_a_new_generation() {
-    check(
-        given(1, Shutdown, Some(OffReason::Guest)),
-        &running(1),
-        &[],
-        &Converged,
-    );
+    let off = || given(1, Shutdown, Some(OffReason::Guest));
+    check(off(), &running(1), &["define@1"], &Converged);
+    check(off().noted(), &running(1), &[], &Converged);
     check(
         given(1, Shutdown, Some(OffReason::Guest)),
         &running(2),
@@ -847,6 +852,78 @@ fn a_guest_that_powered_itself_off_stays_off_until_a_new_generation() {
         &["define@0", "start", "define@1"],
         &Converged,
     );
+}
+
+#[test]
+fn what_is_noted_of_a_guest_that_is_off_counts_only_where_libvirt_does_not_know() {
+    use OffReason::{Crashed, Destroyed, Failed, Guest, Moved, Saved, Unknown};
+    let said = [Guest, Saved, Destroyed, Crashed, Failed, Moved, Unknown];
+    for (noted, reason) in [(LeftOff::Guest, Guest), (LeftOff::Crashed, Crashed)] {
+        for said in said {
+            let expected = if said == Unknown { reason } else { said };
+            assert_eq!(LeftOff::recall(Some(said), Some(noted)), Some(expected));
+            assert_eq!(LeftOff::recall(Some(said), None), Some(said));
+        }
+        // One that is on is off for no reason.
+        assert_eq!(LeftOff::recall(None, Some(noted)), None);
+        assert_eq!(noted.as_str().parse(), Ok(noted));
+    }
+    assert!("shutdown".parse::<LeftOff>().is_err());
+}
+
+#[test]
+fn a_guest_that_is_off_by_itself_is_left_off_over_a_restart_of_libvirtd_and_of_the_host() {
+    let stays = |generation| {
+        let mut wanted = running(generation);
+        wanted.spec.as_mut().unwrap().on_crash = OnCrash::Stop;
+        wanted
+    };
+    for ends in [FakeHost::guest_powers_off, FakeHost::guest_crashes] {
+        let mut rig = Rig::after(&[stays(1)]);
+        ends(&rig.host, instance());
+        assert_eq!(rig.converge(&stays(1)), Converged);
+        rig.host.restart_libvirt();
+        assert_eq!(rig.converge(&stays(1)), Converged);
+        rig.host.power_cut();
+        rig.restart_agent();
+        rig.build_network();
+        assert_eq!(rig.converge(&stays(1)), Converged);
+        assert_eq!((rig.power_state(), rig.lives().starts), (Shutdown, 1));
+        // One that was started since is no longer off by itself.
+        rig.converge(&stays(2));
+        assert_eq!(rig.metadata().left_off, None);
+        rig.host.power_cut();
+        rig.restart_agent();
+        rig.build_network();
+        rig.converge(&stays(2));
+        assert_eq!((rig.power_state(), rig.lives().starts), (Running, 3));
+    }
+}
+
+#[test]
+fn a_start_that_is_broken_off_after_any_step_is_no_guest_that_is_off_by_itself() {
+    for steps in 0..4 {
+        let mut rig = Rig::after(&[running(1)]);
+        rig.host.guest_powers_off(instance());
+        rig.converge(&running(1));
+        assert_eq!(rig.metadata().left_off, Some(LeftOff::Guest));
+        rig.host.crash_after(steps);
+        let _ = rig.pass(&running(2));
+        rig.host.power_cut();
+        rig.restart_agent();
+        rig.build_network();
+        rig.converge(&running(2));
+        assert_eq!(rig.power_state(), Running, "after {steps} steps");
+        assert_eq!(rig.metadata().left_off, None, "after {steps} steps");
+    }
+    // Nor is one that somebody else started.
+    let mut rig = Rig::after(&[running(1)]);
+    rig.host.guest_powers_off(instance());
+    rig.converge(&running(1));
+    rig.apply(&Step::Domain(DomainStep::Start(instance())))
+        .unwrap();
+    rig.converge(&running(1));
+    assert_eq!(rig.metadata().left_off, None);
 }
 
 #[test]
@@ -888,6 +965,147 @@ fn a_paused_guest_goes_on_and_a_crashed_one_starts_anew() {
     );
     check(given(1, Crashed, None), &stopped(1), &["destroy"], &ASKED);
     check(given(1, Paused, None), &stopped(2), &["destroy"], &ASKED);
+}
+
+/// A guest that stands still because there is no room for what it writes, and was let go on so many seconds ago.
+fn halted(tried: Option<(u64, u64)>) -> Given {
+    let no_space = [("vda".to_owned(), DiskError::NoSpace)];
+    let tried = tried.map(|(first, last)| Asked {
+        first: Duration::from_secs(first),
+        last: Duration::from_secs(last),
+    });
+    let stands = given(1, Paused, None).domain(|domain| domain.is_halted = true);
+    stands.but(|observed| {
+        observed.disk_errors = no_space.into();
+        observed.let_go_on = tried;
+    })
+}
+
+#[track_caller]
+fn check_halted(
+    given: Given,
+    desired: &Desired<InstanceId, InstanceSpec>,
+    steps: &[&str],
+    code: FaultCode,
+    words: &str,
+) {
+    let plan = plan(desired, &given.observed, &host());
+    assert_eq!(outline(&plan), steps);
+    let Then::Halted(fault) = plan.then else {
+        panic!("not halted: {:?}", plan.then)
+    };
+    assert_eq!(fault.code, code);
+    assert!(fault.message.contains(words), "{}", fault.message);
+}
+
+#[test]
+fn a_guest_that_stands_still_for_its_disks_is_let_go_on_every_few_seconds_and_that_is_told() {
+    let full = |given, desired: &Desired<InstanceId, InstanceSpec>, steps: &[&str]| {
+        let words = "no room for what it writes to vda";
+        check_halted(given, desired, steps, FaultCode::DiskFull, words);
+    };
+    full(halted(None), &running(1), &["resume"]);
+    full(halted(Some((90, 4))), &running(1), &[]);
+    full(halted(Some((90, 5))), &running(1), &["resume"]);
+    full(halted(None), &running(2), &["define@2", "resume"]);
+    // It has to run for a while before that counts.
+    let on = |tried| {
+        halted(Some(tried)).domain(|domain| {
+            domain.is_halted = false;
+            domain.power_state = Running;
+        })
+    };
+    full(on((90, 0)), &running(1), &[]);
+    full(on((90, 4)), &running(1), &[]);
+    check(on((90, 5)), &running(1), &[], &Converged);
+    // What somebody paused is another matter.
+    let paused_by_somebody = on((90, 1)).domain(|domain| domain.power_state = Paused);
+    check(paused_by_somebody, &running(1), &["resume"], &Converged);
+
+    let with = |errors: &[(&str, DiskError)]| {
+        let errors = errors
+            .iter()
+            .map(|(disk, error)| ((*disk).to_owned(), *error));
+        halted(None).but(|observed| observed.disk_errors = errors.collect())
+    };
+    let other = |given, words| {
+        check_halted(
+            given,
+            &running(1),
+            &["resume"],
+            FaultCode::Hypervisor,
+            words,
+        );
+    };
+    other(with(&[]), "one of its disks is full or fails");
+    other(
+        with(&[("vdb", DiskError::Other)]),
+        "vdb cannot be read or written",
+    );
+    let both = with(&[("vdb", DiskError::Other), ("vdc", DiskError::NoSpace)]);
+    full_of(
+        both,
+        "vdb cannot be read or written, there is no room for what it writes to vdc",
+    );
+    let with_path = halted(None).domain(|domain| {
+        domain.disks.live = vec![DiskFile {
+            path: "/var/lib/berth/volumes/v.qcow2".into(),
+            target: "vda".to_owned(),
+        }];
+    });
+    let mut wanted = running(1);
+    // It boots from what it has.
+    wanted.spec.as_mut().unwrap().disks.clear();
+    let plan = power::Wish {
+        config: &domain_config(instance(), wanted.spec.as_ref().unwrap(), &host()),
+        generation: Generation(1),
+        spec: wanted.spec.as_ref().unwrap(),
+        paths: &host().paths,
+    }
+    .plan(&with_path.observed);
+    let Then::Halted(fault) = plan.1 else {
+        panic!("not halted: {plan:?}")
+    };
+    let words = "writes to vda (/var/lib/berth/volumes/v.qcow2)";
+    assert!(fault.message.contains(words), "{}", fault.message);
+}
+
+#[track_caller]
+fn full_of(given: Given, words: &str) {
+    check_halted(given, &running(1), &["resume"], FaultCode::DiskFull, words);
+}
+
+#[test]
+fn a_guest_that_stands_still_for_its_disks_is_stopped_saved_and_rebooted_all_the_same() {
+    check(halted(None), &paused(1), &[], &Converged);
+    check(halted(None), &stopped(2), &["destroy"], &ASKED);
+    check(halted(None), &suspended(2), &["save"], &Converged);
+    let hard = ["destroy", "define@0", "start", "define@2"];
+    check(
+        halted(None),
+        &rebooting(2, RebootKind::Hard, 0),
+        &hard,
+        &Converged,
+    );
+    // It can hear that it shall power off only when it goes on, and has its time for that.
+    let soft = rebooting(2, RebootKind::Soft, 0);
+    let words = "stands still";
+    check_halted(halted(None), &soft, &["resume"], FaultCode::DiskFull, words);
+    let late = u64::from(STOP_TIMEOUT);
+    check_halted(
+        halted(Some((late - 1, 1))),
+        &soft,
+        &[],
+        FaultCode::DiskFull,
+        words,
+    );
+    check(halted(Some((late, 1))), &soft, &["destroy"], &ASKED);
+    check(
+        halted(Some((3, 3))).asked(2, 2),
+        &soft,
+        &["destroy"],
+        &ASKED,
+    );
 }
 
 #[test]
@@ -943,7 +1161,7 @@ fn a_reboot_is_carried_out_once_for_its_nonce() {
         check(done(on()), reboot, &["define@2"], &Converged);
         check(done(given(2, Running, None)), reboot, &[], &Converged);
         check(
-            done(given(2, Shutdown, Some(OffReason::Guest))),
+            done(given(2, Shutdown, Some(OffReason::Guest)).noted()),
             reboot,
             &[],
             &Converged,
@@ -1547,6 +1765,7 @@ enum Event {
     GuestCrashes,
     Pause,
     PowerCut,
+    LibvirtEnds,
     Guest(u32),
 }
 
@@ -1578,6 +1797,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::GuestCrashes),
         1 => Just(Event::Pause),
         1 => Just(Event::PowerCut),
+        1 => Just(Event::LibvirtEnds),
         1 => (0_u32..6).prop_map(Event::Guest),
     ]
 }
@@ -1641,6 +1861,7 @@ proptest! {
                     rig.restart_agent();
                     rig.build_network();
                 }
+                Event::LibvirtEnds => rig.host.restart_libvirt(),
                 Event::Guest(0) => rig.host.set_guest(instance(), Guest::IgnoresAcpi),
                 Event::Guest(looks) => rig.host.set_guest(instance(), Guest::Takes(looks)),
             }

@@ -1,6 +1,12 @@
 //! A pass over one instance: look, plan, do, and look again, until there is nothing left to do.
 
-use std::{collections::BTreeSet, convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use berth_common::{
     document::{
@@ -8,6 +14,7 @@ use berth_common::{
     },
     ids::{InstanceId, NetworkId},
     message::report::{Fault, FaultCode},
+    telemetry::error_chain,
 };
 use tokio::time::{Instant, timeout};
 
@@ -19,7 +26,7 @@ use crate::{
     act::{ActError, Progress},
     decide::{
         config_drive::Subnets,
-        domain::{BackupPlan, DomainStep, OffReason},
+        domain::{BackupPlan, DiskError, DomainObserved, DomainStep, LeftOff, OffReason},
         image_cache::CachedName,
         instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
     },
@@ -65,12 +72,12 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
                 message: "libvirt has not answered since the agent started".to_owned(),
             }));
         };
-        let observed = match look(worker, wish, end.memory).await {
-            Ok(observed) => observed,
+        let observed = match look(worker, wish, &end.memory).await {
+            Ok(observed) => recall(observed, &mut end.memory),
             Err(error) => return Ok(Outcome::of_look(&error)),
         };
         end.saw(observed.domain.clone(), &facts.paths);
-        let observed = overrule_guest(observed, end.memory);
+        let observed = overrule_guest(observed, &end.memory);
         let plan = instance::plan(wish, &observed, &facts);
         if plan.then != Then::Wait(Wait::GuestPowersOff) {
             end.memory.asked = None;
@@ -87,6 +94,12 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             end.memory.starting.get_or_insert_with(Instant::now);
         } else {
             end.memory.starting = None;
+        }
+        if matches!(plan.then, Then::Halted(_)) {
+            end.memory.disk_errors.clone_from(&observed.disk_errors);
+        } else {
+            end.memory.let_go_on = None;
+            end.memory.disk_errors.clear();
         }
         if matches!(plan.then, Then::Watch(_)) {
             end.memory.asked_before.get_or_insert_with(Instant::now);
@@ -117,6 +130,9 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
                 return Ok(Outcome::of_step(&error));
             }
             remember(&mut end.memory, step);
+            if let (Then::Halted(_), Step::Domain(DomainStep::Resume(_))) = (&plan.then, step) {
+                end.memory.let_go_on = again(end.memory.let_go_on);
+            }
             end.taps |= matches!(step, Step::Domain(step) if step.changes_taps());
             // What it needs may have become another meanwhile: a volume that its start would have waited for grows.
             if matches!(step, Step::Storage(step) if takes_long(step)) {
@@ -150,7 +166,7 @@ fn outcome(then: Then, end: &mut PassEnd) -> Outcome {
         Then::Wait(Wait::Copied(id)) => Outcome::Waiting(Waiting::CopiedVolume(id)),
         Then::Wait(Wait::GuestGoesOn) => Outcome::Waiting(Waiting::GuestGoesOn),
         Then::Refused(fault) => Outcome::Refused(fault),
-        Then::Stuck(fault) => {
+        Then::Stuck(fault) | Then::Halted(fault) => {
             end.again = Some(instance::ASK_AGAIN_AFTER);
             Outcome::Refused(fault)
         }
@@ -170,7 +186,7 @@ fn subnets_of(worker: &Worker, network: NetworkId) -> Option<Vec<SubnetSpec>> {
 }
 
 /// What is there of the instance and of what it needs.
-async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, ActError> {
+async fn look(worker: &Worker, wish: &Wish, memory: &Memory) -> Result<Observed, ActError> {
     let host = &worker.tools.host;
     let domain = host.compute.observe_one(wish.id).await?;
     let files = host.storage.observe(wish.id).await?;
@@ -214,7 +230,6 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
     };
     let asked = memory.asked.map(elapsed);
     Ok(Observed {
-        domain,
         files,
         images,
         networks_ready,
@@ -225,14 +240,45 @@ async fn look(worker: &Worker, wish: &Wish, memory: Memory) -> Result<Observed, 
         detach_asked: memory.detach_asked.map(elapsed),
         nic_asked: memory.nic_asked.map(elapsed),
         asked,
+        disk_errors: disk_errors(host, domain.as_ref(), memory).await,
+        let_go_on: memory.let_go_on.map(elapsed),
         asked_before: memory.asked_before.map(|asked| asked.elapsed()),
         starting: memory.starting.map(|since| since.elapsed()),
+        domain,
     })
+}
+
+/// Which disks its guest stands still for, or did before it was let go on. Where QEMU does not say that, nobody knows.
+async fn disk_errors(
+    host: &Host,
+    domain: Option<&DomainObserved>,
+    memory: &Memory,
+) -> BTreeMap<String, DiskError> {
+    let Some(id) = domain
+        .filter(|domain| domain.is_halted)
+        .and_then(|domain| Some(domain.metadata.as_ref()?.instance_id))
+    else {
+        return memory.disk_errors.clone();
+    };
+    host.compute.disk_errors(id).await.unwrap_or_else(|error| {
+        tracing::debug!(error = %error_chain(&error), "nobody knows which disk of a guest fails");
+        BTreeMap::new()
+    })
+}
+
+/// Until the reason for a domain to be off by itself is written down, this agent knows it as well.
+fn recall(mut observed: Observed, memory: &mut Memory) -> Observed {
+    let domain = observed.domain.as_mut();
+    memory.left_off = domain.and_then(|domain| {
+        domain.off_reason = LeftOff::recall(domain.off_reason, memory.left_off);
+        domain.off_reason.and_then(LeftOff::of)
+    });
+    observed
 }
 
 /// A guest's own decision to be off, or its crash, holds until a document comes that was not carried out. Of one with the
 /// generation of another, the domain's metadata cannot tell that.
-fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
+fn overrule_guest(mut observed: Observed, memory: &Memory) -> Observed {
     if let Some(domain) = observed.domain.as_mut().filter(|_| memory.overruled)
         && matches!(
             domain.off_reason,
@@ -244,13 +290,16 @@ fn overrule_guest(mut observed: Observed, memory: Memory) -> Observed {
     observed
 }
 
+/// Something was asked for now, perhaps not for the first time.
+fn again(asked: Option<AskedAt>) -> Option<AskedAt> {
+    let now = Instant::now();
+    let first = asked.map_or(now, |asked| asked.first);
+    Some(AskedAt { first, last: now })
+}
+
 /// What later passes must know of a step.
 fn remember(memory: &mut Memory, step: &Step) {
     let now = Instant::now();
-    let again = |asked: Option<AskedAt>| {
-        let first = asked.map_or(now, |asked| asked.first);
-        Some(AskedAt { first, last: now })
-    };
     match step {
         Step::Domain(DomainStep::Shutdown(_)) => memory.asked = again(memory.asked),
         Step::Domain(

@@ -386,7 +386,7 @@ impl Engine {
             let generation = document.generation();
             let worker = Worker::new(Arc::clone(&self.tools), *key, generation, cancel);
             let span = tracing::info_span!("pass", resource = %key, generation = generation.0);
-            let memory = resource.memory;
+            let memory = resource.memory.clone();
             let work = {
                 let document = Arc::clone(&document);
                 async move {

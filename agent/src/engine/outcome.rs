@@ -1,6 +1,9 @@
 //! What a pass over a resource comes to, as plain data.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use berth_common::{
     document::{DocumentKey, Kind},
@@ -13,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainObserved, OffReason},
+        domain::{DiskError, DomainObserved, LeftOff, OffReason},
         instance::Paths,
     },
 };
@@ -244,7 +247,7 @@ pub(super) struct AskedAt {
 }
 
 /// What the next pass over an instance needs to know of those before, and the host does not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Memory {
     /// When the guest was asked to power off, for the wish that is being carried out.
     pub(super) asked: Option<AskedAt>,
@@ -254,8 +257,14 @@ pub(super) struct Memory {
     pub(super) detach_asked: Option<AskedAt>,
     /// When the guest was asked to give back a NIC that it still has.
     pub(super) nic_asked: Option<AskedAt>,
+    /// When a guest that stood still for its disks was let go on, if it has not shown since that it runs.
+    pub(super) let_go_on: Option<AskedAt>,
+    /// Those disks.
+    pub(super) disk_errors: BTreeMap<String, DiskError>,
     /// Since when libvirt is starting it, as far as this agent has seen.
     pub(super) starting: Option<Instant>,
+    /// Why it was off by itself when it was seen last: libvirt may be started anew before that is written down.
+    pub(super) left_off: Option<LeftOff>,
     /// The document replaced another one of the same generation, and was not carried out yet.
     pub(super) overruled: bool,
 }

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     decide::{
-        domain::{DomainObserved, OffReason},
+        domain::{DomainObserved, LeftOff, OffReason},
         instance::{boot_disk, ports},
     },
     inbox::journal::Entry,
@@ -173,6 +173,8 @@ impl Resource {
     /// Its domain is no longer as the last pass left it: look at it now. A guest that crashes soon after each start is not started as
     /// fast as it crashes.
     pub(super) fn drifted(&mut self, found: Option<&DomainObserved>, moment: Moment) {
+        let reason = found.and_then(|domain| domain.off_reason);
+        self.memory.left_off = reason.and_then(LeftOff::of);
         if !found.is_some_and(has_crashed) {
             return self.wake(moment.now);
         }
@@ -265,6 +267,7 @@ impl Resource {
             // What was done for the old document is found by looking; what was asked of the guest is not.
             self.memory.asked_before = end.memory.asked_before;
             self.memory.starting = end.memory.starting;
+            self.memory.left_off = end.memory.left_off;
             self.due = Some(moment.now);
             return;
         }
@@ -468,6 +471,7 @@ fn alike(a: &DomainObserved, b: &DomainObserved) -> bool {
         && a.off_reason == b.off_reason
         && a.leftover_memory == b.leftover_memory
         && a.is_starting == b.is_starting
+        && a.is_halted == b.is_halted
         && a.persistent == b.persistent
         && a.metadata == b.metadata
         && a.disks.live == b.disks.live
@@ -639,6 +643,7 @@ mod tests {
             off_reason: None,
             leftover_memory: false,
             is_starting: false,
+            is_halted: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(1),

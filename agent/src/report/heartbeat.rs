@@ -422,6 +422,7 @@ mod tests {
             off_reason: None,
             leftover_memory: false,
             is_starting: false,
+            is_halted: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(vcpus),

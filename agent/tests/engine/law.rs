@@ -403,6 +403,10 @@ impl Run {
         }
         self.befall(None);
         self.settled().await;
+        if operation.wishes.is_empty() {
+            // That everything is as it was told says nothing: nothing new was told.
+            sleep(SETTLES_WITHIN).await;
+        }
         self.end(operation.guest, power_cuts).await;
         (met, self.lab.host.steps_done() - before)
     }
@@ -551,10 +555,14 @@ async fn schedules(of: &'static Operation, store: Store, filter: &str, count: &m
         let _named = Named(format!("{}/{} (before it)", of.name, store.word()));
         for before in of.after {
             let before = operation(before);
-            assert!((before.when)(&base.world), "{} cannot begin", before.name);
+            assert!(
+                before.can_begin(&base.world),
+                "{} cannot begin",
+                before.name
+            );
             base.operate(before, &[], Delivery::InOrder).await;
         }
-        assert!((of.when)(&base.world), "it cannot begin");
+        assert!(of.can_begin(&base.world), "it cannot begin");
         base.lab.kill().await;
     }
     for disturbance in &DISTURBANCES {
@@ -683,7 +691,7 @@ async fn walk(store: Store, moves: &[Move], disturbed: &AtomicUsize) {
     for (which, by, delivery) in moves {
         let choices: Vec<&Operation> = OPERATIONS
             .iter()
-            .filter(|it| (it.when)(&run.world))
+            .filter(|it| it.can_begin(&run.world))
             .collect();
         let operation = choices[usize::from(*which) % choices.len()];
         let by = by.map(|(disturbance, step)| {

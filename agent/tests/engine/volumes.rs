@@ -105,6 +105,7 @@ fn foreign(volume: &Wanted) -> DomainObserved {
         off_reason: None,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: "running".to_owned(),
         persistent: true,
         vcpus: Vcpus::clamped(1),

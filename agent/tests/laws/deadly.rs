@@ -1,7 +1,7 @@
 //! A host whose agent or libvirtd dies at steps: each step of each operation meets its death once.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use berth_agent::{
     act::{ActError, Compute, PoolState, Progress, Storage, libvirt::Libvirt, storage::DirStorage},
     decide::{
-        domain::{DomainObserved, DomainStep, JobProgress},
+        domain::{DiskError, DomainObserved, DomainStep, JobProgress},
         instance::{InstanceFiles, StorageStep},
         snapshot::{BackupJob, SnapshotFiles},
         volume::VolumeFiles,
@@ -165,6 +165,13 @@ impl Compute for Deadly<Libvirt> {
 
     async fn job(&self, instance: InstanceId) -> Result<Option<JobProgress>, ActError> {
         self.real.job(instance).await
+    }
+
+    async fn disk_errors(
+        &self,
+        instance: InstanceId,
+    ) -> Result<BTreeMap<String, DiskError>, ActError> {
+        self.real.disk_errors(instance).await
     }
 
     async fn backups(&self) -> Result<Vec<BackupJob>, ActError> {

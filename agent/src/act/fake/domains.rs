@@ -19,8 +19,8 @@ use crate::{
     decide::{
         disk_target,
         domain::{
-            BackupPlan, DiskFile, DomainConfig, DomainDisks, DomainNic, DomainNics, DomainObserved,
-            DomainStep, NicObserved, OffReason,
+            BackupPlan, DiskError, DiskFile, DomainConfig, DomainDisks, DomainNic, DomainNics,
+            DomainObserved, DomainStep, LeftOff, NicObserved, OffReason,
         },
         instance::{DiskName, MAX_NICS},
         names, room,
@@ -53,6 +53,8 @@ pub struct Lives {
     pub saves: u32,
     /// How often it went on from saved memory.
     pub restores: u32,
+    /// How often it was let go on after it had stood still.
+    pub resumes: u32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -85,6 +87,11 @@ struct OwnDomain {
     is_starting: bool,
     /// Whether each start of it hangs.
     starts_hang: bool,
+    /// Whether there is no room for what it writes to its first disk. Then it stands still after having been looked at once.
+    is_full: bool,
+    is_halted: bool,
+    /// Whether it was looked at since it goes on.
+    was_seen: bool,
 }
 
 impl OwnDomain {
@@ -99,6 +106,16 @@ impl OwnDomain {
             self.going_off = None;
             self.backup = None;
             self.is_starting = false;
+            self.is_halted = false;
+            self.was_seen = false;
+        }
+    }
+
+    /// QEMU cannot write what the guest wants to, and stops it.
+    fn halt(&mut self) {
+        if self.is_on() && self.state == PowerState::Running {
+            self.state = PowerState::Paused;
+            self.is_halted = true;
         }
     }
 
@@ -124,13 +141,16 @@ impl OwnDomain {
             uuid: self.config.id.as_uuid(),
             name: names::domain(self.config.id),
             power_state: self.state,
-            off_reason: (!self.is_on()).then_some(if self.saved.is_some() {
-                OffReason::Saved
-            } else {
-                self.off
-            }),
+            off_reason: (!self.is_on())
+                .then_some(if self.saved.is_some() {
+                    OffReason::Saved
+                } else {
+                    self.off
+                })
+                .and_then(|said| LeftOff::recall(Some(said), self.config.metadata.left_off)),
             leftover_memory: self.is_on() && self.saved.is_some() && !self.is_starting,
             is_starting: self.is_starting,
+            is_halted: self.is_halted,
             reason: format!("{:?}", self.state),
             persistent: true,
             vcpus: self.config.vcpus,
@@ -234,7 +254,13 @@ impl Domains {
         for domain in self.own.values_mut() {
             domain.switch_off(OffReason::Unknown);
             domain.saved.take_if(|_| domain.half_saved);
-            // libvirt keeps no reason over a boot.
+        }
+        self.libvirt_ends();
+    }
+
+    /// libvirt keeps no reason for what is off: the next one does not know.
+    pub(super) fn libvirt_ends(&mut self) {
+        for domain in self.own.values_mut().filter(|domain| !domain.is_on()) {
             domain.off = OffReason::Unknown;
         }
     }
@@ -253,6 +279,26 @@ impl Domains {
                 domain.state = PowerState::Paused;
             }
         });
+    }
+
+    pub(super) fn fill_disk(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| {
+            domain.is_full = true;
+            domain.halt();
+        });
+    }
+
+    pub(super) fn make_room(&mut self, instance: InstanceId) {
+        self.change(instance, |domain| domain.is_full = false);
+    }
+
+    pub(super) fn disk_errors(&self, instance: InstanceId) -> BTreeMap<String, DiskError> {
+        let domain = self.own.get(&instance.as_uuid());
+        let live = domain.filter(|domain| domain.is_halted);
+        let disk = live.and_then(|domain| domain.live.as_ref()?.disks.first());
+        disk.map(|disk| (disk.target.clone(), DiskError::NoSpace))
+            .into_iter()
+            .collect()
     }
 
     pub(super) fn leave_memory(&mut self, instance: InstanceId) {
@@ -318,6 +364,10 @@ impl Domains {
                 Some(left) => domain.going_off = Some(left - 1),
                 None => {}
             }
+            if domain.is_full && domain.was_seen {
+                domain.halt();
+            }
+            domain.was_seen = domain.state == PowerState::Running;
         }
         self.peek(uuid)
     }
@@ -405,7 +455,10 @@ impl Domains {
             }
             DomainStep::Resume(_) => {
                 if domain.state == PowerState::Paused {
+                    lives.resumes += 1;
                     domain.state = PowerState::Running;
+                    domain.is_halted = false;
+                    domain.was_seen = false;
                 }
             }
             DomainStep::Shutdown(_) if !domain.is_on() => {}
@@ -588,6 +641,9 @@ impl Domains {
                 scsi_controller: false,
                 is_starting: false,
                 starts_hang: false,
+                is_full: false,
+                is_halted: false,
+                was_seen: false,
             });
         domain.config = config.clone();
     }

@@ -116,6 +116,10 @@ impl Faults {
         self.libvirt_is_away = false;
     }
 
+    pub(super) fn libvirt_is_away(&self) -> bool {
+        self.libvirt_is_away
+    }
+
     /// Asked before looking at domains.
     pub(super) fn ask_libvirt(&self) -> Result<(), ActError> {
         self.look()?;

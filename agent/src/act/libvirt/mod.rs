@@ -20,6 +20,7 @@ mod stats;
 mod steps;
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     path::{Path, PathBuf},
     pin::pin,
@@ -47,7 +48,7 @@ use super::{
 };
 use crate::decide::{
     breaker::{Admission, Breaker, BreakerLimits, BreakerState},
-    domain::{BackupPlan, DomainObserved, DomainStep, JobProgress, VirtType},
+    domain::{BackupPlan, DiskError, DomainObserved, DomainStep, JobProgress, VirtType},
     snapshot::BackupJob,
     usage::DomainUsage,
 };
@@ -816,6 +817,17 @@ impl Compute for Libvirt {
         let what = format!("asking how far instance {instance} is");
         let way = self.of_guest(instance, self.options.observe_deadline);
         let look = move |connection, _| async move { observe::job(&connection, instance).await };
+        self.call(way, what, look).await
+    }
+
+    async fn disk_errors(
+        &self,
+        instance: InstanceId,
+    ) -> Result<BTreeMap<String, DiskError>, ActError> {
+        let what = format!("asking which disks of instance {instance} fail");
+        let way = self.of_guest(instance, self.options.ask_deadline);
+        let look =
+            move |connection, _| async move { observe::disk_errors(&connection, instance).await };
         self.call(way, what, look).await
     }
 

@@ -1,5 +1,7 @@
 //! What libvirt says of its domains.
 
+use std::collections::BTreeMap;
+
 use berth_common::{ids::InstanceId, message::report::PowerState};
 
 use super::{
@@ -10,7 +12,9 @@ use super::{
 use crate::{
     act::ActError,
     decide::{
-        domain::{DomainDisks, DomainNics, DomainObserved, JobProgress, OffReason},
+        domain::{
+            DiskError, DomainDisks, DomainNics, DomainObserved, JobProgress, LeftOff, OffReason,
+        },
         domain_xml::{self, DomainFacts},
     },
 };
@@ -96,23 +100,26 @@ async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
     } else {
         DomainFacts::default()
     };
+    // A copy of a domain (`virt-clone`) carries its metadata along, but another UUID: it is nobody's instance.
+    let metadata = facts
+        .metadata
+        .filter(|metadata| metadata.instance_id.as_uuid() == uuid);
+    let noted = metadata.as_ref().and_then(|metadata| metadata.left_off);
     Ok(DomainObserved {
         uuid,
         name: domain.get_name().to_owned(),
         power_state: power.state,
-        off_reason: power.off,
+        off_reason: LeftOff::recall(power.off, noted),
         // While libvirt restores it, its memory is still where it was saved.
         leftover_memory: has_memory && !is_off && !is_starting,
         is_starting,
+        is_halted: power::is_halted(state, reason),
         reason: power.text,
         persistent: domain.is_persistent().await?,
         vcpus: facts.vcpus,
         memory_mb: facts.memory_mb,
         running,
-        // A copy of a domain (`virt-clone`) carries its metadata along, but another UUID: it is nobody's instance.
-        metadata: facts
-            .metadata
-            .filter(|metadata| metadata.instance_id.as_uuid() == uuid),
+        metadata,
         disks: DomainDisks {
             live: live.disks,
             kept: facts.disks,
@@ -123,6 +130,26 @@ async fn query(domain: &Domain) -> Result<DomainObserved, Error> {
             kept: facts.nics,
         },
     })
+}
+
+/// The disks that a domain's QEMU could not read or write, by the guest's names.
+pub(super) async fn disk_errors(
+    connection: &Connection,
+    instance: InstanceId,
+) -> Result<BTreeMap<String, DiskError>, ActError> {
+    let Some(domain) = lookup(connection, instance).await? else {
+        return Ok(BTreeMap::new());
+    };
+    let errors = domain.get_disk_errors().await.map_err(|error| {
+        let what = format!("asking which disks of instance {instance} fail");
+        failed(what, error)
+    })?;
+    let failing = errors.into_iter().filter_map(|it| match it.error {
+        constants::VIR_DOMAIN_DISK_ERROR_NONE => None,
+        constants::VIR_DOMAIN_DISK_ERROR_NO_SPACE => Some((it.disk, DiskError::NoSpace)),
+        _ => Some((it.disk, DiskError::Other)),
+    });
+    Ok(failing.collect())
 }
 
 /// How far the operation that runs on a domain is, if one does.

@@ -273,6 +273,12 @@ pub(super) fn is_starting(state: i32, reason: i32) -> bool {
     DomainState::of(state, reason) == DomainState::Paused(PausedReason::StartingUp)
 }
 
+/// Whether its guest stands still because QEMU could not read or write one of its disks.
+#[must_use]
+pub(super) fn is_halted(state: i32, reason: i32) -> bool {
+    DomainState::of(state, reason) == DomainState::Paused(PausedReason::IoError)
+}
+
 /// A domain that is off and whose memory libvirt keeps.
 #[must_use]
 pub(super) fn saved() -> Power {
@@ -431,5 +437,12 @@ mod tests {
         assert!(!is_starting(constants::VIR_DOMAIN_RUNNING, starting));
         let by_somebody = constants::VIR_DOMAIN_PAUSED_USER;
         assert!(!is_starting(constants::VIR_DOMAIN_PAUSED, by_somebody));
+        let failed = constants::VIR_DOMAIN_PAUSED_IOERROR;
+        for reason in -1..20 {
+            let is = is_halted(constants::VIR_DOMAIN_PAUSED, reason);
+            assert_eq!(is, reason == failed, "{reason}");
+        }
+        assert!(!is_halted(constants::VIR_DOMAIN_RUNNING, failed));
+        assert!(!is_halted(constants::VIR_DOMAIN_SHUTOFF, failed));
     }
 }

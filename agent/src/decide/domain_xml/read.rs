@@ -143,6 +143,7 @@ enum Field {
     Generation,
     Reboot,
     Digest,
+    LeftOff,
 }
 
 /// berth's element while it is read.
@@ -152,6 +153,7 @@ struct Draft {
     generation: Option<String>,
     reboot: Option<String>,
     digest: Option<String>,
+    left_off: Option<String>,
     /// A value came twice, or held more than text.
     spoilt: bool,
 }
@@ -163,6 +165,7 @@ impl Draft {
             Field::Generation => &mut self.generation,
             Field::Reboot => &mut self.reboot,
             Field::Digest => &mut self.digest,
+            Field::LeftOff => &mut self.left_off,
         }
     }
 
@@ -178,6 +181,10 @@ impl Draft {
                 None => None,
             },
             digest: self.digest?,
+            left_off: match self.left_off {
+                Some(reason) => Some(value(&reason)?),
+                None => None,
+            },
         })
     }
 }
@@ -305,6 +312,7 @@ impl Walk {
             (Some(Place::Berth), "generation") if ours => Place::Value(Field::Generation),
             (Some(Place::Berth), "reboot") if ours => Place::Value(Field::Reboot),
             (Some(Place::Berth), "digest") if ours => Place::Value(Field::Digest),
+            (Some(Place::Berth), "off") if ours => Place::Value(Field::LeftOff),
             (Some(Place::Domain), "devices") if !foreign && !ours => Place::Devices,
             (Some(Place::Devices), "disk") if !foreign && !ours => Place::Disk {
                 before: self.disks.len(),

@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::decide::{domain::DiskFile, room::Room};
+use crate::decide::{
+    domain::{DiskFile, LeftOff},
+    room::Room,
+};
 
 fn id(n: u128) -> Uuid {
     Uuid::from_u128(0x0191_e7a0_7c1f_7b5e_9d2a_0000_0000_0000 + n)
@@ -53,6 +56,7 @@ fn config(virt_type: VirtType) -> DomainConfig {
             generation: Generation(0),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         },
     };
     // A fixed one: the real digest changes with every field that is added.
@@ -569,6 +573,7 @@ prop_compose! {
         memory_mb in 1_u64..=1 << 36,
         generation in any::<u64>(),
         nonce in proptest::option::of(1_u128..1 << 60),
+        left_off in proptest::option::of(prop_oneof![Just(LeftOff::Guest), Just(LeftOff::Crashed)]),
         digest in "[0-9a-f]{0,32}",
         paths in proptest::collection::vec("/[^\\p{C}]{1,40}", 0..4),
         kvm in any::<bool>(),
@@ -588,6 +593,7 @@ prop_compose! {
             generation: Generation(generation),
             reboot_nonce: nonce.map(|nonce| Nonce::try_from(id(nonce)).unwrap()),
             digest,
+            left_off,
         };
         config
     }

@@ -12,7 +12,8 @@
 //! Two marks in the domain's own metadata make one-shot wishes safe: the reboot nonce is written *before* the start that
 //! carries the reboot out, and the generation *after* the start, so that a start is never forgotten and a reboot
 //! never repeated. A guest that powers itself off stays off until a new generation asks for it, and so does one that
-//! crashed if its document says so. A reboot that was not carried out before a pause or a suspension is carried out after
+//! crashed if its document says so. A third mark keeps that reason, which libvirt forgets when it is started anew: it is written
+//! when the reason is seen, and whatever is written before a start, a restoration or a request clears it. A reboot that was not carried out before a pause or a suspension is carried out after
 //! it.
 //!
 //! A guest that was booted from another disk than it shall be (it is rescued, unrescued or rebuilt) is switched off as for a
@@ -27,6 +28,9 @@
 //! ends such a domain, but one whose QEMU does not answer stays where it is for ever: after the time that even a slow host needs
 //! it is switched off, and the next look starts it again. Its guest has not run, and the memory is still saved.
 //!
+//! A guest whose disk is full or failing stands still: QEMU stops it, and what it wanted to write is tried again when it goes on.
+//! It is let go on now and then. Whether that was of use shows a moment later, so it counts as running only after that.
+//!
 //! Saved memory is thrown away for two wishes only: a hard reboot, and a tombstone. What is left of it while the guest runs
 //! is of no use, and would be taken for more than it is: it goes at once.
 
@@ -40,9 +44,12 @@ use berth_common::{
 };
 
 use super::{Asked, Observed, Paths, Then, Wait};
-use crate::decide::domain::{DomainConfig, DomainObserved, DomainStep, OffReason};
+use crate::decide::domain::{
+    DiskError, DomainConfig, DomainObserved, DomainStep, LeftOff, OffReason,
+};
 
-/// How long after asking a guest to power off it is asked again: it may not have listened yet.
+/// How long after asking a guest to power off it is asked again: it may not have listened yet. One that stands still for its disks is
+/// let go on as often, and if it still runs after this long, it does.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// How long libvirt may take to start QEMU, on a host where everything is slow.
@@ -73,7 +80,7 @@ impl Wish<'_> {
                 DesiredPower::Paused => self.start_paused(),
                 // What never ran has no memory to keep.
                 DesiredPower::Stopped | DesiredPower::Suspended => {
-                    vec![self.define(self.generation, self.nonce())]
+                    vec![self.define(self.generation, self.nonce(), None)]
                 }
             };
             return (steps, Then::Converged);
@@ -164,7 +171,13 @@ impl Wish<'_> {
                     (RebootKind::Hard, _) => self.anew(self.start()),
                     // It was asked for before a pause: the guest can only hear it when it goes on.
                     (RebootKind::Soft, PowerState::Paused) if observed.asked.is_none() => {
-                        (vec![DomainStep::Resume(self.config.id)], Then::Converged)
+                        match halted(domain, observed) {
+                            None => (vec![DomainStep::Resume(self.config.id)], Then::Converged),
+                            Some(fault) if self.may_go_on_in_time(observed) => {
+                                (self.let_go_on(domain, observed), Then::Halted(fault))
+                            }
+                            Some(_) => self.power_off(domain, None),
+                        }
                     }
                     (RebootKind::Soft, _) => self.power_off(domain, observed.asked),
                 };
@@ -189,10 +202,30 @@ impl Wish<'_> {
             ),
             None => self.settled(domain),
         };
+        if let Some(fault) = halted(domain, observed) {
+            steps.extend(self.let_go_on(domain, observed));
+            return (steps, Then::Halted(fault));
+        }
         if domain.power_state == PowerState::Paused {
             steps.push(DomainStep::Resume(self.config.id));
         }
         (steps, then)
+    }
+
+    /// Lets a guest that stands still for its disks go on, if that was not tried just now.
+    fn let_go_on(&self, domain: &DomainObserved, observed: &Observed) -> Vec<DomainStep> {
+        let is_due = observed
+            .let_go_on
+            .is_none_or(|tried| tried.last >= ASK_AGAIN_AFTER);
+        let step = (domain.is_halted && is_due).then_some(DomainStep::Resume(self.config.id));
+        step.into_iter().collect()
+    }
+
+    /// Whether a guest that stands still for its disks may still go on in time to hear that it shall power off.
+    fn may_go_on_in_time(&self, observed: &Observed) -> bool {
+        observed
+            .let_go_on
+            .is_none_or(|tried| tried.first < self.stop_timeout())
     }
 
     /// Whether a guest that is on was booted from another disk of its own than it shall be: it was rescued since, or
@@ -250,10 +283,16 @@ impl Wish<'_> {
         domain.off_reason == Some(OffReason::Crashed) && self.spec.on_crash == OnCrash::Stop
     }
 
-    fn define(&self, generation: Generation, reboot_nonce: Option<Nonce>) -> DomainStep {
+    fn define(
+        &self,
+        generation: Generation,
+        reboot_nonce: Option<Nonce>,
+        left_off: Option<LeftOff>,
+    ) -> DomainStep {
         let mut config = self.config.clone();
         config.metadata.generation = generation;
         config.metadata.reboot_nonce = reboot_nonce;
+        config.metadata.left_off = left_off;
         DomainStep::Define(Box::new(config))
     }
 
@@ -267,9 +306,9 @@ impl Wish<'_> {
 
     fn around(&self, start: DomainStep) -> Vec<DomainStep> {
         vec![
-            self.define(Generation(0), self.nonce()),
+            self.define(Generation(0), self.nonce(), None),
             start,
-            self.define(self.generation, self.nonce()),
+            self.define(self.generation, self.nonce(), None),
         ]
     }
 
@@ -309,16 +348,18 @@ impl Wish<'_> {
         generation: Generation,
         reboot_nonce: Option<Nonce>,
     ) -> Vec<DomainStep> {
+        let left_off = left_off(domain);
         let done = domain.persistent
             && domain.metadata.as_ref().is_some_and(|metadata| {
                 metadata.generation == generation
                     && metadata.reboot_nonce == reboot_nonce
+                    && metadata.left_off == left_off
                     && metadata.digest == self.config.metadata.digest
             });
         if done {
             Vec::new()
         } else {
-            vec![self.define(generation, reboot_nonce)]
+            vec![self.define(generation, reboot_nonce, left_off)]
         }
     }
 
@@ -349,7 +390,8 @@ impl Wish<'_> {
             return (vec![DomainStep::Destroy(id)], wait);
         }
         let ask = || {
-            let mark = (!is_marked(domain)).then(|| self.define(Generation(0), nonce_of(domain)));
+            let mark =
+                (!is_marked(domain)).then(|| self.define(Generation(0), nonce_of(domain), None));
             mark.into_iter().chain([DomainStep::Shutdown(id)]).collect()
         };
         match asked {
@@ -368,6 +410,47 @@ fn starts_within(domain: &DomainObserved) -> Duration {
     STARTS_WITHIN + Duration::from_secs(domain.memory_mb.get() / RESTORES_AT_LEAST)
 }
 
+/// What keeps a guest from running that stands still for its disks, or was let go on so lately that it may not have used them yet.
+fn halted(domain: &DomainObserved, observed: &Observed) -> Option<Fault> {
+    let is_on_trial = || {
+        let tried = observed.let_go_on;
+        domain.power_state == PowerState::Running
+            && tried.is_some_and(|tried| tried.last < ASK_AGAIN_AFTER)
+    };
+    if !domain.is_halted && !is_on_trial() {
+        return None;
+    }
+    let errors = &observed.disk_errors;
+    let disk = |target: &String, error: &DiskError| {
+        let mut files = domain.disks.live.iter();
+        let path = files
+            .find(|file| file.target == *target)
+            .map_or_else(String::new, |file| format!(" ({})", file.path.display()));
+        match error {
+            DiskError::NoSpace => format!("there is no room for what it writes to {target}{path}"),
+            DiskError::Other => format!("{target}{path} cannot be read or written"),
+        }
+    };
+    let disks: Vec<String> = errors.iter().map(|(it, error)| disk(it, error)).collect();
+    let why = if disks.is_empty() {
+        "one of its disks is full or fails".to_owned()
+    } else {
+        disks.join(", ")
+    };
+    let is_full = errors.values().any(|error| *error == DiskError::NoSpace);
+    Some(Fault {
+        code: if is_full {
+            FaultCode::DiskFull
+        } else {
+            FaultCode::Hypervisor
+        },
+        message: format!(
+            "the guest stands still: {why}; it is let go on every {} s, and goes on by itself once that helps",
+            ASK_AGAIN_AFTER.as_secs()
+        ),
+    })
+}
+
 fn moved(domain: &DomainObserved) -> Fault {
     Fault {
         code: FaultCode::Hypervisor,
@@ -375,6 +458,18 @@ fn moved(domain: &DomainObserved) -> Fault {
             "domain {:?} was migrated away from this host; it is not started here while it may run elsewhere",
             domain.name
         ),
+    }
+}
+
+/// Why it is off by itself, or will be once it is: a guest that crashed may be kept in memory for whoever wants to look at it.
+fn left_off(domain: &DomainObserved) -> Option<LeftOff> {
+    match domain.power_state {
+        PowerState::Crashed => Some(LeftOff::Crashed),
+        PowerState::Nostate
+        | PowerState::Running
+        | PowerState::Paused
+        | PowerState::Shutdown
+        | PowerState::Suspended => domain.off_reason.and_then(LeftOff::of),
     }
 }
 

@@ -237,6 +237,7 @@ mod tests {
             off_reason: (state == PowerState::Shutdown).then_some(OffReason::Unknown),
             leftover_memory: false,
             is_starting: false,
+            is_halted: false,
             reason: String::new(),
             persistent: true,
             vcpus: Vcpus::clamped(1),

@@ -77,6 +77,7 @@ fn foreign(uuid: Uuid) -> DomainObserved {
         off_reason: None,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: "running".to_owned(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
@@ -96,6 +97,7 @@ fn own(instance: InstanceId) -> DomainObserved {
             generation: Generation(1),
             reboot_nonce: None,
             digest: String::new(),
+            left_off: None,
         }),
         ..foreign(instance.as_uuid())
     }

@@ -334,6 +334,7 @@ fn domain(name: &str, live: &[(&Path, &str)], kept: &[(&Path, &str)]) -> DomainO
         off_reason: None,
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
@@ -361,6 +362,7 @@ fn users_are_whoever_names_the_file_live_or_kept() {
         generation: Generation(1),
         reboot_nonce: None,
         digest: String::new(),
+        left_off: None,
     });
     let domains = [
         ours,
@@ -370,6 +372,7 @@ fn users_are_whoever_names_the_file_live_or_kept() {
             off_reason: Some(OffReason::Saved),
             leftover_memory: false,
             is_starting: false,
+            is_halted: false,
             ..domain("saved", &[(&path, "vdb")], &[])
         },
         domain("off", &[], &[(other, "vda"), (&path, "vdb")]),

@@ -66,8 +66,12 @@ impl World {
         [starts, saves, restores]: [u32; 3],
         host: &FakeHost,
     ) -> Result<Becomes, String> {
-        let [most_starts, most_saves, most_restores] = becomes.lives();
-        if starts > most_starts + power_cuts || saves > most_saves || restores > most_restores {
+        let [mut most_starts, most_saves, most_restores] = becomes.lives();
+        // What was off already stays so.
+        if !matches!((&self.guest, becomes), (Guest::Off, Becomes::AsItWas)) {
+            most_starts += power_cuts;
+        }
+        if starts > most_starts || saves > most_saves || restores > most_restores {
             return Err(format!(
                 "the guest was started {starts}, saved {saves} and restored {restores} times over {power_cuts} power cuts"
             ));
@@ -353,6 +357,14 @@ impl World {
         if stands {
             wanted.metadata.generation = definition.metadata.generation;
             wanted.metadata.reboot_nonce = definition.metadata.reboot_nonce;
+        }
+        // Why it is off is noted of what is off by itself, and of nothing that is on.
+        let noted = definition.metadata.left_off;
+        if self.is_left_off() {
+            equal("whether it is noted", &noted.is_some(), &true)?;
+        }
+        if self.is_off() {
+            wanted.metadata.left_off = noted;
         }
         equal("its definition", &definition, &wanted)?;
         match &self.guest {

@@ -24,6 +24,8 @@ pub(super) struct Operation {
     pub(super) wishes: &'static [fn(&mut World)],
     /// What becomes of the guest.
     pub(super) guest: Becomes,
+    /// Whether its guest is off by itself at the beginning, though it shall run.
+    pub(super) left_off: bool,
     /// How volumes are stored where each of its steps is disturbed: ways that differ in it.
     pub(super) stores: &'static [Store],
 }
@@ -52,8 +54,16 @@ const PLAIN: Operation = Operation {
     event: None,
     wishes: &[],
     guest: AsItWas,
+    left_off: false,
     stores: ONE,
 };
+
+impl Operation {
+    /// Whether it can begin here.
+    pub(super) fn can_begin(&self, world: &World) -> bool {
+        self.left_off == world.is_left_off() && (self.when)(world)
+    }
+}
 
 /// A guest that is on and can be told anything.
 fn is_plain(world: &World) -> bool {
@@ -308,6 +318,66 @@ pub(super) const OPERATIONS: &[Operation] = &[
         event: Some(|host, world| host.guest_crashes(world.instance)),
         wishes: &[World::start_anew],
         guest: Started,
+        ..PLAIN
+    },
+    Operation {
+        name: "the guest powers itself off",
+        after: &["create"],
+        when: World::runs,
+        event: Some(|host, world| {
+            host.guest_powers_off(world.instance);
+            host.tell_news();
+        }),
+        guest: Off,
+        ..PLAIN
+    },
+    Operation {
+        name: "the guest crashes, and stays off",
+        after: &["create", "let a crash be the end"],
+        when: |world| world.runs() && world.stays_off_after_crash(),
+        event: Some(|host, world| {
+            host.guest_crashes(world.instance);
+            host.tell_news();
+        }),
+        guest: Off,
+        ..PLAIN
+    },
+    // Something is wished, so that there is something to disturb.
+    Operation {
+        name: "libvirtd ends after its guest powered itself off",
+        after: &["create", "the guest powers itself off"],
+        when: |world| !world.has_volume(DATA),
+        event: Some(|host, _| {
+            host.restart_libvirt();
+            host.tell_news();
+        }),
+        wishes: &[|world| world.make_volume(DATA)],
+        left_off: true,
+        ..PLAIN
+    },
+    Operation {
+        name: "libvirtd ends after its guest crashed",
+        after: &[
+            "create",
+            "let a crash be the end",
+            "the guest crashes, and stays off",
+        ],
+        when: |world| !world.has_volume(DATA),
+        event: Some(|host, _| {
+            host.restart_libvirt();
+            host.tell_news();
+        }),
+        wishes: &[|world| world.make_volume(DATA)],
+        left_off: true,
+        ..PLAIN
+    },
+    Operation {
+        name: "start one that is off by itself, also for a libvirtd that does not know it",
+        after: &["create", "the guest powers itself off"],
+        event: Some(|host, _| host.restart_libvirt()),
+        wishes: &[World::start_anew],
+        guest: Started,
+        left_off: true,
         ..PLAIN
     },
     Operation {

@@ -260,8 +260,18 @@ impl World {
         matches!(self.guest, Guest::Off)
     }
 
+    /// Whether it is off by itself: it shall run.
+    pub(super) fn is_left_off(&self) -> bool {
+        self.is_off() && self.power() == Some(DesiredPower::Running)
+    }
+
     pub(super) const fn is_asleep(&self) -> bool {
         matches!(self.guest, Guest::Asleep(_))
+    }
+
+    pub(super) fn stays_off_after_crash(&self) -> bool {
+        let spec = self.spec.as_ref();
+        spec.is_some_and(|spec| spec.on_crash == berth_common::document::OnCrash::Stop)
     }
 
     pub(super) fn is_rescued(&self) -> bool {

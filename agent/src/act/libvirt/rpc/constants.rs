@@ -34,6 +34,11 @@ pub(crate) const VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA: u32 = 2;
 pub(crate) const VIR_DOMAIN_UNDEFINE_NVRAM: u32 = 4;
 pub(crate) const VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA: u32 = 16;
 
+// Disks that QEMU could not read or write; and as many as libvirt tells of.
+pub(crate) const VIR_DOMAIN_DISK_ERROR_NONE: i32 = 0;
+pub(crate) const VIR_DOMAIN_DISK_ERROR_NO_SPACE: i32 = 2;
+pub(crate) const REMOTE_DOMAIN_DISK_ERRORS_MAX: u32 = 256;
+
 // Jobs.
 pub(crate) const VIR_DOMAIN_JOB_STATS_COMPLETED: u32 = 1;
 

@@ -6,10 +6,11 @@ use uuid::Uuid;
 
 use super::{
     connection::Connection,
+    constants,
     error::Error,
     procedures::{
-        self as ask, Dom, DomainEvent, DomainStatsRecord, Flags, RemoteJobInfo, RemoteNodeInfo,
-        TypedParam,
+        self as ask, Dom, DomainEvent, DomainStatsRecord, Flags, RemoteDiskError, RemoteJobInfo,
+        RemoteNodeInfo, TypedParam,
     },
 };
 
@@ -306,6 +307,14 @@ impl Domain {
         let question = (self.dom(), params, flags);
         let set = &ask::DOMAIN_SET_SCHEDULER_PARAMETERS_FLAGS;
         self.connection.call(set, question).await
+    }
+
+    /// The disks that QEMU could not read or write, by the guest's names, each with `virDomainDiskErrorCode`.
+    pub(crate) async fn get_disk_errors(&self) -> Result<Vec<RemoteDiskError>, Error> {
+        let question = (self.dom(), constants::REMOTE_DOMAIN_DISK_ERRORS_MAX, 0);
+        let answer = self.connection.call(&ask::DOMAIN_GET_DISK_ERRORS, question);
+        // And how many they are.
+        answer.await.map(|(errors, _count)| errors)
     }
 
     pub(crate) async fn get_job_info(&self) -> Result<JobInfo, Error> {

@@ -86,6 +86,7 @@ procedures! {
         DOMAIN_DESTROY_FLAGS = 234: (Dom, Flags) -> ();
         DOMAIN_BLOCK_RESIZE = 251: (Dom, String, u64, Flags) -> ();
         DOMAIN_SHUTDOWN_FLAGS = 258: (Dom, Flags) -> ();
+        DOMAIN_GET_DISK_ERRORS = 263: (Dom, u32, Flags) -> (Vec<RemoteDiskError>, i32);
         CONNECT_LIST_ALL_DOMAINS = 273: (i32, Flags) -> (Vec<Dom>, u32);
         DOMAIN_GET_JOB_STATS = 298: (Dom, Flags) -> (i32, Vec<TypedParam>);
         CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY = 316: (i32, Option<Dom>) -> i32;
@@ -192,6 +193,14 @@ structures! {
         pub(super) numbers: (i32, i32),
         /// Whom it concerns.
         pub(super) net: Option<RemoteNetwork>,
+    }
+
+    /// `remote_domain_disk_error`.
+    pub(crate) struct RemoteDiskError {
+        /// The guest's name for the disk.
+        pub(crate) disk: String,
+        /// `virDomainDiskErrorCode`.
+        pub(crate) error: i32,
     }
 
     /// `remote_typed_param`.

@@ -104,6 +104,7 @@ fn domain(state: PowerState, live: &[InstancePort]) -> DomainObserved {
         off_reason: (state == PowerState::Shutdown).then_some(OffReason::Unknown),
         leftover_memory: false,
         is_starting: false,
+        is_halted: false,
         reason: String::new(),
         persistent: true,
         vcpus: Vcpus::clamped(1),
