@@ -10,18 +10,23 @@ use berth_common::{
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     names::HostName,
+    telemetry::error_chain,
     units::Generation,
 };
 use berth_store::{
     Executor,
     documents::{self, DocumentRow},
+    held_addresses::{self, HeldAddressRow},
     host_rows::{self, HostPart, HostRows},
     reach::{self, Among},
     security_groups,
 };
 use chrono::{DateTime, Utc};
 
-use super::{ClaimError, routers};
+use super::{
+    ClaimError,
+    routers::{self, held},
+};
 use crate::{
     context::{Cause, Touched, TouchedGroups, Writing},
     derive::{self, diff},
@@ -93,6 +98,7 @@ pub async fn refresh(
     }
 
     let (mut fresh, mut publications) = (Vec::new(), Vec::new());
+    let mut held = Vec::new();
     for (host, touched) in touched {
         let mut wanted = match rows.get(host) {
             Some(rows) => derive::derive(*host, rows)?,
@@ -104,6 +110,7 @@ pub async fn refresh(
         remember_nats(writing, *host, touched, (rows.get(host), &wanted, &before));
         let name = listening(writing, *host);
         for change in diff::diff(&wanted, &as_told(&before), &touched.again) {
+            held.extend(given_up(*host, &change, &before));
             let row = document(*host, change, &before, writing.now);
             match &name {
                 Some(name) => {
@@ -119,6 +126,7 @@ pub async fn refresh(
         }
     }
     documents::upsert_many(writing.txn(), &fresh).await?;
+    held_addresses::hold(writing.txn(), &held).await?;
     Ok(publications)
 }
 
@@ -164,6 +172,39 @@ fn remember_nats(
             }
         }
     }
+}
+
+/// The addresses outside that a host has until it confirms a new word about a router.
+fn given_up(
+    host_id: HostId,
+    change: &diff::Change,
+    before: &BTreeMap<DocumentKey, DocumentRow>,
+) -> Vec<HeldAddressRow> {
+    let before = before.get(&change.key);
+    let (Kind::Router, Some(before)) = (change.key.kind, before) else {
+        return Vec::new();
+    };
+    let Ok(router_id) = RouterId::try_from(change.key.id) else {
+        return Vec::new();
+    };
+    let addresses = held::given_up(before.spec_json.as_deref(), change.spec_json.as_deref());
+    let addresses = addresses.unwrap_or_else(|error| {
+        tracing::error!(
+            host = %host_id, router = %router_id, error = %error_chain(&error),
+            "the router's last document cannot be read; its addresses outside are not waited for"
+        );
+        BTreeSet::new()
+    });
+    addresses
+        .into_iter()
+        .map(|(network_id, ip_address)| HeldAddressRow {
+            network_id,
+            ip_address,
+            host_id,
+            router_id,
+            generation: change.generation,
+        })
+        .collect()
 }
 
 /// What must be read for these documents.

@@ -132,7 +132,7 @@ async fn attach_new(
         fingerprint,
         created_at: now,
     };
-    let row = addresses.port(&network, new)?;
+    let row = addresses.port(txn, &network, new).await?;
     let inserted = ports::insert(txn, &row).await;
     inserted.map_err(|error| taken(error, &row))?;
     plugged(writing, host, instance, &row).await

@@ -21,7 +21,7 @@ use berth_store::{
     routers,
 };
 
-use super::networks;
+use super::{held, networks};
 use crate::{
     claim::{ClaimError, address, conflict, fingerprint, invalid, not_found},
     context::Writing,
@@ -91,11 +91,7 @@ async fn choose(
         }
     }
     Err(match refusal {
-        Some(
-            error
-            @ (address::AddressError::Outside { .. } | address::AddressError::Reserved { .. }),
-        ) => invalid(error.to_string()),
-        Some(error) => conflict(error.to_string()),
+        Some(error) => held::refused(db, network, error).await?,
         None => conflict(format!("network {} has no IPv4 subnet", network.name)),
     })
 }
@@ -228,6 +224,8 @@ pub async fn delete(
     floating_ips::delete(writing.txn(), row.id).await?;
     let association: Vec<Association> = row.association.into_iter().collect();
     touch_translated(writing, &association).await?;
+    // Who asks for an address next, maybe in the same transaction, knows then that the host still has this one.
+    writing.derive().await?;
     Ok(shown)
 }
 

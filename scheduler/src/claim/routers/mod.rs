@@ -2,6 +2,7 @@
 //!
 //! - [`able`]: whether the hosts that they come to can build their networks;
 //! - [`floating`]: floating IPs;
+//! - [`held`]: addresses outside that hosts have not given up yet;
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
 //! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
@@ -10,6 +11,7 @@
 
 mod able;
 pub mod floating;
+pub mod held;
 pub mod hosts;
 pub mod joined;
 mod networks;
@@ -232,6 +234,8 @@ pub async fn delete(
         let networks = row.external_network_id.into_iter().collect();
         touch(writing, &row, networks).await?;
         routers::mark_deleted(writing.txn(), row.id, writing.now).await?;
+        // Who asks for an address next knows then whom to wait for.
+        writing.derive().await?;
     }
     view(writing.txn(), &row).await
 }
@@ -288,6 +292,10 @@ pub async fn add_interface(
     let mut used = ports::addresses_in_use(txn, subnet.id).await?;
     used.extend(routers::addresses_in_use(txn, subnet.id).await?);
     if used.contains(&ip_address) || subnet.dhcp_ip == Some(ip_address) {
+        let waited_for = held::refused_for_now(txn, &network, ip_address).await?;
+        if let Some(refusal) = waited_for.filter(|_| subnet.dhcp_ip != Some(ip_address)) {
+            return Err(refusal);
+        }
         return Err(conflict(format!(
             "{ip_address} is already used in {}",
             subnet.cidr
