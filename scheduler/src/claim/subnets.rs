@@ -66,21 +66,8 @@ impl Wish<'_> {
         self.pool_mistakes(&mut mistakes);
         self.nameserver_mistakes(&mut mistakes);
         self.route_mistakes(&mut mistakes);
-        match self.ipv6_address_mode {
-            Some(mode) if !self.cidr.is_ipv6() => mistakes.push(format!(
-                "ipv6_address_mode {} is for IPv6, and {} is not",
-                mode.as_str(),
-                self.cidr
-            )),
-            Some(Ipv6AddressMode::Slaac) if self.cidr.net().prefix_len() != 64 => {
-                mistakes.push(format!(
-                    "with ipv6_address_mode slaac the prefix must have 64 bits, the rest is the guest's: {} has {}",
-                    self.cidr,
-                    self.cidr.net().prefix_len()
-                ));
-            }
-            _ => {}
-        }
+        let mode = self.ipv6_address_mode;
+        mistakes.extend(mode.and_then(|mode| mode.mistake(self.cidr)));
         mistakes
     }
 
@@ -562,16 +549,25 @@ mod tests {
         ] {
             assert!(found.contains(words), "{words}\n{found}");
         }
-        let narrow = Wish {
-            cidr: "fd00:1::/80".parse().unwrap(),
-            gateway_ip: None,
-            allocation_pools: &[],
-            dns_nameservers: &[],
-            host_routes: &[],
-            ipv6_address_mode: Some(Ipv6AddressMode::Slaac),
-        };
-        let found = narrow.mistakes();
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("must have 64 bits"), "{found:?}");
+        for (cidr, mode, words) in [
+            ("fd00:1::/80", Ipv6AddressMode::Slaac, "must have 64 bits"),
+            (
+                "fd00::/48",
+                Ipv6AddressMode::Dhcpv6Stateful,
+                "must have at least 64 bits",
+            ),
+        ] {
+            let wish = Wish {
+                cidr: cidr.parse().unwrap(),
+                gateway_ip: None,
+                allocation_pools: &[],
+                dns_nameservers: &[],
+                host_routes: &[],
+                ipv6_address_mode: Some(mode),
+            };
+            let found = wish.mistakes();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains(words), "{found:?}");
+        }
     }
 }
