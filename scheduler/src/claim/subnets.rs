@@ -21,7 +21,10 @@ use berth_store::{
     subnets::{self, SubnetRow},
 };
 
-use super::{ClaimError, conflict, fingerprint, invalid, nat, networks, not_found, routers::uses};
+use super::{
+    ClaimError, conflict, fingerprint, invalid, nat, networks, not_found,
+    routers::{routes, uses},
+};
 use crate::{context::Writing, report::view};
 
 /// What a DHCP reply can carry without being cut.
@@ -244,6 +247,7 @@ pub async fn create(
         created_at: writing.now,
         deleted_at: None,
     };
+    routes::refuse_clash_outside(txn, &network, &row).await?;
     subnets::insert(txn, &row)
         .await
         .map_err(|error| name_taken(error, &network, request.name.as_ref()))?;
@@ -367,6 +371,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &SubnetSet) -> Result<Subne
             )));
         }
         uses::refuse_as_gateway(txn, &network, &row, gateway).await?;
+        routes::refuse_clash_outside(txn, &network, &row).await?;
     }
     if row != before {
         subnets::update(txn, &row)

@@ -10,7 +10,7 @@ use berth_common::{
         router::{FloatingIpDelete, FloatingIpShow, RouterAddInterface, RouterShow},
         view::VmState,
     },
-    refusal::RefusalCode::{Conflict, NoValidHost},
+    refusal::RefusalCode::{Conflict, Invalid, NoValidHost},
 };
 use serde_json::{Value, json};
 
@@ -592,4 +592,116 @@ async fn addresses_outside_are_never_those_inside() {
     cloud.ok(set("r1", json!({ "routes": [] }))).await;
     cloud.ok(gone).await;
     assert_sound(&cloud).await;
+}
+
+fn to(routes: &[(&str, &str)]) -> Value {
+    let routes: Vec<Value> = routes
+        .iter()
+        .map(|(destination, nexthop)| json!({ "destination": destination, "nexthop": nexthop }))
+        .collect();
+    json!({ "routes": routes })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_has_one_route_to_a_destination() {
+    let cloud = Cloud::start().await;
+    networks(&cloud).await;
+    let bare = json!({ "id": NetworkId::new(), "name": "bare", "cidr": "203.0.113.0/29", "external": true });
+    cloud.ok(request::<NetworkCreate>(bare)).await;
+    cloud.ok(router("r1", json!({}))).await;
+    cloud.ok(add("r1", "blue")).await;
+    let twice = to(&[("192.0.2.0/24", "10.0.1.7"), ("192.0.2.0/24", "10.0.1.8")]);
+    cloud
+        .refused(
+            set("r1", twice),
+            Invalid,
+            "two routes to 192.0.2.0/24, by way of 10.0.1.7 and of 10.0.1.8",
+        )
+        .await;
+    cloud
+        .refused(
+            set("r1", to(&[("10.0.1.0/24", "10.0.1.7")])),
+            Conflict,
+            "router r1 is in subnet 10.0.1.0/24 itself",
+        )
+        .await;
+    // A part of it may lie behind a machine in it.
+    cloud
+        .ok(set("r1", to(&[("10.0.1.128/25", "10.0.1.7")])))
+        .await;
+
+    // In the other order.
+    cloud
+        .ok(set("r1", to(&[("10.0.2.0/24", "10.0.1.7")])))
+        .await;
+    cloud
+        .refused(
+            add("r1", "green"),
+            Conflict,
+            "in subnet 10.0.2.0/24 itself, and has another route there, by way of 10.0.1.7",
+        )
+        .await;
+    cloud
+        .ok(set("r1", to(&[("198.51.100.0/29", "10.0.1.7")])))
+        .await;
+    let gateway = |network: &str| json!({ "external_gateway": { "network": network } });
+    cloud
+        .refused(
+            set("r1", gateway("public")),
+            Conflict,
+            "in subnet 198.51.100.0/29 itself",
+        )
+        .await;
+    cloud.ok(set("r1", to(&[("0.0.0.0/0", "10.0.1.7")]))).await;
+    let leads_out = "leads out by way of 198.51.100.1, the gateway of 198.51.100.0/29, and has another route to 0.0.0.0/0";
+    cloud
+        .refused(set("r1", gateway("public")), Conflict, leads_out)
+        .await;
+    // One without a gateway leads nowhere else.
+    cloud.ok(set("r1", gateway("bare"))).await;
+    let bare = subnet_of(&cloud, "bare").await;
+    cloud
+        .refused(
+            set_subnet(&bare, json!({ "gateway_ip": "203.0.113.1" })),
+            Conflict,
+            "leads out by way of 203.0.113.1",
+        )
+        .await;
+    let more = |cidr: &str, gateway: Option<&str>| {
+        request::<SubnetCreate>(json!({
+            "id": SubnetId::new(), "network": "bare", "cidr": cidr, "gateway_ip": gateway,
+        }))
+    };
+    cloud
+        .refused(
+            more("203.0.113.16/29", Some("203.0.113.17")),
+            Conflict,
+            "leads out by way of 203.0.113.17",
+        )
+        .await;
+    cloud
+        .ok(set("r1", to(&[("203.0.113.32/29", "10.0.1.7")])))
+        .await;
+    cloud
+        .refused(
+            more("203.0.113.32/29", None),
+            Conflict,
+            "in subnet 203.0.113.32/29 itself",
+        )
+        .await;
+    cloud
+        .ok(more("203.0.113.16/29", Some("203.0.113.17")))
+        .await;
+    cloud
+        .refused(
+            set("r1", to(&[("0.0.0.0/0", "10.0.1.7")])),
+            Conflict,
+            "leads out by way of 203.0.113.17",
+        )
+        .await;
+    // Of another version of IP.
+    let six = json!({ "id": NetworkId::new(), "name": "six", "cidr": "fd00:1::/64", "gateway_ip": "fd00:1::1" });
+    cloud.ok(request::<NetworkCreate>(six)).await;
+    cloud.ok(add("r1", "six")).await;
+    cloud.ok(set("r1", to(&[("::/0", "fd00:1::7")]))).await;
 }

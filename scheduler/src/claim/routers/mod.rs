@@ -6,6 +6,7 @@
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
 //! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
+//! - [`routes`]: further routes;
 //! - [`supply`]: hosts that had to wait for such an address;
 //! - [`uses`]: what is refused because of them elsewhere.
 
@@ -15,6 +16,7 @@ pub mod held;
 pub mod hosts;
 pub mod joined;
 mod networks;
+pub mod routes;
 pub mod supply;
 pub mod uses;
 
@@ -24,7 +26,7 @@ use std::{
 };
 
 use berth_common::{
-    document::{DocumentKey, Kind, Route},
+    document::{DocumentKey, Kind},
     ids::{HostId, NetworkId, RouterId},
     message::router::{
         ExternalGateway, RouterAddInterface, RouterCreate, RouterDelete, RouterHostView,
@@ -43,9 +45,6 @@ use berth_store::{
 
 use super::{ClaimError, address, conflict, fingerprint, invalid, not_found};
 use crate::context::Writing;
-
-/// A router has no more further routes than this.
-const MAX_ROUTES: usize = 100;
 
 /// Creates a router.
 ///
@@ -136,7 +135,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
         }
         uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
-    check_routes(writing.txn(), &row, &legs).await?;
+    routes::check(writing.txn(), &row, &legs).await?;
     // What it does not need any more no host must be able to.
     let leads_elsewhere = row.external_network_id.is_some() && row.external_network_id != before;
     if !was_up || leads_elsewhere {
@@ -160,57 +159,6 @@ async fn refuse_losing_floating_ips(db: &impl Executor, row: &RouterRow) -> Resu
         ))),
         None => Ok(()),
     }
-}
-
-/// Every next hop must be in a subnet of the router.
-async fn check_routes(
-    db: &impl Executor,
-    row: &RouterRow,
-    legs: &[RouterInterfaceRow],
-) -> Result<(), ClaimError> {
-    if row.routes.len() > MAX_ROUTES {
-        return Err(invalid(format!(
-            "a router has at most {MAX_ROUTES} routes; got {}",
-            row.routes.len()
-        )));
-    }
-    if row.routes.is_empty() {
-        return Ok(());
-    }
-    let known = networks::of(db, legs, row.external_network_id).await?;
-    let subnets: Vec<_> = known
-        .values()
-        .flat_map(|network| &network.subnets)
-        .filter(|subnet| {
-            Some(subnet.network_id) == row.external_network_id
-                || legs.iter().any(|leg| leg.subnet_id == subnet.id)
-        })
-        .collect();
-    for Route {
-        destination,
-        nexthop,
-    } in &row.routes
-    {
-        if destination.is_ipv6() != nexthop.is_ipv6() {
-            return Err(invalid(format!(
-                "the next hop {nexthop} is of another version of IP than {destination}"
-            )));
-        }
-        if !subnets
-            .iter()
-            .any(|subnet| subnet.cidr.is_host_address(*nexthop))
-        {
-            return Err(invalid(format!(
-                "the next hop {nexthop} of the route to {destination} is in no subnet that the router is in"
-            )));
-        }
-        if legs.iter().any(|leg| leg.ip_address == *nexthop) {
-            return Err(invalid(format!(
-                "the next hop {nexthop} of the route to {destination} is the router itself"
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Deletes a router that has no interfaces.
@@ -319,6 +267,7 @@ pub async fn add_interface(
     };
     let mut after = legs;
     after.push(leg.clone());
+    routes::check(txn, &row, &after).await?;
     able::check_hosts(writing, &row, &after).await?;
     routers::insert_interface(writing.txn(), &leg).await?;
     touch(writing, &row, BTreeSet::new()).await?;
@@ -352,7 +301,7 @@ pub async fn remove_interface(
         )));
     }
     legs.retain(|leg| leg.subnet_id != subnet.id);
-    check_routes(txn, &row, &legs).await?;
+    routes::check(txn, &row, &legs).await?;
     // Those who have it now: afterwards nothing may lead to them, and nothing on them to its networks.
     let mut was_in = BTreeSet::from([network.id]);
     was_in.extend(legs.iter().map(|leg| leg.network_id));
