@@ -705,3 +705,45 @@ async fn a_router_has_one_route_to_a_destination() {
     cloud.ok(add("r1", "six")).await;
     cloud.ok(set("r1", to(&[("::/0", "fd00:1::7")]))).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_floating_ip_is_translated_by_the_router_that_the_guest_answers_by() {
+    let cloud = Cloud::start().await;
+    let _host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let [beside, gateway] =
+        ["beside", "gateway"].map(|name| router(name, json!({ "external_network": "public" })));
+    for create in [&beside, &gateway] {
+        cloud.ok(create.clone()).await;
+    }
+    let leg = json!({ "router": "beside", "subnet": "blue", "ip_address": "10.0.1.254" });
+    cloud.ok(request::<RouterAddInterface>(leg)).await;
+    cloud.ok(add("gateway", "blue")).await;
+    let free = port("blue");
+    cloud.ok(free.clone()).await;
+    cloud.ok(floating(Some("198.51.100.5"))).await;
+    let by = async || {
+        let given = cloud.ok(give("198.51.100.5", Some(free.id))).await;
+        given.router_id.unwrap()
+    };
+    let up = async |router: &str, up: bool| {
+        cloud.ok(set(router, json!({ "admin_state_up": up }))).await;
+    };
+    assert_eq!(by().await, gateway.id);
+    up("gateway", false).await;
+    // It stays, and goes elsewhere when it is given anew.
+    let shown = request::<FloatingIpShow>(json!({ "floating_ip": "198.51.100.5" }));
+    assert_eq!(cloud.ok(shown).await.router_id, Some(gateway.id));
+    assert_eq!(by().await, beside.id);
+    up("beside", false).await;
+    cloud
+        .refused(
+            give("198.51.100.5", Some(free.id)),
+            Conflict,
+            "router beside leads from the subnet of 10.0.1.3 to the network of floating IP 198.51.100.5, but is disabled",
+        )
+        .await;
+    up("gateway", true).await;
+    assert_eq!(by().await, gateway.id);
+    assert_sound(&cloud).await;
+}
