@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
+    bus::MAX_MESSAGE_BYTES,
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     names::HostName,
@@ -24,14 +25,17 @@ use berth_store::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    ClaimError,
+    ClaimError, conflict,
     routers::{self, held},
 };
 use crate::{
-    context::{Cause, Touched, TouchedGroups, Writing},
+    context::{Cause, Oversize, Touched, TouchedGroups, Writing},
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
+
+/// The longest spec in a message: the rest of it are ids and numbers.
+const MAX_SPEC_BYTES: usize = MAX_MESSAGE_BYTES - 1024;
 
 /// Adds the documents of some networks on all hosts that have one.
 ///
@@ -110,6 +114,24 @@ pub async fn refresh(
         remember_nats(writing, *host, touched, (rows.get(host), &wanted, &before));
         let name = listening(writing, *host);
         for change in diff::diff(&wanted, &as_told(&before), &touched.again) {
+            if let Some(bytes) = oversize(&change, &before) {
+                let host = writing
+                    .cloud
+                    .table()
+                    .host(*host)
+                    .map(|known| &known.facts().name);
+                let message = format!(
+                    "the document of {} for host {} would have {bytes} bytes, and a message has room for {MAX_SPEC_BYTES}: use several \
+                     networks instead of one, or fewer ports, rules and routes",
+                    change.key,
+                    host.map_or("?", HostName::as_str)
+                );
+                match writing.oversize() {
+                    Oversize::Refused => return Err(conflict(message)),
+                    Oversize::LeftOut => tracing::error!(message, "a host is told nothing new"),
+                }
+                continue;
+            }
             held.extend(given_up(*host, &change, &before));
             let row = document(*host, change, &before, writing.now);
             match &name {
@@ -172,6 +194,16 @@ fn remember_nats(
             }
         }
     }
+}
+
+/// The length of a spec that does not fit in a message. One that did not before may still become shorter.
+fn oversize(change: &diff::Change, before: &BTreeMap<DocumentKey, DocumentRow>) -> Option<usize> {
+    let bytes = change.spec_json.as_ref()?.len();
+    let before = before
+        .get(&change.key)
+        .and_then(|row| row.spec_json.as_ref());
+    let is_shorter = before.is_some_and(|before| bytes < before.len());
+    (bytes > MAX_SPEC_BYTES && !is_shorter).then_some(bytes)
 }
 
 /// The addresses outside that a host has until it confirms a new word about a router.
@@ -270,5 +302,38 @@ fn as_published(writing: &Writing<'_>, row: DocumentRow) -> DocumentRow {
         attempts: 1,
         next_publish_at: Some(writing.now + pause),
         ..row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_may_only_become_shorter() {
+        let key = DocumentKey {
+            kind: Kind::Network,
+            id: uuid::Uuid::from_u128(1),
+        };
+        let change = |bytes: usize| diff::Change {
+            key,
+            generation: Generation(2),
+            spec_json: Some("x".repeat(bytes)),
+        };
+        let check = |before: Option<usize>, after: usize, expected: Option<usize>| {
+            let row = before.map(|bytes| {
+                let now = DateTime::UNIX_EPOCH;
+                let row = document(HostId::new(), change(bytes), &BTreeMap::new(), now);
+                (key, row)
+            });
+            let before = row.into_iter().collect();
+            assert_eq!(oversize(&change(after), &before), expected);
+        };
+        let most = MAX_SPEC_BYTES;
+        check(None, most, None);
+        check(None, most + 1, Some(most + 1));
+        check(Some(1), most + 1, Some(most + 1));
+        check(Some(most + 2), most + 1, None);
+        check(Some(most + 1), most + 2, Some(most + 2));
     }
 }

@@ -1,22 +1,24 @@
 //! What routers and floating IPs have to do with the rest: ports that come and go, subnets and networks that change under them.
 
 use berth_common::{
+    document::{DocumentKey, Kind, Route},
     ids::{NetworkId, PortId, SubnetId},
     message::{
         network::{NetworkCreate, NetworkSet, SubnetCreate, SubnetDelete, SubnetList, SubnetSet},
         port::{InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete},
         report::PowerState,
-        request::InstanceCreate,
+        request::{InstanceCreate, InstanceShow},
         router::{FloatingIpDelete, FloatingIpShow, RouterAddInterface, RouterShow},
         view::VmState,
     },
-    refusal::RefusalCode::{Conflict, Invalid, NoValidHost},
+    refusal::RefusalCode::{Conflict, Invalid, NoValidHost, NotFound},
 };
+use berth_store::{documents, subnets};
 use serde_json::{Value, json};
 
 use crate::{
     ask::{delete, instance},
-    cloud::{Cloud, wait_until},
+    cloud::{Cloud, message, wait_until},
     host::Host,
     networks::able,
     reached_groups,
@@ -745,5 +747,60 @@ async fn a_floating_ip_is_translated_by_the_router_that_the_guest_answers_by() {
         .await;
     up("gateway", true).await;
     assert_eq!(by().await, gateway.id);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_makes_a_document_too_large_is_refused() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let blue = cloud.ok(with_gateway("blue", "10.0.1.0/24")).await;
+    let [stays, goes] = ["stays", "goes"].map(|name| on(name, "blue", "hv1"));
+    for vm in [&stays, &goes] {
+        cloud.ok(vm.clone()).await;
+        host.converge_instance(PowerState::Running).await;
+    }
+    let key = DocumentKey {
+        kind: Kind::Network,
+        id: blue.id.as_uuid(),
+    };
+    let id = host.id;
+    let told = async || {
+        let row = documents::get(cloud.pool(), id, key).await.unwrap();
+        row.unwrap().spec_json
+    };
+    let before = told().await;
+    // No request makes a subnet so large; many ports are as many bytes.
+    let mut subnet = subnets::get(cloud.pool(), blue.subnets[0].id)
+        .await
+        .unwrap()
+        .unwrap();
+    let route = Route {
+        destination: "192.0.2.0/24".parse().unwrap(),
+        nexthop: "10.0.1.9".parse().unwrap(),
+    };
+    subnet.host_routes = vec![route; 25_000];
+    subnets::update(cloud.pool(), &subnet).await.unwrap();
+    let one_more = on("one-more", "blue", "hv1");
+    let beside = with_gateway("green", "10.0.2.0/24");
+    let answers = cloud
+        .in_one_batch(vec![message(&one_more), message(&beside)])
+        .await;
+    let refusal = answers[0].clone().unwrap_err();
+    assert_eq!(refusal.code, Conflict);
+    let words = format!("the document of {key} for host hv1 would have");
+    assert!(refusal.message.contains(&words), "{refusal}");
+    assert!(refusal.message.contains("room for 1047552"), "{refusal}");
+    answers[1].clone().unwrap();
+    let show = request::<InstanceShow>(json!({ "instance": one_more.id }));
+    cloud.refused(show, NotFound, "no instance").await;
+    assert_eq!(told().await, before);
+    // What a host says is written down all the same.
+    cloud.ok(delete(goes.id)).await;
+    host.bury(&cloud, &[goes.id]).await;
+    assert_eq!(told().await, before);
+    subnet.host_routes.truncate(1);
+    subnets::update(cloud.pool(), &subnet).await.unwrap();
+    cloud.ok(one_more).await;
     assert_sound(&cloud).await;
 }
