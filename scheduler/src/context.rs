@@ -88,8 +88,18 @@ pub struct Writing<'a> {
     fresh: Vec<Publication>,
     decisions: Vec<DecisionRow>,
     forgotten: Vec<(HostId, HostName)>,
+    oversize: Oversize,
     /// When it began.
     pub now: DateTime<Utc>,
+}
+
+/// What is done when a document would be too large for a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oversize {
+    /// Who asks for what makes it so is refused.
+    Refused,
+    /// Its host keeps the one before: what was observed, and what is taken away, is written down whatever follows from it.
+    LeftOut,
 }
 
 /// What of a host has changed.
@@ -171,6 +181,17 @@ impl Writing<'_> {
     #[must_use]
     pub const fn context(&self) -> &Context {
         self.context
+    }
+
+    /// Somebody asks for more than there is: if a document would be too large for a message by that, it is refused.
+    pub const fn refuse_oversize(&mut self) {
+        self.oversize = Oversize::Refused;
+    }
+
+    /// What is done when a document would be too large for a message.
+    #[must_use]
+    pub const fn oversize(&self) -> Oversize {
+        self.oversize
     }
 
     /// The document of an instance on a host may follow from other rows now.
@@ -424,6 +445,7 @@ impl Context {
             fresh: Vec::new(),
             decisions: Vec::new(),
             forgotten: Vec::new(),
+            oversize: Oversize::LeftOut,
             // As a row gives it back, so that the first answer about something is the same as every later one.
             now: whole_millis(Utc::now()),
         })

@@ -177,6 +177,10 @@ const PRIMARY_KEYS: &[(&str, &[&str])] = &[
     ("router_interfaces", &["router_id", "subnet_id"]),
     ("router_gateways", &["router_id", "host_id", "subnet_id"]),
     ("floating_ips", &["id"]),
+    (
+        "held_addresses",
+        &["network_id", "ip_address", "host_id", "router_id"],
+    ),
 ];
 
 fn meaning(name: &str) -> Option<UniqueWhat> {

@@ -29,7 +29,7 @@ use crate::{
     entity::{claim, host, snapshot, volume},
     error::{StoreError, failed},
     executor::{Executor, scope},
-    routers,
+    held_addresses, routers,
 };
 
 const TABLE: &str = "hosts";
@@ -528,6 +528,7 @@ pub async fn delete(db: &impl Executor, id: HostId) -> Result<(), StoreError> {
     documents::delete_of_host(&scope.handle(), id).await?;
     aggregates::remove_host_from_all(&scope.handle(), id).await?;
     routers::delete_gateways_of_host(&scope.handle(), id).await?;
+    held_addresses::release_of_host(&scope.handle(), id).await?;
     let deleted = host::Entity::delete_by_id(id.to_string())
         .exec(&scope.handle())
         .await

@@ -4,7 +4,7 @@
 //! one code path serve all three; what differs between them stands in `connect.rs` (settings of a connection),
 //! `lock.rs` (SQLite's lock of the one scheduler), `bulk.rs` (a list of rows) and `migration/dialect.rs` (two column
 //! and table options). Each resource has one file with its row struct and its queries: [`hosts`], [`aggregates`],
-//! [`networks`], [`subnets`], [`segments`], [`instances`], [`server_groups`], [`ports`], [`security_groups`], [`routers`], [`floating_ips`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
+//! [`networks`], [`subnets`], [`segments`], [`instances`], [`server_groups`], [`ports`], [`security_groups`], [`routers`], [`floating_ips`], [`held_addresses`], [`volumes`], [`snapshots`], [`attachments`], [`claims`], [`documents`],
 //! [`decisions`], [`nonces`];
 //! [`reach`] tells who is in a network on all hosts, [`host_rows`] reads all that hosts' documents are derived from, and [`leadership`] tells which of several
 //! schedulers writes.
@@ -44,6 +44,7 @@ pub mod claims;
 pub mod decisions;
 pub mod documents;
 pub mod floating_ips;
+pub mod held_addresses;
 pub mod host_rows;
 pub mod hosts;
 pub mod instances;

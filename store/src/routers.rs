@@ -22,6 +22,7 @@ use crate::{
     entity::{document, floating_ip, router, router_gateway, router_interface},
     error::{StoreError, failed},
     executor::{Executor, scope},
+    held_addresses,
 };
 
 const TABLE: &str = "routers";
@@ -737,11 +738,25 @@ pub(crate) async fn led_to(
     Ok(found)
 }
 
-/// The addresses of a subnet that legs, hosts and floating IPs use.
+/// The addresses of a subnet that nobody else can have: those that legs, hosts and floating IPs use, and those that hosts have not given
+/// up yet.
 ///
 /// # Errors
 /// See [`StoreError`].
 pub async fn addresses_in_use(
+    db: &impl Executor,
+    subnet: SubnetId,
+) -> Result<BTreeSet<IpAddr>, StoreError> {
+    let mut used = addresses_given(db, subnet).await?;
+    used.extend(held_addresses::of_subnet(db, subnet).await?);
+    Ok(used)
+}
+
+/// The addresses of a subnet that legs, hosts and floating IPs use.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn addresses_given(
     db: &impl Executor,
     subnet: SubnetId,
 ) -> Result<BTreeSet<IpAddr>, StoreError> {
@@ -753,7 +768,7 @@ pub async fn addresses_in_use(
         .into_tuple()
         .all(&db.handle())
         .await
-        .map_err(failed("routers::addresses_in_use"))?;
+        .map_err(failed("routers::addresses_given"))?;
     let hosts: Vec<String> = router_gateway::Entity::find()
         .select_only()
         .column(router_gateway::Column::IpAddress)
@@ -761,7 +776,7 @@ pub async fn addresses_in_use(
         .into_tuple()
         .all(&db.handle())
         .await
-        .map_err(failed("routers::addresses_in_use"))?;
+        .map_err(failed("routers::addresses_given"))?;
     let floating: Vec<String> = floating_ip::Entity::find()
         .select_only()
         .column(floating_ip::Column::IpAddress)
@@ -769,7 +784,7 @@ pub async fn addresses_in_use(
         .into_tuple()
         .all(&db.handle())
         .await
-        .map_err(failed("routers::addresses_in_use"))?;
+        .map_err(failed("routers::addresses_given"))?;
     let row = RowReader {
         table: "subnets",
         id: &id,

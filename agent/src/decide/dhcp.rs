@@ -28,8 +28,6 @@ pub const DOMAIN: &str = "berth.internal";
 
 /// The most leases dnsmasq may hold: as many as one of the largest sensible subnets has. Its own limit is 1000.
 const LEASES_MAX: u32 = 65_536;
-/// The prefix of subnets in which guests make their addresses themselves, and the shortest one that DHCPv6 works in.
-pub(super) const IPV6_PREFIX: u8 = 64;
 /// The pause between two router advertisements that nobody asked for, in seconds.
 const RA_INTERVAL: u32 = 600;
 /// The routes of [`dhcp option 121`](https://www.rfc-editor.org/rfc/rfc3442), and the same as older Windows knows them.

@@ -25,7 +25,7 @@ pub mod uplink;
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use berth_common::{
-    document::{Desired, Ipv6AddressMode, NetworkPort, NetworkSpec, SubnetSpec},
+    document::{Desired, NetworkPort, NetworkSpec, SubnetSpec},
     ids::{HostId, NetworkId, PortId},
     message::report::{Fault, FaultCode},
 };
@@ -199,24 +199,7 @@ fn impossible_here(spec: &NetworkSpec, observed: &NetworkObserved) -> Option<Fau
 /// What is wrong with a subnet that guests cannot be told of as it says.
 fn unadvertisable(subnet: &SubnetSpec) -> Option<String> {
     subnet.dhcp_ip?;
-    let prefix = subnet.cidr.net().prefix_len();
-    match subnet.ipv6_address_mode? {
-        _ if !subnet.cidr.is_ipv6() => Some(format!(
-            "subnet {} is of IPv4 and has an IPv6 address mode",
-            subnet.cidr
-        )),
-        Ipv6AddressMode::Slaac if prefix != dhcp::IPV6_PREFIX => Some(format!(
-            "guests make themselves addresses only in subnets with a prefix of {} bits; {} has another",
-            dhcp::IPV6_PREFIX,
-            subnet.cidr
-        )),
-        Ipv6AddressMode::Dhcpv6Stateful if prefix < dhcp::IPV6_PREFIX => Some(format!(
-            "DHCPv6 gives addresses only in subnets with a prefix of at least {} bits; {} has fewer",
-            dhcp::IPV6_PREFIX,
-            subnet.cidr
-        )),
-        Ipv6AddressMode::Slaac | Ipv6AddressMode::Dhcpv6Stateful => None,
-    }
+    subnet.ipv6_address_mode?.mistake(subnet.cidr)
 }
 
 /// Plans a step at a time, from what the steps before lead to.

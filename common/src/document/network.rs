@@ -125,12 +125,36 @@ pub enum Ipv6AddressMode {
 }
 
 impl Ipv6AddressMode {
+    /// The bits of the prefix of subnets in which guests make their addresses themselves, and the fewest of those that DHCPv6 works in.
+    pub const PREFIX: u8 = 64;
+
     /// The name on the wire and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Slaac => "slaac",
             Self::Dhcpv6Stateful => "dhcpv6-stateful",
+        }
+    }
+
+    /// What is wrong with a subnet in which guests are to get their addresses so, if anything is: who asks for it is told, and no host
+    /// builds the network.
+    #[must_use]
+    pub fn mistake(self, cidr: Cidr) -> Option<String> {
+        let (name, prefix) = (self.as_str(), cidr.net().prefix_len());
+        match self {
+            _ if !cidr.is_ipv6() => Some(format!(
+                "ipv6_address_mode {name} is for IPv6, and {cidr} is not"
+            )),
+            Self::Slaac if prefix != Self::PREFIX => Some(format!(
+                "with ipv6_address_mode {name} the prefix must have {} bits, the rest is the guest's: {cidr} has {prefix}",
+                Self::PREFIX
+            )),
+            Self::Dhcpv6Stateful if prefix < Self::PREFIX => Some(format!(
+                "with ipv6_address_mode {name} the prefix must have at least {} bits: {cidr} has {prefix}",
+                Self::PREFIX
+            )),
+            Self::Slaac | Self::Dhcpv6Stateful => None,
         }
     }
 }

@@ -7,26 +7,35 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_common::{
+    bus::MAX_MESSAGE_BYTES,
     document::{DocumentKey, Kind},
     ids::{HostId, InstanceId, NetworkId, RouterId, SnapshotId, VolumeId},
     names::HostName,
+    telemetry::error_chain,
     units::Generation,
 };
 use berth_store::{
     Executor,
     documents::{self, DocumentRow},
+    held_addresses::{self, HeldAddressRow},
     host_rows::{self, HostPart, HostRows},
     reach::{self, Among},
     security_groups,
 };
 use chrono::{DateTime, Utc};
 
-use super::{ClaimError, routers};
+use super::{
+    ClaimError, conflict,
+    routers::{self, held},
+};
 use crate::{
-    context::{Cause, Touched, TouchedGroups, Writing},
+    context::{Cause, Oversize, Touched, TouchedGroups, Writing},
     derive::{self, diff},
     dispatch::{Publication, backoff},
 };
+
+/// The longest spec in a message: the rest of it are ids and numbers.
+const MAX_SPEC_BYTES: usize = MAX_MESSAGE_BYTES - 1024;
 
 /// Adds the documents of some networks on all hosts that have one.
 ///
@@ -93,6 +102,7 @@ pub async fn refresh(
     }
 
     let (mut fresh, mut publications) = (Vec::new(), Vec::new());
+    let mut held = Vec::new();
     for (host, touched) in touched {
         let mut wanted = match rows.get(host) {
             Some(rows) => derive::derive(*host, rows)?,
@@ -104,6 +114,25 @@ pub async fn refresh(
         remember_nats(writing, *host, touched, (rows.get(host), &wanted, &before));
         let name = listening(writing, *host);
         for change in diff::diff(&wanted, &as_told(&before), &touched.again) {
+            if let Some(bytes) = oversize(&change, &before) {
+                let host = writing
+                    .cloud
+                    .table()
+                    .host(*host)
+                    .map(|known| &known.facts().name);
+                let message = format!(
+                    "the document of {} for host {} would have {bytes} bytes, and a message has room for {MAX_SPEC_BYTES}: use several \
+                     networks instead of one, or fewer ports, rules and routes",
+                    change.key,
+                    host.map_or("?", HostName::as_str)
+                );
+                match writing.oversize() {
+                    Oversize::Refused => return Err(conflict(message)),
+                    Oversize::LeftOut => tracing::error!(message, "a host is told nothing new"),
+                }
+                continue;
+            }
+            held.extend(given_up(*host, &change, &before));
             let row = document(*host, change, &before, writing.now);
             match &name {
                 Some(name) => {
@@ -119,6 +148,7 @@ pub async fn refresh(
         }
     }
     documents::upsert_many(writing.txn(), &fresh).await?;
+    held_addresses::hold(writing.txn(), &held).await?;
     Ok(publications)
 }
 
@@ -164,6 +194,49 @@ fn remember_nats(
             }
         }
     }
+}
+
+/// The length of a spec that does not fit in a message. One that did not before may still become shorter.
+fn oversize(change: &diff::Change, before: &BTreeMap<DocumentKey, DocumentRow>) -> Option<usize> {
+    let bytes = change.spec_json.as_ref()?.len();
+    let before = before
+        .get(&change.key)
+        .and_then(|row| row.spec_json.as_ref());
+    let is_shorter = before.is_some_and(|before| bytes < before.len());
+    (bytes > MAX_SPEC_BYTES && !is_shorter).then_some(bytes)
+}
+
+/// The addresses outside that a host has until it confirms a new word about a router.
+fn given_up(
+    host_id: HostId,
+    change: &diff::Change,
+    before: &BTreeMap<DocumentKey, DocumentRow>,
+) -> Vec<HeldAddressRow> {
+    let before = before.get(&change.key);
+    let (Kind::Router, Some(before)) = (change.key.kind, before) else {
+        return Vec::new();
+    };
+    let Ok(router_id) = RouterId::try_from(change.key.id) else {
+        return Vec::new();
+    };
+    let addresses = held::given_up(before.spec_json.as_deref(), change.spec_json.as_deref());
+    let addresses = addresses.unwrap_or_else(|error| {
+        tracing::error!(
+            host = %host_id, router = %router_id, error = %error_chain(&error),
+            "the router's last document cannot be read; its addresses outside are not waited for"
+        );
+        BTreeSet::new()
+    });
+    addresses
+        .into_iter()
+        .map(|(network_id, ip_address)| HeldAddressRow {
+            network_id,
+            ip_address,
+            host_id,
+            router_id,
+            generation: change.generation,
+        })
+        .collect()
 }
 
 /// What must be read for these documents.
@@ -229,5 +302,38 @@ fn as_published(writing: &Writing<'_>, row: DocumentRow) -> DocumentRow {
         attempts: 1,
         next_publish_at: Some(writing.now + pause),
         ..row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_may_only_become_shorter() {
+        let key = DocumentKey {
+            kind: Kind::Network,
+            id: uuid::Uuid::from_u128(1),
+        };
+        let change = |bytes: usize| diff::Change {
+            key,
+            generation: Generation(2),
+            spec_json: Some("x".repeat(bytes)),
+        };
+        let check = |before: Option<usize>, after: usize, expected: Option<usize>| {
+            let row = before.map(|bytes| {
+                let now = DateTime::UNIX_EPOCH;
+                let row = document(HostId::new(), change(bytes), &BTreeMap::new(), now);
+                (key, row)
+            });
+            let before = row.into_iter().collect();
+            assert_eq!(oversize(&change(after), &before), expected);
+        };
+        let most = MAX_SPEC_BYTES;
+        check(None, most, None);
+        check(None, most + 1, Some(most + 1));
+        check(Some(1), most + 1, Some(most + 1));
+        check(Some(most + 2), most + 1, None);
+        check(Some(most + 1), most + 2, Some(most + 2));
     }
 }

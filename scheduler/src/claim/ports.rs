@@ -27,8 +27,11 @@ use uuid::Uuid;
 
 use self::wishes::SecurityWish;
 use super::{
-    ClaimError, address, cloud::Cloud, conflict, invalid, networks, not_found,
-    routers::joined::Joined, security_groups,
+    ClaimError, address,
+    cloud::Cloud,
+    conflict, invalid, networks, not_found,
+    routers::{held, joined::Joined},
+    security_groups,
 };
 use crate::{
     context::Writing,
@@ -212,7 +215,7 @@ impl Addresses {
             fingerprint: String::new(),
             created_at: now,
         };
-        Ok((self.port(&network, new)?, network))
+        Ok((self.port(db, &network, new).await?, network))
     }
 
     /// What is wanted of a port whose request says no more than this; groups become ids.
@@ -338,8 +341,13 @@ impl Addresses {
     /// A new port in a network that was looked up; its addresses are in use from now on.
     ///
     /// # Errors
-    /// A refusal that names the address.
-    pub fn port(&mut self, network: &NetworkRow, new: NewPort<'_>) -> Result<PortRow, ClaimError> {
+    /// A refusal that names the address, or a failure of the database.
+    pub async fn port(
+        &mut self,
+        db: &impl Executor,
+        network: &NetworkRow,
+        new: NewPort<'_>,
+    ) -> Result<PortRow, ClaimError> {
         let macs = self.macs.entry(network.id).or_default();
         let mac_address = match new.mac_address {
             Some(mac) if macs.contains(&mac) => {
@@ -351,9 +359,11 @@ impl Addresses {
             Some(mac) => mac,
             None => address::choose_mac(macs, new.seed),
         };
-        let fixed_ips =
-            address::choose_all(&network.subnets, &self.ips, mac_address, new.ip_address)
-                .map_err(address_refused)?;
+        let chosen = address::choose_all(&network.subnets, &self.ips, mac_address, new.ip_address);
+        let fixed_ips = match chosen {
+            Ok(fixed_ips) => fixed_ips,
+            Err(error) => return Err(held::refused(db, network, error).await?),
+        };
         for ip in &fixed_ips {
             let ips = self.ips.entry(ip.subnet_id).or_default();
             ips.insert(ip.ip_address);
@@ -507,17 +517,6 @@ pub async fn touch_members_of(
         touch_members(writing, &port);
     }
     Ok(())
-}
-
-fn address_refused(error: address::AddressError) -> ClaimError {
-    match error {
-        address::AddressError::Outside { .. }
-        | address::AddressError::Reserved { .. }
-        | address::AddressError::Automatic { .. } => invalid(error.to_string()),
-        address::AddressError::Taken { .. } | address::AddressError::Full { .. } => {
-            conflict(error.to_string())
-        }
-    }
 }
 
 /// The id of an instance's port: a function of the instance and the position.

@@ -21,7 +21,10 @@ use berth_store::{
     subnets::{self, SubnetRow},
 };
 
-use super::{ClaimError, conflict, fingerprint, invalid, nat, networks, not_found, routers::uses};
+use super::{
+    ClaimError, conflict, fingerprint, invalid, nat, networks, not_found,
+    routers::{routes, uses},
+};
 use crate::{context::Writing, report::view};
 
 /// What a DHCP reply can carry without being cut.
@@ -66,21 +69,8 @@ impl Wish<'_> {
         self.pool_mistakes(&mut mistakes);
         self.nameserver_mistakes(&mut mistakes);
         self.route_mistakes(&mut mistakes);
-        match self.ipv6_address_mode {
-            Some(mode) if !self.cidr.is_ipv6() => mistakes.push(format!(
-                "ipv6_address_mode {} is for IPv6, and {} is not",
-                mode.as_str(),
-                self.cidr
-            )),
-            Some(Ipv6AddressMode::Slaac) if self.cidr.net().prefix_len() != 64 => {
-                mistakes.push(format!(
-                    "with ipv6_address_mode slaac the prefix must have 64 bits, the rest is the guest's: {} has {}",
-                    self.cidr,
-                    self.cidr.net().prefix_len()
-                ));
-            }
-            _ => {}
-        }
+        let mode = self.ipv6_address_mode;
+        mistakes.extend(mode.and_then(|mode| mode.mistake(self.cidr)));
         mistakes
     }
 
@@ -257,6 +247,7 @@ pub async fn create(
         created_at: writing.now,
         deleted_at: None,
     };
+    routes::refuse_clash_outside(txn, &network, &row).await?;
     subnets::insert(txn, &row)
         .await
         .map_err(|error| name_taken(error, &network, request.name.as_ref()))?;
@@ -380,6 +371,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &SubnetSet) -> Result<Subne
             )));
         }
         uses::refuse_as_gateway(txn, &network, &row, gateway).await?;
+        routes::refuse_clash_outside(txn, &network, &row).await?;
     }
     if row != before {
         subnets::update(txn, &row)
@@ -562,16 +554,25 @@ mod tests {
         ] {
             assert!(found.contains(words), "{words}\n{found}");
         }
-        let narrow = Wish {
-            cidr: "fd00:1::/80".parse().unwrap(),
-            gateway_ip: None,
-            allocation_pools: &[],
-            dns_nameservers: &[],
-            host_routes: &[],
-            ipv6_address_mode: Some(Ipv6AddressMode::Slaac),
-        };
-        let found = narrow.mistakes();
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("must have 64 bits"), "{found:?}");
+        for (cidr, mode, words) in [
+            ("fd00:1::/80", Ipv6AddressMode::Slaac, "must have 64 bits"),
+            (
+                "fd00::/48",
+                Ipv6AddressMode::Dhcpv6Stateful,
+                "must have at least 64 bits",
+            ),
+        ] {
+            let wish = Wish {
+                cidr: cidr.parse().unwrap(),
+                gateway_ip: None,
+                allocation_pools: &[],
+                dns_nameservers: &[],
+                host_routes: &[],
+                ipv6_address_mode: Some(mode),
+            };
+            let found = wish.mistakes();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains(words), "{found:?}");
+        }
     }
 }

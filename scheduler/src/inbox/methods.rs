@@ -126,6 +126,30 @@ pub(super) fn only_reads(method: &str) -> bool {
     question::is_question(method) || shows(method)
 }
 
+/// Whether a method only takes away: it is never what a document is too large by.
+pub(super) fn takes_away(method: &str) -> bool {
+    [
+        InstanceDelete::NAME,
+        InstanceDetachInterface::NAME,
+        VolumeDelete::NAME,
+        VolumeDetach::NAME,
+        SnapshotDelete::NAME,
+        NetworkDelete::NAME,
+        SubnetDelete::NAME,
+        PortDelete::NAME,
+        SecurityGroupDelete::NAME,
+        SecurityGroupRuleDelete::NAME,
+        RouterDelete::NAME,
+        RouterRemoveInterface::NAME,
+        FloatingIpDelete::NAME,
+        HostDelete::NAME,
+        AggregateDelete::NAME,
+        AggregateRemoveHost::NAME,
+        ServerGroupDelete::NAME,
+    ]
+    .contains(&method)
+}
+
 /// Whether the rows alone answer a method.
 fn shows(method: &str) -> bool {
     [

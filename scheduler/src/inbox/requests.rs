@@ -425,6 +425,12 @@ fn outcome_or(result: Result<Outcome, Unserved>) -> Result<Outcome, ClaimError> 
 async fn write(context: &Context, batch: &[&Asked]) -> Result<Vec<Outcome>, Trouble> {
     let single = batch.len() == 1;
     let mut writing = context.begin().await.map_err(ClaimError::from)?;
+    if !batch
+        .iter()
+        .all(|asked| methods::takes_away(&asked.message.method))
+    {
+        writing.refuse_oversize();
+    }
     let mut outcomes = Vec::with_capacity(batch.len());
     while let Some(rest) = batch.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
         let creates = creates(rest);

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use berth_common::{
     document::{DocumentKey, Kind},
-    ids::{HostId, InstanceId, NetworkId, PortId, SnapshotId, VolumeId},
+    ids::{HostId, InstanceId, NetworkId, PortId, RouterId, SnapshotId, VolumeId},
     message::report::{ConvergeStatus, Fault, Report, ResourceReport},
     units::Generation,
 };
 use berth_store::{
     attachments::{self, AttachmentRow, AttachmentState},
     documents::{self, DocumentRow, Observation},
+    held_addresses::{self, HeldAddressRow},
     instances::{self, InstanceObserved, InstanceRow},
     networks,
     ports::{self, PortRow},
@@ -50,6 +51,7 @@ pub async fn reports(context: &Context, reports: &[Report]) -> Result<(), ClaimE
         }
     }
     documents::mark_observed_many(writing.txn(), &known.observations).await?;
+    held_addresses::release(writing.txn(), &known.given_up).await?;
     let attached = ports::AttachmentState::Attached;
     ports::set_state(writing.txn(), &known.plugged, attached).await?;
     writing.commit().await?;
@@ -144,6 +146,10 @@ struct Known {
     volumes: HashMap<VolumeId, VolumeRow>,
     snapshots: HashMap<SnapshotId, SnapshotRow>,
     observations: Vec<Observation>,
+    /// The addresses outside that hosts were told to give up, of these routers.
+    held: Vec<HeldAddressRow>,
+    /// Those of them that they have given up.
+    given_up: Vec<HeldAddressRow>,
     /// Whether a document was made due.
     due: bool,
 }
@@ -163,6 +169,10 @@ impl Known {
         let snapshot_ids: Vec<SnapshotId> = of_kind(Kind::Snapshot)
             .filter_map(|(_, key)| SnapshotId::try_from(key.id).ok())
             .collect();
+        let places = of_kind(Kind::Router)
+            .filter_map(|(host, key)| Some((*host, RouterId::try_from(key.id).ok()?)))
+            .collect();
+        let held = held_addresses::of_places(writing.txn(), &places).await?;
         let documents = documents::of_host_resources(writing.txn(), keys).await?;
         let instances = instances::of_ids(writing.txn(), &ids).await?;
         let volumes = volumes::of_ids(writing.txn(), &volume_ids).await?;
@@ -189,8 +199,36 @@ impl Known {
             volumes: volumes.into_iter().map(|row| (row.id, row)).collect(),
             snapshots: snapshots.into_iter().map(|row| (row.id, row)).collect(),
             observations: Vec::new(),
+            held,
+            given_up: Vec::new(),
             due: false,
         })
+    }
+}
+
+impl Known {
+    /// The addresses outside that a host was told to give up of a router and has not, as far as it said.
+    fn held_by(&self, host: HostId, router: DocumentKey) -> Vec<HeldAddressRow> {
+        let is_its = |row: &&HeldAddressRow| {
+            row.host_id == host
+                && router.kind == Kind::Router
+                && row.router_id.as_uuid() == router.id
+        };
+        self.held.iter().filter(is_its).cloned().collect()
+    }
+
+    /// A host that is done with a router's document has none of the addresses that it, or one before it, took away. One that failed may
+    /// have any.
+    fn observe_addresses(&mut self, host: HostId, report: &ResourceReport) {
+        let is_done = match report.status {
+            ConvergeStatus::Converged | ConvergeStatus::Gone => true,
+            ConvergeStatus::Converging | ConvergeStatus::Failed => false,
+        };
+        if is_done {
+            let held = self.held_by(host, report.key).into_iter();
+            let given_up = held.filter(|row| row.generation <= report.generation);
+            self.given_up.extend(given_up);
+        }
     }
 }
 
@@ -248,7 +286,7 @@ async fn apply(
         return strayed(writing, known, host, report).await;
     };
     match meaning(&document, report) {
-        Meaning::Stale => {}
+        Meaning::Stale => known.observe_addresses(host, report),
         Meaning::Absurd => {
             tracing::error!(
                 %host, resource = %report.key, told = %document.generation, reported = %report.generation,
@@ -265,9 +303,15 @@ async fn apply(
                 ..document
             };
             documents::upsert(writing.txn(), &renewed).await?;
+            // What it says of generations that this database never knew is nothing about them.
+            let mut held = known.held_by(host, report.key);
+            held.iter_mut()
+                .for_each(|row| row.generation = renewed.generation);
+            held_addresses::hold(writing.txn(), &held).await?;
             known.due = true;
         }
         Meaning::Current => {
+            known.observe_addresses(host, report);
             known.observations.push(Observation {
                 host_id: host,
                 key: report.key,

@@ -18,6 +18,7 @@ mod batches;
 mod boot;
 mod explain;
 mod guest_data;
+mod held_addresses;
 mod hints;
 mod invariants;
 mod leading;

@@ -351,6 +351,14 @@ async fn a_network_has_many_subnets_and_ports_an_address_of_each_family() {
         [IpAddr::from([10, 0, 0, 53])]
     );
 
+    // No host would build the network with it, for any guest.
+    let short = subnet(
+        "blue",
+        "fd00:9::/56",
+        json!({ "ipv6_address_mode": "dhcpv6-stateful" }),
+    );
+    let words = "with ipv6_address_mode dhcpv6-stateful the prefix must have at least 64 bits: fd00:9::/56 has 56";
+    cloud.refused(short, RefusalCode::Invalid, words).await;
     let unused = cloud.ok(subnet("blue", "10.4.0.0/24", json!({}))).await;
     network_spec(&mut host, bare.id, |spec| spec.subnets.len() == 4).await;
     let gone = || SubnetDelete {

@@ -553,3 +553,49 @@ async fn an_instance_has_eight_ports_at_most_and_is_not_suspended_while_they_cha
         .refused(suspend, conflict, "is being plugged into")
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_id_of_a_new_port_is_of_one_port() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    cloud.ok(network("blue", "10.0.0.0/24")).await;
+    let mut made = Vec::new();
+    for name in ["web", "db"] {
+        let vm = instance(name, 512, json!([{ "network": "blue" }]));
+        cloud.ok(vm.clone()).await;
+        host.converge_instance(PowerState::Running).await;
+        made.push(
+            cloud
+                .wait_for_instance(vm.id, "active", |view| view.vm_state == VmState::Active)
+                .await,
+        );
+    }
+    let new: PortId = PortId::new();
+    let attach = |instance: &InstanceView| -> InstanceAttachInterface {
+        serde_json::from_value(json!({
+            "instance": instance.id, "new_port": { "id": new, "network": "blue" },
+        }))
+        .unwrap()
+    };
+    let view = cloud.ok(attach(&made[0])).await;
+    assert_eq!(cloud.ok(attach(&made[0])).await.generation, view.generation);
+    let conflict = RefusalCode::Conflict;
+    cloud
+        .refused(
+            attach(&made[1]),
+            conflict,
+            "is of instance web; unplug it there first",
+        )
+        .await;
+    cloud.ok(detach(&made[0], new)).await;
+    for instance in &made {
+        cloud
+            .refused(
+                attach(instance),
+                conflict,
+                "is being unplugged from instance web",
+            )
+            .await;
+    }
+    assert_sound(&cloud).await;
+}

@@ -1,22 +1,24 @@
 //! What routers and floating IPs have to do with the rest: ports that come and go, subnets and networks that change under them.
 
 use berth_common::{
+    document::{DocumentKey, Kind, Route},
     ids::{NetworkId, PortId, SubnetId},
     message::{
         network::{NetworkCreate, NetworkSet, SubnetCreate, SubnetDelete, SubnetList, SubnetSet},
         port::{InstanceAttachInterface, InstanceDetachInterface, PortCreate, PortDelete},
         report::PowerState,
-        request::InstanceCreate,
+        request::{InstanceCreate, InstanceShow},
         router::{FloatingIpDelete, FloatingIpShow, RouterAddInterface, RouterShow},
         view::VmState,
     },
-    refusal::RefusalCode::{Conflict, NoValidHost},
+    refusal::RefusalCode::{Conflict, Invalid, NoValidHost, NotFound},
 };
+use berth_store::{documents, subnets};
 use serde_json::{Value, json};
 
 use crate::{
     ask::{delete, instance},
-    cloud::{Cloud, wait_until},
+    cloud::{Cloud, message, wait_until},
     host::Host,
     networks::able,
     reached_groups,
@@ -591,5 +593,214 @@ async fn addresses_outside_are_never_those_inside() {
         .await;
     cloud.ok(set("r1", json!({ "routes": [] }))).await;
     cloud.ok(gone).await;
+    assert_sound(&cloud).await;
+}
+
+fn to(routes: &[(&str, &str)]) -> Value {
+    let routes: Vec<Value> = routes
+        .iter()
+        .map(|(destination, nexthop)| json!({ "destination": destination, "nexthop": nexthop }))
+        .collect();
+    json!({ "routes": routes })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_has_one_route_to_a_destination() {
+    let cloud = Cloud::start().await;
+    networks(&cloud).await;
+    let bare = json!({ "id": NetworkId::new(), "name": "bare", "cidr": "203.0.113.0/29", "external": true });
+    cloud.ok(request::<NetworkCreate>(bare)).await;
+    cloud.ok(router("r1", json!({}))).await;
+    cloud.ok(add("r1", "blue")).await;
+    let twice = to(&[("192.0.2.0/24", "10.0.1.7"), ("192.0.2.0/24", "10.0.1.8")]);
+    cloud
+        .refused(
+            set("r1", twice),
+            Invalid,
+            "two routes to 192.0.2.0/24, by way of 10.0.1.7 and of 10.0.1.8",
+        )
+        .await;
+    cloud
+        .refused(
+            set("r1", to(&[("10.0.1.0/24", "10.0.1.7")])),
+            Conflict,
+            "router r1 is in subnet 10.0.1.0/24 itself",
+        )
+        .await;
+    // A part of it may lie behind a machine in it.
+    cloud
+        .ok(set("r1", to(&[("10.0.1.128/25", "10.0.1.7")])))
+        .await;
+
+    // In the other order.
+    cloud
+        .ok(set("r1", to(&[("10.0.2.0/24", "10.0.1.7")])))
+        .await;
+    cloud
+        .refused(
+            add("r1", "green"),
+            Conflict,
+            "in subnet 10.0.2.0/24 itself, and has another route there, by way of 10.0.1.7",
+        )
+        .await;
+    cloud
+        .ok(set("r1", to(&[("198.51.100.0/29", "10.0.1.7")])))
+        .await;
+    let gateway = |network: &str| json!({ "external_gateway": { "network": network } });
+    cloud
+        .refused(
+            set("r1", gateway("public")),
+            Conflict,
+            "in subnet 198.51.100.0/29 itself",
+        )
+        .await;
+    cloud.ok(set("r1", to(&[("0.0.0.0/0", "10.0.1.7")]))).await;
+    let leads_out = "leads out by way of 198.51.100.1, the gateway of 198.51.100.0/29, and has another route to 0.0.0.0/0";
+    cloud
+        .refused(set("r1", gateway("public")), Conflict, leads_out)
+        .await;
+    // One without a gateway leads nowhere else.
+    cloud.ok(set("r1", gateway("bare"))).await;
+    let bare = subnet_of(&cloud, "bare").await;
+    cloud
+        .refused(
+            set_subnet(&bare, json!({ "gateway_ip": "203.0.113.1" })),
+            Conflict,
+            "leads out by way of 203.0.113.1",
+        )
+        .await;
+    let more = |cidr: &str, gateway: Option<&str>| {
+        request::<SubnetCreate>(json!({
+            "id": SubnetId::new(), "network": "bare", "cidr": cidr, "gateway_ip": gateway,
+        }))
+    };
+    cloud
+        .refused(
+            more("203.0.113.16/29", Some("203.0.113.17")),
+            Conflict,
+            "leads out by way of 203.0.113.17",
+        )
+        .await;
+    cloud
+        .ok(set("r1", to(&[("203.0.113.32/29", "10.0.1.7")])))
+        .await;
+    cloud
+        .refused(
+            more("203.0.113.32/29", None),
+            Conflict,
+            "in subnet 203.0.113.32/29 itself",
+        )
+        .await;
+    cloud
+        .ok(more("203.0.113.16/29", Some("203.0.113.17")))
+        .await;
+    cloud
+        .refused(
+            set("r1", to(&[("0.0.0.0/0", "10.0.1.7")])),
+            Conflict,
+            "leads out by way of 203.0.113.17",
+        )
+        .await;
+    // Of another version of IP.
+    let six = json!({ "id": NetworkId::new(), "name": "six", "cidr": "fd00:1::/64", "gateway_ip": "fd00:1::1" });
+    cloud.ok(request::<NetworkCreate>(six)).await;
+    cloud.ok(add("r1", "six")).await;
+    cloud.ok(set("r1", to(&[("::/0", "fd00:1::7")]))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_floating_ip_is_translated_by_the_router_that_the_guest_answers_by() {
+    let cloud = Cloud::start().await;
+    let _host = Host::join(&cloud, "hv1").await;
+    networks(&cloud).await;
+    let [beside, gateway] =
+        ["beside", "gateway"].map(|name| router(name, json!({ "external_network": "public" })));
+    for create in [&beside, &gateway] {
+        cloud.ok(create.clone()).await;
+    }
+    let leg = json!({ "router": "beside", "subnet": "blue", "ip_address": "10.0.1.254" });
+    cloud.ok(request::<RouterAddInterface>(leg)).await;
+    cloud.ok(add("gateway", "blue")).await;
+    let free = port("blue");
+    cloud.ok(free.clone()).await;
+    cloud.ok(floating(Some("198.51.100.5"))).await;
+    let by = async || {
+        let given = cloud.ok(give("198.51.100.5", Some(free.id))).await;
+        given.router_id.unwrap()
+    };
+    let up = async |router: &str, up: bool| {
+        cloud.ok(set(router, json!({ "admin_state_up": up }))).await;
+    };
+    assert_eq!(by().await, gateway.id);
+    up("gateway", false).await;
+    // It stays, and goes elsewhere when it is given anew.
+    let shown = request::<FloatingIpShow>(json!({ "floating_ip": "198.51.100.5" }));
+    assert_eq!(cloud.ok(shown).await.router_id, Some(gateway.id));
+    assert_eq!(by().await, beside.id);
+    up("beside", false).await;
+    cloud
+        .refused(
+            give("198.51.100.5", Some(free.id)),
+            Conflict,
+            "router beside leads from the subnet of 10.0.1.3 to the network of floating IP 198.51.100.5, but is disabled",
+        )
+        .await;
+    up("gateway", true).await;
+    assert_eq!(by().await, gateway.id);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_makes_a_document_too_large_is_refused() {
+    let cloud = Cloud::start().await;
+    let mut host = Host::join(&cloud, "hv1").await;
+    let blue = cloud.ok(with_gateway("blue", "10.0.1.0/24")).await;
+    let [stays, goes] = ["stays", "goes"].map(|name| on(name, "blue", "hv1"));
+    for vm in [&stays, &goes] {
+        cloud.ok(vm.clone()).await;
+        host.converge_instance(PowerState::Running).await;
+    }
+    let key = DocumentKey {
+        kind: Kind::Network,
+        id: blue.id.as_uuid(),
+    };
+    let id = host.id;
+    let told = async || {
+        let row = documents::get(cloud.pool(), id, key).await.unwrap();
+        row.unwrap().spec_json
+    };
+    let before = told().await;
+    // No request makes a subnet so large; many ports are as many bytes.
+    let mut subnet = subnets::get(cloud.pool(), blue.subnets[0].id)
+        .await
+        .unwrap()
+        .unwrap();
+    let route = Route {
+        destination: "192.0.2.0/24".parse().unwrap(),
+        nexthop: "10.0.1.9".parse().unwrap(),
+    };
+    subnet.host_routes = vec![route; 25_000];
+    subnets::update(cloud.pool(), &subnet).await.unwrap();
+    let one_more = on("one-more", "blue", "hv1");
+    let beside = with_gateway("green", "10.0.2.0/24");
+    let answers = cloud
+        .in_one_batch(vec![message(&one_more), message(&beside)])
+        .await;
+    let refusal = answers[0].clone().unwrap_err();
+    assert_eq!(refusal.code, Conflict);
+    let words = format!("the document of {key} for host hv1 would have");
+    assert!(refusal.message.contains(&words), "{refusal}");
+    assert!(refusal.message.contains("room for 1047552"), "{refusal}");
+    answers[1].clone().unwrap();
+    let show = request::<InstanceShow>(json!({ "instance": one_more.id }));
+    cloud.refused(show, NotFound, "no instance").await;
+    assert_eq!(told().await, before);
+    // What a host says is written down all the same.
+    cloud.ok(delete(goes.id)).await;
+    host.bury(&cloud, &[goes.id]).await;
+    assert_eq!(told().await, before);
+    subnet.host_routes.truncate(1);
+    subnets::update(cloud.pool(), &subnet).await.unwrap();
+    cloud.ok(one_more).await;
     assert_sound(&cloud).await;
 }

@@ -13,6 +13,7 @@ pub(crate) mod decision;
 pub(crate) mod document;
 pub(crate) mod fixed_ip;
 pub(crate) mod floating_ip;
+pub(crate) mod held_address;
 pub(crate) mod host;
 pub(crate) mod instance;
 pub(crate) mod leadership;

@@ -22,6 +22,7 @@ mod m0013_networks;
 mod m0014_ports;
 mod m0015_routers;
 mod m0016_guest_data;
+mod m0017_held_addresses;
 
 use sea_orm::{DatabaseExecutor, DatabaseTransaction};
 use sea_orm_migration::{
@@ -54,6 +55,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0014_ports::Migration),
             Box::new(m0015_routers::Migration),
             Box::new(m0016_guest_data::Migration),
+            Box::new(m0017_held_addresses::Migration),
         ]
     }
 

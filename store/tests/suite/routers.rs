@@ -6,6 +6,7 @@ use berth_common::{
     document::{DocumentKey, Kind, NetworkType, Route},
     ids::{FloatingIpId, HostId, RouterId},
     message::report::ConvergeStatus,
+    units::Generation,
 };
 use berth_store::{
     Executor, StoreError, UniqueWhat, claims,
@@ -14,6 +15,8 @@ use berth_store::{
     documents::DocumentRow,
     floating_ips,
     floating_ips::{Association, FloatingIpRow},
+    held_addresses,
+    held_addresses::HeldAddressRow,
     host_rows, hosts, instances, networks,
     networks::NetworkRow,
     ports, reach, routers,
@@ -32,6 +35,7 @@ on_all_databases!(
     a_floating_ip_is_nobodys_when_its_instance_is_gone,
     a_floating_ip_stays_with_a_port_that_stays,
     a_host_that_is_forgotten_gives_its_addresses_back,
+    what_hosts_hold_is_in_use_until_it_is_released,
     a_host_has_the_routers_of_its_ports_networks_and_what_is_theirs,
 );
 
@@ -300,6 +304,54 @@ async fn a_host_that_is_forgotten_gives_its_addresses_back(database: Arc<TestDat
     hosts::delete(db, host).await.unwrap();
     let left = routers::gateways(db, &[row.id].into()).await.unwrap();
     assert_eq!(left, [stays]);
+}
+
+async fn what_hosts_hold_is_in_use_until_it_is_released(database: Arc<TestDatabase>) {
+    let store = database.store().await;
+    let db = store.pool();
+    let (host, network, _) = sample::populate(&store).await;
+    let other = sample::add_host(db, "hv2").await;
+    let elsewhere = sample::add_network(db, "elsewhere").await;
+    let (router_id, subnet) = (RouterId::new(), network.subnets[0].id);
+    let row = |host_id, last, generation| HeldAddressRow {
+        network_id: network.id,
+        ip_address: IpAddr::from([10, 0, 0, last]),
+        host_id,
+        router_id,
+        generation: Generation(generation),
+    };
+    let rows = [row(host, 20, 3), row(other, 20, 4), row(other, 21, 4)];
+    held_addresses::hold(db, &rows).await.unwrap();
+    // Of one that is known the later word counts.
+    held_addresses::hold(db, &[row(host, 20, 7)]).await.unwrap();
+    let outside = HeldAddressRow {
+        ip_address: IpAddr::from([192, 0, 2, 9]),
+        ..row(host, 0, 1)
+    };
+    held_addresses::hold(db, std::slice::from_ref(&outside))
+        .await
+        .unwrap();
+    let used = async || routers::addresses_in_use(db, subnet).await.unwrap();
+    let of = |lasts: &[u8]| -> BTreeSet<IpAddr> {
+        lasts.iter().map(|last| [10, 0, 0, *last].into()).collect()
+    };
+    assert_eq!(used().await, of(&[20, 21]));
+    let given = routers::addresses_given(db, subnet).await;
+    assert_eq!(given.unwrap(), of(&[]));
+    let there = routers::addresses_in_use(db, elsewhere.subnets[0].id).await;
+    assert_eq!(there.unwrap(), of(&[]));
+    let places = [(host, router_id), (other, RouterId::new())].into();
+    let mut found = held_addresses::of_places(db, &places).await.unwrap();
+    found.sort_by_key(|row| row.ip_address);
+    assert_eq!(found, [row(host, 20, 7), outside]);
+    for _ in 0..2 {
+        held_addresses::release(db, &rows[1..]).await.unwrap();
+        assert_eq!(used().await, of(&[20]));
+    }
+    let left = held_addresses::of_network(db, network.id).await.unwrap();
+    assert_eq!(left.len(), 2);
+    hosts::delete(db, host).await.unwrap();
+    assert_eq!(used().await, of(&[]));
 }
 
 /// Tells a host of a router or a network, or that it is to go.

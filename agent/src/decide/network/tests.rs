@@ -1,7 +1,7 @@
 //! Tests of the planner: against a model of the host, from any state it can be in.
 
 use berth_common::{
-    document::{FixedIp, NetworkPort, NetworkType},
+    document::{FixedIp, Ipv6AddressMode, NetworkPort, NetworkType},
     ids::{HostId, PortId, SubnetId},
     units::Generation,
 };
@@ -511,7 +511,7 @@ fn impossible_documents_are_refused() {
     };
     check(
         &|spec| six(spec, "fd00::/80", "fd00::2", Ipv6AddressMode::Slaac),
-        "fd00::/80 has another",
+        "must have 64 bits, the rest is the guest's: fd00::/80 has 80",
     );
     check(
         &|spec| {
@@ -522,11 +522,11 @@ fn impossible_documents_are_refused() {
                 Ipv6AddressMode::Dhcpv6Stateful,
             )
         },
-        "at least 64 bits; fd00::/56 has fewer",
+        "must have at least 64 bits: fd00::/56 has 56",
     );
     check(
         &|spec| six(spec, "10.1.0.0/24", "10.1.0.2", Ipv6AddressMode::Slaac),
-        "10.1.0.0/24 is of IPv4",
+        "is for IPv6, and 10.1.0.0/24 is not",
     );
     check(
         &|spec| spec.ports[0].fixed_ips[0].subnet_id = SubnetId::new(),

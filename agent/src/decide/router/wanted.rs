@@ -17,10 +17,7 @@ use super::{
     Leg, RouteEntry, Side, Translation,
     rules::{Outside, Rules, Source},
 };
-use crate::decide::{
-    dhcp::{DhcpFiles, IPV6_PREFIX},
-    network::MTU_MIN,
-};
+use crate::decide::{dhcp::DhcpFiles, network::MTU_MIN};
 
 /// How often the router says in IPv6 that it is there, in seconds.
 const ADVERTISE_EVERY: u16 = 60;
@@ -350,10 +347,12 @@ fn prefix(interface: &RouterInterface) -> Option<(Ipv6Net, Autonomy)> {
         return None;
     };
     let autonomy = match interface.ipv6_address_mode {
-        Some(Ipv6AddressMode::Slaac) if net.prefix_len() == IPV6_PREFIX => Autonomy::Autonomous,
+        Some(Ipv6AddressMode::Slaac) if net.prefix_len() == Ipv6AddressMode::PREFIX => {
+            Autonomy::Autonomous
+        }
         Some(Ipv6AddressMode::Slaac | Ipv6AddressMode::Dhcpv6Stateful) | None => Autonomy::Given,
     };
-    (net.prefix_len() >= IPV6_PREFIX).then_some((net.trunc(), autonomy))
+    (net.prefix_len() >= Ipv6AddressMode::PREFIX).then_some((net.trunc(), autonomy))
 }
 
 /// What dnsmasq reads that advertises the router on these links; `None`: there are none. It says who the router is, and which

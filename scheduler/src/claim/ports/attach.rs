@@ -107,9 +107,14 @@ async fn attach_new(
     let fingerprint = fingerprint(wish)?;
     if let Some(there) = ports::get(writing.txn(), wish.id).await? {
         check_same(&there, &fingerprint)?;
-        if there.instance_id() == Some(instance.id) {
+        if there.instance_id() == Some(instance.id) && there.is_wanted() {
             return Ok(());
         }
+        check_free(writing.txn(), &there).await?;
+        return Err(conflict(format!(
+            "port {} is there already, and free; name it as a port, or use a new id for a new one",
+            called(&there)
+        )));
     }
     let host = check_instance(writing, instance)?;
     let attachment = next(writing, instance).await?;
@@ -132,7 +137,7 @@ async fn attach_new(
         fingerprint,
         created_at: now,
     };
-    let row = addresses.port(&network, new)?;
+    let row = addresses.port(txn, &network, new).await?;
     let inserted = ports::insert(txn, &row).await;
     inserted.map_err(|error| taken(error, &row))?;
     plugged(writing, host, instance, &row).await

@@ -85,7 +85,7 @@ pub async fn create(
         fingerprint,
         created_at: now,
     };
-    let row = addresses.port(&network, new)?;
+    let row = addresses.port(writing.txn(), &network, new).await?;
     check_mirrors(writing, &row, &row.wishes.mirrors).await?;
     let inserted = ports::insert(writing.txn(), &row).await;
     inserted.map_err(|error| taken(error, &row))?;

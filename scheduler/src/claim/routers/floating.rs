@@ -18,10 +18,11 @@ use berth_store::{
     floating_ips::{self, Association, FloatingIpRow},
     networks::NetworkRow,
     ports::{self, PortRow},
-    routers,
+    routers::{self, RouterRow},
+    subnets,
 };
 
-use super::networks;
+use super::{held, networks};
 use crate::{
     claim::{ClaimError, address, conflict, fingerprint, invalid, not_found},
     context::Writing,
@@ -91,11 +92,7 @@ async fn choose(
         }
     }
     Err(match refusal {
-        Some(
-            error
-            @ (address::AddressError::Outside { .. } | address::AddressError::Reserved { .. }),
-        ) => invalid(error.to_string()),
-        Some(error) => conflict(error.to_string()),
+        Some(error) => held::refused(db, network, error).await?,
         None => conflict(format!("network {} has no IPv4 subnet", network.name)),
     })
 }
@@ -172,25 +169,42 @@ async fn association(
     let network = BTreeSet::from([port.network_id]);
     let near = routers::inside(db, &network).await?;
     let interfaces = routers::interfaces(db, &near).await?;
-    let found = routers::of_ids(db, &near)
-        .await?
-        .into_iter()
-        .find(|router| {
-            let legs = interfaces.get(&router.id).into_iter().flatten();
-            router.external_network_id == Some(row.network_id)
-                && legs.into_iter().any(|leg| leg.subnet_id == fixed.subnet_id)
-        });
-    let router = found.ok_or_else(|| {
-        conflict(format!(
+    let mut ways = Vec::new();
+    for router in routers::of_ids(db, &near).await? {
+        let legs = interfaces.get(&router.id).into_iter().flatten();
+        let mut legs = legs.filter(|leg| leg.subnet_id == fixed.subnet_id);
+        if router.external_network_id == Some(row.network_id)
+            && let Some(leg) = legs.next()
+        {
+            ways.push((router, leg.ip_address));
+        }
+    }
+    let gateway = subnets::get(db, fixed.subnet_id).await?;
+    let gateway = gateway.and_then(|subnet| subnet.gateway_ip);
+    let router = translating(&ways, gateway).ok_or_else(|| match ways.first() {
+        Some((router, _)) => conflict(format!(
+            "router {} leads from the subnet of {} to the network of floating IP {}, but is disabled; enable it",
+            router.name, fixed.ip_address, row.ip_address
+        )),
+        None => conflict(format!(
             "no router leads from the subnet of {} to the network of floating IP {}; add an interface to one",
             fixed.ip_address, row.ip_address
-        ))
+        )),
     })?;
     Ok(Association {
         port_id,
         fixed_ip_address: fixed.ip_address,
         router_id: router.id,
     })
+}
+
+/// The router by which a guest answers, of those that lead from its subnet to a network, each with its address in the subnet: the one
+/// that is the subnet's gateway, or else the oldest that is up. What another one translates inwards would come back untranslated.
+fn translating(ways: &[(RouterRow, IpAddr)], gateway: Option<IpAddr>) -> Option<&RouterRow> {
+    let up = || ways.iter().filter(|(router, _)| router.admin_state_up);
+    let is_gateway = |(_, address): &&(RouterRow, IpAddr)| Some(*address) == gateway;
+    let chosen = up().find(is_gateway).or_else(|| up().next());
+    chosen.map(|(router, _)| router)
 }
 
 fn fixed_ip(
@@ -228,6 +242,8 @@ pub async fn delete(
     floating_ips::delete(writing.txn(), row.id).await?;
     let association: Vec<Association> = row.association.into_iter().collect();
     touch_translated(writing, &association).await?;
+    // Who asks for an address next, maybe in the same transaction, knows then that the host still has this one.
+    writing.derive().await?;
     Ok(shown)
 }
 

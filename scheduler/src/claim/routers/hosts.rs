@@ -11,13 +11,14 @@ use berth_common::{
     ids::{HostId, NetworkId, RouterId, SubnetId},
 };
 use berth_store::{
-    networks as network_rows,
+    held_addresses, networks as network_rows,
     networks::NetworkRow,
+    ports,
     routers::{self, RouterGatewayRow, RouterInterfaceRow, RouterRow},
     subnets::SubnetRow,
 };
 
-use super::supply;
+use super::{held, supply};
 use crate::{
     claim::{ClaimError, address},
     context::{Cause, Touched, Writing},
@@ -195,23 +196,45 @@ async fn give_addresses(
     let mut gateways = Vec::new();
     for subnet in outside.values().flat_map(|network| &network.subnets) {
         if let Some(missing) = missing.remove(&subnet.id) {
-            gateways.append(&mut choose(writing, subnet, &missing).await?);
+            gateways.append(&mut choose(writing, subnet, &missing, &wrong).await?);
         }
     }
     routers::insert_gateways(txn, &gateways).await?;
     Ok(())
 }
 
-/// Addresses of a subnet for routers on hosts, as far as there are any.
+/// Addresses of a subnet for routers on hosts, as far as there are any. A host that has not given one up yet gets it again; `taken`:
+/// those that hosts have until they hear of what is decided here.
 async fn choose(
     writing: &Writing<'_>,
     subnet: &SubnetRow,
     missing: &[(RouterId, HostId)],
+    taken: &[RouterGatewayRow],
 ) -> Result<Vec<RouterGatewayRow>, ClaimError> {
-    let mut used = supply::used(writing.txn(), subnet.id).await?;
+    let txn = writing.txn();
+    let mut used = supply::used(txn, subnet.id).await?;
+    used.extend(
+        taken
+            .iter()
+            .filter(|it| it.subnet_id == subnet.id)
+            .map(|it| it.ip_address),
+    );
+    let mut held = held_addresses::of_network(txn, subnet.network_id).await?;
+    held.retain(|row| subnet.cidr.net().contains(&row.ip_address));
+    if !held.is_empty() {
+        let mut given = ports::addresses_in_use(txn, subnet.id).await?;
+        given.extend(routers::addresses_given(txn, subnet.id).await?);
+        held.retain(|row| !given.contains(&row.ip_address));
+    }
     let mut gateways = Vec::new();
     for (router, host) in missing {
-        let ip_address = match address::choose(subnet, &used, None) {
+        let mut own = held::own_of(&held, (*host, *router));
+        own.retain(|address| address::choose(subnet, &BTreeSet::new(), Some(*address)).is_ok());
+        let chosen = match own.first() {
+            Some(own) => Ok(*own),
+            None => address::choose(subnet, &used, None),
+        };
+        let ip_address = match chosen {
             Ok(address) => address,
             Err(error) => {
                 // The router works without it, and its view shows that the host has none.

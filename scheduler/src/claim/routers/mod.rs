@@ -2,17 +2,21 @@
 //!
 //! - [`able`]: whether the hosts that they come to can build their networks;
 //! - [`floating`]: floating IPs;
+//! - [`held`]: addresses outside that hosts have not given up yet;
 //! - [`hosts`]: which documents follow, and which addresses hosts need of external networks;
 //! - [`joined`]: what they ask of the hosts of ports;
 //! - [`networks`]: the networks and subnets that requests name;
+//! - [`routes`]: further routes;
 //! - [`supply`]: hosts that had to wait for such an address;
 //! - [`uses`]: what is refused because of them elsewhere.
 
 mod able;
 pub mod floating;
+pub mod held;
 pub mod hosts;
 pub mod joined;
 mod networks;
+pub mod routes;
 pub mod supply;
 pub mod uses;
 
@@ -22,7 +26,7 @@ use std::{
 };
 
 use berth_common::{
-    document::{DocumentKey, Kind, Route},
+    document::{DocumentKey, Kind},
     ids::{HostId, NetworkId, RouterId},
     message::router::{
         ExternalGateway, RouterAddInterface, RouterCreate, RouterDelete, RouterHostView,
@@ -41,9 +45,6 @@ use berth_store::{
 
 use super::{ClaimError, address, conflict, fingerprint, invalid, not_found};
 use crate::context::Writing;
-
-/// A router has no more further routes than this.
-const MAX_ROUTES: usize = 100;
 
 /// Creates a router.
 ///
@@ -134,7 +135,7 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
         }
         uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
-    check_routes(writing.txn(), &row, &legs).await?;
+    routes::check(writing.txn(), &row, &legs).await?;
     // What it does not need any more no host must be able to.
     let leads_elsewhere = row.external_network_id.is_some() && row.external_network_id != before;
     if !was_up || leads_elsewhere {
@@ -160,57 +161,6 @@ async fn refuse_losing_floating_ips(db: &impl Executor, row: &RouterRow) -> Resu
     }
 }
 
-/// Every next hop must be in a subnet of the router.
-async fn check_routes(
-    db: &impl Executor,
-    row: &RouterRow,
-    legs: &[RouterInterfaceRow],
-) -> Result<(), ClaimError> {
-    if row.routes.len() > MAX_ROUTES {
-        return Err(invalid(format!(
-            "a router has at most {MAX_ROUTES} routes; got {}",
-            row.routes.len()
-        )));
-    }
-    if row.routes.is_empty() {
-        return Ok(());
-    }
-    let known = networks::of(db, legs, row.external_network_id).await?;
-    let subnets: Vec<_> = known
-        .values()
-        .flat_map(|network| &network.subnets)
-        .filter(|subnet| {
-            Some(subnet.network_id) == row.external_network_id
-                || legs.iter().any(|leg| leg.subnet_id == subnet.id)
-        })
-        .collect();
-    for Route {
-        destination,
-        nexthop,
-    } in &row.routes
-    {
-        if destination.is_ipv6() != nexthop.is_ipv6() {
-            return Err(invalid(format!(
-                "the next hop {nexthop} is of another version of IP than {destination}"
-            )));
-        }
-        if !subnets
-            .iter()
-            .any(|subnet| subnet.cidr.is_host_address(*nexthop))
-        {
-            return Err(invalid(format!(
-                "the next hop {nexthop} of the route to {destination} is in no subnet that the router is in"
-            )));
-        }
-        if legs.iter().any(|leg| leg.ip_address == *nexthop) {
-            return Err(invalid(format!(
-                "the next hop {nexthop} of the route to {destination} is the router itself"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// Deletes a router that has no interfaces.
 ///
 /// # Errors
@@ -232,6 +182,8 @@ pub async fn delete(
         let networks = row.external_network_id.into_iter().collect();
         touch(writing, &row, networks).await?;
         routers::mark_deleted(writing.txn(), row.id, writing.now).await?;
+        // Who asks for an address next knows then whom to wait for.
+        writing.derive().await?;
     }
     view(writing.txn(), &row).await
 }
@@ -288,6 +240,10 @@ pub async fn add_interface(
     let mut used = ports::addresses_in_use(txn, subnet.id).await?;
     used.extend(routers::addresses_in_use(txn, subnet.id).await?);
     if used.contains(&ip_address) || subnet.dhcp_ip == Some(ip_address) {
+        let waited_for = held::refused_for_now(txn, &network, ip_address).await?;
+        if let Some(refusal) = waited_for.filter(|_| subnet.dhcp_ip != Some(ip_address)) {
+            return Err(refusal);
+        }
         return Err(conflict(format!(
             "{ip_address} is already used in {}",
             subnet.cidr
@@ -311,6 +267,7 @@ pub async fn add_interface(
     };
     let mut after = legs;
     after.push(leg.clone());
+    routes::check(txn, &row, &after).await?;
     able::check_hosts(writing, &row, &after).await?;
     routers::insert_interface(writing.txn(), &leg).await?;
     touch(writing, &row, BTreeSet::new()).await?;
@@ -344,7 +301,7 @@ pub async fn remove_interface(
         )));
     }
     legs.retain(|leg| leg.subnet_id != subnet.id);
-    check_routes(txn, &row, &legs).await?;
+    routes::check(txn, &row, &legs).await?;
     // Those who have it now: afterwards nothing may lead to them, and nothing on them to its networks.
     let mut was_in = BTreeSet::from([network.id]);
     was_in.extend(legs.iter().map(|leg| leg.network_id));

@@ -17,7 +17,7 @@ use berth_store::{
     subnets::SubnetRow,
 };
 
-use super::networks;
+use super::{held, networks};
 use crate::claim::{ClaimError, conflict};
 
 /// Refuses to delete a network that routers or floating IPs use.
@@ -121,6 +121,9 @@ pub async fn refuse_as_gateway(
     }
     let used = routers::addresses_in_use(db, subnet.id).await?;
     if used.contains(&gateway) {
+        if let Some(refusal) = held::refused_for_now(db, network, gateway).await? {
+            return Err(refusal);
+        }
         return Err(conflict(format!(
             "{gateway} is a floating IP or a host's address for a router in {}; the gateway needs another address",
             subnet.cidr
