@@ -24,7 +24,7 @@ use std::{
 use berth_agent::{
     act::{
         ActError, Storage,
-        storage::{DirStorage, KeepFree, LvmPoolOptions, StorageOptions, VolumeWipe},
+        storage::{DirStorage, KeepFree, LvmPoolOptions, PoolOptions, StorageOptions, VolumeWipe},
     },
     decide::{
         instance::{Paths, StorageStep},
@@ -294,9 +294,11 @@ impl Lab {
 
 /// The storage of an agent that keeps its state here.
 fn agent(root: &Path, group: &str, volume_wipe: VolumeWipe) -> (DirStorage, Paths) {
-    let pool = |thin_pool: Option<&str>| LvmPoolOptions {
-        volume_group: group.parse().unwrap(),
-        thin_pool: thin_pool.map(|name| name.parse().unwrap()),
+    let pool = |thin_pool: Option<&str>| {
+        PoolOptions::Lvm(LvmPoolOptions {
+            volume_group: group.parse().unwrap(),
+            thin_pool: thin_pool.map(|name| name.parse().unwrap()),
+        })
     };
     let options = StorageOptions {
         keep_free: KeepFree {
@@ -315,9 +317,8 @@ fn agent(root: &Path, group: &str, volume_wipe: VolumeWipe) -> (DirStorage, Path
         pools: options
             .pools
             .iter()
-            .map(|(name, pool)| (name.clone(), pool.devices()))
+            .map(|(name, pool)| (name.clone(), pool.place()))
             .collect(),
-        thin: ["thin".parse().unwrap()].into(),
         ..Paths::below(&root.join("state"))
     };
     (DirStorage::new(paths.clone(), options), paths)

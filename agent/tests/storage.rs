@@ -36,7 +36,7 @@ use std::{
 use berth_agent::{
     act::{
         ActError, Progress, Storage,
-        storage::{DirStorage, KeepFree, LvmPoolOptions, StorageOptions},
+        storage::{DirStorage, KeepFree, LvmPoolOptions, PoolOptions, StorageOptions},
     },
     decide::instance::{
         DiskName, DiskPlan, InstanceFiles, LargerDisk, MetadataPlan, OldFile, Paths, StorageStep,
@@ -3100,7 +3100,9 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
             volume_group: "no-such-group".parse().unwrap(),
             thin_pool: None,
         };
-        options.pools.insert("fast".parse().unwrap(), pool);
+        options
+            .pools
+            .insert("fast".parse().unwrap(), PoolOptions::Lvm(pool));
     });
     let images = host.paths.images.clone();
     fs::create_dir_all(&images).unwrap();

@@ -11,14 +11,14 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     outcome::{AskedAt, Memory, Outcome, PassEnd, Waiting},
-    tools::{BrokenOff, Host, Worker},
+    tools::{BrokenOff, Host, Tools, Worker},
 };
 use crate::{
     act::{ActError, Progress},
     decide::{
         domain::{BackupPlan, DomainStep, OffReason},
         image_cache::CachedName,
-        instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
+        instance::{self, Asked, HostFacts, Observed, Step, StorageStep, Then, Wait},
     },
 };
 
@@ -258,7 +258,7 @@ fn remember(memory: &mut Memory, step: &Step) {
 }
 
 /// Whether a step may take as long as what it works on is large.
-fn takes_long(step: &StorageStep) -> bool {
+fn takes_long(step: &StorageStep, tools: &Tools) -> bool {
     match step {
         StorageStep::FetchImage(_)
         | StorageStep::CreateVolume(_)
@@ -266,7 +266,11 @@ fn takes_long(step: &StorageStep) -> bool {
         | StorageStep::CreateSnapshot(_)
         | StorageStep::RemoveSnapshot(_) => true,
         // The new part of a block device is filled with zeros.
-        StorageStep::GrowVolume(larger) => !larger.pool.is_local(),
+        StorageStep::GrowVolume(larger) => {
+            let facts = tools.facts.borrow();
+            let is_file = |facts: &HostFacts| facts.paths.holds_files(&larger.pool);
+            !facts.as_ref().is_some_and(is_file)
+        }
         StorageStep::CreateDirectory(_)
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
@@ -293,7 +297,7 @@ pub(super) async fn apply(
     let (name, text) = (name(step), text(step));
     match step {
         // What takes minutes has bounds of its own: it keeps nobody from work, and ends with its wish.
-        Step::Storage(long) if takes_long(long) => {
+        Step::Storage(long) if takes_long(long, &worker.tools) => {
             worker.leave_slot();
             let result = tokio::select! {
                 biased;

@@ -170,7 +170,7 @@ async fn a_volume_is_made_grown_copied_and_removed() {
 }
 
 /// The host's pools, of files and of block devices.
-const POOLS: [&str; 2] = ["local", "fast"];
+const POOLS: [&str; 3] = ["local", "ssd", "fast"];
 
 #[tokio::test(start_paused = true)]
 async fn a_volume_stays_while_any_domain_names_it() {

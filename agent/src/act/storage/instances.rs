@@ -22,7 +22,7 @@ use crate::decide::{
 };
 
 /// Mode of the directories that hold images and instances: QEMU passes through, and sees only what it was told of.
-const ROOT_MODE: u32 = 0o711;
+pub(super) const ROOT_MODE: u32 = 0o711;
 /// Mode of an instance's directory with QEMU's group: make files, list nothing, replace nothing of others.
 const SHARED_MODE: u32 = 0o1731;
 /// Mode of an instance's directory where QEMU has no group of its own.

@@ -9,7 +9,10 @@ use berth_common::{
 };
 
 use super::*;
-use crate::decide::volume::VolumeFile;
+use crate::decide::{
+    pool::{FilesPlace, PoolPlace},
+    volume::VolumeFile,
+};
 
 const GB: u64 = 1 << 30;
 
@@ -29,10 +32,18 @@ impl Case {
     }
 
     fn paths() -> Paths {
-        let pools = ["fast", "thin"].map(|name| (name.parse().unwrap(), "/dev/vg0".into()));
+        let pools = [
+            ("fast", PoolPlace::Devices("/dev/vg0".into())),
+            (
+                "ssd",
+                PoolPlace::Files(FilesPlace::below(Path::new("/srv/ssd"))),
+            ),
+            ("thin", PoolPlace::ThinDevices("/dev/vg0".into())),
+        ];
         Paths {
-            pools: pools.into(),
-            thin: ["thin".parse().unwrap()].into(),
+            pools: pools
+                .map(|(name, place)| (name.parse().unwrap(), place))
+                .into(),
             ..Paths::below(Path::new("/var/lib/berth"))
         }
     }

@@ -33,8 +33,8 @@ const ONE: &[Store] = &[Qcow2];
 /// A file and a block device.
 const TWO: &[Store] = &[Qcow2, Lvm];
 /// Where snapshots are made in different ways.
-const THREE: &[Store] = &[Qcow2, Lvm, Thin];
-const ALL: &[Store] = &[Qcow2, Raw, Lvm, Thin];
+const FOUR: &[Store] = &[Qcow2, Dir, Lvm, Thin];
+const ALL: &[Store] = &[Qcow2, Raw, Dir, Lvm, Thin];
 
 /// Volumes: one with data, another one, one to boot from, a copy.
 const DATA: Label = "data";
@@ -728,7 +728,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["make a volume", "snapshot"],
         when: |world| world.has_snapshot(MONDAY) && !world.has_volume(COPY),
         wishes: &[|world| world.copy_snapshot(MONDAY, COPY)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -741,7 +741,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.copy_snapshot(MONDAY, COPY);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -826,7 +826,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["create", "make a volume", "attach"],
         when: |world| is_live(world, DATA) && !world.has_snapshot(MONDAY),
         wishes: &[|world| world.take_snapshot(DATA, MONDAY)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -855,7 +855,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.copy_snapshot(MONDAY, COPY);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -866,7 +866,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.detach(DATA);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -902,7 +902,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.delete_snapshot(MONDAY);
             world.delete_volume(COPY);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -910,7 +910,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["make a volume", "snapshot"],
         when: |world| world.has_snapshot(MONDAY),
         wishes: &[|world| world.delete_snapshot(MONDAY)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -918,7 +918,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["make a volume", "snapshot"],
         when: |world| is_free(world, DATA) && world.has_snapshots_of(DATA),
         wishes: &[|world| world.delete_volume(DATA)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     // ---- Volumes of guests ----
