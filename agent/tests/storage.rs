@@ -7,6 +7,8 @@
     reason = "a panic in a test is a failed assertion"
 )]
 
+#[path = "storage/dirs.rs"]
+mod dirs;
 #[path = "storage/hostile.rs"]
 mod hostile;
 #[path = "storage/reflinks.rs"]
@@ -113,7 +115,13 @@ impl Host {
             ..StorageOptions::default()
         };
         change(&mut options);
-        let paths = Paths::below(&root.join("state"));
+        let pools = options.pools.iter();
+        let paths = Paths {
+            pools: pools
+                .map(|(name, pool)| (name.clone(), pool.place()))
+                .collect(),
+            ..Paths::below(&root.join("state"))
+        };
         let storage = DirStorage::new(paths.clone(), options);
         Self {
             root: root.to_owned(),

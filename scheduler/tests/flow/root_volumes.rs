@@ -330,7 +330,31 @@ async fn a_volume_without_a_host_is_placed_where_its_pool_has_room() {
             .contains(&"30 GB in storage pool fast for a volume".to_owned()),
         "{explained:?}"
     );
-    // In the pool of files it is the host's disk that must have room.
+    // Where it is made of block devices it holds no qcow2, and where it is files it does.
+    let hv1 = &mut kept[0];
+    hv1.pools = vec![pool("fast", PoolKind::Dir, [20, 0])];
+    hv1.tell(&cloud).await;
+    let files = json!({ "pool": "fast", "format": "qcow2" });
+    cloud.ok(bootable("root-2", 10, files.clone())).await;
+    cloud.ok(bootable("root-3", 11, files)).await;
+    let third = cloud.ok(rooted("on-files", "root-2", json!({}))).await;
+    assert_eq!(third.host.unwrap().as_str(), "hv1");
+    assert_eq!(disk_used(&cloud, "hv1").await, 0, "it is of the pool");
+    let refused = cloud
+        .call(rooted("fourth", "root-3", json!({})))
+        .await
+        .unwrap_err();
+    let told = [
+        "its storage pool fast holds raw volumes only, and the volume shall be qcow2",
+        "needs 11 GB in storage pool fast for the volume, 10 free of 20, 1 missing",
+        "it has no storage pool fast",
+    ];
+    assert!(
+        told.iter().any(|text| refused.message.contains(text)),
+        "{}",
+        refused.message
+    );
+    // In the pool of files that every host has it is the host's disk that must have room.
     cloud.ok(bootable("huge", 101, json!({}))).await;
     let refused = cloud
         .call(rooted("third", "huge", json!({})))
