@@ -498,6 +498,53 @@ mod tests {
     }
 
     #[test]
+    fn all_mistakes_of_all_pools_of_files_are_told_at_once() {
+        let text = "[host]\nstate_dir = \"/srv/berth/state\"\n\
+                    [storage.pools.a]\ntype = \"dir\"\n\
+                    [storage.pools.b]\ntype = \"dir\"\npath = \"srv/b\"\n\
+                    [storage.pools.c]\ntype = \"dir\"\npath = \"/srv/c\"\nvolume_group = \"vg0\"\nthin_pool = \"tp\"\n\
+                    [storage.pools.d]\ntype = \"lvm\"\nvolume_group = \"vg0\"\npath = \"/srv/d\"\n\
+                    [storage.pools.e]\ntype = \"dir\"\npath = \"/srv/e\"\n\
+                    [storage.pools.f]\ntype = \"dir\"\npath = \"/srv//e/\"\n\
+                    [storage.pools.g]\ntype = \"dir\"\npath = \"/srv/e/g\"\n\
+                    [storage.pools.h]\ntype = \"dir\"\npath = \"/srv\"\n\
+                    [storage.pools.i]\ntype = \"dir\"\npath = \"/srv/berth/state/i\"\n\
+                    [storage.pools.j]\ntype = \"dir\"\npath = \"/srv/berth/state\"\n\
+                    [storage.pools.k]\ntype = \"dir\"\npath = \"/dev/shm\"\n\
+                    [storage.pools.l]\ntype = \"dir\"\npath = \"/srv/e/../l\"\n\
+                    [storage.pools.m]\ntype = \"zfs\"\npath = \"m\"\n\
+                    [storage.pools.local]\ntype = \"dir\"\npath = \"/srv/local\"\n";
+        let errors = read(&format!("{BUS}{text}"), Some("hv1")).unwrap_err();
+        for (key, part) in [
+            ("a.path", ""),
+            ("b.path", "an absolute path"),
+            (
+                "c.volume_group",
+                "does not belong to a pool of type \"dir\"",
+            ),
+            ("c.thin_pool", "does not belong to a pool of type \"dir\""),
+            ("d.path", "does not belong to a pool of type \"lvm\""),
+            ("f.path", "that of the pool e (/srv/e)"),
+            ("g.path", "that of the pool e (/srv/e)"),
+            ("h.path", "host.state_dir (/srv/berth/state)"),
+            ("i.path", "host.state_dir (/srv/berth/state)"),
+            ("j.path", "host.state_dir (/srv/berth/state)"),
+            ("k.path", "/dev"),
+            ("l.path", "without \"..\""),
+            ("m.type", "\"dir\" or \"lvm\""),
+            ("m.path", "an absolute path"),
+            ("local", "local is the pool of files"),
+        ] {
+            let key = format!("storage.pools.{key}");
+            let found = errors
+                .lines()
+                .any(|line| line.contains(&key) && line.contains(part));
+            assert!(found, "{key} ({part}) is missing in:\n{errors}");
+        }
+        assert!(!errors.contains("pools.e"), "{errors}");
+    }
+
+    #[test]
     fn a_machine_without_a_usable_name_must_be_given_one() {
         let text = "[bus]\nurl = \"amqp://berth:pw@127.0.0.1/berth\"\n";
         assert!(
