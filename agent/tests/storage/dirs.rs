@@ -618,7 +618,7 @@ fn a_pool_that_is_full_takes_no_room_of_others() {
             options.keep_free.bytes = ByteCount::clamped(2 * MIB);
         });
         // Nobody needs it, and for long.
-        let idle = host.cached(&noise(MIB)).await;
+        let idle = host.cached(&noise(7 * MIB)).await;
         let days_ago = ["-d", "2 days ago"];
         must("touch", &days_ago, &[&host.paths.image(&idle)]);
         let image = host.cached(&noise(6 * MIB)).await;
