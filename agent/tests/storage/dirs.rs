@@ -1,7 +1,7 @@
 //! Storage pools of type `dir`, on real file systems of their own that come and go.
 
 use berth_agent::{
-    act::storage::{DirPoolOptions, PoolOptions, VolumeWipe},
+    act::storage::{DirPoolOptions, PoolOptions, VolumeWipe, check_dir_pools},
     decide::{
         snapshot::{NewSnapshot, StoredSnapshot},
         volume::{Content, LargerVolume, NewVolume},
@@ -701,6 +701,59 @@ fn a_disk_that_is_taken_away_in_the_middle_of_a_copy_is_not_replaced_by_what_is_
         assert_eq!(names(&at.join("volumes")), [""; 0]);
         qemu_img(&host, "exec /usr/bin/qemu-img \"$@\"");
         host.make(&volume).await;
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_pools_directory_is_told_and_at_start_nothing_is_written() {
+    on_a_small_file_system("64m", |root| async move {
+        let disk = Disk::new(&root, "one", "32m");
+        let at = place(&root, "ssd");
+        let pool = PoolOptions::Dir(DirPoolOptions { path: at.clone() });
+        let options = StorageOptions {
+            pools: [(ssd(), pool)].into(),
+            ..StorageOptions::default()
+        };
+        let host = agent(&root, &["ssd"], |_| ());
+        fs::create_dir_all(&host.paths.made).unwrap();
+        let at_start = || {
+            let checked = check_dir_pools(&host.paths, &options);
+            checked.into_values().next().unwrap()
+        };
+        // What is told at start is what is told later.
+        let told = async |part: &str| {
+            let later = host.told("ssd").await.unwrap_err();
+            assert!(later.contains(part), "{later}");
+            assert_eq!(at_start().unwrap_err(), later);
+        };
+        told("lies on the same file system as").await;
+        disk.mount(&at);
+        let mode = |mode| fs::set_permissions(&at, fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o777);
+        told("everybody may write to").await;
+        mode(0o700);
+        told("QEMU's user cannot pass through").await;
+        mode(0o755);
+        at_start().unwrap();
+        assert_eq!(names(&at), [""; 0]);
+        assert_eq!(names(&host.paths.made), [""; 0]);
+        // A link in the place of a directory leads nowhere.
+        let link = at.join("volumes");
+        let elsewhere = root.join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, &link).unwrap();
+        let volume = host.volume_in(&ssd(), VolumeFormat::Raw, MIB, Content::Zeros);
+        fails(
+            host.step(StorageStep::CreateVolume(volume)).await,
+            FaultCode::ForeignObject,
+            false,
+            &["is not a directory of berth's"],
+        );
+        assert_eq!(names(&elsewhere), [""; 0]);
+        unmount(&at);
+        fs::remove_dir(&at).unwrap();
+        symlink(&elsewhere, &at).unwrap();
+        told("is no directory, or a link to one").await;
     });
 }
 

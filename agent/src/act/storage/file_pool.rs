@@ -47,6 +47,10 @@ pub(super) const MARK: &str = ".berth-pool";
 /// More than a mark has, in bytes.
 const MARK_MOST: u64 = 4096;
 
+/// Permissions that a pool's directory must not have, and must have.
+const WRITTEN_BY_ALL: u32 = 0o002;
+const PASSED_BY_ALL: u32 = 0o001;
+
 /// The file systems of the pools that were in order when they were looked at last.
 type InUse = Arc<Mutex<BTreeMap<PoolName, u64>>>;
 
@@ -177,7 +181,10 @@ impl FilePool {
                 sync_directory(parent)
                     .map_err(|source| StorageFault::io("write to disk", parent, source))
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // Whatever else has its name is told.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                instances::is_directory(directory).map(drop)
+            }
             Err(source) => Err(StorageFault::io("make the directory", directory, source)),
         }
     }
@@ -285,6 +292,23 @@ impl OwnDisk {
                 let metadata = directory
                     .metadata()
                     .map_err(|source| StorageFault::io("look at", &self.root, source))?;
+                let mode = metadata.mode();
+                if mode & WRITTEN_BY_ALL != 0 {
+                    return unfit(
+                        format!(
+                            "everybody may write to {root}, and so replace what berth makes there"
+                        ),
+                        "chmod o-w",
+                    );
+                }
+                if mode & PASSED_BY_ALL == 0 {
+                    return unfit(
+                        format!(
+                            "QEMU's user cannot pass through {root} to the disks of its guests"
+                        ),
+                        "chmod o+x",
+                    );
+                }
                 Ok((directory, metadata.dev()))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => unfit(

@@ -218,7 +218,7 @@ pub(super) fn is_file(path: &Path) -> Result<bool, StorageFault> {
 }
 
 /// Whether it is a directory itself, not a link to one. Something else in its place is an error.
-fn is_directory(path: &Path) -> Result<bool, StorageFault> {
+pub(super) fn is_directory(path: &Path) -> Result<bool, StorageFault> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(true),
         Ok(_) => Err(StorageFault::NotOurs {
