@@ -26,9 +26,9 @@ use crate::{
         libvirt::{Address, VirtTypeChoice},
         machine::countables::PciPool,
         net::metadata::default_program,
-        storage::{LvmPoolOptions, VolumeWipe},
+        storage::{DirPoolOptions, LvmPoolOptions, PoolOptions, VolumeWipe},
     },
-    decide::{image_server::ALLOW_KEY, room::RoomToGrow},
+    decide::{domain_xml::DEVICES, image_server::ALLOW_KEY, lvm::LvmName, room::RoomToGrow},
 };
 
 /// Everything the agent can be told.
@@ -63,7 +63,7 @@ pub struct Config {
     /// `storage.volume_wipe`: `none`, `zero` or `discard`.
     pub volume_wipe: VolumeWipe,
     /// `storage.pools.NAME`: the storage pools besides `local`.
-    pub pools: BTreeMap<PoolName, LvmPoolOptions>,
+    pub pools: BTreeMap<PoolName, PoolOptions>,
     /// `network.metadata_program`: what tells guests their metadata.
     pub metadata_program: PathBuf,
     /// `limits.concurrent_operations`: how many instances are worked on at once, and how many
@@ -167,7 +167,7 @@ impl Config {
             parse::from_str("\"none\", \"zero\" or \"discard\""),
             VolumeWipe::None,
         );
-        let pools = read_pools(&mut c);
+        let pools = read_pools(&mut c, &state_dir);
         let metadata_program = c.optional(
             "network.metadata_program",
             parse::absolute_path,
@@ -206,44 +206,47 @@ impl Config {
     }
 }
 
-/// The storage pools: `[storage.pools.NAME]` with `type = "lvm"`, `volume_group` and, for thin volumes, `thin_pool`. Each
-/// volume group, or thin pool, is one pool only: what is claimed of it must not be claimed twice.
-fn read_pools(c: &mut Reader) -> BTreeMap<PoolName, LvmPoolOptions> {
-    const LVM_NAME: &str = "a name of LVM's, such as vg0";
-    let mut pools = BTreeMap::<PoolName, LvmPoolOptions>::new();
+/// The storage pools: `[storage.pools.NAME]` with `type = "dir"` and `path`, or with `type = "lvm"`, `volume_group` and, for
+/// thin volumes, `thin_pool`. Each directory, volume group, or thin pool, is one pool only: what is claimed of it must not be
+/// claimed twice.
+fn read_pools(c: &mut Reader, state_dir: &Path) -> BTreeMap<PoolName, PoolOptions> {
+    let mut pools = BTreeMap::<PoolName, PoolOptions>::new();
     for text in c.names_of("storage.pools") {
-        let at = |key: &str| format!("storage.pools.{text}.{key}");
-        let kind = c.required(&at("type"), parse::from_str("\"lvm\""));
-        let volume_group = c.required(&at("volume_group"), parse::from_str(LVM_NAME));
-        let thin_pool = c.maybe(&at("thin_pool"), parse::from_str(LVM_NAME));
         let key = format!("storage.pools.{text}");
         let name = match text.parse::<PoolName>() {
-            Ok(name) if name.is_local() => {
-                c.reject(
-                    &key,
-                    "must have another name: local is the pool of files that every host has",
-                );
-                continue;
-            }
+            Ok(name) if name.is_local() => Err(
+                "must have another name: local is the pool of files that every host has".to_owned(),
+            ),
+            Ok(name) => Ok(name),
+            Err(error) => Err(error.to_string()),
+        };
+        let read = read_pool(c, &key);
+        let name = match name {
             Ok(name) => name,
-            Err(error) => {
-                c.reject(&key, error.to_string());
+            Err(mistake) => {
+                c.reject(&key, mistake);
                 continue;
             }
         };
-        let (Some(PoolType::Lvm), Some(volume_group)) = (kind, volume_group) else {
+        let Some(pool) = read else {
             continue;
         };
-        let pool = LvmPoolOptions {
-            volume_group,
-            thin_pool,
-        };
-        let mut others = pools.iter();
-        match others.find(|(_, other)| **other == pool) {
-            Some((other, _)) => {
-                let what = format!("must not be what the pool {other} is already");
-                c.reject(&at("volume_group"), what);
+        let clash = match &pool {
+            PoolOptions::Lvm(_) => {
+                let mut others = pools.iter();
+                let same = others.find(|(_, other)| **other == pool);
+                same.map(|(other, _)| {
+                    let what = format!("must not be what the pool {other} is already");
+                    ("volume_group", what)
+                })
             }
+            PoolOptions::Dir(dir) => {
+                let what = bad_place(&dir.path, state_dir, &pools);
+                what.map(|what| ("path", what))
+            }
+        };
+        match clash {
+            Some((word, what)) => c.reject(&format!("{key}.{word}"), what),
             None => {
                 pools.insert(name, pool);
             }
@@ -252,9 +255,84 @@ fn read_pools(c: &mut Reader) -> BTreeMap<PoolName, LvmPoolOptions> {
     pools
 }
 
+/// One storage pool, with everything that is wrong in its section by itself; `None`: something is.
+fn read_pool(c: &mut Reader, key: &str) -> Option<PoolOptions> {
+    const LVM_NAME: &str = "a name of LVM's, such as vg0";
+    const LVM_WORDS: [&str; 2] = ["volume_group", "thin_pool"];
+    let at = |word: &str| format!("{key}.{word}");
+    match c.required(&at("type"), parse::from_str("\"dir\" or \"lvm\"")) {
+        Some(PoolType::Dir) => {
+            let path = c.required(&at("path"), parse::absolute_path);
+            let strange = LVM_WORDS.map(|word| {
+                let given = c.maybe(&at(word), parse::non_empty).is_some();
+                if given {
+                    let what = "does not belong to a pool of type \"dir\": that has a path only";
+                    c.reject(&at(word), what);
+                }
+                given
+            });
+            let path = path.filter(|_| !strange.contains(&true))?;
+            // As libvirt will tell it.
+            let path = path.components().collect();
+            Some(PoolOptions::Dir(DirPoolOptions { path }))
+        }
+        Some(PoolType::Lvm) => {
+            let volume_group = c.required(&at("volume_group"), parse::from_str(LVM_NAME));
+            let thin_pool = c.maybe(&at("thin_pool"), parse::from_str(LVM_NAME));
+            if c.maybe(&at("path"), parse::non_empty).is_some() {
+                let what = "does not belong to a pool of type \"lvm\": that has a volume_group, and \
+                            perhaps a thin_pool";
+                c.reject(&at("path"), what);
+                return None;
+            }
+            Some(PoolOptions::Lvm(LvmPoolOptions {
+                volume_group: volume_group?,
+                thin_pool,
+            }))
+        }
+        // What its words shall mean is not known; those that have a meaning at all are checked.
+        None => {
+            c.maybe(&at("path"), parse::absolute_path);
+            for word in LVM_WORDS {
+                c.maybe(&at(word), parse::from_str::<LvmName>(LVM_NAME));
+            }
+            None
+        }
+    }
+}
+
+/// Directories of the kernel's, in which there are no disks. What is in the first is taken for a block device.
+const NO_DISKS: [&str; 3] = [DEVICES, "/proc", "/sys"];
+
+/// Why a pool of files cannot be at a path.
+fn bad_place(
+    path: &Path,
+    state_dir: &Path,
+    pools: &BTreeMap<PoolName, PoolOptions>,
+) -> Option<String> {
+    let touches = |other: &Path| path.starts_with(other) || other.starts_with(path);
+    if touches(state_dir) {
+        return Some(format!(
+            "must be neither above nor below host.state_dir ({}), nor it: that is the pool local",
+            state_dir.display()
+        ));
+    }
+    if let Some(kernel) = NO_DISKS.iter().find(|it| path.starts_with(it)) {
+        return Some(format!("must not be in {kernel}, which is no disk"));
+    }
+    pools.iter().find_map(|(name, pool)| match pool {
+        PoolOptions::Dir(other) if touches(&other.path) => Some(format!(
+            "must be neither above nor below that of the pool {name} ({}), nor it",
+            other.path.display()
+        )),
+        PoolOptions::Dir(_) | PoolOptions::Lvm(_) => None,
+    })
+}
+
 /// What a storage pool is made of, as far as it can be configured.
 #[derive(Debug, Clone, Copy)]
 enum PoolType {
+    Dir,
     Lvm,
 }
 
@@ -268,6 +346,7 @@ impl FromStr for PoolType {
 
     fn from_str(text: &str) -> Result<Self, UnknownPoolType> {
         match text {
+            "dir" => Ok(Self::Dir),
             "lvm" => Ok(Self::Lvm),
             _ => Err(UnknownPoolType),
         }
@@ -298,6 +377,7 @@ fn machine_name(c: &mut Reader, machine: Option<&str>) -> Option<HostName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::pool::{FilesPlace, PoolPlace};
 
     fn read(text: &str, machine: Option<&str>) -> Result<Config, String> {
         Config::read(Reader::from_text("agent.toml", text, [], "BERTH"), machine)
@@ -378,16 +458,20 @@ mod tests {
     #[test]
     fn pools_are_read_by_name() {
         let text = "[storage.pools.fast]\ntype = \"lvm\"\nvolume_group = \"vg0\"\n\
-                    [storage.pools.thin]\ntype = \"lvm\"\nvolume_group = \"vg0\"\nthin_pool = \"tp\"\n";
+                    [storage.pools.thin]\ntype = \"lvm\"\nvolume_group = \"vg0\"\nthin_pool = \"tp\"\n\
+                    [storage.pools.ssd]\ntype = \"dir\"\npath = \"/srv/ssd/\"\n";
         let config = read(&format!("{BUS}{text}"), Some("hv1")).unwrap();
         let names: Vec<&str> = config.pools.keys().map(PoolName::as_str).collect();
-        assert_eq!(names, ["fast", "thin"]);
-        let thin = config.pools.values().next_back().unwrap();
-        assert_eq!(thin.devices(), Path::new("/dev/vg0"));
-        assert_eq!(
-            thin.thin_pool.as_ref().map(|pool| pool.as_str()),
-            Some("tp")
-        );
+        assert_eq!(names, ["fast", "ssd", "thin"]);
+        let places = ["/dev/vg0", "/dev/vg0", "/srv/ssd"].map(PathBuf::from);
+        let [fast, thin, ssd] = places;
+        let expected = [
+            PoolPlace::Devices(fast),
+            PoolPlace::Files(FilesPlace::below(&ssd)),
+            PoolPlace::ThinDevices(thin),
+        ];
+        let found = config.pools.values().map(PoolOptions::place);
+        assert!(found.eq(expected));
         assert!(read(BUS, Some("hv1")).unwrap().pools.is_empty());
     }
 
@@ -411,6 +495,53 @@ mod tests {
         ] {
             assert!(errors.contains(part), "{part} is missing in:\n{errors}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_of_all_pools_of_files_are_told_at_once() {
+        let text = "[host]\nstate_dir = \"/srv/berth/state\"\n\
+                    [storage.pools.a]\ntype = \"dir\"\n\
+                    [storage.pools.b]\ntype = \"dir\"\npath = \"srv/b\"\n\
+                    [storage.pools.c]\ntype = \"dir\"\npath = \"/srv/c\"\nvolume_group = \"vg0\"\nthin_pool = \"tp\"\n\
+                    [storage.pools.d]\ntype = \"lvm\"\nvolume_group = \"vg0\"\npath = \"/srv/d\"\n\
+                    [storage.pools.e]\ntype = \"dir\"\npath = \"/srv/e\"\n\
+                    [storage.pools.f]\ntype = \"dir\"\npath = \"/srv//e/\"\n\
+                    [storage.pools.g]\ntype = \"dir\"\npath = \"/srv/e/g\"\n\
+                    [storage.pools.h]\ntype = \"dir\"\npath = \"/srv\"\n\
+                    [storage.pools.i]\ntype = \"dir\"\npath = \"/srv/berth/state/i\"\n\
+                    [storage.pools.j]\ntype = \"dir\"\npath = \"/srv/berth/state\"\n\
+                    [storage.pools.k]\ntype = \"dir\"\npath = \"/dev/shm\"\n\
+                    [storage.pools.l]\ntype = \"dir\"\npath = \"/srv/e/../l\"\n\
+                    [storage.pools.m]\ntype = \"zfs\"\npath = \"m\"\n\
+                    [storage.pools.local]\ntype = \"dir\"\npath = \"/srv/local\"\n";
+        let errors = read(&format!("{BUS}{text}"), Some("hv1")).unwrap_err();
+        for (key, part) in [
+            ("a.path", ""),
+            ("b.path", "an absolute path"),
+            (
+                "c.volume_group",
+                "does not belong to a pool of type \"dir\"",
+            ),
+            ("c.thin_pool", "does not belong to a pool of type \"dir\""),
+            ("d.path", "does not belong to a pool of type \"lvm\""),
+            ("f.path", "that of the pool e (/srv/e)"),
+            ("g.path", "that of the pool e (/srv/e)"),
+            ("h.path", "host.state_dir (/srv/berth/state)"),
+            ("i.path", "host.state_dir (/srv/berth/state)"),
+            ("j.path", "host.state_dir (/srv/berth/state)"),
+            ("k.path", "/dev"),
+            ("l.path", "without \"..\""),
+            ("m.type", "\"dir\" or \"lvm\""),
+            ("m.path", "an absolute path"),
+            ("local", "local is the pool of files"),
+        ] {
+            let key = format!("storage.pools.{key}");
+            let found = errors
+                .lines()
+                .any(|line| line.contains(&key) && line.contains(part));
+            assert!(found, "{key} ({part}) is missing in:\n{errors}");
+        }
+        assert!(!errors.contains("pools.e"), "{errors}");
     }
 
     #[test]

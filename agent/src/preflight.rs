@@ -26,11 +26,12 @@ use crate::{
         machine::{Measure as _, ThisMachine},
         net::features::Features,
         storage::{
-            LvmPoolOptions, StorageOptions, check_lvm_pool, check_qemu_img, seen_with_the_system,
+            LvmPoolOptions, PoolOptions, StorageOptions, check_dir_pools, check_lvm_pool,
+            check_qemu_img, seen_with_the_system,
         },
     },
     config::{Config, NetworkConfig},
-    decide::network::uplink::Feature,
+    decide::{instance::Paths, network::uplink::Feature},
 };
 
 /// Programs the agent runs, Debian's packages of them, and how bad it is when they are missing.
@@ -152,7 +153,7 @@ pub fn check(config: &Config, features: &Features) -> Findings {
     check_networks(&mut findings, &config.network, features);
     check_confinement(&mut findings, config);
     check_space(&mut findings, &config.state_dir);
-    check_pools(&mut findings, &config.pools);
+    check_pools(&mut findings, config);
     check_libvirt(&mut findings, &config.libvirt_uri);
     check_virtualisation(&mut findings, config.virt_type, KvmEvidence::gather());
     check_kvm_rights(&mut findings);
@@ -393,18 +394,18 @@ fn check_confinement(findings: &mut Findings, config: &Config) {
                    namespaces that a container does not keep from the agent";
         findings.add(Severity::Fatal, reason, Some(fix));
     }
-    check_unseen(findings, &config.state_dir);
+    check_unseen(findings, &config.state_dir, "host.state_dir");
 }
 
 /// Disks must not lie where every `qemu-img` sees them: nothing else keeps it from those of others.
-fn check_unseen(findings: &mut Findings, state_dir: &Path) {
-    if let Some(directory) = seen_with_the_system(state_dir) {
+fn check_unseen(findings: &mut Findings, place: &Path, key: &str) {
+    if let Some(directory) = seen_with_the_system(place) {
         let what = format!(
             "{} lies in {directory}, where qemu-img sees the system's programs and libraries, and so all disks",
-            state_dir.display()
+            place.display()
         );
-        let fix = "set host.state_dir to a directory elsewhere, /var/lib/berth say";
-        findings.add(Severity::Fatal, what, Some(fix));
+        let fix = format!("set {key} to a directory elsewhere, below /var/lib or /srv say");
+        findings.add(Severity::Fatal, what, Some(&fix));
     }
 }
 
@@ -431,7 +432,15 @@ fn check_space(findings: &mut Findings, state_dir: &Path) {
 }
 
 /// The storage pools that are configured. One that cannot be used keeps nobody from what lies elsewhere.
-fn check_pools(findings: &mut Findings, pools: &BTreeMap<PoolName, LvmPoolOptions>) {
+fn check_pools(findings: &mut Findings, config: &Config) {
+    check_dirs(findings, config);
+    let pools = config.pools.iter();
+    let pools: BTreeMap<&PoolName, &LvmPoolOptions> = pools
+        .filter_map(|(name, pool)| match pool {
+            PoolOptions::Lvm(lvm) => Some((name, lvm)),
+            PoolOptions::Dir(_) => None,
+        })
+        .collect();
     if pools.is_empty() {
         return;
     }
@@ -463,6 +472,32 @@ fn check_pools(findings: &mut Findings, pools: &BTreeMap<PoolName, LvmPoolOption
                 findings.add(Severity::Warning, reason, Some(&fix));
             }
         }
+    }
+}
+
+/// The same for those that are directories.
+fn check_dirs(findings: &mut Findings, config: &Config) {
+    let options = StorageOptions {
+        pools: config.pools.clone(),
+        ..StorageOptions::default()
+    };
+    for (name, checked) in check_dir_pools(&Paths::below(&config.state_dir), &options) {
+        let Some(PoolOptions::Dir(dir)) = config.pools.get(&name) else {
+            continue;
+        };
+        match checked {
+            Ok(()) => {
+                let what = format!("storage pool {name}: {}", dir.path.display());
+                findings.add(Severity::Note, what, None);
+            }
+            Err(reason) => {
+                let fix = format!(
+                    "do that, or take [storage.pools.{name}] out of the configuration; until then nothing in this pool works"
+                );
+                findings.add(Severity::Warning, reason, Some(&fix));
+            }
+        }
+        check_unseen(findings, &dir.path, &format!("storage.pools.{name}.path"));
     }
 }
 
@@ -643,9 +678,9 @@ mod tests {
     #[test]
     fn disks_where_every_qemu_img_sees_them_are_fatal() {
         let mut findings = Findings::default();
-        check_unseen(&mut findings, Path::new("/var"));
+        check_unseen(&mut findings, Path::new("/var"), "host.state_dir");
         assert_eq!(findings.all(), []);
-        check_unseen(&mut findings, Path::new("/usr/lib"));
+        check_unseen(&mut findings, Path::new("/usr/lib"), "host.state_dir");
         assert_eq!(findings.0.remove(0).severity, Severity::Fatal);
     }
 

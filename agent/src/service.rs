@@ -103,13 +103,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         pools: config
             .pools
             .iter()
-            .map(|(name, pool)| (name.clone(), pool.devices()))
-            .collect(),
-        thin: config
-            .pools
-            .iter()
-            .filter(|(_, pool)| pool.thin_pool.is_some())
-            .map(|(name, _)| name.clone())
+            .map(|(name, pool)| (name.clone(), pool.place()))
             .collect(),
         ..Paths::below(state.root())
     };

@@ -48,6 +48,7 @@ use berth_agent::{
     decide::{
         domain::{DiskError, DomainDisks, DomainObserved, DomainStep, JobProgress, VirtType},
         instance::{DiskName, DiskPlan, HostFacts, Paths, StorageStep, domain_config},
+        pool::{FilesPlace, PoolPlace},
         room::{HostSize, RoomToGrow},
         snapshot::BackupJob,
     },
@@ -71,6 +72,7 @@ use berth_common::{
     ids::{HostId, InstanceId, NetworkId, Nonce, PortId, RouterId, SubnetId, VolumeId},
     message::{
         catalogue::document_type,
+        heartbeat::PoolKind,
         report::{BootDisk, ConvergeStatus, FaultCode, PowerState, Report, ResourceReport},
     },
     names::{HostName, ImageUrl, MacAddress, PoolName},
@@ -197,14 +199,25 @@ fn facts() -> HostFacts {
         },
         room_to_grow: RoomToGrow::Given,
         paths: Paths {
-            pools: BTreeMap::from([(fast(), "/dev/vg0".into()), (thin(), "/dev/vg0".into())]),
-            thin: [thin()].into(),
+            pools: BTreeMap::from([
+                (fast(), PoolPlace::Devices("/dev/vg0".into())),
+                (
+                    ssd(),
+                    PoolPlace::Files(FilesPlace::below(Path::new("/srv/ssd"))),
+                ),
+                (thin(), PoolPlace::ThinDevices("/dev/vg0".into())),
+            ]),
             ..Paths::below(Path::new("/var/lib/berth"))
         },
     }
 }
 
-/// The same, thin.
+/// One of files, on a disk of its own.
+fn ssd() -> PoolName {
+    "ssd".parse().unwrap()
+}
+
+/// The first one, thin.
 fn thin() -> PoolName {
     "thin".parse().unwrap()
 }
@@ -244,12 +257,21 @@ struct Agent {
     health: Health,
 }
 
+/// Those that its agent knows of.
+fn have_pools(host: &FakeHost) {
+    for (kind, pool) in [
+        (PoolKind::Dir, ssd()),
+        (PoolKind::Lvm, fast()),
+        (PoolKind::LvmThin, thin()),
+    ] {
+        host.have_pool(kind, pool, ByteCount::clamped(1 << 40));
+    }
+}
+
 impl Lab {
     async fn new() -> Self {
         let host = FakeHost::new();
-        for pool in [fast(), thin()] {
-            host.have_pool(pool, ByteCount::clamped(1 << 40));
-        }
+        have_pools(&host);
         Self::on(host, tempfile::tempdir().unwrap(), RESYNC_EVERY).await
     }
 

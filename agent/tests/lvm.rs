@@ -12,6 +12,7 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, PermissionsExt},
@@ -24,7 +25,10 @@ use std::{
 use berth_agent::{
     act::{
         ActError, Storage,
-        storage::{DirStorage, KeepFree, LvmPoolOptions, StorageOptions, VolumeWipe},
+        storage::{
+            DirPoolOptions, DirStorage, KeepFree, LvmPoolOptions, PoolOptions, StorageOptions,
+            VolumeWipe,
+        },
     },
     decide::{
         instance::{Paths, StorageStep},
@@ -305,9 +309,21 @@ impl Lab {
 
 /// The storage of an agent that keeps its state here.
 fn agent(root: &Path, group: &str, volume_wipe: VolumeWipe) -> (DirStorage, Paths) {
-    let pool = |thin_pool: Option<&str>| LvmPoolOptions {
-        volume_group: group.parse().unwrap(),
-        thin_pool: thin_pool.map(|name| name.parse().unwrap()),
+    agent_with(root, group, volume_wipe, BTreeMap::new())
+}
+
+/// The same, with more pools.
+fn agent_with(
+    root: &Path,
+    group: &str,
+    volume_wipe: VolumeWipe,
+    more: BTreeMap<PoolName, PoolOptions>,
+) -> (DirStorage, Paths) {
+    let pool = |thin_pool: Option<&str>| {
+        PoolOptions::Lvm(LvmPoolOptions {
+            volume_group: group.parse().unwrap(),
+            thin_pool: thin_pool.map(|name| name.parse().unwrap()),
+        })
     };
     let options = StorageOptions {
         keep_free: KeepFree {
@@ -319,16 +335,17 @@ fn agent(root: &Path, group: &str, volume_wipe: VolumeWipe) -> (DirStorage, Path
             ("thick".parse().unwrap(), pool(None)),
             ("thin".parse().unwrap(), pool(Some("tp"))),
         ]
-        .into(),
+        .into_iter()
+        .chain(more)
+        .collect(),
         ..StorageOptions::default()
     };
     let paths = Paths {
         pools: options
             .pools
             .iter()
-            .map(|(name, pool)| (name.clone(), pool.devices()))
+            .map(|(name, pool)| (name.clone(), pool.place()))
             .collect(),
-        thin: ["thin".parse().unwrap()].into(),
         ..Paths::below(&root.join("state"))
     };
     (DirStorage::new(paths.clone(), options), paths)
@@ -450,6 +467,67 @@ async fn volumes_of_every_pool_are_made_grown_copied_and_removed() {
             lab.remove(volume).await;
         }
     }
+    lab.end(&["tp"]);
+}
+
+/// Files of a pool on a disk of its own, and logical volumes.
+#[tokio::test]
+async fn copies_go_between_logical_volumes_and_files_on_another_disk() {
+    let mut lab = Lab::new(96).with_thin_pool(32);
+    let path = lab.directory.path().join("ssd");
+    fs::create_dir(&path).unwrap();
+    let at = path.to_str().unwrap().to_owned();
+    run(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs", &at],
+    );
+    let ssd: PoolName = "ssd".parse().unwrap();
+    let more = PoolOptions::Dir(DirPoolOptions { path });
+    (lab.storage, lab.paths) = agent_with(
+        lab.directory.path(),
+        &lab.group,
+        VolumeWipe::Zero,
+        [(ssd.clone(), more)].into(),
+    );
+    let content = noise(4 * MIB);
+    let image = lab.cached(&content).await;
+    for format in [VolumeFormat::Qcow2, VolumeFormat::Raw] {
+        let file = |content| {
+            let volume = lab.new_volume("ssd", 8, content);
+            let path = lab.paths.volume(&ssd, volume.id, format);
+            NewVolume {
+                format,
+                path,
+                ..volume
+            }
+        };
+        let check_file = |volume: &NewVolume| match format {
+            VolumeFormat::Qcow2 => check_local(&lab, volume, &content),
+            VolumeFormat::Raw => check(&volume.path, &content, 8),
+        };
+        let full = file(Content::Image(image.clone()));
+        lab.make(&full).await;
+        check_file(&full);
+        let snapshot = lab.new_snapshot(&full);
+        lab.keep(&snapshot).await;
+        for pool in ["thick", "thin"] {
+            for source in [of(&full), snapshots::from(&snapshot)] {
+                let copy = lab.new_volume(pool, 8, source);
+                lab.make(&copy).await;
+                check(&copy.path, &content, 8);
+                let back = file(of(&copy));
+                lab.make(&back).await;
+                check_file(&back);
+                lab.remove(&back).await;
+                lab.remove(&copy).await;
+            }
+        }
+        lab.step(StorageStep::RemoveSnapshot(snapshot.id))
+            .await
+            .unwrap();
+        lab.remove(&full).await;
+    }
+    run("umount", &["--lazy", &at]);
     lab.end(&["tp"]);
 }
 

@@ -7,6 +7,8 @@
     reason = "a panic in a test is a failed assertion"
 )]
 
+#[path = "storage/dirs.rs"]
+mod dirs;
 #[path = "storage/hostile.rs"]
 mod hostile;
 #[path = "storage/reflinks.rs"]
@@ -36,7 +38,7 @@ use std::{
 use berth_agent::{
     act::{
         ActError, Progress, Storage,
-        storage::{DirStorage, KeepFree, LvmPoolOptions, StorageOptions},
+        storage::{DirStorage, KeepFree, LvmPoolOptions, PoolOptions, StorageOptions},
     },
     decide::instance::{
         DiskName, DiskPlan, InstanceFiles, LargerDisk, MetadataPlan, OldFile, Paths, StorageStep,
@@ -113,7 +115,13 @@ impl Host {
             ..StorageOptions::default()
         };
         change(&mut options);
-        let paths = Paths::below(&root.join("state"));
+        let pools = options.pools.iter();
+        let paths = Paths {
+            pools: pools
+                .map(|(name, pool)| (name.clone(), pool.place()))
+                .collect(),
+            ..Paths::below(&root.join("state"))
+        };
         let storage = DirStorage::new(paths.clone(), options);
         Self {
             root: root.to_owned(),
@@ -3111,7 +3119,9 @@ async fn what_an_agent_before_left_running_is_ended_before_its_files_are_swept()
             volume_group: "no-such-group".parse().unwrap(),
             thin_pool: None,
         };
-        options.pools.insert("fast".parse().unwrap(), pool);
+        options
+            .pools
+            .insert("fast".parse().unwrap(), PoolOptions::Lvm(pool));
     });
     let images = host.paths.images.clone();
     fs::create_dir_all(&images).unwrap();

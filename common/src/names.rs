@@ -258,7 +258,7 @@ impl PoolName {
     pub const LOCAL: &'static str = "local";
 
     /// Whether it is the pool that every host has. What lies there takes of the host's disk, which instances take of as
-    /// well; any other pool is of block devices, and has room of its own.
+    /// well; any other pool has room of its own, whether it is of files or of block devices.
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.0 == Self::LOCAL

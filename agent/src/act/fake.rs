@@ -420,9 +420,9 @@ impl FakeHost {
         self.model().files.unreachable.remove(url);
     }
 
-    /// There is a storage pool of block devices, of this size.
-    pub fn have_pool(&self, pool: PoolName, size: ByteCount) {
-        self.model().files.pools.insert(pool, size);
+    /// There is a storage pool of this kind and size.
+    pub fn have_pool(&self, kind: PoolKind, pool: PoolName, size: ByteCount) {
+        self.model().files.pools.insert(pool, (kind, size));
     }
 
     /// There is a leftover that no sweep can remove; `None`: no longer.
@@ -701,7 +701,8 @@ impl Storage for FakeHost {
             Extent::Whole => model.files.apply(step),
             Extent::Half => model.files.halve(step),
         };
-        let result = self.carry_out(files::nature(step), work).await;
+        let nature = self.model().files.nature(step);
+        let result = self.carry_out(nature, work).await;
         progress.send_replace(None);
         result
     }

@@ -39,6 +39,7 @@ use super::{
     },
     image_cache::CachedName,
     metadata, names,
+    pool::{FilesPlace, PoolPlace},
     room::{HostSize, Room, RoomToGrow},
     snapshot::{NewSnapshot, StoredSnapshot},
     volume::{FORMATS, LargerVolume, NewVolume, StoredVolume},
@@ -255,10 +256,8 @@ pub struct Paths {
     pub images: PathBuf,
     /// One file per volume of the pool `local` below this.
     pub volumes: PathBuf,
-    /// The other storage pools, each with the directory of its block devices.
-    pub pools: BTreeMap<PoolName, PathBuf>,
-    /// Those of them that are thin: a snapshot there shares what it holds with its volume.
-    pub thin: BTreeSet<PoolName>,
+    /// The other storage pools.
+    pub pools: BTreeMap<PoolName, PoolPlace>,
     /// One file per snapshot of the pool `local` below this.
     pub snapshots: PathBuf,
     /// One file per instance with ports below this: what the metadata service tells its guest.
@@ -276,7 +275,6 @@ impl Paths {
             images: state_dir.join("images"),
             volumes: state_dir.join("volumes"),
             pools: BTreeMap::new(),
-            thin: BTreeSet::new(),
             snapshots: state_dir.join("snapshots"),
             metadata: state_dir.join("metadata"),
             made: state_dir.join("made"),
@@ -320,39 +318,106 @@ impl Paths {
         self.images.join(CachedName::of(image).file_name())
     }
 
+    /// Where the pool `local` keeps volumes and snapshots.
+    #[must_use]
+    pub fn local(&self) -> FilesPlace {
+        FilesPlace {
+            volumes: self.volumes.clone(),
+            snapshots: self.snapshots.clone(),
+        }
+    }
+
+    /// Where a storage pool of files keeps them; `None`: it is none, or not here.
+    #[must_use]
+    pub fn files_of(&self, pool: &PoolName) -> Option<FilesPlace> {
+        if pool.is_local() {
+            return Some(self.local());
+        }
+        self.pools.get(pool)?.files().cloned()
+    }
+
+    /// Whether what lies in a storage pool is files: one that this host does not have holds nothing.
+    #[must_use]
+    pub fn holds_files(&self, pool: &PoolName) -> bool {
+        pool.is_local() || self.pools.get(pool).is_some_and(|it| it.files().is_some())
+    }
+
+    /// Whether a snapshot in a storage pool shares what it holds with its volume.
+    #[must_use]
+    pub fn is_thin(&self, pool: &PoolName) -> bool {
+        matches!(self.pools.get(pool), Some(PoolPlace::ThinDevices(_)))
+    }
+
+    /// How the snapshots of a storage pool are stored.
+    #[must_use]
+    pub fn snapshot_format(&self, pool: &PoolName) -> VolumeFormat {
+        if self.holds_files(pool) {
+            VolumeFormat::Qcow2
+        } else {
+            VolumeFormat::Raw
+        }
+    }
+
+    /// Every pool of files, `local` first.
+    fn all_files(&self) -> impl Iterator<Item = FilesPlace> {
+        let others = self.pools.values().filter_map(PoolPlace::files).cloned();
+        std::iter::once(self.local()).chain(others)
+    }
+
+    /// The directories of block devices of all pools.
+    fn all_devices(&self) -> impl Iterator<Item = &PathBuf> {
+        self.pools.values().filter_map(PoolPlace::devices)
+    }
+
+    /// What is in a pool: of files the one, and of block devices the other; of a pool that this host does not have, a place
+    /// where never anything is.
+    fn place(
+        &self,
+        pool: &PoolName,
+        file: impl FnOnce(&FilesPlace) -> PathBuf,
+        device: String,
+    ) -> PathBuf {
+        match self.pools.get(pool) {
+            _ if pool.is_local() => file(&self.local()),
+            Some(PoolPlace::Files(place)) => file(place),
+            Some(PoolPlace::Devices(devices) | PoolPlace::ThinDevices(devices)) => {
+                devices.join(device)
+            }
+            None => Path::new(NO_POOL).join(pool.as_str()).join(device),
+        }
+    }
+
     /// A volume of the pool `local`.
     #[must_use]
     pub fn volume_file(&self, id: VolumeId, format: VolumeFormat) -> PathBuf {
-        self.volumes.join(format!("{id}.{}", format.as_str()))
+        self.local().volume(id, format)
     }
 
     /// A volume; of a pool that this host does not have, a place where never anything is.
     #[must_use]
     pub fn volume(&self, pool: &PoolName, id: VolumeId, format: VolumeFormat) -> PathBuf {
-        match self.pools.get(pool) {
-            _ if pool.is_local() => self.volume_file(id, format),
-            Some(devices) => devices.join(names::logical_volume(id)),
-            None => Path::new(NO_POOL).join(pool.as_str()).join(id.to_string()),
-        }
+        let file = |place: &FilesPlace| place.volume(id, format);
+        self.place(pool, file, names::logical_volume(id))
     }
 
     /// Everywhere a volume can be.
     #[must_use]
     pub fn volume_places(&self, id: VolumeId) -> Vec<PathBuf> {
-        let files = FORMATS.map(|format| self.volume_file(id, format));
-        let devices = self.pools.values();
+        let files = self.all_files();
+        let files = files.flat_map(|place| FORMATS.map(|format| place.volume(id, format)));
+        let devices = self.all_devices();
         let devices = devices.map(|devices| devices.join(names::logical_volume(id)));
-        files.into_iter().chain(devices).collect()
+        files.chain(devices).collect()
     }
 
     /// The volume that lies here; `None`: none of berth's can.
     #[must_use]
     pub fn volume_at(&self, path: &Path) -> Option<VolumeId> {
         let directory = path.parent()?;
-        if directory == self.volumes {
+        if self.all_files().any(|place| place.volumes == directory) {
             return path.file_stem()?.to_str()?.parse().ok();
         }
-        let is_pool = self.pools.values().any(|devices| devices == directory);
+        let is_pool = self.all_devices().any(|devices| devices == directory);
         is_pool.then(|| names::volume_of(path.file_name()?.to_str()?))?
     }
 
@@ -373,44 +438,42 @@ impl Paths {
     /// A snapshot of the pool `local`.
     #[must_use]
     pub fn snapshot_file(&self, id: SnapshotId) -> PathBuf {
-        self.snapshots.join(format!("{id}.qcow2"))
+        self.local().snapshot(id)
     }
 
-    /// The file that a hypervisor writes a snapshot of the pool `local` into. No sweep removes it: a job may still be at it.
+    /// The file that a hypervisor writes a snapshot of the pool `local` into.
     #[must_use]
     pub fn partial_snapshot_file(&self, id: SnapshotId) -> PathBuf {
-        self.snapshots.join(format!(".live-{id}.qcow2"))
+        self.local().partial_snapshot(id)
     }
 
     /// A snapshot; of a pool that this host does not have, a place where never anything is.
     #[must_use]
     pub fn snapshot(&self, pool: &PoolName, id: SnapshotId) -> PathBuf {
-        match self.pools.get(pool) {
-            _ if pool.is_local() => self.snapshot_file(id),
-            Some(devices) => devices.join(names::logical_snapshot(id)),
-            None => Path::new(NO_POOL).join(pool.as_str()).join(id.to_string()),
-        }
+        let file = |place: &FilesPlace| place.snapshot(id);
+        self.place(pool, file, names::logical_snapshot(id))
     }
 
     /// What a hypervisor writes a snapshot into.
     #[must_use]
     pub fn partial_snapshot(&self, pool: &PoolName, id: SnapshotId) -> PathBuf {
-        match self.pools.get(pool) {
-            _ if pool.is_local() => self.partial_snapshot_file(id),
-            Some(devices) => devices.join(names::partial_snapshot(id)),
-            None => Path::new(NO_POOL).join(pool.as_str()).join(id.to_string()),
-        }
+        let file = |place: &FilesPlace| place.partial_snapshot(id);
+        self.place(pool, file, names::partial_snapshot(id))
     }
 
     /// Everywhere a hypervisor can be writing a snapshot.
     #[must_use]
     pub fn partial_snapshot_places(&self, id: SnapshotId) -> Vec<PathBuf> {
-        let devices = self.pools.values();
+        let files = self.all_files().map(|place| place.partial_snapshot(id));
+        let devices = self.all_devices();
         let devices = devices.map(|devices| devices.join(names::partial_snapshot(id)));
-        [self.partial_snapshot_file(id)]
-            .into_iter()
-            .chain(devices)
-            .collect()
+        files.chain(devices).collect()
+    }
+
+    /// What says which disk a storage pool of files was first used on.
+    #[must_use]
+    pub fn pool_record(&self, pool: &PoolName) -> PathBuf {
+        self.made.join(format!("pool-{pool}"))
     }
 
     /// What says that a snapshot was made.

@@ -19,6 +19,7 @@ pub mod metadata;
 pub mod names;
 pub mod network;
 pub mod orphan;
+pub mod pool;
 pub mod room;
 pub mod router;
 pub mod snapshot;

@@ -11,13 +11,13 @@
 //!
 //! A file that has a snapshot's name is complete. The partial file of a backup job gets that name only from the pass that
 //! began the job and saw it succeed; whoever else finds a partial file begins again. A snapshot that was made and
-//! whose file is missing is never made anew: it would hold another moment. It lies in the pool of its volume; of another pool
-//! than `local` it is a logical volume, by the same rules.
+//! whose file is missing is never made anew: it would hold another moment. It lies in the pool of its volume; of a pool of
+//! block devices it is a logical volume, by the same rules.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use berth_common::{
-    document::{Desired, SnapshotSpec, VolumeFormat, VolumeRef},
+    document::{Desired, SnapshotSpec, VolumeRef},
     ids::{InstanceId, SnapshotId, VolumeId},
     message::report::{Fault, FaultCode},
     names::PoolName,
@@ -282,7 +282,7 @@ fn make(
     let is_live = |user: &&VolumeUser| matches!(user.hold, Hold::Live { .. });
     let live: Vec<&VolumeUser> = observed.users.iter().filter(is_live).collect();
     let path = paths.snapshot(&stored.pool, id);
-    let is_shared = paths.thin.contains(&stored.pool);
+    let is_shared = paths.is_thin(&stored.pool);
     match live.as_slice() {
         // LVM makes it in an instant, and lets what is being written wait for that.
         // One that is saved goes on with the disk as it is now: that is a moment as good as any.
@@ -318,7 +318,7 @@ fn make(
                 disk,
                 file: paths.partial_snapshot(&stored.pool, id),
                 // Of a pool of block devices it is one too.
-                format: VolumeFormat::usual(&stored.pool),
+                format: paths.snapshot_format(&stored.pool),
             })));
             steps.push(Step::Storage(StorageStep::NameSnapshot(stored.clone())));
         }

@@ -10,7 +10,7 @@
 //! and has no file was lost, and is never made anew, because that would look like success and be a loss of data. So
 //! a volume counts as made only with both, and only a tombstone takes the mark away, once the file has lost its name.
 //!
-//! A volume of another pool than `local` is a block device. It grows in three steps, of which the device itself says how far
+//! A volume of a pool of logical volumes is a block device. It grows in three steps, of which the device itself says how far
 //! they are: it is larger, its new part holds zeros, whoever has it knows. So the new part is never shown with what somebody
 //! else once had there, and never overwritten once a guest has it.
 //!
@@ -379,6 +379,15 @@ fn converge(
             spec.pool
         )));
     }
+    let is_file = paths.holds_files(&spec.pool);
+    if !is_file && spec.format != VolumeFormat::Raw {
+        return Err(fault(format!(
+            "volume {id} shall be stored as {} in the storage pool {}, which is of block devices on this host: those hold \
+             raw volumes only; a pool of files (type = \"dir\") holds both",
+            spec.format.as_str(),
+            spec.pool
+        )));
+    }
     let path = paths.volume(&spec.pool, id, spec.format);
     let size = ByteCount::from_gb(spec.size_gb);
     if observed.files.leaving {
@@ -441,9 +450,11 @@ fn converge(
     };
     match (found.cmp(&size), content) {
         (std::cmp::Ordering::Greater, _) => Err(shrinks(id, found, size)),
-        (std::cmp::Ordering::Less, _) | (_, Some(VolumeContent::Growing(_))) => {
-            Ok(grow(larger, observed))
-        }
+        (std::cmp::Ordering::Less, _) | (_, Some(VolumeContent::Growing(_))) => Ok(if is_file {
+            grow_file(larger, observed)
+        } else {
+            grow_device(larger, observed)
+        }),
         (std::cmp::Ordering::Equal, Some(VolumeContent::Grown(_))) => Ok(tell(larger, observed)),
         (std::cmp::Ordering::Equal, _) => Ok(Planned::converged(Vec::new())),
     }
@@ -557,17 +568,26 @@ fn told(larger: &LargerVolume, observed: &VolumeObserved) -> Result<Told, Volume
     }
 }
 
-/// Grows it under the guest that has it, or what nobody has. QEMU grows a file itself; a block device it only looks at.
-fn grow(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
-    let is_file = larger.pool.is_local();
+/// Grows a file: under the guest that has it, which its QEMU does, or what nobody has.
+fn grow_file(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
     // Also of one that a guest has: a snapshot may be made of it.
+    if observed.copied {
+        return Planned::wait(VolumeWait::Copied);
+    }
+    Planned::converged(vec![match told(&larger, observed) {
+        Err(wait) => return Planned::wait(wait),
+        Ok(Told::Guest(tell)) => Step::Domain(tell),
+        Ok(Told::Nobody) => Step::Storage(StorageStep::GrowVolume(larger)),
+    }])
+}
+
+/// Grows a block device, whoever has it: QEMU only looks at it. How it goes on, is told when that is done and looked at.
+fn grow_device(larger: LargerVolume, observed: &VolumeObserved) -> Planned {
     if observed.copied {
         return Planned::wait(VolumeWait::Copied);
     }
     match told(&larger, observed) {
         Err(wait) => Planned::wait(wait),
-        Ok(Told::Guest(tell)) if is_file => Planned::converged(vec![Step::Domain(tell)]),
-        // How it goes on, is told when that is done and looked at.
         Ok(Told::Nobody | Told::Guest(_)) => {
             Planned::converged(vec![Step::Storage(StorageStep::GrowVolume(larger))])
         }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     outcome::{AskedAt, Memory, Outcome, PassEnd, Waiting},
-    tools::{BrokenOff, Host, Worker},
+    tools::{BrokenOff, Host, Tools, Worker},
 };
 use crate::{
     act::{ActError, Progress},
@@ -28,7 +28,7 @@ use crate::{
         config_drive::Subnets,
         domain::{BackupPlan, DiskError, DomainObserved, DomainStep, LeftOff, OffReason},
         image_cache::CachedName,
-        instance::{self, Asked, Observed, Step, StorageStep, Then, Wait},
+        instance::{self, Asked, HostFacts, Observed, Step, StorageStep, Then, Wait},
     },
 };
 
@@ -135,7 +135,7 @@ async fn rounds(worker: &mut Worker, wish: &Wish, end: &mut PassEnd) -> Result<O
             }
             end.taps |= matches!(step, Step::Domain(step) if step.changes_taps());
             // What it needs may have become another meanwhile: a volume that its start would have waited for grows.
-            if matches!(step, Step::Storage(step) if takes_long(step)) {
+            if matches!(step, Step::Storage(step) if takes_long(step, &worker.tools)) {
                 break;
             }
             if let Step::Domain(DomainStep::AbandonStart(_)) = step {
@@ -338,7 +338,7 @@ fn remember(memory: &mut Memory, step: &Step) {
 }
 
 /// Whether a step may take as long as what it works on is large.
-fn takes_long(step: &StorageStep) -> bool {
+fn takes_long(step: &StorageStep, tools: &Tools) -> bool {
     match step {
         StorageStep::FetchImage(_)
         | StorageStep::CreateVolume(_)
@@ -346,7 +346,11 @@ fn takes_long(step: &StorageStep) -> bool {
         | StorageStep::CreateSnapshot(_)
         | StorageStep::RemoveSnapshot(_) => true,
         // The new part of a block device is filled with zeros.
-        StorageStep::GrowVolume(larger) => !larger.pool.is_local(),
+        StorageStep::GrowVolume(larger) => {
+            let facts = tools.facts.borrow();
+            let is_file = |facts: &HostFacts| facts.paths.holds_files(&larger.pool);
+            !facts.as_ref().is_some_and(is_file)
+        }
         StorageStep::CreateDirectory(_)
         | StorageStep::CreateDisk(_)
         | StorageStep::CreateConfigDrive(_)
@@ -373,7 +377,7 @@ pub(super) async fn apply(
     let (name, text) = (name(step), text(step));
     match step {
         // What takes minutes has bounds of its own: it keeps nobody from work, and ends with its wish.
-        Step::Storage(long) if takes_long(long) => {
+        Step::Storage(long) if takes_long(long, &worker.tools) => {
             worker.leave_slot();
             let result = tokio::select! {
                 biased;

@@ -45,7 +45,7 @@ use self::{
     table::{OPERATIONS, Operation, operation},
     world::{Becomes, Store, World, mix},
 };
-use super::{LIMIT, Lab, fast, thin};
+use super::{LIMIT, Lab, have_pools};
 
 /// How long a step takes: others are done meanwhile.
 const PACE: Duration = Duration::from_millis(20);
@@ -293,9 +293,7 @@ impl Run {
     /// A host with nothing on it.
     async fn new(store: Store, random: Random) -> Self {
         let host = FakeHost::new();
-        for pool in [fast(), thin()] {
-            host.have_pool(pool, berth_common::units::ByteCount::clamped(1 << 40));
-        }
+        have_pools(&host);
         host.set_pace(PACE);
         let lab = Lab::on(host, state(), RESYNC_EVERY).await;
         let world = World::new(lab.host_id, store);
@@ -730,7 +728,13 @@ fn operations_follow_one_another_in_any_order_whatever_goes_wrong() {
     let mut runner = TestRunner::new_with_rng(config, rng);
     let moves = proptest::collection::vec(any::<Move>(), 1..=LONGEST);
     let (operations, disturbed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let stores = [Store::Qcow2, Store::Raw, Store::Lvm, Store::Thin];
+    let stores = [
+        Store::Qcow2,
+        Store::Raw,
+        Store::Dir,
+        Store::Lvm,
+        Store::Thin,
+    ];
     let result = runner.run(&(0..stores.len(), moves), |(store, moves)| {
         operations.fetch_add(moves.len(), Ordering::SeqCst);
         in_paused_time(walk(stores[store], &moves, &disturbed));

@@ -112,15 +112,15 @@ impl Wanted {
                 target: "vdb".to_owned(),
             },
             file: facts().paths.partial_snapshot(&self.pool, self.snapshot),
-            format: VolumeFormat::usual(&self.pool),
+            format: facts().paths.snapshot_format(&self.pool),
         }
     }
 }
 
 /// The host's pools: of files, of block devices, and of those that share what they hold.
-const POOLS: [&str; 3] = ["local", "fast", "thin"];
+const POOLS: [&str; 4] = ["local", "ssd", "fast", "thin"];
 /// Those in which a hypervisor copies what a guest has.
-const COPIED: [&str; 2] = ["local", "fast"];
+const COPIED: [&str; 3] = ["local", "ssd", "fast"];
 
 impl Lab {
     /// A host where volumes are in this pool.
@@ -148,7 +148,8 @@ fn holds(of: &Wanted, gb: u64, content: &str) -> Option<FakeVolume> {
 /// What a snapshot holds: a block device that nobody has use for.
 fn keeps(of: &Wanted, content: &str) -> Option<FakeVolume> {
     holds(of, 1, content).map(|volume| FakeVolume {
-        active: of.pool.is_local(),
+        format: facts().paths.snapshot_format(&of.pool),
+        active: facts().paths.holds_files(&of.pool),
         ..volume
     })
 }

@@ -171,7 +171,7 @@ async fn a_volume_is_made_grown_copied_and_removed() {
 }
 
 /// The host's pools, of files and of block devices.
-const POOLS: [&str; 2] = ["local", "fast"];
+const POOLS: [&str; 3] = ["local", "ssd", "fast"];
 
 #[tokio::test(start_paused = true)]
 async fn a_volume_stays_while_any_domain_names_it() {
@@ -474,12 +474,36 @@ async fn a_pool_that_the_host_does_not_have_is_told_by_name() {
     let document = volume.document(1, 1);
     lab.send(&document).await;
     let part =
-        "is in the storage pool slow, which this host does not have; it has local, fast, thin";
+        "is in the storage pool slow, which this host does not have; it has local, fast, ssd, thin";
     wait_fault(&lab, &document, FaultCode::Volume, part).await;
     lab.send(&document.tombstone()).await;
     lab.wait_status(&document.tombstone(), ConvergeStatus::Gone)
         .await;
     assert_eq!(lab.host.leftovers(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn qcow2_is_stored_in_files_only() {
+    for (pool, is_made) in [("ssd", true), ("fast", false), ("thin", false)] {
+        let mut lab = Lab::new().await;
+        lab.pool = pool.parse().unwrap();
+        let volume = Wanted::new(&lab, None);
+        let mut document = volume.document(1, 1);
+        if let Document::Volume(Desired {
+            spec: Some(spec), ..
+        }) = &mut document
+        {
+            spec.format = VolumeFormat::Qcow2;
+        }
+        lab.send(&document).await;
+        if is_made {
+            lab.wait_status(&document, ConvergeStatus::Converged).await;
+        } else {
+            let part = "which is of block devices on this host: those hold raw volumes only";
+            wait_fault(&lab, &document, FaultCode::Volume, part).await;
+        }
+        assert_eq!(lab.host.volume(volume.id).is_some(), is_made, "{pool}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

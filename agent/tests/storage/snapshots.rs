@@ -1,7 +1,7 @@
 //! Snapshots as real files, made and read back with the real `qemu-img`.
 
 use berth_agent::{
-    act::storage::{LvmPoolOptions, VolumeWipe},
+    act::storage::{LvmPoolOptions, PoolOptions, VolumeWipe},
     decide::{
         snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::{Content, NewVolume, VolumeContent},
@@ -356,7 +356,9 @@ async fn a_tombstone_of_a_snapshot_without_a_mark_waits_for_a_pool_that_cannot_b
             volume_group: "btnothing".parse().unwrap(),
             thin_pool: None,
         };
-        options.pools.insert("ill".parse().unwrap(), pool);
+        options
+            .pools
+            .insert("ill".parse().unwrap(), PoolOptions::Lvm(pool));
         options.lvm = "/nowhere/lvm".into();
     });
     let id = SnapshotId::new();

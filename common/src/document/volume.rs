@@ -44,7 +44,8 @@ pub enum VolumeFormat {
 }
 
 impl VolumeFormat {
-    /// How a volume is stored in a pool unless its owner says otherwise.
+    /// How a volume is stored in a pool unless its owner says otherwise. What another pool than `local` is made of may differ
+    /// from host to host, and every kind holds raw volumes.
     #[must_use]
     pub fn usual(pool: &PoolName) -> Self {
         if pool.is_local() {
@@ -52,12 +53,6 @@ impl VolumeFormat {
         } else {
             Self::Raw
         }
-    }
-
-    /// Whether a volume can be stored so in a pool: a block device holds the bare bytes.
-    #[must_use]
-    pub fn fits(self, pool: &PoolName) -> bool {
-        pool.is_local() || self == Self::Raw
     }
 
     /// The name on the wire, and the one `qemu-img` and libvirt use.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{report::PowerState, view::Resources};
 use crate::{
+    document::VolumeFormat,
     ids::HostId,
     names::{HostName, PhysicalNetworkName, PoolName, ResourceClass},
     units::{ByteCount, MemoryMb, Vcpus},
@@ -105,6 +106,15 @@ pub enum PoolKind {
 }
 
 impl PoolKind {
+    /// Whether a volume can be stored so in such a pool: a block device holds the bare bytes.
+    #[must_use]
+    pub const fn holds(self, format: VolumeFormat) -> bool {
+        match self {
+            Self::Dir => true,
+            Self::Lvm | Self::LvmThin => matches!(format, VolumeFormat::Raw),
+        }
+    }
+
     /// The name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -99,7 +99,7 @@ methods! {
     InstanceEndpoints => "instance.endpoints", Endpoints;
     PortTrace => "port.trace", PortTraced;
     PortCounters => "port.counters", PortCounted;
-    VolumeCreate => "volume.create" version 2, VolumeView;
+    VolumeCreate => "volume.create" version 3, VolumeView;
     VolumeDelete => "volume.delete" version 2, VolumeView;
     VolumeShow => "volume.show" version 2, VolumeView;
     VolumeList => "volume.list" version 2, VolumeListReply;
@@ -477,7 +477,7 @@ pub struct VolumeCreate {
     pub project: ProjectName,
     /// Its size in GiB, at least 1 and at least that of its source.
     pub size_gb: DiskGb,
-    /// How it is stored; null: `qcow2` in the pool `local`, and `raw` in any other one, which holds nothing else.
+    /// How it is stored; null: `qcow2` in the pool `local`, and `raw` in any other one. A pool of LVM holds nothing else than `raw`.
     #[serde(default)]
     pub format: Option<VolumeFormat>,
     /// The storage pool of its host that it shall be in; null: `local`, which every host has.

@@ -71,10 +71,11 @@ pub(crate) struct VolumeCreateArgs {
     /// Its size in GiB.
     #[arg(long, value_name = "GB")]
     pub(crate) size: DiskGb,
-    /// How it is stored. Default: qcow2 in the pool local, raw in any other one.
+    /// How it is stored. Default: qcow2 in the pool local, raw in any other one. Pools of logical volumes hold raw volumes only.
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
-    /// The storage pool of its hypervisor that it shall be in. Default: local, which every hypervisor has.
+    /// The storage pool of its hypervisor that it shall be in: a directory or LVM, as its operator configured it (`berthctl host
+    /// show` lists them). Default: local, which every hypervisor has.
     #[arg(long, value_name = "POOL")]
     pub(crate) pool: Option<PoolName>,
     /// Name or id of a volume to copy; no instance may have it.

@@ -96,6 +96,7 @@ pub async fn create(
     let wanted = Wanted {
         what: &format!("snapshot {}", request.name),
         pool: &volume.pool,
+        format: volume.format,
         size: size_gb,
         more: size_gb,
     };

@@ -289,6 +289,10 @@ fn volume_locality(question: &Question<'_>) -> Result<(), Rejection> {
     };
     let pool = room.pool.clone();
     Err(match room.lacking.get(&id) {
+        None if room.unfit.contains(&id) => Rejection::PoolFormat {
+            pool,
+            needed: room.format.to_owned(),
+        },
         None => Rejection::NoPool { needed: pool },
         Some((free, total)) => Rejection::PoolFull {
             pool,

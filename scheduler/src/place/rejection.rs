@@ -103,6 +103,13 @@ pub enum Rejection {
         /// The pool.
         needed: String,
     },
+    /// Its storage pool is of block devices, which hold nothing that is stored as the volume shall be.
+    PoolFormat {
+        /// The pool.
+        pool: String,
+        /// How the volume shall be stored.
+        needed: String,
+    },
     /// Its storage pool has too little left for the volume.
     PoolFull {
         /// The pool.
@@ -269,6 +276,10 @@ impl fmt::Display for Rejection {
             ),
             Self::VolumeOutOfReach => f.write_str("it does not reach the volume"),
             Self::NoPool { needed } => write!(f, "it has no storage pool {needed}"),
+            Self::PoolFormat { pool, needed } => write!(
+                f,
+                "its storage pool {pool} holds raw volumes only, and the volume shall be {needed}"
+            ),
             Self::PoolFull {
                 pool,
                 needed,

@@ -120,6 +120,10 @@ pub struct VolumeRoom {
     pub needed: u64,
     /// Of hosts whose pool has too little: what is free, and what the pool has. Others have no such pool.
     pub lacking: BTreeMap<HostId, (u64, u64)>,
+    /// How it is stored.
+    pub format: &'static str,
+    /// Hosts whose pool holds nothing that is stored so.
+    pub unfit: BTreeSet<HostId>,
 }
 
 /// Whether something is asked of a host.

@@ -77,6 +77,7 @@ fn public_reason(rejection: &Rejection) -> Option<String> {
         | Rejection::GroupFull { .. }
         | Rejection::VolumeOutOfReach
         | Rejection::NoPool { .. }
+        | Rejection::PoolFormat { .. }
         | Rejection::PoolFull { .. }
         | Rejection::NoVlan
         | Rejection::NoVxlan

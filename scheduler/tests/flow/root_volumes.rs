@@ -330,7 +330,38 @@ async fn a_volume_without_a_host_is_placed_where_its_pool_has_room() {
             .contains(&"30 GB in storage pool fast for a volume".to_owned()),
         "{explained:?}"
     );
-    // In the pool of files it is the host's disk that must have room.
+    // Where it is made of block devices it holds no qcow2, and where it is files it does.
+    let hv1 = &mut kept[0];
+    hv1.pools = vec![pool("fast", PoolKind::Dir, [20, 0])];
+    hv1.tell(&cloud).await;
+    let files = json!({ "pool": "fast", "format": "qcow2" });
+    for n in [2, 3, 4] {
+        let name = format!("root-{n}");
+        cloud.ok(bootable(&name, 10, files.clone())).await;
+    }
+    for n in [2, 3] {
+        let request = rooted(&format!("on-files-{n}"), &format!("root-{n}"), json!({}));
+        let placed = cloud.ok(request).await;
+        assert_eq!(placed.host.unwrap().as_str(), "hv1");
+    }
+    assert_eq!(disk_used(&cloud, "hv1").await, 0, "it is of the pool");
+    // hv2 has room for as much.
+    let refused = cloud
+        .call(rooted("fourth", "root-4", json!({})))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, NoValidHost);
+    let told = [
+        "its storage pool fast holds raw volumes only, and the volume shall be qcow2",
+        "needs 10 GB in storage pool fast for the volume, 0 free of 20, 10 missing",
+        "it has no storage pool fast",
+    ];
+    assert!(
+        told.iter().any(|text| refused.message.contains(text)),
+        "{}",
+        refused.message
+    );
+    // In the pool of files that every host has it is the host's disk that must have room.
     cloud.ok(bootable("huge", 101, json!({}))).await;
     let refused = cloud
         .call(rooted("third", "huge", json!({})))

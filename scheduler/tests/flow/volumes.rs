@@ -758,10 +758,33 @@ async fn pools_have_their_own_room_and_are_refused_where_they_are_not() {
     let host = hosts.get_mut("hv1").unwrap();
     let view = until(&cloud, host, "f3", VolumeStatus::InUse).await;
     assert_eq!(view.host.unwrap().as_str(), "hv1");
-    // Only local holds files.
-    let text = "format must be raw or null in pool fast";
-    let qcow2 = volume("q", 1, json!({ "pool": "fast", "format": "qcow2" }));
-    cloud.refused(qcow2, Invalid, text).await;
+    // Only files are stored otherwise.
+    let text = "format must be raw or null in pool fast: it is of logical volumes";
+    let qcow2 = |name: &str, mut more: Value| {
+        more["format"] = json!("qcow2");
+        volume(name, 1, more)
+    };
+    let anywhere = qcow2("q", json!({ "pool": "fast" }));
+    cloud.refused(anywhere, Invalid, text).await;
+    // One that is files elsewhere.
+    let other = hosts.get_mut("hv2").unwrap();
+    other.pools = vec![pool("fast", PoolKind::Dir, [50, 20, 0])];
+    other.tell(&cloud).await;
+    let here = qcow2("q", json!({ "pool": "fast", "host": "hv1" }));
+    cloud.refused(here, Invalid, text).await;
+    cloud.ok(qcow2("q1", json!({ "pool": "fast" }))).await;
+    let text = "pool fast of host hv1 is of logical volumes, which hold raw volumes only, and volume q1 shall be qcow2";
+    cloud.refused(attach("q1", "web"), NoValidHost, text).await;
+    cloud.ok(attach("q1", "other")).await;
+    let there = qcow2("q2", json!({ "pool": "fast", "host": "hv2" }));
+    let view = cloud.ok(there).await;
+    assert_eq!(view.format, VolumeFormat::Qcow2);
+    // It has room of its own, and is full as one of logical volumes is.
+    let text = "pool fast of host hv2 has no room for volume q3: 29 GB are needed, 28 GB are free of 50 GB";
+    let full = volume("q3", 29, json!({ "pool": "fast", "host": "hv2" }));
+    cloud.refused(full, NoValidHost, text).await;
+    // Nobody has it, so nothing is known of it yet.
+    cloud.ok(qcow2("q4", json!({ "pool": "later" }))).await;
     let view = cloud.ok(volume("plain", 1, json!({}))).await;
     assert_eq!(
         (view.pool.as_str(), view.format),

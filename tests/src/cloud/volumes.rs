@@ -12,6 +12,7 @@ use berth_common::{
         },
         view::{InstanceView, VolumeStatus, VolumeView},
     },
+    names::PoolName,
     units::DiskGb,
 };
 
@@ -32,6 +33,8 @@ pub struct VolumeOptions {
     pub source: Option<VolumeCreateSource>,
     /// The hypervisor it shall be on.
     pub host: Option<String>,
+    /// The storage pool there that it shall be in.
+    pub pool: PoolName,
 }
 
 impl Default for VolumeOptions {
@@ -41,6 +44,7 @@ impl Default for VolumeOptions {
             format: VolumeFormat::Qcow2,
             source: None,
             host: None,
+            pool: PoolName::default(),
         }
     }
 }
@@ -83,7 +87,7 @@ impl TestCloud {
             project: Default::default(),
             size_gb: DiskGb::new(options.size_gb)?,
             format: Some(options.format),
-            pool: None,
+            pool: Some(options.pool.clone()),
             source: options.source.clone(),
             limits: VolumeLimits::default(),
             host: options.host.clone(),

@@ -546,8 +546,10 @@ impl Hypervisor {
             "nat",
             "routers",
         ] {
-            for file in names(&self.state_dir().join(folder).display().to_string())? {
-                add(&format!("file in {folder}/:"), &file);
+            // What says which disk a storage pool is on stays as long as the pool does.
+            let files = names(&self.state_dir().join(folder).display().to_string())?;
+            for file in files.iter().filter(|name| !name.starts_with("pool-")) {
+                add(&format!("file in {folder}/:"), file);
             }
         }
         for program in ["dnsmasq", "berth-metadata", "qemu-img"] {

@@ -19,6 +19,7 @@ mod operator;
 mod operator_placement;
 mod placement;
 mod plugging;
+mod pools;
 mod python_client;
 mod questions;
 mod refusals;

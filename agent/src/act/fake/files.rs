@@ -39,8 +39,8 @@ pub(super) struct Files {
     /// What the metadata service tells each guest.
     metadata: BTreeMap<InstanceId, String>,
     volumes: BTreeMap<VolumeId, Volume>,
-    /// The pools besides `local`, with the bytes each has.
-    pub(super) pools: BTreeMap<PoolName, ByteCount>,
+    /// The pools besides `local`: what each is made of, and the bytes it has.
+    pub(super) pools: BTreeMap<PoolName, (PoolKind, ByteCount)>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
 }
 
@@ -105,6 +105,12 @@ fn missing(what: String) -> Result<(), ActError> {
 }
 
 impl Files {
+    /// Whether what is in a pool is files.
+    fn holds_files(&self, pool: &PoolName) -> bool {
+        let kind = self.pools.get(pool).map(|(kind, _)| *kind);
+        pool.is_local() || kind == Some(PoolKind::Dir)
+    }
+
     pub(super) fn observe(&self, instance: InstanceId) -> InstanceFiles {
         let disks = self.instances.get(&instance);
         InstanceFiles {
@@ -281,7 +287,7 @@ impl Files {
                 self.needs_room("the mark")?;
                 self.volumes.entry(*id).or_default().made = true;
             }
-            StorageStep::GrowVolume(plan) if plan.pool.is_local() => {
+            StorageStep::GrowVolume(plan) if self.holds_files(&plan.pool) => {
                 self.grow(plan.id, plan.size)?;
             }
             StorageStep::GrowVolume(plan) => {
@@ -349,7 +355,7 @@ impl Files {
                 self.volumes.insert(*id, leaving);
             }
             StorageStep::CreateSnapshot(plan) if self.snapshot(plan.id).is_none() => {
-                let content = self.volume(plan.volume.id).map(kept);
+                let content = self.volume(plan.volume.id).map(|it| self.kept(it));
                 self.snapshots.entry(plan.id).or_default().partial = content;
             }
             StorageStep::RemoveSnapshot(id) => {
@@ -423,7 +429,7 @@ impl Files {
         if let Some(id) = names::volume_of(path.file_name()?.to_str()?) {
             return self
                 .volume(id)
-                .filter(|file| !file.pool.is_local() && file.active)
+                .filter(|file| !self.holds_files(&file.pool) && file.active)
                 .map(|_| id);
         }
         let id = path.file_stem()?.to_str()?.parse().ok()?;
@@ -437,14 +443,19 @@ impl Files {
 
     /// The host boots: block devices are there only once they are activated.
     pub(super) fn power_cut(&mut self) {
+        let pools = self.pools.clone();
+        let is_device = |pool: &PoolName| {
+            let kind = pools.get(pool).map(|(kind, _)| *kind);
+            kind.is_some_and(|kind| kind != PoolKind::Dir)
+        };
         for file in self.volumes.values_mut().filter_map(|it| it.file.as_mut()) {
-            file.active = file.pool.is_local();
+            file.active = !is_device(&file.pool);
         }
     }
 
     /// Every pool besides `local`, and how full it is.
     pub(super) fn pools(&self) -> Vec<PoolState> {
-        let report = |(name, total): (&PoolName, &ByteCount)| {
+        let report = |(name, (kind, total)): (&PoolName, &(PoolKind, ByteCount))| {
             let volumes = self.volumes.values().filter_map(|it| it.file.as_ref());
             let snapshots = self.snapshots.values().filter_map(|it| it.file.as_ref());
             let used: ByteCount = volumes
@@ -456,7 +467,7 @@ impl Files {
                 name: name.clone(),
                 report: Ok(PoolReport {
                     name: name.clone(),
-                    kind: PoolKind::Lvm,
+                    kind: *kind,
                     total_bytes: *total,
                     used_bytes: used,
                     provisioned_bytes: used,
@@ -495,6 +506,12 @@ impl Files {
         if !plan.pool.is_local() && !self.pools.contains_key(&plan.pool) {
             return missing(format!("pool {} is not there", plan.pool));
         }
+        if !self.holds_files(&plan.pool) && plan.format != VolumeFormat::Raw {
+            return Err(ActError::refused(
+                FaultCode::Volume,
+                format!("pool {} holds no files", plan.pool),
+            ));
+        }
         let volume = self.volumes.entry(plan.id).or_default();
         volume.partial = false;
         volume.file = Some(FakeVolume {
@@ -517,7 +534,8 @@ impl Files {
             return missing(format!("volume {} is not there", plan.volume.id));
         };
         self.needs_room("the snapshot")?;
-        self.snapshots.entry(plan.id).or_default().file = Some(kept(content));
+        let kept = self.kept(content);
+        self.snapshots.entry(plan.id).or_default().file = Some(kept);
         Ok(())
     }
 
@@ -527,6 +545,7 @@ impl Files {
         let Some(content) = self.volume(volume) else {
             return missing(format!("volume {volume} is not there"));
         };
+        let kept = self.kept(content);
         let snapshot = self.snapshots.entry(id).or_default();
         if snapshot.partial.is_some() {
             return Err(ActError::refused(
@@ -534,7 +553,7 @@ impl Files {
                 format!("the file of snapshot {id} is there already"),
             ));
         }
-        snapshot.partial = Some(kept(content));
+        snapshot.partial = Some(kept);
         Ok(())
     }
 
@@ -572,8 +591,10 @@ impl Files {
 
     /// Makes a file larger, never smaller; of a block device whoever has it gets to know how large it is.
     pub(super) fn grow(&mut self, id: VolumeId, size: ByteCount) -> Result<(), ActError> {
+        let pool = self.file(id)?.pool.clone();
+        let is_file = self.holds_files(&pool);
         let file = self.file(id)?;
-        if file.pool.is_local() {
+        if is_file {
             file.size = file.size.max(size);
         } else if size > file.size {
             return Err(ActError::retryable(
@@ -584,6 +605,37 @@ impl Files {
         }
         file.known = size;
         Ok(())
+    }
+
+    /// A volume as a snapshot keeps it: in its pool, and of block devices one that nobody has use for until it is copied.
+    fn kept(&self, volume: FakeVolume) -> FakeVolume {
+        let is_file = self.holds_files(&volume.pool);
+        FakeVolume {
+            format: if is_file {
+                VolumeFormat::Qcow2
+            } else {
+                VolumeFormat::Raw
+            },
+            grown: false,
+            active: is_file,
+            ..volume
+        }
+    }
+
+    /// Files come whole, under another name first, and what is left of those is swept away. Of block devices it is found, and
+    /// so is of both what is on its way out.
+    pub(super) fn nature(&self, step: &StorageStep) -> Nature {
+        let is_halved = match step {
+            StorageStep::CreateVolume(plan) => !self.holds_files(&plan.pool),
+            StorageStep::GrowVolume(plan) => !self.holds_files(&plan.pool),
+            StorageStep::CreateSnapshot(plan) => !self.holds_files(&plan.volume.pool),
+            StorageStep::RemoveVolume(_) | StorageStep::RemoveSnapshot(_) => true,
+            _ => false,
+        };
+        Nature {
+            halved_by_agent: is_halved,
+            ..Nature::default()
+        }
     }
 
     fn needs_room(&self, what: &str) -> Result<(), ActError> {
@@ -598,36 +650,10 @@ impl Files {
     }
 }
 
-/// A volume as a snapshot keeps it: in its pool, and of block devices one that nobody has use for until it is copied.
-fn kept(volume: FakeVolume) -> FakeVolume {
-    FakeVolume {
-        format: VolumeFormat::usual(&volume.pool),
-        grown: false,
-        active: volume.pool.is_local(),
-        ..volume
-    }
-}
-
 fn not_there(id: VolumeId) -> ActError {
     ActError::retryable(
         FaultCode::Internal,
         format!("volume {id} is not there"),
         "no such file",
     )
-}
-
-/// Files come whole, under another name first, and what is left of those is swept away. Of block devices it is found, and so is
-/// of both what is on its way out.
-pub(super) fn nature(step: &StorageStep) -> Nature {
-    let is_halved = match step {
-        StorageStep::CreateVolume(plan) => !plan.pool.is_local(),
-        StorageStep::GrowVolume(plan) => !plan.pool.is_local(),
-        StorageStep::CreateSnapshot(plan) => !plan.volume.pool.is_local(),
-        StorageStep::RemoveVolume(_) | StorageStep::RemoveSnapshot(_) => true,
-        _ => false,
-    };
-    Nature {
-        halved_by_agent: is_halved,
-        ..Nature::default()
-    }
 }

@@ -22,7 +22,7 @@ use super::{
     fault::StorageFault,
     instances,
     partial::{self, Origin, Partial},
-    room::{Load, Share},
+    room::{Load, Share, file_system},
     source::{self, GoOn, Source, SourceFault, for_people},
 };
 
@@ -335,7 +335,7 @@ pub(super) fn reserve(
     match inner.room.reserve(directory, load.clone(), length) {
         Err(StorageFault::NoRoom {
             needed, available, ..
-        }) => {
+        }) if file_system(directory).ok() == file_system(&inner.paths.images).ok() => {
             evict::evict(inner, ByteCount::clamped(needed - available))?;
             inner.room.reserve(directory, load.clone(), length)
         }

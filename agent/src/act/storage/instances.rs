@@ -22,7 +22,7 @@ use crate::decide::{
 
 /// Mode of the directories that hold images and instances, and of those of instances: QEMU passes through, and sees only what it was
 /// told of. It makes nothing there: virtlogd, which is root, opens the console's log by its name and follows a link.
-const MODE: u32 = 0o711;
+pub(super) const MODE: u32 = 0o711;
 
 /// Makes one of the two top directories, if it is not there.
 pub(super) fn make_root(directory: &Path) -> Result<(), StorageFault> {
@@ -223,7 +223,7 @@ pub(super) fn is_file(path: &Path) -> Result<bool, StorageFault> {
 }
 
 /// Whether it is a directory itself, not a link to one. Something else in its place is an error.
-fn is_directory(path: &Path) -> Result<bool, StorageFault> {
+pub(super) fn is_directory(path: &Path) -> Result<bool, StorageFault> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(true),
         Ok(_) => Err(StorageFault::NotOurs {

@@ -16,7 +16,8 @@
 //!   <volumes>/.wipe-<id>.…         a deleted volume whose bytes are being wiped; its tombstone goes on with it
 //! ```
 //!
-//! Volumes of other pools are logical volumes, by the same rules: see [`lvm`].
+//! An operator's pool of files has `volumes` and `snapshots` like these on a disk of its own, which may be absent: see
+//! [`file_pool`]. The volumes of other pools are logical volumes, by the same rules: see [`lvm`].
 //!
 //! A file gets its final name only when it is complete and on disk, so a name says everything there is to know
 //! after a crash. No image is opened by any tool before its header was inspected, and every tool is told its format.
@@ -32,6 +33,7 @@ mod evict;
 mod extents;
 mod fault;
 mod fetch;
+mod file_pool;
 mod instances;
 mod lvm;
 mod metadata;
@@ -66,14 +68,17 @@ use berth_common::{
 use tokio::sync::Semaphore;
 
 pub use cache::CachedImage;
+pub use file_pool::check as check_dir_pools;
 pub use lvm::check as check_lvm_pool;
-pub use options::{LvmPoolOptions, StorageOptions, UnknownWipe, VolumeWipe};
+pub use options::{
+    DirPoolOptions, LvmPoolOptions, PoolOptions, StorageOptions, UnknownWipe, VolumeWipe,
+};
 pub use room::KeepFree;
 pub use sight::{check as check_qemu_img, seen_with_the_system};
 
 use self::{
-    evict::Uses, fault::StorageFault, lvm::LvmPool, room::Room, share::Downloads,
-    temporary::Temporaries, threads::FileThreads,
+    evict::Uses, fault::StorageFault, file_pool::FilePool, lvm::LvmPool, room::Room,
+    share::Downloads, temporary::Temporaries, threads::FileThreads,
 };
 use super::{ActError, PoolState, Progress, Storage};
 use crate::decide::{
@@ -88,7 +93,7 @@ const WIPES: usize = 2;
 /// How long a wipe, or the first zeros of a volume, may take, with its turn: a slow disk takes half a day for ten terabytes.
 const WIPE_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Images, disks and volumes as files in four directories.
+/// Images, disks and volumes: files below the agent's directory, and storage pools elsewhere.
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     inner: Arc<Inner>,
@@ -112,8 +117,19 @@ struct Inner {
     room: Arc<Room>,
     live: snapshot::LiveShares,
     uses: Uses,
-    /// Those besides `local`.
-    pools: BTreeMap<PoolName, LvmPool>,
+    /// The pool that every host has.
+    local: Arc<FilePool>,
+    /// Other pools of files.
+    dirs: BTreeMap<PoolName, Arc<FilePool>>,
+    /// Pools of logical volumes.
+    lvm: BTreeMap<PoolName, LvmPool>,
+}
+
+impl Inner {
+    /// All pools of files, `local` first.
+    fn file_pools(&self) -> impl Iterator<Item = &Arc<FilePool>> {
+        std::iter::once(&self.local).chain(self.dirs.values())
+    }
 }
 
 impl DirStorage {
@@ -134,7 +150,9 @@ impl DirStorage {
                 slow_files,
                 wipes: FileThreads::new("berth-wipes", WIPES, WIPE_DEADLINE),
                 zeros: FileThreads::new("berth-zeros", options.parallel_copies, WIPE_DEADLINE),
-                pools: LvmPool::all(&options),
+                local: Arc::new(FilePool::local(&paths, files.clone())),
+                dirs: FilePool::all(&paths, &options),
+                lvm: LvmPool::all(&options),
                 paths,
                 options,
                 temporaries: Temporaries::default(),

@@ -6,7 +6,11 @@ use berth_common::{names::PoolName, units::ByteCount};
 use ipnet::IpNet;
 
 use super::KeepFree;
-use crate::decide::{domain_xml::DEVICES, lvm::LvmName};
+use crate::decide::{
+    domain_xml::DEVICES,
+    lvm::LvmName,
+    pool::{FilesPlace, PoolPlace},
+};
 
 /// Bounds and places of the storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +74,45 @@ pub struct StorageOptions {
     /// The `blkdiscard` to run, by name or absolute path.
     pub blkdiscard: PathBuf,
     /// The storage pools besides `local`.
-    pub pools: BTreeMap<PoolName, LvmPoolOptions>,
+    pub pools: BTreeMap<PoolName, PoolOptions>,
+}
+
+/// A storage pool besides `local`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolOptions {
+    /// Files on a disk of its own.
+    Dir(DirPoolOptions),
+    /// Logical volumes.
+    Lvm(LvmPoolOptions),
+}
+
+impl PoolOptions {
+    /// What it is made of, and where that is.
+    #[must_use]
+    pub fn place(&self) -> PoolPlace {
+        match self {
+            Self::Dir(dir) => PoolPlace::Files(dir.files()),
+            Self::Lvm(lvm) => match &lvm.thin_pool {
+                None => PoolPlace::Devices(lvm.devices()),
+                Some(_) => PoolPlace::ThinDevices(lvm.devices()),
+            },
+        }
+    }
+}
+
+/// A storage pool of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirPoolOptions {
+    /// Its directory, which berth never makes: where its disk is mounted.
+    pub path: PathBuf,
+}
+
+impl DirPoolOptions {
+    /// Where its files are.
+    #[must_use]
+    pub fn files(&self) -> FilesPlace {
+        FilesPlace::below(&self.path)
+    }
 }
 
 /// A storage pool of logical volumes.

@@ -18,11 +18,17 @@ use super::{
     Inner, cache,
     evict::{Lease, touch},
     fault::StorageFault,
-    lvm::Reading,
-    pools, snapshot,
+    file_pool::FilePool,
+    instances::is_file,
+    lvm::{LvmPool, Reading},
+    pools::{self, Store},
+    snapshot,
     source::for_people,
 };
-use crate::decide::volume::{Content, NewVolume};
+use crate::decide::{
+    instance::Paths,
+    volume::{Content, NewVolume},
+};
 
 /// What a volume or a snapshot is copied from.
 pub(super) struct Original {
@@ -65,11 +71,14 @@ pub(super) async fn of(
             inner.files.run(move || cached(&shared, &image)).await?
         }
         Content::Volume(source) => volume(inner, source).await?,
-        Content::Snapshot(source) if source.pool.is_local() => {
-            let (shared, id) = (Arc::clone(inner), source.id);
-            inner.files.run(move || kept(&shared, id)).await?
-        }
-        Content::Snapshot(source) => kept_device(inner, source).await?,
+        Content::Snapshot(source) => match pools::store(inner, &source.pool)? {
+            Store::Files(pool) => {
+                let (shared, its, id) = (Arc::clone(inner), Arc::clone(pool), source.id);
+                let kept = move || its.on_disk(|| kept(&shared.paths, &its, id));
+                pool.threads.run(kept).await?
+            }
+            Store::Lvm(lvm) => kept_device(inner, lvm, source).await?,
+        },
     };
     if original.size > plan.size {
         return Err(StorageFault::VolumeTooSmall {
@@ -119,9 +128,11 @@ pub(super) async fn volume(
     })
 }
 
-fn kept(inner: &Inner, id: SnapshotId) -> Result<Original, StorageFault> {
-    let path = inner.paths.snapshot_file(id);
-    let Some(size) = snapshot::observe(&inner.paths, id)?.whole() else {
+fn kept(paths: &Paths, pool: &FilePool, id: SnapshotId) -> Result<Original, StorageFault> {
+    let path = pool.place.snapshot(id);
+    let mut found = snapshot::observe(pool, id)?;
+    found.made = is_file(&paths.snapshot_mark(id))?;
+    let Some(size) = found.whole() else {
         return Err(StorageFault::SnapshotNotThere { id, path });
     };
     Ok(Original {
@@ -133,9 +144,12 @@ fn kept(inner: &Inner, id: SnapshotId) -> Result<Original, StorageFault> {
 }
 
 /// A snapshot that is a logical volume.
-async fn kept_device(inner: &Arc<Inner>, source: &SnapshotRef) -> Result<Original, StorageFault> {
+async fn kept_device(
+    inner: &Arc<Inner>,
+    lvm: &LvmPool,
+    source: &SnapshotRef,
+) -> Result<Original, StorageFault> {
     let id = source.id;
-    let lvm = pools::driver(inner, &source.pool)?;
     let (size, reading) = lvm.read_snapshot(id).await?;
     let path = inner.paths.snapshot(&source.pool, id);
     let bare = inner.files.run(move || at(&path)).await?;

@@ -22,7 +22,9 @@ use std::{
 use nix::{sys::signal::Signal, unistd::Uid};
 use tokio::time::Instant;
 
-use super::{Inner, StorageOptions, fault::StorageFault, temporary::TMP};
+use super::{
+    Inner, LvmPoolOptions, PoolOptions, StorageOptions, fault::StorageFault, temporary::TMP,
+};
 use crate::{
     act::{
         command::Account,
@@ -49,9 +51,19 @@ enum Fate {
 
 /// Ends them, but for those that must not be ended, and waits until all have ended.
 pub(super) async fn end_tools(inner: &Arc<Inner>) -> Result<(), StorageFault> {
+    let mut elsewhere = Vec::new();
+    for pool in inner.dirs.values() {
+        let place = pool.place.clone();
+        let look = move || Ok([both(&place.volumes), both(&place.snapshots)].concat());
+        match pool.threads.run(look).await {
+            Ok(places) => elsewhere.extend(places),
+            // That it is ill is said elsewhere.
+            Err(_) => elsewhere.extend([pool.place.volumes.clone(), pool.place.snapshots.clone()]),
+        }
+    }
     let shared = Arc::clone(inner);
     let find = move || {
-        let tools = Tools::of(&shared.paths, &shared.options);
+        let tools = Tools::of(&shared.paths, &shared.options, elsewhere);
         tools
             .find()
             .map_err(|source| StorageFault::io("list", Path::new("/proc"), source))
@@ -90,6 +102,12 @@ pub(super) async fn end_tools(inner: &Arc<Inner>) -> Result<(), StorageFault> {
     })
 }
 
+/// A place as it is called, and where that leads. Blocks.
+fn both(place: &Path) -> Vec<PathBuf> {
+    let ways = [std::path::absolute(place), place.canonicalize()];
+    ways.into_iter().flatten().collect()
+}
+
 /// What the tools of this storage are, and where they work.
 struct Tools {
     /// The name of each program, whom it runs as, and what becomes of it.
@@ -103,10 +121,18 @@ struct Tools {
 }
 
 impl Tools {
-    fn of(paths: &Paths, options: &StorageOptions) -> Self {
+    /// `elsewhere`: where the files of other pools than `local` lie, as [`both`] says.
+    fn of(paths: &Paths, options: &StorageOptions, elsewhere: Vec<PathBuf>) -> Self {
         let name = |program: &Path| {
             let name = program.file_name().unwrap_or_default().as_bytes();
             name[..name.len().min(KEPT_NAME)].to_owned()
+        };
+        let lvm = || {
+            let pools = options.pools.values();
+            pools.filter_map(|pool| match pool {
+                PoolOptions::Lvm(lvm) => Some(lvm),
+                PoolOptions::Dir(_) => None,
+            })
         };
         let mut programs = vec![
             (name(&options.xorriso), Uid::effective(), Fate::Ended),
@@ -125,19 +151,14 @@ impl Tools {
             &paths.snapshots,
         ];
         // A tool names, and sees, what it was told of, and the kernel what that leads to.
-        let mut places: Vec<_> = roots
-            .into_iter()
-            .flat_map(|root| [std::path::absolute(root), root.canonicalize()])
-            .flatten()
-            .collect();
+        let mut places: Vec<_> = roots.into_iter().flat_map(|root| both(root)).collect();
+        places.extend(elsewhere);
         places.dedup();
         Self {
             programs,
             places,
-            devices: options.pools.values().map(|pool| pool.devices()).collect(),
-            groups: options
-                .pools
-                .values()
+            devices: lvm().map(LvmPoolOptions::devices).collect(),
+            groups: lvm()
                 .map(|pool| pool.volume_group.as_str().to_owned())
                 .collect(),
         }

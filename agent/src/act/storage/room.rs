@@ -1,15 +1,15 @@
-//! Room for downloads and copies: what they may take of the file system of the images and volumes, and what is always
-//! left free there.
+//! Room for downloads and copies: what they may take of the file system that they write to, and what is always left free
+//! there. What is promised on one file system is nothing to another.
 //!
 //! Guests' disks grow on the same file system, and a guest whose disk cannot grow stops. So downloads and copies end
 //! before the last bytes are taken, and one of known length starts only if all of it fits beside those that run.
 
 use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use berth_common::units::ByteCount;
@@ -54,16 +54,33 @@ impl KeepFree {
 #[derive(Debug)]
 pub(super) struct Room {
     keep_free: KeepFree,
-    /// Bytes that those of known length still have to write.
-    promised: AtomicU64,
+    /// Bytes that those of known length still have to write, by the file system (`st_dev`).
+    promised: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Room {
     pub(super) fn new(keep_free: KeepFree) -> Self {
         Self {
             keep_free,
-            promised: AtomicU64::new(0),
+            promised: Mutex::default(),
         }
+    }
+
+    fn promises(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        // A map is whole after every operation, so a panic elsewhere cannot have broken it.
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promised(&self, device: u64) -> u64 {
+        self.promises().get(&device).copied().unwrap_or_default()
+    }
+
+    fn give_back(&self, device: u64, count: u64) {
+        let mut promises = self.promises();
+        if let Some(sum) = promises.get_mut(&device) {
+            *sum = sum.saturating_sub(count);
+        }
+        promises.retain(|_, sum| *sum > 0);
     }
 
     /// Room for one download or copy into a directory. It is refused if it is known that it will not fit.
@@ -74,10 +91,18 @@ impl Room {
         length: Option<u64>,
     ) -> Result<Share, StorageFault> {
         let needed = length.unwrap_or(0);
+        let device = file_system(directory)?;
         // Promised before it is compared: of two that start at once, the second sees the first.
-        let promised = self.promised.fetch_add(needed, Ordering::SeqCst);
+        let promised = {
+            let mut promises = self.promises();
+            let sum = promises.entry(device).or_default();
+            let before = *sum;
+            *sum = before.saturating_add(needed);
+            before
+        };
         let share = Share {
             room: Arc::clone(self),
+            device,
             directory: directory.to_owned(),
             load,
             known: length.is_some(),
@@ -123,6 +148,7 @@ impl Load {
 #[derive(Debug)]
 pub(super) struct Share {
     room: Arc<Room>,
+    device: u64,
     directory: PathBuf,
     load: Load,
     known: bool,
@@ -156,7 +182,7 @@ impl Share {
         let others = if self.known {
             0
         } else {
-            self.room.promised.load(Ordering::SeqCst)
+            self.room.promised(self.device)
         };
         if free < kept.saturating_add(others).saturating_add(count) {
             return Err(StorageFault::Full {
@@ -172,7 +198,7 @@ impl Share {
     fn note(&mut self, count: u64) {
         let taken = count.min(self.left);
         self.left -= taken;
-        self.room.promised.fetch_sub(taken, Ordering::SeqCst);
+        self.room.give_back(self.device, taken);
     }
 
     /// Free bytes for a process that is not root, and how many of them have to stay free.
@@ -188,9 +214,16 @@ impl Share {
     }
 }
 
+/// The file system that a directory is on.
+pub(super) fn file_system(directory: &Path) -> Result<u64, StorageFault> {
+    let metadata = fs::metadata(directory)
+        .map_err(|source| StorageFault::io("ask for the free space of", directory, source))?;
+    Ok(metadata.dev())
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.promised.fetch_sub(self.left, Ordering::SeqCst);
+        self.room.give_back(self.device, self.left);
     }
 }
 
@@ -223,7 +256,8 @@ mod tests {
             };
             room.reserve(directory.path(), load, Some(bytes))
         };
-        let promised = || room.promised.load(Ordering::SeqCst);
+        let device = file_system(directory.path()).unwrap();
+        let promised = || room.promised(device);
         // Each of them alone would fit.
         let part = free / 4 * 3;
         let mut first = reserve(part).unwrap();
@@ -259,7 +293,8 @@ mod tests {
             verb: "fetching",
             what: "it".to_owned(),
         };
-        let promised = || room.promised.load(Ordering::SeqCst);
+        let device = file_system(directory.path()).unwrap();
+        let promised = || room.promised(device);
         let mut share = room.reserve(directory.path(), load(), Some(10)).unwrap();
         share.take(4).unwrap();
         assert_eq!(promised(), 6);

@@ -1,4 +1,4 @@
-//! Snapshots of the pool `local`: making them, looking at them and removing them.
+//! Snapshots of pools of files: making them, looking at them and removing them.
 //!
 //! Such a snapshot is a qcow2 file of its own, with nothing below it. Of a volume that no guest has it is made as a copy is;
 //! that of a guest that is on is written by its hypervisor into a partial file, which gets its name here once it is whole.
@@ -28,6 +28,7 @@ use super::{
     disk,
     fault::StorageFault,
     fetch::reserve,
+    file_pool::FilePool,
     instances::{self, is_file},
     original,
     room::{Load, Share},
@@ -37,6 +38,7 @@ use crate::{
     act::{Progress, command::Account},
     decide::{
         instance::Paths,
+        pool::FilesPlace,
         snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::VolumeContent,
     },
@@ -52,9 +54,9 @@ const CLOSED_LOOKS: u32 = 300;
 /// What the mark of a snapshot says, for people: that it is there is all that counts.
 const MARK: &str = "This snapshot was made. Without its file it was lost, or its disk is absent.\n";
 
-/// What is there of a snapshot.
-pub(super) fn observe(paths: &Paths, id: SnapshotId) -> Result<SnapshotFiles, StorageFault> {
-    let path = paths.snapshot_file(id);
+/// What is there of a snapshot in a pool of files. Whether it was made once is not asked here.
+pub(super) fn observe(pool: &FilePool, id: SnapshotId) -> Result<SnapshotFiles, StorageFault> {
+    let path = pool.place.snapshot(id);
     let file = if is_file(&path)? {
         Some(volume::content(&path, VolumeFormat::Qcow2)?)
     } else {
@@ -62,15 +64,15 @@ pub(super) fn observe(paths: &Paths, id: SnapshotId) -> Result<SnapshotFiles, St
     };
     Ok(SnapshotFiles {
         file,
-        made: is_file(&paths.snapshot_mark(id))?,
-        leaving: is_file(&leaving(paths, id))?,
-        partial: is_file(&paths.partial_snapshot_file(id))?,
+        made: false,
+        leaving: is_file(&leaving(pool, id))?,
+        partial: is_file(&pool.place.partial_snapshot(id))?,
     })
 }
 
-/// Ids of all snapshots of which anything is there.
-pub(super) fn list(paths: &Paths) -> Result<Vec<SnapshotId>, StorageFault> {
-    let names = instances::entries(&paths.snapshots)?.unwrap_or_default();
+/// Ids of all snapshots of which anything is there in a pool of files.
+pub(super) fn list(pool: &FilePool) -> Result<Vec<SnapshotId>, StorageFault> {
+    let names = instances::entries(&pool.place.snapshots)?.unwrap_or_default();
     let of_file = |name: &String| {
         let bare = [WIPE, LIVE]
             .iter()
@@ -80,25 +82,26 @@ pub(super) fn list(paths: &Paths) -> Result<Vec<SnapshotId>, StorageFault> {
         let parsed = id.parse::<SnapshotId>().ok();
         parsed.filter(|parsed| parsed.to_string() == id)
     };
-    let marks = instances::entries(&paths.made)?.unwrap_or_default();
-    let of_mark = |name: &String| name.strip_prefix("snapshot-")?.parse().ok();
-    let mut ids: Vec<SnapshotId> = names
-        .iter()
-        .filter_map(of_file)
-        .chain(marks.iter().filter_map(of_mark))
-        .collect();
+    let mut ids: Vec<SnapshotId> = names.iter().filter_map(of_file).collect();
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
 }
 
-/// The place of a deleted snapshot that is being wiped.
-fn leaving(paths: &Paths, id: SnapshotId) -> PathBuf {
-    paths.snapshots.join(format!("{WIPE}{id}.qcow2"))
+/// Ids of all snapshots that were made, in whatever pool.
+pub(super) fn marked(paths: &Paths) -> Result<Vec<SnapshotId>, StorageFault> {
+    let marks = instances::entries(&paths.made)?.unwrap_or_default();
+    let of_mark = |name: &String| name.strip_prefix("snapshot-")?.parse().ok();
+    Ok(marks.iter().filter_map(of_mark).collect())
 }
 
-fn in_place(inner: &Inner, plan: &NewSnapshot) -> Result<(), StorageFault> {
-    let expected = inner.paths.snapshot_file(plan.id);
+/// The place of a deleted snapshot that is being wiped.
+fn leaving(pool: &FilePool, id: SnapshotId) -> PathBuf {
+    pool.place.snapshots.join(format!("{WIPE}{id}.qcow2"))
+}
+
+fn in_place(pool: &FilePool, plan: &NewSnapshot) -> Result<(), StorageFault> {
+    let expected = pool.place.snapshot(plan.id);
     if plan.path == expected {
         return Ok(());
     }
@@ -112,34 +115,37 @@ fn in_place(inner: &Inner, plan: &NewSnapshot) -> Result<(), StorageFault> {
 /// Makes a snapshot of a volume that no guest has open, unless it is there.
 pub(super) async fn create(
     inner: &Arc<Inner>,
+    pool: &Arc<FilePool>,
     plan: &NewSnapshot,
     progress: &Progress,
 ) -> Result<(), StorageFault> {
-    let (shared, planned) = (Arc::clone(inner), plan.clone());
+    let (its, planned) = (Arc::clone(pool), plan.clone());
     let is_there = move || {
-        in_place(&shared, &planned)?;
-        is_file(&planned.path)
+        in_place(&its, &planned)?;
+        its.on_disk(|| is_file(&planned.path))
     };
-    if inner.files.run(is_there).await? {
+    if pool.threads.run(is_there).await? {
         return Ok(());
     }
     let original = original::volume(inner, &plan.volume).await?;
-    let (shared, id) = (Arc::clone(inner), plan.id);
+    let (shared, its, id) = (Arc::clone(inner), Arc::clone(pool), plan.id);
     let prepare = move || {
         let account = Account::named(&shared.options.qemu_img_user)?;
-        instances::make_root(&shared.paths.snapshots)?;
-        let temporary = shared
-            .temporaries
-            .claim(&shared.paths.snapshots, &id.to_string())?;
-        lent(temporary.path(), account)?;
-        Ok((account, temporary))
+        its.on_disk(|| {
+            its.make(&its.place.snapshots)?;
+            let temporary = shared
+                .temporaries
+                .claim(&its.place.snapshots, &id.to_string())?;
+            lent(temporary.path(), account)?;
+            Ok((account, temporary))
+        })
     };
-    let (account, temporary) = inner.files.run(prepare).await?;
+    let (account, temporary) = pool.threads.run(prepare).await?;
     let target = Target {
         file: temporary.path().to_owned(),
         format: VolumeFormat::Qcow2,
         size: original.size,
-        directory: inner.paths.snapshots.clone(),
+        directory: pool.place.snapshots.clone(),
     };
     let failed = |source| StorageFault::Snapshot {
         id: plan.id,
@@ -147,31 +153,36 @@ pub(super) async fn create(
         source,
     };
     volume::copy(inner, &target, (original, account), progress, failed).await?;
-    let path = plan.path.clone();
+    let (its, path) = (Arc::clone(pool), plan.path.clone());
     inner
         .slow_files
-        .run(move || disk::finish(temporary, path))
+        .run(move || its.on_disk(|| disk::finish(temporary, path)))
         .await
 }
 
 /// Sees that there is a place and room for what a hypervisor will write.
-pub(super) async fn prepare(inner: &Arc<Inner>, plan: &NewSnapshot) -> Result<(), StorageFault> {
-    in_place(inner, plan)?;
+pub(super) async fn prepare(
+    inner: &Arc<Inner>,
+    pool: &Arc<FilePool>,
+    plan: &NewSnapshot,
+) -> Result<(), StorageFault> {
+    in_place(pool, plan)?;
     let original = original::volume(inner, &plan.volume).await?;
-    let (shared, id) = (Arc::clone(inner), plan.id);
+    let (shared, its, id) = (Arc::clone(inner), Arc::clone(pool), plan.id);
     let prepare = move || {
-        instances::make_root(&shared.paths.snapshots)?;
-        let load = Load {
-            verb: "copying",
-            what: original.what,
-        };
-        let directory = &shared.paths.snapshots;
-        shared.live.end(id);
-        let share = reserve(&shared, directory, &load, original.allocated)?;
-        shared.live.begin(id, share);
-        Ok(())
+        its.on_disk(|| {
+            its.make(&its.place.snapshots)?;
+            let load = Load {
+                verb: "copying",
+                what: original.what,
+            };
+            shared.live.end(id);
+            let share = reserve(&shared, &its.place.snapshots, &load, original.allocated)?;
+            shared.live.begin(id, share, its.place.partial_snapshot(id));
+            Ok(())
+        })
     };
-    inner.files.run(prepare).await
+    pool.threads.run(prepare).await
 }
 
 /// Whether what a hypervisor writes leaves the room that is kept for guests.
@@ -180,13 +191,15 @@ pub(super) fn check_room(inner: &Inner, id: SnapshotId) -> Result<(), StorageFau
         verb: "copying",
         what: format!("the volume for snapshot {id}"),
     };
-    // A sparse file has what was written, and no more.
-    let written = match fs::metadata(inner.paths.partial_snapshot_file(id)) {
-        Ok(metadata) => metadata.blocks().saturating_mul(BLOCK),
-        Err(_) => 0,
-    };
-    if let Some(result) = inner.live.written(id, written) {
-        return result;
+    if let Some(path) = inner.live.file(id) {
+        // A sparse file has what was written, and no more.
+        let written = match fs::metadata(path) {
+            Ok(metadata) => metadata.blocks().saturating_mul(BLOCK),
+            Err(_) => 0,
+        };
+        if let Some(result) = inner.live.written(id, written) {
+            return result;
+        }
     }
     let directory = &inner.paths.snapshots;
     let mut share = inner.room.reserve(directory, load, Some(0))?;
@@ -194,17 +207,22 @@ pub(super) fn check_room(inner: &Inner, id: SnapshotId) -> Result<(), StorageFau
 }
 
 /// What is promised to those snapshots that hypervisors are about to write, or write just now: another one begins only if
-/// it fits beside them.
+/// it fits beside them. Each with the file that is written.
 #[derive(Debug, Default)]
-pub(super) struct LiveShares(Mutex<BTreeMap<SnapshotId, Share>>);
+pub(super) struct LiveShares(Mutex<BTreeMap<SnapshotId, (Share, PathBuf)>>);
 
 impl LiveShares {
-    fn begin(&self, id: SnapshotId, share: Share) {
-        self.shares().insert(id, share);
+    fn begin(&self, id: SnapshotId, share: Share, file: PathBuf) {
+        self.shares().insert(id, (share, file));
+    }
+
+    fn file(&self, id: SnapshotId) -> Option<PathBuf> {
+        self.shares().get(&id).map(|(_, file)| file.clone())
     }
 
     fn written(&self, id: SnapshotId, total: u64) -> Option<Result<(), StorageFault>> {
-        self.shares().get_mut(&id).map(|share| share.written(total))
+        let mut shares = self.shares();
+        shares.get_mut(&id).map(|(share, _)| share.written(total))
     }
 
     /// Gives back what is left of it.
@@ -212,7 +230,7 @@ impl LiveShares {
         self.shares().remove(&id);
     }
 
-    fn shares(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Share>> {
+    fn shares(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, (Share, PathBuf)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -220,10 +238,16 @@ impl LiveShares {
 /// Gives the file that a hypervisor has written, whole, the snapshot's name.
 ///
 /// libvirt tells the end of a job a moment before QEMU closes the file, and only then the last of its tables are written.
-pub(super) async fn name(inner: &Arc<Inner>, id: SnapshotId) -> Result<(), StorageFault> {
+pub(super) async fn name(
+    inner: &Arc<Inner>,
+    pool: &Arc<FilePool>,
+    id: SnapshotId,
+) -> Result<(), StorageFault> {
     for _ in 0..CLOSED_LOOKS {
-        let shared = Arc::clone(inner);
-        let look = inner.slow_files.run(move || name_closed(&shared, id));
+        let its = Arc::clone(pool);
+        let look = inner
+            .slow_files
+            .run(move || its.on_disk(|| name_closed(&its.place, id)));
         if look.await? {
             return Ok(());
         }
@@ -231,16 +255,13 @@ pub(super) async fn name(inner: &Arc<Inner>, id: SnapshotId) -> Result<(), Stora
     }
     Err(StorageFault::SnapshotOpen {
         id,
-        path: inner.paths.partial_snapshot_file(id),
+        path: pool.place.partial_snapshot(id),
     })
 }
 
 /// The same, if nobody has the file open any more; answers whether that is so.
-fn name_closed(inner: &Inner, id: SnapshotId) -> Result<bool, StorageFault> {
-    let (partial, path) = (
-        inner.paths.partial_snapshot_file(id),
-        inner.paths.snapshot_file(id),
-    );
+fn name_closed(place: &FilesPlace, id: SnapshotId) -> Result<bool, StorageFault> {
+    let (partial, path) = (place.partial_snapshot(id), place.snapshot(id));
     if is_file(&path)? {
         return Ok(true);
     }
@@ -263,7 +284,7 @@ fn name_closed(inner: &Inner, id: SnapshotId) -> Result<bool, StorageFault> {
     }
     file.sync_all().map_err(failed)?;
     fs::rename(&partial, &path)
-        .and_then(|()| sync_directory(&inner.paths.snapshots))
+        .and_then(|()| sync_directory(&place.snapshots))
         .map_err(|source| StorageFault::io("give its final name to", &path, source))?;
     unlock(&file).map_err(failed)?;
     Ok(true)
@@ -297,9 +318,11 @@ fn lock(kind: libc::c_int) -> libc::flock {
 }
 
 /// Removes the file that a hypervisor wrote.
-pub(super) fn discard(paths: &Paths, id: SnapshotId) -> Result<(), StorageFault> {
-    let path = paths.partial_snapshot_file(id);
-    remove_durably(&path).map_err(|source| StorageFault::io("remove", &path, source))
+pub(super) fn discard(pool: &FilePool, id: SnapshotId) -> Result<(), StorageFault> {
+    let path = pool.place.partial_snapshot(id);
+    pool.on_disk(|| {
+        remove_durably(&path).map_err(|source| StorageFault::io("remove", &path, source))
+    })
 }
 
 /// Notes durably that a snapshot was made, and in which pool.
@@ -315,11 +338,15 @@ pub(super) fn mark(paths: &Paths, of: &StoredSnapshot) -> Result<(), StorageFaul
 }
 
 /// Takes a snapshot's name from one of its files; answers what is to be wiped before it is removed.
-pub(super) fn take_name(inner: &Inner, id: SnapshotId) -> Result<Option<PathBuf>, StorageFault> {
-    let paths = &inner.paths;
-    let doomed = leaving(paths, id);
-    let files = [paths.snapshot_file(id), paths.partial_snapshot_file(id)];
-    match inner.options.volume_wipe {
+pub(super) fn take_name(
+    pool: &FilePool,
+    how: VolumeWipe,
+    id: SnapshotId,
+) -> Result<Option<PathBuf>, StorageFault> {
+    let place = &pool.place;
+    let doomed = leaving(pool, id);
+    let files = [place.snapshot(id), place.partial_snapshot(id)];
+    match how {
         VolumeWipe::None => {
             for path in files.iter().chain([&doomed]) {
                 if is_file(path)? {
@@ -337,7 +364,7 @@ pub(super) fn take_name(inner: &Inner, id: SnapshotId) -> Result<Option<PathBuf>
             for path in files {
                 if is_file(&path)? {
                     fs::rename(&path, &doomed)
-                        .and_then(|()| sync_directory(&paths.snapshots))
+                        .and_then(|()| sync_directory(&place.snapshots))
                         .map_err(|source| StorageFault::io("take its name from", &path, source))?;
                     return Ok(Some(doomed));
                 }

@@ -1,8 +1,7 @@
-//! Which driver a snapshot is the business of: it lies in the pool of its volume, as a file in `local` and as a logical volume
-//! in every other one. What [`super::pools`] says of volumes, of tombstones and of pools that cannot be looked at, holds here
+//! Which driver a snapshot is the business of: it lies in the pool of its volume, as a file or as a logical volume. What [`super::pools`] says of volumes, of tombstones and of pools that cannot be looked at, holds here
 //! too, with one exception: the tombstone of a snapshot without a mark waits for all pools.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use berth_common::{ids::SnapshotId, names::PoolName};
 
@@ -10,9 +9,10 @@ use super::{
     Inner, VolumeWipe,
     atomic::remove_durably,
     fault::StorageFault,
+    file_pool::FilePool,
     instances::is_file,
     lvm::LvmPool,
-    pools::{check_configured, driver, with_those_in_pools},
+    pools::{Store, check_configured, listed, store, with_those_in_pools},
     snapshot, volume,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) async fn observe(
             let marked = volume::read_mark(&shared.paths.snapshot_mark(id))?;
             let mut found = SnapshotFiles::default();
             if is_local {
-                found = snapshot::observe(&shared.paths, id)?;
+                found = snapshot::observe(&shared.local, id)?;
             }
             found.made = marked.is_some();
             Ok((found, marked))
@@ -43,14 +43,29 @@ pub(super) async fn observe(
     if pool.is_none() {
         check_configured(inner, marked.as_ref())?;
     }
-    for (name, lvm) in &inner.pools {
+    let must_be_seen = |name: &PoolName| pool.is_some() || may_lie_in(marked.as_ref(), name);
+    for (name, dir) in &inner.dirs {
+        if pool.is_some_and(|pool| pool != name) {
+            continue;
+        }
+        let its = Arc::clone(dir);
+        let look = move || its.on_disk(|| snapshot::observe(&its, id));
+        match dir.threads.run(look).await {
+            Ok(there) => {
+                found.file = found.file.or(there.file);
+                found.leaving |= there.leaving;
+                found.partial |= there.partial;
+            }
+            Err(fault) if must_be_seen(name) => return Err(fault),
+            Err(_) => {}
+        }
+    }
+    for (name, lvm) in &inner.lvm {
         if pool.is_some_and(|pool| pool != name) {
             continue;
         }
         match lvm.observe_snapshot(id, &mut found).await {
-            Err(fault) if pool.is_some() || may_lie_in(marked.as_ref(), name) => {
-                return Err(fault);
-            }
+            Err(fault) if must_be_seen(name) => return Err(fault),
             Ok(()) | Err(_) => {}
         }
     }
@@ -66,10 +81,9 @@ fn may_lie_in(marked: Option<&PoolName>, pool: &PoolName) -> bool {
 /// Ids of all snapshots of which anything is there.
 pub(super) async fn list(inner: &Arc<Inner>) -> Result<Vec<SnapshotId>, StorageFault> {
     let shared = Arc::clone(inner);
-    let ids = inner
-        .files
-        .run(move || snapshot::list(&shared.paths))
-        .await?;
+    let made = inner.files.run(move || snapshot::marked(&shared.paths));
+    let mut ids = made.await?;
+    ids.extend(listed(inner, snapshot::list).await?);
     let snapshot = |owner| match owner {
         Owner::Snapshot(id) => Some(id),
         Owner::Volume(_) => None,
@@ -84,36 +98,31 @@ pub(super) async fn apply(
     progress: &Progress,
 ) -> Result<(), StorageFault> {
     match step {
-        StorageStep::CreateSnapshot(plan) if plan.volume.pool.is_local() => {
-            snapshot::create(inner, plan, progress).await
-        }
-        StorageStep::CreateSnapshot(plan) => {
-            let lvm = driver(inner, &plan.volume.pool)?;
-            lvm.create_snapshot(inner, plan, progress).await
-        }
-        StorageStep::PrepareSnapshot(plan) if plan.volume.pool.is_local() => {
-            snapshot::prepare(inner, plan).await
-        }
-        StorageStep::PrepareSnapshot(plan) => {
-            driver(inner, &plan.volume.pool)?
-                .prepare_snapshot(plan)
-                .await
-        }
-        StorageStep::NameSnapshot(of) if of.pool.is_local() => snapshot::name(inner, of.id).await,
-        StorageStep::NameSnapshot(of) => driver(inner, &of.pool)?.name_snapshot(inner, of.id).await,
+        StorageStep::CreateSnapshot(plan) => match store(inner, &plan.volume.pool)? {
+            Store::Files(pool) => snapshot::create(inner, pool, plan, progress).await,
+            Store::Lvm(lvm) => lvm.create_snapshot(inner, plan, progress).await,
+        },
+        StorageStep::PrepareSnapshot(plan) => match store(inner, &plan.volume.pool)? {
+            Store::Files(pool) => snapshot::prepare(inner, pool, plan).await,
+            Store::Lvm(lvm) => lvm.prepare_snapshot(plan).await,
+        },
+        StorageStep::NameSnapshot(of) => match store(inner, &of.pool)? {
+            Store::Files(pool) => snapshot::name(inner, pool, of.id).await,
+            Store::Lvm(lvm) => lvm.name_snapshot(inner, of.id).await,
+        },
         StorageStep::MarkSnapshot(of) => {
             let (shared, of) = (Arc::clone(inner), of.clone());
             let mark = move || snapshot::mark(&shared.paths, &of);
             inner.files.run(mark).await
         }
-        StorageStep::DiscardPartialSnapshot(of) if of.pool.is_local() => {
-            let (shared, id) = (Arc::clone(inner), of.id);
-            let discard = move || snapshot::discard(&shared.paths, id);
-            inner.files.run(discard).await
-        }
-        StorageStep::DiscardPartialSnapshot(of) => {
-            driver(inner, &of.pool)?.discard_snapshot(of.id).await
-        }
+        StorageStep::DiscardPartialSnapshot(of) => match store(inner, &of.pool)? {
+            Store::Files(pool) => {
+                let (its, id) = (Arc::clone(pool), of.id);
+                let discard = move || snapshot::discard(&its, id);
+                pool.threads.run(discard).await
+            }
+            Store::Lvm(lvm) => lvm.discard_snapshot(of.id).await,
+        },
         StorageStep::RemoveSnapshot(id) => remove(inner, *id, progress).await,
         StorageStep::FetchImage(_)
         | StorageStep::CreateDirectory(_)
@@ -148,27 +157,48 @@ async fn remove(
     // A whole one and a partial one, one after the other: each has the same place while it is wiped.
     loop {
         let devices = take_names(inner, id, marked.as_ref()).await?;
+        let files = take_files(inner, id, marked.as_ref()).await?;
         let shared = Arc::clone(inner);
-        let is_in_a_pool = !devices.is_empty();
-        let file = inner
-            .files
-            .run(move || take_name(&shared, id, is_in_a_pool))
-            .await?;
+        let found = !devices.is_empty() || !files.is_empty();
+        let forget = move || take_mark(&shared, id, found);
+        inner.files.run(forget).await?;
         let left: Vec<(&LvmPool, String)> = devices
             .into_iter()
             .flat_map(|(lvm, names)| names.into_iter().map(move |name| (lvm, name)))
             .collect();
-        if file.is_none() && left.is_empty() {
+        if files.is_empty() && left.is_empty() {
             return Ok(());
         }
-        if let Some(path) = file {
+        for (pool, path) in files {
             let failed = move |path, source| StorageFault::SnapshotWipe { id, path, source };
-            volume::wipe(inner, path, progress, failed).await?;
+            volume::wipe(inner, pool, path, progress, failed).await?;
         }
         for (lvm, name) in left {
             lvm.wipe(inner, id.into(), &name, progress).await?;
         }
     }
+}
+
+/// Takes its name from a snapshot in pools of files; answers what is to be wiped there.
+async fn take_files<'a>(
+    inner: &'a Inner,
+    id: SnapshotId,
+    marked: Option<&PoolName>,
+) -> Result<Vec<(&'a Arc<FilePool>, PathBuf)>, StorageFault> {
+    let how = inner.options.volume_wipe;
+    let mut left = Vec::new();
+    for pool in inner.file_pools() {
+        let its = Arc::clone(pool);
+        let take = move || its.on_disk(|| snapshot::take_name(&its, how, id));
+        match pool.threads.run(take).await {
+            Ok(taken) => left.extend(taken.map(|path| (pool, path))),
+            Err(fault) if pool.name.is_local() || may_lie_in(marked, &pool.name) => {
+                return Err(fault);
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(left)
 }
 
 /// Takes its names from a snapshot in pools of logical volumes; answers where something of it was, each with what is to be wiped
@@ -179,7 +209,7 @@ async fn take_names<'a>(
     marked: Option<&PoolName>,
 ) -> Result<Vec<(&'a LvmPool, Vec<String>)>, StorageFault> {
     let mut devices = Vec::new();
-    for (name, lvm) in &inner.pools {
+    for (name, lvm) in &inner.lvm {
         match lvm.take_name(id.into(), inner.options.volume_wipe).await {
             Ok(Some(left)) => devices.push((lvm, left)),
             Err(fault) if may_lie_in(marked, name) => return Err(fault),
@@ -189,18 +219,12 @@ async fn take_names<'a>(
     Ok(devices)
 }
 
-/// The same in the pool `local`, and its mark. What is being wiped needs none: it is found by the name it has then.
-fn take_name(
-    inner: &Inner,
-    id: SnapshotId,
-    is_in_a_pool: bool,
-) -> Result<Option<std::path::PathBuf>, StorageFault> {
-    let left = snapshot::take_name(inner, id)?;
+/// Takes its mark away. What is being wiped needs none: it is found by the name it has then.
+fn take_mark(inner: &Inner, id: SnapshotId, found: bool) -> Result<(), StorageFault> {
     let mark = inner.paths.snapshot_mark(id);
     let wipes = inner.options.volume_wipe != VolumeWipe::None;
-    if wipes && left.is_none() && !is_in_a_pool && is_file(&mark)? {
+    if wipes && !found && is_file(&mark)? {
         return Err(StorageFault::SnapshotNothingToWipe { id, mark });
     }
-    remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))?;
-    Ok(left)
+    remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
 }

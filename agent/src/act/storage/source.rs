@@ -26,7 +26,7 @@ use ureq::{
 };
 
 use super::{
-    StorageOptions,
+    PoolOptions, StorageOptions,
     reach::{self, Guard},
 };
 use crate::decide::{image_server::Forbidden, instance::Paths};
@@ -230,7 +230,11 @@ fn open_file(path: &Path, paths: &Paths, options: &StorageOptions) -> Result<Sou
     let own = options
         .not_below
         .iter()
-        .chain([&paths.instances, &paths.images, &paths.volumes]);
+        .chain([&paths.instances, &paths.images, &paths.volumes])
+        .chain(options.pools.values().filter_map(|pool| match pool {
+            PoolOptions::Dir(dir) => Some(&dir.path),
+            PoolOptions::Lvm(_) => None,
+        }));
     for directory in own {
         if directory
             .canonicalize()

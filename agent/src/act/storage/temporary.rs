@@ -176,8 +176,19 @@ pub(super) fn sweep(
         Ok(ids) => directories.extend(ids.into_iter().map(|id| paths.instance(id))),
         Err(fault) => stay.push(fault),
     }
+    stay.extend(sweep_in(&directories, owned, keep_partial));
+    stay
+}
+
+/// The same in these directories, and in no other ones.
+pub(super) fn sweep_in(
+    directories: &[PathBuf],
+    owned: &Temporaries,
+    keep_partial: Duration,
+) -> Vec<StorageFault> {
+    let mut stay = Vec::new();
     for directory in directories {
-        let entries = match instances::entries(&directory) {
+        let entries = match instances::entries(directory) {
             Ok(entries) => entries,
             Err(fault) => {
                 stay.push(fault);

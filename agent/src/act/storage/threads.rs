@@ -8,8 +8,8 @@ use tokio::sync::Semaphore;
 use super::fault::StorageFault;
 use crate::act::threads;
 
-/// A bound on threads that may block.
-#[derive(Debug)]
+/// A bound on threads that may block. A clone has the same bound.
+#[derive(Debug, Clone)]
 pub(super) struct FileThreads {
     name: &'static str,
     places: Arc<Semaphore>,

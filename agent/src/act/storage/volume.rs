@@ -1,4 +1,4 @@
-//! Volumes of the pool `local`, which are files: making them, looking at them, growing and removing them.
+//! Volumes of pools of files: making them, looking at them, growing and removing them.
 //!
 //! A volume is a whole copy of what it is made from, with nothing below it. `qemu-img` works on temporary files of
 //! the agent's own and on volumes that no guest has, is told every format, and QEMU's own locks on the files keep it
@@ -30,6 +30,7 @@ use super::{
     disk,
     fault::StorageFault,
     fetch::reserve,
+    file_pool::FilePool,
     instances::{self, is_file},
     original::{self, Original, allocated},
     reflink::reflink,
@@ -67,28 +68,25 @@ pub(super) const fn with_tables(size: u64) -> u64 {
     size.saturating_add(size / 512).saturating_add(64 << 20)
 }
 
-/// What is there of a volume in the pool `local`.
-pub(super) fn observe(paths: &Paths, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
-    let mut found = VolumeFiles {
-        made: marked_pool(paths, id)?.is_some(),
-        ..VolumeFiles::default()
-    };
+/// What is there of a volume in a pool of files. Whether it was made once is not asked here.
+pub(super) fn observe(pool: &FilePool, id: VolumeId) -> Result<VolumeFiles, StorageFault> {
+    let mut found = VolumeFiles::default();
     for format in FORMATS {
-        let path = paths.volume_file(id, format);
+        let path = pool.place.volume(id, format);
         if is_file(&path)? {
             found.files.push(VolumeFile {
-                pool: PoolName::default(),
+                pool: pool.name.clone(),
                 format,
                 content: content(&path, format)?,
             });
         }
-        found.leaving |= is_file(&leaving(paths, id, format))?;
+        found.leaving |= is_file(&leaving(pool, id, format))?;
     }
     Ok(found)
 }
 
-/// Ids of all volumes of which anything is there.
-pub(super) fn list(paths: &Paths) -> Result<Vec<VolumeId>, StorageFault> {
+/// Ids of all volumes of which anything is there in a pool of files.
+pub(super) fn list(pool: &FilePool) -> Result<Vec<VolumeId>, StorageFault> {
     let id = |name: &str| {
         let name = name.strip_prefix(WIPE).unwrap_or(name);
         let (id, _) = name.split_once('.')?;
@@ -96,22 +94,22 @@ pub(super) fn list(paths: &Paths) -> Result<Vec<VolumeId>, StorageFault> {
             .ok()
             .filter(|parsed| parsed.to_string() == id)
     };
-    let names = instances::entries(&paths.volumes)?.unwrap_or_default();
-    let marks = instances::entries(&paths.made)?.unwrap_or_default();
-    let marked = marks.iter().filter_map(|name| name.parse().ok());
-    let mut ids: Vec<VolumeId> = names
-        .iter()
-        .filter_map(|name| id(name))
-        .chain(marked)
-        .collect();
+    let names = instances::entries(&pool.place.volumes)?.unwrap_or_default();
+    let mut ids: Vec<VolumeId> = names.iter().filter_map(|name| id(name)).collect();
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
 }
 
+/// Ids of all volumes that were made, in whatever pool.
+pub(super) fn marked(paths: &Paths) -> Result<Vec<VolumeId>, StorageFault> {
+    let marks = instances::entries(&paths.made)?.unwrap_or_default();
+    Ok(marks.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
 /// The place of a deleted volume that is being wiped.
-fn leaving(paths: &Paths, id: VolumeId, format: VolumeFormat) -> PathBuf {
-    paths
+fn leaving(pool: &FilePool, id: VolumeId, format: VolumeFormat) -> PathBuf {
+    pool.place
         .volumes
         .join(format!("{WIPE}{id}.{}", format.as_str()))
 }
@@ -149,21 +147,23 @@ fn open(path: &Path) -> io::Result<File> {
 /// Makes a volume, unless it is there.
 pub(super) async fn create(
     inner: &Arc<Inner>,
+    pool: &Arc<FilePool>,
     plan: &NewVolume,
     progress: &Progress,
 ) -> Result<(), StorageFault> {
-    let (shared, planned) = (Arc::clone(inner), plan.clone());
+    let (shared, planned) = (Arc::clone(pool), plan.clone());
     let is_there = move || {
         in_place(&shared, planned.id, planned.format, &planned.path)?;
-        is_file(&planned.path)
+        shared.on_disk(|| is_file(&planned.path))
     };
-    if inner.files.run(is_there).await? {
+    if pool.threads.run(is_there).await? {
         return Ok(());
     }
     // Everything that can be refused is refused before anything exists.
     let original = original::of(inner, plan).await?;
-    let (shared, id) = (Arc::clone(inner), plan.id);
-    let making = inner.files.run(move || prepare(&shared, id)).await?;
+    let (shared, its, id) = (Arc::clone(inner), Arc::clone(pool), plan.id);
+    let prepare = move || its.on_disk(|| prepare(&shared, &its, id));
+    let making = pool.threads.run(prepare).await?;
     let failed = |source| StorageFault::Volume {
         what: "make",
         id: plan.id,
@@ -174,7 +174,7 @@ pub(super) async fn create(
     let file = making.temporary.path().to_owned();
     match original {
         None => {
-            confined(quick(inner, plan.size), making.account, making.view)
+            confined(quick(inner, pool, plan.size), making.account, making.view)
                 .args(["create", "-q", "-f", format, "--"])
                 .arg(here(&file))
                 .arg(plan.size.get().to_string())
@@ -188,21 +188,21 @@ pub(super) async fn create(
                 file: file.clone(),
                 format: plan.format,
                 size: plan.size,
-                directory: inner.paths.volumes.clone(),
+                directory: pool.place.volumes.clone(),
             };
             copy(inner, &target, (original, making.account), progress, failed).await?;
             if size < plan.size {
-                let command = confined(quick(inner, plan.size), making.account, making.view);
+                let command = confined(quick(inner, pool, plan.size), making.account, making.view);
                 resize(command, &file, plan.format, plan.size)
                     .await
                     .map_err(failed)?;
             }
         }
     }
-    let path = plan.path.clone();
+    let (its, path) = (Arc::clone(pool), plan.path.clone());
     inner
         .slow_files
-        .run(move || disk::finish(making.temporary, path))
+        .run(move || its.on_disk(|| disk::finish(making.temporary, path)))
         .await
 }
 
@@ -213,12 +213,12 @@ struct Making {
     temporary: Temporary,
 }
 
-fn prepare(inner: &Inner, id: VolumeId) -> Result<Making, StorageFault> {
+fn prepare(inner: &Inner, pool: &FilePool, id: VolumeId) -> Result<Making, StorageFault> {
     let account = Account::named(&inner.options.qemu_img_user)?;
-    instances::make_root(&inner.paths.volumes)?;
+    pool.make(&pool.place.volumes)?;
     let temporary = inner
         .temporaries
-        .claim(&inner.paths.volumes, &id.to_string())?;
+        .claim(&pool.place.volumes, &id.to_string())?;
     // `qemu-img` keeps the mode and the owner of a file that is there.
     lent(temporary.path(), account)?;
     let view = sight::with_new(sight::system(&inner.options)?, temporary.path())?;
@@ -230,12 +230,12 @@ fn prepare(inner: &Inner, id: VolumeId) -> Result<Making, StorageFault> {
 }
 
 fn in_place(
-    inner: &Inner,
+    pool: &FilePool,
     id: VolumeId,
     format: VolumeFormat,
     path: &Path,
 ) -> Result<(), StorageFault> {
-    let expected = inner.paths.volume_file(id, format);
+    let expected = pool.place.volume(id, format);
     if path == expected {
         return Ok(());
     }
@@ -379,9 +379,9 @@ impl CopyWatch {
 }
 
 /// A `qemu-img` that writes tables, not data.
-fn quick(inner: &Inner, size: ByteCount) -> Command {
+fn quick(inner: &Inner, pool: &FilePool, size: ByteCount) -> Command {
     Command::new(&inner.options.qemu_img)
-        .directory(&inner.paths.volumes)
+        .directory(&pool.place.volumes)
         .malloc_arenas(1)
         .limits(Limits {
             address_space: Some(ADDRESS_SPACE),
@@ -448,10 +448,15 @@ pub(super) fn read_mark(path: &Path) -> Result<Option<PoolName>, StorageFault> {
 }
 
 /// Makes a volume that no guest has larger, unless it is.
-pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), StorageFault> {
-    let (shared, planned) = (Arc::clone(inner), plan.clone());
+pub(super) async fn grow(
+    inner: &Arc<Inner>,
+    pool: &Arc<FilePool>,
+    plan: &LargerVolume,
+) -> Result<(), StorageFault> {
+    let (shared, its, planned) = (Arc::clone(inner), Arc::clone(pool), plan.clone());
     let prepare = move || {
-        if size_of(&shared, &planned)? >= planned.size {
+        let size = its.on_disk(|| size_of(&shared.paths, &its, &planned))?;
+        if size >= planned.size {
             return Ok(None);
         }
         let account = Account::named(&shared.options.qemu_img_user)?;
@@ -460,10 +465,10 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), 
         let view = sight::with_disk(sight::system(&shared.options)?, &path)?;
         Ok(Some((account, view, path)))
     };
-    let Some((account, view, path)) = inner.files.run(prepare).await? else {
+    let Some((account, view, path)) = pool.threads.run(prepare).await? else {
         return Ok(());
     };
-    let command = confined(quick(inner, plan.size), account, view);
+    let command = confined(quick(inner, pool, plan.size), account, view);
     resize(command, &path, plan.format, plan.size)
         .await
         .map_err(|source| StorageFault::Volume {
@@ -482,9 +487,11 @@ pub(super) async fn grow(inner: &Arc<Inner>, plan: &LargerVolume) -> Result<(), 
         .await
 }
 
-fn size_of(inner: &Inner, plan: &LargerVolume) -> Result<ByteCount, StorageFault> {
-    in_place(inner, plan.id, plan.format, &plan.path)?;
-    observe(&inner.paths, plan.id)?
+fn size_of(paths: &Paths, pool: &FilePool, plan: &LargerVolume) -> Result<ByteCount, StorageFault> {
+    in_place(pool, plan.id, plan.format, &plan.path)?;
+    let mut found = observe(pool, plan.id)?;
+    found.made = marked_pool(paths, plan.id)?.is_some();
+    found
         .whole(&plan.pool, plan.format)
         .ok_or_else(|| StorageFault::VolumeNotThere {
             id: plan.id,
@@ -493,13 +500,16 @@ fn size_of(inner: &Inner, plan: &LargerVolume) -> Result<ByteCount, StorageFault
 }
 
 /// Takes a volume's name from its file; answers what is to be wiped before it is removed. `None`: there was nothing.
-pub(super) fn take_name(inner: &Inner, id: VolumeId) -> Result<Option<Vec<PathBuf>>, StorageFault> {
-    let paths = &inner.paths;
+pub(super) fn take_name(
+    pool: &FilePool,
+    how: VolumeWipe,
+    id: VolumeId,
+) -> Result<Option<Vec<PathBuf>>, StorageFault> {
     let (mut left, mut found) = (Vec::new(), false);
     for format in FORMATS {
-        let (path, doomed) = (paths.volume_file(id, format), leaving(paths, id, format));
+        let (path, doomed) = (pool.place.volume(id, format), leaving(pool, id, format));
         found |= is_file(&path)? || is_file(&doomed)?;
-        match inner.options.volume_wipe {
+        match how {
             VolumeWipe::None => {
                 for path in [&path, &doomed] {
                     if is_file(path)? {
@@ -514,7 +524,7 @@ pub(super) fn take_name(inner: &Inner, id: VolumeId) -> Result<Option<Vec<PathBu
                     left.push(doomed);
                 } else if is_file(&path)? {
                     fs::rename(&path, &doomed)
-                        .and_then(|()| sync_directory(&paths.volumes))
+                        .and_then(|()| sync_directory(&pool.place.volumes))
                         .map_err(|source| StorageFault::io("take its name from", &path, source))?;
                     left.push(doomed);
                 }
@@ -536,12 +546,13 @@ impl Drop for StopWipe {
 /// Wipes a file that has lost its name, and removes it.
 pub(super) async fn wipe(
     inner: &Arc<Inner>,
+    pool: &Arc<FilePool>,
     path: PathBuf,
     progress: &Progress,
     failed: impl FnOnce(PathBuf, io::Error) -> StorageFault + Send + 'static,
 ) -> Result<(), StorageFault> {
     let how = inner.options.volume_wipe;
-    let shared = Arc::clone(inner);
+    let (shared, its) = (Arc::clone(inner), Arc::clone(pool));
     let work = move |wiping: &Wiping| {
         let load = Load {
             verb: "wiping",
@@ -550,9 +561,11 @@ pub(super) async fn wipe(
         let directory = path.parent().unwrap_or(Path::new("/"));
         let mut share = shared.room.reserve(directory, load, None);
         let has_room = |count| share.as_mut().is_ok_and(|share| share.take(count).is_ok());
-        wipe::wipe(&path, how, wiping, has_room)
-            .and_then(|()| remove_durably(&path))
-            .map_err(|source| failed(path, source))
+        its.on_disk(|| {
+            wipe::wipe(&path, how, wiping, has_room)
+                .and_then(|()| remove_durably(&path))
+                .map_err(|source| failed(path, source))
+        })
     };
     on_wipe_thread(inner, work, progress).await
 }

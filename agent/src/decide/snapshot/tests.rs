@@ -9,7 +9,10 @@ use berth_common::{
 };
 
 use super::*;
-use crate::decide::volume::VolumeFile;
+use crate::decide::{
+    pool::{FilesPlace, PoolPlace},
+    volume::VolumeFile,
+};
 
 const GB: u64 = 1 << 30;
 
@@ -29,10 +32,18 @@ impl Case {
     }
 
     fn paths() -> Paths {
-        let pools = ["fast", "thin"].map(|name| (name.parse().unwrap(), "/dev/vg0".into()));
+        let pools = [
+            ("fast", PoolPlace::Devices("/dev/vg0".into())),
+            (
+                "ssd",
+                PoolPlace::Files(FilesPlace::below(Path::new("/srv/ssd"))),
+            ),
+            ("thin", PoolPlace::ThinDevices("/dev/vg0".into())),
+        ];
         Paths {
-            pools: pools.into(),
-            thin: ["thin".parse().unwrap()].into(),
+            pools: pools
+                .map(|(name, place)| (name.parse().unwrap(), place))
+                .into(),
             ..Paths::below(Path::new("/var/lib/berth"))
         }
     }
@@ -172,7 +183,7 @@ fn a_pool_that_the_host_does_not_have_is_refused_by_its_name() {
     };
     assert_eq!(fault.code, FaultCode::Volume);
     let text =
-        "is in the storage pool slow, which this host does not have; it has local, fast, thin";
+        "is in the storage pool slow, which this host does not have; it has local, fast, ssd, thin";
     assert!(fault.message.contains(text), "{}", fault.message);
 }
 
@@ -228,6 +239,31 @@ fn a_thick_volume_of_a_guest_that_is_on_is_copied_into_a_device() {
     let mut there = SnapshotObserved::default();
     there.files.partial = true;
     there.jobs = vec![case.job(device.into())];
+    let steps = ["abort", "remove"];
+    check(&case.tombstone(), &there, &steps, &SnapshotThen::Gone);
+}
+
+#[test]
+fn a_volume_in_a_directory_of_an_operators_is_kept_as_one_of_local_is() {
+    let case = Case::new();
+    let (wish, off) = in_pool(&case, Case::ready(), "ssd");
+    check(&wish, &off, &["create", "mark"], &SnapshotThen::Converged);
+    let (wish, on) = in_pool(&case, case.live(), "ssd");
+    let plan = plan(&wish, &on, &Case::paths());
+    assert_eq!(words(&plan), ["prepare", "backup", "name", "mark"]);
+    let Step::Domain(DomainStep::Backup(backup)) = &plan.steps[1] else {
+        panic!("{plan:?}");
+    };
+    // Also of a raw volume.
+    assert_eq!(backup.format, VolumeFormat::Qcow2);
+    let live = format!("/srv/ssd/snapshots/.live-{}.qcow2", case.id);
+    assert_eq!(backup.file, Path::new(&live));
+    let volume = format!("/srv/ssd/volumes/{}.raw", case.volume);
+    assert_eq!(backup.disk.path, Path::new(&volume));
+    // Whose tombstone comes, it is ended where it is.
+    let mut there = SnapshotObserved::default();
+    there.files.partial = true;
+    there.jobs = vec![case.job(live.into())];
     let steps = ["abort", "remove"];
     check(&case.tombstone(), &there, &steps, &SnapshotThen::Gone);
 }

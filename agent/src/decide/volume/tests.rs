@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::decide::domain::{DiskFile, DomainDisks, DomainMetadata};
+use crate::decide::pool::{FilesPlace, PoolPlace};
 use berth_common::message::report::PowerState;
 
 const GB: u64 = 1 << 30;
@@ -397,6 +398,82 @@ fn users_are_whoever_names_the_file_live_or_kept() {
             ("off".to_owned(), None, Hold::Kept),
         ]
     );
+}
+
+/// A host with pools of every kind.
+fn with_pools() -> Paths {
+    let pools = [
+        ("fast", PoolPlace::Devices("/dev/vg0".into())),
+        (
+            "ssd",
+            PoolPlace::Files(FilesPlace::below(Path::new("/srv/ssd"))),
+        ),
+    ];
+    Paths {
+        pools: pools
+            .map(|(name, place)| (name.parse().unwrap(), place))
+            .into(),
+        ..paths()
+    }
+}
+
+#[test]
+fn a_place_is_that_of_the_pools_kind_and_leads_back() {
+    let (id, paths) = (VolumeId::new(), with_pools());
+    for (pool, format, expected) in [
+        ("local", "raw", format!("/var/lib/berth/volumes/{id}.raw")),
+        ("ssd", "raw", format!("/srv/ssd/volumes/{id}.raw")),
+        ("ssd", "qcow2", format!("/srv/ssd/volumes/{id}.qcow2")),
+        ("fast", "raw", format!("/dev/vg0/berth-{id}")),
+    ] {
+        let format = FORMATS.into_iter().find(|it| it.as_str() == format);
+        let path = paths.volume(&pool.parse().unwrap(), id, format.unwrap());
+        assert_eq!(path, Path::new(&expected));
+        assert_eq!(paths.volume_at(&path), Some(id), "{pool}");
+        assert!(paths.volume_places(id).contains(&path), "{pool}");
+    }
+    let snapshot = format!("/srv/ssd/snapshots/{id}.raw");
+    assert_eq!(paths.volume_at(Path::new(&snapshot)), None);
+}
+
+#[test]
+fn a_file_grows_under_its_guest_in_whatever_pool_it_is_and_a_device_by_itself() {
+    let instance = InstanceId::new();
+    for (pool, steps) in [
+        ("local", "grow live"),
+        ("ssd", "grow live"),
+        ("fast", "grow"),
+    ] {
+        let mut wish = wish(None);
+        let spec = wish.spec.as_mut().unwrap();
+        (spec.pool, spec.format) = (pool.parse().unwrap(), VolumeFormat::Raw);
+        let mut files = made(1);
+        files.files[0] = VolumeFile {
+            pool: pool.parse().unwrap(),
+            format: VolumeFormat::Raw,
+            ..file(1)
+        };
+        let observed = VolumeObserved {
+            users: vec![live(Some(instance))],
+            ..with(files)
+        };
+        let found = plan(&wish, &observed, &with_pools());
+        assert_eq!(words(&found), [steps], "{pool}");
+    }
+}
+
+#[test]
+fn a_document_that_asks_for_qcow2_on_block_devices_is_refused() {
+    for (pool, is_refused) in [("ssd", false), ("fast", true)] {
+        let mut wish = wish(None);
+        wish.spec.as_mut().unwrap().pool = pool.parse().unwrap();
+        let found = plan(&wish, &VolumeObserved::default(), &with_pools());
+        let text = "shall be stored as qcow2 in the storage pool fast, which is of block devices";
+        let told =
+            matches!(&found.then, VolumeThen::Refused(fault) if fault.message.contains(text));
+        assert_eq!(told, is_refused, "{found:?}");
+        assert_eq!(found.steps.is_empty(), is_refused);
+    }
 }
 
 fn any_files() -> impl Strategy<Value = VolumeFiles> {

@@ -307,12 +307,12 @@ impl World {
             let found = found.ok_or_else(|| format!("{label} is not there"))?;
             let expected = FakeVolume {
                 pool: self.store.pool(),
-                format: VolumeFormat::usual(&self.store.pool()),
+                format: facts().paths.snapshot_format(&self.store.pool()),
                 size: gb(snapshot.gb),
                 content: snapshot.content.clone().unwrap_or_default(),
                 known: found.known,
                 grown: false,
-                active: self.store.pool().is_local(),
+                active: facts().paths.holds_files(&self.store.pool()),
             };
             equal(label, &found, &expected)?;
         }

@@ -35,8 +35,8 @@ const ONE: &[Store] = &[Qcow2];
 /// A file and a block device.
 const TWO: &[Store] = &[Qcow2, Lvm];
 /// Where snapshots are made in different ways.
-const THREE: &[Store] = &[Qcow2, Lvm, Thin];
-const ALL: &[Store] = &[Qcow2, Raw, Lvm, Thin];
+const FOUR: &[Store] = &[Qcow2, Dir, Lvm, Thin];
+const ALL: &[Store] = &[Qcow2, Raw, Dir, Lvm, Thin];
 
 /// Volumes: one with data, another one, one to boot from, a copy.
 const DATA: Label = "data";
@@ -798,7 +798,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["make a volume", "snapshot"],
         when: |world| world.has_snapshot(MONDAY) && !world.has_volume(COPY),
         wishes: &[|world| world.copy_snapshot(MONDAY, COPY)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -811,7 +811,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.copy_snapshot(MONDAY, COPY);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -896,7 +896,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["create", "make a volume", "attach"],
         when: |world| is_live(world, DATA) && !world.has_snapshot(MONDAY),
         wishes: &[|world| world.take_snapshot(DATA, MONDAY)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -925,7 +925,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.copy_snapshot(MONDAY, COPY);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -936,7 +936,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.take_snapshot(DATA, MONDAY);
             world.detach(DATA);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -972,7 +972,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
             world.delete_snapshot(MONDAY);
             world.delete_volume(COPY);
         }],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -980,7 +980,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["make a volume", "snapshot"],
         when: |world| world.has_snapshot(MONDAY),
         wishes: &[|world| world.delete_snapshot(MONDAY)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     Operation {
@@ -988,7 +988,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         after: &["make a volume", "snapshot"],
         when: |world| is_free(world, DATA) && world.has_snapshots_of(DATA),
         wishes: &[|world| world.delete_volume(DATA)],
-        stores: THREE,
+        stores: FOUR,
         ..PLAIN
     },
     // ---- Volumes of guests ----

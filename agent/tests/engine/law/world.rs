@@ -30,6 +30,8 @@ pub(super) enum Store {
     /// Files of the pool `local`.
     Qcow2,
     Raw,
+    /// Raw files of a pool on a disk of its own.
+    Dir,
     /// Block devices.
     Lvm,
     /// Block devices, where snapshots share what they hold with their volumes.
@@ -41,6 +43,7 @@ impl Store {
         match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",
+            Self::Dir => "dir",
             Self::Lvm => "lvm",
             Self::Thin => "thin",
         }
@@ -49,6 +52,7 @@ impl Store {
     fn pool(self) -> PoolName {
         match self {
             Self::Qcow2 | Self::Raw => PoolName::default(),
+            Self::Dir => ssd(),
             Self::Lvm => fast(),
             Self::Thin => thin(),
         }
@@ -57,7 +61,7 @@ impl Store {
     const fn format(self) -> VolumeFormat {
         match self {
             Self::Qcow2 => VolumeFormat::Qcow2,
-            Self::Raw | Self::Lvm | Self::Thin => VolumeFormat::Raw,
+            Self::Raw | Self::Dir | Self::Lvm | Self::Thin => VolumeFormat::Raw,
         }
     }
 }

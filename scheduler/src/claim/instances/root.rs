@@ -163,12 +163,14 @@ impl Root {
         let wanted = Wanted {
             what: "the volume",
             pool: &volume.pool,
+            format: volume.format,
             size: volume.size_gb,
             more: volume.size_gb,
         };
         let claimed = cloud.claimed_of_pools(&volume.pool);
         let mut hosts = BTreeSet::new();
         let mut lacking = BTreeMap::new();
+        let mut unfit = BTreeSet::new();
         for host in cloud.table().hosts() {
             let id = host.facts().id;
             let claimed = claimed.get(&id).copied().unwrap_or(DiskGb::ZERO);
@@ -177,6 +179,9 @@ impl Root {
                     hosts.insert(id);
                 }
                 PoolRoom::NoPool => {}
+                PoolRoom::OtherFormat => {
+                    unfit.insert(id);
+                }
                 PoolRoom::TooSmall { total } => {
                     lacking.insert(id, (total.get(), total.get()));
                 }
@@ -189,6 +194,8 @@ impl Root {
             pool: volume.pool.to_string(),
             needed: volume.size_gb.get(),
             lacking,
+            format: volume.format.as_str(),
+            unfit,
         };
         (hosts, room)
     }

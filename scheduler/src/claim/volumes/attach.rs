@@ -251,6 +251,7 @@ async fn bind(
     let wanted = Wanted {
         what: &format!("volume {}", volume.name),
         pool: &volume.pool,
+        format: volume.format,
         size: size_gb,
         more: size_gb,
     };

@@ -148,6 +148,7 @@ async fn grow(writing: &mut Writing<'_>, row: &VolumeRow, size: DiskGb) -> Resul
         let wanted = Wanted {
             what: &format!("volume {}", row.name),
             pool: &row.pool,
+            format: row.format,
             size,
             more,
         };

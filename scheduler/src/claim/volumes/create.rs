@@ -21,7 +21,7 @@ use super::{Wanted, check_room, no_such, resolve};
 use crate::{
     claim::{ClaimError, cloud::PlacedVolume, conflict, fingerprint, hosts, invalid, snapshots},
     context::Writing,
-    place::Admission,
+    place::{Admission, Host},
     report::show,
 };
 
@@ -51,6 +51,7 @@ pub async fn create(
         Some(host) => Some(hosts::resolve(writing.txn(), host).await?.id),
     };
     let (source, host) = source(writing, request, named).await?;
+    check_format(writing, format, &pool, host)?;
     let row = VolumeRow {
         id: request.id,
         project: request.project.clone(),
@@ -98,6 +99,7 @@ async fn add(
         let wanted = Wanted {
             what: &format!("volume {}", row.name),
             pool: &row.pool,
+            format: row.format,
             size: row.size_gb,
             more: row.size_gb,
         };
@@ -138,15 +140,6 @@ fn validate(request: &VolumeCreate) -> Result<(), ClaimError> {
     if request.size_gb.get() == 0 {
         mistakes.push("size_gb must be at least 1".to_owned());
     }
-    if let (Some(format), Some(pool)) = (request.format, &request.pool)
-        && !format.fits(pool)
-    {
-        mistakes.push(format!(
-            "format must be raw or null in pool {pool}: only the pool {} holds files, and so {}",
-            PoolName::LOCAL,
-            format.as_str()
-        ));
-    }
     let limits = request.limits;
     for (key, limit) in [
         ("total_iops", limits.total_iops),
@@ -164,6 +157,36 @@ fn validate(request: &VolumeCreate) -> Result<(), ClaimError> {
     } else {
         Err(invalid(mistakes.join("; ")))
     }
+}
+
+/// Refuses what no host could store so, of those that have the pool just now, or the one it shall be on. Where nobody has it,
+/// nothing is known.
+fn check_format(
+    writing: &Writing<'_>,
+    format: VolumeFormat,
+    pool: &PoolName,
+    host: Option<HostId>,
+) -> Result<(), ClaimError> {
+    if pool.is_local() {
+        return Ok(());
+    }
+    let table = writing.cloud.table();
+    let hosts = table.hosts().map(Host::facts);
+    let hosts = hosts.filter(|facts| host.is_none_or(|host| host == facts.id));
+    let mut kinds = hosts
+        .flat_map(|facts| &facts.pools)
+        .filter(|report| report.name == *pool)
+        .map(|report| report.kind)
+        .peekable();
+    if kinds.peek().is_none() || kinds.any(|kind| kind.holds(format)) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "format must be raw or null in pool {pool}: it is of logical volumes, which hold raw volumes only; {} are held by pools \
+         of files, as {} is",
+        format.as_str(),
+        PoolName::LOCAL
+    )))
 }
 
 /// What a volume is made from, and the host it is on then. `named`: the host that the request names.

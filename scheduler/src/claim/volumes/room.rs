@@ -5,6 +5,7 @@
 //! more than it has: only a single volume that could never be filled is refused.
 
 use berth_common::{
+    document::VolumeFormat,
     ids::HostId,
     message::heartbeat::{PoolKind, PoolReport},
     names::PoolName,
@@ -25,6 +26,8 @@ pub(in crate::claim) struct Wanted<'a> {
     pub(in crate::claim) what: &'a str,
     /// Where.
     pub(in crate::claim) pool: &'a PoolName,
+    /// How it is stored.
+    pub(in crate::claim) format: VolumeFormat,
     /// Of the whole of it.
     pub(in crate::claim) size: DiskGb,
     /// What of it is not claimed yet.
@@ -79,6 +82,8 @@ pub(in crate::claim) enum PoolRoom {
     Enough,
     /// The host has no such pool.
     NoPool,
+    /// What is in it are block devices, which hold nothing that is stored so.
+    OtherFormat,
     /// All of it is not enough.
     TooSmall {
         /// What it has.
@@ -99,6 +104,9 @@ pub(in crate::claim) fn pool_room(host: &Host, wanted: Wanted<'_>, claimed: Disk
     let Some(report) = pools.iter().find(|report| report.name == *wanted.pool) else {
         return PoolRoom::NoPool;
     };
+    if !report.kind.holds(wanted.format) {
+        return PoolRoom::OtherFormat;
+    }
     let total = report.total_bytes.whole_gb();
     // Overcommit is of the sum, never of one.
     if wanted.size > total {
@@ -120,6 +128,7 @@ fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
     let Wanted {
         what,
         pool,
+        format,
         size,
         more,
     } = wanted;
@@ -129,6 +138,10 @@ fn of_pool(host: &Host, wanted: Wanted<'_>, claimed: DiskGb) -> Option<String> {
         PoolRoom::NoPool => Some(format!(
             "host {on} has no storage pool {pool}, which {what} shall be in; it has {}",
             names(&host.facts().pools)
+        )),
+        PoolRoom::OtherFormat => Some(format!(
+            "pool {pool} of host {on} is of logical volumes, which hold raw volumes only, and {what} shall be {}",
+            format.as_str()
         )),
         PoolRoom::TooSmall { total } => Some(format!(
             "pool {pool} of host {on} is too small for {what}: {size} are needed, it has {total}"
@@ -193,6 +206,7 @@ mod tests {
         let wanted = Wanted {
             what: "volume data",
             pool: &pool,
+            format: VolumeFormat::Raw,
             size: DiskGb::clamped(size),
             more: DiskGb::clamped(size),
         };

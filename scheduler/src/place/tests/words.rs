@@ -246,7 +246,7 @@ fn every_constraint_refuses_in_words() {
         FilterName::VolumeLocality,
         "it does not reach the volume",
     );
-    let room = |lacking: &[(u128, (u64, u64))]| Request {
+    let room = |lacking: &[(u128, (u64, u64))], unfit: &[u128]| Request {
         volume_hosts: Some([].into()),
         volume_room: Some(VolumeRoom {
             pool: "fast".to_owned(),
@@ -255,16 +255,23 @@ fn every_constraint_refuses_in_words() {
                 .iter()
                 .map(|(id, lack)| (host_id(*id), *lack))
                 .collect(),
+            format: "qcow2",
+            unfit: unfit.iter().map(|id| host_id(*id)).collect(),
         }),
         ..plain()
     };
     check(
-        room(&[(1, (12, 20))]),
+        room(&[], &[1]),
+        FilterName::VolumeLocality,
+        "its storage pool fast holds raw volumes only, and the volume shall be qcow2",
+    );
+    check(
+        room(&[(1, (12, 20))], &[]),
         FilterName::VolumeLocality,
         "needs 30 GB in storage pool fast for the volume, 12 free of 20, 18 missing",
     );
     check(
-        room(&[(2, (12, 20))]),
+        room(&[(2, (12, 20))], &[2]),
         FilterName::VolumeLocality,
         "it has no storage pool fast",
     );

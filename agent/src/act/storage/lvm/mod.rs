@@ -30,7 +30,7 @@ use berth_common::{
 pub(super) use self::snapshot::Reading;
 use self::{snapshot::Readers, tool::Tool};
 use super::{
-    Inner, LvmPoolOptions, StorageOptions, VolumeWipe,
+    Inner, LvmPoolOptions, PoolOptions, StorageOptions, VolumeWipe,
     fault::StorageFault,
     original::{self, Original},
     volume::on_wipe_thread,
@@ -81,7 +81,10 @@ impl LvmPool {
     pub(super) fn all(options: &StorageOptions) -> BTreeMap<PoolName, Self> {
         let pools = options.pools.iter();
         pools
-            .map(|(name, pool)| (name.clone(), Self::new(name, pool, options)))
+            .filter_map(|(name, pool)| match pool {
+                PoolOptions::Lvm(pool) => Some((name.clone(), Self::new(name, pool, options))),
+                PoolOptions::Dir(_) => None,
+            })
             .collect()
     }
 
