@@ -410,6 +410,9 @@ pub async fn delete(
     // Where hosts have addresses of it for a router, they give them back with that.
     writing.touch_everywhere(row.network_id);
     nat::changed(writing, row.network_id, None).await?;
+    // Who asks for an address next, maybe in the same transaction and of a subnet that takes this one's place, knows then whom to wait
+    // for.
+    writing.derive().await?;
     Ok(view::subnet(&row))
 }
 

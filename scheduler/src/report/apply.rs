@@ -15,6 +15,7 @@ use berth_store::{
     instances::{self, InstanceObserved, InstanceRow},
     networks,
     ports::{self, PortRow},
+    routers,
     snapshots::{self, SnapshotRow},
     volumes::{self, VolumeObserved, VolumeRow},
 };
@@ -114,6 +115,12 @@ fn network_id(report: &ResourceReport) -> Option<NetworkId> {
     NetworkId::try_from(report.key.id)
         .ok()
         .filter(|_| report.key.kind == Kind::Network)
+}
+
+fn router_id(report: &ResourceReport) -> Option<RouterId> {
+    RouterId::try_from(report.key.id)
+        .ok()
+        .filter(|_| report.key.kind == Kind::Router)
 }
 
 /// What a host says of a network that it shall not have: the addresses of one of type `nat` are taken there until it is gone.
@@ -365,7 +372,14 @@ async fn strayed(
     };
     let volume = volume_id(report).and_then(|id| known.volumes.get(&id));
     let snapshot = snapshot_id(report).and_then(|id| known.snapshots.get(&id));
-    let shall_go = row.is_some_and(|row| !lies_here(row))
+    // Of a router nobody has data, and one that stays answers at addresses that are somebody else's by now. It may be known here and not
+    // be told: then nothing of the host's needs it.
+    let router = match router_id(report) {
+        Some(id) => routers::get(writing.txn(), id).await?,
+        None => None,
+    };
+    let shall_go = router.is_some()
+        || row.is_some_and(|row| !lies_here(row))
         || volume.is_some_and(|volume| volume.deleted_at.is_some())
         || snapshot.is_some_and(|snapshot| snapshot.deleted_at.is_some());
     let is_host = writing.cloud.table().host(host).is_some();

@@ -759,19 +759,19 @@ async fn pools_have_their_own_room_and_are_refused_where_they_are_not() {
     let view = until(&cloud, host, "f3", VolumeStatus::InUse).await;
     assert_eq!(view.host.unwrap().as_str(), "hv1");
     // Only files are stored otherwise.
-    let text = "format must be raw or null in pool fast: it is of logical volumes";
+    let text = "format must be raw or null in pool fast: on the hosts that have it now it is of logical volumes";
     let qcow2 = |name: &str, mut more: Value| {
         more["format"] = json!("qcow2");
         volume(name, 1, more)
     };
     let anywhere = qcow2("q", json!({ "pool": "fast" }));
-    cloud.refused(anywhere, Invalid, text).await;
+    cloud.refused(anywhere, Conflict, text).await;
     // One that is files elsewhere.
     let other = hosts.get_mut("hv2").unwrap();
     other.pools = vec![pool("fast", PoolKind::Dir, [50, 20, 0])];
     other.tell(&cloud).await;
     let here = qcow2("q", json!({ "pool": "fast", "host": "hv1" }));
-    cloud.refused(here, Invalid, text).await;
+    cloud.refused(here, Conflict, text).await;
     cloud.ok(qcow2("q1", json!({ "pool": "fast" }))).await;
     let text = "pool fast of host hv1 is of logical volumes, which hold raw volumes only, and volume q1 shall be qcow2";
     cloud.refused(attach("q1", "web"), NoValidHost, text).await;

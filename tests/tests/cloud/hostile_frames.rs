@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::ensure;
 use berth_common::names::MacAddress;
-use etherparse::{Icmpv4Type, PacketBuilder, PacketBuilderStep, VlanId};
+use etherparse::{PacketBuilder, PacketBuilderStep, VlanId};
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
 const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -101,8 +101,9 @@ impl Sender {
                 &[&times[..], &prefix].concat(),
             )?,
             self.icmp6(REDIRECT, [0; 4], &away)?,
+            self.icmp4(5, self.ip.octets(), &[0; 28])?,
             // RFC 1256: one address of two words, for half an hour, and that is the sender's.
-            self.router_of_icmp()?,
+            self.icmp4(9, [1, 2, 7, 8], &[&self.ip.octets()[..], &[0; 4]].concat())?,
         ];
         let override_it = [0x20, 0, 0, 0];
         let mine = [&[2, 1][..], &self.mac.octets()].concat();
@@ -158,17 +159,12 @@ impl Sender {
         )
     }
 
-    fn router_of_icmp(self) -> anyhow::Result<Vec<u8>> {
-        let advertisement = Icmpv4Type::Unknown {
-            type_u8: 9,
-            code_u8: 0,
-            bytes5to8: [1, 2, 7, 8],
-        };
+    fn icmp4(self, kind: u8, word: [u8; 4], payload: &[u8]) -> anyhow::Result<Vec<u8>> {
         let packet = PacketBuilder::ethernet2(self.mac.octets(), EVERYBODY)
             .ipv4(self.ip.octets(), [255; 4], 1)
-            .icmpv4(advertisement);
+            .icmpv4_raw(kind, 0, word);
         let mut frame = Vec::new();
-        packet.write(&mut frame, &[&self.ip.octets()[..], &[0; 4]].concat())?;
+        packet.write(&mut frame, payload)?;
         Ok(frame)
     }
 

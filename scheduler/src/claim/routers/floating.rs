@@ -239,6 +239,8 @@ pub async fn delete(
 ) -> Result<FloatingIpView, ClaimError> {
     let row = resolve(writing.txn(), &request.project, &request.floating_ip).await?;
     let shown = view(writing.txn(), &row).await?;
+    // What was asked for before it in the same transaction chooses its addresses while this one is somebody's.
+    writing.derive().await?;
     floating_ips::delete(writing.txn(), row.id).await?;
     let association: Vec<Association> = row.association.into_iter().collect();
     touch_translated(writing, &association).await?;

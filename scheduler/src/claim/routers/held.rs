@@ -149,21 +149,22 @@ fn words(names: &[HostName]) -> String {
     format!("{what} {}{more}", first.join(", "))
 }
 
-/// The addresses that one host alone has of those that were taken from it, for the router that it had them for: it may have one of
-/// them again.
+/// By host and router, the addresses that were taken from the host and that it alone has, for that router: it may have one of them
+/// again.
 #[must_use]
-pub fn own_of(held: &[HeldAddressRow], of: (HostId, RouterId)) -> BTreeSet<IpAddr> {
-    let is_own = |row: &&HeldAddressRow| (row.host_id, row.router_id) == of;
-    let others: BTreeSet<IpAddr> = held
-        .iter()
-        .filter(|row| !is_own(row))
-        .map(|row| row.ip_address)
-        .collect();
-    held.iter()
-        .filter(is_own)
-        .map(|row| row.ip_address)
-        .filter(|address| !others.contains(address))
-        .collect()
+pub fn own(held: &[HeldAddressRow]) -> BTreeMap<(HostId, RouterId), BTreeSet<IpAddr>> {
+    let mut places: BTreeMap<IpAddr, BTreeSet<(HostId, RouterId)>> = BTreeMap::new();
+    for row in held {
+        let of_address = places.entry(row.ip_address).or_default();
+        of_address.insert((row.host_id, row.router_id));
+    }
+    let mut own: BTreeMap<_, BTreeSet<IpAddr>> = BTreeMap::new();
+    for (address, places) in places {
+        if let (1, Some(place)) = (places.len(), places.first()) {
+            own.entry(*place).or_default().insert(address);
+        }
+    }
+    own
 }
 
 #[cfg(test)]

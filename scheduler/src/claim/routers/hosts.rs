@@ -213,12 +213,8 @@ async fn choose(
 ) -> Result<Vec<RouterGatewayRow>, ClaimError> {
     let txn = writing.txn();
     let mut used = supply::used(txn, subnet.id).await?;
-    used.extend(
-        taken
-            .iter()
-            .filter(|it| it.subnet_id == subnet.id)
-            .map(|it| it.ip_address),
-    );
+    // Of a subnet that was there before with the same addresses, too.
+    used.extend(taken.iter().map(|it| it.ip_address));
     let mut held = held_addresses::of_network(txn, subnet.network_id).await?;
     held.retain(|row| subnet.cidr.net().contains(&row.ip_address));
     if !held.is_empty() {
@@ -226,21 +222,28 @@ async fn choose(
         given.extend(routers::addresses_given(txn, subnet.id).await?);
         held.retain(|row| !given.contains(&row.ip_address));
     }
+    let own = held::own(&held);
     let mut gateways = Vec::new();
+    let mut is_full = false;
     for (router, host) in missing {
-        let mut own = held::own_of(&held, (*host, *router));
-        own.retain(|address| address::choose(subnet, &BTreeSet::new(), Some(*address)).is_ok());
-        let chosen = match own.first() {
-            Some(own) => Ok(*own),
+        let own = own.get(&(*host, *router)).into_iter().flatten();
+        let mut own = own
+            .copied()
+            .filter(|own| address::choose(subnet, &BTreeSet::new(), Some(*own)).is_ok());
+        let chosen = match own.next() {
+            Some(own) => Ok(own),
+            // Others have theirs to get again.
+            None if is_full => continue,
             None => address::choose(subnet, &used, None),
         };
         let ip_address = match chosen {
             Ok(address) => address,
             Err(error) => {
                 // The router works without it, and its view shows that the host has none.
-                tracing::warn!(%router, %host, %error, "a host gets no address for a router until one is free");
+                tracing::warn!(%router, %host, %error, "hosts get no address for a router until one is free");
                 writing.context().lack_addresses();
-                break;
+                is_full = true;
+                continue;
             }
         };
         used.insert(ip_address);

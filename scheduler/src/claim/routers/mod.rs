@@ -135,7 +135,10 @@ pub async fn set(writing: &mut Writing<'_>, request: &RouterSet) -> Result<Route
         }
         uses::refuse_overlap_outside(writing.txn(), &row, &legs).await?;
     }
-    routes::check(writing.txn(), &row, &legs).await?;
+    // A router from before that was asked may stay as it is, and be switched off.
+    if request.routes.is_some() || row.external_network_id != before {
+        routes::check(writing.txn(), &row, &legs).await?;
+    }
     // What it does not need any more no host must be able to.
     let leads_elsewhere = row.external_network_id.is_some() && row.external_network_id != before;
     if !was_up || leads_elsewhere {
@@ -179,6 +182,8 @@ pub async fn delete(
                 legs.len()
             )));
         }
+        // What was asked for before it in the same transaction chooses its addresses while those of this one are somebody's.
+        writing.derive().await?;
         let networks = row.external_network_id.into_iter().collect();
         touch(writing, &row, networks).await?;
         routers::mark_deleted(writing.txn(), row.id, writing.now).await?;
@@ -301,7 +306,7 @@ pub async fn remove_interface(
         )));
     }
     legs.retain(|leg| leg.subnet_id != subnet.id);
-    routes::check(txn, &row, &legs).await?;
+    routes::check_next_hops(txn, &row, &legs).await?;
     // Those who have it now: afterwards nothing may lead to them, and nothing on them to its networks.
     let mut was_in = BTreeSet::from([network.id]);
     was_in.extend(legs.iter().map(|leg| leg.network_id));

@@ -30,20 +30,43 @@ pub(super) async fn check(
             row.routes.len()
         )));
     }
+    for (place, route) in row.routes.iter().enumerate() {
+        let mut before = row.routes.iter().take(place);
+        if let Some(other) = before.find(|other| is_same(other, route)) {
+            return Err(invalid(format!(
+                "there are two routes to {}, by way of {} and of {}; name one of them",
+                route.destination, other.nexthop, route.nexthop
+            )));
+        }
+    }
+    let (inside, outside) = check_next_hops(db, row, legs).await?;
+    refuse_clash(row, &inside, &outside)
+}
+
+/// Refuses further routes of a router to next hops that are nowhere beside it. Answers the subnets it is in, inside and outside, if it
+/// has any such routes.
+///
+/// # Errors
+/// The refusal, or a failure of the database.
+pub(super) async fn check_next_hops(
+    db: &impl Executor,
+    row: &RouterRow,
+    legs: &[RouterInterfaceRow],
+) -> Result<(Vec<SubnetRow>, Vec<SubnetRow>), ClaimError> {
     if row.routes.is_empty() {
-        return Ok(());
+        return Ok(Default::default());
     }
     let known = networks::of(db, legs, row.external_network_id).await?;
-    let all = known.values().flat_map(|network| &network.subnets);
-    let is_outside = |subnet: &&SubnetRow| Some(subnet.network_id) == row.external_network_id;
-    let (outside, inside): (Vec<&SubnetRow>, Vec<&SubnetRow>) = all
+    let all = known.into_values().flat_map(|network| network.subnets);
+    let is_outside = |subnet: &SubnetRow| Some(subnet.network_id) == row.external_network_id;
+    let (outside, inside): (Vec<SubnetRow>, Vec<SubnetRow>) = all
         .filter(|subnet| is_outside(subnet) || legs.iter().any(|leg| leg.subnet_id == subnet.id))
         .partition(is_outside);
-    for (place, route) in row.routes.iter().enumerate() {
-        let Route {
-            destination,
-            nexthop,
-        } = route;
+    for Route {
+        destination,
+        nexthop,
+    } in &row.routes
+    {
         if destination.is_ipv6() != nexthop.is_ipv6() {
             return Err(invalid(format!(
                 "the next hop {nexthop} is of another version of IP than {destination}"
@@ -60,15 +83,8 @@ pub(super) async fn check(
                 "the next hop {nexthop} of the route to {destination} is the router itself"
             )));
         }
-        let mut before = row.routes.iter().take(place);
-        if let Some(other) = before.find(|other| is_same(other, route)) {
-            return Err(invalid(format!(
-                "there are two routes to {destination}, by way of {} and of {nexthop}; name one of them",
-                other.nexthop
-            )));
-        }
     }
-    refuse_clash(row, &inside, &outside)
+    Ok((inside, outside))
 }
 
 fn is_same(one: &Route, other: &Route) -> bool {
@@ -78,8 +94,8 @@ fn is_same(one: &Route, other: &Route) -> bool {
 /// Refuses further routes that a router has already by its subnets inside and outside.
 fn refuse_clash(
     row: &RouterRow,
-    inside: &[&SubnetRow],
-    outside: &[&SubnetRow],
+    inside: &[SubnetRow],
+    outside: &[SubnetRow],
 ) -> Result<(), ClaimError> {
     for Route {
         destination,
@@ -125,7 +141,7 @@ pub async fn refuse_clash_outside(
         return Ok(());
     }
     for row in routers::leading_to(db, &[network.id].into()).await? {
-        refuse_clash(&row, &[], &[subnet])?;
+        refuse_clash(&row, &[], std::slice::from_ref(subnet))?;
     }
     Ok(())
 }

@@ -181,8 +181,8 @@ fn check_format(
     if kinds.peek().is_none() || kinds.any(|kind| kind.holds(format)) {
         return Ok(());
     }
-    Err(invalid(format!(
-        "format must be raw or null in pool {pool}: it is of logical volumes, which hold raw volumes only; {} are held by pools \
+    Err(conflict(format!(
+        "format must be raw or null in pool {pool}: on the hosts that have it now it is of logical volumes, which hold raw volumes only; {} are held by pools \
          of files, as {} is",
         format.as_str(),
         PoolName::LOCAL
