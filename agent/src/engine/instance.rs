@@ -213,6 +213,13 @@ async fn look(worker: &Worker, wish: &Wish, memory: &Memory) -> Result<Observed,
                 }
             }
         }
+        // One that was told of before has not all that the instance needs.
+        for port in &spec.ports {
+            let mut fixed = port.fixed_ips.iter();
+            if fixed.any(|fixed| !subnets.contains_key(&fixed.subnet_id)) {
+                networks_unknown.insert(port.network_id);
+            }
+        }
         networks_ready = networks
             .into_iter()
             .filter(|network| ready(*network))

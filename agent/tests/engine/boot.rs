@@ -1,7 +1,7 @@
 //! Rescue and rebuild through the whole agent, beyond the law of every operation: whatever older documents an agent without its
 //! journal is told, and in whatever order wishes come, a disk is made once for a wish, and no old content comes back.
 
-use berth_common::document::{Incarnation, OnCrash, Rescue};
+use berth_common::document::{ConfigDrive, Incarnation, OnCrash, Rescue};
 
 use super::*;
 
@@ -218,4 +218,28 @@ async fn a_guest_that_crashes_after_each_start_is_started_less_and_less_often() 
     lab.host.tell_news();
     sleep(Duration::from_secs(2)).await;
     assert_eq!(runs(), Some(crashed + 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_config_drive_waits_for_the_subnets_that_it_tells_of() {
+    let lab = Lab::new().await;
+    let wish = Wish::new(&lab);
+    // The host has the network for others, and has not been told of a new subnet yet.
+    let mut before = wish.network(1, &[]);
+    if let Document::Network(desired) = &mut before {
+        desired.spec.as_mut().unwrap().subnets.clear();
+    }
+    lab.send(&before).await;
+    lab.wait_status(&before, ConvergeStatus::Converged).await;
+    let instance = wish.instance(1, |spec| spec.config_drive = Some(ConfigDrive::default()));
+    lab.send(&instance).await;
+    let drives = async || {
+        let files = Storage::observe(&lab.host, wish.instance).await.unwrap();
+        files.config_drives.len()
+    };
+    sleep(LIMIT).await;
+    assert_eq!(drives().await, 0);
+    lab.send(&wish.network(2, &[wish.port])).await;
+    lab.wait_status(&instance, ConvergeStatus::Converged).await;
+    assert_eq!(drives().await, 1);
 }

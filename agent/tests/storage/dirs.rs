@@ -3,7 +3,7 @@
 use berth_agent::{
     act::storage::{DirPoolOptions, PoolOptions, VolumeWipe, check_dir_pools},
     decide::{
-        snapshot::{NewSnapshot, StoredSnapshot},
+        snapshot::{NewSnapshot, SnapshotFiles, StoredSnapshot},
         volume::{Content, LargerVolume, NewVolume},
     },
 };
@@ -348,6 +348,17 @@ async fn is_ill(host: &Host, volume: &NewVolume, snapshot: SnapshotId, parts: &[
     let local = host.new_volume(VolumeFormat::Qcow2, MIB, Content::Zeros);
     host.make(&local).await;
     assert!(!host.found(local.id).await.is_empty());
+    let (more, stored) = host.snapshot_in(&local);
+    for step in [
+        StorageStep::CreateSnapshot(more),
+        StorageStep::MarkSnapshot(stored.clone()),
+        StorageStep::RemoveSnapshot(stored.id),
+    ] {
+        host.step(step).await.unwrap();
+    }
+    // A tombstone names no pool.
+    let left = host.storage.observe_snapshot(stored.id, None).await;
+    assert_eq!(left.unwrap(), SnapshotFiles::default());
     host.remove_volume(local.id).await;
     assert!(host.found(local.id).await.is_empty());
 }
@@ -402,6 +413,51 @@ fn a_pool_whose_disk_is_not_mounted_waits_for_it_and_nothing_is_written_below() 
             .await
             .unwrap();
         host.remove_volume(volume.id).await;
+        assert_eq!(left_in(&at), [MARK, "snapshots", "volumes"]);
+    });
+}
+
+#[test]
+fn what_is_being_wiped_is_not_gone_with_its_disk() {
+    on_a_small_file_system("128m", |root| async move {
+        let disk = Disk::new(&root, "one", "64m");
+        let at = place(&root, "ssd");
+        disk.mount(&at);
+        let host = agent(&root, &["ssd"], |options| {
+            options.volume_wipe = VolumeWipe::Zero;
+        });
+        let (volume, snapshot) = both(&host, &noise(2 * MIB)).await;
+        // As an agent leaves them that ends while it wipes.
+        let note = |mark: &Path| {
+            let text = fs::read_to_string(mark).unwrap() + "It is being removed.\n";
+            fs::write(mark, text).unwrap();
+        };
+        let marks = [
+            host.paths.volume_mark(volume.id),
+            host.paths.snapshot_mark(snapshot),
+        ];
+        let kept = host.paths.snapshot(&volume.pool, snapshot);
+        let doomed = [volume.path.as_path(), &kept].map(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let doomed = path.with_file_name(format!(".wipe-{name}"));
+            fs::rename(path, &doomed).unwrap();
+            doomed
+        });
+        marks.iter().for_each(|mark| note(mark));
+        unmount(&at);
+        let told = ["is its disk mounted?"];
+        is_ill(&host, &volume, snapshot, &told).await;
+        disk.mount(&at);
+        // And one that ended when the volume was wiped, and before it was noted.
+        fs::remove_file(&doomed[0]).unwrap();
+        host.remove_volume(volume.id).await;
+        host.step(StorageStep::RemoveSnapshot(snapshot))
+            .await
+            .unwrap();
+        assert!(host.found(volume.id).await.is_empty());
+        let left = host.storage.observe_snapshot(snapshot, None).await;
+        assert_eq!(left.unwrap(), SnapshotFiles::default());
+        assert!(!marks.iter().any(|mark| mark.exists()));
         assert_eq!(left_in(&at), [MARK, "snapshots", "volumes"]);
     });
 }
@@ -729,10 +785,12 @@ fn what_is_wrong_with_a_pools_directory_is_told_and_at_start_nothing_is_written(
         told("lies on the same file system as").await;
         disk.mount(&at);
         let mode = |mode| fs::set_permissions(&at, fs::Permissions::from_mode(mode)).unwrap();
-        mode(0o777);
-        told("everybody may write to").await;
+        for open in [0o777, 0o775] {
+            mode(open);
+            told("others than root may write to").await;
+        }
         mode(0o700);
-        told("QEMU's user cannot pass through").await;
+        told("not everybody can pass through").await;
         mode(0o755);
         at_start().unwrap();
         assert_eq!(names(&at), [""; 0]);

@@ -48,7 +48,7 @@ pub(super) const MARK: &str = ".berth-pool";
 const MARK_MOST: u64 = 4096;
 
 /// Permissions that a pool's directory must not have, and must have.
-const WRITTEN_BY_ALL: u32 = 0o002;
+const WRITTEN_BY_OTHERS: u32 = 0o022;
 const PASSED_BY_ALL: u32 = 0o001;
 
 /// The file systems of the pools that were in order when they were looked at last.
@@ -69,6 +69,8 @@ pub(super) struct FilePool {
 #[derive(Debug)]
 struct OwnDisk {
     root: PathBuf,
+    /// What is berth's in it.
+    within: [PathBuf; 2],
     record: PathBuf,
     /// The other such pools: their directories and records.
     others: Vec<(PoolName, PathBuf, PathBuf)>,
@@ -137,6 +139,7 @@ impl FilePool {
                 ),
                 own: Some(OwnDisk {
                     root: dir.path.clone(),
+                    within: [dir.files().volumes, dir.files().snapshots],
                     record: paths.pool_record(name),
                     others: others
                         .map(|(other, dir)| {
@@ -292,19 +295,31 @@ impl OwnDisk {
                 let metadata = directory
                     .metadata()
                     .map_err(|source| StorageFault::io("look at", &self.root, source))?;
-                let mode = metadata.mode();
-                if mode & WRITTEN_BY_ALL != 0 {
+                if is_others(&metadata) {
                     return unfit(
                         format!(
-                            "everybody may write to {root}, and so replace what berth makes there"
+                            "others than root may write to {root}, and so replace what berth makes there"
                         ),
-                        "chmod o-w",
+                        "chown root and chmod go-w",
                     );
                 }
-                if mode & PASSED_BY_ALL == 0 {
+                for within in &self.within {
+                    // What is no directory is told by whoever needs one.
+                    let found = fs::symlink_metadata(within);
+                    if found.is_ok_and(|it| it.is_dir() && is_others(&it)) {
+                        return unfit(
+                            format!(
+                                "others than root may write to {}, and so replace what berth makes there",
+                                within.display()
+                            ),
+                            "chown root and chmod go-w",
+                        );
+                    }
+                }
+                if metadata.mode() & PASSED_BY_ALL == 0 {
                     return unfit(
                         format!(
-                            "QEMU's user cannot pass through {root} to the disks of its guests"
+                            "not everybody can pass through {root}, as QEMU has to, to the disks of its guests"
                         ),
                         "chmod o+x",
                     );
@@ -452,6 +467,11 @@ enum Judged {
     Right,
     /// None was recorded. What its mark says, if there is one.
     New(Option<PoolMark>),
+}
+
+/// Whether others than root may make and remove files in a directory.
+fn is_others(directory: &fs::Metadata) -> bool {
+    directory.uid() != 0 || directory.mode() & WRITTEN_BY_OTHERS != 0
 }
 
 /// A way into a directory that is open, whatever has its path by now.

@@ -55,7 +55,11 @@ mod threads;
 mod volume;
 mod wipe;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use berth_common::{
@@ -117,6 +121,9 @@ struct Inner {
     room: Arc<Room>,
     live: snapshot::LiveShares,
     uses: Uses,
+    /// Snapshots that this agent removed from where their marks said they were: to look for them in pools that cannot be looked at
+    /// would say nothing.
+    removed: Mutex<BTreeSet<SnapshotId>>,
     /// The pool that every host has.
     local: Arc<FilePool>,
     /// Other pools of files.
@@ -129,6 +136,13 @@ impl Inner {
     /// All pools of files, `local` first.
     fn file_pools(&self) -> impl Iterator<Item = &Arc<FilePool>> {
         std::iter::once(&self.local).chain(self.dirs.values())
+    }
+}
+
+impl Inner {
+    fn removed(&self) -> MutexGuard<'_, BTreeSet<SnapshotId>> {
+        // A set is whole after every operation, so a panic elsewhere cannot have broken it.
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -161,6 +175,7 @@ impl DirStorage {
                 room,
                 live: snapshot::LiveShares::default(),
                 uses: Uses::default(),
+                removed: Mutex::default(),
             }),
         }
     }

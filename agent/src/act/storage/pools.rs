@@ -326,16 +326,19 @@ async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result
             Err(_) => {}
         }
     }
-    let shared = Arc::clone(inner);
+    let mark = inner.paths.volume_mark(id);
+    let its = mark.clone();
     inner
         .files
         .run(move || {
-            let mark = shared.paths.volume_mark(id);
-            let wipes = shared.options.volume_wipe != VolumeWipe::None;
-            if wipes && !found && instances::is_file(&mark)? {
-                return Err(StorageFault::NothingToWipe { id, mark });
+            if found {
+                return volume::note_removal(&its);
             }
-            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
+            let is_lost = how != VolumeWipe::None && instances::is_file(&its)?;
+            if is_lost && !volume::is_being_removed(&its)? {
+                return Err(StorageFault::NothingToWipe { id, mark: its });
+            }
+            Ok(())
         })
         .await?;
     for (pool, path) in files {
@@ -347,5 +350,11 @@ async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result
             lvm.wipe(inner, id.into(), &name, progress).await?;
         }
     }
-    Ok(())
+    // Last: while it is there, a pool that cannot be looked at is waited for.
+    inner
+        .files
+        .run(move || {
+            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
+        })
+        .await
 }

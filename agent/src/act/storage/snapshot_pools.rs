@@ -43,7 +43,9 @@ pub(super) async fn observe(
     if pool.is_none() {
         check_configured(inner, marked.as_ref())?;
     }
-    let must_be_seen = |name: &PoolName| pool.is_some() || may_lie_in(marked.as_ref(), name);
+    let was_removed = inner.removed().contains(&id);
+    let must_be_seen =
+        |name: &PoolName| pool.is_some() || (!was_removed && may_lie_in(marked.as_ref(), name));
     for (name, dir) in &inner.dirs {
         if pool.is_some_and(|pool| pool != name) {
             continue;
@@ -160,14 +162,14 @@ async fn remove(
         let files = take_files(inner, id, marked.as_ref()).await?;
         let shared = Arc::clone(inner);
         let found = !devices.is_empty() || !files.is_empty();
-        let forget = move || take_mark(&shared, id, found);
-        inner.files.run(forget).await?;
+        let note = move || note_removal(&shared, id, found);
+        inner.files.run(note).await?;
         let left: Vec<(&LvmPool, String)> = devices
             .into_iter()
             .flat_map(|(lvm, names)| names.into_iter().map(move |name| (lvm, name)))
             .collect();
         if files.is_empty() && left.is_empty() {
-            return Ok(());
+            break;
         }
         for (pool, path) in files {
             let failed = move |path, source| StorageFault::SnapshotWipe { id, path, source };
@@ -177,6 +179,17 @@ async fn remove(
             lvm.wipe(inner, id.into(), &name, progress).await?;
         }
     }
+    // Last: while it is there, only its own pool is waited for, and afterwards that is remembered.
+    if marked.is_some() {
+        inner.removed().insert(id);
+    }
+    let mark = inner.paths.snapshot_mark(id);
+    inner
+        .files
+        .run(move || {
+            remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
+        })
+        .await
 }
 
 /// Takes its name from a snapshot in pools of files; answers what is to be wiped there.
@@ -219,12 +232,15 @@ async fn take_names<'a>(
     Ok(devices)
 }
 
-/// Takes its mark away. What is being wiped needs none: it is found by the name it has then.
-fn take_mark(inner: &Inner, id: SnapshotId, found: bool) -> Result<(), StorageFault> {
+/// Has its mark say that it is being removed, or sees that there is nothing left of it that was not.
+fn note_removal(inner: &Inner, id: SnapshotId, found: bool) -> Result<(), StorageFault> {
     let mark = inner.paths.snapshot_mark(id);
-    let wipes = inner.options.volume_wipe != VolumeWipe::None;
-    if wipes && !found && is_file(&mark)? {
+    if found {
+        return volume::note_removal(&mark);
+    }
+    let is_lost = inner.options.volume_wipe != VolumeWipe::None && is_file(&mark)?;
+    if is_lost && !volume::is_being_removed(&mark)? {
         return Err(StorageFault::SnapshotNothingToWipe { id, mark });
     }
-    remove_durably(&mark).map_err(|source| StorageFault::io("remove", &mark, source))
+    Ok(())
 }

@@ -57,6 +57,8 @@ pub(super) const WIPE: &str = ".wipe-";
 const MARK: &str = "This volume was made. Without its file it was lost, or its disk is absent.\n";
 /// What begins that line: the storage pool it was made in. A mark without it is of `local`.
 pub(super) const MARK_POOL: &str = "Storage pool: ";
+/// The line of a mark whose bytes are being removed: that nothing is found of it any more is right then.
+const MARK_REMOVING: &str = "It is being removed.";
 /// More than a mark has, in bytes.
 const MARK_MOST: u64 = 4096;
 /// How often it is looked at how far a copy or a wipe is, and at the room that is left.
@@ -435,6 +437,16 @@ pub(super) fn marked_pool(paths: &Paths, id: VolumeId) -> Result<Option<PoolName
 
 /// The pool that a mark names; `None`: there is no mark.
 pub(super) fn read_mark(path: &Path) -> Result<Option<PoolName>, StorageFault> {
+    let Some(text) = text_of(path)? else {
+        return Ok(None);
+    };
+    let named = text.lines().find_map(|line| line.strip_prefix(MARK_POOL));
+    let pool = named.and_then(|name| name.parse().ok());
+    Ok(Some(pool.unwrap_or_default()))
+}
+
+/// What a mark says; `None`: there is none.
+fn text_of(path: &Path) -> Result<Option<String>, StorageFault> {
     if !is_file(path)? {
         return Ok(None);
     }
@@ -442,9 +454,25 @@ pub(super) fn read_mark(path: &Path) -> Result<Option<PoolName>, StorageFault> {
     open(path)
         .and_then(|file| file.take(MARK_MOST).read_to_string(&mut text))
         .map_err(|source| StorageFault::io("read", path, source))?;
-    let named = text.lines().find_map(|line| line.strip_prefix(MARK_POOL));
-    let pool = named.and_then(|name| name.parse().ok());
-    Ok(Some(pool.unwrap_or_default()))
+    Ok(Some(text))
+}
+
+/// Whether a mark says that its bytes are being removed.
+pub(super) fn is_being_removed(mark: &Path) -> Result<bool, StorageFault> {
+    let text = text_of(mark)?;
+    Ok(text.is_some_and(|text| text.lines().any(|line| line == MARK_REMOVING)))
+}
+
+/// Has a mark say that its bytes are being removed, if there is one.
+pub(super) fn note_removal(mark: &Path) -> Result<(), StorageFault> {
+    let Some(text) = text_of(mark)? else {
+        return Ok(());
+    };
+    if text.lines().any(|line| line == MARK_REMOVING) {
+        return Ok(());
+    }
+    write_atomically(mark, format!("{text}{MARK_REMOVING}\n").as_bytes())
+        .map_err(|source| StorageFault::io("write", mark, source))
 }
 
 /// Makes a volume that no guest has larger, unless it is.
