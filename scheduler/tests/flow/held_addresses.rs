@@ -1,15 +1,16 @@
 //! Addresses outside are nobody else's until the host that had them has said that it gave them up.
 
 use berth_common::{
-    document::Document,
+    document::{Document, DocumentKey, Kind},
     ids::{PortId, RouterId},
     message::{
         port::PortCreate,
         report::{ConvergeStatus, FaultCode, PowerState},
-        request::HostDelete,
+        request::{HostDelete, InstanceList},
         router::{FloatingIpDelete, RouterShow, RouterView},
     },
     refusal::RefusalCode::Conflict,
+    units::Generation,
 };
 use serde_json::json;
 
@@ -201,4 +202,62 @@ async fn in_one_transaction_nobody_gets_what_was_given_up_in_it() {
         .await;
     let got = answers[1].clone().unwrap();
     assert_eq!(got["ip_address"], "198.51.100.5");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_comes_to_a_router_gets_nothing_that_is_given_up_after_it_in_the_same_transaction()
+ {
+    let cloud = Cloud::start().await;
+    let (one, _two, _, _) = with_a_floating_ip(&cloud).await;
+    cloud.lose(&[one.id]).await;
+    let mut vm = instance("db", 512, json!([{ "network": "blue" }]));
+    vm.hints = serde_json::from_value(json!({ "host": "hv2" })).unwrap();
+    let delete = request::<FloatingIpDelete>(json!({ "floating_ip": "198.51.100.4" }));
+    let answers = cloud
+        .in_one_batch(vec![message(&vm), message(&delete)])
+        .await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let hosts = show(&cloud, "r1").await.hosts;
+    let of = |name: &str| {
+        let mut hosts = hosts
+            .iter()
+            .filter(|it| it.host.as_ref().is_some_and(|host| host.as_str() == name));
+        hosts.next().unwrap().ip_addresses[0].to_string()
+    };
+    assert_eq!([of("hv1"), of("hv2")], ["198.51.100.3", "198.51.100.5"]);
+    assert_sound(&cloud).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_of_a_host_that_was_deleted_is_ended_there_when_it_is_back() {
+    let cloud = Cloud::start().await;
+    let (mut one, _two, router, _) = with_a_floating_ip(&cloud).await;
+    cloud.lose(&[one.id]).await;
+    let web = cloud
+        .ok(request::<InstanceList>(json!({})))
+        .await
+        .instances
+        .remove(0);
+    cloud.ok(delete(web.id)).await;
+    cloud
+        .ok(request::<HostDelete>(json!({ "host": "hv1" })))
+        .await;
+    one.session += 1;
+    one.sequence = 0;
+    one.tell(&cloud).await;
+    let key = |id: RouterId| DocumentKey {
+        kind: Kind::Router,
+        id: id.as_uuid(),
+    };
+    // What nobody knows is left alone.
+    for id in [RouterId::new(), router] {
+        let converged = ConvergeStatus::Converged;
+        one.report(key(id), Generation(7), converged, PowerState::Nostate)
+            .await;
+    }
+    let document = one.next().await;
+    assert_eq!(
+        (document.key(), document.is_tombstone()),
+        (key(router), true)
+    );
 }
