@@ -88,14 +88,21 @@ enum First {
     OnlyLooks,
 }
 
-/// What is wrong with each pool of files besides `local`, with what would be right, if anything is. Nothing is written.
-/// Blocks.
+/// A look at each pool of files besides `local`, which answers what is wrong with it, with what would be right, if anything is.
+/// Nothing is written. A look blocks as long as the disk does.
 #[must_use]
-pub fn check(paths: &Paths, options: &StorageOptions) -> BTreeMap<PoolName, Result<(), String>> {
+pub fn check(
+    paths: &Paths,
+    options: &StorageOptions,
+) -> BTreeMap<PoolName, impl FnOnce() -> Result<(), String> + Send + use<>> {
     let look = |(name, pool): (PoolName, Arc<FilePool>)| {
-        let own = pool.own.as_ref();
-        let opened = own.map_or(Ok(()), |own| own.open(&name, First::OnlyLooks).map(drop));
-        (name, opened.map_err(|fault| error_chain(&fault)))
+        let its = name.clone();
+        let check = move || {
+            let own = pool.own.as_ref();
+            let opened = own.map_or(Ok(()), |own| own.open(&its, First::OnlyLooks).map(drop));
+            opened.map_err(|fault| error_chain(&fault))
+        };
+        (name, check)
     };
     FilePool::all(paths, options)
         .into_iter()
