@@ -137,11 +137,7 @@ impl FilePool {
             let pool = Self {
                 name: name.clone(),
                 place: dir.files(),
-                threads: FileThreads::new(
-                    "berth-pool",
-                    options.file_threads,
-                    options.file_deadline,
-                ),
+                threads: FileThreads::of_pool(name, options.file_threads, options.file_deadline),
                 own: Some(OwnDisk {
                     root: dir.path.clone(),
                     record: paths.pool_record(name),
