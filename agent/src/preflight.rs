@@ -9,6 +9,9 @@ use std::{
     net::{IpAddr, Shutdown},
     os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use berth_common::names::PoolName;
@@ -46,6 +49,8 @@ const PROGRAMS: [(&str, &str, Severity); 4] = [
 const KVM: &str = "/dev/kvm";
 /// Below this, the next image does not fit.
 const LITTLE_SPACE: u64 = 2 << 30;
+/// How long all disks of storage pools together have to answer: systemd waits longer for the agent.
+const POOLS_ANSWER: Duration = Duration::from_secs(10);
 /// Bits of `CapEff` in `/proc/self/status` (capabilities(7)).
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -399,7 +404,11 @@ fn check_confinement(findings: &mut Findings, config: &Config) {
 
 /// Disks must not lie where every `qemu-img` sees them: nothing else keeps it from those of others.
 fn check_unseen(findings: &mut Findings, place: &Path, key: &str) {
-    if let Some(directory) = seen_with_the_system(place) {
+    add_seen(findings, place, seen_with_the_system(place), key);
+}
+
+fn add_seen(findings: &mut Findings, place: &Path, seen: Option<&str>, key: &str) {
+    if let Some(directory) = seen {
         let what = format!(
             "{} lies in {directory}, where qemu-img sees the system's programs and libraries, and so all disks",
             place.display()
@@ -481,13 +490,29 @@ fn check_dirs(findings: &mut Findings, config: &Config) {
         pools: config.pools.clone(),
         ..StorageOptions::default()
     };
-    for (name, checked) in check_dir_pools(&Paths::below(&config.state_dir), &options) {
+    let mut places = BTreeMap::new();
+    let mut looks = Vec::new();
+    for (name, check) in check_dir_pools(&Paths::below(&config.state_dir), &options) {
         let Some(PoolOptions::Dir(dir)) = config.pools.get(&name) else {
+            continue;
+        };
+        let place = dir.path.clone();
+        places.insert(name.clone(), place.clone());
+        // All that the disk is asked.
+        let look = move || (check(), seen_with_the_system(&place));
+        looks.push((name, look));
+    }
+    for (name, answer) in in_time(looks, POOLS_ANSWER) {
+        let Some(place) = places.get(&name) else {
+            continue;
+        };
+        let Some((checked, seen)) = answer else {
+            add_hung(findings, &name, place, POOLS_ANSWER);
             continue;
         };
         match checked {
             Ok(()) => {
-                let what = format!("storage pool {name}: {}", dir.path.display());
+                let what = format!("storage pool {name}: {}", place.display());
                 findings.add(Severity::Note, what, None);
             }
             Err(reason) => {
@@ -497,8 +522,50 @@ fn check_dirs(findings: &mut Findings, config: &Config) {
                 findings.add(Severity::Warning, reason, Some(&fix));
             }
         }
-        check_unseen(findings, &dir.path, &format!("storage.pools.{name}.path"));
+        add_seen(findings, place, seen, &format!("storage.pools.{name}.path"));
     }
+}
+
+/// A disk that hangs keeps nobody from starting: everything else works.
+fn add_hung(findings: &mut Findings, name: &PoolName, place: &Path, after: Duration) {
+    let what = format!(
+        "storage pool {name}: {} did not answer within {} s: its disk, or the server it is on, hangs",
+        place.display(),
+        after.as_secs()
+    );
+    let fix = "see what it waits for; until it answers nothing in this pool works, and then all goes on by itself";
+    findings.add(Severity::Warning, what, Some(fix));
+}
+
+/// What each look answers until then, on a thread of its own. `None`: nothing; its thread goes on until it ends.
+fn in_time<T: Send + 'static>(
+    looks: Vec<(PoolName, impl FnOnce() -> T + Send + 'static)>,
+    limit: Duration,
+) -> Vec<(PoolName, Option<T>)> {
+    let until = Instant::now() + limit;
+    let begin = |(name, look)| (name, begin(look));
+    let begun: Vec<_> = looks.into_iter().map(begin).collect();
+    let end = |(name, answer): (PoolName, mpsc::Receiver<T>)| {
+        let left = until.saturating_duration_since(Instant::now());
+        (name, answer.recv_timeout(left).ok())
+    };
+    begun.into_iter().map(end).collect()
+}
+
+/// Looks on a thread of its own.
+fn begin<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
+    let (sender, answer) = mpsc::channel();
+    let look = move || {
+        // Whoever asked ran out of patience.
+        let _ = sender.send(look());
+    };
+    let begun = thread::Builder::new()
+        .name("preflight".to_owned())
+        .spawn(look);
+    if let Err(error) = begun {
+        tracing::warn!(%error, "a storage pool could not be looked at");
+    }
+    answer
 }
 
 fn check_libvirt(findings: &mut Findings, address: &Address) {
@@ -596,6 +663,39 @@ mod tests {
             virtualisation(VirtTypeChoice::Qemu, false, false).severity,
             Severity::Note
         );
+    }
+
+    #[test]
+    fn a_disk_that_hangs_keeps_nobody_waiting_for_ever() {
+        let (answer, hangs) = mpsc::channel::<()>();
+        let looks: Vec<(PoolName, Box<dyn FnOnce() -> bool + Send>)> = vec![
+            (
+                "hung".parse().unwrap(),
+                Box::new(move || hangs.recv().is_ok()),
+            ),
+            ("well".parse().unwrap(), Box::new(|| true)),
+        ];
+        let began = Instant::now();
+        let told = in_time(looks, Duration::from_secs(1));
+        assert!(began.elapsed() < Duration::from_secs(60));
+        let told: Vec<_> = told
+            .iter()
+            .map(|(name, answer)| (name.as_str(), *answer))
+            .collect();
+        assert_eq!(told, [("hung", None), ("well", Some(true))]);
+        drop(answer);
+
+        let mut findings = Findings::default();
+        let limit = Duration::from_secs(10);
+        add_hung(
+            &mut findings,
+            &"hung".parse().unwrap(),
+            Path::new("/srv/hung"),
+            limit,
+        );
+        let text = findings.to_string();
+        assert!(text.contains("/srv/hung did not answer"), "{text}");
+        findings.judge().unwrap();
     }
 
     #[test]

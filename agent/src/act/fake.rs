@@ -87,6 +87,8 @@ struct Model {
     faults: Faults,
     /// How long a step takes.
     pace: Duration,
+    /// How long a look at the storage pools takes.
+    pools_pace: Duration,
     unfiltered_legs: BTreeSet<MacAddress>,
     /// What no sweep can remove.
     leftover: Option<String>,
@@ -149,6 +151,7 @@ impl FakeHost {
                 consoles: Consoles::default(),
                 faults: Faults::default(),
                 pace: Duration::ZERO,
+                pools_pace: Duration::ZERO,
                 unfiltered_legs: BTreeSet::new(),
                 leftover: None,
                 open_tunnels: BTreeSet::new(),
@@ -171,6 +174,7 @@ impl FakeHost {
             consoles: model.consoles.clone(),
             faults: Faults::default(),
             pace: model.pace,
+            pools_pace: model.pools_pace,
             unfiltered_legs: model.unfiltered_legs.clone(),
             leftover: model.leftover.clone(),
             open_tunnels: model.open_tunnels.clone(),
@@ -353,6 +357,11 @@ impl FakeHost {
     /// The host says that something happened to a domain. It says so never by itself.
     pub fn tell_news(&self) {
         self.news.notify_one();
+    }
+
+    /// From now on a look at the storage pools takes so long.
+    pub fn slow_pools(&self, pace: Duration) {
+        self.model().pools_pace = pace;
     }
 
     /// Memory of an instance stays on disk while it runs, as a libvirtd leaves it that dies while it restores.
@@ -730,6 +739,10 @@ impl Storage for FakeHost {
     }
 
     async fn pools(&self) -> Vec<PoolState> {
+        let pace = self.model().pools_pace;
+        if !pace.is_zero() {
+            tokio::time::sleep(pace).await;
+        }
         let model = self.model();
         let (total_bytes, used_bytes) = model.files.space(model.size.disk_gb);
         let local = PoolReport {

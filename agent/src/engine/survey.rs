@@ -2,7 +2,7 @@
 //! no document, or only a tombstone that was carried out.
 //!
 //! ```text
-//!   every few seconds ──▶ domains, space, pools, and now and then the unclaimed
+//!   every few seconds ──▶ domains, space, and now and then the unclaimed; beside them the pools, one look at a time
 //!   the host has news ──▶ domains, soon, but never for more than a tenth of the time
 //! ```
 //!
@@ -21,6 +21,7 @@ use berth_common::{
 use chrono::Utc;
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, sleep_until},
 };
 
@@ -66,6 +67,12 @@ enum Reason {
     News,
 }
 
+async fn look_at_pools(tools: Arc<Tools>, glances: Glances) {
+    let pools = tools.host.storage.pools().await;
+    tools.metrics.pools(&pools);
+    glances.update(|glance| glance.pools = pools);
+}
+
 /// How long news wait after a look that took so long.
 fn pause_after(took: Duration) -> Duration {
     took.saturating_mul(NEWS_PAUSE_FACTOR).max(NEWS_PAUSE)
@@ -78,6 +85,7 @@ impl Survey {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rarely_at = Instant::now();
         let mut news_from = Instant::now();
+        let mut pools = JoinSet::new();
         loop {
             let reason = tokio::select! {
                 biased;
@@ -100,9 +108,13 @@ impl Survey {
             if reason == Reason::News {
                 continue;
             }
-            // Last: a pool may take long to answer.
-            self.look_at_pools().await;
-            if Instant::now() >= rarely_at {
+            // A pool may take long to answer: whatever else asks for it waits until that is known.
+            while pools.try_join_next().is_some() {}
+            let all_answered = pools.is_empty();
+            if all_answered {
+                pools.spawn(look_at_pools(Arc::clone(&self.tools), self.glances.clone()));
+            }
+            if all_answered && Instant::now() >= rarely_at {
                 rarely_at = Instant::now() + RARELY;
                 self.look_for_unclaimed().await;
                 self.prune().await;
@@ -127,12 +139,6 @@ impl Survey {
                 .glances
                 .update(|glance| glance.storage_error = Some(error_chain(&error))),
         }
-    }
-
-    async fn look_at_pools(&self) {
-        let pools = self.tools.host.storage.pools().await;
-        self.tools.metrics.pools(&pools);
-        self.glances.update(|glance| glance.pools = pools);
     }
 
     async fn look_at_domains(&mut self) -> Result<Arc<Vec<DomainObserved>>, ()> {

@@ -116,3 +116,21 @@ async fn what_was_seen_before_a_pass_ended_is_no_reason_for_another_one() {
     lab.wait_until("a close look", || close_looks() > before)
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_hangs_keeps_nobody_from_looking_at_the_domains() {
+    let lab = Lab::new().await;
+    let (wish, _, instance) = running(&lab).await;
+    lab.host.slow_pools(HOUR);
+    sleep(2 * lab.resync_every).await;
+    // Nobody tells that it did.
+    lab.host.guest_powers_off(wish.instance);
+    sleep(2 * lab.resync_every).await;
+    let report = lab.newest(instance.key());
+    assert!(
+        report
+            .as_ref()
+            .is_some_and(|it| it.power_state == Some(PowerState::Shutdown)),
+        "{report:?}"
+    );
+}

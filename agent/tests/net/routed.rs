@@ -661,6 +661,10 @@ fn forwards(namespace: Option<&str>, bridge: &str) -> BTreeMap<String, BTreeSet<
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split(' ').collect();
+        // What a test adds is added for each VLAN of the port as well, and nobody asks for those where VLANs are not told apart.
+        if words.contains(&"vlan") {
+            continue;
+        }
         if let [mac, "dev", port, ..] = words[..] {
             found
                 .entry(mac.to_owned())

@@ -774,7 +774,7 @@ fn what_is_wrong_with_a_pools_directory_is_told_and_at_start_nothing_is_written(
         fs::create_dir_all(&host.paths.made).unwrap();
         let at_start = || {
             let checked = check_dir_pools(&host.paths, &options);
-            checked.into_values().next().unwrap()
+            checked.into_values().next().unwrap()()
         };
         // What is told at start is what is told later.
         let told = async |part: &str| {

@@ -16,6 +16,8 @@ use berth_common::{
     units::ByteCount,
 };
 
+use chrono::{DateTime, SecondsFormat, Utc};
+
 use super::source::SourceFault;
 use crate::{
     act::{
@@ -49,6 +51,12 @@ pub(super) enum StorageFault {
     /// The disk, or a network file system, does not answer.
     #[error("the file system did not answer within {} s", after.as_secs_f32())]
     Hung { after: Duration },
+    /// It did not answer when it was asked last, and it is not time to ask again.
+    #[error("the disk of storage pool {pool} was not asked: it has not answered since {}", since.to_rfc3339_opts(SecondsFormat::Secs, true))]
+    NotAsked {
+        pool: PoolName,
+        since: DateTime<Utc>,
+    },
     /// What a killed agent left could not all be removed.
     #[error("{}", leftovers(faults))]
     Leftovers { faults: Vec<StorageFault> },
@@ -416,6 +424,7 @@ impl StorageFault {
             | Self::SnapshotWipe { .. } => FaultCode::Volume,
             Self::Io { .. }
             | Self::Hung { .. }
+            | Self::NotAsked { .. }
             | Self::Leftovers { .. }
             | Self::ToolsStay { .. }
             | Self::Thread { .. }
@@ -439,6 +448,7 @@ impl StorageFault {
             }
             Self::Io { .. }
             | Self::Hung { .. }
+            | Self::NotAsked { .. }
             | Self::Leftovers { .. }
             | Self::ToolsStay { .. }
             | Self::Thread { .. }

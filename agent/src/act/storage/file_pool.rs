@@ -90,14 +90,21 @@ enum First {
     OnlyLooks,
 }
 
-/// What is wrong with each pool of files besides `local`, with what would be right, if anything is. Nothing is written.
-/// Blocks.
+/// A look at each pool of files besides `local`, which answers what is wrong with it, with what would be right, if anything is.
+/// Nothing is written. A look blocks as long as the disk does.
 #[must_use]
-pub fn check(paths: &Paths, options: &StorageOptions) -> BTreeMap<PoolName, Result<(), String>> {
+pub fn check(
+    paths: &Paths,
+    options: &StorageOptions,
+) -> BTreeMap<PoolName, impl FnOnce() -> Result<(), String> + Send + use<>> {
     let look = |(name, pool): (PoolName, Arc<FilePool>)| {
-        let own = pool.own.as_ref();
-        let opened = own.map_or(Ok(()), |own| own.open(&name, First::OnlyLooks).map(drop));
-        (name, opened.map_err(|fault| error_chain(&fault)))
+        let its = name.clone();
+        let check = move || {
+            let own = pool.own.as_ref();
+            let opened = own.map_or(Ok(()), |own| own.open(&its, First::OnlyLooks).map(drop));
+            opened.map_err(|fault| error_chain(&fault))
+        };
+        (name, check)
     };
     FilePool::all(paths, options)
         .into_iter()
@@ -132,11 +139,7 @@ impl FilePool {
             let pool = Self {
                 name: name.clone(),
                 place: dir.files(),
-                threads: FileThreads::new(
-                    "berth-pool",
-                    options.file_threads,
-                    options.file_deadline,
-                ),
+                threads: FileThreads::of_pool(name, options.file_threads, options.file_deadline),
                 own: Some(OwnDisk {
                     root: dir.path.clone(),
                     within: [dir.files().volumes, dir.files().snapshots],

@@ -302,8 +302,7 @@ impl Storage for DirStorage {
     }
 
     async fn check_snapshot_room(&self, snapshot: SnapshotId) -> Result<(), ActError> {
-        self.on_files(move |inner| snapshot::check_room(inner, snapshot))
-            .await
+        Ok(snapshot::check_room(&self.inner, snapshot).await?)
     }
 
     fn release_snapshot_room(&self, snapshot: SnapshotId) {

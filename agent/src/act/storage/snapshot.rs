@@ -178,7 +178,7 @@ pub(super) async fn prepare(
             };
             shared.live.end(id);
             let share = reserve(&shared, &its.place.snapshots, &load, original.allocated)?;
-            shared.live.begin(id, share, its.place.partial_snapshot(id));
+            shared.live.begin(id, share, Arc::clone(&its));
             Ok(())
         })
     };
@@ -186,53 +186,60 @@ pub(super) async fn prepare(
 }
 
 /// Whether what a hypervisor writes leaves the room that is kept for guests.
-pub(super) fn check_room(inner: &Inner, id: SnapshotId) -> Result<(), StorageFault> {
+pub(super) async fn check_room(inner: &Arc<Inner>, id: SnapshotId) -> Result<(), StorageFault> {
+    if let Some((share, pool)) = inner.live.get(id) {
+        let its = Arc::clone(&pool);
+        let look = move || {
+            // A sparse file has what was written, and no more.
+            let written = match fs::metadata(its.place.partial_snapshot(id)) {
+                Ok(metadata) => metadata.blocks().saturating_mul(BLOCK),
+                Err(_) => 0,
+            };
+            lock_whole(&share).written(written)
+        };
+        return pool.threads.run(look).await;
+    }
     let load = Load {
         verb: "copying",
         what: format!("the volume for snapshot {id}"),
     };
-    if let Some(path) = inner.live.file(id) {
-        // A sparse file has what was written, and no more.
-        let written = match fs::metadata(path) {
-            Ok(metadata) => metadata.blocks().saturating_mul(BLOCK),
-            Err(_) => 0,
-        };
-        if let Some(result) = inner.live.written(id, written) {
-            return result;
-        }
-    }
-    let directory = &inner.paths.snapshots;
-    let mut share = inner.room.reserve(directory, load, Some(0))?;
-    share.taken(0)
+    let shared = Arc::clone(inner);
+    let look = move || {
+        let directory = &shared.paths.snapshots;
+        let mut share = shared.room.reserve(directory, load, Some(0))?;
+        share.taken(0)
+    };
+    inner.files.run(look).await
 }
 
 /// What is promised to those snapshots that hypervisors are about to write, or write just now: another one begins only if
-/// it fits beside them. Each with the file that is written.
+/// it fits beside them. Each with the pool it is written to.
+///
+/// Nothing is asked of a disk while the map is locked: whoever ends one does not wait for it.
 #[derive(Debug, Default)]
-pub(super) struct LiveShares(Mutex<BTreeMap<SnapshotId, (Share, PathBuf)>>);
+pub(super) struct LiveShares(Mutex<BTreeMap<SnapshotId, LiveShare>>);
+
+type LiveShare = (Arc<Mutex<Share>>, Arc<FilePool>);
 
 impl LiveShares {
-    fn begin(&self, id: SnapshotId, share: Share, file: PathBuf) {
-        self.shares().insert(id, (share, file));
+    fn begin(&self, id: SnapshotId, share: Share, pool: Arc<FilePool>) {
+        let share = Arc::new(Mutex::new(share));
+        lock_whole(&self.0).insert(id, (share, pool));
     }
 
-    fn file(&self, id: SnapshotId) -> Option<PathBuf> {
-        self.shares().get(&id).map(|(_, file)| file.clone())
-    }
-
-    fn written(&self, id: SnapshotId, total: u64) -> Option<Result<(), StorageFault>> {
-        let mut shares = self.shares();
-        shares.get_mut(&id).map(|(share, _)| share.written(total))
+    fn get(&self, id: SnapshotId) -> Option<LiveShare> {
+        lock_whole(&self.0).get(&id).cloned()
     }
 
     /// Gives back what is left of it.
     pub(super) fn end(&self, id: SnapshotId) {
-        self.shares().remove(&id);
+        lock_whole(&self.0).remove(&id);
     }
+}
 
-    fn shares(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, (Share, PathBuf)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Whoever panicked under one of these locks left it whole.
+fn lock_whole<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Gives the file that a hypervisor has written, whole, the snapshot's name.
@@ -371,5 +378,65 @@ pub(super) fn take_name(
             }
             Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+    use crate::act::{
+        Storage as _,
+        storage::{DirPoolOptions, DirStorage, PoolOptions, StorageOptions},
+    };
+
+    #[tokio::test]
+    async fn a_live_snapshot_on_a_disk_that_hangs_holds_up_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = DirPoolOptions {
+            path: root.path().join("fast"),
+        };
+        let storage = DirStorage::new(
+            Paths::below(root.path()),
+            StorageOptions {
+                file_deadline: Duration::from_millis(500),
+                pools: [("fast".parse().unwrap(), PoolOptions::Dir(dir))].into(),
+                ..StorageOptions::default()
+            },
+        );
+        let inner = &storage.inner;
+        let pool = inner.dirs.values().next().unwrap();
+        let load = Load {
+            verb: "copying",
+            what: "a volume".to_owned(),
+        };
+        let share = inner.room.reserve(root.path(), load, Some(0)).unwrap();
+        let id = SnapshotId::new();
+        inner.live.begin(id, share, Arc::clone(pool));
+        // Somebody asks the disk how full it is, and gets no answer.
+        let (share, _) = inner.live.get(id).unwrap();
+        let (begun, has_begun) = mpsc::channel();
+        let (answer, hangs) = mpsc::channel::<()>();
+        let look = move || {
+            let _held = lock_whole(&share);
+            begun.send(()).unwrap();
+            Ok(hangs.recv().is_ok())
+        };
+        let hung = pool.threads.run(look).await;
+        assert!(matches!(hung, Err(StorageFault::Hung { .. })), "{hung:?}");
+        has_begun.recv().unwrap();
+        let refused = check_room(inner, id).await;
+        assert!(
+            matches!(refused, Err(StorageFault::NotAsked { .. })),
+            "{refused:?}"
+        );
+        let (ended, has_ended) = mpsc::channel();
+        thread::spawn(move || {
+            storage.release_snapshot_room(id);
+            ended.send(()).unwrap();
+        });
+        has_ended.recv_timeout(Duration::from_secs(30)).unwrap();
+        drop(answer);
     }
 }
