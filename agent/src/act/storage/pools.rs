@@ -292,8 +292,8 @@ pub(super) async fn apply(
     }
 }
 
-/// Removes a volume: its name wherever it has one, its mark, and last its bytes as the host's rule says. What is being
-/// wiped needs no mark: it is found by the name it has then.
+/// Removes a volume: its name wherever it has one, its bytes as the host's rule says, and last its mark, which says meanwhile that it is
+/// being removed: that nothing is found of it is right then, and its pool is waited for until that is seen.
 async fn remove(inner: &Arc<Inner>, id: VolumeId, progress: &Progress) -> Result<(), StorageFault> {
     let shared = Arc::clone(inner);
     let marked = inner

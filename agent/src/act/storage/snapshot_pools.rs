@@ -143,8 +143,8 @@ pub(super) async fn apply(
     }
 }
 
-/// Removes a snapshot: its name wherever it has one, its mark, and last its bytes as the host's rule says, those of what was to
-/// become it too.
+/// Removes a snapshot: its name wherever it has one, its bytes as the host's rule says, those of what was to become it too, and last its
+/// mark, as [`super::pools`] does for volumes.
 async fn remove(
     inner: &Arc<Inner>,
     id: SnapshotId,
