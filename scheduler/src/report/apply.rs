@@ -356,7 +356,7 @@ async fn apply(
 
 /// A host speaks of something it was not told of, as far as the database knows: the host was forgotten and is back, or
 /// the database was set back. An instance that shall not be there is ended, and so is a volume or a snapshot that was
-/// deleted; what nobody knows is left alone, and so is what anybody may still want.
+/// deleted, or a router that nothing there needs; what nobody knows is left alone, and so is what anybody may still want.
 async fn strayed(
     writing: &mut Writing<'_>,
     known: &mut Known,

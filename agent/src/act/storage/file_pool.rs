@@ -204,11 +204,7 @@ impl FilePool {
         let status = fstatvfs(&held).map_err(|errno| {
             StorageFault::io("ask for the free space of", &own.root, errno.into())
         })?;
-        let bytes = |blocks: u64| ByteCount::clamped(blocks.saturating_mul(status.fragment_size()));
-        Ok((
-            bytes(status.blocks()),
-            bytes(status.blocks().saturating_sub(status.blocks_free())),
-        ))
+        Ok(instances::size_and_used(&status))
     }
 
     /// Removes marks that were not finished; answers why some stay. Whatever else lies beside them is not berth's to judge.

@@ -12,7 +12,10 @@ use std::{
 };
 
 use berth_common::{document::DiskFormat, ids::InstanceId, units::ByteCount};
-use nix::{fcntl::OFlag, sys::statvfs::statvfs};
+use nix::{
+    fcntl::OFlag,
+    sys::statvfs::{Statvfs, statvfs},
+};
 
 use super::{atomic::sync_directory, fault::StorageFault, metadata};
 use crate::decide::{
@@ -190,11 +193,16 @@ pub(super) fn space(paths: &Paths) -> Result<(ByteCount, ByteCount), StorageFaul
     let status = statvfs(&paths.instances).map_err(|errno| {
         StorageFault::io("ask for the free space of", &paths.instances, errno.into())
     })?;
+    Ok(size_and_used(&status))
+}
+
+/// The same of any file system.
+pub(super) fn size_and_used(status: &Statvfs) -> (ByteCount, ByteCount) {
     let bytes = |blocks: u64| ByteCount::clamped(blocks.saturating_mul(status.fragment_size()));
-    Ok((
+    (
         bytes(status.blocks()),
         bytes(status.blocks().saturating_sub(status.blocks_free())),
-    ))
+    )
 }
 
 /// Names in a directory, those that are text; `None`: there is no such directory.

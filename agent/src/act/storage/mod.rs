@@ -137,9 +137,7 @@ impl Inner {
     fn file_pools(&self) -> impl Iterator<Item = &Arc<FilePool>> {
         std::iter::once(&self.local).chain(self.dirs.values())
     }
-}
 
-impl Inner {
     fn removed(&self) -> MutexGuard<'_, BTreeSet<SnapshotId>> {
         // A set is whole after every operation, so a panic elsewhere cannot have broken it.
         self.removed.lock().unwrap_or_else(PoisonError::into_inner)

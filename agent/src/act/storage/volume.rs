@@ -459,8 +459,11 @@ fn text_of(path: &Path) -> Result<Option<String>, StorageFault> {
 
 /// Whether a mark says that its bytes are being removed.
 pub(super) fn is_being_removed(mark: &Path) -> Result<bool, StorageFault> {
-    let text = text_of(mark)?;
-    Ok(text.is_some_and(|text| text.lines().any(|line| line == MARK_REMOVING)))
+    Ok(text_of(mark)?.is_some_and(|text| says_removal(&text)))
+}
+
+fn says_removal(mark: &str) -> bool {
+    mark.lines().any(|line| line == MARK_REMOVING)
 }
 
 /// Has a mark say that its bytes are being removed, if there is one.
@@ -468,7 +471,7 @@ pub(super) fn note_removal(mark: &Path) -> Result<(), StorageFault> {
     let Some(text) = text_of(mark)? else {
         return Ok(());
     };
-    if text.lines().any(|line| line == MARK_REMOVING) {
+    if says_removal(&text) {
         return Ok(());
     }
     write_atomically(mark, format!("{text}{MARK_REMOVING}\n").as_bytes())
